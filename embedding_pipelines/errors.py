@@ -1,0 +1,51 @@
+"""Every error a user can meet, and nothing else.
+
+EmbeddingPipelinesError            what went wrong, where, what to do next
+├── ConfigError                    a pipeline file, an option or an environment variable
+├── SourceError                    a missing file, a wrong column, duplicate ids, too many bad rows
+├── ProviderError                  a model that cannot be loaded, a reply that cannot be believed
+├── SpaceMismatchError             vectors of two spaces would meet
+├── CompressionError               a codec that cannot be fitted or applied
+├── StoreError                     a table, an index or a filter
+├── ReleaseError                   nothing released yet, or a version that its checks did not pass
+└── BusyError                      another process holds the pipeline
+
+The text of each is complete: command line, API and Dagster print it without a traceback. It never
+holds a secret.
+"""
+
+
+class EmbeddingPipelinesError(Exception):
+    """Base of all errors that a user can mend; `str(error)` is the whole story."""
+
+
+class ConfigError(EmbeddingPipelinesError):
+    """A pipeline file, an option or an environment variable is wrong."""
+
+
+class SourceError(EmbeddingPipelinesError):
+    """The input files cannot be read as the pipeline says."""
+
+
+class ProviderError(EmbeddingPipelinesError):
+    """The embedding model is not to be had, or its reply cannot be believed."""
+
+
+class SpaceMismatchError(EmbeddingPipelinesError):
+    """Vectors of two spaces would have been compared."""
+
+
+class CompressionError(EmbeddingPipelinesError):
+    """A codec cannot be fitted to the sample, loaded or applied."""
+
+
+class StoreError(EmbeddingPipelinesError):
+    """A table, an index or a filter of the vector store is wrong."""
+
+
+class ReleaseError(EmbeddingPipelinesError):
+    """No release to read, or a version that did not pass its checks."""
+
+
+class BusyError(EmbeddingPipelinesError):
+    """Another process is at work on this pipeline."""

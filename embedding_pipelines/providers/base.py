@@ -1,0 +1,88 @@
+"""What every provider does: text in, vectors out, and an honest account of what it is."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.plugins import Choice
+from embedding_pipelines.space import Space
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Role = Literal["document", "query"]
+Vectors = NDArray[np.float32]
+
+NORM_TOLERANCE = 1e-3  # float32 rounding over 4,096 dimensions stays below 1e-5; half precision below 1e-3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one call to the provider may hold."""
+
+    max_tokens: int  # per text, special tokens included
+    call_tokens: int  # summed over the texts of one call
+    call_texts: int
+
+
+class Provider(Choice):
+    """One embedding model. The options are the object; models load at first use, once per process."""
+
+    @property
+    @abstractmethod
+    def space(self) -> Space:
+        """The identity of the vectors this provider makes."""
+
+    @property
+    @abstractmethod
+    def limits(self) -> Limits: ...
+
+    @abstractmethod
+    def tokenizer(self) -> "Tokenizer":
+        """The model's own tokenizer, for counting and cutting."""
+
+    @abstractmethod
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        """Vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
+
+        Raises ProviderError when the model cannot be had or does not answer.
+        """
+
+
+def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
+    """The reply itself, float32[n, d], if it can be believed.
+
+    Raises ProviderError for a wrong shape, NaN or infinity, zero vectors, lost normalization, and
+    for one vector given to all of several different texts.
+    """
+    wanted = (len(inputs), space.dimensions)
+    if vectors.shape != wanted:
+        raise ProviderError(
+            f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored."
+        )
+    if not len(inputs):
+        return vectors
+    finite = np.isfinite(vectors).all(axis=1)
+    norms = np.linalg.norm(vectors, axis=1)
+    faults = {
+        "NaN or infinity": ~finite,
+        "a zero vector": norms == 0,
+        "a vector that is not of unit length": space.normalized & (np.abs(norms - 1) > NORM_TOLERANCE),
+    }
+    for fault, rows in faults.items():
+        if rows.any():
+            text = inputs[int(np.argmax(rows))]
+            raise ProviderError(
+                f"{space} returned {fault} for {int(rows.sum())} of {len(inputs)} texts, first for "
+                f"{text[:80]!r}. Nothing of this call was stored."
+            )
+    if len(set(inputs)) > 1 and (vectors == vectors[0]).all():
+        raise ProviderError(
+            f"{space} returned one and the same vector for {len(inputs)} different texts. Nothing was stored."
+        )
+    return vectors

@@ -1,0 +1,112 @@
+"""Names and Arrow types of every table's columns; no reading, writing or computing of values here.
+
+documents   one row per source record          DOCUMENT_COLUMNS + the pipeline's metadata columns
+chunks      one row per piece of text          CHUNK_COLUMNS + metadata
+embeddings  one row per chunk, in chunk order  chunk_id + vector fixed_size_list<float32>[d]
+table       what is searched                   TABLE_COLUMNS + metadata + vector
+rejected    one row per record that was refused
+"""
+
+import hashlib
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+DIGEST_BYTES = 16  # 128 bits: at 10^9 rows the chance of any collision is about 1e-21
+DIGEST = pa.binary(DIGEST_BYTES)
+
+DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
+    "document_id": pa.string(),
+    "text": pa.string(),
+    "source_file": pa.string(),  # relative to the home folder, posix
+    "source_row": pa.int64(),  # CSV: line; JSON Lines: line; JSON array, Parquet: record; from 1
+}
+DOCUMENT_DIGEST = "document_digest"  # over text and metadata, not over the place it came from
+
+CHUNK_COLUMNS: dict[str, pa.DataType] = {
+    "chunk_id": pa.string(),  # f"{document_id}#{start}"
+    "document_id": pa.string(),
+    "start": pa.int64(),  # characters into the cleaned text, inclusive
+    "end": pa.int64(),  # exclusive
+    "text": pa.string(),
+    "tokens": pa.int32(),  # as the model counts them, special tokens included
+    DOCUMENT_DIGEST: DIGEST,
+    "chunk_digest": DIGEST,  # over text, offsets and metadata: the table's difference is taken on it
+}
+
+# The columns of a chunk that a searcher reads; `bucket` and `chunk_digest` serve the update.
+TABLE_COLUMNS: dict[str, pa.DataType] = {
+    name: CHUNK_COLUMNS[name] for name in ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
+} | {"bucket": pa.string()}
+
+VECTOR = "vector"
+
+REJECTED = pa.schema(
+    [
+        pa.field("file", pa.string()),
+        pa.field("row", pa.int64()),  # as `source_row`
+        pa.field("reason", pa.string()),
+        pa.field("raw", pa.binary()),  # the record's bytes as they stood in the file
+    ]
+)
+
+RESERVED = frozenset(
+    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "_distance", "score"}
+)
+
+# What a metadata column may be declared as in a pipeline file.
+METADATA_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "list[string]": pa.list_(pa.string()),
+}
+
+SPACE_ID_KEY = b"embedding_pipelines.space_id"  # key in the schema metadata of Parquet and Lance
+
+
+def documents_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """What a source yields: DOCUMENT_COLUMNS, then the metadata columns in declared order."""
+    return pa.schema([*DOCUMENT_COLUMNS.items(), *_metadata_fields(metadata)])
+
+
+def stored_documents_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """What the documents step writes: `documents_schema` plus the row's digest."""
+    return documents_schema(metadata).append(pa.field(DOCUMENT_DIGEST, DIGEST))
+
+
+def chunks_schema(metadata: Mapping[str, str]) -> pa.Schema:
+    """CHUNK_COLUMNS, then the metadata columns of the document."""
+    return pa.schema([*CHUNK_COLUMNS.items(), *_metadata_fields(metadata)])
+
+
+def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
+    """`chunk_id` and `vector` float32[dimensions]; the space id stands in the schema metadata."""
+    return pa.schema(
+        [pa.field("chunk_id", pa.string()), pa.field(VECTOR, pa.list_(pa.float32(), dimensions))],
+        metadata={SPACE_ID_KEY: space_id.encode()},
+    )
+
+
+def table_schema(metadata: Mapping[str, str], vector: pa.DataType, space_id: str) -> pa.Schema:
+    """What the vector store holds: TABLE_COLUMNS, metadata and the (compressed) vector."""
+    return pa.schema(
+        [*TABLE_COLUMNS.items(), *_metadata_fields(metadata), (VECTOR, vector)],
+        metadata={SPACE_ID_KEY: space_id.encode()},
+    )
+
+
+def digest(*parts: bytes) -> bytes:
+    """128-bit BLAKE2b over length-prefixed parts, so that ("a", "bc") and ("ab", "c") differ."""
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "little"))
+        hasher.update(part)
+    return hasher.digest()
+
+
+def _metadata_fields(metadata: Mapping[str, str]) -> list[tuple[str, pa.DataType]]:
+    return [(name, METADATA_TYPES[kind]) for name, kind in metadata.items()]

@@ -1,0 +1,124 @@
+"""The one read path: query → clean → embed as a query → codec → store → SearchResult.
+
+Everything comes from the release that is read, its model and its cleaning included; the pipeline
+file is not looked at.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.providers.base import Provider, Vectors, checked
+from embedding_pipelines.space import Space, refuse_mixing
+from embedding_pipelines.steps.release import live_release
+from embedding_pipelines.warehouse import Warehouse
+
+MAX_K = 10_000
+
+
+class Hit(BaseModel):
+    """One chunk that was found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    score: float  # cosine similarity; for binary codecs the share of equal bits
+    chunk_id: str
+    document_id: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+
+
+class SearchResult(BaseModel):
+    """What search, command line, API and client all return."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pipeline: str
+    release: int
+    space_id: str
+    query: str
+    hits: list[Hit]
+    milliseconds: float
+
+
+class Searcher:
+    """The live release of a pipeline, opened for any number of queries.
+
+    Raises ReleaseError if nothing was released yet.
+    """
+
+    def __init__(self, warehouse: Warehouse, pipeline: str) -> None:
+        folder = warehouse.pipeline(pipeline)
+        self.release = live_release(folder)
+        self.codec = CodecChain.load(folder.codecs / self.release.codec)
+        self.provider: Provider = self.release.spec.model
+        self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
+
+    def search(self, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
+        """The `k` chunks nearest to `query` among those that pass `filter`, nearest first.
+
+        Raises ConfigError for an empty query, SpaceMismatchError if the model is no longer the one
+        the release was made with, StoreError for a wrong filter.
+        """
+        started = time.perf_counter()
+        text = self.release.spec.preprocessing.clean.text(query)
+        if not text:
+            raise ConfigError("The query is empty once it is cleaned. Write at least one word.")
+        vector = checked(self.provider.embed([text], "query"), [text], self.provider.space)[0]
+        return self._nearest(vector, self.provider.space, query, k, filter, started)
+
+    def search_vector(
+        self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
+    ) -> SearchResult:
+        """As `search`, for a query vector float32[d] that was made elsewhere, in `space`."""
+        return self._nearest(np.asarray(vector, np.float32), space, "", k, filter, time.perf_counter())
+
+    def _nearest(
+        self, vector: Vectors, space: Space, query: str, k: int, filter: str | None, started: float
+    ) -> SearchResult:
+        if not 1 <= k <= MAX_K:
+            raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
+        release = self.release
+        refuse_mixing(
+            space.compressed(self.codec.id),
+            release.space.id,
+            f"Release {release.number} of {release.spec.name!r}",
+            f"Query it with {release.space.provider}:{release.space.model}, or run "
+            f"`embedding-pipelines run {release.spec.name}` to build a release in the new space.",
+        )
+        code: NDArray[np.generic] = self.codec.encode(vector[None, :])[0]
+        if self.codec.dtype == "int8":
+            code = code.astype(np.float32)
+        found = self._table.search(code, k, self.codec.metric, filter, release.version)
+        hits = [_hit(row, self.codec) for row in found.to_pylist()]
+        return SearchResult(
+            pipeline=release.spec.name,
+            release=release.number,
+            space_id=release.space.id,
+            query=query,
+            hits=hits,
+            milliseconds=round((time.perf_counter() - started) * 1000, 3),
+        )
+
+
+def search(home: Path, pipeline: str, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
+    """One query to a pipeline's live release; see `Searcher.search`."""
+    return Searcher(Warehouse(home), pipeline).search(query, k, filter)
+
+
+def _hit(row: Mapping[str, Any], codec: CodecChain) -> Hit:
+    distance = row["_distance"]
+    score = 1 - distance / codec.dimensions if codec.metric == "hamming" else 1 - distance
+    own = {"chunk_id", "document_id", "start", "end", "text"}
+    hidden = own | {"_distance", "bucket", "chunk_digest"}
+    metadata = {name: value for name, value in row.items() if name not in hidden}
+    return Hit(score=score, metadata=metadata, **{name: row[name] for name in own})

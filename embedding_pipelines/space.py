@@ -1,0 +1,50 @@
+"""The identity of a vector. Two spaces never mix: who compares vectors compares `Space.id` first."""
+
+import functools
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from embedding_pipelines.errors import SpaceMismatchError
+from embedding_pipelines.schemas import digest
+
+
+class Space(BaseModel):
+    """All that decides what numbers a text becomes; equal ids mean comparable vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    provider: str
+    model: str
+    revision: str  # digest of the weights, or the service's own version
+    dimensions: int
+    pooling: str
+    prompts: dict[str, str]  # by role: "document", "query"
+    max_tokens: int  # longer texts are cut here
+    normalized: bool
+    dtype: str  # the precision it was computed in, e.g. "float32"
+    codec: str | None = None  # id of the fitted compression; None before it
+
+    @functools.cached_property
+    def id(self) -> str:
+        """128-bit hex digest of the canonical JSON of all fields."""
+        text = json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return digest(text.encode()).hex()
+
+    def compressed(self, codec_id: str) -> "Space":
+        """The space of this space's vectors once `codec_id` has encoded them."""
+        # Not `model_copy`: it would carry the cached id along.
+        return Space(**{**self.model_dump(), "codec": codec_id})
+
+    def __str__(self) -> str:
+        codec = f", codec {self.codec[:8]}" if self.codec else ""
+        return f"{self.id[:12]} ({self.provider}:{self.model}, {self.dimensions} dimensions{codec})"
+
+
+def refuse_mixing(wanted: Space, found_id: str, where: str, remedy: str) -> None:
+    """Raise SpaceMismatchError unless `found_id` is the id of `wanted`."""
+    if wanted.id != found_id:
+        raise SpaceMismatchError(
+            f"{where} holds vectors of space {found_id[:12]}, but this query is of space {wanted}. "
+            f"Their numbers cannot be compared. {remedy}"
+        )

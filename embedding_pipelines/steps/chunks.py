@@ -1,0 +1,88 @@
+"""chunks: the documents of one bucket become cleaned pieces of text that the model can take.
+
+A document that has not changed keeps its chunks; only new and changed ones are cut again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.pipeline import fingerprint
+from embedding_pipelines.preprocessing.base import Counts
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
+from embedding_pipelines.steps.context import StepContext
+
+if TYPE_CHECKING:
+    from embedding_pipelines.warehouse import Manifest
+
+
+def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepReport:
+    """Bring one bucket of chunks up to date with its documents.
+
+    Raises ConfigError if the chunk size does not fit the model, ProviderError if it cannot be loaded.
+    """
+    documents, shards = context.folder.documents, context.folder.chunks
+    source = documents.manifest(bucket)
+    if source is None:
+        raise StoreError(
+            f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first."
+        )
+    settings = chunk_settings(context, provider)
+    if shards.is_current(bucket, source.digest, settings):
+        return StepReport("chunks", False, _facts(shards.manifest(bucket)), bucket)
+
+    made = shards.manifest(bucket)
+    # Without `chunk` documents may be cut at the model's limit; counting those takes all of them.
+    cuts = context.spec.preprocessing.chunk is None
+    reusable = made is not None and made.settings == settings and not cuts
+    old = _identities(shards.read_columns(bucket, ["document_id", DOCUMENT_DIGEST])) if reusable else set()
+    kept = old & _identities(documents.read_columns(bucket, ["document_id", DOCUMENT_DIGEST]))
+    counts = Counts()
+    facts: dict[str, int] = {}
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batch in shards.read(bucket) if kept else ():
+            chosen = batch.filter(_mask(batch, kept))
+            counts.chunks += chosen.num_rows
+            counts.tokens += pc.sum(chosen["tokens"]).as_py() or 0
+            yield chosen
+        changed = (batch.filter(pc.invert(_mask(batch, kept))) for batch in documents.read(bucket))
+        yield from context.spec.preprocessing.process(
+            changed, provider.tokenizer(), provider.limits.max_tokens, counts
+        )
+        counts.documents += len(kept)
+        facts.update(asdict(counts), reused_documents=len(kept))
+
+    schema = chunks_schema(context.spec.source.metadata_types)
+    manifest = shards.write(bucket, schema, rows(), source.digest, settings, facts)
+    return StepReport("chunks", True, _facts(manifest), bucket)
+
+
+def chunk_settings(context: StepContext, provider: Provider) -> str:
+    """All that decides how a text is cleaned and cut, the tokenizer's own definition included."""
+    preprocessing = context.spec.preprocessing
+    metadata = ",".join(f"{name}:{kind}" for name, kind in context.spec.source.metadata_types.items())
+    limit = str(provider.limits.max_tokens)
+    return fingerprint(preprocessing.recipe, limit, metadata, provider.tokenizer().to_str())
+
+
+def _facts(manifest: "Manifest | None") -> dict[str, int]:
+    assert manifest is not None
+    return {**manifest.facts, "size_bytes": manifest.size_bytes}
+
+
+def _identities(table: pa.Table | None) -> set[tuple[str, bytes]]:
+    if table is None:
+        return set()
+    return set(zip(table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist(), strict=True))
+
+
+def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.Array:
+    pairs = zip(batch["document_id"].to_pylist(), batch[DOCUMENT_DIGEST].to_pylist(), strict=True)
+    return pa.array([pair in identities for pair in pairs], pa.bool_())

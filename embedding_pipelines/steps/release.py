@@ -1,0 +1,160 @@
+"""release: the `live` pointer moves to a table version, if that version passed every check.
+
+Each release keeps the whole resolved configuration it was made with, so searching it needs no
+pipeline file: a changed file never changes what is live.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.space import Space
+from embedding_pipelines.steps.codec import codec_path, load_codec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.vector_store import stored_space, table_state
+from embedding_pipelines.warehouse import PipelineFolder, read_json, write_json
+
+
+class Release(BaseModel):
+    """One table version that may be searched."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    table: str
+    version: int
+    rows: int
+    space: Space  # of the vectors in the table, codec included
+    codec: str  # file name below the pipeline's codec folder
+    cleaning: str  # the recipe that documents were cleaned by
+    spec: PipelineSpec
+    released_at: datetime
+    checks: dict[str, bool]
+
+
+class Releases(BaseModel):
+    """All releases that are kept, oldest first, and which one is live."""
+
+    live: int | None = None
+    releases: list[Release] = []
+
+    def get(self, number: int | None) -> Release | None:
+        return next((release for release in self.releases if release.number == number), None)
+
+
+def read_releases(folder: PipelineFolder) -> Releases:
+    return Releases.model_validate(read_json(folder.releases) or {})
+
+
+def live_release(folder: PipelineFolder) -> Release:
+    """The release that searches read. Raises ReleaseError if there is none yet."""
+    releases = read_releases(folder)
+    release = releases.get(releases.live)
+    if release is None:
+        raise ReleaseError(
+            f"Pipeline {folder.folder.name!r} has no release yet. Run `embedding-pipelines run {folder.folder.name}`."
+        )
+    return release
+
+
+def release(context: StepContext, space: Space) -> StepReport:
+    """Make the newest table version live. The same version is never released twice, so running again
+    without changes neither adds a release nor undoes a rollback.
+
+    Raises ReleaseError unless just this version passed every check.
+    """
+    state, verified = table_state(context), read_json(context.folder.verified)
+    if (
+        state is None
+        or not verified
+        or (verified["table"], verified["version"]) != (state.table, state.version)
+    ):
+        raise ReleaseError(
+            f"Pipeline {context.spec.name!r}: the newest table version was not checked. "
+            "Materialize 'vector_store' with its checks first."
+        )
+    failed = [check["name"] for check in verified["checks"] if not check["passed"]]
+    if failed:
+        raise ReleaseError(
+            f"Pipeline {context.spec.name!r}: table version {state.version} failed {', '.join(failed)}; "
+            "the previous release stays live."
+        )
+    known = read_releases(context.folder)
+    same = [entry for entry in known.releases if (entry.table, entry.version) == (state.table, state.version)]
+    if same:
+        return StepReport("release", False, _facts(same[-1], known))
+    codec = load_codec(context, space)
+    made = Release(
+        number=max((entry.number for entry in known.releases), default=0) + 1,
+        table=state.table,
+        version=state.version,
+        rows=context.spec.store.table(context.warehouse.tables, state.table).rows(state.version),
+        space=stored_space(space, codec),
+        codec=codec_path(context, space).name,
+        cleaning=context.spec.preprocessing.clean.recipe,
+        spec=context.spec,
+        released_at=datetime.now(UTC),
+        checks={check["name"]: check["passed"] for check in verified["checks"]},
+    )
+    kept = [*known.releases, made][-context.spec.store.keep_releases :]
+    releases = Releases(live=made.number, releases=kept)
+    _keep_tables(context, releases, made.table)
+    write_json(context.folder.releases, releases.model_dump(mode="json"))
+    _clean_up(context, releases)
+    return StepReport("release", True, _facts(made, releases))
+
+
+def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
+    """Move the live pointer back to the release before, or to release `to`; returns (from, to).
+
+    Raises ReleaseError if there is no such release.
+    """
+    name = folder.folder.name
+    with folder.lock(timeout_seconds=0):
+        releases, current = read_releases(folder), live_release(folder)
+        older = [entry for entry in releases.releases if entry.number < current.number]
+        target = releases.get(to) if to is not None else (older[-1] if older else None)
+        if target is None:
+            kept = ", ".join(str(entry.number) for entry in releases.releases)
+            which = f"no release {to}" if to is not None else f"no release before {current.number}"
+            raise ReleaseError(f"Pipeline {name!r} has {which} to go back to; kept are: {kept}.")
+        write_json(
+            folder.releases, releases.model_copy(update={"live": target.number}).model_dump(mode="json")
+        )
+    return current, target
+
+
+def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
+    """Tag the versions of kept releases before the pointer moves."""
+    for name in {entry.table for entry in releases.releases} | {newest}:
+        versions = {
+            f"release-{entry.number}": entry.version for entry in releases.releases if entry.table == name
+        }
+        context.spec.store.table(context.warehouse.tables, name).keep(versions)
+
+
+def _clean_up(context: StepContext, releases: Releases) -> None:
+    """Remove this pipeline's tables and versions that no kept release needs."""
+    store, folder = context.spec.store, context.warehouse.tables
+    needed = {entry.table for entry in releases.releases}
+    for name in store.names(folder):
+        if name in needed:
+            store.table(folder, name).clean_up()
+        elif name.rpartition("-")[0] == context.spec.name:
+            store.drop(folder, name)
+
+
+def _facts(made: Release, releases: Releases) -> dict[str, Any]:
+    return {
+        "release": made.number,
+        "live": releases.live,
+        "table": made.table,
+        "version": made.version,
+        "rows": made.rows,
+        "space": str(made.space),
+        "kept_releases": [entry.number for entry in releases.releases],
+    }

@@ -1,0 +1,183 @@
+"""vector_store: the searchable table is brought up to date by row differences, then its index.
+
+The table belongs to one space and one set of columns; a changed model, codec or column makes a new
+table beside the old one. What was last written is remembered with the table's version: if the two
+disagree (a run died in between), every bucket is compared again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.schemas import VECTOR, digest, table_schema
+from embedding_pipelines.space import Space
+from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.stores.base import Table
+from embedding_pipelines.warehouse import read_json, write_json
+
+# LanceDB 0.40 searches float and packed binary columns, no int8 ones (measured: "element type Int8 and
+# the query vector is Float32"); float16 holds every int8 code exactly.
+COLUMN_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.float16(), "binary": pa.uint8()}
+
+
+@dataclass
+class TableState:
+    """What the last completed update left."""
+
+    table: str
+    version: int
+    buckets: dict[str, str]  # bucket -> digests of the shards it was made from
+    trained_rows: int  # how many the index was trained on, 0 without one
+
+
+@dataclass
+class Difference:
+    """What one bucket's rows in the table lack."""
+
+    remove: list[str] = field(default_factory=list)
+    add: dict[str, list[bool]] = field(default_factory=dict)  # bucket -> per row of its shard
+
+
+def update_vector_store(context: StepContext, space: Space) -> StepReport:
+    """Make the table hold just the chunks of all buckets, with their vectors encoded.
+
+    Raises StoreError if chunks and embeddings of a bucket do not belong together.
+    """
+    codec = load_codec(context, space)
+    table, name = open_table(context, codec, space)
+    state = table_state(context)
+    wanted = {bucket: _inputs(context, bucket) for bucket in context.spec.bucket_names}
+    intact = state is not None and (state.table, state.version) == (name, table.version)
+    done = state.buckets if state is not None and intact else {}
+    stale = [bucket for bucket in wanted if done.get(bucket) != wanted[bucket]]
+    if intact and not stale:
+        return StepReport("vector_store", False, _facts(table, name, codec, 0, 0))
+
+    difference = _difference(context, table, stale)
+    added = sum(sum(rows) for rows in difference.add.values())
+    schema = _schema(context, codec, space)
+    context.progress.update("vector_store", 0, added, "rows")
+    trained = state.trained_rows if state is not None and state.table == name else 0
+    if difference.remove or added or not intact:
+        table.apply(schema, difference.remove, _rows(context, difference, codec, schema, added))
+        trained = table.index(codec.metric, trained)
+    version = table.version
+    assert version is not None
+    write_json(context.folder.table_state, asdict(TableState(name, version, wanted, trained)))
+    return StepReport("vector_store", True, _facts(table, name, codec, added, len(difference.remove)))
+
+
+def open_table(context: StepContext, codec: CodecChain, space: Space) -> tuple[Table, str]:
+    """The table that the pipeline as it is now configured belongs in, and its name."""
+    schema = _schema(context, codec, space)
+    content = digest(stored_space(space, codec).id.encode(), str(schema).encode()).hex()
+    name = f"{context.spec.name}-{content[:12]}"
+    return context.spec.store.table(context.warehouse.tables, name), name
+
+
+def stored_space(space: Space, codec: CodecChain) -> Space:
+    """The space of the vectors in the table."""
+    return space.compressed(codec.id)
+
+
+def table_state(context: StepContext) -> TableState | None:
+    found = read_json(context.folder.table_state)
+    return TableState(**found) if found else None
+
+
+def encoded(codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]) -> pa.FixedSizeListArray:
+    """float32[n, d] as the table's column of n vectors."""
+    codes = codec.encode(vectors)
+    kind = COLUMN_TYPES[codec.dtype]
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(codes.astype(kind.to_pandas_dtype()).ravel(), kind), codes.shape[1]
+    )
+
+
+def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
+    width = -(-codec.dimensions // 8) if codec.dtype == "binary" else codec.dimensions
+    column = pa.list_(COLUMN_TYPES[codec.dtype], width)
+    return table_schema(context.spec.source.metadata_types, column, stored_space(space, codec).id)
+
+
+def _inputs(context: StepContext, bucket: str) -> str:
+    chunks = context.folder.chunks.manifest(bucket)
+    embeddings = context.folder.embeddings.manifest(bucket)
+    if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
+        raise StoreError(
+            f"Pipeline {context.spec.name!r}, bucket {bucket!r}: its embeddings are not those of its chunks. "
+            f"Materialize 'chunks' and 'embeddings' of this bucket first, or run the whole pipeline: "
+            f"`embedding-pipelines run {context.spec.name}`."
+        )
+    return f"{chunks.digest}+{embeddings.digest}"
+
+
+def _difference(context: StepContext, table: Table, stale: list[str]) -> Difference:
+    difference = Difference()
+    for bucket in stale:
+        columns = ["chunk_id", "chunk_digest"]
+        wanted = context.folder.chunks.read_columns(bucket, columns)
+        assert wanted is not None
+        ids, digests = wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist()
+        stored: dict[str, bytes] = {}
+        if table.version is not None:
+            for batch in table.scan(columns, bucket):
+                pairs = zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
+                stored.update(pairs)
+        difference.add[bucket] = [
+            stored.get(name) != content for name, content in zip(ids, digests, strict=True)
+        ]
+        target = dict(zip(ids, digests, strict=True))
+        difference.remove += [name for name, content in stored.items() if target.get(name) != content]
+    return difference
+
+
+def _rows(
+    context: StepContext, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
+) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for bucket, wanted in difference.add.items():
+        if not any(wanted):
+            continue
+        first = 0
+        pairs = zip(context.folder.chunks.read(bucket), context.folder.embeddings.read(bucket), strict=True)
+        for chunks, embeddings in pairs:
+            if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
+                raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r}: chunks and embeddings differ.")
+            mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
+            first += chunks.num_rows
+            rows = _table_rows(chunks.filter(mask), embeddings.filter(mask), bucket, codec, schema)
+            done += rows.num_rows
+            context.progress.update("vector_store", done, total, "rows")
+            yield rows
+
+
+def _table_rows(
+    chunks: pa.RecordBatch, embeddings: pa.RecordBatch, bucket: str, codec: CodecChain, schema: pa.Schema
+) -> pa.RecordBatch:
+    vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
+    if not chunks.num_rows:
+        vectors = np.empty((0, embeddings.schema.field(VECTOR).type.list_size), np.float32)
+    made = {"bucket": pa.repeat(bucket, chunks.num_rows), VECTOR: encoded(codec, vectors)}
+    columns = [made[name] if name in made else chunks[name] for name in schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _facts(table: Table, name: str, codec: CodecChain, added: int, removed: int) -> dict[str, Any]:
+    return {
+        "rows": table.rows(),
+        "added": added,
+        "removed": removed,
+        "table": name,
+        "version": table.version,
+        "dimensions": codec.dimensions,
+        "dtype": codec.dtype,
+        "size_bytes": table.size_bytes(),
+    }

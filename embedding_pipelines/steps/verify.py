@@ -1,0 +1,170 @@
+"""verify: what must hold before a table version may be released. Each check says what it compared."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.providers.base import NORM_TOLERANCE
+from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
+from embedding_pipelines.space import Space
+from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.vector_store import open_table, stored_space, table_state
+from embedding_pipelines.stores.base import Table
+from embedding_pipelines.warehouse import read_json, write_json
+
+CHECKS = {
+    "counts_add_up": "Every document is in the table through its chunks, or was empty; none is lost or doubled.",
+    "vectors_are_sound": "No vector is zero, NaN or infinite; normalized models give unit length.",
+    "dimensions_match": "Embeddings and table have the dimensions that model and codec promise.",
+    "space_is_one": "All buckets and the table are of the space that queries will be embedded in.",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check; `facts` are the figures it compared."""
+
+    name: str
+    passed: bool
+    sentence: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def verify(context: StepContext, space: Space) -> list[Check]:
+    """Check the newest version of the table and remember the outcome for `release`.
+
+    A version that passed before is not read again.
+    """
+    codec = load_codec(context, space)
+    table, name = open_table(context, codec, space)
+    state = table_state(context)
+    if state is None or (state.table, state.version) != (name, table.version):
+        raise ReleaseError(
+            f"Pipeline {context.spec.name!r}: the table was not completely written with the present "
+            f"configuration. Run `embedding-pipelines run {context.spec.name}`."
+        )
+    known = read_json(context.folder.verified)
+    if known and (known["table"], known["version"]) == (name, state.version):
+        checks = [Check(**check) for check in known["checks"]]
+        if all(check.passed for check in checks):
+            return checks
+    checks = [
+        _counts_add_up(context, table),
+        _vectors_are_sound(context, space, codec, table),
+        _dimensions_match(context, space, codec, table),
+        _space_is_one(context, space, codec, table),
+    ]
+    verified = {"table": name, "version": state.version, "checks": [asdict(check) for check in checks]}
+    write_json(context.folder.verified, verified)
+    return checks
+
+
+def _counts_add_up(context: StepContext, table: Table) -> Check:
+    folder, names = context.folder, context.spec.bucket_names
+    chunk_facts = [made.facts for bucket in names if (made := folder.chunks.manifest(bucket))]
+    facts = {
+        "read_from_files": sum(entry.rows for entry in known_files(context).values()),
+        "documents": sum(made.rows for bucket in names if (made := folder.documents.manifest(bucket))),
+        "chunked_documents": sum(entry["documents"] for entry in chunk_facts),
+        "empty_documents": sum(entry["empty"] for entry in chunk_facts),
+        "chunks": sum(made.rows for bucket in names if (made := folder.chunks.manifest(bucket))),
+        "embeddings": sum(made.rows for bucket in names if (made := folder.embeddings.manifest(bucket))),
+        "table_rows": table.rows(),
+        "buckets_behind_their_documents": sum(_behind(context, bucket) for bucket in names),
+    }
+    ids = set()
+    doubled = 0
+    documents_in_table: set[str] = set()
+    for bucket in names:
+        ids.clear()
+        for batch in table.scan(["chunk_id", "document_id"], bucket):
+            before = len(ids)
+            ids.update(batch["chunk_id"].to_pylist())
+            doubled += batch.num_rows - (len(ids) - before)
+            documents_in_table.update(pc.unique(batch["document_id"]).to_pylist())
+    facts["documents_in_table"] = len(documents_in_table)
+    facts["doubled_chunk_ids"] = doubled
+    passed = (
+        facts["read_from_files"] == facts["documents"] == facts["chunked_documents"]
+        and facts["documents"] == facts["documents_in_table"] + facts["empty_documents"]
+        and facts["chunks"] == facts["embeddings"] == facts["table_rows"]
+        and not doubled
+        and not facts["buckets_behind_their_documents"]
+    )
+    sentence = (
+        f"{facts['documents']} documents ({facts['empty_documents']} empty) -> {facts['chunks']} chunks -> "
+        f"{facts['embeddings']} embeddings -> {facts['table_rows']} rows of {facts['documents_in_table']} documents"
+    )
+    return Check("counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts)
+
+
+def _behind(context: StepContext, bucket: str) -> bool:
+    """Whether a bucket's chunks were made from other documents than it holds now."""
+    documents, chunks = context.folder.documents.manifest(bucket), context.folder.chunks.manifest(bucket)
+    return documents is None or chunks is None or chunks.inputs != documents.digest
+
+
+def _vectors_are_sound(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
+    facts = {"vectors": 0, "not_finite": 0, "zero": 0, "not_normalized": 0, "table_zero_or_not_finite": 0}
+    for bucket in context.spec.bucket_names:
+        for batch in context.folder.embeddings.read(bucket, [VECTOR]):
+            vectors = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
+            norms = np.linalg.norm(vectors, axis=1)
+            finite = np.isfinite(norms)
+            facts["vectors"] += batch.num_rows
+            facts["not_finite"] += int((~finite).sum())
+            facts["zero"] += int((norms == 0).sum())
+            if space.normalized:
+                facts["not_normalized"] += int((np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum())
+    for batch in table.scan([VECTOR]):
+        if batch.num_rows and codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+            codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
+            norms = np.linalg.norm(codes, axis=1)
+            facts["table_zero_or_not_finite"] += int((~np.isfinite(norms) | (norms == 0)).sum())
+    faults = {name: count for name, count in facts.items() if count and name != "vectors"}
+    sentence = f"{facts['vectors']} vectors" + (
+        ": " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in faults.items())
+        if faults
+        else " are sound"
+    )
+    return Check("vectors_are_sound", not faults, sentence, facts)
+
+
+def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
+    shards = context.folder.embeddings
+    embedded = {
+        schema.field(VECTOR).type.list_size
+        for bucket in context.spec.bucket_names
+        if (schema := shards.schema(bucket)) is not None
+    }
+    width = table.schema().field(VECTOR).type.list_size
+    promised = -(-codec.dimensions // 8) if codec.dtype == "binary" else codec.dimensions
+    passed = embedded <= {space.dimensions} and width == promised
+    facts = {
+        "model": space.dimensions,
+        "embeddings": sorted(embedded),
+        "codec": codec.dimensions,
+        "table": width,
+    }
+    return Check(
+        "dimensions_match", passed, f"model {space.dimensions}, table {width} ({codec.dtype})", facts
+    )
+
+
+def _space_is_one(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
+    buckets = {
+        made.settings
+        for bucket in context.spec.bucket_names
+        if (made := context.folder.embeddings.manifest(bucket))
+    }
+    stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
+    wanted = stored_space(space, codec).id
+    passed = buckets == {space.id} and stored == wanted
+    facts = {"embeddings": sorted(buckets), "table": stored, "queries": wanted}
+    return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", facts)

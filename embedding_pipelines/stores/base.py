@@ -1,0 +1,89 @@
+"""What every store does: hold versions of a table, take differences, index, search one version."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from embedding_pipelines.plugins import Choice
+
+Metric = Literal["cosine", "hamming"]
+
+
+class Table(ABC):
+    """One table of vectors of one space. Reading methods see the newest version unless told another."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int | None:
+        """The newest version, None if the table does not exist yet."""
+
+    @abstractmethod
+    def apply(self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]) -> None:
+        """Remove rows by chunk id, then add rows of `schema`; creates the table if there is none.
+
+        Two commits: readers keep to the version that the live release names.
+        """
+
+    @abstractmethod
+    def index(self, metric: Metric, trained_rows: int) -> int:
+        """Bring the vector index up to date where the table is large enough for one.
+
+        `trained_rows` is what the last training saw (0: never); returns the same for now.
+        """
+
+    @abstractmethod
+    def rows(self, version: int | None = None) -> int: ...
+
+    @abstractmethod
+    def schema(self, version: int | None = None) -> pa.Schema: ...
+
+    @abstractmethod
+    def scan(
+        self, columns: Sequence[str], bucket: str | None = None, version: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, or of one bucket's."""
+
+    @abstractmethod
+    def search(
+        self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int
+    ) -> pa.Table:
+        """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
+
+        `filter` is an SQL condition on the metadata columns. Raises StoreError if it is wrong.
+        """
+
+    @abstractmethod
+    def keep(self, versions: Mapping[str, int]) -> None:
+        """Let these versions (by tag) outlive `clean_up`, and no others."""
+
+    @abstractmethod
+    def clean_up(self) -> None:
+        """Give back the space of versions that are neither the newest nor kept."""
+
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """What the table takes on disk, all its versions together."""
+
+
+class Store(Choice):
+    """Where the vectors of a pipeline are kept and searched."""
+
+    keep_releases: int = Field(5, ge=2)  # releases that a rollback can go back to, the live one included
+
+    @abstractmethod
+    def table(self, folder: Path, name: str) -> Table:
+        """A table by name in the store's folder; it need not exist yet."""
+
+    @abstractmethod
+    def names(self, folder: Path) -> list[str]:
+        """All tables in the folder."""
+
+    @abstractmethod
+    def drop(self, folder: Path, name: str) -> None:
+        """Remove a table with all its versions."""

@@ -1,0 +1,234 @@
+"""What the steps hand to one another: Parquet shards, named by manifests, on a local disk.
+
+A shard is written under a temporary name, renamed to a name that contains its digest, and only then
+named by its bucket's manifest, which is replaced in one rename. A reader that follows a manifest
+therefore never sees half a shard, and a crash at any point leaves the previous one in force. This
+order is also the one an object store needs; only this file would change for one.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.home import warehouse_folder
+from embedding_pipelines.schemas import DIGEST_BYTES
+
+ROW_GROUP_ROWS = 4_096  # also the window in which texts are deduplicated and sorted by length
+ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one bucket of one step holds, and what it was made from."""
+
+    shard: str
+    rows: int
+    size_bytes: int
+    digest: str  # of the shard's bytes; what the next step compares
+    inputs: str  # digest of what it was made from
+    settings: str  # fingerprint of the configuration that made it
+    facts: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
+
+
+class Shards:
+    """The buckets of one step of one pipeline."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def manifest(self, bucket: str) -> Manifest | None:
+        """The bucket's manifest, None if it was never written."""
+        found = read_json(self.folder / f"{bucket}.json")
+        return Manifest(**found) if found else None
+
+    def is_current(self, bucket: str, inputs: str, settings: str) -> bool:
+        """Whether the bucket was made from just these inputs by just these settings."""
+        made = self.manifest(bucket)
+        return made is not None and (made.inputs, made.settings) == (inputs, settings)
+
+    def read(
+        self, bucket: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """The bucket's rows in order; nothing if it was never written."""
+        made = self.manifest(bucket)
+        if made is None:
+            return
+        with pq.ParquetFile(self.folder / made.shard) as file:
+            yield from file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
+
+    def schema(self, bucket: str) -> pa.Schema | None:
+        """The Arrow schema of the bucket's shard, its metadata included; None if never written."""
+        made = self.manifest(bucket)
+        return pq.read_schema(self.folder / made.shard) if made else None
+
+    def read_columns(self, bucket: str, columns: list[str]) -> pa.Table | None:
+        """A few narrow columns of a bucket at once; None if it was never written."""
+        made = self.manifest(bucket)
+        return pq.read_table(self.folder / made.shard, columns=columns) if made else None
+
+    def write(
+        self,
+        bucket: str,
+        schema: pa.Schema,
+        batches: Iterable[pa.RecordBatch],
+        inputs: str,
+        settings: str,
+        facts: dict[str, Any],
+    ) -> Manifest:
+        """Replace the bucket; `facts` is read after `batches` is used up, so a generator may fill it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _draft(self.folder / bucket) as draft:
+            rows = _write_parquet(draft, schema, batches)
+            content = file_digest(draft)
+            shard = self.folder / f"{bucket}-{content[:16]}.parquet"
+            size = draft.stat().st_size
+            os.replace(draft, shard)
+        made = Manifest(shard.name, rows, size, content, inputs, settings, facts)
+        write_json(self.folder / f"{bucket}.json", asdict(made))
+        for other in self.folder.glob(f"{bucket}-*.parquet"):
+            if other != shard:
+                other.unlink(missing_ok=True)
+        return made
+
+
+class PipelineFolder:
+    """All that one pipeline keeps in the warehouse."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.documents = Shards(folder / "documents")
+        self.chunks = Shards(folder / "chunks")
+        self.embeddings = Shards(folder / "embeddings")
+        self.files = folder / "documents" / "files.json"
+        self.rejected = folder / "documents" / "rejected.parquet"
+        self.codecs = folder / "codec"
+        self.table_state = folder / "vector_store.json"
+        self.verified = folder / "verified.json"
+        self.releases = folder / "releases.json"
+        self.last_run = folder / "last_run.json"
+
+    @contextlib.contextmanager
+    def lock(self, timeout_seconds: float = -1) -> Iterator[None]:
+        """Hold the pipeline: one writer at a time, across processes; released when a process dies.
+
+        Waits for ever by default; with a timeout raises BusyError.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / "lock", timeout=timeout_seconds):
+                yield
+        except Timeout as error:
+            raise BusyError(
+                f"Pipeline {self.folder.name!r} is being run by another process. "
+                "Wait for it to end, then try again."
+            ) from error
+
+    def fix_buckets(self, buckets: int) -> None:
+        """Remember the number of buckets at the first run; ConfigError if it has changed since."""
+        path = self.folder / "pipeline.json"
+        fixed = read_json(path)
+        if fixed is None:
+            write_json(path, {"buckets": buckets})
+        elif fixed["buckets"] != buckets:
+            raise ConfigError(
+                f"Pipeline {self.folder.name!r} was made with {fixed['buckets']} buckets, its file now says "
+                f"{buckets}. The number is fixed for a pipeline's life: set it back, or give the file a new name."
+            )
+
+
+class Warehouse:
+    """The folder below which everything produced is kept."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = warehouse_folder(home)
+        self.ledger = self.root / "ledger.sqlite"
+        self.tables = self.root / "tables"
+
+    def pipeline(self, name: str) -> PipelineFolder:
+        return PipelineFolder(self.root / "pipelines" / name)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file."""
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file in one rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _draft(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(draft, path)
+
+
+def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Replace one Parquet file in one rename; returns its rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _draft(path) as draft:
+        rows = _write_parquet(draft, schema, batches)
+        os.replace(draft, path)
+    return rows
+
+
+def file_digest(path: Path) -> str:
+    """128-bit BLAKE2b of a file's bytes, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
+
+
+def _write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+    """Write in row groups of ROW_GROUP_ROWS, whatever the batches' sizes; returns the rows.
+
+    Equal rows make equal bytes: the digest of a shard must not depend on how its batches were cut.
+    """
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in _regrouped(schema, batches):
+            writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
+            rows += group.num_rows
+    return rows
+
+
+def _regrouped(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        rest = batch
+        while rest.num_rows:
+            part = rest.slice(0, ROW_GROUP_ROWS - rows)
+            rest = rest.slice(part.num_rows)
+            waiting.append(part)
+            rows += part.num_rows
+            size += part.nbytes
+            if rows == ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+                yield pa.Table.from_batches(waiting, schema).combine_chunks()
+                waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.Table.from_batches(waiting, schema).combine_chunks()
+
+
+@contextlib.contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A draft file beside its target, gone again unless it was renamed.
+
+    Its name is fixed, because the pipeline is locked: what a killed process left is overwritten.
+    """
+    draft = target.with_name(f".{target.name}.tmp")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
