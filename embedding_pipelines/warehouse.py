@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,14 +118,15 @@ class PipelineFolder:
         self.last_run = folder / "last_run.json"
 
     @contextlib.contextmanager
-    def lock(self, timeout_seconds: float = -1) -> Iterator[None]:
-        """Hold the pipeline: one writer at a time, across processes; released when a process dies.
+    def lock(self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1) -> Iterator[None]:
+        """Hold the pipeline across processes, until done or dead: "step" while a step writes, "run" while
+        one process brings it up to date from end to end.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.folder / "lock", timeout=timeout_seconds):
+            with FileLock(self.folder / f"{name}.lock", timeout=timeout_seconds):
                 yield
         except Timeout as error:
             raise BusyError(

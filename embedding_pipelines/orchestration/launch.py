@@ -12,6 +12,7 @@ from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import Progress
+from embedding_pipelines.warehouse import Warehouse
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
 
@@ -25,9 +26,13 @@ class Outcome:
 
 
 def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress) -> Outcome:
-    """Bring all buckets of a pipeline up to date in one run, from the source to the release."""
+    """Bring all buckets of a pipeline up to date in one run, from the source to the release.
+
+    Raises BusyError if another process is just doing that.
+    """
     definitions = pipeline_definitions([spec], progress=progress, warehouse=WarehouseResource(folder=str(home)))
-    with open_instance(home) as instance:
+    folder = Warehouse(home).pipeline(spec.name)
+    with folder.lock("run", timeout_seconds=0), open_instance(home) as instance:
         job = definitions.resolve_job_def(spec.name)
         result = job.execute_in_process(
             instance=instance, tags=all_buckets(spec), raise_on_error=False, run_config=QUIET

@@ -1,0 +1,173 @@
+"""From columns as a file holds them to batches of documents: types, missing values, refusals.
+
+Everything is done on whole Arrow columns. Only when one does not convert as a whole is it halved
+until the rows that are to blame stand alone.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_pipelines import schemas
+from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceFile
+
+BATCH_ROWS = 8192
+BATCH_BYTES = 16 * 2**20
+
+_ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
+_SHOWN_CHARACTERS = 60  # of a value in a reason
+
+Reasons = dict[int, str]  # position in the batch -> why this row is refused
+
+
+def documents(
+    source: Source,
+    file: SourceFile,
+    values: Mapping[str, pa.Array],
+    rows: pa.Array,
+    raw: Callable[[int], bytes],
+    log: ReadLog,
+    encoding: str = "UTF-8",
+    whole_file: bool = False,
+) -> Iterator[pa.RecordBatch]:
+    """Batches of documents from n records; those that do not convert go to `log.reject`.
+
+    values: for each of `source.columns` an array of n values, of any Arrow type; rows: int64[n];
+    raw(i): the bytes of record i; encoding: as named in a reason; whole_file: the one record of a
+    file, whose name is then its id.
+    """
+    refused: Reasons = {}
+    strings = {name: _strings(name, values[name], encoding, refused) for name in (*_ids(source), *source.text)}
+    if source.id is not None:
+        ids = strings[source.id]
+        empty = pc.fill_null(pc.equal(ids, ""), True)
+        for at in np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist():
+            refused.setdefault(at, f"the id column {source.id!r} is empty")
+    elif whole_file:
+        ids = pa.array([file.name])
+    else:
+        ids = pc.binary_join_element_wise(file.name, pc.cast(rows, pa.string()), ":")
+    metadata = [_convert(path, values[path], kind, encoding, refused) for path, kind in source.metadata.items()]
+    text = _joined([strings[name] for name in source.text])
+    columns = [ids, text, pa.repeat(file.name, len(rows)), rows, *metadata]
+    batch = pa.record_batch(columns, schema=source.schema)
+    if refused:
+        keep = np.ones(len(rows), dtype=bool)
+        for at in sorted(refused):
+            keep[at] = False
+            log.reject(Rejection(file.name, rows[at].as_py(), refused[at], raw(at)))
+        batch = batch.filter(pa.array(keep))
+    yield from _bounded(batch)
+
+
+def _ids(source: Source) -> tuple[str, ...]:
+    return () if source.id is None else (source.id,)
+
+
+def _joined(parts: list[pa.Array]) -> pa.Array:
+    """Parts of the text with a line break between them, empty ones left out.
+
+    Not by `null_handling="skip"`: in pyarrow 26 it leaves out rows of which all parts are null.
+    """
+    joined, *others = [pc.fill_null(part, "") for part in parts]
+    for other in others:
+        both = pc.binary_join_element_wise(joined, other, "\n")
+        joined = pc.if_else(pc.equal(other, ""), joined, pc.if_else(pc.equal(joined, ""), other, both))
+    return joined
+
+
+def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The batch in slices within BATCH_ROWS and BATCH_BYTES; a single row may be larger."""
+    rows = batch.num_rows
+    if rows <= BATCH_ROWS and (batch.nbytes <= BATCH_BYTES or rows == 1):
+        if rows:
+            yield batch
+        return
+    half = BATCH_ROWS if rows > BATCH_ROWS else rows // 2
+    yield from _bounded(batch.slice(0, half))
+    yield from _bounded(batch.slice(half))
+
+
+def _strings(name: str, array: pa.Array, encoding: str, refused: Reasons) -> pa.Array:
+    def reason(value: pa.Scalar) -> str:
+        if _is_bytes(value.type):
+            return f"column {name!r} is not valid {encoding}"
+        return f"column {name!r} is {_show(value)}, which is not text"
+
+    return _each(array, pa.string(), lambda part: pc.cast(part, pa.string()), reason, refused)
+
+
+def _convert(name: str, array: pa.Array, kind: str, encoding: str, refused: Reasons) -> pa.Array:
+    """The array as METADATA_TYPES[kind]; an empty string is a missing value except in a string."""
+    target = schemas.METADATA_TYPES[kind]
+    if array.type == target:
+        return array
+    if _is_bytes(array.type):
+        array = _strings(name, array, encoding, refused)
+    if pa.types.is_dictionary(array.type):
+        array = pc.cast(array, array.type.value_type)
+    if kind != "string" and _is_text(array.type):
+        trimmed = pc.utf8_trim_whitespace(pc.cast(array, pa.string()))
+        array = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
+    casts = {"timestamp": _timestamps, "list[string]": _lists}
+    cast = casts.get(kind, lambda part: pc.cast(part, target))
+    return _each(array, target, cast, lambda value: f"column {name!r} is {_show(value)}, not {kind}", refused)
+
+
+def _each(
+    array: pa.Array,
+    target: pa.DataType,
+    cast: Callable[[pa.Array], pa.Array],
+    reason: Callable[[pa.Scalar], str],
+    refused: Reasons,
+    first: int = 0,
+) -> pa.Array:
+    """`cast(array)`; where that fails, in halves, down to null and a reason for a single row."""
+    try:
+        return cast(array)
+    except _ARROW_ERRORS:
+        if len(array) == 1:
+            refused.setdefault(first, reason(array[0]))
+            return pa.nulls(1, target)
+    half = len(array) // 2
+    parts = [
+        _each(array[:half], target, cast, reason, refused, first),
+        _each(array[half:], target, cast, reason, refused, first + half),
+    ]
+    return pa.concat_arrays(parts)
+
+
+def _timestamps(array: pa.Array) -> pa.Array:
+    """A time without an offset is taken as UTC."""
+    target = schemas.METADATA_TYPES["timestamp"]
+    try:
+        return pc.cast(array, target)
+    except pa.ArrowInvalid:
+        return pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
+
+
+def _lists(array: pa.Array) -> pa.Array:
+    """Lists as they are; a string must hold a JSON array of strings."""
+    target = schemas.METADATA_TYPES["list[string]"]
+    if not _is_text(array.type):
+        return pc.cast(array, target)
+    try:
+        return pa.array([value and json.loads(value) for value in array.to_pylist()], target)
+    except ValueError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _show(value: pa.Scalar) -> str:
+    shown = repr(value.as_py())
+    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"

@@ -1,0 +1,52 @@
+"""How a pipeline stands, read from the warehouse: nothing is computed and no model is loaded."""
+
+from typing import Any
+
+from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.release import read_releases
+from embedding_pipelines.warehouse import Shards, Warehouse
+
+
+def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
+    """Releases, rows of every step, rejected records, and files that differ from those last read."""
+    context = StepContext(spec, warehouse)
+    releases, files = read_releases(context.folder), known_files(context)
+    live = releases.get(releases.live)
+    return {
+        "pipeline": spec.name,
+        "status": "active" if live else "new",
+        "model": f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":"),
+        "schedule": spec.schedule,
+        "documents": _rows(context, context.folder.documents),
+        "chunks": _rows(context, context.folder.chunks),
+        "embeddings": _rows(context, context.folder.embeddings),
+        "rejected": sum(facts.rejected for facts in files.values()),
+        "rejected_table": str(context.folder.rejected),
+        "live_release": live.number if live else None,
+        "live_rows": live.rows if live else None,
+        "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
+        "kept_releases": [release.number for release in releases.releases],
+        "source": _source(context),
+    }
+
+
+def _rows(context: StepContext, shards: Shards) -> int:
+    return sum(made.rows for bucket in context.spec.bucket_names if (made := shards.manifest(bucket)))
+
+
+def _source(context: StepContext) -> str:
+    """Whether the files are those that were last read, in a few words."""
+    try:
+        listing = context.spec.source.files(context.warehouse.home)
+    except EmbeddingPipelinesError as error:
+        return str(error)
+    read = {name: (facts.size_bytes, facts.mtime_ns) for name, facts in known_files(context).items()}
+    found = {file.name: (file.size_bytes, file.mtime_ns) for file in listing}
+    new, gone = len(found.keys() - read.keys()), len(read.keys() - found.keys())
+    changed = sum(found[name] != read[name] for name in found.keys() & read.keys())
+    if not new and not gone and not changed:
+        return "up to date"
+    return f"{new} new, {changed} changed, {gone} deleted files since the last run"
