@@ -74,7 +74,9 @@ def validate(names: Names = None, as_json: AsJson = False) -> None:
         checked, problems = [find_pipeline(name, home).name for name in names], []
     else:
         if not pipeline_files(home):
-            raise ConfigError(f"There are no pipelines in {home / 'pipelines'}. `embedding-pipelines example` makes two.")
+            raise ConfigError(
+                f"There are no pipelines in {home / 'pipelines'}. `embedding-pipelines example` makes two."
+            )
         specs, broken = read_pipelines(home)
         checked, problems = list(specs), [str(error) for error in broken.values()]
 

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import sysconfig
 import unicodedata
@@ -26,10 +27,13 @@ from typing import Any
 from embedding_pipelines.errors import SourceError
 
 _PIPELINES = ("stdlib.yaml", "unicode.yaml")
-_LEFT_OUT = {"idlelib", "lib2to3", "pydoc_data", "turtledemo"}  # applications, grammars and generated text
+# Applications, grammars, generated text; distutils is deprecated and gone from Python 3.12 on.
+_LEFT_OUT = {"distutils", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
 _TESTS = {"test", "tests"}
 _NAMED = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _KINDS: dict[type, str] = {ast.Module: "module", ast.ClassDef: "class"}  # the rest are functions
+_MENTION = re.compile(r"\b(\w+)\(\)|\bthe (\w+) function\b")
+_SEEN_FUNCTIONS, _SEEN_PARAGRAPHS = 3, 2  # of the functions that a docstring refers to
 _NUMBERED = ("HANGUL SYLLABLE ", "TANGUT COMPONENT-")  # names made by rule, thousands of them
 # fmt: off
 _CATEGORIES = {  # Unicode's general categories that hold named characters
@@ -83,16 +87,36 @@ def documented(source: bytes, module: str) -> Iterator[dict[str, Any]]:
         warnings.simplefilter("ignore")  # old escapes in somebody else's source
         tree = ast.parse(source)
     seen: Counter[str] = Counter()
+    found: dict[str, tuple[Any, str]] = {}
     for name, node in _definitions(tree, module):
         if doc := (ast.get_docstring(node) or "").strip():
             seen[name] += 1
-            yield {
-                "name": name if seen[name] == 1 else f"{name}~{seen[name]}",
-                "kind": _KINDS.get(type(node), "function"),
-                "module": module,  # in full, as one imports it: "xml.dom.minidom"
-                "line": getattr(node, "lineno", 1),
-                "doc": doc,
-            }
+            found[name if seen[name] == 1 else f"{name}~{seen[name]}"] = node, doc
+    docs = {name: doc for name, (_, doc) in found.items()}
+    for name, (node, doc) in found.items():
+        summary, _, details = doc.partition("\n\n")
+        yield {
+            "name": name,
+            "kind": _KINDS.get(type(node), "function"),
+            "module": module,  # in full, as one imports it: "xml.dom.minidom"
+            "line": getattr(node, "lineno", 1),
+            "summary": summary,  # the docstring's first paragraph
+            "see": "\n".join(_see(name, doc, module, docs)),
+            "details": details.strip(),
+        }
+
+
+def _see(name: str, doc: str, module: str, docs: dict[str, str]) -> Iterator[str]:
+    """What the functions beside it do that a docstring refers to: "Metadata is copied with copystat()"
+    says little to a reader, or a model, who does not know that one.
+    """
+    mentioned = dict.fromkeys(group for match in _MENTION.finditer(doc) for group in match.groups() if group)
+    scopes = dict.fromkeys((name.rpartition(".")[0], module))
+    beside = [f"{scope}.{word}" for word in mentioned for scope in scopes]
+    known = [other for other in beside if other in docs and other != name]
+    for other in known[:_SEEN_FUNCTIONS]:
+        paragraphs = docs[other].split("\n\n")[:_SEEN_PARAGRAPHS]
+        yield f"{other.rpartition('.')[2]}: {' '.join(' '.join(paragraphs).split())}"
 
 
 def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:

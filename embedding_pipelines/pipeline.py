@@ -19,7 +19,10 @@ from embedding_pipelines.sources.base import Source
 from embedding_pipelines.stores.base import Store
 
 if TYPE_CHECKING:
-    AnySource, AnyProvider, AnyCompressor, AnyStore = Source, Provider, Compressor, Store
+    AnySource = Source
+    AnyProvider = Provider
+    AnyCompressor = Compressor
+    AnyStore = Store
 else:
     AnySource = choice_type("sources", Source)
     AnyProvider = choice_type("providers", Provider)

@@ -31,8 +31,7 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     """
     package = importlib.import_module(f"embedding_pipelines.{stage}")
     modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(package.__path__)
+        importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
     ]
     classes = [
         value
@@ -42,7 +41,7 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     ]
     entries = importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}")
     classes += [entry.load() for entry in entries]
-    return {_kind(cls): cls for cls in classes if isinstance(_kind(cls), str)}
+    return {kind: cls for cls in classes if (kind := _kind(cls)) is not None}
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:

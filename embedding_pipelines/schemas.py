@@ -50,9 +50,7 @@ REJECTED = pa.schema(
     ]
 )
 
-RESERVED = frozenset(
-    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "_distance", "score"}
-)
+RESERVED = frozenset({*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "_distance", "score"})
 
 # What a metadata column may be declared as in a pipeline file.
 METADATA_TYPES: dict[str, pa.DataType] = {

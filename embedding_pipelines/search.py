@@ -76,9 +76,7 @@ class Searcher:
         vector = checked(self.provider.embed([text], "query"), [text], self.provider.space)[0]
         return self._nearest(vector, self.provider.space, query, k, filter, started)
 
-    def search_vector(
-        self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
-    ) -> SearchResult:
+    def search_vector(self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None) -> SearchResult:
         """As `search`, for a query vector float32[d] that was made elsewhere, in `space`."""
         return self._nearest(np.asarray(vector, np.float32), space, "", k, filter, time.perf_counter())
 

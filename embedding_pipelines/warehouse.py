@@ -130,8 +130,7 @@ class PipelineFolder:
                 yield
         except Timeout as error:
             raise BusyError(
-                f"Pipeline {self.folder.name!r} is being run by another process. "
-                "Wait for it to end, then try again."
+                f"Pipeline {self.folder.name!r} is being run by another process. Wait for it to end, then try again."
             ) from error
 
     def fix_buckets(self, buckets: int) -> None:

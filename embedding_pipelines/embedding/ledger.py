@@ -37,9 +37,7 @@ class Ledger:
             # committed; a power cut may lose the last commits, which are then embedded again.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
-            )
+            self._database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
         except sqlite3.Error as error:
             raise StoreError(
                 f"The ledger {path} cannot be opened: {error}. If the file is damaged, move it away; "
@@ -70,9 +68,7 @@ class Ledger:
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            self._database.executemany(
-                "INSERT OR REPLACE INTO vectors VALUES (?, ?)", zip(keys, values, strict=True)
-            )
+            self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", zip(keys, values, strict=True))
         except BaseException:
             self._database.execute("ROLLBACK")
             raise

@@ -216,7 +216,13 @@ def _timed(report: StepReport, started: float) -> StepReport:
     return StepReport(report.step, report.changed, report.facts, report.bucket, time.perf_counter() - started)
 
 
-ROWS = {"documents": "documents", "chunks": "chunks", "embeddings": "vectors", "vector_store": "rows", "release": "rows"}
+ROWS = {
+    "documents": "documents",
+    "chunks": "chunks",
+    "embeddings": "vectors",
+    "vector_store": "rows",
+    "release": "rows",
+}
 
 
 def metadata(report: StepReport) -> dict[str, Any]:

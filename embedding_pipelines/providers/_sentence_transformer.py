@@ -116,9 +116,7 @@ def _batches(lengths: list[int]) -> list[list[int]]:
 def _cache_folder(weights: str) -> Path:
     from platformdirs import user_cache_path
 
-    return user_cache_path("embedding-pipelines") / (
-        f"{weights[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
-    )
+    return user_cache_path("embedding-pipelines") / (f"{weights[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}")
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -134,9 +132,7 @@ def _compile(path: Path) -> Any:
     import openvino
 
     # float32 on every machine: the space says so. The hint keeps processors with bfloat16 from using it.
-    return openvino.Core().compile_model(
-        path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(STREAMS)}
-    )
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(STREAMS)})
 
 
 def _convert(folder: Path, cache: Path) -> None:
@@ -149,9 +145,7 @@ def _convert(folder: Path, cache: Path) -> None:
         try:
             _save_graph(model, draft / "model.xml")
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            log.warning(
-                "%s: OpenVINO cannot convert this model, torch runs it instead: %s", folder.name, error
-            )
+            log.warning("%s: OpenVINO cannot convert this model, torch runs it instead: %s", folder.name, error)
             for half in draft.glob("model.*"):
                 half.unlink()
         facts = asdict(_facts(model, folder))
@@ -166,8 +160,9 @@ def _load_torch(folder: Path) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
     try:
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -197,7 +192,7 @@ def _save_graph(model: SentenceTransformer, path: Path) -> None:
 
 def _facts(model: SentenceTransformer, folder: Path) -> Facts:
     names = [type(module).__name__ for module in model]
-    pooling = next((module for module in model if type(module).__name__ == "Pooling"), None)
+    pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
     prompts = {role: text for role, text in (model.prompts or {}).items() if text}
     dimensions = model.get_embedding_dimension()
     if dimensions is None:

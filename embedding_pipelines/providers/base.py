@@ -62,9 +62,7 @@ def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
     """
     wanted = (len(inputs), space.dimensions)
     if vectors.shape != wanted:
-        raise ProviderError(
-            f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored."
-        )
+        raise ProviderError(f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored.")
     if not len(inputs):
         return vectors
     finite = np.isfinite(vectors).all(axis=1)

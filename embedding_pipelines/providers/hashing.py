@@ -58,7 +58,8 @@ class Hashing(Provider):
                 vectors[row] += _direction(word, self.dimensions)
             if not vectors[row].any():  # words that cancel out still need a direction
                 vectors[row] = _direction(text, self.dimensions)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -30,9 +30,7 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
     documents, shards = context.folder.documents, context.folder.chunks
     source = documents.manifest(bucket)
     if source is None:
-        raise StoreError(
-            f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first."
-        )
+        raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first.")
     settings = chunk_settings(context, provider)
     if shards.is_current(bucket, source.digest, settings):
         return StepReport("chunks", False, _facts(shards.manifest(bucket)), bucket)
@@ -53,9 +51,7 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
             counts.tokens += pc.sum(chosen["tokens"]).as_py() or 0
             yield chosen
         changed = (batch.filter(pc.invert(_mask(batch, kept))) for batch in documents.read(bucket))
-        yield from context.spec.preprocessing.process(
-            changed, provider.tokenizer(), provider.limits.max_tokens, counts
-        )
+        yield from context.spec.preprocessing.process(changed, provider.tokenizer(), provider.limits.max_tokens, counts)
         counts.documents += len(kept)
         facts.update(asdict(counts), reused_documents=len(kept))
 

@@ -52,8 +52,8 @@ def load_codec(context: StepContext, space: Space) -> CodecChain:
 
 
 def codec_path(context: StepContext, space: Space) -> Path:
-    parts = [*context.spec.compression, str(context.spec.seed), space.id]
-    return context.folder.codecs / f"{fingerprint(*parts)[:16]}.npz"
+    fitted_for = fingerprint(*context.spec.compression, str(context.spec.seed), space.id)
+    return context.folder.codecs / f"{fitted_for[:16]}.npz"
 
 
 def _sample(context: StepContext, dimensions: int) -> Vectors:

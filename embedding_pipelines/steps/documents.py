@@ -53,9 +53,7 @@ def write_documents(context: StepContext) -> StepReport:
     listing = spec.source.files(context.warehouse.home)
     known = known_files(context)
     unchanged = {file.name for file in listing if _same(file, known.get(file.name))}
-    if len(unchanged) == len(listing) == len(known) and all(
-        map(folder.documents.manifest, spec.bucket_names)
-    ):
+    if len(unchanged) == len(listing) == len(known) and all(map(folder.documents.manifest, spec.bucket_names)):
         return StepReport("documents", False, _facts(known, changed_files=0))
 
     changed = [file for file in listing if file.name not in unchanged]
@@ -110,11 +108,7 @@ def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
         "changed_files": changed_files,
         "source_bytes": sum(entry.size_bytes for entry in facts),
         **({"other_encodings": ", ".join(others)} if others else {}),
-        **(
-            {"notes": [note for entry in facts for note in entry.notes]}
-            if any(e.notes for e in facts)
-            else {}
-        ),
+        **({"notes": [note for entry in facts for note in entry.notes]} if any(e.notes for e in facts) else {}),
     }
 
 
@@ -135,9 +129,7 @@ def _read_file(context: StepContext, file: SourceFile, spill: "_Spill") -> FileF
     return facts
 
 
-def _write_bucket(
-    context: StepContext, bucket: str, spill: "_Spill", unchanged: set[str], settings: str
-) -> bool:
+def _write_bucket(context: StepContext, bucket: str, spill: "_Spill", unchanged: set[str], settings: str) -> bool:
     """Write one bucket if it lost or gained rows; whether it did."""
     shards = context.folder.documents
     before = shards.read_columns(bucket, ["document_id", "source_file", "source_row"])
@@ -208,9 +200,7 @@ def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts
     ]
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
-        f"({context.spec.source.max_rejected}) allows. The first:\n"
-        + "\n".join(shown)
-        + f"\nAll are in {path}. "
+        f"({context.spec.source.max_rejected}) allows. The first:\n" + "\n".join(shown) + f"\nAll are in {path}. "
         "Mend the source or raise source.max_rejected; the previous documents stay in force."
     )
 
@@ -244,9 +234,7 @@ class _Spill:
         digests = [document_digest(text, row) for text, row in zip(texts, metadata, strict=True)]
         schema = batch.schema.append(pa.field("document_digest", DIGEST))
         batch = pa.RecordBatch.from_arrays([*batch.columns, pa.array(digests, DIGEST)], schema=schema)
-        numbers = pa.array(
-            [bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16()
-        )
+        numbers = pa.array([bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16())
         for number in pc.unique(numbers).to_pylist():
             self._write(names[number], batch.filter(pc.equal(numbers, number)))
 

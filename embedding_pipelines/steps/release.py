@@ -68,11 +68,7 @@ def release(context: StepContext, space: Space) -> StepReport:
     Raises ReleaseError unless just this version passed every check.
     """
     state, verified = table_state(context), read_json(context.folder.verified)
-    if (
-        state is None
-        or not verified
-        or (verified["table"], verified["version"]) != (state.table, state.version)
-    ):
+    if state is None or not verified or (verified["table"], verified["version"]) != (state.table, state.version):
         raise ReleaseError(
             f"Pipeline {context.spec.name!r}: the newest table version was not checked. "
             "Materialize 'vector_store' with its checks first."
@@ -122,18 +118,14 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
             kept = ", ".join(str(entry.number) for entry in releases.releases)
             which = f"no release {to}" if to is not None else f"no release before {current.number}"
             raise ReleaseError(f"Pipeline {name!r} has {which} to go back to; kept are: {kept}.")
-        write_json(
-            folder.releases, releases.model_copy(update={"live": target.number}).model_dump(mode="json")
-        )
+        write_json(folder.releases, releases.model_copy(update={"live": target.number}).model_dump(mode="json"))
     return current, target
 
 
 def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
     """Tag the versions of kept releases before the pointer moves."""
     for name in {entry.table for entry in releases.releases} | {newest}:
-        versions = {
-            f"release-{entry.number}": entry.version for entry in releases.releases if entry.table == name
-        }
+        versions = {f"release-{entry.number}": entry.version for entry in releases.releases if entry.table == name}
         context.spec.store.table(context.warehouse.tables, name).keep(versions)
 
 

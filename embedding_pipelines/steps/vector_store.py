@@ -131,9 +131,7 @@ def _difference(context: StepContext, table: Table, stale: list[str]) -> Differe
             for batch in table.scan(columns, bucket):
                 pairs = zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
                 stored.update(pairs)
-        difference.add[bucket] = [
-            stored.get(name) != content for name, content in zip(ids, digests, strict=True)
-        ]
+        difference.add[bucket] = [stored.get(name) != content for name, content in zip(ids, digests, strict=True)]
         target = dict(zip(ids, digests, strict=True))
         difference.remove += [name for name, content in stored.items() if target.get(name) != content]
     return difference

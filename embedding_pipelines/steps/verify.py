@@ -78,7 +78,7 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
         "table_rows": table.rows(),
         "buckets_behind_their_documents": sum(_behind(context, bucket) for bucket in names),
     }
-    ids = set()
+    ids: set[str] = set()
     doubled = 0
     documents_in_table: set[str] = set()
     for bucket in names:
@@ -152,16 +152,12 @@ def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, tab
         "codec": codec.dimensions,
         "table": width,
     }
-    return Check(
-        "dimensions_match", passed, f"model {space.dimensions}, table {width} ({codec.dtype})", facts
-    )
+    return Check("dimensions_match", passed, f"model {space.dimensions}, table {width} ({codec.dtype})", facts)
 
 
 def _space_is_one(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
     buckets = {
-        made.settings
-        for bucket in context.spec.bucket_names
-        if (made := context.folder.embeddings.manifest(bucket))
+        made.settings for bucket in context.spec.bucket_names if (made := context.folder.embeddings.manifest(bucket))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
     wanted = stored_space(space, codec).id

@@ -50,9 +50,7 @@ class Table(ABC):
         """Some columns of all rows, or of one bucket's."""
 
     @abstractmethod
-    def search(
-        self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int
-    ) -> pa.Table:
+    def search(self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `filter` is an SQL condition on the metadata columns. Raises StoreError if it is wrong.

@@ -94,18 +94,12 @@ class LanceTable(Table):
             query = query.where(f"bucket = {_quoted(bucket)}")
         yield from query.to_batches()
 
-    def search(
-        self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int
-    ) -> pa.Table:
+    def search(self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int) -> pa.Table:
         table = self._open(version)
         columns = [name for name in table.schema.names if name != VECTOR]
+        nearest: Any = table.search(vector, vector_column_name=VECTOR)  # its static type depends on `vector`
         query = (
-            table.search(vector, vector_column_name=VECTOR)
-            .distance_type(metric)
-            .nprobes(PROBES)
-            .refine_factor(REFINE)
-            .select([*columns, "_distance"])
-            .limit(k)
+            nearest.distance_type(metric).nprobes(PROBES).refine_factor(REFINE).select([*columns, "_distance"]).limit(k)
         )
         if filter:
             query = query.where(filter, prefilter=True)
@@ -117,9 +111,7 @@ class LanceTable(Table):
                     f"The filter {filter!r} cannot be used: {_short(error)} "
                     f"Write a SQL condition on {', '.join(columns)}, e.g. \"{columns[-1]} = 'x'\"."
                 ) from error
-            raise StoreError(
-                f"Table {self.name!r} version {version} cannot be searched: {_short(error)}"
-            ) from error
+            raise StoreError(f"Table {self.name!r} version {version} cannot be searched: {_short(error)}") from error
 
     def keep(self, versions: Mapping[str, int]) -> None:
         tags = self._open().tags
@@ -148,7 +140,7 @@ class LanceTable(Table):
     def _open(self, version: int | None = None) -> Lance:
         """A handle of its own: checking out a version must not move another reader."""
         try:
-            table = _connect(self.folder).open_table(self.name)
+            table: Lance = _connect(self.folder).open_table(self.name)
             if version is not None:
                 table.checkout(version)
         except (ValueError, OSError, RuntimeError) as error:

@@ -1,0 +1,62 @@
+"""Principal components keep the cosine's own origin, and say how much they keep."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_pipelines.compression.base import unit
+from embedding_pipelines.compression.pca import Pca
+from embedding_pipelines.compression.truncate import Truncate
+from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines_tests.compression.contract import check_compressor, clustered, overlap
+
+
+def test_pca_keeps_the_contract_and_the_neighbours(tmp_path: Path) -> None:
+    codec = check_compressor(Pca(dimensions=28), tmp_path, cosine_floor=0.995, overlap_floor=0.95)
+    assert 0.98 < codec.facts()["kept_energy"] <= 1
+
+
+def test_pca_to_all_dimensions_is_a_rotation_that_loses_nothing() -> None:
+    vectors = clustered(200, 48)
+    codec = Pca(dimensions=48).fit(vectors, seed=0)
+    assert codec.decode(codec.encode(vectors)) == pytest.approx(vectors, abs=1e-5)
+    assert codec.facts()["kept_energy"] == pytest.approx(1)
+
+
+def test_the_mean_is_not_subtracted() -> None:
+    """A strong common direction is the first one kept, so cosines between vectors stay what they were."""
+    vectors = unit(clustered(300, 32, rank=8) + np.float32(3) * clustered(1, 32, seed=9))
+    codes = Pca(dimensions=10).fit(vectors, seed=0).encode(vectors)
+    assert codes @ codes.T == pytest.approx(vectors @ vectors.T, abs=0.01)
+
+
+def test_pca_keeps_more_neighbours_than_a_prefix_of_the_same_size() -> None:
+    vectors = clustered(300, 96)
+    fitted = Pca(dimensions=16).fit(vectors, seed=0)
+    prefix = Truncate(dimensions=16).fit(vectors, seed=0)
+    assert overlap(fitted, vectors) > overlap(prefix, vectors) + 0.03
+
+
+def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
+    directions = Pca(dimensions=12).fit(clustered(100, 32), seed=0).arrays()["directions"]
+    peaks = np.abs(directions).argmax(axis=1)
+    assert (directions[np.arange(12), peaks] > 0).all()
+    assert directions @ directions.T == pytest.approx(np.eye(12), abs=1e-5)
+
+
+def test_long_vectors_count_no_more_than_short_ones() -> None:
+    vectors = clustered(100, 32)
+    lengths = np.linspace(0.1, 50, 100, dtype=np.float32)[:, None]
+    plain, scaled = (Pca(dimensions=8).fit(each, seed=0) for each in (vectors, vectors * lengths))
+    assert scaled.directions == pytest.approx(plain.directions, abs=1e-3)
+
+
+def test_too_few_rows_are_refused_with_what_to_do() -> None:
+    with pytest.raises(CompressionError, match=r"20 vectors cannot give 28 .* to 20 or less"):
+        Pca(dimensions=28).fit(clustered(20, 96), seed=0)
+
+
+def test_more_dimensions_than_there_are_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match=r"compression.pca: 512 .* 384 or less"):
+        Pca(dimensions=512).check(384)
