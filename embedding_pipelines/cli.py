@@ -1,245 +1,283 @@
-"""The command line: parse, call the core, print. `--json` on every command; exit code 1 and one readable
-error for what a user can get wrong, 2 for a wrong command."""
+"""The command line: parse, call the core, print. `--json` on every command.
+
+Exit code 0: done; 1: something a user can mend, said in one readable error; 2: a wrong command; 130: Ctrl-C.
+Results go to stdout, errors to stderr; with `--json` an error is `{"error": …}` on stdout.
+"""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from embedding_pipelines import __version__
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.home import HOME_VARIABLE, pipelines_folder
 from embedding_pipelines.home import home as home_folder
 
+if TYPE_CHECKING:
+    from embedding_pipelines.pipeline import PipelineSpec
+
 app = typer.Typer(
-    help="Keep a published, measured, searchable vector store true to changing data.",
+    help="Keep a released, checked, searchable vector store true to changing data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out, err = Console(), Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Name = Annotated[str, typer.Argument(help="The pipeline: its file's name without the ending.")]
-Names = Annotated[list[str] | None, typer.Argument(help="Pipelines by name; all of them if none is named.")]
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its file's name without the ending.")]
+Names = Annotated[
+    list[str] | None, typer.Argument(metavar="PIPELINE", help="Pipelines by name; all of them if none is named.")
+]
 
 
 @app.callback()
 def _options(
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder with pipelines/ and data/ (default: $EMBEDDING_PIPELINES_HOME, else here)."),
+        typer.Option(
+            metavar="FOLDER", help="Where pipelines/ and data/ are (default: $EMBEDDING_PIPELINES_HOME, else here)."
+        ),
     ] = None,
 ) -> None:
     if home is not None:
-        import os
-
-        if not home.is_dir():
-            raise ConfigError(f"--home {str(home)!r}: there is no such folder.")
-        os.environ["EMBEDDING_PIPELINES_HOME"] = str(home.resolve())
+        os.environ[HOME_VARIABLE] = str(home.expanduser().resolve())
+    if not home_folder().is_dir():
+        where = "--home" if home is not None else HOME_VARIABLE
+        raise ConfigError(f"{where}: there is no folder {str(home_folder())!r}.")
 
 
 @app.command()
 def version(as_json: AsJson = False) -> None:
     """Print the version."""
-    _print({"version": __version__}, as_json, lambda value: out.print(value["version"], highlight=False))
+    _emit({"version": __version__}, as_json, lambda: print(__version__))
 
 
 @app.command()
 def example(as_json: AsJson = False) -> None:
-    """Write two example pipelines, and their data from this machine's own Python."""
+    """Write two example pipelines and their data.
+
+    The data is made from this machine's own Python: its docstrings, and Unicode's characters.
+    """
     from embedding_pipelines.examples import write_examples
+    from embedding_pipelines.terminal import counted
 
-    written = [{"file": str(entry.path), "rows": entry.rows} for entry in write_examples(home_folder())]
+    home = home_folder()
+    written = write_examples(home)
+    files = [{"file": str(entry.path), "rows": entry.rows, "changed": entry.changed} for entry in written]
 
-    def show(rows: list[dict[str, Any]]) -> None:
-        total = sum(row["rows"] or 0 for row in rows)
-        out.print(f"{len(rows)} files, {total:,} rows below {home_folder()}", highlight=False, soft_wrap=True)
+    def show() -> None:
+        data = [entry.rows for entry in written if entry.rows]
+        print(f"{counted(sum(data), 'row')} in {counted(len(data), 'file')} below {home / 'data'}")
+        print(f"pipelines stdlib and unicode in {pipelines_folder(home)}. Next: embedding-pipelines run")
 
-    _print(written, as_json, show)
+    _emit(files, as_json, show)
 
 
 @app.command()
 def validate(names: Names = None, as_json: AsJson = False) -> None:
-    """Check pipeline files: every mistake at once, with its line."""
-    from embedding_pipelines.pipeline_files import find_pipeline, pipeline_files, read_pipelines
+    """Check pipeline files: every mistake, with its line."""
+    specs, problems = _specs(names)
 
-    home = home_folder()
-    if names:
-        checked, problems = [find_pipeline(name, home).name for name in names], []
-    else:
-        if not pipeline_files(home):
-            raise ConfigError(
-                f"There are no pipelines in {home / 'pipelines'}. `embedding-pipelines example` makes two."
-            )
-        specs, broken = read_pipelines(home)
-        checked, problems = list(specs), [str(error) for error in broken.values()]
+    def show() -> None:
+        for spec in specs:
+            print(f"{spec.name}: valid")
+        _complain(problems)
 
-    def show(value: dict[str, Any]) -> None:
-        for name in value["valid"]:
-            out.print(f"{name}: valid", highlight=False)
-        for problem in value["problems"]:
-            err.print(f"error: {escape(problem)}", style="red", highlight=False, soft_wrap=True)
-
-    _print({"valid": checked, "problems": problems}, as_json, show)
+    _emit({"valid": [spec.name for spec in specs], "problems": problems}, as_json, show)
     if problems:
         raise typer.Exit(1)
 
 
 @app.command()
 def run(names: Names = None, as_json: AsJson = False) -> None:
-    """Bring pipelines up to date: read what changed, embed what is new, check, release."""
-    from embedding_pipelines.orchestration.launch import run_pipeline
-    from embedding_pipelines.terminal import TerminalProgress
+    """Read what changed, embed what is new, check, release.
 
-    home = home_folder()
-    specs = _specs(names, home)
+    It may be stopped at any time: what was embedded is kept, and the next run goes on from there.
+    """
+    specs, problems = _specs(names)
+    if problems:
+        raise ConfigError("\n".join(problems))
     results = []
     for spec in specs:
-        console = Console(quiet=True) if as_json else out
-        with TerminalProgress(console, spec.name) as progress:
-            outcome = run_pipeline(home, spec, progress)
-        steps = [
-            {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
-            for report in progress.reports
-        ]
-        results.append({"pipeline": spec.name, "run_id": outcome.run_id, "error": outcome.problem, "steps": steps})
-        if outcome.problem and not as_json:
-            err.print(f"error: {spec.name}: {escape(outcome.problem)}", style="red", highlight=False, soft_wrap=True)
-    if as_json:
-        _print(results, as_json, lambda _: None)
+        try:
+            results.append(_run_one(spec, quiet=as_json))
+        except KeyboardInterrupt:
+            print("Stopped. What was embedded is kept: the same command goes on from there.", file=sys.stderr)
+            raise typer.Exit(130) from None
+        if results[-1]["error"] and not as_json:
+            _complain([f"{spec.name}: {results[-1]['error']}"])
+    _emit(results, as_json, lambda: None)
     if any(result["error"] for result in results):
         raise typer.Exit(1)
 
 
+def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
+    from embedding_pipelines.orchestration.launch import run_pipeline
+    from embedding_pipelines.terminal import TerminalProgress, make_console
+
+    with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
+        outcome = run_pipeline(home_folder(), spec, progress)
+    steps = [
+        {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
+        for report in progress.reports
+    ]
+    return {"pipeline": spec.name, "run_id": outcome.run_id, "error": outcome.problem or None, "steps": steps}
+
+
 @app.command()
 def status(names: Names = None, as_json: AsJson = False) -> None:
-    """Show how pipelines stand: rows of every step, releases, what changed in the source."""
+    """Show rows, releases and changed files of pipelines."""
     from embedding_pipelines.status import pipeline_status
-    from embedding_pipelines.terminal import table
+    from embedding_pipelines.terminal import make_console, print_facts
     from embedding_pipelines.warehouse import Warehouse
 
-    home = home_folder()
-    found = [pipeline_status(spec, Warehouse(home)) for spec in _specs(names, home)]
+    specs, problems = _specs(names)
+    found = [pipeline_status(spec, Warehouse(home_folder())) for spec in specs]
 
-    def show(rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            pairs = [{"": name, " ": value} for name, value in row.items()]
-            shown = table("", pairs)
-            shown.show_header = False
-            out.print(shown)
-            out.print()
+    def show() -> None:
+        for number, row in enumerate(found):
+            left_out = {"pipeline"} if row["rejected"] else {"pipeline", "rejected_table"}
+            if number:
+                print()
+            facts = {name: value for name, value in row.items() if name not in left_out}
+            print_facts(make_console(), row["pipeline"], facts)
+        _complain(problems)
 
-    _print(found, as_json, show)
+    _emit({"pipelines": found, "problems": problems}, as_json, show)
+    if problems:
+        raise typer.Exit(1)
 
 
 @app.command("list")
 def list_pipelines(as_json: AsJson = False) -> None:
-    """List the pipelines, broken files included."""
+    """List the pipelines, broken ones included."""
     from embedding_pipelines.pipeline_files import read_pipelines
     from embedding_pipelines.status import pipeline_status
-    from embedding_pipelines.terminal import table
+    from embedding_pipelines.terminal import make_console, print_table
     from embedding_pipelines.warehouse import Warehouse
 
-    home = home_folder()
-    specs, broken = read_pipelines(home)
-    columns = ("pipeline", "status", "documents", "live_release", "model", "schedule")
-    found = [pipeline_status(spec, Warehouse(home)) for spec in specs.values()]
-    rows = [{name: row[name] for name in columns} for row in found]
-    rows += [{**dict.fromkeys(columns), "pipeline": path.stem, "status": "broken"} for path in broken]
-    empty = f"There are no pipelines in {home / 'pipelines'}. `embedding-pipelines example` makes two."
-    _print(rows, as_json, lambda value: out.print(table("", value) if value else empty))
+    specs, broken = read_pipelines(home_folder())
+    columns = ("pipeline", "status", "documents", "live_release", "schedule", "model")
+    found = [pipeline_status(spec, Warehouse(home_folder())) for spec in specs.values()]
+    rows = [{name: row[name] for name in columns} | {"problem": None} for row in found]
+    for path, error in broken.items():
+        rows.append(dict.fromkeys(columns) | {"pipeline": path.stem, "status": "broken", "problem": str(error)})
+    rows.sort(key=lambda row: row["pipeline"])
+
+    def show() -> None:
+        if rows:
+            print_table(make_console(), [{name: row[name] for name in columns} for row in rows])
+        else:
+            print(_no_pipelines())
+        if broken:
+            print("What is broken says: embedding-pipelines validate", file=sys.stderr)
+
+    _emit(rows, as_json, show)
 
 
 @app.command()
 def search(
     name: Name,
-    query: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int, typer.Option("-k", help="How many hits.")] = 10,
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")],
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
     filter: Annotated[
-        str | None, typer.Option(help="SQL condition on metadata columns, e.g. \"module = 'shutil'\".")
+        str | None, typer.Option(metavar="SQL", help="Condition on metadata, e.g. \"module = 'shutil'\".")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the live release of a pipeline."""
-    from embedding_pipelines.pipeline_files import find_pipeline
     from embedding_pipelines.search import search as run_search
-    from embedding_pipelines.terminal import print_hits
-    from embedding_pipelines.warehouse import Warehouse
+    from embedding_pipelines.terminal import make_console, print_hits
 
-    home = home_folder()
-    if not Warehouse(home).pipeline(name).releases.exists():
-        find_pipeline(name, home)  # a name that nobody knows gets the better error
-    result = run_search(home, name, query, k, filter)
-    if as_json:
-        _print(result.model_dump(mode="json"), as_json, lambda _: None)
-    else:
-        print_hits(out, result)
+    _refuse_unknown(name)
+    result = run_search(home_folder(), name, query, k, filter)
+    _emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
 
 
 @app.command()
 def rollback(
     name: Name,
-    to: Annotated[int | None, typer.Option(help="Release to go back to (default: the one before).")] = None,
+    to: Annotated[int | None, typer.Option(metavar="NUMBER", help="Which release; else the one before.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make an earlier release live again; the next release moves on from there."""
-    from embedding_pipelines.pipeline_files import find_pipeline
+    """Make an earlier release live again."""
     from embedding_pipelines.steps.release import rollback as go_back
+    from embedding_pipelines.terminal import counted
     from embedding_pipelines.warehouse import Warehouse
 
-    home = home_folder()
-    folder = Warehouse(home).pipeline(name)
-    if not folder.releases.exists():
-        find_pipeline(name, home)
-    before, now = go_back(folder, to)
-    _print(
-        {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows},
-        as_json,
-        lambda value: out.print(
-            f"{name}: live release {value['from']} -> {value['live']} ({value['rows']:,} rows)", highlight=False
-        ),
-    )
+    _refuse_unknown(name)
+    before, now = go_back(Warehouse(home_folder()).pipeline(name), to)
+    value = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
+    sentence = f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})"
+    _emit(value, as_json, lambda: print(sentence))
 
 
-def _specs(names: list[str] | None, home: Path) -> list[Any]:
-    """The named pipelines, or all there are; ConfigError if one is unknown or broken."""
+def _specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[str]]:
+    """The named pipelines, or all there are, and what is wrong with the others; ConfigError if there is none."""
     from embedding_pipelines.pipeline_files import find_pipeline, read_pipelines
 
-    if names:
-        return [find_pipeline(name, home) for name in dict.fromkeys(names)]
-    specs, broken = read_pipelines(home)
-    if broken:
-        raise ConfigError("\n".join(str(error) for error in broken.values()))
-    if not specs:
-        raise ConfigError(f"There are no pipelines in {home / 'pipelines'}. `embedding-pipelines example` makes two.")
-    return list(specs.values())
+    if not names:
+        specs, broken = read_pipelines(home_folder())
+        if not specs and not broken:
+            raise ConfigError(_no_pipelines())
+        return list(specs.values()), [str(error) for error in broken.values()]
+    found, problems = [], []
+    for name in dict.fromkeys(names):
+        try:
+            found.append(find_pipeline(name, home_folder()))
+        except ConfigError as error:
+            problems.append(str(error))
+    return found, problems
 
 
-def _print(value: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+def _refuse_unknown(name: str) -> None:
+    """ConfigError for a name that nobody knows. What was released once needs no pipeline file any more."""
+    from embedding_pipelines.pipeline_files import find_pipeline
+    from embedding_pipelines.warehouse import Warehouse
+
+    if not Warehouse(home_folder()).pipeline(name).releases.exists():
+        find_pipeline(name, home_folder())
+
+
+def _no_pipelines() -> str:
+    return f"There are no pipelines in {pipelines_folder(home_folder())}. `embedding-pipelines example` makes two."
+
+
+def _emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
     if as_json:
         print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
     else:
-        show(value)
+        show()
+
+
+def _complain(problems: list[str]) -> None:
+    from embedding_pipelines.terminal import make_console
+
+    for problem in problems:
+        make_console(stderr=True).print(f"error: {problem}", style="red", soft_wrap=True)
+
+
+def _fail(problem: str) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": problem}, ensure_ascii=False))
+    else:
+        _complain([problem])
+    sys.exit(1)
 
 
 def main() -> None:
     """The console script: errors a user can mend become one sentence and exit code 1."""
     try:
-        app()
+        app(prog_name="embedding-pipelines")
     except EmbeddingPipelinesError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(error)}, ensure_ascii=False))
-        else:
-            err.print(f"error: {escape(str(error))}", style="red", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; what was embedded is kept, run the same command to go on", highlight=False)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
+        _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}.")

@@ -33,6 +33,7 @@ MAX_BUCKETS = 256  # a partitioned run costs about 32 ms of events per bucket: 2
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group and asset key, and a folder
 CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
 CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
+CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster takes
 
 
@@ -50,7 +51,8 @@ def _model(value: Any) -> Any:
     return value
 
 
-def _store(value: Any) -> Any:
+def _of_kind(value: Any) -> Any:
+    """`int8` is the same as `{kind: int8}`."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -66,8 +68,8 @@ class PipelineSpec(BaseModel):
     preprocessing: Preprocessing = Preprocessing()
     model: Annotated[AnyProvider, BeforeValidator(_model)]
     output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
-    compression: tuple[AnyCompressor, ...] = ()
-    store: Annotated[AnyStore, BeforeValidator(_store)] = Field({"kind": "lancedb"}, validate_default=True)
+    compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
+    store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field({"kind": "lancedb"}, validate_default=True)
     schedule: str | None = None
     buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
     seed: int = 0  # of the sample that a codec is fitted on
@@ -101,8 +103,10 @@ class PipelineSpec(BaseModel):
     @field_validator("schedule")
     @classmethod
     def _readable_schedule(cls, schedule: str | None) -> str | None:
-        if schedule is not None and not CRON.fullmatch(schedule.strip()):
-            raise ValueError(f"{schedule!r} is no cron schedule: five fields such as '0 2 * * *'")
+        if schedule is not None and not (CRON.fullmatch(schedule.strip()) and _is_in_range(schedule.strip())):
+            raise ValueError(
+                f"{schedule!r} is no cron schedule: minute, hour, day, month and weekday such as '0 2 * * *', or @daily"
+            )
         return schedule
 
     @field_validator("owners")
@@ -129,6 +133,18 @@ def fingerprint(*parts: BaseModel | str | None) -> str:
 def bucket_of(document_id: str, buckets: int) -> int:
     """The bucket of a document, stable for ever: its id alone decides."""
     return int.from_bytes(digest(document_id.encode())[:8], "little") % buckets
+
+
+def _is_in_range(schedule: str) -> bool:
+    """Whether the numbers of a cron schedule's fields can be minutes, hours and so on; steps are above 0."""
+    if schedule.startswith("@"):
+        return True
+    for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=True):
+        numbers = [int(number) for number in re.findall(r"(?<![/\d])\d+", field)]
+        steps = [int(number) for number in re.findall(r"(?<=/)\d+", field)]
+        if not all(low <= number <= high for number in numbers) or not all(steps):
+            return False
+    return True
 
 
 def _kind_of(path: str) -> str:

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from embedding_pipelines.errors import ConfigError
+
 
 class Choice(BaseModel):
     """Base of everything a user chooses in a pipeline file: frozen, unknown keys refused."""
@@ -39,9 +41,16 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
     ]
-    entries = importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}")
-    classes += [entry.load() for entry in entries]
-    return {kind: cls for cls in classes if (kind := _kind(cls)) is not None}
+    for entry in importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}"):
+        classes.append(_loaded(entry, base))
+    found: dict[str, type[Choice]] = {}
+    for cls in classes:
+        kind = _kind(cls)
+        if kind in found:
+            raise ConfigError(f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one.")
+        if kind is not None:
+            found[kind] = cls
+    return found
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
@@ -54,6 +63,17 @@ def choice_type(stage: str, base: type[Choice]) -> Any:
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
     """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if wrong."""
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
+
+
+def _loaded(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Choice]:
+    where = f"The entry point {entry.name!r} ({entry.value}) of another package"
+    try:
+        cls = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where} cannot be loaded: {error}. Mend or uninstall that package.") from error
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{where} is no {base.__name__}. Mend or uninstall that package.")
+    return cls
 
 
 def _kind(cls: type[Choice]) -> str | None:

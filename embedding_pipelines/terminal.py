@@ -1,19 +1,61 @@
-"""What the command line shows: progress, tables and search results. Bars on a terminal, plain lines in a pipe."""
+"""What the command line shows: progress, tables and search results.
 
+Bars and short lines on a terminal; in a pipe plain lines, nothing cut and nothing coloured. What stands in a
+user's data is shown as it is: no markup, no emoji codes, no control characters.
+"""
+
+import textwrap
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.search import SearchResult
+
+if TYPE_CHECKING:
+    from embedding_pipelines.search import SearchResult
 
 PLAIN_SECONDS = 10.0  # between two lines of progress in a pipe
-SHOWN_CHARACTERS = 160  # of a hit's text
+WIDE_COLUMNS = 80  # of a terminal that has room for times beside a bar
+EXCERPT_LINES = 2  # of a hit's text on a terminal
+EXCERPT_INDENT = " " * 11
+
+# What a step did, in a line; in the order of the steps.
+SENTENCES = {
+    "documents": "{documents} from {files}, {rejected:,} rejected",
+    "chunks": "{chunks}, {tokens}, {empty}",
+    "embeddings": "{vectors}: {embedded} embedded, {from_ledger:,} from the ledger",
+    "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
+    "vector_store": "{rows}: {added:,} added, {removed:,} removed",
+    "release": "release {release}, live: {live}",
+}
+COUNTED = {  # facts that are spoken with their noun
+    "documents": "document",
+    "files": "file",
+    "chunks": "chunk",
+    "tokens": "token",
+    "empty": "empty document",
+    "vectors": "vector",
+    "embedded": "text",
+    "bytes_per_vector": "byte",
+    "rows": "row",
+}
+
+
+def make_console(**options: Any) -> Console:
+    """A console that prints text as it is: markup, emoji codes and highlighting are off."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 class TerminalProgress:
@@ -22,19 +64,14 @@ class TerminalProgress:
     def __init__(self, console: Console, pipeline: str) -> None:
         self.reports: list[StepReport] = []
         self._console, self._pipeline = console, pipeline
-        self._tasks: dict[str, TaskID] = {}
+        self._drawn = console.is_terminal and not console.is_dumb_terminal
+        self._step, self._task = "", TaskID(0)
         self._last = time.monotonic()
-        columns = (
-            TextColumn("{task.description:<13}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[amount]:>24}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bars = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bars = Progress(*_columns(console.width), console=console, disable=not self._drawn, transient=True)
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
+        self._show(next(iter(SENTENCES)))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -42,70 +79,106 @@ class TerminalProgress:
 
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
         amount = f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"
-        if not self._console.is_terminal:
-            if time.monotonic() - self._last >= PLAIN_SECONDS:
-                self._last = time.monotonic()
-                self._console.print(f"{self._pipeline} {step}: {amount}", highlight=False, soft_wrap=True)
-            return
-        if step not in self._tasks:
-            self._tasks[step] = self._bars.add_task(step, total=total, amount=amount)
-        self._bars.update(self._tasks[step], completed=done, total=total, amount=amount)
+        if self._drawn:
+            self._show(step)
+            self._bars.update(self._task, completed=done, total=total, amount=amount)
+        elif time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(f"{self._pipeline} {step}: {amount}", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        self._bars.console.print(f"note: {escape(text)}", style="yellow", soft_wrap=True)
+        self._bars.console.print(f"{self._pipeline} note: {printable(text)}", style="yellow", soft_wrap=True)
 
     def finish(self, report: StepReport) -> None:
         self.reports.append(report)
-        if report.step in self._tasks:
-            self._bars.remove_task(self._tasks.pop(report.step))
-        line = f"{self._pipeline} {report.step:<12} {_sentence(report)}"
-        self._bars.console.print(escape(line), highlight=False, soft_wrap=True)
+        line = f"{self._pipeline} {report.step:<12} {sentence(report)}"
+        self._bars.console.print(line, soft_wrap=True)
+        following = list(SENTENCES)[list(SENTENCES).index(report.step) + 1 :]
+        self._show(following[0] if following else "")
+
+    def _show(self, step: str) -> None:
+        """One bar, of the step at work; it moves to and fro until the step says how far it is."""
+        if not self._drawn or step == self._step:
+            return
+        if self._step:
+            self._bars.remove_task(self._task)
+        if step:
+            self._task = self._bars.add_task(step, total=None, amount="")
+        self._step = step
 
 
-def _sentence(report: StepReport) -> str:
+def _columns(width: int) -> list[ProgressColumn]:
+    name, amount = TextColumn("{task.description:<12}"), TextColumn("{task.fields[amount]:>26}")
+    if width < WIDE_COLUMNS:
+        return [name, BarColumn(10), amount]
+    return [name, BarColumn(20), amount, TimeElapsedColumn(), TimeRemainingColumn()]
+
+
+def sentence(report: StepReport) -> str:
     """What a step did, in a line."""
-    facts = report.facts
-    spoken = {
-        "documents": "{documents:,} documents from {files:,} files, {rejected:,} records rejected",
-        "chunks": "{chunks:,} chunks, {tokens:,} tokens, {empty:,} empty documents",
-        "embeddings": "{vectors:,} vectors: {embedded:,} texts embedded, {from_ledger:,} from the ledger",
-        "codec": "{dimensions} x {dtype}, {bytes_per_vector:,} bytes a vector",
-        "vector_store": "{rows:,} rows: {added:,} added, {removed:,} removed",
-        "release": "release {release}, live: {live}",
-    }[report.step].format(**facts)
+    facts = {name: counted(value, COUNTED[name]) if name in COUNTED else value for name, value in report.facts.items()}
+    spoken = SENTENCES[report.step].format(**facts)
     if report.step == "embeddings" and facts.get("tokens_per_second"):
         spoken += f" at {facts['tokens_per_second']:,} tokens/s"
     return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"
 
 
-def table(title: str, rows: Iterable[Mapping[str, Any]]) -> Table:
-    """Rows with equal keys as a table with a heading each."""
-    rows = list(rows)
-    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(rows[0] if rows else ()):
-        shown.add_column(name, overflow="fold", justify="left" if number == 0 else "default")
-    for row in rows:
-        shown.add_row(*(escape(_cell(value)) for value in row.values()))
-    return shown
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def print_hits(console: Console, result: SearchResult) -> None:
-    """Search results, nearest first, a short excerpt each."""
-    if not result.hits:
-        console.print("Nothing found.")
+def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets everything."""
+    lines = [[name.replace("_", " ") for name in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
+    numbers = [all(isinstance(row[name], int | None) for row in rows) for name in rows[0]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for position, line in enumerate(lines):
+        cells = (
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, numbers, strict=True)
+        )
+        text = Text("  ".join(cells).rstrip(), style="bold" if position == 0 else "")
+        if console.is_terminal:
+            console.print(text, no_wrap=True, overflow="ellipsis")
+        else:
+            console.print(text, soft_wrap=True)
+
+
+def print_facts(console: Console, title: str, facts: Mapping[str, Any]) -> None:
+    """Names and values below a title. Nothing is folded, so that a path can be copied."""
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.print(f"  {name.replace('_', ' '):<{width}}  {_cell(value)}", soft_wrap=True)
+
+
+def print_hits(console: Console, result: "SearchResult") -> None:
+    """Search results, nearest first; on a terminal an excerpt of each."""
     for rank, hit in enumerate(result.hits, 1):
-        excerpt = " ".join(hit.text.split())
-        cut = excerpt[:SHOWN_CHARACTERS] + ("…" if len(excerpt) > SHOWN_CHARACTERS else "")
-        extra = "  ".join(f"{name}={_cell(value)}" for name, value in hit.metadata.items())
-        head = f"[bold]{rank:>2}  {hit.score:.3f}  {escape(hit.document_id)}[/bold]"
-        console.print(f"{head}  [dim]{escape(extra)}[/dim]", highlight=False, soft_wrap=True)
-        console.print(f"           {escape(cut)}", highlight=False, soft_wrap=True)
-    console.print(
-        f"[dim]{result.pipeline}, release {result.release}, {result.milliseconds:.0f} ms[/dim]", highlight=False
-    )
+        line = Text(f"{rank:>2}  {hit.score:.3f}  {printable(hit.document_id)}", style="bold")
+        for name, value in hit.metadata.items():
+            line.append(f"  {name}={_cell(value)}", style="not bold dim")
+        console.print(line, soft_wrap=True)
+        text = printable(hit.text)
+        if console.is_terminal:
+            room = max(console.width - len(EXCERPT_INDENT) - 1, 20)
+            lines = textwrap.wrap(text, room, max_lines=EXCERPT_LINES, placeholder=" …")
+            text = f"\n{EXCERPT_INDENT}".join(lines)
+        console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
+    found = "" if result.hits else "nothing found, "
+    summary = f"{result.pipeline}, release {result.release}: {found}{result.milliseconds / 1000:.2f} s"
+    console.print(Text(summary, style="dim"), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text on one line: white space and control characters become single spaces."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _cell(value: Any) -> str:
-    if value is None:
+    if value is None or value == []:
         return "-"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))

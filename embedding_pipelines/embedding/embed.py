@@ -8,7 +8,11 @@ import numpy as np
 
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Provider, Role, Vectors, checked
+
+# No model takes these for the same; what is asked of one that gave a single vector to all texts of a call.
+UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
 
 
 @dataclass
@@ -53,6 +57,7 @@ def embed(
         batch = [texts[position] for position in positions]
         started = time.perf_counter()
         vectors = checked(provider.embed(batch, role), batch, space)
+        _refuse_constant(provider, vectors, batch, role)
         counts.provider_seconds += time.perf_counter() - started
         ledger.put([keys[text] for text in batch], vectors)
         known.update(zip((keys[text] for text in batch), vectors, strict=True))
@@ -68,3 +73,18 @@ def embed(
     for position, text in enumerate(texts):
         result[position] = known[keys[text]]
     return result
+
+
+def _refuse_constant(provider: Provider, vectors: Vectors, batch: Sequence[str], role: Role) -> None:
+    """ProviderError if the provider gives every text the same vector, as a broken service does.
+
+    Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
+    vectors alone prove nothing: it is then asked for two texts that no model confuses.
+    """
+    if len(batch) < 2 or not (vectors == vectors[0]).all():
+        return
+    first, second = checked(provider.embed(UNLIKE_TEXTS, role), UNLIKE_TEXTS, provider.space)
+    if (first == second).all():
+        raise ProviderError(
+            f"{provider.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
+        )

@@ -7,8 +7,8 @@ never serve each other's vectors. Values: float32, little-endian.
 
 import sqlite3
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,18 +31,13 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._readable_errors("opened"):
             self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
             # WAL: readers never wait for the writer. NORMAL: a killed process loses nothing that was
             # committed; a power cut may lose the last commits, which are then embedded again.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"The ledger {path} cannot be opened: {error}. If the file is damaged, move it away; "
-                "its vectors are then made anew."
-            ) from error
 
     @staticmethod
     def key(space_id: str, role: Role, text: str) -> bytes:
@@ -55,9 +50,8 @@ class Ledger:
         for start in range(0, len(keys), LOOKUP_KEYS):
             part = keys[start : start + LOOKUP_KEYS]
             marks = ",".join("?" * len(part))
-            with closing(
-                self._database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part)
-            ) as rows:
+            statement = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"
+            with self._readable_errors("read"), closing(self._database.execute(statement, part)) as rows:
                 for key, value in rows:
                     if len(value) == 4 * dimensions:
                         found[key] = np.frombuffer(value, np.float32)
@@ -66,13 +60,26 @@ class Ledger:
     def put(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses nothing."""
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
-        self._database.execute("BEGIN IMMEDIATE")
+        with self._readable_errors("written"):
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                rows = zip(keys, values, strict=True)
+                self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:  # SQLite itself ends it when the disk is full
+                    self._database.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _readable_errors(self, done: str) -> Iterator[None]:
         try:
-            self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", zip(keys, values, strict=True))
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"The ledger {self.path} cannot be {done}: {error}. If the file is damaged, move it away; "
+                "its vectors are then made anew."
+            ) from error
 
     def __len__(self) -> int:
         return int(self._database.execute("SELECT count(*) FROM vectors").fetchone()[0])

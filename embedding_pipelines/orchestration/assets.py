@@ -2,18 +2,24 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
-from dagster import AssetExecutionContext, MaterializeResult
+import pyarrow as pa
+from dagster import AssetExecutionContext
 
 from embedding_pipelines import schemas
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.orchestration.failures import Refused
+from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema
 from embedding_pipelines.orchestration.partitions import bucket_keys, buckets
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.space import Space
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.context import StepContext
@@ -21,8 +27,6 @@ from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_embeddings
 from embedding_pipelines.steps.release import release as make_release
 from embedding_pipelines.steps.vector_store import update_vector_store
-
-Metadata = Mapping[str, Any]
 
 DESCRIPTIONS = {
     "documents": "Canonical rows of the source in buckets. Unchanged files are skipped; bad records go to a table "
@@ -44,6 +48,16 @@ def provider_key(spec: PipelineSpec) -> str:
     return f"{spec.name}_provider"
 
 
+def turn_key(spec: PipelineSpec) -> str:
+    """The resource that lets the runs of a pipeline come one after the other."""
+    return f"{spec.name}_turn"
+
+
+def resource_keys(spec: PipelineSpec) -> set[str]:
+    """What every asset and check of a pipeline needs."""
+    return {"warehouse", "progress", provider_key(spec), turn_key(spec)}
+
+
 def pipeline_assets(spec: PipelineSpec) -> list[dg.AssetsDefinition]:
     """The six assets of a pipeline, in the order the data takes."""
     return [_documents(spec), _chunks(spec), _embeddings(spec), _codec(spec), _vector_store(spec), _release(spec)]
@@ -53,56 +67,66 @@ def step_context(context: AssetExecutionContext | dg.AssetCheckExecutionContext,
     return StepContext(spec, context.resources.warehouse, context.resources.progress)
 
 
+def space_of(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Space:
+    return _provider(context, spec).space
+
+
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
     """What a user can mend fails the step with its sentence, without retries."""
     try:
         yield
     except EmbeddingPipelinesError as error:
-        raise dg.Failure(description=str(error), allow_retries=False) from error
+        raise Refused(error) from error
 
 
-def _options(spec: PipelineSpec, asset: str, kinds: set[str], schema: Iterable[Any] | None) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"pipeline": spec.name}
-    if schema is not None:
-        columns = [dg.TableColumn(field.name, str(field.type)) for field in schema]
-        metadata["dagster/column_schema"] = dg.TableSchema(columns=columns)
-    return {
-        "key": key(spec, asset),
-        "group_name": spec.name,
-        "description": DESCRIPTIONS[asset] if not spec.description else f"{DESCRIPTIONS[asset]}\n\n{spec.description}",
-        "kinds": kinds,
-        "owners": list(spec.owners) or None,
-        "metadata": metadata,
-        "backfill_policy": dg.BackfillPolicy.single_run(),
-    }
+def _asset(
+    spec: PipelineSpec,
+    asset: str,
+    kinds: set[str],
+    *,
+    deps: Sequence[str] = (),
+    schema: Iterable[pa.Field] | None = None,
+    in_buckets: bool = False,
+    pool: str | None = None,
+) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
+    """`@dg.asset` with all that the assets of a pipeline share."""
+    with warnings.catch_warnings():
+        # The policy is what makes one run of the whole chain possible; dagster 1.13 calls this parameter beta.
+        warnings.filterwarnings("ignore", message=r"Parameter `backfill_policy`", category=dg.BetaWarning)
+        return dg.asset(
+            key=key(spec, asset),
+            deps=[key(spec, name) for name in deps],
+            group_name=spec.name,
+            description=DESCRIPTIONS[asset] if not spec.description else f"{DESCRIPTIONS[asset]}\n\n{spec.description}",
+            kinds=kinds,
+            owners=list(spec.owners),
+            metadata={"dagster/column_schema": column_schema(schema)} if schema is not None else {},
+            partitions_def=buckets(spec) if in_buckets else None,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            required_resource_keys=resource_keys(spec),
+            pool=pool,
+        )
 
 
 def _documents(spec: PipelineSpec) -> dg.AssetsDefinition:
     schema = schemas.stored_documents_schema(spec.source.metadata_types)
 
-    @dg.asset(
-        **_options(spec, "documents", {spec.source.kind, "parquet"}, schema),
-        required_resource_keys={"warehouse", "progress"},
-    )
-    def documents(context: AssetExecutionContext) -> MaterializeResult:
-        return _whole(context, spec, lambda step: write_documents(step))
+    @_asset(spec, "documents", {spec.source.kind, "parquet"}, schema=schema)
+    def documents(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        return _whole(context, spec, write_documents)
 
     return documents
 
 
 def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        **_options(spec, "chunks", {"python", "parquet"}, schemas.chunks_schema(spec.source.metadata_types)),
-        deps=[key(spec, "documents")],
-        partitions_def=buckets(spec),
-        required_resource_keys={"warehouse", "progress", provider_key(spec)},
-    )
-    def chunks(context: AssetExecutionContext) -> None:
-        provider = getattr(context.resources, provider_key(spec))
+    schema = schemas.chunks_schema(spec.source.metadata_types)
 
-        def work(step: StepContext) -> Iterator[StepReport]:
-            names = bucket_keys(context)
+    @_asset(spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_buckets=True)
+    def chunks(context: AssetExecutionContext) -> None:
+        provider = _provider(context, spec)
+
+        def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
             for number, bucket in enumerate(names, 1):
                 yield write_chunks(step, bucket, provider)
                 step.progress.update("chunks", number, len(names), "buckets")
@@ -113,19 +137,14 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 
 def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        **_options(spec, "embeddings", {spec.model.kind, "parquet"}, None),
-        deps=[key(spec, "chunks")],
-        partitions_def=buckets(spec),
-        required_resource_keys={"warehouse", "progress", provider_key(spec)},
-        pool=f"embed_{spec.model.kind}",
-    )
-    def embeddings(context: AssetExecutionContext) -> None:
-        provider = getattr(context.resources, provider_key(spec))
+    kinds, pool = {spec.model.kind, "parquet"}, f"embed_{spec.model.kind}"
 
-        def work(step: StepContext) -> Iterator[StepReport]:
+    @_asset(spec, "embeddings", kinds, deps=["chunks"], in_buckets=True, pool=pool)
+    def embeddings(context: AssetExecutionContext) -> None:
+        provider = _provider(context, spec)
+
+        def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
             refuse_wrong_dimensions(step, provider)
-            names = bucket_keys(context)
             made = [step.folder.chunks.manifest(bucket) for bucket in names]
             total, done = sum(entry.facts["tokens"] for entry in made if entry), 0
 
@@ -144,45 +163,40 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 
 def _codec(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        **_options(spec, "codec", {"numpy"}, None),
-        deps=[key(spec, "embeddings")],
-        required_resource_keys={"warehouse", "progress", provider_key(spec)},
-    )
-    def codec(context: AssetExecutionContext) -> MaterializeResult:
-        space = getattr(context.resources, provider_key(spec)).space
+    @_asset(spec, "codec", {"numpy"}, deps=["embeddings"])
+    def codec(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        space = space_of(context, spec)
         return _whole(context, spec, lambda step: fit_codec(step, space))
 
     return codec
 
 
 def _vector_store(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        **_options(spec, "vector_store", {spec.store.kind}, None),
-        deps=[key(spec, "chunks"), key(spec, "embeddings"), key(spec, "codec")],
-        required_resource_keys={"warehouse", "progress", provider_key(spec)},
-    )
-    def vector_store(context: AssetExecutionContext) -> MaterializeResult:
-        space = getattr(context.resources, provider_key(spec)).space
+    @_asset(spec, "vector_store", {spec.store.kind}, deps=["chunks", "embeddings", "codec"])
+    def vector_store(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        space = space_of(context, spec)
         return _whole(context, spec, lambda step: update_vector_store(step, space))
 
     return vector_store
 
 
 def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @dg.asset(
-        **_options(spec, "release", {spec.store.kind}, None),
-        deps=[key(spec, "vector_store")],
-        required_resource_keys={"warehouse", "progress", provider_key(spec)},
-    )
-    def release(context: AssetExecutionContext) -> MaterializeResult:
-        space = getattr(context.resources, provider_key(spec)).space
+    @_asset(spec, "release", {spec.store.kind}, deps=["vector_store"])
+    def release(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        space = space_of(context, spec)
         return _whole(context, spec, lambda step: make_release(step, space))
 
     return release
 
 
-def _whole(context: AssetExecutionContext, spec: PipelineSpec, work: Any) -> MaterializeResult:
+def _provider(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Provider:
+    provider: Provider = getattr(context.resources, provider_key(spec))
+    return provider
+
+
+def _whole(
+    context: AssetExecutionContext, spec: PipelineSpec, work: Callable[[StepContext], StepReport]
+) -> dg.MaterializeResult[Any]:
     """Run the step of an unpartitioned asset, alone on its pipeline."""
     step = step_context(context, spec)
     started = time.perf_counter()
@@ -190,46 +204,30 @@ def _whole(context: AssetExecutionContext, spec: PipelineSpec, work: Any) -> Mat
         report = work(step)
     report = _timed(report, started)
     step.progress.finish(report)
-    return MaterializeResult(metadata=metadata(report))
+    return dg.MaterializeResult(metadata=asset_metadata(report))
 
 
-def _by_bucket(context: AssetExecutionContext, spec: PipelineSpec, asset: str, work: Any) -> None:
+def _by_bucket(
+    context: AssetExecutionContext,
+    spec: PipelineSpec,
+    asset: str,
+    work: Callable[[StepContext, Sequence[str]], Iterator[StepReport]],
+) -> None:
     """Run the step of a partitioned asset; each bucket is on record as soon as it is committed."""
-    step = step_context(context, spec)
+    step, names = step_context(context, spec), bucket_keys(context)
     reports: list[StepReport] = []
-    started = time.perf_counter()
+    started = lap = time.perf_counter()
     with readable_errors(), step.folder.lock():
-        for report in work(step):
+        for made in work(step, names):
+            report, lap = _timed(made, lap), time.perf_counter()
             reports.append(report)
-            if report.changed and len(context.partition_keys) > 1:
-                # A run that dies later keeps this bucket; otherwise Dagster records all at the end.
-                context.log_event(
-                    dg.AssetMaterialization(key(spec, asset), partition=report.bucket, metadata=metadata(report))
-                )
-            context.add_asset_metadata(metadata(report), asset_key=key(spec, asset), partition_key=report.bucket)
-    total = _timed(summed(asset, reports), started)
-    context.log.info(f"{asset}: {total.facts}")
-    step.progress.finish(total)
+            metadata: Mapping[str, Any] = asset_metadata(report)
+            if report.changed and len(names) > 1:
+                # Dagster records all buckets when the step ends: a run that dies before keeps this one.
+                context.log_event(dg.AssetMaterialization(key(spec, asset), partition=report.bucket, metadata=metadata))
+            context.add_asset_metadata(metadata, asset_key=key(spec, asset), partition_key=report.bucket)
+    step.progress.finish(_timed(summed(asset, reports), started))
 
 
 def _timed(report: StepReport, started: float) -> StepReport:
     return StepReport(report.step, report.changed, report.facts, report.bucket, time.perf_counter() - started)
-
-
-ROWS = {
-    "documents": "documents",
-    "chunks": "chunks",
-    "embeddings": "vectors",
-    "vector_store": "rows",
-    "release": "rows",
-}
-
-
-def metadata(report: StepReport) -> dict[str, Any]:
-    """A report as Dagster metadata; what is numeric is plotted over runs."""
-    values: dict[str, Any] = dict(report.facts)
-    if report.step in ROWS:
-        values["dagster/row_count"] = report.facts[ROWS[report.step]]
-    if report.seconds:
-        values["seconds"] = round(report.seconds, 3)
-    return values | {"changed": report.changed}

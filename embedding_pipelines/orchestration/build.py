@@ -1,7 +1,6 @@
 """Puts pipelines together as Dagster definitions: assets, checks, jobs, schedules, sensors, resources."""
 
 import re
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,18 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.orchestration.assets import pipeline_assets, provider_key
+from embedding_pipelines.orchestration.assets import pipeline_assets, provider_key, turn_key
 from embedding_pipelines.orchestration.checks import pipeline_checks
-from embedding_pipelines.orchestration.partitions import buckets
-from embedding_pipelines.orchestration.resources import ProgressResource, ProviderResource, WarehouseResource
+from embedding_pipelines.orchestration.resources import (
+    ProgressResource,
+    ProviderResource,
+    TurnResource,
+    WarehouseResource,
+)
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import pipeline_sensor
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.pipeline_files import read_pipelines
-
-# `backfill_policy` is what makes a whole run possible; dagster 1.13 marks just this parameter as beta.
-warnings.filterwarnings("ignore", message=r"Parameter `backfill_policy`", category=dg.BetaWarning)
 
 
 def home_definitions(home: Path) -> dg.Definitions:
@@ -48,6 +48,7 @@ def pipeline_definitions(specs: Iterable[PipelineSpec], **resources: Any) -> dg.
             "warehouse": WarehouseResource(),
             "progress": ProgressResource(),
             **{provider_key(spec): ProviderResource.of(spec.model) for spec in specs},
+            **{turn_key(spec): TurnResource(pipeline=spec.name) for spec in specs},
             **resources,
         },
         # Few and full runs: a process per step would load model and libraries again in each.
@@ -60,7 +61,6 @@ def pipeline_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         spec.name,
         selection=dg.AssetSelection.groups(spec.name),
-        partitions_def=buckets(spec),
         description=f"Brings pipeline {spec.name!r} up to date, from its source to its release.",
     )
 

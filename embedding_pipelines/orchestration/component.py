@@ -4,6 +4,7 @@ Its attributes are a pipeline file's, plus `name`.
 """
 
 import dagster as dg
+from pydantic import BaseModel
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.pipeline import PipelineSpec
@@ -20,8 +21,8 @@ class EmbeddingPipelineComponent(dg.Component):
         return PipelineSpec
 
     @classmethod
-    def load(cls, attributes: PipelineSpec | None, context: dg.ComponentLoadContext) -> "EmbeddingPipelineComponent":
-        assert attributes is not None
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "EmbeddingPipelineComponent":
+        assert isinstance(attributes, PipelineSpec)
         return cls(attributes)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:

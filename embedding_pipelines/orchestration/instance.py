@@ -4,12 +4,15 @@ import os
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.instance.ref import InstanceRef
 
 from embedding_pipelines.home import home, warehouse_folder
 
 LEAN = """\
 # Written once; yours to change.
 telemetry:
+  enabled: false
+nux:
   enabled: false
 concurrency:
   pools:
@@ -19,10 +22,16 @@ concurrency:
     max_concurrent_runs: 4
 run_monitoring:
   enabled: true
+# A run whose process died is started again; one that failed for a reason that stands in its log is not.
 run_retries:
   enabled: true
   max_retries: 2
+  retry_on_asset_or_op_failure: false
 """
+
+# Dagster sends what a step prints through a file and two processes that follow it, which tears a progress bar
+# to pieces. A run on the command line has a terminal of its own, and its step log is kept in any case.
+COMPUTE_LOGS = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 
 
 def instance_folder(home: Path) -> Path:
@@ -36,7 +45,9 @@ def instance_folder(home: Path) -> Path:
 
 
 def open_instance(home: Path) -> dg.DagsterInstance:
-    return dg.DagsterInstance.from_config(str(instance_folder(home)))
+    """The instance for a run in this process."""
+    overrides = {"compute_logs": COMPUTE_LOGS}
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(instance_folder(home)), overrides=overrides))
 
 
 if __name__ == "__main__":

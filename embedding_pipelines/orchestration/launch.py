@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.orchestration.assets import turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.orchestration.resources import WarehouseResource
@@ -15,6 +17,8 @@ from embedding_pipelines.progress import Progress
 from embedding_pipelines.warehouse import Warehouse
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
+HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder
+NO_RETRIES = {"dagster/max_retries": "0"}  # by the daemon: who typed the command can type it again
 
 
 @dataclass(frozen=True)
@@ -28,31 +32,33 @@ class Outcome:
 def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress) -> Outcome:
     """Bring all buckets of a pipeline up to date in one run, from the source to the release.
 
-    Raises BusyError if another process is just doing that.
+    Raises BusyError if another run is just doing that, KeyboardInterrupt if the user stops it.
     """
-    definitions = pipeline_definitions([spec], progress=progress, warehouse=WarehouseResource(folder=str(home)))
-    folder = Warehouse(home).pipeline(spec.name)
-    with folder.lock("run", timeout_seconds=0), open_instance(home) as instance:
-        job = definitions.resolve_job_def(spec.name)
-        result = job.execute_in_process(
-            instance=instance, tags=all_buckets(spec), raise_on_error=False, run_config=QUIET
-        )
-        return Outcome(result.run_id, "" if result.success else _problem(result))
+    with Warehouse(home).pipeline(spec.name).lock("run", timeout_seconds=0), open_instance(home) as instance:
+        _end_dead_runs(instance, home, spec)
+        resources = {
+            "progress": progress,
+            "warehouse": WarehouseResource(folder=str(home)),
+            turn_key(spec): dg.ResourceDefinition.none_resource(),  # the lock is held already
+        }
+        job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
+        tags = {**all_buckets(spec), **NO_RETRIES, HOME_TAG: str(home)}
+        try:
+            result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False, run_config=QUIET)
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+            _end_dead_runs(instance, home, spec)  # this one
+            raise KeyboardInterrupt from error
+        if was_interrupted(result):
+            raise KeyboardInterrupt
+        return Outcome(result.run_id, "" if result.success else problem_of(result))
 
 
-def _problem(result: dg.ExecuteInProcessResult) -> str:
-    """The sentence of the first failure: a step's own, else that of a check that is in the way."""
-    for event in result.all_events:
-        if event.is_step_failure and event.step_failure_data.error:
-            failure = event.step_failure_data
-            if failure.user_failure_data is not None and failure.user_failure_data.description:
-                return failure.user_failure_data.description
-            return f"Step {event.step_key!r} failed: {failure.error.message.strip()}"
-    failed = [
-        f"{evaluation.check_name}: {evaluation.description}"
-        for evaluation in result.get_asset_check_evaluations()
-        if not evaluation.passed
-    ]
-    if failed:
-        return "Checks stand in the way of the release:\n" + "\n".join(f"  {line}" for line in failed)
-    raise EmbeddingPipelinesError(f"Run {result.run_id} failed without an event that says why.")
+def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec) -> None:
+    """Mark as failed what a killed process left as running: whoever has the lock is the only one alive."""
+    unfinished = dg.RunsFilter(
+        job_name=spec.name,
+        tags={HOME_TAG: str(home)},
+        statuses=[dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
+    )
+    for run in instance.get_runs(unfinished):
+        instance.report_run_failed(run, "The process of this run was ended from outside; the next run goes on from it.")

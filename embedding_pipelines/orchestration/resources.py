@@ -1,11 +1,16 @@
-"""Resources: the core's providers, warehouse and progress, as Dagster configures and shows them."""
+"""Resources: the core's providers, warehouse and progress, as Dagster configures and shows them, and a
+run's turn on its pipeline."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster import InitResourceContext
+from pydantic import Field
 
+from embedding_pipelines.errors import BusyError
 from embedding_pipelines.home import home
 from embedding_pipelines.plugins import parse
 from embedding_pipelines.progress import Progress, StepReport
@@ -19,7 +24,7 @@ class ProviderResource(dg.ConfigurableResource[Provider]):
     """An embedding provider: its kind, and its options as in a pipeline file. Both can be overridden per run."""
 
     kind: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def of(cls, provider: Provider) -> "ProviderResource":
@@ -27,7 +32,7 @@ class ProviderResource(dg.ConfigurableResource[Provider]):
         options = provider.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)
         return cls(kind=provider.kind, options=options)
 
-    def create_resource(self, context: InitResourceContext) -> Provider:
+    def create_resource(self, context: dg.InitResourceContext) -> Provider:
         provider: Provider = parse("providers", Provider, {"kind": self.kind, **self.options})
         return provider
 
@@ -37,10 +42,27 @@ class WarehouseResource(dg.ConfigurableResource[Warehouse]):
 
     folder: str = ""
 
-    def create_resource(self, context: InitResourceContext) -> Warehouse:
-        from pathlib import Path
-
+    def create_resource(self, context: dg.InitResourceContext) -> Warehouse:
         return Warehouse(Path(self.folder) if self.folder else home())
+
+
+class TurnResource(dg.ConfigurableResource[None]):
+    """A run's turn: runs of one pipeline, whoever started them, come one after the other. In the middle of
+    another run the steps of this one would find buckets of which only half is done."""
+
+    pipeline: str
+
+    @contextlib.contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[None]:
+        folder = Warehouse(home()).pipeline(self.pipeline)
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(folder.lock("run", timeout_seconds=0))
+            except BusyError:
+                assert context.log is not None
+                context.log.info(f"Waiting for the run of pipeline {self.pipeline!r} that is under way.")
+                held.enter_context(folder.lock("run"))
+            yield
 
 
 class LogProgress:
@@ -48,24 +70,24 @@ class LogProgress:
 
     def __init__(self, log: dg.DagsterLogManager) -> None:
         self._log = log
-        self._last = 0.0
+        self._last = time.monotonic()
 
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
-        now = time.monotonic()
-        if done == total or now - self._last >= LOG_SECONDS:
-            self._last = now
+        if time.monotonic() - self._last >= LOG_SECONDS:
+            self._last = time.monotonic()
             self._log.info(f"{step}: {done:,} of {total if total is None else f'{total:,}'} {unit}")
 
     def note(self, text: str) -> None:
         self._log.warning(text)
 
     def finish(self, report: StepReport) -> None:
-        pass
+        facts = ", ".join(f"{name}: {value}" for name, value in report.facts.items())
+        self._log.info(f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {facts}")
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):
     """Where steps say how far they are: the run's log. The command line puts its bar here."""
 
-    def create_resource(self, context: InitResourceContext) -> Progress:
+    def create_resource(self, context: dg.InitResourceContext) -> Progress:
         assert context.log is not None
         return LogProgress(context.log)

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -13,7 +13,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
@@ -32,7 +32,11 @@ class Changes:
     new: list[str]
     changed: list[str]
     deleted: list[str]
-    run_key: str | None  # None: nothing changed, or the run was asked for already
+    run_key: str | None = None  # None: nothing changed, or the run was asked for already
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.new or self.changed or self.deleted)
 
     def __str__(self) -> str:
         parts = [
@@ -43,22 +47,24 @@ class Changes:
         return "; ".join(parts) or "no file has changed"
 
 
-def changed(listing: Listing, read: Listing, cursor: str | None) -> tuple[Changes, str]:
+def changed(listing: Listing, read: Listing, settings: str, cursor: str | None) -> tuple[Changes, str]:
     """Compare the files there are with the files that were last read.
 
-    The cursor remembers the difference a run was last asked for and how many were asked for: one
-    difference asks once, even if its run fails, and the same files going and coming back ask again.
+    The cursor remembers for what a run was last asked, and how many were asked for: the same files
+    with the same settings ask once, even if that run fails; files that go and come back ask again,
+    and so does a mended pipeline file.
     """
     asked, count = json.loads(cursor) if cursor else (None, 0)
     new = sorted(listing.keys() - read.keys())
     deleted = sorted(read.keys() - listing.keys())
     modified = sorted(name for name in listing.keys() & read.keys() if tuple(listing[name]) != tuple(read[name]))
-    if not new and not modified and not deleted:
-        return Changes([], [], [], None), json.dumps([None, count])
-    difference = digest(json.dumps([sorted(listing.items()), sorted(read.items())]).encode()).hex()
-    if difference == asked:
-        return Changes(new, modified, deleted, None), json.dumps([asked, count])
-    return Changes(new, modified, deleted, f"{difference}:{count + 1}"), json.dumps([difference, count + 1])
+    changes = Changes(new, modified, deleted)
+    if changes.is_empty:
+        return changes, json.dumps([None, count])
+    wanted = digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
+    if wanted == asked:
+        return changes, json.dumps([asked, count])
+    return replace(changes, run_key=f"{wanted}:{count + 1}"), json.dumps([wanted, count + 1])
 
 
 def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
@@ -68,7 +74,7 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
         name=f"{spec.name}_source_sensor",
         job=job,
         minimum_interval_seconds=TICK_SECONDS,
-        description=f"Asks for a run of {spec.name!r} when files of its source are new, changed or deleted.",
+        description=f"Asks for one run of {spec.name!r} when files of its source are new, changed or deleted.",
     )
     def source_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         warehouse = Warehouse(home())
@@ -81,9 +87,10 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
             name: (facts.size_bytes, facts.mtime_ns)
             for name, facts in known_files(StepContext(spec, warehouse)).items()
         }
-        changes, cursor = changed(listing, read, context.cursor)
+        changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
-            return dg.SensorResult(skip_reason=str(changes), cursor=cursor)
+            asked = "" if changes.is_empty else "; a run was asked for already"
+            return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_buckets(spec))
         return dg.SensorResult(run_requests=[request], cursor=cursor)

@@ -1,7 +1,7 @@
 """Runs a sentence-transformers model on this machine: OpenVINO on a CPU, torch where conversion fails.
 
 The whole graph (transformer, pooling, normalization) is converted once and kept in the user's cache
-folder under the digest of its weights, so the next process neither converts nor imports torch.
+folder under the digest of its files, so the next process neither converts nor imports torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._weights import weights_sha256
+from embedding_pipelines.providers._weights import folder_sha256, weights_sha256
 from embedding_pipelines.providers.base import Vectors
 
 if TYPE_CHECKING:
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_LAYOUT = "1"  # raise it when what is cached changes
+CACHE_LAYOUT = "2"  # raise it when what is cached changes
 # Tokens of one inference, padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within
 # 8% of one another, 4,096 up to 20% slower (the activations leave the cache).
 INFERENCE_TOKENS = 1_024
+PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
 STREAMS = 2  # parallel inferences, so that one stream's small layers do not leave a core idle
 
 
@@ -56,7 +59,8 @@ class Engine:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        cache = _cache_folder(weights_sha256(folder))
+        weights_sha256(folder)  # a folder without weights is refused before anything is loaded
+        cache = _cache_folder(folder_sha256(folder))
         if not (cache / "facts.json").exists():
             _convert(folder, cache)
         self.facts = Facts(**json.loads((cache / "facts.json").read_text(encoding="utf-8")))
@@ -66,40 +70,51 @@ class Engine:
         self._compiled = _compile(cache / "model.xml") if (cache / "model.xml").exists() else None
         self._torch = None if self._compiled else _load_torch(folder)
 
+    @property
+    def max_text_tokens(self) -> int:
+        """What is left for a document's text, special tokens included, once its prompt stands in front of it."""
+        prompt = self.facts.prompts.get("document", "")
+        return self.facts.max_tokens - len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+
     def embed(self, texts: Sequence[str]) -> Vectors:
         """float32[len(texts), d]; texts beyond the model's limit are cut there."""
         if self._torch is not None:
-            return np.asarray(self._torch.encode(list(texts), show_progress_bar=False), np.float32)
+            return np.asarray(self._torch.encode(list(texts), prompt="", show_progress_bar=False), np.float32)
         ids = [entry.ids for entry in self._cutting_tokenizer.encode_batch_fast(list(texts))]
         vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
         self._infer(ids, vectors)
         return vectors
 
     def _infer(self, ids: list[list[int]], vectors: Vectors) -> None:
-        """Fill `vectors` for token ids, texts of like length together so that little is padding."""
-        import openvino
+        """Fill `vectors` for token ids, texts of like length together so that little is padding.
 
-        failures: list[BaseException] = []
+        STREAMS requests run side by side and are waited for here. Not by openvino's AsyncInferQueue: its
+        threads call back into Python, and a process that ends just then is aborted (measured: one in two).
+        """
+        compiled: Any = self._compiled
+        running: deque[tuple[Any, list[int]]] = deque()
 
-        def store(request: Any, rows: list[int]) -> None:
-            try:
-                vectors[rows] = request.get_output_tensor(0).data
-            except BaseException as error:  # noqa: BLE001 - raised again below, on the caller's thread
-                failures.append(error)
+        def finish() -> Any:
+            request, rows = running.popleft()
+            request.wait()
+            vectors[rows] = request.get_output_tensor(0).data
+            return request
 
-        queue = openvino.AsyncInferQueue(self._compiled, STREAMS)
-        queue.set_callback(store)
-        for rows in _batches([len(entry) for entry in ids]):
-            width = len(ids[rows[0]])
-            tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
-            mask = np.zeros((len(rows), width), np.int64)
-            for line, row in enumerate(rows):
-                tokens[line, : len(ids[row])] = ids[row]
-                mask[line, : len(ids[row])] = 1
-            queue.start_async({0: tokens, 1: mask}, rows)
-        queue.wait_all()
-        if failures:
-            raise ProviderError(f"{self.folder.name}: inference failed: {failures[0]}") from failures[0]
+        try:
+            for rows in _batches([len(entry) for entry in ids]):
+                width = len(ids[rows[0]])
+                tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
+                mask = np.zeros((len(rows), width), np.int64)
+                for line, row in enumerate(rows):
+                    tokens[line, : len(ids[row])] = ids[row]
+                    mask[line, : len(ids[row])] = 1
+                request = finish() if len(running) == STREAMS else compiled.create_infer_request()
+                request.start_async({0: tokens, 1: mask})
+                running.append((request, rows))
+            while running:
+                finish()
+        except RuntimeError as error:
+            raise ProviderError(f"{self.folder.name}: inference failed: {error}") from error
 
 
 def _batches(lengths: list[int]) -> list[list[int]]:
@@ -113,10 +128,10 @@ def _batches(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
-def _cache_folder(weights: str) -> Path:
+def _cache_folder(content: str) -> Path:
     from platformdirs import user_cache_path
 
-    return user_cache_path("embedding-pipelines") / (f"{weights[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}")
+    return user_cache_path("embedding-pipelines") / (f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}")
 
 
 def _tokenizer(path: Path) -> Tokenizer:
@@ -128,11 +143,18 @@ def _tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _compile(path: Path) -> Any:
+def _openvino() -> Any:
+    """OpenVINO without its telemetry: importing it would fork this process and tell Google Analytics of each start."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without
     import openvino
 
+    return openvino
+
+
+def _compile(path: Path) -> Any:
     # float32 on every machine: the space says so. The hint keeps processors with bfloat16 from using it.
-    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(STREAMS)})
+    options = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": str(STREAMS)}
+    return _openvino().Core().compile_model(path, "CPU", options)
 
 
 def _convert(folder: Path, cache: Path) -> None:
@@ -170,8 +192,9 @@ def _load_torch(folder: Path) -> SentenceTransformer:
 
 
 def _save_graph(model: SentenceTransformer, path: Path) -> None:
-    import openvino
     import torch
+
+    openvino = _openvino()
 
     class Graph(torch.nn.Module):
         def __init__(self) -> None:
@@ -193,7 +216,7 @@ def _save_graph(model: SentenceTransformer, path: Path) -> None:
 def _facts(model: SentenceTransformer, folder: Path) -> Facts:
     names = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    prompts = {role: text for role, text in (model.prompts or {}).items() if text}
+    prompts = {role: _prompt(model, names) for role, names in PROMPT_NAMES.items()}
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
         raise ProviderError(f"{folder}: the model does not say how many dimensions its vectors have.")
@@ -203,9 +226,16 @@ def _facts(model: SentenceTransformer, folder: Path) -> Facts:
         max_tokens=int(model.max_seq_length or 512),
         pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",
         normalized="Normalize" in names,
-        prompts={role: prompts[role] for role in ("document", "query") if role in prompts},
+        prompts={role: prompt for role, prompt in prompts.items() if prompt},
         pad_id=int(model.tokenizer.pad_token_id or 0),
     )
+
+
+def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
+    """The prompt of a role, chosen as sentence-transformers' `encode_document` and `encode_query` do."""
+    prompts = model.prompts or {}
+    name = next((name for name in names if name in prompts), model.default_prompt_name)
+    return str(prompts.get(name) or "") if name else ""
 
 
 def _pooling(mode: str | Sequence[str]) -> str:

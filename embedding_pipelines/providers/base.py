@@ -57,8 +57,7 @@ class Provider(Choice):
 def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
     """The reply itself, float32[n, d], if it can be believed.
 
-    Raises ProviderError for a wrong shape, NaN or infinity, zero vectors, lost normalization, and
-    for one vector given to all of several different texts.
+    Raises ProviderError for a wrong shape, NaN or infinity, zero vectors and lost normalization.
     """
     wanted = (len(inputs), space.dimensions)
     if vectors.shape != wanted:
@@ -79,8 +78,4 @@ def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
                 f"{space} returned {fault} for {int(rows.sum())} of {len(inputs)} texts, first for "
                 f"{text[:80]!r}. Nothing of this call was stored."
             )
-    if len(set(inputs)) > 1 and (vectors == vectors[0]).all():
-        raise ProviderError(
-            f"{space} returned one and the same vector for {len(inputs)} different texts. Nothing was stored."
-        )
     return vectors

@@ -44,7 +44,7 @@ class Hf(Provider):
 
     @property
     def limits(self) -> Limits:
-        return Limits(max_tokens=self._engine.facts.max_tokens, call_tokens=CALL_TOKENS, call_texts=CALL_TEXTS)
+        return Limits(max_tokens=self._engine.max_text_tokens, call_tokens=CALL_TOKENS, call_texts=CALL_TEXTS)
 
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer

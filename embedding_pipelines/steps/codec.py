@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Vectors
@@ -30,6 +31,11 @@ def fit_codec(context: StepContext, space: Space) -> StepReport:
     changed = not path.exists()
     if changed:
         sample = _sample(context, space.dimensions)
+        if context.spec.compression and not len(sample):
+            raise CompressionError(
+                f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
+                "read or all of them are empty. Add documents, or leave out compression until there are some."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}")
         CodecChain.fit(context.spec.compression, sample, context.spec.seed).save(draft)

@@ -1,12 +1,11 @@
 """documents: the changed files of the source become canonical rows in buckets, in one pass.
 
 Which files changed is told by size and modification time. Each touched bucket is then written anew
-from what it held of the unchanged files and what the changed ones gave. `files.json` is replaced
-last: a run that dies before it reads the same files again and ends in the same state.
+from what it held of the unchanged files and what the changed ones gave. Before the first bucket is
+written `files.json` forgets the changed files, and names them again after the last: a run that dies
+in between is made up for by the next one, even if the files are then put back as they were.
 """
 
-import contextlib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.pipeline import bucket_of, fingerprint
+from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.schemas import DIGEST, REJECTED, digest, stored_documents_schema
+from embedding_pipelines.schemas import REJECTED, stored_documents_schema
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.spill import Spill
 from embedding_pipelines.warehouse import read_json, write_json, write_table
 
-REJECTIONS_HELD = 1_000  # in memory, before they go to disk
 SHOWN_REJECTIONS = 3
 
 
@@ -51,16 +50,16 @@ def write_documents(context: StepContext) -> StepReport:
     folder.fix_buckets(spec.buckets)
     settings = source_settings(context)
     listing = spec.source.files(context.warehouse.home)
-    known = known_files(context)
+    known = known_files(context) if _has_all_buckets(context, settings) else {}
     unchanged = {file.name for file in listing if _same(file, known.get(file.name))}
-    if len(unchanged) == len(listing) == len(known) and all(map(folder.documents.manifest, spec.bucket_names)):
+    if _is_whole(context) and len(unchanged) == len(listing) == len(known):
         return StepReport("documents", False, _facts(known, changed_files=0))
 
     changed = [file for file in listing if file.name not in unchanged]
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=".reading-", dir=folder.documents.folder) as drafts,
-        _Spill(Path(drafts)) as spill,
+        Spill(Path(drafts)) as spill,
     ):
         files = {name: known[name] for name in unchanged}
         for number, file in enumerate(changed):
@@ -69,16 +68,19 @@ def write_documents(context: StepContext) -> StepReport:
         spill.close()
         _write_rejected(context, spill, unchanged)
         _refuse_too_many_rejections(context, files)
+        for bucket in spec.bucket_names:
+            _refuse_duplicates(context, bucket, spill, unchanged)
+        _remember(context, {name: known[name] for name in sorted(unchanged)}, whole=False)
         written = 0
         for bucket in spec.bucket_names:
             written += _write_bucket(context, bucket, spill, unchanged, settings)
     context.progress.update("documents", len(changed), len(changed), "files")
-    ordered = {file.name: vars(files[file.name]) for file in listing}
-    write_json(folder.files, {"settings": settings, "files": ordered})
+    ordered = {file.name: files[file.name] for file in listing}
+    _remember(context, ordered, whole=True)
     return StepReport(
         "documents",
         True,
-        _facts({name: files[name] for name in ordered}, len(changed)) | {"written_buckets": written},
+        _facts(ordered, len(changed)) | {"written_buckets": written},
     )
 
 
@@ -88,6 +90,21 @@ def known_files(context: StepContext) -> dict[str, FileFacts]:
     if state.get("settings") != source_settings(context):
         return {}
     return {name: FileFacts(**facts) for name, facts in state["files"].items()}
+
+
+def _has_all_buckets(context: StepContext, settings: str) -> bool:
+    made = [context.folder.documents.manifest(bucket) for bucket in context.spec.bucket_names]
+    return all(entry is not None and entry.settings == settings for entry in made)
+
+
+def _is_whole(context: StepContext) -> bool:
+    """Whether the last run wrote all buckets, so that they hold just the known files."""
+    return bool((read_json(context.folder.files) or {}).get("whole"))
+
+
+def _remember(context: StepContext, files: dict[str, FileFacts], whole: bool) -> None:
+    facts = {name: vars(entry) for name, entry in files.items()}
+    write_json(context.folder.files, {"settings": source_settings(context), "whole": whole, "files": facts})
 
 
 def source_settings(context: StepContext) -> str:
@@ -112,7 +129,7 @@ def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
     }
 
 
-def _read_file(context: StepContext, file: SourceFile, spill: "_Spill") -> FileFacts:
+def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileFacts:
     facts = FileFacts(file.size_bytes, file.mtime_ns)
 
     def reject(rejection: Rejection) -> None:
@@ -129,24 +146,19 @@ def _read_file(context: StepContext, file: SourceFile, spill: "_Spill") -> FileF
     return facts
 
 
-def _write_bucket(context: StepContext, bucket: str, spill: "_Spill", unchanged: set[str], settings: str) -> bool:
+def _write_bucket(context: StepContext, bucket: str, spill: Spill, unchanged: set[str], settings: str) -> bool:
     """Write one bucket if it lost or gained rows; whether it did."""
     shards = context.folder.documents
-    before = shards.read_columns(bucket, ["document_id", "source_file", "source_row"])
-    new = spill.places(bucket)
+    names = pa.array(sorted(unchanged), pa.string())
+    before = shards.read_columns(bucket, ["source_file"])
     made = shards.manifest(bucket)
-    if before is not None and made is not None and made.settings == settings:
-        kept_rows = pc.is_in(before["source_file"], value_set=pa.array(sorted(unchanged), pa.string()))
-        if new is None and pc.all(kept_rows, min_count=0).as_py():
+    if before is not None and made is not None and made.settings == settings and not spill.has(bucket):
+        kept = pc.is_in(before["source_file"], value_set=names)
+        if pc.all(kept, min_count=0).as_py():
             return False
-        before = before.filter(kept_rows)
-    else:
-        before, unchanged = None, set()
-    _refuse_duplicates([table for table in (before, new) if table is not None])
     schema = stored_documents_schema(context.spec.source.metadata_types)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        names = pa.array(sorted(unchanged), pa.string())
         if unchanged:
             for batch in shards.read(bucket):
                 yield batch.filter(pc.is_in(batch["source_file"], value_set=names))
@@ -156,11 +168,17 @@ def _write_bucket(context: StepContext, bucket: str, spill: "_Spill", unchanged:
     return True
 
 
-def _refuse_duplicates(tables: list[pa.Table]) -> None:
+def _refuse_duplicates(context: StepContext, bucket: str, spill: Spill, unchanged: set[str]) -> None:
     """SourceError if an id stands in two places; equal ids are always in the same bucket."""
-    table = pa.concat_tables(tables) if tables else None
-    if table is None or not table.num_rows:
+    new = spill.places(bucket)
+    if new is None:
         return
+    tables = [new]
+    before = context.folder.documents.read_columns(bucket, new.column_names) if unchanged else None
+    if before is not None:
+        names = pa.array(sorted(unchanged), pa.string())
+        tables.insert(0, before.filter(pc.is_in(before["source_file"], value_set=names)))
+    table = pa.concat_tables(tables)
     counts = pc.value_counts(table["document_id"].combine_chunks())
     twice = counts.filter(pc.greater(counts.field("counts"), 1))
     if not len(twice):
@@ -175,7 +193,7 @@ def _refuse_duplicates(tables: list[pa.Table]) -> None:
     )
 
 
-def _write_rejected(context: StepContext, spill: "_Spill", unchanged: set[str]) -> None:
+def _write_rejected(context: StepContext, spill: Spill, unchanged: set[str]) -> None:
     """The rejected table: what is known of unchanged files, and what reading the others refused."""
     path = context.folder.rejected
     known = pq.read_table(path) if path.exists() else REJECTED.empty_table()
@@ -203,77 +221,3 @@ def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts
         f"({context.spec.source.max_rejected}) allows. The first:\n" + "\n".join(shown) + f"\nAll are in {path}. "
         "Mend the source or raise source.max_rejected; the previous documents stay in force."
     )
-
-
-def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
-    """What makes a document itself: text and metadata, not the place it came from."""
-    canonical = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
-    return digest(text.encode("utf-8", "surrogatepass"), canonical.encode("utf-8", "surrogatepass"))
-
-
-class _Spill:
-    """What was read, on disk, by bucket: the pass over the source needs no more memory than a batch."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = contextlib.ExitStack()
-        self._writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
-        self._held: list[Rejection] = []
-
-    def __enter__(self) -> "_Spill":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def add(self, batch: pa.RecordBatch, buckets: int, names: list[str]) -> None:
-        """Digest the documents of a batch and put each into its bucket."""
-        metadata_names = batch.schema.names[4:]
-        metadata = batch.select(metadata_names).to_pylist()
-        texts = batch["text"].to_pylist()
-        digests = [document_digest(text, row) for text, row in zip(texts, metadata, strict=True)]
-        schema = batch.schema.append(pa.field("document_digest", DIGEST))
-        batch = pa.RecordBatch.from_arrays([*batch.columns, pa.array(digests, DIGEST)], schema=schema)
-        numbers = pa.array([bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16())
-        for number in pc.unique(numbers).to_pylist():
-            self._write(names[number], batch.filter(pc.equal(numbers, number)))
-
-    def reject(self, rejection: Rejection) -> None:
-        self._held.append(rejection)
-        if len(self._held) == REJECTIONS_HELD:
-            self._flush()
-
-    def close(self) -> None:
-        """No more rows: all that was added can be read."""
-        self._flush()
-        self._stack.close()
-
-    def places(self, bucket: str) -> pa.Table | None:
-        """Ids and places of what was added to a bucket, None if nothing was."""
-        if bucket not in self._writers:
-            return None
-        columns = ["document_id", "source_file", "source_row"]
-        return pa.Table.from_batches([batch.select(columns) for batch in self.read(bucket)])
-
-    def read(self, bucket: str) -> Iterator[pa.RecordBatch]:
-        if bucket in self._writers:
-            with pa.memory_map(str(self._path(bucket))) as file, pa.ipc.open_stream(file) as batches:
-                yield from batches
-
-    def rejections(self) -> Iterator[pa.RecordBatch]:
-        return self.read("rejected")
-
-    def _flush(self) -> None:
-        if self._held:
-            rows = [vars(rejection) for rejection in self._held]
-            self._write("rejected", pa.RecordBatch.from_pylist(rows, REJECTED))
-            self._held.clear()
-
-    def _write(self, bucket: str, batch: pa.RecordBatch) -> None:
-        if bucket not in self._writers:
-            writer = pa.ipc.new_stream(str(self._path(bucket)), batch.schema)
-            self._writers[bucket] = self._stack.enter_context(writer)
-        self._writers[bucket].write_batch(batch)
-
-    def _path(self, bucket: str) -> Path:
-        return self.folder / f"{bucket}.arrows"

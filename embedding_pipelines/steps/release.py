@@ -81,11 +81,11 @@ def release(context: StepContext, space: Space) -> StepReport:
         )
     known = read_releases(context.folder)
     same = [entry for entry in known.releases if (entry.table, entry.version) == (state.table, state.version)]
-    if same:
+    if same and known.get(known.live):
         return StepReport("release", False, _facts(same[-1], known))
     codec = load_codec(context, space)
     made = Release(
-        number=max((entry.number for entry in known.releases), default=0) + 1,
+        number=max((entry.number for entry in known.releases), default=known.live or 0) + 1,
         table=state.table,
         version=state.version,
         rows=context.spec.store.table(context.warehouse.tables, state.table).rows(state.version),
@@ -96,7 +96,7 @@ def release(context: StepContext, space: Space) -> StepReport:
         released_at=datetime.now(UTC),
         checks={check["name"]: check["passed"] for check in verified["checks"]},
     )
-    kept = [*known.releases, made][-context.spec.store.keep_releases :]
+    kept = [*(entry for entry in known.releases if entry not in same), made][-context.spec.store.keep_releases :]
     releases = Releases(live=made.number, releases=kept)
     _keep_tables(context, releases, made.table)
     write_json(context.folder.releases, releases.model_dump(mode="json"))

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.schemas import VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
@@ -35,6 +36,7 @@ class TableState:
     version: int
     buckets: dict[str, str]  # bucket -> digests of the shards it was made from
     trained_rows: int  # how many the index was trained on, 0 without one
+    store: str = ""  # fingerprint of the store's options
 
 
 @dataclass
@@ -54,7 +56,8 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     table, name = open_table(context, codec, space)
     state = table_state(context)
     wanted = {bucket: _inputs(context, bucket) for bucket in context.spec.bucket_names}
-    intact = state is not None and (state.table, state.version) == (name, table.version)
+    store = fingerprint(context.spec.store)
+    intact = state is not None and (state.table, state.version, state.store) == (name, table.version, store)
     done = state.buckets if state is not None and intact else {}
     stale = [bucket for bucket in wanted if done.get(bucket) != wanted[bucket]]
     if intact and not stale:
@@ -65,12 +68,14 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     schema = _schema(context, codec, space)
     context.progress.update("vector_store", 0, added, "rows")
     trained = state.trained_rows if state is not None and state.table == name else 0
+    if table.version is None:
+        _forget_releases(context, name)
     if difference.remove or added or not intact:
         table.apply(schema, difference.remove, _rows(context, difference, codec, schema, added))
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    write_json(context.folder.table_state, asdict(TableState(name, version, wanted, trained)))
+    write_json(context.folder.table_state, asdict(TableState(name, version, wanted, trained, store)))
     return StepReport("vector_store", True, _facts(table, name, codec, added, len(difference.remove)))
 
 
@@ -107,6 +112,14 @@ def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
     return table_schema(context.spec.source.metadata_types, column, stored_space(space, codec).id)
 
 
+def _forget_releases(context: StepContext, name: str) -> None:
+    """A table that was lost is made anew, and counts its versions from 1 again: no release may name the old ones."""
+    known = read_json(context.folder.releases)
+    if known and any(entry["table"] == name for entry in known["releases"]):
+        known["releases"] = [entry for entry in known["releases"] if entry["table"] != name]
+        write_json(context.folder.releases, known)
+
+
 def _inputs(context: StepContext, bucket: str) -> str:
     chunks = context.folder.chunks.manifest(bucket)
     embeddings = context.folder.embeddings.manifest(bucket)
@@ -126,11 +139,11 @@ def _difference(context: StepContext, table: Table, stale: list[str]) -> Differe
         wanted = context.folder.chunks.read_columns(bucket, columns)
         assert wanted is not None
         ids, digests = wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist()
-        stored: dict[str, bytes] = {}
+        stored: dict[str, bytes | None] = {}
         if table.version is not None:
             for batch in table.scan(columns, bucket):
-                pairs = zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
-                stored.update(pairs)
+                for name, content in zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True):
+                    stored[name] = None if name in stored else content  # a doubled row is put right as a wrong one
         difference.add[bucket] = [stored.get(name) != content for name, content in zip(ids, digests, strict=True)]
         target = dict(zip(ids, digests, strict=True))
         difference.remove += [name for name, content in stored.items() if target.get(name) != content]

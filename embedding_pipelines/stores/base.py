@@ -32,7 +32,8 @@ class Table(ABC):
 
     @abstractmethod
     def index(self, metric: Metric, trained_rows: int) -> int:
-        """Bring the vector index up to date where the table is large enough for one.
+        """Bring the table into its final form for this version: compact, and with its vector index up to date
+        where it is large enough for one.
 
         `trained_rows` is what the last training saw (0: never); returns the same for now.
         """
@@ -62,7 +63,7 @@ class Table(ABC):
 
     @abstractmethod
     def clean_up(self) -> None:
-        """Give back the space of versions that are neither the newest nor kept."""
+        """Give back the space of versions that are neither the newest nor kept; after `index` the newest stays it."""
 
     @abstractmethod
     def size_bytes(self) -> int:

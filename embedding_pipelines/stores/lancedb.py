@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -49,6 +51,7 @@ class Lancedb(Store):
 class LanceTable(Table):
     def __init__(self, folder: Path, name: str, index_rows: int) -> None:
         self.folder, self.name, self.index_rows = folder, name, index_rows
+        self._checked_out: dict[int, Lance] = {}  # a version never changes, so its handle serves every search
 
     @property
     def version(self) -> int | None:
@@ -61,23 +64,31 @@ class LanceTable(Table):
         table = self._open()
         for start in range(0, len(remove), REMOVE_IDS):
             table.delete(f"chunk_id IN ({', '.join(map(_quoted, remove[start : start + REMOVE_IDS]))})")
-        batches = iter(add)
+        batches = _Watched(add)
         first = next(batches, None)
-        if first is not None:
-            table.add(pa.RecordBatchReader.from_batches(schema, _chain(first, batches)))
+        if first is None:
+            return
+        try:
+            table.add(pa.RecordBatchReader.from_batches(schema, itertools.chain([first], batches)))
+        except (RuntimeError, ValueError, OSError) as error:
+            if batches.failure is not None:
+                raise batches.failure from error
+            raise StoreError(f"Table {self.name!r} in {self.folder} cannot be written: {_short(error)}") from error
 
     def index(self, metric: Metric, trained_rows: int) -> int:
         from lancedb.index import IvfFlat, IvfSq
 
         table = self._open()
         rows = table.count_rows()
-        if rows < self.index_rows:
-            return trained_rows if any(index.columns == [VECTOR] for index in table.list_indices()) else 0
-        if not trained_rows or rows > trained_rows * RETRAIN_GROWTH:
+        if not any(index.columns == [VECTOR] for index in table.list_indices()):
+            trained_rows = 0
+        if rows >= self.index_rows and (not trained_rows or rows > trained_rows * RETRAIN_GROWTH):
             config = IvfFlat(distance_type="hamming") if metric == "hamming" else IvfSq(distance_type=metric)
             table.create_index(VECTOR, config=config, replace=True)
-            return rows
-        table.optimize(cleanup_older_than=NEVER)  # folds new rows into the index
+            trained_rows = rows
+        # Folds new rows into the index and small files into large ones. Here, before the version is checked
+        # and released: `clean_up` does it too, and must then find nothing left that would make a new version.
+        table.optimize(cleanup_older_than=NEVER)
         return trained_rows
 
     def rows(self, version: int | None = None) -> int:
@@ -115,11 +126,14 @@ class LanceTable(Table):
 
     def keep(self, versions: Mapping[str, int]) -> None:
         tags = self._open().tags
-        for name in set(tags.list()) - set(versions):
+        found = {name: tag["version"] for name, tag in tags.list().items()}
+        for name in found.keys() - versions.keys():
             tags.delete(name)
         for name, version in versions.items():
-            if name not in tags.list():
+            if name not in found:
                 tags.create(name, version)
+            elif found[name] != version:  # of a release that was begun and never made
+                tags.update(name, version)
 
     def clean_up(self) -> None:
         # Lance refuses to remove anything while a tagged version is older than the limit, so the limit
@@ -135,14 +149,18 @@ class LanceTable(Table):
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def _exists(self) -> bool:
-        return (self.folder / f"{self.name}.lance").is_dir()
+        # The first commit makes the table; before it there may be a folder, if a process died there.
+        return any((self.folder / f"{self.name}.lance" / "_versions").glob("*.manifest"))
 
     def _open(self, version: int | None = None) -> Lance:
-        """A handle of its own: checking out a version must not move another reader."""
+        """A handle on the newest version, or the one handle on an older one."""
+        if version in self._checked_out:
+            return self._checked_out[version]
         try:
             table: Lance = _connect(self.folder).open_table(self.name)
             if version is not None:
                 table.checkout(version)
+                self._checked_out[version] = table
         except (ValueError, OSError, RuntimeError) as error:
             raise StoreError(
                 f"Table {self.name!r}{f' version {version}' if version else ''} in {self.folder} cannot be opened: "
@@ -153,6 +171,7 @@ class LanceTable(Table):
 
 @functools.lru_cache(maxsize=16)
 def _connect(folder: Path) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # read at import; its warnings are about index internals
     import lancedb
 
     # Consistency 0: a handle that was opened earlier still sees what other processes commit.
@@ -164,9 +183,21 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
+class _Watched(Iterator[pa.RecordBatch]):
+    """Batches, and what went wrong in making them: Lance turns every error of an iterator into its own."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = iter(batches)
+        self.failure: BaseException | None = None
+
+    def __next__(self) -> pa.RecordBatch:
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self.failure = error
+            raise
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,149 @@
+"""What runs of the chain do and leave on record."""
+
+from collections import Counter
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines_tests.orchestration.support import (
+    BUCKETS,
+    Failing,
+    command,
+    live_rows,
+    materialized,
+    notes,
+    recorded,
+    run,
+    write_notes,
+    write_pipeline,
+)
+
+ALL = {"documents": 1, "chunks": BUCKETS, "embeddings": BUCKETS, "codec": 1, "vector_store": 1, "release": 1}
+
+
+def test_one_run_takes_all_buckets_from_the_source_to_the_release(home: Path, instance: dg.DagsterInstance) -> None:
+    result = run(notes(home), instance)
+    assert result.success
+    assert live_rows(home) == 40
+    assert {asset for asset, _ in materialized(instance, result.run_id)} == set(ALL)
+    assert {check.check_name for check in result.get_asset_check_evaluations() if check.passed} == {
+        "counts_add_up",
+        "vectors_are_sound",
+        "dimensions_match",
+        "space_is_one",
+        "released_version_is_checked",
+    }
+
+
+def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, instance: dg.DagsterInstance) -> None:
+    result = run(notes(home), instance)
+    totals: Counter[tuple[str, str]] = Counter()
+    seen: set[tuple[str, str | None]] = set()
+    for event in recorded(instance, result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION):
+        assert event.asset_key is not None
+        asset = event.asset_key.path[-1]
+        if (asset, event.partition) not in seen:
+            seen.add((asset, event.partition))
+            for name, value in event.step_materialization_data.materialization.metadata.items():
+                if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue):
+                    totals[asset, name] += value.value or 0
+    for asset in ("documents", "chunks", "embeddings", "vector_store", "release"):
+        assert totals[asset, "dagster/row_count"] == 40
+    assert totals["chunks", "tokens"] == totals["embeddings", "embedded_tokens"] == 200
+    assert totals["embeddings", "tokens_per_second"] > 0
+    assert totals["embeddings", "size_bytes"] > 0
+    assert totals["vector_store", "size_bytes"] > 0
+    assert totals["documents", "seconds"] > 0
+
+
+def test_a_bucket_is_recorded_when_it_is_committed_and_again_only_at_the_end(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    first = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
+    assert first == {**ALL, "chunks": 2 * BUCKETS, "embeddings": 2 * BUCKETS}
+    again = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
+    assert again == ALL
+
+
+def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    result = run(spec, instance, Failing(dimensions=16, calls=2))
+    assert not result.success
+    kept = [bucket for asset, bucket in materialized(instance, result.run_id) if asset == "embeddings"]
+    assert kept == ["b00", "b01"]
+    status = instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))
+    assert status == {"b00", "b01"}
+    rest = Failing(dimensions=16, calls=2)
+    assert run(spec, instance, rest).success
+    assert live_rows(home) == 40
+
+
+def test_a_bucket_without_documents_is_recorded_too(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    write_notes(home, rows=range(1))
+    assert run(spec, instance).success
+    assert len(instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))) == BUCKETS
+
+
+def test_one_partition_of_a_finished_pipeline_runs_with_what_has_no_partitions(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    run(spec, instance)
+    write_notes(home, "b", range(40, 41))
+    job = pipeline_definitions([spec]).resolve_job_def("notes")
+    result = job.execute_in_process(instance=instance, partition_key="b03", raise_on_error=False)
+    assert {bucket for _, bucket in materialized(instance, result.run_id)} == {"b03", None}
+
+
+def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    run(spec, instance)
+    job = pipeline_definitions([spec]).resolve_implicit_global_asset_job_def()
+    result = job.execute_in_process(
+        instance=instance, tags=all_buckets(spec), asset_selection=[dg.AssetKey(["notes", "chunks"])]
+    )
+    assert [asset for asset, _ in materialized(instance, result.run_id)] == ["chunks"] * BUCKETS
+
+
+def test_what_a_user_can_mend_is_one_sentence_in_the_run(home: Path, instance: dg.DagsterInstance) -> None:
+    write_notes(home)
+    spec = notes(home)
+    write_pipeline(home)
+    broken = spec.model_copy(update={"source": spec.source.model_copy(update={"id": "sku"})})
+    result = run(broken, instance)
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    error = event.step_failure_data.error
+    assert error is not None
+    assert "data/notes/a.jsonl" in error.message
+    assert "'sku'" in error.message
+    assert "Stack Trace" not in error.to_string()
+
+
+@pytest.mark.slow
+def test_the_dagster_command_runs_ranges_partitions_and_selections(home: Path) -> None:
+    write_notes(home)
+    write_pipeline(home)
+    base = ("dagster", "asset", "materialize", "-m", "embedding_pipelines.definitions", "--select")
+
+    fresh = command(home, *base, "group:notes", "--partition", "b03")
+    assert fresh.returncode == 1
+    assert "Pipeline 'notes', bucket 'b00': its embeddings are not those of its chunks." in fresh.stderr
+    assert "`embedding-pipelines run notes`" in fresh.stderr
+    assert "Traceback" not in fresh.stderr
+    assert "Stack Trace" not in fresh.stderr
+
+    whole = command(home, *base, "group:notes", "--partition-range", f"b00...b0{BUCKETS - 1}")
+    assert whole.returncode == 0, whole.stderr
+    assert live_rows(home) == 40
+
+    write_notes(home, "b", range(40, 60))
+    one = command(home, *base, 'key:"notes/documents"')
+    assert one.returncode == 0, one.stderr
+    chunks = command(home, *base, 'key:"notes/chunks"', "--partition-range", f"b00...b0{BUCKETS - 1}")
+    assert chunks.returncode == 0, chunks.stderr
+    assert live_rows(home) == 40

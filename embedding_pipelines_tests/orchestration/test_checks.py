@@ -1,0 +1,71 @@
+"""Checks stand in the way of a wrong release, and say why."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.vector_store import TableState, table_state
+from embedding_pipelines.warehouse import Warehouse, write_json
+from embedding_pipelines_tests.orchestration.support import live_rows, notes, run, write_notes
+
+
+def vandalize(home: Path, spec: PipelineSpec) -> None:
+    """Take a row out of the table as if the vector store had lost it, unnoticed."""
+    context = StepContext(spec, Warehouse(home))
+    state = table_state(context)
+    assert state is not None
+    table = spec.store.table(context.warehouse.tables, state.table)
+    (batch, *_) = table.scan(["chunk_id"])
+    table.apply(table.schema(), [batch["chunk_id"][0].as_py()], iter(()))
+    assert table.version is not None
+    changed = TableState(state.table, table.version, state.buckets, state.trained_rows)
+    write_json(context.folder.table_state, vars(changed))
+
+
+def test_a_vandalized_table_is_not_released_and_the_run_fails(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    run(spec, instance)
+    vandalize(home, spec)
+    result = run(spec, instance)
+    assert not result.success
+    failed = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    assert [check.check_name for check in failed] == ["counts_add_up"]
+    assert failed[0].description is not None
+    assert failed[0].description.startswith("Counts do not add up: 40 documents")
+    assert "39 rows" in failed[0].description
+    assert live_rows(home) == 40
+    assert not [event for event in result.get_asset_materialization_events() if event.asset_key.path[-1] == "release"]
+
+
+def test_one_check_can_be_run_alone(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    run(spec, instance)
+    definitions = pipeline_definitions([spec])
+    key = dg.AssetCheckKey(dg.AssetKey(["notes", "vector_store"]), "space_is_one")
+    job = dg.define_asset_job("one_check", dg.AssetSelection.checks(key))
+    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
+    result = resolved.execute_in_process(instance=instance)
+    assert [check.check_name for check in result.get_asset_check_evaluations()] == ["space_is_one"]
+
+
+def test_a_table_that_moved_on_without_a_release_is_told(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    run(spec, instance)
+    write_notes(home, "b", range(40, 45))
+    path = dg.AssetKey(["notes", "release"])
+    definitions = pipeline_definitions([spec])
+    upstream = definitions.resolve_implicit_global_asset_job_def()
+    keys = [dg.AssetKey(["notes", name]) for name in ("documents", "chunks", "embeddings", "vector_store")]
+    upstream.execute_in_process(instance=instance, tags=all_buckets(spec), asset_selection=keys)
+    job = dg.define_asset_job(
+        "released", dg.AssetSelection.checks(dg.AssetCheckKey(path, "released_version_is_checked"))
+    )
+    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("released")
+    (check,) = resolved.execute_in_process(instance=instance).get_asset_check_evaluations()
+    assert not check.passed
+    assert check.description is not None
+    assert check.description.endswith("but the table has moved on since release 1")

@@ -1,0 +1,114 @@
+"""Runs from the command line: what goes wrong is told, and no run stays "started" for ever."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from embedding_pipelines.errors import BusyError
+from embedding_pipelines.orchestration import assets
+from embedding_pipelines.orchestration.launch import run_pipeline
+from embedding_pipelines.progress import Silent
+from embedding_pipelines_tests.orchestration.support import SLOW, environment, live_rows, notes, run, write_notes
+
+
+def start(home: Path, code: str) -> subprocess.Popen[str]:
+    """A process at work on the pipeline, as soon as it has begun to embed."""
+    begun = home / "begun"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW + code],
+        env=environment(home, BEGUN=str(begun), GO=str(home / "go")),
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    while not begun.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+COMMAND = "sys.argv[1:] = ['run', 'notes']\nfrom embedding_pipelines.cli import main\nmain()"
+AS_SCHEDULED = """
+import dagster as dg
+from embedding_pipelines.home import home
+from embedding_pipelines.orchestration.instance import open_instance
+from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines_tests.orchestration.support import run
+with open_instance(home()) as instance:
+    sys.exit(not run(find_pipeline("notes", home()), instance).success)
+"""
+
+
+def statuses(instance: dg.DagsterInstance) -> list[dg.DagsterRunStatus]:
+    return [found.status for found in instance.get_runs()]
+
+
+def test_a_run_that_does_well_has_no_problem(home: Path, instance: dg.DagsterInstance) -> None:
+    outcome = run_pipeline(home, notes(home), Silent())
+    assert outcome.problem == ""
+    assert instance.get_run_by_id(outcome.run_id) is not None
+
+
+def test_a_mistake_in_the_source_is_one_sentence(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    (home / "data/notes/a.jsonl").unlink()
+    problem = run_pipeline(home, spec, Silent()).problem
+    assert "data/notes/*.jsonl" in problem
+    assert "\n" not in problem
+
+
+def test_a_bug_is_told_with_its_type_its_words_and_where_to_look(
+    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> None:
+        raise ZeroDivisionError("nothing to divide by")
+
+    monkeypatch.setattr(assets, "write_chunks", broken)
+    outcome = run_pipeline(home, notes(home), Silent())
+    assert "Step 'notes__chunks' failed: ZeroDivisionError: nothing to divide by" in outcome.problem
+    assert "test_launch.py" in outcome.problem
+    assert f"log of run {outcome.run_id}" in outcome.problem
+
+
+def test_control_c_reaches_the_command_line_and_the_run_is_ended(home: Path, instance: dg.DagsterInstance) -> None:
+    notes(home)
+    process = start(home, COMMAND)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to go on" in errors
+    assert statuses(instance) == [dg.DagsterRunStatus.FAILURE]
+
+
+def test_a_second_run_is_refused_and_ends_the_first_one_after_it_was_killed(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    process = start(home, COMMAND)
+    with pytest.raises(BusyError, match="'notes' is being run by another process"):
+        run_pipeline(home, spec, Silent())
+    assert statuses(instance) == [dg.DagsterRunStatus.STARTED]
+    process.kill()
+    process.communicate(timeout=60)
+    assert run_pipeline(home, spec, Silent()).problem == ""
+    assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    assert live_rows(home) == 40
+
+
+def test_of_two_runs_at_once_the_second_waits_and_both_end_well(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    process = start(home, AS_SCHEDULED)
+    write_notes(home, "b", range(40, 60))
+    threading.Timer(1, (home / "go").touch).start()
+    assert run(spec, instance).success
+    assert process.wait(timeout=60) == 0
+    assert live_rows(home) == 60
+    assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS] * 2
+    waited = [entry.user_message for found in instance.get_runs() for entry in instance.all_logs(found.run_id)]
+    assert "Waiting for the run of pipeline 'notes' that is under way." in waited

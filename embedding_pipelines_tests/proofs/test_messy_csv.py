@@ -1,0 +1,37 @@
+"""A CSV file as people export them: cp1252, ragged, with bare quotes. No record of it vanishes."""
+
+import csv
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.chain import live_rows, write_pipeline
+from embedding_pipelines_tests.runs import run_whole
+
+pytestmark = [pytest.mark.slow]
+
+PIPELINE = """\
+source: {{kind: csv, path: {path}, text: v2, metadata: [v1]}}
+model: {{provider: hashing}}
+"""
+
+
+def test_every_record_becomes_a_document_or_is_rejected_with_a_reason(shared: Path, proof_home: Path) -> None:
+    path = shared / "messy_csv" / "sms_spam_latin1_ragged.csv"
+    with path.open(newline="", encoding="cp1252") as file:
+        records = len(list(csv.reader(file))) - 1
+    write_pipeline(proof_home, "spam", PIPELINE.format(path=path))
+    run = run_whole(proof_home, "spam")
+    facts = run.reports["documents"].facts
+    assert facts["documents"] + facts["rejected"] == records
+    assert facts["other_encodings"] == "cp1252"
+    assert any("cp1252" in note for note in run.notes)
+    rejected = pq.read_table(Warehouse(proof_home).pipeline("spam").rejected).to_pylist()
+    assert len(rejected) == facts["rejected"]
+    assert all(row["reason"] and row["raw"] for row in rejected)
+    rows = live_rows(proof_home, "spam").values()
+    assert len({row["document_id"] for row in rows}) == facts["documents"] - run.reports["chunks"].facts["empty"]
+    assert {row["v1"] for row in rows} == {"ham", "spam"}
+    assert any("£" in row["text"] for row in rows)  # 0xA3: what UTF-8 readers make mojibake of

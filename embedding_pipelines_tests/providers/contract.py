@@ -1,0 +1,42 @@
+"""What every provider must keep; each kind's test calls it, then adds what is special to it."""
+
+import numpy as np
+
+from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider, checked
+
+TEXTS = [
+    "A cat sleeps on the warm roof.",
+    "On the warm roof a cat is sleeping.",
+    "The court dismissed the appeal.",
+    "",
+    " ",
+    "x",
+    "Ünïcødé 😀 漢字 \u200d\u0000 \n\t end",
+    "word " * 1_000,
+]
+
+
+def check_provider(provider: Provider) -> None:
+    """Shape, order, determinism, geometry, an honest space, and options that survive JSON."""
+    space, limits = provider.space, provider.limits
+    assert space.id == type(provider).model_validate_json(provider.model_dump_json()).space.id
+    assert space.provider == provider.kind
+    assert space.codec is None
+    assert 0 < limits.max_tokens <= space.max_tokens
+    assert limits.max_tokens <= limits.call_tokens
+    for role in ("document", "query"):
+        vectors = provider.embed(TEXTS, role)
+        assert vectors.dtype == np.float32
+        checked(vectors, TEXTS, space)
+        assert provider.embed([], role).shape == (0, space.dimensions)
+        for at in (0, 3, 6, 7):  # each by itself, and the other way round
+            assert np.allclose(provider.embed([TEXTS[at]], role)[0], vectors[at], atol=1e-4)
+        assert np.allclose(provider.embed(TEXTS[::-1], role)[::-1], vectors, atol=1e-4)
+        norms = np.linalg.norm(vectors, axis=1)
+        assert not space.normalized or np.allclose(norms, 1, atol=NORM_TOLERANCE)
+        unit = vectors / norms[:, None]
+        assert unit[0] @ unit[1] > unit[0] @ unit[2] + 0.2
+    tokenizer = provider.tokenizer()
+    count = len(tokenizer.encode("A cat sleeps on the warm roof.").ids)
+    assert count < len(tokenizer.encode("A cat sleeps on the warm roof, and another one.").ids)
+    assert len(tokenizer.encode("word " * 1_000).ids) >= 1_000  # it does not truncate

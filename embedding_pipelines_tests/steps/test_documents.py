@@ -1,0 +1,77 @@
+"""documents: only changed files are read, bad records are told, and a refused source leaves everything as it was."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.steps.documents import known_files, write_documents
+from embedding_pipelines_tests.chain import context_of, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+
+TYPED = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
+
+
+def rejected(home: Path) -> list[tuple[str, int]]:
+    rows = pq.read_table(context_of(home, "p").folder.rejected).to_pylist()
+    assert all(row["reason"] and row["raw"] for row in rows)
+    return [(row["file"], row["row"]) for row in rows]
+
+
+def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
+    write_pipeline(home, "p", TYPED)
+    write_csv(home, "a.csv", [(1, "one", 1), (2, "two", "no number")])
+    write_csv(home, "b.csv", [(3, "three", "no number"), (4, "four", 4)])
+    facts = write_documents(context_of(home, "p")).facts
+    assert (facts["documents"], facts["rejected"], facts["changed_files"]) == (2, 2, 2)
+    assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 2)]
+    write_csv(home, "b.csv", [(3, "three", 3), (4, "four", 4), (5, "five", "no")])
+    facts = write_documents(context_of(home, "p")).facts
+    assert (facts["documents"], facts["rejected"], facts["changed_files"]) == (3, 2, 1)
+    assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 4)]
+    assert [facts.rejected for facts in known_files(context_of(home, "p")).values()] == [1, 1]
+
+
+def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) -> None:
+    write_pipeline(home, "p", TYPED)
+    write_csv(home, "a.csv", [(1, "one", 1)])
+    run_steps(home, "p")
+    write_csv(home, "a.csv", [(1, "changed", 1), *((n, "x", "bad") for n in range(2, 7))])
+    with pytest.raises(SourceError, match=r"(?s)5 of 6 records were rejected.*data/a\.csv:3:.*stay in force"):
+        run_steps(home, "p")
+    assert top(home, "p", "one") == ["1"]
+    assert known_files(context_of(home, "p"))["data/a.csv"].rows == 1
+    write_csv(home, "a.csv", [(1, "changed", 1)])
+    run_steps(home, "p")
+    assert top(home, "p", "changed") == ["1"]
+    assert rejected(home) == []
+
+
+def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [("x", "one", "c"), ("y", "two", "c"), ("x", "three", "c")])
+    with pytest.raises(SourceError, match=r"data/a\.csv:4: document id 'x' stands at data/a\.csv:2 too"):
+        write_documents(context_of(home, "p"))
+    assert not list((home / "data" / "warehouse" / "pipelines" / "p" / "documents").glob(".reading-*"))
+
+
+def test_changed_options_of_the_source_read_every_file_again(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "one", "c")])
+    run_steps(home, "p")
+    write_pipeline(home, "p", HASHING.replace("text: [title]", "text: [title, cat]"))
+    run_steps(home, "p")
+    assert top(home, "p", "c") == ["1"]
+    facts = write_documents(context_of(home, "p")).facts
+    assert facts["changed_files"] == 0
+
+
+def test_another_number_of_buckets_is_refused(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "one", "c")])
+    run_steps(home, "p")
+    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 8"))
+    with pytest.raises(ConfigError, match="made with 4 buckets, its file now says 8"):
+        run_steps(home, "p")
+    assert top(home, "p", "one") == ["1"]

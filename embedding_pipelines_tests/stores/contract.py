@@ -1,0 +1,102 @@
+"""What every store must keep; each kind's test calls it, then adds what is special to it."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.schemas import DIGEST, SPACE_ID_KEY, VECTOR, digest, table_schema
+from embedding_pipelines.stores.base import Store
+
+WIDTH = 8
+SCHEMA = table_schema({"cat": "string", "year": "int"}, pa.list_(pa.float32(), WIDTH), "space-of-the-test")
+
+
+def vectors_of(names: list[str]) -> np.ndarray:
+    if not names:
+        return np.empty((0, WIDTH), np.float32)
+    seeds = [int.from_bytes(digest(name.encode())[:4], "little") for name in names]
+    made = np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds])
+    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
+    """Rows named `names`; each one's vector follows from its name."""
+    count = len(names)
+    columns = {
+        "chunk_id": pa.array(names, pa.string()),
+        "document_id": pa.array(names, pa.string()),
+        "start": pa.array([0] * count, pa.int64()),
+        "end": pa.array([len(text)] * count, pa.int64()),
+        "text": pa.array([f"{text} {name}" for name in names], pa.string()),
+        "chunk_digest": pa.array([digest(name.encode(), text.encode()) for name in names], DIGEST),
+        "bucket": pa.array([f"b0{len(name) % 2}" for name in names], pa.string()),
+        "cat": pa.array([name[-1] for name in names], pa.string()),
+        "year": pa.array([2000 + len(name) for name in names], pa.int64()),
+        VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def check_store(store: Store, folder: Path) -> None:
+    """Asserts the contract in an empty folder."""
+    table = store.table(folder, "pipeline-1")
+    assert table.version is None
+    assert store.names(folder) == []
+
+    table.apply(SCHEMA, [], [])
+    assert table.rows() == 0
+    assert table.schema().metadata[SPACE_ID_KEY] == b"space-of-the-test"
+    table.apply(SCHEMA, [], iter([batch(["a", "bb"]), batch([]), batch(["it's", 'say "c"'])]))
+    table.index("cosine", 0)
+    first = table.version
+    assert first is not None
+    assert table.rows() == 4
+    assert table.size_bytes() > 0
+    assert store.names(folder) == ["pipeline-1"]
+
+    table.apply(SCHEMA, ["it's", "no such id"], [batch(["d"])])
+    table.apply(SCHEMA, ["bb"], [batch(["bb"], "other")])
+    table.index("cosine", 0)
+    second = table.version
+    assert second is not None
+    assert second > first
+    everything = {row["chunk_id"]: row for part in table.scan(SCHEMA.names) for row in part.to_pylist()}
+    assert sorted(everything) == ["a", "bb", "d", 'say "c"']
+    assert everything["bb"]["text"] == "other bb"
+    assert table.rows(first) == 4  # an old version stays as it was
+    old = {name for part in table.scan(["chunk_id"], version=first) for name in part["chunk_id"].to_pylist()}
+    assert old == {"a", "bb", "it's", 'say "c"'}
+    in_bucket = [name for part in table.scan(["chunk_id"], "b01") for name in part["chunk_id"].to_pylist()]
+    assert sorted(in_bucket) == sorted(name for name in everything if len(name) % 2)
+
+    found = table.search(vectors_of(["d"])[0], 3, "cosine", None, second).to_pylist()
+    assert found[0]["chunk_id"] == "d"
+    assert found[0]["_distance"] == pytest.approx(0, abs=1e-5)
+    assert [row["_distance"] for row in found] == sorted(row["_distance"] for row in found)
+    assert VECTOR not in found[0]
+    assert "d" not in table.search(vectors_of(["d"])[0], 10, "cosine", None, first)["chunk_id"].to_pylist()
+    assert len(table.search(vectors_of(["d"])[0], 100, "cosine", None, second)) == 4
+    filtered = table.search(vectors_of(["d"])[0], 10, "cosine", "cat = 'b' AND year = 2002", second)
+    assert filtered["chunk_id"].to_pylist() == ["bb"]
+    for wrong in ("nocolumn = 1", "cat = ", "year = 'x' AND", "'"):
+        with pytest.raises(StoreError, match=r"(?s)filter.*cannot be used.*cat") as caught:
+            table.search(vectors_of(["d"])[0], 1, "cosine", wrong, second)
+        assert ".rs" not in str(caught.value)
+
+    table.keep({"release-1": first, "release-2": second})
+    table.keep({"release-2": second})
+    table.clean_up()
+    assert table.version == second
+    table.clean_up()
+    assert table.version == second
+    assert table.rows(second) == 4
+    store.table(folder, "pipeline-2").apply(SCHEMA, [], [batch(["x"])])
+    store.drop(folder, "pipeline-1")
+    store.drop(folder, "pipeline-1")
+    assert store.names(folder) == ["pipeline-2"]
+    assert store.table(folder, "pipeline-1").version is None
+    with pytest.raises(StoreError, match=r"'pipeline-1'.*cannot be opened"):
+        store.table(folder, "pipeline-1").rows()

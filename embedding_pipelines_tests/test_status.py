@@ -1,0 +1,41 @@
+"""Status: what the warehouse holds, and whether the source has moved on."""
+
+from pathlib import Path
+from typing import Any
+
+from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+
+
+def status(home: Path) -> dict[str, Any]:
+    return pipeline_status(find_pipeline("p", home), Warehouse(home))
+
+
+def test_a_pipeline_that_never_ran_is_new(home: Path) -> None:
+    write_pipeline(home, "p", HASHING + "schedule: '@daily'\n")
+    found = status(home)
+    assert (found["status"], found["documents"], found["live_release"]) == ("new", 0, None)
+    assert found["schedule"] == "@daily"
+    assert "matches no file" in found["source"]
+    write_csv(home, "a.csv", [(1, "one", "x")])
+    assert status(home)["source"] == "1 new, 0 changed, 0 deleted files since the last run"
+
+
+def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 5"))
+    write_csv(home, "a.csv", [(1, "one", 1), (2, "", 2), (3, "three", "no number")])
+    write_csv(home, "b.csv", [(4, "four", 4)])
+    run_steps(home, "p")
+    found = status(home)
+    assert found["status"] == "active"
+    assert (found["documents"], found["chunks"], found["embeddings"], found["rejected"]) == (3, 2, 2, 1)
+    assert (found["live_release"], found["live_rows"], found["kept_releases"]) == (1, 2, [1])
+    assert found["source"] == "up to date"
+    assert found["model"] == "hashing"
+    write_csv(home, "a.csv", [(1, "one more", 1)])
+    write_csv(home, "c.csv", [(5, "five", 5)])
+    (home / "data" / "b.csv").unlink()
+    assert status(home)["source"] == "1 new, 1 changed, 1 deleted files since the last run"
