@@ -50,7 +50,11 @@ REJECTED = pa.schema(
     ]
 )
 
-RESERVED = frozenset({*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "_distance", "score"})
+# LanceDB's own, in tables and in results.
+STORE_COLUMNS = frozenset({"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"})
+RESERVED = frozenset(
+    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "score", *STORE_COLUMNS}
+)
 
 # What a metadata column may be declared as in a pipeline file.
 METADATA_TYPES: dict[str, pa.DataType] = {

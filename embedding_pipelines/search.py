@@ -117,6 +117,6 @@ def _hit(row: Mapping[str, Any], codec: CodecChain) -> Hit:
     distance = row["_distance"]
     score = 1 - distance / codec.dimensions if codec.metric == "hamming" else 1 - distance
     own = {"chunk_id", "document_id", "start", "end", "text"}
-    hidden = own | {"_distance", "bucket", "chunk_digest"}
+    hidden = own | {"_distance"}
     metadata = {name: value for name, value in row.items() if name not in hidden}
     return Hit(score=score, metadata=metadata, **{name: row[name] for name in own})

@@ -43,8 +43,8 @@ def _source(context: StepContext) -> str:
         listing = context.spec.source.files(context.warehouse.home)
     except EmbeddingPipelinesError as error:
         return str(error)
-    read = {name: (facts.size_bytes, facts.mtime_ns) for name, facts in known_files(context).items()}
-    found = {file.name: (file.size_bytes, file.mtime_ns) for file in listing}
+    read = {name: tuple(facts.stamp) for name, facts in known_files(context).items()}
+    found = {file.name: file.stamp for file in listing}
     new, gone = len(found.keys() - read.keys()), len(read.keys() - found.keys())
     changed = sum(found[name] != read[name] for name in found.keys() & read.keys())
     if not new and not gone and not changed:

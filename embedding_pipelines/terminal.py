@@ -131,7 +131,7 @@ def counted(number: int, noun: str) -> str:
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets everything."""
     lines = [[name.replace("_", " ") for name in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
-    numbers = [all(isinstance(row[name], int | None) for row in rows) for name in rows[0]]
+    numbers = [{type(row[name]) for row in rows} - {type(None)} == {int} for name in rows[0]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for position, line in enumerate(lines):
         cells = (

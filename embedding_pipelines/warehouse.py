@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.errors import BusyError, ConfigError, StoreError
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.schemas import DIGEST_BYTES
 
@@ -47,9 +47,12 @@ class Shards:
         self.folder = folder
 
     def manifest(self, bucket: str) -> Manifest | None:
-        """The bucket's manifest, None if it was never written."""
-        found = read_json(self.folder / f"{bucket}.json")
-        return Manifest(**found) if found else None
+        """The bucket's manifest, None if the bucket was never written or is lost: it is then made anew."""
+        try:
+            found = read_json(self.folder / f"{bucket}.json")
+        except StoreError:
+            return None
+        return Manifest(**found) if found and (self.folder / found["shard"]).exists() else None
 
     def is_current(self, bucket: str, inputs: str, settings: str) -> bool:
         """Whether the bucket was made from just these inputs by just these settings."""
@@ -104,8 +107,9 @@ class Shards:
 class PipelineFolder:
     """All that one pipeline keeps in the warehouse."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tables: Path) -> None:
         self.folder = folder
+        self.tables = tables  # of all pipelines
         self.documents = Shards(folder / "documents")
         self.chunks = Shards(folder / "chunks")
         self.embeddings = Shards(folder / "embeddings")
@@ -115,7 +119,7 @@ class PipelineFolder:
         self.table_state = folder / "vector_store.json"
         self.verified = folder / "verified.json"
         self.releases = folder / "releases.json"
-        self.last_run = folder / "last_run.json"
+        self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 
     @contextlib.contextmanager
     def lock(self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1) -> Iterator[None]:
@@ -156,15 +160,20 @@ class Warehouse:
         self.tables = self.root / "tables"
 
     def pipeline(self, name: str) -> PipelineFolder:
-        return PipelineFolder(self.root / "pipelines" / name)
+        return PipelineFolder(self.root / "pipelines" / name, self.tables)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file."""
+    """The object in a JSON file, None if there is no such file. Raises StoreError if it is damaged."""
     try:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is damaged: {error}. Put back a copy of it, or delete it and run the pipeline; "
+            "vectors are not lost by that."
+        ) from error
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

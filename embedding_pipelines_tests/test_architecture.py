@@ -109,3 +109,15 @@ def test_importing_a_light_module_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, embedding_pipelines.{module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(loaded)
+
+
+def test_openvino_is_loaded_without_its_telemetry() -> None:
+    code = (
+        "import sys; from embedding_pipelines.providers._sentence_transformer import _openvino; _openvino();"
+        "print(sys.modules['openvino_telemetry'], *sys.modules)"
+    )
+    first, *loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert first == "None"
+    assert "openvino.tools.ovc.telemetry_stub" in loaded

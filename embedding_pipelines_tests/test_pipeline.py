@@ -12,7 +12,7 @@ from embedding_pipelines.preprocessing.chunk import Chunk
 from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.steps.chunks import chunk_settings
-from embedding_pipelines.steps.codec import codec_path
+from embedding_pipelines.steps.codec import fitted_for
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import source_settings
 from embedding_pipelines.warehouse import Warehouse
@@ -79,7 +79,7 @@ def settings(spec: PipelineSpec) -> dict[str, str]:
         "documents": source_settings(context),
         "chunks": chunk_settings(context, spec.model),
         "embeddings": space.id,
-        "codec": str(codec_path(context, space)),
+        "codec": fitted_for(context, space),
         "vector_store": fingerprint(spec.store),
     }
 

@@ -69,8 +69,8 @@ class Pca(Compressor):
         self.check(vectors.shape[1])
         if len(vectors) < self.dimensions:
             raise CompressionError(
-                f"pca.fit: {len(vectors)} vectors cannot give {self.dimensions} directions. Set "
-                f"compression.pca.dimensions to {len(vectors)} or less, or add documents."
+                f"pca.fit: {len(vectors)} vectors cannot give {self.dimensions} directions. Add "
+                f"documents until there are at least {self.dimensions}, or set compression.pca.dimensions lower."
             )
         products = np.zeros((vectors.shape[1],) * 2, np.float64)
         for at in range(0, len(vectors), _BLOCK):

@@ -88,7 +88,6 @@ def _asset(
     deps: Sequence[str] = (),
     schema: Iterable[pa.Field] | None = None,
     in_buckets: bool = False,
-    pool: str | None = None,
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that the assets of a pipeline share."""
     with warnings.catch_warnings():
@@ -105,7 +104,6 @@ def _asset(
             partitions_def=buckets(spec) if in_buckets else None,
             backfill_policy=dg.BackfillPolicy.single_run(),
             required_resource_keys=resource_keys(spec),
-            pool=pool,
         )
 
 
@@ -137,9 +135,7 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 
 def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
-    kinds, pool = {spec.model.kind, "parquet"}, f"embed_{spec.model.kind}"
-
-    @_asset(spec, "embeddings", kinds, deps=["chunks"], in_buckets=True, pool=pool)
+    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=["chunks"], in_buckets=True)
     def embeddings(context: AssetExecutionContext) -> None:
         provider = _provider(context, spec)
 

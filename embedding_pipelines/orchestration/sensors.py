@@ -22,7 +22,7 @@ from embedding_pipelines.warehouse import Warehouse
 TICK_SECONDS = 30
 SHOWN_FILES = 5
 
-Listing = Mapping[str, tuple[int, int]]  # file name -> size in bytes, modification time in ns
+Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,8 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
             files = spec.source.files(warehouse.home)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        listing = {file.name: (file.size_bytes, file.mtime_ns) for file in files}
-        read = {
-            name: (facts.size_bytes, facts.mtime_ns)
-            for name, facts in known_files(StepContext(spec, warehouse)).items()
-        }
+        listing = {file.name: file.stamp for file in files}
+        read = {name: tuple(facts.stamp) for name, facts in known_files(StepContext(spec, warehouse)).items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
             asked = "" if changes.is_empty else "; a run was asked for already"

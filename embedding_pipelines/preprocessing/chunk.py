@@ -26,6 +26,7 @@ from embedding_pipelines.errors import ConfigError
 _VERSION = 1  # raise it whenever the same options give other chunks
 _SURELY_LONG = 6  # characters per token of the limit; prose has 4 to 5, so such a text is encoded with offsets
 _WINDOW = 16  # limits of tokens that the splitter sees at once; its time grows with the square of its text
+_PART = 1_000_000  # characters encoded at once; an encoding takes about 125 bytes for each
 _UNSETTLED = 2  # chunks at a window's end that could be others if the splitter saw what follows
 
 
@@ -90,6 +91,12 @@ class Cutter:
         Every character outside the pieces is white space, except in the one-piece mode. ConfigError if a
         single character has more tokens than a chunk may hold.
         """
+        if any(len(text) > _PART for text in texts):
+            return [
+                piece
+                for text in texts
+                for piece in (self._cut_in_parts(text) if len(text) > _PART else self.cut([text]))
+            ]
         encodings = self._encode(texts)
         spans: list[list[tuple[int, int]]] = []
         for text, encoding in zip(texts, encodings, strict=True):
@@ -104,6 +111,16 @@ class Cutter:
             if encoding is not None and len(encoding) <= self._limit:
                 pieces[at] = [Piece(0, len(texts[at]), len(encoding))]
         return pieces
+
+    def _cut_in_parts(self, text: str) -> list[list[Piece]]:
+        """The pieces of one very long text; at the seams, between paragraphs or words, pieces share no tokens."""
+        pieces: list[Piece] = []
+        start = 0
+        while start < len(text) and not (self._whole and pieces):
+            end = _seam(text, start)
+            pieces += [Piece(start + at, start + stop, tokens) for at, stop, tokens in self.cut([text[start:end]])[0]]
+            start = end
+        return [pieces]
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding | None]:
         """None for white space; with offsets for each text beyond the limit, cheaply for the others."""
@@ -208,6 +225,15 @@ class _Sizes:
     def __call__(self, piece: str) -> int:
         at = self._begin + self._window.index(piece)
         return bisect_left(self._starts, at + len(piece)) - bisect_right(self._ends, at)
+
+
+def _seam(text: str, start: int) -> int:
+    """Where a part that begins at `start` ends: after a paragraph, else a line, else a word, else anywhere."""
+    end = start + _PART
+    if end >= len(text):
+        return len(text)
+    found = (text.rfind(mark, start + _PART // 2, end) for mark in ("\n\n", "\n", " "))
+    return next((at + 1 for at in found if at >= 0), end)
 
 
 def _offsets(encoding: Encoding) -> tuple[list[int], list[int]]:

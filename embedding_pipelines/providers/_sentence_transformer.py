@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._weights import folder_sha256, weights_sha256
+from embedding_pipelines.providers._weights import folder_sha256, revision_sha256, weights_sha256
 from embedding_pipelines.providers.base import Vectors
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_LAYOUT = "2"  # raise it when what is cached changes
+CACHE_LAYOUT = "3"  # raise it when what is cached changes
 # Tokens of one inference, padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within
 # 8% of one another, 4,096 up to 20% slower (the activations leave the cache).
 INFERENCE_TOKENS = 1_024
@@ -45,7 +45,7 @@ STREAMS = 2  # parallel inferences, so that one stream's small layers do not lea
 class Facts:
     """What a model's own files say about its vectors."""
 
-    weights_sha256: str
+    revision: str
     dimensions: int
     max_tokens: int
     pooling: str
@@ -221,7 +221,7 @@ def _facts(model: SentenceTransformer, folder: Path) -> Facts:
     if dimensions is None:
         raise ProviderError(f"{folder}: the model does not say how many dimensions its vectors have.")
     return Facts(
-        weights_sha256=weights_sha256(folder),
+        revision=revision_sha256(folder),
         dimensions=dimensions,
         max_tokens=int(model.max_seq_length or 512),
         pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,12 @@ class PackagedModel:
 
 
 CONFIGURATION = ("*.json", "*.txt", "*.model")  # matched below folders too, as the hub's patterns are
+
+DECISIVE = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "tokenizer_config.json"),
+    *("modules.json", "config.json", "sentence_*config.json", "*/config.json"),
+)
+WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "__version__"}
 
 PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
@@ -58,6 +65,24 @@ def folder_sha256(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
     lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def revision_sha256(folder: Path) -> str:
+    """SHA-256 over what decides a text's vector: weights, tokenizer, and each module's configuration.
+
+    Of the configuration only what has an effect counts, so that the same model from a package and from the
+    hub is one space: neither the versions it was saved with nor the folder it was saved from.
+    """
+    parts = [weights_sha256(folder)]
+    for path in sorted(path for pattern in DECISIVE for path in folder.glob(pattern)):
+        content = file_sha256(path)
+        if path.name.endswith("config.json") or path.name == "modules.json":
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(value, dict):
+                value = {key: part for key, part in value.items() if key not in WITHOUT_EFFECT}
+            content = json.dumps(value, sort_keys=True)
+        parts.append(f"{path.relative_to(folder).as_posix()} {content}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

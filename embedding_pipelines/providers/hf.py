@@ -33,7 +33,7 @@ class Hf(Provider):
         return Space(
             provider=self.kind,
             model=self.model,
-            revision=facts.weights_sha256,
+            revision=facts.revision,
             dimensions=facts.dimensions,
             pooling=facts.pooling,
             prompts=facts.prompts,

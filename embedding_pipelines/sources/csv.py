@@ -61,8 +61,11 @@ class Csv(TextSource):
                 f"{file.name}:{error.line}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
                 "Is this a CSV file? Choose the source.kind that reads it, or split the line."
             ) from error
-        if names is None:
-            log.notes.append(f"{file.name}: the file is empty, it has no header")
+        if names is None:  # a writer that was caught in between must not empty the store
+            raise SourceError(
+                f"{file.name}: the file is empty, it has no header. Write it whole and then rename it into place; "
+                "for no records, leave the header in it."
+            )
 
     def _header(
         self, found: Records | Unclosed, text: Text, delimiter: str

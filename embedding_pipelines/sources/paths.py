@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.home import warehouse_folder
 
 _MAGIC = frozenset("*?[")
 
@@ -25,14 +26,22 @@ class SourceFile:
     path: Path
     size_bytes: int
     mtime_ns: int
+    ctime_ns: int = 0  # when the file system last changed the file or its name; nobody can set it back
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """What changes whenever the content does. A copy that keeps size and times still has another ctime."""
+        return (self.size_bytes, self.mtime_ns, self.ctime_ns)
 
 
 def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
     """Files of all entries, sorted by name, each once. Raises SourceError if an entry has none."""
     home = Path(os.path.abspath(home))
+    produced = warehouse_folder(home)  # what the pipelines made is no source, even where a folder holds it
     found: dict[str, SourceFile] = {}
     for entry in entries:
-        matches = [_source_file(path, home) for path in _expand(entry, home, suffixes)]
+        paths = (path for path in _expand(entry, home, suffixes) if not path.is_relative_to(produced))
+        matches = [_source_file(path, home) for path in paths]
         if not matches:
             raise _nothing(entry, home, suffixes)
         found |= {file.name: file for file in matches}
@@ -104,7 +113,7 @@ def _source_file(path: Path, home: Path) -> SourceFile:
     except UnicodeEncodeError as error:
         raise SourceError(f"{os.fsencode(path)!r}: the file's name is not valid UTF-8; rename it.") from error
     status = path.stat()
-    return SourceFile(name, path, status.st_size, status.st_mtime_ns)
+    return SourceFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _nothing(entry: str, home: Path, suffixes: tuple[str, ...]) -> SourceError:

@@ -28,17 +28,20 @@ def fit_codec(context: StepContext, space: Space) -> StepReport:
     Raises CompressionError if there are too few vectors to fit it on.
     """
     path = codec_path(context, space)
-    changed = not path.exists()
-    if changed:
+    changed = path is None
+    if path is None:
         sample = _sample(context, space.dimensions)
         if context.spec.compression and not len(sample):
             raise CompressionError(
                 f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
                 "read or all of them are empty. Add documents, or leave out compression until there are some."
             )
+        fitted = CodecChain.fit(context.spec.compression, sample, context.spec.seed)
+        # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
+        path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}")
-        CodecChain.fit(context.spec.compression, sample, context.spec.seed).save(draft)
+        fitted.save(draft)
         draft.replace(path)
     codec = CodecChain.load(path)
     facts = {
@@ -54,12 +57,24 @@ def fit_codec(context: StepContext, space: Space) -> StepReport:
 
 def load_codec(context: StepContext, space: Space) -> CodecChain:
     """The codec that `fit_codec` kept. Raises CompressionError if there is none."""
-    return CodecChain.load(codec_path(context, space))
+    path = codec_path(context, space)
+    if path is None:
+        raise CompressionError(
+            f"Pipeline {context.spec.name!r}: its codec is not fitted yet. Materialize 'codec' first, or run "
+            f"`embedding-pipelines run {context.spec.name}`."
+        )
+    return CodecChain.load(path)
 
 
-def codec_path(context: StepContext, space: Space) -> Path:
-    fitted_for = fingerprint(*context.spec.compression, str(context.spec.seed), space.id)
-    return context.folder.codecs / f"{fitted_for[:16]}.npz"
+def codec_path(context: StepContext, space: Space) -> Path | None:
+    """Where the codec for vectors of `space` is kept, None if none was fitted yet."""
+    found = sorted(context.folder.codecs.glob(f"{fitted_for(context, space)}-*.npz"))
+    return found[0] if found else None
+
+
+def fitted_for(context: StepContext, space: Space) -> str:
+    """What a codec is found again by: the compression, its seed and the space."""
+    return fingerprint(*context.spec.compression, str(context.spec.seed), space.id)[:16]
 
 
 def _sample(context: StepContext, dimensions: int) -> Vectors:

@@ -1,6 +1,6 @@
 """documents: the changed files of the source become canonical rows in buckets, in one pass.
 
-Which files changed is told by size and modification time. Each touched bucket is then written anew
+Which files changed is told by size and times (`SourceFile.stamp`). Each touched bucket is then written anew
 from what it held of the unchanged files and what the changed ones gave. Before the first bucket is
 written `files.json` forgets the changed files, and names them again after the last: a run that dies
 in between is made up for by the next one, even if the files are then put back as they were.
@@ -32,8 +32,8 @@ SHOWN_REJECTIONS = 3
 class FileFacts:
     """What is remembered of one source file."""
 
+    stamp: tuple[int, ...]
     size_bytes: int
-    mtime_ns: int
     rows: int = 0
     rejected: int = 0
     encoding: str | None = None
@@ -66,14 +66,14 @@ def write_documents(context: StepContext) -> StepReport:
             context.progress.update("documents", number, len(changed), "files")
             files[file.name] = _read_file(context, file, spill)
         spill.close()
-        _write_rejected(context, spill, unchanged)
-        _refuse_too_many_rejections(context, files)
+        _refuse_too_many_rejections(context, files, spill)
         for bucket in spec.bucket_names:
             _refuse_duplicates(context, bucket, spill, unchanged)
         _remember(context, {name: known[name] for name in sorted(unchanged)}, whole=False)
         written = 0
         for bucket in spec.bucket_names:
             written += _write_bucket(context, bucket, spill, unchanged, settings)
+        _write_rejected(context, spill, unchanged)
     context.progress.update("documents", len(changed), len(changed), "files")
     ordered = {file.name: files[file.name] for file in listing}
     _remember(context, ordered, whole=True)
@@ -112,7 +112,7 @@ def source_settings(context: StepContext) -> str:
 
 
 def _same(file: SourceFile, known: FileFacts | None) -> bool:
-    return known is not None and (known.size_bytes, known.mtime_ns) == (file.size_bytes, file.mtime_ns)
+    return known is not None and tuple(known.stamp) == file.stamp
 
 
 def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
 
 
 def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileFacts:
-    facts = FileFacts(file.size_bytes, file.mtime_ns)
+    facts = FileFacts(file.stamp, file.size_bytes)
 
     def reject(rejection: Rejection) -> None:
         facts.rejected += 1
@@ -206,18 +206,19 @@ def _chained(*parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from part
 
 
-def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts]) -> None:
+def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts], spill: Spill) -> None:
     rejected = sum(facts.rejected for facts in files.values())
     total = rejected + sum(facts.rows for facts in files.values())
     if context.spec.source.allows(rejected, total):
         return
-    path = context.folder.rejected
-    shown = [
-        f"  {row['file']}:{row['row']}: {row['reason']}"
-        for row in pq.read_table(path).slice(0, SHOWN_REJECTIONS).to_pylist()
-    ]
+    path = context.folder.rejected_by_failure
+    write_table(path, REJECTED, spill.rejections())
+    first = next(spill.rejections(), REJECTED.empty_table())
+    shown = [f"  {row['file']}:{row['row']}: {row['reason']}" for row in first.slice(0, SHOWN_REJECTIONS).to_pylist()]
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
-        f"({context.spec.source.max_rejected}) allows. The first:\n" + "\n".join(shown) + f"\nAll are in {path}. "
+        f"({context.spec.source.max_rejected}) allows. The first:\n"
+        + "\n".join(shown)
+        + f"\nThose of this run are in {path}. "
         "Mend the source or raise source.max_rejected; the previous documents stay in force."
     )

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.space import Space
@@ -62,8 +63,8 @@ def live_release(folder: PipelineFolder) -> Release:
 
 
 def release(context: StepContext, space: Space) -> StepReport:
-    """Make the newest table version live. The same version is never released twice, so running again
-    without changes neither adds a release nor undoes a rollback.
+    """Make the newest table version live, unless the newest release is just that: running again without
+    changes neither adds a release nor undoes a rollback.
 
     Raises ReleaseError unless just this version passed every check.
     """
@@ -79,24 +80,24 @@ def release(context: StepContext, space: Space) -> StepReport:
             f"Pipeline {context.spec.name!r}: table version {state.version} failed {', '.join(failed)}; "
             "the previous release stays live."
         )
-    known = read_releases(context.folder)
-    same = [entry for entry in known.releases if (entry.table, entry.version) == (state.table, state.version)]
-    if same and known.get(known.live):
-        return StepReport("release", False, _facts(same[-1], known))
-    codec = load_codec(context, space)
+    known = _without_lost(context, read_releases(context.folder))
+    codec, codec_file = load_codec(context, space), codec_path(context, space)
+    assert codec_file is not None  # it was just loaded
     made = Release(
         number=max((entry.number for entry in known.releases), default=known.live or 0) + 1,
         table=state.table,
         version=state.version,
         rows=context.spec.store.table(context.warehouse.tables, state.table).rows(state.version),
         space=stored_space(space, codec),
-        codec=codec_path(context, space).name,
+        codec=codec_file.name,
         cleaning=context.spec.preprocessing.clean.recipe,
         spec=context.spec,
         released_at=datetime.now(UTC),
         checks={check["name"]: check["passed"] for check in verified["checks"]},
     )
-    kept = [*(entry for entry in known.releases if entry not in same), made][-context.spec.store.keep_releases :]
+    if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
+        return StepReport("release", False, _facts(known.releases[-1], known))
+    kept = [*known.releases, made][-context.spec.store.keep_releases :]
     releases = Releases(live=made.number, releases=kept)
     _keep_tables(context, releases, made.table)
     write_json(context.folder.releases, releases.model_dump(mode="json"))
@@ -118,8 +119,38 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
             kept = ", ".join(str(entry.number) for entry in releases.releases)
             which = f"no release {to}" if to is not None else f"no release before {current.number}"
             raise ReleaseError(f"Pipeline {name!r} has {which} to go back to; kept are: {kept}.")
+        if not readable(folder, target):
+            raise ReleaseError(
+                f"Pipeline {name!r}: the table or codec of release {target.number} is gone or damaged, so it cannot "
+                f"be searched; release {current.number} stays live."
+            )
         write_json(folder.releases, releases.model_copy(update={"live": target.number}).model_dump(mode="json"))
     return current, target
+
+
+def readable(folder: PipelineFolder, entry: Release) -> bool:
+    """Whether a release's table version and its codec are there and are its own."""
+    try:
+        entry.spec.store.table(folder.tables, entry.table).rows(entry.version)
+        return CodecChain.load(folder.codecs / entry.codec).id == entry.space.codec
+    except (StoreError, CompressionError):
+        return False
+
+
+def _serve_alike(one: Release, other: Release) -> bool:
+    """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec."""
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("table", "version", "space", "codec", "cleaning")
+    ) and (one.spec.model, one.spec.preprocessing) == (other.spec.model, other.spec.preprocessing)
+
+
+def _without_lost(context: StepContext, known: Releases) -> Releases:
+    """The releases that can still be read; of others nothing is left to keep or to go back to."""
+    kept = [entry for entry in known.releases if readable(context.folder, entry)]
+    lost = [str(entry.number) for entry in known.releases if entry not in kept]
+    if lost:
+        context.progress.note(f"{context.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped.")
+    return known.model_copy(update={"releases": kept})
 
 
 def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
@@ -124,10 +125,11 @@ def _inputs(context: StepContext, bucket: str) -> str:
     chunks = context.folder.chunks.manifest(bucket)
     embeddings = context.folder.embeddings.manifest(bucket)
     if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
+        never = chunks is None or embeddings is None
+        problem = "has never been embedded" if never else "holds embeddings that are not those of its chunks"
         raise StoreError(
-            f"Pipeline {context.spec.name!r}, bucket {bucket!r}: its embeddings are not those of its chunks. "
-            f"Materialize 'chunks' and 'embeddings' of this bucket first, or run the whole pipeline: "
-            f"`embedding-pipelines run {context.spec.name}`."
+            f"Pipeline {context.spec.name!r}: bucket {bucket!r} {problem}. Materialize 'chunks' and 'embeddings' of "
+            f"it first, or run the whole pipeline: `embedding-pipelines run {context.spec.name}`."
         )
     return f"{chunks.digest}+{embeddings.digest}"
 
@@ -164,6 +166,8 @@ def _rows(
                 raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r}: chunks and embeddings differ.")
             mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
+            if not pc.any(mask, min_count=0).as_py():
+                continue
             rows = _table_rows(chunks.filter(mask), embeddings.filter(mask), bucket, codec, schema)
             done += rows.num_rows
             context.progress.update("vector_store", done, total, "rows")
@@ -174,8 +178,6 @@ def _table_rows(
     chunks: pa.RecordBatch, embeddings: pa.RecordBatch, bucket: str, codec: CodecChain, schema: pa.Schema
 ) -> pa.RecordBatch:
     vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
-    if not chunks.num_rows:
-        vectors = np.empty((0, embeddings.schema.field(VECTOR).type.list_size), np.float32)
     made = {"bucket": pa.repeat(bucket, chunks.num_rows), VECTOR: encoded(codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -80,15 +80,17 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     }
     ids: set[str] = set()
     doubled = 0
-    documents_in_table: set[str] = set()
-    for bucket in names:
+    documents_in_table = 0
+    for bucket in names:  # a document is in one bucket only: what is held in memory is one bucket's ids
         ids.clear()
+        documents: set[str] = set()
         for batch in table.scan(["chunk_id", "document_id"], bucket):
             before = len(ids)
             ids.update(batch["chunk_id"].to_pylist())
             doubled += batch.num_rows - (len(ids) - before)
-            documents_in_table.update(pc.unique(batch["document_id"]).to_pylist())
-    facts["documents_in_table"] = len(documents_in_table)
+            documents.update(pc.unique(batch["document_id"]).to_pylist())
+        documents_in_table += len(documents)
+    facts["documents_in_table"] = documents_in_table
     facts["doubled_chunk_ids"] = doubled
     passed = (
         facts["read_from_files"] == facts["documents"] == facts["chunked_documents"]

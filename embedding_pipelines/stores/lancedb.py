@@ -23,6 +23,7 @@ from embedding_pipelines.stores.base import Metric, Store, Table
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
 
+INTERNAL = ("bucket", "chunk_digest")  # serve the update, say nothing to a searcher
 REMOVE_IDS = 1_000  # ids per delete statement
 # Measured with lancedb 0.40 on 99,000 MiniLM vectors, k = 10: IvfSq with refine 2 has recall 0.9998 at
 # 6 ms, brute force takes 131 ms. Ten thousand rows by brute force take about 13 ms.
@@ -107,7 +108,9 @@ class LanceTable(Table):
 
     def search(self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int) -> pa.Table:
         table = self._open(version)
-        columns = [name for name in table.schema.names if name != VECTOR]
+        columns = [name for name in table.schema.names if name not in (VECTOR, *INTERNAL)]
+        if filter and ";" in re.sub(r"'[^']*'", "", filter):
+            raise StoreError(f"The filter {filter!r} holds a ';'. Write one SQL condition.")
         nearest: Any = table.search(vector, vector_column_name=VECTOR)  # its static type depends on `vector`
         query = (
             nearest.distance_type(metric).nprobes(PROBES).refine_factor(REFINE).select([*columns, "_distance"]).limit(k)
@@ -120,7 +123,7 @@ class LanceTable(Table):
             if filter:
                 raise StoreError(
                     f"The filter {filter!r} cannot be used: {_short(error)} "
-                    f"Write a SQL condition on {', '.join(columns)}, e.g. \"{columns[-1]} = 'x'\"."
+                    f"Write a SQL condition on {', '.join(map(_named, columns))}, e.g. \"{_named(columns[-1])} = 'x'\"."
                 ) from error
             raise StoreError(f"Table {self.name!r} version {version} cannot be searched: {_short(error)}") from error
 
@@ -140,7 +143,8 @@ class LanceTable(Table):
         # is the oldest kept version. Unverified files are ours: the pipeline is locked.
         table = self._open()
         kept = [tag["version"] for tag in table.tags.list().values()] or [table.version]
-        oldest = next(entry["timestamp"] for entry in table.list_versions() if entry["version"] == min(kept))
+        times = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
+        oldest = times.get(min(kept), min(times.values()))
         age = datetime.now(oldest.tzinfo) - oldest + timedelta(seconds=1)
         table.optimize(cleanup_older_than=age, delete_unverified=True)
 
@@ -162,9 +166,14 @@ class LanceTable(Table):
                 table.checkout(version)
                 self._checked_out[version] = table
         except (ValueError, OSError, RuntimeError) as error:
+            remedy = (
+                f"Delete its folder {self.name}.lance and run the pipeline: it is made anew, nothing is embedded twice."
+                if version is None
+                else "Open the live release again, go to another one by `rollback --to`, or run the pipeline."
+            )
             raise StoreError(
                 f"Table {self.name!r}{f' version {version}' if version else ''} in {self.folder} cannot be opened: "
-                f"{_short(error)} `embedding-pipelines run` makes it anew."
+                f"{_short(error)} {remedy}"
             ) from error
         return table
 
@@ -176,6 +185,11 @@ def _connect(folder: Path) -> Any:
 
     # Consistency 0: a handle that was opened earlier still sees what other processes commit.
     return lancedb.connect(folder, read_consistency_interval=timedelta(0))
+
+
+def _named(column: str) -> str:
+    """A column as SQL wants it."""
+    return column if re.fullmatch(r"[a-z_][a-z0-9_]*", column) else f"`{column}`"
 
 
 def _quoted(text: str) -> str:
@@ -203,4 +217,4 @@ class _Watched(Iterator[pa.RecordBatch]):
 def _short(error: Exception) -> str:
     """A Lance error without its source places and backtrace."""
     text = re.sub(r",? ?(at )?[^\s,]*\.rs:\d+(:\d+)?", "", str(error).splitlines()[0]) if str(error) else ""
-    return (text.strip() or type(error).__name__).rstrip(".") + "."
+    return (text.strip() or type(error).__name__).rstrip(".?, ") + "."

@@ -2,9 +2,16 @@
 
 import dagster as dg
 import pytest
+from dagster.components.core.component_tree import ComponentTreeException
 from dagster.components.testing import create_defs_folder_sandbox
 
 from embedding_pipelines.orchestration.component import EmbeddingPipelineComponent
+
+# What Dagster 1.13 itself does when it reads a `defs.yaml`.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Class `LocalFileCodeReference`"),
+]
 
 ATTRIBUTES = {
     "name": "notes",
@@ -51,7 +58,7 @@ def test_five_mistakes_are_told_at_once_with_their_lines() -> None:
             },
         )
         with (
-            pytest.raises(dg.DagsterError) as caught,
+            pytest.raises(ComponentTreeException) as caught,
             sandbox.load_component_and_build_defs(defs_path=folder),
         ):
             pass

@@ -205,3 +205,20 @@ def test_the_recipe_names_options_and_the_splitters_version() -> None:
     recipe = Chunk(max_tokens=256).recipe
     assert recipe.startswith("chunk/1:max_tokens=256,overlap=32;semantic-text-splitter=")
     assert recipe != Chunk(max_tokens=256, overlap=31).recipe
+
+
+@kinds
+@pytest.mark.parametrize("chunk", [Chunk(overlap=4), None])
+def test_a_very_long_text_is_cut_part_by_part(
+    build: Callable[[], Tokenizer], chunk: Chunk | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_pipelines.preprocessing.chunk._PART", 300)
+    tokenizer = build()
+    texts = [PARAGRAPHS, "short", "", "x" * 1_000]
+    pieces = Cutter(tokenizer, 30, chunk).cut(texts)
+    assert [bool(cuts) for cuts in pieces] == [True, True, False, True]
+    for text, cuts in zip(texts, pieces, strict=True):
+        if chunk is not None:
+            check_pieces(text, cuts, tokenizer, 30)
+        else:
+            assert len(cuts) <= 1

@@ -76,7 +76,9 @@ def test_a_change_of_one_percent_embeds_just_the_new_texts(first_run: Collected,
     assert reports["vector_store"].facts["added"] == EDITED + ADDED
     assert reports["vector_store"].facts["removed"] == EDITED + DELETED
     stored = {row["document_id"]: row["text"] for row in live_rows(proof_home, "scifact").values()}
-    assert stored == {entry["_id"]: Clean().text(f"{entry['title']}\n{entry['text']}") for entry in entries}
+    wanted = {entry["_id"]: Clean().text(f"{entry['title']}\n{entry['text']}") for entry in entries}
+    assert stored.keys() == wanted.keys()
+    assert all(text and wanted[name].startswith(text) for name, text in stored.items())  # cut at 256 tokens
 
 
 def test_copies_under_other_ids_embed_nothing(first_run: Collected, proof_home: Path) -> None:

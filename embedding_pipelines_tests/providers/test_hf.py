@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._weights import model_folder
+from embedding_pipelines.providers._weights import model_folder, revision_sha256
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines_tests.providers.contract import TEXTS, check_provider
 
@@ -36,7 +36,8 @@ def test_hf_keeps_the_contract(home: Path) -> None:
 
 def test_its_space_says_what_the_model_is(home: Path) -> None:
     space = Hf(model=MINILM).space
-    assert space.revision == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    # Of weights, tokenizer and configuration: it is the same on every machine, or vectors would be made again.
+    assert space.revision == "fc27240912cfa4800d55ef19fae732fbe3ab2c16562e158b72870ec1eec46cdb"
     assert (space.dimensions, space.max_tokens, space.pooling, space.normalized) == (384, 256, "mean", True)
     assert space.prompts == {}
 
@@ -104,6 +105,19 @@ def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(home
     assert cosines(document, own.encode_document(texts, show_progress_bar=False)).min() >= 0.9999
     assert cosines(query, own.encode_query(texts, show_progress_bar=False)).min() >= 0.9999
     assert Hf(model=MINILM).space.max_tokens == 256
+
+
+def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: Path) -> None:
+    folder = home / "models" / "copy"
+    shutil.copytree(model_folder(MINILM, None, home), folder)
+    official = revision_sha256(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "elsewhere", "dtype": "float16"}))
+    assert revision_sha256(folder) == official
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert revision_sha256(folder) != official
 
 
 @pytest.mark.slow

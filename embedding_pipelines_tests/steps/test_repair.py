@@ -1,0 +1,176 @@
+"""A warehouse that lost something, or a source that plays tricks: a run puts it right or says what to do."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import ReleaseError, SourceError, StoreError
+from embedding_pipelines.steps.release import read_releases, rollback
+from embedding_pipelines_tests.chain import (
+    assert_same_rows,
+    context_of,
+    live_rows,
+    report,
+    run_recorded,
+    run_steps,
+    top,
+    write_csv,
+    write_pipeline,
+)
+from embedding_pipelines_tests.conftest import HASHING
+
+ROWS = [(number, f"word{number % 7} text number {number}", f"c{number % 3}") for number in range(60)]
+PCA = HASHING + "compression: [{kind: pca, dimensions: 16}]\n"
+
+
+@pytest.fixture
+def built(home: Path) -> Path:
+    """A home with one released pipeline."""
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    return home
+
+
+def rebuilt(home: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The rows that a run from nothing gives."""
+    for name in ("pipelines", "data"):
+        shutil.copytree(home / name, other / name, ignore=shutil.ignore_patterns("warehouse"))
+    with monkeypatch.context() as patch:
+        patch.setenv("EMBEDDING_PIPELINES_HOME", str(other))
+        run_steps(other, "p")
+        return live_rows(other, "p")
+
+
+def test_one_changed_row_in_a_bucket_of_several_row_groups(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
+    rows = [(number, f"text {number}", "c") for number in range(9_000)]
+    write_csv(home, "a.csv", rows)
+    run_steps(home, "p")
+    rows[8_500] = (8_500, "quite another text", "c")
+    write_csv(home, "a.csv", rows)
+    reports, texts = run_recorded(home, "p")
+    assert texts == ["quite another text"]
+    assert report(reports, "vector_store").facts["added"] == 1
+    assert top(home, "p", "quite another text") == ["8500"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("model: {provider: hashing}", "model: {provider: hashing, dimensions: 32}"),
+        ("buckets: 4", "buckets: 4\ncompression: [int8]"),
+        ("metadata: [cat]", "metadata: []"),
+    ],
+)
+def test_what_is_switched_back_is_live_again(built: Path, before: str, after: str) -> None:
+    original = live_rows(built, "p")
+    write_pipeline(built, "p", HASHING.replace(before, after))
+    run_steps(built, "p")
+    write_pipeline(built, "p", HASHING)
+    reports, texts = run_recorded(built, "p")
+    assert texts == []
+    assert report(reports, "release").changed
+    assert read_releases(context_of(built, "p").folder).live == 3
+    assert_same_rows(live_rows(built, "p"), original)
+    assert not report(run_steps(built, "p"), "release").changed
+
+
+def test_a_changed_cleaning_of_queries_is_released_though_no_row_changed(built: Path) -> None:
+    write_pipeline(built, "p", HASHING + "preprocessing: {clean: {whitespace: false}}\n")
+    assert report(run_steps(built, "p"), "release").changed
+    releases = read_releases(context_of(built, "p").folder)
+    assert releases.get(releases.live).spec.preprocessing.clean.whitespace is False
+
+
+def test_an_edit_that_keeps_size_and_times_is_seen(built: Path) -> None:
+    path = built / "data" / "a.csv"
+    status = path.stat()
+    path.write_bytes(path.read_bytes().replace(b'text number 7"', b'text nmuber 7"'))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    _, texts = run_recorded(built, "p")
+    assert texts == ["word0 text nmuber 7"]
+
+
+@pytest.mark.parametrize("step", ["documents", "chunks", "embeddings"])
+@pytest.mark.parametrize("damage", ["shard", "manifest", "half"])
+def test_a_lost_bucket_is_made_anew(
+    built: Path, step: str, damage: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = context_of(built, "p").folder.folder / step
+    (shard,) = folder.glob("b02-*.parquet")
+    if damage == "shard":
+        shard.unlink()
+    elif damage == "manifest":
+        (folder / "b02.json").unlink()
+    else:
+        (folder / "b02.json").write_text('{"shard": "b0')
+    write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
+    _, texts = run_recorded(built, "p")
+    assert texts == ["one more"]
+    assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other"), monkeypatch))
+
+
+@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "verified.json"])
+def test_a_damaged_file_is_named_with_what_to_do(built: Path, name: str) -> None:
+    path = context_of(built, "p").folder.folder / name
+    path.write_text("{")
+    with pytest.raises(StoreError, match=rf"{name} is damaged.*delete it and run"):
+        run_steps(built, "p")
+    path.unlink()
+    run_steps(built, "p")
+    assert top(built, "p", "word3 text number 3") == ["3"]
+
+
+def test_a_release_whose_table_is_lost_is_dropped_and_not_gone_back_to(built: Path) -> None:
+    context = context_of(built, "p")
+    (table,) = (built / "data" / "warehouse" / "tables").glob("*.lance")
+    write_pipeline(built, "p", HASHING.replace("hashing}", "hashing, dimensions: 32}"))
+    run_steps(built, "p")
+    shutil.rmtree(table)
+    with pytest.raises(ReleaseError, match=r"table or codec of release 1 is gone or damaged.*release 2 stays live"):
+        rollback(context.folder, 1)
+    write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
+    run_steps(built, "p")
+    assert [entry.number for entry in read_releases(context.folder).releases] == [2, 3]
+    assert top(built, "p", "one more") == ["900"]
+
+
+def test_a_codec_fitted_anew_does_not_take_the_place_of_a_released_one(home: Path) -> None:
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    context = context_of(home, "p")
+    (codec,) = context.folder.codecs.glob("*.npz")
+    kept = codec.read_bytes()
+    codec.unlink()
+    write_csv(home, "a.csv", [(number, f"others {number} altogether {number % 5}", "c") for number in range(80)])
+    run_steps(home, "p")
+    with pytest.raises(ReleaseError):
+        rollback(context.folder, 1)
+    codec.write_bytes(kept)  # put back from a copy: both are there, under names of their own
+    assert len(list(context.folder.codecs.glob("*.npz"))) == 2
+
+
+def test_a_failed_run_leaves_the_rejected_table_that_is_in_force(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("id: id,", "id: id, max_rejected: 2,"))
+    path = write_csv(home, "a.csv", [*ROWS, (1, "too", "many", "cells")])
+    run_steps(home, "p")
+    folder = context_of(home, "p").folder
+    before = folder.rejected.read_bytes()
+    path.write_bytes(path.read_bytes() + b'"2","x","y","z"\n' * 5)
+    with pytest.raises(SourceError, match=r"(?s)6 of 66 records were rejected.*rejected_by_failed_run\.parquet"):
+        run_steps(home, "p")
+    assert folder.rejected.read_bytes() == before
+    assert folder.rejected_by_failure.exists()
+
+
+def test_a_folder_that_holds_the_warehouse_is_read_without_it(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("'data/*.csv'", "data"))
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    write_csv(home, "warehouse/stray.csv", [(1, "not a source", "c")])
+    assert not report(run_steps(home, "p"), "documents").changed
