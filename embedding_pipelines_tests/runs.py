@@ -28,5 +28,5 @@ def run_whole(home: Path, name: str) -> Collected:
     """One run that must end well."""
     collected = Collected()
     outcome = run_pipeline(home, find_pipeline(name, home), collected)
-    assert outcome.problem == ""
+    assert outcome.problem == "", outcome.problem
     return collected

@@ -114,7 +114,7 @@ def test_a_note_is_shown_with_its_pipeline() -> None:
 
 def test_a_table_aligns_numbers_to_the_right_and_is_whole_in_a_pipe() -> None:
     console, written = _console(width=10)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"pipeline": "a", "live_rows": 1_000, "model": "x" * 40},
         {"pipeline": "bb", "live_rows": None, "model": ""},
     ]

@@ -1,5 +1,6 @@
 """Where a local model's files come from: a folder, an installed package, then the hub; in this order."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -86,6 +87,13 @@ def revision_sha256(folder: Path) -> str:
 
 
 def file_sha256(path: Path) -> str:
+    """A file's SHA-256, hex; read once per process as long as it does not change."""
+    status = path.stat()
+    return _sha256(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, stamp: tuple[int, ...]) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

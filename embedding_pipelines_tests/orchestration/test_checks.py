@@ -1,5 +1,6 @@
 """Checks stand in the way of a wrong release, and say why."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import dagster as dg
@@ -8,7 +9,7 @@ from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.steps.vector_store import TableState, table_state
+from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.warehouse import Warehouse, write_json
 from embedding_pipelines_tests.orchestration.support import live_rows, notes, run, write_notes
 
@@ -22,8 +23,7 @@ def vandalize(home: Path, spec: PipelineSpec) -> None:
     (batch, *_) = table.scan(["chunk_id"])
     table.apply(table.schema(), [batch["chunk_id"][0].as_py()], iter(()))
     assert table.version is not None
-    changed = TableState(state.table, table.version, state.buckets, state.trained_rows)
-    write_json(context.folder.table_state, vars(changed))
+    write_json(context.folder.table_state, asdict(replace(state, version=table.version)))
 
 
 def test_a_vandalized_table_is_not_released_and_the_run_fails(home: Path, instance: dg.DagsterInstance) -> None:

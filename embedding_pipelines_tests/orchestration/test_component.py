@@ -10,7 +10,7 @@ from embedding_pipelines.orchestration.component import EmbeddingPipelineCompone
 # What Dagster 1.13 itself does when it reads a `defs.yaml`.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`parse_obj_as` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Class `LocalFileCodeReference`"),
+    pytest.mark.filterwarnings("ignore::dagster.BetaWarning"),
 ]
 
 ATTRIBUTES = {

@@ -1,5 +1,6 @@
 """When a sensor asks for a run: `changed` alone, and the sensor around it."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -156,7 +157,8 @@ def test_a_missing_folder_is_a_reason_to_skip(home: Path, instance: dg.DagsterIn
 def test_a_schedule_asks_for_all_buckets(home: Path, instance: dg.DagsterInstance) -> None:
     spec = notes(home)
     schedule = pipeline_definitions([spec]).resolve_schedule_def("notes_schedule")
-    data = schedule.evaluate_tick(dg.build_schedule_context(instance))
+    due = datetime(2026, 1, 1, 2, tzinfo=UTC)
+    data = schedule.evaluate_tick(dg.build_schedule_context(instance, scheduled_execution_time=due))
     assert data.run_requests is not None
     (request,) = data.run_requests
     job = pipeline_definitions([spec]).resolve_job_def("notes")
