@@ -19,7 +19,6 @@ concurrency:
     max_concurrent_runs: 4
 run_monitoring:
   enabled: true
-  free_slots_after_run_end_seconds: 30  # the place in a pool that a killed run still holds
 # A run whose process died is started again; one that failed for a reason that stands in its log is not.
 run_retries:
   enabled: true

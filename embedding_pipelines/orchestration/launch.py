@@ -62,5 +62,3 @@ def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec)
     )
     for run in instance.get_runs(unfinished):
         instance.report_run_failed(run, "The process of this run was ended from outside; the next run goes on from it.")
-        # Its place in the provider's pool: nobody else gives it back, and the next run would wait for ever.
-        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)

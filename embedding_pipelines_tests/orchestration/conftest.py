@@ -10,15 +10,6 @@ import pytest
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.orchestration.instance import open_instance
 
-# Dagster 1.13 itself asks pydantic for what pydantic 2 has renamed.
-FOREIGN = "ignore:The `__fields__` attribute is deprecated:DeprecationWarning"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.filterwarnings(FOREIGN))
-
 
 @pytest.fixture(scope="session")
 def empty_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
