@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 from embedding_pipelines.errors import BusyError, ConfigError, StoreError
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.schemas import DIGEST_BYTES
+
+State = TypeVar("State")
 
 ROW_GROUP_ROWS = 4_096  # also the window in which texts are deduplicated and sorted by length
 ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
@@ -49,10 +51,10 @@ class Shards:
     def manifest(self, bucket: str) -> Manifest | None:
         """The bucket's manifest, None if the bucket was never written or is lost: it is then made anew."""
         try:
-            found = read_json(self.folder / f"{bucket}.json")
+            made = parsed(Manifest, read_json(self.folder / f"{bucket}.json"))
         except StoreError:
             return None
-        return Manifest(**found) if found and (self.folder / found["shard"]).exists() else None
+        return made if made and (self.folder / made.shard).exists() else None
 
     def is_current(self, bucket: str, inputs: str, settings: str) -> bool:
         """Whether the bucket was made from just these inputs by just these settings."""
@@ -174,6 +176,15 @@ def read_json(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged: {error}. Put back a copy of it, or delete it and run the pipeline; "
             "vectors are not lost by that."
         ) from error
+
+
+def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
+    """A state as its dataclass; None if there is none, or if another version of this package laid it out
+    otherwise: it counts as never written, and what it stands for is made anew."""
+    try:
+        return kind(**found) if found is not None else None
+    except TypeError:
+        return None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from embedding_pipelines.schemas import REJECTED, stored_documents_schema
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.spill import Spill
-from embedding_pipelines.warehouse import read_json, write_json, write_table
+from embedding_pipelines.warehouse import parsed, read_json, write_json, write_table
 
 SHOWN_REJECTIONS = 3
 
@@ -89,7 +89,8 @@ def known_files(context: StepContext) -> dict[str, FileFacts]:
     state = read_json(context.folder.files) or {}
     if state.get("settings") != source_settings(context):
         return {}
-    return {name: FileFacts(**facts) for name, facts in state["files"].items()}
+    files = {name: parsed(FileFacts, facts) for name, facts in state["files"].items()}
+    return {name: facts for name, facts in files.items() if facts is not None}
 
 
 def _has_all_buckets(context: StepContext, settings: str) -> bool:

@@ -22,7 +22,7 @@ from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.stores.base import Table
-from embedding_pipelines.warehouse import read_json, write_json
+from embedding_pipelines.warehouse import parsed, read_json, write_json
 
 # LanceDB 0.40 searches float and packed binary columns, no int8 ones (measured: "element type Int8 and
 # the query vector is Float32"); float16 holds every int8 code exactly.
@@ -94,8 +94,7 @@ def stored_space(space: Space, codec: CodecChain) -> Space:
 
 
 def table_state(context: StepContext) -> TableState | None:
-    found = read_json(context.folder.table_state)
-    return TableState(**found) if found else None
+    return parsed(TableState, read_json(context.folder.table_state))
 
 
 def encoded(codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]) -> pa.FixedSizeListArray:

@@ -1,5 +1,6 @@
 """A warehouse that lost something, or a source that plays tricks: a run puts it right or says what to do."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -174,3 +175,17 @@ def test_a_folder_that_holds_the_warehouse_is_read_without_it(home: Path) -> Non
     run_steps(home, "p")
     write_csv(home, "warehouse/stray.csv", [(1, "not a source", "c")])
     assert not report(run_steps(home, "p"), "documents").changed
+
+
+def test_what_another_version_laid_out_otherwise_is_made_anew(built: Path) -> None:
+    folder = context_of(built, "p").folder
+    before = live_rows(built, "p")
+    for path in (folder.files, folder.table_state, folder.chunks.folder / "b01.json"):
+        value = json.loads(path.read_text())
+        entries = value["files"].values() if "files" in value else [value]
+        for entry in entries:
+            entry["mtime_ns"] = 1
+        path.write_text(json.dumps(value))
+    _, texts = run_recorded(built, "p")
+    assert texts == []
+    assert_same_rows(live_rows(built, "p"), before)
