@@ -54,7 +54,9 @@ def test_a_document_tells_what_a_function_of_the_standard_library_does(stdlib: d
     assert document["kind"] == "function"
     assert document["module"] == "shutil"
     assert document["line"] > 1
-    assert document["doc"].startswith("Copy data and metadata.")
+    assert document["summary"].startswith("Copy data and metadata.")
+    assert document["details"].startswith("Metadata is copied with copystat()")
+    assert document["see"].startswith("copystat: Copy file metadata")
 
 
 def test_modules_and_classes_are_documents_too(stdlib: dict[str, Any]) -> None:
@@ -124,7 +126,7 @@ def test_an_async_method_is_a_function() -> None:
 
 def test_a_docstring_loses_its_indentation() -> None:
     (document,) = documented(b'def f():\n    """Copy.\n\n      Twice.\n    Thrice.\n    """\n', "shutil")
-    assert document["doc"] == "Copy.\n\n  Twice.\nThrice."
+    assert (document["summary"], document["details"]) == ("Copy.", "Twice.\nThrice.")
 
 
 def test_an_old_escape_in_the_source_is_no_error() -> None:
@@ -207,7 +209,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(
         write_examples(tmp_path)
     folder = tmp_path / "data" / "stdlib"
     assert [path.name for path in folder.iterdir()] == ["s.jsonl"]
-    assert json.loads((folder / "s.jsonl").read_text())["doc"] == "Files."
+    assert json.loads((folder / "s.jsonl").read_text())["summary"] == "Files."
 
 
 def test_the_pipelines_are_copied_where_they_are_missing(tiny: Path, tmp_path: Path) -> None:
@@ -249,3 +251,13 @@ def test_writing_examples_imports_none_of_what_it_reads() -> None:
     before = set(sys.modules)
     list(documented(b'"A module."\nimport antigravity', "this"))
     assert not {"antigravity", "this"} & (set(sys.modules) - before)
+
+
+def test_a_docstring_tells_what_the_functions_do_that_it_refers_to() -> None:
+    source = (
+        'def copy():\n "Copy it.\\n\\nSee move() and the missing function, and copy()."\n'
+        'def move():\n "Move it.\\n\\nAcross disks, too.\\n\\nSlowly."\n'
+    )
+    copy, move = documented(source.encode(), "shutil")
+    assert copy["see"] == "move: Move it. Across disks, too."
+    assert move["see"] == ""
