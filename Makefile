@@ -18,8 +18,8 @@ help: ## list the targets
 run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines example
 	$(BIN)/embedding-pipelines run stdlib unicode
-	$(BIN)/embedding-pipelines search stdlib "copy a file and keep its timestamps"
-	$(BIN)/embedding-pipelines search unicode "smiling cat"
+	$(BIN)/embedding-pipelines search stdlib "copy a file and keep its timestamps" -k 3
+	$(BIN)/embedding-pipelines search unicode "smiling cat" -k 5
 	$(BIN)/embedding-pipelines search stdlib "parse command line options" --filter "module = 'argparse'"
 
 test: .venv/installed ## the whole test suite

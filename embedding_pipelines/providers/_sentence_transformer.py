@@ -39,6 +39,7 @@ CACHE_LAYOUT = "3"  # raise it when what is cached changes
 INFERENCE_TOKENS = 1_024
 PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
 STREAMS = 2  # parallel inferences, so that one stream's small layers do not leave a core idle
+IN_FLIGHT = STREAMS + 1  # requests, so that a stream that ends finds the next one waiting
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Engine:
                 for line, row in enumerate(rows):
                     tokens[line, : len(ids[row])] = ids[row]
                     mask[line, : len(ids[row])] = 1
-                request = finish() if len(running) == STREAMS else compiled.create_infer_request()
+                request = finish() if len(running) == IN_FLIGHT else compiled.create_infer_request()
                 request.start_async({0: tokens, 1: mask})
                 running.append((request, rows))
             while running:
