@@ -20,7 +20,7 @@ run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines run stdlib unicode
 	$(BIN)/embedding-pipelines search stdlib "copy a file and keep its timestamps" -k 3
 	$(BIN)/embedding-pipelines search unicode "smiling cat" -k 5
-	$(BIN)/embedding-pipelines search stdlib "parse command line options" --filter "module = 'argparse'"
+	$(BIN)/embedding-pipelines search stdlib "parse command line options" --filter "module = 'argparse'" -k 3
 
 test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest

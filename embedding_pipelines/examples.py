@@ -33,7 +33,7 @@ _TESTS = {"test", "tests"}
 _NAMED = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _KINDS: dict[type, str] = {ast.Module: "module", ast.ClassDef: "class"}  # the rest are functions
 _MENTION = re.compile(r"\b(\w+)\(\)|\bthe (\w+) function\b")
-_SEEN_FUNCTIONS, _SEEN_PARAGRAPHS = 3, 2  # of the functions that a docstring refers to
+_SEEN_FUNCTIONS, _SEEN_PARAGRAPHS = 2, 2  # of the functions that a docstring refers to
 _NUMBERED = ("HANGUL SYLLABLE ", "TANGUT COMPONENT-")  # names made by rule, thousands of them
 # fmt: off
 _CATEGORIES = {  # Unicode's general categories that hold named characters
