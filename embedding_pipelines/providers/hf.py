@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from embedding_pipelines.providers._sentence_transformer import Engine
 
-CALL_TOKENS = 32_768  # about 5 s on two AVX2 cores: what a killed run has to repeat at most
+CALL_TOKENS = 32_768  # about 6 s on two AVX2 cores: what a killed run has to repeat at most
 CALL_TEXTS = 1_024
 
 
