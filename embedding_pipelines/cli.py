@@ -118,16 +118,24 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
 
 
 def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
-    from embedding_pipelines.orchestration.launch import run_pipeline
+    from embedding_pipelines.steps.unchanged import unchanged
     from embedding_pipelines.terminal import TerminalProgress, make_console
 
+    run_id, problem = None, ""
     with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
-        outcome = run_pipeline(home_folder(), spec, progress)
+        reports = unchanged(home_folder(), spec)
+        if reports is None:
+            from embedding_pipelines.orchestration.launch import run_pipeline
+
+            outcome = run_pipeline(home_folder(), spec, progress)
+            run_id, problem = outcome.run_id, outcome.problem
+        for report in reports or ():
+            progress.finish(report)
     steps = [
         {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
         for report in progress.reports
     ]
-    return {"pipeline": spec.name, "run_id": outcome.run_id, "error": outcome.problem or None, "steps": steps}
+    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "steps": steps}
 
 
 @app.command()

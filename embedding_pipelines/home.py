@@ -24,3 +24,8 @@ def pipelines_folder(home: Path) -> Path:
 
 def warehouse_folder(home: Path) -> Path:
     return home / "data" / "warehouse"
+
+
+def instance_folder(home: Path) -> Path:
+    """Dagster's instance: $DAGSTER_HOME, else a folder in the warehouse."""
+    return Path(os.environ.get("DAGSTER_HOME") or warehouse_folder(home) / "dagster").expanduser().resolve()

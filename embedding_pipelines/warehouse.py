@@ -56,10 +56,10 @@ class Shards:
             return None
         return made if made and (self.folder / made.shard).exists() else None
 
-    def is_current(self, bucket: str, inputs: str, settings: str) -> bool:
-        """Whether the bucket was made from just these inputs by just these settings."""
+    def current(self, bucket: str, inputs: str, settings: str) -> Manifest | None:
+        """The bucket's manifest if it was made from just these inputs by just these settings, else None."""
         made = self.manifest(bucket)
-        return made is not None and (made.inputs, made.settings) == (inputs, settings)
+        return made if made is not None and (made.inputs, made.settings) == (inputs, settings) else None
 
     def read(
         self, bucket: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
@@ -121,6 +121,7 @@ class PipelineFolder:
         self.table_state = folder / "vector_store.json"
         self.verified = folder / "verified.json"
         self.releases = folder / "releases.json"
+        self.last_run = folder / "last_run.json"
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 
     @contextlib.contextmanager

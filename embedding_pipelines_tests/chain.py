@@ -1,5 +1,6 @@
 """Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the provider is asked."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Recording(Provider):
     @property
     def limits(self) -> Limits:
         own = self.inner.limits
-        return Limits(own.max_tokens, own.call_tokens, self.call_texts or own.call_texts)
+        return dataclasses.replace(own, call_texts=self.call_texts or own.call_texts)
 
     def tokenizer(self) -> Any:
         return self.inner.tokenizer()
@@ -85,8 +86,8 @@ def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]
         yield "chunks", chunks.write_chunks(context, bucket, provider)
     embeddings.refuse_wrong_dimensions(context, provider)
     with Ledger(context.warehouse.ledger) as ledger:
-        for bucket in names:
-            yield "embeddings", embeddings.write_embeddings(context, bucket, provider, ledger, lambda tokens: None)
+        for report in embeddings.write_embeddings(context, names, provider, ledger, lambda tokens: None):
+            yield "embeddings", report
     yield "codec", codec.fit_codec(context, provider.space)
     yield "vector_store", vector_store.update_vector_store(context, provider.space)
     yield "verify", verify.verify(context, provider.space)

@@ -45,9 +45,9 @@ def test_what_was_written_is_read_in_order_with_its_schema(tmp_path: Path) -> No
     assert shards.schema("b00").equals(SCHEMA, check_metadata=True)
     assert shards.read_columns("b00", ["n"]).column_names == ["n"]
     assert shards.manifest("b00") == made
-    assert shards.is_current("b00", "inputs", "settings")
-    assert not shards.is_current("b00", "inputs", "others")
-    assert not shards.is_current("b00", "others", "settings")
+    assert shards.current("b00", "inputs", "settings")
+    assert not shards.current("b00", "inputs", "others")
+    assert not shards.current("b00", "others", "settings")
 
 
 def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
     assert shards.schema("b00") is None
     assert shards.read_columns("b00", ["n"]) is None
     assert numbers(shards) == []
-    assert not shards.is_current("b00", "", "")
+    assert not shards.current("b00", "", "")
 
 
 def test_an_empty_bucket_is_written_with_its_schema(tmp_path: Path) -> None:

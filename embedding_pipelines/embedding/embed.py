@@ -1,15 +1,27 @@
-"""From texts to vectors through the ledger: only texts it does not know reach the provider."""
+"""From texts to vectors through the ledger: only texts it does not know reach the provider.
+
+A stream: while the provider computes `limits.concurrent_calls` calls, the next windows are read and looked
+up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows.
+"""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Provider, Role, Vectors, checked
+
+WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
 
 # No model takes these for the same; what is asked of one that gave a single vector to all texts of a call.
 UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
@@ -24,55 +36,152 @@ class EmbedCounts:
     embedded: int = 0
     embedded_tokens: int = 0
     calls: int = 0
-    provider_seconds: float = 0.0
+    provider_seconds: float = 0.0  # during which at least one call was out
+
+    def add(self, other: "EmbedCounts") -> None:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class Embedded:
+    """One window: what was asked, and its vectors float32[rows, d] in the same order."""
+
+    batch: pa.RecordBatch
+    vectors: Vectors
+    counts: EmbedCounts
 
 
 def embed(
-    texts: Sequence[str],
-    tokens: Sequence[int],
-    provider: Provider,
-    ledger: Ledger,
-    role: Role,
-    counts: EmbedCounts,
-    advance: Callable[[int], None],
-) -> Vectors:
-    """Vectors float32[len(texts), d] of one window of texts, in their order.
+    batches: Iterable[pa.RecordBatch], provider: Provider, ledger: Ledger, role: Role, advance: Callable[[int], None]
+) -> Iterator[Embedded]:
+    """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `tokens[i]` is the length of `texts[i]`; `advance` is told the tokens finished. Each provider call
-    is committed to the ledger before the next one starts, so a killed run repeats one call at most.
-    Raises ProviderError as `Provider.embed` and `checked` do.
+    `advance` is told the tokens finished. Each call is committed to the ledger when it ends, and calls that
+    are out when something fails are waited for and committed too, so a text is embedded twice only if the
+    process is killed. Raises ProviderError as `Provider.embed` and `checked` do.
     """
-    space = provider.space
-    first = {text: position for position, text in reversed(list(enumerate(texts)))}
-    keys = {text: ledger.key(space.id, role, text) for text in first}
-    known = ledger.get(list(keys.values()), space.dimensions)
-    missing = [position for text, position in first.items() if keys[text] not in known]
-    counts.texts += len(first)
-    counts.from_ledger += len(first) - len(missing)
-    all_tokens = sum(tokens)
-    missing_tokens = 0
+    source = iter(batches)
+    with _Flow(provider, ledger, role) as flow:
+        batch: pa.RecordBatch | None = None
+        while True:
+            while flow.has_room and (batch := next(source, None)) is not None:
+                flow.open(batch)
+            if not flow.windows:
+                return
+            if flow.windows[0].awaited:
+                advance(flow.finish_call())
+            else:
+                window = flow.windows.popleft()
+                advance(window.tokens - window.counts.embedded_tokens)
+                yield window.embedded()
 
-    for call in calls([tokens[position] for position in missing], provider.limits):
-        positions = [missing[i] for i in call]
-        batch = [texts[position] for position in positions]
-        started = time.perf_counter()
-        vectors = checked(provider.embed(batch, role), batch, space)
-        _refuse_constant(provider, vectors, batch, role)
-        counts.provider_seconds += time.perf_counter() - started
-        ledger.put([keys[text] for text in batch], vectors)
-        known.update(zip((keys[text] for text in batch), vectors, strict=True))
+
+@dataclass
+class _Call:
+    """Texts that were handed to the provider together; `window` is the one that needed them first."""
+
+    keys: list[bytes]
+    tokens: int
+    window: "_Window"
+    reply: "Future[_Reply]"
+
+
+@dataclass
+class _Reply:
+    vectors: Vectors
+    started: float
+    ended: float
+
+
+@dataclass
+class _Window:
+    batch: pa.RecordBatch
+    keys: list[bytes]  # per row
+    known: dict[bytes, Vectors]
+    awaited: set[bytes]
+    tokens: int
+    counts: EmbedCounts = field(default_factory=EmbedCounts)
+
+    def embedded(self) -> Embedded:
+        return Embedded(self.batch, np.stack([self.known[key] for key in self.keys]), self.counts)
+
+
+class _Flow:
+    """Windows that wait for vectors and calls that are out, both oldest first."""
+
+    def __init__(self, provider: Provider, ledger: Ledger, role: Role) -> None:
+        self.windows: deque[_Window] = deque()
+        self._provider, self._ledger, self._role = provider, ledger, role
+        self._space, self._limits = provider.space, provider.limits
+        self._calls: deque[_Call] = deque()
+        self._out: set[bytes] = set()  # keys of the calls
+        self._busy_until = 0.0
+        self._pool = ThreadPoolExecutor(self._limits.concurrent_calls, thread_name_prefix="provider")
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.windows) < WINDOWS_AHEAD and len(self._calls) <= self._limits.concurrent_calls
+
+    def open(self, batch: pa.RecordBatch) -> None:
+        """Look a window's texts up and hand out what nobody knows and nobody was asked yet."""
+        if not batch.num_rows:
+            return
+        texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
+        first = {text: row for row, text in reversed(list(enumerate(texts)))}
+        keys = {text: self._ledger.key(self._space.id, self._role, text) for text in first}
+        known = self._ledger.get([key for key in keys.values() if key not in self._out], self._space.dimensions)
+        awaited = {key for key in keys.values() if key not in known}
+        window = _Window(batch, [keys[text] for text in texts], known, awaited, pc.sum(batch["tokens"]).as_py())
+        missing = [row for text, row in first.items() if keys[text] in awaited and keys[text] not in self._out]
+        window.counts.texts = len(first)
+        window.counts.from_ledger = len(first) - len(missing)
+        self.windows.append(window)
+        for call in calls([tokens[row] for row in missing], self._limits):
+            rows = [missing[at] for at in call]
+            asked = [window.keys[row] for row in rows]
+            reply = self._pool.submit(_ask, self._provider, [texts[row] for row in rows], self._role)
+            self._calls.append(_Call(asked, sum(tokens[row] for row in rows), window, reply))
+            self._out.update(asked)
+
+    def finish_call(self) -> int:
+        """Wait for the oldest call, commit it and give its vectors to whoever awaits them; its tokens."""
+        call = self._calls[0]
+        reply = call.reply.result()
+        self._ledger.put(call.keys, reply.vectors)
+        self._calls.popleft()
+        self._out.difference_update(call.keys)
+        counts = call.window.counts
         counts.calls += 1
-        counts.embedded += len(batch)
-        call_tokens = sum(tokens[position] for position in positions)
-        counts.embedded_tokens += call_tokens
-        missing_tokens += call_tokens
-        advance(call_tokens)
-    advance(all_tokens - missing_tokens)
+        counts.embedded += len(call.keys)
+        counts.embedded_tokens += call.tokens
+        counts.provider_seconds += max(0.0, reply.ended - max(reply.started, self._busy_until))
+        self._busy_until = max(self._busy_until, reply.ended)
+        for window in self.windows:
+            for key, vector in zip(call.keys, reply.vectors, strict=True):
+                if key in window.awaited:
+                    window.awaited.remove(key)
+                    window.known[key] = vector
+        return call.tokens
 
-    result = np.empty((len(texts), space.dimensions), np.float32)
-    for position, text in enumerate(texts):
-        result[position] = known[keys[text]]
-    return result
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Keep what the calls that are still out bring; those that had not begun are not made."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for call in self._calls:
+            if not call.reply.cancelled() and call.reply.exception() is None:
+                self._ledger.put(call.keys, call.reply.result().vectors)
+
+
+def _ask(provider: Provider, texts: Sequence[str], role: Role) -> _Reply:
+    started = time.perf_counter()
+    vectors = checked(provider.embed(texts, role), texts, provider.space)
+    _refuse_constant(provider, vectors, texts, role)
+    return _Reply(vectors, started, time.perf_counter())
 
 
 def _refuse_constant(provider: Provider, vectors: Vectors, batch: Sequence[str], role: Role) -> None:

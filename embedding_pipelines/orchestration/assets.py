@@ -150,8 +150,7 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
                 step.progress.update("embeddings", done, total, "tokens")
 
             with Ledger(step.warehouse.ledger) as ledger:
-                for bucket in names:
-                    yield write_embeddings(step, bucket, provider, ledger, advance)
+                yield from write_embeddings(step, names, provider, ledger, advance)
 
         _by_bucket(context, spec, "embeddings", work)
 

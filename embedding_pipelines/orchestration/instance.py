@@ -1,12 +1,11 @@
 """The Dagster instance: where runs, events and schedules are kept. `python -m` this prints the folder."""
 
-import os
 from pathlib import Path
 
 import dagster as dg
 from dagster._core.instance.ref import InstanceRef
 
-from embedding_pipelines.home import home, warehouse_folder
+from embedding_pipelines.home import home, instance_folder
 
 LEAN = """\
 # Written once; yours to change.
@@ -31,9 +30,9 @@ run_retries:
 COMPUTE_LOGS = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 
 
-def instance_folder(home: Path) -> Path:
-    """$DAGSTER_HOME, else a folder in the warehouse; made, with a lean dagster.yaml, if it is not there."""
-    folder = Path(os.environ.get("DAGSTER_HOME") or warehouse_folder(home) / "dagster").expanduser().resolve()
+def made_instance_folder(home: Path) -> Path:
+    """The instance's folder; made, with a lean dagster.yaml, if it is not there."""
+    folder = instance_folder(home)
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "dagster.yaml"
     if not settings.exists():
@@ -44,8 +43,8 @@ def instance_folder(home: Path) -> Path:
 def open_instance(home: Path) -> dg.DagsterInstance:
     """The instance for a run in this process."""
     overrides = {"compute_logs": COMPUTE_LOGS}
-    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(instance_folder(home)), overrides=overrides))
+    return dg.DagsterInstance.from_ref(InstanceRef.from_dir(str(made_instance_folder(home)), overrides=overrides))
 
 
 if __name__ == "__main__":
-    print(instance_folder(home()))
+    print(made_instance_folder(home()))

@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from embedding_pipelines.home import instance_folder
 from embedding_pipelines.orchestration.assets import turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
@@ -14,7 +15,7 @@ from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.warehouse import Warehouse, write_json
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
 HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder
@@ -50,6 +51,8 @@ def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress) -> Outcome:
             raise KeyboardInterrupt from error
         if was_interrupted(result):
             raise KeyboardInterrupt
+        if result.success:
+            write_json(Warehouse(home).pipeline(spec.name).last_run, {"instance": str(instance_folder(home))})
         return Outcome(result.run_id, "" if result.success else problem_of(result))
 
 

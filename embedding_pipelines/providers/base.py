@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.plugins import Choice
+from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Limits:
     max_tokens: int  # per text, special tokens included
     call_tokens: int  # summed over the texts of one call
     call_texts: int
+    concurrent_calls: int = 1  # `embed` is then called from that many threads
 
 
 class Provider(Choice):
@@ -45,6 +47,11 @@ class Provider(Choice):
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
         """The model's own tokenizer, for counting and cutting."""
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """What decides how texts are counted and cut, without loading the tokenizer where that is dear."""
+        return digest(self.tokenizer().to_str().encode()).hex()
 
     @abstractmethod
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:

@@ -27,14 +27,13 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
 
     Raises ConfigError if the chunk size does not fit the model, ProviderError if it cannot be loaded.
     """
-    documents, shards = context.folder.documents, context.folder.chunks
-    source = documents.manifest(bucket)
-    if source is None:
-        raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first.")
     settings = chunk_settings(context, provider)
-    if shards.is_current(bucket, source.digest, settings):
-        return StepReport("chunks", False, _facts(shards.manifest(bucket)), bucket)
+    current = current_chunks(context, bucket, settings)
+    if current is not None:
+        return current
 
+    documents, shards = context.folder.documents, context.folder.chunks
+    source = _source(context, bucket)
     made = shards.manifest(bucket)
     # Without `chunk` documents may be cut at the model's limit; counting those takes all of them.
     cuts = context.spec.preprocessing.chunk is None
@@ -60,16 +59,28 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
     return StepReport("chunks", True, _facts(manifest), bucket)
 
 
+def current_chunks(context: StepContext, bucket: str, settings: str) -> StepReport | None:
+    """The report of a bucket that is up to date, None if there is something to do."""
+    made = context.folder.chunks.current(bucket, _source(context, bucket).digest, settings)
+    return StepReport("chunks", False, _facts(made), bucket) if made else None
+
+
 def chunk_settings(context: StepContext, provider: Provider) -> str:
     """All that decides how a text is cleaned and cut, the tokenizer's own definition included."""
     preprocessing = context.spec.preprocessing
     metadata = ",".join(f"{name}:{kind}" for name, kind in context.spec.source.metadata_types.items())
     limit = str(provider.limits.max_tokens)
-    return fingerprint(preprocessing.recipe, limit, metadata, provider.tokenizer().to_str())
+    return fingerprint(preprocessing.recipe, limit, metadata, provider.tokenizer_digest)
 
 
-def _facts(manifest: "Manifest | None") -> dict[str, int]:
-    assert manifest is not None
+def _source(context: StepContext, bucket: str) -> "Manifest":
+    source = context.folder.documents.manifest(bucket)
+    if source is None:
+        raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first.")
+    return source
+
+
+def _facts(manifest: "Manifest") -> dict[str, int]:
     return {**manifest.facts, "size_bytes": manifest.size_bytes}
 
 

@@ -5,6 +5,7 @@ the space under the vectors that are already stored.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,32 +28,29 @@ def fit_codec(context: StepContext, space: Space) -> StepReport:
 
     Raises CompressionError if there are too few vectors to fit it on.
     """
+    current = current_codec(context, space)
+    if current is not None:
+        return current
+    sample = _sample(context, space.dimensions)
+    if context.spec.compression and not len(sample):
+        raise CompressionError(
+            f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
+            "read or all of them are empty. Add documents, or leave out compression until there are some."
+        )
+    fitted = CodecChain.fit(context.spec.compression, sample, context.spec.seed)
+    # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
+    path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}")
+    fitted.save(draft)
+    draft.replace(path)
+    return StepReport("codec", True, _facts(path, space))
+
+
+def current_codec(context: StepContext, space: Space) -> StepReport | None:
+    """The report of a codec that was fitted before, None if there is none."""
     path = codec_path(context, space)
-    changed = path is None
-    if path is None:
-        sample = _sample(context, space.dimensions)
-        if context.spec.compression and not len(sample):
-            raise CompressionError(
-                f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
-                "read or all of them are empty. Add documents, or leave out compression until there are some."
-            )
-        fitted = CodecChain.fit(context.spec.compression, sample, context.spec.seed)
-        # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
-        path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        fitted.save(draft)
-        draft.replace(path)
-    codec = CodecChain.load(path)
-    facts = {
-        "codec": codec.id,
-        "dimensions": codec.dimensions,
-        "dtype": codec.dtype,
-        "metric": codec.metric,
-        "bytes_per_vector": codec.encode(np.zeros((1, space.dimensions), np.float32)).nbytes,
-        "size_bytes": path.stat().st_size,
-    }
-    return StepReport("codec", changed, facts)
+    return StepReport("codec", False, _facts(path, space)) if path else None
 
 
 def load_codec(context: StepContext, space: Space) -> CodecChain:
@@ -91,3 +89,15 @@ def _sample(context: StepContext, dimensions: int) -> Vectors:
             parts.append(batch[VECTOR].flatten().to_numpy().reshape(-1, dimensions)[rows])
             first += batch.num_rows
     return np.concatenate(parts)
+
+
+def _facts(path: Path, space: Space) -> dict[str, Any]:
+    codec = CodecChain.load(path)
+    return {
+        "codec": codec.id,
+        "dimensions": codec.dimensions,
+        "dtype": codec.dtype,
+        "metric": codec.metric,
+        "bytes_per_vector": codec.encode(np.zeros((1, space.dimensions), np.float32)).nbytes,
+        "size_bytes": path.stat().st_size,
+    }

@@ -49,11 +49,10 @@ def write_documents(context: StepContext) -> StepReport:
     spec, folder = context.spec, context.folder
     folder.fix_buckets(spec.buckets)
     settings = source_settings(context)
-    listing = spec.source.files(context.warehouse.home)
-    known = known_files(context) if _has_all_buckets(context, settings) else {}
-    unchanged = {file.name for file in listing if _same(file, known.get(file.name))}
-    if _is_whole(context) and len(unchanged) == len(listing) == len(known):
-        return StepReport("documents", False, _facts(known, changed_files=0))
+    listing, known, unchanged = _compared(context)
+    current = _current(context, listing, known, unchanged)
+    if current is not None:
+        return current
 
     changed = [file for file in listing if file.name not in unchanged]
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +81,26 @@ def write_documents(context: StepContext) -> StepReport:
         True,
         _facts(ordered, len(changed)) | {"written_buckets": written},
     )
+
+
+def current_documents(context: StepContext) -> StepReport | None:
+    """The report of documents that are up to date with the source, None if there is something to do."""
+    return _current(context, *_compared(context))
+
+
+def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileFacts], set[str]]:
+    """The files that are there, those that were read, and the names of those that are still the same."""
+    listing = context.spec.source.files(context.warehouse.home)
+    known = known_files(context) if _has_all_buckets(context, source_settings(context)) else {}
+    return listing, known, {file.name for file in listing if _same(file, known.get(file.name))}
+
+
+def _current(
+    context: StepContext, listing: list[SourceFile], known: dict[str, FileFacts], unchanged: set[str]
+) -> StepReport | None:
+    if _is_whole(context) and len(unchanged) == len(listing) == len(known):
+        return StepReport("documents", False, _facts(known, changed_files=0))
+    return None
 
 
 def known_files(context: StepContext) -> dict[str, FileFacts]:

@@ -1,49 +1,74 @@
-"""embeddings: each chunk of one bucket gets its vector, from the ledger or from the provider."""
+"""embeddings: each chunk gets its vector, from the ledger or from the provider."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import check_chain
-from embedding_pipelines.embedding.embed import EmbedCounts, embed
+from embedding_pipelines.embedding.embed import EmbedCounts, Embedded, embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.schemas import embeddings_schema
+from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.warehouse import Manifest
 
 
 def write_embeddings(
-    context: StepContext, bucket: str, provider: Provider, ledger: Ledger, advance: Callable[[int], None]
-) -> StepReport:
-    """Bring one bucket of embeddings up to date with its chunks; `advance` is told tokens finished.
+    context: StepContext, buckets: Sequence[str], provider: Provider, ledger: Ledger, advance: Callable[[int], None]
+) -> Iterator[StepReport]:
+    """Bring buckets of embeddings up to date with their chunks, and report each once it is committed.
 
+    `advance` is told tokens finished. While one bucket is written the next ones are being embedded.
     Raises ProviderError when the model fails; what it had embedded until then is in the ledger.
     """
-    shards, space = context.folder.embeddings, provider.space
+    space, stale = provider.space, []
+    for bucket in buckets:
+        report = current_embeddings(context, bucket, space)
+        if report is None:
+            stale.append(bucket)
+        else:
+            advance(_source(context, bucket).facts["tokens"])
+            yield report
+    chunks = context.folder.chunks
+    batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
+    with closing(embed(batches, provider, ledger, "document", advance)) as embedded:  # type: ignore[type-var]
+        for bucket in stale:
+            yield _write_bucket(context, bucket, embedded, space)
+
+
+def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:
+    """The report of a bucket that is up to date, None if there is something to do."""
+    made = context.folder.embeddings.current(bucket, _source(context, bucket).digest, space.id)
+    return StepReport("embeddings", False, _facts(made.rows, made.size_bytes, EmbedCounts()), bucket) if made else None
+
+
+def _source(context: StepContext, bucket: str) -> Manifest:
     source = context.folder.chunks.manifest(bucket)
     if source is None:
         raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first.")
-    if shards.is_current(bucket, source.digest, space.id):
-        made = shards.manifest(bucket)
-        assert made is not None
-        advance(source.facts["tokens"])
-        return StepReport("embeddings", False, _facts(made.rows, made.size_bytes, EmbedCounts()), bucket)
+    return source
 
-    counts = EmbedCounts()
+
+def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded], space: Space) -> StepReport:
+    source, counts = _source(context, bucket), EmbedCounts()
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in context.folder.chunks.read(bucket, ["chunk_id", "text", "tokens"]):
-            texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
-            vectors = embed(texts, tokens, provider, ledger, "document", counts, advance)
-            values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), space.dimensions)
-            yield pa.RecordBatch.from_arrays([batch["chunk_id"], values], schema=schema)
+        left = source.rows
+        while left:
+            window = next(embedded)
+            left -= window.batch.num_rows
+            counts.add(window.counts)
+            values = pa.FixedSizeListArray.from_arrays(pa.array(window.vectors.ravel()), space.dimensions)
+            yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], values], schema=schema)
 
-    made = shards.write(bucket, schema, rows(), source.digest, space.id, {})
+    made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, {})
     return StepReport("embeddings", True, _facts(made.rows, made.size_bytes, counts), bucket)
 
 

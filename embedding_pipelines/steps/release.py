@@ -16,7 +16,7 @@ from embedding_pipelines.progress import StepReport
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.steps.vector_store import stored_space, table_state
+from embedding_pipelines.steps.vector_store import TableState, stored_space, table_state
 from embedding_pipelines.warehouse import PipelineFolder, read_json, write_json
 
 
@@ -81,20 +81,8 @@ def release(context: StepContext, space: Space) -> StepReport:
             "the previous release stays live."
         )
     known = _without_lost(context, read_releases(context.folder))
-    codec, codec_file = load_codec(context, space), codec_path(context, space)
-    assert codec_file is not None  # it was just loaded
-    made = Release(
-        number=max((entry.number for entry in known.releases), default=known.live or 0) + 1,
-        table=state.table,
-        version=state.version,
-        rows=context.spec.store.table(context.warehouse.tables, state.table).rows(state.version),
-        space=stored_space(space, codec),
-        codec=codec_file.name,
-        cleaning=context.spec.preprocessing.clean.recipe,
-        spec=context.spec,
-        released_at=datetime.now(UTC),
-        checks={check["name"]: check["passed"] for check in verified["checks"]},
-    )
+    checks = {check["name"]: check["passed"] for check in verified["checks"]}
+    made = _next(context, space, known, state, checks)
     if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
         return StepReport("release", False, _facts(known.releases[-1], known))
     kept = [*known.releases, made][-context.spec.store.keep_releases :]
@@ -103,6 +91,16 @@ def release(context: StepContext, space: Space) -> StepReport:
     write_json(context.folder.releases, releases.model_dump(mode="json"))
     _clean_up(context, releases)
     return StepReport("release", True, _facts(made, releases))
+
+
+def current_release(context: StepContext, space: Space) -> StepReport | None:
+    """The report if the newest release is live and serves what a run would release now, else None."""
+    known, state = read_releases(context.folder), table_state(context)
+    if state is None or not known.releases or known.live != known.releases[-1].number:
+        return None
+    newest = known.releases[-1]
+    same = _serve_alike(newest, _next(context, space, known, state, newest.checks))
+    return StepReport("release", False, _facts(newest, known)) if same else None
 
 
 def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
@@ -135,6 +133,24 @@ def readable(folder: PipelineFolder, entry: Release) -> bool:
         return CodecChain.load(folder.codecs / entry.codec).id == entry.space.codec
     except (StoreError, CompressionError):
         return False
+
+
+def _next(context: StepContext, space: Space, known: Releases, state: TableState, checks: dict[str, bool]) -> Release:
+    """What releasing the newest table version makes."""
+    codec, codec_file = load_codec(context, space), codec_path(context, space)
+    assert codec_file is not None  # it was just loaded
+    return Release(
+        number=max((entry.number for entry in known.releases), default=known.live or 0) + 1,
+        table=state.table,
+        version=state.version,
+        rows=state.rows,
+        space=stored_space(space, codec),
+        codec=codec_file.name,
+        cleaning=context.spec.preprocessing.clean.recipe,
+        spec=context.spec,
+        released_at=datetime.now(UTC),
+        checks=checks,
+    )
 
 
 def _serve_alike(one: Release, other: Release) -> bool:

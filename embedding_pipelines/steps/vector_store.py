@@ -19,7 +19,7 @@ from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.schemas import VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import parsed, read_json, write_json
@@ -37,7 +37,8 @@ class TableState:
     version: int
     buckets: dict[str, str]  # bucket -> digests of the shards it was made from
     trained_rows: int  # how many the index was trained on, 0 without one
-    store: str = ""  # fingerprint of the store's options
+    store: str  # fingerprint of the store's options
+    rows: int
 
 
 @dataclass
@@ -53,16 +54,16 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
 
     Raises StoreError if chunks and embeddings of a bucket do not belong together.
     """
+    current = current_vector_store(context, space)
+    if current is not None:
+        return current
     codec = load_codec(context, space)
     table, name = open_table(context, codec, space)
     state = table_state(context)
-    wanted = {bucket: _inputs(context, bucket) for bucket in context.spec.bucket_names}
-    store = fingerprint(context.spec.store)
-    intact = state is not None and (state.table, state.version, state.store) == (name, table.version, store)
+    wanted = _wanted(context)
+    intact = _intact(context, state, name, table.version)
     done = state.buckets if state is not None and intact else {}
     stale = [bucket for bucket in wanted if done.get(bucket) != wanted[bucket]]
-    if intact and not stale:
-        return StepReport("vector_store", False, _facts(table, name, codec, 0, 0))
 
     difference = _difference(context, table, stale)
     added = sum(sum(rows) for rows in difference.add.values())
@@ -76,8 +77,20 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    write_json(context.folder.table_state, asdict(TableState(name, version, wanted, trained, store)))
-    return StepReport("vector_store", True, _facts(table, name, codec, added, len(difference.remove)))
+    state = TableState(name, version, wanted, trained, fingerprint(context.spec.store), table.rows())
+    write_json(context.folder.table_state, asdict(state))
+    return StepReport("vector_store", True, _facts(table, state, codec, added, len(difference.remove)))
+
+
+def current_vector_store(context: StepContext, space: Space) -> StepReport | None:
+    """The report of a table that is up to date, None if there is something to do."""
+    if codec_path(context, space) is None:
+        return None
+    codec, state = load_codec(context, space), table_state(context)
+    table, name = open_table(context, codec, space)
+    if state is None or not _intact(context, state, name, table.version) or state.buckets != _wanted(context):
+        return None
+    return StepReport("vector_store", False, _facts(table, state, codec, 0, 0))
 
 
 def open_table(context: StepContext, codec: CodecChain, space: Space) -> tuple[Table, str]:
@@ -118,6 +131,16 @@ def _forget_releases(context: StepContext, name: str) -> None:
     if known and any(entry["table"] == name for entry in known["releases"]):
         known["releases"] = [entry for entry in known["releases"] if entry["table"] != name]
         write_json(context.folder.releases, known)
+
+
+def _wanted(context: StepContext) -> dict[str, str]:
+    return {bucket: _inputs(context, bucket) for bucket in context.spec.bucket_names}
+
+
+def _intact(context: StepContext, state: TableState | None, name: str, version: int | None) -> bool:
+    """Whether the table is just what the last completed update left."""
+    store = fingerprint(context.spec.store)
+    return state is not None and (state.table, state.version, state.store) == (name, version, store)
 
 
 def _inputs(context: StepContext, bucket: str) -> str:
@@ -182,13 +205,13 @@ def _table_rows(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _facts(table: Table, name: str, codec: CodecChain, added: int, removed: int) -> dict[str, Any]:
+def _facts(table: Table, state: TableState, codec: CodecChain, added: int, removed: int) -> dict[str, Any]:
     return {
-        "rows": table.rows(),
+        "rows": state.rows,
         "added": added,
         "removed": removed,
-        "table": name,
-        "version": table.version,
+        "table": state.table,
+        "version": state.version,
         "dimensions": codec.dimensions,
         "dtype": codec.dtype,
         "size_bytes": table.size_bytes(),

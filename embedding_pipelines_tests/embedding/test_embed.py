@@ -1,26 +1,41 @@
 """Only unknown texts reach the provider, once each; what it replies is not believed blindly."""
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding.embed import EmbedCounts, embed
+from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, EmbedCounts, embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.providers.base import Limits, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.chain import Recording
+
+
+def told_nothing(tokens: int) -> None:
+    raise AssertionError(f"{tokens} tokens of nothing")
+
+
+def window(texts: list[str]) -> pa.RecordBatch:
+    tokens = [len(text.split()) for text in texts]
+    return pa.RecordBatch.from_arrays([pa.array(texts, pa.string()), pa.array(tokens, pa.int32())], ["text", "tokens"])
 
 
 def run(
     texts: list[str], ledger: Ledger, provider: Recording, role: Role = "document"
 ) -> tuple[Vectors, EmbedCounts, int]:
-    counts, told = EmbedCounts(), []
-    tokens = [len(text.split()) for text in texts]
-    vectors = embed(texts, tokens, provider, ledger, role, counts, told.append)
-    return vectors, counts, sum(told)
+    told: list[int] = []
+    (found,) = embed([window(texts)], provider, ledger, role, told.append)
+    return found.vectors, found.counts, sum(told)
 
 
 def test_each_text_is_embedded_once_and_comes_back_in_order(tmp_path: Path) -> None:
@@ -37,7 +52,7 @@ def test_each_text_is_embedded_once_and_comes_back_in_order(tmp_path: Path) -> N
         assert np.array_equal(again[:-1], vectors)
         assert provider.texts[4:] == ["new"]
         assert (counts.from_ledger, counts.embedded) == (4, 1)
-        assert run([], ledger, provider)[0].shape == (0, 64)
+        assert list(embed([window([])], provider, ledger, "document", told_nothing)) == []
 
 
 def test_documents_and_queries_and_two_models_are_kept_apart(tmp_path: Path) -> None:
@@ -101,3 +116,92 @@ def test_texts_that_are_the_same_to_the_model_may_have_the_same_vector(tmp_path:
         assert (vectors == vectors[0]).all()
         assert len(ledger) == 3
         assert counts.embedded == 3
+
+
+class Slow(Recording):
+    """Several calls at once, the first of them the slowest; it remembers how many ran side by side."""
+
+    concurrent_calls: int = 3
+    fails_at: int | None = None  # the call that fails, counted from 0
+    _running: int = PrivateAttr(default=0)
+    _most: int = PrivateAttr(default=0)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    @property
+    def limits(self) -> Limits:
+        return dataclasses.replace(super().limits, concurrent_calls=self.concurrent_calls)
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        with self._lock:
+            self._running += 1
+            self._most = max(self._most, self._running)
+            number = len(self.calls)
+            vectors = super().embed(inputs, input_type)
+        time.sleep(0.15 if number == 0 else 0.05)
+        with self._lock:
+            self._running -= 1
+        if number == self.fails_at:
+            raise ProviderError("the service is down")
+        return vectors
+
+
+def test_calls_run_side_by_side_and_windows_come_back_in_order(tmp_path: Path) -> None:
+    texts = [f"{number} words" for number in range(40)]
+    windows = [texts[start : start + 8] for start in range(0, 40, 8)]
+    provider = Slow(inner=Hashing(), call_texts=3)
+    with Ledger(tmp_path / "l") as ledger:
+        found = list(embed(map(window, windows), provider, ledger, "document", lambda tokens: None))
+    assert [entry.batch["text"].to_pylist() for entry in found] == windows
+    assert np.allclose(np.concatenate([entry.vectors for entry in found]), Hashing().embed(texts, "document"))
+    assert sorted(provider.texts) == sorted(texts)
+    assert provider._most == provider.concurrent_calls
+    assert sum(entry.counts.embedded for entry in found) == len(texts)
+
+
+def test_a_text_that_is_out_already_is_not_asked_for_again(tmp_path: Path) -> None:
+    provider = Slow(inner=Hashing(), call_texts=1)
+    with Ledger(tmp_path / "l") as ledger:
+        windows = [window(["same", "one"]), window(["two", "same"]), window(["same", "two"])]
+        first, second, third = embed(windows, provider, ledger, "document", lambda tokens: None)
+    assert sorted(provider.texts) == ["one", "same", "two"]
+    assert (first.vectors[0] == second.vectors[1]).all()
+    assert (second.vectors == third.vectors[::-1]).all()
+    assert [entry.counts.from_ledger for entry in (first, second, third)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 2])
+def test_what_was_out_when_a_call_failed_is_kept(tmp_path: Path, fails_at: int) -> None:
+    texts = [f"{number} words" for number in range(12)]
+    provider = Slow(inner=Hashing(), call_texts=2, fails_at=fails_at)
+    with Ledger(tmp_path / "l") as ledger:
+        with pytest.raises(ProviderError, match="is down"):
+            list(embed([window(texts)], provider, ledger, "document", lambda tokens: None))
+        lost = provider.calls[fails_at]
+        assert len(ledger) == len(provider.texts) - len(lost)
+        healthy = Recording(inner=Hashing())
+        run(texts, ledger, healthy)
+        assert sorted(provider.texts + healthy.texts) == sorted(texts + lost)  # nothing else is paid for twice
+
+
+def test_stopping_half_way_keeps_what_is_out(tmp_path: Path) -> None:
+    provider = Slow(inner=Hashing(), call_texts=1)
+    with Ledger(tmp_path / "l") as ledger:
+        windows = (window([f"{number} words"]) for number in range(100))
+        with contextlib.closing(embed(windows, provider, ledger, "document", lambda tokens: None)) as embedded:  # type: ignore[type-var]
+            next(embedded)
+        assert len(ledger) == len(provider.texts) < 10
+
+
+def test_only_a_few_windows_are_read_ahead(tmp_path: Path) -> None:
+    taken = 0
+
+    def windows() -> Iterator[pa.RecordBatch]:
+        nonlocal taken
+        for taken in range(1, 101):
+            yield window([f"{taken} words"])
+
+    for _ in range(2):  # the second time everything is in the ledger
+        with Ledger(tmp_path / "l") as ledger:
+            provider = Recording(inner=Hashing())
+            for number, _ in enumerate(embed(windows(), provider, ledger, "document", lambda tokens: None), 1):
+                assert taken <= number + WINDOWS_AHEAD

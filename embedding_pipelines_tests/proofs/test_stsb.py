@@ -3,9 +3,10 @@
 import csv
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from embedding_pipelines.embedding.embed import EmbedCounts, embed
+from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.evaluation.similarity import cosine_spearman
 from embedding_pipelines.pipeline_files import parse_pipeline
@@ -25,7 +26,9 @@ def test_the_published_spearman_is_reached(shared: Path, proof_home: Path) -> No
     texts = spec.preprocessing.clean.texts([row[side] for side in ("sentence1", "sentence2") for row in rows])
     tokenizer = spec.model.tokenizer()
     tokens = [len(tokenizer.encode(text).ids) for text in texts]
+    batch = pa.RecordBatch.from_pydict({"text": texts, "tokens": tokens})
     with Ledger(proof_home / "ledger.sqlite") as ledger:
-        vectors = embed(texts, tokens, spec.model, ledger, "document", EmbedCounts(), lambda tokens: None)
+        (embedded,) = embed([batch], spec.model, ledger, "document", lambda tokens: None)
+    vectors = embedded.vectors
     spearman = cosine_spearman(vectors[:PAIRS], vectors[PAIRS:], [float(row["score"]) for row in rows])
     assert spearman == pytest.approx(PUBLISHED_SPEARMAN, abs=0.002)

@@ -122,14 +122,17 @@ def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: 
 
 @pytest.mark.slow
 def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, reference, monkeypatch) -> None:
-    from embedding_pipelines.providers import _sentence_transformer as engine
+    from embedding_pipelines.providers import _openvino
+    from embedding_pipelines.providers._sentence_transformer import Engine
 
     def cannot(*arguments: object) -> None:
         raise RuntimeError("an operation is not supported")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    monkeypatch.setattr(engine, "_save_graph", cannot)
-    found = engine.Engine(model_folder(MINILM, None, home)).embed(TEXTS)
+    monkeypatch.setattr(_openvino, "save_graph", cannot)
+    engine = Engine(model_folder(MINILM, None, home), "auto")
+    found = engine.embed(TEXTS)
+    assert engine.backend.name.startswith("torch")
     assert cosines(found, reference.encode(TEXTS, show_progress_bar=False)).min() >= 0.9999
 
 

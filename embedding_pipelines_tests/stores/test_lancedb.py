@@ -1,19 +1,25 @@
 """`lancedb`: the contract, and its indices: recall, filters, codes of every type, growth and unindexed rows."""
 
+import asyncio
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import StoreError
 from embedding_pipelines.pipeline_files import parse_pipeline
 from embedding_pipelines.schemas import DIGEST, VECTOR, digest, table_schema
 from embedding_pipelines.steps.vector_store import COLUMN_TYPES, encoded
-from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
+from embedding_pipelines.stores.lancedb import MAX_SEGMENTS, Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered, overlap
-from embedding_pipelines_tests.stores.contract import SCHEMA, batch, check_store
+from embedding_pipelines_tests.stores.contract import SCHEMA, batch, check_store, vectors_of
 
 DIMENSIONS = 64
 
@@ -37,6 +43,73 @@ def test_clean_up_removes_old_versions_and_keeps_those_of_releases(tmp_path: Pat
     assert not {versions[0], versions[1]} & set(left)
     assert table.rows(versions[2]) == 3
     assert table.rows(versions[3]) == 4
+
+
+def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
+    """It is read from file names: compared after every kind of change that a table here goes through."""
+    table = LanceTable(tmp_path, "p-1", 256)
+
+    def agree() -> int:
+        told = int(table._open().version)
+        assert table.version == LanceTable(tmp_path, "p-1", 256).version == told
+        return told
+
+    table.apply(SCHEMA, [], [])
+    assert agree() == 1
+    names = [f"row{n}" for n in range(300)]
+    table.apply(SCHEMA, [], [batch(names)])
+    table.apply(SCHEMA, ["row1", "row2"], [])
+    table.apply(SCHEMA, ["row3"], [batch(["row1"])])
+    before = agree()
+    table.index("cosine", 0)
+    first = agree()
+    assert first > before
+    table.keep({"release-1": first})
+    assert agree() == first
+    for n in range(12):  # into numbers of two digits, and small files for `optimize` to fold
+        table.apply(SCHEMA, [], [batch([f"new{n}"])])
+        agree()
+    table.index("cosine", 300)
+    second = agree()
+    assert second > 15
+    table.keep({"release-2": second})
+    agree()
+    table.clean_up()
+    assert agree() == second
+    assert table.rows(second) == 310
+    handle = table._open()
+    handle.restore(second)
+    assert agree() == second + 1
+
+
+def test_the_version_is_told_without_importing_lancedb(tmp_path: Path) -> None:
+    LanceTable(tmp_path, "p-1", 256).apply(SCHEMA, [], [batch(["a"])])
+    script = (
+        "import sys; from pathlib import Path; from embedding_pipelines.stores.lancedb import LanceTable\n"
+        "print(LanceTable(Path(sys.argv[1]), 'p-1', 256).version, 'lancedb' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["2", "False"]
+
+
+def test_manifests_of_another_naming_are_left_to_lancedb(tmp_path: Path) -> None:
+    options = {"new_table_enable_v2_manifest_paths": "false"}
+    made = lancedb.connect(tmp_path).create_table("p-1", schema=SCHEMA, storage_options=options)
+    made.add(pa.Table.from_batches([batch(["a"])]))
+    assert {file.name for file in (tmp_path / "p-1.lance" / "_versions").glob("*.manifest")} == {
+        "1.manifest",
+        "2.manifest",
+    }
+    assert LanceTable(tmp_path, "p-1", 256).version == 2
+
+
+def test_a_manifest_that_is_cut_short_is_no_version(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", 256)
+    table.apply(SCHEMA, [], [batch(["a"])])
+    newest = min((tmp_path / "p-1.lance" / "_versions").glob("*.manifest"))
+    newest.write_bytes(newest.read_bytes()[:-20])
+    with pytest.raises(StoreError, match=r"'p-1'.*cannot be opened.*run the pipeline"):
+        LanceTable(tmp_path, "p-1", 256).version  # noqa: B018
 
 
 def build(folder: Path, codec: CodecChain, index_rows: int = 1_000) -> LanceTable:
@@ -135,6 +208,41 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(tmp_path:
         assert overlap(codec, clustered(300, DIMENSIONS, seed=3)) > 0.3
 
 
+def test_a_filter_finds_its_rows_wherever_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may all be in partitions far from the query, as when it is about something else than the filter."""
+    monkeypatch.setattr("embedding_pipelines.stores.lancedb.PROBES", 1)
+    vectors = np.random.default_rng(0).normal(0, 0.02, (20_000, 16)).astype(np.float32)
+    vectors[::2, 0] += 1
+    vectors[1::2, 0] -= 1  # two partitions, opposite to each other; the filters pass rows of the second alone
+    codec = CodecChain([], 16)
+    table = build(tmp_path, codec)
+    add(table, codec, vectors, 0, [])
+    table.index("cosine", 0)
+    version = table.version
+    assert version is not None
+    found = table.search(vectors[0], 2_000, "cosine", "cat = 'c7'", version)
+    assert len(found) == 1_000
+    assert len(table.search(vectors[0], 10, "cosine", "document_id = '27'", version)) == 1
+
+
+def test_searches_work_inside_an_event_loop_and_in_threads(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", 256)
+    table.apply(SCHEMA, [], [batch(["a", "b", "c"])])
+    version = table.version
+    assert version is not None
+
+    def nearest(name: str) -> str:
+        found = table.search(vectors_of([name])[0], 1, "cosine", None, version)
+        return str(found["chunk_id"][0].as_py())
+
+    async def within() -> str:
+        return nearest("b")
+
+    assert asyncio.run(within()) == "b"
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(nearest, "abcabc")) == list("abcabc")
+
+
 def test_an_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) -> None:
     codec = CodecChain([], DIMENSIONS)
     table, vectors = build(tmp_path, codec, 300), clustered(1_500, DIMENSIONS)
@@ -150,6 +258,38 @@ def test_an_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) ->
     add(table, codec, vectors[:1], 2_000, [f"{n}" for n in range(1_400)])  # far below the threshold again
     table.index("cosine", 1_500)
     assert table.rows() == 101
+
+
+@pytest.mark.parametrize("index_rows", [300, 100_000])
+def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(tmp_path: Path, index_rows: int) -> None:
+    codec = CodecChain([], DIMENSIONS)
+    table, vectors = build(tmp_path, codec, index_rows), clustered(1_000, DIMENSIONS)
+    add(table, codec, vectors[:800], 0, [])
+    trained = table.index("cosine", 0)
+    for n in range(800, 820):
+        add(table, codec, vectors[n : n + 1], n, [f"{n - 800}"])
+        trained = table.index("cosine", trained)
+        parts = [index.num_segments or 0 for index in table._open().list_indices()]
+        assert sum(parts) <= MAX_SEGMENTS
+        assert table._open().stats()["fragment_stats"]["num_fragments"] <= MAX_SEGMENTS
+    assert trained == (0 if index_rows > 1_000 else 800)
+    assert recall(table, codec, vectors[20:820], list(range(20, 820)), vectors[:20]) >= 0.98
+
+
+def test_a_table_that_has_shrunk_loses_its_index_after_some_updates(tmp_path: Path) -> None:
+    codec = CodecChain([], DIMENSIONS)
+    table, vectors = build(tmp_path, codec, 300), clustered(600, DIMENSIONS)
+    add(table, codec, vectors[:500], 0, [])
+    trained = table.index("cosine", 0)
+    add(table, codec, vectors[500:501], 500, [f"{n}" for n in range(400)])
+    trained = table.index("cosine", trained)
+    assert indexed(table) == [[VECTOR]]
+    for n in range(501, 501 + MAX_SEGMENTS):
+        add(table, codec, vectors[n : n + 1], n, [])
+        trained = table.index("cosine", trained)
+    assert (indexed(table), trained) == ([], 0)
+    rows = list(range(400, 501 + MAX_SEGMENTS))
+    assert recall(table, codec, vectors[rows], rows, vectors[400:420]) == 1
 
 
 def test_a_table_of_many_rows_is_scanned_whole(tmp_path: Path) -> None:

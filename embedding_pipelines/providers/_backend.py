@@ -1,0 +1,32 @@
+"""What runs a local model: padded token ids in, vectors out, a few batches at a time. No tokenizing, no texts."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_pipelines.providers.base import Vectors
+
+Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
+class OutOfMemory(Exception):
+    """The device has no room for this batch. Never seen by users: the engine tries smaller ones."""
+
+
+class Backend(ABC):
+    """One loaded model on one device. May be used by several threads at once."""
+
+    name: str  # library and device, for reports
+    precision: Precision  # what it really computes in
+    batch_tokens: int  # of one batch, padding included
+    in_flight: int  # batches that are started before the first is finished
+
+    @abstractmethod
+    def start(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+        """Begin with token ids int64[n, width] and their mask; a handle for `finish`. May raise OutOfMemory."""
+
+    @abstractmethod
+    def finish(self, handle: Any) -> Vectors:
+        """Wait for a batch: float32[n, d]. May raise OutOfMemory; ProviderError for what else goes wrong."""

@@ -1,0 +1,119 @@
+"""Runs a model with torch: on CUDA and MPS, and on a processor where OpenVINO cannot convert it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import platform
+import runpy
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._backend import Backend, OutOfMemory, Precision
+from embedding_pipelines.providers.base import Vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Device = Literal["cuda", "mps", "cpu"]
+
+# Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half precision.
+# What does not fit is halved until it does.
+BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
+# "auto" by device: half precision where it has units of its own.
+AUTO: dict[Device, Precision] = {"cuda": "float16", "mps": "float16", "cpu": "float32"}
+
+
+class Torch(Backend):
+    """The sentence-transformers modules themselves, fed with token ids."""
+
+    in_flight = 2  # on an accelerator the next batch is queued while one is computed
+
+    def __init__(self, folder: Path, device: Device, precision: Precision) -> None:
+        import torch
+
+        if precision == "int8":
+            raise ProviderError(f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'.")
+        self._device = device
+        self.precision = AUTO[device] if precision == "auto" else precision
+        self.batch_tokens = BATCH_TOKENS[device]
+        self.name = f"torch {torch.__version__}, {device}"
+        model: Any = load(folder).to(device)
+        self._model = model.to(getattr(torch, self.precision)).eval()
+        # On a processor one batch takes all cores; two at once would only stand in each other's way.
+        self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
+
+    def start(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+        import torch
+
+        with self._turn, _readable(), torch.inference_mode():
+            features = {
+                "input_ids": self._moved(torch.from_numpy(tokens)),
+                "attention_mask": self._moved(torch.from_numpy(mask)),
+            }
+            return self._model(features)["sentence_embedding"]
+
+    def finish(self, handle: Any) -> Vectors:
+        with _readable():
+            vectors: Vectors = handle.float().cpu().numpy()
+        return vectors
+
+    def _moved(self, tensor: Any) -> Any:
+        pinned = tensor.pin_memory() if self._device == "cuda" else tensor
+        return pinned.to(self._device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # MPS, processors
+            raise OutOfMemory(str(error)) from error
+        raise ProviderError(f"torch could not compute: {str(error).strip().splitlines()[0]}") from error
+
+
+@functools.cache
+def accelerator() -> Device | None:
+    """`cuda` or `mps` if this machine has one that torch can use. Torch is imported only if it may be so."""
+    if platform.system() == "Darwin":
+        may_have = platform.machine() == "arm64"
+    else:
+        spec = importlib.util.find_spec("torch")
+        places = spec.submodule_search_locations if spec else None
+        built_for = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
+        may_have = bool(built_for.get("cuda") or built_for.get("hip"))
+    if not may_have:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def load(folder: Path) -> SentenceTransformer:
+    """The model in float32 on the processor. Raises ProviderError if its files are not a model."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
+    try:
+        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ProviderError(f"{folder}: not a model that sentence-transformers can load: {error}") from error
