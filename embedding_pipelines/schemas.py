@@ -30,6 +30,7 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "end": pa.int64(),  # exclusive
     "text": pa.string(),
     "tokens": pa.int32(),  # as the model counts them, special tokens included
+    "truncated": pa.bool_(),  # the document goes on behind this chunk, and in no other
     DOCUMENT_DIGEST: DIGEST,
     "chunk_digest": DIGEST,  # over text, offsets and metadata: the table's difference is taken on it
 }

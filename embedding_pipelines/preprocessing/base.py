@@ -70,15 +70,12 @@ class Preprocessing(BaseModel):
         pieces = cutter.cut(texts)
         counts.documents += len(texts)
         counts.empty += sum(not cuts for cuts in pieces)
-        if self.chunk is None:
-            counts.truncated += sum(
-                bool(cuts) and cuts[-1].end < len(text.rstrip()) for text, cuts in zip(texts, pieces, strict=True)
-            )
         rows = [(row, piece) for row, cuts in enumerate(pieces) for piece in cuts]
         for at in range(0, len(rows), MAX_ROWS):
-            batch = _batch(group, texts, rows[at : at + MAX_ROWS])
+            batch = _batch(group, texts, rows[at : at + MAX_ROWS], whole=self.chunk is None)
             counts.chunks += batch.num_rows
             counts.tokens += sum(piece.tokens for _, piece in rows[at : at + MAX_ROWS])
+            counts.truncated += batch["truncated"].true_count
             yield batch
 
 
@@ -94,8 +91,13 @@ def _groups(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(first)
 
 
-def _batch(group: pa.RecordBatch, texts: Sequence[str], rows: Sequence[tuple[int, Piece]]) -> pa.RecordBatch:
-    """The chunks' rows; `rows` holds the row of the document in `group` and the piece of its text."""
+def _batch(
+    group: pa.RecordBatch, texts: Sequence[str], rows: Sequence[tuple[int, Piece]], whole: bool
+) -> pa.RecordBatch:
+    """The chunks' rows; `rows` holds the row of the document in `group` and the piece of its text.
+
+    `whole`: a document has one chunk, so its text is truncated if that ends early.
+    """
     stored = {*schemas.DOCUMENT_COLUMNS, schemas.DOCUMENT_DIGEST}
     metadata = [field for field in group.schema if field.name not in stored]
     values = [_canonical(row) for row in group.select([field.name for field in metadata]).to_pylist()]
@@ -109,6 +111,7 @@ def _batch(group: pa.RecordBatch, texts: Sequence[str], rows: Sequence[tuple[int
         "end": pa.array([piece.end for _, piece in rows], pa.int64()),
         "text": pa.array(cut, pa.string()),
         "tokens": pa.array([piece.tokens for _, piece in rows], pa.int32()),
+        "truncated": pa.array([whole and piece.end < len(texts[row].rstrip()) for row, piece in rows], pa.bool_()),
         schemas.DOCUMENT_DIGEST: group[schemas.DOCUMENT_DIGEST].take(source),
         "chunk_digest": pa.array(
             [

@@ -11,6 +11,9 @@ from embedding_pipelines.providers.base import Vectors
 Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 
+Array = NDArray[np.int64]
+
+
 class OutOfMemory(Exception):
     """The device has no room for this batch. Never seen by users: the engine tries smaller ones."""
 
@@ -24,8 +27,11 @@ class Backend(ABC):
     in_flight: int  # batches that are started before the first is finished
 
     @abstractmethod
-    def start(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
-        """Begin with token ids int64[n, width] and their mask; a handle for `finish`. May raise OutOfMemory."""
+    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
+        """Begin with token ids [n, width], the mask of real ones and of those that pooling counts.
+
+        A handle for `finish`. May raise OutOfMemory.
+        """
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._backend import Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._torch import forward
 from embedding_pipelines.providers.base import Vectors
 
 if TYPE_CHECKING:
@@ -49,10 +49,10 @@ class OpenVino(Backend):
         self._idle: deque[Any] = deque()
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
-    def start(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         request = self._idle.popleft() if self._idle else self._compiled.create_infer_request()
         with _readable():
-            request.start_async({0: tokens, 1: mask})
+            request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
@@ -96,13 +96,13 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            features = {"input_ids": input_ids, "attention_mask": attention_mask}
-            vectors: torch.Tensor = self.model(features)["sentence_embedding"]
-            return vectors
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+            return forward(self.model, tokens, mask, pooled)
 
-    example = {name: torch.ones(2, 8, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of every shape-dependent branch
         graph = openvino.convert_model(Graph().eval(), example_input=example)
+    if len(graph.inputs) != 3:
+        raise RuntimeError(f"the converted graph takes {len(graph.inputs)} inputs instead of 3")
     openvino.save_model(graph, path, compress_to_fp16=False)

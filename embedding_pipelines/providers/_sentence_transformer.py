@@ -26,9 +26,9 @@ import numpy as np
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
-from embedding_pipelines.providers._backend import Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.providers._weights import folder_sha256, revision_sha256, weights_sha256
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CACHE_LAYOUT = "4"  # raise it when what is cached changes
+CACHE_LAYOUT = "5"  # raise it when what is cached changes
 # Tokens of one provider call. Two are out at a time, and a killed run repeats them: 3 s on two AVX2 cores.
 CALL_TOKENS, ACCELERATOR_CALL_TOKENS = 8_192, 131_072
 PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
@@ -55,6 +55,9 @@ class Facts:
     normalized: bool
     prompts: dict[str, str]
     pad_id: int
+    unpooled: dict[str, int]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
+    cut: str  # the side at which texts that are too long lose their end
+    special_tokens: bool
     tokenizer: str  # digest of its definition
     problem: str  # why OpenVINO cannot run it; empty if it can
 
@@ -82,7 +85,7 @@ class Engine:
     @functools.cached_property
     def _cutting_tokenizer(self) -> Tokenizer:
         tokenizer = _tokenizer(self._cache / "tokenizer.json")
-        tokenizer.enable_truncation(self.facts.max_tokens)
+        tokenizer.enable_truncation(self.facts.max_tokens, direction=self.facts.cut)
         return tokenizer
 
     @property
@@ -101,16 +104,19 @@ class Engine:
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 
-    def embed(self, texts: Sequence[str]) -> Vectors:
-        """float32[len(texts), d]; texts beyond the model's limit are cut there."""
+    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
+        """float32[len(texts), d], each text after its role's prompt; what is too long is cut at the model's limit."""
+        prompt = self.facts.prompts.get(role, "")
         vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
-        ids = [entry.ids for entry in self._cutting_tokenizer.encode_batch_fast(list(texts))]
-        self._compute(ids, vectors)
+        encodings = self._cutting_tokenizer.encode_batch_fast(
+            [prompt + text for text in texts], add_special_tokens=self.facts.special_tokens
+        )
+        self._compute([entry.ids for entry in encodings], vectors, self.facts.unpooled.get(role, 0))
         if self.facts.normalized and self.backend.precision != "float32":
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # half precision is 0.4% off the unit length
         return vectors
 
-    def _compute(self, ids: list[list[int]], vectors: Vectors) -> None:
+    def _compute(self, ids: list[list[int]], vectors: Vectors, unpooled: int) -> None:
         """Fill `vectors` for token ids, `in_flight` batches at a time; a batch without room is halved."""
         backend = self.backend
         waiting = deque(token_batches([len(entry) for entry in ids], backend.batch_tokens))
@@ -119,7 +125,7 @@ class Engine:
             if waiting and len(running) < backend.in_flight:
                 rows = waiting.popleft()
                 try:
-                    running.append((backend.start(*self._padded(ids, rows)), rows))
+                    running.append((backend.start(*self._padded(ids, rows, unpooled)), rows))
                 except OutOfMemory as error:
                     waiting.extendleft(self._halves(rows, error))
             else:
@@ -143,14 +149,16 @@ class Engine:
         middle = len(rows) // 2
         return [rows[middle:], rows[:middle]]
 
-    def _padded(self, ids: list[list[int]], rows: list[int]) -> tuple[Any, Any]:
+    def _padded(self, ids: list[list[int]], rows: list[int], unpooled: int) -> tuple[Array, Array, Array]:
         width = max(1, len(ids[rows[0]]))
         tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         for line, row in enumerate(rows):
             tokens[line, : len(ids[row])] = ids[row]
             mask[line, : len(ids[row])] = 1
-        return tokens, mask
+        pooled = mask.copy()
+        pooled[:, :unpooled] = 0
+        return tokens, mask, pooled
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -185,7 +193,7 @@ def _convert(folder: Path, cache: Path) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{cache.name}-", dir=cache.parent))
     try:
-        model.tokenizer.backend_tokenizer.save(str(draft / "tokenizer.json"))
+        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(str(draft / "tokenizer.json"))
         problem = ""
         try:
             _openvino.save_graph(model, draft / "model.xml")
@@ -208,17 +216,23 @@ def _facts(model: SentenceTransformer, folder: Path, tokenizer_file: Path, probl
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
         raise ProviderError(f"{folder}: the model does not say how many dimensions its vectors have.")
-    tokenizer, max_tokens = _tokenizer(tokenizer_file), int(model.max_seq_length or 512)
+    tokenizer = _tokenizer(tokenizer_file)
+    max_tokens = int(min(model.max_seq_length or 512, CALL_TOKENS))  # some say infinity
     prompt = tokenizer.encode(prompts.get("document", ""), add_special_tokens=False)
+    counted = pooling is None or pooling.include_prompt
+    first: Any = model[0]
     return Facts(
         revision=revision_sha256(folder),
         dimensions=dimensions,
         max_tokens=max_tokens,
         max_document_tokens=max_tokens - len(prompt.ids),
         pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",
-        normalized="Normalize" in names,
+        normalized=names[-1] == "Normalize",
         prompts=prompts,
-        pad_id=int(model.tokenizer.pad_token_id or 0),
+        pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
+        unpooled={} if counted else {role: first._get_prompt_length(text) for role, text in prompts.items()},
+        cut=getattr(model.tokenizer, "truncation_side", "right"),
+        special_tokens="StaticEmbedding" not in names,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
         problem=problem,
     )

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._backend import Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.providers.base import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 Device = Literal["cuda", "mps", "cpu"]
 
@@ -50,15 +48,11 @@ class Torch(Backend):
         # On a processor one batch takes all cores; two at once would only stand in each other's way.
         self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
 
-    def start(self, tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> Any:
+    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         import torch
 
         with self._turn, _readable(), torch.inference_mode():
-            features = {
-                "input_ids": self._moved(torch.from_numpy(tokens)),
-                "attention_mask": self._moved(torch.from_numpy(mask)),
-            }
-            return self._model(features)["sentence_embedding"]
+            return forward(self._model, *(self._moved(torch.from_numpy(part)) for part in (tokens, mask, pooled)))
 
     def finish(self, handle: Any) -> Vectors:
         with _readable():
@@ -103,6 +97,27 @@ def accelerator() -> Device | None:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else None
+
+
+def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+    """What a model makes of padded token ids; `pooled` is the mask less a prompt that is not to count.
+
+    The modules one by one, and a static model's words by a mask: what it is given else is one long row.
+    """
+    from torch.nn import EmbeddingBag
+    from torch.nn.functional import embedding
+
+    first, *others = model
+    bag = getattr(first, "embedding", None)
+    if isinstance(bag, EmbeddingBag):
+        seen = mask.unsqueeze(-1).to(bag.weight.dtype)
+        features = {"sentence_embedding": (embedding(tokens, bag.weight) * seen).sum(1) / seen.sum(1).clamp(min=1)}
+    else:
+        features = first({"input_ids": tokens, "attention_mask": mask})
+        features["attention_mask"] = pooled
+    for module in others:
+        features = module(features)
+    return features["sentence_embedding"]
 
 
 def load(folder: Path) -> SentenceTransformer:

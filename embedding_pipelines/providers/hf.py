@@ -63,8 +63,7 @@ class Hf(Provider):
         return self._engine.facts.tokenizer
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
-        prompt = self._engine.facts.prompts.get(input_type, "")
-        return self._engine.embed([prompt + text for text in inputs])
+        return self._engine.embed(inputs, input_type)
 
     @property
     def _engine(self) -> Engine:

@@ -35,9 +35,7 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
     documents, shards = context.folder.documents, context.folder.chunks
     source = _source(context, bucket)
     made = shards.manifest(bucket)
-    # Without `chunk` documents may be cut at the model's limit; counting those takes all of them.
-    cuts = context.spec.preprocessing.chunk is None
-    reusable = made is not None and made.settings == settings and not cuts
+    reusable = made is not None and made.settings == settings
     old = _identities(shards.read_columns(bucket, ["document_id", DOCUMENT_DIGEST])) if reusable else set()
     kept = old & _identities(documents.read_columns(bucket, ["document_id", DOCUMENT_DIGEST]))
     counts = Counts()
@@ -48,6 +46,7 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
             chosen = batch.filter(_mask(batch, kept))
             counts.chunks += chosen.num_rows
             counts.tokens += pc.sum(chosen["tokens"]).as_py() or 0
+            counts.truncated += chosen["truncated"].true_count
             yield chosen
         changed = (batch.filter(pc.invert(_mask(batch, kept))) for batch in documents.read(bucket))
         yield from context.spec.preprocessing.process(changed, provider.tokenizer(), provider.limits.max_tokens, counts)
@@ -68,9 +67,9 @@ def current_chunks(context: StepContext, bucket: str, settings: str) -> StepRepo
 def chunk_settings(context: StepContext, provider: Provider) -> str:
     """All that decides how a text is cleaned and cut, the tokenizer's own definition included."""
     preprocessing = context.spec.preprocessing
-    metadata = ",".join(f"{name}:{kind}" for name, kind in context.spec.source.metadata_types.items())
+    columns = str(chunks_schema(context.spec.source.metadata_types))
     limit = str(provider.limits.max_tokens)
-    return fingerprint(preprocessing.recipe, limit, metadata, provider.tokenizer_digest)
+    return fingerprint(preprocessing.recipe, limit, columns, provider.tokenizer_digest)
 
 
 def _source(context: StepContext, bucket: str) -> "Manifest":

@@ -31,7 +31,7 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
 
 @pytest.fixture(scope="module")
 def expected() -> Vectors:
-    return Engine(MINILM, "float32").embed(TEXTS)
+    return Engine(MINILM, "float32").embed(TEXTS, "document")
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2_000))
@@ -53,7 +53,7 @@ class Small(Backend):
         self.room, self.fails_in, self.batch_tokens = room, fails_in, 64
         self.running: deque[Any] = deque()
 
-    def start(self, tokens: Any, mask: Any) -> Any:
+    def start(self, tokens: Any, mask: Any, pooled: Any) -> Any:
         if self.fails_in == "start" and tokens.size > self.room:
             raise OutOfMemory("no room")
         return tokens * mask
@@ -70,14 +70,14 @@ def test_what_does_not_fit_is_halved_until_it_does(fails_in: str, caplog: pytest
     backend = engine.__dict__["_backend"] = Small(8, fails_in)
     texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
     expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
-    assert engine.embed(texts)[:, 0].tolist() == expected
+    assert engine.embed(texts, "document")[:, 0].tolist() == expected
     assert backend.batch_tokens <= 16
     assert "out of memory on a small device" in caplog.text
     caplog.clear()
-    assert engine.embed(texts[:1])[:, 0].tolist() == expected[:1]
+    assert engine.embed(texts[:1], "document")[:, 0].tolist() == expected[:1]
     assert not caplog.text  # it has learned
     with pytest.raises(ProviderError, match="no memory for a single text on a small device: no room"):
-        engine.embed(["word " * 20])
+        engine.embed(["word " * 20], "document")
 
 
 def test_a_model_is_loaded_when_it_is_first_to_embed(monkeypatch: pytest.MonkeyPatch, expected: Vectors) -> None:
@@ -89,27 +89,27 @@ def test_a_model_is_loaded_when_it_is_first_to_embed(monkeypatch: pytest.MonkeyP
     assert engine.facts.dimensions == 384
     assert engine.call_tokens > 0
     with pytest.raises(AssertionError, match="loaded"):
-        engine.embed(["a cat"])
+        engine.embed(["a cat"], "document")
 
 
 def test_threads_share_an_engine(expected: Vectors) -> None:
     engine = Engine(MINILM, "float32")
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(engine.embed, [TEXTS] * 8):
+        for found in pool.map(engine.embed, [TEXTS] * 8, ["document"] * 8):
             assert cosines(found, expected).min() >= 0.9999
 
 
 def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(expected: Vectors) -> None:
     capabilities = _openvino.load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     chosen = Engine(MINILM, "auto")
-    assert cosines(chosen.embed(TEXTS), expected).min() >= 0.999
+    assert cosines(chosen.embed(TEXTS, "document"), expected).min() >= 0.999
     if "BF16" in capabilities:
         assert chosen.backend.precision == "bfloat16"
-        assert cosines(Engine(MINILM, "bfloat16").embed(TEXTS), expected).min() >= 0.999
+        assert cosines(Engine(MINILM, "bfloat16").embed(TEXTS, "document"), expected).min() >= 0.999
     else:
         assert chosen.backend.precision == "float32"
         with pytest.raises(ProviderError, match="does not compute in bfloat16"):
-            Engine(MINILM, "bfloat16").embed(TEXTS)
+            Engine(MINILM, "bfloat16").embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(("precision", "least"), [("auto", 0.9999), ("float32", 0.9999), ("bfloat16", 0.999)])
@@ -118,7 +118,7 @@ def test_torch_gives_the_same_vectors(
 ) -> None:
     monkeypatch.setattr(_torch, "accelerator", lambda: "cpu")  # the way an accelerator takes, on this processor
     engine = Engine(MINILM, precision)
-    found = engine.embed(TEXTS)
+    found = engine.embed(TEXTS, "document")
     assert engine.backend.name.startswith("torch")
     assert cosines(found, expected).min() >= least
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -137,9 +137,9 @@ def test_memory_that_torch_cannot_have_is_told_from_other_failures(monkeypatch: 
         def fail(features: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr(backend, "_model", fail)
+        monkeypatch.setattr(backend, "_model", [fail])
         with pytest.raises(kind):
-            backend.start(tokens, mask)
+            backend.start(tokens, mask, mask)
 
 
 def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> None:

@@ -131,7 +131,7 @@ def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, referenc
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setattr(_openvino, "save_graph", cannot)
     engine = Engine(model_folder(MINILM, None, home), "auto")
-    found = engine.embed(TEXTS)
+    found = engine.embed(TEXTS, "document")
     assert engine.backend.name.startswith("torch")
     assert cosines(found, reference.encode(TEXTS, show_progress_bar=False)).min() >= 0.9999
 

@@ -281,3 +281,17 @@ def test_any_sequence_of_edits_gives_the_table_of_a_rebuild(tmp_path_factory, mo
         max_examples=6, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     case("runTest").runTest()
+
+
+def test_documents_that_were_cut_at_the_limit_are_kept_and_counted_too(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("hashing", "hashing, max_tokens: 8") + "preprocessing: {chunk: null}\n")
+    texts = [f"text {n} " + "word " * (n % 20) for n in range(60)]
+    write_csv(home, "a.csv", [(n, text, "x") for n, text in enumerate(texts)])
+    run_steps(home, "p")
+    texts[3] = "short now"
+    texts[15] += " and longer"
+    write_csv(home, "a.csv", [(n, text, "x") for n, text in enumerate(texts)])
+    facts = [entry.facts for entry in run_steps(home, "p") if entry.step == "chunks" and entry.changed]
+    assert sum(entry["documents"] - entry["reused_documents"] for entry in facts) == 2
+    whole = [entry.facts for entry in run_steps(home, "p") if entry.step == "chunks"]
+    assert sum(entry["truncated"] for entry in whole) == sum(len(text.split()) > 8 for text in texts)
