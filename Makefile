@@ -10,7 +10,7 @@ EXTRAS := .[offline,dev]
 TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test dev lint lock clean
+.PHONY: help run test bench dev lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,12 @@ run: .venv/installed ## example data, two pipelines, three searches
 
 test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest
+
+bench: .venv/installed ## beside its peers: 40 minutes, and 2 GB of them in .venv
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[offline,dev,bench]'
+	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.search
 
 dev: .venv/installed ## Dagster's web interface and daemon over all pipelines
 	DAGSTER_HOME="$$($(BIN)/python -m embedding_pipelines.orchestration.instance)" && export DAGSTER_HOME && \

@@ -28,6 +28,8 @@ from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_
 from embedding_pipelines.steps.release import release as make_release
 from embedding_pipelines.steps.vector_store import update_vector_store
 
+RECORD_SECONDS = 5.0  # an event takes 30 ms with the instance's SQLite: two of each bucket were 1.5 s of a small change
+
 DESCRIPTIONS = {
     "documents": "Canonical rows of the source in buckets. Unchanged files are skipped; bad records go to a table "
     "of their own, with file, row and reason.",
@@ -208,19 +210,35 @@ def _by_bucket(
     asset: str,
     work: Callable[[StepContext, Sequence[str]], Iterator[StepReport]],
 ) -> None:
-    """Run the step of a partitioned asset; each bucket is on record as soon as it is committed."""
+    """Run the step of a partitioned asset; a bucket is on record RECORD_SECONDS after it is committed at the latest.
+
+    Dagster records all buckets when the step ends: those of a run that dies before are kept by events of their own.
+    """
     step, names = step_context(context, spec), bucket_keys(context)
     reports: list[StepReport] = []
-    started = lap = time.perf_counter()
-    with readable_errors(), step.folder.lock():
-        for made in work(step, names):
-            report, lap = _timed(made, lap), time.perf_counter()
-            reports.append(report)
-            metadata: Mapping[str, Any] = asset_metadata(report)
-            if report.changed and len(names) > 1:
-                # Dagster records all buckets when the step ends: a run that dies before keeps this one.
-                context.log_event(dg.AssetMaterialization(key(spec, asset), partition=report.bucket, metadata=metadata))
-            context.add_asset_metadata(metadata, asset_key=key(spec, asset), partition_key=report.bucket)
+    unrecorded: list[dg.AssetMaterialization] = []
+    started = lap = recorded = time.perf_counter()
+
+    def record() -> None:
+        while unrecorded:
+            context.log_event(unrecorded.pop(0))
+
+    try:
+        with readable_errors(), step.folder.lock():
+            for made in work(step, names):
+                report, lap = _timed(made, lap), time.perf_counter()
+                reports.append(report)
+                metadata: Mapping[str, Any] = asset_metadata(report)
+                if report.changed and len(names) > 1:
+                    bucket = dg.AssetMaterialization(key(spec, asset), partition=report.bucket, metadata=metadata)
+                    unrecorded.append(bucket)
+                if lap - recorded > RECORD_SECONDS:
+                    record()
+                    recorded = lap
+                context.add_asset_metadata(metadata, asset_key=key(spec, asset), partition_key=report.bucket)
+    except BaseException:
+        record()
+        raise
     step.progress.finish(_timed(summed(asset, reports), started))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from embedding_pipelines.orchestration import assets
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines_tests.orchestration.support import (
@@ -59,12 +60,14 @@ def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, instance: dg.Dag
     assert totals["documents", "seconds"] > 0
 
 
-def test_a_bucket_is_recorded_when_it_is_committed_and_again_only_at_the_end(
-    home: Path, instance: dg.DagsterInstance
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 2), (assets.RECORD_SECONDS, 1)])
+def test_buckets_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
+    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
 ) -> None:
+    monkeypatch.setattr(assets, "RECORD_SECONDS", seconds)
     spec = notes(home)
     first = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
-    assert first == {**ALL, "chunks": 2 * BUCKETS, "embeddings": 2 * BUCKETS}
+    assert first == {**ALL, "chunks": times * BUCKETS, "embeddings": times * BUCKETS}
     again = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
     assert again == ALL
 

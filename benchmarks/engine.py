@@ -1,0 +1,193 @@
+"""The embedding engine beside `SentenceTransformer.encode()` with its defaults, on the same texts in turns.
+
+    python -m benchmarks.engine [--data FOLDER] [--rounds 3] [--precision auto] [--json FILE]
+
+Three corpora: abstracts (SciFact, near the limit of 256 tokens), image captions (short) and paragraphs of
+mixed length (PEPs). Rates are real tokens per second, padding not counted. The matrix-product limit of this
+processor is measured in the same run, in the precision that the engine computes in: what a model would reach
+if it consisted of large matrix products alone. `--processes 2` runs the engine twice at a time instead, to
+see whether runs that share a machine stand in each other's way.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from embedding_pipelines.providers._sentence_transformer import Engine, token_batches
+from embedding_pipelines.providers._weights import model_folder
+
+MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+TEXTS = {"abstracts": 1_000, "captions": 8_000, "paragraphs": 2_000}
+# The products of one layer for a batch of 1,024 tokens: query, key, value and output; up; down.
+SHAPES = ((1_024, 384, 384), (1_024, 384, 1_536), (1_024, 1_536, 384))
+
+
+def corpora(data: Path, share: float) -> dict[str, list[str]]:
+    """The texts of the three corpora, the first ones of each; a share of them for a quick look."""
+    with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
+        abstracts = [f"{entry['title']}\n{entry['text']}" for entry in map(json.loads, file)]
+    with (data / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    with (data / "peps" / "peps.jsonl").open(encoding="utf-8") as file:
+        paragraphs = [part.strip() for line in file for part in json.loads(line)["text"].split("\n\n") if part.strip()]
+    every = max(1, len(paragraphs) // TEXTS["paragraphs"])
+    found = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
+    return {name: texts[: max(8, int(TEXTS[name] * share))] for name, texts in found.items()}
+
+
+def flops(lengths: list[int], layers: int = 6, width: int = 384) -> float:
+    """Of a forward pass: 24 * width^2 a token and layer for the products, 4 * width * length for attention."""
+    return sum(length * layers * (24 * width * width + 4 * width * length) for length in lengths)
+
+
+def matrix_limit(precision: str) -> float:
+    """FLOP/s of large matrix products on all cores, the best of several runs."""
+    import torch
+
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    best = 0.0
+    for rows, inner, columns in SHAPES:
+        left, right = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
+        for _ in range(6):
+            started = time.perf_counter()
+            for _ in range(20):
+                left @ right
+            best = max(best, 20 * 2 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def padding(lengths: list[int], budget: int, window: int = 4_096) -> float:
+    """The share of tokens that are padding when texts come in windows, as the pipeline reads them."""
+    padded = sum(
+        len(batch) * part[batch[0]]
+        for start in range(0, len(lengths), window)
+        for part in [lengths[start : start + window]]
+        for batch in token_batches(part, budget)
+    )
+    return 1 - sum(lengths) / padded
+
+
+def compare(texts: list[str], engine: Engine, encoder: Any, rounds: int) -> dict[str, Any]:
+    """Rates of both in turns, medians, and how near the vectors are."""
+    lengths = [len(entry.ids) for entry in engine._cutting_tokenizer.encode_batch_fast(texts)]
+    tokens = sum(lengths)
+    seconds: dict[str, list[float]] = {"engine": [], "encode": []}
+    for _ in range(rounds):
+        started = time.perf_counter()
+        own = engine.embed(texts, "document")
+        seconds["engine"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        other = encoder.encode(texts, show_progress_bar=False)
+        seconds["encode"].append(time.perf_counter() - started)
+    cosines = (own * other).sum(axis=1)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "texts": len(texts),
+        "tokens": tokens,
+        "encode_tokens_per_second": round(tokens / median["encode"]),
+        "engine_tokens_per_second": round(tokens / median["engine"]),
+        "ratio": round(median["encode"] / median["engine"], 2),
+        "gflops": round(flops(lengths) / median["engine"] / 1e9, 1),
+        "encode_gflops": round(flops(lengths) / median["encode"] / 1e9, 1),
+        "padding": round(padding(lengths, engine.backend.batch_tokens), 4),
+        "cosine_mean": round(float(cosines.mean()), 6),
+        "cosine_min": round(float(cosines.min()), 6),
+    }
+
+
+def side_by_side(arguments: argparse.Namespace) -> None:
+    """The same texts by one process alone, then by several at once; their summed rate beside the one."""
+    code = (
+        "import sys, time; from pathlib import Path; from benchmarks.engine import *\n"
+        "engine = Engine(model_folder(MODEL, None, Path()), sys.argv[2])\n"
+        "texts = corpora(Path(sys.argv[1]), 0.5)['abstracts']\n"
+        "engine.embed(texts[:8], 'document'); print('ready', flush=True); input()\n"
+        "started = time.perf_counter(); engine.embed(texts, 'document'); print(time.perf_counter() - started)\n"
+    )
+    rates: dict[int, float] = {}
+    for count in (1, arguments.processes, 1):
+        command = [sys.executable, "-c", code, str(arguments.data), arguments.precision]
+        running = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+        ]
+        for process in running:
+            assert process.stdout is not None
+            process.stdout.readline()
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        seconds = [float(process.communicate()[0]) for process in running]
+        rates[count] = max(rates.get(count, 0.0), count / max(seconds))
+    print(f"{arguments.processes} at once do {rates[arguments.processes] / rates[1]:.2f} of what one does alone")
+
+
+def show(results: dict[str, Any]) -> None:
+    table = Table(title=f"{results['engine']}, {results['precision']}; limit {results['limit_gflops']} GFLOP/s")
+    for column in ("corpus", "tokens", "encode()", "engine", "ratio", "of the limit", "padding", "cosine mean / min"):
+        table.add_column(column, justify="left" if column == "corpus" else "right")
+    for name, row in results["corpora"].items():
+        table.add_row(
+            f"{row['texts']:,} {name}",
+            f"{row['tokens']:,}",
+            f"{row['encode_tokens_per_second']:,}",
+            f"{row['engine_tokens_per_second']:,}",
+            f"{row['ratio']:.2f}",
+            f"{row['gflops'] / results['limit_gflops']:.2f}",
+            f"{row['padding']:.1%}",
+            f"{row['cosine_mean']:.5f} / {row['cosine_min']:.5f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=str(__doc__).split("\n\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a quick look")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.processes > 1:
+        side_by_side(arguments)
+        return
+    from sentence_transformers import SentenceTransformer
+
+    folder = model_folder(MODEL, None, Path())
+    engine = Engine(folder, arguments.precision)
+    encoder: Any = SentenceTransformer(str(folder), device=_device(engine), local_files_only=True)
+    if engine.backend.precision == "float16":
+        encoder = encoder.half()  # as anybody does on a GPU
+    for one in (lambda: engine.embed(["warm"], "document"), lambda: encoder.encode(["warm"], show_progress_bar=False)):
+        one()
+    precision = engine.backend.precision
+    results: dict[str, Any] = {
+        "engine": engine.backend.name,
+        "precision": precision,
+        "limit_gflops": round(matrix_limit(precision) / 1e9, 1),
+        "corpora": {},
+    }
+    for name, texts in corpora(arguments.data, arguments.share).items():
+        results["corpora"][name] = compare(texts, engine, encoder, arguments.rounds)
+    results["limit_gflops"] = max(results["limit_gflops"], round(matrix_limit(precision) / 1e9, 1))
+    show(results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _device(engine: Engine) -> str:
+    return "cpu" if engine.backend.name.endswith(("CPU", "cpu")) else engine.backend.name.rsplit(", ", 1)[1]
+
+
+if __name__ == "__main__":
+    main()
