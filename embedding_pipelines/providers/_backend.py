@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.providers.base import Vectors
 
-Precision = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
 
 
 Array = NDArray[np.int64]
@@ -22,7 +22,7 @@ class Backend(ABC):
     """One loaded model on one device. May be used by several threads at once."""
 
     name: str  # library and device, for reports
-    precision: Precision  # what it really computes in
+    precision: str  # what it really computes in: one of those, or "float16"
     batch_tokens: int  # of one batch, padding included
     in_flight: int  # batches that are started before the first is finished
 

@@ -26,7 +26,7 @@ Device = Literal["cuda", "mps", "cpu"]
 # What does not fit is halved until it does.
 BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
 # "auto" by device: half precision where it has units of its own.
-AUTO: dict[Device, Precision] = {"cuda": "float16", "mps": "float16", "cpu": "float32"}
+AUTO: dict[Device, str] = {"cuda": "float16", "mps": "float16", "cpu": "float32"}
 
 
 class Torch(Backend):

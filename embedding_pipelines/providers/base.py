@@ -53,6 +53,11 @@ class Provider(Choice):
         """What decides how texts are counted and cut, without loading the tokenizer where that is dear."""
         return digest(self.tokenizer().to_str().encode()).hex()
 
+    @property
+    def computed_by(self) -> str:
+        """Library, device and precision that the last vectors were computed in, for reports; empty for a service."""
+        return ""
+
     @abstractmethod
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         """Vectors float32[len(inputs), space.dimensions] in the order of `inputs`.

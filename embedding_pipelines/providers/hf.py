@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import model_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._backend import Precision
@@ -31,6 +33,19 @@ class Hf(Provider):
     """auto: the fastest that stays within a cosine of 0.999 of float32 on the machine at hand (bfloat16 on
     processors that have it, float16 on GPUs, else float32). Its vectors are one space: machines may differ."""
 
+    calibration: str | None = None
+    """With int8: a text file below the home folder, one of your texts a line, that scales are fitted on."""
+
+    @model_validator(mode="after")
+    def _int8_is_calibrated(self) -> Self:
+        if self.precision == "int8" and self.calibration is None:
+            raise ValueError(
+                "precision 'int8' is calibrated on your own texts: name a file with calibration, one text a line"
+            )
+        if self.precision != "int8" and self.calibration is not None:
+            raise ValueError(f"calibration belongs to precision 'int8', and precision is {self.precision!r}")
+        return self
+
     @property
     def space(self) -> Space:
         facts = self._engine.facts
@@ -43,7 +58,7 @@ class Hf(Provider):
             prompts=facts.prompts,
             max_tokens=facts.max_tokens,
             normalized=facts.normalized,
-            dtype=self.precision,
+            dtype=self._engine.dtype,
         )
 
     @property
@@ -62,18 +77,23 @@ class Hf(Provider):
     def tokenizer_digest(self) -> str:
         return self._engine.facts.tokenizer
 
+    @property
+    def computed_by(self) -> str:
+        backend = self._engine.backend
+        return f"{backend.name}, {backend.precision}"
+
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         return self._engine.embed(inputs, input_type)
 
     @property
     def _engine(self) -> Engine:
-        return _engine(self.model, self.revision, home(), self.precision)
+        return _engine(self.model, self.revision, home(), self.precision, self.calibration)
 
 
 @functools.lru_cache(maxsize=4)
-def _engine(model: str, revision: str | None, folder: Path, precision: Precision) -> Engine:
+def _engine(model: str, revision: str | None, home: Path, precision: Precision, calibration: str | None) -> Engine:
     """One engine per model, precision and process, however many pipelines use it."""
     from embedding_pipelines.providers._sentence_transformer import Engine
     from embedding_pipelines.providers._weights import model_folder
 
-    return Engine(model_folder(model, revision, folder), precision)
+    return Engine(model_folder(model, revision, home), precision, home / calibration if calibration else None)

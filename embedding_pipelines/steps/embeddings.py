@@ -39,7 +39,7 @@ def write_embeddings(
     batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
     with closing(embed(batches, provider, ledger, "document", advance)) as embedded:  # type: ignore[type-var]
         for bucket in stale:
-            yield _write_bucket(context, bucket, embedded, space)
+            yield _write_bucket(context, bucket, embedded, provider)
 
 
 def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:
@@ -55,8 +55,8 @@ def _source(context: StepContext, bucket: str) -> Manifest:
     return source
 
 
-def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded], space: Space) -> StepReport:
-    source, counts = _source(context, bucket), EmbedCounts()
+def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider) -> StepReport:
+    source, space, counts = _source(context, bucket), provider.space, EmbedCounts()
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:
@@ -69,7 +69,10 @@ def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded
             yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], values], schema=schema)
 
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, {})
-    return StepReport("embeddings", True, _facts(made.rows, made.size_bytes, counts), bucket)
+    facts = _facts(made.rows, made.size_bytes, counts)
+    if counts.embedded and provider.computed_by:
+        facts["computed_by"] = provider.computed_by
+    return StepReport("embeddings", True, facts, bucket)
 
 
 def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:

