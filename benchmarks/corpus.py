@@ -1,4 +1,4 @@
-"""The corpus and what happens to it: five phases, as records and as files on a disk. Nothing is embedded here.
+"""The corpus and what happens to it: four phases, as records and as files on a disk. Nothing is embedded here.
 
 cold     the corpus in one file
 no-op    the same files, untouched

@@ -7,7 +7,7 @@ up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD wi
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -57,9 +57,9 @@ def embed(
 ) -> Iterator[Embedded]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `advance` is told the tokens finished. Each call is committed to the ledger when it ends, and calls that
-    are out when something fails are waited for and committed too, so a text is embedded twice only if the
-    process is killed. Raises ProviderError as `Provider.embed` and `checked` do.
+    `advance` is told the tokens finished. Each call is committed to the ledger when it has ended, and calls that
+    are out when something fails are waited for and committed too. A process that is killed loses what is out:
+    `limits.concurrent_calls` calls and one more. Raises ProviderError as `Provider.embed` and `checked` do.
     """
     source = iter(batches)
     with _Flow(provider, ledger, role) as flow:
@@ -70,7 +70,7 @@ def embed(
             if not flow.windows:
                 return
             if flow.windows[0].awaited:
-                advance(flow.finish_call())
+                advance(flow.finish_calls())
             else:
                 window = flow.windows.popleft()
                 advance(window.tokens - window.counts.embedded_tokens)
@@ -79,12 +79,12 @@ def embed(
 
 @dataclass
 class _Call:
-    """Texts that were handed to the provider together; `window` is the one that needed them first."""
+    """Texts for the provider; `window` is the one that needed them first."""
 
     keys: list[bytes]
+    texts: list[str]
     tokens: int
     window: "_Window"
-    reply: "Future[_Reply]"
 
 
 @dataclass
@@ -108,20 +108,21 @@ class _Window:
 
 
 class _Flow:
-    """Windows that wait for vectors and calls that are out, both oldest first."""
+    """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
 
     def __init__(self, provider: Provider, ledger: Ledger, role: Role) -> None:
         self.windows: deque[_Window] = deque()
         self._provider, self._ledger, self._role = provider, ledger, role
         self._space, self._limits = provider.space, provider.limits
-        self._calls: deque[_Call] = deque()
-        self._out: set[bytes] = set()  # keys of the calls
+        self._queue: deque[_Call] = deque()
+        self._calls: dict[Future[_Reply], _Call] = {}
+        self._asked: set[bytes] = set()  # keys of both
         self._busy_until = 0.0
         self._pool = ThreadPoolExecutor(self._limits.concurrent_calls, thread_name_prefix="provider")
 
     @property
     def has_room(self) -> bool:
-        return len(self.windows) < WINDOWS_AHEAD and len(self._calls) <= self._limits.concurrent_calls
+        return len(self.windows) < WINDOWS_AHEAD and not self._queue
 
     def open(self, batch: pa.RecordBatch) -> None:
         """Look a window's texts up and hand out what nobody knows and nobody was asked yet."""
@@ -130,27 +131,39 @@ class _Flow:
         texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         keys = {text: self._ledger.key(self._space.id, self._role, text) for text in first}
-        known = self._ledger.get([key for key in keys.values() if key not in self._out], self._space.dimensions)
+        known = self._ledger.get([key for key in keys.values() if key not in self._asked], self._space.dimensions)
         awaited = {key for key in keys.values() if key not in known}
         window = _Window(batch, [keys[text] for text in texts], known, awaited, pc.sum(batch["tokens"]).as_py())
-        missing = [row for text, row in first.items() if keys[text] in awaited and keys[text] not in self._out]
+        missing = [row for text, row in first.items() if keys[text] in awaited and keys[text] not in self._asked]
         window.counts.texts = len(first)
         window.counts.from_ledger = len(first) - len(missing)
         self.windows.append(window)
         for call in calls([tokens[row] for row in missing], self._limits):
             rows = [missing[at] for at in call]
             asked = [window.keys[row] for row in rows]
-            reply = self._pool.submit(_ask, self._provider, [texts[row] for row in rows], self._role)
-            self._calls.append(_Call(asked, sum(tokens[row] for row in rows), window, reply))
-            self._out.update(asked)
+            tokens_of_call = sum(tokens[row] for row in rows)
+            self._queue.append(_Call(asked, [texts[row] for row in rows], tokens_of_call, window))
+            self._asked.update(asked)
+        self._hand_out()
 
-    def finish_call(self) -> int:
-        """Wait for the oldest call, commit it and give its vectors to whoever awaits them; its tokens."""
-        call = self._calls[0]
-        reply = call.reply.result()
+    def finish_calls(self) -> int:
+        """Wait until a call has ended, commit each that has and hand its vectors out; the tokens of all that ended."""
+        ended, _ = wait(self._calls, return_when=FIRST_COMPLETED)
+        tokens = sum(self._finish(reply) for reply in list(self._calls) if reply in ended)
+        self._hand_out()
+        return tokens
+
+    def _hand_out(self) -> None:
+        """One more than are computed at a time, so that none waits for the next."""
+        while self._queue and len(self._calls) <= self._limits.concurrent_calls:
+            call = self._queue.popleft()
+            self._calls[self._pool.submit(_ask, self._provider, call.texts, self._role)] = call
+
+    def _finish(self, ended: "Future[_Reply]") -> int:
+        reply, call = ended.result(), self._calls[ended]
         self._ledger.put(call.keys, reply.vectors)
-        self._calls.popleft()
-        self._out.difference_update(call.keys)
+        del self._calls[ended]
+        self._asked.difference_update(call.keys)
         counts = call.window.counts
         counts.calls += 1
         counts.embedded += len(call.keys)
@@ -172,9 +185,9 @@ class _Flow:
     ) -> None:
         """Keep what the calls that are still out bring; those that had not begun are not made."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for call in self._calls:
-            if not call.reply.cancelled() and call.reply.exception() is None:
-                self._ledger.put(call.keys, call.reply.result().vectors)
+        for reply, call in self._calls.items():
+            if not reply.cancelled() and reply.exception() is None:
+                self._ledger.put(call.keys, reply.result().vectors)
 
 
 def _ask(provider: Provider, texts: Sequence[str], role: Role) -> _Reply:

@@ -210,9 +210,10 @@ def _by_bucket(
     asset: str,
     work: Callable[[StepContext, Sequence[str]], Iterator[StepReport]],
 ) -> None:
-    """Run the step of a partitioned asset; a bucket is on record RECORD_SECONDS after it is committed at the latest.
+    """Run the step of a partitioned asset.
 
-    Dagster records all buckets when the step ends: those of a run that dies before are kept by events of their own.
+    Dagster records all buckets when the step ends. Those of a step that takes longer than RECORD_SECONDS have events
+    of their own, written when the next bucket is committed, and those of a step that fails too.
     """
     step, names = step_context(context, spec), bucket_keys(context)
     reports: list[StepReport] = []

@@ -63,10 +63,18 @@ def load_tokenizer(cache: Path) -> Tokenizer:
     """The model's own, which neither pads nor cuts."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ProviderError(damaged(cache, error)) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def damaged(cache: Path, error: Exception) -> str:
+    """What to say of a cache folder whose files cannot be read."""
+    return f"{cache}: the converted model cannot be loaded ({error}). Delete this folder: it is then made again."
 
 
 def _cache_folder(content: str) -> Path:
@@ -85,12 +93,16 @@ def _convert(folder: Path, cache: Path) -> None:
         problem = ""
         try:
             _openvino.save_graph(model, draft / "model.xml")
-        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        except (OSError, MemoryError):
+            raise  # of this machine and moment, not of the model
+        except Exception as error:  # noqa: BLE001  # OpenVINO's and torch's own are many and share no class
             problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             for half in draft.glob("model.*"):
                 half.unlink()
         facts = asdict(_facts(model, folder, load_tokenizer(draft), problem))
         (draft / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        if not (cache / "facts.json").exists():
+            shutil.rmtree(cache, ignore_errors=True)  # what is left of one that was damaged
         with contextlib.suppress(OSError):  # another process was first; its folder is as good
             os.rename(draft, cache)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from collections import deque
@@ -22,8 +23,11 @@ from embedding_pipelines.providers.base import Vectors
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-STREAMS = 2  # parallel inferences, so that one stream's small layers do not leave a core idle
-OUT_OF_MEMORY = ("bad_alloc", "out of memory", "allocate")  # as OpenVINO's errors word it
+# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured on two cores only; on more
+# of them a stream for every two keeps each one's activations in the cache of its cores.
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+STREAMS = max(2, CORES // 2)
+OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
 
 
 class OpenVino(Backend):
@@ -49,12 +53,22 @@ class OpenVino(Backend):
             self.precision = "bfloat16"
         hint = "bf16" if self.precision == "bfloat16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
-        self._compiled = core.compile_model(graph, "CPU", options)
+        try:
+            self._compiled = core.compile_model(graph, "CPU", options)
+        except RuntimeError as error:
+            words = str(error).strip().splitlines()[-1]
+            raise ProviderError(
+                f"{graph}: the converted model cannot be loaded ({words}). Delete the folder {graph.parent}: "
+                "it is then made again."
+            ) from error
         self._idle: deque[Any] = deque()
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
-        request = self._idle.popleft() if self._idle else self._compiled.create_infer_request()
+        try:
+            request = self._idle.popleft()
+        except IndexError:
+            request = self._compiled.create_infer_request()
         with _readable():
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
@@ -74,6 +88,8 @@ class _readable:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, MemoryError):
+            raise OutOfMemory(str(error)) from error
         if isinstance(error, RuntimeError):
             words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             if any(sign in str(error) for sign in OUT_OF_MEMORY):

@@ -5,9 +5,11 @@ A model is loaded when it is first to embed: what it is (`facts`) is known witho
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import shutil
 import tempfile
 import threading
 from collections import deque
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Tokens of one provider call. Two are out at a time, and a killed run repeats them: 3 s on two AVX2 cores.
+# Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two AVX2 cores.
 CALL_TOKENS, ACCELERATOR_CALL_TOKENS = 8_192, 131_072
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
@@ -39,7 +41,7 @@ class Engine:
 
     def __init__(self, folder: Path, precision: Precision, calibration: Path | None = None) -> None:
         self.folder, self.precision = folder, precision
-        self._samples = calibration_texts(calibration) if calibration else []
+        self.samples = calibration_texts(calibration) if calibration else []
         self._cache, self.facts = converted(folder)
         self._loading = threading.Lock()
 
@@ -50,7 +52,7 @@ class Engine:
 
     @property
     def _calibrated_on(self) -> str:
-        return digest(*(text.encode() for text in self._samples)).hex()
+        return digest(*(text.encode() for text in self.samples)).hex()
 
     @property
     def call_tokens(self) -> int:
@@ -86,16 +88,19 @@ class Engine:
 
     def _quantized(self) -> Path:
         """The graph in int8, made at first use and kept beside the other."""
-        path = self._cache / f"int8-{self._calibrated_on}.xml"
+        folder = self._cache / f"int8-{self._calibrated_on}"
         if self.facts.problem:
             raise ProviderError(f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}")
-        if not path.exists():
-            ids = self._ids(self._samples, "document")
-            with tempfile.TemporaryDirectory(prefix=".int8-", dir=self._cache) as draft:
-                _openvino.quantize(self._cache / "model.xml", ids, Path(draft) / path.name)
-                for ending in (".bin", ".xml"):  # the graph last: with it the model counts as made
-                    os.replace(Path(draft) / path.with_suffix(ending).name, path.with_suffix(ending))
-        return path
+        if not folder.exists():
+            ids = self._ids(self.samples, "document")
+            draft = Path(tempfile.mkdtemp(prefix=".int8-", dir=self._cache))
+            try:
+                _openvino.quantize(self._cache / "model.xml", ids, draft / "model.xml")
+                with contextlib.suppress(OSError):  # another process was first; its folder is as good
+                    os.rename(draft, folder)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        return folder / "model.xml"
 
     def embed(self, texts: Sequence[str], role: Role) -> Vectors:
         """float32[len(texts), d], each text after its role's prompt; what is too long is cut at the model's limit."""
@@ -113,35 +118,40 @@ class Engine:
         return [entry.ids for entry in encodings]
 
     def _compute(self, ids: list[list[int]], vectors: Vectors, unpooled: int) -> None:
-        """Fill `vectors` for token ids, `in_flight` batches at a time; a batch without room is halved."""
+        """Fill `vectors` for token ids, `in_flight` batches at a time.
+
+        A batch that has no room is tried once more alone, then in halves.
+        """
         backend = self.backend
         waiting = deque(token_batches([len(entry) for entry in ids], backend.batch_tokens))
         running: deque[tuple[Any, list[int]]] = deque()
         while waiting or running:
-            if waiting and len(running) < backend.in_flight:
-                rows = waiting.popleft()
-                try:
+            try:
+                if waiting and len(running) < backend.in_flight:
+                    rows = waiting.popleft()
                     running.append((backend.start(*self._padded(ids, rows, unpooled)), rows))
-                except OutOfMemory as error:
-                    waiting.extendleft(self._halves(rows, error))
-            else:
-                handle, rows = running.popleft()
-                try:
+                else:
+                    handle, rows = running.popleft()
                     vectors[rows] = backend.finish(handle)
-                except OutOfMemory as error:
-                    waiting.extendleft(self._halves(rows, error))
+            except OutOfMemory as error:
+                alone = backend.in_flight == 1 and not running
+                waiting.extendleft(self._halves(rows, len(ids[rows[0]]), error) if alone else [rows])
+                backend.in_flight = 1
 
-    def _halves(self, rows: list[int], error: OutOfMemory) -> list[list[int]]:
+    def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
+        """Both halves of a batch that has no room even alone; later batches are cut as small from the start."""
+        backend = self.backend
         if len(rows) == 1:
             raise ProviderError(
-                f"{self.folder.name}: there is no memory for a single text on {self.backend.name}: {error} "
+                f"{self.folder.name}: no memory for a single text of {width} tokens on {backend.name}: {error} "
                 "Free some, or set preprocessing.chunk.max_tokens lower."
             ) from error
-        self.backend.batch_tokens = max(1, self.backend.batch_tokens // 2)
-        log.warning(
-            "%s: out of memory on %s; from now on %d tokens at a time",
-            *(self.folder.name, self.backend.name, self.backend.batch_tokens),
-        )
+        if len(rows) * width <= backend.batch_tokens:  # else it was cut before the budget was lowered
+            backend.batch_tokens = len(rows) * width // 2
+            log.warning(
+                "%s: out of memory on %s; from now on %d tokens at a time",
+                *(self.folder.name, backend.name, backend.batch_tokens),
+            )
         middle = len(rows) // 2
         return [rows[middle:], rows[:middle]]
 
@@ -179,4 +189,5 @@ def calibration_texts(path: Path) -> list[str]:
             f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} or more. "
             "Write some hundred of your own, one a line."
         )
-    return lines[:: max(1, len(lines) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]
+    chosen = np.linspace(0, len(lines) - 1, min(len(lines), CALIBRATION_TEXTS)).round().astype(int)
+    return [lines[at] for at in chosen]

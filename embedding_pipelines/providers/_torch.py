@@ -25,8 +25,9 @@ Device = Literal["cuda", "mps", "cpu"]
 # Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half precision.
 # What does not fit is halved until it does.
 BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
-# "auto" by device: half precision where it has units of its own.
-AUTO: dict[Device, str] = {"cuda": "float16", "mps": "float16", "cpu": "float32"}
+
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
 
 
 class Torch(Backend):
@@ -40,7 +41,7 @@ class Torch(Backend):
         if precision == "int8":
             raise ProviderError(f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'.")
         self._device = device
-        self.precision = AUTO[device] if precision == "auto" else precision
+        self.precision = _fastest(device) if precision == "auto" else precision
         self.batch_tokens = BATCH_TOKENS[device]
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
@@ -62,6 +63,15 @@ class Torch(Backend):
     def _moved(self, tensor: Any) -> Any:
         pinned = tensor.pin_memory() if self._device == "cuda" else tensor
         return pinned.to(self._device, non_blocking=True)
+
+
+def _fastest(device: Device) -> str:
+    """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models overflow in float16."""
+    import torch
+
+    if device != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
 @contextlib.contextmanager
@@ -89,7 +99,8 @@ def accelerator() -> Device | None:
         spec = importlib.util.find_spec("torch")
         places = spec.submodule_search_locations if spec else None
         built_for = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
-        may_have = bool(built_for.get("cuda") or built_for.get("hip"))
+        built = bool(built_for.get("cuda") or built_for.get("hip"))
+        may_have = built and (platform.system() != "Linux" or any(Path(device).exists() for device in GPU_DEVICES))
     if not may_have:
         return None
     import torch

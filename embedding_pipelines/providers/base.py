@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,10 @@ class Provider(Choice):
     def tokenizer_digest(self) -> str:
         """What decides how texts are counted and cut, without loading the tokenizer where that is dear."""
         return digest(self.tokenizer().to_str().encode()).hex()
+
+    def pinned(self, folder: Path) -> Self:
+        """The same provider without a file of the user's that may change: `folder` keeps a copy. For releases."""
+        return self
 
     @property
     def computed_by(self) -> str:

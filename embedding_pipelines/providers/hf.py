@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CALL_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
 CONCURRENT_CALLS = 2  # one is computed while the other is tokenized, and none waits for the last batch of the other
+
+
+_ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same engine
 
 
 class Hf(Provider):
@@ -85,9 +89,21 @@ class Hf(Provider):
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         return self._engine.embed(inputs, input_type)
 
+    def pinned(self, folder: Path) -> Self:
+        if self.calibration is None:
+            return self
+        kept = folder / f"{self._engine.dtype}.txt"
+        if not kept.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            draft = kept.with_suffix(".draft")
+            draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
+            draft.replace(kept)
+        return self.model_copy(update={"calibration": kept.relative_to(home()).as_posix()})
+
     @property
     def _engine(self) -> Engine:
-        return _engine(self.model, self.revision, home(), self.precision, self.calibration)
+        with _ONE_AT_A_TIME:
+            return _engine(self.model, self.revision, home(), self.precision, self.calibration)
 
 
 @functools.lru_cache(maxsize=4)

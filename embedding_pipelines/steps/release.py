@@ -147,7 +147,9 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
         space=stored_space(space, codec),
         codec=codec_file.name,
         cleaning=context.spec.preprocessing.clean.recipe,
-        spec=context.spec,
+        spec=context.spec.model_copy(
+            update={"model": context.spec.model.pinned(context.warehouse.root / "calibration")}
+        ),
         released_at=datetime.now(UTC),
         checks=checks,
     )

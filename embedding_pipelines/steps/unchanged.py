@@ -7,7 +7,6 @@ store's library is loaded, so that an hourly run of a thousand pipelines costs n
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import instance_folder
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport, summed
@@ -16,7 +15,7 @@ from embedding_pipelines.steps.codec import current_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import current_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
-from embedding_pipelines.steps.release import current_release
+from embedding_pipelines.steps.release import current_release, read_releases
 from embedding_pipelines.steps.vector_store import current_vector_store
 from embedding_pipelines.warehouse import Warehouse, read_json
 
@@ -30,13 +29,16 @@ def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:
     context, reports = StepContext(spec, Warehouse(home)), []
     instance = instance_folder(home)
     try:
-        if read_json(context.folder.last_run) != {"instance": str(instance)} or not instance.is_dir():
+        recorded = read_json(context.folder.last_run) == {"instance": str(instance)}
+        if not recorded or not (instance / "dagster.yaml").is_file():
             return None
+        if read_releases(context.folder).releases[-1].spec.model != spec.model:
+            return None  # another model may have to be fetched first
         for report in _reports(context):
             if report is None:
                 return None
             reports.append(report)
-    except EmbeddingPipelinesError:  # for the run to mend or to name, where its history shows it
+    except Exception:  # noqa: BLE001  # for the run to mend or to name, where its history shows it
         return None
     return reports
 

@@ -154,7 +154,7 @@ def test_calls_run_side_by_side_and_windows_come_back_in_order(tmp_path: Path) -
     assert [entry.batch["text"].to_pylist() for entry in found] == windows
     assert np.allclose(np.concatenate([entry.vectors for entry in found]), Hashing().embed(texts, "document"))
     assert sorted(provider.texts) == sorted(texts)
-    assert provider._most == provider.concurrent_calls
+    assert 2 <= provider._most <= provider.concurrent_calls
     assert sum(entry.counts.embedded for entry in found) == len(texts)
 
 
@@ -190,6 +190,29 @@ def test_stopping_half_way_keeps_what_is_out(tmp_path: Path) -> None:
         with contextlib.closing(embed(windows, provider, ledger, "document", lambda tokens: None)) as embedded:  # type: ignore[type-var]
             next(embedded)
         assert len(ledger) == len(provider.texts) < 10
+
+
+def test_every_call_that_has_ended_is_committed_though_an_older_one_goes_on(tmp_path: Path) -> None:
+    class Stuck(Slow):
+        _go: Any = PrivateAttr(default_factory=threading.Event)
+
+        def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+            if inputs[0].startswith("slow"):
+                self._go.wait(30)
+            return super().embed(inputs, input_type)
+
+    provider = Stuck(inner=Hashing(), call_texts=1, concurrent_calls=2)
+    texts = ["slow and longest text", *(f"{number} words" for number in range(9))]
+    committed = []
+    with Ledger(tmp_path / "l") as ledger:
+
+        def told(tokens: int) -> None:
+            committed.append(len(ledger))
+            if len(committed) == 5:
+                provider._go.set()
+
+        list(embed([window(texts)], provider, ledger, "document", told))
+    assert committed[:5] == [1, 2, 3, 4, 5]
 
 
 def test_only_a_few_windows_are_read_ahead(tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
 """The local engine: batches by tokens, room for what does not fit, precision, and when a model is loaded."""
 
+import argparse
+import decimal
+import difflib
+import inspect
+import json
+import statistics
 import subprocess
 import sys
+import typing
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -79,12 +86,13 @@ def test_what_does_not_fit_is_halved_until_it_does(fails_in: str, caplog: pytest
     texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
     expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
     assert engine.embed(texts, "document")[:, 0].tolist() == expected
-    assert backend.batch_tokens <= 16
+    assert backend.room // 2 < backend.batch_tokens <= backend.room
+    assert backend.in_flight == 1
     assert "out of memory on a small device" in caplog.text
     caplog.clear()
     assert engine.embed(texts[:1], "document")[:, 0].tolist() == expected[:1]
     assert not caplog.text  # it has learned
-    with pytest.raises(ProviderError, match="no memory for a single text on a small device: no room"):
+    with pytest.raises(ProviderError, match="no memory for a single text of 22 tokens on a small device: no room"):
         engine.embed(["word " * 20], "document")
 
 
@@ -160,23 +168,30 @@ def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> 
         assert done.stdout.split()[0] in ("cuda", "mps", "None")
 
 
+def sentences() -> list[str]:
+    """Prose that every Python carries: the paragraphs of some modules' docstrings."""
+    found = [
+        inspect.getdoc(module) or "" for module in (argparse, decimal, difflib, json, statistics, subprocess, typing)
+    ]
+    return [" ".join(part.split()) for text in found for part in text.split("\n\n") if len(part) > 40]
+
+
 @pytest.fixture
 def calibration(home: Path) -> str:
     """A file of texts that int8 can be calibrated on."""
-    (home / "texts.txt").write_text(
-        "\n".join(f"{word} text number {n}" for n, word in enumerate(["cat", "court", "seven", "roof"] * 8))
-    )
+    (home / "texts.txt").write_text("\n".join(sentences()[::2]), encoding="utf-8")
     return "texts.txt"
 
 
 @pytest.mark.slow
 def test_int8_is_made_once_for_the_users_own_texts(
-    home: Path, calibration: str, expected: Vectors, monkeypatch: pytest.MonkeyPatch
+    home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     provider = Hf(model=NAME, precision="int8", calibration=calibration)
-    found = provider.embed(TEXTS, "document")
-    assert cosines(found, expected).mean() >= 0.97
+    texts = sentences()[1::2]
+    found = provider.embed(texts, "document")
+    assert cosines(found, Engine(MINILM, "float32").embed(texts, "document")).mean() >= 0.95
     assert provider.space.dtype.startswith("int8-")
 
     def refuse(*arguments: object) -> None:
@@ -184,7 +199,11 @@ def test_int8_is_made_once_for_the_users_own_texts(
 
     monkeypatch.setattr(_openvino, "quantize", refuse)
     again = Engine(MINILM, "int8", home / calibration)
-    assert cosines(again.embed(TEXTS, "document"), found).min() >= 0.9999
+    assert cosines(again.embed(texts, "document"), found).min() >= 0.9999
+    pinned = provider.pinned(home / "data" / "warehouse" / "calibration")
+    (home / calibration).unlink()  # a release does not depend on it
+    assert pinned.space.id == provider.space.id
+    assert pinned.pinned(home / "data" / "warehouse" / "calibration") == pinned
     assert again.backend.precision == "int8"
     (home / "others.txt").write_text("another text of mine\n" * 20)
     assert Hf(model=NAME, precision="int8", calibration="others.txt").space.id != provider.space.id
@@ -213,7 +232,9 @@ def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Pat
     path.write_text("\n".join(map(str, range(1_000))))
     texts = calibration_texts(path)
     assert len(texts) == CALIBRATION_TEXTS
-    assert (texts[0], texts[-1]) == ("0", "990")
+    assert (texts[0], texts[-1]) == ("0", "999")
+    path.write_text("\n".join(map(str, range(199))))
+    assert calibration_texts(path)[-1] == "198"
 
 
 def test_int8_without_nncf_says_what_to_install(home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:

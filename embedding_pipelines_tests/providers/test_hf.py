@@ -4,12 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers import hf
+from embedding_pipelines.providers._sentence_transformer import Engine
 from embedding_pipelines.providers._weights import model_folder, revision_sha256
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines_tests.providers.contract import TEXTS, check_provider
@@ -123,10 +127,11 @@ def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: 
 @pytest.mark.slow
 def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, reference, monkeypatch) -> None:
     from embedding_pipelines.providers import _openvino
-    from embedding_pipelines.providers._sentence_transformer import Engine
 
     def cannot(*arguments: object) -> None:
-        raise RuntimeError("an operation is not supported")
+        from openvino.frontend import OpConversionFailure
+
+        raise OpConversionFailure("an operation is not supported")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setattr(_openvino, "save_graph", cannot)
@@ -144,3 +149,35 @@ def test_a_folder_that_is_no_model_is_one_error(home: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ProviderError, match="not a model that sentence-transformers can load"):
         Hf(model="models/broken").space  # noqa: B018
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_named_with_what_to_do(home: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    folder = model_folder(MINILM, None, home)
+    Engine(folder, "float32").embed(["a cat"], "document")
+    (cache,) = (home / "cache" / "embedding-pipelines").iterdir()
+    (cache / "model.bin").write_bytes(b"half")
+    with pytest.raises(ProviderError, match=r"cannot be loaded .*it is then made again"):
+        Engine(folder, "float32").embed(["a cat"], "document")
+    (cache / "tokenizer.json").write_text("{")
+    with pytest.raises(ProviderError, match=r"cannot be loaded .*it is then made again"):
+        Engine(folder, "float32").embed(["a cat"], "document")
+    (cache / "facts.json").unlink()
+    assert Engine(folder, "float32").embed(["a cat"], "document").shape == (1, 384)  # made again
+
+
+def test_threads_that_ask_first_at_once_get_one_engine(home: Path, monkeypatch) -> None:
+    made = []
+
+    def make(*arguments: object) -> Engine:
+        made.append(arguments)
+        time.sleep(0.2)
+        return Engine(*arguments)
+
+    hf._engine.cache_clear()
+    monkeypatch.setattr("embedding_pipelines.providers._sentence_transformer.Engine", make)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({space.id for space in pool.map(lambda _: Hf(model=MINILM).space, range(4))}) == 1
+    assert len(made) == 1
+    hf._engine.cache_clear()

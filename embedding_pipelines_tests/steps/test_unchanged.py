@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.home import instance_folder
+from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.steps.release import rollback
 from embedding_pipelines.steps.unchanged import unchanged
@@ -34,7 +35,7 @@ def built(home: Path) -> Path:
     for rows in (40, 50):
         write_csv(home, "a.csv", [(n, f"text number {n}", "x") for n in range(rows)])
         run_steps(home, "p")
-    instance_folder(home).mkdir()
+    made_instance_folder(home)
     write_json(Warehouse(home).pipeline("p").last_run, {"instance": str(instance_folder(home))})
     return home
 
@@ -56,6 +57,16 @@ def test_it_tells_what_a_run_would_tell(built: Path) -> None:
 
 def damage(path: Path) -> None:
     path.write_text("{", encoding="utf-8")
+
+
+def add_key(path: Path) -> None:
+    state = json.loads(path.read_text())
+    state["releases"][0]["other"] = 1
+    path.write_text(json.dumps(state), encoding="utf-8")
+
+
+def remove_key(path: Path, key: str) -> None:
+    path.write_text(json.dumps({name: part for name, part in json.loads(path.read_text()).items() if name != key}))
 
 
 def first(folder: Path, pattern: str) -> Path:
@@ -86,6 +97,13 @@ DISTURBANCES: dict[str, Callable[[Path, Path], object]] = {
     "a lost table": lambda home, made: shutil.rmtree(first(home / "data/warehouse/tables", "*.lance")),
     "a lost state of the table": lambda home, made: (made / "vector_store.json").unlink(),
     "damaged releases": lambda home, made: damage(made / "releases.json"),
+    "a foreign key in the releases": lambda home, made: add_key(made / "releases.json"),
+    "a list of files without files": lambda home, made: remove_key(made / "documents" / "files.json", "files"),
+    "another seed": lambda home, made: write_pipeline(home, "p", COMPRESSED + "seed: 1\n"),
+    "fewer releases to keep": lambda home, made: write_pipeline(
+        home, "p", COMPRESSED + "store: {kind: lancedb, keep_releases: 3}\n"
+    ),
+    "an emptied instance": lambda home, made: (instance_folder(home) / "dagster.yaml").unlink(),
     "a rollback": lambda home, made: rollback(Warehouse(home).pipeline("p"), None),
     "a run that Dagster never saw": lambda home, made: (made / "last_run.json").unlink(),
     "a lost instance": lambda home, made: shutil.rmtree(instance_folder(home)),
