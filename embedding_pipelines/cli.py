@@ -109,6 +109,11 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
             results.append(_run_one(spec, quiet=as_json))
         except KeyboardInterrupt:
             print("Stopped. What was embedded is kept: the same command goes on from there.", file=sys.stderr)
+            from embedding_pipelines.embedding.workers import is_busy
+
+            if is_busy():  # with a call that is out the interpreter cannot be taken down in order
+                sys.stdout.flush()
+                os._exit(130)
             raise typer.Exit(130) from None
         if results[-1]["error"] and not as_json:
             _complain([f"{spec.name}: {results[-1]['error']}"])

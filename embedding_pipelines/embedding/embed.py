@@ -7,7 +7,7 @@ up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD wi
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Provider, Role, Vectors, checked
 
 WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
 
+PATIENCE_SECONDS = 10.0  # for calls that are out when something fails or the user stops; a local one takes 3
 # No model takes these for the same; what is asked of one that gave a single vector to all texts of a call.
 UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
 
@@ -58,8 +60,9 @@ def embed(
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
     `advance` is told the tokens finished. Each call is committed to the ledger when it has ended, and calls that
-    are out when something fails are waited for and committed too. A process that is killed loses what is out:
-    `limits.concurrent_calls` calls and one more. Raises ProviderError as `Provider.embed` and `checked` do.
+    are out when something fails are waited for and committed too, within PATIENCE_SECONDS. A process that is
+    killed loses what is out: `limits.concurrent_calls` calls and one more. Raises ProviderError as
+    `Provider.embed` and `checked` do.
     """
     source = iter(batches)
     with _Flow(provider, ledger, role) as flow:
@@ -118,7 +121,7 @@ class _Flow:
         self._calls: dict[Future[_Reply], _Call] = {}
         self._asked: set[bytes] = set()  # keys of both
         self._busy_until = 0.0
-        self._pool = ThreadPoolExecutor(self._limits.concurrent_calls, thread_name_prefix="provider")
+        self._workers = Workers(self._limits.concurrent_calls)
 
     @property
     def has_room(self) -> bool:
@@ -157,7 +160,7 @@ class _Flow:
         """One more than are computed at a time, so that none waits for the next."""
         while self._queue and len(self._calls) <= self._limits.concurrent_calls:
             call = self._queue.popleft()
-            self._calls[self._pool.submit(_ask, self._provider, call.texts, self._role)] = call
+            self._calls[self._workers.submit(_ask, self._provider, call.texts, self._role)] = call
 
     def _finish(self, ended: "Future[_Reply]") -> int:
         reply, call = ended.result(), self._calls[ended]
@@ -183,11 +186,12 @@ class _Flow:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep what the calls that are still out bring; those that had not begun are not made."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for reply, call in self._calls.items():
-            if not reply.cancelled() and reply.exception() is None:
-                self._ledger.put(call.keys, reply.result().vectors)
+        """Keep what the calls that are still out bring within PATIENCE_SECONDS; those not begun are not made."""
+        out = {reply: call for reply, call in self._calls.items() if not reply.cancel()}
+        self._workers.close()
+        for reply in wait(out, PATIENCE_SECONDS).done:
+            if reply.exception() is None:
+                self._ledger.put(out[reply].keys, reply.result().vectors)
 
 
 def _ask(provider: Provider, texts: Sequence[str], role: Role) -> _Reply:

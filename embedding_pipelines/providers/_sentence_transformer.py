@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two AVX2 cores.
 CALL_TOKENS, ACCELERATOR_CALL_TOKENS = 8_192, 131_072
+MOST_PADDING = 0.03  # of a batch, if it is of some size
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
 
@@ -168,13 +169,21 @@ class Engine:
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows grouped longest first, each group at most `budget` tokens once padded to its first row."""
+    """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
+
+    A group that has a quarter of the budget also ends where more than MOST_PADDING of it would be padding.
+    """
     groups: list[list[int]] = []
+    real = 0  # tokens of the last group
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= budget:
+        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+        fits = padded <= budget and (real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded)
+        if groups and fits:
             groups[-1].append(row)
+            real += lengths[row]
         else:
             groups.append([row])
+            real = lengths[row]
     return groups
 
 
