@@ -32,12 +32,13 @@ def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:
         recorded = read_json(context.folder.last_run) == {"instance": str(instance)}
         if not recorded or not (instance / "dagster.yaml").is_file():
             return None
-        if read_releases(context.folder).releases[-1].spec.model != spec.model:
-            return None  # another model may have to be fetched first
-        for report in _reports(context):
-            if report is None:
-                return None
-            reports.append(report)
+        with context.folder.lock("run", timeout_seconds=0):  # else another process is at work on it
+            if read_releases(context.folder).releases[-1].spec.model != spec.model:
+                return None  # another model may have to be fetched first
+            for report in _reports(context):
+                if report is None:
+                    return None
+                reports.append(report)
     except Exception:  # noqa: BLE001  # for the run to mend or to name, where its history shows it
         return None
     return reports
