@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
 OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
+
+
+# Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds the guard of
+# a static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
+IN_TURN = threading.Lock()
 
 
 class OpenVino(Backend):
@@ -62,21 +68,25 @@ class OpenVino(Backend):
                 "it is then made again."
             ) from error
         self._idle: deque[Any] = deque()
+        one = np.ones((1, 1), np.int64)
+        self.finish(self.start(one, one, one))  # by one thread alone: see IN_TURN
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         try:
             request = self._idle.popleft()
         except IndexError:
-            request = self._compiled.create_infer_request()
-        with _readable():
+            with IN_TURN:
+                request = self._compiled.create_infer_request()
+        with _readable(), IN_TURN:
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
         with _readable():
             handle.wait()
-        vectors = np.array(handle.get_output_tensor(0).data, np.float32)
+        with IN_TURN:
+            vectors = np.array(handle.get_output_tensor(0).data, np.float32)
         self._idle.append(handle)
         return vectors
 
