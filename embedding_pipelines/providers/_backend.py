@@ -1,11 +1,13 @@
 """What runs a local model: padded token ids in, vectors out, a few batches at a time. No tokenizing, no texts."""
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Vectors
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
@@ -16,6 +18,13 @@ Array = NDArray[np.int64]
 
 class OutOfMemory(Exception):
     """The device has no room for this batch. Never seen by users: the engine tries smaller ones."""
+
+
+def damaged(folder: Path, reason: object) -> ProviderError:
+    """What to raise when files of a converted model cannot be read."""
+    return ProviderError(
+        f"{folder}: the converted model cannot be loaded ({reason}). Delete this folder: it is then made again."
+    )
 
 
 class Backend(ABC):

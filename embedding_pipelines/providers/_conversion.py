@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
+from embedding_pipelines.providers._backend import damaged
 from embedding_pipelines.providers._weights import folder_sha256, revision_sha256, weights_sha256
 from embedding_pipelines.schemas import digest
 
@@ -66,15 +67,10 @@ def load_tokenizer(cache: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ProviderError(damaged(cache, error)) from error
+        raise damaged(cache, error) from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def damaged(cache: Path, error: Exception) -> str:
-    """What to say of a cache folder whose files cannot be read."""
-    return f"{cache}: the converted model cannot be loaded ({error}). Delete this folder: it is then made again."
 
 
 def _cache_folder(content: str) -> Path:

@@ -10,26 +10,25 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision, damaged
 from embedding_pipelines.providers._torch import forward
 from embedding_pipelines.providers.base import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured on two cores only; on more
-# of them a stream for every two keeps each one's activations in the cache of its cores.
+# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two cores; a stream for
+# every two of more cores is a guess.
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
 OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
-
 
 # Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds the guard of
 # a static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
@@ -62,11 +61,7 @@ class OpenVino(Backend):
         try:
             self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
-            words = str(error).strip().splitlines()[-1]
-            raise ProviderError(
-                f"{graph}: the converted model cannot be loaded ({words}). Delete the folder {graph.parent}: "
-                "it is then made again."
-            ) from error
+            raise damaged(graph.parent, str(error).strip().splitlines()[-1]) from error
         self._idle: deque[Any] = deque()
         one = np.ones((1, 1), np.int64)
         self.finish(self.start(one, one, one))  # by one thread alone: see IN_TURN
@@ -91,20 +86,18 @@ class OpenVino(Backend):
         return vectors
 
 
-class _readable:
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
     """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as ProviderError."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, MemoryError):
-            raise OutOfMemory(str(error)) from error
-        if isinstance(error, RuntimeError):
-            words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-            if any(sign in str(error) for sign in OUT_OF_MEMORY):
-                raise OutOfMemory(words) from error
-            raise ProviderError(f"OpenVINO could not compute: {words}") from error
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise OutOfMemory(words) from error
+        raise ProviderError(f"OpenVINO could not compute: {words}") from error
 
 
 def load() -> Any:

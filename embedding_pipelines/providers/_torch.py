@@ -25,8 +25,6 @@ Device = Literal["cuda", "mps", "cpu"]
 # Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half precision.
 # What does not fit is halved until it does.
 BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
-
-
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
 
 
