@@ -84,7 +84,6 @@ def project(data: Data, home: Path) -> System:
     version = table.version
     assert version is not None
     table.keep({"release-1": version})
-    table.clean_up()
     codec.save(folder.codecs / "codec.npz")
     release = Release(
         number=1, table=NAME, version=version, rows=len(data.rows), space=stored, codec="codec.npz",

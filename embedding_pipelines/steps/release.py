@@ -89,7 +89,7 @@ def release(context: StepContext, space: Space) -> StepReport:
     releases = Releases(live=made.number, releases=kept)
     _keep_tables(context, releases, made.table)
     write_json(context.folder.releases, releases.model_dump(mode="json"))
-    _clean_up(context, releases)
+    _drop_tables(context, releases)
     return StepReport("release", True, _facts(made, releases))
 
 
@@ -178,14 +178,12 @@ def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
         context.spec.store.table(context.warehouse.tables, name).keep(versions)
 
 
-def _clean_up(context: StepContext, releases: Releases) -> None:
-    """Remove this pipeline's tables and versions that no kept release needs."""
+def _drop_tables(context: StepContext, releases: Releases) -> None:
+    """Remove this pipeline's tables that no kept release needs."""
     store, folder = context.spec.store, context.warehouse.tables
     needed = {entry.table for entry in releases.releases}
     for name in store.names(folder):
-        if name in needed:
-            store.table(folder, name).clean_up()
-        elif name.rpartition("-")[0] == context.spec.name:
+        if name not in needed and name.rpartition("-")[0] == context.spec.name:
             store.drop(folder, name)
 
 

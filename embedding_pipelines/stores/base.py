@@ -32,8 +32,10 @@ class Table(ABC):
 
     @abstractmethod
     def index(self, metric: Metric, trained_rows: int) -> int:
-        """Bring the table into its final form for this version: compact, and with its vector index up to date
-        where it is large enough for one.
+        """Bring the table into its final form for this version: not scattered over many small files, with a vector
+        index where it is large enough for one, and without old versions that `keep` does not name.
+
+        What is small enough may wait: searches find all rows, indexed or not.
 
         `trained_rows` is what the last training saw (0: never); returns the same for now.
         """
@@ -59,11 +61,7 @@ class Table(ABC):
 
     @abstractmethod
     def keep(self, versions: Mapping[str, int]) -> None:
-        """Let these versions (by tag) outlive `clean_up`, and no others."""
-
-    @abstractmethod
-    def clean_up(self) -> None:
-        """Give back the space of versions that are neither the newest nor kept; after `index` the newest stays it."""
+        """Let these versions (by tag) outlive what `index` removes, and no others."""
 
     @abstractmethod
     def size_bytes(self) -> int:

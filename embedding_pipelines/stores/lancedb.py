@@ -33,7 +33,6 @@ REMOVE_IDS = 1_000  # ids per delete statement
 # 6 ms, brute force takes 131 ms. Ten thousand rows by brute force take about 13 ms.
 REFINE = 2
 PROBES = 20  # lancedb's default, stated so that a change of theirs is not a change of ours
-NEVER = timedelta(days=36_500)  # old versions are removed by `clean_up` alone
 # Lance's table format, "Manifest Naming Schemes", V2: the name is u64::MAX - version in 20 digits.
 VERSION_ZERO = 2**64 - 1
 MANIFEST_END = b"LANC"  # of a manifest that was written whole
@@ -41,6 +40,11 @@ RETRAIN_GROWTH = 2.0  # train the index again when the table has grown by this f
 # Each update adds a segment to the index, and a file that is merged with none of another segment. Measured on
 # 30,000 rows: a search takes 8.6 ms of processor time with 1 segment, 15 with 11, 24 with 41; training 1.3 s.
 MAX_SEGMENTS = 8
+# Compaction writes the whole table anew, and each kept release keeps its own copy: a change of 78 rows of 5,000 then
+# costs 12 MB. So it waits until searches would feel that it is due.
+MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
+MAX_UNINDEXED_ROWS = 4_000  # searched by brute force: 5 ms
+MAX_DEAD_SHARE = 0.2  # of the rows on disk
 
 
 class Lancedb(Store):
@@ -108,12 +112,14 @@ class LanceTable(Table):
             config = IvfFlat(distance_type="hamming") if metric == "hamming" else IvfSq(distance_type=metric)
             table.create_index(VECTOR, config=config, replace=True)
             trained_rows, segments = rows, 1
-        elif segments >= MAX_SEGMENTS:  # and so few rows are left that they are searched exactly
+        elif segments and rows < self.index_rows / 2:  # few are left, and are searched exactly; half, lest it come back
             table.drop_index(indices[0].name)
             segments = 0
-        # Folds new rows into the index and small files into large ones. Here, before the version is checked
-        # and released: `clean_up` does it too, and must then find nothing left that would make a new version.
-        table.optimize(cleanup_older_than=NEVER)
+        if _is_scattered(table):
+            # Small files into one, new rows into the index, and versions away that no release needs. Lance refuses
+            # to remove anything while a tagged version is older than the limit, so the limit is the oldest kept
+            # version. Unverified files are ours: the pipeline is locked.
+            table.optimize(cleanup_older_than=_age_of_oldest_kept(table), delete_unverified=True)
         return trained_rows if segments else 0
 
     def rows(self, version: int | None = None) -> int:
@@ -160,16 +166,6 @@ class LanceTable(Table):
                 tags.create(name, version)
             elif found[name] != version:  # of a release that was begun and never made
                 tags.update(name, version)
-
-    def clean_up(self) -> None:
-        # Lance refuses to remove anything while a tagged version is older than the limit, so the limit
-        # is the oldest kept version. Unverified files are ours: the pipeline is locked.
-        table = self._open()
-        kept = [tag["version"] for tag in table.tags.list().values()] or [table.version]
-        times = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
-        oldest = times.get(min(kept), min(times.values()))
-        age = datetime.now(oldest.tzinfo) - oldest + timedelta(seconds=1)
-        table.optimize(cleanup_older_than=age, delete_unverified=True)
 
     def size_bytes(self) -> int:
         files = (self.folder / f"{self.name}.lance").rglob("*")
@@ -248,6 +244,22 @@ def _lancedb() -> Any:
     import lancedb
 
     return lancedb
+
+
+def _is_scattered(table: Lance) -> bool:
+    """Whether a table has become so many small files, or so many rows outside its index, that searches feel it."""
+    rows: Any = table.stats()  # a dict, whatever its annotation says
+    files = rows["fragment_stats"]
+    dead = 1 - rows["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
+    unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
+    return files["num_small_fragments"] > MAX_SMALL_FILES or unindexed > MAX_UNINDEXED_ROWS or dead > MAX_DEAD_SHARE
+
+
+def _age_of_oldest_kept(table: Lance) -> timedelta:
+    kept = [tag["version"] for tag in table.tags.list().values()] or [table.version]
+    times = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
+    oldest: datetime = times.get(min(kept), min(times.values()))
+    return datetime.now(oldest.tzinfo) - oldest + timedelta(seconds=1)
 
 
 def _named(column: str) -> str:

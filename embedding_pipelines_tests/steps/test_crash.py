@@ -89,7 +89,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", fuse.wrap(os.replace))
     monkeypatch.setattr(Path, "replace", fuse.wrap(Path.replace))
     monkeypatch.setattr(Ledger, "put", fuse.wrap(Ledger.put))
-    for method in ("apply", "index", "keep", "clean_up"):
+    for method in ("apply", "index", "keep"):
         monkeypatch.setattr(LanceTable, method, fuse.wrap(getattr(LanceTable, method)))
     from lancedb.table import LanceTable as Lance
 

@@ -88,9 +88,6 @@ def check_store(store: Store, folder: Path) -> None:
 
     table.keep({"release-1": first, "release-2": second})
     table.keep({"release-2": second})
-    table.clean_up()
-    assert table.version == second
-    table.clean_up()
     assert table.version == second
     assert table.rows(second) == 4
     store.table(folder, "pipeline-2").apply(SCHEMA, [], [batch(["x"])])

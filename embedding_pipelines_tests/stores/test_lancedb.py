@@ -17,7 +17,7 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.pipeline_files import parse_pipeline
 from embedding_pipelines.schemas import DIGEST, VECTOR, digest, table_schema
 from embedding_pipelines.steps.vector_store import COLUMN_TYPES, encoded
-from embedding_pipelines.stores.lancedb import MAX_SEGMENTS, Lancedb, LanceTable
+from embedding_pipelines.stores.lancedb import MAX_SEGMENTS, MAX_SMALL_FILES, Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered, overlap
 from embedding_pipelines_tests.stores.contract import SCHEMA, batch, check_store, vectors_of
 
@@ -28,21 +28,37 @@ def test_lancedb_keeps_the_contract(tmp_path: Path) -> None:
     check_store(Lancedb(), tmp_path)
 
 
-def test_clean_up_removes_old_versions_and_keeps_those_of_releases(tmp_path: Path) -> None:
+def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_keeps(tmp_path: Path) -> None:
     table = LanceTable(tmp_path, "p-1", 256)
-    versions = []
-    for n in range(4):
-        table.apply(SCHEMA, [], [batch([f"row{n}"])])
-        table.index("cosine", 0)
-        versions.append(table.version)
-        if n == 1:
-            time.sleep(1.2)  # `clean_up` leaves what is less than a second older than the oldest kept version
-    table.keep({"release-3": versions[2], "release-4": versions[3]})
-    table.clean_up()
-    left = [entry["version"] for entry in table._open().list_versions()]
-    assert not {versions[0], versions[1]} & set(left)
-    assert table.rows(versions[2]) == 3
-    assert table.rows(versions[3]) == 4
+    table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(2_000)])])
+    table.index("cosine", 0)
+    whole, first = table.size_bytes(), table.version
+    kept: dict[str, int] = {}
+    for n in range(MAX_SMALL_FILES + 1):
+        if n == 2:
+            time.sleep(1.2)  # what is less than a second older than the oldest kept version stays
+        grown = table.size_bytes()
+        table.apply(SCHEMA, [f"row{n}"], [batch([f"new{n}"])])
+        table.index("cosine", 2_000)
+        version = table.version
+        assert version is not None
+        kept = {**{tag: older for tag, older in kept.items() if tag != f"release-{n - 2}"}, f"release-{n}": version}
+        table.keep(kept)
+        if n < MAX_SMALL_FILES - 1:
+            assert table.size_bytes() - grown < 0.1 * whole
+    versions = {entry["version"] for entry in table._open().list_versions()}
+    assert first not in versions  # the compaction of the last but one update took it away
+    assert set(kept.values()) <= versions
+    assert table._open().stats()["fragment_stats"]["num_fragments"] < 4
+    assert all(table.rows(version) == 2_000 for version in kept.values())
+
+
+def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", 10_000)
+    table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(1_000)])])
+    table.apply(SCHEMA, [f"row{n}" for n in range(500)], [])
+    table.index("cosine", 0)
+    assert table._open().stats()["fragment_stats"]["lengths"]["max"] == 500
 
 
 def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
@@ -66,7 +82,7 @@ def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
     assert first > before
     table.keep({"release-1": first})
     assert agree() == first
-    for n in range(12):  # into numbers of two digits, and small files for `optimize` to fold
+    for n in range(12):  # into numbers of two digits, and small files to fold into one
         table.apply(SCHEMA, [], [batch([f"new{n}"])])
         agree()
     table.index("cosine", 300)
@@ -74,8 +90,6 @@ def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
     assert second > 15
     table.keep({"release-2": second})
     agree()
-    table.clean_up()
-    assert agree() == second
     assert table.rows(second) == 310
     handle = table._open()
     handle.restore(second)
@@ -202,7 +216,6 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(tmp_path:
     found = table.search(query, 50, codec.metric, "cat = 'c7'", version)
     assert set(found["cat"].to_pylist()) == {"c7"}
     assert len(found) == 50
-    table.clean_up()
     assert table.version == version
     if name in ("none", "binary"):
         assert overlap(codec, clustered(300, DIMENSIONS, seed=3)) > 0.3
@@ -261,7 +274,12 @@ def test_an_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("index_rows", [300, 100_000])
-def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(tmp_path: Path, index_rows: int) -> None:
+@pytest.mark.parametrize("small_files", [MAX_SMALL_FILES, 0])
+def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(
+    tmp_path: Path, index_rows: int, small_files: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where each update is folded into the index, and adds a segment to it."""
+    monkeypatch.setattr("embedding_pipelines.stores.lancedb.MAX_SMALL_FILES", small_files)
     codec = CodecChain([], DIMENSIONS)
     table, vectors = build(tmp_path, codec, index_rows), clustered(1_000, DIMENSIONS)
     add(table, codec, vectors[:800], 0, [])
@@ -271,24 +289,22 @@ def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(tmp_path: 
         trained = table.index("cosine", trained)
         parts = [index.num_segments or 0 for index in table._open().list_indices()]
         assert sum(parts) <= MAX_SEGMENTS
-        assert table._open().stats()["fragment_stats"]["num_fragments"] <= MAX_SEGMENTS
+        assert table._open().stats()["fragment_stats"]["num_fragments"] <= MAX_SMALL_FILES
     assert trained == (0 if index_rows > 1_000 else 800)
     assert recall(table, codec, vectors[20:820], list(range(20, 820)), vectors[:20]) >= 0.98
 
 
-def test_a_table_that_has_shrunk_loses_its_index_after_some_updates(tmp_path: Path) -> None:
+def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_it(tmp_path: Path) -> None:
     codec = CodecChain([], DIMENSIONS)
     table, vectors = build(tmp_path, codec, 300), clustered(600, DIMENSIONS)
     add(table, codec, vectors[:500], 0, [])
     trained = table.index("cosine", 0)
-    add(table, codec, vectors[500:501], 500, [f"{n}" for n in range(400)])
+    add(table, codec, vectors[500:501], 500, [f"{n}" for n in range(300)])
     trained = table.index("cosine", trained)
-    assert indexed(table) == [[VECTOR]]
-    for n in range(501, 501 + MAX_SEGMENTS):
-        add(table, codec, vectors[n : n + 1], n, [])
-        trained = table.index("cosine", trained)
-    assert (indexed(table), trained) == ([], 0)
-    rows = list(range(400, 501 + MAX_SEGMENTS))
+    assert (indexed(table), trained) == ([[VECTOR]], 500)
+    add(table, codec, vectors[501:502], 501, [f"{n}" for n in range(300, 400)])
+    assert (table.index("cosine", trained), indexed(table)) == (0, [])
+    rows = list(range(400, 502))
     assert recall(table, codec, vectors[rows], rows, vectors[400:420]) == 1
 
 
