@@ -1,8 +1,8 @@
 """What every provider does: text in, vectors out, and an honest account of what it is."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -31,6 +31,16 @@ class Limits:
     call_tokens: int  # summed over the texts of one call
     call_texts: int
     concurrent_calls: int = 1  # `embed` is then called from that many threads
+    call_bytes: int | None = None  # summed over the texts of one call, in UTF-8; None: no such limit
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What one request brought: vectors float32[n, d] in the order of its texts."""
+
+    vectors: Vectors  # a row of NaN for a text that the service left out
+    tokens: int | None = None  # as the service bills them; None if it does not say
+    copies: Mapping[Space, Vectors] = field(default_factory=dict)  # the same texts in other spaces, for nothing more
 
 
 class Provider(Choice):
@@ -63,6 +73,10 @@ class Provider(Choice):
         """Library, device and precision that the last vectors were computed in, for reports; empty for a service."""
         return ""
 
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        """As `embed`, with what else the reply says."""
+        return Reply(self.embed(inputs, input_type))
+
     @abstractmethod
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         """Vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
@@ -76,23 +90,30 @@ def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
 
     Raises ProviderError for a wrong shape, NaN or infinity, zero vectors and lost normalization.
     """
+    faults = faulty_rows(vectors, inputs, space)
+    if faults:
+        first = min(faults)
+        alike = sum(fault == faults[first] for fault in faults.values())
+        raise ProviderError(
+            f"{space} returned {faults[first]} for {alike} of {len(inputs)} texts, first for {inputs[first][:80]!r}. "
+            "Nothing of this call was stored."
+        )
+    return vectors
+
+
+def faulty_rows(vectors: Vectors, inputs: Sequence[str], space: Space) -> dict[int, str]:
+    """What is wrong with which row of a reply float32[n, d]; empty if all can be believed.
+
+    Raises ProviderError for a wrong shape.
+    """
     wanted = (len(inputs), space.dimensions)
     if vectors.shape != wanted:
         raise ProviderError(f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored.")
-    if not len(inputs):
-        return vectors
     finite = np.isfinite(vectors).all(axis=1)
     norms = np.linalg.norm(vectors, axis=1)
     faults = {
-        "NaN or infinity": ~finite,
-        "a zero vector": norms == 0,
         "a vector that is not of unit length": space.normalized & (np.abs(norms - 1) > NORM_TOLERANCE),
+        "a zero vector": norms == 0,
+        "NaN or infinity": ~finite,
     }
-    for fault, rows in faults.items():
-        if rows.any():
-            text = inputs[int(np.argmax(rows))]
-            raise ProviderError(
-                f"{space} returned {fault} for {int(rows.sum())} of {len(inputs)} texts, first for "
-                f"{text[:80]!r}. Nothing of this call was stored."
-            )
-    return vectors
+    return {int(row): fault for fault, rows in faults.items() for row in np.flatnonzero(rows)}

@@ -1,0 +1,234 @@
+"""What providers behind a network share: their options, one HTTP request, and what an answer means.
+
+A provider makes one request and raises what it meant. Waiting, retrying and splitting are decided in one place for
+all of them, `embedding/asking.py` and `embedding/embed.py`; the SDKs' own retries are switched off.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.providers.base import Provider, Reply, Role, Vectors
+from embedding_pipelines.schemas import digest
+
+if TYPE_CHECKING:
+    from httpx2 import Client
+    from tokenizers import Tokenizer
+
+MAX_PRICE = 5.0  # USD per million tokens; the dearest embedding model known costs 0.20. Above it a price is a typo.
+WORDS = 300  # characters of a service's own words that an error quotes
+SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")  # a 429 that waiting does not mend
+TOO_LARGE = ("max_tokens_per_request", "tokens per request", "too many inputs", "batch size")  # in the words of a 400
+
+
+class Busy(ProviderError):
+    """Flow control (429, 503): nothing is wrong with the request, it came too early."""
+
+    def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unreachable(ProviderError):
+    """A fault on the way or in the service (timeout, reset, 500): the same request may well succeed later."""
+
+
+class BadInput(ProviderError):
+    """The service refuses a text of this request, for ever (400, 422)."""
+
+
+class TooLarge(ProviderError):
+    """The request holds too much, though each text may be right (413)."""
+
+
+class Remote(Provider):
+    """Options of every provider behind a network. Names of environment variables, never a secret."""
+
+    base_url: str
+    api_key_env: str | None = None
+    """The environment variable that holds the key; None: the service asks for none."""
+
+    timeout_seconds: float = Field(60.0, gt=0)
+    concurrent_calls: int = Field(8, ge=1, le=256)
+    requests_per_minute: float | None = Field(None, gt=0)
+    """What the account allows, if known; shared by all runs of this machine. Else 429s alone slow requests down."""
+
+    tokens_per_minute: float | None = Field(None, gt=0)
+    usd_per_million_tokens: float | None = Field(None, ge=0, le=MAX_PRICE)
+    """Overrides the published price."""
+
+    tokenizer_of: str | None = None
+    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
+    Default: an estimate from above."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
+        if parts.username or parts.password:
+            raise ValueError("an address holds no password: name an environment variable with api_key_env")
+        return url.rstrip("/")
+
+    @property
+    def flow_key(self) -> str:
+        """Whose requests are counted together: everybody's with this key at this address. Tells nothing of the key."""
+        return digest(self.base_url.encode(), (self.api_key or "").encode()).hex()
+
+    @property
+    def api_key(self) -> str | None:
+        """The secret. Raises ConfigError if the variable that should hold it is not set."""
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(
+                f"{self.kind}: the environment variable {self.api_key_env} is not set; it should hold the API key. "
+                "Set it, or name another one with api_key_env."
+            )
+        return key
+
+    @property
+    def price(self) -> float | None:
+        """USD per million tokens: the user's, else the published one; None if nobody knows."""
+        return self.usd_per_million_tokens
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_of)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return _tokenizer_digest(self.tokenizer_of)
+
+    @abstractmethod
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        """One request. Raises Busy, Unreachable, BadInput or TooLarge; ProviderError for what ends the run."""
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        return self.ask(inputs, input_type).vectors
+
+    def request(
+        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
+        """POST `body` as JSON (GET without one) and return the reply's JSON; raises as `ask`."""
+        import httpx2
+
+        url = self.base_url + path
+        try:
+            reply = _client().request(
+                "GET" if body is None else "POST", url, json=body, headers=headers, timeout=self.timeout_seconds
+            )
+        except httpx2.HTTPError as error:
+            raise Unreachable(f"{url} cannot be reached: {type(error).__name__} {error}".rstrip()) from error
+        if not reply.is_success:
+            raise self.fault(reply.status_code, reply.text, reply.headers)
+        try:
+            return reply.json()
+        except ValueError as error:
+            raise Unreachable(f"{url} answered 200 without JSON: {reply.text[:WORDS]!r}") from error
+
+    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
+        """What an HTTP error means, in the service's own words and without the key."""
+        words = self.redacted(spoken(body))
+        said = f"{self.kind} at {self.base_url} answered {status}: {words}"
+        if status == 429 and any(sign in body for sign in SPENT):
+            return ProviderError(f"{said} The account's quota is used up: top it up, then run again; nothing is lost.")
+        if status in (429, 503, 529):
+            return Busy(said, retry_after(headers))
+        if status == 413 or (status in (400, 422) and any(sign in body.lower() for sign in TOO_LARGE)):
+            return TooLarge(said)
+        if status in (400, 422):
+            return BadInput(said)
+        if status in (401, 403):
+            where = f"the key in {self.api_key_env}" if self.api_key_env else "api_key_env, which is not set"
+            return ProviderError(f"{said} Check {where}, and that its account may use this model.")
+        if status in (402, 404, 405, 410):
+            return ProviderError(f"{said} Check model and base_url.")
+        return Unreachable(said)
+
+    def redacted(self, words: str) -> str:
+        """Without the key, should the service repeat it."""
+        key = os.environ.get(self.api_key_env or "", "").strip()
+        return words.replace(key, "***") if key else words
+
+
+def spoken(body: str) -> str:
+    """The sentence in an error's body, whichever of the usual shapes it has."""
+    import json
+
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = body
+    while isinstance(found, dict | list):
+        if isinstance(found, list):
+            found = found[0] if found else ""
+        else:
+            keys = [key for key in ("error", "message", "detail", "msg") if found.get(key)]
+            found = found[keys[0]] if keys else json.dumps(found)
+    words = " ".join(str(found).split())[:WORDS]
+    return words if words.endswith((".", "!", "?")) else f"{words}."
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as `retry-after-ms` or `retry-after` (seconds or a date) say; None without either."""
+    from datetime import UTC, datetime
+
+    found = {name.lower(): value for name, value in headers.items()}
+    try:
+        if "retry-after-ms" in found:
+            return max(0.0, float(found["retry-after-ms"]) / 1000)
+        value = found.get("retry-after")
+        if value is None:
+            return None
+        if value.replace(".", "", 1).isdigit():
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+@functools.cache
+def _client() -> Client:
+    """One for the process: its connections are kept open, and it may be used by several threads."""
+    import httpx2
+
+    return httpx2.Client(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64))
+
+
+@functools.lru_cache(maxsize=8)
+def load_tokenizer(name: str | None) -> Tokenizer:
+    """The tokenizer of a file below the home folder or of a hub model; an estimate for None.
+
+    Raises ConfigError if it cannot be had.
+    """
+    from tokenizers import Tokenizer
+
+    from embedding_pipelines.home import home
+    from embedding_pipelines.providers._estimate import estimate
+
+    if name is None:
+        return estimate()
+    try:
+        file = home() / name
+        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ConfigError(
+            f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "
+            "Leave it out to count tokens by an estimate."
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _tokenizer_digest(name: str | None) -> str:
+    return digest(load_tokenizer(name).to_str().encode()).hex()
