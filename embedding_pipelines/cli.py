@@ -4,16 +4,15 @@ Exit code 0: done; 1: something a user can mend, said in one readable error; 2: 
 Results go to stdout, errors to stderr; with `--json` an error is `{"error": …}` on stdout.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from embedding_pipelines import __version__
+from embedding_pipelines.cli_support import complain, emit, fail, no_pipelines, refuse_unknown, specs_and_problems
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import HOME_VARIABLE, pipelines_folder
 from embedding_pipelines.home import home as home_folder
@@ -55,7 +54,7 @@ def _options(
 @app.command()
 def version(as_json: AsJson = False) -> None:
     """Print the version."""
-    _emit({"version": __version__}, as_json, lambda: print(__version__))
+    emit({"version": __version__}, as_json, lambda: print(__version__))
 
 
 @app.command()
@@ -76,20 +75,20 @@ def example(as_json: AsJson = False) -> None:
         print(f"{counted(sum(data), 'row')} in {counted(len(data), 'file')} below {home / 'data'}")
         print(f"pipelines stdlib and unicode in {pipelines_folder(home)}. Next: embedding-pipelines run")
 
-    _emit(files, as_json, show)
+    emit(files, as_json, show)
 
 
 @app.command()
 def validate(names: Names = None, as_json: AsJson = False) -> None:
     """Check pipeline files: every mistake, with its line."""
-    specs, problems = _specs(names)
+    specs, problems = specs_and_problems(names)
 
     def show() -> None:
         for spec in specs:
             print(f"{spec.name}: valid")
-        _complain(problems)
+        complain(problems)
 
-    _emit({"valid": [spec.name for spec in specs], "problems": problems}, as_json, show)
+    emit({"valid": [spec.name for spec in specs], "problems": problems}, as_json, show)
     if problems:
         raise typer.Exit(1)
 
@@ -100,7 +99,7 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
 
     It may be stopped at any time: what was embedded is kept, and the next run goes on from there.
     """
-    specs, problems = _specs(names)
+    specs, problems = specs_and_problems(names)
     if problems:
         raise ConfigError("\n".join(problems))
     results = []
@@ -116,8 +115,8 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
                 os._exit(130)
             raise typer.Exit(130) from None
         if results[-1]["error"] and not as_json:
-            _complain([f"{spec.name}: {results[-1]['error']}"])
-    _emit(results, as_json, lambda: None)
+            complain([f"{spec.name}: {results[-1]['error']}"])
+    emit(results, as_json, lambda: None)
     if any(result["error"] for result in results):
         raise typer.Exit(1)
 
@@ -144,25 +143,59 @@ def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
 
 
 @app.command()
+def plan(names: Names = None, as_json: AsJson = False) -> None:
+    """Say what a run would do, cost and take, before it is done.
+
+    Documents are read and cut as in a run, which then finds that done; no provider is called.
+    """
+    from embedding_pipelines.steps.context import StepContext
+    from embedding_pipelines.steps.plan import plan as make_plan
+    from embedding_pipelines.terminal import make_console, print_facts
+    from embedding_pipelines.warehouse import Warehouse
+
+    specs, problems = specs_and_problems(names)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    plans = [vars(make_plan(StepContext(spec, Warehouse(home_folder())), spec.model)) for spec in specs]
+
+    def show() -> None:
+        for row in plans:
+            print_facts(make_console(), row["pipeline"], {name: row[name] for name in row if name != "pipeline"})
+
+    emit(plans, as_json, show)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List models that are known by a short name or by their price."""
+    from embedding_pipelines.catalogue import catalogue
+    from embedding_pipelines.terminal import make_console, print_table
+
+    rows = catalogue()
+    emit(rows, as_json, lambda: print_table(make_console(), rows))
+
+
+@app.command()
 def status(names: Names = None, as_json: AsJson = False) -> None:
     """Show rows, releases and changed files of pipelines."""
     from embedding_pipelines.status import pipeline_status
     from embedding_pipelines.terminal import make_console, print_facts
     from embedding_pipelines.warehouse import Warehouse
 
-    specs, problems = _specs(names)
+    specs, problems = specs_and_problems(names)
     found = [pipeline_status(spec, Warehouse(home_folder())) for spec in specs]
 
     def show() -> None:
         for number, row in enumerate(found):
-            left_out = {"pipeline"} if row["rejected"] else {"pipeline", "rejected_table"}
+            empty = {name for name in ("rejected", "rejected_texts") if not row[name]}
+            left_out = {"pipeline", *(f"{name}_table" for name in empty)}
             if number:
                 print()
             facts = {name: value for name, value in row.items() if name not in left_out}
             print_facts(make_console(), row["pipeline"], facts)
-        _complain(problems)
+        complain(problems)
 
-    _emit({"pipelines": found, "problems": problems}, as_json, show)
+    emit({"pipelines": found, "problems": problems}, as_json, show)
     if problems:
         raise typer.Exit(1)
 
@@ -187,11 +220,11 @@ def list_pipelines(as_json: AsJson = False) -> None:
         if rows:
             print_table(make_console(), [{name: row[name] for name in columns} for row in rows])
         else:
-            print(_no_pipelines())
+            print(no_pipelines())
         if broken:
             print("What is broken says: embedding-pipelines validate", file=sys.stderr)
 
-    _emit(rows, as_json, show)
+    emit(rows, as_json, show)
 
 
 @app.command()
@@ -208,9 +241,9 @@ def search(
     from embedding_pipelines.search import search as run_search
     from embedding_pipelines.terminal import make_console, print_hits
 
-    _refuse_unknown(name)
+    refuse_unknown(name)
     result = run_search(home_folder(), name, query, k, filter)
-    _emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
+    emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
 
 
 @app.command()
@@ -224,64 +257,11 @@ def rollback(
     from embedding_pipelines.terminal import counted
     from embedding_pipelines.warehouse import Warehouse
 
-    _refuse_unknown(name)
+    refuse_unknown(name)
     before, now = go_back(Warehouse(home_folder()).pipeline(name), to)
     value = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
     sentence = f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})"
-    _emit(value, as_json, lambda: print(sentence))
-
-
-def _specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[str]]:
-    """The named pipelines, or all there are, and what is wrong with the others; ConfigError if there is none."""
-    from embedding_pipelines.pipeline_files import find_pipeline, read_pipelines
-
-    if not names:
-        specs, broken = read_pipelines(home_folder())
-        if not specs and not broken:
-            raise ConfigError(_no_pipelines())
-        return list(specs.values()), [str(error) for error in broken.values()]
-    found, problems = [], []
-    for name in dict.fromkeys(names):
-        try:
-            found.append(find_pipeline(name, home_folder()))
-        except ConfigError as error:
-            problems.append(str(error))
-    return found, problems
-
-
-def _refuse_unknown(name: str) -> None:
-    """ConfigError for a name that nobody knows. What was released once needs no pipeline file any more."""
-    from embedding_pipelines.pipeline_files import find_pipeline
-    from embedding_pipelines.warehouse import Warehouse
-
-    if not Warehouse(home_folder()).pipeline(name).releases.exists():
-        find_pipeline(name, home_folder())
-
-
-def _no_pipelines() -> str:
-    return f"There are no pipelines in {pipelines_folder(home_folder())}. `embedding-pipelines example` makes two."
-
-
-def _emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-    else:
-        show()
-
-
-def _complain(problems: list[str]) -> None:
-    from embedding_pipelines.terminal import make_console
-
-    for problem in problems:
-        make_console(stderr=True).print(f"error: {problem}", style="red", soft_wrap=True)
-
-
-def _fail(problem: str) -> NoReturn:
-    if "--json" in sys.argv:
-        print(json.dumps({"error": problem}, ensure_ascii=False))
-    else:
-        _complain([problem])
-    sys.exit(1)
+    emit(value, as_json, lambda: print(sentence))
 
 
 def main() -> None:
@@ -289,8 +269,8 @@ def main() -> None:
     try:
         app(prog_name="embedding-pipelines")
     except EmbeddingPipelinesError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
         if error.filename is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}.")
+        fail(f"{error.filename}: {error.strerror}.")

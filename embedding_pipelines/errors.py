@@ -4,6 +4,7 @@ EmbeddingPipelinesError            what went wrong, where, what to do next
 ├── ConfigError                    a pipeline file, an option or an environment variable
 ├── SourceError                    a missing file, a wrong column, duplicate ids, too many bad rows
 ├── ProviderError                  a model that cannot be loaded, a reply that cannot be believed
+├── BudgetError                    a run has spent what it may
 ├── SpaceMismatchError             vectors of two spaces would meet
 ├── CompressionError               a codec that cannot be fitted or applied
 ├── StoreError                     a table, an index or a filter
@@ -29,6 +30,10 @@ class SourceError(EmbeddingPipelinesError):
 
 class ProviderError(EmbeddingPipelinesError):
     """The embedding model is not to be had, or its reply cannot be believed."""
+
+
+class BudgetError(EmbeddingPipelinesError):
+    """The run has spent what its budget allows; the next one goes on from there."""
 
 
 class SpaceMismatchError(EmbeddingPipelinesError):

@@ -56,6 +56,15 @@ def _of_kind(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+class Budget(BaseModel):
+    """What one run may spend at most on calls, as the provider bills it; None: no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usd: float | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0)
+
+
 class PipelineSpec(BaseModel):
     """One pipeline: a source, a model, a compression and a store."""
 
@@ -70,6 +79,7 @@ class PipelineSpec(BaseModel):
     output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field({"kind": "lancedb"}, validate_default=True)
+    budget: Budget | None = None
     schedule: str | None = None
     buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
     seed: int = 0  # of the sample that a codec is fitted on

@@ -40,7 +40,20 @@ class Silent:
         pass
 
 
-NO_SUMS = {"tokens_per_second"}  # facts that are not added up over buckets
+# Facts that are not added up over buckets: name -> (the fact that is divided, by which one, digits).
+RATES = {
+    "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
+    "seconds_per_call": ("call_seconds", "calls", 3),
+    "texts_per_call": ("embedded", "calls", 1),
+}
+
+
+def rates(facts: dict[str, Any]) -> dict[str, float]:
+    """The rates that these facts give."""
+    found = {name: (facts.get(over), facts.get(under), digits) for name, (over, under, digits) in RATES.items()}
+    return {
+        name: round(over / under, digits or None) for name, (over, under, digits) in found.items() if over and under
+    }
 
 
 def summed(step: str, reports: Iterable[StepReport]) -> StepReport:
@@ -49,10 +62,9 @@ def summed(step: str, reports: Iterable[StepReport]) -> StepReport:
     facts: dict[str, Any] = {}
     for report in reports:
         for name, value in report.facts.items():
-            if name not in NO_SUMS and isinstance(value, int | float):
+            if name not in RATES and isinstance(value, int | float):
                 facts[name] = facts.get(name, 0) + value
-    if facts.get("provider_seconds"):
-        facts["tokens_per_second"] = round(facts["embedded_tokens"] / facts["provider_seconds"])
+    facts.update(rates(facts))
     facts["buckets"] = len(reports)
     facts["changed_buckets"] = sum(report.changed for report in reports)
     return StepReport(step, any(report.changed for report in reports), facts)

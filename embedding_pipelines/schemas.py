@@ -4,7 +4,7 @@ documents   one row per source record          DOCUMENT_COLUMNS + the pipeline's
 chunks      one row per piece of text          CHUNK_COLUMNS + metadata
 embeddings  one row per chunk, in chunk order  chunk_id + vector fixed_size_list<float32>[d]
 table       what is searched                   TABLE_COLUMNS + metadata + vector
-rejected    one row per record that was refused
+rejected    one row per record that was refused; of texts that the provider refused, one row per chunk
 """
 
 import hashlib
@@ -51,6 +51,8 @@ REJECTED = pa.schema(
     ]
 )
 
+REJECTED_TEXTS = pa.schema([(name, pa.string()) for name in ("bucket", "chunk_id", "text", "reason")])
+
 # LanceDB's own, in tables and in results.
 STORE_COLUMNS = frozenset({"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"})
 RESERVED = frozenset(
@@ -87,7 +89,7 @@ def chunks_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
-    """`chunk_id` and `vector` float32[dimensions]; the space id stands in the schema metadata."""
+    """`chunk_id` and `vector` float32[dimensions], null for a rejected text; the space id is in the metadata."""
     return pa.schema(
         [pa.field("chunk_id", pa.string()), pa.field(VECTOR, pa.list_(pa.float32(), dimensions))],
         metadata={SPACE_ID_KEY: space_id.encode()},

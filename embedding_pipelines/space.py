@@ -31,6 +31,9 @@ class Space(BaseModel):
         text = json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return digest(text.encode()).hex()
 
+    def __hash__(self) -> int:
+        return hash(self.id)  # pydantic's own fails on the dict in `prompts`
+
     def compressed(self, codec_id: str) -> "Space":
         """The space of this space's vectors once `codec_id` has encoded them."""
         # Not `model_copy`: it would carry the cached id along.

@@ -25,6 +25,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "embeddings": _rows(context, context.folder.embeddings),
         "rejected": sum(facts.rejected for facts in files.values()),
         "rejected_table": str(context.folder.rejected),
+        "rejected_texts": _rejected_texts(context),
+        "rejected_texts_table": str(context.folder.rejected_texts),
         "live_release": live.number if live else None,
         "live_rows": live.rows if live else None,
         "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
@@ -35,6 +37,11 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
 
 def _rows(context: StepContext, shards: Shards) -> int:
     return sum(made.rows for bucket in context.spec.bucket_names if (made := shards.manifest(bucket)))
+
+
+def _rejected_texts(context: StepContext) -> int:
+    made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
+    return sum(entry.facts.get("rejected", 0) for entry in made if entry)
 
 
 def _source(context: StepContext) -> str:

@@ -117,6 +117,7 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
+        self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"
         self.verified = folder / "verified.json"

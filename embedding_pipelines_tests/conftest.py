@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
 model: {provider: hashing}
 buckets: 4
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The pace that services allow is learned and kept below a folder of the tests' own, by subprocesses too."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 @pytest.fixture

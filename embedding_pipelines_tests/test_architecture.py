@@ -20,11 +20,11 @@ MAX_LINES = 300
 LEAVES = {"__init__", "schemas", "plugins", "errors", "space", "home", "progress"}
 STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "evaluation"}
 COMPOSITION = {
-    "pipeline", "pipeline_files", "warehouse", "embedding", "steps", "search", "status", "examples",
+    "pipeline", "pipeline_files", "warehouse", "embedding", "steps", "search", "status", "examples", "catalogue",
 }  # fmt: skip
-ADAPTERS = {"cli", "terminal", "serving", "orchestration", "definitions"}
+ADAPTERS = {"cli", "cli_support", "agents", "terminal", "serving", "orchestration", "definitions"}
 DAGSTER = {"orchestration", "definitions"}
-FOLDERS = STAGES | {"embedding", "steps", "orchestration"}
+FOLDERS = STAGES | {"embedding", "steps", "orchestration", "agents"}
 HEAVY = {"torch", "lancedb", "openvino", "sentence_transformers", "transformers", "pandas", "sklearn", "dagster"}
 PLUGINS: dict[str, type[Choice]] = {
     "sources": Source,

@@ -12,6 +12,7 @@ from embedding_pipelines.pipeline_files import (
     read_pipeline,
     read_pipelines,
 )
+from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
@@ -40,7 +41,7 @@ MISTAKES = {
     ),
     "an unknown alias": (
         S + "model: brt\n",
-        "2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of bert, minilm.",
+        f"2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}.",
     ),
     "an unknown store": (S + M + "store: lance\n", "3: store.kind: 'lance' is not known; did you mean 'lancedb'?"),
     "no list": (S + M + "compression: int8\n", "3: compression: must be a list: [ … ]."),

@@ -1,71 +1,57 @@
 """From texts to vectors through the ledger: only texts it does not know reach the provider.
 
 A stream: while the provider computes `limits.concurrent_calls` calls, the next windows are read and looked
-up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows.
+up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A call that the provider
+refuses is halved until the text that it refuses stands alone; all others land.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from embedding_pipelines.embedding.asking import Asked, ask_patiently
 from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.windows import TRIES_OF_PARTS, Call, Embedded, Window
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Provider, Role, Vectors, checked
+from embedding_pipelines.providers._remote import BadInput, TooLarge, Unreachable
+from embedding_pipelines.providers.base import Provider, Role, Vectors, checked, faulty_rows
 
 WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
 
 PATIENCE_SECONDS = 10.0  # for calls that are out when something fails or the user stops; a local one takes 3
-# No model takes these for the same; what is asked of one that gave a single vector to all texts of a call.
+TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right reply
+# No model takes these for the same; what is asked of one whose replies are in doubt.
 UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
 
 
-@dataclass
-class EmbedCounts:
-    """What embedding took. `texts` counts each text of a window once, however often it occurs."""
-
-    texts: int = 0
-    from_ledger: int = 0
-    embedded: int = 0
-    embedded_tokens: int = 0
-    calls: int = 0
-    provider_seconds: float = 0.0  # during which at least one call was out
-
-    def add(self, other: "EmbedCounts") -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-@dataclass
-class Embedded:
-    """One window: what was asked, and its vectors float32[rows, d] in the same order."""
-
-    batch: pa.RecordBatch
-    vectors: Vectors
-    counts: EmbedCounts
-
-
 def embed(
-    batches: Iterable[pa.RecordBatch], provider: Provider, ledger: Ledger, role: Role, advance: Callable[[int], None]
+    batches: Iterable[pa.RecordBatch],
+    provider: Provider,
+    ledger: Ledger,
+    role: Role,
+    advance: Callable[[int], None],
+    purse: Purse | None = None,
 ) -> Iterator[Embedded]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
     `advance` is told the tokens finished. Each call is committed to the ledger when it has ended, and calls that
     are out when something fails are waited for and committed too, within PATIENCE_SECONDS. A process that is
-    killed loses what is out: `limits.concurrent_calls` calls and one more. Raises ProviderError as
-    `Provider.embed` and `checked` do.
+    killed loses what is out: `limits.concurrent_calls` calls and one more. Raises ProviderError when the model
+    cannot be had, BudgetError when the next call would cost more than `purse` holds.
     """
     source = iter(batches)
-    with _Flow(provider, ledger, role) as flow:
+    with _Flow(provider, ledger, role, purse or Purse()) as flow:
         batch: pa.RecordBatch | None = None
         while True:
             while flow.has_room and (batch := next(source, None)) is not None:
@@ -77,50 +63,30 @@ def embed(
             else:
                 window = flow.windows.popleft()
                 advance(window.tokens - window.counts.embedded_tokens)
-                yield window.embedded()
+                yield window.embedded(provider.space.dimensions)
 
 
 @dataclass
-class _Call:
-    """Texts for the provider; `window` is the one that needed them first."""
-
-    keys: list[bytes]
-    texts: list[str]
-    tokens: int
-    window: "_Window"
-
-
-@dataclass
-class _Reply:
-    vectors: Vectors
+class _Answer:
+    asked: Asked
     started: float
     ended: float
-
-
-@dataclass
-class _Window:
-    batch: pa.RecordBatch
-    keys: list[bytes]  # per row
-    known: dict[bytes, Vectors]
-    awaited: set[bytes]
-    tokens: int
-    counts: EmbedCounts = field(default_factory=EmbedCounts)
-
-    def embedded(self) -> Embedded:
-        return Embedded(self.batch, np.stack([self.known[key] for key in self.keys]), self.counts)
 
 
 class _Flow:
     """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
 
-    def __init__(self, provider: Provider, ledger: Ledger, role: Role) -> None:
-        self.windows: deque[_Window] = deque()
-        self._provider, self._ledger, self._role = provider, ledger, role
+    def __init__(self, provider: Provider, ledger: Ledger, role: Role, purse: Purse) -> None:
+        self.windows: deque[Window] = deque()
+        self._provider, self._ledger, self._role, self._purse = provider, ledger, role, purse
         self._space, self._limits = provider.space, provider.limits
-        self._queue: deque[_Call] = deque()
-        self._calls: dict[Future[_Reply], _Call] = {}
+        self._queue: deque[Call] = deque()
+        self._calls: dict[Future[_Answer], Call] = {}
         self._asked: set[bytes] = set()  # keys of both
+        self._rejected: dict[bytes, str] = {}
+        self._proven = False  # whether the provider has given a right vector in this run
         self._busy_until = 0.0
+        self._stop = threading.Event()
         self._workers = Workers(self._limits.concurrent_calls)
 
     @property
@@ -135,50 +101,125 @@ class _Flow:
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         keys = {text: self._ledger.key(self._space.id, self._role, text) for text in first}
         known = self._ledger.get([key for key in keys.values() if key not in self._asked], self._space.dimensions)
-        awaited = {key for key in keys.values() if key not in known}
-        window = _Window(batch, [keys[text] for text in texts], known, awaited, pc.sum(batch["tokens"]).as_py())
+        rejected = {key: self._rejected[key] for key in keys.values() if key in self._rejected}
+        awaited = {key for key in keys.values() if key not in known and key not in rejected}
+        total = pc.sum(batch["tokens"]).as_py()
+        window = Window(batch, [keys[text] for text in texts], known, awaited, total, rejected=rejected)
         missing = [row for text, row in first.items() if keys[text] in awaited and keys[text] not in self._asked]
         window.counts.texts = len(first)
-        window.counts.from_ledger = len(first) - len(missing)
+        window.counts.from_ledger = len(first) - len(missing) - len(rejected)
+        window.counts.rejected = len(rejected)
         self.windows.append(window)
-        for call in calls([tokens[row] for row in missing], self._limits):
+        sizes = [len(texts[row].encode()) for row in missing] if self._limits.call_bytes else None
+        for call in calls([tokens[row] for row in missing], self._limits, sizes):
             rows = [missing[at] for at in call]
             asked = [window.keys[row] for row in rows]
-            tokens_of_call = sum(tokens[row] for row in rows)
-            self._queue.append(_Call(asked, [texts[row] for row in rows], tokens_of_call, window))
+            self._queue.append(Call(asked, [texts[row] for row in rows], [tokens[row] for row in rows], window))
             self._asked.update(asked)
         self._hand_out()
 
     def finish_calls(self) -> int:
         """Wait until a call has ended, commit each that has and hand its vectors out; the tokens of all that ended."""
         ended, _ = wait(self._calls, return_when=FIRST_COMPLETED)
-        tokens = sum(self._finish(reply) for reply in list(self._calls) if reply in ended)
+        tokens = sum(self._finish(answer) for answer in list(self._calls) if answer in ended)
         self._hand_out()
         return tokens
 
     def _hand_out(self) -> None:
         """One more than are computed at a time, so that none waits for the next."""
         while self._queue and len(self._calls) <= self._limits.concurrent_calls:
+            out = sum(sum(call.tokens) for call in self._calls.values())
+            if not self._purse.holds(out + sum(self._queue[0].tokens)):
+                if not self._calls:
+                    raise self._purse.is_empty()
+                return  # what is out may bring back less than was reckoned
             call = self._queue.popleft()
-            self._calls[self._workers.submit(_ask, self._provider, call.texts, self._role)] = call
+            self._calls[self._workers.submit(_ask, self._provider, call, self._role, self._stop)] = call
 
-    def _finish(self, ended: "Future[_Reply]") -> int:
-        reply, call = ended.result(), self._calls[ended]
-        self._ledger.put(call.keys, reply.vectors)
+    def _finish(self, ended: "Future[_Answer]") -> int:
+        """Settle a call: its vectors are committed, what was refused is asked again in parts or rejected."""
+        call = self._calls[ended]
+        try:
+            answer = ended.result()
+        except (BadInput, TooLarge, Unreachable) as refusal:
+            del self._calls[ended]
+            return self._refused(call, refusal)
+        faults = faulty_rows(answer.asked.reply.vectors, call.texts, self._space)
+        if len(faults) == len(call.texts) and not self._proven:
+            self._prove()
+        good = [row for row in range(len(call.texts)) if row not in faults]
+        self._keep(call, answer.asked, good)
         del self._calls[ended]
-        self._asked.difference_update(call.keys)
-        counts = call.window.counts
+        self._count(call, answer, good)
+        tokens = self._land({call.keys[row]: answer.asked.reply.vectors[row] for row in good}, call, good)
+        if faults and call.wrong_rows < TRIES_OF_ROWS:
+            self._queue.appendleft(call.part(list(faults), call.wrong_rows + 1))
+            return tokens
+        return tokens + sum(self._reject(call, row, f"The provider returned {faults[row]}.") for row in faults)
+
+    def _refused(self, call: Call, refusal: ProviderError) -> int:
+        """Halve a call, or reject its one text, once it is known that the provider does give right vectors."""
+        if isinstance(refusal, Unreachable) or not self._proven:
+            self._prove(refusal)
+        if len(call.texts) == 1:
+            return self._reject(call, 0, str(refusal))
+        middle = len(call.texts) // 2
+        self._queue.extendleft([call.part(range(middle, len(call.texts))), call.part(range(middle))])
+        call.window.counts.retries += 1
+        return 0
+
+    def _prove(self, doubt: ProviderError | None = None) -> None:
+        """ProviderError unless the provider gives texts that nobody refuses right vectors."""
+        call = Call([], list(UNLIKE_TEXTS), [], self.windows[0], TRIES_OF_PARTS)
+        try:
+            asked = ask_patiently(self._provider, call.texts, self._role, 0, self._stop, call.tries)
+        except (BadInput, TooLarge, Unreachable) as error:
+            raise doubt or error from error
+        checked(asked.reply.vectors, UNLIKE_TEXTS, self._space)
+        self._proven = True
+
+    def _keep(self, call: Call, asked: Asked, good: Sequence[int]) -> None:
+        """Commit the right vectors of a reply, and what came with them for nothing."""
+        if not good:
+            return
+        self._ledger.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
+        for space, vectors in asked.reply.copies.items():
+            keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in good]
+            self._ledger.put(keys, vectors[list(good)])
+        self._proven = True
+
+    def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
+        counts, asked = call.window.counts, answer.asked
         counts.calls += 1
-        counts.embedded += len(call.keys)
-        counts.embedded_tokens += call.tokens
-        counts.provider_seconds += max(0.0, reply.ended - max(reply.started, self._busy_until))
-        self._busy_until = max(self._busy_until, reply.ended)
+        counts.embedded += len(good)
+        counts.embedded_tokens += sum(call.tokens[row] for row in good)
+        billed = sum(call.tokens) if asked.reply.tokens is None else asked.reply.tokens
+        counts.billed_tokens += billed
+        self._purse.spend(sum(call.tokens), billed)
+        counts.retries += asked.retries
+        counts.call_seconds += asked.seconds
+        counts.waited_seconds += asked.waited_seconds
+        counts.provider_seconds += max(0.0, answer.ended - max(answer.started, self._busy_until))
+        self._busy_until = max(self._busy_until, answer.ended)
+
+    def _land(self, vectors: dict[bytes, Vectors], call: Call, rows: Sequence[int]) -> int:
+        self._asked.difference_update(vectors)
         for window in self.windows:
-            for key, vector in zip(call.keys, reply.vectors, strict=True):
-                if key in window.awaited:
-                    window.awaited.remove(key)
-                    window.known[key] = vector
-        return call.tokens
+            for key in window.awaited & vectors.keys():
+                window.awaited.remove(key)
+                window.known[key] = vectors[key]
+        return sum(call.tokens[row] for row in rows)
+
+    def _reject(self, call: Call, row: int, reason: str) -> int:
+        key = call.keys[row]
+        self._asked.discard(key)
+        self._rejected[key] = reason
+        call.window.counts.rejected += 1
+        for window in self.windows:
+            if key in window.awaited:
+                window.awaited.remove(key)
+                window.rejected[key] = reason
+        return 0  # the window tells its tokens when it ends
 
     def __enter__(self) -> Self:
         return self
@@ -187,29 +228,39 @@ class _Flow:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Keep what the calls that are still out bring within PATIENCE_SECONDS; those not begun are not made."""
-        out = {reply: call for reply, call in self._calls.items() if not reply.cancel()}
+        self._stop.set()
+        out = {answer: call for answer, call in self._calls.items() if not answer.cancel()}
         self._workers.close()
-        for reply in wait(out, PATIENCE_SECONDS).done:
-            if reply.exception() is None:
-                self._ledger.put(out[reply].keys, reply.result().vectors)
+        for answer in wait(out, PATIENCE_SECONDS).done:
+            if answer.exception() is None:
+                call, asked = out[answer], answer.result().asked
+                faults = faulty_rows(asked.reply.vectors, call.texts, self._space)
+                self._keep(call, asked, [row for row in range(len(call.texts)) if row not in faults])
 
 
-def _ask(provider: Provider, texts: Sequence[str], role: Role) -> _Reply:
-    started = time.perf_counter()
-    vectors = checked(provider.embed(texts, role), texts, provider.space)
-    _refuse_constant(provider, vectors, texts, role)
-    return _Reply(vectors, started, time.perf_counter())
+def _ask(provider: Provider, call: Call, role: Role, stop: threading.Event) -> _Answer:
+    started, tokens = time.perf_counter(), sum(call.tokens)
+    asked = ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
+    if _is_constant(asked):
+        asked = ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
+        if _is_constant(asked):
+            _refuse_constant(provider, call.texts, role, stop)
+    return _Answer(asked, started, time.perf_counter())
 
 
-def _refuse_constant(provider: Provider, vectors: Vectors, batch: Sequence[str], role: Role) -> None:
+def _is_constant(asked: Asked) -> bool:
+    vectors = asked.reply.vectors
+    return len(vectors) > 1 and bool((vectors == vectors[0]).all())
+
+
+def _refuse_constant(provider: Provider, batch: Sequence[str], role: Role, stop: threading.Event) -> None:
     """ProviderError if the provider gives every text the same vector, as a broken service does.
 
     Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
     vectors alone prove nothing: it is then asked for two texts that no model confuses.
     """
-    if len(batch) < 2 or not (vectors == vectors[0]).all():
-        return
-    first, second = checked(provider.embed(UNLIKE_TEXTS, role), UNLIKE_TEXTS, provider.space)
+    asked = ask_patiently(provider, UNLIKE_TEXTS, role, 0, stop)
+    first, second = checked(asked.reply.vectors, UNLIKE_TEXTS, provider.space)
     if (first == second).all():
         raise ProviderError(
             f"{provider.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."

@@ -1,11 +1,76 @@
-"""How well vectors order pairs of texts as people do: the figure of the STS benchmarks."""
+"""How near vectors are to each other, and how well that orders pairs of texts as people do.
 
+A zero vector has no direction: its cosine with any other is 0.0. Vectors are numbers of any real type, without NaN.
+"""
+
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Numbers = NDArray[np.floating[Any] | np.integer[Any]]
+Floats = NDArray[np.floating[Any]]
+
+BLOCK_ROWS = 16_384  # computed in float64 at a time: 100 MB for 768 dimensions
+
+
+def cosine_similarity(a: Numbers, b: Numbers) -> float:
+    """Cosine of the angle between two vectors [d], in [-1, 1]. Raises ValueError for other shapes."""
+    a, b = _pair(a, b)
+    return float(np.clip(_unit(a[None])[0] @ _unit(b[None])[0], -1, 1))
+
+
+def euclidean_distance(a: Numbers, b: Numbers) -> float:
+    """Length of the line between two vectors [d]. Raises ValueError for other shapes."""
+    return math.dist(*_pair(a, b))
+
+
+def dot_product(a: Numbers, b: Numbers) -> float:
+    """Sum of products of two vectors [d]; for unit vectors, their cosine. Raises ValueError for other shapes."""
+    a, b = _pair(a, b)
+    return float(a @ b)
+
+
+def find_most_similar(
+    query_embedding: Numbers, document_embeddings: Numbers, top_k: int = 5
+) -> list[tuple[int, float]]:
+    """Row and cosine of the `top_k` nearest rows of `document_embeddings` [n, d] to `query_embedding` [d].
+
+    The nearest comes first, of equals the earlier row; all n if there are fewer. Raises ValueError for other shapes.
+    """
+    documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
+    if documents.ndim != 2 or query.shape != documents.shape[1:]:
+        raise ValueError(
+            f"A query of shape {query.shape} cannot be compared with documents of shape {documents.shape}: "
+            "give [d] and [n, d]."
+        )
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}: ask for one at least.")
+    direction = _unit(_finite(query)[None])[0]
+    blocks = (documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS))
+    cosines = np.clip(np.concatenate([np.empty(0), *(_unit(_finite(block)) @ direction for block in blocks)]), -1, 1)
+    return [(int(row), float(cosines[row])) for row in np.argsort(-cosines, kind="stable")[:top_k]]
+
+
+def normalize_embedding(embedding: Numbers) -> Floats:
+    """The vector [d] at unit length, in its own precision (whole numbers: float64); a zero vector as it is."""
+    vector = np.asarray(embedding)
+    if vector.ndim != 1:
+        raise ValueError(f"An array of shape {vector.shape} is not one vector: give [d], or use normalize_batch.")
+    unit: Floats = normalize_batch(vector[None])[0]
+    return unit
+
+
+def normalize_batch(embeddings: Numbers) -> Floats:
+    """Each row of [n, d] at unit length, in its own precision (whole numbers: float64); zero rows as they are."""
+    vectors = np.asarray(embeddings)
+    if vectors.ndim != 2:
+        raise ValueError(f"An array of shape {vectors.shape} is no batch of vectors: give [n, d].")
+    precision = vectors.dtype if np.issubdtype(vectors.dtype, np.floating) else np.float64
+    return _unit(_finite(vectors)).astype(precision)
 
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
@@ -19,3 +84,25 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
         raise ValueError(f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair.")
     cosines = (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
     return float(spearmanr(cosines, scores).statistic)
+
+
+def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = np.asarray(a), np.asarray(b)
+    if first.ndim != 1 or first.shape != second.shape:
+        raise ValueError(f"Arrays of shape {first.shape} and {second.shape} are not two vectors of one length.")
+    return _finite(first), _finite(second)
+
+
+def _finite(array: Numbers) -> NDArray[np.float64]:
+    numbers = array.astype(np.float64)
+    if not np.isfinite(numbers).all():
+        raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
+    return numbers
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows at unit length; divided by their greatest part first, or the squares of very large ones are infinite."""
+    greatest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+    rows = rows / np.where(greatest == 0, 1, greatest)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(length == 0, 1, length)

@@ -11,8 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-CACHE_LAYOUT = "5"  # raise it when what is cached changes
+CACHE_LAYOUT = "6"  # raise it when what is cached changes
 MAX_TOKENS = 8_192  # of a text, where a model says infinity
 PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
 
@@ -44,6 +44,7 @@ class Facts:
     normalized: bool
     prompts: dict[str, str]
     pad_id: int
+    pools_prompts: bool
     unpooled: dict[str, int]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
     cut: str  # the side at which texts that are too long lose their end
     special_tokens: bool
@@ -58,6 +59,25 @@ def converted(folder: Path) -> tuple[Path, Facts]:
     if not (cache / "facts.json").exists():
         _convert(folder, cache)
     return cache, Facts(**json.loads((cache / "facts.json").read_text(encoding="utf-8")))
+
+
+def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> Facts:
+    """The facts with other prompts by role than the model's own files name; an empty one is none.
+
+    Raises ProviderError if a prompt leaves no room for a text.
+    """
+    wanted = {role: prompt for role, prompt in prompts.items() if prompt}
+    tokens = {role: len(tokenizer.encode(text, add_special_tokens=False).ids) for role, text in wanted.items()}
+    around = tokenizer.num_special_tokens_to_add(False)
+    for role, count in tokens.items():
+        if count + around >= facts.max_tokens:
+            raise ProviderError(
+                f"prompts: the one for {role!r} has {count} tokens and leaves no room for a text: the model reads "
+                f"{facts.max_tokens}. Write a shorter one."
+            )
+    unpooled = {} if facts.pools_prompts else {role: _prompt_length(text, tokenizer) for role, text in wanted.items()}
+    left = facts.max_tokens - tokens.get("document", 0)
+    return replace(facts, prompts=wanted, max_document_tokens=left, unpooled=unpooled)
 
 
 def load_tokenizer(cache: Path) -> Tokenizer:
@@ -125,12 +145,19 @@ def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, probl
         normalized=names[-1] == "Normalize",
         prompts=prompts,
         pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
+        pools_prompts=counted,
         unpooled={} if counted else {role: first._get_prompt_length(text) for role, text in prompts.items()},
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in names,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
         problem=problem,
     )
+
+
+def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
+    """Tokens before the text: the prompt's and a special one in front, not the one at the end."""
+    encoding = tokenizer.encode(prompt)
+    return len(encoding.ids) - (encoding.special_tokens_mask[-1] if encoding.ids else 0)
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:

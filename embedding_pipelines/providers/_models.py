@@ -3,7 +3,7 @@
 Prices are USD per million input tokens as in litellm 1.109.1's table, which quotes the vendors' pages.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 PRICES_OF = date(2026, 11, 21)
@@ -17,21 +17,65 @@ class ModelFacts:
     max_tokens: int  # per text
     usd: float | None = None  # per million tokens; 0: free, since it runs on the user's machine; None: not published
     usd_batch: float | None = None  # through the service's batch interface
-    shorter: tuple[int, ...] | range = ()  # other dimensions that the model was trained to give
+    shorter: tuple[int, ...] | range = ()  # other dimensions that the model was trained to give, mostly shorter ones
     call_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
+    family: str | None = None  # models of one family share their space, so one may index and another one query
 
+
+COHERE_5 = ModelFacts(2048, 128_000, 0.12, shorter=(256, 512, 768, 1024, 1536), family="embed-v5.0 family")
+COHERE_3 = ModelFacts(1024, 512, 0.10)
+VOYAGE_4 = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), family="voyage-4 family")
+VOYAGE = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), call_tokens=120_000)
 
 MODELS: dict[str, ModelFacts] = {
     "openai:text-embedding-3-small": ModelFacts(1536, 8191, 0.02, 0.01, range(1, 1536)),
     "openai:text-embedding-3-large": ModelFacts(3072, 8191, 0.13, 0.065, range(1, 3072)),
     "openai:text-embedding-ada-002": ModelFacts(1536, 8191, 0.10, 0.05),
+    # Dimensions: docs.cohere.com/docs/cohere-embed. Pro and Fast share a space: docs.cohere.com/changelog/embed-v5.
+    "cohere:embed-v5.0-pro": COHERE_5,
+    "cohere:embed-v5.0-fast": replace(COHERE_5, usd=0.08),
+    "cohere:embed-v4.0": ModelFacts(1536, 128_000, 0.12, shorter=(256, 512, 1024)),
+    "cohere:embed-english-v3.0": COHERE_3,
+    "cohere:embed-multilingual-v3.0": COHERE_3,
+    "cohere:embed-english-light-v3.0": replace(COHERE_3, dimensions=384),
+    # litellm 1.109.1 says 100 USD here, a thousand times the price of its sisters: not believed.
+    "cohere:embed-multilingual-light-v3.0": replace(COHERE_3, dimensions=384),
+    # Tokens per request: docs.voyageai.com/reference/embeddings-api; the family: blog.voyageai.com/2026/01/15/voyage-4.
+    "voyage:voyage-4-large": replace(VOYAGE_4, usd=0.12, call_tokens=120_000),
+    "voyage:voyage-4": replace(VOYAGE_4, usd=0.06, call_tokens=320_000),
+    "voyage:voyage-4-lite": replace(VOYAGE_4, usd=0.02, call_tokens=1_000_000),
+    "voyage:voyage-4-nano": VOYAGE_4,  # open weights; no price and no limit of a request are published
+    "voyage:voyage-code-4": replace(VOYAGE, usd=0.12, call_tokens=None),
+    "voyage:voyage-3.5": replace(VOYAGE, usd=0.06, call_tokens=320_000),
+    "voyage:voyage-3.5-lite": replace(VOYAGE, usd=0.02, call_tokens=1_000_000),
+    "voyage:voyage-3-large": replace(VOYAGE, usd=0.18),
+    "voyage:voyage-code-3": replace(VOYAGE, usd=0.18),
+    "voyage:voyage-3": replace(VOYAGE, usd=0.06, shorter=()),
+    # Any number of dimensions from 128 on: ai.google.dev/gemini-api/docs/embeddings.
+    "gemini:gemini-embedding-001": ModelFacts(3072, 2048, 0.15, 0.075, range(128, 3072), retires=date(2028, 5, 14)),
+    "gemini:gemini-embedding-2": ModelFacts(3072, 8192, 0.20, 0.10, range(128, 3072)),
+    "ollama:nomic-embed-text": ModelFacts(768, 8192, 0.0, shorter=(64, 128, 256, 512)),
+    "hf:sentence-transformers/all-MiniLM-L6-v2": ModelFacts(384, 256, 0.0),
+    "hf:BAAI/bge-large-en-v1.5": ModelFacts(1024, 512, 0.0),
 }
 
 
 def facts_of(kind: str, model: str) -> ModelFacts | None:
     """What is known of a model, None if nothing is."""
     return MODELS.get(f"{kind}:{model}")
+
+
+def published_price(kind: str, model: str) -> float | None:
+    """USD per million tokens; None for a model that is not listed or has no price."""
+    facts = facts_of(kind, model)
+    return facts.usd if facts else None
+
+
+def name_in_space(kind: str, model: str) -> str:
+    """What a `Space` calls the model: its family's name, so that vectors that can be compared have equal ids."""
+    facts = facts_of(kind, model)
+    return facts.family if facts and facts.family else model
 
 
 def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:

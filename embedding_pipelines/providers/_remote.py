@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 MAX_PRICE = 5.0  # USD per million tokens; the dearest embedding model known costs 0.20. Above it a price is a typo.
 WORDS = 300  # characters of a service's own words that an error quotes
+ESTIMATE = "estimate"  # as `tokenizer_of`
 SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")  # a 429 that waiting does not mend
-TOO_LARGE = ("max_tokens_per_request", "tokens per request", "too many inputs", "batch size")  # in the words of a 400
+TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
+    "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
+)  # fmt: skip
+
+SECRETS: dict[str, str] = {}
+"""Keys that a program was given otherwise than by its environment, by the name that `api_key_env` then holds."""
 
 
 class Busy(ProviderError):
@@ -50,10 +56,9 @@ class TooLarge(ProviderError):
     """The request holds too much, though each text may be right (413)."""
 
 
-class Remote(Provider):
+class Service(Provider):
     """Options of every provider behind a network. Names of environment variables, never a secret."""
 
-    base_url: str
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service asks for none."""
 
@@ -67,36 +72,42 @@ class Remote(Provider):
     """Overrides the published price."""
 
     tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
-    Default: an estimate from above."""
+    """Whose tokenizer counts: a model of the Hugging Face hub, a `tokenizer.json` below the home folder, or
+    "estimate", from above. Default: the service's own where it is known, else the estimate."""
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
-        if parts.username or parts.password:
-            raise ValueError("an address holds no password: name an environment variable with api_key_env")
-        return url.rstrip("/")
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where the service is, for errors and for counting requests."""
 
     @property
     def flow_key(self) -> str:
         """Whose requests are counted together: everybody's with this key at this address. Tells nothing of the key."""
-        return digest(self.base_url.encode(), (self.api_key or "").encode()).hex()
+        return digest(self.address.encode(), (self.api_key or "").encode()).hex()
 
     @property
     def api_key(self) -> str | None:
         """The secret. Raises ConfigError if the variable that should hold it is not set."""
         if self.api_key_env is None:
             return None
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = secret(self.api_key_env)
         if not key:
             raise ConfigError(
                 f"{self.kind}: the environment variable {self.api_key_env} is not set; it should hold the API key. "
                 "Set it, or name another one with api_key_env."
             )
+        if not (key.isascii() and key.isprintable()):  # no header can hold it, and the error about that would show it
+            raise ConfigError(
+                f"{self.kind}: the environment variable {self.api_key_env} holds line breaks or characters that no API "
+                "key has. Set it again."
+            )
         return key
+
+    @property
+    def bearer(self) -> dict[str, str]:
+        """The key as most services want it, in the header `authorization`; empty without a key. Raises as `api_key`."""
+        key = self.api_key
+        return {} if key is None else {"authorization": f"Bearer {key}"}
 
     @property
     def price(self) -> float | None:
@@ -117,6 +128,31 @@ class Remote(Provider):
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         return self.ask(inputs, input_type).vectors
 
+    def redacted(self, words: str) -> str:
+        """Without the key, should the service repeat it."""
+        key = secret(self.api_key_env or "")
+        return words.replace(key, "***") if key else words
+
+
+class Remote(Service):
+    """A provider behind HTTP."""
+
+    base_url: str
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
+        if parts.username or parts.password:
+            raise ValueError("an address holds no password: name an environment variable with api_key_env")
+        return url.rstrip("/")
+
+    @property
+    def address(self) -> str:
+        return self.base_url
+
     def request(
         self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> Any:
@@ -135,11 +171,11 @@ class Remote(Provider):
         try:
             return reply.json()
         except ValueError as error:
-            raise Unreachable(f"{url} answered 200 without JSON: {reply.text[:WORDS]!r}") from error
+            raise Unreachable(f"{url} answered 200 without JSON: {self.redacted(reply.text)[:WORDS]!r}") from error
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """What an HTTP error means, in the service's own words and without the key."""
-        words = self.redacted(spoken(body))
+        words = spoken(self.redacted(body))  # in this order: a key that is cut off is not found
         said = f"{self.kind} at {self.base_url} answered {status}: {words}"
         if status == 429 and any(sign in body for sign in SPENT):
             return ProviderError(f"{said} The account's quota is used up: top it up, then run again; nothing is lost.")
@@ -156,10 +192,10 @@ class Remote(Provider):
             return ProviderError(f"{said} Check model and base_url.")
         return Unreachable(said)
 
-    def redacted(self, words: str) -> str:
-        """Without the key, should the service repeat it."""
-        key = os.environ.get(self.api_key_env or "", "").strip()
-        return words.replace(key, "***") if key else words
+
+def secret(name: str) -> str:
+    """What SECRETS or the environment hold under a name; empty without either."""
+    return (SECRETS.get(name) or os.environ.get(name, "")).strip()
 
 
 def spoken(body: str) -> str:
@@ -208,7 +244,7 @@ def _client() -> Client:
 
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(name: str | None) -> Tokenizer:
-    """The tokenizer of a file below the home folder or of a hub model; an estimate for None.
+    """The tokenizer of a file below the home folder or of a hub model; an estimate for None and "estimate".
 
     Raises ConfigError if it cannot be had.
     """
@@ -217,7 +253,7 @@ def load_tokenizer(name: str | None) -> Tokenizer:
     from embedding_pipelines.home import home
     from embedding_pipelines.providers._estimate import estimate
 
-    if name is None:
+    if name in (None, ESTIMATE):
         return estimate()
     try:
         file = home() / name
@@ -225,7 +261,7 @@ def load_tokenizer(name: str | None) -> Tokenizer:
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
             f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "
-            "Leave it out to count tokens by an estimate."
+            "Write tokenizer_of: estimate to count tokens from above."
         ) from error
 
 

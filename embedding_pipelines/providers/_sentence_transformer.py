@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
 from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.providers._conversion import converted, load_tokenizer
+from embedding_pipelines.providers._conversion import converted, load_tokenizer, prompted
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.schemas import digest
 
@@ -38,12 +38,25 @@ CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of
 
 
 class Engine:
-    """One model, for any number of threads."""
+    """One model, for any number of threads.
 
-    def __init__(self, folder: Path, precision: Precision, calibration: Path | None = None) -> None:
+    `prompts` by role replace what the model's own files name; `usual` ones are taken where these name none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        precision: Precision,
+        calibration: Path | None = None,
+        prompts: Mapping[str, str] | None = None,
+        usual: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder, self.precision = folder, precision
         self.samples = calibration_texts(calibration) if calibration else []
-        self._cache, self.facts = converted(folder)
+        self._cache, own = converted(folder)
+        wanted = prompts if prompts is not None else own.prompts or usual or {}
+        self.facts = own if wanted == own.prompts else prompted(own, wanted, self.tokenizer)
+        self._own_prompts = own.prompts
         self._loading = threading.Lock()
 
     @property
@@ -53,7 +66,9 @@ class Engine:
 
     @property
     def _calibrated_on(self) -> str:
-        return digest(*(text.encode() for text in self.samples)).hex()
+        prompt = self.facts.prompts.get("document", "")
+        foreign = [prompt] if prompt != self._own_prompts.get("document", "") else []
+        return digest(*(text.encode() for text in self.samples + foreign)).hex()
 
     @property
     def call_tokens(self) -> int:

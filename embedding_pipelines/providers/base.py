@@ -69,6 +69,11 @@ class Provider(Choice):
         return self
 
     @property
+    def price(self) -> float | None:
+        """USD per million tokens; 0 for what runs on this machine, None if nobody knows."""
+        return 0.0
+
+    @property
     def computed_by(self) -> str:
         """Library, device and precision that the last vectors were computed in, for reports; empty for a service."""
         return ""

@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._backend import Precision
+from embedding_pipelines.providers._roles import prompts_of
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.space import Space
 
@@ -27,7 +28,7 @@ _ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get
 
 
 class Hf(Provider):
-    """A local model. Pooling, prompts, truncation and normalization are what its own files say."""
+    """A local model. Pooling, truncation, normalization and, unless given, prompts are what its own files say."""
 
     kind: Literal["hf"] = "hf"
     model: str
@@ -38,6 +39,10 @@ class Hf(Provider):
 
     calibration: str | None = None
     """With int8: a text file below the home folder, one of your texts a line, that scales are fitted on."""
+
+    prompts: dict[Role, str] | None = None
+    """What stands before a text, by role ("query", "document"); a role left out gets none. Default: what the model's
+    own files name, else what its family's cards ask for."""
 
     @model_validator(mode="after")
     def _int8_is_calibrated(self) -> Self:
@@ -102,13 +107,27 @@ class Hf(Provider):
     @property
     def _engine(self) -> Engine:
         with _ONE_AT_A_TIME:
-            return _engine(self.model, self.revision, home(), self.precision, self.calibration)
+            prompts = (
+                None
+                if self.prompts is None
+                else tuple(sorted((str(role), text) for role, text in self.prompts.items()))
+            )
+            return _engine(self.model, self.revision, home(), self.precision, self.calibration, prompts)
 
 
 @functools.lru_cache(maxsize=4)
-def _engine(model: str, revision: str | None, home: Path, precision: Precision, calibration: str | None) -> Engine:
-    """One engine per model, precision and process, however many pipelines use it."""
+def _engine(
+    model: str,
+    revision: str | None,
+    home: Path,
+    precision: Precision,
+    calibration: str | None,
+    prompts: tuple[tuple[str, str], ...] | None,
+) -> Engine:
+    """One engine per model, precision, prompts and process, however many pipelines use it."""
     from embedding_pipelines.providers._sentence_transformer import Engine
     from embedding_pipelines.providers._weights import model_folder
 
-    return Engine(model_folder(model, revision, home), precision, home / calibration if calibration else None)
+    texts = home / calibration if calibration else None
+    own = None if prompts is None else dict(prompts)
+    return Engine(model_folder(model, revision, home), precision, texts, own, prompts_of(model))

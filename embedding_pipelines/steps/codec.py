@@ -78,16 +78,18 @@ def fitted_for(context: StepContext, space: Space) -> str:
 def _sample(context: StepContext, dimensions: int) -> Vectors:
     """Up to SAMPLE_VECTORS embeddings, each equally likely, the same for the same seed and data."""
     shards = context.folder.embeddings
-    sizes = {name: made.rows for name in context.spec.bucket_names if (made := shards.manifest(name))}
+    made = {name: shards.manifest(name) for name in context.spec.bucket_names}
+    sizes = {name: entry.rows - entry.facts.get("rejected", 0) for name, entry in made.items() if entry}
     total = sum(sizes.values())
     generator = np.random.default_rng(context.spec.seed)
     chosen = np.sort(generator.choice(total, min(total, SAMPLE_VECTORS), replace=False))
     parts, first = [np.empty((0, dimensions), np.float32)], 0
     for bucket in sizes:
         for batch in shards.read(bucket, [VECTOR]):
-            rows = chosen[(chosen >= first) & (chosen < first + batch.num_rows)] - first
-            parts.append(batch[VECTOR].flatten().to_numpy().reshape(-1, dimensions)[rows])
-            first += batch.num_rows
+            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, dimensions)
+            rows = chosen[(chosen >= first) & (chosen < first + len(vectors))] - first
+            parts.append(vectors[rows])
+            first += len(vectors)
     return np.concatenate(parts)
 
 

@@ -1,22 +1,31 @@
-"""embeddings: each chunk gets its vector, from the ledger or from the provider."""
+"""embeddings: each chunk gets its vector, from the ledger or from the provider.
+
+A text that the provider refuses has no vector (null), and stands with the provider's words in the table of rejected
+texts. It is asked for again when its bucket has other chunks, or when the run is told to.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
-from embedding_pipelines.embedding.embed import EmbedCounts, Embedded, embed
+from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.progress import StepReport
+from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.base import Provider
-from embedding_pipelines.schemas import embeddings_schema
+from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import Manifest
+from embedding_pipelines.warehouse import Manifest, write_table
 
 
 def write_embeddings(
@@ -25,8 +34,10 @@ def write_embeddings(
     """Bring buckets of embeddings up to date with their chunks, and report each once it is committed.
 
     `advance` is told tokens finished. While one bucket is written the next ones are being embedded.
-    Raises ProviderError when the model fails; what it had embedded until then is in the ledger.
+    Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent; what was embedded
+    until then is in the ledger.
     """
+    purse = Purse.of(context.spec.budget, provider)
     space, stale = provider.space, []
     for bucket in buckets:
         report = current_embeddings(context, bucket, space)
@@ -37,7 +48,7 @@ def write_embeddings(
             yield report
     chunks = context.folder.chunks
     batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
-    with closing(embed(batches, provider, ledger, "document", advance)) as embedded:  # type: ignore[type-var]
+    with closing(embed(batches, provider, ledger, "document", advance, purse)) as embedded:  # type: ignore[type-var]
         for bucket in stale:
             yield _write_bucket(context, bucket, embedded, provider)
 
@@ -45,7 +56,20 @@ def write_embeddings(
 def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:
     """The report of a bucket that is up to date, None if there is something to do."""
     made = context.folder.embeddings.current(bucket, _source(context, bucket).digest, space.id)
-    return StepReport("embeddings", False, _facts(made.rows, made.size_bytes, EmbedCounts()), bucket) if made else None
+    if made is None:
+        return None
+    counts = EmbedCounts(rejected=made.facts.get("rejected", 0))
+    return StepReport("embeddings", False, _facts(made, counts, None), bucket)
+
+
+def without_vector(context: StepContext, bucket: str) -> set[str]:
+    """The chunk ids of a bucket whose texts the provider refused."""
+    shards = context.folder.embeddings
+    made = shards.manifest(bucket)
+    if made is None or not made.facts.get("rejected"):
+        return set()
+    found = shards.read(bucket, ["chunk_id", VECTOR])
+    return {name for batch in found for name in batch.filter(pc.is_null(batch[VECTOR]))["chunk_id"].to_pylist()}
 
 
 def _source(context: StepContext, bucket: str) -> Manifest:
@@ -60,19 +84,47 @@ def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        left = source.rows
+        left, rejected = source.rows, []
         while left:
             window = next(embedded)
             left -= window.batch.num_rows
             counts.add(window.counts)
-            values = pa.FixedSizeListArray.from_arrays(pa.array(window.vectors.ravel()), space.dimensions)
-            yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], values], schema=schema)
+            rejected += [_rejection(bucket, window, row) for row in window.rejected]
+            yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], _vectors(window)], schema=schema)
+        counts.rejected = len(rejected)  # rows, not texts
+        facts.update(rejected=len(rejected), **rates(asdict(counts)))
+        _write_rejected(context, bucket, rejected)
 
-    made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, {})
-    facts = _facts(made.rows, made.size_bytes, counts)
+    facts: dict[str, Any] = {}
+    made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
+    reported = _facts(made, counts, provider.price)
     if counts.embedded and provider.computed_by:
-        facts["computed_by"] = provider.computed_by
-    return StepReport("embeddings", True, facts, bucket)
+        reported["computed_by"] = provider.computed_by
+    return StepReport("embeddings", True, reported, bucket)
+
+
+def _vectors(window: Embedded) -> pa.FixedSizeListArray:
+    """The column `vector`: null for what was rejected."""
+    missing = np.zeros(window.batch.num_rows, bool)
+    missing[list(window.rejected)] = True
+    values, dimensions = pa.array(window.vectors.ravel()), window.vectors.shape[1]
+    mask = pa.array(missing) if window.rejected else None
+    return pa.FixedSizeListArray.from_arrays(values, dimensions, mask=mask)
+
+
+def _rejection(bucket: str, window: Embedded, row: int) -> dict[str, str]:
+    batch = window.batch
+    chunk_id, text = batch["chunk_id"][row].as_py(), batch["text"][row].as_py()
+    return {"bucket": bucket, "chunk_id": chunk_id, "text": text, "reason": window.rejected[row]}
+
+
+def _write_rejected(context: StepContext, bucket: str, rejected: list[dict[str, str]]) -> None:
+    """Replace what the table of rejected texts says of a bucket."""
+    path = context.folder.rejected_texts
+    known = pq.read_table(path) if path.exists() else REJECTED_TEXTS.empty_table()
+    others = known.filter(pc.not_equal(known["bucket"], bucket))
+    if rejected or len(others) != len(known):
+        write_table(path, REJECTED_TEXTS, [*others.to_batches(), pa.RecordBatch.from_pylist(rejected, REJECTED_TEXTS)])
 
 
 def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
@@ -86,11 +138,11 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
         )
 
 
-def _facts(rows: int, size_bytes: int, counts: EmbedCounts) -> dict[str, Any]:
-    rate = counts.embedded_tokens / counts.provider_seconds if counts.provider_seconds else None
+def _facts(made: Manifest, counts: EmbedCounts, price: float | None) -> dict[str, Any]:
     return {
-        "vectors": rows,
-        "size_bytes": size_bytes,
+        "vectors": made.rows - made.facts.get("rejected", 0),
+        "size_bytes": made.size_bytes,
         **asdict(counts),
-        **({"tokens_per_second": round(rate)} if rate else {}),
+        **({"usd": round(counts.billed_tokens * price / 1e6, 6)} if price else {}),
+        **rates(asdict(counts)),
     }

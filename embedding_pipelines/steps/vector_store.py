@@ -21,6 +21,7 @@ from embedding_pipelines.schemas import VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.embeddings import without_vector
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import parsed, read_json, write_json
 
@@ -162,16 +163,25 @@ def _difference(context: StepContext, table: Table, stale: list[str]) -> Differe
         columns = ["chunk_id", "chunk_digest"]
         wanted = context.folder.chunks.read_columns(bucket, columns)
         assert wanted is not None
-        ids, digests = wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist()
+        ids, refused = wanted["chunk_id"].to_pylist(), without_vector(context, bucket)
+        digests = [None if name in refused else content for name, content in _pairs(wanted)]
         stored: dict[str, bytes | None] = {}
         if table.version is not None:
             for batch in table.scan(columns, bucket):
-                for name, content in zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True):
+                for name, content in _pairs(batch):
                     stored[name] = None if name in stored else content  # a doubled row is put right as a wrong one
-        difference.add[bucket] = [stored.get(name) != content for name, content in zip(ids, digests, strict=True)]
+        difference.add[bucket] = [
+            content is not None and stored.get(name) != content for name, content in zip(ids, digests, strict=True)
+        ]
         target = dict(zip(ids, digests, strict=True))
-        difference.remove += [name for name, content in stored.items() if target.get(name) != content]
+        difference.remove += [
+            name for name, content in stored.items() if content is None or target.get(name) != content
+        ]
     return difference
+
+
+def _pairs(rows: pa.Table | pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
+    return zip(rows["chunk_id"].to_pylist(), rows["chunk_digest"].to_pylist(), strict=True)
 
 
 def _rows(

@@ -14,6 +14,7 @@ from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.embeddings import without_vector
 from embedding_pipelines.steps.vector_store import open_table, stored_space, table_state
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import read_json, write_json
@@ -75,6 +76,8 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
         "empty_documents": sum(entry["empty"] for entry in chunk_facts),
         "chunks": sum(made.rows for bucket in names if (made := folder.chunks.manifest(bucket))),
         "embeddings": sum(made.rows for bucket in names if (made := folder.embeddings.manifest(bucket))),
+        "rejected_texts": 0,  # chunks that the provider refused
+        "rejected_documents": 0,  # of which it refused every chunk
         "table_rows": table.rows(),
         "buckets_behind_their_documents": sum(_behind(context, bucket) for bucket in names),
     }
@@ -90,18 +93,23 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
             doubled += batch.num_rows - (len(ids) - before)
             documents.update(pc.unique(batch["document_id"]).to_pylist())
         documents_in_table += len(documents)
+        refused = without_vector(context, bucket)
+        facts["rejected_texts"] += len(refused)
+        facts["rejected_documents"] += len({name.rpartition("#")[0] for name in refused} - documents)
     facts["documents_in_table"] = documents_in_table
     facts["doubled_chunk_ids"] = doubled
-    passed = (
+    passed = bool(
         facts["read_from_files"] == facts["documents"] == facts["chunked_documents"]
-        and facts["documents"] == facts["documents_in_table"] + facts["empty_documents"]
-        and facts["chunks"] == facts["embeddings"] == facts["table_rows"]
+        and facts["documents"] == documents_in_table + facts["empty_documents"] + facts["rejected_documents"]
+        and facts["chunks"] == facts["embeddings"] == facts["table_rows"] + facts["rejected_texts"]
+        and (facts["table_rows"] or not facts["rejected_texts"])
         and not doubled
         and not facts["buckets_behind_their_documents"]
     )
     sentence = (
         f"{facts['documents']} documents ({facts['empty_documents']} empty) -> {facts['chunks']} chunks -> "
         f"{facts['embeddings']} embeddings -> {facts['table_rows']} rows of {facts['documents_in_table']} documents"
+        + (f", {facts['rejected_texts']} texts refused by the provider" if facts["rejected_texts"] else "")
     )
     return Check("counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts)
 
@@ -116,10 +124,11 @@ def _vectors_are_sound(context: StepContext, space: Space, codec: CodecChain, ta
     facts = {"vectors": 0, "not_finite": 0, "zero": 0, "not_normalized": 0, "table_zero_or_not_finite": 0}
     for bucket in context.spec.bucket_names:
         for batch in context.folder.embeddings.read(bucket, [VECTOR]):
-            vectors = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
+            column = batch[VECTOR].drop_null()
+            vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
             norms = np.linalg.norm(vectors, axis=1)
             finite = np.isfinite(norms)
-            facts["vectors"] += batch.num_rows
+            facts["vectors"] += len(vectors)
             facts["not_finite"] += int((~finite).sum())
             facts["zero"] += int((norms == 0).sum())
             if space.normalized:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, EmbedCounts, embed
+from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, embed
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.windows import EmbedCounts
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Limits, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
@@ -79,14 +80,15 @@ def test_what_was_embedded_before_a_failure_is_kept(tmp_path: Path) -> None:
 
 
 class Replying(Recording):
-    value: float | None = None  # all numbers of the second vector
+    value: float | None = None  # all numbers of one vector of each reply
+    only: str | None = None  # the text whose vector it is; else it is the last one's
     constant: bool = False
     rows: int = 0  # more than asked for
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         vectors = super().embed(inputs, input_type)
-        if self.value is not None:
-            vectors[1] = self.value
+        if self.value is not None and (self.only is None or self.only in inputs):
+            vectors[inputs.index(self.only) if self.only else -1] = self.value
         if self.constant:
             vectors[:] = vectors[0]
         return np.concatenate([vectors, vectors[: self.rows]])
@@ -95,10 +97,10 @@ class Replying(Recording):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"value": 0.0}, "a zero vector for 1 of 3 texts, first for 'two words'"),
-        ({"value": float("nan")}, "NaN or infinity for 1 of 3"),
-        ({"value": float("inf")}, "NaN or infinity for 1 of 3"),
-        ({"value": 1.0}, "not of unit length for 1 of 3"),
+        ({"value": 0.0, "call_texts": 1}, "a zero vector for 1 of 2 texts, first for 'Divide both"),
+        ({"value": float("nan"), "call_texts": 1}, "NaN or infinity for 1 of 2"),
+        ({"value": float("inf"), "call_texts": 1}, "NaN or infinity for 1 of 2"),
+        ({"value": 1.0, "call_texts": 1}, "not of unit length for 1 of 2"),
         ({"rows": 1}, r"an array of shape \(4, 64\) for \(3, 64\)"),
         ({"constant": True}, "one and the same vector for 3 different texts"),
     ],
@@ -108,6 +110,22 @@ def test_a_reply_that_cannot_be_right_is_not_stored(tmp_path: Path, options: dic
         with pytest.raises(ProviderError, match=message):
             run(["three words here", "two words", "one"], ledger, Replying(inner=Hashing(), **options))
         assert len(ledger) == 0
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0.0, "a zero vector"), (float("nan"), "NaN"), (1.0, "of unit length")])
+def test_a_text_that_gets_no_right_vector_is_rejected_and_all_others_land(
+    tmp_path: Path, value: float, reason: str
+) -> None:
+    with Ledger(tmp_path / "l") as ledger:
+        provider = Replying(inner=Hashing(), value=value, only="two words")
+        texts = ["three words here", "two words", "one", "two words"]
+        (found,) = embed([window(texts)], provider, ledger, "document", lambda tokens: None)
+        assert found.rejected.keys() == {1, 3}
+        assert all(reason in words for words in found.rejected.values())
+        assert np.isnan(found.vectors[[1, 3]]).all()
+        assert np.allclose(found.vectors[[0, 2]], Hashing().embed(["three words here", "one"], "document"), atol=1e-6)
+        assert (found.counts.embedded, found.counts.rejected, len(ledger)) == (2, 1, 2)
+        assert provider.texts.count("one") == 1  # a wrong row costs the others nothing
 
 
 def test_texts_that_are_the_same_to_the_model_may_have_the_same_vector(tmp_path: Path) -> None:

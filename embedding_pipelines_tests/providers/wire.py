@@ -71,6 +71,7 @@ class WireServer(ThreadingHTTPServer):
         self.faults: deque[Fault] = deque()
         self.chance: Callable[[random.Random], Fault | None] = lambda _: None
         self.poisoned: Callable[[str], str | None] = lambda _: None  # a text's own refusal, as a 400
+        self.most_texts: int | None = None  # of a request; a larger one gets a 413
         self.requests: list[Body] = []
         self.times: list[float] = []
         self.billed: Counter[str] = Counter()  # texts answered with 200
@@ -117,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
         texts, fault = dialect.texts(body), server.draw()
         if fault is not None and fault.kind == "status":
             return self._send(fault.status, dialect.error(fault.status, fault.message), fault.headers)
+        if server.most_texts is not None and len(texts) > server.most_texts:
+            return self._send(413, dialect.error(413, "Payload too large."))
         if fault is not None and fault.kind == "reset":
             self.close_connection = True
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")

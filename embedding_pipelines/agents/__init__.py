@@ -1,0 +1,31 @@
+"""Embeddings for agents: this package's providers under the names of the agents' SDK, and nothing but names.
+
+A generator gives plain lists of floats. How a model is asked, repeated and believed is the providers' and
+`embedding/asking.py`'s.
+"""
+
+from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics
+from embedding_pipelines.agents.generators import (
+    AIOSEmbeddings,
+    HuggingFaceEmbeddingGenerator,
+    OpenAIEmbeddingGenerator,
+)
+from embedding_pipelines.agents.manager import (
+    EmbeddingGeneratorManager,
+    ModelItem,
+    build_embeddings_from_model_item,
+    generators_of_subject,
+)
+
+__all__ = [
+    "AIOSEmbeddings",
+    "AbstractEmbeddingGenerator",
+    "Call",
+    "EmbeddingGeneratorManager",
+    "HuggingFaceEmbeddingGenerator",
+    "Metrics",
+    "ModelItem",
+    "OpenAIEmbeddingGenerator",
+    "build_embeddings_from_model_item",
+    "generators_of_subject",
+]

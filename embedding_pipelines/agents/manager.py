@@ -1,0 +1,149 @@
+"""What an agent's specification says of embedding models, and the generators that it means."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Metrics
+from embedding_pipelines.agents.generators import (
+    AIOSEmbeddings,
+    HuggingFaceEmbeddingGenerator,
+    OpenAIEmbeddingGenerator,
+)
+from embedding_pipelines.agents.keys import reference
+from embedding_pipelines.errors import ConfigError
+
+EMBEDDINGS = "embeddings"
+
+# By the block id's prefix: the generator, and which of its arguments the rest of the id is.
+BACKENDS: dict[str, tuple[type[AbstractEmbeddingGenerator], str]] = {
+    "openai": (OpenAIEmbeddingGenerator, "model"),
+    "hf": (HuggingFaceEmbeddingGenerator, "model_name"),
+    "aios": (AIOSEmbeddings, "block_id"),
+}
+
+
+@dataclass
+class ModelItem:
+    """One model of a subject's specification."""
+
+    llm_type: str
+    llm_block_id: str
+    llm_selection_query: dict[str, Any] = field(default_factory=dict)
+    llm_parameters: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
+
+
+class EmbeddingGeneratorManager:
+    """Generators by name. Raises ConfigError for a name that none has."""
+
+    def __init__(self) -> None:
+        self._generators: dict[str, AbstractEmbeddingGenerator] = {}
+
+    def register_generator(self, name: str, generator: AbstractEmbeddingGenerator) -> None:
+        """Make a generator known by a name; an earlier one of that name is replaced."""
+        self._generators[name] = generator
+
+    def generate(self, name: str, text: str) -> list[float]:
+        found: list[float] = self._named(name).generate(text)
+        return found
+
+    def generate_batch(self, name: str, texts: Sequence[str]) -> list[list[float]]:
+        found: list[list[float]] = self._named(name).generate_batch(texts)
+        return found
+
+    def set_parameter(self, name: str, key: str, value: Any) -> None:
+        self._named(name).set_parameter(key, value)
+
+    def get_parameter(self, name: str, key: str) -> Any:
+        return self._named(name).get_parameter(key)
+
+    @property
+    def metrics(self) -> dict[str, Metrics]:
+        """By the generators' names."""
+        return {name: generator.metrics for name, generator in self._generators.items()}
+
+    def _named(self, name: str) -> AbstractEmbeddingGenerator:
+        if name not in self._generators:
+            raise ConfigError(f"No generator is called {name!r}; there are {', '.join(self._generators) or 'none'}.")
+        return self._generators[name]
+
+
+def build_embeddings_from_model_item(item: Mapping[str, Any] | ModelItem) -> AbstractEmbeddingGenerator:
+    """The generator that a model item means; a missing `llm_type` is taken for "embeddings".
+
+    Raises ConfigError for what is wrong in it, and NotImplementedError for a backend that there is not.
+    """
+    item = _item(item)
+    if item.llm_type != EMBEDDINGS:
+        raise ConfigError(f"{item.llm_block_id}: llm_type is {item.llm_type!r}, and must be {EMBEDDINGS!r}.")
+    kind, _, target = item.llm_block_id.partition(":")
+    if not item.llm_block_id.startswith(f"{kind}:") or kind not in BACKENDS:
+        raise NotImplementedError(f"Unknown embeddings backend for {item.llm_block_id}")
+    cls, target_argument = BACKENDS[kind]
+    if not isinstance(item.llm_parameters, Mapping):
+        raise ConfigError(f"{item.llm_block_id}: llm_parameters is no mapping of names to values.")
+    given = dict(item.llm_parameters)
+    model = given.pop("model", None)
+    if model and target and model != target:
+        raise ConfigError(
+            f"{item.llm_block_id}: llm_parameters.model is {model!r}, which is another one. Keep one of them."
+        )
+    if target or model:
+        given[target_argument] = target or model
+    if "api_key_ref" in given:
+        ref = given.pop("api_key_ref")
+        given["api_key"] = given.get("api_key") or reference(ref)
+    known = inspect.signature(cls).parameters
+    if "selection_query" in known:
+        given["selection_query"] = item.llm_selection_query
+    unknown = sorted(given.keys() - known.keys())
+    if unknown:
+        allowed = ", ".join(sorted({*known, "model"} - {target_argument, "selection_query"}))
+        raise ConfigError(f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; known are {allowed}.")
+    missing = [name for name, one in known.items() if one.default is one.empty and name not in given]
+    if missing:
+        raise ConfigError(f"{item.llm_block_id}: llm_parameters.{missing[0]} is missing.")
+    try:
+        return cls(**given)
+    except ConfigError as error:
+        raise ConfigError(f"{item.llm_block_id}: {error}") from error
+
+
+def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
+    """A manager with all embedding models of a subject's specification, by block id; other models are left out.
+
+    Raises as `build_embeddings_from_model_item`, and ConfigError if there is no such model, or one twice.
+    """
+    where = f"subject {spec.get('subject_id')!r}"
+    models = spec.get("models")
+    if not isinstance(models, list):
+        raise ConfigError(f"{where}: models is missing, or no list.")
+    manager = EmbeddingGeneratorManager()
+    for number, model in enumerate(models):
+        if not isinstance(model, Mapping) or "llm_type" not in model:
+            raise ConfigError(f"{where}: models[{number}] does not say its llm_type.")
+        if model["llm_type"] != EMBEDDINGS:
+            continue
+        try:
+            generator, name = build_embeddings_from_model_item(model), model["llm_block_id"]
+        except ConfigError as error:
+            raise ConfigError(f"{where}: models[{number}]: {error}") from error
+        if name in manager.metrics:
+            raise ConfigError(f"{where}: models[{number}] is {name} again. Keep one, or build them one by one.")
+        manager.register_generator(name, generator)
+    if not manager.metrics:
+        raise ConfigError(f"{where}: no model has llm_type {EMBEDDINGS!r}.")
+    return manager
+
+
+def _item(item: Mapping[str, Any] | ModelItem) -> ModelItem:
+    if isinstance(item, ModelItem):
+        return item
+    known = [one.name for one in fields(ModelItem)]
+    unknown = sorted(item.keys() - set(known))
+    if unknown:
+        raise ConfigError(f"A model item has no {unknown[0]!r}; it has {', '.join(known)}.")
+    if not isinstance(item.get("llm_block_id"), str):
+        raise ConfigError("A model item needs llm_block_id, e.g. 'openai:text-embedding-3-small'.")
+    return ModelItem(**{"llm_type": EMBEDDINGS, **item})

@@ -1,0 +1,114 @@
+"""One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way. For every provider.
+
+What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed` splits a call,
+a search tells its user.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from platformdirs import user_state_path
+
+from embedding_pipelines.embedding.limiter import Limiter, Stopped
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._remote import Busy, Service, Unreachable
+from embedding_pipelines.providers.base import Provider, Reply, Role
+
+TRIES = 6  # of a request that fails on its way; with the waits below they last about a minute
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+BUSY_PATIENCE_SECONDS = 900.0  # of nothing but refusals to one request
+NEVER = threading.Event()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A reply and what it took."""
+
+    reply: Reply
+    seconds: float = 0.0  # from the last sending to its answer
+    retries: int = 0  # requests that were sent before it in vain
+    waited_seconds: float = 0.0  # for its turn
+
+
+def ask_patiently(
+    provider: Provider,
+    inputs: Sequence[str],
+    role: Role,
+    tokens: int = 0,
+    stop: threading.Event = NEVER,
+    tries: int = TRIES,
+) -> Asked:
+    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of tokens.
+
+    Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set meanwhile.
+    """
+    if not isinstance(provider, Service):
+        started = time.perf_counter()
+        return Asked(provider.ask(inputs, role), time.perf_counter() - started)
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+    request = _Request(provider, inputs, role, tokens, stop)
+    return Retrying(
+        retry=retry_if_exception_type(Unreachable),
+        stop=stop_after_attempt(tries),
+        wait=wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
+        sleep=request.sleep,
+        reraise=True,
+    )(request.send)
+
+
+@dataclass
+class _Request:
+    provider: Service
+    inputs: Sequence[str]
+    role: Role
+    tokens: int
+    stop: threading.Event
+    sent: int = 0
+    waited_seconds: float = 0.0
+
+    def send(self) -> Asked:
+        """Until the service lets it in."""
+        limiter, first = _limiter(self.provider), time.monotonic()
+        while True:
+            self.waited_seconds += limiter.wait(self.tokens, self.stop)
+            self.sent += 1
+            started, sent_at = time.perf_counter(), time.time()
+            try:
+                reply = self.provider.ask(self.inputs, self.role)
+            except Busy as refusal:
+                limiter.refused(sent_at, refusal.retry_after_seconds)
+                if time.monotonic() - first > BUSY_PATIENCE_SECONDS:
+                    minutes = BUSY_PATIENCE_SECONDS / 60
+                    raise ProviderError(
+                        f"{refusal} It has said so for {minutes:.0f} minutes. Run again later: nothing that was "
+                        "embedded is lost."
+                    ) from refusal
+            else:
+                limiter.succeeded()
+                wanted = (len(self.inputs), self.provider.space.dimensions)
+                if reply.vectors.shape != wanted:
+                    raise Unreachable(
+                        f"{self.provider.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
+                        "always does, the model or its `dimensions` is another than the pipeline file says."
+                    )
+                return Asked(reply, time.perf_counter() - started, self.sent - 1, self.waited_seconds)
+
+    def sleep(self, seconds: float) -> None:
+        if self.stop.wait(seconds):
+            raise Stopped
+        self.waited_seconds += seconds
+
+
+def _limiter(provider: Service) -> Limiter:
+    return _opened(provider.flow_key, provider.requests_per_minute, provider.tokens_per_minute)
+
+
+@functools.cache
+def _opened(key: str, requests_per_minute: float | None, tokens_per_minute: float | None) -> Limiter:
+    """One per key and process; the file is one for all users of this account on this machine."""
+    path = user_state_path("embedding-pipelines") / "pace.sqlite"
+    return Limiter(path, key, requests_per_minute, tokens_per_minute)

@@ -1,0 +1,130 @@
+"""`cohere`: Cohere's models, version 3 and later. https://docs.cohere.com/reference/embed
+
+A request asks for all of `embedding_types` at once, for the price of one: the first is what the pipeline stores, the
+others go to the ledger, so that a second pipeline with another type pays nothing. All arrive as float32: float of
+unit length; int8 as its numbers; uint8 less 128; binary and ubinary, which are the same bits, as -1 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of, name_in_space, published_price
+from embedding_pipelines.providers._remote import Remote, spoken
+from embedding_pipelines.providers._vectors import (
+    DTYPES,
+    WIRE_TYPES,
+    ElementType,
+    as_float,
+    count_within,
+    in_order,
+    numbers,
+    unit,
+)
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.space import Space
+
+CALL_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
+MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has
+OWN_TOKENS = 8  # kept free for what the service puts around a text, by its input type
+INPUT_TYPES: dict[Role, str] = {"document": "search_document", "query": "search_query"}
+
+
+class Cohere(Remote):
+    """One model; over-long texts are refused by the service, never cut unseen."""
+
+    kind: Literal["cohere"] = "cohere"
+    base_url: str = "https://api.cohere.com"
+    api_key_env: str | None = "COHERE_API_KEY"
+    model: str
+    dimensions: int | None = Field(None, ge=1)
+    """Fewer than the model's own; from version 4 on."""
+
+    task: Literal["classification", "clustering"] | None = None
+    """What the vectors are for, if not search; then documents and queries are treated alike."""
+
+    embedding_types: tuple[ElementType, ...] = Field(("float",), min_length=1)
+    """The first is what the pipeline uses; the others are kept for other pipelines."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if len({WIRE_TYPES[name] for name in self.embedding_types}) < len(self.embedding_types):
+            raise ValueError("embedding_types names one type twice; binary and ubinary are the same bits")
+        if chosen_dimensions(self.kind, self.model, self.dimensions) % 8 and "ubinary" in self._wire_types:
+            raise ValueError("packed bits need dimensions that are a multiple of 8")
+        return self
+
+    @property
+    def space(self) -> Space:
+        return self._space_of(self._wire_types[0])
+
+    @property
+    def limits(self) -> Limits:
+        facts = facts_of(self.kind, self.model)
+        most = facts.max_tokens if facts else MAX_TOKENS
+        # No total of a request is documented: as much as 96 texts of version 3 or one of the later ones.
+        return Limits(most - OWN_TOKENS, max(most, CALL_TEXTS * MAX_TOKENS), CALL_TEXTS, self.concurrent_calls)
+
+    @property
+    def price(self) -> float | None:
+        own = self.usd_per_million_tokens
+        return published_price(self.kind, self.model) if own is None else own
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        if not inputs:
+            return Reply(np.empty((0, self.space.dimensions), np.float32))
+        body: dict[str, Any] = {
+            "model": self.model,
+            "texts": list(inputs),
+            "input_type": self.task or INPUT_TYPES[input_type],
+            "embedding_types": self._wire_types,
+            "truncate": "NONE",
+        }
+        if self.dimensions is not None and not self._own_dimensions:
+            body["output_dimension"] = self.dimensions
+        reply = self.request("/v2/embed", body, self.bearer)
+        first, *others = (self._vectors(reply, name, len(inputs)) for name in self._wire_types)
+        copies = {self._space_of(name): found for name, found in zip(self._wire_types[1:], others, strict=True)}
+        return Reply(first, count_within(reply, "meta", "billed_units", "input_tokens"), copies)
+
+    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
+        """As for all, and what Cohere means by a trial key's 429 and by 498."""
+        said = f"{self.kind} at {self.address} answered {status}: {self.redacted(spoken(body))}"
+        if status == 429 and "/ month" in body:
+            return ProviderError(f"{said} The trial key is used up for this month; nothing is lost.")
+        if status == 498:  # "invalid token", docs.cohere.com/reference/errors
+            return ProviderError(f"{said} Check the key: api_key_env is {self.api_key_env!r}.")
+        return super().fault(status, body, headers)
+
+    @property
+    def _wire_types(self) -> list[str]:
+        return [WIRE_TYPES[name] for name in self.embedding_types]
+
+    @property
+    def _own_dimensions(self) -> bool:
+        """Then they are not asked for: version 3 knows no such parameter."""
+        facts = facts_of(self.kind, self.model)
+        return facts is not None and self.dimensions == facts.dimensions
+
+    def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
+        found = as_float(self, in_order(self, reply, ("embeddings", name), count, numbers), name)
+        return unit(found) if name == "float" else found  # Cohere does not say that shortened ones are of unit length
+
+    def _space_of(self, name: str) -> Space:
+        facts = facts_of(self.kind, self.model)
+        return Space(
+            provider=self.kind,
+            model=name_in_space(self.kind, self.model),
+            revision="v2",  # of the interface; Cohere's models carry theirs in their names
+            dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
+            pooling="service",
+            prompts={role: self.task or input_type for role, input_type in INPUT_TYPES.items()},
+            max_tokens=facts.max_tokens if facts else MAX_TOKENS,
+            normalized=name == "float",
+            dtype=DTYPES[name],
+        )

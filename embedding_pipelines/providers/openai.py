@@ -1,0 +1,236 @@
+"""`openai`: OpenAI's models, and whatever server speaks as theirs do: Azure, vLLM, Infinity, LM Studio, llama.cpp …
+
+https://platform.openai.com/docs/api-reference/embeddings, through the official SDK, whose retries are switched off.
+Of OpenAI's own models all is known. Of another one, the user says how long its vectors are and how much it reads; what
+the server returns must agree with that.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.providers import _tiktoken
+from embedding_pipelines.providers._models import (
+    ModelFacts,
+    chosen_dimensions,
+    facts_of,
+    name_in_space,
+    published_price,
+)
+from embedding_pipelines.providers._remote import WORDS, Remote, Unreachable
+from embedding_pipelines.providers._served import prompts_by_role, room
+from embedding_pipelines.providers._vectors import count_within, listed, numbers, stacked, within
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.space import Space
+
+if TYPE_CHECKING:
+    from openai import Omit, OpenAI
+    from tokenizers import Tokenizer
+
+BASE_URL = "https://api.openai.com/v1"
+KEY = "OPENAI_API_KEY"
+
+# The SDK's docstring of `embeddings.create` states inputs and tokens. Tokens of a request are judged before they are
+# counted, at a quarter of its bytes.
+CALL_TEXTS, CALL_TOKENS, CALL_BYTES = 2_048, 300_000, 1_200_000
+
+# A server of one's own: what a processor embeds in seconds, so that a request ends before `timeout_seconds`.
+OTHER_CALL_TEXTS, OTHER_CALL_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
+
+
+class Openai(Remote):
+    """One model at one address. Texts too long for the model are refused by the service, by some servers cut."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: str = BASE_URL
+    """Up to and with /v1. Azure: https://<resource>.openai.azure.com/openai/v1, and the deployment as `model`."""
+
+    api_key_env: str | None = None
+    """Default: OPENAI_API_KEY at api.openai.com. Elsewhere none is sent unless this names one, so that the key to one
+    service never reaches another."""
+
+    model: str = Field(min_length=1)
+    dimensions: int | None = Field(None, ge=1)
+    """Required of a model that is not OpenAI's own. Of theirs, a smaller number asks for shortened vectors."""
+
+    send_dimensions: bool = False
+    """Ask the server for `dimensions`, where nobody here knows that the model can shorten its vectors."""
+
+    max_tokens: int | None = Field(None, ge=8)
+    """What the model reads of a text. Default: 8,191 for OpenAI's own; 512 for others, the least that is usual."""
+
+    prompts: dict[Role, str] | None = None
+    """What stands before a text, by role; a role left out gets none. Default: what the model's family asks for."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_key(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "api_key_env" in values:
+            return values
+        return {**values, "api_key_env": KEY if _is_openai(str(values.get("base_url", BASE_URL))) else None}
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        chosen_dimensions(self.kind, self.model, self.dimensions)
+        facts = self._facts
+        if facts is not None and self.send_dimensions:
+            raise ValueError(f"send_dimensions is for models that are not known; leave it out with {self.model!r}")
+        if facts is not None and self._max_tokens > facts.max_tokens:
+            raise ValueError(f"{self.model!r} reads {facts.max_tokens} tokens of a text; max_tokens cannot be more")
+        return self
+
+    @property
+    def space(self) -> Space:
+        """Without the address: a model is the same one behind Azure, a proxy or a server that moves."""
+        return Space(
+            provider=self.kind,
+            model=name_in_space(self.kind, self.model),
+            revision="v1",  # of the interface; the models carry theirs in their names
+            dimensions=self._dimensions,
+            pooling="service",
+            prompts=prompts_by_role(self.model, self.prompts),
+            max_tokens=self._max_tokens,
+            normalized=self._facts is not None,  # another server does as it was started
+            dtype="float32",
+        )
+
+    @property
+    def limits(self) -> Limits:
+        left = room(self, self._max_tokens, prompts_by_role(self.model, self.prompts))
+        if self._facts is None:
+            tokens = max(OTHER_CALL_TOKENS, left)
+            return Limits(left, tokens, OTHER_CALL_TEXTS, self.concurrent_calls)
+        return Limits(left, CALL_TOKENS, CALL_TEXTS, self.concurrent_calls, CALL_BYTES)
+
+    @property
+    def price(self) -> float | None:
+        own = self.usd_per_million_tokens
+        return published_price(self.kind, self.model) if own is None else own
+
+    def tokenizer(self) -> Tokenizer:
+        return _tiktoken.cl100k() if self._counts_as_openai else super().tokenizer()
+
+    @property
+    def tokenizer_digest(self) -> str:
+        return _tiktoken.cl100k_digest() if self._counts_as_openai else super().tokenizer_digest
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        if not inputs:
+            return Reply(np.empty((0, self._dimensions), np.float32))
+        prompt = prompts_by_role(self.model, self.prompts).get(input_type, "")
+        content = self._post([prompt + text for text in inputs])
+        try:
+            reply = json.loads(content)
+        except ValueError as error:
+            words = self.redacted(content[:WORDS].decode(errors="replace"))
+            raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
+        vectors = stacked(self, self._placed(reply, len(inputs)), _read)
+        if self._facts is None and vectors.shape[1] != self._dimensions:
+            raise ProviderError(
+                f"{self.model!r} at {self.address} gives vectors of {vectors.shape[1]} dimensions, and `dimensions` "
+                f"says {self._dimensions}. Write dimensions: {vectors.shape[1]}, unless it is the wrong model."
+            )
+        # Servers that do not count tokens say 0.
+        tokens = count_within(reply, "usage", "total_tokens") or count_within(reply, "usage", "prompt_tokens")
+        return Reply(vectors, tokens or None)
+
+    def _post(self, texts: list[str]) -> bytes:
+        """One request through the SDK: what a 200 brought, unread. Raises as `ask`."""
+        key = self.api_key
+        client = _client(self.base_url, key)
+        import openai
+
+        absent: dict[str, str | Omit] = {}
+        if not _is_openai(self.base_url):  # what the SDK takes from the environment is nothing to other services
+            absent = {"openai-organization": openai.omit, "openai-project": openai.omit}
+        if key is None:
+            absent["authorization"] = openai.omit
+        try:
+            raw = client.embeddings.with_raw_response.create(
+                model=self.model,
+                input=texts,
+                dimensions=self._dimensions if self._asks_for_dimensions else openai.omit,
+                encoding_format="base64",  # a quarter of the bytes of decimal numbers
+                timeout=self.timeout_seconds,
+                extra_headers=absent,
+            )
+        except openai.APIStatusError as error:
+            raise self.fault(error.status_code, error.response.text, error.response.headers) from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            words = self.redacted(f"{type(cause).__name__} {cause}".rstrip())
+            raise Unreachable(f"{self.address}/embeddings cannot be reached: {words}") from error
+        return raw.content
+
+    def _placed(self, reply: Any, count: int) -> list[Any]:
+        """The reply's vector for each text, by its own index where it has one; None for what it left out."""
+        entries = listed(self, reply, "data")
+        indices = [within(entry, "index") for entry in entries]
+        vectors = [within(entry, "embedding") for entry in entries]
+        where = f"{self.kind} at {self.address}"
+        if all(index is None for index in indices):
+            if len(vectors) != count:
+                raise Unreachable(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
+            return vectors
+        placed: dict[int, Any] = {}
+        for index, vector in zip(indices, vectors, strict=True):
+            if type(index) is not int or not 0 <= index < count or index in placed:
+                raise Unreachable(f"{where} returned the index {index!r} out of place, for {count} texts.")
+            placed[index] = vector
+        return [placed.get(row) for row in range(count)]
+
+    @property
+    def _facts(self) -> ModelFacts | None:
+        return facts_of(self.kind, self.model)
+
+    @property
+    def _dimensions(self) -> int:
+        return chosen_dimensions(self.kind, self.model, self.dimensions)
+
+    @property
+    def _asks_for_dimensions(self) -> bool:
+        """Not for a model's own number: the older ones refuse any."""
+        facts = self._facts
+        return self.send_dimensions if facts is None else self._dimensions != facts.dimensions
+
+    @property
+    def _max_tokens(self) -> int:
+        known = self._facts.max_tokens if self._facts else OTHER_MAX_TOKENS
+        return known if self.max_tokens is None else self.max_tokens
+
+    @property
+    def _counts_as_openai(self) -> bool:
+        return self.tokenizer_of is None and self._facts is not None
+
+
+def _is_openai(base_url: str) -> bool:
+    return urlsplit(base_url).hostname == urlsplit(BASE_URL).hostname
+
+
+def _read(vector: Any) -> Vectors:
+    """float32[d] of little-endian floats in base64, or of the list of numbers that some servers send all the same."""
+    if isinstance(vector, str):
+        return np.frombuffer(base64.b64decode(vector, validate=True), "<f4").astype(np.float32)
+    return numbers(vector)
+
+
+@functools.lru_cache(maxsize=16)
+def _client(base_url: str, key: str | None) -> OpenAI:
+    """One per address and key: its connections are kept open, and it may be used by several threads."""
+    try:
+        from openai import OpenAI
+    except ImportError as error:
+        raise ConfigError(
+            "The provider openai needs OpenAI's SDK: pip install 'embedding-pipelines[openai]'."
+        ) from error
+    # Without one, the SDK would look for a key of its own accord; none of the headers carries this one.
+    return OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)

@@ -1,0 +1,134 @@
+"""`voyage`: Voyage's text models. https://docs.voyageai.com/reference/embeddings-api
+
+The models of version 4 share one space: documents embedded by the large one can be searched with queries embedded by
+the lite one, so all of them have one `Space` where dimensions and type are equal. Vectors come back as base64, which
+is about a quarter of the bytes of decimal numbers.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of, name_in_space, published_price
+from embedding_pipelines.providers._remote import Remote, TooLarge, Unreachable
+from embedding_pipelines.providers._vectors import (
+    DTYPES,
+    WIRE_TYPES,
+    ElementType,
+    as_float,
+    count_within,
+    listed,
+    stacked,
+    within,
+)
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.space import Space
+
+CALL_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here
+CALL_TOKENS = 120_000  # of a model whose own total is not listed: the least of the text models
+MAX_TOKENS = 4_000  # of a model that is not listed: as voyage-2, the least there was
+PROMPT_TOKENS = 16  # kept free for the sentence that the service puts before each text
+TOO_MANY_TOKENS = "tokens per submitted batch"  # in the words of a 400
+
+BYTES_OF = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
+
+
+class Voyage(Remote):
+    """One model; over-long texts are refused by the service, never cut unseen."""
+
+    kind: Literal["voyage"] = "voyage"
+    base_url: str = "https://api.voyageai.com/v1"
+    api_key_env: str | None = "VOYAGE_API_KEY"
+    model: str
+    dimensions: int | None = Field(None, ge=1)
+    output_dtype: ElementType = "float"
+    """Quantized by the service, stored as float32: int8 as its numbers, uint8 less 128, bits as -1 and 1."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> Self:
+        if chosen_dimensions(self.kind, self.model, self.dimensions) % 8 and self._wire_type == "ubinary":
+            raise ValueError("packed bits need dimensions that are a multiple of 8")
+        return self
+
+    @property
+    def space(self) -> Space:
+        facts = facts_of(self.kind, self.model)
+        return Space(
+            provider=self.kind,
+            model=name_in_space(self.kind, self.model),
+            revision="v1",  # of the interface; Voyage's models carry theirs in their names
+            dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
+            pooling="service",
+            prompts={"document": "document", "query": "query"},  # as `input_type`; the service adds its sentences
+            max_tokens=facts.max_tokens if facts else MAX_TOKENS,
+            normalized=self._wire_type == "float",
+            dtype=DTYPES[self._wire_type],
+        )
+
+    @property
+    def limits(self) -> Limits:
+        facts = facts_of(self.kind, self.model)
+        return Limits(
+            max_tokens=(facts.max_tokens if facts else MAX_TOKENS) - PROMPT_TOKENS,
+            call_tokens=(facts and facts.call_tokens) or CALL_TOKENS,
+            call_texts=CALL_TEXTS,
+            concurrent_calls=self.concurrent_calls,
+        )
+
+    @property
+    def price(self) -> float | None:
+        own = self.usd_per_million_tokens
+        return published_price(self.kind, self.model) if own is None else own
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        if not inputs:
+            return Reply(np.empty((0, self.space.dimensions), np.float32))
+        body: dict[str, Any] = {
+            "model": self.model,
+            "input": list(inputs),
+            "input_type": input_type,
+            "truncation": False,
+            "output_dtype": self._wire_type,
+            "encoding_format": "base64",
+        }
+        if self.dimensions is not None and not self._own_dimensions:
+            body["output_dimension"] = self.dimensions
+        reply = self.request("/embeddings", body, self.bearer)
+        found = stacked(self, self._placed(reply, len(inputs)), self._read)
+        return Reply(as_float(self, found, self._wire_type), count_within(reply, "usage", "total_tokens"))
+
+    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
+        """As for all; a 400 for too many tokens in one request is nobody's text's fault."""
+        fault = super().fault(status, body, headers)
+        return TooLarge(str(fault)) if status == 400 and TOO_MANY_TOKENS in body else fault
+
+    @property
+    def _wire_type(self) -> str:
+        return WIRE_TYPES[self.output_dtype]
+
+    @property
+    def _own_dimensions(self) -> bool:
+        """Then they are not asked for: models before 3.5 know one number only."""
+        facts = facts_of(self.kind, self.model)
+        return facts is not None and self.dimensions == facts.dimensions
+
+    def _placed(self, reply: Any, count: int) -> list[Any]:
+        """What the reply holds for each text, by its own index; None for what it left out."""
+        placed: dict[int, Any] = {}
+        for entry in listed(self, reply, "data"):
+            at = within(entry, "index")
+            if type(at) is not int or not 0 <= at < count or at in placed:
+                raise Unreachable(f"{self.kind} at {self.address} returned the index {at!r} for {count} texts.")
+            placed[at] = within(entry, "embedding")
+        return [placed.get(at) for at in range(count)]
+
+    def _read(self, entry: Any) -> Vectors:
+        if not isinstance(entry, str):
+            raise ValueError("it is not in base64")
+        return np.frombuffer(base64.b64decode(entry, validate=True), BYTES_OF[self._wire_type]).astype(np.float32)

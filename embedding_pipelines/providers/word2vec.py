@@ -1,0 +1,118 @@
+"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or learnt from the pipeline's texts.
+
+Files in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's KeyedVectors; also gzipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from pydantic import model_validator
+
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.home import home
+from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
+from embedding_pipelines.providers._word2vec_training import Training
+from embedding_pipelines.providers._word2vec_words import word_tokenizer, words_of
+from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.space import Space
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+RECIPE = "1"  # raise it when the vectors of the same file change
+MAX_TOKENS = 10_000  # a mean over more words is the same for every text
+
+_ONE_AT_A_TIME = threading.Lock()  # a file is opened once, whoever asks first
+
+
+class Word2vec(Provider):
+    """Mean of the vectors of a text's known words. A text without a known word gets a row of NaN: it has no vector."""
+
+    kind: Literal["word2vec"] = "word2vec"
+    vectors: str | None = None
+    """The file of word vectors, below the home folder. With `train`, where the learnt ones are kept."""
+
+    train: Training | None = None
+    """Learn the vectors from the pipeline's own texts; `train: {}` takes the defaults."""
+
+    @model_validator(mode="after")
+    def _has_a_file(self) -> Self:
+        if self.vectors is None and self.train is None:
+            raise ValueError(
+                "name a file of word vectors with `vectors`, or have them learnt from your own texts with `train: {}`"
+            )
+        return self
+
+    @property
+    def space(self) -> Space:
+        return Space(
+            provider=self.kind,
+            model=self._path.name,
+            revision=f"{RECIPE}-{content_sha256(self._path)}",
+            dimensions=self._words.vectors.shape[1],
+            pooling="mean",
+            prompts={},
+            max_tokens=MAX_TOKENS,
+            normalized=True,
+            dtype="float32",
+        )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(max_tokens=MAX_TOKENS, call_tokens=65_536, call_texts=4_096)
+
+    def tokenizer(self) -> Tokenizer:
+        return word_tokenizer()
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        known = self._words
+        vectors = np.full((len(inputs), known.vectors.shape[1]), np.nan, np.float32)
+        for row, text in enumerate(inputs):
+            rows = known.known(words_of(text)[:MAX_TOKENS])
+            if not rows:
+                continue
+            mean = known.vectors[rows].mean(axis=0, dtype=np.float64)
+            length = np.linalg.norm(mean)
+            if 0 < length < np.inf:  # words that cancel out have no direction
+                vectors[row] = mean / length
+        return vectors
+
+    def pinned(self, folder: Path) -> Self:
+        kept = folder / content_sha256(self._path)[:32] / self._path.name
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            for part in reversed(parts(self._path)):  # the file that is looked for comes last
+                handle, draft = tempfile.mkstemp(dir=kept.parent)
+                os.close(handle)
+                shutil.copyfile(part, draft)
+                os.replace(draft, kept.parent / part.name)
+        return self.model_copy(update={"vectors": kept.relative_to(home()).as_posix()})
+
+    @property
+    def _path(self) -> Path:
+        if self.vectors is None:
+            raise ConfigError(
+                "word2vec: the vectors are learnt from the pipeline's own texts, which has not been done. Run the "
+                "pipeline's `model` step, or name a file of vectors with `vectors`."
+            )
+        return home() / self.vectors
+
+    @property
+    def _words(self) -> WordVectors:
+        with _ONE_AT_A_TIME:
+            return _opened(self._path, content_sha256(self._path))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, content: str) -> WordVectors:
+    """One table of words per file and process, however many pipelines use it."""
+    return opened(path, content)

@@ -1,0 +1,109 @@
+"""plan: what a run would do and cost, told before it is done.
+
+It takes the real way: documents are read and chunks are cut as in a run, which then finds that done. What follows is
+reckoned, not done: nobody is called, the table is read only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.steps.chunks import write_chunks
+from embedding_pipelines.steps.codec import codec_path, load_codec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.documents import write_documents
+from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
+from embedding_pipelines.steps.vector_store import open_table
+from embedding_pipelines.stores.base import Table
+
+
+@dataclass
+class Plan:
+    """Rows are chunks, as they stand in the table; texts are counted once, however often they occur."""
+
+    pipeline: str
+    model: str
+    rows_new: int = 0
+    rows_changed: int = 0
+    rows_deleted: int = 0
+    rows_unchanged: int = 0
+    texts_known: int = 0  # in the ledger: they cost nothing
+    texts_to_embed: int = 0
+    tokens: int = 0  # by the model's tokenizer, or an estimate from above
+    requests: int = 0
+    usd: float | None = None  # None: nobody knows the price
+    seconds: float | None = None  # at the pace of what was embedded last; None: nothing was yet
+
+
+def plan(context: StepContext, provider: Provider) -> Plan:
+    """What a run of the pipeline would do now. Raises as the steps `documents` and `chunks` do."""
+    with context.folder.lock("run"), context.folder.lock():
+        write_documents(context)
+        refuse_wrong_dimensions(context, provider)
+        for bucket in context.spec.bucket_names:
+            write_chunks(context, bucket, provider)
+        made = Plan(context.spec.name, str(provider.space))
+        _count_rows(context, provider, made)
+        with Ledger(context.warehouse.ledger) as ledger:
+            _count_texts(context, provider, ledger, made)
+    if provider.price is not None:
+        made.usd = round(made.tokens * provider.price / 1e6, 6)
+    made.seconds = _seconds(context, made.tokens)
+    return made
+
+
+def _count_rows(context: StepContext, provider: Provider, made: Plan) -> None:
+    table = _table(context, provider)
+    for bucket in context.spec.bucket_names:
+        wanted = context.folder.chunks.read_columns(bucket, ["chunk_id", "chunk_digest"])
+        assert wanted is not None
+        target = dict(zip(wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist(), strict=True))
+        stored = dict(_stored(table, bucket))
+        both = target.keys() & stored.keys()
+        changed = sum(target[name] != stored[name] for name in both)
+        made.rows_new += len(target) - len(both)
+        made.rows_changed += changed
+        made.rows_unchanged += len(both) - changed
+        made.rows_deleted += len(stored) - len(both)
+
+
+def _table(context: StepContext, provider: Provider) -> Table | None:
+    """The table that a run would bring up to date; None if it would be a new one."""
+    if codec_path(context, provider.space) is None:
+        return None
+    table, _ = open_table(context, load_codec(context, provider.space), provider.space)
+    return table if table.version is not None else None
+
+
+def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
+    for batch in table.scan(["chunk_id", "chunk_digest"], bucket) if table is not None else ():
+        yield from zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
+
+
+def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> None:
+    """As `embed` asks: windows in turn, each text once, looked up, cut into calls."""
+    space, limits, seen = provider.space, provider.limits, set[bytes]()
+    for bucket in context.spec.bucket_names:
+        if current_embeddings(context, bucket, space) is not None:
+            continue
+        for batch in context.folder.chunks.read(bucket, ["text", "tokens"]):
+            lengths = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
+            keys = {text: ledger.key(space.id, "document", text) for text in lengths}
+            new = [text for text, key in keys.items() if key not in seen]
+            known = ledger.get([keys[text] for text in new], space.dimensions)
+            seen.update(keys[text] for text in new)
+            missing = [text for text in new if keys[text] not in known]
+            made.texts_known += len(known)
+            made.texts_to_embed += len(missing)
+            made.tokens += sum(lengths[text] for text in missing)
+            sizes = [len(text.encode()) for text in missing]
+            made.requests += sum(1 for _ in calls([lengths[text] for text in missing], limits, sizes))
+
+
+def _seconds(context: StepContext, tokens: int) -> float | None:
+    made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
+    paces = [entry.facts["tokens_per_second"] for entry in made if entry and entry.facts.get("tokens_per_second")]
+    return round(tokens / median(paces), 1) if paces else None if tokens else 0.0

@@ -1,0 +1,237 @@
+"""Ten thousand texts through a service that fails in every way it can: what lands, what is refused, what is paid."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from embedding_pipelines.embedding import asking
+from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
+from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
+from embedding_pipelines.pipeline import Budget
+from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
+from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
+
+DIMENSIONS = 64
+OFTEN = [  # nothing of these is paid for, or what was paid for is kept
+    Fault("status", 429, "Rate limit reached.", {"retry-after": "0.05"}),
+    Fault("status", 429, "Slow down.", {"retry-after-ms": "30"}),
+    Fault("status", 503, "Overloaded."),
+    Fault("status", 500, "The server had an error."),
+    Fault("status", 502, "Bad gateway."),
+    Fault("reset"),
+    Fault("drip", seconds=0.2),
+    Fault("reversed"),
+    Fault("nan"),
+    Fault("zero"),
+    Fault("inside", message="upstream failed"),
+]
+SELDOM = [Fault("fewer"), Fault("alike"), Fault("short")]  # a whole call is paid for in vain
+
+
+def faulty(random: random.Random) -> Fault | None:
+    drawn = random.random()
+    return random.choice(OFTEN) if drawn < 0.2 else random.choice(SELDOM) if drawn < 0.21 else None
+
+
+def through(
+    server: WireServer, ledger: Ledger, texts: list[str], **options: object
+) -> tuple[list[Embedded], EmbedCounts]:
+    purse = options.pop("purse", None)
+    found = list(embed(windows(texts), little(server, **options), ledger, "document", lambda tokens: None, purse))
+    counts = EmbedCounts()
+    for window in found:
+        counts.add(window.counts)
+    return found, counts
+
+
+def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_services_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.02)
+    texts = [f"text number {n} about {n % 97} and {n % 89}" for n in range(TEXTS)]
+    bad = {texts[n]: f"This model does not speak of {n}." for n in (17, 4_711, 4_712, 9_999)}
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.chance, server.poisoned = faulty, bad.get
+        found, counts = through(server, ledger, texts)
+        refused = {
+            window.batch["text"][row].as_py(): reason for window in found for row, reason in window.rejected.items()
+        }
+        assert refused.keys() == bad.keys()
+        assert all(bad[text] in reason for text, reason in refused.items())
+        vectors = np.concatenate([window.vectors for window in found])
+        good = np.array([text not in bad for text in texts])
+        assert np.allclose(vectors[good], server.vectors([text for text in texts if text not in bad]), atol=1e-5)
+        assert np.isnan(vectors[~good]).all()
+        assert len(ledger) == counts.embedded == TEXTS - len(bad)
+        assert counts.rejected == len(bad)
+        assert counts.retries > 20
+        assert sum(server.billed.values()) <= 1.02 * (TEXTS - len(bad))
+        assert not server.billed.keys() & bad.keys()
+
+        _, counts = through(server, ledger, texts)  # the bad ones are asked for again, the good ones are not
+        assert (counts.embedded, counts.rejected) == (0, len(bad))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("status", 401, "Incorrect API key."), "answered 401: Incorrect API key"),
+        (Fault("status", 403, "Not your model."), "answered 403: Not your model"),
+        (Fault("status", 404, "The model does not exist."), "answered 404.*Check model and base_url"),
+        (Fault("status", 429, "insufficient_quota: check your plan"), "quota is used up"),
+    ],
+)
+def test_what_waiting_cannot_mend_ends_the_run_at_once(tmp_path: Path, fault: Fault, message: str) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.chance = lambda _: fault
+        started = time.monotonic()
+        with pytest.raises(ProviderError, match=message):
+            through(server, ledger, [f"text {n}" for n in range(2_000)])
+        assert time.monotonic() - started < 3
+        assert len(server.requests) <= 2 * little(server).concurrent_calls
+
+
+def test_a_service_that_refuses_everything_is_not_bisected_to_the_last_text(tmp_path: Path) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.chance = lambda _: Fault("status", 400, "Unknown parameter: 'encoding_format'.")
+        with pytest.raises(ProviderError, match="Unknown parameter"):
+            through(server, ledger, [f"text {n}" for n in range(2_000)])
+        assert len(server.requests) <= 2 * little(server).concurrent_calls + 2
+
+
+@pytest.mark.parametrize("kind", ["fewer", "short", "alike", "inside"])
+def test_a_service_that_always_answers_wrongly_fails_the_run_and_nothing_is_stored(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+
+    def wrong(_: random.Random) -> Fault | None:
+        return Fault(kind, message="no upstream")
+
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.chance = wrong
+        with pytest.raises(ProviderError):
+            through(server, ledger, ["text one", "text two"])
+        assert len(ledger) == 0
+
+
+def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(tmp_path: Path) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.most_texts = 10
+        _, counts = through(server, ledger, [f"text {n}" for n in range(200)])
+        assert (counts.embedded, counts.rejected, len(ledger)) == (200, 0, 200)
+        assert set(server.billed.values()) == {1}
+
+
+def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -> None:
+    """A service that lets 40 requests a second in: nearly all of it is used, and few are turned away."""
+    allowed, seconds = 40, 6
+    with serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server, Ledger(tmp_path / "l") as ledger:
+        sent: list[float] = []
+        lock = threading.Lock()
+
+        def limited(_: random.Random) -> Fault | None:
+            with lock:
+                now = time.monotonic()
+                sent[:] = [at for at in sent if at > now - 1]
+                if len(sent) >= allowed:
+                    return Fault("status", 429, "Rate limit reached.", {"retry-after-ms": "200"})
+                sent.append(now)
+            return None
+
+        server.chance = limited
+        texts = [f"text {n}" for n in range(allowed * seconds * CALL_TEXTS)]
+        _, counts = through(server, ledger, texts)
+        took = server.times[-1] - server.times[0]
+        assert set(server.billed.values()) == {1}
+        assert counts.calls == len(texts) / CALL_TEXTS
+        assert counts.retries < 0.2 * counts.calls
+        assert took < seconds / 0.7
+
+
+def test_the_stated_pace_is_kept_and_used(tmp_path: Path) -> None:
+    """At least 0.9 of what the limiter allows, against 50 ms of latency."""
+    pace, calls = 60, 240
+    with serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server, Ledger(tmp_path / "l") as ledger:
+        texts = [f"text {n}" for n in range(calls * CALL_TEXTS)]
+        through(server, ledger, texts, requests_per_minute=pace * 60)
+        took = server.times[-1] - server.times[0]
+        assert 0.9 * pace <= (calls - 1) / took <= 1.02 * pace
+
+
+def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp_path: Path) -> None:
+    texts = [f"some text number {n}" for n in range(2_000)]
+    with serve(DIALECT, DIMENSIONS, latency_seconds=0.002) as server, Ledger(tmp_path / "l") as ledger:
+        runs = 0
+        while True:
+            runs += 1
+            provider = little(server, usd_per_million_tokens=2.0)
+            tokens = Budget(usd=0.01)  # 5,000 tokens
+            before = sum(server.billed.values())
+            try:
+                list(embed(windows(texts), provider, ledger, "document", lambda n: None, Purse.of(tokens, provider)))
+            except BudgetError as error:
+                said = str(error)
+                paid = sum(server.billed.values()) - before
+                assert "0.01 USD" in said
+                assert 0.9 * 5_000 / 4 <= paid <= 5_000 / 4
+            else:
+                break
+        assert runs > 1
+        assert set(server.billed.values()) == {1}
+        assert len(server.billed) == len(texts) == len(ledger)
+        with pytest.raises(ConfigError, match=r"budget\.usd.*usd_per_million_tokens"):
+            Purse.of(Budget(usd=1), little(server))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines_tests.embedding.service import Little, windows
+url, path, count = sys.argv[1:]
+provider = Little(base_url=url, model="little", dimensions=64)
+texts = [f"text {n}" for n in range(int(count))]
+with Ledger(Path(path)) as ledger:
+    list(embed(windows(texts), provider, ledger, "document", lambda tokens: None))
+"""
+
+
+def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(tmp_path: Path) -> None:
+    count = 3_000
+    with serve(DIALECT, DIMENSIONS, latency_seconds=0.02) as server:
+        command = [sys.executable, "-c", SCRIPT, server.url + "/v1", str(tmp_path / "l"), str(count)]
+        kills, drawn = 0, random.Random(0)
+        while True:
+            process = subprocess.Popen(command)
+            known = len(server.requests)
+            deadline = time.monotonic() + 60
+            while kills < 4 and len(server.requests) < known + drawn.randint(3, 25) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            if kills < 4 and process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                continue
+            assert process.wait() == 0
+            break
+        out = Little.model_fields["concurrent_calls"].default + 1
+        with Ledger(tmp_path / "l") as ledger:
+            assert len(ledger) == count
+            assert len(server.billed) == count
+        twice = Counter(server.billed.values())
+        assert sum(times - 1 for times in server.billed.values()) <= kills * out * CALL_TEXTS
+        assert twice[1] > 0

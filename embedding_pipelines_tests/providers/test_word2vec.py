@@ -1,0 +1,285 @@
+"""`word2vec`: the contract, every format of file, texts without a known word, and learning from one's own texts."""
+
+import gzip
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, ProviderError, SourceError
+from embedding_pipelines.providers._word2vec_training import Training, train
+from embedding_pipelines.providers._word2vec_words import words_of
+from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.providers.word2vec import Word2vec
+from embedding_pipelines_tests.providers import contract
+
+WORDS = ["paris", "Paris", "cat", "warm", "über", "漢字"]
+ROWS = np.random.default_rng(0).standard_normal((len(WORDS), 8)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+
+
+def text_lines(words: list[str] = WORDS, rows: np.ndarray = ROWS) -> bytes:
+    numbers = (" ".join(repr(float(number)) for number in row) for row in rows)
+    return "".join(f"{word} {line}\n" for word, line in zip(words, numbers, strict=True)).encode()
+
+
+def header(words: list[str] = WORDS, rows: np.ndarray = ROWS) -> bytes:
+    return f"{len(words)} {rows.shape[1]}\n".encode()
+
+
+def binary() -> bytes:
+    return header() + b"".join(word.encode() + b" " + row.tobytes() for word, row in zip(WORDS, ROWS, strict=True))
+
+
+def save_keyed_vectors(path: Path, sep_limit: int, pickle_protocol: int = 4) -> None:
+    from gensim.models import KeyedVectors
+
+    found = KeyedVectors(ROWS.shape[1])
+    found.add_vectors(WORDS, ROWS)
+    found.save(str(path), sep_limit=sep_limit, pickle_protocol=pickle_protocol)
+
+
+def save_as_numpy_1_did(path: Path) -> None:
+    save_keyed_vectors(path, 1 << 20, pickle_protocol=2)
+    path.write_bytes(path.read_bytes().replace(b"numpy._core.", b"numpy.core."))
+
+
+FORMATS: dict[str, Callable[[Path], object]] = {
+    "word2vec text": lambda path: path.write_bytes(header() + text_lines()),
+    "word2vec text with blanks at the ends": lambda path: path.write_bytes(
+        header() + text_lines().replace(b"\n", b" \n")
+    ),
+    "word2vec binary": lambda path: path.write_bytes(binary()),
+    "word2vec binary with line ends": lambda path: path.write_bytes(
+        header() + b"".join(w.encode() + b" " + row.tobytes() + b"\n" for w, row in zip(WORDS, ROWS, strict=True))
+    ),
+    "word2vec binary, gzipped": lambda path: path.write_bytes(gzip.compress(binary())),
+    "GloVe": lambda path: path.write_bytes(text_lines()),
+    "GloVe, gzipped, with a word of spaces and one twice": lambda path: path.write_bytes(
+        gzip.compress(text_lines() + b". . " + text_lines()[6:].split(b"\n")[0] + b"\n" + text_lines(["cat"], ROWS[:1]))
+    ),
+    "KeyedVectors": lambda path: save_keyed_vectors(path, 1 << 20),
+    "KeyedVectors with numpy 1": save_as_numpy_1_did,
+    "KeyedVectors in two files": lambda path: save_keyed_vectors(path, 0),
+}
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def test_word2vec_keeps_the_contract(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text if words_of(text) else f"blank{at}" for at, text in enumerate(contract.TEXTS)]  # "" has no vector
+    monkeypatch.setattr(contract, "TEXTS", texts)
+    words = sorted({word.lower() for text in texts for word in words_of(text)})
+    rows = Hashing(dimensions=64).embed(words, "document")
+    (home / "words.txt").write_bytes(header(words, rows) + text_lines(words, rows))
+    contract.check_provider(Word2vec(vectors="words.txt"))
+
+
+@pytest.mark.parametrize("made", FORMATS)
+def test_every_format_gives_the_mean_of_the_words(home: Path, made: str) -> None:
+    FORMATS[made](home / "words")
+    provider = Word2vec(vectors="words")
+    assert provider.space.dimensions == 8
+    assert provider.space.revision != ""
+    found = provider.embed(["A CAT, so warm!", "漢字 ÜBER", "cat cat warm"], "document")
+    assert np.allclose(found[0], unit(ROWS[2] + ROWS[3]), atol=1e-6)
+    assert np.allclose(found[1], unit(ROWS[5] + ROWS[4]), atol=1e-6)
+    assert np.allclose(found[2], unit(2 * ROWS[2] + ROWS[3]), atol=1e-6)
+
+
+def test_a_word_is_looked_up_as_written_then_in_lower_case(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+    found = Word2vec(vectors="words").embed(["Paris", "paris", "PARIS", "Cat"], "query")
+    assert np.allclose(found, [unit(ROWS[1]), unit(ROWS[0]), unit(ROWS[0]), unit(ROWS[2])], atol=1e-6)
+
+
+def test_a_text_without_a_known_word_has_no_vector(home: Path) -> None:
+    (home / "words").write_bytes(text_lines(["cat", "anticat"], np.stack([ROWS[0], -ROWS[0]])))
+    found = Word2vec(vectors="words").embed(["dog", "", " ... ", "cat", "cat anticat"], "document")
+    assert np.isnan(found).all(axis=1).tolist() == [True, True, True, False, True]
+
+
+def test_the_space_is_the_file_s_content_wherever_it_lies(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+    (home / "other").mkdir()
+    (home / "other/words").write_bytes(binary())
+    first = Word2vec(vectors="words")
+    assert first.space == Word2vec(vectors="other/words").space
+    was = first.space
+    (home / "words").write_bytes(header() + text_lines())
+    assert first.space.id != was.id
+    assert first.space.dimensions == 8
+
+
+def test_a_file_is_read_once_and_then_mapped_into_memory(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+    Word2vec(vectors="words").embed(["cat"], "document")
+    kept = list((home / "cache/embedding-pipelines").iterdir())
+    assert [sorted(file.name for file in folder.iterdir()) for folder in kept] == [["vectors.f32", "words.json"]]
+    os.utime(kept[0] / "words.json", ns=(0, 0))
+    (home / "again").write_bytes(binary())
+    Word2vec(vectors="again").embed(["cat"], "document")
+    assert (kept[0] / "words.json").stat().st_mtime_ns == 0
+
+
+def test_a_damaged_copy_is_named_and_made_again_once_removed(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+    Word2vec(vectors="words").embed(["cat"], "query")
+    kept = next((home / "cache/embedding-pipelines").iterdir())
+    (kept / "vectors.f32").write_bytes(b"\0" * 7)
+    (home / "again").write_bytes(binary())
+    with pytest.raises(ProviderError, match="Delete this folder") as caught:
+        Word2vec(vectors="again").embed(["cat"], "query")
+    assert str(kept) in str(caught.value)
+    shutil.rmtree(kept)
+    assert np.allclose(Word2vec(vectors="again").embed(["cat"], "query"), unit(ROWS[2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("made", ["word2vec binary", "KeyedVectors in two files"])
+def test_a_pinned_provider_outlives_a_new_file(home: Path, made: str) -> None:
+    FORMATS[made](home / "words")
+    provider = Word2vec(vectors="words")
+    was, vectors = provider.space, provider.embed(["cat"], "query")
+    pinned = provider.pinned(home / "data/warehouse/p/calibration")
+    assert provider.pinned(home / "data/warehouse/p/calibration") == pinned
+    (home / "words").write_bytes(text_lines(["cat"], ROWS[:1]))
+    assert provider.space != was
+    again = Word2vec.model_validate_json(pinned.model_dump_json())
+    assert again.space == was
+    assert np.array_equal(again.embed(["cat"], "query"), vectors)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"3 8\n", "ends after 0 of 3 words"),
+        (b"0 8\n", "it holds no word"),
+        (b"rubbish", "its first line is no word with numbers"),
+        (b"6 0\ncat\n", "vectors of 0 numbers"),
+        (b"6 99999999999\ncat 0.5\n", "vectors of 99,999,999,999 numbers"),
+        (gzip.compress(binary())[:-30], "it cannot be unpacked"),
+        (b"\x1f\x8b rubbish", "it cannot be unpacked"),
+        (b"\x00\x01\x02 rubbish\n", "line 1 is not a word and 1 numbers"),
+        (b"cat 0.5 0.5\ndog 0.5\n", "line 2 is not a word and 2 numbers"),
+        (header() + text_lines()[:-40], "line 7 is not a word and 8 numbers"),
+        (header() + b"\n".join(text_lines().split(b"\n")[:3]), "ends after 3 of 6 words"),
+        (binary()[:-5], "ends after 5 of 6 words"),
+        (b"3 8\n" + b"\xff" * 100_000, "neither text nor in word2vec's binary format"),
+        (pickle.dumps(Evil()), "mkdir, which is no part of word vectors"),
+        (pickle.dumps({"a": 1}), "KeyedVectors cannot be read"),
+        (b"\x80\x04rubbish", "KeyedVectors cannot be read"),
+    ],
+)
+def test_what_is_no_file_of_vectors_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
+) -> None:
+    monkeypatch.chdir(home)
+    (home / "words").write_bytes(content)
+    with pytest.raises(ProviderError, match=said) as caught:
+        _ = Word2vec(vectors="words").space
+    assert str(home / "words") in str(caught.value)
+    assert not (home / "pwned").exists()
+    assert not any((home / "cache/embedding-pipelines").iterdir())
+
+
+def test_of_a_whole_model_the_vectors_are_asked_for(home: Path) -> None:
+    from gensim.models import Word2Vec
+
+    Word2Vec([["a", "b"]], vector_size=4, min_count=1).save(str(home / "words"))
+    with pytest.raises(ProviderError, match=r"word2vec\.Word2Vec, which is no part.*save `model\.wv`"):
+        _ = Word2vec(vectors="words").space
+
+
+def test_a_missing_file_is_named(home: Path) -> None:
+    with pytest.raises(ProviderError, match="no such file of word vectors") as caught:
+        Word2vec(vectors="gone.txt").embed(["cat"], "query")
+    assert str(home / "gone.txt") in str(caught.value)
+
+
+def test_options_that_say_nothing_of_vectors_are_refused() -> None:
+    with pytest.raises(ValidationError, match="name a file of word vectors with `vectors`"):
+        Word2vec()
+    with pytest.raises(ValidationError, match="dimension"):
+        Word2vec.model_validate({"train": {"dimension": 100}})
+    with pytest.raises(ConfigError, match="Run the pipeline's `model` step"):
+        _ = Word2vec(train=Training()).space
+
+
+@pytest.mark.parametrize(
+    "needs_gensim",
+    [
+        lambda home: Word2vec(vectors="words").embed(["cat"], "query"),
+        lambda home: train(["a cat"], Training(), home / "out"),
+    ],
+)
+def test_without_gensim_one_line_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch, needs_gensim: Callable[[Path], object]
+) -> None:
+    FORMATS["KeyedVectors"](home / "words")
+    for module in ("gensim", "gensim.models", "gensim.models.keyedvectors", "gensim.models.word2vec"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[word2vec\]'"):
+        needs_gensim(home)
+
+
+CORPUS = [
+    *(f"The {animal} eats {food} and sleeps." for animal in ("cat", "dog", "mouse") for food in ("meat", "bread")),
+    *(f"The {court} rejects the {claim}, and adjourns." for court in ("judge", "court") for claim in ("plea", "claim")),
+] * 40
+OPTIONS = Training(dimensions=16, window=3, epochs=10)
+
+
+def test_learnt_vectors_have_geometry_and_a_space(home: Path) -> None:
+    train(iter(CORPUS), OPTIONS, home / "data/warehouse/p/words.bin")
+    provider = Word2vec(vectors="data/warehouse/p/words.bin", train=OPTIONS)
+    near, same, far = provider.embed(["Cat, meat", "dog bread", "judge claim"], "document")
+    assert near @ same > near @ far + 0.1
+    assert provider.space.dimensions == 16
+    assert [file.name for file in (home / "data/warehouse/p").iterdir()] == ["words.bin"]
+
+
+def test_learning_again_gives_the_same_file_in_another_process(home: Path) -> None:
+    train(CORPUS, OPTIONS, home / "here.bin")
+    code = (
+        "from pathlib import Path; from embedding_pipelines.providers._word2vec_training import Training, train;"
+        f"train({CORPUS!r}, Training(dimensions=16, window=3, epochs=10), Path({str(home / 'there.bin')!r}))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert (home / "here.bin").read_bytes() == (home / "there.bin").read_bytes()
+    train(CORPUS, Training(dimensions=16, window=3, epochs=10, seed=1), home / "there.bin")
+    assert (home / "here.bin").read_bytes() != (home / "there.bin").read_bytes()
+
+
+def test_learning_that_fails_leaves_the_old_file(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+
+    def broken() -> Iterator[str]:
+        yield "a cat"
+        raise SourceError("the disk is gone")
+
+    with pytest.raises(SourceError, match="the disk is gone"):
+        train(broken(), OPTIONS, home / "words")
+    for texts in ([], ["every word once"]):
+        with pytest.raises(EmbeddingPipelinesError, match=f"2 times or more in the {len(texts)} texts"):
+            train(texts, OPTIONS, home / "words")
+    assert (home / "words").read_bytes() == binary()
+    assert [file.name for file in home.iterdir()] == ["words"]

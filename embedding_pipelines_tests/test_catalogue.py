@@ -1,0 +1,57 @@
+"""Every alias is a model that a pipeline file may name, and stands in the catalogue with what is published of it."""
+
+import json
+from datetime import date
+
+import pytest
+
+from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
+from embedding_pipelines.plugins import choices
+from embedding_pipelines.providers._models import MODELS
+from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.base import Provider
+
+ROWS = catalogue()
+
+
+def row(alias: str) -> dict[str, object]:
+    [found] = [row for row in ROWS if row["alias"] == alias]
+    return found
+
+
+def test_every_alias_and_every_listed_model_has_a_row() -> None:
+    assert sorted(str(row["alias"]) for row in ROWS if row["alias"]) == sorted(ALIASES)
+    assert {f"{row['provider']}:{row['model'] or ''}" for row in ROWS} == MODELS.keys() | set(ALIASES.values())
+
+
+def test_rows_are_sorted_and_can_be_written_as_json() -> None:
+    keys = [(f"{row['provider']}:{row['model'] or ''}", str(row["alias"] or "")) for row in ROWS]
+    assert keys == sorted(keys)
+    assert json.loads(json.dumps(ROWS)) == ROWS
+    assert isinstance(PRICES_ARE_OF, date)
+
+
+def test_a_row_says_what_is_published() -> None:
+    assert row("openai-small") == {
+        "alias": "openai-small",
+        "provider": "openai",
+        "model": "text-embedding-3-small",
+        "dimensions": 1536,
+        "context": 8191,
+        "usd_per_million": 0.02,
+        "usd_batch": 0.01,
+        "retires": None,
+    }
+    retiring = [row["retires"] for row in ROWS if row["model"] == "gemini-embedding-001"]
+    assert retiring == ["2028-05-14"]
+    assert row("minilm")["usd_per_million"] == 0
+    assert row("hashing")["model"] is None
+
+
+@pytest.mark.parametrize(("alias", "model"), ALIASES.items())
+def test_an_alias_is_a_provider_and_a_model(alias: str, model: str) -> None:
+    assert alias == alias.lower()
+    assert ":" not in alias
+    kind, colon, _ = model.partition(":")
+    assert colon
+    assert kind in choices("providers", Provider)
