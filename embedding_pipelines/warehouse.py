@@ -162,6 +162,14 @@ class Warehouse:
         self.root = warehouse_folder(home)
         self.ledger = self.root / "ledger.sqlite"
         self.tables = self.root / "tables"
+        self.batches = self.root / "batches"  # texts that are with a service
+
+    @contextlib.contextmanager
+    def batches_lock(self) -> Iterator[None]:
+        """Held while texts are collected from a service or handed to it: pipelines of one model share them."""
+        self.batches.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.batches / ".lock"):
+            yield
 
     def pipeline(self, name: str) -> PipelineFolder:
         return PipelineFolder(self.root / "pipelines" / name, self.tables)

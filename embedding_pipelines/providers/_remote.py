@@ -143,7 +143,7 @@ class Remote(Service):
     @classmethod
     def _is_an_address(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # what is no port raises
             raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
         if parts.username or parts.password:
             raise ValueError("an address holds no password: name an environment variable with api_key_env")

@@ -41,6 +41,7 @@ PICKLED = {
     *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
     *(("numpy._core.numeric", name) for name in ("_frombuffer",)),
     *(("numpy", name) for name in ("ndarray", "dtype")),
+    *(("builtins", name) for name in ("frozenset", "set")),
     ("_codecs", "encode"),
 }
 
@@ -197,7 +198,7 @@ def _binary(path: Path, file: IO[bytes], count: int, dimensions: int) -> Iterato
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # as numpy 1 calls it
+        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")  # their older names
         if (module, name) not in PICKLED:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no part of word vectors")
         return super().find_class(module, name)

@@ -1,7 +1,7 @@
 """What every provider does: text in, vectors out, and an honest account of what it is."""
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -43,6 +43,48 @@ class Reply:
     copies: Mapping[Space, Vectors] = field(default_factory=dict)  # the same texts in other spaces, for nothing more
 
 
+@dataclass(frozen=True)
+class BatchText:
+    """What became of one text of a batch: a vector float32[d], or the service's words."""
+
+    id: str
+    vector: Vectors | None
+    words: str = ""
+    is_refused: bool = False  # for ever; else the text may be sent again
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """How a batch stands. One that has ended may have results of some of its texts only."""
+
+    has_ended: bool
+    done: int  # texts
+    tokens: int | None = None  # as billed, once it has ended and if the service says so
+    failure: str = ""  # the service's words if it took in nothing at all
+
+
+class BatchService(ABC):
+    """A service that takes many texts at once and answers within a day, for less. Raises as `Provider.ask`."""
+
+    max_texts: int  # of one batch
+    max_bytes: int
+
+    @abstractmethod
+    def submit(self, texts: Mapping[str, str], input_type: Role, tag: str) -> str:
+        """Hand over texts by id; the batch's own id. `tag` is kept with it, for `find`."""
+
+    @abstractmethod
+    def find(self, tag: str) -> str | None:
+        """The batch that was submitted with `tag`, if it ever came to that."""
+
+    @abstractmethod
+    def state(self, batch: str) -> BatchState: ...
+
+    @abstractmethod
+    def results(self, batch: str) -> Iterator[BatchText]:
+        """What became of the texts of a batch that has ended; those that are not named may be sent again."""
+
+
 class Provider(Choice):
     """One embedding model. The options are the object; models load at first use, once per process."""
 
@@ -81,6 +123,15 @@ class Provider(Choice):
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         """As `embed`, with what else the reply says."""
         return Reply(self.embed(inputs, input_type))
+
+    @property
+    def answers_later(self) -> bool:
+        """Whether documents go through `batches`, as the user asks for it."""
+        return False
+
+    def batches(self) -> BatchService:
+        """The service's batch interface; only of a provider that `answers_later`."""
+        raise NotImplementedError(f"{self.kind} has no batch interface")
 
     @abstractmethod
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:

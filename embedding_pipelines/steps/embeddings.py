@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
+from embedding_pipelines.embedding.batches import Batches, NotYet
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
@@ -34,8 +35,8 @@ def write_embeddings(
     """Bring buckets of embeddings up to date with their chunks, and report each once it is committed.
 
     `advance` is told tokens finished. While one bucket is written the next ones are being embedded.
-    Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent; what was embedded
-    until then is in the ledger.
+    Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent, NotYet while texts are
+    with a service that answers later; what was embedded until then is in the ledger.
     """
     purse = Purse.of(context.spec.budget, provider)
     space, stale = provider.space, []
@@ -46,11 +47,46 @@ def write_embeddings(
         else:
             advance(_source(context, bucket).facts["tokens"])
             yield report
+    if stale and provider.answers_later:
+        _through_batches(context, stale, provider, ledger, purse)
     chunks = context.folder.chunks
     batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
     with closing(embed(batches, provider, ledger, "document", advance, purse)) as embedded:  # type: ignore[type-var]
         for bucket in stale:
             yield _write_bucket(context, bucket, embedded, provider)
+
+
+def _through_batches(
+    context: StepContext, buckets: Sequence[str], provider: Provider, ledger: Ledger, purse: Purse
+) -> None:
+    """Collect what a service has done and hand it what nobody knows. Raises NotYet unless all is in the ledger.
+
+    What the service refused within a batch is left to be asked for directly, which says why.
+    """
+    with context.warehouse.batches_lock():
+        batches = Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document")
+        batches.collect()
+        if batches.tokens:
+            context.progress.note(f"Collected from batches: {batches.tokens:,} tokens.")
+        batches.submit(_unknown(context, buckets, provider.space, ledger, batches.pending() | batches.refused), purse)
+        waiting = batches.waiting()
+    if waiting is not None:
+        raise NotYet(str(waiting))
+
+
+def _unknown(
+    context: StepContext, buckets: Sequence[str], space: Space, ledger: Ledger, seen: set[bytes]
+) -> Iterator[tuple[bytes, str, int]]:
+    """Key, text and tokens of each text that is neither in the ledger nor among `seen`, once."""
+    for bucket in buckets:
+        for batch in context.folder.chunks.read(bucket, ["text", "tokens"]):
+            tokens = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
+            keys = {text: ledger.key(space.id, "document", text) for text in tokens}
+            known = ledger.get([key for key in keys.values() if key not in seen], space.dimensions)
+            for text, key in keys.items():
+                if key not in known and key not in seen:
+                    seen.add(key)
+                    yield key, text, tokens[text]
 
 
 def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:

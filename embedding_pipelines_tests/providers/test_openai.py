@@ -276,6 +276,7 @@ def test_declared_dimensions_are_compared_with_the_reply(server: WireServer) -> 
         ({"model": "text-embedding-3-small", "send_dimensions": True}, "leave it out with 'text-embedding-3-small'"),
         ({"model": "text-embedding-3-small", "max_tokens": 9000}, "reads 8191 tokens of a text"),
         ({"model": "my-model", "dimensions": 8, "base_url": "localhost:8080"}, "no address of a service"),
+        ({"model": "my-model", "dimensions": 8, "base_url": "http://localhost:port/v1"}, "Port could not be cast"),
         ({"model": "my-model", "dimensions": 8, "prompts": {"title": "x"}}, "'document' or 'query'"),
     ],
 )

@@ -1,5 +1,6 @@
 """The converted vocabulary counts as tiktoken does, and one that cannot be had is told with the remedy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,9 @@ def ranks() -> dict[bytes, int]:
 @pytest.fixture(scope="module")
 def encoding() -> tiktoken.Encoding:
     """tiktoken itself, with cl100k_base's own pattern and our vocabulary."""
-    loaded = openai_public.load_tiktoken_bpe
-    openai_public.load_tiktoken_bpe = lambda *_, **__: ranks()
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *_, **__: ranks())
         pattern = openai_public.cl100k_base()["pat_str"]
-    finally:
-        openai_public.load_tiktoken_bpe = loaded
     return tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks(), special_tokens={})
 
 
@@ -65,7 +63,7 @@ def test_characters_of_all_kinds_are_cut_as_tiktoken_does(encoding: tiktoken.Enc
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Empty cache folders and a network that leads nowhere; the folder that keeps the converted vocabulary."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
@@ -74,7 +72,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
     _tiktoken.cl100k.cache_clear()
-    return tmp_path / "cache" / "embedding-pipelines" / "tokenizers"
+    yield tmp_path / "cache" / "embedding-pipelines" / "tokenizers"
+    _tiktoken.cl100k.cache_clear()
 
 
 def test_a_vocabulary_that_cannot_be_had_is_told_with_the_remedy(machine: Path) -> None:
@@ -99,4 +98,3 @@ def test_a_damaged_one_is_named(machine: Path) -> None:
     (machine / "cl100k_base-1.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"cl100k_base-1\.json is damaged .* Delete it"):
         _tiktoken.cl100k()
-    _tiktoken.cl100k.cache_clear()

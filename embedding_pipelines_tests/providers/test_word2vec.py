@@ -124,6 +124,13 @@ def test_the_space_is_the_file_s_content_wherever_it_lies(home: Path) -> None:
     assert first.space.dimensions == 8
 
 
+def test_the_arrays_beside_a_file_belong_to_it(home: Path) -> None:
+    save_keyed_vectors(home / "words", 0)
+    was = Word2vec(vectors="words").space
+    np.save(home / "words.vectors.npy", 2 * ROWS)
+    assert Word2vec(vectors="words").space != was
+
+
 def test_a_file_is_read_once_and_then_mapped_into_memory(home: Path) -> None:
     (home / "words").write_bytes(binary())
     Word2vec(vectors="words").embed(["cat"], "document")
@@ -156,6 +163,7 @@ def test_a_pinned_provider_outlives_a_new_file(home: Path, made: str) -> None:
     pinned = provider.pinned(home / "data/warehouse/p/calibration")
     assert provider.pinned(home / "data/warehouse/p/calibration") == pinned
     (home / "words").write_bytes(text_lines(["cat"], ROWS[:1]))
+    shutil.rmtree(home / "cache")
     assert provider.space != was
     again = Word2vec.model_validate_json(pinned.model_dump_json())
     assert again.space == was
@@ -258,14 +266,15 @@ def test_learnt_vectors_have_geometry_and_a_space(home: Path) -> None:
 
 
 def test_learning_again_gives_the_same_file_in_another_process(home: Path) -> None:
-    train(CORPUS, OPTIONS, home / "here.bin")
+    texts = CORPUS * 20  # more words than gensim gives to one thread at once
+    train(texts, OPTIONS, home / "here.bin")
     code = (
         "from pathlib import Path; from embedding_pipelines.providers._word2vec_training import Training, train;"
-        f"train({CORPUS!r}, Training(dimensions=16, window=3, epochs=10), Path({str(home / 'there.bin')!r}))"
+        f"train({CORPUS!r} * 20, Training(dimensions=16, window=3, epochs=10), Path({str(home / 'there.bin')!r}))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
     assert (home / "here.bin").read_bytes() == (home / "there.bin").read_bytes()
-    train(CORPUS, Training(dimensions=16, window=3, epochs=10, seed=1), home / "there.bin")
+    train(texts, Training(dimensions=16, window=3, epochs=10, seed=1), home / "there.bin")
     assert (home / "here.bin").read_bytes() != (home / "there.bin").read_bytes()
 
 
