@@ -1,7 +1,7 @@
 """Batches: texts that a service embeds within a day, for less. What is with it stands in the warehouse.
 
-A file per batch, written before the batch is submitted and removed when its results are in the ledger: whichever process
-comes next, after a reboot too, finds it, and no text is submitted twice.
+A file per batch, written before the batch is submitted and removed when its results are in the ledger: whichever
+process comes next, after a reboot too, finds it, and no text is submitted twice.
 """
 
 import json

@@ -11,6 +11,7 @@ import pyarrow as pa
 from dagster import AssetExecutionContext
 
 from embedding_pipelines import schemas
+from embedding_pipelines.embedding.batches import NotYet
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
@@ -90,6 +91,7 @@ def _asset(
     deps: Sequence[str] = (),
     schema: Iterable[pa.Field] | None = None,
     in_buckets: bool = False,
+    always: bool = True,  # False: a run may end well without having made it
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that the assets of a pipeline share."""
     with warnings.catch_warnings():
@@ -106,6 +108,7 @@ def _asset(
             partitions_def=buckets(spec) if in_buckets else None,
             backfill_policy=dg.BackfillPolicy.single_run(),
             required_resource_keys=resource_keys(spec),
+            output_required=always,
         )
 
 
@@ -137,8 +140,8 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 
 def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=["chunks"], in_buckets=True)
-    def embeddings(context: AssetExecutionContext) -> None:
+    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=["chunks"], in_buckets=True, always=False)
+    def embeddings(context: AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         provider = _provider(context, spec)
 
         def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
@@ -154,7 +157,12 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
             with Ledger(step.warehouse.ledger) as ledger:
                 yield from write_embeddings(step, names, provider, ledger, advance)
 
-        _by_bucket(context, spec, "embeddings", work)
+        try:
+            _by_bucket(context, spec, "embeddings", work)
+        except NotYet as waiting:
+            step_context(context, spec).progress.note(str(waiting))
+            return  # and the steps behind it are skipped
+        yield dg.MaterializeResult()
 
     return embeddings
 

@@ -18,7 +18,7 @@ from embedding_pipelines.orchestration.resources import (
     WarehouseResource,
 )
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
-from embedding_pipelines.orchestration.sensors import pipeline_sensor
+from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.pipeline_files import read_pipelines
 
@@ -43,7 +43,10 @@ def pipeline_definitions(specs: Iterable[PipelineSpec], **resources: Any) -> dg.
         asset_checks=[check for spec in specs for check in pipeline_checks(spec)],
         jobs=list(jobs.values()),
         schedules=schedules,
-        sensors=[pipeline_sensor(spec, jobs[spec.name]) for spec in specs],
+        sensors=[
+            *(pipeline_sensor(spec, jobs[spec.name]) for spec in specs),
+            *(batch_sensor(spec, jobs[spec.name]) for spec in specs if spec.model.answers_later),
+        ],
         resources={
             "warehouse": WarehouseResource(),
             "progress": ProgressResource(),

@@ -1,6 +1,7 @@
-"""Sensors: one per pipeline; it sees new, changed and deleted files and asks for one run.
+"""Sensors: each pipeline has one that sees new, changed and deleted files and asks for one run; a pipeline whose
+provider answers later has another, that asks for one when a batch has ended.
 
-`changed` is the whole logic, a pure function; the sensor only lists files and passes on what it says.
+`changed` is the whole logic of the first, a pure function; the sensor only lists files and passes on what it says.
 """
 
 import json
@@ -10,6 +11,8 @@ from dataclasses import dataclass, replace
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from embedding_pipelines.embedding.batches import Batches
+from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_buckets
@@ -20,6 +23,7 @@ from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.warehouse import Warehouse
 
 TICK_SECONDS = 30
+BATCH_TICK_SECONDS = 60  # a batch takes minutes to hours
 SHOWN_FILES = 5
 
 Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
@@ -93,3 +97,30 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
         return dg.SensorResult(run_requests=[request], cursor=cursor)
 
     return source_sensor
+
+
+def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Asks for a run when texts that were with the service have come back."""
+
+    @dg.sensor(
+        name=f"{spec.name}_batch_sensor",
+        job=job,
+        minimum_interval_seconds=BATCH_TICK_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,  # the pipeline file asks for it
+        description=f"Asks for a run of {spec.name!r} when a batch of its texts has been embedded.",
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        warehouse = Warehouse(home())
+        try:
+            with Ledger(warehouse.ledger) as ledger:
+                batches = Batches(warehouse.batches, spec.model, spec.model.batches(), ledger, "document")
+                ended = batches.ended()
+                reason = str(batches.waiting() or "no text is with the service") if not ended else ""
+        except EmbeddingPipelinesError as error:
+            return dg.SensorResult(skip_reason=str(error))
+        if not ended:
+            return dg.SensorResult(skip_reason=reason)
+        request = dg.RunRequest(run_key="+".join(sorted(ended)), tags=all_buckets(spec))
+        return dg.SensorResult(run_requests=[request])
+
+    return sensor

@@ -10,16 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers._openai_sdk import client, told, unsent
 from embedding_pipelines.providers._remote import Unreachable, spoken
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
 
 if TYPE_CHECKING:
-    from openai import OpenAI
     from openai.types import Batch
 
     from embedding_pipelines.providers.openai import Openai
 
-ENDPOINT, WINDOW = "/v1/embeddings", "24h"  # the interface takes no other window
 TAG = "embedding_pipelines"  # in the batch's metadata
 ENDED = {"failed", "completed", "expired", "cancelled"}
 LISTED = 1_000  # batches that are looked through for a tag; the newest come first
@@ -29,33 +28,42 @@ class OpenaiBatches(BatchService):
     max_texts = 50_000  # inputs over all requests of a batch of embeddings
     max_bytes = 200_000_000  # of the file
 
-    def __init__(self, provider: Openai, client: OpenAI) -> None:
-        self._provider, self._client = provider, client
+    def __init__(self, provider: Openai) -> None:
+        key = provider.api_key
+        self._provider, self._client = provider, client(provider.base_url, key)
+        self._headers = unsent(provider.base_url, key)
 
     def submit(self, texts: Mapping[str, str], input_type: Role, tag: str) -> str:
         lines = (
-            {"custom_id": name, "method": "POST", "url": ENDPOINT, "body": self._provider.body([text], input_type)}
+            {
+                "custom_id": name,
+                "method": "POST",
+                "url": "/v1/embeddings",
+                "body": self._provider.body([text], input_type),
+            }
             for name, text in texts.items()
         )
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-        try:
-            file = self._client.files.create(file=("texts.jsonl", content), purpose="batch")
-            made = self._client.batches.create(
-                input_file_id=file.id, endpoint=ENDPOINT, completion_window=WINDOW, metadata={TAG: tag}
+        with told(self._provider):
+            file = self._client.files.create(
+                file=("texts.jsonl", content), purpose="batch", extra_headers=self._headers
             )
-        except Exception as error:  # noqa: BLE001  # the SDK's own, and what came of them
-            self._provider.raise_fault(error)
+            made = self._client.batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/embeddings",
+                completion_window="24h",
+                metadata={TAG: tag},
+                extra_headers=self._headers,
+            )
         return made.id
 
     def find(self, tag: str) -> str | None:
-        try:
-            for number, batch in enumerate(self._client.batches.list(limit=100)):
+        with told(self._provider):
+            for number, batch in enumerate(self._client.batches.list(limit=100, extra_headers=self._headers)):
                 if (batch.metadata or {}).get(TAG) == tag:
                     return batch.id
                 if number == LISTED:
                     break
-        except Exception as error:  # noqa: BLE001
-            self._provider.raise_fault(error)
         return None
 
     def state(self, batch: str) -> BatchState:
@@ -75,17 +83,15 @@ class OpenaiBatches(BatchService):
                 yield self._text(line)
 
     def _retrieved(self, batch: str) -> Batch:
-        try:
-            return self._client.batches.retrieve(batch)
-        except Exception as error:  # noqa: BLE001
-            self._provider.raise_fault(error)
+        with told(self._provider):
+            return self._client.batches.retrieve(batch, extra_headers=self._headers)
 
     def _lines(self, file: str) -> Iterator[str]:
-        try:
-            with self._client.files.with_streaming_response.content(file) as content:
-                yield from (line for line in content.iter_lines() if line.strip())
-        except Exception as error:  # noqa: BLE001
-            self._provider.raise_fault(error)
+        with (
+            told(self._provider),
+            self._client.files.with_streaming_response.content(file, extra_headers=self._headers) as content,
+        ):
+            yield from (line for line in content.iter_lines() if line.strip())
 
     def _text(self, line: str) -> BatchText:
         """One line of a result: its vector, or why there is none."""
@@ -103,5 +109,3 @@ class OpenaiBatches(BatchService):
                 return BatchText(name, None, str(error))
         words = self._provider.redacted(spoken(json.dumps(body if body else {"error": found.get("error")})))
         return BatchText(name, None, words, is_refused=status in (400, 413, 422))
-
-

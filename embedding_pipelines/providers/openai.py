@@ -8,35 +8,31 @@ the server returns must agree with that.
 from __future__ import annotations
 
 import base64
-import functools
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
-from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._models import (
     ModelFacts,
     chosen_dimensions,
     facts_of,
     name_in_space,
-    published_price,
 )
+from embedding_pipelines.providers._openai_batch import OpenaiBatches
+from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
 from embedding_pipelines.providers._remote import WORDS, Remote, Unreachable
 from embedding_pipelines.providers._served import prompts_by_role, room
 from embedding_pipelines.providers._vectors import count_within, listed, numbers, stacked, within
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
-    from openai import Omit, OpenAI
     from tokenizers import Tokenizer
 
-BASE_URL = "https://api.openai.com/v1"
 KEY = "OPENAI_API_KEY"
 
 # The SDK's docstring of `embeddings.create` states inputs and tokens. Tokens of a request are judged before they are
@@ -62,6 +58,9 @@ class Openai(Remote):
     dimensions: int | None = Field(None, ge=1)
     """Required of a model that is not OpenAI's own. Of theirs, a smaller number asks for shortened vectors."""
 
+    mode: Literal["direct", "batch"] = "direct"
+    """batch: documents go through the Batch interface, answered within a day for half the price. Queries never do."""
+
     send_dimensions: bool = False
     """Ask the server for `dimensions`, where nobody here knows that the model can shorten its vectors."""
 
@@ -76,7 +75,7 @@ class Openai(Remote):
     def _usual_key(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "api_key_env" in values:
             return values
-        return {**values, "api_key_env": KEY if _is_openai(str(values.get("base_url", BASE_URL))) else None}
+        return {**values, "api_key_env": KEY if is_openai(str(values.get("base_url", BASE_URL))) else None}
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
@@ -113,8 +112,9 @@ class Openai(Remote):
 
     @property
     def price(self) -> float | None:
-        own = self.usd_per_million_tokens
-        return published_price(self.kind, self.model) if own is None else own
+        if self.usd_per_million_tokens is not None or self._facts is None:
+            return self.usd_per_million_tokens
+        return self._facts.usd_batch if self.answers_later else self._facts.usd
 
     def tokenizer(self) -> Tokenizer:
         return _tiktoken.cl100k() if self._counts_as_openai else super().tokenizer()
@@ -126,50 +126,41 @@ class Openai(Remote):
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self._dimensions), np.float32))
-        prompt = prompts_by_role(self.model, self.prompts).get(input_type, "")
-        content = self._post([prompt + text for text in inputs])
+        content = self._post(self.body(inputs, input_type))
         try:
             reply = json.loads(content)
         except ValueError as error:
             words = self.redacted(content[:WORDS].decode(errors="replace"))
             raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
-        vectors = stacked(self, self._placed(reply, len(inputs)), _read)
-        if self._facts is None and vectors.shape[1] != self._dimensions:
-            raise ProviderError(
-                f"{self.model!r} at {self.address} gives vectors of {vectors.shape[1]} dimensions, and `dimensions` "
-                f"says {self._dimensions}. Write dimensions: {vectors.shape[1]}, unless it is the wrong model."
-            )
+        return self.read(reply, len(inputs))
+
+    @property
+    def answers_later(self) -> bool:
+        return self.mode == "batch"
+
+    def batches(self) -> BatchService:
+        return OpenaiBatches(self)
+
+    def body(self, inputs: Sequence[str], input_type: Role) -> dict[str, Any]:
+        """A request for the vectors of `inputs`."""
+        prompt = prompts_by_role(self.model, self.prompts).get(input_type, "")
+        made = {"model": self.model, "input": [prompt + text for text in inputs]}
+        size = {"dimensions": self._dimensions} if self._asks_for_dimensions else {}
+        return {**made, **size, "encoding_format": "base64"}  # a quarter of the bytes of decimal numbers
+
+    def read(self, reply: Any, count: int) -> Reply:
+        """What a reply's JSON says of `count` texts. Raises as `ask`."""
+        vectors = stacked(self, self._placed(reply, count), _read)
         # Servers that do not count tokens say 0.
         tokens = count_within(reply, "usage", "total_tokens") or count_within(reply, "usage", "prompt_tokens")
         return Reply(vectors, tokens or None)
 
-    def _post(self, texts: list[str]) -> bytes:
+    def _post(self, body: dict[str, Any]) -> bytes:
         """One request through the SDK: what a 200 brought, unread. Raises as `ask`."""
-        key = self.api_key
-        client = _client(self.base_url, key)
-        import openai
-
-        absent: dict[str, str | Omit] = {}
-        if not _is_openai(self.base_url):  # what the SDK takes from the environment is nothing to other services
-            absent = {"openai-organization": openai.omit, "openai-project": openai.omit}
-        if key is None:
-            absent["authorization"] = openai.omit
-        try:
-            raw = client.embeddings.with_raw_response.create(
-                model=self.model,
-                input=texts,
-                dimensions=self._dimensions if self._asks_for_dimensions else openai.omit,
-                encoding_format="base64",  # a quarter of the bytes of decimal numbers
-                timeout=self.timeout_seconds,
-                extra_headers=absent,
-            )
-        except openai.APIStatusError as error:
-            raise self.fault(error.status_code, error.response.text, error.response.headers) from error
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            words = self.redacted(f"{type(cause).__name__} {cause}".rstrip())
-            raise Unreachable(f"{self.address}/embeddings cannot be reached: {words}") from error
-        return raw.content
+        sdk, headers = client(self.base_url, self.api_key), unsent(self.base_url, self.api_key)
+        with told(self):
+            made = sdk.embeddings.with_raw_response.create(**body, timeout=self.timeout_seconds, extra_headers=headers)
+        return made.content
 
     def _placed(self, reply: Any, count: int) -> list[Any]:
         """The reply's vector for each text, by its own index where it has one; None for what it left out."""
@@ -212,25 +203,8 @@ class Openai(Remote):
         return self.tokenizer_of is None and self._facts is not None
 
 
-def _is_openai(base_url: str) -> bool:
-    return urlsplit(base_url).hostname == urlsplit(BASE_URL).hostname
-
-
 def _read(vector: Any) -> Vectors:
     """float32[d] of little-endian floats in base64, or of the list of numbers that some servers send all the same."""
     if isinstance(vector, str):
         return np.frombuffer(base64.b64decode(vector, validate=True), "<f4").astype(np.float32)
     return numbers(vector)
-
-
-@functools.lru_cache(maxsize=16)
-def _client(base_url: str, key: str | None) -> OpenAI:
-    """One per address and key: its connections are kept open, and it may be used by several threads."""
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise ConfigError(
-            "The provider openai needs OpenAI's SDK: pip install 'embedding-pipelines[openai]'."
-        ) from error
-    # Without one, the SDK would look for a key of its own accord; none of the headers carries this one.
-    return OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)
