@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type
@@ -109,6 +109,11 @@ class PipelineSpec(BaseModel):
                 "63 at most. The file's name is the pipeline's"
             )
         return name
+
+    @field_validator("model")
+    @classmethod
+    def _learns_in_its_own_folder(cls, model: Provider, info: ValidationInfo) -> Provider:
+        return model.kept_in(f"data/warehouse/pipelines/{info.data.get('name')}/model")
 
     @field_validator("schedule")
     @classmethod

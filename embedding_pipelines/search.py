@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.asking import ask_patiently
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import Provider, Vectors, checked
 from embedding_pipelines.space import Space, refuse_mixing
@@ -21,6 +22,7 @@ from embedding_pipelines.steps.release import live_release
 from embedding_pipelines.warehouse import Warehouse
 
 MAX_K = 10_000
+TRIES_OF_QUERIES = 3  # somebody is waiting
 
 
 class Hit(BaseModel):
@@ -73,7 +75,10 @@ class Searcher:
         text = self.release.spec.preprocessing.clean.text(query)
         if not text:
             raise ConfigError("The query is empty once it is cleaned. Write at least one word.")
-        vector = checked(self.provider.embed([text], "query"), [text], self.provider.space)[0]
+        reply = ask_patiently(self.provider, [text], "query", tries=TRIES_OF_QUERIES).reply
+        for words in reply.refused.values():
+            raise ConfigError(f"The query {query!r} has no vector: {words}")
+        vector = checked(reply.vectors, [text], self.provider.space)[0]
         return self._nearest(vector, self.provider.space, query, k, filter, started)
 
     def search_vector(self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None) -> SearchResult:

@@ -35,6 +35,7 @@ EXCERPT_INDENT = " " * 11
 SENTENCES = {
     "documents": "{documents} from {files}, {rejected:,} rejected",
     "chunks": "{chunks}, {tokens}, {empty}",
+    "model": "learnt from {texts:,} texts, {dimensions:,} dimensions",
     "embeddings": "{vectors}: {embedded} embedded, {from_ledger:,} from the ledger",
     "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
     "vector_store": "{rows}: {added:,} added, {removed:,} removed",
@@ -93,7 +94,8 @@ class TerminalProgress:
         self.reports.append(report)
         line = f"{self._pipeline} {report.step:<12} {sentence(report)}"
         self._bars.console.print(line, soft_wrap=True)
-        following = list(SENTENCES)[list(SENTENCES).index(report.step) + 1 :]
+        steps = [step for step in SENTENCES if step != "model" or step == report.step]  # few pipelines have that one
+        following = steps[steps.index(report.step) + 1 :]
         self._show(following[0] if following else "")
 
     def _show(self, step: str) -> None:

@@ -118,6 +118,7 @@ class PipelineFolder:
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
+        self.model = folder / "model" / "learnt.json"
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"
         self.verified = folder / "verified.json"

@@ -15,7 +15,7 @@ from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps import chunks, codec, documents, embeddings, release, vector_store, verify
+from embedding_pipelines.steps import chunks, codec, documents, embeddings, model, release, vector_store, verify
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.warehouse import Warehouse
 
@@ -84,6 +84,8 @@ def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]
     yield "documents", documents.write_documents(context)
     for bucket in names:
         yield "chunks", chunks.write_chunks(context, bucket, provider)
+    if provider.learns:
+        yield "model", model.learn_model(context, provider)
     embeddings.refuse_wrong_dimensions(context, provider)
     with Ledger(context.warehouse.ledger) as ledger:
         for report in embeddings.write_embeddings(context, names, provider, ledger, lambda tokens: None):

@@ -144,25 +144,32 @@ class _Flow:
         except (BadInput, TooLarge, Unreachable) as refusal:
             del self._calls[ended]
             return self._refused(call, refusal)
-        faults = faulty_rows(answer.asked.reply.vectors, call.texts, self._space)
+        reply = answer.asked.reply
+        wrong = faulty_rows(reply.vectors, call.texts, self._space)
+        faults = {row: fault for row, fault in wrong.items() if row not in reply.refused}
         if len(faults) == len(call.texts) and not self._proven:
             self._prove()
-        good = [row for row in range(len(call.texts)) if row not in faults]
+        good = [row for row in range(len(call.texts)) if row not in wrong]
         self._keep(call, answer.asked, good)
         del self._calls[ended]
         self._count(call, answer, good)
-        tokens = self._land({call.keys[row]: answer.asked.reply.vectors[row] for row in good}, call, good)
+        self._land({call.keys[row]: reply.vectors[row] for row in good})
+        for row, words in reply.refused.items():
+            self._reject(call, row, words)
         if faults and call.wrong_rows < TRIES_OF_ROWS:
             self._queue.appendleft(call.part(list(faults), call.wrong_rows + 1))
-            return tokens
-        return tokens + sum(self._reject(call, row, f"The provider returned {faults[row]}.") for row in faults)
+        else:
+            for row, fault in faults.items():
+                self._reject(call, row, f"The provider returned {fault}.")
+        return sum(call.tokens[row] for row in good)
 
     def _refused(self, call: Call, refusal: ProviderError) -> int:
         """Halve a call, or reject its one text, once it is known that the provider does give right vectors."""
         if isinstance(refusal, Unreachable) or not self._proven:
             self._prove(refusal)
         if len(call.texts) == 1:
-            return self._reject(call, 0, str(refusal))
+            self._reject(call, 0, str(refusal))
+            return 0
         middle = len(call.texts) // 2
         self._queue.extendleft([call.part(range(middle, len(call.texts))), call.part(range(middle))])
         call.window.counts.retries += 1
@@ -202,15 +209,14 @@ class _Flow:
         counts.provider_seconds += max(0.0, answer.ended - max(answer.started, self._busy_until))
         self._busy_until = max(self._busy_until, answer.ended)
 
-    def _land(self, vectors: dict[bytes, Vectors], call: Call, rows: Sequence[int]) -> int:
+    def _land(self, vectors: dict[bytes, Vectors]) -> None:
         self._asked.difference_update(vectors)
         for window in self.windows:
             for key in window.awaited & vectors.keys():
                 window.awaited.remove(key)
                 window.known[key] = vectors[key]
-        return sum(call.tokens[row] for row in rows)
 
-    def _reject(self, call: Call, row: int, reason: str) -> int:
+    def _reject(self, call: Call, row: int, reason: str) -> None:
         key = call.keys[row]
         self._asked.discard(key)
         self._rejected[key] = reason
@@ -219,7 +225,6 @@ class _Flow:
             if key in window.awaited:
                 window.awaited.remove(key)
                 window.rejected[key] = reason
-        return 0  # the window tells its tokens when it ends
 
     def __enter__(self) -> Self:
         return self

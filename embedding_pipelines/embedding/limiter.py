@@ -3,14 +3,14 @@
 Nobody is slowed down until the service says so. A refusal (429, 503) pauses everyone for as long as it asks and
 lowers the pace by a share; each success raises it by a little (additive increase, multiplicative decrease). What the
 user states of the account, requests and tokens per minute, holds from the start. The state is a row of a small
-SQLite file.
+SQLite file; if that is lost or damaged, it is made anew, and where none can be written each process keeps its own pace.
 """
 
+import contextlib
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ LOWERED = 0.7  # the share of the pace that is left after a refusal
 GROWTH, CAREFUL_GROWTH, NEAR = 0.4, 0.04, 0.9
 OBSERVED_SECONDS = 1.0  # what the service answered within them is its pace; a refusal within them lowers it once
 BUSY_SECONDS = 60.0  # for another process, which takes less than a millisecond
+CLOCK_SECONDS = 1.0  # by which a clock may be set back unnoticed
 
 
 class Stopped(Exception):
@@ -29,8 +30,10 @@ class Stopped(Exception):
 
 
 @dataclass
-class _State:
-    next_at: float = 0.0  # seconds since the epoch: when the next request may go out
+class State:
+    """The pace of one key, and what follows for it from what happens. Times are seconds since the epoch."""
+
+    next_at: float = 0.0  # when the next request may go out
     tokens_at: float = 0.0  # when the account's tokens per minute allow it
     paused_until: float = 0.0
     pace: float = 0.0  # requests per second; 0: not limited
@@ -38,9 +41,44 @@ class _State:
     lowered_at: float = 0.0
     window_start: float = 0.0
     window_successes: int = 0
+    seen_at: float = 0.0  # when this was last looked at
+
+    def look(self, now: float) -> None:
+        """All times move with a clock that was set back: nobody waits until it is as late again."""
+        back = self.seen_at - now
+        if back > CLOCK_SECONDS:
+            for name in ("next_at", "tokens_at", "paused_until", "lowered_at", "window_start"):
+                setattr(self, name, getattr(self, name) - back)
+        self.seen_at = now
+
+    def reserve(self, now: float, pace: float, token_seconds: float) -> float:
+        """When a request may go out. `pace` is the stated one, `token_seconds` what its tokens take of theirs."""
+        at = max(now, self.next_at, self.tokens_at, self.paused_until)
+        self.next_at = at + 1 / min(pace for pace in (self.pace, pace, float("inf")) if pace)
+        if token_seconds:
+            self.tokens_at = at + token_seconds
+        return at
+
+    def succeed(self, now: float) -> None:
+        if now - self.window_start > OBSERVED_SECONDS:
+            self.window_start, self.window_successes = now, 0
+        self.window_successes += 1
+        if self.pace:
+            growth = GROWTH if self.pace < NEAR * self.ceiling else CAREFUL_GROWTH
+            self.pace += growth * self.ceiling / self.pace  # of each of `pace` successes in a second
+
+    def refuse(self, now: float, sent_at: float, pause: float) -> None:
+        """A request that went out at `sent_at` was told to come later."""
+        self.paused_until = max(self.paused_until, now + pause)
+        if sent_at <= self.lowered_at + OBSERVED_SECONDS:
+            return  # it went out at the pace of before, or before the one of now could show
+        self.ceiling = self.pace or max(1.0, self.window_successes / OBSERVED_SECONDS)
+        self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
+        self.lowered_at = now
+        self.next_at = 0.0
 
 
-COLUMNS = list(_State.__dataclass_fields__)
+COLUMNS = list(State.__dataclass_fields__)
 
 
 class Limiter:
@@ -49,77 +87,115 @@ class Limiter:
     def __init__(
         self, path: Path, key: str, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._key, self._lock = key, threading.Lock()
+        self._path, self._key, self._lock = path, key, threading.Lock()
         self._pace, self._tokens = (requests_per_minute or 0) / 60, (tokens_per_minute or 0) / 60
-        self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = OFF")  # lost in a power cut, it is learned anew
-        columns = ", ".join(f"{name} REAL NOT NULL" for name in COLUMNS)
-        self._database.execute(f"CREATE TABLE IF NOT EXISTS pace (key TEXT PRIMARY KEY, {columns})")
+        self._file = 0  # its inode; 0: no file
+        self._database = self._opened()
 
     def wait(self, tokens: int, stop: threading.Event) -> float:
         """Wait for the turn of a request of so many tokens; the seconds waited. Raises Stopped when `stop` is set."""
-        started = time.time()
+        started, token_seconds = time.monotonic(), tokens / self._tokens if self._tokens else 0.0
         while True:
             with self._state() as state:
-                at = max(time.time(), state.next_at, state.tokens_at, state.paused_until)
-                pace = min(pace for pace in (state.pace, self._pace, float("inf")) if pace)
-                state.next_at = at + 1 / pace
-                if self._tokens:
-                    state.tokens_at = at + tokens / self._tokens
-            if stop.wait(max(0.0, at - time.time())):
+                at = state.reserve(state.seen_at, self._pace, token_seconds)
+                seconds, lowered_at = at - state.seen_at, state.lowered_at
+            if stop.wait(max(0.0, seconds)):
                 raise Stopped
             with self._state() as state:  # a refusal of another request while this one waited
-                if state.paused_until <= time.time():
-                    return time.time() - started
+                if state.paused_until <= state.seen_at and (not seconds or state.lowered_at == lowered_at):
+                    return time.monotonic() - started
+                state.tokens_at -= token_seconds  # its turn is past: it gets another one
 
     def succeeded(self) -> None:
         with self._state() as state:
-            now = time.time()
-            if now - state.window_start > OBSERVED_SECONDS:
-                state.window_start, state.window_successes = now, 0
-            state.window_successes += 1
-            if state.pace:
-                growth = GROWTH if state.pace < NEAR * state.ceiling else CAREFUL_GROWTH
-                state.pace += growth * state.ceiling / state.pace  # of each of `pace` successes in a second
+            state.succeed(state.seen_at)
 
     def refused(self, sent_at: float, retry_after_seconds: float | None) -> None:
         """A request that went out at `sent_at` (seconds since the epoch) was told to come later."""
         pause = PAUSE_SECONDS if retry_after_seconds is None else min(retry_after_seconds, LONGEST_PAUSE_SECONDS)
         with self._state() as state:
-            now = time.time()
-            state.paused_until = max(state.paused_until, now + pause)
-            if sent_at <= state.lowered_at + OBSERVED_SECONDS:
-                return  # it went out at the pace of before, or before the one of now could show
-            state.ceiling = state.pace or max(1.0, state.window_successes / OBSERVED_SECONDS)
-            state.pace = max(LOWEST_PACE, LOWERED * state.ceiling)
-            state.lowered_at = now
-            state.next_at = 0.0
+            state.refuse(state.seen_at, sent_at, pause)
 
     def pace(self) -> float:
         """Requests per second that are let through now; 0: as many as come."""
         with self._state() as state:
             return state.pace
 
-    @contextmanager
-    def _state(self) -> Iterator[_State]:
-        """The row of this key, read and written back in one transaction."""
+    def close(self) -> None:
         with self._lock:
-            self._database.execute("BEGIN IMMEDIATE")
+            self._database.close()
+
+    @contextlib.contextmanager
+    def _state(self) -> Iterator[State]:
+        """The row of this key as of now, read and written back in one transaction."""
+        with self._lock:
+            state = self._begun()
             try:
-                names = ", ".join(COLUMNS)
-                row = self._database.execute(f"SELECT {names} FROM pace WHERE key = ?", [self._key]).fetchone()
-                state = _State(*row) if row else _State()
+                state.look(time.time())
                 yield state
                 marks = ", ".join("?" * (len(COLUMNS) + 1))
                 values = [self._key, *vars(state).values()]
-                self._database.execute(f"INSERT OR REPLACE INTO pace (key, {names}) VALUES ({marks})", values)
+                self._database.execute(
+                    f"INSERT OR REPLACE INTO pace (key, {', '.join(COLUMNS)}) VALUES ({marks})", values
+                )
                 self._database.execute("COMMIT")
             except BaseException:
                 self._database.execute("ROLLBACK")
                 raise
 
-    def close(self) -> None:
-        with self._lock:
+    def _begun(self) -> State:
+        """The row of this key, in a transaction. A file that is gone or cannot be read is made anew."""
+        if self._file and self._file != _inode(self._path):
             self._database.close()
+            self._database = self._opened()
+        try:
+            return self._read(self._database)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+                raise
+            self._database.close()
+            self._database = self._opened(anew=True)
+            return self._read(self._database)
+
+    def _read(self, database: sqlite3.Connection) -> State:
+        database.execute("BEGIN IMMEDIATE")
+        row = database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace WHERE key = ?", [self._key]).fetchone()
+        return State(*row) if row else State()
+
+    def _opened(self, anew: bool = False) -> sqlite3.Connection:
+        """The file; made anew if it is damaged, and in memory where none can be written."""
+        for remove in (anew, True):
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                if remove:
+                    for ending in ("", "-wal", "-shm"):
+                        self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
+                database = _connected(str(self._path))
+            except (sqlite3.DatabaseError, OSError):
+                continue
+            self._file = _inode(self._path)
+            return database
+        self._file = 0
+        return _connected(":memory:")
+
+
+def _connected(name: str) -> sqlite3.Connection:
+    """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be used."""
+    database = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = OFF")  # lost in a power cut, it is learned anew
+        columns = ", ".join(f"{name} REAL NOT NULL" for name in COLUMNS)
+        database.execute(f"CREATE TABLE IF NOT EXISTS pace (key TEXT PRIMARY KEY, {columns})")
+        database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace").fetchone()  # as another release may have made it
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0

@@ -26,6 +26,7 @@ from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_embeddings
+from embedding_pipelines.steps.model import learn_model
 from embedding_pipelines.steps.release import release as make_release
 from embedding_pipelines.steps.vector_store import update_vector_store
 
@@ -35,6 +36,7 @@ DESCRIPTIONS = {
     "documents": "Canonical rows of the source in buckets. Unchanged files are skipped; bad records go to a table "
     "of their own, with file, row and reason.",
     "chunks": "Cleaned text, cut to what the model can take, with exact character offsets.",
+    "model": "Learnt once from the pipeline's own chunks, and again when its options change.",
     "embeddings": "One vector per chunk. Texts that the ledger knows never reach the model.",
     "codec": "The compression, fitted once for this model and kept, used for documents and queries alike.",
     "vector_store": "The searchable table, brought up to date by row differences, and its index.",
@@ -62,8 +64,10 @@ def resource_keys(spec: PipelineSpec) -> set[str]:
 
 
 def pipeline_assets(spec: PipelineSpec) -> list[dg.AssetsDefinition]:
-    """The six assets of a pipeline, in the order the data takes."""
-    return [_documents(spec), _chunks(spec), _embeddings(spec), _codec(spec), _vector_store(spec), _release(spec)]
+    """The six assets of a pipeline, in the order the data takes; seven if its model is learnt from its own texts."""
+    learnt = [_model(spec)] if spec.model.learns else []
+    before, behind = [_documents(spec), _chunks(spec)], [_codec(spec), _vector_store(spec), _release(spec)]
+    return [*before, *learnt, _embeddings(spec), *behind]
 
 
 def step_context(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> StepContext:
@@ -139,8 +143,19 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
     return chunks
 
 
+def _model(spec: PipelineSpec) -> dg.AssetsDefinition:
+    @_asset(spec, "model", {spec.model.kind}, deps=["chunks"])
+    def model(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+        provider = _provider(context, spec)
+        return _whole(context, spec, lambda step: learn_model(step, provider))
+
+    return model
+
+
 def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
-    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=["chunks"], in_buckets=True, always=False)
+    made_from = ["chunks", "model"] if spec.model.learns else ["chunks"]
+
+    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=made_from, in_buckets=True, always=False)
     def embeddings(context: AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         provider = _provider(context, spec)
 

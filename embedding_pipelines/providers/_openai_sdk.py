@@ -25,7 +25,7 @@ def is_openai(base_url: str) -> bool:
 def client(base_url: str, key: str | None) -> OpenAI:
     """Keeps its connections open, and may be used by several threads. Raises ConfigError without the SDK."""
     try:
-        from openai import OpenAI, omit
+        from openai import OpenAI
     except ImportError as error:
         raise ConfigError(
             "The provider openai needs OpenAI's SDK: pip install 'embedding-pipelines[openai]'."

@@ -1,7 +1,7 @@
 """What every provider does: text in, vectors out, and an honest account of what it is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -41,6 +41,7 @@ class Reply:
     vectors: Vectors  # a row of NaN for a text that the service left out
     tokens: int | None = None  # as the service bills them; None if it does not say
     copies: Mapping[Space, Vectors] = field(default_factory=dict)  # the same texts in other spaces, for nothing more
+    refused: Mapping[int, str] = field(default_factory=dict)  # rows of NaN that stay so, and why
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,23 @@ class Provider(Choice):
     def price(self) -> float | None:
         """USD per million tokens; 0 for what runs on this machine, None if nobody knows."""
         return 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is made from the pipeline's own texts before it can embed."""
+        return False
+
+    @property
+    def has_learnt(self) -> bool:
+        return True
+
+    def learn(self, texts: Iterable[str]) -> None:
+        """Learn from `texts`, read once, and keep what was learnt; only of a provider that `learns`."""
+        raise NotImplementedError(f"{self.kind} does not learn")
+
+    def kept_in(self, folder: str) -> Self:
+        """The same provider, with what it learns kept in `folder` (relative to the home folder)."""
+        return self
 
     @property
     def computed_by(self) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -20,15 +20,17 @@ from pydantic import model_validator
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
-from embedding_pipelines.providers._word2vec_training import Training
+from embedding_pipelines.providers._word2vec_training import Training, train
 from embedding_pipelines.providers._word2vec_words import word_tokenizer, words_of
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import Limits, Provider, Reply, Role, Vectors
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 RECIPE = "1"  # raise it when the vectors of the same file change
+LEARNT = "vectors.bin"
+NO_WORD = "No word of it is among the word vectors."
 MAX_TOKENS = 10_000  # a mean over more words is the same for every text
 
 _ONE_AT_A_TIME = threading.Lock()  # a file is opened once, whoever asks first
@@ -73,6 +75,11 @@ class Word2vec(Provider):
     def tokenizer(self) -> Tokenizer:
         return word_tokenizer()
 
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        vectors = self.embed(inputs, input_type)
+        rows = np.flatnonzero(np.isnan(vectors[:, 0]))
+        return Reply(vectors, refused=dict.fromkeys(map(int, rows), NO_WORD))
+
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         known = self._words
         vectors = np.full((len(inputs), known.vectors.shape[1]), np.nan, np.float32)
@@ -85,6 +92,23 @@ class Word2vec(Provider):
             if 0 < length < np.inf:  # words that cancel out have no direction
                 vectors[row] = mean / length
         return vectors
+
+    @property
+    def learns(self) -> bool:
+        return self.train is not None
+
+    @property
+    def has_learnt(self) -> bool:
+        return self._path.is_file()
+
+    def learn(self, texts: Iterable[str]) -> None:
+        assert self.train is not None
+        train(texts, self.train, self._path)
+
+    def kept_in(self, folder: str) -> Self:
+        if self.train is None or self.vectors is not None:
+            return self
+        return self.model_copy(update={"vectors": f"{folder}/{LEARNT}"})
 
     def pinned(self, folder: Path) -> Self:
         kept = folder / content_sha256(self._path)[:32] / self._path.name

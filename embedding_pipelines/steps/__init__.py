@@ -1,4 +1,4 @@
 """Steps: what each asset does, without Dagster. One file per asset, in the order the data takes:
 
-documents → chunks → embeddings → codec → vector_store → (verify) → release
+documents → chunks → (model) → embeddings → codec → vector_store → (verify) → release
 """

@@ -15,7 +15,8 @@ from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
+from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions, without_vector
+from embedding_pipelines.steps.model import learn_model
 from embedding_pipelines.steps.vector_store import open_table
 from embedding_pipelines.stores.base import Table
 
@@ -42,9 +43,11 @@ def plan(context: StepContext, provider: Provider) -> Plan:
     """What a run of the pipeline would do now. Raises as the steps `documents` and `chunks` do."""
     with context.folder.lock("run"), context.folder.lock():
         write_documents(context)
-        refuse_wrong_dimensions(context, provider)
         for bucket in context.spec.bucket_names:
             write_chunks(context, bucket, provider)
+        if provider.learns:
+            learn_model(context, provider)
+        refuse_wrong_dimensions(context, provider)
         made = Plan(context.spec.name, str(provider.space))
         _count_rows(context, provider, made)
         with Ledger(context.warehouse.ledger) as ledger:
@@ -61,6 +64,9 @@ def _count_rows(context: StepContext, provider: Provider, made: Plan) -> None:
         wanted = context.folder.chunks.read_columns(bucket, ["chunk_id", "chunk_digest"])
         assert wanted is not None
         target = dict(zip(wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist(), strict=True))
+        if current_embeddings(context, bucket, provider.space) is not None:
+            for name in without_vector(context, bucket):  # the provider refused it, and is not asked again
+                del target[name]
         stored = dict(_stored(table, bucket))
         both = target.keys() & stored.keys()
         changed = sum(target[name] != stored[name] for name in both)

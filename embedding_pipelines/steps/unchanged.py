@@ -15,6 +15,7 @@ from embedding_pipelines.steps.codec import current_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import current_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
+from embedding_pipelines.steps.model import current_model
 from embedding_pipelines.steps.release import current_release, read_releases
 from embedding_pipelines.steps.vector_store import current_vector_store
 from embedding_pipelines.warehouse import Warehouse, read_json
@@ -49,6 +50,8 @@ def _reports(context: StepContext) -> Iterator[StepReport | None]:
     provider, names = context.spec.model, context.spec.bucket_names
     settings = chunk_settings(context, provider)
     yield _summed("chunks", [current_chunks(context, bucket, settings) for bucket in names])
+    if provider.learns:
+        yield current_model(context, provider)
     space = provider.space
     refuse_wrong_dimensions(context, provider)
     yield _summed("embeddings", [current_embeddings(context, bucket, space) for bucket in names])
