@@ -21,7 +21,7 @@ def key_variable(owner: object, api_key: str | None) -> str | None:
         raise ConfigError("api_key is no text.")
     if api_key.startswith("env:"):
         return api_key.removeprefix("env:")
-    name = f"api_key of {type(owner).__name__} {next(_NUMBERS)}"
+    name = f"API_KEY_OF_{type(owner).__name__}_{next(_NUMBERS)}"
     SECRETS[name] = _content(api_key.removeprefix("file:")) if api_key.startswith("file:") else api_key
     weakref.finalize(owner, SECRETS.pop, name, None)
     return name

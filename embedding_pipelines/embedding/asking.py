@@ -72,7 +72,7 @@ class _Request:
 
     def send(self) -> Asked:
         """Until the service lets it in."""
-        limiter, first = _limiter(self.provider), time.monotonic()
+        limiter, first = _limiter(self.provider), 0.0  # when it was first refused
         while True:
             self.waited_seconds += limiter.wait(self.tokens, self.stop)
             self.sent += 1
@@ -81,6 +81,7 @@ class _Request:
                 reply = self.provider.ask(self.inputs, self.role)
             except Busy as refusal:
                 limiter.refused(sent_at, refusal.retry_after_seconds)
+                first = first or time.monotonic()
                 if time.monotonic() - first > BUSY_PATIENCE_SECONDS:
                     minutes = BUSY_PATIENCE_SECONDS / 60
                     raise ProviderError(

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 PAUSE_SECONDS = 1.0  # after a refusal that does not say how long
 LONGEST_PAUSE_SECONDS = 600.0  # whatever a service asks for; then it is asked again
 LOWEST_PACE = 1 / 60  # requests per second
@@ -75,7 +77,7 @@ class State:
         self.ceiling = self.pace or max(1.0, self.window_successes / OBSERVED_SECONDS)
         self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
         self.lowered_at = now
-        self.next_at = 0.0
+        self.next_at = min(self.next_at, now + 1 / self.pace)  # who has a turn already gets another one
 
 
 COLUMNS = list(State.__dataclass_fields__)
@@ -89,8 +91,7 @@ class Limiter:
     ) -> None:
         self._path, self._key, self._lock = path, key, threading.Lock()
         self._pace, self._tokens = (requests_per_minute or 0) / 60, (tokens_per_minute or 0) / 60
-        self._file = 0  # its inode; 0: no file
-        self._database = self._opened()
+        self._database, self._file = _opened(path)
 
     def wait(self, tokens: int, stop: threading.Event) -> float:
         """Wait for the turn of a request of so many tokens; the seconds waited. Raises Stopped when `stop` is set."""
@@ -102,7 +103,7 @@ class Limiter:
             if stop.wait(max(0.0, seconds)):
                 raise Stopped
             with self._state() as state:  # a refusal of another request while this one waited
-                if state.paused_until <= state.seen_at and (not seconds or state.lowered_at == lowered_at):
+                if state.paused_until <= state.seen_at and state.lowered_at == lowered_at:
                     return time.monotonic() - started
                 state.tokens_at -= token_seconds  # its turn is past: it gets another one
 
@@ -146,52 +147,65 @@ class Limiter:
     def _begun(self) -> State:
         """The row of this key, in a transaction. A file that is gone or cannot be read is made anew."""
         if self._file and self._file != _inode(self._path):
-            self._database.close()
-            self._database = self._opened()
+            self._reopen()
         try:
-            return self._read(self._database)
+            return self._read()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            if _is_busy(error):
                 raise
-            self._database.close()
-            self._database = self._opened(anew=True)
-            return self._read(self._database)
+            self._reopen()
+            return self._read()
 
-    def _read(self, database: sqlite3.Connection) -> State:
-        database.execute("BEGIN IMMEDIATE")
-        row = database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace WHERE key = ?", [self._key]).fetchone()
+    def _reopen(self) -> None:
+        self._database.close()
+        self._database, self._file = _opened(self._path)
+
+    def _read(self) -> State:
+        self._database.execute("BEGIN IMMEDIATE")
+        row = self._database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace WHERE key = ?", [self._key]).fetchone()
         return State(*row) if row else State()
 
-    def _opened(self, anew: bool = False) -> sqlite3.Connection:
-        """The file; made anew if it is damaged, and in memory where none can be written."""
-        for remove in (anew, True):
+
+def _opened(path: Path) -> tuple[sqlite3.Connection, int]:
+    """The database and its file's inode; made anew if it is damaged, in memory and 0 where none can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f"{path.name}.lock")):
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                if remove:
-                    for ending in ("", "-wal", "-shm"):
-                        self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
-                database = _connected(str(self._path))
-            except (sqlite3.DatabaseError, OSError):
-                continue
-            self._file = _inode(self._path)
-            return database
-        self._file = 0
-        return _connected(":memory:")
+                database = _connected(str(path))
+            except sqlite3.DatabaseError as error:
+                if _is_busy(error):
+                    raise
+                for ending in ("", "-wal", "-shm"):
+                    path.with_name(path.name + ending).unlink(missing_ok=True)
+                database = _connected(str(path))
+            return database, _inode(path)
+    except (sqlite3.DatabaseError, OSError):
+        return _connected(":memory:"), 0
 
 
 def _connected(name: str) -> sqlite3.Connection:
-    """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be used."""
+    """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be read or written."""
     database = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")  # lost in a power cut, it is learned anew
+        database.execute("BEGIN IMMEDIATE")
         columns = ", ".join(f"{name} REAL NOT NULL" for name in COLUMNS)
         database.execute(f"CREATE TABLE IF NOT EXISTS pace (key TEXT PRIMARY KEY, {columns})")
         database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace").fetchone()  # as another release may have made it
+        if database.execute("PRAGMA integrity_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError(f"{name} is damaged")
+        database.execute("COMMIT")
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _is_busy(error: sqlite3.DatabaseError) -> bool:
+    """Whether another process holds the file, which is then in order."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _inode(path: Path) -> int:

@@ -75,7 +75,7 @@ def step_context(context: AssetExecutionContext | dg.AssetCheckExecutionContext,
 
 
 def space_of(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Space:
-    return _provider(context, spec).space
+    return provider_of(context, spec).space
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
 
     @_asset(spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_buckets=True)
     def chunks(context: AssetExecutionContext) -> None:
-        provider = _provider(context, spec)
+        provider = provider_of(context, spec)
 
         def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
             for number, bucket in enumerate(names, 1):
@@ -146,7 +146,7 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
 def _model(spec: PipelineSpec) -> dg.AssetsDefinition:
     @_asset(spec, "model", {spec.model.kind}, deps=["chunks"])
     def model(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        provider = _provider(context, spec)
+        provider = provider_of(context, spec)
         return _whole(context, spec, lambda step: learn_model(step, provider))
 
     return model
@@ -157,7 +157,7 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
 
     @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=made_from, in_buckets=True, always=False)
     def embeddings(context: AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
-        provider = _provider(context, spec)
+        provider = provider_of(context, spec)
 
         def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
             refuse_wrong_dimensions(step, provider)
@@ -209,7 +209,7 @@ def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     return release
 
 
-def _provider(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Provider:
+def provider_of(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Provider:
     provider: Provider = getattr(context.resources, provider_key(spec))
     return provider
 

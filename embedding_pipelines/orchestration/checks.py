@@ -4,15 +4,24 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from embedding_pipelines.orchestration.assets import key, readable_errors, resource_keys, space_of, step_context
+from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.orchestration.assets import (
+    key,
+    provider_of,
+    readable_errors,
+    resource_keys,
+    space_of,
+    step_context,
+)
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import live_release, read_releases
+from embedding_pipelines.steps.roles import ROLES, ROLES_SENTENCE, roles_are_told_apart
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.steps.verify import CHECKS, verify
 
 
 def pipeline_checks(spec: PipelineSpec) -> list[dg.AssetChecksDefinition]:
-    return [_table_checks(spec), _release_check(spec)]
+    return [_table_checks(spec), _role_check(spec), _release_check(spec)]
 
 
 def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
@@ -43,6 +52,27 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
                 )
 
     return table_checks
+
+
+def _role_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        name=ROLES,
+        asset=key(spec, "vector_store"),
+        description=ROLES_SENTENCE,
+        required_resource_keys=resource_keys(spec),
+    )
+    def roles(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        step = step_context(context, spec)
+        with readable_errors(), Ledger(step.warehouse.ledger) as ledger:
+            outcome = roles_are_told_apart(provider_of(context, spec), ledger)
+        if not outcome.passed:
+            step.progress.note(outcome.sentence)
+        severity = dg.AssetCheckSeverity.WARN
+        return dg.AssetCheckResult(
+            passed=outcome.passed, severity=severity, description=outcome.sentence, metadata=outcome.facts
+        )
+
+    return roles
 
 
 def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
@@ -31,6 +32,8 @@ SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quot
 TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
     "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
 )  # fmt: skip
+
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 SECRETS: dict[str, str] = {}
 """Keys that a program was given otherwise than by its environment, by the name that `api_key_env` then holds."""
@@ -61,6 +64,17 @@ class Service(Provider):
 
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service asks for none."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """What is none may be the key itself, so the error does not repeat it."""
+        if name is not None and not VARIABLE.fullmatch(name):
+            raise ValueError(
+                "what stands here is no name of an environment variable. Write the variable's name, such as MY_API_KEY, "
+                "and set that to the key; a key itself does not belong in this file"
+            )
+        return name
 
     timeout_seconds: float = Field(60.0, gt=0)
     concurrent_calls: int = Field(8, ge=1, le=256)
@@ -142,11 +156,12 @@ class Remote(Service):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
+        """An error shows nothing of an address with a name or a password in it."""
         parts = urlsplit(url)
+        if "@" in url:
+            raise ValueError("an address holds no password: name an environment variable with api_key_env")
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # what is no port raises
             raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
-        if parts.username or parts.password:
-            raise ValueError("an address holds no password: name an environment variable with api_key_env")
         return url.rstrip("/")
 
     @property

@@ -42,7 +42,7 @@ def listed(service: Remote, reply: Any, *path: str) -> list[Any]:
     found = within(reply, *path)
     if isinstance(found, list):
         return found
-    words = service.redacted(spoken(json.dumps(reply)))
+    words = spoken(service.redacted(json.dumps(reply)))  # in this order: a key that is cut off is not found
     raise Unreachable(f"{service.kind} at {service.address} answered 200 without vectors: {words}")
 
 

@@ -96,10 +96,8 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
 def test_what_waiting_cannot_mend_ends_the_run_at_once(tmp_path: Path, fault: Fault, message: str) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.chance = lambda _: fault
-        started = time.monotonic()
         with pytest.raises(ProviderError, match=message):
             through(server, ledger, [f"text {n}" for n in range(2_000)])
-        assert time.monotonic() - started < 3
         assert len(server.requests) <= 2 * little(server).concurrent_calls
 
 
