@@ -168,11 +168,16 @@ def plan(names: Names = None, as_json: AsJson = False) -> None:
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List models that are known by a short name or by their price."""
-    from embedding_pipelines.catalogue import catalogue
+    from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
     from embedding_pipelines.terminal import make_console, print_table
 
-    rows = catalogue()
-    emit(rows, as_json, lambda: print_table(make_console(), rows))
+    rows, day = catalogue(), PRICES_ARE_OF.isoformat()
+
+    def show() -> None:
+        print_table(make_console(), rows)
+        print(f"Prices are those of {day}, in USD per million tokens.")
+
+    emit({"prices_are_of": day, "models": rows}, as_json, show)
 
 
 @app.command()

@@ -166,11 +166,17 @@ class Warehouse:
         self.batches = self.root / "batches"  # texts that are with a service
 
     @contextlib.contextmanager
-    def batches_lock(self) -> Iterator[None]:
-        """Held while texts are collected from a service or handed to it: pipelines of one model share them."""
+    def batches_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
+        """Held while texts are collected from a service or handed to it: pipelines of one model share them.
+
+        Waits for ever by default; with a timeout raises BusyError.
+        """
         self.batches.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.batches / ".lock"):
-            yield
+        try:
+            with FileLock(self.batches / ".lock", timeout=timeout_seconds):
+                yield
+        except Timeout as error:
+            raise BusyError("Texts are just being collected from a service or handed to it.") from error
 
     def pipeline(self, name: str) -> PipelineFolder:
         return PipelineFolder(self.root / "pipelines" / name, self.tables)

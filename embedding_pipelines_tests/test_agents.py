@@ -268,7 +268,7 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_is_not(openai: WireS
 def test_a_wrong_key_is_told_without_it(openai: WireServer) -> None:
     generator = OpenAIEmbeddingGenerator(api_key=KEY)
     openai.faults.append(Fault("status", 401, f"Incorrect API key provided: {KEY}."))
-    with pytest.raises(ProviderError, match="Check the key in api_key of OpenAIEmbeddingGenerator") as caught:
+    with pytest.raises(ProviderError, match="Check the key in API_KEY_OF_OpenAIEmbeddingGenerator") as caught:
         generator.generate("x")
     item = ModelItem("embeddings", "openai:x", llm_parameters={"api_key": KEY})
     assert KEY not in f"{caught.value!r} {generator!r} {vars(generator)} {item!r}"

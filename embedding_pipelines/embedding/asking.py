@@ -22,6 +22,8 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 BUSY_PATIENCE_SECONDS = 900.0  # of nothing but refusals to one request
 NEVER = threading.Event()
 
+_OPENING = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -105,7 +107,8 @@ class _Request:
 
 
 def _limiter(provider: Service) -> Limiter:
-    return _opened(provider.flow_key, provider.requests_per_minute, provider.tokens_per_minute)
+    with _OPENING:  # else threads that begin together would each open one
+        return _opened(provider.flow_key, provider.requests_per_minute, provider.tokens_per_minute)
 
 
 @functools.cache

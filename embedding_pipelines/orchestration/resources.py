@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from embedding_pipelines.errors import BusyError
+from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.home import home
 from embedding_pipelines.plugins import parse
 from embedding_pipelines.progress import Progress, StepReport
@@ -33,7 +33,12 @@ class ProviderResource(dg.ConfigurableResource[Provider]):
         return cls(kind=provider.kind, options=options)
 
     def create_resource(self, context: dg.InitResourceContext) -> Provider:
-        provider: Provider = parse("providers", Provider, {"kind": self.kind, **self.options})
+        """Raises ConfigError for wrong options, without what stands in them: it may be a key."""
+        try:
+            provider: Provider = parse("providers", Provider, {"kind": self.kind, **self.options})
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
+            raise ConfigError(f"The options of provider {self.kind!r} are wrong: {wrong}.") from None
         return provider
 
 

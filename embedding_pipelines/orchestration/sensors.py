@@ -112,8 +112,9 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         warehouse = Warehouse(home())
         try:
-            with Ledger(warehouse.ledger) as ledger:
-                batches = Batches(warehouse.batches, spec.model, spec.model.batches(), ledger, "document")
+            with warehouse.batches_lock(timeout_seconds=0), Ledger(warehouse.ledger) as ledger:
+                service = spec.model.batches()
+                batches = Batches(warehouse.batches, spec.model, service, ledger, "document", tries=1)
                 ended = batches.ended()
                 reason = str(batches.waiting() or "no text is with the service") if not ended else ""
         except EmbeddingPipelinesError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 
 BASE_URL = "https://api.openai.com/v1"
 
+_MAKING = threading.Lock()
+
 
 def is_openai(base_url: str) -> bool:
     return urlsplit(base_url).hostname == urlsplit(BASE_URL).hostname
 
 
-@functools.lru_cache(maxsize=16)
 def client(base_url: str, key: str | None) -> OpenAI:
     """Keeps its connections open, and may be used by several threads. Raises ConfigError without the SDK."""
+    with _MAKING:  # else threads that begin together would each make one, and all but one be thrown away
+        return _made(base_url, key)
+
+
+@functools.cache
+def _made(base_url: str, key: str | None) -> OpenAI:
     try:
         from openai import OpenAI
     except ImportError as error:

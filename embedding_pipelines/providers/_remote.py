@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
@@ -32,6 +33,8 @@ SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quot
 TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
     "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
 )  # fmt: skip
+
+_MAKING = threading.Lock()
 
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -71,8 +74,8 @@ class Service(Provider):
         """What is none may be the key itself, so the error does not repeat it."""
         if name is not None and not VARIABLE.fullmatch(name):
             raise ValueError(
-                "what stands here is no name of an environment variable. Write the variable's name, such as MY_API_KEY, "
-                "and set that to the key; a key itself does not belong in this file"
+                "is no name of an environment variable. Write one, such as MY_API_KEY, and set it to the key; the key "
+                "itself does not belong in this file, and is not shown here"
             )
         return name
 
@@ -156,12 +159,16 @@ class Remote(Service):
     @field_validator("base_url")
     @classmethod
     def _is_an_address(cls, url: str) -> str:
-        """An error shows nothing of an address with a name or a password in it."""
+        """An error shows nothing of the address: a key may stand in it, or in its place."""
         parts = urlsplit(url)
         if "@" in url:
             raise ValueError("an address holds no password: name an environment variable with api_key_env")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:  # what is no port raises
-            raise ValueError(f"{url!r} is no address of a service; write e.g. http://localhost:8080")
+        try:
+            port = parts.port
+        except ValueError:
+            raise ValueError("Port could not be cast to a number; write e.g. http://localhost:8080") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+            raise ValueError("is no address of a service; write e.g. http://localhost:8080")
         return url.rstrip("/")
 
     @property
@@ -249,9 +256,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-@functools.cache
 def _client() -> Client:
     """One for the process: its connections are kept open, and it may be used by several threads."""
+    with _MAKING:  # else threads that begin together would each make one
+        return _made_client()
+
+
+@functools.cache
+def _made_client() -> Client:
     import httpx2
 
     return httpx2.Client(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64))

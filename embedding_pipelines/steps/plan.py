@@ -40,8 +40,11 @@ class Plan:
 
 
 def plan(context: StepContext, provider: Provider) -> Plan:
-    """What a run of the pipeline would do now. Raises as the steps `documents` and `chunks` do."""
-    with context.folder.lock("run"), context.folder.lock():
+    """What a run of the pipeline would do now.
+
+    Raises as the steps `documents` and `chunks` do, and BusyError if another process is at work on the pipeline.
+    """
+    with context.folder.lock("run", timeout_seconds=0), context.folder.lock(timeout_seconds=0):
         write_documents(context)
         for bucket in context.spec.bucket_names:
             write_chunks(context, bucket, provider)

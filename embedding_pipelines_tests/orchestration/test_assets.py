@@ -9,6 +9,7 @@ import pytest
 from embedding_pipelines.orchestration import assets
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines_tests.orchestration.support import (
     BUCKETS,
     Failing,
@@ -32,11 +33,30 @@ def test_one_run_takes_all_buckets_from_the_source_to_the_release(home: Path, in
     assert {asset for asset, _ in materialized(instance, result.run_id)} == set(ALL)
     assert {check.check_name for check in result.get_asset_check_evaluations() if check.passed} == {
         "counts_add_up",
+        "roles_are_told_apart",
         "vectors_are_sound",
         "dimensions_match",
         "space_is_one",
         "released_version_is_checked",
     }
+
+
+def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embeddings(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    write_notes(home)
+    learnt = "model: {provider: word2vec, train: {dimensions: 16, min_count: 1}}\nbuckets: 2\n"
+    write_pipeline(home, "w", f"source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text]}}\n{learnt}")
+    spec = find_pipeline("w", home)
+    graph = pipeline_definitions([spec]).resolve_asset_graph()
+    assert graph.get(dg.AssetKey(["w", "embeddings"])).parent_keys == {
+        dg.AssetKey(["w", "chunks"]),
+        dg.AssetKey(["w", "model"]),
+    }
+    result = run(spec, instance)
+    assert result.success
+    assert Counter(asset for asset, _ in materialized(instance, result.run_id))["model"] == 1
+    assert live_rows(home, "w") == 40
 
 
 def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, instance: dg.DagsterInstance) -> None:
