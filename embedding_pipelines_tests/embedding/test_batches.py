@@ -1,4 +1,4 @@
-"""Batches from their submission to the table: through kills, reboots and a service that fails, nothing is paid twice."""
+"""Batches from submission to table: through kills, reboots and a service that fails, nothing is paid for twice."""
 
 import json
 import os
@@ -162,7 +162,7 @@ def test_only_new_texts_are_submitted_when_files_change(zoo: Path, server: Batch
     waits(zoo)
     server.finish_all()
     run_steps(zoo, "zoo")
-    write_csv(zoo, "zoo_more.csv", [("b1", "a new animal, with a caf\u00e9 and a \u2028 in it", "zoo"), *[]])
+    write_csv(zoo, "zoo_more.csv", [("b1", "a new animal, with a caf\u00e9 and a \u2028 in it", "zoo")])
     assert waits(zoo).startswith("1 texts are")
     assert len(live_rows(zoo, "zoo")) == 12
     write_csv(zoo, "zoo_last.csv", [("b2", "another new animal", "zoo")])
@@ -360,7 +360,7 @@ def test_a_batch_that_failed_as_a_whole_is_an_error_in_the_services_words_and_th
     first, second, third = server.out
     server.fail(first, f"Enqueued token limit reached for my-model by {KEY}")
     server.finish(second)
-    with pytest.raises(ProviderError, match="Enqueued token limit reached for my-model by [*]{3}[.]") as caught:
+    with pytest.raises(ProviderError, match=r"Enqueued token limit reached for my-model by [*]{3}[.]") as caught:
         embedded(zoo)
     assert first in str(caught.value)
     assert len(records(zoo)) == 1  # of the third: the second was collected all the same
@@ -435,15 +435,11 @@ def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submi
     tokens = plan(context_of(zoo, "zoo"), context_of(zoo, "zoo").spec.model).tokens
     each = tokens // 12
     pipeline(zoo, server, more=f"budget: {{tokens: {5 * each + each // 2}}}\n")
-    runs = 0
-    for runs in range(1, 20):
-        try:
-            waits(zoo)
-        except BudgetError as error:
-            assert "What was paid for is kept" in str(error)
-        else:
-            break
-    assert 2 <= runs <= 4
+    for submitted in (5, 10):
+        with pytest.raises(BudgetError, match="What was paid for is kept"):
+            embedded(zoo)
+        assert sum(server.submitted().values()) == submitted
+    assert waits(zoo).startswith("12 texts are with the service in 3 batches")
     assert set(server.submitted()) == TEXTS
     assert set(server.submitted().values()) == {1}
     server.finish_all()
@@ -478,7 +474,8 @@ def test_what_fails_on_the_way_is_tried_again_and_no_batch_is_made_twice(
 ) -> None:
     if step == "content" and fault.kind == "page":
         pytest.skip("a result that cannot be read has a test of its own")
-    server.faults[step].extend([fault, fault])
+    was_made = step == "create" and fault.kind in ("deaf", "page", "cut")
+    server.faults[step].extend([fault] if was_made else [fault, fault])
     if step == "create":
         server.faults["list"].append(Fault("status", 502, "Bad gateway."))
     waits(zoo)
@@ -506,7 +503,7 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
         server.finish_all()
     tries, before = batches_module.TRIES, server.asked[step]
     server.faults[step].extend([Fault("status", 500)] * tries)
-    with pytest.raises(ProviderError, match="answered 500: The server had an error.*stays on record: run again later"):
+    with pytest.raises(ProviderError, match=r"answered 500: The server had an error.*stays on record: run again later"):
         embedded(zoo)
     assert server.asked[step] == before + tries
     if step in ("upload", "create"):
@@ -575,7 +572,7 @@ def test_results_that_cannot_be_read_at_all_are_not_paid_for_again(zoo: Path, se
     waits(zoo)
     server.finish_all()
     for _ in range(2):
-        with pytest.raises(ProviderError, match="none of the 12 lines of the results of batch .* can be read"):
+        with pytest.raises(ProviderError, match=r"none of the 12 lines of the results of batch .* can be read"):
             embedded(zoo)
     assert server.asked["create"] == 1
 
@@ -659,7 +656,7 @@ def test_tokens_are_learnt_from_the_bill(zoo: Path, server: BatchServer) -> None
     with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
         batches = opened(zoo, ledger)
         batches.collect()
-        assert batches.tokens == 12 * 5
+        assert batches.tokens == 12 * 6
         assert batches.waiting() is None
         assert batches.pending() == set()
         batches.submit([], Purse(Budget(tokens=0)))

@@ -1,0 +1,275 @@
+"""Texts that a service embeds later, through Dagster: runs that wait, the sensor that asks for the next one, the CLI."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.orchestration.support import (
+    BUCKETS,
+    NOTES,
+    command,
+    live_rows,
+    materialized,
+    notes,
+    recorded,
+    run,
+    write_notes,
+    write_pipeline,
+)
+from embedding_pipelines_tests.providers.batch_service import BatchServer, Fault, serve_batches
+
+KEY = "sk-not-to-be-seen-0123456789"
+DIMENSIONS = 16
+BEHIND = {"codec", "vector_store", "release"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
+    monkeypatch.setenv("ZOO_KEY", KEY)
+    with serve_batches(DIMENSIONS, KEY) as running:
+        yield running
+
+
+def later(home: Path, server: BatchServer) -> PipelineSpec:
+    """The notes, embedded later."""
+    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: ZOO_KEY, mode: batch"
+    before = f"{{provider: hashing, dimensions: {DIMENSIONS}}}"
+    assert before in NOTES
+    write_pipeline(home, text=NOTES.replace(before, f"{{provider: openai, {options}}}"))
+    write_notes(home)
+    return find_pipeline("notes", home)
+
+
+def tick(spec: PipelineSpec, instance: dg.DagsterInstance) -> dg.SensorResult:
+    definitions = pipeline_definitions([spec])
+    sensor = definitions.resolve_sensor_def(f"{spec.name}_batch_sensor")
+    with dg.build_sensor_context(instance=instance, definitions=definitions) as context:
+        result = sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
+
+
+def skipped(result: dg.SensorResult) -> str:
+    """Why a tick asks for nothing."""
+    assert not result.run_requests
+    assert result.skip_reason is not None
+    assert result.skip_reason.skip_message is not None
+    return result.skip_reason.skip_message
+
+
+def asked(result: dg.SensorResult) -> dg.RunRequest:
+    assert result.run_requests is not None
+    (request,) = result.run_requests
+    return request
+
+
+def made(instance: dg.DagsterInstance, run_id: str) -> set[str]:
+    return {asset for asset, _ in materialized(instance, run_id)}
+
+
+def said(instance: dg.DagsterInstance, run_id: str) -> str:
+    return "\n".join(entry.user_message for entry in instance.all_logs(run_id))
+
+
+def test_a_run_that_has_to_wait_ends_well_and_says_for_what(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    for _ in range(2):
+        result = run(spec, instance)
+        assert result.success
+        assert "40 texts are with the service in 1 batches since" in said(instance, result.run_id)
+        assert made(instance, result.run_id) == {"documents", "chunks"}
+        buckets = [partition for asset, partition in materialized(instance, result.run_id) if asset == "chunks"]
+        assert len(set(buckets)) == BUCKETS
+        left_out = recorded(instance, result.run_id, dg.DagsterEventType.STEP_SKIPPED)
+        names = {event.step_key for event in left_out if event.step_key}
+        assert {f"notes__{asset}" for asset in BEHIND} <= names
+        assert {name for name in names if "check" in name} == {
+            "notes__notes_table_checks",
+            "notes_table_checks",
+            "notes__release_released_version_is_checked",
+        } & names
+        assert not recorded(instance, result.run_id, dg.DagsterEventType.STEP_FAILURE)
+        assert not recorded(instance, result.run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        assert live_rows(home) == 0
+    assert server.asked["create"] == 1
+
+
+def test_the_run_after_the_end_of_a_batch_releases(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    server.finish_all()
+    result = run(spec, instance)
+    assert result.success
+    assert made(instance, result.run_id) == {"documents", "chunks", "embeddings", *BEHIND}
+    checks = result.get_asset_check_evaluations()
+    assert checks
+    assert all(check.passed for check in checks)
+    assert live_rows(home) == 40
+    assert set(server.billed.values()) == {1}
+    assert len(server.billed) == 40
+
+
+def test_a_release_stays_live_while_a_change_is_awaited(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    server.finish_all()
+    assert run(spec, instance).success
+    write_notes(home, "b", range(40, 41))
+    waiting = run(spec, instance)
+    assert waiting.success
+    assert made(instance, waiting.run_id) == {"documents", "chunks"}
+    assert "1 texts are with the service" in said(instance, waiting.run_id)
+    assert live_rows(home) == 40
+    server.finish_all()
+    assert run(spec, instance).success
+    assert live_rows(home) == 41
+    assert set(server.billed.values()) == {1}
+
+
+def test_a_batch_that_failed_fails_the_run_in_the_services_words(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    server.fail(server.out[0], "Enqueued token limit reached")
+    assert asked(tick(spec, instance)).run_key
+    result = run(spec, instance)
+    assert not result.success
+    (failure,) = recorded(instance, result.run_id, dg.DagsterEventType.STEP_FAILURE)
+    assert failure.step_key == "notes__embeddings"
+    problem = failure.step_failure_data.user_failure_data
+    assert problem is not None
+    assert problem.description is not None
+    assert "Enqueued token limit reached. The next run submits their texts again." in problem.description
+    assert skipped(tick(spec, instance)) == "no text is with the service"
+    assert run(spec, instance).success
+    assert len(server.out) == 1
+
+
+def test_only_a_pipeline_that_is_answered_later_has_the_sensor_and_it_is_on(home: Path, server: BatchServer) -> None:
+    names = {sensor.name for sensor in pipeline_definitions([notes(home)]).sensors or ()}
+    assert names == {"notes_source_sensor"}
+    sensors = pipeline_definitions([later(home, server)]).sensors or ()
+    on = {sensor.name: getattr(sensor, "default_status", None) for sensor in sensors}
+    assert on.keys() == {"notes_source_sensor", "notes_batch_sensor"}
+    assert on["notes_batch_sensor"] is dg.DefaultSensorStatus.RUNNING
+
+
+def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    assert skipped(tick(spec, instance)) == "no text is with the service"
+    run(spec, instance)
+    assert skipped(tick(spec, instance)).startswith("40 texts are with the service in 1 batches since")
+    server.finish_all()
+    request = asked(tick(spec, instance))
+    assert asked(tick(spec, instance)).run_key == request.run_key  # so that the daemon starts one run
+    assert request.tags == all_buckets(spec)
+    job = pipeline_definitions([spec]).resolve_job_def("notes")
+    assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
+    assert live_rows(home) == 40
+    assert skipped(tick(spec, instance)) == "no text is with the service"
+
+
+def test_another_batch_that_ends_is_another_reason_to_ask(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    write_notes(home, "b", range(40, 41))
+    run(spec, instance)
+    first, second = server.out
+    server.finish(first)
+    key = asked(tick(spec, instance)).run_key
+    server.finish(second)
+    assert asked(tick(spec, instance)).run_key != key
+
+
+def test_an_error_is_a_reason_to_skip_without_key_or_traceback(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    server.key = "another"
+    refused = skipped(tick(spec, instance))
+    assert "answered 401: Incorrect API key provided: ***. Check the key in ZOO_KEY" in refused
+    server.key = KEY
+    before = server.asked["retrieve"]
+    server.faults["retrieve"].append(Fault("status", 500))
+    failed = skipped(tick(spec, instance))
+    assert "answered 500: The server had an error." in failed
+    assert server.asked["retrieve"] == before + 1  # the next tick is the next try
+    server.faults["retrieve"].append(Fault("reset"))
+    unreachable = skipped(tick(spec, instance))
+    assert "cannot be reached" in unreachable
+    monkeypatch.delenv("ZOO_KEY")
+    missing = skipped(tick(spec, instance))
+    assert "ZOO_KEY is not set" in missing
+    for reason in (refused, failed, unreachable, missing):
+        assert KEY not in reason
+        assert "Traceback" not in reason
+        assert "\n" not in reason
+
+
+def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    server.finish_all()
+    before = sum(server.asked.values())
+    with Warehouse(home).batches_lock():
+        assert skipped(tick(spec, instance)) == "Texts are just being collected from a service or handed to it."
+    assert sum(server.asked.values()) == before
+    assert asked(tick(spec, instance)).run_key
+
+
+def test_a_key_in_the_services_words_is_in_no_event(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    server.faults["create"].append(Fault("status", 401, f"The key {KEY} may not do this."))
+    result = run(spec, instance)
+    assert not result.success
+    events = "\n".join(str(entry) for entry in instance.all_logs(result.run_id))
+    assert "The key *** may not do this." in events
+    assert KEY not in events
+
+
+def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_ended(
+    home: Path, server: BatchServer
+) -> None:
+    later(home, server)
+    waiting = command(home, "embedding-pipelines", "run", "notes")
+    assert waiting.returncode == 0, waiting.stderr
+    assert "notes note: 40 texts are with the service in 1 batches since" in waiting.stdout
+    assert "run the pipeline again later" in waiting.stdout
+    assert "release" not in waiting.stdout
+    assert "Traceback" not in waiting.stdout + waiting.stderr
+    assert KEY not in waiting.stdout + waiting.stderr
+    as_json = command(home, "embedding-pipelines", "run", "notes", "--json")
+    (outcome,) = json.loads(as_json.stdout)
+    assert (as_json.returncode, outcome["error"]) == (0, None)
+    assert {step["step"] for step in outcome["steps"]} == {"documents", "chunks"}
+    server.finish_all()
+    done = command(home, "embedding-pipelines", "run", "notes")
+    assert done.returncode == 0, done.stderr
+    assert "release 1, live: 1" in done.stdout
+    assert live_rows(home) == 40
+    assert server.asked["create"] == 1
+    assert set(server.billed.values()) == {1}
