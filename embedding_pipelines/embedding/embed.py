@@ -157,7 +157,7 @@ class _Flow:
         for row, words in reply.refused.items():
             self._reject(call, row, words)
         if faults and call.wrong_rows < TRIES_OF_ROWS:
-            self._queue.appendleft(call.part(list(faults), call.wrong_rows + 1))
+            self._queue.appendleft(call.part(list(faults), call.tries, call.wrong_rows + 1))
         else:
             for row, fault in faults.items():
                 self._reject(call, row, f"The provider returned {fault}.")
@@ -170,8 +170,9 @@ class _Flow:
         if len(call.texts) == 1:
             self._reject(call, 0, str(refusal))
             return 0
+        tries = TRIES_OF_PARTS if isinstance(refusal, Unreachable) else call.tries
         middle = len(call.texts) // 2
-        self._queue.extendleft([call.part(range(middle, len(call.texts))), call.part(range(middle))])
+        self._queue.extendleft([call.part(range(middle, len(call.texts)), tries), call.part(range(middle), tries)])
         call.window.counts.retries += 1
         return 0
 

@@ -72,7 +72,7 @@ class Call:
     tries: int = TRIES  # of the request
     wrong_rows: int = 0  # how often its texts came back with a wrong vector
 
-    def part(self, rows: Sequence[int], wrong_rows: int = 0) -> "Call":
+    def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""
         keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
-        return Call(keys, texts, [self.tokens[row] for row in rows], self.window, TRIES_OF_PARTS, wrong_rows)
+        return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows)

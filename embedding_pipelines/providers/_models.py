@@ -20,19 +20,19 @@ class ModelFacts:
     shorter: tuple[int, ...] | range = ()  # other dimensions that the model was trained to give, mostly shorter ones
     call_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
-    family: str | None = None  # models of one family share their space, so one may index and another one query
+    family: str | None = None  # its models' vectors can be compared: one may index, another one query
 
 
-COHERE_5 = ModelFacts(2048, 128_000, 0.12, shorter=(256, 512, 768, 1024, 1536), family="embed-v5.0 family")
+COHERE_5 = ModelFacts(2048, 128_000, 0.12, shorter=(256, 512, 768, 1024, 1536))
 COHERE_3 = ModelFacts(1024, 512, 0.10)
-VOYAGE_4 = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), family="voyage-4 family")
+VOYAGE_4 = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), family="voyage-4")
 VOYAGE = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), call_tokens=120_000)
 
 MODELS: dict[str, ModelFacts] = {
     "openai:text-embedding-3-small": ModelFacts(1536, 8191, 0.02, 0.01, range(1, 1536)),
     "openai:text-embedding-3-large": ModelFacts(3072, 8191, 0.13, 0.065, range(1, 3072)),
     "openai:text-embedding-ada-002": ModelFacts(1536, 8191, 0.10, 0.05),
-    # Dimensions: docs.cohere.com/docs/cohere-embed. Pro and Fast share a space: docs.cohere.com/changelog/embed-v5.
+    # Dimensions: docs.cohere.com/docs/cohere-embed.
     "cohere:embed-v5.0-pro": COHERE_5,
     "cohere:embed-v5.0-fast": replace(COHERE_5, usd=0.08),
     "cohere:embed-v4.0": ModelFacts(1536, 128_000, 0.12, shorter=(256, 512, 1024)),
@@ -72,12 +72,6 @@ def published_price(kind: str, model: str) -> float | None:
     return facts.usd if facts else None
 
 
-def name_in_space(kind: str, model: str) -> str:
-    """What a `Space` calls the model: its family's name, so that vectors that can be compared have equal ids."""
-    facts = facts_of(kind, model)
-    return facts.family if facts and facts.family else model
-
-
 def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
     """How many dimensions the vectors will have: `wanted`, or the model's own number.
 
@@ -93,6 +87,12 @@ def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
     if wanted is None or wanted == facts.dimensions or wanted in facts.shorter:
         return wanted or facts.dimensions
     raise ValueError(f"{kind} model {model!r} cannot give {wanted} dimensions; it can give {_listed(facts)}")
+
+
+def possible_dimensions(kind: str, model: str) -> str:
+    """What a model can give, in words; empty for one that is not listed."""
+    facts = facts_of(kind, model)
+    return _listed(facts) if facts else ""
 
 
 def _listed(facts: ModelFacts) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of, name_in_space, published_price
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of, published_price
 from embedding_pipelines.providers._remote import Remote, spoken
 from embedding_pipelines.providers._vectors import (
     DTYPES,
@@ -119,7 +119,7 @@ class Cohere(Remote):
         facts = facts_of(self.kind, self.model)
         return Space(
             provider=self.kind,
-            model=name_in_space(self.kind, self.model),
+            model=self.model,
             revision="v2",  # of the interface; Cohere's models carry theirs in their names
             dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
             pooling="service",

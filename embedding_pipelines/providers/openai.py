@@ -20,7 +20,6 @@ from embedding_pipelines.providers._models import (
     ModelFacts,
     chosen_dimensions,
     facts_of,
-    name_in_space,
 )
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
@@ -92,7 +91,7 @@ class Openai(Remote):
         """Without the address: a model is the same one behind Azure, a proxy or a server that moves."""
         return Space(
             provider=self.kind,
-            model=name_in_space(self.kind, self.model),
+            model=self.model,
             revision="v1",  # of the interface; the models carry theirs in their names
             dimensions=self._dimensions,
             pooling="service",

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of, name_in_space, published_price
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of, published_price
 from embedding_pipelines.providers._remote import Remote, TooLarge, Unreachable
 from embedding_pipelines.providers._vectors import (
     DTYPES,
@@ -47,6 +47,9 @@ class Voyage(Remote):
     api_key_env: str | None = "VOYAGE_API_KEY"
     model: str
     dimensions: int | None = Field(None, ge=1)
+    query_model: str | None = None
+    """A model of the same family for queries, e.g. voyage-4-lite beside voyage-4-large: cheaper and comparable."""
+
     output_dtype: ElementType = "float"
     """Quantized by the service, stored as float32: int8 as its numbers, uint8 less 128, bits as -1 and 1."""
 
@@ -54,6 +57,9 @@ class Voyage(Remote):
     def _can_be_had(self) -> Self:
         if chosen_dimensions(self.kind, self.model, self.dimensions) % 8 and self._wire_type == "ubinary":
             raise ValueError("packed bits need dimensions that are a multiple of 8")
+        own, other = facts_of(self.kind, self.model), facts_of(self.kind, self.query_model or self.model)
+        if self.query_model is not None and not (own and other and own.family and own.family == other.family):
+            raise ValueError(f"query_model {self.query_model!r} is not known to be of one family with {self.model!r}")
         return self
 
     @property
@@ -61,7 +67,7 @@ class Voyage(Remote):
         facts = facts_of(self.kind, self.model)
         return Space(
             provider=self.kind,
-            model=name_in_space(self.kind, self.model),
+            model=self.model,
             revision="v1",  # of the interface; Voyage's models carry theirs in their names
             dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
             pooling="service",
@@ -90,7 +96,7 @@ class Voyage(Remote):
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": (self.query_model or self.model) if input_type == "query" else self.model,
             "input": list(inputs),
             "input_type": input_type,
             "truncation": False,

@@ -22,6 +22,7 @@ from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.progress import StepReport, rates
+from embedding_pipelines.providers._models import possible_dimensions
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
@@ -168,9 +169,11 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
     wanted, given = context.spec.output_dim, provider.space.dimensions
     given = check_chain(context.spec.compression, given)
     if wanted is not None and wanted != given:
+        can = possible_dimensions(provider.kind, getattr(provider, "model", ""))
+        others = f" The model itself can give {can}: say which with its option `dimensions`." if " " in can else ""
         raise ConfigError(
             f"Pipeline {context.spec.name!r}: output_dim is {wanted}, but {provider.space} gives {given}. "
-            f"Set output_dim to {given}, or add `compression: [{{kind: pca, dimensions: {wanted}}}]`."
+            f"Set output_dim to {given}, or add `compression: [{{kind: pca, dimensions: {wanted}}}]`.{others}"
         )
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.embedding import batches as batches_module
+from embedding_pipelines.embedding.asking import TRIES
 from embedding_pipelines.embedding.batches import Batches, NotYet
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
@@ -92,7 +93,8 @@ def waits(home: Path, name: str = "zoo") -> str:
 
 def vectors(home: Path, name: str = "zoo") -> dict[str, Any]:
     """The vector of each text; None if it was refused."""
-    context, found = context_of(home, name), {}
+    context = context_of(home, name)
+    found: dict[str, Any] = {}
     for bucket in context.spec.bucket_names:
         texts = context.folder.chunks.read_columns(bucket, ["text"])
         rows = context.folder.embeddings.read_columns(bucket, [VECTOR])
@@ -501,11 +503,11 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
     if step in ("retrieve", "content"):
         waits(zoo)
         server.finish_all()
-    tries, before = batches_module.TRIES, server.asked[step]
-    server.faults[step].extend([Fault("status", 500)] * tries)
+    before = server.asked[step]
+    server.faults[step].extend([Fault("status", 500)] * TRIES)
     with pytest.raises(ProviderError, match=r"answered 500: The server had an error.*stays on record: run again later"):
         embedded(zoo)
-    assert server.asked[step] == before + tries
+    assert server.asked[step] == before + TRIES
     if step in ("upload", "create"):
         waits(zoo)
         server.finish_all()
@@ -517,7 +519,7 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
 
 def test_a_batch_whose_making_was_never_answered_is_adopted_by_the_next_run(zoo: Path, server: BatchServer) -> None:
     server.faults["create"].append(Fault("deaf"))
-    server.faults["list"].extend([Fault("status", 500)] * batches_module.TRIES)
+    server.faults["list"].extend([Fault("status", 500)] * TRIES)
     with pytest.raises(ProviderError, match="stays on record"):
         embedded(zoo)
     assert records(zoo)[0]["id"] is None
@@ -623,7 +625,7 @@ def test_what_has_ended_is_named_alike_until_something_new_has(zoo: Path, server
 def test_a_submission_that_fails_again_is_no_news(zoo: Path, server: BatchServer) -> None:
     names = []
     for _ in range(2):
-        server.faults["create"].extend([Fault("status", 500)] * batches_module.TRIES)
+        server.faults["create"].extend([Fault("status", 500)] * TRIES)
         with pytest.raises(ProviderError):
             embedded(zoo)
         with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:

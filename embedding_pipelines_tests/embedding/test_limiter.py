@@ -221,7 +221,9 @@ def test_after_a_refusal_the_pace_grows_again_with_success_and_ever_more_slowly(
         assert grown[2] - grown[1] < 0.1 * ceiling
 
 
-@given(st.floats(0.1, 100), st.floats(0, 100), st.lists(st.floats(0, 3), min_size=2, max_size=100))
+@given(
+    st.floats(0.1, 100), st.just(0.0) | st.floats(LOWEST_PACE, 100), st.lists(st.floats(0, 3), min_size=2, max_size=100)
+)
 def test_turns_are_never_closer_than_the_stated_pace(stated: float, learned: float, gaps: list[float]) -> None:
     state, now, turns = State(pace=learned), NOW, []
     for gap in gaps:
@@ -348,7 +350,7 @@ def test_a_clock_that_is_set_back_an_hour_delays_nobody(
     limiter.refused(clock.time(), 0.3)
     clock.back = 3_600
     waited = [limiter.wait(100, NEVER) for _ in range(3)]
-    assert 0.2 < sum(waited) < 3
+    assert 0.2 < sum(waited) < 6
     assert limiter.pace() > 0
 
 

@@ -186,12 +186,6 @@ def test_limits_space_and_price() -> None:
     assert Cohere(model="embed-v6.0", dimensions=100).price is None
 
 
-def test_pro_and_fast_are_one_space() -> None:
-    pro, fast = Cohere(model="embed-v5.0-pro"), Cohere(model="embed-v5.0-fast")
-    assert pro.space.id == fast.space.id
-    assert pro.space.id != Cohere(model="embed-v5.0-pro", dimensions=1024).space.id
-
-
 def test_version_3_is_not_asked_for_its_own_dimensions(server: WireServer) -> None:
     cohere(server, model="embed-english-v3.0", dimensions=1024).embed(TEXTS, "document")
     assert "output_dimension" not in server.requests[0]

@@ -10,7 +10,6 @@ from embedding_pipelines.providers._models import (
     ModelFacts,
     chosen_dimensions,
     facts_of,
-    name_in_space,
     published_price,
 )
 from embedding_pipelines.providers._remote import MAX_PRICE
@@ -59,14 +58,8 @@ def test_models_of_a_family_can_stand_in_for_each_other() -> None:
             kind = name.split(":")[0]
             same = (facts.dimensions, facts.max_tokens, tuple(facts.shorter))
             families.setdefault((kind, facts.family), set()).add(same)
-    assert families.keys() == {("voyage", "voyage-4 family"), ("cohere", "embed-v5.0 family")}
+    assert families.keys() == {("voyage", "voyage-4")}
     assert all(len(unlike) == 1 for unlike in families.values())
-
-
-def test_a_family_names_its_models_in_a_space() -> None:
-    assert name_in_space("voyage", "voyage-4-lite") == name_in_space("voyage", "voyage-4-large") == "voyage-4 family"
-    assert name_in_space("voyage", "voyage-3.5") == "voyage-3.5"
-    assert name_in_space("openai", "voyage-4-lite") == "voyage-4-lite"
 
 
 def test_what_is_not_listed_has_no_price() -> None:

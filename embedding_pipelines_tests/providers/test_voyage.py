@@ -174,16 +174,16 @@ def test_vectors_of_different_lengths_are_a_failure(monkeypatch: pytest.MonkeyPa
         voyage(server).ask(TEXTS[:2], "document")
 
 
-def test_version_4_is_one_space() -> None:
-    large, *others = (Voyage(model=f"voyage-4{name}") for name in ("-large", "", "-lite", "-nano"))
-    assert {other.space.id for other in others} == {large.space.id}
-    assert large.space.model == "voyage-4 family"
-    unlike = [
-        Voyage(model="voyage-3.5"),
-        Voyage(model="voyage-4-lite", dimensions=512),
-        Voyage(model="voyage-4-lite", output_dtype="int8"),
-    ]
-    assert len({large.space.id, *(provider.space.id for provider in unlike)}) == 4
+def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> None:
+    """Documents of another model are another space all the same: who changes to a better one wants its vectors."""
+    both = voyage(server, model="voyage-4-large", query_model="voyage-4-lite")
+    assert both.space.id == voyage(server, model="voyage-4-large").space.id != voyage(server, model="voyage-4").space.id
+    both.embed(TEXTS, "document")
+    both.embed(TEXTS, "query")
+    assert [body["model"] for body in server.requests] == ["voyage-4-large", "voyage-4-lite"]
+    for model, query_model in (("voyage-4-large", "voyage-3.5"), ("voyage-3.5", "voyage-3.5-lite")):
+        with pytest.raises(ValidationError, match="not known to be of one family"):
+            Voyage(model=model, query_model=query_model)
 
 
 def test_limits_and_price() -> None:

@@ -64,6 +64,10 @@ def test_output_dim_is_checked_and_never_cut_to(home: Path) -> None:
     write_pipeline(home, "p", HASHING + "output_dim: 768\n")
     with pytest.raises(ConfigError, match=r"output_dim is 768, but .* gives 64\. Set output_dim to 64, or add"):
         run_steps(home, "p")
+    short = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\noutput_dim: 500\nbuckets: 4\n"
+    write_pipeline(home, "p", short + "model: {provider: voyage, model: voyage-4, dimensions: 512}\n")
+    with pytest.raises(ConfigError, match=r"output_dim is 500.* can give 256 or 512 or 1024 or 2048: say which with"):
+        run_steps(home, "p")
     write_pipeline(home, "p", PCA + "output_dim: 8\n")
     run_steps(home, "p")
 
