@@ -94,7 +94,13 @@ def validate(names: Names = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def run(names: Names = None, as_json: AsJson = False) -> None:
+def run(
+    names: Names = None,
+    retry_rejected: Annotated[
+        bool, typer.Option("--retry-rejected", help="Ask again for texts that the provider has refused.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Read what changed, embed what is new, check, release.
 
     It may be stopped at any time: what was embedded is kept, and the next run goes on from there.
@@ -102,6 +108,8 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
     specs, problems = specs_and_problems(names)
     if problems:
         raise ConfigError("\n".join(problems))
+    for spec in specs if retry_rejected else ():
+        _ask_again(spec)
     results = []
     for spec in specs:
         try:
@@ -119,6 +127,16 @@ def run(names: Names = None, as_json: AsJson = False) -> None:
     emit(results, as_json, lambda: None)
     if any(result["error"] for result in results):
         raise typer.Exit(1)
+
+
+def _ask_again(spec: "PipelineSpec") -> None:
+    from embedding_pipelines.steps.context import StepContext
+    from embedding_pipelines.steps.embeddings import ask_again
+    from embedding_pipelines.warehouse import Warehouse
+
+    context = StepContext(spec, Warehouse(home_folder()))
+    with context.folder.lock("run", timeout_seconds=0):
+        ask_again(context)
 
 
 def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:

@@ -61,6 +61,10 @@ class Shards:
         made = self.manifest(bucket)
         return made if made is not None and (made.inputs, made.settings) == (inputs, settings) else None
 
+    def forget(self, bucket: str) -> None:
+        """Have the bucket made anew by whoever needs it next."""
+        (self.folder / f"{bucket}.json").unlink(missing_ok=True)
+
     def read(
         self, bucket: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
     ) -> Iterator[pa.RecordBatch]:

@@ -178,9 +178,8 @@ class _Flow:
 
     def _prove(self, doubt: ProviderError | None = None) -> None:
         """ProviderError unless the provider gives texts that nobody refuses right vectors."""
-        call = Call([], list(UNLIKE_TEXTS), [], self.windows[0], TRIES_OF_PARTS)
         try:
-            asked = ask_patiently(self._provider, call.texts, self._role, 0, self._stop, call.tries)
+            asked = ask_patiently(self._provider, UNLIKE_TEXTS, self._role, 0, self._stop, TRIES_OF_PARTS)
         except (BadInput, TooLarge, Unreachable) as error:
             raise doubt or error from error
         checked(asked.reply.vectors, UNLIKE_TEXTS, self._space)

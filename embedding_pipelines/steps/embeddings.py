@@ -99,6 +99,17 @@ def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepR
     return StepReport("embeddings", False, _facts(made, counts, None), bucket)
 
 
+def ask_again(context: StepContext) -> int:
+    """Let the next run ask for the texts that the provider refused; how many there are."""
+    count = 0
+    for bucket in context.spec.bucket_names:
+        made = context.folder.embeddings.manifest(bucket)
+        if made is not None and made.facts.get("rejected"):
+            count += made.facts["rejected"]
+            context.folder.embeddings.forget(bucket)
+    return count
+
+
 def without_vector(context: StepContext, bucket: str) -> set[str]:
     """The chunk ids of a bucket whose texts the provider refused."""
     shards = context.folder.embeddings
@@ -134,7 +145,7 @@ def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded
 
     facts: dict[str, Any] = {}
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
-    reported = _facts(made, counts, provider.price)
+    reported = _facts(made, counts, provider.price) | {"space": str(space)}
     if counts.embedded and provider.computed_by:
         reported["computed_by"] = provider.computed_by
     return StepReport("embeddings", True, reported, bucket)

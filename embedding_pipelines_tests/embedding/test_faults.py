@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.embedding import asking
@@ -20,6 +21,8 @@ from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
 from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
 from embedding_pipelines.pipeline import Budget
+from embedding_pipelines.steps.embeddings import ask_again
+from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
@@ -192,6 +195,30 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp
         assert len(server.billed) == len(texts) == len(ledger)
         with pytest.raises(ConfigError, match=r"budget\.usd.*usd_per_million_tokens"):
             Purse.of(Budget(usd=1), little(server))
+
+
+def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
+    """Through the steps: it is missing in the table, its neighbours are there, and a mended service takes it in."""
+    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
+    with serve(DIALECT, DIMENSIONS) as server:
+        model = f"{{provider: openai, model: little, dimensions: {DIMENSIONS}, base_url: '{server.url}/v1'}}"
+        write_pipeline(home, "p", f"{source}model: {model}\n")
+        server.poisoned = {"text number 7": "Not this one."}.get
+        run_steps(home, "p")
+        assert live_rows(home, "p").keys() == {f"d{n}#0" for n in range(60) if n != 7}
+        context, asked = context_of(home, "p"), len(server.requests)
+        told = pq.read_table(context.folder.rejected_texts).to_pylist()
+        assert [(row["chunk_id"], row["text"]) for row in told] == [("d7#0", "text number 7")]
+        assert "Not this one." in told[0]["reason"]
+        run_steps(home, "p")
+        assert len(server.requests) == asked
+        assert ask_again(context) == 1
+        server.poisoned = lambda _: None
+        run_steps(home, "p")
+        assert len(live_rows(home, "p")) == 60
+        assert set(server.billed.values()) == {1}
+        assert pq.read_table(context.folder.rejected_texts).num_rows == 0
 
 
 SCRIPT = """
