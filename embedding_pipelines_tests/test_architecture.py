@@ -22,7 +22,7 @@ STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "eva
 COMPOSITION = {
     "pipeline", "pipeline_files", "warehouse", "embedding", "steps", "search", "status", "examples", "catalogue",
 }  # fmt: skip
-ADAPTERS = {"cli", "cli_support", "agents", "terminal", "serving", "orchestration", "definitions"}
+ADAPTERS = {"cli", "cli_support", "agents", "service", "terminal", "serving", "orchestration", "definitions"}
 DAGSTER = {"orchestration", "definitions"}
 FOLDERS = STAGES | {"embedding", "steps", "orchestration", "agents"}
 HEAVY = {"torch", "lancedb", "openvino", "sentence_transformers", "transformers", "pandas", "sklearn", "dagster"}

@@ -13,6 +13,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
@@ -147,9 +148,7 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
         space=stored_space(space, codec),
         codec=codec_file.name,
         cleaning=context.spec.preprocessing.clean.recipe,
-        spec=context.spec.model_copy(
-            update={"model": context.spec.model.pinned(context.warehouse.root / "calibration")}
-        ),
+        spec=context.spec.model_copy(update={"model": pinned_model(context)}),
         released_at=datetime.now(UTC),
         checks=checks,
     )
@@ -176,6 +175,11 @@ def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
     for name in {entry.table for entry in releases.releases} | {newest}:
         versions = {f"release-{entry.number}": entry.version for entry in releases.releases if entry.table == name}
         context.spec.store.table(context.warehouse.tables, name).keep(versions)
+
+
+def pinned_model(context: StepContext) -> Provider:
+    """The pipeline's model as a release names it: with copies of the user's files that may change."""
+    return context.spec.model.pinned(context.warehouse.root / "calibration")
 
 
 def _drop_tables(context: StepContext, releases: Releases) -> None:

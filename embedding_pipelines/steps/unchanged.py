@@ -16,7 +16,7 @@ from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import current_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
 from embedding_pipelines.steps.model import current_model
-from embedding_pipelines.steps.release import current_release, read_releases
+from embedding_pipelines.steps.release import current_release, pinned_model, read_releases
 from embedding_pipelines.steps.vector_store import current_vector_store
 from embedding_pipelines.warehouse import Warehouse, read_json
 
@@ -34,7 +34,8 @@ def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:
         if not recorded or not (instance / "dagster.yaml").is_file():
             return None
         with context.folder.lock("run", timeout_seconds=0):  # else another process is at work on it
-            if read_releases(context.folder).releases[-1].spec.model != spec.model:
+            released = read_releases(context.folder).releases[-1].spec.model
+            if released not in (spec.model, pinned_model(context)):
                 return None  # another model may have to be fetched first
             for report in _reports(context):
                 if report is None:

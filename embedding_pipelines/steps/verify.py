@@ -20,7 +20,8 @@ from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import read_json, write_json
 
 CHECKS = {
-    "counts_add_up": "Every document is in the table through its chunks, or was empty; none is lost or doubled.",
+    "counts_add_up": "Every document is in the table through its chunks, was empty, or was refused by the provider; "
+    "none is lost or doubled.",
     "vectors_are_sound": "No vector is zero, NaN or infinite; normalized models give unit length.",
     "dimensions_match": "Embeddings and table have the dimensions that model and codec promise.",
     "space_is_one": "All buckets and the table are of the space that queries will be embedded in.",
@@ -109,7 +110,7 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     sentence = (
         f"{facts['documents']} documents ({facts['empty_documents']} empty) -> {facts['chunks']} chunks -> "
         f"{facts['embeddings']} embeddings -> {facts['table_rows']} rows of {facts['documents_in_table']} documents"
-        + (f", {facts['rejected_texts']} texts refused by the provider" if facts["rejected_texts"] else "")
+        + (f"; refused by the provider: {facts['rejected_texts']}" if facts["rejected_texts"] else "")
     )
     return Check("counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts)
 
