@@ -157,7 +157,7 @@ def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
         {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
         for report in progress.reports
     ]
-    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "steps": steps}
+    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "notes": progress.notes, "steps": steps}
 
 
 @app.command()

@@ -6,6 +6,7 @@ How a model is asked, repeated and believed is decided there; nothing here waits
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from embedding_pipelines.warehouse import ROW_GROUP_ROWS, Warehouse
 
 log = logging.getLogger(__name__)
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 IN_MEMORY = Path(":memory:")  # SQLite's name for a database that is gone when it is closed
 
 
@@ -119,7 +121,8 @@ class EmbeddingService:
         if rejected:
             row, reason = next(iter(rejected.items()))
             kept = "" if self.cache is None else " The vectors of the others are in the cache."
-            raise ProviderError(f"{len(rejected)} texts are refused, first {_named(texts[row], row)}: {reason}{kept}")
+            more = f", and {len(rejected) - 1:,} more" if len(rejected) > 1 else ""
+            raise ProviderError(f"No vector for {_named(texts[row], row)}{more}: {reason}{kept}")
         return vectors
 
     def similarity(self, text1: str, text2: str) -> float:
@@ -168,8 +171,8 @@ def _provider(config: EmbeddingConfig) -> Provider:
             {name: value for name, value in usual.items() if value} | config.options
         )
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ConfigError(f"provider {kind!r}: {'; '.join(faults).removeprefix(': ')}") from None
+        faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
+        raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
     if provider.answers_later:
         raise ConfigError(f"provider {kind!r}: a service does not wait for a batch; leave out mode.")
     return provider
@@ -196,6 +199,8 @@ def _refuse_unusable(texts: Sequence[str], role: str) -> None:
     for row, text in enumerate(texts):
         if not text.strip():
             raise ConfigError(f"texts[{row}] is empty: no vector can mean nothing. Leave it out.")
+        if SURROGATE.search(text):
+            raise ConfigError(f"texts[{row}] holds half a character, a lone surrogate: replace it.")
 
 
 def _named(text: str, row: int) -> str:

@@ -64,6 +64,7 @@ class TerminalProgress:
 
     def __init__(self, console: Console, pipeline: str) -> None:
         self.reports: list[StepReport] = []
+        self.notes: list[str] = []
         self._console, self._pipeline = console, pipeline
         self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._step, self._task = "", TaskID(0)
@@ -88,6 +89,7 @@ class TerminalProgress:
             self._console.print(f"{self._pipeline} {step}: {amount}", soft_wrap=True)
 
     def note(self, text: str) -> None:
+        self.notes.append(text)
         self._bars.console.print(f"{self._pipeline} note: {printable(text)}", style="yellow", soft_wrap=True)
 
     def finish(self, report: StepReport) -> None:

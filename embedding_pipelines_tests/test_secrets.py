@@ -86,6 +86,7 @@ def at(tmp_path: Path, server: WireServer) -> Home:
     return Home(home, tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(at: Home, server: WireServer) -> None:
     at.command("plan", key="")
     assert not server.requests

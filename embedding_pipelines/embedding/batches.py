@@ -232,9 +232,7 @@ class Batches:
         keys = [bytes.fromhex(text.id) for text in part]
         vectors = np.stack([text.vector for text in part if text.vector is not None])
         faults = set(faulty_rows(vectors, [text.id for text in part], self._space))
-        if (
-            len(part) > 1 and (vectors == vectors[0]).all()
-        ):  # a service at fault; asked directly, it has to prove itself
+        if len(part) > 1 and (vectors == vectors[0]).all():  # asked directly, the service has to prove itself
             faults = set(range(len(part)))
         good = [row for row in range(len(part)) if row not in faults]
         self._ledger.put([keys[row] for row in good], vectors[good])

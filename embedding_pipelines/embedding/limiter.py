@@ -44,6 +44,7 @@ class State:
     window_start: float = 0.0
     window_successes: int = 0
     seen_at: float = 0.0  # when this was last looked at
+    last_successes: int = 0  # of the window before, if it has only just ended
 
     def look(self, now: float) -> None:
         """All times move with a clock that was set back: nobody waits until it is as late again."""
@@ -63,6 +64,7 @@ class State:
 
     def succeed(self, now: float) -> None:
         if now - self.window_start > OBSERVED_SECONDS:
+            self.last_successes = self.window_successes if now - self.window_start < 2 * OBSERVED_SECONDS else 0
             self.window_start, self.window_successes = now, 0
         self.window_successes += 1
         if self.pace:
@@ -74,7 +76,8 @@ class State:
         self.paused_until = max(self.paused_until, now + pause)
         if sent_at <= self.lowered_at + OBSERVED_SECONDS:
             return  # it went out at the pace of before, or before the one of now could show
-        self.ceiling = self.pace or max(1.0, self.window_successes / OBSERVED_SECONDS)
+        answered = max(self.window_successes, self.last_successes)  # a window may have begun just now
+        self.ceiling = self.pace or max(1.0, answered / OBSERVED_SECONDS)
         self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
         self.lowered_at = now
         self.next_at = min(self.next_at, now + 1 / self.pace)  # who has a turn already gets another one

@@ -16,25 +16,33 @@ from embedding_pipelines.providers._vectors import count_within, listed, within
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
 
 if TYPE_CHECKING:
+    from openai import OpenAI
+
     from embedding_pipelines.providers.openai import Openai
 
 TAG = "embedding_pipelines"  # in the batch's metadata
 ENDED = {"failed", "completed", "expired", "cancelled"}  # what is called otherwise is still at work: nothing is lost
 OVER = "batch_"  # how the code of a line begins whose text nobody came to: batch_expired, batch_cancelled
 PAGE, PAGES = 100, 10  # batches that are looked through for a tag; the newest come first
-FILE_BYTES, FILE_LINES = 200_000_000, 50_000  # of a batch of embeddings, as the guide states them
+FILE_BYTES = 200_000_000  # of a batch of embeddings, as the guide states it
 READ_BYTES = 1 << 20  # of a result at a time; one of 50,000 texts has hundreds of megabytes
 REMEDY = "If it cannot be had any more, delete its record below data/warehouse/batches: its texts are then sent anew."
 
 
 class OpenaiBatches(BatchService):
     def __init__(self, provider: Openai) -> None:
-        key = provider.api_key
-        self._provider, self._client = provider, client(provider.base_url, key)
-        self._headers = unsent(provider.base_url, key)
+        self._provider = provider
         self._uploaded = ("", "")  # tag and file, should the rest of a submission have to be repeated
-        self.max_texts = FILE_LINES
-        self.max_bytes = FILE_BYTES - FILE_LINES * len(self._line("0" * 32, "", "document"))
+        self.max_texts = provider.batch_texts
+        self.max_bytes = FILE_BYTES - self.max_texts * len(self._line("0" * 32, "", "document"))
+
+    @property
+    def _client(self) -> OpenAI:
+        return client(self._provider.base_url, self._provider.api_key)
+
+    @property
+    def _headers(self) -> dict[str, Any]:
+        return unsent(self._provider.base_url, self._provider.api_key)
 
     def submit(self, texts: Mapping[str, str], input_type: Role, tag: str) -> str:
         if self._uploaded[0] != tag:

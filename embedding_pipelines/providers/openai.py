@@ -38,6 +38,8 @@ KEY = "OPENAI_API_KEY"
 # counted, at a quarter of its bytes.
 CALL_TEXTS, CALL_TOKENS, CALL_BYTES = 2_048, 300_000, 1_200_000
 
+BATCH_TEXTS = 50_000  # as the guide to the Batch interface states it
+
 # A server of one's own: what a processor embeds in seconds, so that a request ends before `timeout_seconds`.
 OTHER_CALL_TEXTS, OTHER_CALL_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
@@ -59,6 +61,9 @@ class Openai(Remote):
 
     mode: Literal["direct", "batch"] = "direct"
     """batch: documents go through the Batch interface, answered within a day for half the price. Queries never do."""
+
+    batch_texts: int = Field(BATCH_TEXTS, ge=1, le=BATCH_TEXTS)
+    """Of one batch at most. Fewer where the account may not have so many tokens waiting."""
 
     send_dimensions: bool = False
     """Ask the server for `dimensions`, where nobody here knows that the model can shorten its vectors."""

@@ -48,19 +48,21 @@ def write_embeddings(
         else:
             advance(_source(context, bucket).facts["tokens"])
             yield report
-    if stale and provider.answers_later:
-        _through_batches(context, stale, provider, ledger, purse)
+    collected = _through_batches(context, stale, provider, ledger, purse) if stale and provider.answers_later else 0
     chunks = context.folder.chunks
     batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
     with closing(embed(batches, provider, ledger, "document", advance, purse)) as embedded:  # type: ignore[type-var]
         for bucket in stale:
-            yield _write_bucket(context, bucket, embedded, provider)
+            yield _write_bucket(context, bucket, embedded, provider, collected)
+            collected = 0  # is told once
 
 
 def _through_batches(
     context: StepContext, buckets: Sequence[str], provider: Provider, ledger: Ledger, purse: Purse
-) -> None:
-    """Collect what a service has done and hand it what nobody knows. Raises NotYet unless all is in the ledger.
+) -> int:
+    """Collect what a service has done and hand it what nobody knows; the tokens billed for what was collected.
+
+    Raises NotYet unless all is in the ledger.
 
     What the service refused within a batch is left to be asked for directly, which says why.
     """
@@ -73,6 +75,7 @@ def _through_batches(
         waiting = batches.waiting()
     if waiting is not None:
         raise NotYet(str(waiting))
+    return batches.tokens
 
 
 def _unknown(
@@ -127,8 +130,11 @@ def _source(context: StepContext, bucket: str) -> Manifest:
     return source
 
 
-def _write_bucket(context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider) -> StepReport:
-    source, space, counts = _source(context, bucket), provider.space, EmbedCounts()
+def _write_bucket(
+    context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider, billed_tokens: int
+) -> StepReport:
+    """`billed_tokens` were billed before for texts that are in the ledger now."""
+    source, space, counts = _source(context, bucket), provider.space, EmbedCounts(billed_tokens=billed_tokens)
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 
+from embedding_pipelines.embedding.batches import Batches
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Provider
@@ -32,6 +33,7 @@ class Plan:
     rows_deleted: int = 0
     rows_unchanged: int = 0
     texts_known: int = 0  # in the ledger: they cost nothing
+    texts_waiting: int = 0  # with a service that answers later
     texts_to_embed: int = 0
     tokens: int = 0  # by the model's tokenizer, or an estimate from above
     requests: int = 0
@@ -94,7 +96,9 @@ def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
 
 def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> None:
     """As `embed` asks: windows in turn, each text once, looked up, cut into calls."""
-    space, limits, seen = provider.space, provider.limits, set[bytes]()
+    space, limits = provider.space, provider.limits
+    seen = _waiting(context, provider, ledger)
+    made.texts_waiting = len(seen)
     for bucket in context.spec.bucket_names:
         if current_embeddings(context, bucket, space) is not None:
             continue
@@ -110,6 +114,13 @@ def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made:
             made.tokens += sum(lengths[text] for text in missing)
             sizes = [len(text.encode()) for text in missing]
             made.requests += sum(1 for _ in calls([lengths[text] for text in missing], limits, sizes))
+
+
+def _waiting(context: StepContext, provider: Provider, ledger: Ledger) -> set[bytes]:
+    """Keys of the texts that are with a service."""
+    if not provider.answers_later:
+        return set()
+    return Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document").pending()
 
 
 def _seconds(context: StepContext, tokens: int) -> float | None:

@@ -260,3 +260,13 @@ def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(tmp
         twice = Counter(server.billed.values())
         assert sum(times - 1 for times in server.billed.values()) <= kills * out * CALL_TEXTS
         assert twice[1] > 0
+
+
+def test_a_text_whose_vector_was_wrong_once_is_asked_for_as_patiently_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.faults.extend([Fault("nan"), *[Fault("status", 500)] * (asking.TRIES - 1)])
+        _, counts = through(server, ledger, ["one text", "another text", "and a third"])
+        assert (counts.embedded, counts.rejected, len(ledger)) == (3, 0, 3)

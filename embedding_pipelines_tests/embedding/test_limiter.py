@@ -158,7 +158,7 @@ def in_a_date(seconds: int) -> str:
     [
         (lambda: {"retry-after": "2"}, 2.0, 3.0),
         (lambda: {"retry-after": "1.5"}, 1.5, 2.5),
-        (lambda: {"retry-after": in_a_date(2)}, 2.0, 4.0),
+        (lambda: {"retry-after": in_a_date(2)}, 1.5, 4.0),
         (lambda: {"retry-after": in_a_date(-30)}, 0.0, 1.6),
         (lambda: {"retry-after-ms": "700", "retry-after": "9"}, 0.7, 2.2),
         (lambda: {"retry-after": "soon"}, 1.0, 2.0),
@@ -241,6 +241,15 @@ def test_tokens_never_go_out_faster_than_stated(pace: float, requests: list[tupl
         turns.append((state.reserve(now, 0.0, tokens / pace), tokens))
     for (earlier, tokens), (later, _) in pairwise(turns):
         assert (later - earlier) * pace >= tokens - 0.01
+
+
+@pytest.mark.parametrize("seconds", [0.9, 1.0, 1.05, 1.3, 1.9, 2.5])
+def test_the_first_refusal_finds_the_pace_that_was_answered_wherever_a_window_begins(seconds: float) -> None:
+    state, pace = State(), 40
+    for request in range(round(pace * seconds)):
+        state.succeed(NOW + request / pace)
+    state.refuse(NOW + seconds, NOW + seconds, 0.1)
+    assert state.ceiling == pytest.approx(pace, rel=0.15)
 
 
 @pytest.mark.parametrize("paused", [True, False])
