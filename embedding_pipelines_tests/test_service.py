@@ -383,8 +383,8 @@ def test_what_is_no_list_of_texts_for_a_role_is_refused(texts: Any, role: Any, w
 def test_a_text_that_the_service_refuses_is_named_and_the_others_are_kept(server: WireServer) -> None:
     server.poisoned = lambda text: "It is against the rules." if "bad" in text else None
     texts = ["one", "two bad", "three"]
-    with pytest.raises(ProviderError, match=r"texts\[0\] \('bad'\), and 1 more: .*the rules\.$"):
-        service(server, cache_enabled=False).embed_batch(["bad", "good", "worse bad"])
+    with pytest.raises(ProviderError, match=r"texts\[4096\] \('bad'\), and 1 more: .*the rules\.$"):
+        service(server, cache_enabled=False).embed_batch([*["good"] * 4_096, "bad", "worse bad"])
     with pytest.raises(ProviderError, match=r"^No vector for texts\[1\] \('two bad'\): .*the rules\. The vectors"):
         service(server).embed_batch(texts)
     asked = len(server.requests)

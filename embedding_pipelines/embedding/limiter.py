@@ -18,7 +18,7 @@ from filelock import FileLock
 
 PAUSE_SECONDS = 1.0  # after a refusal that does not say how long
 LONGEST_PAUSE_SECONDS = 600.0  # whatever a service asks for; then it is asked again
-LOWEST_PACE = 1 / 60  # requests per second
+LOWEST_PACE = 0.1  # requests per second
 LOWERED = 0.7  # the share of the pace that is left after a refusal
 # Per second, as a share of the pace at which the last refusal came: back to NEAR of it within a second, then with care.
 GROWTH, CAREFUL_GROWTH, NEAR = 0.4, 0.04, 0.9

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
-from embedding_pipelines.providers._remote import WORDS, Unreachable, spoken
+from embedding_pipelines.providers._remote import WORDS, Unreachable
 from embedding_pipelines.providers._vectors import count_within, listed, within
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
 
@@ -129,7 +129,7 @@ class OpenaiBatches(BatchService):
                     batch, extra_headers=self._headers, timeout=self._provider.timeout_seconds
                 )
             except openai.NotFoundError as error:  # not sent anew: with the wrong key it would be paid for twice
-                words = spoken(self._provider.redacted(error.response.text))
+                words = self._provider.quoted(error.response.text)
                 raise ProviderError(
                     f"{self._where} does not know batch {batch}: {words} It was submitted with another key or project: "
                     f"set that again. {REMEDY}"
@@ -174,7 +174,7 @@ class OpenaiBatches(BatchService):
         return BatchText(name, None, self._spoken(body or {"error": within(found, "error")}), is_refused=not is_over)
 
     def _spoken(self, said: Any) -> str:
-        return spoken(self._provider.redacted(json.dumps(said)))
+        return self._provider.quoted(json.dumps(said))
 
     def _read(self, content: bytes) -> Any:
         """A reply's JSON. Raises Unreachable where there is none."""

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.providers._models import published_price
+from embedding_pipelines.providers._tokenizers import load_tokenizer, tokenizer_digest
 from embedding_pipelines.providers.base import Provider, Reply, Role, Vectors
 from embedding_pipelines.schemas import digest
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 MAX_PRICE = 5.0  # USD per million tokens; the dearest embedding model known costs 0.20. Above it a price is a typo.
 WORDS = 300  # characters of a service's own words that an error quotes
-ESTIMATE = "estimate"  # as `tokenizer_of`
 SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")  # a 429 that waiting does not mend
 TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
     "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
@@ -129,14 +130,15 @@ class Service(Provider):
     @property
     def price(self) -> float | None:
         """USD per million tokens: the user's, else the published one; None if nobody knows."""
-        return self.usd_per_million_tokens
+        own = self.usd_per_million_tokens
+        return published_price(self.kind, getattr(self, "model", "")) if own is None else own
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.tokenizer_of)
 
     @property
     def tokenizer_digest(self) -> str:
-        return _tokenizer_digest(self.tokenizer_of)
+        return tokenizer_digest(self.tokenizer_of)
 
     @abstractmethod
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
@@ -144,6 +146,10 @@ class Service(Provider):
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         return self.ask(inputs, input_type).vectors
+
+    def quoted(self, body: str) -> str:
+        """The sentence in an error's body, without the key: before it is cut, and once JSON is read."""
+        return self.redacted(spoken(self.redacted(body)))
 
     def redacted(self, words: str) -> str:
         """Without the key, should the service repeat it."""
@@ -197,7 +203,7 @@ class Remote(Service):
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """What an HTTP error means, in the service's own words and without the key."""
-        words = spoken(self.redacted(body))  # in this order: a key that is cut off is not found
+        words = self.quoted(body)
         said = f"{self.kind} at {self.base_url} answered {status}: {words}"
         if status == 429 and any(sign in body for sign in SPENT):
             return ProviderError(f"{said} The account's quota is used up: top it up, then run again; nothing is lost.")
@@ -267,31 +273,3 @@ def _made_client() -> Client:
     import httpx2
 
     return httpx2.Client(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64))
-
-
-@functools.lru_cache(maxsize=8)
-def load_tokenizer(name: str | None) -> Tokenizer:
-    """The tokenizer of a file below the home folder or of a hub model; an estimate for None and "estimate".
-
-    Raises ConfigError if it cannot be had.
-    """
-    from tokenizers import Tokenizer
-
-    from embedding_pipelines.home import home
-    from embedding_pipelines.providers._estimate import estimate
-
-    if name in (None, ESTIMATE):
-        return estimate()
-    try:
-        file = home() / name
-        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ConfigError(
-            f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "
-            "Write tokenizer_of: estimate to count tokens from above."
-        ) from error
-
-
-@functools.lru_cache(maxsize=8)
-def _tokenizer_digest(name: str | None) -> str:
-    return digest(load_tokenizer(name).to_str().encode()).hex()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.providers._remote import Remote, Unreachable, spoken
+from embedding_pipelines.providers._remote import Service, Unreachable
 from embedding_pipelines.providers.base import Vectors
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
@@ -37,16 +37,16 @@ def count_within(reply: Any, *path: str) -> int | None:
     return int(found) if type(found) in (int, float) and math.isfinite(found) else None
 
 
-def listed(service: Remote, reply: Any, *path: str) -> list[Any]:
+def listed(service: Service, reply: Any, *path: str) -> list[Any]:
     """The list at `path`. Raises Unreachable, with what the reply says instead, where there is none."""
     found = within(reply, *path)
     if isinstance(found, list):
         return found
-    words = spoken(service.redacted(json.dumps(reply)))  # in this order: a key that is cut off is not found
-    raise Unreachable(f"{service.kind} at {service.address} answered 200 without vectors: {words}")
+    words = service.quoted(json.dumps(reply))
+    raise Unreachable(f"{service.kind} at {service.address} answered without vectors: {words}")
 
 
-def in_order(service: Remote, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]) -> Vectors:
+def in_order(service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]) -> Vectors:
     """float32[count, d] of a list without an index, entry by entry; raises as `listed` and `stacked`."""
     found = listed(service, reply, *path)
     if len(found) != count:
@@ -56,7 +56,7 @@ def in_order(service: Remote, reply: Any, path: Sequence[str], count: int, read:
     return stacked(service, found, read)
 
 
-def stacked(service: Remote, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
+def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
     """float32[n, d] of n entries, each read by `read`; a row of NaN for None.
 
     Raises Unreachable for entries that cannot be read, are empty, of different lengths, or all None.
@@ -75,14 +75,13 @@ def stacked(service: Remote, found: Sequence[Any], read: Callable[[Any], Vectors
 
 
 def numbers(entry: Any) -> Vectors:
-    """float32[d] of a list of numbers."""
-    found = np.asarray(entry)
-    if not isinstance(entry, list) or found.dtype.kind not in "fiu":
+    """float32[d] of a list of numbers; NaN for null, as which some servers' JSON writes it."""
+    if not isinstance(entry, list) or not all(type(value) in (float, int) or value is None for value in entry):
         raise ValueError("it is no list of numbers")
-    return found.astype(np.float32)
+    return np.array(entry, np.float64).astype(np.float32)
 
 
-def as_float(service: Remote, found: Vectors, dtype: str) -> Vectors:
+def as_float(service: Service, found: Vectors, dtype: str) -> Vectors:
     """float32[n, d] of what the service calls `dtype`, given its numbers as float32[n, d].
 
     float and int8 as they are; uint8 less 128; ubinary, whose numbers hold eight bits each, the first dimension in

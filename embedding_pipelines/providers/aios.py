@@ -28,7 +28,8 @@ from embedding_pipelines.providers._remote import (
     retry_after,
     spoken,
 )
-from embedding_pipelines.providers._served import matrix, prompts_by_role, room
+from embedding_pipelines.providers._served import prompts_by_role, room
+from embedding_pipelines.providers._vectors import in_order, numbers
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
@@ -155,7 +156,7 @@ class Aios(Service):
         try:
             body = json.loads(data)
         except ValueError:
-            raise Unreachable(f"{said} without JSON: {spoken(self.redacted(data))}") from None
+            raise Unreachable(f"{said} without JSON: {self.quoted(data)}") from None
         if _error_in(body):
             words = spoken(self.redacted(json.dumps(_error_in(body), ensure_ascii=False)))
             raise Unreachable(f"{said} with an error: {words}")
@@ -164,7 +165,7 @@ class Aios(Service):
             rows = _placed(rows, count, said)
         elif isinstance(rows, list) and rows and isinstance(rows[0], float | int):
             rows = [rows]  # one vector, without a list around it
-        vectors = matrix(body if rows is None else rows, count, self)
+        vectors = in_order(self, body if rows is None else rows, (), count, numbers)
         if vectors.shape[1] != self.dimensions:
             raise ProviderError(
                 f"{said} with vectors of {vectors.shape[1]} dimensions for {self.dimensions}. Set dimensions to "
@@ -174,7 +175,7 @@ class Aios(Service):
 
     def _fault(self, error: grpc.RpcError) -> ProviderError:
         """What a gRPC status means, in the service's own words and without the key."""
-        code, words = error.code().name, spoken(self.redacted(error.details() or "no details"))
+        code, words = error.code().name, self.quoted(error.details() or "no details")
         said = f"aios at {self.grpc_url} answered {code}: {words}"
         if code == "RESOURCE_EXHAUSTED":
             if "larger than max" in words:

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of, published_price
-from embedding_pipelines.providers._remote import Remote, spoken
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of
+from embedding_pipelines.providers._remote import Remote
 from embedding_pipelines.providers._vectors import (
     DTYPES,
     WIRE_TYPES,
@@ -70,11 +70,6 @@ class Cohere(Remote):
         # No total of a request is documented: as much as 96 texts of version 3 or one of the later ones.
         return Limits(most - OWN_TOKENS, max(most, CALL_TEXTS * MAX_TOKENS), CALL_TEXTS, self.concurrent_calls)
 
-    @property
-    def price(self) -> float | None:
-        own = self.usd_per_million_tokens
-        return published_price(self.kind, self.model) if own is None else own
-
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
@@ -94,7 +89,7 @@ class Cohere(Remote):
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all, and what Cohere means by a trial key's 429 and by 498."""
-        said = f"{self.kind} at {self.address} answered {status}: {self.redacted(spoken(body))}"
+        said = f"{self.kind} at {self.address} answered {status}: {self.quoted(body)}"
         if status == 429 and "/ month" in body:
             return ProviderError(f"{said} The trial key is used up for this month; nothing is lost.")
         if status == 498:  # "invalid token", docs.cohere.com/reference/errors

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of, published_price
-from embedding_pipelines.providers._remote import Busy, Remote, retry_after, spoken
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of
+from embedding_pipelines.providers._remote import Busy, Remote, retry_after
 from embedding_pipelines.providers._vectors import count_within, in_order, numbers, unit, within
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
@@ -66,11 +66,6 @@ class Gemini(Remote):
         free = most - PROMPT_TOKENS if self._is_prompted else most
         return Limits(free, CALL_TOKENS, CALL_TEXTS, self.concurrent_calls)
 
-    @property
-    def price(self) -> float | None:
-        own = self.usd_per_million_tokens
-        return published_price(self.kind, self.model) if own is None else own
-
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
@@ -82,7 +77,7 @@ class Gemini(Remote):
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all, but a wrong key and a forbidden country are a 400 here, and any 429 speaks of a quota."""
-        said = f"{self.kind} at {self.address} answered {status}: {self.redacted(spoken(body))}"
+        said = f"{self.kind} at {self.address} answered {status}: {self.quoted(body)}"
         if status == 400 and "API_KEY_INVALID" in body:
             return ProviderError(f"{said} Check the key: api_key_env is {self.api_key_env!r}.")
         if status == 400 and "FAILED_PRECONDITION" in body:

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers._remote import BadInput, Remote, Unreachable, spoken
-from embedding_pipelines.providers._served import matrix, prompts_by_role, room
+from embedding_pipelines.providers._remote import BadInput, Remote, Unreachable
+from embedding_pipelines.providers._served import prompts_by_role, room
+from embedding_pipelines.providers._vectors import in_order, numbers
 from embedding_pipelines.providers.base import Limits, Reply, Role
 from embedding_pipelines.space import Space
 
@@ -107,7 +108,7 @@ class Ollama(Remote):
             body["keep_alive"] = self.keep_alive
         found = self.request("/api/embed", body, self.bearer)
         said = found if isinstance(found, dict) else {}
-        vectors = matrix(said.get("embeddings", found), len(inputs), self)
+        vectors = in_order(self, found, ("embeddings",), len(inputs), numbers)
         tokens = said.get("prompt_eval_count")
         return Reply(vectors, tokens if isinstance(tokens, int) else None)
 
@@ -124,7 +125,7 @@ class Ollama(Remote):
             raise
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        words = spoken(self.redacted(body))
+        words = self.quoted(body)
         said = f"{self.kind} at {self.base_url} answered {status}: {words}"
         if status == 404:
             return ProviderError(f"{said} Fetch the model with `ollama pull {self.model}`, or check model.")

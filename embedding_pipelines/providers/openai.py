@@ -134,7 +134,7 @@ class Openai(Remote):
         try:
             reply = json.loads(content)
         except ValueError as error:
-            words = self.redacted(content[:WORDS].decode(errors="replace"))
+            words = self.redacted(content.decode(errors="replace"))[:WORDS]
             raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
         return self.read(reply, len(inputs))
 

@@ -11,8 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import BadInput, Remote, TooLarge, Unreachable, spoken
-from embedding_pipelines.providers._served import matrix, prompts_by_role, room
+from embedding_pipelines.providers._remote import BadInput, Remote, TooLarge, Unreachable
+from embedding_pipelines.providers._served import prompts_by_role, room
+from embedding_pipelines.providers._vectors import in_order, numbers
 from embedding_pipelines.providers.base import Limits, Reply, Role
 from embedding_pipelines.space import Space
 
@@ -76,12 +77,12 @@ class Tei(Remote):
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
-        return Reply(matrix(self._embed([prompt + text for text in inputs]), len(inputs), self))
+        return Reply(in_order(self, self._embed([prompt + text for text in inputs]), (), len(inputs), numbers))
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         # 413 is every kind of `Validation`: a call of too many texts, one text that is too long or empty, an option.
         if status == 413 and "error_type" in body:
-            said = f"{self.kind} at {self.base_url} answered {status}: {spoken(self.redacted(body))}"
+            said = f"{self.kind} at {self.base_url} answered {status}: {self.quoted(body)}"
             if "batch size" in body:
                 return TooLarge(said)
             if "dimensions" in body:
@@ -136,4 +137,4 @@ def _info(tei: Tei) -> Info:
 @functools.lru_cache(maxsize=32)
 def _dimensions(tei: Tei) -> int:
     """`/info` does not say: the length of one vector."""
-    return int(matrix(tei._embed(["dimensions"]), 1, tei).shape[1])
+    return int(in_order(tei, tei._embed(["dimensions"]), (), 1, numbers).shape[1])

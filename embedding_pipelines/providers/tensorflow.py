@@ -17,7 +17,7 @@ from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
-from embedding_pipelines.providers._remote import load_tokenizer
+from embedding_pipelines.providers._tokenizers import load_tokenizer
 from embedding_pipelines.providers._weights import file_sha256
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.space import Space

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of, published_price
+from embedding_pipelines.providers._models import chosen_dimensions, facts_of
 from embedding_pipelines.providers._remote import Remote, TooLarge, Unreachable
 from embedding_pipelines.providers._vectors import (
     DTYPES,
@@ -86,11 +86,6 @@ class Voyage(Remote):
             call_texts=CALL_TEXTS,
             concurrent_calls=self.concurrent_calls,
         )
-
-    @property
-    def price(self) -> float | None:
-        own = self.usd_per_million_tokens
-        return published_price(self.kind, self.model) if own is None else own
 
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:

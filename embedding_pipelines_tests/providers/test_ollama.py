@@ -172,7 +172,7 @@ def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None
     [
         (Fault("reset"), "cannot be reached"),
         (Fault("fewer"), "2 vectors for 3 texts"),
-        (Fault("inside", message="out of memory"), "no list of vectors: out of memory"),
+        (Fault("inside", message="out of memory"), "without vectors: out of memory"),
     ],
 )
 def test_a_reply_that_is_none_is_a_fault_on_the_way(server: WireServer, fault: Fault, says: str) -> None:

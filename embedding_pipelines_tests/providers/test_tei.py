@@ -169,7 +169,7 @@ def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None
     [
         (Fault("reset"), "cannot be reached"),
         (Fault("fewer"), "2 vectors for 3 texts"),
-        (Fault("inside", message="Backend error"), "no list of vectors: Backend error"),
+        (Fault("inside", message="Backend error"), "without vectors: Backend error"),
     ],
 )
 def test_a_reply_that_is_none_is_a_fault_on_the_way(server: WireServer, fault: Fault, says: str) -> None:
