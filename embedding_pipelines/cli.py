@@ -7,18 +7,29 @@ Results go to stdout, errors to stderr; with `--json` an error is `{"error": …
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedding_pipelines import __version__
-from embedding_pipelines.cli_support import complain, emit, fail, no_pipelines, refuse_unknown, specs_and_problems
+from embedding_pipelines.cli_support import (
+    ask_again,
+    complain,
+    emit,
+    fail,
+    no_pipelines,
+    plan_one,
+    refuse_unknown,
+    run_one,
+    specs_and_problems,
+    valid_specs,
+)
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import HOME_VARIABLE, pipelines_folder
 from embedding_pipelines.home import home as home_folder
 
 if TYPE_CHECKING:
-    from embedding_pipelines.pipeline import PipelineSpec
+    pass
 
 app = typer.Typer(
     help="Keep a released, checked, searchable vector store true to changing data.",
@@ -105,15 +116,13 @@ def run(
 
     It may be stopped at any time: what was embedded is kept, and the next run goes on from there.
     """
-    specs, problems = specs_and_problems(names)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    for spec in specs if retry_rejected else ():
-        _ask_again(spec)
+    specs = valid_specs(names)
+    if retry_rejected:
+        ask_again(specs)
     results = []
     for spec in specs:
         try:
-            results.append(_run_one(spec, quiet=as_json))
+            results.append(run_one(spec, quiet=as_json))
         except KeyboardInterrupt:
             print("Stopped. What was embedded is kept: the same command goes on from there.", file=sys.stderr)
             from embedding_pipelines.embedding.workers import is_busy
@@ -129,58 +138,28 @@ def run(
         raise typer.Exit(1)
 
 
-def _ask_again(spec: "PipelineSpec") -> None:
-    from embedding_pipelines.steps.context import StepContext
-    from embedding_pipelines.steps.embeddings import ask_again
-    from embedding_pipelines.warehouse import Warehouse
-
-    context = StepContext(spec, Warehouse(home_folder()))
-    with context.folder.lock("run", timeout_seconds=0):
-        ask_again(context)
-
-
-def _run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
-    from embedding_pipelines.steps.unchanged import unchanged
-    from embedding_pipelines.terminal import TerminalProgress, make_console
-
-    run_id, problem = None, ""
-    with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
-        reports = unchanged(home_folder(), spec)
-        if reports is None:
-            from embedding_pipelines.orchestration.launch import run_pipeline
-
-            outcome = run_pipeline(home_folder(), spec, progress)
-            run_id, problem = outcome.run_id, outcome.problem
-        for report in reports or ():
-            progress.finish(report)
-    steps = [
-        {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
-        for report in progress.reports
-    ]
-    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "notes": progress.notes, "steps": steps}
-
-
 @app.command()
 def plan(names: Names = None, as_json: AsJson = False) -> None:
     """Say what a run would do, cost and take, before it is done.
 
     Documents are read and cut as in a run, which then finds that done; no provider is called.
     """
-    from embedding_pipelines.steps.context import StepContext
-    from embedding_pipelines.steps.plan import plan as make_plan
     from embedding_pipelines.terminal import make_console, print_facts
-    from embedding_pipelines.warehouse import Warehouse
 
-    specs, problems = specs_and_problems(names)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    plans = [vars(make_plan(StepContext(spec, Warehouse(home_folder())), spec.model)) for spec in specs]
+    specs = valid_specs(names)
+    plans = [plan_one(spec) for spec in specs]
 
     def show() -> None:
         for row in plans:
-            print_facts(make_console(), row["pipeline"], {name: row[name] for name in row if name != "pipeline"})
+            if row["error"]:
+                complain([f"{row['pipeline']}: {row['error']}"])
+            else:
+                facts = {name: value for name, value in row.items() if name not in ("pipeline", "error")}
+                print_facts(make_console(), row["pipeline"], facts)
 
     emit(plans, as_json, show)
+    if any(row["error"] for row in plans):
+        raise typer.Exit(1)
 
 
 @app.command()

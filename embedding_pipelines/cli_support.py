@@ -1,11 +1,11 @@
-"""What every command does around its own work: find pipelines, print results, say what is wrong."""
+"""What commands share: find pipelines, run and plan one of them, print results, say what is wrong."""
 
 import json
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import home as home_folder
 from embedding_pipelines.home import pipelines_folder
 
@@ -29,6 +29,58 @@ def specs_and_problems(names: list[str] | None) -> tuple[list["PipelineSpec"], l
         except ConfigError as error:
             problems.append(str(error))
     return found, problems
+
+
+def valid_specs(names: list[str] | None) -> list["PipelineSpec"]:
+    """As `specs_and_problems`, but any problem is a ConfigError."""
+    specs, problems = specs_and_problems(names)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return specs
+
+
+def ask_again(specs: list["PipelineSpec"]) -> None:
+    """Have the next run ask for what providers refused."""
+    from embedding_pipelines.steps.context import StepContext
+    from embedding_pipelines.steps.embeddings import ask_again as ask_again_one
+    from embedding_pipelines.warehouse import Warehouse
+
+    for spec in specs:
+        ask_again_one(StepContext(spec, Warehouse(home_folder())))
+
+
+def run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
+    """Bring a pipeline up to date, with its progress on the terminal; what was done."""
+    from embedding_pipelines.steps.unchanged import unchanged
+    from embedding_pipelines.terminal import TerminalProgress, make_console
+
+    run_id, problem = None, ""
+    with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
+        reports = unchanged(home_folder(), spec)
+        if reports is None:
+            from embedding_pipelines.orchestration.launch import run_pipeline
+
+            outcome = run_pipeline(home_folder(), spec, progress)
+            run_id, problem = outcome.run_id, outcome.problem
+        for report in reports or ():
+            progress.finish(report)
+    steps = [
+        {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
+        for report in progress.reports
+    ]
+    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "notes": progress.notes, "steps": steps}
+
+
+def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
+    """What a run of a pipeline would do, or the error that stands in its way."""
+    from embedding_pipelines.steps.context import StepContext
+    from embedding_pipelines.steps.plan import plan
+    from embedding_pipelines.warehouse import Warehouse
+
+    try:
+        return {**vars(plan(StepContext(spec, Warehouse(home_folder())), spec.model)), "error": None}
+    except EmbeddingPipelinesError as error:
+        return {"pipeline": spec.name, "error": str(error)}
 
 
 def refuse_unknown(name: str) -> None:

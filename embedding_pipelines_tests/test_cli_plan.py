@@ -82,7 +82,7 @@ def test_plan_tells_a_mistake_in_a_sentence(command: Command, home: Path) -> Non
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("error: ")
     assert "matches no file" in said.err
-    assert "matches no file" in json.loads(command("plan", "notes", "--json").out)["error"]
+    assert "matches no file" in json.loads(command("plan", "notes", "--json").out)[0]["error"]
     assert "There is no pipeline 'note'" in command("plan", "note").err
 
 

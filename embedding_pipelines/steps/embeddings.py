@@ -103,13 +103,17 @@ def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepR
 
 
 def ask_again(context: StepContext) -> int:
-    """Let the next run ask for the texts that the provider refused; how many there are."""
+    """Let the next run ask for the texts that the provider refused; how many there are.
+
+    Raises BusyError if another process is at work on the pipeline.
+    """
     count = 0
-    for bucket in context.spec.bucket_names:
-        made = context.folder.embeddings.manifest(bucket)
-        if made is not None and made.facts.get("rejected"):
-            count += made.facts["rejected"]
-            context.folder.embeddings.forget(bucket)
+    with context.folder.lock("run", timeout_seconds=0):
+        for bucket in context.spec.bucket_names:
+            made = context.folder.embeddings.manifest(bucket)
+            if made is not None and made.facts.get("rejected"):
+                count += made.facts["rejected"]
+                context.folder.embeddings.forget(bucket)
     return count
 
 

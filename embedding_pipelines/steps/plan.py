@@ -10,6 +10,7 @@ from statistics import median
 
 from embedding_pipelines.embedding.batches import Batches
 from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.steps.chunks import write_chunks
@@ -38,6 +39,7 @@ class Plan:
     tokens: int = 0  # by the model's tokenizer, or an estimate from above
     requests: int = 0
     usd: float | None = None  # None: nobody knows the price
+    within_budget: bool = True  # of one run; else it takes several
     seconds: float | None = None  # at the pace of what was embedded last; None: nothing was yet
 
 
@@ -57,6 +59,7 @@ def plan(context: StepContext, provider: Provider) -> Plan:
         _count_rows(context, provider, made)
         with Ledger(context.warehouse.ledger) as ledger:
             _count_texts(context, provider, ledger, made)
+    made.within_budget = Purse.of(context.spec.budget, provider).holds(made.tokens)
     if provider.price is not None:
         made.usd = round(made.tokens * provider.price / 1e6, 6)
     made.seconds = _seconds(context, made.tokens)

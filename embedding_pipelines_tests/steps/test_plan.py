@@ -1,5 +1,6 @@
 """plan: what it says is what the next run does, in rows, texts, tokens, requests and dollars, and it asks nobody."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,7 +166,9 @@ def test_a_price_that_nobody_knows_is_none(home: Path, server: WireServer) -> No
 def test_a_budget_does_not_change_what_would_be_done(home: Path, server: WireServer) -> None:
     without = plan(home)
     write(home, server, "budget: {usd: 0.000001, tokens: 10}\n")
-    assert plan(home) == without
+    beyond = plan(home)
+    assert (without.within_budget, beyond.within_budget) == (True, False)
+    assert dataclasses.replace(beyond, within_budget=True) == without
 
 
 @pytest.mark.parametrize("lock", ["run", "step"])
