@@ -5,6 +5,7 @@ a search tells its user.
 """
 
 import functools
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from embedding_pipelines.providers.base import Provider, Reply, Role
 TRIES = 6  # of a request that fails on its way; with the waits below they last about a minute
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 BUSY_PATIENCE_SECONDS = 900.0  # of nothing but refusals to one request
+LONG_WAIT_SECONDS = 10.0  # that somebody may wonder about
 NEVER = threading.Event()
+LOGGER = logging.getLogger(__name__)
 
 _OPENING = threading.Lock()
 
@@ -82,7 +85,9 @@ class _Request:
             try:
                 reply = self.provider.ask(self.inputs, self.role)
             except Busy as refusal:
-                limiter.refused(sent_at, refusal.retry_after_seconds)
+                seconds = refusal.retry_after_seconds or 0.0
+                if limiter.refused(sent_at, refusal.retry_after_seconds) and seconds >= LONG_WAIT_SECONDS:
+                    LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
                 first = first or time.monotonic()
                 if time.monotonic() - first > BUSY_PATIENCE_SECONDS:
                     minutes = BUSY_PATIENCE_SECONDS / 60

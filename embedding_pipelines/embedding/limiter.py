@@ -71,16 +71,17 @@ class State:
             growth = GROWTH if self.pace < NEAR * self.ceiling else CAREFUL_GROWTH
             self.pace += growth * self.ceiling / self.pace  # of each of `pace` successes in a second
 
-    def refuse(self, now: float, sent_at: float, pause: float) -> None:
-        """A request that went out at `sent_at` was told to come later."""
+    def refuse(self, now: float, sent_at: float, pause: float) -> bool:
+        """A request that went out at `sent_at` was told to come later; whether that was news."""
         self.paused_until = max(self.paused_until, now + pause)
         if sent_at <= self.lowered_at + OBSERVED_SECONDS:
-            return  # it went out at the pace of before, or before the one of now could show
+            return False  # it went out at the pace of before, or before the one of now could show
         answered = max(self.window_successes, self.last_successes)  # a window may have begun just now
         self.ceiling = self.pace or max(1.0, answered / OBSERVED_SECONDS)
         self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
         self.lowered_at = now
         self.next_at = min(self.next_at, now + 1 / self.pace)  # who has a turn already gets another one
+        return True
 
 
 COLUMNS = list(State.__dataclass_fields__)
@@ -114,11 +115,12 @@ class Limiter:
         with self._state() as state:
             state.succeed(state.seen_at)
 
-    def refused(self, sent_at: float, retry_after_seconds: float | None) -> None:
-        """A request that went out at `sent_at` (seconds since the epoch) was told to come later."""
+    def refused(self, sent_at: float, retry_after_seconds: float | None) -> bool:
+        """A request that went out at `sent_at` (seconds since the epoch) was told to come later; whether that is news
+        to all who share the key."""
         pause = PAUSE_SECONDS if retry_after_seconds is None else min(retry_after_seconds, LONGEST_PAUSE_SECONDS)
         with self._state() as state:
-            state.refuse(state.seen_at, sent_at, pause)
+            return state.refuse(state.seen_at, sent_at, pause)
 
     def pace(self) -> float:
         """Requests per second that are let through now; 0: as many as come."""

@@ -226,3 +226,12 @@ def test_threads_that_begin_together_share_one_connection_pool_and_one_pace(serv
     for thread in threads:
         thread.join()
     assert (len(found), len(set(found))) == (10, 1)
+
+
+def test_a_long_wait_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(asking, "LONG_WAIT_SECONDS", 0.01)
+    with serve(DIALECT) as server:
+        server.faults.append(Fault("status", 429, "Slow down.", {"retry-after-ms": "30"}))
+        ask_patiently(little(server), ["text"], "document")
+    (told,) = [record.getMessage() for record in caplog.records if record.name == asking.__name__]
+    assert told.endswith("answered 429: Slow down. Waiting 0 seconds, as it asks.")
