@@ -15,7 +15,7 @@ from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.limiter import Limiter, Stopped
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import Busy, Service, Unreachable
+from embedding_pipelines.providers._remote import Busy, Garbled, Service, Unreachable
 from embedding_pipelines.providers.base import Provider, Reply, Role
 
 TRIES = 6  # of a request that fails on its way; with the waits below they last about a minute
@@ -36,6 +36,7 @@ class Asked:
     seconds: float = 0.0  # from the last sending to its answer
     retries: int = 0  # requests that were sent before it in vain
     waited_seconds: float = 0.0  # for its turn
+    tokens_in_vain: int = 0  # of replies before it that made no sense
 
 
 def ask_patiently(
@@ -74,6 +75,7 @@ class _Request:
     stop: threading.Event
     sent: int = 0
     waited_seconds: float = 0.0
+    tokens_in_vain: int = 0
 
     def send(self) -> Asked:
         """Until the service lets it in."""
@@ -95,15 +97,20 @@ class _Request:
                         f"{refusal} It has said so for {minutes:.0f} minutes. Run again later: nothing that was "
                         "embedded is lost."
                     ) from refusal
+            except Garbled:
+                self.tokens_in_vain += self.tokens
+                raise
             else:
                 limiter.succeeded()
                 wanted = (len(self.inputs), self.provider.space.dimensions)
                 if reply.vectors.shape != wanted:
-                    raise Unreachable(
+                    self.tokens_in_vain += self.tokens if reply.tokens is None else reply.tokens
+                    raise Garbled(
                         f"{self.provider.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
                         "always does, the model or its `dimensions` is another than the pipeline file says."
                     )
-                return Asked(reply, time.perf_counter() - started, self.sent - 1, self.waited_seconds)
+                seconds = time.perf_counter() - started
+                return Asked(reply, seconds, self.sent - 1, self.waited_seconds, self.tokens_in_vain)
 
     def sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):

@@ -5,12 +5,13 @@ up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD wi
 refuses is halved until the text that it refuses stands alone; all others land.
 """
 
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -20,19 +21,18 @@ import pyarrow.compute as pc
 from embedding_pipelines.embedding.asking import Asked, ask_patiently
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.doubt import is_constant, prove, refuse_constant
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import TRIES_OF_PARTS, Call, Embedded, Window
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._remote import BadInput, TooLarge, Unreachable
-from embedding_pipelines.providers.base import Provider, Role, Vectors, checked, faulty_rows
+from embedding_pipelines.providers.base import Provider, Role, Vectors, faulty_rows
 
 WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
 
 PATIENCE_SECONDS = 10.0  # for calls that are out when something fails or the user stops; a local one takes 3
 TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right reply
-# No model takes these for the same; what is asked of one whose replies are in doubt.
-UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
 
 
 def embed(
@@ -84,7 +84,7 @@ class _Flow:
         self._calls: dict[Future[_Answer], Call] = {}
         self._asked: set[bytes] = set()  # keys of both
         self._rejected: dict[bytes, str] = {}
-        self._proven = False  # whether the provider has given a right vector in this run
+        self._right_at = 0.0  # when the provider last gave a right vector, by the clock `time.perf_counter`
         self._busy_until = 0.0
         self._stop = threading.Event()
         self._workers = Workers(self._limits.concurrent_calls)
@@ -130,11 +130,22 @@ class _Flow:
         while self._queue and len(self._calls) <= self._limits.concurrent_calls:
             out = sum(sum(call.tokens) for call in self._calls.values())
             if not self._purse.holds(out + sum(self._queue[0].tokens)):
-                if not self._calls:
-                    raise self._purse.is_empty()
-                return  # what is out may bring back less than was reckoned
+                if self._calls:
+                    return  # what is out may bring back less than was reckoned
+                self._cut_to_the_budget()
             call = self._queue.popleft()
+            call.handed_out = time.perf_counter()
             self._calls[self._workers.submit(_ask, self._provider, call, self._role, self._stop)] = call
+
+    def _cut_to_the_budget(self) -> None:
+        """Put what can still be paid for of the first call before the rest of it. Raises BudgetError if nothing can."""
+        call = self._queue[0]
+        rows = [row for row in range(len(call.tokens)) if self._purse.holds(sum(call.tokens[: row + 1]))]
+        if not rows:
+            raise self._purse.is_empty()
+        rest = call.part(range(len(rows), len(call.texts)), call.tries, call.wrong_rows)
+        self._queue[0] = rest
+        self._queue.appendleft(call.part(rows, call.tries, call.wrong_rows))
 
     def _finish(self, ended: "Future[_Answer]") -> int:
         """Settle a call: its vectors are committed, what was refused is asked again in parts or rejected."""
@@ -147,8 +158,8 @@ class _Flow:
         reply = answer.asked.reply
         wrong = faulty_rows(reply.vectors, call.texts, self._space)
         faults = {row: fault for row, fault in wrong.items() if row not in reply.refused}
-        if len(faults) == len(call.texts) and not self._proven:
-            self._prove()
+        if len(faults) == len(call.texts):
+            self._prove(call)
         good = [row for row in range(len(call.texts)) if row not in wrong]
         self._keep(call, answer.asked, good)
         del self._calls[ended]
@@ -156,34 +167,39 @@ class _Flow:
         self._land({call.keys[row]: reply.vectors[row] for row in good})
         for row, words in reply.refused.items():
             self._reject(call, row, words)
-        if faults and call.wrong_rows < TRIES_OF_ROWS:
-            self._queue.appendleft(call.part(list(faults), call.tries, call.wrong_rows + 1))
-        else:
-            for row, fault in faults.items():
-                self._reject(call, row, f"The provider returned {fault}.")
+        self._ask_for_rows_again(call, faults)
         return sum(call.tokens[row] for row in good)
+
+    def _ask_for_rows_again(self, call: Call, faults: dict[int, str]) -> None:
+        """Texts whose vectors were wrong: together, then in halves, and what stands alone TRIES_OF_ROWS times more."""
+        tries, wrong_rows = call.tries, call.wrong_rows + 1
+        if 0 < len(faults) < len(call.texts):
+            self._queue.appendleft(call.part(list(faults), tries, wrong_rows))
+        elif len(faults) > 1:
+            self._queue.extendleft(reversed(call.halves(tries, wrong_rows)))
+        elif faults and call.wrong_rows < TRIES_OF_ROWS:
+            self._queue.appendleft(call.part([0], tries, wrong_rows))
+        elif faults:
+            self._reject(call, 0, f"The provider returned {faults[0]}.")
 
     def _refused(self, call: Call, refusal: ProviderError) -> int:
         """Halve a call, or reject its one text, once it is known that the provider does give right vectors."""
-        if isinstance(refusal, Unreachable) or not self._proven:
-            self._prove(refusal)
+        if len(call.texts) == 1 or not isinstance(refusal, TooLarge):
+            self._prove(call, refusal)
         if len(call.texts) == 1:
             self._reject(call, 0, str(refusal))
             return 0
         tries = TRIES_OF_PARTS if isinstance(refusal, Unreachable) else call.tries
-        middle = len(call.texts) // 2
-        self._queue.extendleft([call.part(range(middle, len(call.texts)), tries), call.part(range(middle), tries)])
+        self._queue.extendleft(reversed(call.halves(tries)))
         call.window.counts.retries += 1
         return 0
 
-    def _prove(self, doubt: ProviderError | None = None) -> None:
-        """ProviderError unless the provider gives texts that nobody refuses right vectors."""
-        try:
-            asked = ask_patiently(self._provider, UNLIKE_TEXTS, self._role, 0, self._stop, TRIES_OF_PARTS)
-        except (BadInput, TooLarge, Unreachable) as error:
-            raise doubt or error from error
-        checked(asked.reply.vectors, UNLIKE_TEXTS, self._space)
-        self._proven = True
+    def _prove(self, call: Call, doubt: ProviderError | None = None) -> None:
+        """ProviderError unless the provider has given a right vector since `call` went out, or does so now."""
+        if self._right_at >= call.handed_out:
+            return
+        self._purse.spend(0, prove(self._provider, self._role, self._stop, doubt))
+        self._right_at = time.perf_counter()
 
     def _keep(self, call: Call, asked: Asked, good: Sequence[int]) -> None:
         """Commit the right vectors of a reply, and what came with them for nothing."""
@@ -193,7 +209,7 @@ class _Flow:
         for space, vectors in asked.reply.copies.items():
             keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in good]
             self._ledger.put(keys, vectors[list(good)])
-        self._proven = True
+        self._right_at = time.perf_counter()
 
     def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
         counts, asked = call.window.counts, answer.asked
@@ -201,6 +217,7 @@ class _Flow:
         counts.embedded += len(good)
         counts.embedded_tokens += sum(call.tokens[row] for row in good)
         billed = sum(call.tokens) if asked.reply.tokens is None else asked.reply.tokens
+        billed += asked.tokens_in_vain
         counts.billed_tokens += billed
         self._purse.spend(sum(call.tokens), billed)
         counts.retries += asked.retries
@@ -239,34 +256,18 @@ class _Flow:
         for answer in wait(out, PATIENCE_SECONDS).done:
             if answer.exception() is None:
                 call, asked = out[answer], answer.result().asked
-                faults = faulty_rows(asked.reply.vectors, call.texts, self._space)
-                self._keep(call, asked, [row for row in range(len(call.texts)) if row not in faults])
+                with contextlib.suppress(ProviderError):  # of a wrong shape: another failure is being told
+                    faults = faulty_rows(asked.reply.vectors, call.texts, self._space)
+                    self._keep(call, asked, [row for row in range(len(call.texts)) if row not in faults])
 
 
 def _ask(provider: Provider, call: Call, role: Role, stop: threading.Event) -> _Answer:
     started, tokens = time.perf_counter(), sum(call.tokens)
     asked = ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
-    if _is_constant(asked):
-        asked = ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
-        if _is_constant(asked):
-            _refuse_constant(provider, call.texts, role, stop)
+    if is_constant(asked):
+        first, asked = asked, ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
+        in_vain = tokens if first.reply.tokens is None else first.reply.tokens
+        asked = replace(asked, tokens_in_vain=asked.tokens_in_vain + first.tokens_in_vain + in_vain)
+        if is_constant(asked):
+            refuse_constant(provider, call.texts, role, stop)
     return _Answer(asked, started, time.perf_counter())
-
-
-def _is_constant(asked: Asked) -> bool:
-    vectors = asked.reply.vectors
-    return len(vectors) > 1 and bool((vectors == vectors[0]).all())
-
-
-def _refuse_constant(provider: Provider, batch: Sequence[str], role: Role, stop: threading.Event) -> None:
-    """ProviderError if the provider gives every text the same vector, as a broken service does.
-
-    Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
-    vectors alone prove nothing: it is then asked for two texts that no model confuses.
-    """
-    asked = ask_patiently(provider, UNLIKE_TEXTS, role, 0, stop)
-    first, second = checked(asked.reply.vectors, UNLIKE_TEXTS, provider.space)
-    if (first == second).all():
-        raise ProviderError(
-            f"{provider.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
-        )

@@ -71,8 +71,14 @@ class Call:
     window: Window
     tries: int = TRIES  # of the request
     wrong_rows: int = 0  # how often its texts came back with a wrong vector
+    handed_out: float = 0.0  # by the clock `time.perf_counter`
 
     def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""
         keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
         return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows)
+
+    def halves(self, tries: int, wrong_rows: int = 0) -> list["Call"]:
+        middle = len(self.texts) // 2
+        parts = (range(middle), range(middle, len(self.texts)))
+        return [self.part(rows, tries, wrong_rows) for rows in parts]

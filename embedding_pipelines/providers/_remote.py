@@ -55,6 +55,10 @@ class Unreachable(ProviderError):
     """A fault on the way or in the service (timeout, reset, 500): the same request may well succeed later."""
 
 
+class Garbled(Unreachable):
+    """A reply that makes no sense, though it says 200: probably billed, and worth nothing."""
+
+
 class BadInput(ProviderError):
     """The service refuses a text of this request, for ever (400, 422)."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.providers._remote import Service, Unreachable
+from embedding_pipelines.providers._remote import Garbled, Service
 from embedding_pipelines.providers.base import Vectors
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
@@ -43,14 +43,14 @@ def listed(service: Service, reply: Any, *path: str) -> list[Any]:
     if isinstance(found, list):
         return found
     words = service.quoted(json.dumps(reply))
-    raise Unreachable(f"{service.kind} at {service.address} answered without vectors: {words}")
+    raise Garbled(f"{service.kind} at {service.address} answered without vectors: {words}")
 
 
 def in_order(service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]) -> Vectors:
     """float32[count, d] of a list without an index, entry by entry; raises as `listed` and `stacked`."""
     found = listed(service, reply, *path)
     if len(found) != count:
-        raise Unreachable(
+        raise Garbled(
             f"{service.kind} at {service.address} returned {len(found)} vectors for {count} texts, and no index."
         )
     return stacked(service, found, read)
@@ -66,10 +66,10 @@ def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vector
         with np.errstate(over="ignore"):
             rows = [None if entry is None else read(entry) for entry in found]
     except (ValueError, TypeError, OverflowError) as error:
-        raise Unreachable(f"{where} returned a vector that cannot be read: {error}.") from error
+        raise Garbled(f"{where} returned a vector that cannot be read: {error}.") from error
     shapes = {row.shape for row in rows if row is not None}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or shape == (0,):
-        raise Unreachable(f"{where} returned no vectors, empty ones, or vectors of different lengths.")
+        raise Garbled(f"{where} returned no vectors, empty ones, or vectors of different lengths.")
     missing = np.full(shape, np.nan, np.float32)
     return np.stack([missing if row is None else row for row in rows])
 
@@ -94,7 +94,7 @@ def as_float(service: Service, found: Vectors, dtype: str) -> Vectors:
     missing: NDArray[np.bool_] = np.asarray(np.isnan(found).any(axis=1))
     known = np.where(missing[:, None], 0, found)
     if ((known < lowest) | (known > highest) | (known != np.rint(known))).any():
-        raise Unreachable(f"{service.kind} at {service.address} returned numbers that are no {dtype}.")
+        raise Garbled(f"{service.kind} at {service.address} returned numbers that are no {dtype}.")
     if dtype == "ubinary":
         vectors = np.unpackbits(known.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1
     else:

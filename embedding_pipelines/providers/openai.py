@@ -23,7 +23,7 @@ from embedding_pipelines.providers._models import (
 )
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
-from embedding_pipelines.providers._remote import WORDS, Remote, Unreachable
+from embedding_pipelines.providers._remote import WORDS, Garbled, Remote, Unreachable
 from embedding_pipelines.providers._served import prompts_by_role, room
 from embedding_pipelines.providers._vectors import count_within, listed, numbers, stacked, within
 from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
@@ -174,12 +174,12 @@ class Openai(Remote):
         where = f"{self.kind} at {self.address}"
         if all(index is None for index in indices):
             if len(vectors) != count:
-                raise Unreachable(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
+                raise Garbled(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
             return vectors
         placed: dict[int, Any] = {}
         for index, vector in zip(indices, vectors, strict=True):
             if type(index) is not int or not 0 <= index < count or index in placed:
-                raise Unreachable(f"{where} returned the index {index!r} out of place, for {count} texts.")
+                raise Garbled(f"{where} returned the index {index!r} out of place, for {count} texts.")
             placed[index] = vector
         return [placed.get(row) for row in range(count)]
 

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._models import chosen_dimensions, facts_of
-from embedding_pipelines.providers._remote import Remote, TooLarge, Unreachable
+from embedding_pipelines.providers._remote import Garbled, Remote, TooLarge
 from embedding_pipelines.providers._vectors import (
     DTYPES,
     WIRE_TYPES,
@@ -125,7 +125,7 @@ class Voyage(Remote):
         for entry in listed(self, reply, "data"):
             at = within(entry, "index")
             if type(at) is not int or not 0 <= at < count or at in placed:
-                raise Unreachable(f"{self.kind} at {self.address} returned the index {at!r} for {count} texts.")
+                raise Garbled(f"{self.kind} at {self.address} returned the index {at!r} for {count} texts.")
             placed[at] = within(entry, "embedding")
         return [placed.get(at) for at in range(count)]
 

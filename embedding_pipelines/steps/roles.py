@@ -4,7 +4,8 @@ from typing import get_args
 
 import pyarrow as pa
 
-from embedding_pipelines.embedding.embed import UNLIKE_TEXTS, embed
+from embedding_pipelines.embedding.doubt import UNLIKE_TEXTS
+from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.evaluation.roles import same_for_both_roles
 from embedding_pipelines.providers.base import Provider, Role, Vectors

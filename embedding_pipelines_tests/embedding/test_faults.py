@@ -128,6 +128,33 @@ def test_a_service_that_always_answers_wrongly_fails_the_run_and_nothing_is_stor
         assert len(ledger) == (kind == "fewer")  # which leaves out the last one and says so
 
 
+@pytest.mark.parametrize("kind", ["status", "nan"])
+def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(tmp_path: Path, kind: str) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+
+        def broken(_: random.Random) -> Fault | None:
+            late = len(server.requests) > 6
+            return Fault(kind, 400, "The account has been deactivated.") if late else None
+
+        server.chance = broken
+        with pytest.raises(ProviderError, match="deactivated" if kind == "status" else "NaN"):
+            through(server, ledger, [f"text {n}" for n in range(1_000)])
+        assert 0 < len(ledger) <= 1_000 - CALL_TEXTS
+
+
+def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path: Path) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        right = server.vectors
+
+        def vectors(texts: list[str]) -> np.ndarray:
+            return right(texts) * np.float32("nan") if "text 7" in texts else right(texts)
+
+        server.vectors = vectors  # type: ignore[method-assign]
+        found, counts = through(server, ledger, [f"text {n}" for n in range(100)])
+        assert [window.rejected.keys() for window in found] == [{7}]
+        assert (counts.embedded, counts.rejected, len(ledger)) == (99, 1, 99)
+
+
 def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(tmp_path: Path) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.most_texts = 10
@@ -217,8 +244,32 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         server.poisoned = lambda _: None
         run_steps(home, "p")
         assert len(live_rows(home, "p")) == 60
-        assert set(server.billed.values()) == {1}
+        assert {server.billed[f"text number {n}"] for n in range(60)} == {1}
         assert pq.read_table(context.folder.rejected_texts).num_rows == 0
+
+
+def test_a_budget_smaller_than_a_call_is_used_all_the_same(tmp_path: Path) -> None:
+    texts = [f"some text number {n}" for n in range(30)]
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        for done in (10, 20, 30):
+            purse = Purse(Budget(tokens=43))
+            try:
+                list(embed(windows(texts), little(server), ledger, "document", lambda n: None, purse))
+            except BudgetError:
+                assert done < 30
+            assert len(ledger) == done
+        assert set(server.billed.values()) == {1}
+        more = embed(windows(["one more text"]), little(server), ledger, "document", print, Purse(Budget(tokens=2)))
+        with pytest.raises(BudgetError, match=r"has spent 0 tokens"):
+            list(more)
+
+
+def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.faults.extend([Fault("short"), Fault("alike")])
+        purse = Purse()
+        list(embed(windows(["text one", "text two"]), little(server), ledger, "document", lambda n: None, purse))
+        assert purse.billed == 3 * 4
 
 
 SCRIPT = """
