@@ -116,7 +116,11 @@ def run(
 
     It may be stopped at any time: what was embedded is kept, and the next run goes on from there.
     """
-    specs = valid_specs(names)
+    specs, problems = specs_and_problems(names)
+    if problems and names:
+        raise ConfigError("\n".join(problems))
+    if not as_json:
+        complain(problems)
     if retry_rejected:
         ask_again(specs)
     results = []
@@ -133,6 +137,7 @@ def run(
             raise typer.Exit(130) from None
         if results[-1]["error"] and not as_json:
             complain([f"{spec.name}: {results[-1]['error']}"])
+    results += [{"pipeline": None, "error": problem} for problem in problems]  # files that are broken
     emit(results, as_json, lambda: None)
     if any(result["error"] for result in results):
         raise typer.Exit(1)

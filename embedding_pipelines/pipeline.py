@@ -5,7 +5,7 @@ Nothing here reads data or loads a model. Files are read by `pipeline_files.py`.
 
 import json
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -114,6 +114,15 @@ class PipelineSpec(BaseModel):
     @classmethod
     def _learns_in_its_own_folder(cls, model: Provider, info: ValidationInfo) -> Provider:
         return model.kept_in(f"data/warehouse/pipelines/{info.data.get('name')}/model")
+
+    @model_validator(mode="after")
+    def _knows_what_it_costs(self) -> Self:
+        if self.budget is not None and self.budget.usd is not None and self.model.price is None:
+            raise ValueError(
+                "budget.usd: nobody knows the price of this model; state it with model.usd_per_million_tokens, or give "
+                "budget.tokens"
+            )
+        return self
 
     @field_validator("schedule")
     @classmethod

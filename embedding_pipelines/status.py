@@ -22,7 +22,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "schedule": spec.schedule,
         "documents": _rows(context, context.folder.documents),
         "chunks": _rows(context, context.folder.chunks),
-        "embeddings": _rows(context, context.folder.embeddings),
+        "embeddings": _rows(context, context.folder.embeddings) - _rejected_texts(context),
         "rejected": sum(facts.rejected for facts in files.values()),
         "rejected_table": str(context.folder.rejected),
         "rejected_texts": _rejected_texts(context),

@@ -123,7 +123,7 @@ def sentence(report: StepReport) -> str:
     facts = {name: counted(value, COUNTED[name]) if name in COUNTED else value for name, value in report.facts.items()}
     spoken = SENTENCES[report.step].format(**facts)
     if report.step == "embeddings":
-        spoken += f", {facts['rejected']:,} refused" if facts.get("rejected") else ""
+        spoken += f", {facts['rejected']:,} refused (see status)" if facts.get("rejected") else ""
         spoken += f" for {facts['usd']:.4f} USD" if facts.get("usd") else ""
         spoken += f" at {facts['tokens_per_second']:,} tokens/s" if facts.get("tokens_per_second") else ""
     return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"

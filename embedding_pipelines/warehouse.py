@@ -62,8 +62,10 @@ class Shards:
         return made if made is not None and (made.inputs, made.settings) == (inputs, settings) else None
 
     def forget(self, bucket: str) -> None:
-        """Have the bucket made anew by whoever needs it next."""
-        (self.folder / f"{bucket}.json").unlink(missing_ok=True)
+        """Have the bucket made anew by whoever needs it next; until then it stays as it is."""
+        made = self.manifest(bucket)
+        if made is not None:
+            write_json(self.folder / f"{bucket}.json", {**asdict(made), "settings": ""})
 
     def read(
         self, bucket: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
@@ -121,6 +123,7 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
+        self.waiting = folder / "embeddings" / "waiting.json"  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.model = folder / "model" / "learnt.json"
         self.codecs = folder / "codec"

@@ -20,8 +20,12 @@ PAUSE_SECONDS = 1.0  # after a refusal that does not say how long
 LONGEST_PAUSE_SECONDS = 600.0  # whatever a service asks for; then it is asked again
 LOWEST_PACE = 0.1  # requests per second
 LOWERED = 0.7  # the share of the pace that is left after a refusal
-# Per second, as a share of the pace at which the last refusal came: back to NEAR of it within a second, then with care.
+# Per second, as a share of the pace at which the last refusal came: back to NEAR of it within a second, then with
+# care, and with less of it the longer no refusal comes.
 GROWTH, CAREFUL_GROWTH, NEAR = 0.4, 0.04, 0.9
+CARE_SECONDS = 10.0
+FORGOTTEN_SECONDS = 600.0  # a pace that no refusal has confirmed for so long
+LONGEST_GUESS = 6  # refusals in a row that double the pause of an unknown pace: up to 31 seconds
 OBSERVED_SECONDS = 1.0  # what the service answered within them is its pace; a refusal within them lowers it once
 BUSY_SECONDS = 60.0  # for another process, which takes less than a millisecond
 CLOCK_SECONDS = 1.0  # by which a clock may be set back unnoticed
@@ -45,6 +49,7 @@ class State:
     window_successes: int = 0
     seen_at: float = 0.0  # when this was last looked at
     last_successes: int = 0  # of the window before, if it has only just ended
+    refusals: int = 0  # in a row
 
     def look(self, now: float) -> None:
         """All times move with a clock that was set back: nobody waits until it is as late again."""
@@ -53,6 +58,8 @@ class State:
             for name in ("next_at", "tokens_at", "paused_until", "lowered_at", "window_start"):
                 setattr(self, name, getattr(self, name) - back)
         self.seen_at = now
+        if self.pace and now - self.lowered_at > FORGOTTEN_SECONDS:
+            self.pace = self.ceiling = 0.0
 
     def reserve(self, now: float, pace: float, token_seconds: float) -> float:
         """When a request may go out. `pace` is the stated one, `token_seconds` what its tokens take of theirs."""
@@ -67,16 +74,24 @@ class State:
             self.last_successes = self.window_successes if now - self.window_start < 2 * OBSERVED_SECONDS else 0
             self.window_start, self.window_successes = now, 0
         self.window_successes += 1
+        self.refusals = 0
         if self.pace:
-            growth = GROWTH if self.pace < NEAR * self.ceiling else CAREFUL_GROWTH
+            bold = 1 + ((now - self.lowered_at) / CARE_SECONDS) ** 2
+            growth = GROWTH if self.pace < NEAR * self.ceiling else CAREFUL_GROWTH * bold
             self.pace += growth * self.ceiling / self.pace  # of each of `pace` successes in a second
 
     def refuse(self, now: float, sent_at: float, pause: float) -> bool:
         """A request that went out at `sent_at` was told to come later; whether that was news."""
+        answered = max(self.window_successes, self.last_successes)  # a window may have begun just now
+        if not self.pace and not answered:  # nobody knows what it can do: it is asked again, ever more seldom
+            news = now >= self.paused_until
+            self.refusals += news
+            pause = max(pause, 0.5 * (2 ** min(self.refusals - 1, LONGEST_GUESS) - 1))
+            self.paused_until = max(self.paused_until, now + pause)
+            return news
         self.paused_until = max(self.paused_until, now + pause)
         if sent_at <= self.lowered_at + OBSERVED_SECONDS:
             return False  # it went out at the pace of before, or before the one of now could show
-        answered = max(self.window_successes, self.last_successes)  # a window may have begun just now
         self.ceiling = self.pace or max(1.0, answered / OBSERVED_SECONDS)
         self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
         self.lowered_at = now

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.assets import (
     key,
     provider_of,
@@ -17,7 +18,7 @@ from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import live_release, read_releases
 from embedding_pipelines.steps.roles import ROLES, ROLES_SENTENCE, roles_are_told_apart
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import CHECKS, verify
+from embedding_pipelines.steps.verify import CHECKS, Check, verify
 
 
 def pipeline_checks(spec: PipelineSpec) -> list[dg.AssetChecksDefinition]:
@@ -63,8 +64,11 @@ def _role_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     )
     def roles(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
         step = step_context(context, spec)
-        with readable_errors(), Ledger(step.warehouse.ledger) as ledger:
-            outcome = roles_are_told_apart(provider_of(context, spec), ledger)
+        try:
+            with Ledger(step.warehouse.ledger) as ledger:
+                outcome = roles_are_told_apart(provider_of(context, spec), ledger)
+        except EmbeddingPipelinesError as error:
+            outcome = Check(ROLES, False, f"It could not be told: {error}")
         if not outcome.passed:
             step.progress.note(outcome.sentence)
         severity = dg.AssetCheckSeverity.WARN

@@ -5,6 +5,7 @@ provider answers later has another, that asks for one when a batch has ended.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -20,9 +21,10 @@ from embedding_pipelines.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.warehouse import Warehouse, read_json
 
 TICK_SECONDS = 30
+AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batches
 BATCH_TICK_SECONDS = 60  # a batch takes minutes to hours
 SHOWN_FILES = 5
 
@@ -111,17 +113,24 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         warehouse = Warehouse(home())
+        marker = warehouse.pipeline(spec.name).waiting
         try:
+            mine = set((read_json(marker) or {"batches": []})["batches"])
+            if not mine:
+                return dg.SensorResult(skip_reason="no text is with the service")
             with warehouse.batches_lock(timeout_seconds=0), Ledger(warehouse.ledger) as ledger:
                 service = spec.model.batches()
                 batches = Batches(warehouse.batches, spec.model, service, ledger, "document", tries=1)
-                ended = batches.ended()
-                reason = str(batches.waiting() or "no text is with the service") if not ended else ""
+                collected = mine - {batch.tag for batch in batches.on_record()}  # by another pipeline's run
+                ready = sorted({*collected, *batches.ended()})
+                reason = "" if ready else str(batches.waiting())
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        if not ended:
+        if not ready:
             return dg.SensorResult(skip_reason=reason)
-        request = dg.RunRequest(run_key="+".join(sorted(ended)), tags=all_buckets(spec))
+        # Dagster starts one run per key: if that one failed, it is asked for again after a while.
+        again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)
+        request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=all_buckets(spec))
         return dg.SensorResult(run_requests=[request])
 
     return sensor

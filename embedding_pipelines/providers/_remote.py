@@ -171,8 +171,10 @@ class Remote(Service):
     def _is_an_address(cls, url: str) -> str:
         """An error shows nothing of the address: a key may stand in it, or in its place."""
         parts = urlsplit(url)
-        if "@" in url:
-            raise ValueError("an address holds no password: name an environment variable with api_key_env")
+        if "@" in url or parts.query or parts.fragment:
+            raise ValueError(
+                "an address holds no password, query or key: name an environment variable with api_key_env"
+            )
         try:
             port = parts.port
         except ValueError:

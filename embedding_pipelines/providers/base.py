@@ -121,10 +121,6 @@ class Provider(Choice):
         """Whether it is made from the pipeline's own texts before it can embed."""
         return False
 
-    @property
-    def has_learnt(self) -> bool:
-        return True
-
     def learn(self, texts: Iterable[str]) -> None:
         """Learn from `texts`, read once, and keep what was learnt; only of a provider that `learns`."""
         raise NotImplementedError(f"{self.kind} does not learn")

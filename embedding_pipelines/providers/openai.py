@@ -11,6 +11,7 @@ import base64
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -65,6 +66,10 @@ class Openai(Remote):
     batch_texts: int = Field(BATCH_TEXTS, ge=1, le=BATCH_TEXTS)
     """Of one batch at most. Fewer where the account may not have so many tokens waiting."""
 
+    revision: str | None = None
+    """What distinguishes the weights of a model that is not OpenAI's own. Default: the server's address; say the same
+    for servers that serve the same weights, or for one that moves."""
+
     send_dimensions: bool = False
     """Ask the server for `dimensions`, where nobody here knows that the model can shorten its vectors."""
 
@@ -93,11 +98,12 @@ class Openai(Remote):
 
     @property
     def space(self) -> Space:
-        """Without the address: a model is the same one behind Azure, a proxy or a server that moves."""
+        """With the address of a model that is not OpenAI's own: two servers may call different ones alike."""
         return Space(
             provider=self.kind,
             model=self.model,
-            revision="v1",  # of the interface; the models carry theirs in their names
+            # OpenAI's own models carry their version in their names, behind Azure and proxies too: "v1" is the interface's
+            revision=self.revision or ("v1" if self._facts else urlsplit(self.base_url).netloc),
             dimensions=self._dimensions,
             pooling="service",
             prompts=prompts_by_role(self.model, self.prompts),

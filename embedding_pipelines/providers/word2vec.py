@@ -41,13 +41,18 @@ class Word2vec(Provider):
 
     kind: Literal["word2vec"] = "word2vec"
     vectors: str | None = None
-    """The file of word vectors, below the home folder. With `train`, where the learnt ones are kept."""
+    """The file of word vectors, below the home folder."""
 
     train: Training | None = None
     """Learn the vectors from the pipeline's own texts; `train: {}` takes the defaults."""
 
+    learnt: str | None = None
+    """Where the learnt ones are kept, below the home folder; the pipeline has a place for them."""
+
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
+        if self.vectors is not None and (self.train is not None or self.learnt is not None):
+            raise ValueError("`vectors` are read and `train` learns others: keep one of them")
         if self.vectors is None and self.train is None:
             raise ValueError(
                 "name a file of word vectors with `vectors`, or have them learnt from your own texts with `train: {}`"
@@ -97,18 +102,12 @@ class Word2vec(Provider):
     def learns(self) -> bool:
         return self.train is not None
 
-    @property
-    def has_learnt(self) -> bool:
-        return self._path.is_file()
-
     def learn(self, texts: Iterable[str]) -> None:
         assert self.train is not None
-        train(texts, self.train, self._path)
+        train(texts, self.train, self._kept)
 
     def kept_in(self, folder: str) -> Self:
-        if self.train is None or self.vectors is not None:
-            return self
-        return self.model_copy(update={"vectors": f"{folder}/{LEARNT}"})
+        return self if self.train is None or self.learnt else self.model_copy(update={"learnt": f"{folder}/{LEARNT}"})
 
     def pinned(self, folder: Path) -> Self:
         kept = folder / content_sha256(self._path)[:32] / self._path.name
@@ -119,16 +118,23 @@ class Word2vec(Provider):
                 os.close(handle)
                 shutil.copyfile(part, draft)
                 os.replace(draft, kept.parent / part.name)
-        return self.model_copy(update={"vectors": kept.relative_to(home()).as_posix()})
+        option = "learnt" if self.learns else "vectors"
+        return self.model_copy(update={option: kept.relative_to(home()).as_posix()})
 
     @property
     def _path(self) -> Path:
-        if self.vectors is None:
+        name = self.learnt if self.learns else self.vectors
+        if name is None or (self.learns and not (home() / name).is_file()):
             raise ConfigError(
                 "word2vec: the vectors are learnt from the pipeline's own texts, which has not been done. Run the "
                 "pipeline's `model` step, or name a file of vectors with `vectors`."
             )
-        return home() / self.vectors
+        return home() / name
+
+    @property
+    def _kept(self) -> Path:
+        assert self.learnt is not None  # a pipeline has set it
+        return home() / self.learnt
 
     @property
     def _words(self) -> WordVectors:

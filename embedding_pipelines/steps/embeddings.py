@@ -27,7 +27,7 @@ from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import Manifest, write_table
+from embedding_pipelines.warehouse import Manifest, write_json, write_table
 
 
 def write_embeddings(
@@ -62,7 +62,7 @@ def _through_batches(
 ) -> int:
     """Collect what a service has done and hand it what nobody knows; the tokens billed for what was collected.
 
-    Raises NotYet unless all is in the ledger.
+    Raises NotYet while a text of these buckets is with the service.
 
     What the service refused within a batch is left to be asked for directly, which says why.
     """
@@ -71,17 +71,28 @@ def _through_batches(
         batches.collect()
         if batches.tokens:
             context.progress.note(f"Collected from batches: {batches.tokens:,} tokens.")
-        batches.submit(_unknown(context, buckets, provider.space, ledger, batches.pending() | batches.refused), purse)
-        waiting = batches.waiting()
-    if waiting is not None:
-        raise NotYet(str(waiting))
+        pending, needed = batches.pending(), set[bytes]()
+
+        def new() -> Iterator[tuple[bytes, str, int]]:
+            for key, text, tokens in _unknown(context, buckets, provider.space, ledger):
+                needed.add(key)
+                if key not in pending and key not in batches.refused:
+                    yield key, text, tokens
+
+        batches.submit(new(), purse)
+        tags = [batch.tag for batch in batches.on_record() if not needed.isdisjoint(map(bytes.fromhex, batch.keys))]
+        if tags:
+            write_json(context.folder.waiting, {"batches": tags})
+            raise NotYet(str(batches.waiting()))
+    context.folder.waiting.unlink(missing_ok=True)
     return batches.tokens
 
 
 def _unknown(
-    context: StepContext, buckets: Sequence[str], space: Space, ledger: Ledger, seen: set[bytes]
+    context: StepContext, buckets: Sequence[str], space: Space, ledger: Ledger
 ) -> Iterator[tuple[bytes, str, int]]:
-    """Key, text and tokens of each text that is neither in the ledger nor among `seen`, once."""
+    """Key, text and tokens of each text that is not in the ledger, once."""
+    seen: set[bytes] = set()
     for bucket in buckets:
         for batch in context.folder.chunks.read(bucket, ["text", "tokens"]):
             tokens = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
@@ -190,11 +201,13 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
     wanted, given = context.spec.output_dim, provider.space.dimensions
     given = check_chain(context.spec.compression, given)
     if wanted is not None and wanted != given:
+        can_shorten = wanted < provider.space.dimensions and not context.spec.compression
+        shorten = f", or add `compression: [{{kind: pca, dimensions: {wanted}}}]`" if can_shorten else ""
         can = possible_dimensions(provider.kind, getattr(provider, "model", ""))
         others = f" The model itself can give {can}: say which with its option `dimensions`." if " " in can else ""
         raise ConfigError(
             f"Pipeline {context.spec.name!r}: output_dim is {wanted}, but {provider.space} gives {given}. "
-            f"Set output_dim to {given}, or add `compression: [{{kind: pca, dimensions: {wanted}}}]`.{others}"
+            f"Set output_dim to {given}{shorten}.{others}"
         )
 
 

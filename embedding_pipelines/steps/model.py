@@ -6,7 +6,7 @@ New data does not teach it again: all vectors would change, and every text would
 from collections.abc import Iterator
 from typing import Any
 
-from embedding_pipelines.errors import StoreError
+from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
@@ -30,16 +30,21 @@ def learn_model(context: StepContext, provider: Provider) -> StepReport:
                 yield from batch["text"].to_pylist()
 
     provider.learn(texts())
-    write_json(context.folder.model, {"settings": fingerprint(provider), "facts": facts})
+    made = {"settings": fingerprint(provider), "revision": provider.space.revision, "facts": facts}
+    write_json(context.folder.model, made)
     return StepReport("model", True, _facts(facts, provider))
 
 
 def current_model(context: StepContext, provider: Provider) -> StepReport | None:
     """The report of a model that was learnt with the present options, None if there is something to do."""
     made = read_json(context.folder.model)
-    if made is None or made["settings"] != fingerprint(provider) or not provider.has_learnt:
+    if made is None or made["settings"] != fingerprint(provider):
         return None
-    return StepReport("model", False, _facts(made["facts"], provider))
+    try:
+        facts = _facts(made["facts"], provider)
+    except EmbeddingPipelinesError:  # what was learnt is lost or damaged
+        return None
+    return StepReport("model", False, facts) if facts["revision"] == made["revision"] else None
 
 
 def _facts(facts: dict[str, Any], provider: Provider) -> dict[str, Any]:

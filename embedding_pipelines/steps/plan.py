@@ -100,8 +100,7 @@ def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
 def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> None:
     """As `embed` asks: windows in turn, each text once, looked up, cut into calls."""
     space, limits = provider.space, provider.limits
-    seen = _waiting(context, provider, ledger)
-    made.texts_waiting = len(seen)
+    waiting, seen = _waiting(context, provider, ledger), set[bytes]()
     for bucket in context.spec.bucket_names:
         if current_embeddings(context, bucket, space) is not None:
             continue
@@ -111,7 +110,8 @@ def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made:
             new = [text for text, key in keys.items() if key not in seen]
             known = ledger.get([keys[text] for text in new], space.dimensions)
             seen.update(keys[text] for text in new)
-            missing = [text for text in new if keys[text] not in known]
+            missing = [text for text in new if keys[text] not in known and keys[text] not in waiting]
+            made.texts_waiting += len(new) - len(known) - len(missing)
             made.texts_known += len(known)
             made.texts_to_embed += len(missing)
             made.tokens += sum(lengths[text] for text in missing)

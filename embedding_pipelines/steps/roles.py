@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pyarrow as pa
 
 from embedding_pipelines.embedding.doubt import UNLIKE_TEXTS
@@ -24,6 +25,8 @@ def roles_are_told_apart(provider: Provider, ledger: Ledger) -> Check:
     if prompts.get("query", "") == prompts.get("document", ""):
         return Check(ROLES, True, "The model makes no difference between queries and documents.")
     found = {role: _embedded(provider, ledger, role) for role in get_args(Role)}
+    if not np.isfinite([found[role] for role in found]).all():
+        return Check(ROLES, False, "It could not be told: the model has no vectors for the texts that would tell.")
     fault = same_for_both_roles(found["query"], found["document"], prompts)
     cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
     return Check(ROLES, fault is None, fault or "Queries and documents get vectors of their own.", {"cosine": cosine})

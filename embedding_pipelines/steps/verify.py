@@ -1,5 +1,6 @@
 """verify: what must hold before a table version may be released. Each check says what it compared."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.providers.base import NORM_TOLERANCE
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.space import Space
@@ -52,7 +54,8 @@ def verify(context: StepContext, space: Space) -> list[Check]:
             f"configuration. Run `embedding-pipelines run {context.spec.name}`."
         )
     known = read_json(context.folder.verified)
-    if known and (known["table"], known["version"]) == (name, state.version):
+    made_from = fingerprint(json.dumps(state.buckets, sort_keys=True))
+    if known and (known["table"], known["version"], known.get("made_from")) == (name, state.version, made_from):
         checks = [Check(**check) for check in known["checks"]]
         if all(check.passed for check in checks):
             return checks
@@ -62,7 +65,12 @@ def verify(context: StepContext, space: Space) -> list[Check]:
         _dimensions_match(context, space, codec, table),
         _space_is_one(context, space, codec, table),
     ]
-    verified = {"table": name, "version": state.version, "checks": [asdict(check) for check in checks]}
+    verified = {
+        "table": name,
+        "version": state.version,
+        "made_from": made_from,
+        "checks": [asdict(check) for check in checks],
+    }
     write_json(context.folder.verified, verified)
     return checks
 

@@ -202,6 +202,27 @@ def test_the_pace_follows_what_the_service_says_and_keeps_its_bounds(events: lis
     assert all(later - earlier >= OBSERVED_SECONDS for earlier, later in pairwise(lowerings))
 
 
+def test_a_refusal_before_any_answer_costs_its_pause_and_sets_no_pace() -> None:
+    state = State()
+    assert state.refuse(NOW, NOW, 0.2)
+    assert (state.pace, state.paused_until) == (0, NOW + 0.2)
+    assert not state.refuse(NOW + 0.1, NOW, 0.2)  # of another request of the same moment
+    for n in range(1, 10):  # and if nothing else ever comes, it is asked ever more seldom
+        now = state.paused_until
+        assert state.refuse(now, now, 0.2)
+        assert state.paused_until - now == pytest.approx(max(0.2, 0.5 * (2 ** min(n, 6) - 1)))
+
+
+def test_an_old_pace_is_forgotten_and_a_low_one_is_left_within_two_minutes() -> None:
+    state, now = State(pace=1.0, ceiling=1.0, lowered_at=NOW), NOW
+    while state.pace < 50:
+        now += 1 / state.pace
+        state.succeed(now)
+    assert now - NOW < 120
+    state.look(NOW + 601)
+    assert state.pace == 0
+
+
 @given(st.floats(0.1, 500), st.floats(1, 500), st.floats(0, 1))
 def test_after_a_refusal_the_pace_grows_again_with_success_and_ever_more_slowly(
     ceiling: float, stated: float, pause: float
@@ -316,6 +337,7 @@ def test_a_lost_or_damaged_file_is_made_anew_and_shared_again(
             path.with_name(path.name + ending).unlink(missing_ok=True)
     other = before or made()
     other.wait(1, NEVER)
+    other.succeeded()
     other.refused(time.time(), 0.01)
     assert other.pace() > 0
     assert made().pace() == other.pace()
@@ -356,6 +378,7 @@ def test_a_clock_that_is_set_back_an_hour_delays_nobody(
     limiter = made(600, 60_000)
     for _ in range(3):
         limiter.wait(100, NEVER)
+    limiter.succeeded()
     limiter.refused(clock.time(), 0.3)
     clock.back = 3_600
     waited = [limiter.wait(100, NEVER) for _ in range(3)]

@@ -228,6 +228,8 @@ def test_options_that_say_nothing_of_vectors_are_refused() -> None:
         Word2vec()
     with pytest.raises(ValidationError, match="dimension"):
         Word2vec.model_validate({"train": {"dimension": 100}})
+    with pytest.raises(ValidationError, match="keep one of them"):  # the file would be overwritten
+        Word2vec(vectors="glove.txt", train=Training())
     with pytest.raises(ConfigError, match="Run the pipeline's `model` step"):
         _ = Word2vec(train=Training()).space
 
@@ -258,7 +260,7 @@ OPTIONS = Training(dimensions=16, window=3, epochs=10)
 
 def test_learnt_vectors_have_geometry_and_a_space(home: Path) -> None:
     train(iter(CORPUS), OPTIONS, home / "data/warehouse/p/words.bin")
-    provider = Word2vec(vectors="data/warehouse/p/words.bin", train=OPTIONS)
+    provider = Word2vec(learnt="data/warehouse/p/words.bin", train=OPTIONS)
     near, same, far = provider.embed(["Cat, meat", "dog bread", "judge claim"], "document")
     assert near @ same > near @ far + 0.1
     assert provider.space.dimensions == 16

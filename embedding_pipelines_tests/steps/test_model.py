@@ -49,6 +49,12 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
         search(home, "p", "zither")
     assert all(made is not None and not made.changed for made in _reports(context_of(home, "p")))
 
+    kept = context_of(home, "p").folder.model.parent / "vectors.bin"
+    kept.write_bytes(kept.read_bytes()[:100])
+    mended = report(run_steps(home, "p"), "model")
+    assert mended.changed
+    assert len(kept.read_bytes()) > 1_000
+
     write_pipeline(home, "p", PIPELINE.format(dimensions=32))
     other = report(run_steps(home, "p"), "model")
     assert (other.changed, other.facts["dimensions"], other.facts["texts"]) == (True, 32, 202)
