@@ -52,7 +52,17 @@ CHANGED: dict[str, dict[str, Any]] = {
     },
     "vector_store": {"store.index_rows": 500, "store.keep_releases": 3},
 }
-CHANGES_NOTHING = {"name", "description", "owners", "output_dim", "schedule", "buckets", "source.kind", "model.kind"}
+CHANGES_NOTHING = {
+    "budget",
+    "name",
+    "description",
+    "owners",
+    "output_dim",
+    "schedule",
+    "buckets",
+    "source.kind",
+    "model.kind",
+}
 CHANGES_NOTHING |= {"store.kind"}
 
 
@@ -102,9 +112,11 @@ def test_every_option_that_there_is_was_tried() -> None:
     assert found <= tried
 
 
-@pytest.mark.parametrize("option", ["description", "owners", "output_dim", "schedule"])
+@pytest.mark.parametrize("option", ["budget", "description", "owners", "output_dim", "schedule"])
 def test_an_option_that_is_no_part_of_the_result_makes_nothing_run_again(option: str) -> None:
-    value = {"description": "x", "owners": ["team:x"], "output_dim": 64, "schedule": "@daily"}[option]
+    value = {"budget": {"tokens": 5}, "description": "x", "owners": ["team:x"], "output_dim": 64, "schedule": "@daily"}[
+        option
+    ]
     assert settings(changed(option, value)) == settings(PipelineSpec.model_validate(BASE))
 
 

@@ -78,7 +78,7 @@ class Custom(Provider):
     @field_validator("options")
     @classmethod
     def _hold_no_secret(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        found = [name for name in options if name.lower().endswith(SECRETS) or name.lower() == "token"]
+        found = [name for name in _names(options) if name.lower().endswith(SECRETS) or name.lower() == "token"]
         if found:
             raise ValueError(
                 f"{found[0]!r} looks like a secret, and a pipeline file holds none: "
@@ -142,3 +142,10 @@ class Custom(Provider):
 def _loaded(home: Path, cls: str, options: str) -> Loaded:
     """One instance per home folder, class, options and process."""
     return load(home, cls, options)
+
+
+def _names(value: JsonValue) -> list[str]:
+    """All keys in nested options."""
+    if isinstance(value, dict):
+        return [*value, *(name for part in value.values() for name in _names(part))]
+    return [name for part in value for name in _names(part)] if isinstance(value, list) else []

@@ -102,7 +102,7 @@ class Openai(Remote):
         return Space(
             provider=self.kind,
             model=self.model,
-            # OpenAI's own models carry their version in their names, behind Azure and proxies too: "v1" is the interface's
+            # OpenAI's own models carry their version in their names, behind Azure too; "v1" is the interface's.
             revision=self.revision or ("v1" if self._facts else urlsplit(self.base_url).netloc),
             dimensions=self._dimensions,
             pooling="service",

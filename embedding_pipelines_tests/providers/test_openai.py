@@ -291,7 +291,10 @@ def test_limits_and_space_say_what_is_known() -> None:
     long = other.model_copy(update={"max_tokens": 32_768})
     assert other.limits.max_tokens < long.limits.max_tokens <= long.limits.call_tokens
     moved = Openai(model="my-model", dimensions=8, base_url="http://gpu:1/v1", api_key_env="K")
-    assert other.space == moved.space
+    assert other.space != moved.space  # two servers may call different models alike
+    same = [provider.model_copy(update={"revision": "weights 7"}) for provider in (other, moved)]
+    assert same[0].space == same[1].space
+    assert known.space == known.model_copy(update={"base_url": "https://me.openai.azure.com/openai/v1"}).space
 
 
 def test_prices_are_the_published_ones_or_the_users() -> None:
