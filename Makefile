@@ -1,4 +1,5 @@
-# `make` or `make help` lists the targets. Everything is installed into .venv; outside this folder only pip's and the models' caches are written.
+# `make` or `make help` lists the targets. Everything is installed into .venv; outside this folder, only the caches of
+# pip and of converted models are written.
 
 # The first Python of 3.11 or later. Another one: make PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \

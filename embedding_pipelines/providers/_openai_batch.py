@@ -152,7 +152,7 @@ class OpenaiBatches(BatchService):
                 return
             except httpx2.HTTPError as error:  # in the middle of it, where the SDK leaves it as it is
                 words = self._provider.redacted(f"{type(error).__name__} {error}".rstrip())
-                raise Unreachable(f"{self._where} cannot be reached: {words}") from None
+                raise Unreachable(f"{self._where} cannot be reached: {words.rstrip('.')}.") from None
         yield rest
 
     def _text(self, line: bytes) -> BatchText | None:

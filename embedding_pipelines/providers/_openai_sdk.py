@@ -65,4 +65,4 @@ def told(provider: Remote) -> Iterator[None]:
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         words = provider.redacted(f"{type(cause).__name__} {cause}".rstrip())
-        raise Unreachable(f"{provider.address} cannot be reached: {words}") from None
+        raise Unreachable(f"{provider.address} cannot be reached: {words.rstrip('.')}.") from None

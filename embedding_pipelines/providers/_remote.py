@@ -199,7 +199,8 @@ class Remote(Service):
                 "GET" if body is None else "POST", url, json=body, headers=headers, timeout=self.timeout_seconds
             )
         except httpx2.HTTPError as error:
-            raise Unreachable(f"{url} cannot be reached: {type(error).__name__} {error}".rstrip()) from error
+            words = f"{type(error).__name__} {error}".rstrip(" .")
+            raise Unreachable(f"{url} cannot be reached: {words}.") from error
         if not reply.is_success:
             raise self.fault(reply.status_code, reply.text, reply.headers)
         try:

@@ -62,7 +62,7 @@ def plan(context: StepContext, provider: Provider) -> Plan:
     made.within_budget = Purse.of(context.spec.budget, provider).holds(made.tokens)
     if provider.price is not None:
         made.usd = round(made.tokens * provider.price / 1e6, 6)
-    made.seconds = _seconds(context, made.tokens)
+    made.seconds = _seconds(context, made, provider)
     return made
 
 
@@ -126,7 +126,14 @@ def _waiting(context: StepContext, provider: Provider, ledger: Ledger) -> set[by
     return Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document").pending()
 
 
-def _seconds(context: StepContext, tokens: int) -> float | None:
-    made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
-    paces = [entry.facts["tokens_per_second"] for entry in made if entry and entry.facts.get("tokens_per_second")]
-    return round(tokens / median(paces), 1) if paces else None if tokens else 0.0
+def _seconds(context: StepContext, made: Plan, provider: Provider) -> float | None:
+    """At the pace of what was embedded last, but no faster than the account's stated requests."""
+    buckets = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
+    paces = [entry.facts["tokens_per_second"] for entry in buckets if entry and entry.facts.get("tokens_per_second")]
+    stated: float | None = getattr(provider, "requests_per_minute", None)
+    slowest = 60 * made.requests / stated if stated else 0.0
+    if not made.tokens:
+        return 0.0
+    if not paces:
+        return round(slowest, 1) or None
+    return round(max(slowest, made.tokens / median(paces)), 1)
