@@ -136,4 +136,5 @@ def _seconds(context: StepContext, made: Plan, provider: Provider) -> float | No
         return 0.0
     if not paces:
         return round(slowest, 1) or None
-    return round(max(slowest, made.tokens / median(paces)), 1)
+    pace: float = median(paces)
+    return round(max(slowest, made.tokens / pace), 1)
