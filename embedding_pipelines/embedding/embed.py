@@ -128,6 +128,10 @@ class _Flow:
     def _hand_out(self) -> None:
         """One more than are computed at a time, so that none waits for the next."""
         while self._queue and len(self._calls) <= self._limits.concurrent_calls:
+            if len(self._queue[0].texts) > self._limits.call_texts:  # which it has learned meanwhile
+                too_large = self._queue.popleft()
+                self._queue.extendleft(reversed(too_large.halves(too_large.tries, too_large.wrong_rows)))
+                continue
             out = sum(sum(call.tokens) for call in self._calls.values())
             if not self._purse.holds(out + sum(self._queue[0].tokens)):
                 if self._calls:
@@ -189,6 +193,11 @@ class _Flow:
         if len(call.texts) == 1:
             self._reject(call, 0, str(refusal))
             return 0
+        if (
+            isinstance(refusal, TooLarge) and not call.is_part
+        ):  # for the rest of the run; one huge text says nothing more
+            most = min(self._limits.call_texts, len(call.texts) // 2)
+            self._limits = replace(self._limits, call_texts=most)
         tries = TRIES_OF_PARTS if isinstance(refusal, Unreachable) else call.tries
         self._queue.extendleft(reversed(call.halves(tries)))
         call.window.counts.retries += 1

@@ -71,12 +71,13 @@ class Call:
     window: Window
     tries: int = TRIES  # of the request
     wrong_rows: int = 0  # how often its texts came back with a wrong vector
+    is_part: bool = False  # of a call that was refused or too large
     handed_out: float = 0.0  # by the clock `time.perf_counter`
 
     def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""
         keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
-        return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows)
+        return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows, is_part=True)
 
     def halves(self, tries: int, wrong_rows: int = 0) -> list["Call"]:
         middle = len(self.texts) // 2

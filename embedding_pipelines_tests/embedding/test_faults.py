@@ -160,8 +160,10 @@ def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path
 def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(tmp_path: Path) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.most_texts = 10
-        _, counts = through(server, ledger, [f"text {n}" for n in range(200)])
-        assert (counts.embedded, counts.rejected, len(ledger)) == (200, 0, 200)
+        _, counts = through(server, ledger, [f"text {n}" for n in range(2_000)])
+        assert (counts.embedded, counts.rejected, len(ledger)) == (2_000, 0, 2_000)
+        refused = [body for body in server.requests if len(body["input"]) > 10]
+        assert len(refused) < 120  # the size is learned: found out for each call, it would be 240
         assert set(server.billed.values()) == {1}
 
 
