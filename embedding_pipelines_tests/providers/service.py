@@ -45,7 +45,7 @@ def check_service(provider: Remote, server: WireServer) -> None:
         assert remedy in str(refusal(provider, server, Fault("status", status)))
     assert type(refusal(provider, server, Fault("reset"))) is Unreachable
     inside = refusal(provider, server, Fault("inside", message=f"The key {KEY} broke it."))
-    assert type(inside) is Unreachable
+    assert isinstance(inside, Unreachable)
     assert "answered without vectors: The key *** broke it." in str(inside)
     refusal(provider, server, Fault("status", 401, f"{KEY} is not known here."))
 
