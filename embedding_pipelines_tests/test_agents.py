@@ -148,8 +148,12 @@ def test_openai_s_example(openai: WireServer) -> None:
     assert {headers["authorization"] for headers in openai.headers} == {"Bearer YOUR_OPENAI_KEY"}
 
 
-def test_hugging_face_s_example(minilm: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_hugging_face_s_example(
+    minilm: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generators._say_where.cache_clear()
+    caplog.set_level("WARNING", generators.log.name)
+    monkeypatch.setattr(generators.log, "disabled", False)  # libraries that configure logging silence others
     hf_gen = HuggingFaceEmbeddingGenerator(
         model_name="sentence-transformers/all-MiniLM-L6-v2", device="cuda", batch_size=64, normalize=True
     )

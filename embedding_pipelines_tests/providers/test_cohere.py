@@ -70,7 +70,7 @@ def test_faults_mean_what_they_say(server: WireServer) -> None:
     provider = cohere(server)
     check_service(provider, server)
     fewer = refusal(provider, server, Fault("fewer"))
-    assert type(fewer) is Unreachable
+    assert isinstance(fewer, Unreachable)
     assert "3 vectors for 4 texts" in str(fewer)
 
 

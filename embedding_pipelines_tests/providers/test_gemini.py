@@ -65,7 +65,7 @@ def test_faults_mean_what_they_say(server: WireServer) -> None:
     provider = gemini(server)
     check_service(provider, server)
     fewer = refusal(provider, server, Fault("fewer"))
-    assert type(fewer) is Unreachable
+    assert isinstance(fewer, Unreachable)
     assert "3 vectors for 4 texts" in str(fewer)
 
 
