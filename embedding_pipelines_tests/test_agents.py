@@ -153,7 +153,10 @@ def test_hugging_face_s_example(
 ) -> None:
     generators._say_where.cache_clear()
     caplog.set_level("WARNING", generators.log.name)
-    monkeypatch.setattr(generators.log, "disabled", False)  # libraries that configure logging silence others
+    # Libraries that configure logging silence others: what is said here is heard whatever they did.
+    monkeypatch.setattr(generators.log, "disabled", False)
+    monkeypatch.setattr(generators.log, "handlers", [caplog.handler])
+    monkeypatch.setattr(generators.log, "propagate", False)
     hf_gen = HuggingFaceEmbeddingGenerator(
         model_name="sentence-transformers/all-MiniLM-L6-v2", device="cuda", batch_size=64, normalize=True
     )
