@@ -425,6 +425,17 @@ def test_two_pipelines_of_one_model_share_what_is_with_the_service(zoo: Path, se
     assert set(server.billed.values()) == {1}
 
 
+def test_a_pipeline_waits_for_its_own_texts_alone(zoo: Path, server: BatchServer) -> None:
+    waits(zoo)
+    pipeline(zoo, server, "park")
+    write_csv(zoo, "park.csv", [("p1", "a bench in the park", "park")])
+    waits(zoo, "park")
+    server.finish(server.out[1])
+    embedded(zoo, "park")
+    check_vectors(zoo, server, {"a bench in the park"}, "park")
+    waits(zoo)
+
+
 def test_the_same_model_at_another_address_has_batches_of_its_own(
     zoo: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

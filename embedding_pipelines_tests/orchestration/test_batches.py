@@ -1,6 +1,8 @@
 """Texts that a service embeds later, through Dagster: runs that wait, the sensor that asks for the next, the CLI."""
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,3 +271,21 @@ def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_en
     assert live_rows(home) == 40
     assert server.asked["create"] == 1
     assert set(server.billed.values()) == {1}
+
+
+def test_the_sensor_asks_for_a_run_whoever_collected_the_texts_and_again_if_it_failed(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    run(spec, instance)
+    write_pipeline(home, "others", (home / "pipelines" / "notes.yaml").read_text())
+    run(find_pipeline("others", home), instance)
+    server.finish_all()
+    assert run(find_pipeline("others", home), instance).success
+    first = asked(tick(spec, instance)).run_key
+    marker = Warehouse(home).pipeline("notes").waiting
+    os.utime(marker, (time.time() - 1_000, time.time() - 1_000))
+    assert asked(tick(spec, instance)).run_key != first
+    assert run(spec, instance).success
+    assert live_rows(home) == 40
+    assert skipped(tick(spec, instance)) == "no text is with the service"

@@ -1,13 +1,18 @@
 """Checks stand in the way of a wrong release, and say why."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import dagster as dg
 
+from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.warehouse import Warehouse, write_json
@@ -69,3 +74,24 @@ def test_a_table_that_moved_on_without_a_release_is_told(home: Path, instance: d
     assert not check.passed
     assert check.description is not None
     assert check.description.endswith("but the table has moved on since release 1")
+
+
+class Deaf(Hashing):
+    """Has roles, and a service that does not answer queries."""
+
+    @property
+    def space(self) -> Space:
+        return Space(**{**super().space.model_dump(), "prompts": {"query": "query: ", "document": "passage: "}})
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        if input_type == "query":
+            raise ProviderError("queries are not served today")
+        return super().embed(inputs, input_type)
+
+
+def test_roles_that_cannot_be_told_are_a_warning_and_the_run_goes_on(home: Path, instance: dg.DagsterInstance) -> None:
+    result = run(notes(home), instance, Deaf(dimensions=16))
+    assert result.success
+    (found,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "roles_are_told_apart"]
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "queries are not served today" in (found.description or "")
