@@ -287,6 +287,11 @@ def test_a_secret_is_no_option(name: str) -> None:
     assert Custom(cls="a:B", options={"api_key_env": "KEY", "max_tokens": 3}).options["api_key_env"] == "KEY"
 
 
+def test_a_secret_is_none_further_down_either() -> None:
+    with pytest.raises(ValidationError, match="'api_key' looks like a secret"):
+        Custom(cls="my_models:M", options={"clients": [{"name": "a", "api_key": "x"}]})
+
+
 def test_nobody_knows_the_price_unless_it_is_said() -> None:
     assert Custom(cls="a:B").price is None
     assert Custom(cls="a:B", usd_per_million_tokens=0.1).price == 0.1

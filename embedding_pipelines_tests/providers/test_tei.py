@@ -233,6 +233,7 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     ("options", "says"),
     [
         ({"base_url": "http://me:pw@tei"}, "an address holds no password"),
+        ({"base_url": "http://tei/v1?key=pw"}, "an address holds no password, query or key"),
         ({"dimensions": 0}, "greater than or equal to 1"),
         ({"prompts": {"passage": "x"}}, "'document' or 'query'"),
         ({"model": "e5"}, "Extra inputs are not permitted"),
