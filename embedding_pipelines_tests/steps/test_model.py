@@ -78,3 +78,12 @@ def test_too_little_to_learn_from_is_said(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
     with pytest.raises(SourceError, match="no word occurs 1 times or more in the 1 texts"):
         run_steps(home, "p")
+
+
+def test_new_texts_of_the_same_words_have_the_same_vector_and_that_is_right(home: Path) -> None:
+    corpus(home)
+    write_pipeline(home, "p", PIPELINE.format(dimensions=24).replace("buckets: 4", "buckets: 1"))
+    run_steps(home, "p")
+    write_csv(home, "b.csv", [("one", "banks and shares", "t1"), ("two", "shares and banks", "t1")])
+    run_steps(home, "p")
+    assert {"one#0", "two#0"} <= live_rows(home, "p").keys()
