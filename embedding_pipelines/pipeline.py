@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.evaluation.options import Evaluation, Optimized
 from embedding_pipelines.plugins import choice_type
 from embedding_pipelines.preprocessing.base import Preprocessing
 from embedding_pipelines.providers.aliases import ALIASES
@@ -78,7 +79,9 @@ class PipelineSpec(BaseModel):
     model: Annotated[AnyProvider, BeforeValidator(_model)]
     output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
+    optimized: Optimized | None = None  # how the compression was chosen
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field({"kind": "lancedb"}, validate_default=True)
+    evaluation: Evaluation = Evaluation()
     budget: Budget | None = None
     schedule: str | None = None
     buckets: int = Field(16, ge=1, le=MAX_BUCKETS)

@@ -41,6 +41,7 @@ TABLE_COLUMNS: dict[str, pa.DataType] = {
 } | {"bucket": pa.string()}
 
 VECTOR = "vector"
+VECTOR_COPY = "vector_copy"  # a finer code of the same vector, for rescoring
 
 REJECTED = pa.schema(
     [
@@ -56,7 +57,7 @@ REJECTED_TEXTS = pa.schema([(name, pa.string()) for name in ("bucket", "chunk_id
 # LanceDB's own, in tables and in results.
 STORE_COLUMNS = frozenset({"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"})
 RESERVED = frozenset(
-    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, DOCUMENT_DIGEST, "score", *STORE_COLUMNS}
+    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, VECTOR_COPY, DOCUMENT_DIGEST, "score", *STORE_COLUMNS}
 )
 
 # What a metadata column may be declared as in a pipeline file.

@@ -129,6 +129,10 @@ class PipelineFolder:
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"
         self.verified = folder / "verified.json"
+        self.quality = folder / "quality"
+        self.history = self.quality / "history.jsonl"  # a line per release: what was measured
+        self.queries = self.quality / "queries.json"  # what it was measured with
+        self.tuning = self.quality / "tuning.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
         self.last_run = folder / "last_run.json"
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"

@@ -20,9 +20,13 @@ MAX_LINES = 300
 LEAVES = {"__init__", "schemas", "plugins", "errors", "space", "home", "progress"}
 STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "evaluation"}
 COMPOSITION = {
-    "pipeline", "pipeline_files", "warehouse", "embedding", "steps", "search", "status", "examples", "catalogue",
+    "pipeline", "pipeline_files", "pipeline_edit", "pipeline_ids", "warehouse", "embedding", "steps", "search",
+    "status", "examples", "catalogue",
 }  # fmt: skip
-ADAPTERS = {"cli", "cli_support", "agents", "service", "terminal", "serving", "orchestration", "definitions"}
+ADAPTERS = {
+    "cli", "cli_support", "cli_optimize", "cli_report", "cli_diff", "terminal", "agents", "service", "serving",
+    "orchestration", "definitions",
+}  # fmt: skip
 DAGSTER = {"orchestration", "definitions"}
 FOLDERS = STAGES | {"embedding", "steps", "orchestration", "agents"}
 HEAVY = {"torch", "lancedb", "openvino", "sentence_transformers", "transformers", "pandas", "sklearn", "dagster"}

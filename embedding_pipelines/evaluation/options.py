@@ -1,0 +1,81 @@
+"""What a pipeline file may say under `evaluation:`, and the evidence that `optimize` leaves under `optimized:`.
+
+Names and directions of all measures stand here too; how each is taken stands with its code.
+"""
+
+from datetime import date
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Effect = Literal["block", "warn", "off"]
+
+HIGHER, LOWER = "higher", "lower"
+
+# name -> which way is better, what it is
+MEASURES: dict[str, tuple[str, str]] = {
+    "ndcg_at_10": (HIGHER, "nDCG@10 of the judged queries"),
+    "judged_recall_at_10": (HIGHER, "share of the judged documents among the first 10"),
+    "judged_recall_at_100": (HIGHER, "share of the judged documents among the first 100"),
+    "mrr_at_10": (HIGHER, "mean reciprocal rank of the first judged document among the first 10"),
+    "pair_spearman": (HIGHER, "rank correlation of cosines with the scores of sentence pairs"),
+    "knn_accuracy": (HIGHER, "share of chunks whose 10 nearest neighbours vote for their own label"),
+    "known_item_mrr": (HIGHER, "mean reciprocal rank (first 10) of the document that a query was taken from"),
+    "known_item_recall": (HIGHER, "share of these documents among the first 10"),
+    "recall_at_10": (HIGHER, "share of the exact ten nearest in the model's own space that a search finds"),
+    "index_recall_at_10": (HIGHER, "share of the exact ten nearest codes that the index finds"),
+    "codec_cosine": (HIGHER, "mean cosine of vectors with what is left of them after compression"),
+    "probe_cosine": (HIGHER, "least cosine of the frozen probes' vectors of today with those of the first run"),
+    "stored_cosine": (HIGHER, "least cosine of some stored vectors with their texts embedded again"),
+    "duplicate_rate": (LOWER, "share of vectors that came before"),
+    "near_duplicate_rate": (LOWER, "share of sampled chunks with another one at a cosine of 0.98 or more"),
+    "short_rate": (LOWER, "share of chunks of four tokens or less, special tokens included"),
+    "effective_rank": (HIGHER, "dimensions that the vectors really use: e to the entropy of the energies"),
+    "anisotropy": (LOWER, "mean cosine of two random vectors"),
+    "hubness": (LOWER, "skewness of how often a vector is among the ten nearest of others"),
+    "mean_norm": (HIGHER, "mean length of the vectors"),
+    "mean_shift": (LOWER, "length of the difference of this release's mean vector and the last one's"),
+    "search_p50_ms": (LOWER, "median time of a search in the table, without embedding the query"),
+    "search_p95_ms": (LOWER, "95th percentile of the same"),
+}
+
+
+class Evaluation(BaseModel):
+    """What to measure before each release, and what must hold. All paths are relative to the home folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: str | None = None  # JSON Lines or CSV with id (`_id`, `query_id`) and text (`query`), as in BEIR
+    qrels: str | None = None  # tab or comma separated: query id, document id, gain, as in BEIR
+    pairs: str | None = None  # CSV with sentence1, sentence2, score
+    label: str | None = None  # a metadata column
+    known_items: int = Field(256, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
+    embedded_again: int = Field(16, ge=0, le=1_000)  # stored texts whose vectors are asked for again; 0: none
+    may_lose: float = Field(0.02, ge=0, le=1)  # of nDCG or reciprocal rank, against the live release
+    require: dict[str, float] = {}  # measure -> least value, or most, as its direction says
+    checks: dict[str, Effect] = {}  # check -> what it does when it fails, if not what it does by default
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Self:
+        for name in self.require:
+            if name not in MEASURES:
+                raise ValueError(f"require: {name!r} is no measure; there are {', '.join(MEASURES)}")
+        if (self.queries is None) != (self.qrels is None):
+            given, missing = ("queries", "qrels") if self.queries else ("qrels", "queries")
+            raise ValueError(f"{given} needs {missing}: who asks what, and which documents answer it")
+        return self
+
+
+class Optimized(BaseModel):
+    """How the compression was chosen: written by `optimize`, read by people."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    on: date
+    method: str
+    floor: float | None = None  # of recall@10 against exact search in the model's own space
+    recall_at_10: float | None = None  # of queries that took no part in the choice
+    lower_bound: float | None = None  # of that recall, one-sided, 95%
+    queries: int | None = None
+    bytes_per_vector: int | None = None
+    times_smaller: float | None = None  # than float32 without compression
