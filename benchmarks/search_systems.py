@@ -177,7 +177,7 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
         "bucket": [f"b{bucket_of(row['id'], data.spec.buckets):02d}" for row in rows],
         "image": [row["image"] for row in rows],
         "caption_no": [int(row["caption_no"]) for row in rows],
-        schemas.VECTOR: encoded(codec, data.vectors),
+        **encoded(data.spec.store, codec, data.vectors),
     }
     return pa.table(columns, schemas.table_schema(data.spec.source.metadata_types, column, space_id))
 

@@ -7,19 +7,22 @@ Results go to stdout, errors to stderr; with `--json` an error is `{"error": …
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from embedding_pipelines import __version__
+from embedding_pipelines import __version__, cli_diff, cli_release
 from embedding_pipelines.cli_support import (
+    AsJson,
+    Name,
+    Names,
     ask_again,
     complain,
     emit,
     fail,
+    known_name,
     no_pipelines,
     plan_one,
-    refuse_unknown,
     run_one,
     specs_and_problems,
     valid_specs,
@@ -28,9 +31,6 @@ from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import HOME_VARIABLE, pipelines_folder
 from embedding_pipelines.home import home as home_folder
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
     help="Keep a released, checked, searchable vector store true to changing data.",
     no_args_is_help=True,
@@ -38,12 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its file's name without the ending.")]
-Names = Annotated[
-    list[str] | None, typer.Argument(metavar="PIPELINE", help="Pipelines by name; all of them if none is named.")
-]
 
 
 @app.callback()
@@ -211,16 +205,19 @@ def status(names: Names = None, as_json: AsJson = False) -> None:
 def list_pipelines(as_json: AsJson = False) -> None:
     """List the pipelines, broken ones included."""
     from embedding_pipelines.pipeline_files import read_pipelines
+    from embedding_pipelines.pipeline_ids import pipeline_ids
     from embedding_pipelines.status import pipeline_status
     from embedding_pipelines.terminal import make_console, print_table
     from embedding_pipelines.warehouse import Warehouse
 
     specs, broken = read_pipelines(home_folder())
-    columns = ("pipeline", "status", "documents", "live_release", "schedule", "model")
+    ids = pipeline_ids(home_folder())
+    columns = ("id", "pipeline", "status", "documents", "live_release", "schedule", "model")
     found = [pipeline_status(spec, Warehouse(home_folder())) for spec in specs.values()]
     rows = [{name: row[name] for name in columns} | {"problem": None} for row in found]
     for path, error in broken.items():
-        rows.append(dict.fromkeys(columns) | {"pipeline": path.stem, "status": "broken", "problem": str(error)})
+        said = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken", "problem": str(error)}
+        rows.append(dict.fromkeys(columns) | said)
     rows.sort(key=lambda row: row["pipeline"])
 
     def show() -> None:
@@ -248,27 +245,13 @@ def search(
     from embedding_pipelines.search import search as run_search
     from embedding_pipelines.terminal import make_console, print_hits
 
-    refuse_unknown(name)
+    name = known_name(name)
     result = run_search(home_folder(), name, query, k, filter)
     emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
 
 
-@app.command()
-def rollback(
-    name: Name,
-    to: Annotated[int | None, typer.Option(metavar="NUMBER", help="Which release; else the one before.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Make an earlier release live again."""
-    from embedding_pipelines.steps.release import rollback as go_back
-    from embedding_pipelines.terminal import counted
-    from embedding_pipelines.warehouse import Warehouse
-
-    refuse_unknown(name)
-    before, now = go_back(Warehouse(home_folder()).pipeline(name), to)
-    value = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
-    sentence = f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})"
-    emit(value, as_json, lambda: print(sentence))
+for commands in (cli_release, cli_diff):
+    commands.add_to(app)
 
 
 def main() -> None:

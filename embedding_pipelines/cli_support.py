@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
 
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import home as home_folder
@@ -13,22 +15,32 @@ if TYPE_CHECKING:
     from embedding_pipelines.pipeline import PipelineSpec
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its file's name without the ending, or its number.")]
+Names = Annotated[list[str] | None, typer.Argument(metavar="PIPELINE", help="Pipelines by name or number; else all.")]
+
+
 def specs_and_problems(names: list[str] | None) -> tuple[list["PipelineSpec"], list[str]]:
-    """The named pipelines, or all there are, and what is wrong with the others; ConfigError if there is none."""
+    """The pipelines named, by name or number, or all there are, and what is wrong with the others.
+
+    ConfigError if there is none.
+    """
     from embedding_pipelines.pipeline_files import find_pipeline, read_pipelines
+    from embedding_pipelines.pipeline_ids import find_name
 
     if not names:
         specs, broken = read_pipelines(home_folder())
         if not specs and not broken:
             raise ConfigError(no_pipelines())
         return list(specs.values()), [str(error) for error in broken.values()]
-    found, problems = [], []
+    found, problems = {}, []
     for name in dict.fromkeys(names):
         try:
-            found.append(find_pipeline(name, home_folder()))
+            spec = find_pipeline(find_name(home_folder(), name), home_folder())
+            found[spec.name] = spec
         except ConfigError as error:
             problems.append(str(error))
-    return found, problems
+    return list(found.values()), problems
 
 
 def valid_specs(names: list[str] | None) -> list["PipelineSpec"]:
@@ -49,18 +61,21 @@ def ask_again(specs: list["PipelineSpec"]) -> None:
         ask_again_one(StepContext(spec, Warehouse(home_folder())))
 
 
-def run_one(spec: "PipelineSpec", quiet: bool) -> dict[str, Any]:
-    """Bring a pipeline up to date, with its progress on the terminal; what was done."""
+def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[str, Any]:
+    """Bring a pipeline up to date, with its progress on the terminal; what was done.
+
+    With a reason only what was made before is released, though checks of its quality failed.
+    """
     from embedding_pipelines.steps.unchanged import unchanged
     from embedding_pipelines.terminal import TerminalProgress, make_console
 
     run_id, problem = None, ""
     with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
-        reports = unchanged(home_folder(), spec)
+        reports = unchanged(home_folder(), spec) if not force_reason else None
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
-            outcome = run_pipeline(home_folder(), spec, progress)
+            outcome = run_pipeline(home_folder(), spec, progress, force_reason)
             run_id, problem = outcome.run_id, outcome.problem
         for report in reports or ():
             progress.finish(report)
@@ -83,13 +98,19 @@ def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
         return {"pipeline": spec.name, "error": str(error)}
 
 
-def refuse_unknown(name: str) -> None:
-    """ConfigError for a name that nobody knows. What was released once needs no pipeline file any more."""
+def known_name(text: str) -> str:
+    """The pipeline that is meant by its name or number; ConfigError if nobody knows it.
+
+    What was released once needs no pipeline file any more.
+    """
     from embedding_pipelines.pipeline_files import find_pipeline
+    from embedding_pipelines.pipeline_ids import find_name
     from embedding_pipelines.warehouse import Warehouse
 
+    name = find_name(home_folder(), text)
     if not Warehouse(home_folder()).pipeline(name).releases.exists():
         find_pipeline(name, home_folder())
+    return name
 
 
 def no_pipelines() -> str:

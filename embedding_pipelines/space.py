@@ -34,8 +34,8 @@ class Space(BaseModel):
     def __hash__(self) -> int:
         return hash(self.id)  # pydantic's own fails on the dict in `prompts`
 
-    def compressed(self, codec_id: str) -> "Space":
-        """The space of this space's vectors once `codec_id` has encoded them."""
+    def compressed(self, codec_id: str | None) -> "Space":
+        """The space of this space's vectors once `codec_id` has encoded them; None: before any compression."""
         # Not `model_copy`: it would carry the cached id along.
         return Space(**{**self.model_dump(), "codec": codec_id})
 

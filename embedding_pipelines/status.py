@@ -4,6 +4,7 @@ from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.pipeline_ids import pipeline_ids
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.release import read_releases
@@ -16,6 +17,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     releases, files = read_releases(context.folder), known_files(context)
     live = releases.get(releases.live)
     return {
+        "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
         "status": "active" if live else "new",
         "model": f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":"),

@@ -125,6 +125,7 @@ class PipelineFolder:
         self.rejected = folder / "documents" / "rejected.parquet"
         self.waiting = folder / "embeddings" / "waiting.json"  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
+        self.spent = folder / "embeddings" / "spent.json"  # tokens, seconds and USD of all runs
         self.model = folder / "model" / "learnt.json"
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"

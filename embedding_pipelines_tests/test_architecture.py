@@ -24,7 +24,7 @@ COMPOSITION = {
     "status", "examples", "catalogue",
 }  # fmt: skip
 ADAPTERS = {
-    "cli", "cli_support", "cli_optimize", "cli_report", "cli_diff", "terminal", "agents", "service", "serving",
+    "cli", "cli_support", "cli_optimize", "cli_report", "cli_diff", "cli_release", "terminal", "agents", "service", "serving",
     "orchestration", "definitions",
 }  # fmt: skip
 DAGSTER = {"orchestration", "definitions"}

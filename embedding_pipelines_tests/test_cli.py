@@ -17,7 +17,10 @@ from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import run_whole
 
 ROWS = [(1, "red fox", "animal"), (2, "blue whale", "animal"), (3, "green tea", "drink")]
-COMMANDS = ["version", "example", "validate", "run", "plan", "models", "status", "list", "search", "rollback"]
+COMMANDS = [
+    *("version", "example", "validate", "run", "plan", "models", "status", "list", "search"),
+    *("release", "rollback", "diff"),
+]
 
 
 @pytest.fixture

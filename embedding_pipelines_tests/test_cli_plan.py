@@ -15,7 +15,7 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 from embedding_pipelines_tests.runs import run_whole
@@ -38,7 +38,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def server(home: Path) -> Iterator[WireServer]:
     """The service of the pipeline `tales`."""
     with serve(DIALECT) as running:
-        write_pipeline(home, "tales", REMOTE.format(url=running.url))
+        write_pipeline(home, "tales", UNMEASURED + REMOTE.format(url=running.url))
         write_csv(home, "a.csv", ROWS)
         yield running
 

@@ -47,7 +47,6 @@ CHANGED: dict[str, dict[str, Any]] = {
     "codec": {
         "compression": [],
         "compression.0": {"kind": "pca", "dimensions": 8},
-        "seed": 1,
         "model.dimensions": 32,
     },
     "vector_store": {"store.index_rows": 500, "store.keep_releases": 3},
@@ -60,6 +59,9 @@ CHANGES_NOTHING = {
     "output_dim",
     "schedule",
     "buckets",
+    "seed",
+    "evaluation",
+    "optimized",
     "source.kind",
     "model.kind",
 }

@@ -8,12 +8,11 @@ to unit length on their way in. A vector of zeros stays one.
 """
 
 import io
+import itertools
 import json
-import os
-import tempfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines import plugins, schemas
+from embedding_pipelines.compression._vectors import ITEM_BYTES, Codes, Dtype, Vectors, checked, code_width, sound, unit
 from embedding_pipelines.errors import CompressionError, ConfigError
 
-Vectors = NDArray[np.float32]
-Codes = NDArray[Any]
-Dtype = Literal["float32", "float16", "int8", "binary"]
+__all__ = ["Codec", "CodecChain", "Codes", "Compressor", "Dtype", "Vectors", "check_chain", "code_width", "unit"]
+
 Metric = Literal["cosine", "hamming"]
 
 IDENTITY = "none"  # the id of a chain without codecs
@@ -42,6 +41,8 @@ class Codec(ABC):
     kind: ClassVar[str]
     dtype: ClassVar[Dtype] = "float32"
     metric: ClassVar[Metric] = "cosine"
+    copy: "Codec | None" = None  # a finer code of the same vectors, kept beside this one for rescoring
+    oversample: int = 1  # how many times as many as are wanted to find and rescore
 
     def __init__(self, input_dimensions: int, dimensions: int) -> None:
         self.input_dimensions = input_dimensions
@@ -64,6 +65,12 @@ class Codec(ABC):
             )
         return self._decode(codes)
 
+    @property
+    def bytes_per_vector(self) -> int:
+        """Of one stored code and its copy."""
+        own = code_width(self.dimensions, self.dtype) * ITEM_BYTES[self.dtype]
+        return own + (self.copy.bytes_per_vector if self.copy else 0)
+
     @abstractmethod
     def _encode(self, vectors: Vectors) -> Codes: ...
 
@@ -85,7 +92,10 @@ class Codec(ABC):
 
 
 class Compressor(plugins.Choice):
-    """One way to compress, as a pipeline file names it. `kind` is the file's name."""
+    """One way to compress, as a pipeline file names it. `kind` is the file's name.
+
+    A new one sets `codec` and writes `fixed`, if nothing of it is fitted, or else `_fit`.
+    """
 
     codec: ClassVar[type[Codec]]
 
@@ -93,12 +103,26 @@ class Compressor(plugins.Choice):
         """Dimensions out for dimensions in; ConfigError if that cannot be."""
         return dimensions
 
-    @abstractmethod
-    def fit(self, sample: Vectors, seed: int) -> Codec:
-        """The codec for vectors like `sample` float32[n, d]; the same sample and seed give the same codec.
+    def fixed(self, dimensions: int) -> Codec | None:
+        """The codec for vectors of `dimensions` if it is one for all of them, so that none need be read; else None."""
+        return None
 
-        CompressionError if the sample is too small, or not finite.
+    def fit(self, vectors: Iterable[Vectors]) -> Codec:
+        """The codec for vectors like these, blocks float32[n_i, d] that are read once.
+
+        How the vectors are cut into blocks decides nothing. A codec that is `fixed` needs the first block alone.
+        CompressionError if there are too few vectors, or one is not finite.
         """
+        blocks = map(unit, sound(vectors, f"{self.kind}.fit"))
+        first = next(blocks, None)
+        if first is None:
+            raise CompressionError(f"{self.kind}.fit: there are no vectors. Embed some documents first.")
+        dimensions = first.shape[1]
+        return self.fixed(dimensions) or self._fit(dimensions, itertools.chain([first], blocks))
+
+    def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> Codec:
+        """As `fit`, of blocks that are checked and of unit length."""
+        raise NotImplementedError(f"{self.kind} has neither fixed nor _fit")
 
 
 def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
@@ -133,20 +157,36 @@ class CodecChain:
         self.id = _chain_id(self.codecs)
 
     @classmethod
-    def fit(cls, compressors: Sequence[Compressor], sample: Vectors, seed: int) -> Self:
-        """Fits each to what the ones before it make of `sample` float32[n, d].
+    def fit(cls, compressors: Sequence[Compressor], blocks: Callable[[], Iterable[Vectors]], dimensions: int) -> Self:
+        """Fits each to what the ones before it make of the vectors.
 
-        ConfigError as `check_chain`; CompressionError for a sample that is too small or not finite.
+        `blocks()` gives the vectors anew, float32[n_i, dimensions]; they are read once for each compressor that is
+        fitted to data. ConfigError as `check_chain`; CompressionError for too few vectors, another shape, or numbers
+        that are not finite.
         """
-        sample = checked(sample, None, "compression.fit")
-        dimensions = sample.shape[1]
         check_chain(compressors, dimensions)
-        codecs: list[Codec] = []
-        for at, compressor in enumerate(compressors):
-            codecs.append(compressor.fit(sample, seed))
-            if at + 1 < len(compressors):
-                sample = codecs[-1].encode(sample)
-        return cls(codecs, dimensions)
+        chain = cls([], dimensions)
+        for compressor in compressors:
+            codec = compressor.fixed(chain.dimensions) or compressor.fit(
+                map(chain.encode, sound(blocks(), "compression.fit", dimensions))
+            )
+            chain = cls([*chain.codecs, codec], dimensions)
+        return chain
+
+    @property
+    def copy(self) -> Codec | None:
+        """The codec of the finer copies that are kept for rescoring; None: there are none."""
+        return self.codecs[-1].copy if self.codecs else None
+
+    @property
+    def oversample(self) -> int:
+        """How many times as many as are wanted to find and rescore; 1 without copies."""
+        return self.codecs[-1].oversample if self.codecs else 1
+
+    @property
+    def bytes_per_vector(self) -> int:
+        """Of one stored code and its copy: 1 for an int8 number, 1/8 for a binary one."""
+        return self.codecs[-1].bytes_per_vector if self.codecs else self.dimensions * ITEM_BYTES["float32"]
 
     def encode(self, vectors: Vectors) -> Codes:
         """Codes of float32[n, input_dimensions], as `Codec.encode` of the last; CompressionError as there."""
@@ -160,6 +200,23 @@ class CodecChain:
         for codec in reversed(self.codecs):
             codes = codec.decode(codes)
         return codes if self.codecs else checked(codes, self.input_dimensions, "compression.decode")
+
+    def encode_copies(self, vectors: Vectors) -> Codes | None:
+        """The finer codes of float32[n, input_dimensions] as `copy` makes them; None without copies."""
+        return self.copy.encode(self._before_last(vectors)) if self.copy else None
+
+    def rescore(self, vector: Vectors, copies: Codes) -> Vectors:
+        """Cosines float32[n] of one vector float32[input_dimensions] with the vectors behind `copies`; 0 for zeros.
+
+        Only of a chain with copies; what they were made with, `copy`, decodes them.
+        """
+        assert self.copy is not None
+        found: Vectors = unit(self.copy.decode(copies)) @ unit(self._before_last(vector[None]))[0]
+        return found
+
+    def _before_last(self, vectors: Vectors) -> Vectors:
+        """What the last codec is given."""
+        return CodecChain(self.codecs[:-1], self.input_dimensions).encode(vectors)
 
     def facts(self) -> dict[str, Any]:
         """Id, dimensions and each codec's facts, for the release's record; JSON-able."""
@@ -189,31 +246,29 @@ class CodecChain:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 facts = json.loads(archive[_CHAIN].tobytes())
                 arrays = {name: archive[name] for name in archive.files}
-            found = plugins.choices("compression", Compressor)
-            codecs = [_load(found, at, stage, arrays) for at, stage in enumerate(facts["codecs"])]
+            codecs = [_load(stage, f"{at}.", arrays) for at, stage in enumerate(facts["codecs"])]
             chain = cls(codecs, facts["input_dimensions"])
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise CompressionError(
-                f"{where}: this is no codec that can be read ({error!r}). Run the codec step again."
+                f"{where}: this is no codec that can be read ({error!r}). Delete it and run the pipeline: "
+                "a codec is fitted anew."
             ) from error
         if chain.id != facts["id"]:
             raise CompressionError(
                 f"{where}: the codec says it is {facts['id']!r} and is {chain.id!r}. The file was changed or "
-                "comes from another version of a compressor; run the codec step again."
+                "comes from another version of a compressor. Delete it and run the pipeline: a codec is fitted anew."
             )
         return chain
 
     def save(self, path: Path) -> None:
         """One file, written beside `path` and renamed, so that no reader meets half of it."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        draft = path.with_name(f".{path.name}.tmp")  # one name: the pipeline is locked
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.to_bytes())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            draft.write_bytes(self.to_bytes())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -227,43 +282,9 @@ class CodecChain:
         return cls.from_bytes(data, str(path))
 
 
-def unit(vectors: Vectors) -> Vectors:
-    """Rows scaled to length 1, float32; rows of zeros stay so."""
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)  # float32 overflows from 1e19 on
-    lengths = np.sqrt(squares).astype(np.float32)[:, None]
-    scaled: Vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return scaled
-
-
-def checked(vectors: Vectors, dimensions: int | None, where: str) -> Vectors:
-    """`vectors` as float32[n, dimensions] (None: any); CompressionError if shape or a number is wrong."""
-    if vectors.ndim != 2 or (dimensions is not None and vectors.shape[1] != dimensions):
-        wanted = "d" if dimensions is None else dimensions
-        raise CompressionError(
-            f"{where}: the vectors have the shape {vectors.shape}, and [n, {wanted}] is needed. "
-            "Use the codec that was fitted to this model's vectors."
-        )
-    vectors = np.asarray(vectors, np.float32)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if broken.size:
-        raise CompressionError(
-            f"{where}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, the first is number "
-            f"{broken[0]}. Embed these texts again."
-        )
-    return vectors
-
-
-def code_width(dimensions: int, dtype: Dtype) -> int:
-    """Numbers in one stored code: the dimensions, or for binary the bytes that hold as many bits."""
-    return -(-dimensions // 8) if dtype == "binary" else dimensions
-
-
-def _load(
-    found: dict[str, type[plugins.Choice]], at: int, stage: dict[str, Any], arrays: dict[str, NDArray[Any]]
-) -> Codec:
-    choice = found[stage["kind"]]
+def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Codec:
+    choice = plugins.choices("compression", Compressor)[stage["kind"]]
     assert issubclass(choice, Compressor)
-    prefix = f"{at}."
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return choice.codec.load(stage, own)
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors, checked
+from embedding_pipelines.compression.base import Codec, Compressor, Vectors
 
 
 class Float16Codec(Codec):
@@ -30,6 +30,5 @@ class Float16(Compressor):
     kind: Literal["float16"] = "float16"
     codec: ClassVar[type[Codec]] = Float16Codec
 
-    def fit(self, sample: Vectors, seed: int) -> Float16Codec:
-        given = checked(sample, None, "float16.fit").shape[1]
-        return Float16Codec(given, given)
+    def fixed(self, dimensions: int) -> Float16Codec:
+        return Float16Codec(dimensions, dimensions)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors, checked, unit
+from embedding_pipelines.compression.base import Codec, Compressor, Vectors, unit
 from embedding_pipelines.errors import ConfigError
 
 
@@ -40,6 +40,5 @@ class Truncate(Compressor):
             )
         return self.dimensions
 
-    def fit(self, sample: Vectors, seed: int) -> TruncateCodec:
-        given = checked(sample, None, "truncate.fit").shape[1]
-        return TruncateCodec(given, self.check(given))
+    def fixed(self, dimensions: int) -> TruncateCodec:
+        return TruncateCodec(dimensions, self.check(dimensions))

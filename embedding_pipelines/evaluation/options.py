@@ -4,11 +4,16 @@ Names and directions of all measures stand here too; how each is taken stands wi
 """
 
 from datetime import date
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Effect = Literal["block", "warn", "off"]
+
+def _effect(value: Any) -> Any:
+    """`off` without quotes, which YAML takes for false."""
+    return "off" if value is False else value
+
 
 HIGHER, LOWER = "higher", "lower"
 
@@ -40,6 +45,20 @@ MEASURES: dict[str, tuple[str, str]] = {
 }
 
 
+# name -> what it does by default when it fails, what it says
+CHECKS: dict[str, tuple[Effect, str]] = {
+    "provider_is_unchanged": ("block", "Frozen probe texts get the vectors that they got the first time."),
+    "vectors_belong_to_their_texts": ("block", "Stored vectors are those that their texts get when embedded again."),
+    "roles_are_told_apart": ("block", "Queries and documents get vectors of their own where the model wants that."),
+    "known_items_are_found": ("block", "Queries from the corpus find the documents they were taken from."),
+    "index_finds_the_nearest": ("block", "The index finds what a comparison with every row finds."),
+    "required_measures_hold": ("block", "All that the file requires under `evaluation.require`."),
+    "not_worse_than_live": ("block", "No query measure has fallen by more than `evaluation.may_lose`, beyond chance."),
+    "space_is_healthy": ("warn", "Duplicates, short texts, hubs and unused dimensions are within what is usual."),
+    "data_has_not_drifted": ("warn", "Vectors are distributed as those of the live release."),
+}
+
+
 class Evaluation(BaseModel):
     """What to measure before each release, and what must hold. All paths are relative to the home folder."""
 
@@ -50,16 +69,19 @@ class Evaluation(BaseModel):
     pairs: str | None = None  # CSV with sentence1, sentence2, score
     label: str | None = None  # a metadata column
     known_items: int = Field(256, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
-    embedded_again: int = Field(16, ge=0, le=1_000)  # stored texts whose vectors are asked for again; 0: none
+    embedded_again: int = Field(32, ge=0, le=1_000)  # stored texts whose vectors are asked for again; 0: none
     may_lose: float = Field(0.02, ge=0, le=1)  # of nDCG or reciprocal rank, against the live release
     require: dict[str, float] = {}  # measure -> least value, or most, as its direction says
-    checks: dict[str, Effect] = {}  # check -> what it does when it fails, if not what it does by default
+    checks: dict[str, Annotated[Effect, BeforeValidator(_effect)]] = {}  # check -> what it does when it fails, if not what it does by default
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         for name in self.require:
             if name not in MEASURES:
                 raise ValueError(f"require: {name!r} is no measure; there are {', '.join(MEASURES)}")
+        for name in self.checks:
+            if name not in CHECKS:
+                raise ValueError(f"checks: {name!r} is no check; there are {', '.join(CHECKS)}")
         if (self.queries is None) != (self.qrels is None):
             given, missing = ("queries", "qrels") if self.queries else ("qrels", "queries")
             raise ValueError(f"{given} needs {missing}: who asks what, and which documents answer it")
@@ -71,7 +93,7 @@ class Optimized(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    on: date
+    measured_on: date  # `on` is a truth value in YAML
     method: str
     floor: float | None = None  # of recall@10 against exact search in the model's own space
     recall_at_10: float | None = None  # of queries that took no part in the choice

@@ -1,31 +1,57 @@
-"""How well a search finds what people judged relevant. The figures are those of trec_eval, BEIR and MTEB."""
+"""How well a search finds what people judged relevant. The figures are those of trec_eval, BEIR and MTEB.
+
+They are computed by ir-measures (MacAvaney, Macdonald and Ounis, "Streamlining evaluation with ir-measures", 2022),
+which asks trec_eval's own code.
+"""
 
 from collections.abc import Mapping, Sequence
 
+Gains = Mapping[str, Mapping[str, float]]
 
-def mean_ndcg(
-    rankings: Mapping[str, Sequence[str]], judgements: Mapping[str, Mapping[str, float]], k: int = 10
-) -> float:
-    """nDCG@k, averaged over all judged queries; in [0, 1].
+MEASURES = {  # as this project calls them, as ir-measures does
+    "ndcg_at_10": "nDCG@10",
+    "judged_recall_at_10": "R@10",
+    "judged_recall_at_100": "R@100",
+    "mrr_at_10": "RR@10",
+}
 
-    `rankings` has document ids per query, nearest first; `judgements` the gain of each relevant document,
-    linear as in trec_eval. A document that comes again (another chunk of it) counts where it came first.
-    A query without a ranking counts 0. Raises ValueError if a query has no document with a positive gain.
+
+def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, dict[str, float]]:
+    """By judged query, the four MEASURES, each in [0, 1].
+
+    `run` has the score of each document that was found, by query; equal scores are ordered by document id, as trec_eval
+    does. `qrels` has the gain of each judged document, a whole number; 1 and more is relevant, nDCG takes gains as they
+    are. A query without a ranking counts 0; one that no document answers is left out. Raises ValueError if no query is
+    left, or a gain is no whole number.
     """
-    if not judgements:
-        raise ValueError("There are no judgements to measure against.")
-    return sum(ndcg(rankings.get(query, ()), judged, k) for query, judged in judgements.items()) / len(judgements)
+    import ir_measures
+
+    answerable = {query: _whole(query, gains) for query, gains in qrels.items() if max(gains.values(), default=0) > 0}
+    if not answerable:
+        raise ValueError("There are no judgements to measure against: no query has a document with a positive gain.")
+    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
+    found = {query: dict(run.get(query, {})) for query in answerable}
+    values = {query: dict.fromkeys(MEASURES, 0.0) for query in answerable}
+    for value in ir_measures.iter_calc(list(names), answerable, found):
+        values[value.query_id][names[value.measure]] = float(value.value)
+    return values
 
 
-def ndcg(ranking: Sequence[str], judged: Mapping[str, float], k: int = 10) -> float:
-    """nDCG@k of one query; see `mean_ndcg`."""
-    from sklearn.metrics import ndcg_score
+def mean_ndcg(rankings: Mapping[str, Sequence[str]], qrels: Gains) -> float:
+    """nDCG@10, averaged over the queries of `judged`; in [0, 1].
 
-    if not any(gain > 0 for gain in judged.values()):
-        raise ValueError("A query needs at least one document with a positive gain.")
-    found = list(dict.fromkeys(ranking))[:k]
-    missed = [document for document in judged if document not in found]
-    # scikit-learn ranks every document it is given: empty places keep the missed ones out of the first k.
-    gains = [judged.get(document, 0.0) for document in found] + [0.0] * (k - len(found))
-    gains += [judged[document] for document in missed] + [0.0]  # it refuses to rank a single one
-    return float(ndcg_score([gains], [[-place for place in range(len(gains))]], k=k, ignore_ties=True))
+    `rankings` has document ids by query, nearest first; one that comes again (another chunk) counts where it was first.
+    Raises ValueError as `judged`.
+    """
+    run = {
+        query: {name: -float(place) for place, name in enumerate(dict.fromkeys(ranking))}
+        for query, ranking in rankings.items()
+    }
+    values = judged(run, qrels)
+    return sum(value["ndcg_at_10"] for value in values.values()) / len(values)
+
+
+def _whole(query: str, gains: Mapping[str, float]) -> dict[str, int]:
+    if any(gain != int(gain) for gain in gains.values()):
+        raise ValueError(f"Query {query!r}: a gain is a whole number, as in trec_eval; found {dict(gains)!r}.")
+    return {document: int(gain) for document, gain in gains.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 from dagster import AssetExecutionContext
+from pydantic import Field
 
 from embedding_pipelines import schemas
 from embedding_pipelines.embedding.batches import NotYet
@@ -42,6 +43,12 @@ DESCRIPTIONS = {
     "vector_store": "The searchable table, brought up to date by row differences, and its index.",
     "release": "Moves the live pointer to the newest table version, if all blocking checks passed.",
 }
+
+
+class ReleaseConfig(dg.Config):
+    """Launchpad options of the asset `release`."""
+
+    force_reason: str = Field("", description="Why to release what failed a check of its quality; empty: never.")
 
 
 def key(spec: PipelineSpec, asset: str) -> dg.AssetKey:
@@ -202,9 +209,9 @@ def _vector_store(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     @_asset(spec, "release", {spec.store.kind}, deps=["vector_store"])
-    def release(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    def release(context: AssetExecutionContext, config: ReleaseConfig) -> dg.MaterializeResult[Any]:
         space = space_of(context, spec)
-        return _whole(context, spec, lambda step: make_release(step, space))
+        return _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
 
     return release
 

@@ -5,30 +5,34 @@ from collections.abc import Iterator
 import dagster as dg
 
 from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.evaluation.options import CHECKS
 from embedding_pipelines.orchestration.assets import (
     key,
     provider_of,
     readable_errors,
     resource_keys,
-    space_of,
     step_context,
 )
 from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.steps.check import STRUCTURE
+from embedding_pipelines.steps.quality import wanted_checks
 from embedding_pipelines.steps.release import live_release, read_releases
-from embedding_pipelines.steps.roles import ROLES, ROLES_SENTENCE, roles_are_told_apart
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import CHECKS, Check, verify
+from embedding_pipelines.steps.verify import verify
 
 
 def pipeline_checks(spec: PipelineSpec) -> list[dg.AssetChecksDefinition]:
-    return [_table_checks(spec), _role_check(spec), _release_check(spec)]
+    return [_table_checks(spec), _release_check(spec)]
 
 
 def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
+    effects = wanted_checks(spec)
+    texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
-        dg.AssetCheckSpec(name, asset=key(spec, "vector_store"), blocking=True, description=text)
-        for name, text in CHECKS.items()
+        dg.AssetCheckSpec(
+            name, asset=key(spec, "vector_store"), blocking=effects.get(name, "block") == "block", description=text
+        )
+        for name, text in texts.items()
     ]
 
     @dg.multi_asset_check(
@@ -39,44 +43,23 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     )
     def table_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         step = step_context(context, spec)
-        with readable_errors(), step.folder.lock():
-            outcomes = verify(step, space_of(context, spec))
+        with readable_errors(), step.folder.lock(), Ledger(step.warehouse.ledger) as ledger:
+            outcomes = verify(step, provider_of(context, spec), ledger)
         selected = {chosen.name for chosen in context.selected_asset_check_keys}
         for outcome in outcomes:
+            if not outcome.passed and not outcome.blocks:
+                step.progress.note(f"{outcome.name}: {outcome.sentence}")
             if outcome.name in selected:
                 yield dg.AssetCheckResult(
                     passed=outcome.passed,
                     asset_key=key(spec, "vector_store"),
                     check_name=outcome.name,
+                    severity=dg.AssetCheckSeverity.ERROR if outcome.effect == "block" else dg.AssetCheckSeverity.WARN,
                     description=outcome.sentence,
                     metadata=outcome.facts,
                 )
 
     return table_checks
-
-
-def _role_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
-    @dg.asset_check(
-        name=ROLES,
-        asset=key(spec, "vector_store"),
-        description=ROLES_SENTENCE,
-        required_resource_keys=resource_keys(spec),
-    )
-    def roles(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        step = step_context(context, spec)
-        try:
-            with Ledger(step.warehouse.ledger) as ledger:
-                outcome = roles_are_told_apart(provider_of(context, spec), ledger)
-        except EmbeddingPipelinesError as error:
-            outcome = Check(ROLES, False, f"It could not be told: {error}")
-        if not outcome.passed:
-            step.progress.note(outcome.sentence)
-        severity = dg.AssetCheckSeverity.WARN
-        return dg.AssetCheckResult(
-            passed=outcome.passed, severity=severity, description=outcome.sentence, metadata=outcome.facts
-        )
-
-    return roles
 
 
 def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
@@ -90,7 +73,7 @@ def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
         step = step_context(context, spec)
         with readable_errors():
             live, newest = live_release(step.folder), read_releases(step.folder).releases[-1]
-        state, unproved = table_state(step), [name for name in CHECKS if not live.checks.get(name)]
+        state, unproved = table_state(step), [name for name in STRUCTURE if not live.checks.get(name)]
         is_newest = state is not None and (newest.table, newest.version) == (state.table, state.version)
         faults = [f"it did not pass {', '.join(unproved)}"] if unproved else []
         faults += [] if is_newest else [f"the table has moved on since release {newest.number}"]

@@ -7,7 +7,7 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from embedding_pipelines.home import instance_folder
-from embedding_pipelines.orchestration.assets import turn_key
+from embedding_pipelines.orchestration.assets import key, turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
@@ -30,8 +30,10 @@ class Outcome:
     problem: str
 
 
-def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress) -> Outcome:
+def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress, force_reason: str = "") -> Outcome:
     """Bring all buckets of a pipeline up to date in one run, from the source to the release.
+
+    With a reason only the release is made, though checks of the candidate's quality failed.
 
     Raises BusyError if another run is just doing that, KeyboardInterrupt if the user stops it.
     """
@@ -44,14 +46,21 @@ def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress) -> Outcome:
         }
         job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
         tags = {**all_buckets(spec), **NO_RETRIES, HOME_TAG: str(home)}
+        forced = {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}} if force_reason else {}
         try:
-            result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False, run_config=QUIET)
+            result = job.execute_in_process(
+                instance=instance,
+                tags=tags,
+                raise_on_error=False,
+                run_config={**QUIET, **forced},
+                asset_selection=[key(spec, "release")] if force_reason else None,
+            )
         except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
             _end_dead_runs(instance, home, spec)  # this one
             raise KeyboardInterrupt from error
         if was_interrupted(result):
             raise KeyboardInterrupt
-        if result.success:
+        if result.success and not force_reason:
             write_json(Warehouse(home).pipeline(spec.name).last_run, {"instance": str(instance_folder(home))})
         return Outcome(result.run_id, "" if result.success else problem_of(result))
 

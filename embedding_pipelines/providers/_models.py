@@ -3,6 +3,7 @@
 Prices are USD per million input tokens as in litellm 1.109.1's table, which quotes the vendors' pages.
 """
 
+import re
 from dataclasses import dataclass, replace
 from datetime import date
 
@@ -59,6 +60,20 @@ MODELS: dict[str, ModelFacts] = {
     "hf:sentence-transformers/all-MiniLM-L6-v2": ModelFacts(384, 256, 0.0),
     "hf:BAAI/bge-large-en-v1.5": ModelFacts(1024, 512, 0.0),
 }
+
+# Open models that were trained so that vectors may be cut to a prefix, by the last part of their name, as Hugging Face
+# and ollama have them. Source: their cards on huggingface.co ("Matryoshka" or "MRL"; gte: "elastic").
+MATRYOSHKA = re.compile(
+    r".*matryoshka.*|.*-mrl-.*|nomic-embed-text-v(1\.5|2).*|modernbert-embed-(base|large)|mxbai-embed-(2d-)?large.*"
+    r"|mxbai-embed-xsmall.*|snowflake-arctic-embed(2|-m-v1\.5|-[ml]-v2\.0)|qwen3-embedding.*|embeddinggemma.*"
+    r"|jina-embeddings-v[345].*|jina-clip-v2|gte-multilingual-base|voyage-4-nano"
+)
+
+
+def is_trained_for_truncation(kind: str, model: str) -> bool:
+    """Whether the first numbers of its vectors are known to stand for all of them, as those of Matryoshka models do."""
+    facts, name = facts_of(kind, model), model.rstrip("/").rpartition("/")[2].partition(":")[0].lower()
+    return bool(facts and facts.shorter) or MATRYOSHKA.fullmatch(name) is not None
 
 
 def facts_of(kind: str, model: str) -> ModelFacts | None:

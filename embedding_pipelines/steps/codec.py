@@ -1,56 +1,54 @@
-"""codec: the compression is fitted once on a sample of the embeddings, and kept.
+"""codec: the compression is fitted once to all embeddings, and kept.
 
-It is found again by what it was fitted for (compression, seed, space), so new data does not move
-the space under the vectors that are already stored.
+It is found again by what it was fitted for (compression and space), so new data does not move the space under the
+vectors that are already stored. Which fitted file is in force a pointer says: fitting anew writes a file beside the
+old one, which the releases that were made with it keep, and moves the pointer.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.errors import CompressionError, StoreError
 from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.providers._models import is_trained_for_truncation
 from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
-
-# PCA-128 of 384 dimensions: the principal directions of 20,000 vectors and of all of a larger corpus
-# give the same recall to the third digit; 20,000 x 1,024 float32 are 80 MB.
-SAMPLE_VECTORS = 20_000
+from embedding_pipelines.warehouse import read_json, write_json
 
 
-def fit_codec(context: StepContext, space: Space) -> StepReport:
-    """Fit and keep the pipeline's codec for vectors of `space`, if that was not done before.
+def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepReport:
+    """Fit and keep the pipeline's codec for vectors of `space`, if that was not done before, or is to be done `again`.
 
-    Raises CompressionError if there are too few vectors to fit it on.
+    Raises CompressionError if there are too few vectors to fit it to.
     """
-    current = current_codec(context, space)
+    current = None if again else current_codec(context, space)
     if current is not None:
         return current
-    sample = _sample(context, space.dimensions)
-    if context.spec.compression and not len(sample):
+    made = (context.folder.embeddings.manifest(name) for name in context.spec.bucket_names)
+    total = sum(entry.rows - entry.facts.get("rejected", 0) for entry in made if entry)
+    if context.spec.compression and not total:
         raise CompressionError(
             f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
             "read or all of them are empty. Add documents, or leave out compression until there are some."
         )
-    fitted = CodecChain.fit(context.spec.compression, sample, context.spec.seed)
+    _warn_of_truncation(context, space)
+    fitted = CodecChain.fit(context.spec.compression, lambda: _vectors(context, space, total), space.dimensions)
     # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
     path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    fitted.save(draft)
-    draft.replace(path)
-    return StepReport("codec", True, _facts(path, space))
+    fitted.save(path)
+    write_json(_pointer(context), {**_in_force(context), fitted_for(context, space): path.name})
+    return StepReport("codec", True, _facts(path))
 
 
 def current_codec(context: StepContext, space: Space) -> StepReport | None:
     """The report of a codec that was fitted before, None if there is none."""
     path = codec_path(context, space)
-    return StepReport("codec", False, _facts(path, space)) if path else None
+    return StepReport("codec", False, _facts(path)) if path else None
 
 
 def load_codec(context: StepContext, space: Space) -> CodecChain:
@@ -65,41 +63,61 @@ def load_codec(context: StepContext, space: Space) -> CodecChain:
 
 
 def codec_path(context: StepContext, space: Space) -> Path | None:
-    """Where the codec for vectors of `space` is kept, None if none was fitted yet."""
-    found = sorted(context.folder.codecs.glob(f"{fitted_for(context, space)}-*.npz"))
-    return found[0] if found else None
+    """Where the codec in force for vectors of `space` is kept, None if none was fitted yet."""
+    wanted = fitted_for(context, space)
+    found = {path.name: path for path in context.folder.codecs.glob(f"{wanted}-*.npz")}
+    named = found.get(_in_force(context).get(wanted, ""))
+    return named or max(found.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def fitted_for(context: StepContext, space: Space) -> str:
-    """What a codec is found again by: the compression, its seed and the space."""
-    return fingerprint(*context.spec.compression, str(context.spec.seed), space.id)[:16]
+    """What a codec is found again by: the compression and the space."""
+    return fingerprint(*context.spec.compression, space.id)[:16]
 
 
-def _sample(context: StepContext, dimensions: int) -> Vectors:
-    """Up to SAMPLE_VECTORS embeddings, each equally likely, the same for the same seed and data."""
-    shards = context.folder.embeddings
-    made = {name: shards.manifest(name) for name in context.spec.bucket_names}
-    sizes = {name: entry.rows - entry.facts.get("rejected", 0) for name, entry in made.items() if entry}
-    total = sum(sizes.values())
-    generator = np.random.default_rng(context.spec.seed)
-    chosen = np.sort(generator.choice(total, min(total, SAMPLE_VECTORS), replace=False))
-    parts, first = [np.empty((0, dimensions), np.float32)], 0
-    for bucket in sizes:
-        for batch in shards.read(bucket, [VECTOR]):
-            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, dimensions)
-            rows = chosen[(chosen >= first) & (chosen < first + len(vectors))] - first
-            parts.append(vectors[rows])
-            first += len(vectors)
-    return np.concatenate(parts)
+def _pointer(context: StepContext) -> Path:
+    return context.folder.codecs / "current.json"
 
 
-def _facts(path: Path, space: Space) -> dict[str, Any]:
+def _in_force(context: StepContext) -> dict[str, str]:
+    """The file in force by what it was fitted for. A pointer that is lost or damaged names none."""
+    try:
+        found: Any = read_json(_pointer(context))
+    except StoreError:
+        return {}
+    return {name: file for name, file in found.items() if isinstance(file, str)} if isinstance(found, dict) else {}
+
+
+def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors]:
+    """All embeddings, bucket by bucket, blocks float32[n_i, space.dimensions]."""
+    done = 0
+    for bucket in context.spec.bucket_names:
+        for batch in context.folder.embeddings.read(bucket, [VECTOR]):
+            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, space.dimensions)
+            done += len(vectors)
+            context.progress.update("codec", done, total, "vectors")
+            yield vectors
+
+
+def _warn_of_truncation(context: StepContext, space: Space) -> None:
+    """A note where vectors are cut that were not made for it; what PCA has ordered by strength may be cut."""
+    first = next((choice.kind for choice in context.spec.compression if choice.kind in ("pca", "truncate")), None)
+    if first == "truncate" and not is_trained_for_truncation(space.provider, space.model):
+        context.progress.note(
+            f"{context.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not known to be "
+            "trained for that (Matryoshka). `pca` of the same dimensions keeps more of them."
+        )
+
+
+def _facts(path: Path) -> dict[str, Any]:
     codec = CodecChain.load(path)
+    energies = [part.facts()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
     return {
         "codec": codec.id,
         "dimensions": codec.dimensions,
         "dtype": codec.dtype,
         "metric": codec.metric,
-        "bytes_per_vector": codec.encode(np.zeros((1, space.dimensions), np.float32)).nbytes,
+        "bytes_per_vector": codec.bytes_per_vector,
         "size_bytes": path.stat().st_size,
+        **({"kept_energy": energies[0]} if energies else {}),
     }

@@ -27,7 +27,7 @@ from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import Manifest, write_json, write_table
+from embedding_pipelines.warehouse import Manifest, read_json, write_json, write_table
 
 
 def write_embeddings(
@@ -163,6 +163,7 @@ def _write_bucket(
         counts.rejected = len(rejected)  # rows, not texts
         facts.update(rejected=len(rejected), **rates(asdict(counts)))
         _write_rejected(context, bucket, rejected)
+        _add_to_spent(context, counts, provider.price)
 
     facts: dict[str, Any] = {}
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
@@ -170,6 +171,18 @@ def _write_bucket(
     if counts.embedded and provider.computed_by:
         reported["computed_by"] = provider.computed_by
     return StepReport("embeddings", True, reported, bucket)
+
+
+def spent(context: StepContext) -> dict[str, float]:
+    """What the pipeline has embedded in its life, in tokens, seconds of the provider and USD."""
+    return read_json(context.folder.spent) or dict.fromkeys(("embedded_tokens", "provider_seconds", "usd"), 0)
+
+
+def _add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None) -> None:
+    if counts.embedded or counts.billed_tokens:
+        known, usd = spent(context), counts.billed_tokens * (price or 0) / 1e6
+        now = {"embedded_tokens": counts.embedded_tokens, "provider_seconds": counts.provider_seconds, "usd": usd}
+        write_json(context.folder.spent, {name: round(known[name] + value, 6) for name, value in now.items()})
 
 
 def _vectors(window: Embedded) -> pa.FixedSizeListArray:

@@ -18,6 +18,7 @@ from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions, without_vector
+from embedding_pipelines.steps.measuring_cost import tokens_to_measure
 from embedding_pipelines.steps.model import learn_model
 from embedding_pipelines.steps.vector_store import open_table
 from embedding_pipelines.stores.base import Table
@@ -38,7 +39,8 @@ class Plan:
     texts_to_embed: int = 0
     tokens: int = 0  # by the model's tokenizer, or an estimate from above
     requests: int = 0
-    usd: float | None = None  # None: nobody knows the price
+    tokens_to_measure: int = 0  # more at most, for the checks of what is made
+    usd: float | None = None  # of both; None: nobody knows the price
     within_budget: bool = True  # of one run; else it takes several
     seconds: float | None = None  # at the pace of what was embedded last; None: nothing was yet
 
@@ -59,9 +61,11 @@ def plan(context: StepContext, provider: Provider) -> Plan:
         _count_rows(context, provider, made)
         with Ledger(context.warehouse.ledger) as ledger:
             _count_texts(context, provider, ledger, made)
+            if made.rows_new or made.rows_changed or made.rows_deleted:
+                made.tokens_to_measure = tokens_to_measure(context, provider, ledger)
     made.within_budget = Purse.of(context.spec.budget, provider).holds(made.tokens)
     if provider.price is not None:
-        made.usd = round(made.tokens * provider.price / 1e6, 6)
+        made.usd = round((made.tokens + made.tokens_to_measure) * provider.price / 1e6, 6)
     made.seconds = _seconds(context, made, provider)
     return made
 

@@ -4,6 +4,7 @@ Each release keeps the whole resolved configuration it was made with, so searchi
 pipeline file: a changed file never changes what is live.
 """
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,8 +16,10 @@ from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.space import Space
+from embedding_pipelines.steps.check import STRUCTURE, Check
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.embeddings import spent
 from embedding_pipelines.steps.vector_store import TableState, stored_space, table_state
 from embedding_pipelines.warehouse import PipelineFolder, read_json, write_json
 
@@ -36,6 +39,8 @@ class Release(BaseModel):
     spec: PipelineSpec
     released_at: datetime
     checks: dict[str, bool]
+    measures: dict[str, float] = {}
+    forced: str = ""  # why it was released though checks of its quality failed
 
 
 class Releases(BaseModel):
@@ -63,11 +68,12 @@ def live_release(folder: PipelineFolder) -> Release:
     return release
 
 
-def release(context: StepContext, space: Space) -> StepReport:
+def release(context: StepContext, space: Space, force_reason: str = "") -> StepReport:
     """Make the newest table version live, unless the newest release is just that: running again without
     changes neither adds a release nor undoes a rollback.
 
-    Raises ReleaseError unless just this version passed every check.
+    Raises ReleaseError unless just this version passed every check that blocks. A reason lets it pass though it is
+    worth less than it should be; a table that is broken is never released.
     """
     state, verified = table_state(context), read_json(context.folder.verified)
     if state is None or not verified or (verified["table"], verified["version"]) != (state.table, state.version):
@@ -75,21 +81,28 @@ def release(context: StepContext, space: Space) -> StepReport:
             f"Pipeline {context.spec.name!r}: the newest table version was not checked. "
             "Materialize 'vector_store' with its checks first."
         )
-    failed = [check["name"] for check in verified["checks"] if not check["passed"]]
-    if failed:
+    checks = [Check(**check) for check in verified["checks"]]
+    failed = [check.name for check in checks if check.blocks]
+    if failed and not (force_reason and STRUCTURE.keys().isdisjoint(failed)):
         raise ReleaseError(
             f"Pipeline {context.spec.name!r}: table version {state.version} failed {', '.join(failed)}; "
             "the previous release stays live."
         )
     known = _without_lost(context, read_releases(context.folder))
-    checks = {check["name"]: check["passed"] for check in verified["checks"]}
-    made = _next(context, space, known, state, checks)
+    made = _next(context, space, known, state).model_copy(
+        update={
+            "checks": {check.name: check.passed for check in checks},
+            "measures": verified.get("measures", {}),
+            "forced": force_reason if failed else "",
+        }
+    )
     if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
         return StepReport("release", False, _facts(known.releases[-1], known))
     kept = [*known.releases, made][-context.spec.store.keep_releases :]
     releases = Releases(live=made.number, releases=kept)
     _keep_tables(context, releases, made.table)
     write_json(context.folder.releases, releases.model_dump(mode="json"))
+    _remember(context, made)
     _drop_tables(context, releases)
     return StepReport("release", True, _facts(made, releases))
 
@@ -100,7 +113,7 @@ def current_release(context: StepContext, space: Space) -> StepReport | None:
     if state is None or not known.releases or known.live != known.releases[-1].number:
         return None
     newest = known.releases[-1]
-    same = _serve_alike(newest, _next(context, space, known, state, newest.checks))
+    same = _serve_alike(newest, _next(context, space, known, state))
     return StepReport("release", False, _facts(newest, known)) if same else None
 
 
@@ -136,7 +149,7 @@ def readable(folder: PipelineFolder, entry: Release) -> bool:
         return False
 
 
-def _next(context: StepContext, space: Space, known: Releases, state: TableState, checks: dict[str, bool]) -> Release:
+def _next(context: StepContext, space: Space, known: Releases, state: TableState) -> Release:
     """What releasing the newest table version makes."""
     codec, codec_file = load_codec(context, space), codec_path(context, space)
     assert codec_file is not None  # it was just loaded
@@ -150,15 +163,33 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
         cleaning=context.spec.preprocessing.clean.recipe,
         spec=context.spec.model_copy(update={"model": pinned_model(context)}),
         released_at=datetime.now(UTC),
-        checks=checks,
+        checks={},
     )
 
 
 def _serve_alike(one: Release, other: Release) -> bool:
-    """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec."""
+    """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec, same search."""
     return all(
         getattr(one, name) == getattr(other, name) for name in ("table", "version", "space", "codec", "cleaning")
-    ) and (one.spec.model, one.spec.preprocessing) == (other.spec.model, other.spec.preprocessing)
+    ) and all(getattr(one.spec, name) == getattr(other.spec, name) for name in ("model", "preprocessing", "store"))
+
+
+def _remember(context: StepContext, made: Release) -> None:
+    """Add a release to the history of the pipeline, which outlives the releases that are kept."""
+    line = {
+        "release": made.number,
+        "released_at": made.released_at.isoformat(),
+        "space": made.space.compressed(None).id,
+        "codec": made.space.codec,
+        "rows": made.rows,
+        "measures": made.measures,
+        "checks": made.checks,
+        "forced": made.forced,
+        **spent(context),
+    }
+    context.folder.quality.mkdir(parents=True, exist_ok=True)
+    with context.folder.history.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _without_lost(context: StepContext, known: Releases) -> Releases:
@@ -200,4 +231,5 @@ def _facts(made: Release, releases: Releases) -> dict[str, Any]:
         "rows": made.rows,
         "space": str(made.space),
         "kept_releases": [entry.number for entry in releases.releases],
+        **made.measures,
     }

@@ -13,21 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.compression.base import CodecChain, Codes, code_width
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.schemas import VECTOR, digest, table_schema
+from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.embeddings import without_vector
-from embedding_pipelines.stores.base import Table
+from embedding_pipelines.stores.base import NUMBERS, Store, Table
 from embedding_pipelines.warehouse import parsed, read_json, write_json
-
-# LanceDB 0.40 searches float and packed binary columns, no int8 ones (measured: "element type Int8 and
-# the query vector is Float32"); float16 holds every int8 code exactly.
-COLUMN_TYPES = {"float32": pa.float32(), "float16": pa.float16(), "int8": pa.float16(), "binary": pa.uint8()}
 
 
 @dataclass
@@ -38,7 +33,7 @@ class TableState:
     version: int
     buckets: dict[str, str]  # bucket -> digests of the shards it was made from
     trained_rows: int  # how many the index was trained on, 0 without one
-    store: str  # fingerprint of the store's options
+    store: str  # the store's options that decide what the table is
     rows: int
 
 
@@ -78,7 +73,7 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    state = TableState(name, version, wanted, trained, fingerprint(context.spec.store), table.rows())
+    state = TableState(name, version, wanted, trained, context.spec.store.layout, table.rows())
     write_json(context.folder.table_state, asdict(state))
     return StepReport("vector_store", True, _facts(table, state, codec, added, len(difference.remove)))
 
@@ -111,19 +106,39 @@ def table_state(context: StepContext) -> TableState | None:
     return parsed(TableState, read_json(context.folder.table_state))
 
 
-def encoded(codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]) -> pa.FixedSizeListArray:
-    """float32[n, d] as the table's column of n vectors."""
-    codes = codec.encode(vectors)
-    kind = COLUMN_TYPES[codec.dtype]
+def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
+    """The table's columns of vectors: the codes, and their finer copies if the codec keeps some."""
+    width = code_width(codec.dimensions, codec.dtype)
+    columns = [pa.field(VECTOR, pa.list_(store.number(codec.dtype), width))]
+    if codec.copy is not None:
+        columns.append(pa.field(VECTOR_COPY, pa.list_(NUMBERS[codec.copy.dtype], codec.copy.dimensions)))
+    return columns
+
+
+def encoded(
+    store: Store, codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]
+) -> dict[str, pa.FixedSizeListArray]:
+    """float32[n, d] as these columns, by name."""
+    codes = [codec.encode(vectors), codec.encode_copies(vectors)]
+    columns = vector_columns(store, codec)
+    return {
+        column.name: _as_column(made, column) for column, made in zip(columns, codes, strict=False) if made is not None
+    }
+
+
+def _as_column(codes: Codes, column: pa.Field) -> pa.FixedSizeListArray:
+    number = column.type.value_type
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(codes.astype(kind.to_pandas_dtype()).ravel(), kind), codes.shape[1]
+        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number), column.type.list_size
     )
 
 
 def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
-    width = -(-codec.dimensions // 8) if codec.dtype == "binary" else codec.dimensions
-    column = pa.list_(COLUMN_TYPES[codec.dtype], width)
-    return table_schema(context.spec.source.metadata_types, column, stored_space(space, codec).id)
+    codes, *copies = vector_columns(context.spec.store, codec)
+    schema = table_schema(context.spec.source.metadata_types, codes.type, stored_space(space, codec).id)
+    for column in copies:
+        schema = schema.append(column)
+    return schema
 
 
 def _forget_releases(context: StepContext, name: str) -> None:
@@ -140,8 +155,8 @@ def _wanted(context: StepContext) -> dict[str, str]:
 
 def _intact(context: StepContext, state: TableState | None, name: str, version: int | None) -> bool:
     """Whether the table is just what the last completed update left."""
-    store = fingerprint(context.spec.store)
-    return state is not None and (state.table, state.version, state.store) == (name, version, store)
+    layout = context.spec.store.layout
+    return state is not None and (state.table, state.version, state.store) == (name, version, layout)
 
 
 def _inputs(context: StepContext, bucket: str) -> str:
@@ -200,17 +215,23 @@ def _rows(
             first += chunks.num_rows
             if not pc.any(mask, min_count=0).as_py():
                 continue
-            rows = _table_rows(chunks.filter(mask), embeddings.filter(mask), bucket, codec, schema)
+            store = context.spec.store
+            rows = _table_rows(chunks.filter(mask), embeddings.filter(mask), bucket, store, codec, schema)
             done += rows.num_rows
             context.progress.update("vector_store", done, total, "rows")
             yield rows
 
 
 def _table_rows(
-    chunks: pa.RecordBatch, embeddings: pa.RecordBatch, bucket: str, codec: CodecChain, schema: pa.Schema
+    chunks: pa.RecordBatch,
+    embeddings: pa.RecordBatch,
+    bucket: str,
+    store: Store,
+    codec: CodecChain,
+    schema: pa.Schema,
 ) -> pa.RecordBatch:
     vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
-    made = {"bucket": pa.repeat(bucket, chunks.num_rows), VECTOR: encoded(codec, vectors)}
+    made = {"bucket": pa.repeat(bucket, chunks.num_rows), **encoded(store, codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 

@@ -1,51 +1,42 @@
-"""verify: what must hold before a table version may be released. Each check says what it compared."""
+"""verify: what must hold before a table version may be released. Each check says what it compared.
+
+The checks of this file concern the table itself; what it is worth is judged by `quality.py`.
+"""
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import os
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.pipeline import fingerprint
-from embedding_pipelines.providers.base import NORM_TOLERANCE
+from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.space import Space
+from embedding_pipelines.steps.check import Check
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.embeddings import without_vector
-from embedding_pipelines.steps.vector_store import open_table, stored_space, table_state
+from embedding_pipelines.steps.measure import Candidate
+from embedding_pipelines.steps.quality import check_quality, wanted_checks
+from embedding_pipelines.steps.queries import evaluation_files
+from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import read_json, write_json
 
-CHECKS = {
-    "counts_add_up": "Every document is in the table through its chunks, was empty, or was refused by the provider; "
-    "none is lost or doubled.",
-    "vectors_are_sound": "No vector is zero, NaN or infinite; normalized models give unit length.",
-    "dimensions_match": "Embeddings and table have the dimensions that model and codec promise.",
-    "space_is_one": "All buckets and the table are of the space that queries will be embedded in.",
-}
 
+def verify(context: StepContext, provider: Provider, ledger: Ledger) -> list[Check]:
+    """Check the newest version of the table, take its measures, and remember both for `release`.
 
-@dataclass(frozen=True)
-class Check:
-    """The outcome of one check; `facts` are the figures it compared."""
-
-    name: str
-    passed: bool
-    sentence: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
-def verify(context: StepContext, space: Space) -> list[Check]:
-    """Check the newest version of the table and remember the outcome for `release`.
-
-    A version that passed before is not read again.
+    What passed before is not looked at again, until the table, `evaluation:` or one of its files changes.
     """
-    codec = load_codec(context, space)
+    space, codec = provider.space, load_codec(context, provider.space)
     table, name = open_table(context, codec, space)
     state = table_state(context)
     if state is None or (state.table, state.version) != (name, table.version):
@@ -53,26 +44,56 @@ def verify(context: StepContext, space: Space) -> list[Check]:
             f"Pipeline {context.spec.name!r}: the table was not completely written with the present "
             f"configuration. Run `embedding-pipelines run {context.spec.name}`."
         )
-    known = read_json(context.folder.verified)
-    made_from = fingerprint(json.dumps(state.buckets, sort_keys=True))
-    if known and (known["table"], known["version"], known.get("made_from")) == (name, state.version, made_from):
-        checks = [Check(**check) for check in known["checks"]]
-        if all(check.passed for check in checks):
-            return checks
+    known = current_checks(context)
+    if known is not None and not any(check.blocks for check in known):
+        return known
     checks = [
         _counts_add_up(context, table),
         _vectors_are_sound(context, space, codec, table),
         _dimensions_match(context, space, codec, table),
         _space_is_one(context, space, codec, table),
     ]
+    measures: dict[str, float] = {}
+    broken = ", ".join(check.name for check in checks if not check.passed)
+    if broken:  # what is broken cannot be measured
+        said = f"Not measured, since {broken} failed."
+        checks += [Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)]
+    else:
+        candidate = Candidate(context, provider, ledger, codec, table, name, state.version, state.trained_rows > 0)
+        judged, measures = check_quality(candidate, state.rows)
+        checks += judged
     verified = {
         "table": name,
         "version": state.version,
-        "made_from": made_from,
+        "made_from": _made_from(context, state),
+        "measures": measures,
         "checks": [asdict(check) for check in checks],
     }
     write_json(context.folder.verified, verified)
     return checks
+
+
+def current_checks(context: StepContext) -> list[Check] | None:
+    """The outcomes for the table as it is and all that they depend on; None if it was never checked so."""
+    known, state = read_json(context.folder.verified), table_state(context)
+    if not known or state is None or (known["table"], known["version"]) != (state.table, state.version):
+        return None
+    if known["made_from"] != _made_from(context, state):
+        return None
+    return [Check(**check) for check in known["checks"]]
+
+
+def _made_from(context: StepContext, state: TableState) -> str:
+    files = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path in evaluation_files(context) if (stat := _stat(path))]
+    buckets = json.dumps(state.buckets, sort_keys=True)
+    return fingerprint(buckets, context.spec.evaluation, str(context.spec.seed), *files)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def _counts_add_up(context: StepContext, table: Table) -> Check:

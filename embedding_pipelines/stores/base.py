@@ -14,6 +14,14 @@ from embedding_pipelines.plugins import Choice
 
 Metric = Literal["cosine", "hamming"]
 
+# The numbers that codes are made of, as Arrow keeps them; binary: eight bits in each.
+NUMBERS: dict[str, pa.DataType] = {
+    "float32": pa.float32(),
+    "float16": pa.float16(),
+    "int8": pa.int8(),
+    "binary": pa.uint8(),
+}
+
 
 class Table(ABC):
     """One table of vectors of one space. Reading methods see the newest version unless told another."""
@@ -32,8 +40,9 @@ class Table(ABC):
 
     @abstractmethod
     def index(self, metric: Metric, trained_rows: int) -> int:
-        """Bring the table into its final form for this version: not scattered over many small files, with a vector
-        index where it is large enough for one, and without old versions that `keep` does not name.
+        """Bring the table into its final form for this version: not scattered over many small files, with the vector
+        index that the store's options name where it is large enough for one, and without old versions that `keep`
+        does not name.
 
         What is small enough may wait: searches find all rows, indexed or not.
 
@@ -53,10 +62,20 @@ class Table(ABC):
         """Some columns of all rows, or of one bucket's."""
 
     @abstractmethod
-    def search(self, vector: NDArray[np.generic], k: int, metric: Metric, filter: str | None, version: int) -> pa.Table:
+    def search(
+        self,
+        vector: NDArray[np.generic],
+        k: int,
+        metric: Metric,
+        filter: str | None,
+        version: int,
+        copies: bool = False,
+    ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
-        `filter` is an SQL condition on the metadata columns. Raises StoreError if it is wrong.
+        `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on the metadata
+        columns. With `copies` the rows hold `vector_copy` too, of a table that has it. Raises StoreError if the
+        filter is wrong.
         """
 
     @abstractmethod
@@ -72,6 +91,21 @@ class Store(Choice):
     """Where the vectors of a pipeline are kept and searched."""
 
     keep_releases: int = Field(5, ge=2)  # releases that a rollback can go back to, the live one included
+
+    def check(self, dtype: str, dimensions: int) -> None:
+        """ConfigError if codes of `dimensions` numbers of `dtype` cannot be kept or searched as the options say.
+
+        `dtype` is a codec's: float32, float16, int8 or binary. What is not refused here can be kept.
+        """
+
+    def number(self, dtype: str) -> pa.DataType:
+        """What one number of such codes is in the table's column of vectors."""
+        return NUMBERS[dtype]
+
+    @property
+    def layout(self) -> str:
+        """The options that decide what a table holds and how it is indexed; the others decide how it is searched."""
+        return self.model_dump_json()
 
     @abstractmethod
     def table(self, folder: Path, name: str) -> Table:

@@ -4,6 +4,7 @@ The vectors have geometry: clusters around random centres with a shared mean dir
 them, so that a codec that loses the neighbours fails.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ def clustered(n: int, dimensions: int, seed: int = 0, rank: int = 24, noise: flo
     return unit(vectors.astype(np.float32))
 
 
+def fitted(compressors: Sequence[Compressor], vectors: Vectors) -> CodecChain:
+    """The chain fitted to `vectors` in one block."""
+    return CodecChain.fit(compressors, lambda: [vectors], vectors.shape[-1])
+
+
 def neighbours(codec: Codec | CodecChain, vectors: Vectors, k: int) -> NDArray[np.int64]:
     """The k nearest rows of each row, by the codec's own metric on its own codes."""
     codes = codec.encode(vectors)
@@ -67,7 +73,7 @@ def check_compressor(
     """Asserts the contract for vectors of `dimensions`, and returns the codec for further tests."""
     sample, fresh = clustered(600, dimensions), clustered(300, dimensions, seed=1)
     out = check_chain([compressor], dimensions)
-    codec = compressor.fit(sample, seed=7)
+    codec = compressor.fit([sample])
     assert codec.kind == compressor.kind
     assert (codec.input_dimensions, codec.dimensions) == (dimensions, out)
 
@@ -118,8 +124,15 @@ def _check_inputs(codec: Codec, vectors: Vectors, codes: NDArray[np.generic]) ->
 
 def _check_identity(compressor: Compressor, codec: Codec, sample: Vectors, vectors: Vectors, folder: Path) -> None:
     chain = CodecChain([codec], codec.input_dimensions)
-    again = CodecChain.fit([compressor], sample, seed=7)
+    passes: list[int] = []
+
+    def in_parts() -> Iterator[Vectors]:
+        passes.append(1)
+        yield from (sample[:257], sample[257:257], sample[257:])
+
+    again = CodecChain.fit([compressor], in_parts, sample.shape[1])
     assert again.id == chain.id
+    assert len(passes) == (0 if compressor.fixed(sample.shape[1]) else 1)
     path = folder / "codec.npz"
     chain.save(path)
     loaded = CodecChain.load(path)
@@ -130,7 +143,10 @@ def _check_identity(compressor: Compressor, codec: Codec, sample: Vectors, vecto
         broken = sample.copy()
         broken[5, 2] = number
         with pytest.raises(CompressionError, match="number 5"):
-            compressor.fit(broken, seed=7)
+            compressor.fit([broken])
+        if not compressor.fixed(sample.shape[1]):
+            with pytest.raises(CompressionError, match="number 5"):
+                CodecChain.fit([compressor], lambda given=broken: [given[:3], given[3:]], sample.shape[1])
 
 
 def _same(codes: NDArray[np.generic], expected: NDArray[np.generic]) -> None:

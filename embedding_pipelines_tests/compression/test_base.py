@@ -4,16 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, check_chain, unit
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
-from embedding_pipelines.compression.int8 import Int8
-from embedding_pipelines.compression.pca import Pca
+from embedding_pipelines.compression.int8 import Int8, Int8Codec
+from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
-from embedding_pipelines_tests.compression.contract import clustered, overlap
+from embedding_pipelines_tests.compression.contract import clustered, fitted, overlap
 
 
 def test_every_kind_is_found_under_the_name_of_its_file() -> None:
@@ -32,7 +34,7 @@ def test_a_pipeline_file_names_a_choice_by_its_kind() -> None:
 
 def test_the_empty_chain_is_the_identity_and_keeps_lengths(tmp_path: Path) -> None:
     vectors = clustered(20, 32) * np.float32(3)
-    chain = CodecChain.fit([], vectors, seed=0)
+    chain = fitted([], vectors)
     assert (chain.id, chain.dtype, chain.metric, chain.dimensions) == ("none", "float32", "cosine", 32)
     assert np.array_equal(chain.encode(vectors), vectors)
     assert np.array_equal(chain.decode(vectors), vectors)
@@ -42,7 +44,7 @@ def test_the_empty_chain_is_the_identity_and_keeps_lengths(tmp_path: Path) -> No
 
 def test_a_chain_applies_its_codecs_in_order_and_comes_back_from_its_file(tmp_path: Path) -> None:
     sample, fresh = clustered(500, 96), clustered(200, 96, seed=1)
-    chain = CodecChain.fit([Truncate(dimensions=90), Pca(dimensions=40), Int8()], sample, seed=0)
+    chain = fitted([Truncate(dimensions=90), Pca(dimensions=40), Int8()], sample)
     assert (chain.input_dimensions, chain.dimensions, chain.dtype) == (96, 40, "int8")
     codes = chain.encode(fresh)
     assert codes.shape == (200, 40)
@@ -57,12 +59,12 @@ def test_a_chain_applies_its_codecs_in_order_and_comes_back_from_its_file(tmp_pa
 
 def test_each_codec_is_fitted_to_what_the_one_before_it_makes() -> None:
     sample = clustered(500, 96)
-    chain = CodecChain.fit([Pca(dimensions=8), Int8()], sample, seed=0)
+    chain = fitted([Pca(dimensions=8), Int8()], sample)
     projected = chain.codecs[0].encode(sample)
-    assert chain.codecs[1].facts() == Int8().fit(projected, seed=0).facts()
+    assert chain.codecs[1].facts() == Int8().fit([projected]).facts()
 
 
-def test_the_id_tells_kinds_options_and_samples_apart() -> None:
+def test_the_id_tells_kinds_options_and_vectors_apart() -> None:
     sample = clustered(200, 64)
     fits: list[tuple[list[Compressor], Vectors]] = [
         ([Pca(dimensions=16)], sample),
@@ -72,16 +74,77 @@ def test_the_id_tells_kinds_options_and_samples_apart() -> None:
         ([Float16()], sample),
         ([Float16()], sample[:, :32]),
         ([Binary()], sample),
+        ([Binary()], sample[:, ::-1] * np.linspace(1, 2, 64, dtype=np.float32)),
+        ([Binary(oversample=5)], sample),
+        ([Binary(rescore="float16")], sample),
+        ([Binary(rescore="none")], sample),
         ([Pca(dimensions=16), Int8()], sample),
     ]
-    chains = [CodecChain.fit(compressors, data, seed=0) for compressors, data in fits]
+    chains = [fitted(compressors, data) for compressors, data in fits]
     assert len({chain.id for chain in chains}) == len(chains)
     assert all(len(bytes.fromhex(chain.id)) == 16 for chain in chains)
 
 
+CHAINS: dict[str, list[Compressor]] = {
+    "pca": [Pca(dimensions=5)],
+    "int8": [Int8()],
+    "binary": [Binary()],
+    "pca+int8": [Pca(dimensions=5), Int8()],
+    "truncate+pca+binary": [Truncate(dimensions=10), Pca(dimensions=5), Binary()],
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+@given(rows=st.integers(40, 120), seed=st.integers(0, 999), cuts=st.lists(st.integers(0, 120), max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_how_vectors_are_cut_into_blocks_decides_nothing(name: str, rows: int, seed: int, cuts: list[int]) -> None:
+    vectors = clustered(rows, 12, seed=seed, rank=8)
+    parts = np.split(vectors, sorted(min(cut, rows) for cut in cuts))
+    streamed = CodecChain.fit(CHAINS[name], lambda: iter(parts), 12)
+    whole = fitted(CHAINS[name], vectors)
+    assert streamed.id == whole.id
+
+
+@given(place=st.integers(0, 10_000), stage=st.sampled_from(["directions", "spectrum", "scale", "oversample"]))
+@settings(max_examples=50, deadline=None)
+def test_whatever_was_fitted_otherwise_makes_another_id(place: int, stage: str) -> None:
+    chain = fitted(CHAINS["truncate+pca+binary"], clustered(60, 12, rank=8))
+    changed = CodecChain.from_bytes(chain.to_bytes(), "here")
+    _, pca, binary = changed.codecs
+    assert isinstance(pca, PcaCodec)
+    assert isinstance(binary.copy, Int8Codec)
+    if stage == "scale":
+        binary.copy.scale = float(np.nextafter(binary.copy.scale, 1))
+    elif stage == "oversample":
+        binary.oversample += 1
+    else:
+        numbers = pca.arrays()[stage].flat
+        numbers[place % len(numbers)] = np.nextafter(numbers[place % len(numbers)], np.float32(2))
+    assert CodecChain(changed.codecs, 12).id != chain.id
+
+
+@pytest.mark.parametrize(
+    ("compressors", "expected"),
+    [
+        ([], 256),
+        ([Pca(dimensions=16)], 64),
+        ([Float16()], 128),
+        ([Int8()], 64),
+        ([Truncate(dimensions=20), Binary(rescore="none")], 3),
+        ([Pca(dimensions=16), Binary()], 18),
+    ],
+)
+def test_the_bytes_of_a_vector_are_those_of_its_codes(compressors: list[Compressor], expected: int) -> None:
+    vectors = clustered(30, 64)
+    chain = fitted(compressors, vectors)
+    copies = chain.encode_copies(vectors)
+    assert chain.bytes_per_vector == expected
+    assert chain.encode(vectors).nbytes + (copies.nbytes if copies is not None else 0) == 30 * expected
+
+
 def test_equal_chains_are_equal_bytes() -> None:
     sample = clustered(200, 64)
-    one, two = (CodecChain.fit([Pca(dimensions=16), Int8()], sample, seed=0) for _ in range(2))
+    one, two = (fitted([Pca(dimensions=16), Int8()], sample) for _ in range(2))
     assert one.to_bytes() == two.to_bytes()
 
 
@@ -105,7 +168,7 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:
     path = tmp_path / "codec.npz"
     with pytest.raises(CompressionError, match=r"codec\.npz: the codec cannot be read"):
         CodecChain.load(path)
-    CodecChain.fit([Pca(dimensions=4)], clustered(50, 16, rank=8), seed=0).save(path)
+    fitted([Pca(dimensions=4)], clustered(50, 16, rank=8)).save(path)
     whole = path.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], b"not a zip" * 10):
         path.write_bytes(damaged)
@@ -114,7 +177,7 @@ def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_content_does_not_match_its_id_is_refused(tmp_path: Path) -> None:
-    chain = CodecChain.fit([Pca(dimensions=4)], clustered(50, 16, rank=8), seed=0)
+    chain = fitted([Pca(dimensions=4)], clustered(50, 16, rank=8))
     path = tmp_path / "codec.npz"
     chain.save(path)
     with np.load(path) as archive:
@@ -125,6 +188,7 @@ def test_a_file_whose_content_does_not_match_its_id_is_refused(tmp_path: Path) -
         CodecChain.load(path)
 
 
-def test_a_sample_that_is_no_table_of_vectors_is_refused() -> None:
-    with pytest.raises(CompressionError, match="shape"):
-        CodecChain.fit([Float16()], np.zeros(8, np.float32), seed=0)
+@pytest.mark.parametrize("wrong", [np.zeros(8, np.float32), np.ones((9, 7), np.float32)])
+def test_vectors_of_another_shape_are_refused(wrong: Vectors) -> None:
+    with pytest.raises(CompressionError, match=r"shape .* \[n, 8\] is needed"):
+        CodecChain.fit([Int8()], lambda: [np.ones((3, 8), np.float32), wrong], 8)

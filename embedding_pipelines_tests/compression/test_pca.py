@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import unit
+from embedding_pipelines.compression.base import CodecChain, unit
 from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
@@ -19,7 +19,7 @@ def test_pca_keeps_the_contract_and_the_neighbours(tmp_path: Path) -> None:
 
 def test_pca_to_all_dimensions_is_a_rotation_that_loses_nothing() -> None:
     vectors = clustered(200, 48)
-    codec = Pca(dimensions=48).fit(vectors, seed=0)
+    codec = Pca(dimensions=48).fit([vectors])
     assert codec.decode(codec.encode(vectors)) == pytest.approx(vectors, abs=1e-5)
     assert codec.facts()["kept_energy"] == pytest.approx(1)
 
@@ -27,19 +27,19 @@ def test_pca_to_all_dimensions_is_a_rotation_that_loses_nothing() -> None:
 def test_the_mean_is_not_subtracted() -> None:
     """A strong common direction is the first one kept, so cosines between vectors stay what they were."""
     vectors = unit(clustered(300, 32, rank=8) + np.float32(3) * clustered(1, 32, seed=9))
-    codes = Pca(dimensions=10).fit(vectors, seed=0).encode(vectors)
+    codes = Pca(dimensions=10).fit([vectors]).encode(vectors)
     assert codes @ codes.T == pytest.approx(vectors @ vectors.T, abs=0.01)
 
 
 def test_pca_keeps_more_neighbours_than_a_prefix_of_the_same_size() -> None:
     vectors = clustered(300, 96)
-    fitted = Pca(dimensions=16).fit(vectors, seed=0)
-    prefix = Truncate(dimensions=16).fit(vectors, seed=0)
+    fitted = Pca(dimensions=16).fit([vectors])
+    prefix = Truncate(dimensions=16).fit([vectors])
     assert overlap(fitted, vectors) > overlap(prefix, vectors) + 0.03
 
 
 def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
-    directions = Pca(dimensions=12).fit(clustered(100, 32), seed=0).arrays()["directions"]
+    directions = Pca(dimensions=12).fit([clustered(100, 32)]).arrays()["directions"]
     peaks = np.abs(directions).argmax(axis=1)
     assert (directions[np.arange(12), peaks] > 0).all()
     assert directions @ directions.T == pytest.approx(np.eye(12), abs=1e-5)
@@ -48,15 +48,46 @@ def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
 def test_long_vectors_count_no_more_than_short_ones() -> None:
     vectors = clustered(100, 32)
     lengths = np.linspace(0.1, 50, 100, dtype=np.float32)[:, None]
-    plain, scaled = (Pca(dimensions=8).fit(each, seed=0) for each in (vectors, vectors * lengths))
+    plain, scaled = (Pca(dimensions=8).fit([each]) for each in (vectors, vectors * lengths))
     assert scaled.directions == pytest.approx(plain.directions, abs=1e-3)
+
+
+def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_dropped_included(tmp_path: Path) -> None:
+    vectors = clustered(400, 48)
+    codec = Pca(dimensions=12).fit([vectors])
+    assert codec.spectrum.shape == (48,)
+    assert codec.spectrum.dtype == np.float32
+    assert codec.spectrum.sum() == pytest.approx(1)
+    assert (np.diff(codec.spectrum) <= 0).all()
+    energies = ((vectors @ codec.directions.T) ** 2).sum(axis=0) / len(vectors)
+    assert codec.spectrum[:12] == pytest.approx(energies, rel=1e-4)
+    assert codec.facts()["kept_energy"] == pytest.approx(energies.sum(), abs=1e-5)
+    assert "spectrum" not in codec.facts()
+    CodecChain([codec], 48).save(tmp_path / "codec.npz")
+    (loaded,) = CodecChain.load(tmp_path / "codec.npz").codecs
+    assert np.array_equal(loaded.arrays()["spectrum"], codec.spectrum)
+
+
+def test_products_in_float32_cost_less_than_a_hundred_thousandth_of_each_direction() -> None:
+    """20,000 vectors: two whole blocks and a rest."""
+    vectors = clustered(20_000, 64, rank=16)
+    codec = Pca(dimensions=16).fit(vectors[at : at + 3_000] for at in range(0, 20_000, 3_000))
+    exact = unit(vectors).astype(np.float64)
+    directions = np.linalg.eigh(exact.T @ exact)[1].T[::-1][:16]
+    directions *= np.sign((directions * codec.directions).sum(axis=1))[:, None]
+    assert np.linalg.norm(directions - codec.directions, axis=1).max() < 1e-5
+
+
+def test_vectors_without_any_direction_are_refused() -> None:
+    with pytest.raises(CompressionError, match=r"pca.fit: all 30 vectors are zero\. Embed"):
+        Pca(dimensions=4).fit([np.zeros((30, 8), np.float32)])
 
 
 def test_too_few_rows_are_refused_with_what_to_do() -> None:
     with pytest.raises(
         CompressionError, match=r"20 vectors cannot give 28 directions\. Add documents until there are at least 28"
     ):
-        Pca(dimensions=28).fit(clustered(20, 96), seed=0)
+        Pca(dimensions=28).fit([clustered(20, 96)])
 
 
 def test_more_dimensions_than_there_are_is_a_config_error() -> None:

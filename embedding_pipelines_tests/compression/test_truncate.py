@@ -17,13 +17,13 @@ def test_truncate_keeps_the_contract(tmp_path: Path) -> None:
 
 def test_codes_are_the_first_numbers_scaled_to_unit_length() -> None:
     vectors = clustered(5, 32)
-    codes = Truncate(dimensions=8).fit(vectors, seed=0).encode(vectors)
+    codes = Truncate(dimensions=8).fit([vectors]).encode(vectors)
     assert codes == pytest.approx(unit(vectors[:, :8]), abs=1e-6)
 
 
 def test_a_vector_with_an_empty_prefix_stays_zero_and_raises_nothing() -> None:
     vectors = np.array([[0, 0, 1, 0]], np.float32)
-    assert not Truncate(dimensions=2).fit(vectors, seed=0).encode(vectors).any()
+    assert not Truncate(dimensions=2).fit([vectors]).encode(vectors).any()
 
 
 def test_more_dimensions_than_there_are_is_a_config_error() -> None:

@@ -23,7 +23,6 @@ from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
 from embedding_pipelines.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import ask_again
-from embedding_pipelines.steps.verify import verify
 from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
@@ -246,7 +245,7 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         assert len(server.requests) == asked
         write_csv(home, "b.csv", [("alone", "text number 7", "x")])  # refused too: the table stays as it was
         run_steps(home, "p")
-        (counted, *_) = verify(context, context.spec.model.space)
+        (counted, *_) = checks_of(context)
         assert (counted.facts["documents"], counted.facts["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")

@@ -10,6 +10,7 @@ from embedding_pipelines.providers._models import (
     ModelFacts,
     chosen_dimensions,
     facts_of,
+    is_trained_for_truncation,
     published_price,
 )
 from embedding_pipelines.providers._remote import MAX_PRICE
@@ -97,3 +98,42 @@ def test_what_a_model_cannot_give_is_said_with_what_it_can(
 def test_a_retirement_is_a_date() -> None:
     assert MODELS["gemini:gemini-embedding-001"].retires == date(2028, 5, 14)
     assert ModelFacts(8, 8).retires is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("openai", "text-embedding-3-large"),
+        ("gemini", "gemini-embedding-001"),
+        ("voyage", "voyage-3.5"),
+        ("cohere", "embed-v4.0"),
+        ("hf", "nomic-ai/nomic-embed-text-v1.5"),
+        ("hf", "mixedbread-ai/mxbai-embed-large-v1"),
+        ("hf", "Snowflake/snowflake-arctic-embed-l-v2.0"),
+        ("hf", "Qwen/Qwen3-Embedding-0.6B"),
+        ("hf", "google/embeddinggemma-300m"),
+        ("hf", "models/jina-embeddings-v3/"),
+        ("hf", "tomaarsen/mpnet-base-nli-matryoshka"),
+        ("tei", "nomic-ai/modernbert-embed-base"),
+        ("ollama", "nomic-embed-text"),
+        ("ollama", "qwen3-embedding:0.6b"),
+    ],
+)
+def test_models_that_were_trained_for_it_may_be_cut(kind: str, model: str) -> None:
+    assert is_trained_for_truncation(kind, model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model"),
+    [
+        ("hf", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("hf", "nomic-ai/nomic-embed-text-v1"),
+        ("hf", "Snowflake/snowflake-arctic-embed-l"),
+        ("hf", "BAAI/bge-m3"),
+        ("openai", "text-embedding-ada-002"),
+        ("cohere", "embed-english-v3.0"),
+        ("hashing", "words"),
+    ],
+)
+def test_models_of_which_nobody_says_so_are_not_known_to_be_trained_for_it(kind: str, model: str) -> None:
+    assert not is_trained_for_truncation(kind, model)

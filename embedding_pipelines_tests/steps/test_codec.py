@@ -1,18 +1,65 @@
-"""codec and embeddings: fitted once and kept, the same for the same seed; wrong sizes and orders are told."""
+"""codec and embeddings: fitted once and kept, anew where asked for; wrong sizes and orders are told."""
 
+import dataclasses
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ConfigError, StoreError
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.chunks import write_chunks
-from embedding_pipelines.steps.codec import codec_path, load_codec
+from embedding_pipelines.steps.codec import codec_path, fit_codec, fitted_for, load_codec
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.release import live_release, read_releases, rollback
 from embedding_pipelines.steps.vector_store import update_vector_store
-from embedding_pipelines_tests.chain import context_of, report, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines.warehouse import read_json
+from embedding_pipelines_tests.chain import context_of, live_rows, report, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.runs import Collected
 
 PCA = HASHING + "compression: [{kind: pca, dimensions: 8}, int8]\n"
 ROWS = [(n, f"text number {n} about subject{n % 7}", "c") for n in range(80)]
+OTHER_ROWS = [(f"new-{n}", f"entirely different words{n % 11} of kind{n % 5}", "c") for n in range(200)]
+
+
+class Passes(Collected):
+    """Notes, and how often all vectors were read for the codec."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def update(self, step: str, done: int, total: int | None, unit: str) -> None:
+        self.passes += step == "codec" and done == total
+
+
+def fitted(home: Path, compression: str, again: bool = False) -> Passes:
+    """What is seen while the codec is fitted to vectors that are there already."""
+    write_pipeline(home, "p", HASHING + f"compression: {compression}\n")
+    seen = Passes()
+    context = dataclasses.replace(context_of(home, "p"), progress=seen)
+    fit_codec(context, context.spec.model.space, again)
+    return seen
+
+
+def two_codecs(home: Path) -> tuple[StepContext, Path, Path]:
+    """A pipeline whose codec was fitted, and fitted anew when there was more; both files."""
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    context = context_of(home, "p")
+    first = codec_path(context, context.spec.model.space)
+    write_csv(home, "b.csv", OTHER_ROWS)
+    run_steps(home, "p")
+    fit_codec(context, context.spec.model.space, again=True)
+    second = codec_path(context, context.spec.model.space)
+    assert first is not None
+    assert second is not None
+    return context, first, second
 
 
 def test_new_data_does_not_move_the_space_under_stored_vectors(home: Path) -> None:
@@ -49,6 +96,110 @@ def test_a_damaged_codec_is_told(home: Path) -> None:
     codec_path(context, context.spec.model.space).write_bytes(b"half a file")
     with pytest.raises(CompressionError, match="no codec that can be read"):
         run_steps(home, "p")
+
+
+def test_fitting_again_makes_a_new_table_beside_the_old_and_mixes_nothing(home: Path) -> None:
+    context, first, second = two_codecs(home)
+    query, before = "text number 3 about subject3", live_rows(home, "p")
+    old, searcher = live_release(context.folder), Searcher(context.warehouse, "p")
+    hits = searcher.search(query).hits
+    report_of_table = report(run_steps(home, "p"), "vector_store")
+    new = live_release(context.folder)
+    assert (old.codec, new.codec) == (first.name, second.name)
+    assert old.table != new.table
+    assert report_of_table.facts["added"] == len(ROWS) + len(OTHER_ROWS) == new.rows
+
+    vectors = {}
+    for bucket in context.spec.bucket_names:
+        for batch in context.folder.embeddings.read(bucket):
+            vectors.update(zip(batch["chunk_id"].to_pylist(), batch[VECTOR].to_pylist(), strict=True))
+    for path, rows in ((first, before), (second, live_rows(home, "p"))):
+        codec = CodecChain.load(path)
+        assert rows.keys() == vectors.keys()
+        expected = codec.encode(np.array([vectors[name] for name in rows], np.float32))
+        assert np.array_equal(np.array([row[VECTOR] for row in rows.values()], np.float32), expected)
+
+    assert top(home, "p", query) == ["3"]
+    assert searcher.search(query).hits == hits
+    assert rollback(context.folder, None) == (new, old)
+    assert live_rows(home, "p") == before
+    assert Searcher(context.warehouse, "p").search(query).hits == hits
+    assert [entry.codec for entry in read_releases(context.folder).releases] == [first.name, first.name, second.name]
+
+
+def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    context = context_of(home, "p")
+    before = codec_path(context, context.spec.model.space)
+    fit_codec(context, context.spec.model.space, again=True)
+    assert codec_path(context, context.spec.model.space) == before
+    assert [entry.changed for entry in run_steps(home, "p") if entry.step in ("vector_store", "release")] == [False] * 2
+
+
+def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(home: Path) -> None:
+    context, first, second = two_codecs(home)
+    space, pointer = context.spec.model.space, context.folder.codecs / "current.json"
+    assert first != second
+    assert read_json(pointer) == {fitted_for(context, space): second.name}
+    pointer.write_text(f'{{"{fitted_for(context, space)}": "{first.name}"}}')
+    assert codec_path(context, space) == first
+    for damaged in ("{half", "[]", f'{{"{fitted_for(context, space)}": 3}}', '{"other": "file.npz"}', "{}", None):
+        pointer.unlink() if damaged is None else pointer.write_text(damaged)
+        assert codec_path(context, space) == second
+    os.utime(first, ns=(2 * second.stat().st_mtime_ns,) * 2)
+    assert codec_path(context, space) == first
+    first.unlink()
+    assert codec_path(context, space) == second
+
+
+def test_each_compression_has_its_own_codec_in_force(home: Path) -> None:
+    context, _, second = two_codecs(home)
+    fitted(home, "[float16]")
+    other = context_of(home, "p")
+    assert codec_path(other, other.spec.model.space) not in (None, second)
+    assert codec_path(context, context.spec.model.space) == second
+
+
+def test_vectors_are_read_once_for_each_part_that_is_fitted_to_them(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    passes = {
+        "[]": 0,
+        "[{kind: truncate, dimensions: 32}, float16]": 0,
+        "[{kind: binary, rescore: float16}]": 0,
+        "[{kind: truncate, dimensions: 32}, int8]": 1,
+        "[binary]": 1,
+        "[{kind: pca, dimensions: 8}, int8]": 2,
+    }
+    assert {chain: fitted(home, chain).passes for chain in passes} == passes
+
+
+def test_the_report_says_how_much_energy_is_kept(home: Path) -> None:
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    facts = report(run_steps(home, "p"), "codec").facts
+    context = context_of(home, "p")
+    pca = load_codec(context, context.spec.model.space).codecs[0]
+    assert 0 < facts["kept_energy"] == pca.facts()["kept_energy"] < 1
+    assert pca.arrays()["spectrum"].shape == (64,)
+    write_pipeline(home, "p", HASHING)
+    assert "kept_energy" not in report(run_steps(home, "p"), "codec").facts
+
+
+def test_cutting_vectors_that_were_not_made_for_it_is_noted_once_when_it_is_fitted(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    cut = "{kind: truncate, dimensions: 8}"
+    (note,) = fitted(home, f"[{cut}]").notes
+    assert "'words', which is not known to be trained for that (Matryoshka). `pca` of the same dimensions" in note
+    assert fitted(home, f"[{cut}]").notes == []
+    assert fitted(home, f"[{cut}]", again=True).notes == [note]
+    assert fitted(home, f"[{{kind: pca, dimensions: 16}}, {cut}]").notes == []  # strongest first
+    assert fitted(home, "[int8]").notes == []
 
 
 @pytest.mark.parametrize("rows", [[], [(1, "", "c")]])

@@ -12,6 +12,7 @@ from embedding_pipelines.steps.plan import Plan
 from embedding_pipelines.steps.plan import plan as make_plan
 from embedding_pipelines.warehouse import Warehouse
 from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import WireServer, serve
 
@@ -30,7 +31,7 @@ ROWS = [(n, f"tale {n} of the fox and of hen number {n % 7}", "tale") for n in r
 
 
 def write(home: Path, server: WireServer, more: str = "") -> None:
-    write_pipeline(home, "tales", PIPELINE.format(url=server.url) + more)
+    write_pipeline(home, "tales", PIPELINE.format(url=server.url) + (UNMEASURED if "evaluation" not in more else "") + more)
 
 
 def plan(home: Path) -> Plan:
@@ -191,3 +192,16 @@ def test_a_pipeline_that_another_process_is_at_work_on_is_not_waited_for(
         assert not thread.is_alive()
     assert isinstance(failed[0], BusyError)
     assert "'tales' is being run by another process" in str(failed[0])
+
+
+@pytest.mark.usefixtures("key")
+def test_what_the_checks_will_ask_for_is_in_the_price(home: Path, server: WireServer) -> None:
+    write(home, server, "evaluation: {known_items: 20}\n")
+    made = plan(home)
+    assert made.usd == pytest.approx((made.tokens + made.tokens_to_measure) * 5.0 / 1e6, abs=1e-6)
+    assert 0 < made.tokens_to_measure
+    did = run(home, server)
+    assert did["texts_to_embed"] > made.texts_to_embed  # with those of the checks
+    asked = sum(len(text.split()) for body in server.requests for text in body["input"])
+    assert asked <= made.tokens + made.tokens_to_measure
+    assert plan(home).tokens_to_measure == 0  # nothing has changed

@@ -13,12 +13,13 @@ import pytest
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.steps.check import STRUCTURE
 from embedding_pipelines.steps.release import live_release, read_releases, release, rollback
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
-from embedding_pipelines.steps.verify import CHECKS, verify
-from embedding_pipelines.stores.lancedb import _connect
+from embedding_pipelines.stores._lance import connect as _connect
 from embedding_pipelines.warehouse import Shards, Warehouse, file_digest, write_json
 from embedding_pipelines_tests.chain import (
+    checks_of,
     context_of,
     live_rows,
     report,
@@ -81,7 +82,7 @@ def test_unsound_embeddings_are_stopped(built: Path, value: float, fault: str) -
     spoil_embeddings(built, with_first_vector(value))
     context = context_of(built, "p")
     update_vector_store(context, context.spec.model.space)
-    checks = {check.name: check for check in verify(context, context.spec.model.space)}
+    checks = {check.name: check for check in checks_of(context)}
     assert not checks["vectors_are_sound"].passed
     assert fault in checks["vectors_are_sound"].sentence
     refuse_release(built, "vectors_are_sound")
@@ -132,7 +133,7 @@ def accept_newest(home: Path) -> dict[str, Any]:
     state = table_state(context)
     assert state is not None
     write_json(context.folder.table_state, vars(state) | {"version": table_of(home).version})
-    return {check.name: check for check in verify(context, context.spec.model.space)}
+    return {check.name: check for check in checks_of(context)}
 
 
 def drop_row(table: Any) -> None:
@@ -185,7 +186,7 @@ def test_chunks_that_are_behind_their_documents_are_stopped(built: Path) -> None
     assert made is not None
     write_json(context.folder.documents.folder / "b01.json", vars(replace(made, digest="0" * 32)))
     context.folder.verified.unlink()
-    checks = {check.name: check for check in verify(context, context.spec.model.space)}
+    checks = {check.name: check for check in checks_of(context)}
     assert not checks["counts_add_up"].passed
     refuse_release(built, "counts_add_up")
 
@@ -196,7 +197,7 @@ def test_embeddings_of_another_space_are_stopped(built: Path) -> None:
     assert made is not None
     write_json(context.folder.embeddings.folder / "b01.json", vars(replace(made, settings="f" * 32)))
     context.folder.verified.unlink()
-    checks = {check.name: check for check in verify(context, context.spec.model.space)}
+    checks = {check.name: check for check in checks_of(context)}
     assert [name for name, outcome in checks.items() if not outcome.passed] == ["space_is_one"]
     refuse_release(built, "space_is_one")
 
@@ -222,7 +223,7 @@ def test_a_version_that_was_not_checked_is_not_released(built: Path) -> None:
 
 def test_every_release_records_the_checks_it_passed_and_its_space(built: Path) -> None:
     made = live_release(context_of(built, "p").folder)
-    assert made.checks == dict.fromkeys(CHECKS, True)
+    assert made.checks == dict.fromkeys(STRUCTURE, True)
     assert table_of(built).schema.metadata[SPACE_ID_KEY].decode() == made.space.id
     assert made.rows == 40
 

@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.schemas import DIGEST, SPACE_ID_KEY, VECTOR, digest, table_schema
+from embedding_pipelines.schemas import DIGEST, SPACE_ID_KEY, VECTOR, VECTOR_COPY, digest, table_schema
 from embedding_pipelines.stores.base import Store
 
 WIDTH = 8
 SCHEMA = table_schema({"cat": "string", "year": "int"}, pa.list_(pa.float32(), WIDTH), "space-of-the-test")
+SCHEMA = SCHEMA.append(pa.field(VECTOR_COPY, pa.list_(pa.int8(), WIDTH)))
 
 
 def vectors_of(names: list[str]) -> np.ndarray:
@@ -20,6 +21,10 @@ def vectors_of(names: list[str]) -> np.ndarray:
     seeds = [int.from_bytes(digest(name.encode())[:4], "little") for name in names]
     made = np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds])
     return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+
+
+def copies_of(names: list[str]) -> np.ndarray:
+    return np.rint(vectors_of(names) * 100).astype(np.int8)
 
 
 def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
@@ -36,6 +41,7 @@ def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
         "cat": pa.array([name[-1] for name in names], pa.string()),
         "year": pa.array([2000 + len(name) for name in names], pa.int64()),
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),
+        VECTOR_COPY: pa.FixedSizeListArray.from_arrays(pa.array(copies_of(names).ravel()), WIDTH),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -76,7 +82,10 @@ def check_store(store: Store, folder: Path) -> None:
     assert found[0]["chunk_id"] == "d"
     assert found[0]["_distance"] == pytest.approx(0, abs=1e-5)
     assert [row["_distance"] for row in found] == sorted(row["_distance"] for row in found)
-    assert VECTOR not in found[0]
+    assert not {VECTOR, VECTOR_COPY} & found[0].keys()
+    with_copies = table.search(vectors_of(["d"])[0], 3, "cosine", None, second, copies=True).to_pylist()
+    assert [row.pop(VECTOR_COPY) for row in with_copies] == copies_of([row["chunk_id"] for row in found]).tolist()
+    assert with_copies == found
     assert "d" not in table.search(vectors_of(["d"])[0], 10, "cosine", None, first)["chunk_id"].to_pylist()
     assert len(table.search(vectors_of(["d"])[0], 100, "cosine", None, second)) == 4
     filtered = table.search(vectors_of(["d"])[0], 10, "cosine", "cat = 'b' AND year = 2002", second)

@@ -1,0 +1,180 @@
+"""Whether the vectors of a release come from where those of the last one came from.
+
+A release keeps a `Sketch` of its vectors: means of all of them, and a sample of a thousand. Two sketches are compared
+by two tests: one on the samples, that sees any change of the distribution; one on the mean of each bucket, that sees
+where. Both are careful: what the two releases share makes them more alike.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Floats = NDArray[np.float64]
+
+SAMPLE = 1_000  # vectors; kept for each release, 1.5 MB for 384 dimensions
+PERMUTATIONS = 999  # so the least p is 0.001
+LEAST_ROWS = 10  # of a bucket on both sides; the mean of fewer is no normal variable
+
+
+@dataclass
+class Bucket:
+    """What is known of all vectors of a bucket."""
+
+    count: int
+    total: Floats  # float64[d]
+    squares: float  # sum of the squared lengths
+
+    @property
+    def mean(self) -> Floats:
+        mean: Floats = self.total / self.count
+        return mean
+
+    @property
+    def spread(self) -> float:
+        """Mean squared distance from the mean: the trace of the covariance."""
+        return max(0.0, self.squares / self.count - float(self.mean @ self.mean))
+
+
+@dataclass
+class Sketch:
+    """What a release remembers of its vectors; neither the order nor the size of blocks matters to the sample.
+
+    The sample is of the ids with the least hashes, so two releases of the same documents hold the same ones (bottom-k
+    sketch; Cohen and Kaplan, "Summarizing data using bottom-k sketches", 2007).
+    """
+
+    buckets: dict[str, Bucket] = field(default_factory=dict)
+    hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    sample: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32))
+
+    def add(self, bucket: str, ids: Sequence[str], block: Vectors) -> None:
+        """Vectors float32[n, d] of a bucket and their ids [n], each id once. Raises ValueError for other shapes."""
+        if len(ids) != len(block) or block.ndim != 2:
+            raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
+        if not len(block):
+            return
+        known = self.buckets.setdefault(bucket, Bucket(0, np.zeros(block.shape[1]), 0.0))
+        known.count += len(block)
+        known.total += block.sum(axis=0, dtype=np.float64)
+        known.squares += float(np.square(block, dtype=np.float64).sum())
+        digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
+        hashes = np.concatenate([self.hashes, np.frombuffer(digests, np.uint64)])
+        sample = np.concatenate([self.sample, block]) if len(self.sample) else block
+        least = np.argsort(hashes, kind="stable")[:SAMPLE]
+        self.hashes, self.sample = hashes[least], sample[least]
+
+    @property
+    def mean(self) -> Floats:
+        """float64[d], of all vectors. Raises ValueError if there are none."""
+        if not self.buckets:
+            raise ValueError("There are no vectors to compare.")
+        total = sum(bucket.count for bucket in self.buckets.values())
+        mean: Floats = np.sum([bucket.total for bucket in self.buckets.values()], axis=0) / total
+        return mean
+
+    def to_bytes(self) -> bytes:
+        """An npz file without pickles."""
+        file = io.BytesIO()
+        known = list(self.buckets.values())
+        np.savez(
+            file,
+            names=np.array(list(self.buckets), np.str_),
+            counts=np.array([bucket.count for bucket in known], np.int64),
+            totals=np.array([bucket.total for bucket in known], np.float64).reshape(len(known), self.sample.shape[1]),
+            squares=np.array([bucket.squares for bucket in known], np.float64),
+            hashes=self.hashes,
+            sample=self.sample,
+        )
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """What `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            rows: Any = zip(file["names"], file["counts"], file["totals"], file["squares"], strict=True)
+            buckets = {str(name): Bucket(int(count), total, float(squares)) for name, count, total, squares in rows}
+            return cls(buckets, file["hashes"], file["sample"])
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far two releases are apart, and how likely so much is by chance."""
+
+    mean_shift: float  # length of the difference of the means of all vectors
+    p_value: float  # of the samples: how often a random split of both is as far apart
+    worst_bucket: str  # the least likely one; empty if no bucket has rows enough on both sides
+    worst_bucket_shift: float  # length of the difference of its means
+    worst_bucket_p: float  # times the number of buckets, 1 at most (Bonferroni)
+
+
+def drift(now: Sketch, before: Sketch, seed: int = 0) -> Drift:
+    """Compare two sketches of one space. The same vectors give a shift of 0 and a p of 1.
+
+    Takes less than a second. Raises ValueError if a sketch is empty, or for other dimensions.
+    """
+    here, there = now.mean, before.mean
+    if len(here) != len(there):
+        raise ValueError(f"Vectors of {len(here)} and {len(there)} dimensions cannot be compared.")
+    p_value = _energy_test(now.sample.astype(np.float64), before.sample.astype(np.float64), seed)
+    return Drift(float(np.linalg.norm(here - there)), p_value, *_worst_bucket(now, before))
+
+
+def _energy_test(x: Floats, y: Floats, seed: int) -> float:
+    """How often float64[n, d] and float64[m, d], shuffled together, have as great an energy distance as they are.
+
+    Twice the mean distance between the two, less those within each (Székely and Rizzo, "Testing for equal distributions
+    in high dimension", 2004). With weights w of 1 / n and -1 / m it is -w' D w, so distances D are computed once.
+    """
+    both = np.concatenate([x, y])
+    lengths = np.square(both).sum(axis=1)
+    distances = np.sqrt((lengths[:, None] + lengths - 2 * both @ both.T).clip(0))
+    np.fill_diagonal(distances, 0)
+    weights = np.concatenate([np.full(len(x), 1 / len(x)), np.full(len(y), -1 / len(y))])
+    random = np.random.default_rng(seed)
+    all_weights = np.stack([weights, *(random.permutation(weights) for _ in range(PERMUTATIONS))])
+    energies = -np.einsum("pi,pi->p", all_weights @ distances, all_weights)
+    as_far = int((energies[1:] >= energies[0] - 1e-9 * distances.mean()).sum())
+    return (1 + as_far) / (1 + PERMUTATIONS)
+
+
+def _worst_bucket(now: Sketch, before: Sketch) -> tuple[str, float, float]:
+    """The bucket whose mean has moved least likely by chance: name, how far, p.
+
+    Where nothing has changed, the squared difference of two means is a sum of squares of normal variables, one for each
+    principal direction: about a chi-square (Box, "Some theorems on quadratic forms", 1954), with as many degrees of
+    freedom as directions are in use, (tr C)² / tr C², and with the mean tr C / n + tr C / m, C being the covariance.
+    """
+    from scipy.stats import chi2
+
+    freedom = _directions_in_use(now.sample, before.sample)
+    worst, tests = ("", 0.0, 1.0), 0
+    for name in sorted(now.buckets.keys() & before.buckets.keys()):
+        here, there = now.buckets[name], before.buckets[name]
+        if min(here.count, there.count) < LEAST_ROWS:
+            continue
+        tests += 1
+        squared = float(np.square(here.mean - there.mean).sum())
+        usual = here.spread / here.count + there.spread / there.count
+        p = float(chi2.sf(freedom * squared / usual, freedom)) if usual else float(squared == 0)
+        if not worst[0] or (p, -squared) < (worst[2], -(worst[1] ** 2)):
+            worst = (name, float(np.sqrt(squared)), p)
+    return worst[0], worst[1], min(1.0, worst[2] * max(1, tests))
+
+
+def _directions_in_use(x: Vectors, y: Vectors) -> float:
+    """(tr C)² / tr C² of the covariance of both samples, each around its own mean; at least 1.
+
+    tr C² is corrected for what the noise of the samples adds (Bai and Saranadasa, "Effect of high dimension", 1996).
+    """
+    centred = np.concatenate([side - side.mean(axis=0) for side in (x, y)]).astype(np.float64)
+    n = max(1, len(centred) - 2)
+    product = centred @ centred.T / n
+    trace, square = float(np.trace(product)), float(np.square(product).sum())
+    corrected = square - trace**2 / n
+    return float(np.clip(trace**2 / corrected, 1, centred.shape[1])) if corrected > 0 else 1.0

@@ -1,0 +1,134 @@
+"""Exact search, the truth that every other search is measured against: all vectors are compared, block after block."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+Ids = Sequence[str] | NDArray[np.integer[Any]]
+
+COSINES_AT_ONCE = 8_000_000  # 32 MB, and as much again to find the greatest
+SAME = 1e-6  # cosines nearer than this are equal: they vary with the shape of a product by about as much
+
+
+class Neighbours(NamedTuple):
+    """The nearest of each query, nearest first; of equals, the one that was added first."""
+
+    ids: list[list[Any]]  # fewer than k where fewer vectors were added
+    cosines: Vectors  # float32[q, k]; -inf where there is none
+
+
+class ExactSearch:
+    """The k nearest by cosine to each query, of vectors that come in blocks of any size.
+
+    `queries` is float32[q, d], of any lengths. A zero vector has no direction: it is never found, and finds nothing.
+    Memory: q x k, and a share of each block. Raises ValueError for other shapes, NaN or infinity.
+    """
+
+    def __init__(self, queries: Vectors, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k is {k}: ask for one at least.")
+        self.k = k
+        self._number = len(queries)
+        self._queries, self._rows = _units(queries, None)
+        shape = (len(self._queries), k)
+        self._cosines = np.full(shape, -np.inf, np.float32)
+        self._order = np.full(shape, np.iinfo(np.int64).max)  # when each was added
+        self._ids = np.empty(shape, object)
+        self._added = 0
+
+    def add(self, ids: Ids, block: Vectors) -> None:
+        """Vectors float32[n, d] and their ids [n]; n >= 0."""
+        if len(ids) != len(block):
+            raise ValueError(f"{len(ids)} ids for {len(block)} vectors: give one each.")
+        vectors, rows = _units(block, self._queries.shape[1])
+        names = np.empty(len(block), object)
+        names[:] = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        step = max(1, COSINES_AT_ONCE // max(1, len(self._queries)))
+        for start in range(0, len(vectors), step):
+            part = slice(start, start + step)
+            self._merge(vectors[part], names[rows[part]], self._added + rows[part])
+        self._added += len(block)
+
+    def result(self) -> Neighbours:
+        """The nearest of all that was added so far, of every query in the order they were given."""
+        cosines = np.full((self._number, self.k), -np.inf, np.float32)
+        ids: list[list[Any]] = [[] for _ in range(self._number)]
+        for place, query in enumerate(self._rows):
+            found = np.isfinite(self._cosines[place])
+            cosines[query] = self._cosines[place]
+            ids[query] = self._ids[place, found].tolist()
+        return Neighbours(ids, cosines)
+
+    def _merge(self, vectors: Vectors, ids: NDArray[Any], order: NDArray[np.int64]) -> None:
+        """The k best of what was found and of unit vectors float32[n, d]."""
+        cosines = self._queries @ vectors.T
+        worst = self._cosines[:, -1:]
+        if len(vectors) > self.k:
+            worst = np.maximum(worst, np.partition(cosines, -self.k, axis=1)[:, -self.k, None])
+        queries, columns = np.nonzero((cosines >= worst) & (cosines > self._cosines[:, -1:]))
+        if not len(queries):
+            return
+        places, found = np.indices(self._cosines.shape)[0].ravel(), self._cosines.ravel()
+        queries, found = np.concatenate([places, queries]), np.concatenate([found, cosines[queries, columns]])
+        times = np.concatenate([self._order.ravel(), order[columns]])
+        names = np.concatenate([self._ids.ravel(), ids[columns]])
+        best = np.lexsort((times, -found, queries))
+        starts = np.searchsorted(queries[best], np.arange(len(self._cosines)))
+        best = best[starts[:, None] + np.arange(self.k)]
+        self._cosines, self._order, self._ids = found[best], times[best], names[best]
+
+
+def recall(found: Sequence[Sequence[Any]], exact: Neighbours, k: int = 10) -> Vectors:
+    """Of each query, the share of its k exact nearest that are among the first k `found`; float32[q], in [0, 1].
+
+    Whatever is as near as the k-th counts as well, as far as `exact` knows it: search for 2 k places where many vectors
+    are the same. A query that has nothing to find lost nothing: 1. Raises ValueError for other numbers of queries.
+    """
+    ids, cosines = exact
+    if not len(found) == len(ids) == len(cosines):
+        raise ValueError(f"{len(found)} searches cannot be measured against {len(ids)} exact ones.")
+    shares = np.ones(len(ids), np.float32)
+    for query, nearest in enumerate(ids):
+        wanted = min(k, len(nearest))
+        if wanted:
+            near = cosines[query, : len(nearest)] >= cosines[query, wanted - 1] - SAME
+            right = {name for name, counts in zip(nearest, near, strict=True) if counts}
+            shares[query] = min(wanted, len(right & set(found[query][:k]))) / wanted
+    return shares
+
+
+def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
+    """Of each row of float32[n, d], the k nearest other rows: their numbers int64[n, k] and cosines float32[n, k].
+
+    In no order. A zero vector is at a cosine of 0 to all. Raises ValueError unless 1 <= k < n.
+    """
+    if not 1 <= k < len(vectors):
+        raise ValueError(f"{len(vectors)} vectors do not have {k} others each.")
+    units = np.zeros(vectors.shape, np.float32)
+    known, rows = _units(vectors, None)
+    units[rows] = known
+    near, cosines = np.empty((len(units), k), np.int64), np.empty((len(units), k), np.float32)
+    step = max(1, COSINES_AT_ONCE // len(units))
+    for start in range(0, len(units), step):
+        part = slice(start, start + step)
+        block = units[part] @ units.T
+        block[np.arange(len(block)), np.arange(start, start + len(block))] = -np.inf
+        near[part] = np.argpartition(block, -k, axis=1)[:, -k:]
+        cosines[part] = np.take_along_axis(block, near[part], axis=1)
+    return near, cosines
+
+
+def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[np.int64]]:
+    """The rows that have a direction, at unit length, and their numbers."""
+    if vectors.ndim != 2 or dimensions not in (None, vectors.shape[1]):
+        raise ValueError(f"An array of shape {vectors.shape} holds no vectors [n, {dimensions or 'd'}].")
+    greatest = np.abs(vectors).max(axis=1, initial=0)  # divided by first: squares of very small numbers are zero
+    if not np.isfinite(greatest).all():
+        raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
+    rows = np.flatnonzero(greatest)
+    units = (vectors[rows] / greatest[rows, None]).astype(np.float32, copy=False)
+    units /= np.linalg.norm(units, axis=1, keepdims=True)
+    return units, rows

@@ -1,0 +1,85 @@
+"""Known items: queries taken from the texts themselves, whose answer is the text that they were taken from.
+
+They need nobody's judgement. How many are found says how much of what a text is about the vectors keep (Azzopardi, de
+Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
+
+MIN_WORDS = 3  # fewer name a thing ("Deep learning", "Hi all,") rather than ask for one text
+MAX_WORDS = 64
+TRIES = 8  # sentences; behind them a text of nothing but repetitions is given up
+LOOKED_AT = 10_000  # characters; what a text is about stands at its beginning
+
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")  # two such characters are about a word
+_ADDRESS = re.compile(r"\b(?:https?://|www\.)[^\s<>]+")
+_MARKS = re.compile(r"^[\s#>*=~`|•–-]+|[\s#*=~`|]+$")  # of Markdown and reStructuredText
+_END = re.compile(
+    r"(?<![\s.][^\W\d])[.!?…؟।॥։]+[\"'”’»)\]]*(?=\s)"  # with a space behind it, but not "e.g. Java", "J. Doe"
+    r"|[。！？｡]+[」』”’）]*"
+    r"|\n"
+)
+
+
+class KnownItem(NamedTuple):
+    """A query, and the text that it must find."""
+
+    query: str  # on one line, without addresses and without marks of headings
+    rest: str  # the text without the title or sentence that is asked with; of a single sentence, the whole text
+
+
+def known_item(text: str, title: str | None = None) -> KnownItem | None:
+    """A query for `text`: its title; else its first sentence; else, of a single sentence, half of its words.
+
+    A title or sentence of less than three words, or one that comes again in the rest, is passed over. Queries are cut
+    at 64 words; two characters of a script without spaces are a word. Half of the words are the longer of every two:
+    what is left out is mostly "the" and "of". None if the text is too short for a query of three words. The same text
+    always gives the same query.
+    """
+    for query, start, end in islice(_candidates(text, title), TRIES):
+        rest = f"{text[:start]}{text[end:]}".strip()
+        if len(_words(rest[:LOOKED_AT])) >= MIN_WORDS and query.casefold() not in " ".join(rest.split()).casefold():
+            return KnownItem(query, rest)
+    words = _words(_clean(text[:LOOKED_AT]))
+    halves = [max(words[place : place + 2], key=len) for place in range(0, len(words), 2)]
+    return KnownItem(" ".join(halves), text.strip()) if len(halves) >= MIN_WORDS else None
+
+
+def _candidates(text: str, title: str | None) -> Iterator[tuple[str, int, int]]:
+    """Queries of words enough, and where in the text they stand: the title, then the sentences."""
+    if title and len(_words(_clean(title))) >= MIN_WORDS:
+        start = max(0, text.find(title))
+        yield _clean(title), start, start + len(title) * text.startswith(title, start)
+    for start, end in _sentences(text[:LOOKED_AT]):
+        query = _clean(text[start:end])
+        if len(_words(query)) >= MIN_WORDS:
+            yield query, start, end
+
+
+def _sentences(text: str) -> Iterator[tuple[int, int]]:
+    """Where sentences and lines begin and end. What goes on with a small letter or a digit ("e.g. this") is no end."""
+    start = 0
+    for match in _END.finditer(text):
+        behind = text[match.end() : match.end() + 200].lstrip(" \t")[:1].strip()
+        blank = match.group() == "\n" and text.startswith("\n", match.end())
+        if blank or not (behind.islower() or (behind.isdigit() and match.group() == ".")):
+            yield start, match.end()
+            start = match.end()
+    if start < len(text):
+        yield start, len(text)
+
+
+def _clean(text: str) -> str:
+    """On one line, without addresses, without marks around it, cut at MAX_WORDS."""
+    line = _MARKS.sub("", " ".join(_ADDRESS.sub(" ", text).split()))
+    ends = [word.end() for word in islice(_WORD.finditer(line), MAX_WORDS)]
+    return line[: ends[-1]] if ends else ""
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in _WORD.findall(text) if any(map(str.isalnum, word))]

@@ -1,0 +1,209 @@
+"""trial: what a compression and an index would cost and find, measured on the pipeline's own vectors.
+
+All vectors are read block by block. A trial table is a real one, in a folder of its own that is gone afterwards.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.compression.tuning import Compression, Point
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.evaluation.confidence import lower_bound
+from embedding_pipelines.evaluation.exact import ExactSearch, Neighbours, recall
+from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.search import nearest, queries
+from embedding_pipelines.space import Space
+from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.vector_store import encoded, vector_columns
+from embedding_pipelines.stores.base import Store, Table
+
+K = 10
+TIES = 5  # so many times the neighbours are kept, because equal vectors may stand in for one another
+FIRST_LOOK = 500  # queries after which what finds too little is given up
+WARM_UP = 10  # searches that are not timed
+ROW = "row"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries in the model's own space, float32[q, d], and what is truly nearest to each."""
+
+    vectors: Vectors
+    exact: Neighbours
+
+    def part(self, start: int, end: int) -> "Asked":
+        return Asked(self.vectors[start:end], Neighbours(self.exact.ids[start:end], self.exact.cosines[start:end]))
+
+
+class Corpus:
+    """The vectors of a pipeline as they were last embedded. Raises ConfigError if there are none of this space."""
+
+    def __init__(self, context: StepContext, space: Space) -> None:
+        self.context, self.space = context, space
+        made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
+        self.rows = sum(entry.rows - entry.facts.get("rejected", 0) for entry in made if entry)
+        if not self.rows or any(entry is None or entry.settings != space.id for entry in made):
+            name = context.spec.name
+            raise ConfigError(
+                f"Pipeline {name!r} has no vectors of {space} to measure with. Run `embedding-pipelines run {name}`."
+            )
+
+    def blocks(self) -> Iterator[Vectors]:
+        """All vectors, float32[n_i, d]."""
+        done = 0
+        for bucket in self.context.spec.bucket_names:
+            for batch in self.context.folder.embeddings.read(bucket, [VECTOR]):
+                vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, self.space.dimensions)
+                done += len(vectors)
+                self.context.progress.update("optimize", done, self.rows, "vectors")
+                if len(vectors):
+                    yield vectors
+
+    def numbered(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+        """The same, each with the numbers of its rows."""
+        first = 0
+        for block in self.blocks():
+            yield np.arange(first, first + len(block)), block
+            first += len(block)
+
+    def asked(self, vectors: Vectors) -> Asked:
+        """Queries float32[q, d] with their exact neighbours."""
+        search = ExactSearch(vectors, K * TIES)
+        for rows, block in self.numbered():
+            search.add(rows, block)
+        return Asked(vectors, search.result())
+
+
+def without_index(corpus: Corpus, chains: Mapping[Compression, CodecChain], asked: Asked) -> list[Point]:
+    """What the codes alone find: every row is compared, so no index over them finds more. Bytes are those of the codes.
+
+    All chains are measured by one pass over the vectors, and those with copies by a second one.
+    """
+    searches = {
+        name: ExactSearch(_numbers(chain, queries(chain, asked.vectors)), K * chain.oversample)
+        for name, chain in chains.items()
+    }
+    for rows, block in corpus.numbered():
+        for name, search in searches.items():
+            search.add(rows, _numbers(chains[name], chains[name].encode(block)))
+    found = {name: search.result().ids for name, search in searches.items()}
+    ranked_again = _by_copies(corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked)
+    points = []
+    for name, chain in chains.items():
+        shares = recall((found | ranked_again)[name], asked.exact, K)
+        points.append(Point(name, "none", None, chain.bytes_per_vector, *_summary(shares)))
+    return points
+
+
+class Trials:
+    """Trial tables of one pipeline; leaving the `with` block removes them. The pipeline is locked meanwhile."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._folder: Path = corpus.context.folder.folder / "trial"
+
+    def __enter__(self) -> "Trials":
+        shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def table(self, store: Store, chain: CodecChain, name: str) -> tuple[Table, float]:
+        """A table of all vectors as `store` keeps and indexes them, and how many bytes a vector takes on disk.
+
+        Besides the vectors it has but the numbers of the rows, two or three bytes each.
+        """
+        schema = pa.schema([pa.field(ROW, pa.int32()), *vector_columns(store, chain)])
+        table = store.table(self._folder, name)
+        table.apply(schema, [], self._rows(store, chain, schema))
+        table.index(chain.metric, 0)
+        return table, table.size_bytes() / self._corpus.rows
+
+    def drop(self, store: Store, name: str) -> None:
+        store.drop(self._folder, name)
+
+    def reopened(self, store: Store, name: str) -> Table:
+        """A table that was made before, searched with other options."""
+        return store.table(self._folder, name)
+
+    def _rows(self, store: Store, chain: CodecChain, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        for rows, block in self._corpus.numbered():
+            made: dict[str, Any] = {ROW: pa.array(rows, pa.int32()), **encoded(store, chain, block)}
+            yield pa.RecordBatch.from_arrays([made[name] for name in schema.names], schema=schema)
+
+
+def searched(table: Table, chain: CodecChain, asked: Asked, point: Point, floor: float) -> Point:
+    """`point` with what searches in the table find and take.
+
+    What finds less than `floor` with the first queries is asked no more of them.
+    """
+    version = table.version
+    assert version is not None
+    found: list[list[int]] = []
+    milliseconds: list[float] = []
+    for vector in asked.vectors[:WARM_UP]:
+        nearest(table, chain, vector, K, None, version)
+    for vector in asked.vectors:
+        started = time.perf_counter()
+        hits = nearest(table, chain, vector, K, None, version)
+        milliseconds.append((time.perf_counter() - started) * 1000)
+        found.append(hits[ROW].to_pylist())
+        if len(found) == FIRST_LOOK and recall(found, asked.part(0, FIRST_LOOK).exact, K).mean() < floor:
+            break
+    shares = recall(found, asked.part(0, len(found)).exact, K)
+    p50, p95 = np.percentile(milliseconds, [50, 95])
+    mean, bound = _summary(shares)
+    return replace(
+        point, recall_at_10=mean, lower_bound=bound, p50_ms=round(float(p50), 3), p95_ms=round(float(p95), 3)
+    )
+
+
+def held_out(table: Table, chain: CodecChain, asked: Asked, confidence: float) -> tuple[float, float]:
+    """Mean recall of other queries in the same table, and its lower bound."""
+    version = table.version
+    assert version is not None
+    found = [nearest(table, chain, vector, K, None, version)[ROW].to_pylist() for vector in asked.vectors]
+    return _summary(recall(found, asked.exact, K), confidence)
+
+
+def _summary(shares: Vectors, confidence: float = 0.95) -> tuple[float, float]:
+    return round(float(shares.mean()), 6), round(lower_bound(shares, confidence), 6)
+
+
+def _numbers(chain: CodecChain, codes: NDArray[Any]) -> Vectors:
+    """Codes as vectors whose cosines order them as a table does."""
+    if chain.metric == "hamming":
+        return np.unpackbits(codes, axis=1, count=chain.dimensions).astype(np.float32) * 2 - 1
+    return codes.astype(np.float32)
+
+
+def _by_copies(
+    corpus: Corpus, chains: Mapping[Compression, CodecChain], found: Mapping[Compression, list[list[int]]], asked: Asked
+) -> dict[Compression, list[list[int]]]:
+    """What was found, in the order of the copies."""
+    wanted = {name: np.unique(np.concatenate([*map(np.asarray, found[name]), []])).astype(np.int64) for name in chains}
+    parts: dict[Compression, list[Any]] = {name: [] for name in chains}
+    for rows, block in corpus.numbered() if chains else ():
+        for name, chain in chains.items():
+            start, end = np.searchsorted(wanted[name], [rows[0], rows[-1] + 1])
+            parts[name].append(chain.encode_copies(block[wanted[name][start:end] - rows[0]]))
+    ranked: dict[Compression, list[list[int]]] = {}
+    for name, chain in chains.items():
+        copies = np.concatenate(parts[name])
+        ranked[name] = []
+        for vector, rows_found in zip(asked.vectors, found[name], strict=True):
+            scores = chain.rescore(vector, copies[np.searchsorted(wanted[name], rows_found)])
+            best = np.argsort(-scores, kind="stable")[:K]
+            ranked[name].append([rows_found[place] for place in best])
+    return ranked
