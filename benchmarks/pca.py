@@ -92,8 +92,8 @@ SYSTEMS: dict[str, Callable[[Path, int, int], Rows]] = {
     "this project": project,
     "sklearn PCA covariance_eigh": sklearn_pca("covariance_eigh"),
     "sklearn PCA auto": sklearn_pca("auto"),
-    "sklearn IncrementalPCA": sklearn_incremental,
     "float64 products": float64,
+    "sklearn IncrementalPCA": sklearn_incremental,
 }
 
 
@@ -101,21 +101,22 @@ def child(system: str, path: Path, dimensions: int, keep: int) -> None:
     """Fit once; print the seconds, and leave the directions beside the vectors."""
     import sklearn.decomposition  # noqa: F401  # imports are not timed
 
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     directions = SYSTEMS[system](path, dimensions, keep)
-    print(json.dumps({"seconds": time.perf_counter() - started}))
+    found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - processor}
+    print(json.dumps(found))
     np.save(path.with_name(f"{system}.npy"), directions)
 
 
 def fit_alone(system: str, path: Path, dimensions: int, keep: int) -> dict[str, float]:
-    """Seconds and peak memory of one system in a process of its own."""
+    """Seconds, processor seconds and peak memory of one system in a process of its own."""
     code = "import sys; from pathlib import Path; from benchmarks.pca import child\n"
     code += "child(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))"
     command = [sys.executable, "-c", code, system, str(path), str(dimensions), str(keep)]
     done = measure(command, os.environ, path.with_name(f"{system}.log"))
     if done.code:
         raise RuntimeError(f"{system} ended with exit code {done.code}:\n{done.stderr}")
-    return {"seconds": json.loads(done.stdout)["seconds"], "peak_mb": done.peak_bytes / 1e6}
+    return {**json.loads(done.stdout), "peak_mb": done.peak_bytes / 1e6}
 
 
 def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) -> dict[str, Any]:
@@ -138,11 +139,12 @@ def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) ->
 
 def show(results: dict[str, Any]) -> None:
     table = Table(title=f"PCA-{results['keep']} of {results['rows']:,} x {results['dimensions']} float32")
-    for column in ("", "seconds", "ratio", "peak MB"):
+    for column in ("", "seconds", "ratio", "CPU seconds", "ratio", "peak MB"):
         table.add_column(column, justify="left" if not column else "right")
-    own = results["systems"]["this project"]["seconds"]
+    own = results["systems"]["this project"]
     for name, row in results["systems"].items():
-        table.add_row(name, f"{row['seconds']:.2f}", f"{row['seconds'] / own:.2f}", f"{row['peak_mb']:,.0f}")
+        times = [f"{part:.2f}" for key in ("seconds", "cpu_seconds") for part in (row[key], row[key] / own[key])]
+        table.add_row(name, *times, f"{row['peak_mb']:,.0f}")
     Console().print(table)
     print(f"largest error of a direction of this project: {results['direction_error']:.1e}")
 

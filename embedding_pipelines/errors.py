@@ -41,7 +41,7 @@ class SpaceMismatchError(EmbeddingPipelinesError):
 
 
 class CompressionError(EmbeddingPipelinesError):
-    """A codec cannot be fitted to the sample, loaded or applied."""
+    """A codec cannot be fitted to the vectors, loaded or applied."""
 
 
 class StoreError(EmbeddingPipelinesError):

@@ -7,11 +7,12 @@ import pytest
 
 from embedding_pipelines.home import HOME_VARIABLE
 
-HASHING = """\
+PLAIN = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
 model: {provider: hashing}
 buckets: 4
 """
+HASHING = f"{PLAIN}evaluation: {{known_items: 8}}\n"  # a search each
 # Nobody is asked for anything but the chunks' vectors.
 UNMEASURED = """\
 evaluation:

@@ -24,8 +24,8 @@ COMPOSITION = {
     "status", "examples", "catalogue",
 }  # fmt: skip
 ADAPTERS = {
-    "cli", "cli_support", "cli_optimize", "cli_report", "cli_diff", "cli_release", "terminal", "agents", "service", "serving",
-    "orchestration", "definitions",
+    "cli", "cli_support", "cli_optimize", "cli_report", "cli_diff", "cli_release", "terminal", "agents", "service",
+    "serving", "orchestration", "definitions",
 }  # fmt: skip
 DAGSTER = {"orchestration", "definitions"}
 FOLDERS = STAGES | {"embedding", "steps", "orchestration", "agents"}

@@ -33,8 +33,8 @@ class Point:
     index: str
     refine: int | None  # None: the store's own figure for the index
     bytes_per_vector: float
-    recall_at_10: float  # mean over the tuning queries
-    lower_bound: float  # of it
+    recall_at_10: float | None = None  # mean over the tuning queries; None: there are none
+    lower_bound: float | None = None  # of it
     p50_ms: float | None = None
     p95_ms: float | None = None
     on_front: bool = False  # nothing that was measured is both smaller and finds more
@@ -107,23 +107,20 @@ def fitted(
 def mark_front(points: Sequence[Point]) -> None:
     """Mark the points that no other one beats in bytes without losing recall, or the other way round."""
     for point in points:
-        point.on_front = not any(
-            other.bytes_per_vector <= point.bytes_per_vector
-            and other.recall_at_10 >= point.recall_at_10
-            and (other.bytes_per_vector, other.recall_at_10) != (point.bytes_per_vector, point.recall_at_10)
-            for other in points
-        )
+        own = (-point.bytes_per_vector, point.recall_at_10 or 0.0)
+        others = [(-other.bytes_per_vector, other.recall_at_10 or 0.0) for other in points]
+        point.on_front = not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in others)
 
 
 def choices(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
     """Those whose bound is not below the floor and whose median search is quick enough, the cheapest first."""
-    held = [point for point in points if point.lower_bound >= floor and (point.p50_ms or 0.0) <= most_ms]
-    return sorted(held, key=lambda point: (point.bytes_per_vector, point.p50_ms or 0.0, -point.lower_bound))
+    held = [point for point in points if (point.lower_bound or 0.0) >= floor and (point.p50_ms or 0.0) <= most_ms]
+    return sorted(held, key=lambda point: (point.bytes_per_vector, point.p50_ms or 0.0))
 
 
 def best(points: Iterable[Point]) -> Point | None:
     """The one that comes nearest to a floor that none has reached; of equals the cheapest."""
-    return max(points, key=lambda point: (point.lower_bound, -point.bytes_per_vector), default=None)
+    return max(points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector), default=None)
 
 
 def _behind(pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]) -> CodecChain:

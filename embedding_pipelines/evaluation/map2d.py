@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-MAX_POINTS = 50_000  # UMAP takes a minute or more for so many, and a browser still turns them smoothly
+MAX_POINTS = 50_000  # of 384 dimensions: UMAP takes 84 s of processor time, on one core; a browser draws them smoothly
 FEW = 40  # points that have no neighbourhoods to speak of: their two strongest directions are the map
 MAY_BE_PLACED = 1 / 3  # share of points that may stand beside neighbours without having been laid out
 NEIGHBOURS = 15  # UMAP's own default
 BESIDE = 5  # known neighbours that a new point is put beside
 JITTER = 1e-4  # of the map's extent: UMAP cannot begin where points lie on one another
-GENTLY = 0.25  # UMAP's learning rate when it begins from the map before
+# UMAP's learning rate and epochs when it begins from the map before. Measured on points of 20 clusters that overlap,
+# two fifths of them new: the known ones move by 5% of the map (median), by 11% at UMAP's own; neighbours are as good.
+GENTLY, GENTLE_EPOCHS = 0.1, 100
 FALL_OFF = 0.03  # of cosine, by which a neighbour's pull falls to 1/e of the nearest one's
 BLOCK = 2_048  # rows compared with all known ones at a time: 400 MB for 50,000 known ones
 
@@ -120,6 +122,7 @@ def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
             random_state=seed,
             n_jobs=1,
             learning_rate=1.0 if start is None else GENTLY,
+            n_epochs=None if start is None else GENTLE_EPOCHS,
         )
         placed = model.fit_transform(unit)
     return np.ascontiguousarray(placed, np.float32)

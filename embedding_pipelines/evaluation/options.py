@@ -10,12 +10,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Effect = Literal["block", "warn", "off"]
 
+
 def _effect(value: Any) -> Any:
     """`off` without quotes, which YAML takes for false."""
     return "off" if value is False else value
 
 
-HIGHER, LOWER = "higher", "lower"
+HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 
 # name -> which way is better, what it is
 MEASURES: dict[str, tuple[str, str]] = {
@@ -38,7 +39,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "effective_rank": (HIGHER, "dimensions that the vectors really use: e to the entropy of the energies"),
     "anisotropy": (LOWER, "mean cosine of two random vectors"),
     "hubness": (LOWER, "skewness of how often a vector is among the ten nearest of others"),
-    "mean_norm": (HIGHER, "mean length of the vectors"),
+    "mean_norm": (NEITHER, "mean length of the vectors"),
     "mean_shift": (LOWER, "length of the difference of this release's mean vector and the last one's"),
     "search_p50_ms": (LOWER, "median time of a search in the table, without embedding the query"),
     "search_p95_ms": (LOWER, "95th percentile of the same"),
@@ -52,10 +53,10 @@ CHECKS: dict[str, tuple[Effect, str]] = {
     "roles_are_told_apart": ("block", "Queries and documents get vectors of their own where the model wants that."),
     "known_items_are_found": ("block", "Queries from the corpus find the documents they were taken from."),
     "index_finds_the_nearest": ("block", "The index finds what a comparison with every row finds."),
-    "required_measures_hold": ("block", "All that the file requires under `evaluation.require`."),
     "not_worse_than_live": ("block", "No query measure has fallen by more than `evaluation.may_lose`, beyond chance."),
     "space_is_healthy": ("warn", "Duplicates, short texts, hubs and unused dimensions are within what is usual."),
     "data_has_not_drifted": ("warn", "Vectors are distributed as those of the live release."),
+    "required_measures_hold": ("block", "All that the file requires under `evaluation.require`."),
 }
 
 
@@ -72,13 +73,15 @@ class Evaluation(BaseModel):
     embedded_again: int = Field(32, ge=0, le=1_000)  # stored texts whose vectors are asked for again; 0: none
     may_lose: float = Field(0.02, ge=0, le=1)  # of nDCG or reciprocal rank, against the live release
     require: dict[str, float] = {}  # measure -> least value, or most, as its direction says
-    checks: dict[str, Annotated[Effect, BeforeValidator(_effect)]] = {}  # check -> what it does when it fails, if not what it does by default
+    # check -> what it does when it fails, if not what it does by default
+    checks: dict[str, Annotated[Effect, BeforeValidator(_effect)]] = {}
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         for name in self.require:
-            if name not in MEASURES:
-                raise ValueError(f"require: {name!r} is no measure; there are {', '.join(MEASURES)}")
+            if name not in MEASURES or MEASURES[name][0] == NEITHER:
+                known = ", ".join(other for other, (better, _) in MEASURES.items() if better != NEITHER)
+                raise ValueError(f"require: {name!r} is no measure that could be better or worse; there are {known}")
         for name in self.checks:
             if name not in CHECKS:
                 raise ValueError(f"checks: {name!r} is no check; there are {', '.join(CHECKS)}")

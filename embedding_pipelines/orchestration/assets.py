@@ -16,7 +16,7 @@ from embedding_pipelines.embedding.batches import NotYet
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
-from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema
+from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema, pictures
 from embedding_pipelines.orchestration.partitions import bucket_keys, buckets
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport, summed
@@ -211,7 +211,9 @@ def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     @_asset(spec, "release", {spec.store.kind}, deps=["vector_store"])
     def release(context: AssetExecutionContext, config: ReleaseConfig) -> dg.MaterializeResult[Any]:
         space = space_of(context, spec)
-        return _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
+        made = _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
+        context.add_asset_metadata(pictures(step_context(context, spec).folder))
+        return made
 
     return release
 

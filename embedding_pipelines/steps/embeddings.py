@@ -19,6 +19,7 @@ from embedding_pipelines.embedding.batches import Batches, NotYet
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.unknown import look_up
 from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.progress import StepReport, rates
@@ -74,10 +75,12 @@ def _through_batches(
         pending, needed = batches.pending(), set[bytes]()
 
         def new() -> Iterator[tuple[bytes, str, int]]:
-            for key, text, tokens in _unknown(context, buckets, provider.space, ledger):
-                needed.add(key)
-                if key not in pending and key not in batches.refused:
-                    yield key, text, tokens
+            chunks = (batch for name in buckets for batch in context.folder.chunks.read(name, ["text", "tokens"]))
+            for found in look_up(chunks, provider.space, "document", ledger):
+                needed.update(found.unknown)
+                for key, (text, tokens) in found.unknown.items():
+                    if key not in pending and key not in batches.refused:
+                        yield key, text, tokens
 
         batches.submit(new(), purse)
         tags = [batch.tag for batch in batches.on_record() if not needed.isdisjoint(map(bytes.fromhex, batch.keys))]
@@ -86,22 +89,6 @@ def _through_batches(
             raise NotYet(str(batches.waiting()))
     context.folder.waiting.unlink(missing_ok=True)
     return batches.tokens
-
-
-def _unknown(
-    context: StepContext, buckets: Sequence[str], space: Space, ledger: Ledger
-) -> Iterator[tuple[bytes, str, int]]:
-    """Key, text and tokens of each text that is not in the ledger, once."""
-    seen: set[bytes] = set()
-    for bucket in buckets:
-        for batch in context.folder.chunks.read(bucket, ["text", "tokens"]):
-            tokens = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
-            keys = {text: ledger.key(space.id, "document", text) for text in tokens}
-            known = ledger.get([key for key in keys.values() if key not in seen], space.dimensions)
-            for text, key in keys.items():
-                if key not in known and key not in seen:
-                    seen.add(key)
-                    yield key, text, tokens[text]
 
 
 def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:

@@ -97,7 +97,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     chosen = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
     exact, doubles, made.sketch = ExactSearch(queries, TIES * K), DuplicateCount(), Sketch()
     near, near_ids = ExactSearch(np.empty((0, candidate.provider.space.dimensions), np.float32), 2), list[str]()
-    parts, labels, first, short = [np.empty((0, queries.shape[1]), np.float32)], list[str](), 0, 0
+    parts, labels, first, short = [np.empty((0, queries.shape[1]), np.float32)], list[str | None](), 0, 0
     for block in _blocks(candidate):
         if not near_ids:
             some = generator.choice(len(block.ids), min(len(block.ids), NEIGHBOURS), replace=False)
@@ -123,8 +123,9 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
         "short_rate": short / first,
         "codec_cosine": float(cosines(sample, kept).mean()),
     }
-    if labels:
-        made.measures["knn_accuracy"] = knn_accuracy(kept, labels, K)
+    told = [row for row, label in enumerate(labels) if label is not None]
+    if len(told) > K:
+        made.measures["knn_accuracy"] = knn_accuracy(kept[told], [str(labels[row]) for row in told], K)
     return exact
 
 
@@ -136,7 +137,7 @@ class _Block:
     ids: list[str]
     vectors: Vectors
     short: int
-    labels: list[str]
+    labels: list[str | None]  # of the pipeline's column; none if it names none
 
 
 def _blocks(candidate: Candidate) -> Iterator[_Block]:
@@ -156,7 +157,7 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
                     embeddings["chunk_id"].to_pylist(),
                     embeddings[VECTOR].flatten().to_numpy().reshape(embeddings.num_rows, -1),
                     pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py(),
-                    list(map(str, chunks[label].to_pylist())) if label else [],
+                    chunks[label].to_pylist() if label else [],
                 )
 
 

@@ -7,8 +7,8 @@ from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Provider, Role
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.probes import PROBES
-from embedding_pipelines.steps.queries import judged_queries, known_item_queries, scored_pairs
 from embedding_pipelines.steps.quality import wanted_checks
+from embedding_pipelines.steps.queries import judged_queries, known_item_queries, scored_pairs
 
 
 def tokens_to_measure(context: StepContext, provider: Provider, ledger: Ledger) -> int:

@@ -12,6 +12,7 @@ from embedding_pipelines.embedding.batches import Batches
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.unknown import look_up
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import codec_path, load_codec
@@ -103,24 +104,18 @@ def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
 
 def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> None:
     """As `embed` asks: windows in turn, each text once, looked up, cut into calls."""
-    space, limits = provider.space, provider.limits
-    waiting, seen = _waiting(context, provider, ledger), set[bytes]()
-    for bucket in context.spec.bucket_names:
-        if current_embeddings(context, bucket, space) is not None:
-            continue
-        for batch in context.folder.chunks.read(bucket, ["text", "tokens"]):
-            lengths = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
-            keys = {text: ledger.key(space.id, "document", text) for text in lengths}
-            new = [text for text, key in keys.items() if key not in seen]
-            known = ledger.get([keys[text] for text in new], space.dimensions)
-            seen.update(keys[text] for text in new)
-            missing = [text for text in new if keys[text] not in known and keys[text] not in waiting]
-            made.texts_waiting += len(new) - len(known) - len(missing)
-            made.texts_known += len(known)
-            made.texts_to_embed += len(missing)
-            made.tokens += sum(lengths[text] for text in missing)
-            sizes = [len(text.encode()) for text in missing]
-            made.requests += sum(1 for _ in calls([lengths[text] for text in missing], limits, sizes))
+    space, limits, shards = provider.space, provider.limits, context.folder.chunks
+    waiting = _waiting(context, provider, ledger)
+    stale = [bucket for bucket in context.spec.bucket_names if current_embeddings(context, bucket, space) is None]
+    batches = (batch for bucket in stale for batch in shards.read(bucket, ["text", "tokens"]))
+    for found in look_up(batches, space, "document", ledger):
+        missing = [text for key, text in found.unknown.items() if key not in waiting]
+        made.texts_waiting += len(found.unknown) - len(missing)
+        made.texts_known += found.known
+        made.texts_to_embed += len(missing)
+        made.tokens += sum(tokens for _, tokens in missing)
+        sizes = [len(text.encode()) for text, _ in missing]
+        made.requests += sum(1 for _ in calls([tokens for _, tokens in missing], limits, sizes))
 
 
 def _waiting(context: StepContext, provider: Provider, ledger: Ledger) -> set[bytes]:

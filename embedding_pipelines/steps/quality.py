@@ -157,6 +157,8 @@ def _required(evidence: Evidence) -> Check:
     for name, bound in evidence.candidate.context.spec.evaluation.require.items():
         found, higher = measures.get(name), MEASURES[name][0] == HIGHER
         facts[name] = found
+        if found is None and name == "mean_shift" and evidence.live is None:
+            continue  # nothing it could have moved from
         if found is None:
             faults.append(f"{name} was not measured")
         elif found < bound if higher else found > bound:
@@ -191,24 +193,24 @@ def _not_worse(evidence: Evidence) -> Check:
 
 
 def _healthy(evidence: Evidence) -> Check:
-    measures, faults = evidence.measured.measures, []
-    for name, most in USUAL.items():
-        if measures.get(name, 0) > most:
-            faults.append(f"{name} is {measures[name]:.3g} (usual: {most:g} or less)")
+    measures = evidence.measured.measures
+    facts = {name: measures[name] for name in (*USUAL, "effective_rank", "mean_norm") if name in measures}
+    if evidence.rows < ROWS_TO_TELL:
+        return Check("", True, f"Not judged: {evidence.rows} rows; from {ROWS_TO_TELL} rows on it is.", facts)
+    faults = [
+        f"{name} is {facts[name]:.3g} (usual: {most:g} or less)" for name, most in USUAL.items() if facts[name] > most
+    ]
     dimensions = evidence.candidate.provider.space.dimensions
-    rank = measures.get("effective_rank")
-    enough = evidence.rows >= ROWS_TO_TELL
-    if rank is not None and enough and rank < LEAST_RANK * dimensions:
-        faults.append(f"effective_rank is {rank:.1f} of {dimensions} dimensions")
-    names = (*USUAL, "effective_rank", "mean_norm")
-    facts = {name: measures[name] for name in names if name in measures}
+    if facts["effective_rank"] < LEAST_RANK * dimensions:
+        faults.append(f"effective_rank is {facts['effective_rank']:.1f} of {dimensions} dimensions")
     return Check("", not faults, "; ".join(faults) or "All within what is usual.", facts)
 
 
 def _drifted(evidence: Evidence) -> Check:
     live, now = evidence.live, evidence.measured.sketch
     if live is None or now is None:
-        return Check("", True, "There is no live release to compare with.")
+        what = "live release to compare with" if live is None else "vector to compare"
+        return Check("", True, f"There is no {what}.")
     space = evidence.candidate.provider.space
     if live.space.compressed(None) != space:
         return Check("", True, f"Release {live.number} is of another space; their vectors cannot be compared.")

@@ -117,7 +117,10 @@ def judged_queries(context: StepContext) -> Judged | None:
         return None
     gains: dict[str, dict[str, int]] = {}
     for query, document, gain in _columns(context, options.qrels, "qrels", QREL_COLUMNS):
-        gains.setdefault(query, {})[document] = round(_number(gain, options.qrels))
+        worth = _number(gain, options.qrels)
+        if worth != int(worth):
+            raise ConfigError(f"evaluation.qrels: {options.qrels} holds the gain {gain}; write whole numbers.")
+        gains.setdefault(query, {})[document] = int(worth)
     texts = {row[0]: row[1] for row in _columns(context, options.queries, "queries", (QUERY_ID, QUERY_TEXT))}
     judged = {query: found for query, found in gains.items() if query in texts and any(found.values())}
     if not judged:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.tuning import Compression, Point, candidates, choices, fitted, mark_front
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.evaluation.exact import recall
 from embedding_pipelines.providers._models import is_trained_for_truncation
-from embedding_pipelines.steps.trial import FIRST_LOOK, Asked, Corpus, Trials, held_out, searched, without_index
+from embedding_pipelines.steps.trial import DOUBT, FIRST_LOOK, Asked, Corpus, Trial, Trials, by_codes, summary
 from embedding_pipelines.steps.vector_store import vector_columns
 from embedding_pipelines.stores._lance_index import INDICES
 from embedding_pipelines.stores.base import Store
@@ -20,7 +21,6 @@ from embedding_pipelines.stores.base import Store
 MOST_TABLES = 12
 KINDS = ("none", "rq", "pq", "sq")  # a graph takes more bytes than `sq`, and is made of it
 REFINES = (2, 5)  # times the index's own figure, where that finds too little
-DOUBT = 0.05  # that a point is certified wrongly; each one that is tried gets half of what is left of it
 
 
 @dataclass(frozen=True)
@@ -34,54 +34,61 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Tried:
     """A point, and the table that it was measured in."""
 
     point: Point
-    setting: Setting
+    trial: Trial
     store: Store
-    table: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Swept:
-    """What a sweep has measured: real tables, and the codes alone."""
+    """What was measured: real tables, and the codes alone; `store` is that of the point that is chosen."""
 
-    trials: list[Trial] = field(default_factory=list)
+    points: list[Point]
     screened: list[Point] = field(default_factory=list)
-    chosen: Trial | None = None
+    store: Store | None = None
 
     @property
-    def points(self) -> list[Point]:
-        return [trial.point for trial in self.trials]
+    def chosen(self) -> Point | None:
+        return next((point for point in self.points if point.chosen), None)
 
 
 def sweep(
     corpus: Corpus, trials: Trials, tuning: Asked, rest: Asked, floor: float, most_ms: float, only: int | None
 ) -> Swept:
-    """Measure until the cheapest point that keeps `floor` is found and certified by the queries `rest`, or none is left.
+    """Measure until the cheapest point that keeps `floor` is found and certified by the queries `rest`, or all were.
 
     `most_ms` is how long its median search may take; `only` are the dimensions to try, if not all. Raises ConfigError
     if there are not so many.
     """
-    space, made = corpus.space, Swept()
+    space, made = corpus.space, list[Tried]()
     if only is not None and only > space.dimensions:
-        raise ConfigError(f"{only} dimensions cannot be made of {space.dimensions}. Ask for {space.dimensions} or less.")
+        raise ConfigError(
+            f"{only} dimensions cannot be made of {space.dimensions}. Ask for {space.dimensions} or less."
+        )
     trained = is_trained_for_truncation(space.provider, space.model)
     chains = fitted(candidates(space.dimensions, trained, corpus.rows, only), corpus.blocks, space.dimensions)
-    made.screened = without_index(corpus, chains, tuning.part(0, FIRST_LOOK))
-    left = [point.compression for point in made.screened if point.recall_at_10 >= floor]
+    first = tuning.part(FIRST_LOOK)
+    screened = [
+        Point(name, "none", None, chains[name].bytes_per_vector, *summary(recall(rows, first.exact)))
+        for name, rows in by_codes(corpus, chains, first).items()
+    ]
+    left = [point.compression for point in screened if (point.recall_at_10 or 0.0) >= floor]
     found = [setting for compression in left for setting in settings(corpus, compression, chains[compression])]
     found = sorted(found, key=lambda setting: setting.bytes_per_vector)[:MOST_TABLES]
+    chosen = None
     for number, setting in enumerate(found):
         corpus.context.progress.update("optimize", number, len(found), "tables")
-        made.trials += _measured(trials, setting, f"trial-{number}", tuning, floor)
+        made += _measured(trials, setting, f"trial-{number}", tuning, floor)
         smallest = found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
-        made.chosen = _certified(trials, made.trials, rest, floor, most_ms, smallest)
-        if made.chosen is not None:
+        chosen = _certified(made, rest, floor, most_ms, smallest)
+        if chosen is not None:
             break
-    mark_front(made.points)
-    return made
+    points = [tried.point for tried in made]
+    mark_front(points)
+    return Swept(points, screened, chosen.store if chosen else None)
 
 
 def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Iterator[Setting]:
@@ -118,38 +125,38 @@ def _index_bytes(store: Store, chain: CodecChain) -> float:
     return chain.dimensions if (store.index, chain.metric) == ("sq", "cosine") else chain.dimensions / 8  # type: ignore[attr-defined]
 
 
-def _measured(trials: Trials, setting: Setting, name: str, asked: Asked, floor: float) -> Iterator[Trial]:
+def _measured(trials: Trials, setting: Setting, name: str, asked: Asked, floor: float) -> Iterator[Tried]:
     """A table, searched with as much refining as it needs to keep the floor."""
-    table, size = trials.table(setting.store, setting.chain, name)
+    trial = trials.make(setting.store, setting.chain, name)
     kind = getattr(setting.store, "index", "none")
-    usual = INDICES[kind].refine if kind in INDICES and setting.chain.metric == "cosine" else None
+    refines = kind in INDICES and not trial.is_exact and setting.chain.metric == "cosine"
+    usual = INDICES[kind].refine if refines else 0
     for refine in [None, *(usual * times for times in REFINES if usual)]:
         store = setting.store.model_copy(update={"refine": refine}) if refine else setting.store
-        table = trials.reopened(store, name)
-        point = searched(table, setting.chain, asked, Point(setting.compression, kind, refine, round(size, 1)), floor)
-        yield Trial(point, setting, store, name)
-        if point.lower_bound >= floor:
+        trial = trials.reopened(trial, store)
+        found = trial.searched(asked, floor)
+        yield Tried(Point(setting.compression, kind, refine, trial.bytes_per_vector, **vars(found)), trial, store)
+        if found.lower_bound >= floor:
             return
-    trials.drop(setting.store, name)
+    trials.drop(trial, setting.store)
 
 
-def _certified(
-    trials: Trials, made: list[Trial], rest: Asked, floor: float, most_ms: float, smallest: float
-) -> Trial | None:
-    """The first of the cheapest points that keeps the floor with other queries too; what is not yet measured takes
-    `smallest` bytes at least."""
-    tried = sum(trial.point.certified is not None for trial in made)
-    open_ones = {id(trial.point): trial for trial in made if trial.point.certified is None}
-    for point in choices([trial.point for trial in open_ones.values()], floor, most_ms):
+def _certified(made: list[Tried], rest: Asked, floor: float, most_ms: float, smallest: float) -> Tried | None:
+    """The first of the cheapest points that keeps the floor with other queries too.
+
+    What is not yet measured takes `smallest` bytes at least. The more points are tried, the surer each bound has to be:
+    the first gets half of the doubt, each other one half of what is left, so that all together are wrong with a
+    probability of DOUBT at most.
+    """
+    doubt = DOUBT / 2 ** sum(tried.point.certified is not None for tried in made)
+    untried = {id(tried.point): tried for tried in made if tried.point.certified is None}
+    for point in choices([tried.point for tried in untried.values()], floor, most_ms):
         if point.bytes_per_vector > smallest:
-            return None
-        tried += 1
-        trial = open_ones[id(point)]
-        table = trials.reopened(trial.store, trial.table)
-        point.held_out_recall, point.held_out_lower_bound = held_out(
-            table, trial.setting.chain, rest, 1 - DOUBT / 2**tried
-        )
-        point.chosen = point.certified = point.held_out_lower_bound >= floor
+            break
+        doubt /= 2
+        found = untried[id(point)].trial.searched(rest, doubt=doubt)
+        point.held_out_recall, point.held_out_lower_bound = found.recall_at_10, found.lower_bound
+        point.chosen = point.certified = found.lower_bound >= floor
         if point.certified:
-            return trial
+            return untried[id(point)]
     return None

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.compression.tuning import Compression, Point
+from embedding_pipelines.compression.tuning import Compression
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.evaluation.confidence import lower_bound
 from embedding_pipelines.evaluation.exact import ExactSearch, Neighbours, recall
@@ -31,6 +31,8 @@ K = 10
 TIES = 5  # so many times the neighbours are kept, because equal vectors may stand in for one another
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed
+TIMED = 100  # searches of a table whose findings are known otherwise
+DOUBT = 0.05
 ROW = "row"
 
 
@@ -41,7 +43,10 @@ class Asked:
     vectors: Vectors
     exact: Neighbours
 
-    def part(self, start: int, end: int) -> "Asked":
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def part(self, end: int, start: int = 0) -> "Asked":
         return Asked(self.vectors[start:end], Neighbours(self.exact.ids[start:end], self.exact.cosines[start:end]))
 
 
@@ -84,10 +89,12 @@ class Corpus:
         return Asked(vectors, search.result())
 
 
-def without_index(corpus: Corpus, chains: Mapping[Compression, CodecChain], asked: Asked) -> list[Point]:
-    """What the codes alone find: every row is compared, so no index over them finds more. Bytes are those of the codes.
+def by_codes(
+    corpus: Corpus, chains: Mapping[Compression, CodecChain], asked: Asked
+) -> dict[Compression, list[list[int]]]:
+    """The rows that each chain's codes find if every row is compared: no index over them finds more.
 
-    All chains are measured by one pass over the vectors, and those with copies by a second one.
+    All chains are searched by one pass over the vectors, and those with copies by a second one.
     """
     searches = {
         name: ExactSearch(_numbers(chain, queries(chain, asked.vectors)), K * chain.oversample)
@@ -97,12 +104,56 @@ def without_index(corpus: Corpus, chains: Mapping[Compression, CodecChain], aske
         for name, search in searches.items():
             search.add(rows, _numbers(chains[name], chains[name].encode(block)))
     found = {name: search.result().ids for name, search in searches.items()}
-    ranked_again = _by_copies(corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked)
-    points = []
-    for name, chain in chains.items():
-        shares = recall((found | ranked_again)[name], asked.exact, K)
-        points.append(Point(name, "none", None, chain.bytes_per_vector, *_summary(shares)))
-    return points
+    return found | _by_copies(corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What searches in a table found, as recall@10 with its lower bound, and the milliseconds they took."""
+
+    recall_at_10: float
+    lower_bound: float
+    p50_ms: float
+    p95_ms: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A real table of all vectors."""
+
+    corpus: Corpus
+    chain: CodecChain
+    name: str
+    table: Table
+    bytes_per_vector: (
+        float  # on disk: of the columns that are searched, of the index, and two or three of the row's number
+    )
+    is_exact: bool  # there is no index
+
+    def searched(self, asked: Asked, floor: float = 0.0, doubt: float = DOUBT) -> Found:
+        """Ask the table; the bound is wrong with a probability of `doubt` at most.
+
+        An index is asked all queries, unless it finds less than `floor` with the first ones. What finds the nearest
+        codes for sure is asked some of them to see how long it takes.
+        """
+        version = self.table.version
+        assert version is not None
+        found: list[list[int]] = []
+        milliseconds: list[float] = []
+        for vector in asked.vectors[:WARM_UP]:
+            nearest(self.table, self.chain, vector, K, None, version)
+        for vector in asked.vectors[: TIMED if self.is_exact else None]:
+            started = time.perf_counter()
+            hits = nearest(self.table, self.chain, vector, K, None, version)
+            milliseconds.append((time.perf_counter() - started) * 1000)
+            found.append(hits[ROW].to_pylist())
+            if len(found) == FIRST_LOOK and recall(found, asked.part(FIRST_LOOK).exact, K).mean() < floor:
+                break
+        if self.is_exact:
+            found = by_codes(self.corpus, {(): self.chain}, asked)[()]
+        mean, bound = summary(recall(found, asked.part(len(found)).exact, K), doubt)
+        p50, p95 = np.percentile(milliseconds, [50, 95]).round(3).tolist()
+        return Found(mean, bound, p50, p95)
 
 
 class Trials:
@@ -119,23 +170,21 @@ class Trials:
     def __exit__(self, *error: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def table(self, store: Store, chain: CodecChain, name: str) -> tuple[Table, float]:
-        """A table of all vectors as `store` keeps and indexes them, and how many bytes a vector takes on disk.
-
-        Besides the vectors it has but the numbers of the rows, two or three bytes each.
-        """
+    def make(self, store: Store, chain: CodecChain, name: str) -> Trial:
+        """A table of all vectors as `store` keeps and indexes them."""
         schema = pa.schema([pa.field(ROW, pa.int32()), *vector_columns(store, chain)])
         table = store.table(self._folder, name)
         table.apply(schema, [], self._rows(store, chain, schema))
-        table.index(chain.metric, 0)
-        return table, table.size_bytes() / self._corpus.rows
+        is_exact = table.index(chain.metric, 0) == 0
+        size = round(table.size_bytes() / self._corpus.rows, 1)
+        return Trial(self._corpus, chain, name, table, size, is_exact)
 
-    def drop(self, store: Store, name: str) -> None:
-        store.drop(self._folder, name)
+    def reopened(self, trial: Trial, store: Store) -> Trial:
+        """The same table, searched with other options."""
+        return replace(trial, table=store.table(self._folder, trial.name))
 
-    def reopened(self, store: Store, name: str) -> Table:
-        """A table that was made before, searched with other options."""
-        return store.table(self._folder, name)
+    def drop(self, trial: Trial, store: Store) -> None:
+        store.drop(self._folder, trial.name)
 
     def _rows(self, store: Store, chain: CodecChain, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for rows, block in self._corpus.numbered():
@@ -143,42 +192,9 @@ class Trials:
             yield pa.RecordBatch.from_arrays([made[name] for name in schema.names], schema=schema)
 
 
-def searched(table: Table, chain: CodecChain, asked: Asked, point: Point, floor: float) -> Point:
-    """`point` with what searches in the table find and take.
-
-    What finds less than `floor` with the first queries is asked no more of them.
-    """
-    version = table.version
-    assert version is not None
-    found: list[list[int]] = []
-    milliseconds: list[float] = []
-    for vector in asked.vectors[:WARM_UP]:
-        nearest(table, chain, vector, K, None, version)
-    for vector in asked.vectors:
-        started = time.perf_counter()
-        hits = nearest(table, chain, vector, K, None, version)
-        milliseconds.append((time.perf_counter() - started) * 1000)
-        found.append(hits[ROW].to_pylist())
-        if len(found) == FIRST_LOOK and recall(found, asked.part(0, FIRST_LOOK).exact, K).mean() < floor:
-            break
-    shares = recall(found, asked.part(0, len(found)).exact, K)
-    p50, p95 = np.percentile(milliseconds, [50, 95])
-    mean, bound = _summary(shares)
-    return replace(
-        point, recall_at_10=mean, lower_bound=bound, p50_ms=round(float(p50), 3), p95_ms=round(float(p95), 3)
-    )
-
-
-def held_out(table: Table, chain: CodecChain, asked: Asked, confidence: float) -> tuple[float, float]:
-    """Mean recall of other queries in the same table, and its lower bound."""
-    version = table.version
-    assert version is not None
-    found = [nearest(table, chain, vector, K, None, version)[ROW].to_pylist() for vector in asked.vectors]
-    return _summary(recall(found, asked.exact, K), confidence)
-
-
-def _summary(shares: Vectors, confidence: float = 0.95) -> tuple[float, float]:
-    return round(float(shares.mean()), 6), round(lower_bound(shares, confidence), 6)
+def summary(shares: Vectors, doubt: float = DOUBT) -> tuple[float, float]:
+    """Mean and lower bound."""
+    return round(float(shares.mean()), 6), round(lower_bound(shares, 1 - doubt), 6)
 
 
 def _numbers(chain: CodecChain, codes: NDArray[Any]) -> Vectors:

@@ -4,8 +4,7 @@ Measured is recall@10: the share of the exact ten nearest, in the model's own sp
 table finds. Nothing of the pipeline is changed here; what was measured is written down, whatever comes of it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
-from embedding_pipelines.compression.tuning import Compression, Point, as_options, best, mark_front, named
+from embedding_pipelines.compression.tuning import Compression, Point, as_options, best, mark_front
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import CompressionError, ConfigError
@@ -22,11 +21,12 @@ from embedding_pipelines.evaluation.options import Optimized
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.plugins import choices, parse
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions
 from embedding_pipelines.steps.queries import answered, embed_texts, judged_queries, known_item_queries
-from embedding_pipelines.steps.sweep import DOUBT, Swept, sweep
-from embedding_pipelines.steps.trial import Asked, Corpus, Trials, searched
+from embedding_pipelines.steps.sweep import Swept, sweep
+from embedding_pipelines.steps.trial import DOUBT, Asked, Corpus, Trials
 from embedding_pipelines.stores.base import Store
 from embedding_pipelines.warehouse import write_json
 
@@ -49,10 +49,6 @@ class Tuned:
     points: list[Point]  # of real tables, in the order they were measured
     evidence: dict[str, Any]
 
-    @property
-    def chosen(self) -> Point | None:
-        return next((point for point in self.points if point.chosen), None)
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -68,7 +64,7 @@ class Wish:
     most_ms: float = 500.0
 
     def __post_init__(self) -> None:
-        """ConfigError if methods and dimensions do not go together."""
+        """ConfigError if methods, dimensions and floor do not go together."""
         known = [*choices("compression", Compressor), *SAME_AS, AUTO]
         for method in self.methods:
             if method not in known or (method == AUTO and len(self.methods) > 1):
@@ -79,6 +75,9 @@ class Wish:
                 f"--dimensions is {self.dimensions}, but {' and '.join(self.methods)} keeps all of them. Leave it out, "
                 "or write `--method pca` before."
             )
+
+        if self.is_auto and self.floor is None:
+            raise ConfigError(f"--method {AUTO} needs a --floor.")
 
     @property
     def is_auto(self) -> bool:
@@ -102,38 +101,151 @@ def tune(context: StepContext, wish: Wish) -> Tuned:
             return _swept(context, corpus, trials, wish) if wish.is_auto else _measured(context, corpus, trials, wish)
 
 
+def fit_anew(context: StepContext) -> None:
+    """Fit the pipeline's codec to what its vectors are now: a new release line, beside the one that was.
+
+    Raises BusyError while the pipeline is being run.
+    """
+    with context.folder.lock("run", timeout_seconds=0), context.folder.lock():
+        fit_codec(context, context.spec.model.space, again=True)
+
+
 def _measured(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
     """One compression, in the store as it is configured."""
     compression = _compression(corpus, wish)
     spec = context.spec.model_copy(update={"compression": compression})
-    check_chain(compression, corpus.space.dimensions)
+    dimensions = check_chain(compression, corpus.space.dimensions)
     refuse_wrong_dimensions(StepContext(spec, context.warehouse), spec.model)
+    spec.store.check(compression[-1].codec.dtype, dimensions)
     asked, origin = _asked(context, corpus, QUERIES)
     if wish.floor is not None:
-        _refuse_unprovable(context, wish.floor, len(asked.vectors), DOUBT)
+        _refuse_unprovable(context, wish.floor, len(asked), DOUBT)
     chain = CodecChain.fit(compression, corpus.blocks, corpus.space.dimensions)
-    spec.store.check(chain.dtype, chain.dimensions)
-    table, size = trials.table(spec.store, chain, "chosen")
+    trial = trials.make(spec.store, chain, "chosen")
+    found = vars(trial.searched(asked)) if len(asked) else {}
     index, refine = getattr(spec.store, "index", "none"), getattr(spec.store, "refine", None)
-    point = Point(compression, index, refine, round(size, 1))
-    if len(asked.vectors):
-        point = searched(table, chain, asked, point, 0.0)
+    point = Point(compression, index, refine, trial.bytes_per_vector, **found)
     point.chosen = wish.floor is None or (point.lower_bound or 0.0) >= wish.floor
     mark_front([point])
-    queries = {"tuning": len(asked.vectors), "held_out": 0, "from": origin}
-    return _tuned(context, wish, trials, corpus, Swept(points=[point]), spec, queries)
+    queries = {"tuning": len(asked), "held_out": 0, "from": origin}
+    return _tuned(context, wish, Swept([point]), spec, queries, _reference(trials, corpus, spec.store))
 
 
 def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
     """The cheapest of all compressions and indices."""
-    floor = wish.floor if wish.floor is not None else FLOOR
+    assert wish.floor is not None
     asked, origin = _asked(context, corpus, 2 * QUERIES)
-    half = len(asked.vectors) // 2
-    _refuse_unprovable(context, floor, half, DOUBT / 2)
+    half = len(asked) // 2
+    _refuse_unprovable(context, wish.floor, half, DOUBT / 2)
     only = wish.dimensions or context.spec.output_dim
-    swept = sweep(corpus, trials, asked.part(0, half), asked.part(half, 2 * half), floor, wish.most_ms, only)
+    swept = sweep(corpus, trials, asked.part(half), asked.part(2 * half, half), wish.floor, wish.most_ms, only)
     spec = context.spec
     if swept.chosen is not None:
-        spec = spec.model_copy(update={"compression": swept.chosen.point.compression, "store": swept.chosen.store})
+        spec = spec.model_copy(update={"compression": swept.chosen.compression, "store": swept.store})
     queries = {"tuning": half, "held_out": half, "from": origin}
-    return _tuned(context, wish, trials, corpus, swept, spec, queries)
+    return _tuned(context, wish, swept, spec, queries, _reference(trials, corpus, context.spec.store))
+
+
+def _reference(trials: Trials, corpus: Corpus, store: Store) -> float:
+    """Bytes of a vector that nobody has optimized: float32, with the index that the store has by default."""
+    usual = {name: field.default for name, field in type(store).model_fields.items() if name in ("index", "refine")}
+    identity = CodecChain([], corpus.space.dimensions)
+    return trials.make(store.model_copy(update=usual), identity, "reference").bytes_per_vector
+
+
+def _compression(corpus: Corpus, wish: Wish) -> Compression:
+    """The compressors; ConfigError that says what PCA would keep if their dimensions are missing."""
+    kinds = [SAME_AS.get(method, method) for method in wish.methods]
+    if wish.dimensions is None and (method := next((kind for kind in kinds if kind in WITH_DIMENSIONS), None)):
+        codec = Pca(dimensions=1).fit(corpus.blocks())
+        assert isinstance(codec, PcaCodec)
+        kept = np.cumsum(codec.spectrum, dtype=np.float64)
+        guide = [f"{int((kept < energy).sum()) + 1} keep {energy:.0%}" for energy in ENERGIES]
+        raise ConfigError(
+            f"--method {method} needs --dimensions. Of the energy of these vectors, the strongest {', '.join(guide)}. "
+            "`--method auto` measures how many are enough for searching."
+        )
+    of_kind = {kind: {"dimensions": wish.dimensions} if kind in WITH_DIMENSIONS else {} for kind in kinds}
+    return tuple(parse("compression", Compressor, {"kind": kind, **of_kind[kind]}) for kind in kinds)
+
+
+def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]]:
+    """Up to `wanted` queries in an order that says nothing of them, and how many of them come from where.
+
+    The judged queries of the pipeline come first; what they lack is taken from the corpus.
+    """
+    spec, given = context.spec, judged_queries(context)
+    texts = dict.fromkeys(map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given")
+    for item in known_item_queries(context, wanted):
+        if len(texts) < wanted:
+            texts.setdefault(item.query, "corpus")
+    texts.pop("", None)
+    names = sorted(texts, key=lambda text: digest(text.encode()))[:wanted]
+    with Ledger(context.warehouse.ledger) as ledger:
+        vectors = embed_texts(spec.model, ledger, names, "query", Purse.of(spec.budget, spec.model))
+    told = answered(vectors)
+    origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
+    return corpus.asked(vectors[told]), {origin: origins.count(origin) for origin in dict.fromkeys(origins)}
+
+
+def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: float) -> None:
+    """CompressionError if so many queries could not prove the floor even if all of them found everything."""
+    reached = lower_bound(np.ones(queries), 1 - doubt) if queries else 0.0
+    if floor > reached:
+        raise CompressionError(
+            f"Pipeline {context.spec.name!r}: {queries} queries cannot prove a recall of {floor:g}, even if every one "
+            f"of them found everything: that would prove {reached:.4f}. Lower --floor, or give more queries by "
+            "evaluation.queries or more documents. Nothing was changed."
+        )
+
+
+def _tuned(
+    context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any], reference: float
+) -> Tuned:
+    """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if something was."""
+    evidence = {
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "method": wish.name,
+        "floor": wish.floor,
+        "confidence": 1 - DOUBT,
+        "most_ms": wish.most_ms if wish.is_auto else None,
+        "queries": asked,
+        "reference_bytes_per_vector": reference,  # of float32 with the store's usual index
+        "points": [point.facts for point in swept.points],
+        "without_index": [point.facts for point in swept.screened],  # bytes of the codes alone
+    }
+    write_json(context.folder.tuning, evidence)
+    chosen = next((point for point in swept.points if point.chosen), None)
+    if chosen is None:
+        return Tuned(_refusal(context, wish, swept), context.spec, {}, swept.points, evidence)
+    optimized = Optimized(
+        measured_on=datetime.now(UTC).date(),
+        method=wish.name,
+        floor=wish.floor,
+        recall_at_10=chosen.recall_at_10 if chosen.held_out_recall is None else chosen.held_out_recall,
+        lower_bound=chosen.lower_bound if chosen.held_out_lower_bound is None else chosen.held_out_lower_bound,
+        queries=(asked["held_out"] or asked["tuning"]) or None,
+        bytes_per_vector=round(chosen.bytes_per_vector),
+        times_smaller=round(reference / chosen.bytes_per_vector, 2),
+    )
+    options: dict[tuple[str, ...], Any] = {
+        ("compression",): as_options(chosen.compression),
+        ("optimized",): optimized.model_dump(exclude_none=True),
+    }
+    changed = {name: value for name, value in spec.store if value != getattr(context.spec.store, name)}
+    if changed:
+        options |= {("store", "kind"): spec.store.kind} | {("store", name): value for name, value in changed.items()}
+    return Tuned("", spec.model_copy(update={"optimized": optimized}), options, swept.points, evidence)
+
+
+def _refusal(context: StepContext, wish: Wish, swept: Swept) -> str:
+    point = best(swept.points) or best(swept.screened)
+    assert point is not None
+    held = ", which other queries did not confirm" if point.certified is False else ""
+    slow = f" and {point.p50_ms:.0f} ms" if point.p50_ms is not None else ""
+    return (
+        f"Pipeline {context.spec.name!r}: {'no compression' if wish.is_auto else wish.name} is not proven to keep a "
+        f"recall of {wish.floor:g}. The best is {point}: recall@10 {point.recall_at_10:.4f}, at least "
+        f"{point.lower_bound:.4f} with 95% confidence{held}, at {point.bytes_per_vector:,.0f} bytes a vector{slow}. "
+        f"Nothing was changed. Lower --floor, or {'raise --max-ms' if wish.is_auto else 'try --method auto'}."
+    )

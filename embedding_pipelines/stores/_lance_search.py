@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from lancedb.table import AsyncTable
 
 INTERNAL = ("bucket", "chunk_digest")  # serve the update, say nothing to a searcher
+BATCH_ROWS = 16_384  # that are read at a time: 100,000 x 128 codes take 21 ms so, 65 by lancedb's 1,024
 SCAN_ROWS = 512  # that are compared at a time: 512 x 384 float32 stay in a processor's cache
 
 
@@ -99,7 +100,7 @@ def filter_error(filter: str, columns: list[str], error: Exception) -> StoreErro
 async def _compared(query: AsyncQueryBase, asked: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosine distance float32[n] and row number uint64[n] of all rows but those of zeros."""
     distances, rows = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
-    async for batch in await query.to_batches():
+    async for batch in await query.to_batches(max_batch_length=BATCH_ROWS):
         codes = batch[VECTOR].flatten().to_numpy().reshape(-1, len(asked))
         for first, near in _cosines(codes, asked):
             matched = np.flatnonzero(np.isfinite(near))

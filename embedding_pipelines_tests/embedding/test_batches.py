@@ -30,6 +30,7 @@ from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import write_embeddings
 from embedding_pipelines.steps.plan import plan
 from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.providers.batch_service import BatchServer, Fault, serve_batches
 
 KEY = "sk-not-to-be-seen-0123456789"
@@ -61,7 +62,7 @@ def pipeline(home: Path, server: BatchServer, name: str = "zoo", more: str = "",
         name,
         f"source: {{kind: csv, path: 'data/{name}*.csv', id: id, text: [title], metadata: [cat]}}\n"
         f"model: {{provider: openai, {options}}}\n"
-        f"buckets: 2\n{more}",
+        f"buckets: 2\n{UNMEASURED}{more}",
     )
 
 

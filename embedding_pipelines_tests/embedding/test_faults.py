@@ -23,7 +23,8 @@ from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
 from embedding_pipelines.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import ask_again
-from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import checks_of, context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
@@ -230,10 +231,12 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp
 def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
     """Through the steps: it is missing in the table, its neighbours are there, and a mended service takes it in."""
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
+    source = (
+        "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
+    )
     with serve(DIALECT, DIMENSIONS) as server:
         model = f"{{provider: openai, model: little, dimensions: {DIMENSIONS}, base_url: '{server.url}/v1'}}"
-        write_pipeline(home, "p", f"{source}model: {model}\n")
+        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
         server.poisoned = {"text number 7": "Not this one."}.get
         run_steps(home, "p")
         assert live_rows(home, "p").keys() == {f"d{n}#0" for n in range(60) if n != 7}

@@ -30,6 +30,7 @@ source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text], metadata:
 model: {{provider: hashing, dimensions: 16}}
 schedule: "0 2 * * *"
 buckets: {BUCKETS}
+evaluation: {{known_items: 8}}
 """
 # What a process does that embeds slowly: it says that it has begun, and goes on when it may.
 SLOW = """\

@@ -14,6 +14,7 @@ from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.orchestration.support import (
     BUCKETS,
     NOTES,
@@ -45,7 +46,8 @@ def later(home: Path, server: BatchServer) -> PipelineSpec:
     options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: ZOO_KEY, mode: batch"
     before = f"{{provider: hashing, dimensions: {DIMENSIONS}}}"
     assert before in NOTES
-    write_pipeline(home, text=NOTES.replace(before, f"{{provider: openai, {options}}}"))
+    notes = NOTES.replace(before, f"{{provider: openai, {options}}}").partition("evaluation:")[0]
+    write_pipeline(home, text=notes + UNMEASURED)
     write_notes(home)
     return find_pipeline("notes", home)
 

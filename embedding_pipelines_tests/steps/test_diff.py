@@ -27,10 +27,10 @@ from embedding_pipelines.steps.diff_queries import Question, compare_answers
 from embedding_pipelines.steps.release import live_release, read_releases, rollback
 from embedding_pipelines.warehouse import PipelineFolder, Warehouse, read_json, write_json
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
-from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
+from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
 
 # Nothing is measured: some of these releases are worse than the one before, which is not the matter here.
-PLAIN = HASHING + UNMEASURED
+PIPELINE = PLAIN + UNMEASURED
 
 COLOURS = ("red", "green", "blue", "amber", "black")
 THINGS = ("fox", "tea", "whale", "door", "stone", "boat", "lamp", "road")
@@ -41,7 +41,7 @@ def rows(n: int = 40) -> list[tuple[str, str, str]]:
     return [(f"id-{i}", f"{COLOURS[i % 5]} {THINGS[i % 8]} in the house", f"c{i % 3}") for i in range(n)]
 
 
-def released(home: Path, content: Sequence[Sequence[object]], pipeline: str = PLAIN) -> None:
+def released(home: Path, content: Sequence[Sequence[object]], pipeline: str = PIPELINE) -> None:
     write_pipeline(home, "p", pipeline)
     write_csv(home, "a.csv", content)
     run_steps(home, "p")
@@ -93,7 +93,7 @@ def test_a_table_that_was_empty_can_be_compared(home: Path) -> None:
 def test_texts_that_are_only_cut_otherwise_are_not_changed(home: Path) -> None:
     long = ("long", " ".join(f"word{n}" for n in range(60)), "c")
     released(home, [*rows(9), long])
-    released(home, [*rows(9), long], PLAIN + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n")
+    released(home, [*rows(9), long], PIPELINE + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n")
     found = compared(home)
     assert found.after.rows > found.before.rows
     assert found.documents.changed == Listed()
@@ -145,7 +145,7 @@ def with_vector(home: Path, vector: list[float]) -> Opened:
 )
 def test_what_a_compression_does_to_vectors_counts_as_a_move(home: Path, compression: str, moved: int) -> None:
     released(home, rows(40))
-    released(home, rows(40), PLAIN + f"compression: [{compression}]\n")
+    released(home, rows(40), PIPELINE + f"compression: [{compression}]\n")
     found = compared(home)
     assert found.documents.moved is not None
     assert (found.documents.moved.count, found.documents.compared_chunks) == (moved, 40)
@@ -168,7 +168,7 @@ def test_all_documents_are_counted_and_the_first_by_name_are_listed() -> None:
 
 def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> None:
     released(home, rows(40))
-    released(home, rows(39), PLAIN.replace("hashing}", "hashing, dimensions: 16}"))
+    released(home, rows(39), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
     found = compared(home)
     assert found.documents.moved is None
     assert found.before.space != found.after.space
@@ -188,7 +188,7 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
 def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) -> None:
     distinct = [(f"id-{n}", f"{COLOURS[n % 5]} {THINGS[n % 8]} word{n} other{n}", "c") for n in range(40)]
     released(home, distinct)
-    released(home, distinct, PLAIN.replace("hashing}", "hashing, max_tokens: 128}"))
+    released(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
     neighbours = compared(home).neighbours
     assert neighbours is not None
     assert (neighbours.asked, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
@@ -196,7 +196,7 @@ def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) ->
 
 def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Path) -> None:
     released(home, rows(2 * SAMPLED))
-    released(home, rows(2 * SAMPLED - 10), PLAIN.replace("hashing}", "hashing, dimensions: 16}"))
+    released(home, rows(2 * SAMPLED - 10), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
     before, after = (open_release(folder_of(home), release) for release in read_releases(folder_of(home)).releases)
     forth, back = compare_documents(before, after).sample, compare_documents(after, before).sample
     assert len({entry.document_id for entry in forth}) == SAMPLED
@@ -223,7 +223,7 @@ def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: 
 
 def test_queries_are_asked_in_each_releases_own_space_and_the_worst_come_first(home: Path) -> None:
     released(home, rows(40))
-    released(home, rows(40), PLAIN.replace("hashing}", "hashing, dimensions: 8}"))
+    released(home, rows(40), PIPELINE.replace("hashing}", "hashing, dimensions: 8}"))
     ask(home, "red fox", "green tea", "blue whale")
     queries = compared(home).queries
     assert queries is not None
@@ -293,7 +293,7 @@ def edit_release(home: Path, number: int, edit: Callable[[dict[str, Any]], Any])
 
 def test_changed_options_have_their_path_and_both_values(home: Path) -> None:
     released(home, rows(40))
-    other = PLAIN.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    other = PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
     released(
         home, rows(40), other + "compression: [int8]\nstore: {kind: lancedb, keep_releases: 3}\nschedule: '@daily'\n"
     )
@@ -324,7 +324,7 @@ def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> 
 
 
 def test_what_cannot_be_compared_is_refused_with_what_is_kept(home: Path) -> None:
-    write_pipeline(home, "p", PLAIN)
+    write_pipeline(home, "p", PIPELINE)
     with pytest.raises(ReleaseError, match="has no release yet"):
         compared(home)
     released(home, rows(8))

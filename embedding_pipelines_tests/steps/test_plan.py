@@ -31,7 +31,8 @@ ROWS = [(n, f"tale {n} of the fox and of hen number {n % 7}", "tale") for n in r
 
 
 def write(home: Path, server: WireServer, more: str = "") -> None:
-    write_pipeline(home, "tales", PIPELINE.format(url=server.url) + (UNMEASURED if "evaluation" not in more else "") + more)
+    measured = more if "evaluation" in more else UNMEASURED + more
+    write_pipeline(home, "tales", PIPELINE.format(url=server.url) + measured)
 
 
 def plan(home: Path) -> Plan:
@@ -199,7 +200,7 @@ def test_what_the_checks_will_ask_for_is_in_the_price(home: Path, server: WireSe
     write(home, server, "evaluation: {known_items: 20}\n")
     made = plan(home)
     assert made.usd == pytest.approx((made.tokens + made.tokens_to_measure) * 5.0 / 1e6, abs=1e-6)
-    assert 0 < made.tokens_to_measure
+    assert made.tokens_to_measure > 0
     did = run(home, server)
     assert did["texts_to_embed"] > made.texts_to_embed  # with those of the checks
     asked = sum(len(text.split()) for body in server.requests for text in body["input"])

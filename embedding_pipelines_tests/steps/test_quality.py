@@ -21,7 +21,7 @@ from embedding_pipelines.steps.release import live_release, release
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.warehouse import read_json, write_json
 from embedding_pipelines_tests.chain import checks_of, context_of, report, run_steps, steps, write_csv, write_pipeline
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import PLAIN
 
 WORDS = [f"{head}{tail}" for head in "bcdfghklmnprstvz" for tail in ("ano", "iru", "ole", "usta", "emi", "oko", "ari")]
 DOCUMENTS = 700
@@ -34,10 +34,8 @@ def texts(count: int, seed: int = 0) -> list[tuple[object, str, str]]:
     return [(f"id-{i}", " ".join(generator.choice(WORDS, 20)), kinds[i % 2]) for i in range(count)]
 
 
-def write(home: Path, more: str = "", model: str = "") -> None:
-    write_pipeline(
-        home, "p", HASHING.replace("model: {provider: hashing}", model or "model: {provider: hashing}") + more
-    )
+def write(home: Path, more: str = "") -> None:
+    write_pipeline(home, "p", PLAIN + more)
 
 
 @pytest.fixture

