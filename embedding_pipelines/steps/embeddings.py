@@ -197,9 +197,11 @@ def _write_rejected(context: StepContext, bucket: str, rejected: list[dict[str, 
 
 
 def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
-    """ConfigError if the file says `output_dim` and the vectors will have another number."""
-    wanted, given = context.spec.output_dim, provider.space.dimensions
-    given = check_chain(context.spec.compression, given)
+    """ConfigError if the file says `output_dim` and the vectors will have another number, or if the store cannot keep
+    or search what the compression makes of them."""
+    wanted, chain = context.spec.output_dim, context.spec.compression
+    given = check_chain(chain, provider.space.dimensions)
+    context.spec.store.check(chain[-1].codec.dtype if chain else "float32", given)
     if wanted is not None and wanted != given:
         can_shorten = wanted < provider.space.dimensions and not context.spec.compression
         shorten = f", or add `compression: [{{kind: pca, dimensions: {wanted}}}]`" if can_shorten else ""

@@ -23,6 +23,7 @@ from embedding_pipelines.evaluation.similarity import cosine_spearman
 from embedding_pipelines.providers.base import Provider, Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import nearest
+from embedding_pipelines.search import queries as asked_with
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.probes import cosines
 from embedding_pipelines.steps.queries import (
@@ -214,7 +215,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
     copies = codec.encode_copies(documents)
     if copies is not None:
         return np.array([codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)])
-    left, right = codec.encode(queries), codec.encode(documents)
+    left, right = asked_with(codec, queries), codec.encode(documents)
     if codec.metric == "hamming":
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
         agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
@@ -225,7 +226,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
 def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     """How much of the exact ten nearest codes the index finds."""
     codec, table = candidate.codec, candidate.table
-    exact = ExactSearch(_as_numbers(codec, codec.encode(queries)), TIES * K)
+    exact = ExactSearch(_as_numbers(codec, asked_with(codec, queries)), TIES * K)
     for batch in table.scan(["chunk_id", VECTOR], version=candidate.version):
         if batch.num_rows:
             codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)

@@ -241,11 +241,13 @@ def _tuned(
 def _refusal(context: StepContext, wish: Wish, swept: Swept) -> str:
     point = best(swept.points) or best(swept.screened)
     assert point is not None
+    what = "no compression is" if wish.is_auto else f"{wish.name} is not"
     held = ", which other queries did not confirm" if point.certified is False else ""
     slow = f" and {point.p50_ms:.0f} ms" if point.p50_ms is not None else ""
     return (
-        f"Pipeline {context.spec.name!r}: {'no compression' if wish.is_auto else wish.name} is not proven to keep a "
-        f"recall of {wish.floor:g}. The best is {point}: recall@10 {point.recall_at_10:.4f}, at least "
-        f"{point.lower_bound:.4f} with 95% confidence{held}, at {point.bytes_per_vector:,.0f} bytes a vector{slow}. "
-        f"Nothing was changed. Lower --floor, or {'raise --max-ms' if wish.is_auto else 'try --method auto'}."
+        f"Pipeline {context.spec.name!r}: {what} proven to keep a recall of {wish.floor:g}"
+        f"{f' in {wish.most_ms:g} ms a search' if wish.is_auto else ''}. The best is {point}: recall@10 "
+        f"{point.recall_at_10:.4f}, at least {point.lower_bound:.4f} with 95% confidence{held}, at "
+        f"{point.bytes_per_vector:,.0f} bytes a vector{slow}. Nothing was changed. Lower --floor, or "
+        f"{'raise --max-ms or --dimensions' if wish.is_auto else 'try --method auto'}."
     )

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(built: Path) -> Iterator[Page]:
-    yield written(built)[1]
+def page(built: Path) -> Page:
+    return written(built)[1]
 
 
 def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
@@ -182,7 +181,8 @@ def test_the_page_asks_no_network(page: Page) -> None:
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
     assert not [values for tag, values in page.tags if tag == "link" or str(values.get("src", "")).startswith("http")]
-    assert "Plotly" in page.scripts[1] or "plotly" in page.scripts[1]
+    assert page.scripts[1].lstrip().startswith("/**\n* plotly.js")
+    assert "showSendToCloud: false" in page.scripts[2]  # else a button offers to publish the map
 
 
 def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> None:
@@ -299,7 +299,7 @@ def test_kinds_beyond_twenty_are_others_and_a_column_of_ids_has_no_colours() -> 
 
 def test_a_pipeline_that_was_never_released_is_refused(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
-    with pytest.raises(ReleaseError, match="has no release yet. Run `embedding-pipelines run p`"):
+    with pytest.raises(ReleaseError, match=r"has no release yet\. Run `embedding-pipelines run p`"):
         write_report(Warehouse(home), "p", Silent())
 
 

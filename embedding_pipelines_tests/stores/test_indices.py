@@ -156,7 +156,7 @@ def test_more_refining_and_more_probes_find_more(tmp_path: Path) -> None:
         for refine in (1, 3, 10)
     }
     assert found[1] < found[3] < found[10]
-    few = build(tmp_path, codec, index="rq", nprobes=1)
+    few = build(tmp_path, codec, index="rq", nprobes=1, refine=10)
     assert recall(few, codec, vectors, everything, queries) < found[10]
 
 
