@@ -85,7 +85,7 @@ class PipelineSpec(BaseModel):
     budget: Budget | None = None
     schedule: str | None = None
     buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
-    seed: int = 0  # of the sample that a codec is fitted on
+    seed: int = 0  # of the samples that are measured
 
     @model_validator(mode="before")
     @classmethod

@@ -49,7 +49,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "compression.0": {"kind": "pca", "dimensions": 8},
         "model.dimensions": 32,
     },
-    "vector_store": {"store.index_rows": 500, "store.keep_releases": 3},
+    "vector_store": {"store.index": "rq", "store.index_rows": 500, "store.keep_releases": 3},
 }
 CHANGES_NOTHING = {
     "budget",
@@ -65,7 +65,7 @@ CHANGES_NOTHING = {
     "source.kind",
     "model.kind",
 }
-CHANGES_NOTHING |= {"store.kind"}
+CHANGES_NOTHING |= {"store.kind", "store.refine", "store.nprobes"}
 
 
 def changed(option: str, value: Any) -> PipelineSpec:
@@ -92,7 +92,7 @@ def settings(spec: PipelineSpec) -> dict[str, str]:
         "chunks": chunk_settings(context, spec.model),
         "embeddings": space.id,
         "codec": fitted_for(context, space),
-        "vector_store": fingerprint(spec.store),
+        "vector_store": spec.store.layout,
     }
 
 

@@ -7,6 +7,7 @@ All codecs keep directions, not lengths: the metric before compression is the co
 to unit length on their way in. A vector of zeros stays one.
 """
 
+import functools
 import io
 import itertools
 import json
@@ -154,7 +155,6 @@ class CodecChain:
         self.dimensions = codecs[-1].dimensions if codecs else input_dimensions
         self.dtype: Dtype = codecs[-1].dtype if codecs else "float32"
         self.metric: Metric = codecs[-1].metric if codecs else "cosine"
-        self.id = _chain_id(self.codecs)
 
     @classmethod
     def fit(cls, compressors: Sequence[Compressor], blocks: Callable[[], Iterable[Vectors]], dimensions: int) -> Self:
@@ -172,6 +172,11 @@ class CodecChain:
             )
             chain = cls([*chain.codecs, codec], dimensions)
         return chain
+
+    @functools.cached_property
+    def id(self) -> str:
+        """128-bit hex digest of all that was fitted; IDENTITY for no codec."""
+        return _chain_id(self.codecs)
 
     @property
     def copy(self) -> Codec | None:

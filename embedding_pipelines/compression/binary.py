@@ -59,7 +59,7 @@ class Binary(Compressor):
     kind: Literal["binary"] = "binary"
     codec: ClassVar[type[Codec]] = BinaryCodec
     rescore: Literal["int8", "float16", "none"] = "int8"
-    oversample: int = Field(4, ge=1)
+    oversample: int = Field(8, ge=1)
 
     def fixed(self, dimensions: int) -> BinaryCodec | None:
         copy = None if self.rescore == "none" else _COPIES[self.rescore].fixed(dimensions)

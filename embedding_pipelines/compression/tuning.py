@@ -22,7 +22,9 @@ Compression = tuple[Compressor, ...]
 # 0.924, 0.839 at a third; so the first steps are the small ones.
 SHARES = (1, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 ROUND_TO = 8  # dimensions: whole bytes of bits, and what product quantization and SIMD like
-LASTS: tuple[Compressor, ...] = (Float16(), Int8(), Binary())  # float32 after PCA is twice float16, and finds as much
+LASTS: tuple[Compressor, ...] = (Float16(), Int8())  # float32 after PCA is twice float16, and finds as much
+# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99, and 0.61 after PCA to 7/8.
+BITS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 
 @dataclass
@@ -60,7 +62,10 @@ def as_options(compression: Compression) -> list[dict[str, Any]]:
 
 def named(compression: Compression) -> str:
     """In words: `pca 128, int8`."""
-    parts = [" ".join(map(str, option.values())) for option in as_options(compression)]
+    parts = []
+    for option in as_options(compression):
+        words = [f"{value}" if name in ("kind", "dimensions") else f"{name} {value}" for name, value in option.items()]
+        parts.append(" ".join(words))
     return ", ".join(parts) or "float32"
 
 
@@ -80,6 +85,8 @@ def candidates(
         if size < dimensions and is_trained_for_truncation:
             shorter.append((Truncate(dimensions=size),))
         found += [(*first, last) for last in LASTS for first in shorter]
+        if size == dimensions:
+            found += [(last,) for last in BITS]
     return found
 
 

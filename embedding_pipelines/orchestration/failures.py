@@ -40,7 +40,7 @@ def problem_of(result: dg.ExecuteInProcessResult) -> str:
     failed = [
         f"{evaluation.check_name}: {evaluation.description}"
         for evaluation in result.get_asset_check_evaluations()
-        if not evaluation.passed
+        if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     ]
     if failed:
         return "Checks stand in the way of the release:\n" + "\n".join(f"  {line}" for line in failed)

@@ -1,8 +1,8 @@
 """sweep: the cheapest compression and index that keep a floor of recall.
 
 First every compression is measured without an index, which shows what cannot reach the floor. What is left becomes
-real tables, the smallest first, until none that is left can be cheaper than one that keeps the floor. That one must
-keep it again with queries that had no part in the choice.
+real tables, the smallest ones that there is room for. The cheapest that keeps the floor must keep it again with queries
+that had no part in the choice.
 """
 
 from collections.abc import Iterator
@@ -81,11 +81,10 @@ def sweep(
     chosen = None
     for number, setting in enumerate(found):
         corpus.context.progress.update("optimize", number, len(found), "tables")
-        made += _measured(trials, setting, f"trial-{number}", tuning, floor)
+        asked = tuning if chosen is None else first  # what comes now is only there to be compared
+        made += _measured(trials, setting, f"trial-{number}", asked, floor)
         smallest = found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
-        chosen = _certified(made, rest, floor, most_ms, smallest)
-        if chosen is not None:
-            break
+        chosen = chosen or _certified(made, rest, floor, most_ms, smallest)
     points = [tried.point for tried in made]
     mark_front(points)
     return Swept(points, screened, chosen.store if chosen else None)

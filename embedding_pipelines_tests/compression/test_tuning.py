@@ -32,9 +32,10 @@ def test_all_precisions_of_all_dimensions_are_tried_and_no_compression_too() -> 
     found = candidates(384, False, 1_000)
     assert found[0] == ()
     assert found[1:4] == [(Float16(),), (Int8(),), (Binary(),)]
+    assert (Binary(oversample=64),) in found
     sizes = {choice.dimensions for first, *_ in found[1:] if isinstance(choice := first, Pca)}
     assert sizes == {336, 288, 240, 192, 144, 96}
-    assert len(found) == len(set(found)) == 1 + 3 * 7
+    assert len(found) == len(set(found)) == 1 + 2 * 7 + 3
 
 
 @pytest.mark.parametrize(("dimensions", "rows"), [(384, 1_000), (300, 100), (8, 5), (3, 2), (1, 1)])
@@ -53,9 +54,15 @@ def test_dimensions_that_are_asked_for_are_the_only_ones() -> None:
     assert candidates(384, False, 1_000, only=100) == [
         (Pca(dimensions=100), Float16()),
         (Pca(dimensions=100), Int8()),
-        (Pca(dimensions=100), Binary()),
     ]
-    assert candidates(384, False, 1_000, only=384) == [(), (Float16(),), (Int8(),), (Binary(),)]
+    assert candidates(384, False, 1_000, only=384) == [
+        (),
+        (Float16(),),
+        (Int8(),),
+        (Binary(),),
+        (Binary(oversample=16),),
+        (Binary(oversample=64),),
+    ]
 
 
 def test_all_together_are_fitted_as_each_alone() -> None:
@@ -84,6 +91,7 @@ def test_options_are_those_of_a_pipeline_file() -> None:
 def test_names_are_short() -> None:
     assert named(()) == "float32"
     assert named((Pca(dimensions=16), Int8())) == "pca 16, int8"
+    assert named((Binary(oversample=16),)) == "binary oversample 16"
     assert str(Point((Int8(),), "none", None, 16.0)) == "int8 with no index"
     assert str(Point((Int8(),), "rq", 40, 16.0)) == "int8 with index rq, refine 40"
 
