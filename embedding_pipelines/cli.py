@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from embedding_pipelines import __version__, cli_diff, cli_optimize, cli_release
+from embedding_pipelines import __version__, cli_diff, cli_optimize, cli_release, cli_report
 from embedding_pipelines.cli_support import (
     AsJson,
     Name,
@@ -250,7 +250,7 @@ def search(
     emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
 
 
-for commands in (cli_release, cli_optimize, cli_diff):
+for commands in (cli_release, cli_optimize, cli_report, cli_diff):
     commands.add_to(app)
 
 

@@ -176,7 +176,12 @@ class CodecChain:
     @functools.cached_property
     def id(self) -> str:
         """128-bit hex digest of all that was fitted; IDENTITY for no codec."""
-        return _chain_id(self.codecs)
+        parts: list[bytes] = []
+        for codec in self.codecs:
+            parts += [codec.kind.encode(), json.dumps(codec.facts(), sort_keys=True).encode()]
+            for name, array in sorted(codec.arrays().items()):
+                parts += [name.encode(), str(array.dtype).encode(), str(array.shape).encode(), array.tobytes()]
+        return schemas.digest(*parts).hex() if parts else IDENTITY
 
     @property
     def copy(self) -> Codec | None:
@@ -292,14 +297,3 @@ def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -
     assert issubclass(choice, Compressor)
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return choice.codec.load(stage, own)
-
-
-def _chain_id(codecs: Sequence[Codec]) -> str:
-    if not codecs:
-        return IDENTITY
-    parts: list[bytes] = []
-    for codec in codecs:
-        parts += [codec.kind.encode(), json.dumps(codec.facts(), sort_keys=True).encode()]
-        for name, array in sorted(codec.arrays().items()):
-            parts += [name.encode(), str(array.dtype).encode(), str(array.shape).encode(), array.tobytes()]
-    return schemas.digest(*parts).hex()

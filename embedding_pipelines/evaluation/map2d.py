@@ -83,7 +83,8 @@ def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
 def beside(vectors: Vectors, known: Vectors, xy: Vectors) -> Vectors:
     """Places float32[m, 2] for `vectors` float32[m, d] among `known` float32[n, d] at `xy` float32[n, 2], n > 0.
 
-    The mean of the places of the nearest, of which the very nearest counts most.
+    The mean of the places of the nearest, of which the very nearest counts most; only of those that lie together, since
+    between two clusters there is nothing.
     """
     unit, known = _unit(vectors), _unit(known)
     count = min(BESIDE, len(known))
@@ -93,7 +94,12 @@ def beside(vectors: Vectors, known: Vectors, xy: Vectors) -> Vectors:
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
         found = np.take_along_axis(cosines, nearest, axis=1)
         pulls = np.exp((found - found.max(axis=1, keepdims=True)) / FALL_OFF)
-        placed[first : first + BLOCK] = (pulls[:, :, None] * xy[nearest]).sum(axis=1) / pulls.sum(axis=1)[:, None]
+        places = xy[nearest]
+        gaps = np.linalg.norm(places[:, :, None] - places[:, None], axis=3)
+        middle = (gaps * pulls[:, None, :]).sum(axis=2).argmin(axis=1)
+        away = gaps[np.arange(len(gaps)), middle]
+        pulls[away > np.median(away, axis=1, keepdims=True)] = 0
+        placed[first : first + BLOCK] = (pulls[:, :, None] * places).sum(axis=1) / pulls.sum(axis=1)[:, None]
     return placed
 
 

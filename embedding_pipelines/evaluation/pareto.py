@@ -15,12 +15,20 @@ LABEL_HEIGHT = 0.04  # of the chart: a label nearer to another one would cover i
 
 
 def described(compression: Sequence[Mapping[str, Any]]) -> str:
-    """A chain in a few words: `pca 128, int8`; `float32` for none."""
-    return ", ".join(" ".join(str(part) for part in _spoken(choice)) for choice in compression) or "float32"
+    """A chain, as a pipeline file says it, in a few words: `pca 128, int8`; `float32` for none."""
+    return ", ".join(" ".join(_words(options)) for options in compression) or "float32"
 
 
-def _spoken(choice: Mapping[str, Any]) -> list[Any]:
-    return [choice["kind"], choice["dimensions"]] if "dimensions" in choice else [choice["kind"]]
+def _words(options: Mapping[str, Any]) -> list[str]:
+    return [f"{value}" if name in ("kind", "dimensions") else f"{name} {value}" for name, value in options.items()]
+
+
+def searched(point: Point) -> str:
+    """Its index and how much is refined: `sq ×2`; empty if the point does not say."""
+    index, refine = point.get("index"), point.get("refine")
+    return " ".join(
+        [*(["no index" if index == "none" else index] if index else []), *([f"×{refine}"] if refine else [])]
+    )
 
 
 def draw_sizes(axes: "Axes", tuning: Mapping[str, Any] | None) -> bool:
@@ -97,10 +105,9 @@ def _label_apart(axes: "Axes", front: Sequence[Point]) -> None:
         if any(abs(height - other) < LABEL_HEIGHT for other in written):
             continue
         written.append(height)
-        index = f" · {point['index']}" if point.get("index") else ""
-        refine = f" ×{point['refine']}" if point.get("refine") else ""
+        words = [described(point["compression"]), searched(point)]
         axes.annotate(
-            f"{described(point['compression'])}{index}{refine}",
+            " · ".join(filter(None, words)),
             (point["bytes_per_vector"], point["recall_at_10"]),
             xytext=(-7, 4),
             textcoords="offset points",

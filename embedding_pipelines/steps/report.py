@@ -17,7 +17,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.evaluation.options import CHECKS, HIGHER, MEASURES
-from embedding_pipelines.evaluation.pareto import described
+from embedding_pipelines.evaluation.pareto import described, searched
 from embedding_pipelines.evaluation.plots import ABSENT, SIZE, figures
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.steps.check import STRUCTURE
@@ -52,7 +52,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     folder = warehouse.pipeline(name)
     release = live_release(folder)
     codec = CodecChain.load(folder.codecs / release.codec)
-    progress.update("report", 0, None, "rows")
+    progress.update("report", 0, release.rows, "rows")
     shown = map_of(warehouse, release, codec, progress)
     history, tuning = read_history(folder), read_json(folder.tuning)
     pictures = figures(history, tuning, *spectrum(codec), form="svg")
@@ -102,7 +102,9 @@ def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[st
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
     kept = [str(entry.number) for entry in read_releases(folder).releases]
     stored, plain = codec.bytes_per_vector, 4 * space.dimensions
-    chain = described([choice.model_dump() for choice in spec.compression])
+    chain = described(
+        [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in spec.compression]
+    )
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
     prompts = ", ".join(f"{role}: {prompt!r}" for role, prompt in space.prompts.items() if prompt)
     facts = {
@@ -168,19 +170,17 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What `optimize` was asked and what it found, the points of the front in the order of their size."""
     if tuning is None:
         return None
-    points = sorted(
-        (point for point in tuning["points"] if point.get("on_front") or point.get("chosen")),
-        key=lambda point: (point["bytes_per_vector"], point["recall_at_10"]),
-    )
+    shown = [point for point in tuning["points"] if point.get("on_front") or point.get("chosen")]
+    names = ("recall_at_10", "lower_bound", "held_out_recall", "held_out_lower_bound", "p50_ms", "p95_ms")
     rows = [
         {
             "chain": described(point["compression"]),
-            "index": " ".join(str(part) for part in (point.get("index"), point.get("refine")) if part is not None),
-            "bytes": f"{point['bytes_per_vector']:,}",
-            **{name: _figure(point.get(name)) for name in ("recall_at_10", "lower_bound", "p50_ms", "p95_ms")},
+            "index": searched(point),
+            "bytes": f"{point['bytes_per_vector']:,.0f}",
+            "figures": [_figure(point.get(name)) for name in names],
             "chosen": bool(point.get("chosen")),
         }
-        for point in points
+        for point in sorted(shown, key=lambda point: point["bytes_per_vector"])
     ]
     return {**tuning, "rows": rows, "measured": len(tuning["points"])}
 

@@ -54,7 +54,7 @@ def map_of(warehouse: Warehouse, release: Release, codec: CodecChain, progress: 
     """The map as JSON values: places, texts, columns to colour by, queries; lists run over the points."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
-    points = _read(table, release, codec)
+    points = _read(table, release, codec, progress)
     placed = _placed(folder, release, points, progress)
     columns = [
         _column(name, release.spec.source.metadata_types[name], found) for name, found in points.metadata.items()
@@ -72,14 +72,17 @@ def map_of(warehouse: Warehouse, release: Release, codec: CodecChain, progress: 
     }
 
 
-def _read(table: Table, release: Release, codec: CodecChain) -> _Points:
+def _read(table: Table, release: Release, codec: CodecChain, progress: Progress) -> _Points:
     """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every release alike."""
     limit = _limit(table, release)
     names = list(release.spec.source.metadata_types)
     wanted = ["chunk_id", "document_id", "text", *names, VECTOR]
     parts = [np.empty((0, codec.input_dimensions), np.float32)]
     rows: dict[str, list[Any]] = {name: [] for name in wanted[:-1]}
+    done = 0
     for batch in table.scan(wanted, version=release.version):
+        done += batch.num_rows
+        progress.update("report", done, release.rows, "rows")
         chosen = batch.filter(pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_()))
         if chosen.num_rows:
             codes = chosen[VECTOR].flatten().to_numpy().reshape(chosen.num_rows, -1)

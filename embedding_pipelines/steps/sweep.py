@@ -6,7 +6,7 @@ that had no part in the choice.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.tuning import Compression, Point, candidates, choices, fitted, mark_front
@@ -44,21 +44,17 @@ class Tried:
 
 @dataclass(frozen=True)
 class Swept:
-    """What was measured: real tables, and the codes alone; `store` is that of the point that is chosen."""
+    """What was measured: of real tables, and of codes alone what became none. `store` is that of the chosen point."""
 
     points: list[Point]
-    screened: list[Point] = field(default_factory=list)
     store: Store | None = None
-
-    @property
-    def chosen(self) -> Point | None:
-        return next((point for point in self.points if point.chosen), None)
 
 
 def sweep(
     corpus: Corpus, trials: Trials, tuning: Asked, rest: Asked, floor: float, most_ms: float, only: int | None
 ) -> Swept:
-    """Measure until the cheapest point that keeps `floor` is found and certified by the queries `rest`, or all were.
+    """Find the cheapest point that keeps `floor`, and measure others beside it. None is chosen if none is certified by
+    the queries `rest`.
 
     `most_ms` is how long its median search may take; `only` are the dimensions to try, if not all. Raises ConfigError
     if there are not so many.
@@ -81,13 +77,17 @@ def sweep(
     chosen = None
     for number, setting in enumerate(found):
         corpus.context.progress.update("optimize", number, len(found), "tables")
-        asked = tuning if chosen is None else first  # what comes now is only there to be compared
-        made += _measured(trials, setting, f"trial-{number}", asked, floor)
-        smallest = found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
-        chosen = chosen or _certified(made, rest, floor, most_ms, smallest)
+        if chosen is None:
+            made += _measured(trials, setting, f"trial-{number}", tuning, floor, is_open=True)
+            smallest = found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
+            chosen = _certified(made, rest, floor, most_ms, smallest)
+        else:  # only to be compared with it, by fewer queries
+            made += _measured(trials, setting, f"trial-{number}", first, floor, is_open=False)
     points = [tried.point for tried in made]
+    scanned = [tried.point.compression for tried in made if tried.trial.is_exact]
+    points += [point for point in screened if point.compression not in scanned]
     mark_front(points)
-    return Swept(points, screened, chosen.store if chosen else None)
+    return Swept(points, chosen.store if chosen else None)
 
 
 def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Iterator[Setting]:
@@ -124,8 +124,13 @@ def _index_bytes(store: Store, chain: CodecChain) -> float:
     return chain.dimensions if (store.index, chain.metric) == ("sq", "cosine") else chain.dimensions / 8  # type: ignore[attr-defined]
 
 
-def _measured(trials: Trials, setting: Setting, name: str, asked: Asked, floor: float) -> Iterator[Tried]:
-    """A table, searched with as much refining as it needs to keep the floor."""
+def _measured(
+    trials: Trials, setting: Setting, name: str, asked: Asked, floor: float, is_open: bool
+) -> Iterator[Tried]:
+    """A table, searched with as much refining as it needs to keep the floor.
+
+    While the choice `is_open` its bound has to, and the table is kept to be certified; later its mean is enough.
+    """
     trial = trials.make(setting.store, setting.chain, name)
     kind = getattr(setting.store, "index", "none")
     refines = kind in INDICES and not trial.is_exact and setting.chain.metric == "cosine"
@@ -135,8 +140,10 @@ def _measured(trials: Trials, setting: Setting, name: str, asked: Asked, floor: 
         trial = trials.reopened(trial, store)
         found = trial.searched(asked, floor)
         yield Tried(Point(setting.compression, kind, refine, trial.bytes_per_vector, **vars(found)), trial, store)
-        if found.lower_bound >= floor:
+        if is_open and found.lower_bound >= floor:
             return
+        if not is_open and found.recall_at_10 >= floor:
+            break
     trials.drop(trial, setting.store)
 
 

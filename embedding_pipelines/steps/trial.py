@@ -31,9 +31,9 @@ K = 10
 TIES = 5  # so many times the neighbours are kept, because equal vectors may stand in for one another
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed
-TIMED = 100  # searches of a table whose findings are known otherwise
-DOUBT = 0.05
-ROW = "row"
+TIMED = 50  # searches of a table whose findings are known otherwise
+DOUBT = 0.05  # the probability that a bound is wrong, at most
+ROW = "row"  # the column of the rows' numbers, by which they are known here
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,16 @@ class Found:
 
 @dataclass(frozen=True)
 class Trial:
-    """A real table of all vectors."""
+    """A real table of all vectors.
+
+    Its bytes are those on disk: of the codes, their copies and the index, and two or three of the row's number.
+    """
 
     corpus: Corpus
     chain: CodecChain
     name: str
     table: Table
-    bytes_per_vector: (
-        float  # on disk: of the columns that are searched, of the index, and two or three of the row's number
-    )
+    bytes_per_vector: float
     is_exact: bool  # there is no index
 
     def searched(self, asked: Asked, floor: float = 0.0, doubt: float = DOUBT) -> Found:

@@ -46,7 +46,7 @@ class Tuned:
     problem: str
     spec: PipelineSpec
     options: dict[tuple[str, ...], Any]
-    points: list[Point]  # of real tables, in the order they were measured
+    points: list[Point]  # those with times are of real tables, the others of codes alone
     evidence: dict[str, Any]
 
 
@@ -75,7 +75,6 @@ class Wish:
                 f"--dimensions is {self.dimensions}, but {' and '.join(self.methods)} keeps all of them. Leave it out, "
                 "or write `--method pca` before."
             )
-
         if self.is_auto and self.floor is None:
             raise ConfigError(f"--method {AUTO} needs a --floor.")
 
@@ -140,8 +139,9 @@ def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> 
     only = wish.dimensions or context.spec.output_dim
     swept = sweep(corpus, trials, asked.part(half), asked.part(2 * half, half), wish.floor, wish.most_ms, only)
     spec = context.spec
-    if swept.chosen is not None:
-        spec = spec.model_copy(update={"compression": swept.chosen.compression, "store": swept.store})
+    chosen = _chosen(swept.points)
+    if chosen is not None:
+        spec = spec.model_copy(update={"compression": chosen.compression, "store": swept.store})
     queries = {"tuning": half, "held_out": half, "from": origin}
     return _tuned(context, wish, swept, spec, queries, _reference(trials, corpus, context.spec.store))
 
@@ -212,10 +212,9 @@ def _tuned(
         "queries": asked,
         "reference_bytes_per_vector": reference,  # of float32 with the store's usual index
         "points": [point.facts for point in swept.points],
-        "without_index": [point.facts for point in swept.screened],  # bytes of the codes alone
     }
     write_json(context.folder.tuning, evidence)
-    chosen = next((point for point in swept.points if point.chosen), None)
+    chosen = _chosen(swept.points)
     if chosen is None:
         return Tuned(_refusal(context, wish, swept), context.spec, {}, swept.points, evidence)
     optimized = Optimized(
@@ -238,8 +237,12 @@ def _tuned(
     return Tuned("", spec.model_copy(update={"optimized": optimized}), options, swept.points, evidence)
 
 
+def _chosen(points: list[Point]) -> Point | None:
+    return next((point for point in points if point.chosen), None)
+
+
 def _refusal(context: StepContext, wish: Wish, swept: Swept) -> str:
-    point = best(swept.points) or best(swept.screened)
+    point = best(swept.points)
     assert point is not None
     what = "no compression is" if wish.is_auto else f"{wish.name} is not"
     held = ", which other queries did not confirm" if point.certified is False else ""

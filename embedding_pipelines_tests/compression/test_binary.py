@@ -74,8 +74,8 @@ def test_rescoring_ranks_the_best_by_bits_as_their_own_vectors_do() -> None:
             rows = np.argsort((bits != own).sum(axis=1), kind="stable")[: 10 * oversample]
             found.append(rows[np.argsort(-chain.rescore(query, copies[rows]))][:10])
         recall[oversample] = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
-    assert recall[4] > recall[1] + 0.15
-    assert recall[4] > 0.84
+    assert recall[chain.oversample] > recall[1] + 0.15
+    assert recall[chain.oversample] > 0.84
 
 
 def test_cosines_with_vectors_of_zeros_are_zero() -> None:

@@ -112,16 +112,16 @@ def test_the_last_line_of_a_release_counts_and_the_order_of_lines_does_not() -> 
 
 
 def test_a_single_candidate_without_bounds_is_drawn() -> None:
-    lone = point(128, 0.9, lower_bound=None, index=None, refine=None, compression=[], floor=None)
+    lone = point(128, 0.9, lower_bound=None, index="none", refine=None, compression=[], floor=None)
     found = figures([], {"points": [lone, point(64, 0.5, recall_at_10=None)]}, None, form="svg")
-    assert "float32" in written(found[SIZE])
+    assert "float32 · no index" in written(found[SIZE])
 
 
 @pytest.mark.parametrize(
     ("chain", "words"),
     [
         ([], "float32"),
-        ([{"kind": "binary", "rescore": "int8"}], "binary"),
+        ([{"kind": "binary", "oversample": 16}], "binary oversample 16"),
         ([{"kind": "pca", "dimensions": 128}, {"kind": "int8"}], "pca 128, int8"),
     ],
 )

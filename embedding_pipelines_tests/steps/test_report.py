@@ -120,7 +120,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "on_front": True,
         "chosen": True,
     }
-    tuning = {"made_at": "2026-01-02T00:00:00+00:00", "method": "auto", "floor": 0.99, "confidence": 0.95}
+    tuning = {
+        "made_at": "2026-01-02T00:00:00+00:00",
+        "method": "auto",
+        "floor": 0.99,
+        "confidence": 0.95,
+        "queries": {"tuning": 500, "held_out": 400, "from": "corpus"},
+    }
     write_json(context_of(home, "p").folder.tuning, {**tuning, "points": [{**point, **figures}]})
     return home
 
@@ -148,8 +154,10 @@ def test_every_chart_is_a_picture_or_a_sentence(page: Page) -> None:
     assert {VARIANCE, SIZE, RECALL} <= set(page.pictures)
     assert f"{COST} Nothing was paid for" in page.text
     assert f"{DRIFT} Drift is measured from the second release on" in page.text
-    assert "optimize --method auto , floor 0.99: 1 candidates" in page.text
-    assert "pca 8 sq 2 32 0.995 0.991 4 7 chosen" in page.text
+    assert (
+        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; what is held out are 400 others" in page.text
+    )
+    assert "pca 8 sq ×2 32 0.995 0.991 – – 4 7 chosen" in page.text
 
 
 def test_what_is_missing_is_said_after_one_release(home: Path) -> None:

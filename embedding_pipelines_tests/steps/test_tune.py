@@ -282,7 +282,9 @@ def test_output_dim_holds_for_what_is_chosen(context: StepContext) -> None:
     bound = StepContext(spec, context.warehouse)
     with pytest.raises(ConfigError, match=r"output_dim is 64, but .* gives 32"):
         tune(bound, Wish(("pca",), 32))
-    assert {len(point.compression) for point in tune(bound, Wish(("auto",), floor=0.5)).points} == {1}
+    points = tune(bound, Wish(("auto",), floor=0.5)).points
+    assert points
+    assert not any(isinstance(choice, Pca) for point in points for choice in point.compression)
 
 
 # --- a search for the best
@@ -317,7 +319,7 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(context: StepC
     }
     assert half is not None
     assert evidence["queries"]["from"]["corpus"] in (2 * half, 2 * half + 1)
-    assert len(evidence["without_index"]) > 15
+    assert len(evidence["points"]) > 15
     assert tuned.spec.store.index == "none"  # type: ignore[attr-defined]
     assert tuned.options[("store", "index")] == "none"
     assert all_files(built) == before
@@ -327,7 +329,7 @@ def test_with_an_index_it_is_found_too(context: StepContext) -> None:
     tuned = tune(with_store(context, index_rows=256, index="pq", refine=7), Wish(("auto",), 64, 0.97))
     assert not tuned.problem
     assert {point.index for point in tuned.points} <= {"none", "rq", "pq", "sq"}
-    assert len(tuned.points) < 12
+    assert sum(point.p50_ms is not None for point in tuned.points) < 30
 
 
 def test_a_floor_that_nothing_reaches_is_refused_and_the_best_is_named(context: StepContext, built: Path) -> None:

@@ -1,0 +1,94 @@
+"""Compression with a proven floor, on captions and a real model: small where it may be, refused where it may not."""
+
+import csv
+import itertools
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.evaluation.exact import Neighbours, recall
+from embedding_pipelines.pipeline_edit import edited
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.steps import tune as tune_step
+from embedding_pipelines.steps.trial import Corpus
+from embedding_pipelines.steps.tune import Tuned, Wish, fit_anew, tune
+from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.chain import context_of, run_steps, steps, write_pipeline
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
+
+CAPTIONS, OTHERS = 8_000, 500
+FLOOR = 0.99
+PIPELINE = """\
+source: {kind: csv, path: data/captions.csv, id: id, text: [caption], metadata: [image]}
+model: hf:sentence-transformers/all-MiniLM-L6-v2
+store: {kind: lancedb, index_rows: 4000}
+"""
+
+
+@pytest.fixture(scope="module")
+def embedded(shared: Path, proof_home: Path) -> Path:
+    (proof_home / "data").mkdir()
+    with (shared / "captions" / "captions_en.csv").open(encoding="utf-8") as file:
+        (proof_home / "data" / "captions.csv").write_text("".join(itertools.islice(file, CAPTIONS + 1)))
+    write_pipeline(proof_home, "captions", PIPELINE)
+    context = context_of(proof_home, "captions")
+    for step, _ in steps(context, context.spec.model):
+        if step == "codec":
+            break
+    return proof_home
+
+
+@pytest.fixture(scope="module")
+def tuned(embedded: Path) -> Tuned:
+    return tune(context_of(embedded, "captions"), Wish(("auto",), floor=FLOOR))
+
+
+def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None:
+    assert not tuned.problem
+    found = tuned.spec.optimized
+    assert found is not None
+    assert found.queries == tune_step.QUERIES
+    assert found.times_smaller is not None
+    assert found.times_smaller >= 4
+    assert found.recall_at_10 is not None
+    assert found.lower_bound is not None
+    assert found.recall_at_10 >= found.lower_bound >= FLOOR
+
+
+def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded: Path, shared: Path) -> None:
+    """Other captions are asked, which are not in the corpus at all."""
+    path = embedded / "pipelines" / "captions.yaml"
+    with edited(path, tuned.options, tuned.spec):
+        fit_anew(context_of(embedded, "captions"))
+        run_steps(embedded, "captions")
+    searcher = Searcher(Warehouse(embedded), "captions")
+    release, context = searcher.release, context_of(embedded, "captions")
+    assert release.spec.compression == tuned.spec.compression
+    with (shared / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["caption"] for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)]
+    asked = Corpus(context, context.spec.model.space).asked(searcher.provider.embed(texts, "query"))
+    names = [
+        name
+        for bucket in context.spec.bucket_names
+        for batch in context.folder.embeddings.read(bucket, ["chunk_id"])
+        for name in batch["chunk_id"].to_pylist()
+    ]
+    truth = Neighbours([[names[row] for row in rows] for rows in asked.exact.ids], asked.exact.cosines)
+    found = [
+        [hit.chunk_id for hit in searcher.search_vector(vector, searcher.provider.space).hits]
+        for vector in asked.vectors
+    ]
+    assert recall(found, truth).mean() > 0.985
+
+
+def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Path) -> None:
+    context = context_of(embedded, "captions")
+    before = (embedded / "pipelines" / "captions.yaml").read_bytes()
+    refused = tune(context, Wish(("auto",), 96, FLOOR))
+    assert "no compression is proven to keep a recall of 0.99" in refused.problem
+    assert "The best is pca 96" in refused.problem
+    with pytest.raises(CompressionError, match=r"2000 queries cannot prove a recall of 0\.9999"):
+        tune(context, Wish(("auto",), floor=0.9999))
+    assert (embedded / "pipelines" / "captions.yaml").read_bytes() == before
