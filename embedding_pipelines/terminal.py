@@ -39,8 +39,10 @@ SENTENCES = {
     "embeddings": "{vectors}: {embedded} embedded, {from_ledger:,} from the ledger",
     "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
     "vector_store": "{rows}: {added:,} added, {removed:,} removed",
+    "checks": "{passed:,} of {checks:,} passed",
     "release": "release {release}, live: {live}",
 }
+SPOKEN_MEASURES = {"ndcg_at_10": "nDCG@10", "known_item_recall": "known items", "recall_at_10": "recall@10"}
 COUNTED = {  # facts that are spoken with their noun
     "documents": "document",
     "files": "file",
@@ -126,6 +128,8 @@ def sentence(report: StepReport) -> str:
         spoken += f", {facts['rejected']:,} refused (see status)" if facts.get("rejected") else ""
         spoken += f" for {facts['usd']:.4f} USD" if facts.get("usd") else ""
         spoken += f" at {facts['tokens_per_second']:,} tokens/s" if facts.get("tokens_per_second") else ""
+    if report.step == "checks":
+        spoken += "".join(f", {name} {facts[key]:.3f}" for key, name in SPOKEN_MEASURES.items() if key in facts)
     return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"
 
 

@@ -101,7 +101,7 @@ def checks_of(context: StepContext, provider: Provider | None = None) -> list[Ch
     """What `verify` finds; a recording provider is not asked, so that it has on record what was embedded."""
     asked = provider or context.spec.model
     with Ledger(context.warehouse.ledger) as ledger:
-        return verify.verify(context, asked.inner if isinstance(asked, Recording) else asked, ledger)
+        return verify.verify(context, asked.inner if isinstance(asked, Recording) else asked, ledger)[1]
 
 
 def run_steps(home: Path, name: str, provider: Provider | None = None) -> list[StepReport]:

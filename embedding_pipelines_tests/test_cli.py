@@ -19,7 +19,7 @@ from embedding_pipelines_tests.runs import run_whole
 ROWS = [(1, "red fox", "animal"), (2, "blue whale", "animal"), (3, "green tea", "drink")]
 COMMANDS = [
     *("version", "example", "validate", "run", "plan", "models", "status", "list", "search"),
-    *("release", "rollback", "diff"),
+    *("release", "rollback", "optimize", "report", "diff"),
 ]
 
 
@@ -180,7 +180,7 @@ def test_run_reports_every_step_and_runs_again_without_work(
     write_csv(home, "a.csv", ROWS)
     first = command("run")
     assert (first.code, first.err) == (0, "")
-    steps = ["documents", "chunks", "embeddings", "codec", "vector_store", "release"]
+    steps = ["documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release"]
     assert [line.split()[:2] for line in first.out.splitlines()] == [["p", step] for step in steps]
     again = command("run", "p", "p", "--json")
     assert (again.code, again.err) == (0, "")

@@ -28,6 +28,7 @@ FACTS: dict[str, dict[str, Any]] = {
     "embeddings": {"vectors": 2, "embedded": 1, "from_ledger": 1, "tokens_per_second": 5_000},
     "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
+    "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},
     "release": {"release": 3, "live": 3},
 }
 
@@ -50,6 +51,7 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
         ("embeddings", "2 vectors: 1 text embedded, 1 from the ledger at 5,000 tokens/s (2.0 s)"),
         ("codec", "384 x float32, 1,536 bytes each (2.0 s)"),
         ("vector_store", "2 rows: 2 added, 0 removed (2.0 s)"),
+        ("checks", "12 of 13 passed, known items 0.870, recall@10 0.991 (2.0 s)"),
         ("release", "release 3, live: 3 (2.0 s)"),
     ],
 )

@@ -1,6 +1,8 @@
 """Asset checks: what `steps/verify.py` finds, shown on the table and in the way of a wrong release."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import dagster as dg
 
@@ -42,9 +44,10 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
         required_resource_keys=resource_keys(spec),
     )
     def table_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        step = step_context(context, spec)
+        step, started = step_context(context, spec), time.perf_counter()
         with readable_errors(), step.folder.lock(), Ledger(step.warehouse.ledger) as ledger:
-            outcomes = verify(step, provider_of(context, spec), ledger)
+            report, outcomes = verify(step, provider_of(context, spec), ledger)
+        step.progress.finish(replace(report, seconds=time.perf_counter() - started))
         selected = {chosen.name for chosen in context.selected_asset_check_keys}
         for outcome in outcomes:
             if not outcome.passed and not any(other.blocks for other in outcomes):

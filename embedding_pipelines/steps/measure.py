@@ -180,7 +180,8 @@ def _search_known_items(
         return
     scores, milliseconds, found = _scores(candidate.codec, queries, rests), list[float](), list[list[str]]()
     ranks: dict[str, float] = {}
-    for item, vector, score in zip(known, queries, scores, strict=True):
+    for number, (item, vector, score) in enumerate(zip(known, queries, scores, strict=True)):
+        candidate.context.progress.update("checks", number, len(known), "searches")
         started = time.perf_counter()
         hits = nearest(candidate.table, candidate.codec, vector, K, None, candidate.version)
         milliseconds.append((time.perf_counter() - started) * 1000)

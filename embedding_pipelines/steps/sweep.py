@@ -19,7 +19,9 @@ from embedding_pipelines.stores._lance_index import INDICES
 from embedding_pipelines.stores.base import Store
 
 MOST_TABLES = 12
-KINDS = ("none", "rq", "pq", "sq")  # a graph takes more bytes than `sq`, and is made of it
+# `pq` takes the bytes of `rq`, finds less (0.979 of 0.999 on 99,000 captions) and minutes to train in place of a
+# second; a graph is `sq` and more.
+KINDS = ("none", "rq", "sq")
 REFINES = (2, 5)  # times the index's own figure, where that finds too little
 
 

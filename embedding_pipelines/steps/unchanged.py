@@ -18,7 +18,7 @@ from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wron
 from embedding_pipelines.steps.model import current_model
 from embedding_pipelines.steps.release import current_release, pinned_model, read_releases
 from embedding_pipelines.steps.vector_store import current_vector_store
-from embedding_pipelines.steps.verify import current_checks
+from embedding_pipelines.steps.verify import current_verify
 from embedding_pipelines.warehouse import Warehouse, read_json
 
 
@@ -59,8 +59,7 @@ def _reports(context: StepContext) -> Iterator[StepReport | None]:
     yield _summed("embeddings", [current_embeddings(context, bucket, space) for bucket in names])
     yield current_codec(context, space)
     yield current_vector_store(context, space)
-    if current_checks(context) is None:
-        yield None  # `evaluation:` has changed, or a file that it names
+    yield current_verify(context)
     yield current_release(context, space)
 
 

@@ -15,6 +15,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.pipeline import fingerprint
+from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.space import Space
@@ -31,7 +32,7 @@ from embedding_pipelines.stores.base import Table
 from embedding_pipelines.warehouse import read_json, write_json
 
 
-def verify(context: StepContext, provider: Provider, ledger: Ledger) -> list[Check]:
+def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[StepReport, list[Check]]:
     """Check the newest version of the table, take its measures, and remember both for `release`.
 
     What passed before is not looked at again, until the table, `evaluation:` or one of its files changes.
@@ -46,7 +47,7 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> list[Che
         )
     known = current_checks(context)
     if known is not None and not any(check.blocks for check in known):
-        return known
+        return _report(context, known, changed=False), known
     checks = [
         _counts_add_up(context, table),
         _vectors_are_sound(context, space, codec, table),
@@ -70,7 +71,7 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> list[Che
         "checks": [asdict(check) for check in checks],
     }
     write_json(context.folder.verified, verified)
-    return checks
+    return _report(context, checks, changed=True), checks
 
 
 def current_checks(context: StepContext) -> list[Check] | None:
@@ -81,6 +82,17 @@ def current_checks(context: StepContext) -> list[Check] | None:
     if known["made_from"] != _made_from(context, state):
         return None
     return [Check(**check) for check in known["checks"]]
+
+
+def current_verify(context: StepContext) -> StepReport | None:
+    """The report of checks that were made and need not be made again, None if there is something to check."""
+    known = current_checks(context)
+    return _report(context, known, changed=False) if known is not None else None
+
+
+def _report(context: StepContext, checks: list[Check], changed: bool) -> StepReport:
+    measures = (read_json(context.folder.verified) or {})["measures"]
+    return StepReport("checks", changed, {"checks": len(checks), "passed": sum(c.passed for c in checks), **measures})
 
 
 def _made_from(context: StepContext, state: TableState) -> str:

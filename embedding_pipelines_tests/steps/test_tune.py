@@ -193,7 +193,7 @@ def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(c
     assert tried(context, (Binary(),)) == [("sq", 72)]
     many = with_store(context, index_rows=256)
     assert tried(many, (Int8(),)) == [("none", 64)]
-    assert tried(many, (Float16(),)) == [("none", 128), ("rq", 136), ("pq", 136), ("sq", 192)]
+    assert tried(many, (Float16(),)) == [("none", 128), ("rq", 136), ("sq", 192)]
     assert tried(many, (Binary(),)) == [("none", 72), ("sq", 80)]
 
 
@@ -328,7 +328,7 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(context: StepC
 def test_with_an_index_it_is_found_too(context: StepContext) -> None:
     tuned = tune(with_store(context, index_rows=256, index="pq", refine=7), Wish(("auto",), 64, 0.97))
     assert not tuned.problem
-    assert {point.index for point in tuned.points} <= {"none", "rq", "pq", "sq"}
+    assert {point.index for point in tuned.points} <= {"none", "rq", "sq"}
     assert sum(point.p50_ms is not None for point in tuned.points) < 30
 
 
