@@ -37,7 +37,7 @@ def optimize(
     ] = 500.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make vectors smaller, and measure first how much of what searches find is kept.
+    """Make vectors smaller, once it is measured what that costs.
 
     Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still find. What is proven
     to keep the floor, with 95% confidence, goes into the pipeline file with its evidence, and the pipeline is run.
@@ -83,7 +83,10 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         fit_anew(StepContext(tuned.spec, Warehouse(home_folder())))
         result = run_one(tuned.spec, quiet=as_json)
         if result["error"]:
-            raise ReleaseError(f"{result['error']}\nThe file of {spec.name!r} is as it was.")
+            raise ReleaseError(
+                f"{result['error']}\nThe file of {spec.name!r} is as it was. To have it all the same, write the "
+                "compression into the file, run the pipeline, and release what is held back."
+            )
     emit({**_facts(spec, tuned), "run": result}, as_json, lambda: None)
 
 

@@ -20,9 +20,9 @@ def release(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the release.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Release what the last run made and its checks held back. `run` releases whatever passes.
+    """Release what checks have held back, with a reason.
 
-    A table that is broken is never released.
+    `run` releases whatever passes. A table that is broken is never released.
     """
     if not force or not reason.strip():
         raise ConfigError(

@@ -45,6 +45,12 @@ DESCRIPTIONS = {
 }
 
 
+class CodecConfig(dg.Config):
+    """Launchpad options of the asset `codec`."""
+
+    again: bool = Field(False, description="Fit it anew to the vectors of today: a new table beside the old one.")
+
+
 class ReleaseConfig(dg.Config):
     """Launchpad options of the asset `release`."""
 
@@ -191,9 +197,9 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
 
 def _codec(spec: PipelineSpec) -> dg.AssetsDefinition:
     @_asset(spec, "codec", {"numpy"}, deps=["embeddings"])
-    def codec(context: AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    def codec(context: AssetExecutionContext, config: CodecConfig) -> dg.MaterializeResult[Any]:
         space = space_of(context, spec)
-        return _whole(context, spec, lambda step: fit_codec(step, space))
+        return _whole(context, spec, lambda step: fit_codec(step, space, config.again))
 
     return codec
 

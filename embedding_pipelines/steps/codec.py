@@ -42,13 +42,13 @@ def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepRe
     path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
     fitted.save(path)
     write_json(_pointer(context), {**_in_force(context), fitted_for(context, space): path.name})
-    return StepReport("codec", True, _facts(path))
+    return StepReport("codec", True, _facts(context, path))
 
 
 def current_codec(context: StepContext, space: Space) -> StepReport | None:
     """The report of a codec that was fitted before, None if there is none."""
     path = codec_path(context, space)
-    return StepReport("codec", False, _facts(path)) if path else None
+    return StepReport("codec", False, _facts(context, path)) if path else None
 
 
 def load_codec(context: StepContext, space: Space) -> CodecChain:
@@ -109,8 +109,8 @@ def _warn_of_truncation(context: StepContext, space: Space) -> None:
         )
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    codec = CodecChain.load(path)
+def _facts(context: StepContext, path: Path) -> dict[str, Any]:
+    codec, optimized = CodecChain.load(path), context.spec.optimized
     energies = [part.facts()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
     return {
         "codec": codec.id,
@@ -120,4 +120,5 @@ def _facts(path: Path) -> dict[str, Any]:
         "bytes_per_vector": codec.bytes_per_vector,
         "size_bytes": path.stat().st_size,
         **({"kept_energy": energies[0]} if energies else {}),
+        **({"optimized": optimized.model_dump(mode="json", exclude_none=True)} if optimized else {}),
     }

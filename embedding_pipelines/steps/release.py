@@ -20,7 +20,7 @@ from embedding_pipelines.steps.check import STRUCTURE, Check
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.embeddings import spent
-from embedding_pipelines.steps.vector_store import TableState, stored_space, table_state
+from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
 from embedding_pipelines.warehouse import PipelineFolder, read_json, write_json
 
 
@@ -76,10 +76,16 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
     worth less than it should be; a table that is broken is never released.
     """
     state, verified = table_state(context), read_json(context.folder.verified)
-    if state is None or not verified or (verified["table"], verified["version"]) != (state.table, state.version):
+    configured = open_table(context, load_codec(context, space), space)[1]  # the file may have changed since
+    if (
+        state is None
+        or state.table != configured
+        or not verified
+        or (verified["table"], verified["version"]) != (state.table, state.version)
+    ):
         raise ReleaseError(
             f"Pipeline {context.spec.name!r}: the newest table version was not checked. "
-            "Materialize 'vector_store' with its checks first."
+            f"Run `embedding-pipelines run {context.spec.name}` first."
         )
     checks = [Check(**check) for check in verified["checks"]]
     failed = [check.name for check in checks if check.blocks]

@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
+from embedding_pipelines.evaluation.options import Evaluation
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.assets import provider_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
@@ -81,6 +82,13 @@ def notes(home: Path) -> PipelineSpec:
     write_pipeline(home)
     write_notes(home)
     return find_pipeline("notes", home)
+
+
+def unmeasured(spec: PipelineSpec, *checks: str) -> PipelineSpec:
+    """The same pipeline, whose model is asked for nothing but chunks, and for what `checks` need."""
+    asking = {"provider_is_unchanged", "vectors_belong_to_their_texts", "roles_are_told_apart"} - set(checks)
+    evaluation = Evaluation(known_items=0, checks=dict.fromkeys(asking, "off"))
+    return spec.model_copy(update={"evaluation": evaluation})
 
 
 def run(
