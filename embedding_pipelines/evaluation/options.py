@@ -69,7 +69,7 @@ class Evaluation(BaseModel):
     qrels: str | None = None  # tab or comma separated: query id, document id, gain, as in BEIR
     pairs: str | None = None  # CSV with sentence1, sentence2, score
     label: str | None = None  # a metadata column
-    known_items: int = Field(256, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
+    known_items: int = Field(128, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
     embedded_again: int = Field(32, ge=0, le=1_000)  # stored texts whose vectors are asked for again; 0: none
     may_lose: float = Field(0.02, ge=0, le=1)  # of nDCG or reciprocal rank, against the live release
     require: dict[str, float] = {}  # measure -> least value, or most, as its direction says

@@ -231,9 +231,7 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp
 def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
     """Through the steps: it is missing in the table, its neighbours are there, and a mended service takes it in."""
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = (
-        "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
-    )
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
     with serve(DIALECT, DIMENSIONS) as server:
         model = f"{{provider: openai, model: little, dimensions: {DIMENSIONS}, base_url: '{server.url}/v1'}}"
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
