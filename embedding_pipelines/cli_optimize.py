@@ -66,6 +66,7 @@ def optimize(
 def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
     from embedding_pipelines.pipeline_edit import edited
     from embedding_pipelines.pipeline_files import pipeline_files
+    from embedding_pipelines.steps.codec import unless_it_fails
     from embedding_pipelines.steps.context import StepContext
     from embedding_pipelines.steps.tune import fit_anew, tune
     from embedding_pipelines.terminal import TerminalProgress, make_console
@@ -79,13 +80,14 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         emit({"error": tuned.problem, **_facts(spec, tuned)}, as_json, lambda: complain([tuned.problem]))
         raise typer.Exit(1)
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
-    with edited(path, tuned.options, tuned.spec):
-        fit_anew(StepContext(tuned.spec, Warehouse(home_folder())))
+    context = StepContext(tuned.spec, Warehouse(home_folder()))
+    with edited(path, tuned.options, tuned.spec), unless_it_fails(context):
+        fit_anew(context)
         result = run_one(tuned.spec, quiet=as_json)
         if result["error"]:
             raise ReleaseError(
-                f"{result['error']}\nThe file of {spec.name!r} is as it was. To have it all the same, write the "
-                "compression into the file, run the pipeline, and release what is held back."
+                f"{result['error']}\nThe file of {spec.name!r} is as it was, so there is nothing to force "
+                "now. To have it all the same, write the compression into the file, run the pipeline, then force it."
             )
     emit({**_facts(spec, tuned), "run": result}, as_json, lambda: None)
 

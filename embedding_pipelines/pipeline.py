@@ -119,6 +119,14 @@ class PipelineSpec(BaseModel):
         return model.kept_in(f"data/warehouse/pipelines/{info.data.get('name')}/model")
 
     @model_validator(mode="after")
+    def _knows_its_label(self) -> Self:
+        label, known = self.evaluation.label, getattr(self.source, "metadata_types", {})
+        if label is not None and label not in known:
+            there = f"there are {', '.join(known)}" if known else "source.metadata names none"
+            raise ValueError(f"evaluation.label: {label!r} is no metadata column; {there}")
+        return self
+
+    @model_validator(mode="after")
     def _knows_what_it_costs(self) -> Self:
         if self.budget is not None and self.budget.usd is not None and self.model.price is None:
             raise ValueError(

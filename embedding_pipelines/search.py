@@ -154,6 +154,13 @@ def queries(codec: CodecChain, vectors: Vectors) -> Codes:
     return vectors
 
 
+def as_numbers(codec: CodecChain, codes: Vectors) -> Vectors:
+    """Codes as vectors whose cosines order them as the table does."""
+    if codec.metric == "hamming":
+        return np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions).astype(np.float32) * 2 - 1
+    return codes.astype(np.float32)
+
+
 def _hit(row: Mapping[str, Any]) -> Hit:
     own = {"chunk_id", "document_id", "start", "end", "text", "score"}
     metadata = {name: value for name, value in row.items() if name not in own}

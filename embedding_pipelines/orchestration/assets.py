@@ -218,7 +218,10 @@ def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     def release(context: AssetExecutionContext, config: ReleaseConfig) -> dg.MaterializeResult[Any]:
         space = space_of(context, spec)
         made = _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
-        context.add_asset_metadata(pictures(step_context(context, spec).folder))
+        try:
+            context.add_asset_metadata(pictures(step_context(context, spec).folder))
+        except EmbeddingPipelinesError as error:
+            context.log.warning(f"Released, without pictures: {error}")
         return made
 
     return release

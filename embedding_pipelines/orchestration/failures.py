@@ -31,12 +31,6 @@ def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 def problem_of(result: dg.ExecuteInProcessResult) -> str:
     """Why a run failed: a step's own sentence, else that of the checks that are in the way, else the
     exception that nobody expected, with the place to look."""
-    for event in result.all_events:
-        if event.is_step_failure:
-            failure = event.step_failure_data
-            if failure.user_failure_data is not None and failure.user_failure_data.description:
-                return failure.user_failure_data.description
-            return f"Step {event.step_key!r} failed: {_unexpected(failure.error)} {_where(result.run_id)}"
     failed = [
         f"{evaluation.check_name}: {evaluation.description}"
         for evaluation in result.get_asset_check_evaluations()
@@ -44,6 +38,12 @@ def problem_of(result: dg.ExecuteInProcessResult) -> str:
     ]
     if failed:
         return "Checks stand in the way of the release:\n" + "\n".join(f"  {line}" for line in failed)
+    for event in result.all_events:
+        if event.is_step_failure:
+            failure = event.step_failure_data
+            if failure.user_failure_data is not None and failure.user_failure_data.description:
+                return failure.user_failure_data.description
+            return f"Step {event.step_key!r} failed: {_unexpected(failure.error)} {_where(result.run_id)}"
     last = [event.message for event in result.all_events if event.message][-1:]
     return f"{last[0] if last else 'No event says why.'} {_where(result.run_id)}"
 

@@ -5,6 +5,7 @@ vectors that are already stored. Which fitted file is in force a pointer says: f
 old one, which the releases that were made with it keep, and moves the pointer.
 """
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def codec_path(context: StepContext, space: Space) -> Path | None:
 def fitted_for(context: StepContext, space: Space) -> str:
     """What a codec is found again by: the compression and the space."""
     return fingerprint(*context.spec.compression, space.id)[:16]
+
+
+@contextlib.contextmanager
+def unless_it_fails(context: StepContext) -> Iterator[None]:
+    """Put the codecs that were in force back in force if the body raises."""
+    before = _in_force(context)
+    try:
+        yield
+    except BaseException:
+        write_json(_pointer(context), before)
+        raise
 
 
 def _pointer(context: StepContext) -> Path:

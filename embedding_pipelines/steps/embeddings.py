@@ -150,7 +150,7 @@ def _write_bucket(
         counts.rejected = len(rejected)  # rows, not texts
         facts.update(rejected=len(rejected), **rates(asdict(counts)))
         _write_rejected(context, bucket, rejected)
-        _add_to_spent(context, counts, provider.price)
+        add_to_spent(context, counts, provider.price)
 
     facts: dict[str, Any] = {}
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
@@ -165,7 +165,8 @@ def spent(context: StepContext) -> dict[str, float]:
     return read_json(context.folder.spent) or dict.fromkeys(("embedded_tokens", "provider_seconds", "usd"), 0)
 
 
-def _add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None) -> None:
+def add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None) -> None:
+    """Add what a bucket, or measuring, has taken."""
     if counts.embedded or counts.billed_tokens:
         known, usd = spent(context), counts.billed_tokens * (price or 0) / 1e6
         now = {"embedded_tokens": counts.embedded_tokens, "provider_seconds": counts.provider_seconds, "usd": usd}

@@ -4,16 +4,19 @@ One pass over the embeddings gives the exact neighbours, the sample and the sket
 table as a user's would be.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.evaluation.drift import Sketch
 from embedding_pipelines.evaluation.exact import ExactSearch, recall
 from embedding_pipelines.evaluation.health import DuplicateCount, health
@@ -21,12 +24,13 @@ from embedding_pipelines.evaluation.labels import knn_accuracy
 from embedding_pipelines.evaluation.retrieval import judged
 from embedding_pipelines.evaluation.similarity import cosine_spearman
 from embedding_pipelines.providers.base import Provider, Vectors
-from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import nearest
+from embedding_pipelines.schemas import VECTOR, digest
+from embedding_pipelines.search import as_numbers, nearest
 from embedding_pipelines.search import queries as asked_with
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.probes import cosines
 from embedding_pipelines.steps.queries import (
+    Judged,
     KnownQuery,
     answered,
     embed_texts,
@@ -67,12 +71,13 @@ class Candidate:
     name: str  # of the table
     version: int
     has_index: bool
+    purse: Purse  # what measuring may cost
 
 
 def measure(candidate: Candidate) -> Measured:
     """Every figure that the pipeline's data and options allow. Raises as `embed`, and ConfigError for its files."""
     spec, made = candidate.context.spec, Measured()
-    purse = Purse.of(spec.budget, candidate.provider)
+    purse = candidate.purse
     known = known_item_queries(candidate.context, spec.evaluation.known_items)
     vectors = embed_texts(candidate.provider, candidate.ledger, [item.query for item in known], "query", purse)
     rests = embed_texts(candidate.provider, candidate.ledger, [item.rest for item in known], "document", purse)
@@ -86,7 +91,8 @@ def measure(candidate: Candidate) -> Measured:
         made.measures["index_recall_at_10"] = _index_recall(candidate, vectors[:NEIGHBOURS])
     _search_judged(candidate, purse, made)
     _compare_pairs(candidate, purse, made)
-    made.measures = {name: round(float(value), 6) for name, value in made.measures.items()}
+    measures = {name: round(float(value), 6) for name, value in made.measures.items()}
+    made.measures = {name: value for name, value in measures.items() if math.isfinite(value)}
     return made
 
 
@@ -227,26 +233,20 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
 def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     """How much of the exact ten nearest codes the index finds."""
     codec, table = candidate.codec, candidate.table
-    exact = ExactSearch(_as_numbers(codec, asked_with(codec, queries)), TIES * K)
+    exact = ExactSearch(as_numbers(codec, asked_with(codec, queries)), TIES * K)
     for batch in table.scan(["chunk_id", VECTOR], version=candidate.version):
         if batch.num_rows:
             codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
-            exact.add(batch["chunk_id"].to_pylist(), _as_numbers(codec, codes))
+            exact.add(batch["chunk_id"].to_pylist(), as_numbers(codec, codes))
     found = [nearest(table, codec, vector, K, None, candidate.version)["chunk_id"].to_pylist() for vector in queries]
     return float(recall(found, exact.result(), K).mean())
-
-
-def _as_numbers(codec: CodecChain, codes: Vectors) -> Vectors:
-    """Codes as vectors whose cosines order them as the table does."""
-    if codec.metric == "hamming":
-        return np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions).astype(np.float32) * 2 - 1
-    return codes.astype(np.float32)
 
 
 def _search_judged(candidate: Candidate, purse: Purse, made: Measured) -> None:
     asked = judged_queries(candidate.context)
     if asked is None:
         return
+    _refuse_strangers(candidate, asked)
     names = list(asked.queries)
     vectors = embed_texts(candidate.provider, candidate.ledger, list(asked.queries.values()), "query", purse)
     run: dict[str, Mapping[str, float]] = {}
@@ -258,10 +258,26 @@ def _search_judged(candidate: Candidate, purse: Purse, made: Measured) -> None:
                 best.setdefault(document, score)  # nearest first
             run[name] = best
     values = judged(run, asked.gains)
-    made.per_query["ndcg_at_10"] = {name: found["ndcg_at_10"] for name, found in values.items()}
+    # By what was asked and how it was judged: figures of other judgements are none to compare with.
+    made.per_query["ndcg_at_10"] = {
+        digest(asked.queries[name].encode(), str(sorted(asked.gains[name].items())).encode()).hex(): found["ndcg_at_10"]
+        for name, found in values.items()
+    }
     for measure_name in next(iter(values.values())):
         made.measures[measure_name] = float(np.mean([found[measure_name] for found in values.values()]))
     made.queries = [{"id": name, "text": text, "from": ""} for name, text in asked.queries.items()] + made.queries
+
+
+def _refuse_strangers(candidate: Candidate, asked: Judged) -> None:
+    """ConfigError if no judged document is in the table: their ids are then not those of the pipeline."""
+    wanted = pa.array({name for found in asked.gains.values() for name in found}, pa.string())
+    for batch in candidate.table.scan(["document_id"], version=candidate.version):
+        if pc.any(pc.is_in(batch["document_id"], wanted), min_count=0).as_py():
+            return
+    raise ConfigError(
+        f"evaluation.qrels: none of its {len(wanted)} documents, such as {wanted[0].as_py()!r}, is in the table. Their "
+        "ids must be those that `source.id` names."
+    )
 
 
 def _compare_pairs(candidate: Candidate, purse: Purse, made: Measured) -> None:
@@ -274,4 +290,5 @@ def _compare_pairs(candidate: Candidate, purse: Purse, made: Measured) -> None:
     codec = candidate.codec
     kept = [codec.decode(codec.encode(side[told])) for side in (left, right)]
     scores = [pair[2] for pair, sound in zip(pairs, told, strict=True) if sound]
-    made.measures["pair_spearman"] = cosine_spearman(kept[0], kept[1], scores)
+    if len(set(scores)) > 1:  # else there is no order to find again
+        made.measures["pair_spearman"] = cosine_spearman(kept[0], kept[1], scores)

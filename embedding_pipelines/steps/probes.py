@@ -6,13 +6,16 @@ embedded again notice vectors that stand beside a text that is not theirs, whate
 
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Provider, Role, Vectors
 from embedding_pipelines.schemas import VECTOR
@@ -32,26 +35,26 @@ PROBES = (
 )
 
 
-def probe_cosine(context: StepContext, provider: Provider) -> float:
+def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> float:
     """The least cosine of the probes' vectors with those of the first time, in either role; 1.0 the first time.
 
     What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
     """
     path = context.warehouse.root / "probes" / f"{provider.space.id}.npz"
-    fresh = {role: _asked_anew(provider, PROBES, role) for role in get_args(Role)}
+    fresh = {role: _asked_anew(provider, PROBES, role, purse) for role in get_args(Role)}
     frozen = _load(path)
     if frozen is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        with draft.open("wb") as file:
+        handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # pipelines of one space run side by side
+        with open(handle, "wb") as file:
             np.savez(file, **fresh)  # type: ignore[arg-type]
-        draft.replace(path)
+        Path(draft).replace(path)
         return 1.0
     return float(min(cosines(frozen[role], fresh[role]).min(initial=1.0) for role in fresh))
 
 
 def stored_cosine(
-    context: StepContext, provider: Provider, codec: CodecChain, table: Table, wanted: int, seed: int
+    context: StepContext, provider: Provider, codec: CodecChain, table: Table, wanted: int, seed: int, purse: Purse
 ) -> tuple[float, list[str]]:
     """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst chunks first.
 
@@ -59,21 +62,20 @@ def stored_cosine(
     """
     texts = _some_texts(context, wanted, seed)
     stored: dict[str, Vectors] = {}
-    for bucket in {bucket for bucket, _ in texts.values()}:
-        for batch in table.scan(["chunk_id", VECTOR], bucket):
-            ids = batch["chunk_id"].to_pylist()
-            rows = [row for row, name in enumerate(ids) if name in texts]
-            if rows:
-                codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)[rows]
-                stored |= dict(zip([ids[row] for row in rows], codec.decode(_codes(codec, codes)), strict=True))
+    wanted_ids = pa.array(texts, pa.string())
+    for batch in table.scan(["chunk_id", VECTOR]):
+        found = batch.filter(pc.is_in(batch["chunk_id"], wanted_ids))
+        if found.num_rows:
+            codes = found[VECTOR].flatten().to_numpy().reshape(found.num_rows, -1)
+            stored |= dict(zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True))
     names = sorted(stored)
     if not names:
         return 1.0, []
-    fresh = _asked_anew(provider, [texts[name][1] for name in names], "document")
+    fresh = _asked_anew(provider, [texts[name] for name in names], "document", purse)
     sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
-    wanted_vectors = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
-    found = np.where(sound, cosines(np.stack([stored[name] for name in names]), wanted_vectors), 1.0)
-    return float(found.min()), [names[row] for row in np.argsort(found)]
+    right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
+    near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
+    return float(near.min()), [names[row] for row in np.argsort(near)]
 
 
 def cosines(left: Vectors, right: Vectors) -> Vectors:
@@ -86,29 +88,27 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
     return found
 
 
-def _asked_anew(provider: Provider, texts: list[str] | tuple[str, ...], role: Role) -> Vectors:
+def _asked_anew(provider: Provider, texts: Sequence[str], role: Role, purse: Purse) -> Vectors:
     """Vectors straight from the provider: the ledger that they go through is empty and thrown away."""
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
-        return embed_texts(provider, ledger, texts, role)
+        return embed_texts(provider, ledger, texts, role, purse)
 
 
-def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, tuple[str, str]]:
-    """Bucket and text of about `wanted` chunks by id, from a few places of a few buckets, others for another seed."""
+def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
+    """Some `wanted` chunks' texts by id, as many of each bucket, others for another seed."""
     generator = np.random.default_rng(seed)
-    shards, found = context.folder.chunks, dict[str, tuple[str, str]]()
+    shards, found = context.folder.chunks, dict[str, str]()
     filled = [bucket for bucket in context.spec.bucket_names if (made := shards.manifest(bucket)) and made.rows]
     generator.shuffle(filled)
-    few = filled[:4]
-    for at, bucket in enumerate(few):
-        share = -(-(wanted - len(found)) // (len(few) - at))
+    for at, bucket in enumerate(filled):
+        share = -(-(wanted - len(found)) // (len(filled) - at))
+        if not share:
+            break
         batches = list(shards.read(bucket, ["chunk_id", "text"]))
         rows = pa.Table.from_batches(batches)
         chosen = generator.choice(len(rows), min(share, len(rows)), replace=False)
         picked = rows.take(np.sort(chosen))
-        found |= {
-            name: (bucket, text)
-            for name, text in zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
-        }
+        found |= dict(zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True))
     return found
 
 

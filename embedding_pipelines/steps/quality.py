@@ -4,9 +4,11 @@ Each check has a default effect, which `evaluation.checks` may change: one that 
 is, one that warns is shown. `releases` remember their figures, so the next candidate is compared with them.
 """
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from embedding_pipelines.embedding.windows import EmbedCounts
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.evaluation.confidence import paired_loss
 from embedding_pipelines.evaluation.drift import Sketch, drift
@@ -14,9 +16,10 @@ from embedding_pipelines.evaluation.options import CHECKS, HIGHER, MEASURES, Eff
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.steps.check import Check
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.embeddings import add_to_spent
 from embedding_pipelines.steps.measure import Candidate, Measured, measure
 from embedding_pipelines.steps.probes import probe_cosine, stored_cosine
-from embedding_pipelines.steps.release import Release, read_releases
+from embedding_pipelines.steps.release import Release, read_releases, searched_alike
 from embedding_pipelines.steps.roles import roles_are_told_apart
 from embedding_pipelines.warehouse import read_json, write_json
 
@@ -53,12 +56,8 @@ class Evidence:
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
         context = self.candidate.context
-        serving = (
-            self.candidate.provider.space.compressed(self.candidate.codec.id),
-            context.spec.preprocessing,
-            context.spec.store,
-        )
-        return serving == (self.live.space, self.live.spec.preprocessing, self.live.spec.store)
+        space = self.candidate.provider.space.compressed(self.candidate.codec.id)
+        return space == self.live.space and searched_alike(context.spec, self.live.spec)
 
 
 def wanted_checks(spec: PipelineSpec) -> dict[str, Effect]:
@@ -85,12 +84,13 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
         except EmbeddingPipelinesError as error:
             outcome, effect = Check(name, False, f"It could not be told: {error}"), "warn"
         outcomes.append(replace(outcome, name=name, effect="warn" if forced else effect))
+    add_to_spent(context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price)
     _keep(candidate, evidence.measured)
     return outcomes, evidence.measured.measures
 
 
 def _provider_is_unchanged(evidence: Evidence) -> Check:
-    cosine = probe_cosine(evidence.candidate.context, evidence.candidate.provider)
+    cosine = probe_cosine(evidence.candidate.context, evidence.candidate.provider, evidence.candidate.purse)
     evidence.measured.measures["probe_cosine"] = round(cosine, 6)
     sentence = f"The frozen probes are at a cosine of {cosine:.4f} or more to those of the first time."
     if cosine < PROBE_COSINE:
@@ -106,7 +106,7 @@ def _provider_is_unchanged(evidence: Evidence) -> Check:
 def _vectors_belong(evidence: Evidence) -> Check:
     of = evidence.candidate
     wanted, seed = of.context.spec.evaluation.embedded_again, of.version
-    cosine, worst = stored_cosine(of.context, of.provider, of.codec, of.table, wanted, seed)
+    cosine, worst = stored_cosine(of.context, of.provider, of.codec, of.table, wanted, seed, of.purse)
     evidence.measured.measures["stored_cosine"] = round(cosine, 6)
     passed = cosine >= (STORED_COSINE_OF_BITS if of.codec.dtype == "binary" else STORED_COSINE)
     sentence = f"{len(worst)} stored vectors are those of their texts (cosine {cosine:.4f} or more)."
@@ -157,8 +157,8 @@ def _required(evidence: Evidence) -> Check:
     for name, bound in evidence.candidate.context.spec.evaluation.require.items():
         found, higher = measures.get(name), MEASURES[name][0] == HIGHER
         facts[name] = found
-        if found is None and name == "mean_shift" and evidence.live is None:
-            continue  # nothing it could have moved from
+        if found is None and name == "mean_shift":
+            continue  # there is nothing that it could have moved from
         if found is None:
             faults.append(f"{name} was not measured")
         elif found < bound if higher else found > bound:
@@ -208,18 +208,20 @@ def _healthy(evidence: Evidence) -> Check:
 
 def _drifted(evidence: Evidence) -> Check:
     live, now = evidence.live, evidence.measured.sketch
-    if live is None or now is None:
-        what = "live release to compare with" if live is None else "vector to compare"
-        return Check("", True, f"There is no {what}.")
+    if live is None:
+        return Check("", True, "There is no live release to compare with.")
+    if now is None:
+        said = f"The table is empty; release {live.number} has {live.rows:,} rows."
+        return Check("", live.rows == 0, said)
     space = evidence.candidate.provider.space
     if live.space.compressed(None) != space:
         return Check("", True, f"Release {live.number} is of another space; their vectors cannot be compared.")
-    path = evidence.candidate.context.folder.quality / f"{_name(live.table, live.version)}.npz"
-    if not path.exists():
+    before = _kept_sketch(evidence.candidate.context, live)
+    if before is None:
         return Check("", True, f"Of release {live.number} no sketch is kept.")
-    found = drift(now, Sketch.from_bytes(path.read_bytes()))
+    found = drift(now, before)
     evidence.measured.measures["mean_shift"] = round(found.mean_shift, 6)
-    passed = found.p_value >= DRIFT_P and found.worst_bucket_p >= DRIFT_P
+    passed = found.p_value > DRIFT_P and found.worst_bucket_p > DRIFT_P
     sentence = (
         f"The mean vector has moved by {found.mean_shift:.4f} since release {live.number} (p {found.p_value:.3g}); "
         f"most in bucket {found.worst_bucket!r}, by {found.worst_bucket_shift:.4f} (p {found.worst_bucket_p:.3g})."
@@ -252,7 +254,9 @@ def _keep(candidate: Candidate, measured: Measured) -> None:
     write_json(folder.queries, {"queries": measured.queries})
     write_json(folder.quality / f"{name}.json", {"per_query": measured.per_query})
     if measured.sketch is not None:
-        (folder.quality / f"{name}.npz").write_bytes(measured.sketch.to_bytes())
+        draft = folder.quality / f".{name}.npz"
+        draft.write_bytes(measured.sketch.to_bytes())
+        draft.replace(folder.quality / f"{name}.npz")
 
 
 def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]:
@@ -260,6 +264,14 @@ def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]
     found = read_json(context.folder.quality / f"{_name(release.table, release.version)}.json") or {}
     per_query: dict[str, dict[str, float]] = found.get("per_query", {})
     return per_query
+
+
+def _kept_sketch(context: StepContext, release: Release) -> Sketch | None:
+    """What is remembered of a release's vectors; None if nothing is, or nothing that can be read."""
+    try:
+        return Sketch.from_bytes((context.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def _name(table: str, version: int) -> str:

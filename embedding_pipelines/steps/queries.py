@@ -118,11 +118,11 @@ def judged_queries(context: StepContext) -> Judged | None:
     gains: dict[str, dict[str, int]] = {}
     for query, document, gain in _columns(context, options.qrels, "qrels", QREL_COLUMNS):
         worth = _number(gain, options.qrels)
-        if worth != int(worth):
+        if not worth.is_integer():
             raise ConfigError(f"evaluation.qrels: {options.qrels} holds the gain {gain}; write whole numbers.")
         gains.setdefault(query, {})[document] = int(worth)
     texts = {row[0]: row[1] for row in _columns(context, options.queries, "queries", (QUERY_ID, QUERY_TEXT))}
-    judged = {query: found for query, found in gains.items() if query in texts and any(found.values())}
+    judged = {query: found for query, found in gains.items() if query in texts and max(found.values()) > 0}
     if not judged:
         raise ConfigError(
             f"evaluation: no query of {options.queries} has a judgement in {options.qrels}. Their ids must be the same."
@@ -165,7 +165,7 @@ def _columns(
         missing, found = " or ".join(map(repr, wanted[names.index("")])), ", ".join(map(repr, rows[0]))
         raise ConfigError(f"evaluation.{option}: {path} has no column {missing}; found {found}.")
     for row in rows:
-        yield tuple(str(row.get(name) or "") for name in names)
+        yield tuple("" if row.get(name) is None else str(row[name]) for name in names)
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, object]]:

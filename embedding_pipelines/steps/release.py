@@ -160,7 +160,7 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
     codec, codec_file = load_codec(context, space), codec_path(context, space)
     assert codec_file is not None  # it was just loaded
     return Release(
-        number=max((entry.number for entry in known.releases), default=known.live or 0) + 1,
+        number=max([known.live or 0, _last_in_history(context), *(entry.number for entry in known.releases)]) + 1,
         table=state.table,
         version=state.version,
         rows=state.rows,
@@ -177,7 +177,22 @@ def _serve_alike(one: Release, other: Release) -> bool:
     """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec, same search."""
     return all(
         getattr(one, name) == getattr(other, name) for name in ("table", "version", "space", "codec", "cleaning")
-    ) and all(getattr(one.spec, name) == getattr(other.spec, name) for name in ("model", "preprocessing", "store"))
+    ) and (one.spec.model == other.spec.model and searched_alike(one.spec, other.spec))
+
+
+def searched_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
+    """Whether queries are cleaned and tables searched alike."""
+    serving = [(spec.preprocessing, spec.store.model_dump(exclude={"keep_releases"})) for spec in (one, other)]
+    return serving[0] == serving[1]
+
+
+def _last_in_history(context: StepContext) -> int:
+    """The number of the last release that was ever made, 0 before; of one that was lost too."""
+    try:
+        lines = context.folder.history.read_text(encoding="utf-8").splitlines()
+        return max((json.loads(line)["release"] for line in lines), default=0)
+    except (OSError, ValueError):  # never written, or torn
+        return 0
 
 
 def _remember(context: StepContext, made: Release) -> None:

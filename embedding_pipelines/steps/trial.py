@@ -21,7 +21,7 @@ from embedding_pipelines.evaluation.confidence import lower_bound
 from embedding_pipelines.evaluation.exact import ExactSearch, Neighbours, recall
 from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import nearest, queries
+from embedding_pipelines.search import as_numbers, nearest, queries
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
@@ -97,12 +97,12 @@ def by_codes(
     All chains are searched by one pass over the vectors, and those with copies by a second one.
     """
     searches = {
-        name: ExactSearch(_numbers(chain, queries(chain, asked.vectors)), K * chain.oversample)
+        name: ExactSearch(as_numbers(chain, queries(chain, asked.vectors)), K * chain.oversample)
         for name, chain in chains.items()
     }
     for rows, block in corpus.numbered():
         for name, search in searches.items():
-            search.add(rows, _numbers(chains[name], chains[name].encode(block)))
+            search.add(rows, as_numbers(chains[name], chains[name].encode(block)))
     found = {name: search.result().ids for name, search in searches.items()}
     return found | _by_copies(corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked)
 
@@ -196,13 +196,6 @@ class Trials:
 def summary(shares: Vectors, doubt: float = DOUBT) -> tuple[float, float]:
     """Mean and lower bound."""
     return round(float(shares.mean()), 6), round(lower_bound(shares, 1 - doubt), 6)
-
-
-def _numbers(chain: CodecChain, codes: NDArray[Any]) -> Vectors:
-    """Codes as vectors whose cosines order them as a table does."""
-    if chain.metric == "hamming":
-        return np.unpackbits(codes, axis=1, count=chain.dimensions).astype(np.float32) * 2 - 1
-    return codes.astype(np.float32)
 
 
 def _by_copies(

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.pipeline import fingerprint
@@ -60,7 +61,8 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[St
         said = f"Not measured, since {broken} failed."
         checks += [Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)]
     else:
-        candidate = Candidate(context, provider, ledger, codec, table, name, state.version, state.trained_rows > 0)
+        purse, has_index = Purse.of(context.spec.budget, provider), state.trained_rows > 0
+        candidate = Candidate(context, provider, ledger, codec, table, name, state.version, has_index, purse)
         judged, measures = check_quality(candidate, state.rows)
         checks += judged
     verified = {
@@ -87,7 +89,9 @@ def current_checks(context: StepContext) -> list[Check] | None:
 def current_verify(context: StepContext) -> StepReport | None:
     """The report of checks that were made and need not be made again, None if there is something to check."""
     known = current_checks(context)
-    return _report(context, known, changed=False) if known is not None else None
+    if known is None or any(check.blocks for check in known):
+        return None
+    return _report(context, known, changed=False)
 
 
 def _report(context: StepContext, checks: list[Check], changed: bool) -> StepReport:
@@ -98,7 +102,8 @@ def _report(context: StepContext, checks: list[Check], changed: bool) -> StepRep
 def _made_from(context: StepContext, state: TableState) -> str:
     files = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path in evaluation_files(context) if (stat := _stat(path))]
     buckets = json.dumps(state.buckets, sort_keys=True)
-    return fingerprint(buckets, context.spec.evaluation, str(context.spec.seed), *files)
+    spec = context.spec
+    return fingerprint(buckets, spec.evaluation, spec.store, spec.preprocessing, str(spec.seed), *files)
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -19,6 +19,7 @@ from embedding_pipelines.steps.check import STRUCTURE, Check
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.release import live_release, release
 from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.steps.verify import current_verify
 from embedding_pipelines.warehouse import read_json, write_json
 from embedding_pipelines_tests.chain import checks_of, context_of, report, run_steps, steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN
@@ -332,3 +333,101 @@ def test_other_data_is_told_and_released(released: Path) -> None:
     found = outcomes(released, Hashing())
     assert not found["data_has_not_drifted"].passed
     assert not found["data_has_not_drifted"].blocks
+
+
+# --- what a review has found
+
+
+def test_a_search_that_looks_less_closely_is_measured_anew(released: Path) -> None:
+    before = read_json(context_of(released, "p").folder.verified)
+    write(released, "store: {kind: lancedb, nprobes: 1}\n")
+    checks_of(context_of(released, "p"))
+    after = read_json(context_of(released, "p").folder.verified)
+    assert before is not None
+    assert after is not None
+    assert before["version"] == after["version"]
+    assert before["made_from"] != after["made_from"]
+
+
+def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
+    write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
+    context = context_of(released, "p")
+    assert failed(checks_of(context)) == ["required_measures_hold"]
+    assert current_verify(context) is None
+
+
+def test_one_wrong_bucket_of_four_is_stopped(released: Path) -> None:
+    context = context_of(released, "p")
+    state = table_state(context)
+    assert state is not None
+    table = context.spec.store.table(context.warehouse.tables, state.table)
+    rows = [row for batch in table.scan(["bucket"]) for row in batch["bucket"].to_pylist()]
+    own = [number for number, bucket in enumerate(rows) if bucket == "b02"]
+
+    def rolled(vectors: Vectors) -> Vectors:
+        vectors[own] = np.roll(vectors[own], 1, axis=0)
+        return vectors
+
+    vandalize(context, rolled)
+    assert "vectors_belong_to_their_texts" in failed(checks_of(context))
+
+
+def test_other_numbers_of_kept_releases_make_no_release(released: Path) -> None:
+    write(released, "store: {kind: lancedb, keep_releases: 3}\n")
+    assert not report(run_steps(released, "p"), "release").changed
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"not a sketch"])
+def test_a_damaged_sketch_of_the_live_release_is_none(released: Path, damage: bytes) -> None:
+    (path,) = context_of(released, "p").folder.quality.glob("*.npz")
+    path.write_bytes(damage)
+    write_csv(released, "b.csv", [("new", "one more text of words", "x")])
+    run_steps(released, "p")
+    assert live(released) == 2
+
+
+def test_scores_without_an_order_are_no_measure_and_pass_no_bound(home: Path) -> None:
+    write_csv(home, "a.csv", texts(10))
+    (home / "pairs.csv").write_text("sentence1,sentence2,score\na b,a c,1\nd e,d f,1\n")
+    write(home, "evaluation: {pairs: pairs.csv, require: {pair_spearman: 0.5}}\n")
+    with pytest.raises(ReleaseError, match="required_measures_hold"):
+        run_steps(home, "p")
+    check = {check.name: check for check in checks_of(context_of(home, "p"))}["required_measures_hold"]
+    assert check.sentence == "pair_spearman was not measured"
+
+
+def test_a_label_that_is_no_column_is_refused_when_the_file_is_read(home: Path) -> None:
+    write(home, "evaluation: {label: nope}\n")
+    with pytest.raises(ConfigError, match="'nope' is no metadata column; there are cat"):
+        context_of(home, "p")
+
+
+def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: Path) -> None:
+    write_csv(home, "a.csv", texts(DOCUMENTS))
+    write(home, "budget: {tokens: 20000}\n")
+    run_steps(home, "p")
+    assert live(home) == 1
+    write(home, "budget: {tokens: 100}\n")
+    write_csv(home, "b.csv", [("new", "one more text of words", "x")])
+    run_steps(home, "p")
+    checks = {check.name: check for check in checks_of(context_of(home, "p"))}
+    assert "The budget of this run (100 tokens) is used up" in checks["vectors_belong_to_their_texts"].sentence
+    assert not checks["vectors_belong_to_their_texts"].passed
+    assert not checks["vectors_belong_to_their_texts"].blocks
+
+
+def test_a_table_that_was_emptied_is_told(released: Path) -> None:
+    write_csv(released, "a.csv", [])
+    run_steps(released, "p")
+    checks = {check.name: check for check in checks_of(context_of(released, "p"))}
+    assert not checks["data_has_not_drifted"].passed
+    assert checks["data_has_not_drifted"].sentence == "The table is empty; release 1 has 700 rows."
+
+
+def test_judgements_of_strangers_are_refused(home: Path) -> None:
+    write_csv(home, "a.csv", texts(10))
+    (home / "q.jsonl").write_text('{"_id": "1", "text": "a"}')
+    (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\n1\tnope\t1\n")
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv}\n")
+    with pytest.raises(ConfigError, match="none of its 1 documents, such as 'nope', is in the table"):
+        run_steps(home, "p")
