@@ -92,7 +92,7 @@ def test_a_run_that_does_not_release_puts_the_file_back(command: Command, built:
     before = state(built)
     said = command("optimize", "p", "--method", "pca", "--dimensions", "8")
     assert said.code == 1
-    assert "The file of 'p' is as it was." in said.err
+    assert "The file of 'p' is as it was, so there is nothing to force" in said.err
     assert state(built) == before
 
 

@@ -44,13 +44,15 @@ def test_it_tells_what_a_run_would_tell(built: Path) -> None:
     reports = reports_of(built)
     assert reports is not None
     assert [report.step for report in reports] == [
-        *("documents", "chunks", "embeddings", "codec", "vector_store", "release")
+        *("documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release")
     ]
     assert not any(report.changed for report in reports)
     run = {report.step: report.facts for report in run_steps(built, "p")}
     for report in reports:
         if report.step in ("chunks", "embeddings"):
             assert report.facts["buckets"] == 4
+        elif report.step == "checks":
+            assert report.facts["checks"] == report.facts["passed"] == 13
         else:
             assert report.facts == run[report.step]
 
@@ -146,4 +148,4 @@ def test_the_command_line_neither_starts_dagster_nor_loads_anything_large(home: 
     assert json.loads(modules) == []
     (result,) = json.loads(told)
     assert (result["run_id"], result["error"]) == (None, None)
-    assert [step["changed"] for step in result["steps"]] == [False] * 6
+    assert [step["changed"] for step in result["steps"]] == [False] * 7
