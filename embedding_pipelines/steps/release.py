@@ -1,4 +1,4 @@
-"""release: the `live` pointer moves to a table version, if that version passed every check.
+"""release: the `live` pointer moves to a table version, unless a check of it blocks.
 
 Each release keeps the whole resolved configuration it was made with, so searching it needs no
 pipeline file: a changed file never changes what is live.
