@@ -24,9 +24,10 @@ run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines search stdlib "parse command line options" --filter "module = 'argparse'" -k 3
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
-bench: .venv/installed ## beside its peers: 40 minutes, and 2 GB of them in .venv
+bench: .venv/installed ## beside its peers: an hour, and 2 GB of them in .venv
 	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[offline,dev,bench]'
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.engine

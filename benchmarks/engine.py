@@ -146,7 +146,7 @@ def show(results: dict[str, Any]) -> None:
             f"{row['padding']:.1%}",
             f"{row['cosine_mean']:.5f} / {row['cosine_min']:.5f}",
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import measure
-from embedding_pipelines.compression.base import CodecChain, unit
-from embedding_pipelines.compression.pca import Pca, PcaCodec
+from embedding_pipelines.compression.base import unit
+from embedding_pipelines.compression.pca import Pca
 
 BLOCK_ROWS = 4_096  # as the pipeline reads its shards
 Rows = NDArray[np.float32]
@@ -52,10 +52,7 @@ def blocks(path: Path, dimensions: int) -> Iterator[Rows]:
 
 
 def project(path: Path, dimensions: int, keep: int) -> Rows:
-    chain = CodecChain.fit([Pca(dimensions=keep)], lambda: blocks(path, dimensions), dimensions)
-    (codec,) = chain.codecs
-    assert isinstance(codec, PcaCodec)
-    return codec.directions
+    return Pca(dimensions=keep).principal(dimensions, map(unit, blocks(path, dimensions)))[0]
 
 
 def float64(path: Path, dimensions: int, keep: int) -> Rows:
@@ -145,7 +142,7 @@ def show(results: dict[str, Any]) -> None:
     for name, row in results["systems"].items():
         times = [f"{part:.2f}" for key in ("seconds", "cpu_seconds") for part in (row[key], row[key] / own[key])]
         table.add_row(name, *times, f"{row['peak_mb']:,.0f}")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"largest error of a direction of this project: {results['direction_error']:.1e}")
 
 

@@ -10,10 +10,11 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     """One row per alias and per listed model without one, by provider, model and alias.
 
     `context` is in tokens of one text, `usd_per_million` and `usd_batch` in USD per million tokens (0: free, on one's
-    own machine), `retires` a date such as "2028-05-14". What is not known is None.
+    own machine), `retires` a date such as "2028-05-14", `revision` the commit on the hub that an alias
+    stands for. What is not known is None.
     """
-    names: list[tuple[str, str | None]] = [(model, alias) for alias, model in ALIASES.items()]
-    names += [(model, None) for model in MODELS.keys() - set(ALIASES.values())]
+    names: list[tuple[str, str | None]] = [(str(named), alias) for alias, named in ALIASES.items()]
+    names += [(model, None) for model in MODELS.keys() - {name for name, _ in names}]
     return [_row(model, alias) for model, alias in sorted(names, key=lambda name: (name[0], name[1] or ""))]
 
 
@@ -29,4 +30,5 @@ def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:
         "usd_per_million": facts.usd if facts else None,
         "usd_batch": facts.usd_batch if facts else None,
         "retires": facts.retires.isoformat() if facts and facts.retires else None,
+        "revision": ALIASES[alias].revision if alias else None,
     }

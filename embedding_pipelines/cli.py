@@ -19,12 +19,14 @@ from embedding_pipelines.cli_support import (
     ask_again,
     complain,
     emit,
+    evaluation_problem,
     fail,
     known_name,
     no_pipelines,
     plan_one,
     run_one,
     specs_and_problems,
+    stopped,
     valid_specs,
 )
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
@@ -85,8 +87,10 @@ def example(as_json: AsJson = False) -> None:
 
 @app.command()
 def validate(names: Names = None, as_json: AsJson = False) -> None:
-    """Check pipeline files: every mistake, with its line."""
-    specs, problems = specs_and_problems(names)
+    """Check pipeline files: every mistake, with its line. The files that `evaluation:` names are read too."""
+    read, problems = specs_and_problems(names)
+    wrong = {spec.name: problem for spec in read if (problem := evaluation_problem(spec))}
+    specs, problems = [spec for spec in read if spec.name not in wrong], [*problems, *wrong.values()]
 
     def show() -> None:
         for spec in specs:
@@ -122,13 +126,7 @@ def run(
         try:
             results.append(run_one(spec, quiet=as_json))
         except KeyboardInterrupt:
-            print("Stopped. What was embedded is kept: the same command goes on from there.", file=sys.stderr)
-            from embedding_pipelines.embedding.workers import is_busy
-
-            if is_busy():  # with a call that is out the interpreter cannot be taken down in order
-                sys.stdout.flush()
-                os._exit(130)
-            raise typer.Exit(130) from None
+            stopped("What was embedded is kept: the same command goes on from there.")
         if results[-1]["error"] and not as_json:
             complain([f"{spec.name}: {results[-1]['error']}"])
     results += [{"pipeline": None, "error": problem} for problem in problems]  # files that are broken
@@ -170,7 +168,7 @@ def models(as_json: AsJson = False) -> None:
     rows, day = catalogue(), PRICES_ARE_OF.isoformat()
 
     def show() -> None:
-        print_table(make_console(), rows)
+        print_table(make_console(), [row | {"revision": str(row["revision"] or "")[:8]} for row in rows])
         print(f"Prices are those of {day}, in USD per million tokens.")
 
     emit({"prices_are_of": day, "models": rows}, as_json, show)
@@ -188,7 +186,7 @@ def status(names: Names = None, as_json: AsJson = False) -> None:
 
     def show() -> None:
         for number, row in enumerate(found):
-            empty = {name for name in ("rejected", "rejected_texts") if not row[name]}
+            empty = {name for name in ("rejected", "rejected_texts", "held_back") if not row[name]}
             left_out = {"pipeline", *(f"{name}_table" for name in empty)}
             if number:
                 print()

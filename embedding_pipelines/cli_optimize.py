@@ -1,12 +1,10 @@
 """The command `optimize`: measure a compression, write it into the pipeline file, run the pipeline."""
 
-import os
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli_support import AsJson, complain, emit, run_one, valid_specs
+from embedding_pipelines.cli_support import AsJson, complain, emit, run_one, stopped, valid_specs
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.home import home as home_folder
 
@@ -54,13 +52,7 @@ def optimize(
     try:
         _optimize(spec, wish, as_json)
     except KeyboardInterrupt:
-        print(f"Stopped. The file of {spec.name!r} is as it was.", file=sys.stderr)
-        from embedding_pipelines.embedding.workers import is_busy
-
-        if is_busy():  # with a call that is out the interpreter cannot be taken down in order
-            sys.stdout.flush()
-            os._exit(130)
-        raise typer.Exit(130) from None
+        stopped(f"The file of {spec.name!r} is as it was.")
 
 
 def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
@@ -105,7 +97,7 @@ def _show(tuned: "Tuned") -> None:
         print_table(make_console(), [_row(point) for point in front])
     if tuned.spec.optimized is not None and not tuned.problem:
         found = tuned.spec.optimized
-        print(f"{found.bytes_per_vector} bytes a vector, {found.times_smaller} times smaller than uncompressed.")
+        print(f"{found.bytes_per_vector} bytes a vector on disk, {found.times_smaller} times less than float32 alone.")
 
 
 def _row(point: "Point") -> dict[str, str]:

@@ -49,5 +49,9 @@ def rollback(
     name = known_name(name)
     before, now = go_back(Warehouse(home_folder()).pipeline(name), to)
     value = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
-    sentence = f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})"
-    emit(value, as_json, lambda: print(sentence))
+
+    def show() -> None:
+        print(f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})")
+        print(f"Back again: embedding-pipelines rollback {name} --to {before.number}")
+
+    emit(value, as_json, show)

@@ -1,6 +1,7 @@
 """What commands share: find pipelines, run and plan one of them, print results, say what is wrong."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -86,6 +87,17 @@ def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[s
     return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "notes": progress.notes, "steps": steps}
 
 
+def stopped(sentence: str) -> NoReturn:
+    """End what Ctrl-C has stopped, with exit code 130."""
+    from embedding_pipelines.embedding.workers import is_busy
+
+    print(f"Stopped. {sentence}", file=sys.stderr)
+    if is_busy():  # with a call that is out the interpreter cannot be taken down in order
+        sys.stdout.flush()
+        os._exit(130)
+    raise typer.Exit(130) from None
+
+
 def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
     """What a run of a pipeline would do, or the error that stands in its way."""
     from embedding_pipelines.steps.context import StepContext
@@ -96,6 +108,23 @@ def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
         return {**vars(plan(StepContext(spec, Warehouse(home_folder())), spec.model)), "error": None}
     except EmbeddingPipelinesError as error:
         return {"pipeline": spec.name, "error": str(error)}
+
+
+def evaluation_problem(spec: "PipelineSpec") -> str:
+    """What is wrong with the files that `evaluation:` names, if something is."""
+    if not (spec.evaluation.queries or spec.evaluation.pairs):
+        return ""
+    from embedding_pipelines.steps.context import StepContext
+    from embedding_pipelines.steps.queries import judged_queries, scored_pairs
+    from embedding_pipelines.warehouse import Warehouse
+
+    context = StepContext(spec, Warehouse(home_folder()))
+    try:
+        judged_queries(context)
+        scored_pairs(context)
+    except EmbeddingPipelinesError as error:
+        return f"{spec.name}: {error}"
+    return ""
 
 
 def known_name(text: str) -> str:

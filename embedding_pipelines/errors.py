@@ -1,4 +1,4 @@
-"""Every error a user can meet, and nothing else.
+"""Every error a user can meet, and a guess at what was meant.
 
 EmbeddingPipelinesError            what went wrong, where, what to do next
 ├── ConfigError                    a pipeline file, an option or an environment variable
@@ -14,6 +14,15 @@ EmbeddingPipelinesError            what went wrong, where, what to do next
 The text of each is complete: command line, API and Dagster print it without a traceback. It never
 holds a secret.
 """
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """A question, with a space before it, if one of the known names is near; else nothing."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class EmbeddingPipelinesError(Exception):

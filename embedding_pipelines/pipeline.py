@@ -4,6 +4,7 @@ Nothing here reads data or loads a model. Files are read by `pipeline_files.py`.
 """
 
 import json
+import keyword
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -31,7 +32,11 @@ else:
     AnyStore = choice_type("stores", Store)
 
 MAX_BUCKETS = 256  # a partitioned run costs about 32 ms of events per bucket: 256 are 8 s
-NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group and asset key, and a folder
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group, job and asset key, and a folder
+NOT_IN_DAGSTER = {  # names that Dagster takes for no job, beside Python's keywords
+    "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict", "int", "meta",
+    "output", "output_arg_dict", "str", "type",
+}  # fmt: skip
 CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
 CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
 CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
@@ -41,7 +46,9 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dag
 def _model(value: Any) -> Any:
     """`hf:org/model`, an alias, or `{provider: hf, model: …}` as the options of a provider."""
     if isinstance(value, str):
-        kind, colon, model = ALIASES.get(value, value).partition(":")
+        if value in ALIASES:
+            return ALIASES[value].options
+        kind, colon, model = value.partition(":")
         if not colon:
             raise ValueError(
                 f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"
@@ -110,6 +117,11 @@ class PipelineSpec(BaseModel):
             raise ValueError(
                 f"{name!r} cannot name a pipeline: use a letter, then lower-case letters, digits and '_'; "
                 "63 at most. The file's name is the pipeline's"
+            )
+        if keyword.iskeyword(name) or name in NOT_IN_DAGSTER:  # else no pipeline at all would load
+            raise ValueError(
+                f"{name!r} cannot name a pipeline: Dagster takes no job of this name. Write another, such as "
+                f"'my_{name}'. The file's name is the pipeline's"
             )
         return name
 

@@ -18,7 +18,7 @@ import yaml
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_files import parse_pipeline
+from embedding_pipelines.pipeline_files import is_json, parse_pipeline
 
 Options = Mapping[tuple[str, ...], Any]  # place of an option, e.g. ("store", "index"), to its value
 
@@ -55,7 +55,7 @@ def with_option(text: str, place: tuple[str, ...], value: Any) -> str:
     None takes the place of a value that is there, and is not written where there is none. Raises yaml.YAMLError if
     the text cannot be parsed.
     """
-    as_json = _is_json(text)
+    as_json = is_json(text)
     bom = "\ufeff" if text.startswith("\ufeff") else ""
     text = text.removeprefix(bom)
     node = _tree(text)
@@ -92,7 +92,7 @@ class _Entry:
 
 
 def _tree(text: str) -> _Node:
-    events = yaml.parse(text.replace("\t", " ") if _is_json(text) else text, Loader=yaml.SafeLoader)
+    events = yaml.parse(text.replace("\t", " ") if is_json(text) else text, Loader=yaml.SafeLoader)
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
             return _node(text, events, next(events))
@@ -154,13 +154,6 @@ def _rendered(value: Any, as_json: bool) -> str:
         return json.dumps(value, ensure_ascii=False, default=str)
     listed = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return str(listed).strip()[1:-1]
-
-
-def _is_json(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
-        return False
 
 
 def _refuse_other(path: Path, text: str, wanted: PipelineSpec, options: Options) -> None:

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import ConfigError, did_you_mean
 from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.pipeline import PipelineSpec
 
@@ -38,10 +38,8 @@ def find_pipeline(name: str, home: Path) -> PipelineSpec:
     files = {path.stem: path for path in pipeline_files(home)}
     if name in files:
         return read_pipeline(files[name])
-    near = difflib.get_close_matches(name, files, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
     known = f"There are: {', '.join(sorted(files))}." if files else "`embedding-pipelines example` makes two."
-    raise ConfigError(f"There is no pipeline {name!r} in {pipelines_folder(home)}.{guess} {known}")
+    raise ConfigError(f"There is no pipeline {name!r} in {pipelines_folder(home)}.{did_you_mean(name, files)} {known}")
 
 
 def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, ConfigError]]:
@@ -95,7 +93,7 @@ def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
 
 def _compose(text: str, where: str) -> yaml.MappingNode:
     """The nodes of the file, which know their lines."""
-    if where.endswith(".json") or _is_json(text):
+    if where.endswith(".json") or is_json(text):
         try:
             json.loads(text or "null")
         except json.JSONDecodeError as error:
@@ -113,7 +111,8 @@ def _compose(text: str, where: str) -> yaml.MappingNode:
     return root
 
 
-def _is_json(text: str) -> bool:
+def is_json(text: str) -> bool:
+    """Whether a pipeline file is written in JSON, whatever it is called."""
     try:
         return isinstance(json.loads(text), dict)
     except json.JSONDecodeError:

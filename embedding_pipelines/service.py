@@ -154,18 +154,18 @@ class EmbeddingService:
 def _provider(config: EmbeddingConfig) -> Provider:
     """Raises ConfigError for a provider that there is not, and for what it cannot be told."""
     kind, given = "hf" if config.provider == "local" else config.provider, config.model_fields_set
-    of_alias, _, model = ALIASES.get(config.model, "").partition(":")
-    if of_alias and (of_alias == kind or "provider" not in given):
-        kind = of_alias
+    alias = ALIASES.get(config.model)
+    if alias is not None and (alias.provider == kind or "provider" not in given):
+        kind, model, revision = alias
     else:
-        model = config.model if kind == "openai" or "model" in given else ""
+        model, revision = config.model if kind == "openai" or "model" in given else "", None
     known = choices("providers", Provider)
     if kind not in known:
         raise ConfigError(f"provider is {kind!r}: write 'local' or one of {', '.join(known)}.")
     if kind == "hf" and model and "/" not in model and not (home() / model).is_dir():
         model = f"sentence-transformers/{model}"  # as that library takes a bare name
     base_url = os.environ.get("OPENAI_BASE_URL") if kind == "openai" else None  # as the SDK does
-    usual = {"model": model, "dimensions": config.dimensions, "base_url": base_url}
+    usual = {"model": model, "revision": revision, "dimensions": config.dimensions, "base_url": base_url}
     try:
         provider = _capped(known[kind], config.batch_size).model_validate(
             {name: value for name, value in usual.items() if value} | config.options

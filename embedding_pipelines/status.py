@@ -7,7 +7,9 @@ from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.pipeline_ids import pipeline_ids
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.steps.release import read_releases
+from embedding_pipelines.steps.release import Release, read_releases
+from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.steps.verify import current_checks
 from embedding_pipelines.warehouse import Shards, Warehouse
 
 
@@ -32,9 +34,19 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "live_release": live.number if live else None,
         "live_rows": live.rows if live else None,
         "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
+        "held_back": _held_back(context, live),
         "kept_releases": [release.number for release in releases.releases],
         "source": _source(context),
     }
+
+
+def _held_back(context: StepContext, live: Release | None) -> str | None:
+    """The checks that keep what the last run made from being released, unless somebody had a reason to do it."""
+    state = table_state(context)
+    if live and state and (live.table, live.version) == (state.table, state.version):
+        return None
+    failed = [check.name for check in current_checks(context) or () if check.blocks]
+    return f"by {', '.join(failed)}; `embedding-pipelines run {context.spec.name}` says why" if failed else None
 
 
 def _rows(context: StepContext, shards: Shards) -> int:

@@ -49,12 +49,12 @@ class Shards:
         self.folder = folder
 
     def manifest(self, bucket: str) -> Manifest | None:
-        """The bucket's manifest, None if the bucket was never written or is lost: it is then made anew."""
+        """The bucket's manifest, None if the bucket was never written, is lost or cut short: it is then made anew."""
         try:
             made = parsed(Manifest, read_json(self.folder / f"{bucket}.json"))
         except StoreError:
             return None
-        return made if made and (self.folder / made.shard).exists() else None
+        return made if made and _size(self.folder / made.shard) == made.size_bytes else None
 
     def current(self, bucket: str, inputs: str, settings: str) -> Manifest | None:
         """The bucket's manifest if it was made from just these inputs by just these settings, else None."""
@@ -237,6 +237,14 @@ def file_digest(path: Path) -> str:
     """128-bit BLAKE2b of a file's bytes, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
+
+
+def _size(path: Path) -> int | None:
+    """A file's bytes, None without one. After a power cut, a file that was renamed may be shorter than was written."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -1,5 +1,6 @@
 """Fixtures that every test may use."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> None:
+    """Libraries that configure logging silence other loggers: what is said here is heard whatever an earlier test did."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "embedding_pipelines" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
 
 
 @pytest.fixture

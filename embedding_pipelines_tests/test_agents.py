@@ -153,8 +153,6 @@ def test_hugging_face_s_example(
 ) -> None:
     generators._say_where.cache_clear()
     caplog.set_level("WARNING", generators.log.name)
-    # Libraries that configure logging silence others: what is said here is heard whatever they did.
-    monkeypatch.setattr(generators.log, "disabled", False)
     monkeypatch.setattr(generators.log, "handlers", [caplog.handler])
     monkeypatch.setattr(generators.log, "propagate", False)
     hf_gen = HuggingFaceEmbeddingGenerator(

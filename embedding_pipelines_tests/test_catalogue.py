@@ -8,7 +8,7 @@ import pytest
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers._models import MODELS
-from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.aliases import ALIASES, Named
 from embedding_pipelines.providers.base import Provider
 
 ROWS = catalogue()
@@ -21,7 +21,9 @@ def row(alias: str) -> dict[str, object]:
 
 def test_every_alias_and_every_listed_model_has_a_row() -> None:
     assert sorted(str(row["alias"]) for row in ROWS if row["alias"]) == sorted(ALIASES)
-    assert {f"{row['provider']}:{row['model'] or ''}" for row in ROWS} == MODELS.keys() | set(ALIASES.values())
+    assert {f"{row['provider']}:{row['model'] or ''}" for row in ROWS} == MODELS.keys() | set(
+        map(str, ALIASES.values())
+    )
 
 
 def test_rows_are_sorted_and_can_be_written_as_json() -> None:
@@ -41,6 +43,7 @@ def test_a_row_says_what_is_published() -> None:
         "usd_per_million": 0.02,
         "usd_batch": 0.01,
         "retires": None,
+        "revision": None,
     }
     retiring = [row["retires"] for row in ROWS if row["model"] == "gemini-embedding-001"]
     assert retiring == ["2028-05-14"]
@@ -48,10 +51,17 @@ def test_a_row_says_what_is_published() -> None:
     assert row("hashing")["model"] is None
 
 
-@pytest.mark.parametrize(("alias", "model"), ALIASES.items())
-def test_an_alias_is_a_provider_and_a_model(alias: str, model: str) -> None:
+@pytest.mark.parametrize(("alias", "named"), ALIASES.items())
+def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(alias: str, named: Named) -> None:
     assert alias == alias.lower()
     assert ":" not in alias
-    kind, colon, _ = model.partition(":")
-    assert colon
-    assert kind in choices("providers", Provider)
+    assert named.provider in choices("providers", Provider)
+    assert bool(named.revision) == (named.provider == "hf")
+    assert row(alias)["revision"] == named.revision
+    if named.revision:
+        assert len(bytes.fromhex(named.revision)) == 20
+
+
+def test_no_two_models_share_a_commit() -> None:
+    commits = [named.revision for named in ALIASES.values() if named.revision]
+    assert len(set(commits)) == len(commits)

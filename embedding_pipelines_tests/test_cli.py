@@ -13,7 +13,7 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, PLAIN
 from embedding_pipelines_tests.runs import run_whole
 
 ROWS = [(1, "red fox", "animal"), (2, "blue whale", "animal"), (3, "green tea", "drink")]
@@ -114,6 +114,17 @@ def test_a_home_that_is_not_there_is_an_error(
 def test_home_stands_before_the_command(command: Command, built: Path, home: Path) -> None:
     said = command("--home", str(built), "list", "--json")
     assert [row["pipeline"] for row in json.loads(said.out)] == ["things"]
+
+
+def test_validate_reads_the_files_of_the_evaluation(command: Command, home: Path) -> None:
+    write_pipeline(home, "good", HASHING)
+    write_pipeline(home, "bad", f"{PLAIN}evaluation: {{queries: q.jsonl, qrels: r.tsv}}\n")
+    said = command("validate")
+    assert (said.code, said.out) == (1, "good: valid\n")
+    assert f"bad: evaluation.qrels: {home / 'r.tsv'} cannot be read" in said.err
+    (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
+    (home / "q.jsonl").write_text('{"_id": "1", "text": "what"}\n')
+    assert command("validate").code == 0
 
 
 def test_validate_names_every_mistake_of_every_file(command: Command, home: Path) -> None:
@@ -255,7 +266,9 @@ def test_before_the_first_run_there_is_nothing_to_search_or_roll_back(command: C
 
 
 def test_rollback_moves_the_live_release_there_and_back(command: Command, things: Path) -> None:
-    assert command("rollback", "things").out == "things: live release 2 -> 1 (2 rows)\n"
+    said = command("rollback", "things").out.splitlines()
+    assert said[0] == "things: live release 2 -> 1 (2 rows)"
+    assert said[1].endswith("embedding-pipelines rollback things --to 2")
     assert "has no release before 1" in command("rollback", "things").err
     assert "has no release 9 to go back to; kept are: 1, 2" in command("rollback", "things", "--to", "9").err
     back = command("rollback", "things", "--to", "2", "--json")

@@ -9,8 +9,10 @@ import pytest
 from embedding_pipelines import cli_optimize
 from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.steps.codec import codec_path, fitted_for
 from embedding_pipelines.steps.release import read_releases
 from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines_tests.chain import context_of, write_csv
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.runs import run_whole
 from embedding_pipelines_tests.steps.test_tune import PIPELINE, write_things
@@ -45,7 +47,7 @@ def test_a_chosen_compression_is_measured_written_and_released(command: Command,
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48", "--method", "int8")
     assert said.code == 0, said.err
     assert "pca 48, int8" in said.out
-    assert "times smaller than uncompressed." in said.out
+    assert "times less than float32 alone." in said.out
     text = file_of(built)
     assert "model: {provider: hashing}\ncompression: [{kind: pca, dimensions: 48}, {kind: int8}]\noptimized: {" in text
     assert text.endswith("schedule: '0 2 * * *'   # nightly\n")
@@ -94,6 +96,23 @@ def test_a_run_that_does_not_release_puts_the_file_back(command: Command, built:
     assert said.code == 1
     assert "The file of 'p' is as it was, so there is nothing to force" in said.err
     assert state(built) == before
+
+
+def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(command: Command, built: Path) -> None:
+    assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
+    context = context_of(built, "p")
+    before = codec_path(context, context.spec.model.space)
+    write_csv(built, "b.csv", [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)])
+    run_whole(built, "p")
+    assert codec_path(context, context.spec.model.space) == before
+    path = built / "pipelines" / "p.yaml"
+    path.write_text(file_of(built) + "evaluation: {require: {recall_at_10: 1.1}}\n")
+    said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
+    assert said.code == 1
+    assert "required_measures_hold" in said.err
+    fitted = fitted_for(context_of(built, "p"), context.spec.model.space)
+    assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
+    assert codec_path(context, context.spec.model.space) == before
 
 
 def test_ctrl_c_in_the_run_puts_the_file_back(command: Command, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,7 @@ def started(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.alone
 def test_ctrl_c_ends_a_long_wait_for_a_service_at_once(home: Path, server: WireServer) -> None:
     server.chance = lambda _: Fault("status", 429, "Rate limit reached.", {"retry-after": "120"})
     process = started(home, "run", "tales")

@@ -3,13 +3,15 @@
 from typing import Any
 
 import pytest
+from dagster._core.definitions.utils import DISALLOWED_NAMES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.pipeline import PipelineSpec, bucket_of, fingerprint
+from embedding_pipelines.pipeline import NOT_IN_DAGSTER, PipelineSpec, bucket_of, fingerprint
 from embedding_pipelines.pipeline_files import parse_pipeline
 from embedding_pipelines.preprocessing.chunk import Chunk
 from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.steps.chunks import chunk_settings
 from embedding_pipelines.steps.codec import fitted_for
@@ -130,7 +132,9 @@ def test_short_forms_are_the_long_ones_with_defaults() -> None:
         assert (spec.store.kind, spec.compression, spec.buckets) == ("lancedb", (), 16)
     assert parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind == "jsonl"
     short = parse_pipeline("model: minilm\ndata_path: x.csv\ncompression: [int8]\nstore: lancedb\n", "p", "p.yaml")
-    long = "model: {provider: hf, model: sentence-transformers/all-MiniLM-L6-v2}\nsource: {kind: csv, path: x.csv}\n"
+    commit = ALIASES["minilm"].revision
+    long = f"model: {{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2, revision: {commit}}}\n"
+    long += "source: {kind: csv, path: x.csv}\n"
     long += "compression: [{kind: int8}]\nstore: {kind: lancedb}\n"
     assert parse_pipeline(long, "p", "p.yaml") == short
 
@@ -145,6 +149,18 @@ def test_a_spec_survives_json_and_can_be_built_again() -> None:
 def test_unusable_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a pipeline"):
         PipelineSpec.model_validate({**BASE, "name": name})
+
+
+@pytest.mark.parametrize("name", sorted(name for name in DISALLOWED_NAMES if name.islower()))
+def test_a_name_that_dagster_refuses_is_refused_here(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot name a pipeline: Dagster takes no job of this name"):
+        PipelineSpec.model_validate({**BASE, "name": name})
+
+
+def test_no_other_name_is_refused_for_dagsters_sake() -> None:
+    assert NOT_IN_DAGSTER <= DISALLOWED_NAMES
+    for name in ("my_config", "types", "match", "default"):
+        assert PipelineSpec.model_validate({**BASE, "name": name}).name == name
 
 
 @pytest.mark.parametrize("schedule", ["0 2 * * *", "*/15 0-6 1,15 * MON-FRI", "@daily", "59 23 31 12 7"])

@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.steps.release import release
 from embedding_pipelines.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
+
+WORD = "far "
 
 
 def status(home: Path) -> dict[str, Any]:
@@ -39,3 +45,32 @@ def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
     write_csv(home, "c.csv", [(5, "five", 5)])
     (home / "data" / "b.csv").unlink()
     assert status(home)["source"] == "1 new, 1 changed, 1 deleted files since the last run"
+
+
+def test_a_candidate_that_is_held_back_is_named_until_it_is_released(home: Path) -> None:
+    plain = HASHING.replace("known_items: 8", "known_items: 8, require: {known_item_mrr: 1.5}")
+    write_pipeline(home, "p", plain)
+    write_csv(home, "a.csv", [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)])
+    with pytest.raises(ReleaseError):
+        run_steps(home, "p")
+    assert status(home)["held_back"] == "by required_measures_hold; `embedding-pipelines run p` says why"
+    write_pipeline(home, "p", HASHING)
+    run_steps(home, "p")
+    assert status(home)["held_back"] is None
+
+
+def test_what_was_released_with_a_reason_or_given_up_is_not_held_back(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)])
+    run_steps(home, "p")
+    demanding = HASHING.replace("known_items: 8", "known_items: 8, require: {known_item_mrr: 1.5}")
+    write_pipeline(home, "p", demanding + "compression: [int8]\n")
+    with pytest.raises(ReleaseError):
+        run_steps(home, "p")
+    assert status(home)["held_back"] is not None
+    write_pipeline(home, "p", demanding)  # as a refused `optimize` puts the file back
+    assert status(home)["held_back"] is None
+    write_pipeline(home, "p", demanding + "compression: [int8]\n")
+    context = context_of(home, "p")
+    release(context, context.spec.model.space, "the disk is full")
+    assert status(home)["held_back"] is None

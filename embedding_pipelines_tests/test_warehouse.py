@@ -1,6 +1,7 @@
 """Shards and manifests: whole or not there, equal bytes for equal rows, the number of buckets fixed."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
     assert shards.read_columns("b00", ["n"]) is None
     assert numbers(shards) == []
     assert not shards.current("b00", "", "")
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_shard_that_a_power_cut_left_short_was_never_made(tmp_path: Path, left: float) -> None:
+    shards = Shards(tmp_path)
+    made = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    os.truncate(tmp_path / made.shard, int(made.size_bytes * left))
+    assert shards.manifest("b00") is None
+    assert shards.current("b00", "inputs", "settings") is None
+    assert numbers(shards) == []
+    shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    assert numbers(shards) == list(range(100))
 
 
 def test_an_empty_bucket_is_written_with_its_schema(tmp_path: Path) -> None:

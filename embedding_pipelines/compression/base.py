@@ -1,10 +1,9 @@
 """The contract of compression: an unfitted choice (`Compressor`) is fitted once to an artifact (`Codec`).
 
 Holds the two base classes, the checks they share and the chain that a pipeline applies to documents and
-queries alike. The ways to compress are the other files of this folder, one each.
-
-All codecs keep directions, not lengths: the metric before compression is the cosine, so vectors are scaled
-to unit length on their way in. A vector of zeros stays one.
+queries alike. The ways to compress are the other files of this folder, one each. All codecs keep directions, not
+lengths: the metric before compression is the cosine, so vectors are scaled to unit length on their way in. A vector of
+zeros stays one.
 """
 
 import functools
@@ -99,6 +98,7 @@ class Compressor(plugins.Choice):
     """
 
     codec: ClassVar[type[Codec]]
+    of_the_model: ClassVar[bool] = False  # whether it needs the numbers as the model gives them, so that it comes first
 
     def check(self, dimensions: int) -> int:
         """Dimensions out for dimensions in; ConfigError if that cannot be."""
@@ -132,11 +132,12 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
     if len(last) > 1:
         kinds = ", ".join(repr(choice.kind) for choice in last)
         raise ConfigError(f"compression: {kinds} each end a chain, and there can be one end. Keep one of them.")
-    if last and compressors[-1] is not last[0]:
-        order = [choice.kind for choice in compressors if choice is not last[0]] + [last[0].kind]
+    order = sorted(compressors, key=lambda choice: (choice in last, not choice.of_the_model))
+    if list(compressors) != order:
         raise ConfigError(
-            f"compression: {last[0].kind!r} ends a chain, and {compressors[-1].kind!r} stands after it. "
-            f"Use this order: {', '.join(order)}."
+            f"compression: {', '.join(choice.kind for choice in compressors)} cannot follow one another: what cuts the "
+            "model's own numbers comes first, what stores a number in fewer bits last. Use this order: "
+            f"{', '.join(choice.kind for choice in order)}."
         )
     for choice in compressors:
         dimensions = choice.check(dimensions)

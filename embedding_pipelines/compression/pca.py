@@ -4,6 +4,11 @@ The directions are those of the uncentred data (eigenvectors of XᵀX of the uni
 subtracted, and the projections are scaled to unit length again: that keeps the cosine's own origin.
 Measured on SciFact with MiniLM, nDCG@10 (0.645 at 384 dimensions): PCA-128 gives 0.632 so and 0.610 with
 centring; fitted to all 5,183 documents PCA-256 gives 0.644 and PCA-128 0.635.
+
+The projections are turned within the directions that are kept, which changes no cosine: the energy, which would lie in
+the first numbers, is then spread over all, and whatever rounds these numbers afterwards (codes or an index) loses less.
+Measured on 100,000 captions with MiniLM, recall@10 of 352 and 336 of 384 dimensions rounded to int8: 0.984 and 0.983 as
+they come, 0.994 and 0.991 turned; in float32 0.996 and 0.994.
 """
 
 from collections.abc import Iterator
@@ -23,11 +28,11 @@ _BLOCK = 2_048
 
 
 class PcaCodec(Codec):
-    """Projection on `directions` float32[dimensions, input_dimensions], orthonormal rows, strongest first.
+    """Projection on `directions` float32[dimensions, input_dimensions]: orthonormal rows that span the strongest ones.
 
     `spectrum` float32[input_dimensions] is the share of the squared lengths of what it was fitted to that lies in
-    each direction, strongest first, those that are not kept included; its sum is 1. `kept_energy` is the share that
-    the kept ones have together.
+    each principal direction, strongest first, those that are not kept included; its sum is 1. `kept_energy` is the
+    share that the kept ones have together.
     """
 
     kind = "pca"
@@ -37,6 +42,13 @@ class PcaCodec(Codec):
         self.directions = directions
         self.spectrum = spectrum
         self.kept_energy = round(min(1.0, float(spectrum[: self.dimensions].sum(dtype=np.float64))), 6)
+
+    @classmethod
+    def turned(cls, principal: Vectors, spectrum: Vectors) -> Self:
+        """Of principal directions float32[dimensions, input_dimensions]; any rotation that mixes all of them serves."""
+        size = len(principal)
+        rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+        return cls(rotation.astype(np.float32) @ principal, spectrum)
 
     def _encode(self, vectors: Vectors) -> Vectors:
         return unit(vectors @ self.directions.T)
@@ -71,7 +83,12 @@ class Pca(Compressor):
         return self.dimensions
 
     def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> PcaCodec:
-        """Exact eigenvectors of all vectors; the largest entry of each direction is positive."""
+        return PcaCodec.turned(*self.principal(dimensions, blocks))
+
+    def principal(self, dimensions: int, blocks: Iterator[Vectors]) -> tuple[Vectors, Vectors]:
+        """Exact eigenvectors of all vectors float32[n_i, dimensions] of unit length, the strongest first, and the
+        spectrum; the largest entry of each direction is positive. Raises as `fit`.
+        """
         self.check(dimensions)
         products, rows = _products(dimensions, blocks)
         if rows < self.dimensions:
@@ -88,7 +105,7 @@ class Pca(Compressor):
         directions = columns.T[::-1][: self.dimensions]
         peaks = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
         directions = np.ascontiguousarray(directions * np.sign(peaks), np.float32)
-        return PcaCodec(directions, (energies / energies.sum()).astype(np.float32))
+        return directions, (energies / energies.sum()).astype(np.float32)
 
 
 def _products(dimensions: int, blocks: Iterator[Vectors]) -> tuple[NDArray[np.float64], int]:

@@ -30,6 +30,7 @@ class Truncate(Compressor):
 
     kind: Literal["truncate"] = "truncate"
     codec: ClassVar[type[Codec]] = TruncateCodec
+    of_the_model = True
     dimensions: int = Field(ge=1)
 
     def check(self, dimensions: int) -> int:

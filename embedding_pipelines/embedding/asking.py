@@ -18,7 +18,7 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._remote import Busy, Garbled, Service, Unreachable
 from embedding_pipelines.providers.base import Provider, Reply, Role
 
-TRIES = 6  # of a request that fails on its way; with the waits below they last about a minute
+TRIES = 6  # of a request that fails on its way; the waits between them add up to 15 seconds at most, 8 usually
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 BUSY_PATIENCE_SECONDS = 900.0  # of nothing but refusals to one request
 LONG_WAIT_SECONDS = 10.0  # that somebody may wonder about
@@ -26,6 +26,19 @@ NEVER = threading.Event()
 LOGGER = logging.getLogger(__name__)
 
 _OPENING = threading.Lock()
+
+
+@dataclass
+class Bill:
+    """Tokens that were paid for. It is filled while requests are made, so it is right however they end."""
+
+    counted: int = 0  # by the model's tokenizer
+    billed: int = 0
+
+    def add(self, counted: int, billed: int | None) -> None:
+        """`billed` as the service says, None where it does not."""
+        self.counted += counted
+        self.billed += counted if billed is None else billed
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,6 @@ class Asked:
     seconds: float = 0.0  # from the last sending to its answer
     retries: int = 0  # requests that were sent before it in vain
     waited_seconds: float = 0.0  # for its turn
-    tokens_in_vain: int = 0  # of replies before it that made no sense
 
 
 def ask_patiently(
@@ -46,8 +58,10 @@ def ask_patiently(
     tokens: int = 0,
     stop: threading.Event = NEVER,
     tries: int = TRIES,
+    bill: Bill | None = None,
 ) -> Asked:
-    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of tokens.
+    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of tokens. `bill` is told
+    what replies before the last one cost.
 
     Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set meanwhile.
     """
@@ -56,7 +70,7 @@ def ask_patiently(
         return Asked(provider.ask(inputs, role), time.perf_counter() - started)
     from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-    request = _Request(provider, inputs, role, tokens, stop)
+    request = _Request(provider, inputs, role, tokens, stop, bill or Bill())
     return Retrying(
         retry=retry_if_exception_type(Unreachable),
         stop=stop_after_attempt(tries),
@@ -73,9 +87,9 @@ class _Request:
     role: Role
     tokens: int
     stop: threading.Event
+    bill: Bill
     sent: int = 0
     waited_seconds: float = 0.0
-    tokens_in_vain: int = 0
 
     def send(self) -> Asked:
         """Until the service lets it in."""
@@ -98,19 +112,19 @@ class _Request:
                         "embedded is lost."
                     ) from refusal
             except Garbled:
-                self.tokens_in_vain += self.tokens
+                self.bill.add(self.tokens, None)
                 raise
             else:
                 limiter.succeeded()
                 wanted = (len(self.inputs), self.provider.space.dimensions)
                 if reply.vectors.shape != wanted:
-                    self.tokens_in_vain += self.tokens if reply.tokens is None else reply.tokens
+                    self.bill.add(self.tokens, reply.tokens)
                     raise Garbled(
                         f"{self.provider.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
                         "always does, the model or its `dimensions` is another than the pipeline file says."
                     )
                 seconds = time.perf_counter() - started
-                return Asked(reply, seconds, self.sent - 1, self.waited_seconds, self.tokens_in_vain)
+                return Asked(reply, seconds, self.sent - 1, self.waited_seconds)
 
     def sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):

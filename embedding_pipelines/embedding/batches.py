@@ -128,10 +128,13 @@ class Batches:
         """Keys of the texts that are with the service."""
         return {bytes.fromhex(key) for batch in self.on_record() for key in batch.keys}
 
-    def submit(self, texts: Iterable[tuple[bytes, str, int]], purse: Purse) -> None:
+    def submit(
+        self, texts: Iterable[tuple[bytes, str, int]], purse: Purse, announce: Callable[[str], None] = lambda tag: None
+    ) -> None:
         """Hand over texts, each with its key and tokens, in as many batches as the service wants.
 
-        Raises BudgetError before the text that would go beyond.
+        `announce` is told the tag of each before it is put on record. Raises BudgetError before the text that would go
+        beyond.
         """
         part: dict[str, str] = {}
         size = tokens = 0
@@ -139,13 +142,13 @@ class Batches:
             bytes_of = len(json.dumps(text, ensure_ascii=False).encode())
             is_full = len(part) == self._service.max_texts or size + bytes_of > self._service.max_bytes
             if part and (is_full or not purse.holds(tokens + count)):
-                self._submit(part, tokens, purse)
+                self._submit(part, tokens, purse, announce)
                 part, size, tokens = {}, 0, 0
             part[key.hex()] = text
             size += bytes_of
             tokens += count
         if part:
-            self._submit(part, tokens, purse)
+            self._submit(part, tokens, purse, announce)
 
     def ended(self) -> list[str]:
         """A name for each thing that there is to collect, the same as long as nothing new has come.
@@ -169,11 +172,12 @@ class Batches:
         mine = [batch for batch in found if (batch.address, batch.space, batch.role) == wanted]
         return sorted(mine, key=lambda batch: batch.submitted_at)
 
-    def _submit(self, part: Mapping[str, str], tokens: int, purse: Purse) -> None:
+    def _submit(self, part: Mapping[str, str], tokens: int, purse: Purse, announce: Callable[[str], None]) -> None:
         if not purse.holds(tokens):
             raise purse.is_empty()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         batch = Batch(uuid.uuid4().hex, self._address, self._space.id, self._role, list(part), now)
+        announce(batch.tag)
         self._write(batch)  # first: a process that dies from here on finds it by its tag
         was_sent = False
 

@@ -16,14 +16,16 @@ class Purse:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, budget: Budget | None, provider: Provider) -> "Purse":
-        """Raises ConfigError for a budget in dollars where nobody knows the price."""
-        if budget is not None and budget.usd is not None and provider.price is None:
+    def of(cls, budget: Budget | None, provider: Provider, in_batches: bool = False) -> "Purse":
+        """For direct requests, or for batches. Raises ConfigError for a budget in dollars where nobody knows the
+        price."""
+        price = provider.batch_price if in_batches else provider.price
+        if budget is not None and budget.usd is not None and price is None:
             raise ConfigError(
                 f"budget.usd is {budget.usd}, but no price is known for {provider.kind} model "
                 f"{getattr(provider, 'model', '')!r}. State it with usd_per_million_tokens, or give budget.tokens."
             )
-        return cls(budget, provider.price)
+        return cls(budget, price)
 
     @property
     def limit(self) -> float:

@@ -18,12 +18,12 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.embedding.asking import Asked, ask_patiently
+from embedding_pipelines.embedding.asking import Asked, Bill
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.doubt import is_constant, prove, refuse_constant
+from embedding_pipelines.embedding.doubt import ask_in_doubt, prove
 from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.embedding.windows import TRIES_OF_PARTS, Call, Embedded, Window
+from embedding_pipelines.embedding.windows import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._remote import BadInput, TooLarge, Unreachable
@@ -42,16 +42,18 @@ def embed(
     role: Role,
     advance: Callable[[int], None],
     purse: Purse | None = None,
+    unfinished: EmbedCounts | None = None,
 ) -> Iterator[Embedded]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
     `advance` is told the tokens finished. Each call is committed to the ledger when it has ended, and calls that
     are out when something fails are waited for and committed too, within PATIENCE_SECONDS. A process that is
-    killed loses what is out: `limits.concurrent_calls` calls and one more. Raises ProviderError when the model
-    cannot be had, BudgetError when the next call would cost more than `purse` holds.
+    killed loses what is out: `limits.concurrent_calls` calls and one more. What windows took that never come back,
+    since something failed, is added to `unfinished`. Raises ProviderError when the model cannot be had, BudgetError
+    when the next call would cost more than `purse` holds.
     """
     source = iter(batches)
-    with _Flow(provider, ledger, role, purse or Purse()) as flow:
+    with _Flow(provider, ledger, role, purse or Purse(), unfinished or EmbedCounts()) as flow:
         batch: pa.RecordBatch | None = None
         while True:
             while flow.has_room and (batch := next(source, None)) is not None:
@@ -76,10 +78,10 @@ class _Answer:
 class _Flow:
     """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
 
-    def __init__(self, provider: Provider, ledger: Ledger, role: Role, purse: Purse) -> None:
+    def __init__(self, provider: Provider, ledger: Ledger, role: Role, purse: Purse, unfinished: EmbedCounts) -> None:
         self.windows: deque[Window] = deque()
         self._provider, self._ledger, self._role, self._purse = provider, ledger, role, purse
-        self._space, self._limits = provider.space, provider.limits
+        self._space, self._limits, self._unfinished = provider.space, provider.limits, unfinished
         self._queue: deque[Call] = deque()
         self._calls: dict[Future[_Answer], Call] = {}
         self._asked: set[bytes] = set()  # keys of both
@@ -158,16 +160,17 @@ class _Flow:
             answer = ended.result()
         except (BadInput, TooLarge, Unreachable) as refusal:
             del self._calls[ended]
+            self._spend(call, call.bill)
             return self._refused(call, refusal)
         reply = answer.asked.reply
         wrong = faulty_rows(reply.vectors, call.texts, self._space)
         faults = {row: fault for row, fault in wrong.items() if row not in reply.refused}
-        if len(faults) == len(call.texts):
-            self._prove(call)
         good = [row for row in range(len(call.texts)) if row not in wrong]
         self._keep(call, answer.asked, good)
         del self._calls[ended]
         self._count(call, answer, good)
+        if len(faults) == len(call.texts):
+            self._prove(call)
         self._land({call.keys[row]: reply.vectors[row] for row in good})
         for row, words in reply.refused.items():
             self._reject(call, row, words)
@@ -187,19 +190,23 @@ class _Flow:
             self._reject(call, 0, f"The provider returned {faults[0]}.")
 
     def _refused(self, call: Call, refusal: ProviderError) -> int:
-        """Halve a call, or reject its one text, once it is known that the provider does give right vectors."""
-        if len(call.texts) == 1 or not isinstance(refusal, TooLarge):
+        """Halve a call, or reject its one text, once it is known that the provider does give right vectors.
+
+        A text that could not be had on the way is asked for once more before: the service may have been away.
+        """
+        is_alone, was_away = len(call.texts) == 1, isinstance(refusal, Unreachable)
+        if was_away:
+            self._right_at = 0.0  # what came while this call was out may have come before the service went away
+        if is_alone or not isinstance(refusal, TooLarge):
             self._prove(call, refusal)
-        if len(call.texts) == 1:
+        if is_alone and (call.is_last or not was_away):
             self._reject(call, 0, str(refusal))
             return 0
-        if (
-            isinstance(refusal, TooLarge) and not call.is_part
-        ):  # for the rest of the run; one huge text says nothing more
+        if isinstance(refusal, TooLarge) and not call.is_part:  # for the rest of the run; one huge text says no more
             most = min(self._limits.call_texts, len(call.texts) // 2)
             self._limits = replace(self._limits, call_texts=most)
-        tries = TRIES_OF_PARTS if isinstance(refusal, Unreachable) else call.tries
-        self._queue.extendleft(reversed(call.halves(tries)))
+        parts = [call.once_more()] if is_alone else call.halves(TRIES_OF_PARTS if was_away else call.tries)
+        self._queue.extendleft(reversed(parts))
         call.window.counts.retries += 1
         return 0
 
@@ -207,7 +214,11 @@ class _Flow:
         """ProviderError unless the provider has given a right vector since `call` went out, or does so now."""
         if self._right_at >= call.handed_out:
             return
-        self._purse.spend(0, prove(self._provider, self._role, self._stop, doubt))
+        bill = Bill()
+        try:
+            prove(self._provider, self._role, self._stop, doubt, bill)
+        finally:
+            self._spend(call, bill)
         self._right_at = time.perf_counter()
 
     def _keep(self, call: Call, asked: Asked, good: Sequence[int]) -> None:
@@ -215,25 +226,30 @@ class _Flow:
         if not good:
             return
         self._ledger.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
-        for space, vectors in asked.reply.copies.items():
-            keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in good]
-            self._ledger.put(keys, vectors[list(good)])
         self._right_at = time.perf_counter()
+        for space, vectors in asked.reply.copies.items():
+            with contextlib.suppress(ProviderError):  # of a wrong shape: it was free, and who wants it asks for it
+                faults = faulty_rows(vectors, call.texts, space)
+                sound = [row for row in good if row not in faults]
+                keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in sound]
+                self._ledger.put(keys, vectors[sound])
 
     def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
         counts, asked = call.window.counts, answer.asked
         counts.calls += 1
         counts.embedded += len(good)
         counts.embedded_tokens += sum(call.tokens[row] for row in good)
-        billed = sum(call.tokens) if asked.reply.tokens is None else asked.reply.tokens
-        billed += asked.tokens_in_vain
-        counts.billed_tokens += billed
-        self._purse.spend(sum(call.tokens), billed)
+        call.bill.add(sum(call.tokens), asked.reply.tokens)
+        self._spend(call, call.bill)
         counts.retries += asked.retries
         counts.call_seconds += asked.seconds
         counts.waited_seconds += asked.waited_seconds
         counts.provider_seconds += max(0.0, answer.ended - max(answer.started, self._busy_until))
         self._busy_until = max(self._busy_until, answer.ended)
+
+    def _spend(self, call: Call, bill: Bill) -> None:
+        call.window.counts.billed_tokens += bill.billed
+        self._purse.spend(bill.counted, bill.billed)
 
     def _land(self, vectors: dict[bytes, Vectors]) -> None:
         self._asked.difference_update(vectors)
@@ -258,25 +274,25 @@ class _Flow:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Keep what the calls that are still out bring within PATIENCE_SECONDS; those not begun are not made."""
+        """Keep and count what calls that are out still bring within PATIENCE_SECONDS; those not begun are not made."""
         self._stop.set()
         out = {answer: call for answer, call in self._calls.items() if not answer.cancel()}
         self._workers.close()
         for answer in wait(out, PATIENCE_SECONDS).done:
-            if answer.exception() is None:
-                call, asked = out[answer], answer.result().asked
-                with contextlib.suppress(ProviderError):  # of a wrong shape: another failure is being told
-                    faults = faulty_rows(asked.reply.vectors, call.texts, self._space)
-                    self._keep(call, asked, [row for row in range(len(call.texts)) if row not in faults])
+            call = out[answer]
+            if answer.exception() is not None:
+                self._spend(call, call.bill)
+                continue
+            with contextlib.suppress(ProviderError):  # of a wrong shape: another failure is being told
+                faults = faulty_rows(answer.result().asked.reply.vectors, call.texts, self._space)
+                good = [row for row in range(len(call.texts)) if row not in faults]
+                self._keep(call, answer.result().asked, good)
+                self._count(call, answer.result(), good)
+        for window in self.windows:
+            self._unfinished.add(window.counts)
 
 
 def _ask(provider: Provider, call: Call, role: Role, stop: threading.Event) -> _Answer:
-    started, tokens = time.perf_counter(), sum(call.tokens)
-    asked = ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
-    if is_constant(asked):
-        first, asked = asked, ask_patiently(provider, call.texts, role, tokens, stop, call.tries)
-        in_vain = tokens if first.reply.tokens is None else first.reply.tokens
-        asked = replace(asked, tokens_in_vain=asked.tokens_in_vain + first.tokens_in_vain + in_vain)
-        if is_constant(asked):
-            refuse_constant(provider, call.texts, role, stop)
+    started = time.perf_counter()
+    asked = ask_in_doubt(provider, call.texts, role, sum(call.tokens), stop, call.tries, call.bill)
     return _Answer(asked, started, time.perf_counter())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from embedding_pipelines.embedding.asking import TRIES
+from embedding_pipelines.embedding.asking import TRIES, Bill
 from embedding_pipelines.providers.base import Vectors
 
 TRIES_OF_PARTS = 2  # of half a call: what failed as a whole TRIES times is hardly the network's fault
@@ -23,7 +23,7 @@ class EmbedCounts:
     calls: int = 0
     provider_seconds: float = 0.0  # during which at least one call was out
     rejected: int = 0
-    billed_tokens: int = 0  # as the provider counts; by its tokenizer where it does not say
+    billed_tokens: int = 0  # as the provider counts, by its tokenizer where it does not say; with what was in vain
     retries: int = 0
     call_seconds: float = 0.0  # from sending to answer, summed over calls
     waited_seconds: float = 0.0  # for their turn
@@ -72,12 +72,20 @@ class Call:
     tries: int = TRIES  # of the request
     wrong_rows: int = 0  # how often its texts came back with a wrong vector
     is_part: bool = False  # of a call that was refused or too large
+    is_last: bool = False  # one text that could not be had once already, though the service could be reached then
     handed_out: float = 0.0  # by the clock `time.perf_counter`
+    bill: Bill = field(default_factory=Bill)  # of all that its requests were answered with
 
     def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""
         keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
         return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows, is_part=True)
+
+    def once_more(self) -> "Call":
+        """The same as its last attempt, with all patience."""
+        again = self.part(range(len(self.texts)), TRIES, self.wrong_rows)
+        again.is_last = True
+        return again
 
     def halves(self, tries: int, wrong_rows: int = 0) -> list["Call"]:
         middle = len(self.texts) // 2

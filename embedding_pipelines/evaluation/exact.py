@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 Ids = Sequence[str] | NDArray[np.integer[Any]]
 
+K = 10  # neighbours that recall is measured by
+TIES = 5  # so many times as many are kept, because equal vectors may stand in for one another
 COSINES_AT_ONCE = 8_000_000  # 32 MB, and as much again to find the greatest
+SORTED_AT_ONCE = 1_000_000  # 4 MB, and 8 of row numbers in the order of their cosines
 SAME = 1e-6  # cosines nearer than this are equal: they vary with the shape of a product by about as much
 
 
@@ -111,7 +114,7 @@ def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors
     known, rows = _units(vectors, None)
     units[rows] = known
     near, cosines = np.empty((len(units), k), np.int64), np.empty((len(units), k), np.float32)
-    step = max(1, COSINES_AT_ONCE // len(units))
+    step = max(1, SORTED_AT_ONCE // len(units))
     for start in range(0, len(units), step):
         part = slice(start, start + step)
         block = units[part] @ units.T

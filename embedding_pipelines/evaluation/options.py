@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from embedding_pipelines.errors import did_you_mean
+
 Effect = Literal["block", "warn", "off"]
 
 
@@ -80,11 +82,15 @@ class Evaluation(BaseModel):
     def _known_names(self) -> Self:
         for name in self.require:
             if name not in MEASURES or MEASURES[name][0] == NEITHER:
-                known = ", ".join(other for other, (better, _) in MEASURES.items() if better != NEITHER)
-                raise ValueError(f"require: {name!r} is no measure that could be better or worse; there are {known}")
+                judged = [other for other, (better, _) in MEASURES.items() if better != NEITHER]
+                known, guess = ", ".join(judged), did_you_mean(name, judged)
+                raise ValueError(
+                    f"require: {name!r} is no measure that could be better or worse.{guess} There are {known}"
+                )
         for name in self.checks:
             if name not in CHECKS:
-                raise ValueError(f"checks: {name!r} is no check; there are {', '.join(CHECKS)}")
+                guess = did_you_mean(name, CHECKS)
+                raise ValueError(f"checks: {name!r} is no check.{guess} There are {', '.join(CHECKS)}")
         if (self.queries is None) != (self.qrels is None):
             given, missing = ("queries", "qrels") if self.queries else ("qrels", "queries")
             raise ValueError(f"{given} needs {missing}: who asks what, and which documents answer it")
@@ -103,4 +109,4 @@ class Optimized(BaseModel):
     lower_bound: float | None = None  # of that recall, one-sided, 95%
     queries: int | None = None
     bytes_per_vector: int | None = None
-    times_smaller: float | None = None  # than float32 without compression
+    times_smaller: float | None = None  # than float32 without compression and index

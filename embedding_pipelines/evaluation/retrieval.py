@@ -4,7 +4,7 @@ They are computed by ir-measures (MacAvaney, Macdonald and Ounis, "Streamlining 
 which asks trec_eval's own code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 Gains = Mapping[str, Mapping[str, float]]
 
@@ -35,20 +35,6 @@ def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, di
     for value in ir_measures.iter_calc(list(names), answerable, found):
         values[value.query_id][names[value.measure]] = float(value.value)
     return values
-
-
-def mean_ndcg(rankings: Mapping[str, Sequence[str]], qrels: Gains) -> float:
-    """nDCG@10, averaged over the queries of `judged`; in [0, 1].
-
-    `rankings` has document ids by query, nearest first; one that comes again (another chunk) counts where it was first.
-    Raises ValueError as `judged`.
-    """
-    run = {
-        query: {name: -float(place) for place, name in enumerate(dict.fromkeys(ranking))}
-        for query, ranking in rankings.items()
-    }
-    values = judged(run, qrels)
-    return sum(value["ndcg_at_10"] for value in values.values()) / len(values)
 
 
 def _whole(query: str, gains: Mapping[str, float]) -> dict[str, int]:

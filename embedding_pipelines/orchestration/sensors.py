@@ -86,10 +86,11 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
         warehouse = Warehouse(home())
         try:
             files = spec.source.files(warehouse.home)
+            known = known_files(StepContext(spec, warehouse))
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = {file.name: file.stamp for file in files}
-        read = {name: tuple(facts.stamp) for name, facts in known_files(StepContext(spec, warehouse)).items()}
+        read = {name: tuple(facts.stamp) for name, facts in known.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
             asked = "" if changes.is_empty else "; a run was asked for already"
@@ -113,23 +114,26 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         warehouse = Warehouse(home())
-        marker = warehouse.pipeline(spec.name).waiting
+        marker, nothing = warehouse.pipeline(spec.name).waiting, "no text is with the service"
+        if not marker.exists():
+            return dg.SensorResult(skip_reason=nothing)
         try:
-            mine = set((read_json(marker) or {"batches": []})["batches"])
-            if not mine:
-                return dg.SensorResult(skip_reason="no text is with the service")
+            # Within the lock nobody replaces or removes the marker.
             with warehouse.batches_lock(timeout_seconds=0), Ledger(warehouse.ledger) as ledger:
+                mine = set((read_json(marker) or {"batches": []})["batches"])
+                if not mine:
+                    return dg.SensorResult(skip_reason=nothing)
                 service = spec.model.batches()
                 batches = Batches(warehouse.batches, spec.model, service, ledger, "document", tries=1)
                 collected = mine - {batch.tag for batch in batches.on_record()}  # by another pipeline's run
                 ready = sorted({*collected, *batches.ended()})
                 reason = "" if ready else str(batches.waiting())
+                # Dagster starts one run per key: if that one failed, it is asked for again after a while.
+                again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         if not ready:
             return dg.SensorResult(skip_reason=reason)
-        # Dagster starts one run per key: if that one failed, it is asked for again after a while.
-        again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)
         request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=all_buckets(spec))
         return dg.SensorResult(run_requests=[request])
 

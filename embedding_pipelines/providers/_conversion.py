@@ -6,11 +6,7 @@ A cache folder belongs to one digest of the model's files and one version of Ope
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -20,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
 from embedding_pipelines.providers._backend import damaged
+from embedding_pipelines.providers._cache import kept_folder
+from embedding_pipelines.providers._tokenizers import uncut
 from embedding_pipelines.providers._weights import folder_sha256, revision_sha256, weights_sha256
 from embedding_pipelines.schemas import digest
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CACHE_LAYOUT = "6"  # raise it when what is cached changes
+FACTS = "facts.json"
 MAX_TOKENS = 8_192  # of a text, where a model says infinity
 PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
 
@@ -56,9 +55,9 @@ def converted(folder: Path) -> tuple[Path, Facts]:
     """The cache folder of a model, filled if it is not, and its facts. Raises ProviderError if it is no model."""
     weights_sha256(folder)  # a folder without weights is refused before anything is loaded
     cache = _cache_folder(folder_sha256(folder))
-    if not (cache / "facts.json").exists():
+    if not (cache / FACTS).exists():
         _convert(folder, cache)
-    return cache, Facts(**json.loads((cache / "facts.json").read_text(encoding="utf-8")))
+    return cache, Facts(**json.loads((cache / FACTS).read_text(encoding="utf-8")))
 
 
 def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> Facts:
@@ -85,12 +84,9 @@ def load_tokenizer(cache: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
+        return uncut(Tokenizer.from_file(str(cache / "tokenizer.json")))
     except Exception as error:  # tokenizers raises nothing narrower
         raise damaged(cache, error) from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
 
 
 def _cache_folder(content: str) -> Path:
@@ -100,11 +96,9 @@ def _cache_folder(content: str) -> Path:
 
 
 def _convert(folder: Path, cache: Path) -> None:
-    """Fill the cache folder for a model; concurrent processes do it side by side and the first one wins."""
+    """Fill the cache folder for a model."""
     model = _torch.load(folder)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{cache.name}-", dir=cache.parent))
-    try:
+    with kept_folder(cache, FACTS) as draft:
         getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(str(draft / "tokenizer.json"))
         problem = ""
         try:
@@ -116,13 +110,7 @@ def _convert(folder: Path, cache: Path) -> None:
             for half in draft.glob("model.*"):
                 half.unlink()
         facts = asdict(_facts(model, folder, load_tokenizer(draft), problem))
-        (draft / "facts.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        if not (cache / "facts.json").exists():
-            shutil.rmtree(cache, ignore_errors=True)  # what is left of one that was damaged
-        with contextlib.suppress(OSError):  # another process was first; its folder is as good
-            os.rename(draft, cache)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
 
 def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, problem: str) -> Facts:

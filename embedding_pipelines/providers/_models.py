@@ -104,6 +104,13 @@ def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
     raise ValueError(f"{kind} model {model!r} cannot give {wanted} dimensions; it can give {_listed(facts)}")
 
 
+def dimensions_to_ask(kind: str, model: str, wanted: int | None) -> int | None:
+    """`wanted` as a request says it; None for the model's own number: Cohere's version 3 and Voyage's models before
+    3.5 know no such parameter."""
+    facts = facts_of(kind, model)
+    return None if facts is not None and wanted == facts.dimensions else wanted
+
+
 def possible_dimensions(kind: str, model: str) -> str:
     """What a model can give, in words; empty for one that is not listed."""
     facts = facts_of(kind, model)

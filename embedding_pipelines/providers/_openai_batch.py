@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
-from embedding_pipelines.providers._remote import WORDS, Unreachable
+from embedding_pipelines.providers._remote import Unreachable
 from embedding_pipelines.providers._vectors import count_within, listed, within
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
 
@@ -51,7 +51,7 @@ class OpenaiBatches(BatchService):
                 file = self._client.files.with_raw_response.create(
                     file=("texts.jsonl", content), purpose="batch", extra_headers=self._headers
                 )
-            self._uploaded = (tag, self._id(self._read(file.content)))
+            self._uploaded = (tag, self._id(self._provider.json_of(file.content)))
         with told(self._provider):
             made = self._client.batches.with_raw_response.create(
                 input_file_id=self._uploaded[1],
@@ -61,7 +61,7 @@ class OpenaiBatches(BatchService):
                 extra_headers=self._headers,
                 timeout=self._provider.timeout_seconds,
             )
-        return self._id(self._read(made.content))
+        return self._id(self._provider.json_of(made.content))
 
     def find(self, tag: str) -> str | None:
         from openai import omit
@@ -75,7 +75,7 @@ class OpenaiBatches(BatchService):
                     extra_headers=self._headers,
                     timeout=self._provider.timeout_seconds,
                 )
-            page = self._read(reply.content)
+            page = self._provider.json_of(reply.content)
             entries = listed(self._provider, page, "data")
             for entry in entries:
                 if within(entry, "metadata", TAG) == tag:
@@ -134,7 +134,7 @@ class OpenaiBatches(BatchService):
                     f"{self._where} does not know batch {batch}: {words} It was submitted with another key or project: "
                     f"set that again. {REMEDY}"
                 ) from None
-        return self._read(reply.content)
+        return self._provider.json_of(reply.content)
 
     def _lines(self, file: str) -> Iterator[bytes]:
         """The lines of a file; none if it is gone, as results are after a month."""
@@ -175,14 +175,6 @@ class OpenaiBatches(BatchService):
 
     def _spoken(self, said: Any) -> str:
         return self._provider.quoted(json.dumps(said))
-
-    def _read(self, content: bytes) -> Any:
-        """A reply's JSON. Raises Unreachable where there is none."""
-        try:
-            return json.loads(content)
-        except ValueError:
-            words = self._provider.redacted(content.decode(errors="replace"))[:WORDS]
-            raise Unreachable(f"{self._where} answered 200 without JSON: {words!r}") from None
 
     def _id(self, reply: Any) -> str:
         found = within(reply, "id")

@@ -7,6 +7,7 @@ all of them, `embedding/asking.py` and `embedding/embed.py`; the SDKs' own retri
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import threading
@@ -151,6 +152,14 @@ class Service(Provider):
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         return self.ask(inputs, input_type).vectors
 
+    def json_of(self, content: bytes) -> Any:
+        """What a reply that says 200 holds. Raises Unreachable if it is no JSON, such as a gateway's own page."""
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            words = self.redacted(content.decode(errors="replace"))[:WORDS]
+            raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
+
     def quoted(self, body: str) -> str:
         """The sentence in an error's body, without the key: before it is cut, and once JSON is read."""
         return self.redacted(spoken(self.redacted(body)))
@@ -203,10 +212,7 @@ class Remote(Service):
             raise Unreachable(f"{url} cannot be reached: {words}.") from error
         if not reply.is_success:
             raise self.fault(reply.status_code, reply.text, reply.headers)
-        try:
-            return reply.json()
-        except ValueError as error:
-            raise Unreachable(f"{url} answered 200 without JSON: {self.redacted(reply.text)[:WORDS]!r}") from error
+        return self.json_of(reply.content)
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """What an HTTP error means, in the service's own words and without the key."""
@@ -235,8 +241,6 @@ def secret(name: str) -> str:
 
 def spoken(body: str) -> str:
     """The sentence in an error's body, whichever of the usual shapes it has."""
-    import json
-
     try:
         found = json.loads(body)
     except ValueError:

@@ -5,12 +5,8 @@ A model is loaded when it is first to embed: what it is (`facts`) is known witho
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import os
-import shutil
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -22,6 +18,7 @@ import numpy as np
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers import _openvino, _torch
 from embedding_pipelines.providers._backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.providers._cache import kept_folder
 from embedding_pipelines.providers._conversion import converted, load_tokenizer, prompted
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.schemas import digest
@@ -107,16 +104,12 @@ class Engine:
         folder = self._cache / f"int8-{self._calibrated_on}"
         if self.facts.problem:
             raise ProviderError(f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}")
-        if not folder.exists():
+        graph = folder / "model.xml"
+        if not graph.exists():
             ids = self._ids(self.samples, "document")
-            draft = Path(tempfile.mkdtemp(prefix=".int8-", dir=self._cache))
-            try:
-                _openvino.quantize(self._cache / "model.xml", ids, draft / "model.xml")
-                with contextlib.suppress(OSError):  # another process was first; its folder is as good
-                    os.rename(draft, folder)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        return folder / "model.xml"
+            with kept_folder(folder, graph.name) as draft:
+                _openvino.quantize(self._cache / graph.name, ids, draft / graph.name)
+        return graph
 
     def embed(self, texts: Sequence[str], role: Role) -> Vectors:
         """float32[len(texts), d], each text after its role's prompt; what is too long is cut at the model's limit."""

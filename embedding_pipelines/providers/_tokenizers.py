@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
+def uncut(tokenizer: Tokenizer) -> Tokenizer:
+    """The same one, which neither pads nor cuts as its file says: what it counts is the text's own tokens."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(name: str | None) -> Tokenizer:
     """The tokenizer of a file below the home folder or of a hub model; an estimate for None and "estimate".
@@ -29,7 +36,7 @@ def load_tokenizer(name: str | None) -> Tokenizer:
         return estimate()
     try:
         file = home() / name
-        return Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+        return uncut(Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
             f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "

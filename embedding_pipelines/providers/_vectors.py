@@ -56,6 +56,27 @@ def in_order(service: Service, reply: Any, path: Sequence[str], count: int, read
     return stacked(service, found, read)
 
 
+def placed(service: Service, entries: Sequence[Any], count: int) -> list[Any]:
+    """The `embedding` of the entry for each of `count` texts, by its `index`; None for a text that was left out.
+
+    Where no entry has an index, they are in order. Raises Garbled for an index that cannot be, and for another number
+    of entries than texts where there is none.
+    """
+    where = f"{service.kind} at {service.address}"
+    indices = [within(entry, "index") for entry in entries]
+    vectors = [within(entry, "embedding") for entry in entries]
+    if all(index is None for index in indices):
+        if len(vectors) != count:
+            raise Garbled(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
+        return vectors
+    found: dict[int, Any] = {}
+    for index, vector in zip(indices, vectors, strict=True):
+        if type(index) is not int or not 0 <= index < count or index in found:
+            raise Garbled(f"{where} returned the index {index!r} out of place, for {count} texts.")
+        found[index] = vector
+    return [found.get(row) for row in range(count)]
+
+
 def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
     """float32[n, d] of n entries, each read by `read`; a row of NaN for None.
 

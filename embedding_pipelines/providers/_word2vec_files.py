@@ -6,16 +6,12 @@ folder belongs to one digest of the file's content; it holds `vectors.f32`, floa
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import gzip
 import hashlib
 import itertools
 import json
-import os
 import pickle
-import shutil
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +23,12 @@ import numpy as np
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers._backend import damaged
+from embedding_pipelines.providers._cache import kept_folder
 from embedding_pipelines.providers._weights import file_sha256
 from embedding_pipelines.providers.base import Vectors
 
 CACHE_LAYOUT = "1"  # raise it when what is cached changes
+ALL_WORDS = "words.json"
 LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
@@ -80,10 +78,10 @@ def opened(path: Path, content: str) -> WordVectors:
     from platformdirs import user_cache_path
 
     cache = user_cache_path("embedding-pipelines") / f"{content[:32]}-word2vec-{CACHE_LAYOUT}"
-    if not (cache / "words.json").exists():
+    if not (cache / ALL_WORDS).exists():
         _convert(path, cache)
     try:
-        words: list[str] = json.loads((cache / "words.json").read_text(encoding="utf-8"))
+        words: list[str] = json.loads((cache / ALL_WORDS).read_text(encoding="utf-8"))
         vectors = np.memmap(cache / "vectors.f32", np.float32, "r").reshape(len(words), -1)
     except (OSError, ValueError) as error:
         raise damaged(cache, error) from error
@@ -102,10 +100,8 @@ def required(module: str) -> Any:
 
 
 def _convert(path: Path, cache: Path) -> None:
-    """Fill the cache folder; concurrent processes do it side by side and the first one wins."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{cache.name}-", dir=cache.parent))
-    try:
+    """Fill the cache folder."""
+    with kept_folder(cache, ALL_WORDS) as draft:
         words: dict[str, None] = {}
         with (draft / "vectors.f32").open("wb") as file:
             try:
@@ -117,13 +113,7 @@ def _convert(path: Path, cache: Path) -> None:
                 raise _refused(path, f"it cannot be unpacked ({error})") from error
         if not words:
             raise _refused(path, "it holds no word")
-        (draft / "words.json").write_text(json.dumps(list(words)), encoding="utf-8")
-        if not (cache / "words.json").exists():
-            shutil.rmtree(cache, ignore_errors=True)  # what is left of one that was damaged
-        with contextlib.suppress(OSError):  # another process was first; its folder is as good
-            os.rename(draft, cache)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        (draft / ALL_WORDS).write_text(json.dumps(list(words)), encoding="utf-8")
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:

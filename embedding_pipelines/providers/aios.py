@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -29,7 +29,7 @@ from embedding_pipelines.providers._remote import (
     spoken,
 )
 from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import in_order, numbers
+from embedding_pipelines.providers._vectors import in_order, numbers, placed, unit
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
@@ -123,10 +123,7 @@ class Aios(Service):
         prompt = self._prompts.get(input_type, "")
         body = {"mode": "embedding", "gen_params": self.gen_params, "texts": [prompt + text for text in inputs]}
         vectors = self._believed(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
-        if self.normalize:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths != 0)
-        return Reply(vectors)
+        return Reply(unit(vectors) if self.normalize else vectors)
 
     def _infer(self, data: str) -> str:
         """`data` of the reply. Raises as `ask`."""
@@ -162,7 +159,7 @@ class Aios(Service):
             raise Unreachable(f"{said} with an error: {words}")
         rows = _vectors_in(body)
         if _has_entries(rows):
-            rows = _placed(rows, count, said)
+            rows = placed(self, rows, count)
         elif isinstance(rows, list) and rows and isinstance(rows[0], float | int):
             rows = [rows]  # one vector, without a list around it
         vectors = in_order(self, body if rows is None else rows, (), count, numbers)
@@ -213,25 +210,9 @@ def _vectors_in(body: object) -> object:
     return body
 
 
-def _has_entries(rows: object) -> bool:
+def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
     """Whether these are objects with an `embedding` each, as OpenAI writes them."""
     return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "embedding" in row for row in rows)
-
-
-def _placed(rows: Any, count: int, said: str) -> list[Any]:
-    """The embeddings by their `index`, None for those left out; in their order where none has one.
-
-    Raises Unreachable for an index that cannot be.
-    """
-    if not any("index" in row for row in rows):
-        return [row["embedding"] for row in rows]
-    placed: dict[int, Any] = {row.get("index"): row["embedding"] for row in rows}
-    if len(placed) != len(rows) or any(type(at) is not int or not 0 <= at < count for at in placed):
-        raise Unreachable(
-            f"{said} with indices {[row.get('index') for row in rows][:8]} for {count} texts. "
-            "Nothing of this call was stored."
-        )
-    return [placed.get(at) for at in range(count)]
 
 
 @functools.cache

@@ -113,8 +113,14 @@ class Provider(Choice):
 
     @property
     def price(self) -> float | None:
-        """USD per million tokens; 0 for what runs on this machine, None if nobody knows."""
+        """USD per million tokens; 0 for what runs on this machine, None if nobody knows. Of direct requests, as queries
+        and whatever is measured always are."""
         return 0.0
+
+    @property
+    def batch_price(self) -> float | None:
+        """As `price`, of what goes through `batches`."""
+        return self.price
 
     @property
     def learns(self) -> bool:

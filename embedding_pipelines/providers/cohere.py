@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of
+from embedding_pipelines.providers._models import chosen_dimensions, dimensions_to_ask, facts_of
 from embedding_pipelines.providers._remote import Remote
 from embedding_pipelines.providers._vectors import (
     DTYPES,
@@ -80,8 +80,9 @@ class Cohere(Remote):
             "embedding_types": self._wire_types,
             "truncate": "NONE",
         }
-        if self.dimensions is not None and not self._own_dimensions:
-            body["output_dimension"] = self.dimensions
+        size = dimensions_to_ask(self.kind, self.model, self.dimensions)
+        if size is not None:
+            body["output_dimension"] = size
         reply = self.request("/v2/embed", body, self.bearer)
         first, *others = (self._vectors(reply, name, len(inputs)) for name in self._wire_types)
         copies = {self._space_of(name): found for name, found in zip(self._wire_types[1:], others, strict=True)}
@@ -99,12 +100,6 @@ class Cohere(Remote):
     @property
     def _wire_types(self) -> list[str]:
         return [WIRE_TYPES[name] for name in self.embedding_types]
-
-    @property
-    def _own_dimensions(self) -> bool:
-        """Then they are not asked for: version 3 knows no such parameter."""
-        facts = facts_of(self.kind, self.model)
-        return facts is not None and self.dimensions == facts.dimensions
 
     def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
         found = as_float(self, in_order(self, reply, ("embeddings", name), count, numbers), name)

@@ -29,6 +29,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines.providers._custom_class import Loaded, load
 from embedding_pipelines.providers._remote import MAX_PRICE
 from embedding_pipelines.providers._tokenizers import load_tokenizer
+from embedding_pipelines.providers._vectors import unit
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.space import Space
 
@@ -123,10 +124,7 @@ class Custom(Provider):
             return np.empty((0, loaded.dimensions), np.float32)
         with loaded.one_at_a_time if self.concurrent_calls == 1 else contextlib.nullcontext():
             vectors = loaded.embed(inputs, input_type)
-        if self.normalize:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            np.divide(vectors, lengths, out=vectors, where=lengths > 0)  # a zero vector is refused where it is used
-        return vectors
+        return unit(vectors) if self.normalize else vectors
 
     @property
     def _canonical_options(self) -> str:

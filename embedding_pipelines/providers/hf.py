@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,9 +100,10 @@ class Hf(Provider):
         kept = folder / f"{self._engine.dtype}.txt"
         if not kept.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            draft = kept.with_suffix(".draft")
-            draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
-            draft.replace(kept)
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as apart:  # another pipeline may pin the same
+                draft = Path(apart) / kept.name
+                draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
+                draft.replace(kept)
         return self.model_copy(update={"calibration": kept.relative_to(home()).as_posix()})
 
     @property

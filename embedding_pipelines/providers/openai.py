@@ -8,7 +8,6 @@ the server returns must agree with that.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -24,9 +23,9 @@ from embedding_pipelines.providers._models import (
 )
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
-from embedding_pipelines.providers._remote import WORDS, Garbled, Remote, Unreachable
+from embedding_pipelines.providers._remote import Remote
 from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import count_within, listed, numbers, stacked, within
+from embedding_pipelines.providers._vectors import count_within, listed, numbers, placed, stacked
 from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
 
@@ -121,10 +120,10 @@ class Openai(Remote):
         return Limits(left, CALL_TOKENS, CALL_TEXTS, self.concurrent_calls, CALL_BYTES)
 
     @property
-    def price(self) -> float | None:
+    def batch_price(self) -> float | None:
         if self.usd_per_million_tokens is not None or self._facts is None:
             return self.usd_per_million_tokens
-        return self._facts.usd_batch if self.answers_later else self._facts.usd
+        return self._facts.usd_batch
 
     def tokenizer(self) -> Tokenizer:
         return _tiktoken.cl100k() if self._counts_as_openai else super().tokenizer()
@@ -136,13 +135,7 @@ class Openai(Remote):
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self._dimensions), np.float32))
-        content = self._post(self.body(inputs, input_type))
-        try:
-            reply = json.loads(content)
-        except ValueError as error:
-            words = self.redacted(content.decode(errors="replace"))[:WORDS]
-            raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
-        return self.read(reply, len(inputs))
+        return self.read(self.json_of(self._post(self.body(inputs, input_type))), len(inputs))
 
     @property
     def answers_later(self) -> bool:
@@ -160,7 +153,7 @@ class Openai(Remote):
 
     def read(self, reply: Any, count: int) -> Reply:
         """What a reply's JSON says of `count` texts. Raises as `ask`."""
-        vectors = stacked(self, self._placed(reply, count), _read)
+        vectors = stacked(self, placed(self, listed(self, reply, "data"), count), _read)
         # Servers that do not count tokens say 0.
         tokens = count_within(reply, "usage", "total_tokens") or count_within(reply, "usage", "prompt_tokens")
         return Reply(vectors, tokens or None)
@@ -171,23 +164,6 @@ class Openai(Remote):
         with told(self):
             made = sdk.embeddings.with_raw_response.create(**body, timeout=self.timeout_seconds, extra_headers=headers)
         return made.content
-
-    def _placed(self, reply: Any, count: int) -> list[Any]:
-        """The reply's vector for each text, by its own index where it has one; None for what it left out."""
-        entries = listed(self, reply, "data")
-        indices = [within(entry, "index") for entry in entries]
-        vectors = [within(entry, "embedding") for entry in entries]
-        where = f"{self.kind} at {self.address}"
-        if all(index is None for index in indices):
-            if len(vectors) != count:
-                raise Garbled(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
-            return vectors
-        placed: dict[int, Any] = {}
-        for index, vector in zip(indices, vectors, strict=True):
-            if type(index) is not int or not 0 <= index < count or index in placed:
-                raise Garbled(f"{where} returned the index {index!r} out of place, for {count} texts.")
-            placed[index] = vector
-        return [placed.get(row) for row in range(count)]
 
     @property
     def _facts(self) -> ModelFacts | None:

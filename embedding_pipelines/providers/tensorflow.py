@@ -18,6 +18,7 @@ from pydantic import Field
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._tokenizers import load_tokenizer
+from embedding_pipelines.providers._vectors import unit
 from embedding_pipelines.providers._weights import file_sha256
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.space import Space
@@ -84,10 +85,7 @@ class Tensorflow(Provider):
         if not inputs:
             return np.empty((0, model.dimensions), np.float32)
         vectors = model.run(inputs)
-        if self.normalize:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            np.divide(vectors, lengths, out=vectors, where=lengths > 0)  # a zero vector is refused where it is used
-        return vectors
+        return unit(vectors) if self.normalize else vectors
 
     @property
     def _folder(self) -> Path:

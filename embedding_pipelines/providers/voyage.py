@@ -1,8 +1,9 @@
 """`voyage`: Voyage's text models. https://docs.voyageai.com/reference/embeddings-api
 
-The models of version 4 share one space: documents embedded by the large one can be searched with queries embedded by
-the lite one, so all of them have one `Space` where dimensions and type are equal. Vectors come back as base64, which
-is about a quarter of the bytes of decimal numbers.
+The vectors of version 4's models can be compared: documents embedded by the large one can be searched with queries
+embedded by the lite one, which `query_model` asks for. Each has a `Space` of its own all the same, after `model`: who
+changes to a better one wants its vectors for the documents. Vectors come back as base64, which is about a quarter of
+the bytes of decimal numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of
-from embedding_pipelines.providers._remote import Garbled, Remote, TooLarge
+from embedding_pipelines.providers._models import chosen_dimensions, dimensions_to_ask, facts_of
+from embedding_pipelines.providers._remote import Remote, TooLarge
 from embedding_pipelines.providers._vectors import (
     DTYPES,
     WIRE_TYPES,
@@ -24,8 +25,8 @@ from embedding_pipelines.providers._vectors import (
     as_float,
     count_within,
     listed,
+    placed,
     stacked,
-    within,
 )
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
@@ -98,10 +99,11 @@ class Voyage(Remote):
             "output_dtype": self._wire_type,
             "encoding_format": "base64",
         }
-        if self.dimensions is not None and not self._own_dimensions:
-            body["output_dimension"] = self.dimensions
+        size = dimensions_to_ask(self.kind, self.model, self.dimensions)
+        if size is not None:
+            body["output_dimension"] = size
         reply = self.request("/embeddings", body, self.bearer)
-        found = stacked(self, self._placed(reply, len(inputs)), self._read)
+        found = stacked(self, placed(self, listed(self, reply, "data"), len(inputs)), self._read)
         return Reply(as_float(self, found, self._wire_type), count_within(reply, "usage", "total_tokens"))
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
@@ -112,22 +114,6 @@ class Voyage(Remote):
     @property
     def _wire_type(self) -> str:
         return WIRE_TYPES[self.output_dtype]
-
-    @property
-    def _own_dimensions(self) -> bool:
-        """Then they are not asked for: models before 3.5 know one number only."""
-        facts = facts_of(self.kind, self.model)
-        return facts is not None and self.dimensions == facts.dimensions
-
-    def _placed(self, reply: Any, count: int) -> list[Any]:
-        """What the reply holds for each text, by its own index; None for what it left out."""
-        placed: dict[int, Any] = {}
-        for entry in listed(self, reply, "data"):
-            at = within(entry, "index")
-            if type(at) is not int or not 0 <= at < count or at in placed:
-                raise Garbled(f"{self.kind} at {self.address} returned the index {at!r} for {count} texts.")
-            placed[at] = within(entry, "embedding")
-        return [placed.get(at) for at in range(count)]
 
     def _read(self, entry: Any) -> Vectors:
         if not isinstance(entry, str):

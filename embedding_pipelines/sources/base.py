@@ -4,7 +4,6 @@ Here stands what is true of every format. How bytes become text is in `text.py`,
 files in `paths.py`, how columns become documents in `columns.py`; each format has its own module.
 """
 
-import difflib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator
 
 from embedding_pipelines import schemas
-from embedding_pipelines.errors import SourceError
+from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.sources import paths
 from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part of this contract
@@ -175,10 +174,8 @@ class Source(Choice):
         names = list(dict.fromkeys(found))
         listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
         option = "id" if column == self.id else "text" if column in self.text else "metadata"
-        near = difflib.get_close_matches(column, names, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
         return SourceError(
-            f"{where}: column {column!r} is missing; found {listed or 'none'}.{guess} "
+            f"{where}: column {column!r} is missing; found {listed or 'none'}.{did_you_mean(column, names)} "
             f"Set source.{option} to {'one of them' if names else 'a column that is there'}.{hint}"
         )
 

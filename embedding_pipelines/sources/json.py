@@ -43,9 +43,11 @@ class Json(TextSource):
         """See Source.read. Raises SourceError for what is not JSON, naming the place."""
         text = open_text(file, self.encoding, log)
         first = _first_character(text)
-        if not first:
-            log.notes.append(f"{file.name}: the file is empty")
-            return
+        if not first:  # a writer that was caught in between must not empty the store
+            raise SourceError(
+                f"{file.name}: the file is empty, which is no JSON. Write it whole and then rename it into place; "
+                "for no records, write an empty array."
+            )
         whole = self.records is None and first == b"{"
         if whole and file.size_bytes > MAX_RECORD_BYTES:
             raise SourceError(

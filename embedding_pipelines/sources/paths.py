@@ -5,14 +5,13 @@ to files count; links to folders are entered when a path names them and not when
 walks, so a loop cannot hang. Hidden names (leading dot) are skipped unless the path spells the dot.
 """
 
-import difflib
 import fnmatch
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_pipelines.errors import SourceError
+from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.home import warehouse_folder
 
 _MAGIC = frozenset("*?[")
@@ -126,6 +125,5 @@ def _nothing(entry: str, home: Path, suffixes: tuple[str, ...]) -> SourceError:
     folder, parts = _split(whole)
     while not folder.is_dir() or folder == whole:
         folder, parts = folder.parent, (folder.name, *parts)
-    near = difflib.get_close_matches(parts[0], [child.name for child in _list(folder)], n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
+    guess = did_you_mean(parts[0], [child.name for child in _list(folder)])
     return SourceError(f"source.path {entry!r} matches no file; looked in {str(folder)!r}.{guess}")

@@ -24,6 +24,7 @@ class Check:
     sentence: str
     facts: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "block"  # what it does if it did not pass
+    told: bool = True  # whether it could be told; what could not warns, and is asked again by the next run
 
     @property
     def blocks(self) -> bool:

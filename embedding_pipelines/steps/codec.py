@@ -112,9 +112,9 @@ def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors
 
 
 def _warn_of_truncation(context: StepContext, space: Space) -> None:
-    """A note where vectors are cut that were not made for it; what PCA has ordered by strength may be cut."""
-    first = next((choice.kind for choice in context.spec.compression if choice.kind in ("pca", "truncate")), None)
-    if first == "truncate" and not is_trained_for_truncation(space.provider, space.model):
+    """A note where vectors are cut that were not made for it."""
+    cut = any(choice.kind == "truncate" for choice in context.spec.compression)
+    if cut and not is_trained_for_truncation(space.provider, space.model):
         context.progress.note(
             f"{context.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not known to be "
             "trained for that (Matryoshka). `pca` of the same dimensions keeps more of them."

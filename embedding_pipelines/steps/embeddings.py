@@ -38,10 +38,10 @@ def write_embeddings(
 
     `advance` is told tokens finished. While one bucket is written the next ones are being embedded.
     Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent, NotYet while texts are
-    with a service that answers later; what was embedded until then is in the ledger.
+    with a service that answers later; what was embedded until then is in the ledger, and what it cost on record.
     """
     purse = Purse.of(context.spec.budget, provider)
-    space, stale = provider.space, []
+    space, stale, unfinished = provider.space, [], EmbedCounts()
     for bucket in buckets:
         report = current_embeddings(context, bucket, space)
         if report is None:
@@ -49,30 +49,37 @@ def write_embeddings(
         else:
             advance(_source(context, bucket).facts["tokens"])
             yield report
-    collected = _through_batches(context, stale, provider, ledger, purse) if stale and provider.answers_later else 0
+    is_whole, collected = set(buckets) == set(context.spec.bucket_names), 0
+    if provider.answers_later and (stale or (is_whole and context.folder.waiting.exists())):
+        collected = _through_batches(context, stale, is_whole, provider, ledger)
     chunks = context.folder.chunks
     batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
-    with closing(embed(batches, provider, ledger, "document", advance, purse)) as embedded:  # type: ignore[type-var]
-        for bucket in stale:
-            yield _write_bucket(context, bucket, embedded, provider, collected)
-            collected = 0  # is told once
+    made = embed(batches, provider, ledger, "document", advance, purse, unfinished)
+    try:
+        with closing(made) as embedded:  # type: ignore[type-var]
+            for bucket in stale:
+                yield _write_bucket(context, bucket, embedded, provider, collected)
+                collected = 0  # is told once
+    finally:
+        add_to_spent(context, unfinished, provider.price)
 
 
 def _through_batches(
-    context: StepContext, buckets: Sequence[str], provider: Provider, ledger: Ledger, purse: Purse
+    context: StepContext, buckets: Sequence[str], is_whole: bool, provider: Provider, ledger: Ledger
 ) -> int:
     """Collect what a service has done and hand it what nobody knows; the tokens billed for what was collected.
 
-    Raises NotYet while a text of these buckets is with the service.
+    `buckets` are what has to be done; `is_whole`: nothing else has to be. Raises NotYet while a text of these buckets
+    is with the service.
 
     What the service refused within a batch is left to be asked for directly, which says why.
     """
+    purse = Purse.of(context.spec.budget, provider, in_batches=True)
     with context.warehouse.batches_lock():
         batches = Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document")
-        batches.collect()
-        if batches.tokens:
-            context.progress.note(f"Collected from batches: {batches.tokens:,} tokens.")
+        _collect(context, batches, provider)
         pending, needed = batches.pending(), set[bytes]()
+        noted = _noted(context)
 
         def new() -> Iterator[tuple[bytes, str, int]]:
             chunks = (batch for name in buckets for batch in context.folder.chunks.read(name, ["text", "tokens"]))
@@ -82,13 +89,39 @@ def _through_batches(
                     if key not in pending and key not in batches.refused:
                         yield key, text, tokens
 
-        batches.submit(new(), purse)
-        tags = [batch.tag for batch in batches.on_record() if not needed.isdisjoint(map(bytes.fromhex, batch.keys))]
-        if tags:
-            write_json(context.folder.waiting, {"batches": tags})
+        try:
+            batches.submit(new(), purse, lambda tag: _note(context, _noted(context) | {tag}))
+        finally:  # what was handed over has to be collected, however this ended
+            out = {batch.tag: set(map(bytes.fromhex, batch.keys)) for batch in batches.on_record()}
+            awaited = {tag for tag, keys in out.items() if not needed.isdisjoint(keys)}
+            # Other buckets may wait for what was noted for them, though it be collected now.
+            _note(context, awaited | (noted & out.keys() if is_whole else noted))
+        if awaited:
             raise NotYet(str(batches.waiting()))
-    context.folder.waiting.unlink(missing_ok=True)
     return batches.tokens
+
+
+def _collect(context: StepContext, batches: Batches, provider: Provider) -> None:
+    """File what has come back, and what it cost, even if some of it is a failure."""
+    try:
+        batches.collect()
+    finally:
+        add_to_spent(context, EmbedCounts(billed_tokens=batches.tokens), provider.batch_price)
+    if batches.tokens:
+        context.progress.note(f"Collected from batches: {batches.tokens:,} tokens.")
+
+
+def _noted(context: StepContext) -> set[str]:
+    """Tags of the batches that the pipeline waits for: when one has ended, its sensor asks for a run."""
+    return set((read_json(context.folder.waiting) or {"batches": []})["batches"])
+
+
+def _note(context: StepContext, tags: set[str]) -> None:
+    """Replace what `_noted` tells, while the warehouse's `batches_lock` is held."""
+    if tags:
+        write_json(context.folder.waiting, {"batches": sorted(tags)})
+    else:
+        context.folder.waiting.unlink(missing_ok=True)
 
 
 def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:
@@ -133,10 +166,10 @@ def _source(context: StepContext, bucket: str) -> Manifest:
 
 
 def _write_bucket(
-    context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider, billed_tokens: int
+    context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider, collected: int
 ) -> StepReport:
-    """`billed_tokens` were billed before for texts that are in the ledger now."""
-    source, space, counts = _source(context, bucket), provider.space, EmbedCounts(billed_tokens=billed_tokens)
+    """`collected` tokens were billed before, in batches, for texts that are in the ledger now."""
+    source, space, counts = _source(context, bucket), provider.space, EmbedCounts()
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:
@@ -145,16 +178,18 @@ def _write_bucket(
             window = next(embedded)
             left -= window.batch.num_rows
             counts.add(window.counts)
+            add_to_spent(context, window.counts, provider.price)  # at once: it is paid for, whatever comes
             rejected += [_rejection(bucket, window, row) for row in window.rejected]
             yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], _vectors(window)], schema=schema)
         counts.rejected = len(rejected)  # rows, not texts
         facts.update(rejected=len(rejected), **rates(asdict(counts)))
         _write_rejected(context, bucket, rejected)
-        add_to_spent(context, counts, provider.price)
 
     facts: dict[str, Any] = {}
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
-    reported = _facts(made, counts, provider.price) | {"space": str(space)}
+    usd = (counts.billed_tokens * (provider.price or 0) + collected * (provider.batch_price or 0)) / 1e6
+    counts.billed_tokens += collected
+    reported = _facts(made, counts, usd if provider.price else None) | {"space": str(space)}
     if counts.embedded and provider.computed_by:
         reported["computed_by"] = provider.computed_by
     return StepReport("embeddings", True, reported, bucket)
@@ -166,11 +201,11 @@ def spent(context: StepContext) -> dict[str, float]:
 
 
 def add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None) -> None:
-    """Add what a bucket, or measuring, has taken."""
+    """Add what texts, a batch or measuring has taken."""
     if counts.embedded or counts.billed_tokens:
         known, usd = spent(context), counts.billed_tokens * (price or 0) / 1e6
         now = {"embedded_tokens": counts.embedded_tokens, "provider_seconds": counts.provider_seconds, "usd": usd}
-        write_json(context.folder.spent, {name: round(known[name] + value, 6) for name, value in now.items()})
+        write_json(context.folder.spent, {name: round(known[name] + value, 9) for name, value in now.items()})
 
 
 def _vectors(window: Embedded) -> pa.FixedSizeListArray:
@@ -214,11 +249,11 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
         )
 
 
-def _facts(made: Manifest, counts: EmbedCounts, price: float | None) -> dict[str, Any]:
+def _facts(made: Manifest, counts: EmbedCounts, usd: float | None) -> dict[str, Any]:
     return {
         "vectors": made.rows - made.facts.get("rejected", 0),
         "size_bytes": made.size_bytes,
         **asdict(counts),
-        **({"usd": round(counts.billed_tokens * price / 1e6, 6)} if price else {}),
+        **({} if usd is None else {"usd": round(usd, 6)}),
         **rates(asdict(counts)),
     }

@@ -18,7 +18,7 @@ from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.evaluation.drift import Sketch
-from embedding_pipelines.evaluation.exact import ExactSearch, recall
+from embedding_pipelines.evaluation.exact import TIES, ExactSearch, K, recall
 from embedding_pipelines.evaluation.health import DuplicateCount, health
 from embedding_pipelines.evaluation.labels import knn_accuracy
 from embedding_pipelines.evaluation.retrieval import judged
@@ -40,8 +40,6 @@ from embedding_pipelines.steps.queries import (
 )
 from embedding_pipelines.stores.base import Table
 
-K = 10
-TIES = 5  # so many times the neighbours are kept, because equal vectors may stand in for one another
 JUDGED_K = 100  # chunks that a judged query asks for
 SAMPLE = 5_000  # vectors that are looked at among themselves
 NEIGHBOURS = 128  # chunks whose nearest other one is looked for, and queries that an index is compared on

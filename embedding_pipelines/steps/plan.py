@@ -61,12 +61,14 @@ def plan(context: StepContext, provider: Provider) -> Plan:
         made = Plan(context.spec.name, str(provider.space))
         _count_rows(context, provider, made)
         with Ledger(context.warehouse.ledger) as ledger:
-            _count_texts(context, provider, ledger, made)
+            direct = _count_texts(context, provider, ledger, made)
             if made.rows_new or made.rows_changed or made.rows_deleted:
                 made.tokens_to_measure = tokens_to_measure(context, provider, ledger)
-    made.within_budget = Purse.of(context.spec.budget, provider).holds(made.tokens)
-    if provider.price is not None:
-        made.usd = round((made.tokens + made.tokens_to_measure) * provider.price / 1e6, 6)
+    later = made.tokens - direct
+    made.within_budget = Purse.of(context.spec.budget, provider, in_batches=later > 0).holds(later or direct)
+    if provider.price is not None and provider.batch_price is not None:
+        usd = later * provider.batch_price + (direct + made.tokens_to_measure) * provider.price
+        made.usd = round(usd / 1e6, 6)
     made.seconds = _seconds(context, made, provider)
     return made
 
@@ -102,27 +104,33 @@ def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
         yield from zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
 
 
-def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> None:
-    """As `embed` asks: windows in turn, each text once, looked up, cut into calls."""
-    space, limits, shards = provider.space, provider.limits, context.folder.chunks
-    waiting = _waiting(context, provider, ledger)
+def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> int:
+    """As `embed` asks: windows in turn, each text once, looked up, cut into calls. The tokens that are asked for
+    directly: all, but where the provider answers later those of texts that a batch has refused."""
+    space, limits, shards, direct = provider.space, provider.limits, context.folder.chunks, 0
+    waiting, refused = _with_service(context, provider, ledger)
     stale = [bucket for bucket in context.spec.bucket_names if current_embeddings(context, bucket, space) is None]
     batches = (batch for bucket in stale for batch in shards.read(bucket, ["text", "tokens"]))
     for found in look_up(batches, space, "document", ledger):
-        missing = [text for key, text in found.unknown.items() if key not in waiting]
+        unsent = {key: text for key, text in found.unknown.items() if key not in waiting}
+        at_once = (text for key, text in unsent.items() if not provider.answers_later or key in refused)
+        direct += sum(tokens for _, tokens in at_once)
+        missing = list(unsent.values())
         made.texts_waiting += len(found.unknown) - len(missing)
         made.texts_known += found.known
         made.texts_to_embed += len(missing)
         made.tokens += sum(tokens for _, tokens in missing)
         sizes = [len(text.encode()) for text, _ in missing]
         made.requests += sum(1 for _ in calls([tokens for _, tokens in missing], limits, sizes))
+    return direct
 
 
-def _waiting(context: StepContext, provider: Provider, ledger: Ledger) -> set[bytes]:
-    """Keys of the texts that are with a service."""
+def _with_service(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[set[bytes], set[bytes]]:
+    """Keys of the texts that are with a service, and of those that a batch of it has refused."""
     if not provider.answers_later:
-        return set()
-    return Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document").pending()
+        return set(), set()
+    batches = Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document")
+    return batches.pending(), batches.refused
 
 
 def _seconds(context: StepContext, made: Plan, provider: Provider) -> float | None:

@@ -20,7 +20,7 @@ from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Provider, Role, Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.steps.queries import answered, embed_texts
+from embedding_pipelines.steps.queries import answered, chunk_rows, embed_texts
 from embedding_pipelines.stores.base import Table
 
 PROBES = (
@@ -97,18 +97,16 @@ def _asked_anew(provider: Provider, texts: Sequence[str], role: Role, purse: Pur
 def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
     """Some `wanted` chunks' texts by id, as many of each bucket, others for another seed."""
     generator = np.random.default_rng(seed)
-    shards, found = context.folder.chunks, dict[str, str]()
-    filled = [bucket for bucket in context.spec.bucket_names if (made := shards.manifest(bucket)) and made.rows]
+    found: dict[str, str] = {}
+    made = {bucket: context.folder.chunks.manifest(bucket) for bucket in context.spec.bucket_names}
+    filled = [(bucket, entry.rows) for bucket, entry in made.items() if entry and entry.rows]
     generator.shuffle(filled)
-    for at, bucket in enumerate(filled):
-        share = -(-(wanted - len(found)) // (len(filled) - at))
-        if not share:
-            break
-        batches = list(shards.read(bucket, ["chunk_id", "text"]))
-        rows = pa.Table.from_batches(batches)
-        chosen = generator.choice(len(rows), min(share, len(rows)), replace=False)
-        picked = rows.take(np.sort(chosen))
-        found |= dict(zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True))
+    for at, (bucket, rows) in enumerate(filled):
+        share = min(-(-(wanted - len(found)) // (len(filled) - at)), rows)
+        if share:
+            chosen = np.sort(generator.choice(rows, share, replace=False))
+            picked = chunk_rows(context, bucket, chosen, ["chunk_id", "text"])
+            found |= dict(zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True))
     return found
 
 

@@ -82,7 +82,7 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
         try:
             outcome = TAKE[name](evidence)
         except EmbeddingPipelinesError as error:
-            outcome, effect = Check(name, False, f"It could not be told: {error}"), "warn"
+            outcome, effect = Check(name, False, f"It could not be told: {error}", told=False), "warn"
         outcomes.append(replace(outcome, name=name, effect="warn" if forced else effect))
     add_to_spent(context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price)
     _keep(candidate, evidence.measured)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedding_pipelines.embedding.budget import Purse
@@ -68,17 +67,28 @@ def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list
 
 def _first_chunks(context: StepContext, bucket: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of their digests."""
-    columns = ["document_id", "start", "text", DOCUMENT_DIGEST]
-    batches = [batch.filter(pc.equal(batch["start"], 0)) for batch in context.folder.chunks.read(bucket, columns)]
-    if not batches:
-        return
-    rows = pa.Table.from_batches(batches)
-    seen: set[bytes] = set()
-    for row in pc.sort_indices(rows[DOCUMENT_DIGEST]).to_pylist():
-        content = rows[DOCUMENT_DIGEST][row].as_py()
-        if content not in seen:
-            seen.add(content)
-            yield rows["document_id"][row].as_py(), rows["text"][row].as_py()
+    first: dict[bytes, int] = {}  # row by digest
+    done = 0
+    for batch in context.folder.chunks.read(bucket, ["start", DOCUMENT_DIGEST]):
+        for row in np.flatnonzero(batch["start"].to_numpy() == 0):
+            first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
+        done += batch.num_rows
+    ordered = np.array([row for _, row in sorted(first.items())], np.int64)
+    for start in range(0, len(ordered), WINDOW):
+        window = ordered[start : start + WINDOW]
+        rows = chunk_rows(context, bucket, np.sort(window), ["document_id", "text"])
+        for row in rows.take(np.argsort(np.argsort(window))).to_pylist():
+            yield row["document_id"], row["text"]
+
+
+def chunk_rows(context: StepContext, bucket: str, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+    """Some columns of the rows of these numbers, which rise; no more of the bucket is in memory than a batch."""
+    found, done = [], 0
+    for batch in context.folder.chunks.read(bucket, list(columns)):
+        start, end = np.searchsorted(rows, [done, done + batch.num_rows])
+        found.append(batch.take(pa.array(rows[start:end] - done)))
+        done += batch.num_rows
+    return pa.Table.from_batches(found)
 
 
 def embed_texts(

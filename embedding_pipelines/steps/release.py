@@ -103,6 +103,9 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
         }
     )
     if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
+        if _last_in_history(context) < known.releases[-1].number:  # a run was killed before it was written down
+            _remember(context, known.releases[-1])
+            _drop_tables(context, known)
         return StepReport("release", False, _facts(known.releases[-1], known))
     kept = [*known.releases, made][-context.spec.store.keep_releases :]
     releases = Releases(live=made.number, releases=kept)

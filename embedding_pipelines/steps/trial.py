@@ -18,7 +18,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.tuning import Compression
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.evaluation.confidence import lower_bound
-from embedding_pipelines.evaluation.exact import ExactSearch, Neighbours, recall
+from embedding_pipelines.evaluation.exact import TIES, ExactSearch, K, Neighbours, recall
 from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_numbers, nearest, queries
@@ -27,8 +27,6 @@ from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
 
-K = 10
-TIES = 5  # so many times the neighbours are kept, because equal vectors may stand in for one another
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed
 TIMED = 50  # searches of a table whose findings are known otherwise
@@ -121,7 +119,7 @@ class Found:
 class Trial:
     """A real table of all vectors.
 
-    Its bytes are those on disk: of the codes, their copies and the index, and two or three of the row's number.
+    Its bytes are those on disk: of the codes, their copies and the index.
     """
 
     corpus: Corpus
@@ -163,6 +161,7 @@ class Trials:
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self._folder: Path = corpus.context.folder.folder / "trial"
+        self._numbers: int | None = None
 
     def __enter__(self) -> "Trials":
         shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
@@ -177,8 +176,8 @@ class Trials:
         table = store.table(self._folder, name)
         table.apply(schema, [], self._rows(store, chain, schema))
         is_exact = table.index(chain.metric, 0) == 0
-        size = round(table.size_bytes() / self._corpus.rows, 1)
-        return Trial(self._corpus, chain, name, table, size, is_exact)
+        size = table.size_bytes() - self._bytes_of_numbers(store)
+        return Trial(self._corpus, chain, name, table, round(size / self._corpus.rows, 1), is_exact)
 
     def reopened(self, trial: Trial, store: Store) -> Trial:
         """The same table, searched with other options."""
@@ -186,6 +185,15 @@ class Trials:
 
     def drop(self, trial: Trial, store: Store) -> None:
         store.drop(self._folder, trial.name)
+
+    def _bytes_of_numbers(self, store: Store) -> int:
+        """What the rows' numbers take on disk, which no table of a pipeline has."""
+        if self._numbers is None:
+            schema = pa.schema([pa.field(ROW, pa.int32())])
+            table = store.table(self._folder, "numbers")
+            table.apply(schema, [], [pa.record_batch([pa.array(range(self._corpus.rows), pa.int32())], schema)])
+            self._numbers = table.size_bytes()
+        return self._numbers
 
     def _rows(self, store: Store, chain: CodecChain, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for rows, block in self._corpus.numbered():

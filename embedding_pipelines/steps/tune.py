@@ -27,7 +27,6 @@ from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions
 from embedding_pipelines.steps.queries import answered, embed_texts, judged_queries, known_item_queries
 from embedding_pipelines.steps.sweep import Swept, sweep
 from embedding_pipelines.steps.trial import DOUBT, Asked, Corpus, Trials
-from embedding_pipelines.stores.base import Store
 from embedding_pipelines.warehouse import write_json
 
 QUERIES = 2_000  # to choose by, and as many again to certify. The bound of so many with a mean of 0.993 is 0.991
@@ -75,6 +74,8 @@ class Wish:
                 f"--dimensions is {self.dimensions}, but {' and '.join(self.methods)} keeps all of them. Leave it out, "
                 "or write `--method pca` before."
             )
+        if self.floor is not None and not 0 < self.floor <= 1:
+            raise ConfigError(f"--floor is {self.floor:g}: write a share above 0, 1 at most, as 0.99.")
         if self.is_auto and self.floor is None:
             raise ConfigError(f"--method {AUTO} needs a --floor.")
 
@@ -127,7 +128,7 @@ def _measured(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) 
     point.chosen = wish.floor is None or (point.lower_bound or 0.0) >= wish.floor
     mark_front([point])
     queries = {"tuning": len(asked), "held_out": 0, "from": origin}
-    return _tuned(context, wish, Swept([point]), spec, queries, _reference(trials, corpus, spec.store))
+    return _tuned(context, wish, Swept([point]), spec, queries)
 
 
 def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
@@ -143,14 +144,7 @@ def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> 
     if chosen is not None:
         spec = spec.model_copy(update={"compression": chosen.compression, "store": swept.store})
     queries = {"tuning": half, "held_out": half, "from": origin}
-    return _tuned(context, wish, swept, spec, queries, _reference(trials, corpus, context.spec.store))
-
-
-def _reference(trials: Trials, corpus: Corpus, store: Store) -> float:
-    """Bytes of a vector that nobody has optimized: float32, with the index that the store has by default."""
-    usual = {name: field.default for name, field in type(store).model_fields.items() if name in ("index", "refine")}
-    identity = CodecChain([], corpus.space.dimensions)
-    return trials.make(store.model_copy(update=usual), identity, "reference").bytes_per_vector
+    return _tuned(context, wish, swept, spec, queries)
 
 
 def _compression(corpus: Corpus, wish: Wish) -> Compression:
@@ -199,9 +193,7 @@ def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: 
         )
 
 
-def _tuned(
-    context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any], reference: float
-) -> Tuned:
+def _tuned(context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]) -> Tuned:
     """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if something was."""
     evidence = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -210,13 +202,13 @@ def _tuned(
         "confidence": 1 - DOUBT,
         "most_ms": wish.most_ms if wish.is_auto else None,
         "queries": asked,
-        "reference_bytes_per_vector": reference,  # of float32 with the store's usual index
         "points": [point.facts for point in swept.points],
     }
     write_json(context.folder.tuning, evidence)
     chosen = _chosen(swept.points)
     if chosen is None:
         return Tuned(_refusal(context, wish, swept), context.spec, {}, swept.points, evidence)
+    plain = CodecChain([], spec.model.space.dimensions).bytes_per_vector
     optimized = Optimized(
         measured_on=datetime.now(UTC).date(),
         method=wish.name,
@@ -225,7 +217,7 @@ def _tuned(
         lower_bound=chosen.lower_bound if chosen.held_out_lower_bound is None else chosen.held_out_lower_bound,
         queries=(asked["held_out"] or asked["tuning"]) or None,
         bytes_per_vector=round(chosen.bytes_per_vector),
-        times_smaller=round(reference / chosen.bytes_per_vector, 2),
+        times_smaller=round(plain / chosen.bytes_per_vector, 2),
     )
     options: dict[tuple[str, ...], Any] = {
         ("compression",): as_options(chosen.compression),

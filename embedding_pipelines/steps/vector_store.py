@@ -35,6 +35,7 @@ class TableState:
     trained_rows: int  # how many the index was trained on, 0 without one
     store: str  # the store's options that decide what the table is
     rows: int
+    trained_before: dict[str, int] = field(default_factory=dict)  # the same of the pipeline's other tables, by name
 
 
 @dataclass
@@ -65,15 +66,19 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     added = sum(sum(rows) for rows in difference.add.values())
     schema = _schema(context, codec, space)
     context.progress.update("vector_store", 0, added, "rows")
-    trained = state.trained_rows if state is not None and state.table == name else 0
+    before = {**state.trained_before, state.table: state.trained_rows} if state is not None else {}
+    trained = before.pop(name, 0)
     if table.version is None:
         _forget_releases(context, name)
+        trained = 0
     if difference.remove or added or not intact:
         table.apply(schema, difference.remove, _rows(context, difference, codec, schema, added))
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    state = TableState(name, version, wanted, trained, context.spec.store.layout, table.rows())
+    kept = context.spec.store.names(context.warehouse.tables)
+    before = {other: rows for other, rows in before.items() if other in kept}
+    state = TableState(name, version, wanted, trained, context.spec.store.layout, table.rows(), before)
     write_json(context.folder.table_state, asdict(state))
     return StepReport("vector_store", True, _facts(table, state, codec, added, len(difference.remove)))
 

@@ -77,13 +77,16 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[St
 
 
 def current_checks(context: StepContext) -> list[Check] | None:
-    """The outcomes for the table as it is and all that they depend on; None if it was never checked so."""
+    """The outcomes for the table as it is and all that they depend on; None if it was never checked so, or if a check
+    could not be told and has to be asked again.
+    """
     known, state = read_json(context.folder.verified), table_state(context)
     if not known or state is None or (known["table"], known["version"]) != (state.table, state.version):
         return None
     if known["made_from"] != _made_from(context, state):
         return None
-    return [Check(**check) for check in known["checks"]]
+    checks = [Check(**check) for check in known["checks"]]
+    return checks if all(check.told for check in checks) else None
 
 
 def current_verify(context: StepContext) -> StepReport | None:
@@ -103,7 +106,8 @@ def _made_from(context: StepContext, state: TableState) -> str:
     files = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path in evaluation_files(context) if (stat := _stat(path))]
     buckets = json.dumps(state.buckets, sort_keys=True)
     spec = context.spec
-    return fingerprint(buckets, spec.evaluation, spec.store, spec.preprocessing, str(spec.seed), *files)
+    wanted = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
+    return fingerprint(buckets, *wanted, str(spec.seed), *files)
 
 
 def _stat(path: Path) -> os.stat_result | None:

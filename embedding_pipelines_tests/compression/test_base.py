@@ -148,9 +148,12 @@ def test_equal_chains_are_equal_bytes() -> None:
     assert one.to_bytes() == two.to_bytes()
 
 
-def test_what_ends_a_chain_must_come_last_and_the_error_names_the_order() -> None:
-    with pytest.raises(ConfigError, match=r"'int8' ends a chain.*Use this order: pca, truncate, int8\."):
-        check_chain([Int8(), Pca(dimensions=8), Truncate(dimensions=4)], 16)
+def test_another_order_is_refused_with_the_one_to_use() -> None:
+    with pytest.raises(ConfigError, match=r"int8, pca, truncate cannot follow.*Use this order: truncate, pca, int8\."):
+        check_chain([Int8(), Pca(dimensions=4), Truncate(dimensions=8)], 16)
+    with pytest.raises(ConfigError, match=r"what cuts the model's own numbers comes first.*order: truncate, pca\."):
+        check_chain([Pca(dimensions=8), Truncate(dimensions=4)], 16)
+    assert check_chain([Truncate(dimensions=8), Pca(dimensions=4), Int8()], 16) == 4
 
 
 def test_a_chain_has_one_end() -> None:
@@ -159,7 +162,7 @@ def test_a_chain_has_one_end() -> None:
 
 
 def test_dimensions_are_checked_along_the_chain() -> None:
-    assert check_chain([Pca(dimensions=8), Truncate(dimensions=4), Binary()], 16) == 4
+    assert check_chain([Truncate(dimensions=8), Pca(dimensions=4), Binary()], 16) == 4
     with pytest.raises(ConfigError, match="12 dimensions cannot be made of 8"):
         check_chain([Truncate(dimensions=8), Pca(dimensions=12)], 16)
 

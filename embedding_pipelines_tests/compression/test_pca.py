@@ -5,11 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import CodecChain, unit
-from embedding_pipelines.compression.pca import Pca
+from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, unit
+from embedding_pipelines.compression.binary import Binary
+from embedding_pipelines.compression.int8 import Int8
+from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines_tests.compression.contract import check_compressor, clustered, overlap
+
+
+def as_they_come(pca: Pca, *blocks: Vectors) -> PcaCodec:
+    """The codec without its rotation: principal directions, the strongest first."""
+    return PcaCodec(*pca.principal(blocks[0].shape[1], iter(blocks)))
 
 
 def test_pca_keeps_the_contract_and_the_neighbours(tmp_path: Path) -> None:
@@ -39,10 +46,32 @@ def test_pca_keeps_more_neighbours_than_a_prefix_of_the_same_size() -> None:
 
 
 def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
-    directions = Pca(dimensions=12).fit([clustered(100, 32)]).arrays()["directions"]
+    directions = as_they_come(Pca(dimensions=12), clustered(100, 32)).directions
     peaks = np.abs(directions).argmax(axis=1)
     assert (directions[np.arange(12), peaks] > 0).all()
     assert directions @ directions.T == pytest.approx(np.eye(12), abs=1e-5)
+
+
+def test_the_energy_is_spread_over_all_numbers_and_no_cosine_changes() -> None:
+    vectors = clustered(400, 96, rank=24)
+    turned, plain = Pca(dimensions=24).fit([vectors]), as_they_come(Pca(dimensions=24), vectors)
+    assert turned.directions @ turned.directions.T == pytest.approx(np.eye(24), abs=1e-5)
+    codes, before = turned.encode(vectors), plain.encode(vectors)
+    assert codes @ codes.T == pytest.approx(before @ before.T, abs=1e-5)
+    assert turned.decode(codes) == pytest.approx(plain.decode(before), abs=1e-5)
+    strongest = [(each**2).mean(axis=0).max() for each in (codes, before)]
+    assert strongest[0] < strongest[1] / 2
+
+
+@pytest.mark.parametrize("last", [Int8(), Binary(rescore="none")])
+def test_what_rounds_the_projections_loses_less_when_they_are_turned(last: Compressor) -> None:
+    vectors = unit(clustered(600, 96, rank=24) + np.float32(2) * clustered(1, 96, seed=9))
+    pca, kept = Pca(dimensions=24), []
+    for first in (pca.fit([vectors]), as_they_come(pca, vectors)):
+        codes = first.encode(vectors)
+        codec = last.fit([codes])
+        kept.append(((codec.decode(codec.encode(codes)) - codes) ** 2).sum())
+    assert kept[0] < kept[1] / 1.5
 
 
 def test_long_vectors_count_no_more_than_short_ones() -> None:
@@ -59,7 +88,8 @@ def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_droppe
     assert codec.spectrum.dtype == np.float32
     assert codec.spectrum.sum() == pytest.approx(1)
     assert (np.diff(codec.spectrum) <= 0).all()
-    energies = ((vectors @ codec.directions.T) ** 2).sum(axis=0) / len(vectors)
+    principal = as_they_come(Pca(dimensions=12), vectors)
+    energies = ((vectors @ principal.directions.T) ** 2).sum(axis=0) / len(vectors)
     assert codec.spectrum[:12] == pytest.approx(energies, rel=1e-4)
     assert codec.facts()["kept_energy"] == pytest.approx(energies.sum(), abs=1e-5)
     assert "spectrum" not in codec.facts()
@@ -71,7 +101,7 @@ def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_droppe
 def test_products_in_float32_cost_less_than_a_hundred_thousandth_of_each_direction() -> None:
     """20,000 vectors: two whole blocks and a rest."""
     vectors = clustered(20_000, 64, rank=16)
-    codec = Pca(dimensions=16).fit(vectors[at : at + 3_000] for at in range(0, 20_000, 3_000))
+    codec = as_they_come(Pca(dimensions=16), *(vectors[at : at + 3_000] for at in range(0, 20_000, 3_000)))
     exact = unit(vectors).astype(np.float64)
     directions = np.linalg.eigh(exact.T @ exact)[1].T[::-1][:16]
     directions *= np.sign((directions * codec.directions).sum(axis=1))[:, None]

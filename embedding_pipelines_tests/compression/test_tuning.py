@@ -34,8 +34,8 @@ def test_all_precisions_of_all_dimensions_are_tried_and_no_compression_too() -> 
     assert found[1:4] == [(Float16(),), (Int8(),), (Binary(),)]
     assert (Binary(oversample=64),) in found
     sizes = {choice.dimensions for first, *_ in found[1:] if isinstance(choice := first, Pca)}
-    assert sizes == {336, 288, 240, 192, 144, 96}
-    assert len(found) == len(set(found)) == 1 + 2 * 7 + 3
+    assert sizes == {368, 360, 336, 288, 240, 192, 144, 96}
+    assert len(found) == len(set(found)) == 1 + 2 * 9 + 3
 
 
 @pytest.mark.parametrize(("dimensions", "rows"), [(384, 1_000), (300, 100), (8, 5), (3, 2), (1, 1)])

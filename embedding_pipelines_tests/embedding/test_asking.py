@@ -174,6 +174,7 @@ def test_patience_is_with_refusals_and_not_with_the_wait_for_a_turn(
     assert ask_patiently(provider, TEXTS, "document").retries == 1  # though its turn was a second away
 
 
+@pytest.mark.alone
 def test_who_is_stopped_waits_neither_for_a_turn_nor_for_another_try(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.steps.embeddings import write_embeddings
+from embedding_pipelines.steps.embeddings import spent, write_embeddings
 from embedding_pipelines.steps.plan import plan
 from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
@@ -74,15 +74,16 @@ def zoo(home: Path, server: BatchServer) -> Path:
     return home
 
 
-def embedded(home: Path, name: str = "zoo") -> list[StepReport]:
-    """A run up to the embeddings, with all objects new, as another process has them."""
+def embedded(home: Path, name: str = "zoo", buckets: Sequence[str] | None = None) -> list[StepReport]:
+    """A run up to the embeddings, of some buckets or all, with all objects new, as another process has them."""
     context = context_of(home, name)
     provider = context.spec.model
     write_documents(context)
     for bucket in context.spec.bucket_names:
         write_chunks(context, bucket, provider)
     with Ledger(context.warehouse.ledger) as ledger:
-        return list(write_embeddings(context, context.spec.bucket_names, provider, ledger, lambda tokens: None))
+        names = context.spec.bucket_names if buckets is None else buckets
+        return list(write_embeddings(context, names, provider, ledger, lambda tokens: None))
 
 
 def batches_of(texts: int, zoo: Path) -> None:
@@ -122,6 +123,16 @@ def records(home: Path) -> list[dict[str, Any]]:
     """The files of batches in the warehouse."""
     found = sorted((home / "data" / "warehouse" / "batches").glob("*.json"))
     return [json.loads(path.read_text()) for path in found]
+
+
+def noted(home: Path) -> set[str]:
+    """The tags of the batches for whose end the sensor asks for a run."""
+    path = context_of(home, "zoo").folder.waiting
+    return set(json.loads(path.read_text())["batches"]) if path.exists() else set()
+
+
+def tags(home: Path) -> set[str]:
+    return {record["tag"] for record in records(home)}
 
 
 def rejected(home: Path) -> dict[str, str]:
@@ -466,6 +477,166 @@ def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submi
     embedded(zoo)
     check_vectors(zoo, server)
     assert set(server.billed.values()) == {1}
+
+
+def test_what_was_submitted_before_a_budget_or_a_failure_ended_the_run_is_noted_for_the_sensor(
+    zoo: Path, server: BatchServer
+) -> None:
+    tokens = plan(context_of(zoo, "zoo"), context_of(zoo, "zoo").spec.model).tokens
+    pipeline(zoo, server, more=f"budget: {{tokens: {tokens // 2}}}\n")
+    with pytest.raises(BudgetError):
+        embedded(zoo)
+    assert noted(zoo) == tags(zoo)
+    assert len(noted(zoo)) == 1
+    pipeline(zoo, server)
+    batches_of(2, zoo)
+    right, made = server.create, []
+
+    def creates_one(wanted: dict[str, Any]) -> dict[str, Any]:
+        made.append(right(wanted))
+        server.faults["create"].append(Fault("status", 401, "The key is no more."))
+        return made[-1]
+
+    server.create = creates_one  # type: ignore[method-assign]
+    with pytest.raises(ProviderError, match="The key is no more"):
+        embedded(zoo)
+    assert len(made) == 1
+    assert noted(zoo) == tags(zoo)
+    assert len(noted(zoo)) == 2
+
+
+def test_what_a_killed_process_submitted_is_noted_for_the_sensor(
+    zoo: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches_of(5, zoo)
+    process: list[subprocess.Popen[bytes]] = []
+    right = server.create
+
+    def killing(wanted: dict[str, Any]) -> dict[str, Any]:
+        made = right(wanted)
+        if len(server.batches) == 2:
+            os.kill(process[0].pid, signal.SIGKILL)
+            process[0].wait()
+        return made
+
+    monkeypatch.setattr(server, "create", killing)
+    with server.lock:
+        process.append(subprocess.Popen([sys.executable, "-c", RUN]))
+    process[0].wait(60)
+    assert process[0].returncode == -signal.SIGKILL
+    assert len(tags(zoo)) == 2
+    assert noted(zoo) == tags(zoo)
+
+
+@pytest.mark.parametrize("all_ended", [False, True])
+def test_a_run_of_some_buckets_forgets_nothing_that_the_others_wait_for(
+    zoo: Path, server: BatchServer, all_ended: bool
+) -> None:
+    batches_of(1, zoo)
+    waits(zoo)
+    everything = tags(zoo)
+    assert (len(everything), noted(zoo)) == (12, everything)
+    context = context_of(zoo, "zoo")
+    first, second = context.spec.bucket_names
+    of_first = context.folder.chunks.read_columns(first, ["text"])
+    assert of_first is not None
+    theirs = set(of_first["text"].to_pylist())
+    assert 0 < len(theirs) < 12
+    with pytest.raises(NotYet):
+        embedded(zoo, buckets=[first])
+    assert noted(zoo) == everything
+    for name in server.out:
+        if all_ended or set(server.batches[name].texts()) <= theirs:
+            server.finish(name)
+    assert len(embedded(zoo, buckets=[first])) == 1
+    assert len(tags(zoo)) == (0 if all_ended else 12 - len(theirs))
+    assert noted(zoo) == everything  # what is collected now may be what the other bucket waits for
+    server.finish_all()
+    embedded(zoo, buckets=[second])
+    check_vectors(zoo, server)
+    embedded(zoo)  # the run that the sensor asks for: nothing is left to do
+    assert not noted(zoo)
+    assert set(server.billed.values()) == {1}
+
+
+KNOWN, DIRECT, LATER = "text-embedding-3-large", 0.13, 0.065  # USD per million tokens
+LONG = [(name, f"{title}{200 * ' and so on'}", cat) for name, title, cat in ANIMALS]  # so that a part of a cent tells
+ODD_ONE = LONG[3][1]
+
+
+def known_model(home: Path, measured: str = UNMEASURED) -> None:
+    """From now on the pipeline `zoo` has long texts, and a model whose prices are known."""
+    path = home / "pipelines" / "zoo.yaml"
+    text = path.read_text().replace("my-model", KNOWN).replace("mode: batch", "mode: batch, tokenizer_of: estimate")
+    path.write_text(text.replace(UNMEASURED, measured))
+    write_csv(home, "zoo.csv", LONG)
+
+
+def billed(server: BatchServer) -> list[int]:
+    """Tokens of each batch that has ended."""
+    return [found["total_tokens"] for batch in server.batches.values() if (found := batch.shown.get("usage"))]
+
+
+def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_known(
+    zoo: Path, server: BatchServer
+) -> None:
+    known_model(zoo)
+    batches_of(5, zoo)
+    server.fate = lambda text: "refused" if text == ODD_ONE else None
+    waits(zoo)
+    context = context_of(zoo, "zoo")
+    for name in server.out:
+        server.finish(name)
+        if server.out:
+            waits(zoo)
+            assert spent(context)["usd"] == pytest.approx(sum(billed(server)) * LATER / 1e6, abs=1e-8)
+    reports = embedded(zoo)
+    check_vectors(zoo, server, {title for _, title, _ in LONG})
+    assert server.direct == [ODD_ONE]
+    direct = len(ODD_ONE.split()) * DIRECT
+    assert spent(context)["usd"] == pytest.approx((sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8)
+    last = billed(server)[-1]  # the others were told by the runs that waited
+    assert sum(report.facts["billed_tokens"] for report in reports) == last + len(ODD_ONE.split())
+    usd = sum(report.facts["usd"] for report in reports)
+    assert usd == pytest.approx((last * LATER + direct) / 1e6, abs=2e-6)
+
+
+def test_what_was_collected_is_on_record_though_another_batch_has_failed(zoo: Path, server: BatchServer) -> None:
+    known_model(zoo)
+    batches_of(6, zoo)
+    waits(zoo)
+    failed, done = server.out
+    server.fail(failed, "Enqueued token limit reached")
+    server.finish(done)
+    with pytest.raises(ProviderError, match="Enqueued token limit"):
+        embedded(zoo)
+    (tokens,) = billed(server)
+    assert spent(context_of(zoo, "zoo"))["usd"] == pytest.approx(tokens * LATER / 1e6, abs=1e-8)
+
+
+def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the_full_one(
+    zoo: Path, server: BatchServer
+) -> None:
+    known_model(zoo, measured="evaluation: {known_items: 4}\n")
+    context = context_of(zoo, "zoo")
+    made = plan(context, context.spec.model)
+    assert made.tokens > 0
+    assert made.tokens_to_measure > 0
+    assert made.usd == pytest.approx((made.tokens * LATER + made.tokens_to_measure * DIRECT) / 1e6, abs=1e-6)
+    server.fate = lambda text: "refused" if text == ODD_ONE else None
+    waits(zoo)
+    server.finish_all()
+    with Ledger(context.warehouse.ledger) as ledger:
+        opened(zoo, ledger).collect()
+    left = plan(context, context.spec.model)
+    assert left.texts_to_embed == 1
+    assert left.usd == pytest.approx((left.tokens + left.tokens_to_measure) * DIRECT / 1e6, abs=1e-6)
+
+
+def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:
+    provider, budget = Openai(model=KNOWN, mode="batch"), Budget(usd=0.01)
+    assert Purse.of(budget, provider).limit == pytest.approx(0.01 / DIRECT * 1e6)
+    assert Purse.of(budget, provider, in_batches=True).limit == pytest.approx(0.01 / LATER * 1e6)
 
 
 def test_a_budget_that_holds_no_text_submits_nothing(zoo: Path, server: BatchServer) -> None:

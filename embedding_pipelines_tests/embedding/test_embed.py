@@ -17,7 +17,7 @@ from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import EmbedCounts
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Limits, Role, Vectors
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.chain import Recording
 
@@ -92,6 +92,31 @@ class Replying(Recording):
         if self.constant:
             vectors[:] = vectors[0]
         return np.concatenate([vectors, vectors[: self.rows]])
+
+
+class Copying(Hashing):
+    """Gives the vectors of another space for nothing, two of them wrong, and an array of a third that is none."""
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        copies = Hashing(dimensions=32).embed(inputs, input_type)
+        copies[inputs.index("a")] = np.nan
+        copies[inputs.index("b b")] = 0
+        return Reply(
+            self.embed(inputs, input_type),
+            copies={Hashing(dimensions=32).space: copies, Hashing(dimensions=16).space: copies},
+        )
+
+
+def test_what_comes_for_nothing_is_believed_row_by_row_too(tmp_path: Path) -> None:
+    texts = ["a", "b b", "c c c"]
+    with Ledger(tmp_path / "l") as ledger:
+        (found,) = embed([window(texts)], Copying(), ledger, "document", lambda tokens: None)
+        assert found.counts.embedded == 3
+        assert len(ledger) == 3 + 1
+        other = Recording(inner=Hashing(dimensions=32))
+        vectors, _, _ = run(texts, ledger, other)
+        assert sorted(other.texts) == ["a", "b b"]
+        assert np.allclose(vectors, Hashing(dimensions=32).embed(texts, "document"), atol=1e-6)
 
 
 @pytest.mark.parametrize(

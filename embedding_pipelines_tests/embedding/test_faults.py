@@ -8,21 +8,27 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pydantic import PrivateAttr
 
 from embedding_pipelines.embedding import asking
 from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.doubt import UNLIKE_TEXTS
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
 from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
 from embedding_pipelines.pipeline import Budget
+from embedding_pipelines.providers._remote import Unreachable
+from embedding_pipelines.providers.base import Limits, Reply, Role
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import ask_again
+from embedding_pipelines.steps.embeddings import ask_again, spent
 from embedding_pipelines_tests.chain import checks_of, context_of, live_rows, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
@@ -167,6 +173,7 @@ def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
         assert set(server.billed.values()) == {1}
 
 
+@pytest.mark.alone
 def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -> None:
     """A service that lets 40 requests a second in: nearly all of it is used, and few are turned away."""
     allowed, seconds = 40, 6
@@ -193,6 +200,7 @@ def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -
         assert took < seconds / 0.7
 
 
+@pytest.mark.alone
 def test_the_stated_pace_is_kept_and_used(tmp_path: Path) -> None:
     """At least 0.9 of what the limiter allows, against 50 ms of latency."""
     pace, calls = 60, 240
@@ -281,6 +289,109 @@ def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
         purse = Purse()
         list(embed(windows(["text one", "text two"]), little(server), ledger, "document", lambda n: None, purse))
         assert purse.billed == 3 * 4
+
+
+PROOF = sum(len(text.split()) for text in UNLIKE_TEXTS)  # as the service bills it
+
+
+@pytest.mark.parametrize(
+    ("faults", "in_vain"),
+    [([Fault("inside")] * asking.TRIES, asking.TRIES * 4), ([Fault("alike")] * 2, 4)],
+    ids=["no vectors, then halved", "twice the same"],
+)
+def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
+    tmp_path: Path, faults: list[Fault], in_vain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.faults.extend(faults)
+        purse = Purse()
+        _, counts = through(server, ledger, ["text one", "text two"], purse=purse)
+        assert counts.embedded == 2
+        assert purse.billed == counts.billed_tokens == in_vain + PROOF + 4
+        assert purse.counted == purse.billed  # the service counts as we do: replies in vain do not say otherwise
+
+
+@pytest.mark.parametrize(("kind", "paid"), [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOF), ("inside", asking.TRIES * 4)])
+def test_what_a_run_that_fails_was_billed_with_is_told(
+    tmp_path: Path, kind: str, paid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    purse, unfinished = Purse(), EmbedCounts()
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        server.chance = lambda _: Fault(kind, message="no upstream")
+        right = server.vectors
+        if kind == "nan":  # of all rows
+            server.vectors = lambda texts: right(texts) * np.float32("nan")  # type: ignore[method-assign]
+        texts = windows(["text one", "text two"])
+        with pytest.raises(ProviderError):
+            list(embed(texts, little(server), ledger, "document", lambda n: None, purse, unfinished))
+    assert purse.billed == unfinished.billed_tokens == paid
+
+
+class Restarting(Little):
+    """Takes one text per request. Once the text "first" has its vector it is away, until it is asked for a proof."""
+
+    gone_for_ever: str = ""  # a text that no request can hold
+    _first_landed: threading.Event = PrivateAttr(default_factory=threading.Event)
+    _back: threading.Event = PrivateAttr(default_factory=threading.Event)
+    _asked: Counter[str] = PrivateAttr(default_factory=Counter)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(256, 8_192, 1, self.concurrent_calls)
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        self._asked.update(inputs)
+        if tuple(inputs) == UNLIKE_TEXTS:
+            self._back.set()
+        elif inputs[0] != "the first text of all":
+            assert self._first_landed.wait(10)
+            if not self._back.is_set() or inputs[0] == self.gone_for_ever:
+                raise Unreachable("It cannot be reached.")
+        return super().ask(inputs, input_type)
+
+
+@pytest.mark.parametrize("gone_for_ever", ["", "text 3"])
+def test_an_outage_blames_no_text_though_others_landed_while_the_call_was_out(
+    tmp_path: Path, gone_for_ever: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+        options: dict[str, Any] = {"base_url": f"{server.url}/v1", "model": "little", "dimensions": DIMENSIONS}
+        provider = Restarting(gone_for_ever=gone_for_ever, **options)
+        texts = ["the first text of all", *(f"text {n}" for n in range(provider.concurrent_calls))]
+
+        def landed(tokens: int) -> None:
+            provider._first_landed.set()
+
+        (found,) = embed(windows(texts), provider, ledger, "document", landed)
+    refused = {texts[row] for row in found.rejected}
+    assert refused == ({gone_for_ever} if gone_for_ever else set())
+    assert len(texts) - len(refused) == found.counts.embedded
+    if gone_for_ever:  # only after a second time with all patience, and a proof after either
+        assert provider._asked[gone_for_ever] == 2 * asking.TRIES
+
+
+def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_middle(home: Path) -> None:
+    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 1\n"
+    with serve(DIALECT, DIMENSIONS) as server:
+        options = f"dimensions: {DIMENSIONS}, base_url: '{server.url}/v1', usd_per_million_tokens: 2"
+        model = f"{{provider: openai, model: little, {options}}}"
+        budget = "budget: {tokens: 60}\n"
+        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}{budget}")
+        context = context_of(home, "p")
+        with pytest.raises(BudgetError):
+            run_steps(home, "p")
+        assert 0 < len(server.billed) < 60
+        usd = sum(server.billed.values()) * 3 * 2 / 1e6
+        assert spent(context)["usd"] == pytest.approx(usd, abs=1e-8)
+        assert spent(context)["embedded_tokens"] > 0
+        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
+        run_steps(home, "p")
+        assert len(server.billed) == 60
+        assert spent(context)["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
 
 
 SCRIPT = """

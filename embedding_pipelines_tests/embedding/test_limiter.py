@@ -31,6 +31,8 @@ from embedding_pipelines.embedding.limiter import (
 from embedding_pipelines_tests.embedding.service import DIALECT, little
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
+pytestmark = pytest.mark.alone
+
 NEVER = threading.Event()
 NOW = 1_800_000_000.0
 # Takes its turn again and again for some seconds, and prints when it came.

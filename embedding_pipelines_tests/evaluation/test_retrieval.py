@@ -5,7 +5,8 @@ import math
 import pytest
 
 from embedding_pipelines.evaluation import options
-from embedding_pipelines.evaluation.retrieval import MEASURES, judged, mean_ndcg
+from embedding_pipelines.evaluation.retrieval import MEASURES, judged
+from embedding_pipelines_tests.rankings import mean_ndcg
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Texts that a service embeds later, through Dagster: runs that wait, the sensor that asks for the next, the CLI."""
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import dagster as dg
 import pytest
@@ -236,6 +238,48 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     with Warehouse(home).batches_lock():
         assert skipped(tick(spec, instance)) == "Texts are just being collected from a service or handed to it."
     assert sum(server.asked.values()) == before
+    assert asked(tick(spec, instance)).run_key
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_error(
+    home: Path,
+    instance: dg.DagsterInstance,
+    server: BatchServer,
+    monkeypatch: pytest.MonkeyPatch,
+    when: Literal["before", "after"],
+) -> None:
+    """Its note of what is with the service is then gone."""
+    spec = later(home, server)
+    run(spec, instance)
+    server.finish_all()
+    marker, lock = Warehouse(home).pipeline("notes").waiting, Warehouse.batches_lock
+
+    @contextlib.contextmanager
+    def contended(warehouse: Warehouse, **options: Any) -> Iterator[None]:
+        if when == "before":
+            marker.unlink()
+        with lock(warehouse, **options):
+            yield
+        if when == "after":
+            marker.unlink()
+
+    monkeypatch.setattr(Warehouse, "batches_lock", contended)
+    result = tick(spec, instance)
+    assert bool(result.run_requests) == (when == "after")
+    assert when == "after" or skipped(result) == "no text is with the service"
+
+
+def test_what_was_handed_over_before_the_budget_ended_is_waited_for(
+    home: Path, instance: dg.DagsterInstance, server: BatchServer
+) -> None:
+    spec = later(home, server)
+    write_pipeline(home, text=(home / "pipelines" / "notes.yaml").read_text() + "budget: {tokens: 200}\n")
+    spec = find_pipeline("notes", home)
+    assert not run(spec, instance).success
+    assert len(server.out) == 1
+    assert skipped(tick(spec, instance)).endswith("or run the pipeline again later.")
+    server.finish_all()
     assert asked(tick(spec, instance)).run_key
 
 

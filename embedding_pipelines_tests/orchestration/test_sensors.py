@@ -11,6 +11,7 @@ from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.sensors import Listing, changed
 from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     Failing,
@@ -152,6 +153,17 @@ def test_a_missing_folder_is_a_reason_to_skip(home: Path, instance: dg.DagsterIn
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message is not None
     assert "data/notes/*.jsonl" in result.skip_reason.skip_message
+
+
+def test_a_damaged_list_of_files_is_a_reason_to_skip(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    assert run(spec, instance).success
+    Warehouse(home).pipeline("notes").files.write_text("{")
+    result = tick(spec, instance)
+    assert not result.run_requests
+    assert result.skip_reason is not None
+    assert result.skip_reason.skip_message is not None
+    assert "files.json is damaged" in result.skip_reason.skip_message
 
 
 def test_a_schedule_asks_for_all_buckets(home: Path, instance: dg.DagsterInstance) -> None:

@@ -3,12 +3,13 @@
 import csv
 import itertools
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import measure
 from embedding_pipelines.embedding.batching import calls
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.pipeline import bucket_of
@@ -27,7 +28,6 @@ source: {kind: csv, path: data/captions.csv, id: id, text: [caption], metadata: 
 model: {provider: hashing, dimensions: 384}
 """
 RUN = """
-import resource
 from embedding_pipelines.home import home
 from embedding_pipelines_tests.chain import context_of, steps
 context, vectors = context_of(home(), "captions"), 0
@@ -35,7 +35,7 @@ for step, report in steps(context, context.spec.model):
     vectors += report.facts["vectors"] if step == "embeddings" else 0
     if step == "codec":
         break
-print(vectors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(vectors)
 """
 MOST_GROWTH = 1.2
 
@@ -84,8 +84,8 @@ def test_memory_does_not_grow_with_the_corpus_once_windows_are_full(
         (home / "data" / "captions.csv").write_bytes(b"".join(lines[: rows + 1]))
         write_pipeline(home, "captions", CAPTIONS)
         monkeypatch.setenv(HOME_VARIABLE, str(home))
-        done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True)
-        vectors, peak = map(int, done.stdout.split())
-        assert vectors == rows
-        peaks.append(peak)
+        done = measure([sys.executable, "-c", RUN], os.environ, tmp_path / "run")
+        assert done.code == 0, done.stderr
+        assert int(done.stdout) == rows
+        peaks.append(done.peak_bytes)
     assert peaks[1] <= MOST_GROWTH * peaks[0], peaks

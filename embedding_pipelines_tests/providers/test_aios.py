@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers import aios
 from embedding_pipelines.providers._aios_wire import message
-from embedding_pipelines.providers._remote import BadInput, Busy, TooLarge, Unreachable
+from embedding_pipelines.providers._remote import BadInput, Busy, Garbled, TooLarge, Unreachable
 from embedding_pipelines.providers.aios import Aios
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.hashing import Hashing
@@ -181,9 +181,9 @@ def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
         ({"data": {"embeddings": ROWS[:2]}}, "2 vectors for 3 texts"),
         ({"data": {"embedding": ROWS[0]}}, "1 vectors for 3 texts"),
         ({"data": {"data": entries(None, None)}}, "2 vectors for 3 texts"),
-        ({"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}}, r"indices \[0, 3\] for 3 texts"),
-        ({"data": {"data": [*entries(0), *entries(0)]}}, r"indices \[0, 0\] for 3 texts"),
-        ({"data": {"data": [*entries(0), {"index": "1", "embedding": ROWS[0]}]}}, "indices"),
+        ({"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}}, "index 3 out of place, for 3 texts"),
+        ({"data": {"data": [*entries(0), *entries(0)]}}, "index 0 out of place, for 3 texts"),
+        ({"data": {"data": [*entries(0), {"index": "1", "embedding": ROWS[0]}]}}, "index '1' out of place"),
         ({"data": {"embeddings": ["x", "y", "z"]}}, "no list of numbers"),
         ({"data": {"embeddings": [["x", "y"]] * 3}}, "no list of numbers"),
         ({"data": {"embeddings": [[10**400, 1]] * 3}}, "int too large"),
@@ -201,6 +201,12 @@ def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
 def test_a_reply_that_is_none_is_a_fault_on_the_way(block: Block, reply: Any, says: str) -> None:
     block.reply = lambda *_: reply
     with pytest.raises(Unreachable, match=f"aios at {block.address} (answered|returned).*{says}"):
+        model_at(block).embed(TEXTS, "document")
+
+
+def test_vectors_that_cannot_be_placed_were_billed_in_vain(block: Block) -> None:
+    block.reply = lambda *_: {"data": {"data": [*entries(0), *entries(0)]}}
+    with pytest.raises(Garbled):
         model_at(block).embed(TEXTS, "document")
 
 

@@ -5,6 +5,7 @@ import decimal
 import difflib
 import inspect
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -207,6 +208,26 @@ def test_int8_is_made_once_for_the_users_own_texts(
     assert again.backend.precision == "int8"
     (home / "others.txt").write_text("another text of mine\n" * 20)
     assert Hf(model=NAME, precision="int8", calibration="others.txt").space.id != provider.space.id
+
+
+def test_pipelines_that_pin_the_same_texts_at_once_do_not_meet(
+    home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, folder = Hf(model=NAME, precision="int8", calibration=calibration), home / "data" / "kept"
+    pinned: list[Hf] = []
+    replace = os.replace
+
+    def replace_after_another(*paths: Any) -> None:
+        if not pinned:
+            monkeypatch.setattr(os, "replace", replace)
+            pinned.append(provider.pinned(folder))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_after_another)
+    assert [provider.pinned(folder)] == pinned
+    kept = home / str(pinned[0].calibration)
+    assert list(folder.iterdir()) == [kept]
+    assert kept.read_text(encoding="utf-8").splitlines() == calibration_texts(home / calibration)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from embedding_pipelines.providers._models import (
     PRICES_OF,
     ModelFacts,
     chosen_dimensions,
+    dimensions_to_ask,
     facts_of,
     is_trained_for_truncation,
     published_price,
@@ -76,6 +77,13 @@ def test_dimensions_are_the_models_own_or_one_it_was_trained_for() -> None:
     assert chosen_dimensions("voyage", "voyage-4", 2048) == 2048
     assert chosen_dimensions("cohere", "embed-english-v3.0", 1024) == 1024
     assert chosen_dimensions("openai", "tomorrow", 77) == 77
+
+
+def test_a_models_own_dimensions_are_not_asked_for() -> None:
+    assert dimensions_to_ask("cohere", "embed-english-v3.0", 1024) is None
+    assert dimensions_to_ask("cohere", "embed-v4.0", None) is None
+    assert dimensions_to_ask("cohere", "embed-v4.0", 512) == 512
+    assert dimensions_to_ask("cohere", "tomorrow", 77) == 77
 
 
 @pytest.mark.parametrize(

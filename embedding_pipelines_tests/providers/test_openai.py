@@ -16,6 +16,7 @@ from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._estimate import estimate
 from embedding_pipelines.providers._remote import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.openai import Openai
+from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
 
@@ -252,8 +253,17 @@ def test_what_cannot_be_believed_is_a_failure(reply: Any, said: str) -> None:
 
 
 def test_a_page_in_place_of_json() -> None:
-    with serving(b"<html>Gateway of the hotel</html>") as url, pytest.raises(Unreachable, match="Gateway of the hotel"):
-        Openai(base_url=url, model="m", dimensions=2).ask(["a"], "query")
+    said = "answered 200 without JSON: '<html>Gateway of the hotel"
+    with serving(b"<html>Gateway of the hotel</html>") as url:
+        for provider in (
+            Openai(base_url=url, model="m", dimensions=2),
+            Voyage(base_url=url, model="voyage-4", api_key_env=None),
+        ):
+            with pytest.raises(Unreachable, match=f"^{provider.kind} at {url} {said}"):
+                provider.ask(["a"], "query")
+        batches = Openai(base_url=url, model="m", dimensions=2, mode="batch").batches()
+        with pytest.raises(Unreachable, match=f"^openai at {url} {said}"):
+            batches.submit({"a": "a text"}, "document", "tag")
 
 
 def test_vectors_of_other_dimensions_are_left_for_the_caller_to_refuse(server: WireServer) -> None:
@@ -301,6 +311,10 @@ def test_prices_are_the_published_ones_or_the_users() -> None:
     assert Openai(model="text-embedding-3-small").price == 0.02
     assert Openai(model="text-embedding-3-small", usd_per_million_tokens=0.5).price == 0.5
     assert Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1").price is None
+    later = Openai(model="text-embedding-3-small", mode="batch")
+    assert (later.price, later.batch_price) == (0.02, 0.01)  # queries and measuring go no other way than before
+    assert later.model_copy(update={"usd_per_million_tokens": 0.5}).batch_price == 0.5
+    assert Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1", mode="batch").batch_price is None
 
 
 def test_whose_tokenizer_counts(server: WireServer) -> None:

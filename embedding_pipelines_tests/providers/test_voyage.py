@@ -1,4 +1,4 @@
-"""`voyage`: the contract, its wire format in base64, and one space for the models of version 4."""
+"""`voyage`: the contract, its wire format in base64, and a model of version 4 that embeds queries for another."""
 
 import base64
 from collections.abc import Iterator
@@ -149,7 +149,8 @@ ROW = base64.b64encode(np.zeros(4, "<f4").tobytes()).decode()
         "x",
         [],
         [5],
-        [{"embedding": ROW}],
+        [{"embedding": ROW}] * 2,
+        [{"embedding": ROW, "index": 0}, {"embedding": ROW}],
         [{"embedding": ROW, "index": 1}],
         [{"embedding": ROW, "index": -1}],
         [{"embedding": ROW, "index": True}],

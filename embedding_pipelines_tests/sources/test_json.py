@@ -37,10 +37,17 @@ def test_the_array_may_lie_deep_in_an_object(tmp_path: Path) -> None:
         read(make("json", "a.json", records="data.item"), tmp_path)
 
 
-@pytest.mark.parametrize("data", ["[]", "", '{"rows": []}'])
+@pytest.mark.parametrize("data", ["[]", '{"rows": []}'])
 def test_an_empty_array_has_no_documents(tmp_path: Path, data: str) -> None:
     (tmp_path / "a.json").write_text(data)
     check_source(make("json", "a.json", records="rows" if "rows" in data else None), tmp_path, 0)
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file_does_not_empty_the_store(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(data)
+    with pytest.raises(SourceError, match=r"a\.json: the file is empty, .* for no records, write an empty array"):
+        read(make("json", "a.json"), tmp_path)
 
 
 def test_an_element_that_cannot_be_a_document_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Memory stays the same however large the file is; measured in a process of its own."""
 
 import json
-import subprocess
+import os
 import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from benchmarks.measure import measure
 
 MAX_GROWTH_MB = 250  # for 200 MB of input; of 2 GB it was measured to be the same
 
@@ -49,14 +51,9 @@ def _write(kind: str, path: Path) -> None:
 def test_two_hundred_megabytes_take_no_more_memory_than_a_few_blocks(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"big.{kind}"
     _write(kind, path)
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, kind, str(path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-    )
+    done = measure([sys.executable, "-c", SCRIPT, kind, str(path)], os.environ, tmp_path / "read")
     path.unlink()
-    rows, growth = result.stdout.split()
+    assert done.code == 0, done.stderr
+    rows, growth = done.stdout.split()
     assert int(rows) == ROWS
     assert float(growth) < MAX_GROWTH_MB

@@ -198,7 +198,6 @@ def test_cutting_vectors_that_were_not_made_for_it_is_noted_once_when_it_is_fitt
     assert "'words', which is not known to be trained for that (Matryoshka). `pca` of the same dimensions" in note
     assert fitted(home, f"[{cut}]").notes == []
     assert fitted(home, f"[{cut}]", again=True).notes == [note]
-    assert fitted(home, f"[{{kind: pca, dimensions: 16}}, {cut}]").notes == []  # strongest first
     assert fitted(home, "[int8]").notes == []
 
 

@@ -19,7 +19,7 @@ from embedding_pipelines.steps.check import STRUCTURE, Check
 from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.release import live_release, release
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import current_verify
+from embedding_pipelines.steps.verify import current_checks, current_verify
 from embedding_pipelines.warehouse import read_json, write_json
 from embedding_pipelines_tests.chain import checks_of, context_of, report, run_steps, steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN
@@ -414,6 +414,10 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
     assert "The budget of this run (100 tokens) is used up" in checks["vectors_belong_to_their_texts"].sentence
     assert not checks["vectors_belong_to_their_texts"].passed
     assert not checks["vectors_belong_to_their_texts"].blocks
+    assert current_checks(context_of(home, "p")) is None  # what could not be told is asked again
+    write(home, "budget: {tokens: 20000}\n")
+    run_steps(home, "p")
+    assert current_checks(context_of(home, "p")) is not None
 
 
 def test_a_table_that_was_emptied_is_told(released: Path) -> None:
@@ -431,3 +435,24 @@ def test_judgements_of_strangers_are_refused(home: Path) -> None:
     write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv}\n")
     with pytest.raises(ConfigError, match="none of its 1 documents, such as 'nope', is in the table"):
         run_steps(home, "p")
+
+
+def test_figures_of_other_judgements_are_not_compared(home: Path) -> None:
+    """Documents that were judged wrongly: the figures of the right ones are no better and no worse."""
+    rows = texts(60)
+    write_csv(home, "a.csv", rows)
+    queries = [{"_id": f"q{i}", "text": str(rows[i][1])} for i in range(20)]
+    (home / "q.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv, known_items: 0}\n")
+
+    def judge(shift: int) -> None:
+        judged = "\n".join(f"q{i}\tid-{i + shift}\t1" for i in range(20))
+        (home / "r.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}\n")
+
+    judge(0)
+    run_steps(home, "p")
+    judge(1)
+    found = checks_of(context_of(home, "p"))
+    assert not failed(found)
+    (compared,) = [check for check in found if check.name == "not_worse_than_live"]
+    assert "no query in common" in compared.sentence

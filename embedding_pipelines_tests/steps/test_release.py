@@ -1,5 +1,6 @@
 """What may be released, what is searched meanwhile, and the way back."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,7 @@ def spoil(shards: Shards, bucket: str, change: Callable[[pa.Table], pa.Table]) -
     path = shards.folder / made.shard
     table = change(pq.read_table(path))
     pq.write_table(table, path)
-    made = replace(made, rows=table.num_rows, digest=file_digest(path))
+    made = replace(made, rows=table.num_rows, size_bytes=path.stat().st_size, digest=file_digest(path))
     write_json(shards.folder / f"{bucket}.json", vars(made))
 
 
@@ -271,6 +272,15 @@ def test_a_run_without_changes_does_not_undo_a_rollback(three: Path) -> None:
     assert live(three) == 4
     assert text_of_first(three) == "fourth text"
     assert numbers(three) == [1, 2, 3, 4]
+
+
+def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_next_run(three: Path) -> None:
+    history = context_of(three, "p").folder.history
+    lines = history.read_text().splitlines()
+    history.write_text("\n".join(lines[:-1]) + "\n")
+    assert not report(run_steps(three, "p"), "release").changed
+    now = [json.loads(line)["release"] for line in history.read_text().splitlines()]
+    assert now == [json.loads(line)["release"] for line in lines]
 
 
 def test_a_pipeline_without_a_release_says_what_to_do(home: Path) -> None:

@@ -253,6 +253,7 @@ def test_pca_without_dimensions_says_how_many_keep_how_much(context: StepContext
         ({"methods": ("int8",), "dimensions": 32}, "--dimensions is 32, but int8 keeps all of them"),
         ({"methods": ("auto", "int8"), "floor": 0.9}, "'auto' stands alone"),
         ({"methods": ("auto",)}, "needs a --floor"),
+        ({"methods": ("auto",), "floor": 0.0}, "--floor is 0: write a share above 0"),
         (
             {"methods": ("zip",)},
             "--method is 'zip': write one of binary, float16, int8, pca, truncate, quantization, a",

@@ -58,7 +58,7 @@ def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_writ
 
 
 def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing_is_embedded_again(built: Path) -> None:
-    write(built, "[int8]", "index: sq")
+    write(built, "[int8]", "index_rows: 256")
     reports, _ = run_recorded(built, "p")
     before = live_rows(built, "p")
     write(built, "[int8]", "index: none")
@@ -83,3 +83,16 @@ def test_copies_come_and_go_with_the_codec(built: Path) -> None:
     run_steps(built, "p")
     assert isinstance(live_rows(built, "p")["id-3#0"][VECTOR_COPY][0], float)
     assert index_of(built) is None
+
+
+def test_an_index_is_not_trained_again_for_a_table_that_was_left_for_a_while(built: Path) -> None:
+    write(built, "[]", "index_rows: 256")
+    run_steps(built, "p")
+    before = Searcher(Warehouse(built), "p").release
+    write(built, "[int8]", "index_rows: 256")
+    run_steps(built, "p")
+    write(built, "[]", "index_rows: 256")
+    run_steps(built, "p")
+    after = Searcher(Warehouse(built), "p").release
+    assert after.number == before.number + 2
+    assert (after.table, after.version) == (before.table, before.version)
