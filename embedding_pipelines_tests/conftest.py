@@ -32,7 +32,7 @@ def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _heard() -> None:
-    """Libraries that configure logging silence other loggers: what is said here is heard whatever an earlier test did."""
+    """Libraries that configure logging silence other loggers: what is said here is heard whatever ran before."""
     logging.disable(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "embedding_pipelines" and isinstance(logger, logging.Logger):

@@ -24,7 +24,8 @@ Compression = tuple[Compressor, ...]
 SHARES = (1, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 ROUND_TO = 8  # dimensions: whole bytes of bits, and what product quantization and SIMD like
 LASTS: tuple[Compressor, ...] = (Float16(), Int8())  # float32 after PCA is twice float16, and finds as much
-# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99, and 0.61 after PCA to 7/8.
+# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8 the last is 0.987, in
+# 378 bytes; PCA to 15/16 and int8 are 0.993 in 360.
 BITS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 

@@ -19,7 +19,7 @@ from pydantic import PrivateAttr
 
 from embedding_pipelines.embedding import asking
 from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.doubt import UNLIKE_TEXTS
+from embedding_pipelines.embedding.doubt import PROOFS, UNLIKE_TEXTS
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
@@ -312,7 +312,9 @@ def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
         assert purse.counted == purse.billed  # the service counts as we do: replies in vain do not say otherwise
 
 
-@pytest.mark.parametrize(("kind", "paid"), [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOF), ("inside", asking.TRIES * 4)])
+@pytest.mark.parametrize(
+    ("kind", "paid"), [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOFS * PROOF), ("inside", asking.TRIES * 4)]
+)
 def test_what_a_run_that_fails_was_billed_with_is_told(
     tmp_path: Path, kind: str, paid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
