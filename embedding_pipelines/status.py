@@ -9,7 +9,7 @@ from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.release import Release, read_releases
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import current_checks
+from embedding_pipelines.steps.verify import known_checks
 from embedding_pipelines.warehouse import Shards, Warehouse
 
 
@@ -45,7 +45,7 @@ def _held_back(context: StepContext, live: Release | None) -> str | None:
     state = table_state(context)
     if live and state and (live.table, live.version) == (state.table, state.version):
         return None
-    failed = [check.name for check in current_checks(context) or () if check.blocks]
+    failed = [check.name for check in known_checks(context) or () if check.blocks]
     return f"by {', '.join(failed)}; `embedding-pipelines run {context.spec.name}` says why" if failed else None
 
 

@@ -34,9 +34,10 @@ def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def _heard() -> None:
     """Libraries that configure logging silence other loggers: what is said here is heard whatever ran before."""
     logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "embedding_pipelines" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate = False, True
+            logger.disabled, logger.propagate, logger.level = False, True, logging.NOTSET
 
 
 @pytest.fixture

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Halves = NDArray[np.float16]
 Floats = NDArray[np.float64]
 
-SAMPLE = 1_000  # vectors; kept for each release, 1.5 MB for 384 dimensions
+SAMPLE = 1_000  # vectors; kept for each release in float16, 0.8 MB for 384 dimensions
+LARGEST = float(np.finfo(np.float16).max)
 PERMUTATIONS = 999  # so the least p is 0.001
 ROWS_AT_ONCE = 256  # of distances: 4 MB, where all of them together take 32
 LEAST_ROWS = 5  # of a bucket on both sides; the mean of fewer is no normal variable
@@ -52,7 +54,7 @@ class Sketch:
 
     buckets: dict[str, Bucket] = field(default_factory=dict)
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    sample: Vectors = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sample: Halves = field(default_factory=lambda: np.empty((0, 0), np.float16))
 
     def add(self, bucket: str, ids: Sequence[str], block: Vectors) -> None:
         """Vectors float32[n, d] of a bucket and their ids [n], each id once. Raises ValueError for other shapes."""
@@ -66,7 +68,8 @@ class Sketch:
         known.squares += float(np.square(block, dtype=np.float64).sum())
         digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
         hashes = np.concatenate([self.hashes, np.frombuffer(digests, np.uint64)])
-        sample = np.concatenate([self.sample, block]) if len(self.sample) else block
+        halves = block.clip(-LARGEST, LARGEST).astype(np.float16)
+        sample = np.concatenate([self.sample, halves]) if len(self.sample) else halves
         least = np.argsort(hashes, kind="stable")[:SAMPLE]
         self.hashes, self.sample = hashes[least], sample[least]
 
@@ -100,7 +103,7 @@ class Sketch:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             rows: Any = zip(file["names"], file["counts"], file["totals"], file["squares"], strict=True)
             buckets = {str(name): Bucket(int(count), total, float(squares)) for name, count, total, squares in rows}
-            return cls(buckets, file["hashes"], file["sample"])
+            return cls(buckets, file["hashes"], file["sample"].astype(np.float16))  # older ones are float32
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,13 @@ def _worst_bucket(now: Sketch, before: Sketch) -> tuple[str, float, float]:
     return name, float(np.sqrt(-squared)), min(1.0, p * len(found))
 
 
-def _directions_in_use(x: Vectors, y: Vectors) -> float:
+def _directions_in_use(x: Halves, y: Halves) -> float:
     """(tr C)² / tr C² of the covariance of both samples, each around its own mean; at least 1.
 
     tr C² is corrected for what the noise of the samples adds (Bai and Saranadasa, "Effect of high dimension", 1996).
     """
-    centred = np.concatenate([side - side.mean(axis=0) for side in (x, y)]).astype(np.float64)
+    sides = [side.astype(np.float64) for side in (x, y)]
+    centred = np.concatenate([side - side.mean(axis=0) for side in sides])
     n = max(1, len(centred) - 2)
     product = centred @ centred.T / n
     trace, square = float(np.trace(product)), float(np.square(product).sum())

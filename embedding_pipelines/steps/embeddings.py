@@ -118,6 +118,8 @@ def _noted(context: StepContext) -> set[str]:
 
 def _note(context: StepContext, tags: set[str]) -> None:
     """Replace what `_noted` tells, while the warehouse's `batches_lock` is held."""
+    if tags == _noted(context):  # when it was noted tells the sensor when to ask again
+        return
     if tags:
         write_json(context.folder.waiting, {"batches": sorted(tags)})
     else:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from embedding_pipelines.embedding.windows import EmbedCounts
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
 from embedding_pipelines.evaluation.confidence import paired_loss
 from embedding_pipelines.evaluation.drift import Sketch, drift
 from embedding_pipelines.evaluation.options import CHECKS, HIGHER, MEASURES, Effect
@@ -75,18 +75,29 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
     context = candidate.context
     known = read_releases(context.folder)
     live = known.get(known.live)
-    evidence = Evidence(candidate, measure(candidate), live, rows)
-    outcomes = []
+    try:
+        evidence = Evidence(candidate, measure(candidate), live, rows)
+        outcomes = _outcomes(evidence)
+    finally:  # whatever has been paid for
+        add_to_spent(context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price)
+    _keep(candidate, evidence.measured)
+    return outcomes, evidence.measured.measures
+
+
+def _outcomes(evidence: Evidence) -> list[Check]:
+    """Of each check that is wanted. What could not be told warns; a service that was away is asked again by the next
+    run, a budget that was spent is not: it would be spent again.
+    """
+    candidate, live, outcomes = evidence.candidate, evidence.live, []
     forced = live is not None and live.forced and (live.table, live.version) == (candidate.name, candidate.version)
-    for name, effect in wanted_checks(context.spec).items():
+    for name, effect in wanted_checks(candidate.context.spec).items():
         try:
             outcome = TAKE[name](evidence)
         except EmbeddingPipelinesError as error:
-            outcome, effect = Check(name, False, f"It could not be told: {error}", told=False), "warn"
+            told = isinstance(error, BudgetError)
+            outcome, effect = Check(name, False, f"It could not be told: {error}", told=told), "warn"
         outcomes.append(replace(outcome, name=name, effect="warn" if forced else effect))
-    add_to_spent(context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price)
-    _keep(candidate, evidence.measured)
-    return outcomes, evidence.measured.measures
+    return outcomes
 
 
 def _provider_is_unchanged(evidence: Evidence) -> Check:
@@ -120,7 +131,7 @@ def _vectors_belong(evidence: Evidence) -> Check:
 
 
 def _roles(evidence: Evidence) -> Check:
-    return roles_are_told_apart(evidence.candidate.provider, evidence.candidate.ledger)
+    return roles_are_told_apart(evidence.candidate.provider, evidence.candidate.ledger, evidence.candidate.purse)
 
 
 def _known_items(evidence: Evidence) -> Check:

@@ -4,6 +4,7 @@ Each release keeps the whole resolved configuration it was made with, so searchi
 pipeline file: a changed file never changes what is live.
 """
 
+import contextlib
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -122,6 +123,8 @@ def current_release(context: StepContext, space: Space) -> StepReport | None:
     if state is None or not known.releases or known.live != known.releases[-1].number:
         return None
     newest = known.releases[-1]
+    if _last_in_history(context) < newest.number:  # `release` writes down what a kill kept out of it
+        return None
     same = _serve_alike(newest, _next(context, space, known, state))
     return StepReport("release", False, _facts(newest, known)) if same else None
 
@@ -191,11 +194,12 @@ def searched_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
 
 def _last_in_history(context: StepContext) -> int:
     """The number of the last release that was ever made, 0 before; of one that was lost too."""
-    try:
-        lines = context.folder.history.read_text(encoding="utf-8").splitlines()
-        return max((json.loads(line)["release"] for line in lines), default=0)
-    except (OSError, ValueError):  # never written, or torn
-        return 0
+    found = [0]
+    with contextlib.suppress(OSError):  # never written
+        for line in context.folder.history.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn
+                found.append(json.loads(line)["release"])
+    return max(found)
 
 
 def _remember(context: StepContext, made: Release) -> None:
@@ -212,8 +216,11 @@ def _remember(context: StepContext, made: Release) -> None:
         **spent(context),
     }
     context.folder.quality.mkdir(parents=True, exist_ok=True)
-    with context.folder.history.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    history = context.folder.history
+    before = history.read_bytes() if history.exists() else b""
+    torn = bool(before) and not before.endswith(b"\n")
+    with history.open("a", encoding="utf-8") as file:
+        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _without_lost(context: StepContext, known: Releases) -> Releases:

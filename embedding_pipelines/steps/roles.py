@@ -4,9 +4,9 @@ from typing import get_args
 
 import numpy as np
 
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.doubt import UNLIKE_TEXTS
 from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.evaluation.roles import same_for_both_roles
 from embedding_pipelines.providers._roles import prompts_of
 from embedding_pipelines.providers.base import Provider, Role
@@ -14,10 +14,10 @@ from embedding_pipelines.steps.check import Check
 from embedding_pipelines.steps.queries import embed_texts
 
 
-def roles_are_told_apart(provider: Provider, ledger: Ledger) -> Check:
+def roles_are_told_apart(provider: Provider, ledger: Ledger, purse: Purse) -> Check:
     """Whether the prompts or input types that the model wants reach it: the same texts in both roles tell.
 
-    They are asked for once per space, through the ledger. Raises as `embed`, and ProviderError if it cannot be told.
+    They are asked for once per space, through the ledger. Raises as `embed`.
     """
     prompts = provider.space.prompts
     if prompts.get("query", "") == prompts.get("document", ""):
@@ -31,9 +31,9 @@ def roles_are_told_apart(provider: Provider, ledger: Ledger) -> Check:
             f"{wanted.get('document', '')!r} before a document, and is told neither: searches find less so. "
             "Leave out model.prompts, or give these.",
         )
-    found = {role: embed_texts(provider, ledger, UNLIKE_TEXTS, role) for role in get_args(Role)}
+    found = {role: embed_texts(provider, ledger, UNLIKE_TEXTS, role, purse) for role in get_args(Role)}
     if not np.isfinite([found[role] for role in found]).all():
-        raise ProviderError("the model has no vectors for the texts that would tell.")
+        return Check("", True, "Not judged: the model has no vectors for the texts that would tell.")
     fault = same_for_both_roles(found["query"], found["document"], prompts)
     cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
     return Check("", fault is None, fault or "Queries and documents get vectors of their own.", {"cosine": cosine})

@@ -15,6 +15,7 @@ from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.tuning import Compression, Point, as_options, best, mark_front
 from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.windows import EmbedCounts
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.evaluation.confidence import lower_bound
 from embedding_pipelines.evaluation.options import Optimized
@@ -23,7 +24,7 @@ from embedding_pipelines.plugins import choices, parse
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions
+from embedding_pipelines.steps.embeddings import add_to_spent, refuse_wrong_dimensions
 from embedding_pipelines.steps.queries import answered, embed_texts, judged_queries, known_item_queries
 from embedding_pipelines.steps.sweep import Swept, sweep
 from embedding_pipelines.steps.trial import DOUBT, Asked, Corpus, Trials
@@ -175,8 +176,12 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
             texts.setdefault(item.query, "corpus")
     texts.pop("", None)
     names = sorted(texts, key=lambda text: digest(text.encode()))[:wanted]
-    with Ledger(context.warehouse.ledger) as ledger:
-        vectors = embed_texts(spec.model, ledger, names, "query", Purse.of(spec.budget, spec.model))
+    purse = Purse.of(spec.budget, spec.model)
+    try:
+        with Ledger(context.warehouse.ledger) as ledger:
+            vectors = embed_texts(spec.model, ledger, names, "query", purse)
+    finally:
+        add_to_spent(context, EmbedCounts(billed_tokens=purse.billed), spec.model.price)
     told = answered(vectors)
     origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
     return corpus.asked(vectors[told]), {origin: origins.count(origin) for origin in dict.fromkeys(origins)}

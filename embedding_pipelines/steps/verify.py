@@ -77,16 +77,19 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[St
 
 
 def current_checks(context: StepContext) -> list[Check] | None:
-    """The outcomes for the table as it is and all that they depend on; None if it was never checked so, or if a check
-    could not be told and has to be asked again.
-    """
+    """As `known_checks`; None too if a check could not be told and has to be asked again."""
+    checks = known_checks(context)
+    return checks if checks is not None and all(check.told for check in checks) else None
+
+
+def known_checks(context: StepContext) -> list[Check] | None:
+    """The outcomes for the table as it is and all that they depend on; None if it was never checked so."""
     known, state = read_json(context.folder.verified), table_state(context)
     if not known or state is None or (known["table"], known["version"]) != (state.table, state.version):
         return None
     if known["made_from"] != _made_from(context, state):
         return None
-    checks = [Check(**check) for check in known["checks"]]
-    return checks if all(check.told for check in checks) else None
+    return [Check(**check) for check in known["checks"]]
 
 
 def current_verify(context: StepContext) -> StepReport | None:
@@ -107,7 +110,7 @@ def _made_from(context: StepContext, state: TableState) -> str:
     buckets = json.dumps(state.buckets, sort_keys=True)
     spec = context.spec
     wanted = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
-    return fingerprint(buckets, *wanted, str(spec.seed), *files)
+    return fingerprint(buckets, *wanted, str(spec.seed), str(spec.budget), *files)
 
 
 def _stat(path: Path) -> os.stat_result | None:

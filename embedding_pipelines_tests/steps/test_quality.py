@@ -9,14 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_pipelines.errors import ConfigError, ReleaseError
+from embedding_pipelines.errors import ConfigError, ProviderError, ReleaseError
 from embedding_pipelines.evaluation.options import CHECKS, MEASURES
 from embedding_pipelines.providers.base import Provider, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
+from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.check import STRUCTURE, Check
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.embeddings import spent
+from embedding_pipelines.steps.probes import PROBES
 from embedding_pipelines.steps.release import live_release, release
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.steps.verify import current_checks, current_verify
@@ -414,10 +417,35 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
     assert "The budget of this run (100 tokens) is used up" in checks["vectors_belong_to_their_texts"].sentence
     assert not checks["vectors_belong_to_their_texts"].passed
     assert not checks["vectors_belong_to_their_texts"].blocks
-    assert current_checks(context_of(home, "p")) is None  # what could not be told is asked again
+    assert current_checks(context_of(home, "p")) is not None  # who cannot pay is not asked again
+    before = spent(context_of(home, "p"))
+    run_steps(home, "p")
+    assert spent(context_of(home, "p")) == before
     write(home, "budget: {tokens: 20000}\n")
     run_steps(home, "p")
     assert current_checks(context_of(home, "p")) is not None
+
+
+class Away(Hashing):
+    """A service that answers no question about old texts."""
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        if PROBES[0] in inputs:
+            raise ProviderError("The service is away.")
+        return super().embed(inputs, input_type)
+
+
+def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released: Path) -> None:
+    write(released, "compression: [{kind: truncate, dimensions: 8}]\n")
+    found = outcomes(released, Away())
+    assert not found["provider_is_unchanged"].blocks
+    assert "could not be told: The service is away." in found["provider_is_unchanged"].sentence
+    assert found["not_worse_than_live"].blocks
+    context = context_of(released, "p")
+    assert current_checks(context) is None
+    assert "not_worse_than_live" in pipeline_status(context.spec, context.warehouse)["held_back"]
+    assert all(check.told for check in checks_of(context))
+    assert current_checks(context) is not None
 
 
 def test_a_table_that_was_emptied_is_told(released: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.embedding.budget import Purse
 from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
@@ -32,17 +33,17 @@ class Prompted(Recording):
 def test_it_tells_whether_prompts_arrive_and_asks_once_per_space(tmp_path: Path, arrive: bool) -> None:
     with Ledger(tmp_path / "l") as ledger:
         provider = Prompted(inner=Hashing(), arrive=arrive)
-        found = roles_are_told_apart(provider, ledger)
+        found = roles_are_told_apart(provider, ledger, Purse())
         assert found.passed == arrive
         assert arrive or "'query: ' with a query" in found.sentence
         assert (found.facts["cosine"] > 0.999) != arrive
         assert len(provider.texts) == 4
-        roles_are_told_apart(provider, ledger)
+        roles_are_told_apart(provider, ledger, Purse())
         assert len(provider.texts) == 4
 
 
 def test_a_model_without_roles_is_not_asked(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l") as ledger:
         provider = Recording(inner=Hashing())
-        assert roles_are_told_apart(provider, ledger).passed
+        assert roles_are_told_apart(provider, ledger, Purse()).passed
         assert provider.texts == []
