@@ -59,6 +59,8 @@ def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(alias: 
     assert bool(named.revision) == (named.provider == "hf")
     assert row(alias)["revision"] == named.revision
     if named.revision:
+        assert row(alias)["dimensions"]
+        assert row(alias)["context"]
         assert len(bytes.fromhex(named.revision)) == 20
 
 

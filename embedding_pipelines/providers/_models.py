@@ -57,8 +57,24 @@ MODELS: dict[str, ModelFacts] = {
     "gemini:gemini-embedding-001": ModelFacts(3072, 2048, 0.15, 0.075, range(128, 3072), retires=date(2028, 5, 14)),
     "gemini:gemini-embedding-2": ModelFacts(3072, 8192, 0.20, 0.10, range(128, 3072)),
     "ollama:nomic-embed-text": ModelFacts(768, 8192, 0.0, shorter=(64, 128, 256, 512)),
+    # Local models: their cards on huggingface.co. What counts in a run is what the model's own files say.
+    "hf:google-bert/bert-base-uncased": ModelFacts(768, 512, 0.0),
     "hf:sentence-transformers/all-MiniLM-L6-v2": ModelFacts(384, 256, 0.0),
+    "hf:sentence-transformers/all-mpnet-base-v2": ModelFacts(768, 384, 0.0),
+    "hf:BAAI/bge-small-en-v1.5": ModelFacts(384, 512, 0.0),
+    "hf:BAAI/bge-base-en-v1.5": ModelFacts(768, 512, 0.0),
     "hf:BAAI/bge-large-en-v1.5": ModelFacts(1024, 512, 0.0),
+    "hf:BAAI/bge-m3": ModelFacts(1024, 8_192, 0.0),
+    "hf:intfloat/e5-small-v2": ModelFacts(384, 512, 0.0),
+    "hf:intfloat/e5-base-v2": ModelFacts(768, 512, 0.0),
+    "hf:intfloat/e5-large-v2": ModelFacts(1024, 512, 0.0),
+    "hf:intfloat/multilingual-e5-base": ModelFacts(768, 512, 0.0),
+    "hf:nomic-ai/nomic-embed-text-v1.5": ModelFacts(768, 8_192, 0.0),
+    "hf:thenlper/gte-base": ModelFacts(768, 512, 0.0),
+    "hf:mixedbread-ai/mxbai-embed-large-v1": ModelFacts(1024, 512, 0.0),
+    "hf:Snowflake/snowflake-arctic-embed-l-v2.0": ModelFacts(1024, 8_192, 0.0),
+    "hf:Qwen/Qwen3-Embedding-0.6B": ModelFacts(1024, 32_768, 0.0),
+    "hf:google/embeddinggemma-300m": ModelFacts(768, 2_048, 0.0),
 }
 
 # Open models that were trained so that vectors may be cut to a prefix, by the last part of their name, as Hugging Face
