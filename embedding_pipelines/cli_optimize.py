@@ -39,7 +39,7 @@ def optimize(
 
     Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still find. What is proven
     to keep the floor, with 95% confidence, goes into the pipeline file with its evidence, and the pipeline is run.
-    Otherwise nothing is changed.
+    Otherwise nothing is changed. Without a floor, what you name is measured and taken as it is.
     """
     from embedding_pipelines.steps.tune import Wish
 

@@ -55,7 +55,10 @@ CHECKS: dict[str, tuple[Effect, str]] = {
     "roles_are_told_apart": ("block", "Queries and documents get vectors of their own where the model wants that."),
     "known_items_are_found": ("block", "Queries from the corpus find the documents they were taken from."),
     "index_finds_the_nearest": ("block", "The index finds what a comparison with every row finds."),
-    "not_worse_than_live": ("block", "No query measure has fallen by more than `evaluation.may_lose`, beyond chance."),
+    "not_worse_than_live": (
+        "block",
+        "No query measure has fallen by more than `evaluation.may_lose`, beyond chance; no table has become empty.",
+    ),
     "space_is_healthy": ("warn", "Duplicates, short texts, hubs and unused dimensions are within what is usual."),
     "data_has_not_drifted": ("warn", "Vectors are distributed as those of the live release."),
     "required_measures_hold": ("block", "All that the file requires under `evaluation.require`."),

@@ -22,6 +22,7 @@ from embedding_pipelines.progress import StepReport
 from embedding_pipelines.schemas import REJECTED, stored_documents_schema
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.steps.queries import judged_queries, scored_pairs
 from embedding_pipelines.steps.spill import Spill
 from embedding_pipelines.warehouse import parsed, read_json, write_json, write_table
 
@@ -44,8 +45,11 @@ def write_documents(context: StepContext) -> StepReport:
     """Bring all buckets of documents up to date with the source.
 
     Raises SourceError for files that cannot be read as the pipeline says, duplicate ids, and more
-    rejected records than `source.max_rejected` allows; the previous documents stay in force.
+    rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises ConfigError for
+    files of `evaluation:` that cannot be read, before anything is paid for.
     """
+    judged_queries(context)
+    scored_pairs(context)
     spec, folder = context.spec, context.folder
     folder.fix_buckets(spec.buckets)
     settings = source_settings(context)

@@ -185,6 +185,9 @@ def _not_worse(evidence: Evidence) -> Check:
     before = _kept(evidence.candidate.context, live) if live else {}
     if live is None or not before:
         return Check("", True, "There is no live release with figures to compare with.")
+    must = f"If it must be: `embedding-pipelines release {live.spec.name} --force --reason …`."
+    if not evidence.rows and live.rows >= ROWS_TO_TELL:  # as an export that failed leaves it
+        return Check("", False, f"The table is empty; release {live.number} has {live.rows} rows. {must}")
     may_lose, faults, said, facts = evidence.candidate.context.spec.evaluation.may_lose, [], [], {}
     for name in ("ndcg_at_10", "known_item_mrr"):
         loss = paired_loss(evidence.measured.per_query.get(name, {}), before.get(name, {}))
@@ -196,10 +199,7 @@ def _not_worse(evidence: Evidence) -> Check:
             faults.append(name)
     sentence = f"Against release {live.number}: {', '.join(said) or 'no query in common'}."
     if faults:
-        sentence += (
-            f" {' and '.join(faults)} may lose {may_lose:g}. If it must be: `embedding-pipelines release "
-            f"{live.spec.name} --force --reason …`."
-        )
+        sentence += f" {' and '.join(faults)} may lose {may_lose:g}. {must}"
     return Check("", not faults, sentence, facts)
 
 

@@ -142,7 +142,9 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
         if target is None:
             kept = ", ".join(str(entry.number) for entry in releases.releases)
             which = f"no release {to}" if to is not None else f"no release before {current.number}"
-            raise ReleaseError(f"Pipeline {name!r} has {which} to go back to; kept are: {kept}.")
+            raise ReleaseError(
+                f"Pipeline {name!r} has {which} to go back to; kept are: {kept}. `--to` names one, a newer one too."
+            )
         if not readable(folder, target):
             raise ReleaseError(
                 f"Pipeline {name!r}: the table or codec of release {target.number} is gone or damaged, so it cannot "

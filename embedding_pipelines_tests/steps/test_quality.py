@@ -448,12 +448,19 @@ def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released
     assert current_checks(context) is not None
 
 
-def test_a_table_that_was_emptied_is_told(released: Path) -> None:
+def test_a_table_that_was_emptied_is_held_back(released: Path) -> None:
     write_csv(released, "a.csv", [])
-    run_steps(released, "p")
+    with pytest.raises(ReleaseError, match="not_worse_than_live"):
+        run_steps(released, "p")
+    assert live(released) == 1
     checks = {check.name: check for check in checks_of(context_of(released, "p"))}
     assert not checks["data_has_not_drifted"].passed
     assert checks["data_has_not_drifted"].sentence == "The table is empty; release 1 has 700 rows."
+    assert checks["not_worse_than_live"].sentence.startswith(
+        "The table is empty; release 1 has 700 rows. If it must be"
+    )
+    context = context_of(released, "p")
+    assert release(context, context.spec.model.space, "we have closed").changed
 
 
 def test_judgements_of_strangers_are_refused(home: Path) -> None:
