@@ -24,7 +24,7 @@ class Check:
     sentence: str
     facts: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "block"  # what it does if it did not pass
-    told: bool = True  # whether it could be told; what could not warns, and is asked again by the next run
+    told: bool = True  # whether it is settled; False: a service was away, and the next run asks again
 
     @property
     def blocks(self) -> bool:

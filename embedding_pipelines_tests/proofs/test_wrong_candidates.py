@@ -15,10 +15,9 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.check import Check
 from embedding_pipelines.steps.release import release
-from embedding_pipelines_tests.chain import checks_of, context_of, run_steps, steps, write_pipeline
-from embedding_pipelines_tests.steps.test_quality import failed, live, vandalize
+from embedding_pipelines_tests.chain import checks_of, context_of, run_steps, write_pipeline
+from embedding_pipelines_tests.steps.test_quality import failed, live, outcomes, vandalize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 
@@ -99,13 +98,9 @@ class Deaf(Faulty):
         return super().space.model_copy(update={"prompts": {"query": "query: ", "document": "passage: "}})
 
 
-def outcomes(home: Path, fault: type[Faulty]) -> dict[str, Check]:
-    """The checks of a candidate made through a fault."""
-    context = context_of(home, "p")
-    for step, found in steps(context, fault(inner=context.spec.model)):
-        if step == "verify":
-            return {check.name: check for check in found}
-    raise AssertionError
+def failed_behind(home: Path, fault: type[Faulty]) -> list[str]:
+    """The checks that stop a candidate made through a fault."""
+    return failed(list(outcomes(home, fault(inner=context_of(home, "p").spec.model)).values()))
 
 
 def test_shuffled_vectors_are_stopped(released: Path) -> None:
@@ -129,11 +124,11 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
 
 
 def test_queries_embedded_by_another_model_are_stopped(released: Path) -> None:
-    assert "known_items_are_found" in failed(list(outcomes(released, OtherQueries).values()))
+    assert "known_items_are_found" in failed_behind(released, OtherQueries)
 
 
 def test_lost_prompts_are_stopped(released: Path) -> None:
-    assert failed(list(outcomes(released, Deaf).values())) == ["roles_are_told_apart"]
+    assert failed_behind(released, Deaf) == ["roles_are_told_apart"]
 
 
 def test_twenty_healthy_runs_of_twenty_are_released(built: Path, shared: Path) -> None:
