@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from embedding_pipelines.providers._sentence_transformer import Engine, token_batches
-from embedding_pipelines.providers._weights import model_folder
+from embedding_pipelines.inference.encoder import Engine, token_batches
+from embedding_pipelines.inference.weights import model_folder
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 TEXTS = {"abstracts": 1_000, "captions": 8_000, "paragraphs": 2_000}

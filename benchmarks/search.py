@@ -25,8 +25,8 @@ from rich.table import Table
 
 from benchmarks.search_systems import NAME, SYSTEMS, Data, K, System, Vectors
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_files import parse_pipeline
+from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions" / "captions_en.csv"
 PIPELINE = f"""\

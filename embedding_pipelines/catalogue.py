@@ -1,7 +1,7 @@
 """The models that have a short name or published facts, in one table. A model that is not in it works as well."""
 
-from embedding_pipelines.providers._models import MODELS, PRICES_OF
 from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.common.prices import MODELS, PRICES_OF
 
 PRICES_ARE_OF = PRICES_OF  # the day on which the prices were taken
 

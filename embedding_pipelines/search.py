@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain, Codes
-from embedding_pipelines.embedding.asking import ask_patiently
+from embedding_pipelines.embedding.request import ask_patiently
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import Provider, Vectors, checked
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.space import Space, refuse_mixing
 from embedding_pipelines.steps.release import live_release
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
-from embedding_pipelines.warehouse import Warehouse
 
 MAX_K = 10_000
 TRIES_OF_QUERIES = 3  # somebody is waiting

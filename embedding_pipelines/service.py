@@ -17,18 +17,18 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.ledger import Ledger
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.evaluation.similarity import cosine_similarity
 from embedding_pipelines.home import home
+from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
-from embedding_pipelines.providers._estimate import estimate
-from embedding_pipelines.providers._remote import Service
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors, checked
+from embedding_pipelines.providers.common.estimate import estimate
+from embedding_pipelines.providers.common.http import Service
 from embedding_pipelines.space import Space
-from embedding_pipelines.warehouse import ROW_GROUP_ROWS, Warehouse
+from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, Warehouse
 
 log = logging.getLogger(__name__)
 

@@ -3,14 +3,14 @@
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_ids import pipeline_ids
-from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.quality.structure import known_checks
+from embedding_pipelines.spec.ids import pipeline_ids
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.release import Release, read_releases
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import known_checks
-from embedding_pipelines.warehouse import Shards, Warehouse
+from embedding_pipelines.storage.warehouse import Shards, Warehouse
 
 
 def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:

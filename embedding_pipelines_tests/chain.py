@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.quality import structure as verify
+from embedding_pipelines.quality.check import Check
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps import chunks, codec, documents, embeddings, model, release, vector_store, verify
-from embedding_pipelines.steps.check import Check
-from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.steps import chunks, codec, documents, embeddings, release, vector_store
+from embedding_pipelines.steps import train as model
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.storage.warehouse import Warehouse
 
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "verify", "release")
 

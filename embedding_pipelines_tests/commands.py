@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from embedding_pipelines.cli import main
+from embedding_pipelines.cli.main import main
 
 EXECUTABLE = str(Path(sys.executable).with_name("embedding-pipelines"))
 

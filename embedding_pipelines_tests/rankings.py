@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from embedding_pipelines.evaluation.retrieval import Gains, judged
+from embedding_pipelines.metrics.retrieval import Gains, judged
 
 
 def mean_ndcg(rankings: Mapping[str, Sequence[str]], qrels: Gains) -> float:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from embedding_pipelines.orchestration.launch import run_pipeline
-from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.spec.load import find_pipeline
 
 
 class Collected:

@@ -21,7 +21,7 @@ from embedding_pipelines.agents import (
     generators_of_subject,
 )
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers._remote import SECRETS, BadInput
+from embedding_pipelines.providers.common.http import SECRETS, BadInput
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.providers.test_aios import Block, serving
 from embedding_pipelines_tests.providers.test_openai import answer, error
@@ -162,7 +162,7 @@ def test_hugging_face_s_example(
     V = hf_gen.generate_batch(["one", "two"])
     assert is_unit(v, 384)
     assert [is_unit(found, 384) for found in V] == [True, True]
-    from embedding_pipelines.providers._torch import accelerator
+    from embedding_pipelines.inference.torch import accelerator
 
     assert sum("'cuda' was asked for" in line for line in caplog.messages) == (accelerator() != "cuda")
 

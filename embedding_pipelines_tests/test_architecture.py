@@ -117,7 +117,7 @@ def test_importing_a_light_module_loads_nothing_heavy(module: str) -> None:
 
 def test_openvino_is_loaded_without_its_telemetry() -> None:
     code = (
-        "import sys; from embedding_pipelines.providers._openvino import load; load();"
+        "import sys; from embedding_pipelines.inference.openvino import load; load();"
         "print(sys.modules['openvino_telemetry'], *sys.modules)"
     )
     first, *loaded = subprocess.run(

@@ -7,9 +7,9 @@ import pytest
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
 from embedding_pipelines.plugins import choices
-from embedding_pipelines.providers._models import MODELS
 from embedding_pipelines.providers.aliases import ALIASES, Named
 from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.common.prices import MODELS
 
 ROWS = catalogue()
 

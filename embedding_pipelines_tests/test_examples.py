@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from embedding_pipelines.cli import app
+from embedding_pipelines.cli.main import app
 from embedding_pipelines.examples import write_examples
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.pipeline_files import parse_pipeline, pipeline_files, read_pipeline
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.sources.base import SourceFile
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.spec.load import parse_pipeline, pipeline_files, read_pipeline
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.runs import run_whole
 

@@ -11,7 +11,7 @@ from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMisma
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.search import Searcher, nearest, search
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING

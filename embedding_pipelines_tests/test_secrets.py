@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.resources import ProviderResource
-from embedding_pipelines.providers._remote import Remote, Unreachable
-from embedding_pipelines.providers._vectors import listed
+from embedding_pipelines.providers.common.http import Remote, Unreachable
+from embedding_pipelines.providers.common.replies import listed
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command

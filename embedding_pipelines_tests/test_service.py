@@ -18,16 +18,16 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
-from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.evaluation.similarity import cosine_similarity
+from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.providers import _tiktoken, ollama
-from embedding_pipelines.providers._estimate import estimate
-from embedding_pipelines.providers._roles import SENTENCE
+from embedding_pipelines.providers.common.estimate import estimate
+from embedding_pipelines.providers.common.prompts import SENTENCE
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
 from embedding_pipelines.space import Space
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.providers import test_cohere, test_ollama, test_tiktoken

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.errors import ReleaseError
-from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.release import release
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 

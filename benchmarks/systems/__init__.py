@@ -117,7 +117,7 @@ def weights_folder() -> Path:
     """The folder that holds the model: the same files for every system."""
     if named := os.environ.get(WEIGHTS_VARIABLE):
         return Path(named)  # looked for and checked once, so that no peer pays for it
-    from embedding_pipelines.providers._weights import model_folder
+    from embedding_pipelines.inference.weights import model_folder
 
     return model_folder(MODEL, None, Path(__file__).parent)
 

@@ -20,7 +20,7 @@ model: hf:{MODEL}
 class Ours(System):
     title = "embedding-pipelines"
     requires = ("embedding-pipelines", "dagster", "openvino", "lancedb")
-    warms = ("embedding_pipelines.orchestration.launch", "embedding_pipelines.terminal", "lancedb")
+    warms = ("embedding_pipelines.orchestration.launch", "embedding_pipelines.cli.terminal", "lancedb")
 
     def command(self, folder: Path) -> list[str]:
         executable = Path(sys.executable).with_name("embedding-pipelines")
@@ -54,7 +54,7 @@ class Ours(System):
         """What a searcher would see: the live release."""
         from embedding_pipelines.errors import ReleaseError
         from embedding_pipelines.steps.release import live_release
-        from embedding_pipelines.warehouse import Warehouse
+        from embedding_pipelines.storage.warehouse import Warehouse
 
         warehouse = Warehouse(folder)
         try:

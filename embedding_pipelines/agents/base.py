@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.evaluation.similarity import normalize_embedding
+from embedding_pipelines.metrics.similarity import normalize_embedding
 
 Vector = Sequence[float] | NDArray[np.floating[Any]]
 

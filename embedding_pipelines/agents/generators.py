@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Vector
 from embedding_pipelines.agents.keys import key_variable
-from embedding_pipelines.embedding.asking import ask_patiently
-from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.packing import calls
+from embedding_pipelines.embedding.request import ask_patiently
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.plugins import parse
 from embedding_pipelines.providers.base import Provider, Role, checked
@@ -188,7 +188,7 @@ def _provider(options: str) -> Provider:
 @functools.cache
 def _say_where(wanted: str) -> None:
     """Once per device: a model runs on the best that this machine has, whatever was asked for."""
-    from embedding_pipelines.providers._torch import accelerator
+    from embedding_pipelines.inference.torch import accelerator
 
     found = accelerator() or "cpu"
     if found != wanted:

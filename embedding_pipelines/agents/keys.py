@@ -5,7 +5,7 @@ import weakref
 from pathlib import Path
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers._remote import SECRETS
+from embedding_pipelines.providers.common.http import SECRETS
 
 _NUMBERS = itertools.count(1)
 

@@ -3,8 +3,8 @@
 import threading
 
 from embedding_pipelines.errors import BudgetError, ConfigError
-from embedding_pipelines.pipeline import Budget
 from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.spec.pipeline import Budget
 
 
 class Purse:

@@ -18,16 +18,16 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.embedding.asking import Asked, Bill
-from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.batch import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
 from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.doubt import ask_in_doubt, prove
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.embedding.windows import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
+from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.packing import calls
+from embedding_pipelines.embedding.request import Asked, Bill
+from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import BadInput, TooLarge, Unreachable
 from embedding_pipelines.providers.base import Provider, Role, Vectors, faulty_rows
+from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 
 WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
 

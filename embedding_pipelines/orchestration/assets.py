@@ -12,23 +12,23 @@ from dagster import AssetExecutionContext
 from pydantic import Field
 
 from embedding_pipelines import schemas
-from embedding_pipelines.embedding.batches import NotYet
-from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.batch_jobs import NotYet
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
 from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema, pictures
 from embedding_pipelines.orchestration.partitions import bucket_keys, buckets
-from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.space import Space
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import fit_codec
-from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_embeddings
-from embedding_pipelines.steps.model import learn_model
 from embedding_pipelines.steps.release import release as make_release
+from embedding_pipelines.steps.train import learn_model
 from embedding_pipelines.steps.vector_store import update_vector_store
 
 RECORD_SECONDS = 5.0  # an event takes 30 ms with the instance's SQLite: two of each bucket were 1.5 s of a small change

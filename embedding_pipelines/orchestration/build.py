@@ -19,8 +19,8 @@ from embedding_pipelines.orchestration.resources import (
 )
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_files import read_pipelines
+from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
 def home_definitions(home: Path) -> dg.Definitions:

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.evaluation.options import CHECKS
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.orchestration.assets import (
     key,
     provider_of,
@@ -15,12 +14,13 @@ from embedding_pipelines.orchestration.assets import (
     resource_keys,
     step_context,
 )
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.steps.check import STRUCTURE
-from embedding_pipelines.steps.quality import wanted_checks
+from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.quality.checks import wanted_checks
+from embedding_pipelines.quality.structure import verify
+from embedding_pipelines.spec.evaluation import CHECKS
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import live_release, read_releases
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.steps.verify import verify
 
 
 def pipeline_checks(spec: PipelineSpec) -> list[dg.AssetChecksDefinition]:

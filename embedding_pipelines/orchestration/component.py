@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
 class EmbeddingPipelineComponent(dg.Component):

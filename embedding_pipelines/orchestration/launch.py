@@ -13,9 +13,9 @@ from embedding_pipelines.orchestration.failures import problem_of, was_interrupt
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.partitions import all_buckets
 from embedding_pipelines.orchestration.resources import WarehouseResource
-from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.warehouse import Warehouse, write_json
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Warehouse, write_json
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
 HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder

@@ -3,7 +3,7 @@
 import dagster as dg
 from dagster import AssetExecutionContext
 
-from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 

@@ -15,7 +15,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines.plugins import parse
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import Provider
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 
 LOG_SECONDS = 10.0  # between two lines of progress in a run's log
 

@@ -4,7 +4,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
 def pipeline_schedule(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.ScheduleDefinition | None:

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from embedding_pipelines.embedding.batches import Batches
-from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.batch_jobs import Batches
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.schemas import digest
-from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.warehouse import Warehouse, read_json
+from embedding_pipelines.storage.warehouse import Warehouse, read_json
 
 TICK_SECONDS = 30
 AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batches

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
-from embedding_pipelines.providers._remote import Unreachable
-from embedding_pipelines.providers._vectors import count_within, listed, within
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
+from embedding_pipelines.providers.common.http import Unreachable
+from embedding_pipelines.providers.common.replies import count_within, listed, within
 
 if TYPE_CHECKING:
     from openai import OpenAI

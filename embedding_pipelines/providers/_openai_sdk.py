@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers._remote import Remote, Unreachable
+from embedding_pipelines.providers.common.http import Remote, Unreachable
 
 if TYPE_CHECKING:
     from openai import OpenAI

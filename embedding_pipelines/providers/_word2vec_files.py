@@ -22,9 +22,9 @@ from typing import IO, Any, cast
 import numpy as np
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers._backend import damaged
-from embedding_pipelines.providers._cache import kept_folder
-from embedding_pipelines.providers._weights import file_sha256
+from embedding_pipelines.inference.backend import damaged
+from embedding_pipelines.inference.cache import kept_folder
+from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.providers.base import Vectors
 
 CACHE_LAYOUT = "1"  # raise it when what is cached changes

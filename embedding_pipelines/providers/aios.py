@@ -19,7 +19,8 @@ from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._aios_wire import METHOD, message
-from embedding_pipelines.providers._remote import (
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.http import (
     BadInput,
     Busy,
     Service,
@@ -28,9 +29,8 @@ from embedding_pipelines.providers._remote import (
     retry_after,
     spoken,
 )
-from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import in_order, numbers, placed, unit
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.replies import in_order, numbers, placed, unit
+from embedding_pipelines.providers.common.served import prompts_by_role, room
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 

@@ -14,9 +14,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, dimensions_to_ask, facts_of
-from embedding_pipelines.providers._remote import Remote
-from embedding_pipelines.providers._vectors import (
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.http import Remote
+from embedding_pipelines.providers.common.prices import chosen_dimensions, dimensions_to_ask, facts_of
+from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
     ElementType,
@@ -26,7 +27,6 @@ from embedding_pipelines.providers._vectors import (
     numbers,
     unit,
 )
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
 
 CALL_TEXTS = 96  # of a request, docs.cohere.com/reference/embed

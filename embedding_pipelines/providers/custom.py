@@ -27,10 +27,10 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._custom_class import Loaded, load
-from embedding_pipelines.providers._remote import MAX_PRICE
-from embedding_pipelines.providers._tokenizers import load_tokenizer
-from embedding_pipelines.providers._vectors import unit
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.common.http import MAX_PRICE
+from embedding_pipelines.providers.common.replies import unit
+from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:

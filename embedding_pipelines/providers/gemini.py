@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, facts_of
-from embedding_pipelines.providers._remote import Busy, Remote, retry_after
-from embedding_pipelines.providers._vectors import count_within, in_order, numbers, unit, within
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.http import Busy, Remote, retry_after
+from embedding_pipelines.providers.common.prices import chosen_dimensions, facts_of
+from embedding_pipelines.providers.common.replies import count_within, in_order, numbers, unit, within
 from embedding_pipelines.space import Space
 
 CALL_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import model_validator
 
 from embedding_pipelines.home import home
-from embedding_pipelines.providers._backend import Precision
-from embedding_pipelines.providers._roles import prompts_of
+from embedding_pipelines.inference.backend import Precision
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from embedding_pipelines.providers._sentence_transformer import Engine
+    from embedding_pipelines.inference.encoder import Engine
 
 CALL_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
 CONCURRENT_CALLS = 2  # one is computed while the other is tokenized, and none waits for the last batch of the other
@@ -127,8 +127,8 @@ def _engine(
     prompts: tuple[tuple[str, str], ...] | None,
 ) -> Engine:
     """One engine per model, precision, prompts and process, however many pipelines use it."""
-    from embedding_pipelines.providers._sentence_transformer import Engine
-    from embedding_pipelines.providers._weights import model_folder
+    from embedding_pipelines.inference.encoder import Engine
+    from embedding_pipelines.inference.weights import model_folder
 
     texts = home / calibration if calibration else None
     own = None if prompts is None else dict(prompts)

@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers._remote import BadInput, Remote, Unreachable
-from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import in_order, numbers
 from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.common.http import BadInput, Remote, Unreachable
+from embedding_pipelines.providers.common.replies import in_order, numbers
+from embedding_pipelines.providers.common.served import prompts_by_role, room
 from embedding_pipelines.space import Space
 
 DEFAULT_CONTEXT = 4_096  # tokens; Ollama's own default, which longer models exceed only if asked to

@@ -16,17 +16,17 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.providers import _tiktoken
-from embedding_pipelines.providers._models import (
+from embedding_pipelines.providers._openai_batch import OpenaiBatches
+from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
+from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.http import Remote
+from embedding_pipelines.providers.common.prices import (
     ModelFacts,
     chosen_dimensions,
     facts_of,
 )
-from embedding_pipelines.providers._openai_batch import OpenaiBatches
-from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
-from embedding_pipelines.providers._remote import Remote
-from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import count_within, listed, numbers, placed, stacked
-from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.replies import count_within, listed, numbers, placed, stacked
+from embedding_pipelines.providers.common.served import prompts_by_role, room
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import BadInput, Remote, TooLarge, Unreachable
-from embedding_pipelines.providers._served import prompts_by_role, room
-from embedding_pipelines.providers._vectors import in_order, numbers
 from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.common.http import BadInput, Remote, TooLarge, Unreachable
+from embedding_pipelines.providers.common.replies import in_order, numbers
+from embedding_pipelines.providers.common.served import prompts_by_role, room
 from embedding_pipelines.space import Space
 
 CALL_BYTES = 1_500_000  # the server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts

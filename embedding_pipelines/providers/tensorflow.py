@@ -17,10 +17,10 @@ from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
-from embedding_pipelines.providers._tokenizers import load_tokenizer
-from embedding_pipelines.providers._vectors import unit
-from embedding_pipelines.providers._weights import file_sha256
+from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.common.replies import unit
+from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._models import chosen_dimensions, dimensions_to_ask, facts_of
-from embedding_pipelines.providers._remote import Remote, TooLarge
-from embedding_pipelines.providers._vectors import (
+from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.common.http import Remote, TooLarge
+from embedding_pipelines.providers.common.prices import chosen_dimensions, dimensions_to_ask, facts_of
+from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
     ElementType,
@@ -28,7 +29,6 @@ from embedding_pipelines.providers._vectors import (
     placed,
     stacked,
 )
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.space import Space
 
 CALL_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
-from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.spec.pipeline import fingerprint
+from embedding_pipelines.steps.chain import StepContext
 
 if TYPE_CHECKING:
-    from embedding_pipelines.warehouse import Manifest
+    from embedding_pipelines.storage.warehouse import Manifest
 
 
 def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepReport:

@@ -12,14 +12,14 @@ from typing import Any
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, StoreError
-from embedding_pipelines.pipeline import fingerprint
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers._models import is_trained_for_truncation
 from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import read_json, write_json
+from embedding_pipelines.spec.pipeline import fingerprint
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.storage.warehouse import read_json, write_json
 
 
 def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepReport:

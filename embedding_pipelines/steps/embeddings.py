@@ -15,20 +15,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
-from embedding_pipelines.embedding.batches import Batches, NotYet
+from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
+from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
 from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.embedding.unknown import look_up
-from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
+from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.progress import StepReport, rates
-from embedding_pipelines.providers._models import possible_dimensions
 from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.context import StepContext
-from embedding_pipelines.warehouse import Manifest, read_json, write_json, write_table
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.storage.warehouse import Manifest, read_json, write_json, write_table
 
 
 def write_embeddings(

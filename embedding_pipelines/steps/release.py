@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
-from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.quality.check import STRUCTURE, Check
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.check import STRUCTURE, Check
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.embeddings import spent
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
-from embedding_pipelines.warehouse import PipelineFolder, read_json, write_json
+from embedding_pipelines.storage.warehouse import PipelineFolder, read_json, write_json
 
 
 class Release(BaseModel):

@@ -12,9 +12,9 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.pipeline import bucket_of
 from embedding_pipelines.schemas import DIGEST, DOCUMENT_COLUMNS, DOCUMENT_DIGEST, REJECTED, digest
 from embedding_pipelines.sources.base import Rejection
+from embedding_pipelines.spec.pipeline import bucket_of
 
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
 PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_pipelines.home import instance_folder
-from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.quality.structure import current_verify
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.chunks import chunk_settings, current_chunks
 from embedding_pipelines.steps.codec import current_codec
-from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.documents import current_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
-from embedding_pipelines.steps.model import current_model
 from embedding_pipelines.steps.release import current_release, pinned_model, read_releases
+from embedding_pipelines.steps.train import current_model
 from embedding_pipelines.steps.vector_store import current_vector_store
-from embedding_pipelines.steps.verify import current_verify
-from embedding_pipelines.warehouse import Warehouse, read_json
+from embedding_pipelines.storage.warehouse import Warehouse, read_json
 
 
 def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:

@@ -18,11 +18,11 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
 from embedding_pipelines.space import Space
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.context import StepContext
 from embedding_pipelines.steps.embeddings import without_vector
+from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
-from embedding_pipelines.warehouse import parsed, read_json, write_json
 
 
 @dataclass

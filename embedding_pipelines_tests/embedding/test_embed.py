@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from pydantic import PrivateAttr
 
+from embedding_pipelines.embedding.batch import EmbedCounts
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, embed
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.embedding.windows import EmbedCounts
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing

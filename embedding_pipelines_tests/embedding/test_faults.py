@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding import asking
+from embedding_pipelines.embedding import request as asking
+from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
 from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.doubt import PROOFS, UNLIKE_TEXTS
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.embedding.windows import EmbedCounts, Embedded
+from embedding_pipelines.embedding.sanity import PROOFS, UNLIKE_TEXTS
 from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
-from embedding_pipelines.pipeline import Budget
-from embedding_pipelines.providers._remote import Unreachable
 from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.common.http import Unreachable
+from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import ask_again, spent
 from embedding_pipelines_tests.chain import checks_of, context_of, live_rows, run_steps, write_csv, write_pipeline
@@ -400,7 +400,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines_tests.embedding.service import Little, windows
 url, path, count = sys.argv[1:]
 provider = Little(base_url=url, model="little", dimensions=64)

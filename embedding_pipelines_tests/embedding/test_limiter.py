@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.embedding import limiter as limiter_module
-from embedding_pipelines.embedding.asking import ask_patiently
 from embedding_pipelines.embedding.limiter import (
     LONGEST_PAUSE_SECONDS,
     LOWERED,
@@ -28,6 +27,7 @@ from embedding_pipelines.embedding.limiter import (
     State,
     Stopped,
 )
+from embedding_pipelines.embedding.request import ask_patiently
 from embedding_pipelines_tests.embedding.service import DIALECT, little
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 

@@ -11,17 +11,17 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
-from embedding_pipelines.evaluation.options import Evaluation
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.assets import provider_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_files import find_pipeline
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.spec.evaluation import Evaluation
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import read_releases
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 
 BUCKETS = 4
 NOTES = f"""\

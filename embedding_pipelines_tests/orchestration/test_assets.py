@@ -6,12 +6,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from embedding_pipelines.evaluation.options import CHECKS
 from embedding_pipelines.orchestration import assets
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline_files import find_pipeline
-from embedding_pipelines.steps.check import STRUCTURE
+from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.spec.evaluation import CHECKS
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.orchestration.support import (
     BUCKETS,
     Failing,

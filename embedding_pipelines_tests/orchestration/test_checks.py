@@ -9,13 +9,13 @@ import dagster as dg
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.pipeline import PipelineSpec
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.context import StepContext
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse, write_json
 from embedding_pipelines_tests.orchestration.support import live_rows, notes, run, unmeasured, write_notes
 
 

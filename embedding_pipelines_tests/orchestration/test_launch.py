@@ -43,12 +43,12 @@ def started(home: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(timeout=60)
 
 
-COMMAND = "sys.argv[1:] = ['run', 'notes']\nfrom embedding_pipelines.cli import main\nmain()"
+COMMAND = "sys.argv[1:] = ['run', 'notes']\nfrom embedding_pipelines.cli.main import main\nmain()"
 AS_SCHEDULED = """
 import dagster as dg
 from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.instance import open_instance
-from embedding_pipelines.pipeline_files import find_pipeline
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.orchestration.support import run
 with open_instance(home()) as instance:
     sys.exit(not run(find_pipeline("notes", home()), instance).success)

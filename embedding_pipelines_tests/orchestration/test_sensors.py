@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.sensors import Listing, changed
-from embedding_pipelines.pipeline import PipelineSpec
-from embedding_pipelines.pipeline_files import find_pipeline
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     Failing,

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import measure
-from embedding_pipelines.embedding.batching import calls
+from embedding_pipelines.embedding.packing import calls
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.pipeline import bucket_of
-from embedding_pipelines.providers._openvino import OpenVino
-from embedding_pipelines.providers._sentence_transformer import token_batches
+from embedding_pipelines.inference.encoder import token_batches
+from embedding_pipelines.inference.openvino import OpenVino
 from embedding_pipelines.providers.hf import Hf
-from embedding_pipelines.warehouse import ROW_GROUP_ROWS
+from embedding_pipelines.spec.pipeline import bucket_of
+from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS
 from embedding_pipelines_tests.chain import write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]

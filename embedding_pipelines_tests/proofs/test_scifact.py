@@ -21,7 +21,7 @@ from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import context_of, live_rows, write_pipeline
 from embedding_pipelines_tests.rankings import mean_ndcg
 from embedding_pipelines_tests.runs import Collected, run_whole

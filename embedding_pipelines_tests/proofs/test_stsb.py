@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.ledger import Ledger
-from embedding_pipelines.evaluation.similarity import cosine_spearman
-from embedding_pipelines.pipeline_files import parse_pipeline
+from embedding_pipelines.metrics.similarity import cosine_spearman
+from embedding_pipelines.spec.load import parse_pipeline
 
 pytestmark = [pytest.mark.slow]
 

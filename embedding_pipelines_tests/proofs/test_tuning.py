@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import CompressionError
-from embedding_pipelines.evaluation.exact import Neighbours, recall
-from embedding_pipelines.pipeline_edit import edited
+from embedding_pipelines.metrics.neighbours import Neighbours, recall
+from embedding_pipelines.optimize import optimizer as tune_step
+from embedding_pipelines.optimize.optimizer import Tuned, Wish, fit_anew, tune
+from embedding_pipelines.optimize.trial import Corpus
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.steps import tune as tune_step
-from embedding_pipelines.steps.trial import Corpus
-from embedding_pipelines.steps.tune import Tuned, Wish, fit_anew, tune
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.spec.edit import edited
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import context_of, run_steps, steps, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]

@@ -17,7 +17,7 @@ from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
 from embedding_pipelines_tests.chain import checks_of, context_of, run_steps, write_pipeline
-from embedding_pipelines_tests.steps.test_quality import failed, live, outcomes, vandalize
+from embedding_pipelines_tests.quality.test_checks import failed, live, outcomes, vandalize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 

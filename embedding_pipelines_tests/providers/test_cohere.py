@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import Busy, Unreachable
 from embedding_pipelines.providers.cohere import Cohere
+from embedding_pipelines.providers.common.http import Busy, Unreachable
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers._remote import Busy
+from embedding_pipelines.providers.common.http import Busy
 from embedding_pipelines.providers.custom import Custom
 from embedding_pipelines_tests.providers.contract import check_provider
 
@@ -212,7 +212,7 @@ def test_the_user_s_own_exception_is_kept(module: Write) -> None:
 
 
 def test_what_a_class_says_in_this_package_s_own_terms_is_passed_on(module: Write) -> None:
-    name = module("from embedding_pipelines.providers._remote import Busy\n" + said("raise Busy('later', 3.0)"))
+    name = module("from embedding_pipelines.providers.common.http import Busy\n" + said("raise Busy('later', 3.0)"))
     with pytest.raises(Busy, match="later") as caught:
         Custom(cls=f"{name}:M").embed(["a"], "query")
     assert caught.value.retry_after_seconds == 3.0

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import Busy, Unreachable
+from embedding_pipelines.providers.common.http import Busy, Unreachable
 from embedding_pipelines.providers.gemini import Gemini
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal

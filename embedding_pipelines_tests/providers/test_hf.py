@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference.encoder import Engine
+from embedding_pipelines.inference.weights import model_folder, revision_sha256
 from embedding_pipelines.providers import hf
-from embedding_pipelines.providers._sentence_transformer import Engine
-from embedding_pipelines.providers._weights import model_folder, revision_sha256
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines_tests.providers.contract import TEXTS, check_provider
 
@@ -126,7 +126,7 @@ def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: 
 
 @pytest.mark.slow
 def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, reference, monkeypatch) -> None:
-    from embedding_pipelines.providers import _openvino
+    from embedding_pipelines.inference import openvino as _openvino
 
     def cannot(*arguments: object) -> None:
         from openvino.frontend import OpConversionFailure
@@ -176,7 +176,7 @@ def test_threads_that_ask_first_at_once_get_one_engine(home: Path, monkeypatch) 
         return Engine(*arguments)
 
     hf._engine.cache_clear()
-    monkeypatch.setattr("embedding_pipelines.providers._sentence_transformer.Engine", make)
+    monkeypatch.setattr("embedding_pipelines.inference.encoder.Engine", make)
     with ThreadPoolExecutor(4) as pool:
         assert len({space.id for space in pool.map(lambda _: Hf(model=MINILM).space, range(4))}) == 1
     assert len(made) == 1

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers import _tiktoken
-from embedding_pipelines.providers._estimate import estimate
-from embedding_pipelines.providers._remote import BadInput, Busy, TooLarge, Unreachable
+from embedding_pipelines.providers.common.estimate import estimate
+from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines_tests.providers.contract import check_provider

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers._remote import BadInput, TooLarge, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
+from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal

@@ -13,7 +13,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
     context_of,
@@ -204,7 +204,7 @@ def test_256_buckets_hold_what_4_hold(built: Path) -> None:
 def test_long_texts_in_small_row_groups_keep_chunks_and_vectors_together(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedding_pipelines.warehouse.ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr("embedding_pipelines.storage.warehouse.ROW_GROUP_BYTES", 20_000)
     write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
     long = [(n, " ".join(f"word{n * 7 + m}" for m in range(200 if n % 2 else 5)), "x") for n in range(120)]
     write_csv(home, "a.csv", long)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.embedding.ledger import Ledger
+from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.steps.release import read_releases, rollback
@@ -232,7 +232,7 @@ def test_a_pipeline_that_another_process_holds_is_busy(home: Path) -> None:
     run_steps(home, "p")
     folder = context_of(home, "p").folder
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom embedding_pipelines.warehouse import Warehouse\n"
+        "import sys, time\nfrom pathlib import Path\nfrom embedding_pipelines.storage.warehouse import Warehouse\n"
         "with Warehouse(Path(sys.argv[1])).pipeline('p').lock():\n print('held', flush=True)\n time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(home)], stdout=subprocess.PIPE, text=True)

@@ -15,7 +15,7 @@ from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.steps.release import rollback
 from embedding_pipelines.steps.unchanged import unchanged
-from embedding_pipelines.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse, write_json
 from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import run_whole
@@ -128,7 +128,7 @@ def test_another_instance_has_to_see_a_run_of_its_own(
 
 CODE = """
 import json, sys
-from embedding_pipelines.cli import main
+from embedding_pipelines.cli.main import main
 sys.argv = ["embedding-pipelines", "run", "--json"]
 try:
     main()

@@ -6,7 +6,7 @@ import pytest
 
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import live_rows, report, run_recorded, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.pipeline_files import parse_pipeline
 from embedding_pipelines.schemas import DIGEST, digest, table_schema
 from embedding_pipelines.search import queries as asked_with
+from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 

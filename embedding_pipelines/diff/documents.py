@@ -1,0 +1,221 @@
+"""Which documents two releases differ in: new, gone, of another text, or with vectors of another direction.
+
+Bucket by bucket, so that memory holds one bucket of each release, whatever the size of the table.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embedding_pipelines.compression.base import CodecChain, unit
+from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.schemas import VECTOR, digest
+from embedding_pipelines.space import Space
+from embedding_pipelines.steps.release import Release
+from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, PipelineFolder
+from embedding_pipelines.stores.base import Table
+
+Rows = NDArray[np.int64]  # places in a table
+
+SAME_DIRECTION = 0.999  # cosine; batch shapes alone cost 1e-5, the precisions of `auto` less than 1e-3
+LISTED = 1_000  # ids that are kept of each kind, the first by name; all are counted
+SAMPLED = 200  # documents whose neighbourhoods stand for all
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A release with its table and its codec."""
+
+    release: Release
+    table: Table
+    codec: CodecChain
+
+    @property
+    def space(self) -> Space:
+        """The space of its vectors before compression."""
+        return self.release.space.compressed(None)
+
+
+@dataclass
+class Listed:
+    """How many, and the first LISTED of them by name."""
+
+    count: int = 0
+    ids: list[str] = field(default_factory=list)
+
+    def add(self, ids: Iterable[str]) -> None:
+        found = list(ids)
+        self.count += len(found)
+        self.ids = heapq.nsmallest(LISTED, [*self.ids, *found])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A document of both releases, of the same text."""
+
+    document_id: str
+    before: str  # its first chunk's text in each
+    after: str
+
+
+@dataclass
+class Documents:
+    """What became of the documents. A text is what the chunks of a document say together, white space apart."""
+
+    before: int = 0
+    after: int = 0
+    new: Listed = field(default_factory=Listed)
+    gone: Listed = field(default_factory=Listed)
+    changed: Listed = field(default_factory=Listed)  # of another text
+    moved: Listed | None = None  # of the same text, elsewhere in the space; None: the spaces are two
+    compared_chunks: int = 0  # of both releases, with the same id and text
+    mean_cosine: float | None = None  # of these chunks' vectors in one release with those in the other
+    sample: list[Sampled] = field(default_factory=list)  # stable: by hash of the id; only where the spaces are two
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """A bucket of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of the same chunk id."""
+
+    old: pa.Table
+    new: pa.Table
+    old_at: Rows
+    new_at: Rows
+
+    def pairs(self, equal: str) -> tuple[Rows, Rows]:
+        """The pairs of chunks that are also equal in a column."""
+        alike = pc.equal(self.old[equal].take(self.old_at), self.new[equal].take(self.new_at)).to_numpy()
+        return self.old_at[alike], self.new_at[alike]
+
+
+def open_release(folder: PipelineFolder, release: Release) -> Opened:
+    """Raises CompressionError if its codec is gone or damaged."""
+    table = release.spec.store.table(folder.tables, release.table)
+    return Opened(release, table, CodecChain.load(folder.codecs / release.codec))
+
+
+def compare_documents(before: Opened, after: Opened) -> Documents:
+    """Every document of two releases of one pipeline. Raises StoreError if a table cannot be read."""
+    one_space, total = before.space == after.space, 0.0
+    found = Documents(moved=Listed() if one_space else None)
+    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest", *([VECTOR] if one_space else [])]
+    for bucket in after.release.spec.bucket_names:
+        total += _compare_bucket(found, before, after, _read(before, after, bucket, columns))
+    if found.compared_chunks:
+        found.mean_cosine = total / found.compared_chunks
+    return found
+
+
+def _compare_bucket(found: Documents, before: Opened, after: Opened, bucket: _Bucket) -> float:
+    """Enter a bucket; the sum of the cosines of what could be compared."""
+    same = _count(found, bucket)
+    if found.moved is None:
+        found.sample = _sampled(found.sample, bucket, same)
+        return 0.0
+    moved, total = set[str](), 0.0
+    for names, cosines in _cosines(before, after, bucket):
+        total += float(cosines.sum())
+        found.compared_chunks += len(cosines)
+        moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
+    found.moved.add(moved & same)
+    return total
+
+
+def _read(before: Opened, after: Opened, bucket: str, columns: Sequence[str]) -> _Bucket:
+    old, new = _rows(before, bucket, columns), _rows(after, bucket, columns)
+    places = pc.index_in(new["chunk_id"], value_set=old["chunk_id"])
+    new_at = np.flatnonzero(pc.is_valid(places).to_numpy())
+    return _Bucket(old, new, places.take(new_at).to_numpy().astype(np.int64), new_at)
+
+
+def _rows(opened: Opened, bucket: str, columns: Sequence[str]) -> pa.Table:
+    version = opened.release.version
+    batches = list(opened.table.scan(columns, bucket, version))
+    if batches:
+        return pa.Table.from_batches(batches)
+    schema = opened.table.schema(version)
+    return pa.schema([schema.field(name) for name in columns]).empty_table()
+
+
+def _count(found: Documents, bucket: _Bucket) -> set[str]:
+    """Enter a bucket's documents; the ids of those whose text is the same in both."""
+    old, new = (set(pc.unique(rows["document_id"]).to_pylist()) for rows in (bucket.old, bucket.new))
+    found.before += len(old)
+    found.after += len(new)
+    found.new.add(new - old)
+    found.gone.add(old - new)
+    both = old & new
+    suspects = both & _touched(bucket)
+    old_texts, new_texts = _texts(bucket.old, suspects), _texts(bucket.new, suspects)
+    changed = {name for name in suspects if old_texts[name] != new_texts[name]}
+    found.changed.add(changed)
+    return both - changed
+
+
+def _touched(bucket: _Bucket) -> set[str]:
+    """Documents with a chunk that is not the same in both releases, text, place and metadata."""
+    touched: set[str] = set()
+    for rows, same in zip((bucket.old, bucket.new), bucket.pairs("chunk_digest"), strict=True):
+        other = np.ones(len(rows), bool)
+        other[same] = False
+        touched.update(rows["document_id"].filter(pa.array(other)).to_pylist())
+    return touched
+
+
+def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:
+    """Digest of the text of each document: its chunks put together by their places, so that it does not matter how
+    they were cut."""
+    texts = {}
+    for name, chunks in _chunks(rows, names).items():
+        parts, reached = [], 0
+        for start, text in sorted(chunks):
+            parts.append(text[max(0, reached - start) :])
+            reached = max(reached, start + len(text))
+        texts[name] = digest("".join("".join(parts).split()).encode())
+    return texts
+
+
+def _chunks(rows: pa.Table, names: set[str]) -> dict[str, list[tuple[int, str]]]:
+    """Start and text of the chunks of some documents."""
+    chosen = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
+    chunks: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    columns = (chosen[name].to_pylist() for name in ("document_id", "start", "text"))
+    for name, start, text in zip(*columns, strict=True):
+        chunks[name].append((start, text))
+    return chunks
+
+
+def _sampled(known: Sequence[Sampled], bucket: _Bucket, same: set[str]) -> list[Sampled]:
+    """The SAMPLED documents with the smallest hashes, of those known and those of a bucket."""
+    names = set(heapq.nsmallest(SAMPLED, same, key=_place))
+    old, new = _chunks(bucket.old, names), _chunks(bucket.new, names)
+    found = [Sampled(name, min(old[name])[1], min(new[name])[1]) for name in names]
+    return heapq.nsmallest(SAMPLED, [*known, *found], key=lambda entry: _place(entry.document_id))
+
+
+def _place(document_id: str) -> bytes:
+    return digest(document_id.encode())
+
+
+def _cosines(before: Opened, after: Opened, bucket: _Bucket) -> Iterator[tuple[list[str], Vectors]]:
+    """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n] of their vectors."""
+    old_rows, new_rows = bucket.pairs("text")
+    for start in range(0, len(new_rows), ROW_GROUP_ROWS):
+        old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
+        left, right = _vectors(before, bucket.old, old_part), _vectors(after, bucket.new, new_part)
+        cosines = np.einsum("ij,ij->i", unit(left), unit(right))
+        cosines[~left.any(axis=1) & ~right.any(axis=1)] = 1  # a vector of zeros has no direction to change
+        yield bucket.new["document_id"].take(new_part).to_pylist(), cosines
+
+
+def _vectors(opened: Opened, table: pa.Table, rows: Rows) -> Vectors:
+    """What a release's codes stand for, float32[len(rows), d]."""
+    codes = table[VECTOR].take(rows).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    kind = "uint8" if opened.codec.dtype == "binary" else opened.codec.dtype
+    return opened.codec.decode(codes.reshape(len(rows), -1).astype(kind))

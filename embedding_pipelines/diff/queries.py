@@ -1,0 +1,130 @@
+"""What two releases answer to the same questions: whose first ten documents changed, what came and what went.
+
+Each release is asked in its own space, as a searcher asks it. Vectors come from the ledger; the model is loaded and
+asked only for texts that are not in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from embedding_pipelines.diff.documents import Opened, Sampled
+from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.quality.queries import embed_texts
+from embedding_pipelines.search import nearest
+from embedding_pipelines.space import refuse_mixing
+from embedding_pipelines.storage.warehouse import PipelineFolder, read_json
+
+TOP = 10
+CHUNKS_FOR_DOCUMENTS = 3 * TOP  # of which TOP other documents are taken: a document has several chunks
+
+
+@dataclass(frozen=True)
+class Question:
+    """What both releases are asked, in the words that each of them embeds."""
+
+    id: str
+    before: str
+    after: str
+    own: str = ""  # a document that is no answer: the question is its text
+
+
+@dataclass(frozen=True)
+class Change:
+    """A question with other answers. `overlap` is the share of the longer list that stands in both."""
+
+    id: str
+    text: str
+    overlap: float
+    came: list[str]
+    went: list[str]
+
+
+@dataclass
+class Answers:
+    """How far two releases agree."""
+
+    asked: int = 0  # questions that have a vector in both
+    mean_overlap: float | None = None
+    changed: list[Change] = field(default_factory=list)  # least overlap first
+    without_vector: int = 0  # questions that a provider refuses
+    embedded_before: int = 0  # texts that a provider was called for
+    embedded_after: int = 0
+
+
+def measured_queries(folder: PipelineFolder, before: Opened, after: Opened) -> list[Question]:
+    """The queries that were measured last, cleaned as each release cleans: the user's own, else those that were taken
+    from documents; [] if nothing was measured yet."""
+    stored = (read_json(folder.queries) or {"queries": []})["queries"]
+    stored = [entry for entry in stored if not entry["from"]] or stored
+    cleaned = [opened.release.spec.preprocessing.clean.text for opened in (before, after)]
+    asked = [Question(entry["id"], *(clean(entry["text"]) for clean in cleaned)) for entry in stored]
+    return [question for question in asked if question.before and question.after]
+
+
+def as_questions(sample: Sequence[Sampled]) -> list[Question]:
+    """Documents as questions for their neighbours."""
+    return [Question(entry.document_id, entry.before, entry.after, own=entry.document_id) for entry in sample]
+
+
+def compare_answers(
+    before: Opened, after: Opened, ledger: Ledger, questions: Sequence[Question], role: Role
+) -> Answers:
+    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the ledger cannot be
+    embedded as it was for the release."""
+    found = Answers()
+    old, found.embedded_before = _vectors(before, ledger, [question.before for question in questions], role)
+    new, found.embedded_after = _vectors(after, ledger, [question.after for question in questions], role)
+    overlaps = []
+    for question, left, right in zip(questions, old, new, strict=True):
+        if not np.isfinite(left).all() or not np.isfinite(right).all():
+            found.without_vector += 1
+            continue
+        change = _change(question, _top(before, left, question.own), _top(after, right, question.own))
+        overlaps.append(change.overlap)
+        if change.came or change.went:
+            found.changed.append(change)
+    found.asked = len(overlaps)
+    found.mean_overlap = float(np.mean(overlaps)) if overlaps else None
+    found.changed.sort(key=lambda change: (change.overlap, change.id))
+    return found
+
+
+def _vectors(opened: Opened, ledger: Ledger, texts: Sequence[str], role: Role) -> tuple[Vectors, int]:
+    """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its provider refuses; and
+    how many texts the provider was called for."""
+    space, release = opened.space, opened.release
+    keys = {text: ledger.key(space.id, role, text) for text in texts}
+    known = ledger.get(list(keys.values()), space.dimensions)
+    missing = [text for text, key in keys.items() if key not in known]
+    if missing:
+        provider = release.spec.model
+        refuse_mixing(
+            provider.space,
+            space.id,
+            f"Release {release.number} of {release.spec.name!r}",
+            "Its model is no longer the one it was made with; compare releases that are of today's model.",
+        )
+        made = embed_texts(provider, ledger, missing, role, Purse.of(release.spec.budget, provider))
+        known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
+    rows = [known[keys[text]] for text in texts]
+    return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)
+
+
+def _top(opened: Opened, vector: Vectors, own: str) -> list[str]:
+    """The first TOP documents as a search shows them; of a document's neighbours, the first TOP others."""
+    k = CHUNKS_FOR_DOCUMENTS if own else TOP
+    found = nearest(opened.table, opened.codec, vector, k, None, opened.release.version)
+    documents = dict.fromkeys(found["document_id"].to_pylist())
+    documents.pop(own, None)
+    return list(documents)[:TOP]
+
+
+def _change(question: Question, old: Sequence[str], new: Sequence[str]) -> Change:
+    came, went = [name for name in new if name not in old], [name for name in old if name not in new]
+    longer = max(len(old), len(new))
+    overlap = (len(new) - len(came)) / longer if longer else 1.0
+    return Change(question.id, question.after, overlap, came, went)

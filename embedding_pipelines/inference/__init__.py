@@ -1,0 +1,1 @@
+"""The local engine: token ids in, vectors out. It knows no pipeline."""

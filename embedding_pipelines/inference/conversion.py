@@ -1,0 +1,160 @@
+"""What a sentence-transformers model's files say, and its converted graph: made once, kept in the user's cache folder.
+
+A cache folder belongs to one digest of the model's files and one version of OpenVINO. It holds `facts.json`,
+`tokenizer.json` and, unless OpenVINO cannot run the model, `model.xml` and `model.bin`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference import openvino as _openvino
+from embedding_pipelines.inference import torch as _torch
+from embedding_pipelines.inference.backend import damaged
+from embedding_pipelines.inference.cache import kept_folder
+from embedding_pipelines.inference.weights import folder_sha256, revision_sha256, weights_sha256
+from embedding_pipelines.providers.common.tokenizers import uncut
+from embedding_pipelines.schemas import digest
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
+CACHE_LAYOUT = "6"  # raise it when what is cached changes
+FACTS = "facts.json"
+MAX_TOKENS = 8_192  # of a text, where a model says infinity
+PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model's own files say about its vectors."""
+
+    revision: str
+    dimensions: int
+    max_tokens: int
+    max_document_tokens: int  # what a document's prompt leaves of max_tokens
+    pooling: str
+    normalized: bool
+    prompts: dict[str, str]
+    pad_id: int
+    pools_prompts: bool
+    unpooled: dict[str, int]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
+    cut: str  # the side at which texts that are too long lose their end
+    special_tokens: bool
+    tokenizer: str  # digest of its definition
+    problem: str  # why OpenVINO cannot run it; empty if it can
+
+
+def converted(folder: Path) -> tuple[Path, Facts]:
+    """The cache folder of a model, filled if it is not, and its facts. Raises ProviderError if it is no model."""
+    weights_sha256(folder)  # a folder without weights is refused before anything is loaded
+    cache = _cache_folder(folder_sha256(folder))
+    if not (cache / FACTS).exists():
+        _convert(folder, cache)
+    return cache, Facts(**json.loads((cache / FACTS).read_text(encoding="utf-8")))
+
+
+def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> Facts:
+    """The facts with other prompts by role than the model's own files name; an empty one is none.
+
+    Raises ProviderError if a prompt leaves no room for a text.
+    """
+    wanted = {role: prompt for role, prompt in prompts.items() if prompt}
+    tokens = {role: len(tokenizer.encode(text, add_special_tokens=False).ids) for role, text in wanted.items()}
+    around = tokenizer.num_special_tokens_to_add(False)
+    for role, count in tokens.items():
+        if count + around >= facts.max_tokens:
+            raise ProviderError(
+                f"prompts: the one for {role!r} has {count} tokens and leaves no room for a text: the model reads "
+                f"{facts.max_tokens}. Write a shorter one."
+            )
+    unpooled = {} if facts.pools_prompts else {role: _prompt_length(text, tokenizer) for role, text in wanted.items()}
+    left = facts.max_tokens - tokens.get("document", 0)
+    return replace(facts, prompts=wanted, max_document_tokens=left, unpooled=unpooled)
+
+
+def load_tokenizer(cache: Path) -> Tokenizer:
+    """The model's own, which neither pads nor cuts."""
+    from tokenizers import Tokenizer
+
+    try:
+        return uncut(Tokenizer.from_file(str(cache / "tokenizer.json")))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise damaged(cache, error) from error
+
+
+def _cache_folder(content: str) -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("embedding-pipelines") / (f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}")
+
+
+def _convert(folder: Path, cache: Path) -> None:
+    """Fill the cache folder for a model."""
+    model = _torch.load(folder)
+    with kept_folder(cache, FACTS) as draft:
+        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(str(draft / "tokenizer.json"))
+        problem = ""
+        try:
+            _openvino.save_graph(model, draft / "model.xml")
+        except (OSError, MemoryError):
+            raise  # of this machine and moment, not of the model
+        except Exception as error:  # noqa: BLE001  # OpenVINO's and torch's own are many and share no class
+            problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            for half in draft.glob("model.*"):
+                half.unlink()
+        facts = asdict(_facts(model, folder, load_tokenizer(draft), problem))
+        (draft / FACTS).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+
+
+def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, problem: str) -> Facts:
+    names = [type(module).__name__ for module in model]
+    pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
+    prompts = {role: found for role, known in PROMPT_NAMES.items() if (found := _prompt(model, known))}
+    dimensions = model.get_embedding_dimension()
+    if dimensions is None:
+        raise ProviderError(f"{folder}: the model does not say how many dimensions its vectors have.")
+    max_tokens = int(min(model.max_seq_length or 512, MAX_TOKENS))
+    prompt = tokenizer.encode(prompts.get("document", ""), add_special_tokens=False)
+    counted = pooling is None or pooling.include_prompt
+    first: Any = model[0]
+    return Facts(
+        revision=revision_sha256(folder),
+        dimensions=dimensions,
+        max_tokens=max_tokens,
+        max_document_tokens=max_tokens - len(prompt.ids),
+        pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",
+        normalized=names[-1] == "Normalize",
+        prompts=prompts,
+        pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
+        pools_prompts=counted,
+        unpooled={} if counted else {role: first._get_prompt_length(text) for role, text in prompts.items()},
+        cut=getattr(model.tokenizer, "truncation_side", "right"),
+        special_tokens="StaticEmbedding" not in names,
+        tokenizer=digest(tokenizer.to_str().encode()).hex(),
+        problem=problem,
+    )
+
+
+def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
+    """Tokens before the text: the prompt's and a special one in front, not the one at the end."""
+    encoding = tokenizer.encode(prompt)
+    return len(encoding.ids) - (encoding.special_tokens_mask[-1] if encoding.ids else 0)
+
+
+def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
+    """The prompt of a role, chosen as sentence-transformers' `encode_document` and `encode_query` do."""
+    prompts = model.prompts or {}
+    name = next((name for name in names if name in prompts), model.default_prompt_name)
+    return str(prompts.get(name) or "") if name else ""
+
+
+def _pooling(mode: str | Sequence[str]) -> str:
+    return mode if isinstance(mode, str) else "+".join(mode)

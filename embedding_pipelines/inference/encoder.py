@@ -1,0 +1,211 @@
+"""A sentence-transformers model on this machine: texts in batches of like length, and the backend that computes.
+
+A model is loaded when it is first to embed: what it is (`facts`) is known without.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference import openvino as _openvino
+from embedding_pipelines.inference import torch as _torch
+from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.inference.cache import kept_folder
+from embedding_pipelines.inference.conversion import converted, load_tokenizer, prompted
+from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.schemas import digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two AVX2 cores.
+CALL_TOKENS, ACCELERATOR_CALL_TOKENS = 8_192, 131_072
+MOST_PADDING = 0.03  # of a batch, if it is of some size
+CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
+
+
+class Engine:
+    """One model, for any number of threads.
+
+    `prompts` by role replace what the model's own files name; `usual` ones are taken where these name none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        precision: Precision,
+        calibration: Path | None = None,
+        prompts: Mapping[str, str] | None = None,
+        usual: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder, self.precision = folder, precision
+        self.samples = calibration_texts(calibration) if calibration else []
+        self._cache, own = converted(folder)
+        wanted = prompts if prompts is not None else own.prompts or usual or {}
+        self.facts = own if wanted == own.prompts else prompted(own, wanted, self.tokenizer)
+        self._own_prompts = own.prompts
+        self._loading = threading.Lock()
+
+    @property
+    def dtype(self) -> str:
+        """The precision, of int8 with a digest of the texts it is calibrated on: others make other vectors."""
+        return f"int8-{self._calibrated_on}" if self.precision == "int8" else self.precision
+
+    @property
+    def _calibrated_on(self) -> str:
+        prompt = self.facts.prompts.get("document", "")
+        foreign = [prompt] if prompt != self._own_prompts.get("document", "") else []
+        return digest(*(text.encode() for text in self.samples + foreign)).hex()
+
+    @property
+    def call_tokens(self) -> int:
+        return ACCELERATOR_CALL_TOKENS if _torch.accelerator() else CALL_TOKENS
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._cache)
+
+    @functools.cached_property
+    def _cutting_tokenizer(self) -> Tokenizer:
+        tokenizer = load_tokenizer(self._cache)
+        tokenizer.enable_truncation(self.facts.max_tokens, direction=self.facts.cut)
+        return tokenizer
+
+    @property
+    def backend(self) -> Backend:
+        """Loaded at first use. Raises ProviderError if this machine cannot compute in the wanted precision."""
+        with self._loading:
+            return self._backend
+
+    @functools.cached_property
+    def _backend(self) -> Backend:
+        device = _torch.accelerator()
+        if device is not None:
+            return _torch.Torch(self.folder, device, self.precision)
+        if self.precision == "int8":
+            return _openvino.OpenVino(self._quantized(), "int8")
+        if self.facts.problem:
+            log.warning("%s: torch runs this model, OpenVINO cannot: %s", self.folder.name, self.facts.problem)
+            return _torch.Torch(self.folder, "cpu", self.precision)
+        return _openvino.OpenVino(self._cache / "model.xml", self.precision)
+
+    def _quantized(self) -> Path:
+        """The graph in int8, made at first use and kept beside the other."""
+        folder = self._cache / f"int8-{self._calibrated_on}"
+        if self.facts.problem:
+            raise ProviderError(f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}")
+        graph = folder / "model.xml"
+        if not graph.exists():
+            ids = self._ids(self.samples, "document")
+            with kept_folder(folder, graph.name) as draft:
+                _openvino.quantize(self._cache / graph.name, ids, draft / graph.name)
+        return graph
+
+    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
+        """float32[len(texts), d], each text after its role's prompt; what is too long is cut at the model's limit."""
+        vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
+        self._compute(self._ids(texts, role), vectors, self.facts.unpooled.get(role, 0))
+        if self.facts.normalized and self.backend.precision != "float32":
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # half precision is 0.4% off the unit length
+        return vectors
+
+    def _ids(self, texts: Sequence[str], role: Role) -> list[list[int]]:
+        prompt = self.facts.prompts.get(role, "")
+        encodings = self._cutting_tokenizer.encode_batch_fast(
+            [prompt + text for text in texts], add_special_tokens=self.facts.special_tokens
+        )
+        return [entry.ids for entry in encodings]
+
+    def _compute(self, ids: list[list[int]], vectors: Vectors, unpooled: int) -> None:
+        """Fill `vectors` for token ids, `in_flight` batches at a time.
+
+        A batch that has no room is tried once more alone, then in halves.
+        """
+        backend = self.backend
+        waiting = deque(token_batches([len(entry) for entry in ids], backend.batch_tokens))
+        running: deque[tuple[Any, list[int]]] = deque()
+        while waiting or running:
+            try:
+                if waiting and len(running) < backend.in_flight:
+                    rows = waiting.popleft()
+                    running.append((backend.start(*self._padded(ids, rows, unpooled)), rows))
+                else:
+                    handle, rows = running.popleft()
+                    vectors[rows] = backend.finish(handle)
+            except OutOfMemory as error:
+                alone = backend.in_flight == 1 and not running
+                waiting.extendleft(self._halves(rows, len(ids[rows[0]]), error) if alone else [rows])
+                backend.in_flight = 1
+
+    def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
+        """Both halves of a batch that has no room even alone; later batches are cut as small from the start."""
+        backend = self.backend
+        if len(rows) == 1:
+            raise ProviderError(
+                f"{self.folder.name}: no memory for a single text of {width} tokens on {backend.name}: {error} "
+                "Free some, or set preprocessing.chunk.max_tokens lower."
+            ) from error
+        if len(rows) * width <= backend.batch_tokens:  # else it was cut before the budget was lowered
+            backend.batch_tokens = len(rows) * width // 2
+            log.warning(
+                "%s: out of memory on %s; from now on %d tokens at a time",
+                *(self.folder.name, backend.name, backend.batch_tokens),
+            )
+        middle = len(rows) // 2
+        return [rows[middle:], rows[:middle]]
+
+    def _padded(self, ids: list[list[int]], rows: list[int], unpooled: int) -> tuple[Array, Array, Array]:
+        width = max(1, len(ids[rows[0]]))
+        tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
+        mask = np.zeros((len(rows), width), np.int64)
+        for line, row in enumerate(rows):
+            tokens[line, : len(ids[row])] = ids[row]
+            mask[line, : len(ids[row])] = 1
+        pooled = mask.copy()
+        pooled[:, :unpooled] = 0
+        return tokens, mask, pooled
+
+
+def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
+
+    A group that has a quarter of the budget also ends where more than MOST_PADDING of it would be padding.
+    """
+    groups: list[list[int]] = []
+    real = 0  # tokens of the last group
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+        fits = padded <= budget and (real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded)
+        if groups and fits:
+            groups[-1].append(row)
+            real += lengths[row]
+        else:
+            groups.append([row])
+            real = lengths[row]
+    return groups
+
+
+def calibration_texts(path: Path) -> list[str]:
+    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if there are too few."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProviderError(f"{path}: the calibration texts of precision 'int8' cannot be read: {error}") from error
+    if len(lines) < MIN_CALIBRATION_TEXTS:
+        raise ProviderError(
+            f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} or more. "
+            "Write some hundred of your own, one a line."
+        )
+    chosen = np.linspace(0, len(lines) - 1, min(len(lines), CALIBRATION_TEXTS)).round().astype(int)
+    return [lines[at] for at in chosen]

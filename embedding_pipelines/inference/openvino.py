@@ -1,0 +1,157 @@
+"""Runs a converted graph (transformer, pooling, normalization) on this machine's processor with OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision, damaged
+from embedding_pipelines.inference.torch import forward
+from embedding_pipelines.providers.base import Vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two cores; a stream for
+# every two of more cores is a guess.
+CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+STREAMS = max(2, CORES // 2)
+OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
+
+# Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds the guard of
+# a static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
+IN_TURN = threading.Lock()
+
+
+class OpenVino(Backend):
+    """One compiled graph. Requests are waited for one by one, not by openvino's AsyncInferQueue: its threads call
+    back into Python, and a process that ends just then is aborted (measured: one in two)."""
+
+    # Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another, 4,096 up to
+    # 20% slower (the activations leave the cache).
+    batch_tokens = 1_024
+    in_flight = STREAMS + 1  # a stream that ends finds the next request waiting
+
+    def __init__(self, graph: Path, precision: Precision) -> None:
+        openvino = load()
+        core = openvino.Core()
+        has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bfloat16" and not has_bfloat16:
+            raise ProviderError(
+                "This processor does not compute in bfloat16. Set precision to 'auto', which takes bfloat16 where "
+                "the processor has it and float32 elsewhere, or to 'float32'."
+            )
+        self.precision = "int8" if precision == "int8" else "float32"
+        if precision == "bfloat16" or (precision == "auto" and has_bfloat16):
+            self.precision = "bfloat16"
+        hint = "bf16" if self.precision == "bfloat16" else "f32"
+        options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
+        try:
+            self._compiled = core.compile_model(graph, "CPU", options)
+        except RuntimeError as error:
+            raise damaged(graph.parent, str(error).strip().splitlines()[-1]) from error
+        self._idle: deque[Any] = deque()
+        one = np.ones((1, 1), np.int64)
+        self.finish(self.start(one, one, one))  # by one thread alone: see IN_TURN
+        self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
+
+    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
+        try:
+            request = self._idle.popleft()
+        except IndexError:
+            with IN_TURN:
+                request = self._compiled.create_infer_request()
+        with _readable(), IN_TURN:
+            request.start_async({0: tokens, 1: mask, 2: pooled})
+        return request
+
+    def finish(self, handle: Any) -> Vectors:
+        with _readable():
+            handle.wait()
+        with IN_TURN:
+            vectors = np.array(handle.get_output_tensor(0).data, np.float32)
+        self._idle.append(handle)
+        return vectors
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as ProviderError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise OutOfMemory(words) from error
+        raise ProviderError(f"OpenVINO could not compute: {words}") from error
+
+
+def load() -> Any:
+    """OpenVINO without its telemetry: importing it would fork this process and tell Google Analytics of each start."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without
+    import openvino
+
+    return openvino
+
+
+def save_graph(model: SentenceTransformer, path: Path) -> None:
+    """Convert a model as a whole and save it in float32; RuntimeError and others if it cannot be converted."""
+    import torch
+
+    openvino = load()
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+            return forward(self.model, tokens, mask, pooled)
+
+    example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing warns of every shape-dependent branch
+        graph = openvino.convert_model(Graph().eval(), example_input=example)
+    if len(graph.inputs) != 3:
+        raise RuntimeError(f"the converted graph takes {len(graph.inputs)} inputs instead of 3")
+    openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
+    """Save the graph with int8 weights and activations, scaled by what the samples (token ids) activate.
+
+    Raises ProviderError if NNCF is not installed.
+    """
+    openvino = load()
+    try:
+        import nncf
+    except ImportError as error:
+        raise ProviderError(
+            "precision 'int8' needs NNCF. Install the extra 'int8', or set precision to 'auto'."
+        ) from error
+    nncf.set_log_level(logging.ERROR)
+    rows = [np.array([sample], np.int64) for sample in samples]
+    data = nncf.Dataset([{0: row, 1: np.ones_like(row), 2: np.ones_like(row)} for row in rows])
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
+        made = nncf.quantize(
+            openvino.Core().read_model(graph),
+            data,
+            subset_size=len(rows),
+            model_type=nncf.ModelType.TRANSFORMER,
+            preset=nncf.QuantizationPreset.MIXED,
+        )
+    openvino.save_model(made, path, compress_to_fp16=False)

@@ -1,0 +1,143 @@
+"""Runs a model with torch: on CUDA and MPS, and on a processor where OpenVINO cannot convert it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import platform
+import runpy
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.providers.base import Vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import Tensor
+
+Device = Literal["cuda", "mps", "cpu"]
+
+# Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half precision.
+# What does not fit is halved until it does.
+BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
+
+
+class Torch(Backend):
+    """The sentence-transformers modules themselves, fed with token ids."""
+
+    in_flight = 2  # on an accelerator the next batch is queued while one is computed
+
+    def __init__(self, folder: Path, device: Device, precision: Precision) -> None:
+        import torch
+
+        if precision == "int8":
+            raise ProviderError(f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'.")
+        self._device = device
+        self.precision = _fastest(device) if precision == "auto" else precision
+        self.batch_tokens = BATCH_TOKENS[device]
+        self.name = f"torch {torch.__version__}, {device}"
+        model: Any = load(folder).to(device)
+        self._model = model.to(getattr(torch, self.precision)).eval()
+        # On a processor one batch takes all cores; two at once would only stand in each other's way.
+        self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
+
+    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
+        import torch
+
+        with self._turn, _readable(), torch.inference_mode():
+            return forward(self._model, *(self._moved(torch.from_numpy(part)) for part in (tokens, mask, pooled)))
+
+    def finish(self, handle: Any) -> Vectors:
+        with _readable():
+            vectors: Vectors = handle.float().cpu().numpy()
+        return vectors
+
+    def _moved(self, tensor: Any) -> Any:
+        pinned = tensor.pin_memory() if self._device == "cuda" else tensor
+        return pinned.to(self._device, non_blocking=True)
+
+
+def _fastest(device: Device) -> str:
+    """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models overflow in float16."""
+    import torch
+
+    if device != "cuda":
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(str(error)) from error
+    except RuntimeError as error:
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # MPS, processors
+            raise OutOfMemory(str(error)) from error
+        raise ProviderError(f"torch could not compute: {str(error).strip().splitlines()[0]}") from error
+
+
+@functools.cache
+def accelerator() -> Device | None:
+    """`cuda` or `mps` if this machine has one that torch can use. Torch is imported only if it may be so."""
+    if platform.system() == "Darwin":
+        may_have = platform.machine() == "arm64"
+    else:
+        spec = importlib.util.find_spec("torch")
+        places = spec.submodule_search_locations if spec else None
+        built_for = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
+        built = bool(built_for.get("cuda") or built_for.get("hip"))
+        may_have = built and (platform.system() != "Linux" or any(Path(device).exists() for device in GPU_DEVICES))
+    if not may_have:
+        return None
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else None
+
+
+def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+    """What a model makes of padded token ids; `pooled` is the mask less a prompt that is not to count.
+
+    The modules one by one, and a static model's words by a mask: what it is given else is one long row.
+    """
+    from torch.nn import EmbeddingBag
+    from torch.nn.functional import embedding
+
+    first, *others = model
+    bag = getattr(first, "embedding", None)
+    if isinstance(bag, EmbeddingBag):
+        seen = mask.unsqueeze(-1).to(bag.weight.dtype)
+        features = {"sentence_embedding": (embedding(tokens, bag.weight) * seen).sum(1) / seen.sum(1).clamp(min=1)}
+    else:
+        features = first({"input_ids": tokens, "attention_mask": mask})
+        features["attention_mask"] = pooled
+    for module in others:
+        features = module(features)
+    return features["sentence_embedding"]
+
+
+def load(folder: Path) -> SentenceTransformer:
+    """The model in float32 on the processor. Raises ProviderError if its files are not a model."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    quiet: Any = transformers_logging
+    quiet.disable_progress_bar()
+    quiet.set_verbosity_error()
+    try:
+        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ProviderError(f"{folder}: not a model that sentence-transformers can load: {error}") from error

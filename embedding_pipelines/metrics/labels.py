@@ -1,0 +1,29 @@
+"""How well vectors keep apart what people labelled as different."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_pipelines.metrics.neighbours import nearest_others
+
+Vectors = NDArray[np.float32]
+
+
+def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = 10) -> float:
+    """The share of vectors float32[n, d] whose k nearest others, by cosine, vote for their label; in [0, 1].
+
+    Leave one out (Fix and Hodges, 1951): each vector is asked about with all others known. If labels have the same
+    number of votes, the nearer ones win. With k or less others, all of them vote. Time grows with n². Raises ValueError
+    for another number of labels or less than two vectors.
+    """
+    if len(labels) != len(vectors) or len(vectors) < 2:
+        raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two vectors at least.")
+    near, cosines = nearest_others(vectors, min(k, len(vectors) - 1))
+    names, kinds = np.unique(np.asarray(labels, object).astype(str), return_inverse=True)
+    right = 0
+    for own, others, nearness in zip(kinds, kinds[near], cosines, strict=True):
+        votes = np.bincount(others, minlength=len(names)).astype(np.float64)
+        votes += np.bincount(others, weights=nearness.astype(np.float64) + 1, minlength=len(names)) / (4 * len(others))
+        right += int(votes.argmax()) == own
+    return right / len(labels)

@@ -1,0 +1,1 @@
+"""Which compression keeps a recall floor at the least cost."""

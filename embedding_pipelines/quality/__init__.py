@@ -1,0 +1,1 @@
+"""Whether a candidate may be released: checks, and what they look at."""

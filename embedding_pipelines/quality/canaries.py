@@ -1,0 +1,124 @@
+"""probes: whether provider and stored vectors can still be believed. Both ask the provider, past the ledger.
+
+Frozen probes notice a service that has silently changed its model: the same texts, other vectors. Stored texts that are
+embedded again notice vectors that stand beside a text that is not theirs, whatever put them there.
+"""
+
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.quality.queries import answered, chunk_rows, embed_texts
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.stores.base import Table
+
+PROBES = (
+    "The harbour was full of fishing boats.",
+    "Divide both sides of the equation by seven.",
+    "How do I return a parcel that arrived damaged?",
+    "def mean(values): return sum(values) / len(values)",
+    "Die Sitzung wurde auf Donnerstag verschoben.",
+    "Insulin lowers the concentration of glucose in the blood.",
+    "42",
+    "Once upon a time there was a king who had three daughters, and the youngest of them asked too many questions.",
+)
+
+
+def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> float:
+    """The least cosine of the probes' vectors with those of the first time, in either role; 1.0 the first time.
+
+    What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
+    """
+    path = context.warehouse.root / "probes" / f"{provider.space.id}.npz"
+    fresh = {role: _asked_anew(provider, PROBES, role, purse) for role in get_args(Role)}
+    frozen = _load(path)
+    if frozen is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # pipelines of one space run side by side
+        with open(handle, "wb") as file:
+            np.savez(file, **fresh)  # type: ignore[arg-type]
+        Path(draft).replace(path)
+        return 1.0
+    return float(min(cosines(frozen[role], fresh[role]).min(initial=1.0) for role in fresh))
+
+
+def stored_cosine(
+    context: StepContext, provider: Provider, codec: CodecChain, table: Table, wanted: int, seed: int, purse: Purse
+) -> tuple[float, list[str]]:
+    """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst chunks first.
+
+    Both are compared as the codec leaves them. Raises as `embed`.
+    """
+    texts = _some_texts(context, wanted, seed)
+    stored: dict[str, Vectors] = {}
+    wanted_ids = pa.array(texts, pa.string())
+    for batch in table.scan(["chunk_id", VECTOR]):
+        found = batch.filter(pc.is_in(batch["chunk_id"], wanted_ids))
+        if found.num_rows:
+            codes = found[VECTOR].flatten().to_numpy().reshape(found.num_rows, -1)
+            stored |= dict(zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True))
+    names = sorted(stored)
+    if not names:
+        return 1.0, []
+    fresh = _asked_anew(provider, [texts[name] for name in names], "document", purse)
+    sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
+    right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
+    near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
+    return float(near.min()), [names[row] for row in np.argsort(near)]
+
+
+def cosines(left: Vectors, right: Vectors) -> Vectors:
+    """Cosine of each row of float32[n, d] with the same row of the other; 1 where both are refused or zero."""
+    left, right = np.nan_to_num(left), np.nan_to_num(right)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    products = np.einsum("ij,ij->i", left, right)
+    nothing = (np.linalg.norm(left, axis=1) == 0) & (np.linalg.norm(right, axis=1) == 0)
+    found: Vectors = np.where(nothing, 1.0, products / np.where(lengths == 0, 1, lengths))
+    return found
+
+
+def _asked_anew(provider: Provider, texts: Sequence[str], role: Role, purse: Purse) -> Vectors:
+    """Vectors straight from the provider: the ledger that they go through is empty and thrown away."""
+    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
+        return embed_texts(provider, ledger, texts, role, purse)
+
+
+def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
+    """Some `wanted` chunks' texts by id, as many of each bucket, others for another seed."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, str] = {}
+    made = {bucket: context.folder.chunks.manifest(bucket) for bucket in context.spec.bucket_names}
+    filled = [(bucket, entry.rows) for bucket, entry in made.items() if entry and entry.rows]
+    generator.shuffle(filled)
+    for at, (bucket, rows) in enumerate(filled):
+        share = min(-(-(wanted - len(found)) // (len(filled) - at)), rows)
+        if share:
+            chosen = np.sort(generator.choice(rows, share, replace=False))
+            picked = chunk_rows(context, bucket, chosen, ["chunk_id", "text"])
+            found |= dict(zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True))
+    return found
+
+
+def _codes(codec: CodecChain, codes: Vectors) -> Vectors:
+    """Codes as the codec made them: int8 may stand in a wider column."""
+    return codes.astype(np.int8) if codec.dtype == "int8" else codes
+
+
+def _load(path: Path) -> dict[str, Vectors] | None:
+    """What was frozen, None if nothing is, or nothing that can be read: it is then frozen anew."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {role: archive[role] for role in get_args(Role)}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,0 +1,39 @@
+"""roles: whether a model that tells queries from documents is told which is which. Searches find less if it is not."""
+
+from typing import get_args
+
+import numpy as np
+
+from embedding_pipelines.embedding.budget import Purse
+from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
+from embedding_pipelines.metrics.input_types import same_for_both_roles
+from embedding_pipelines.providers.base import Provider, Role
+from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.quality.check import Check
+from embedding_pipelines.quality.queries import embed_texts
+
+
+def roles_are_told_apart(provider: Provider, ledger: Ledger, purse: Purse) -> Check:
+    """Whether the prompts or input types that the model wants reach it: the same texts in both roles tell.
+
+    They are asked for once per space, through the ledger. Raises as `embed`.
+    """
+    prompts = provider.space.prompts
+    if prompts.get("query", "") == prompts.get("document", ""):
+        wanted = prompts_of(provider.space.model)
+        if wanted.get("query", "") == wanted.get("document", ""):
+            return Check("", True, "The model makes no difference between queries and documents.")
+        return Check(
+            "",
+            False,
+            f"{provider.space.model} wants {wanted.get('query', '')!r} before a query and "
+            f"{wanted.get('document', '')!r} before a document, and is told neither: searches find less so. "
+            "Leave out model.prompts, or give these.",
+        )
+    found = {role: embed_texts(provider, ledger, UNLIKE_TEXTS, role, purse) for role in get_args(Role)}
+    if not np.isfinite([found[role] for role in found]).all():
+        return Check("", True, "Not judged: the model has no vectors for the texts that would tell.")
+    fault = same_for_both_roles(found["query"], found["document"], prompts)
+    cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
+    return Check("", fault is None, fault or "Queries and documents get vectors of their own.", {"cosine": cosine})

@@ -1,0 +1,1 @@
+"""One HTML page per pipeline: metrics over releases, and a map."""

@@ -1,0 +1,214 @@
+"""report: one HTML page that says how a pipeline stands: measures, checks, charts, and a map of its space.
+
+It holds everything it shows and asks no network. What it says is read from the warehouse: nothing is measured, no
+provider is called, and no pipeline file is needed.
+"""
+
+import base64
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.compression.pca import PcaCodec
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.progress import Progress
+from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.report.map import map_of
+from embedding_pipelines.report.pareto import described, searched
+from embedding_pipelines.report.plots import ABSENT, SIZE, figures
+from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, MEASURES
+from embedding_pipelines.steps.release import Release, live_release, read_releases
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json
+
+SLIGHT = 0.001  # of a measure: a change that is not worth a word
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written, and what is in it."""
+
+    path: Path
+    pipeline: str
+    release: int
+    rows: int
+    points: int  # on the map
+    queries: int  # on the map
+    charts: list[str]
+    size_bytes: int
+
+
+def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
+    """Write the page on a pipeline's live release to reports/NAME.html in the warehouse, in place of the one before.
+
+    Raises ReleaseError if nothing was released yet, StoreError or CompressionError if table, codec or a file of the
+    pipeline's quality is damaged.
+    """
+    folder = warehouse.pipeline(name)
+    release = live_release(folder)
+    codec = CodecChain.load(folder.codecs / release.codec)
+    progress.update("report", 0, release.rows, "rows")
+    shown = map_of(warehouse, release, codec, progress)
+    history, tuning = read_history(folder), read_json(folder.tuning)
+    pictures = figures(history, tuning, *spectrum(codec), form="svg")
+    page = _render(
+        release=release,
+        facts=_facts(warehouse, release, codec),
+        measures=_measures(release, history),
+        checks=_checks(release),
+        charts={title: _shown(pictures.get(title)) for title in ABSENT},
+        absent=ABSENT,
+        size=SIZE,
+        tuning=_tuning(tuning),
+        map=shown,
+    )
+    path = warehouse.root / "reports" / f"{name}.html"
+    _replace(path, page)
+    points, queries = len(shown["x"]), len(shown["queries"]["x"])
+    return Report(path, name, release.number, release.rows, points, queries, list(pictures), len(page))
+
+
+def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
+    """What was measured of each release, oldest first; empty before there is one.
+
+    Raises StoreError for a line that is damaged.
+    """
+    try:
+        lines = folder.history.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise StoreError(
+                f"{folder.history}:{number} is damaged: {error}. Delete the line; only figures of the past are lost."
+            ) from error
+    return found
+
+
+def spectrum(codec: CodecChain) -> tuple[Any, int | None]:
+    """The share of energy of every principal direction, float32[d], and how many the codec keeps; None without PCA."""
+    return next(((part.spectrum, part.dimensions) for part in codec.codecs if isinstance(part, PcaCodec)), (None, None))
+
+
+def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
+    folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
+    kept = [str(entry.number) for entry in read_releases(folder).releases]
+    stored, plain = codec.bytes_per_vector, 4 * space.dimensions
+    chain = described(
+        [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in spec.compression]
+    )
+    on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
+    prompts = ", ".join(f"{role}: {prompt!r}" for role, prompt in space.prompts.items() if prompt)
+    facts = {
+        "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept are {', '.join(kept)}",
+        "Rows": f"{release.rows:,}",
+        "Model": f"{space.provider}:{space.model}, revision {space.revision[:12]}",
+        "Space": f"{space.dimensions:,} dimensions of {space.dtype}, {space.pooling}; {space.max_tokens:,} tokens",
+        "Prompts": prompts,
+        "Space id": space.id,
+        "Compression": f"{chain}: {stored:,} bytes a vector, {plain / stored:.3g} times smaller than float32"
+        if spec.compression
+        else f"none: {stored:,} bytes a vector",
+        "On disk": f"{on_disk / 1e6:,.1f} MB, all kept releases together",
+        "Store": f"{spec.store.kind}, table {release.table}, version {release.version}",
+        "Schedule": spec.schedule or "",
+        "Released by force": release.forced,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _measures(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rows of the table of measures, and the names of what was not measured."""
+    earlier = [line for line in history if line["release"] < release.number]
+    last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
+    before = last.get("measures", {})
+    required, now = release.spec.evaluation.require, release.measures
+    names = [name for name in (*MEASURES, *now) if name in now or name in required]
+    rows = [_measure(name, now.get(name), before.get(name), required.get(name)) for name in dict.fromkeys(names)]
+    return {"rows": rows, "missing": [name for name in MEASURES if name not in now]}
+
+
+def _measure(name: str, now: float | None, before: float | None, required: float | None) -> dict[str, Any]:
+    better, what = MEASURES.get(name, ("", ""))
+    up = better == HIGHER
+    change = now - before if now is not None and before is not None else None
+    slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
+    verdict = "" if slight or not better else "better" if ((change or 0.0) > 0) == up else "worse"
+    met = None if required is None else now is not None and (now >= required if up else now <= required)
+    bound = "" if required is None else f"{'≥' if up else '≤'} {_figure(required)}"
+    return {
+        "name": name,
+        "what": what,
+        "now": _figure(now),
+        "before": _figure(before),
+        "change": "–" if change is None else f"{change:+.3g}" if change else "0",
+        "verdict": verdict,
+        "required": bound,
+        "met": met,
+        "better": better,
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+
+
+def _checks(release: Release) -> list[dict[str, Any]]:
+    said = STRUCTURE | {name: sentence for name, (_, sentence) in CHECKS.items()}
+    return [{"name": name, "passed": passed, "what": said.get(name, "")} for name, passed in release.checks.items()]
+
+
+def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What `optimize` was asked and what it found, the points of the front in the order of their size."""
+    if tuning is None:
+        return None
+    shown = [point for point in tuning["points"] if point.get("on_front") or point.get("chosen")]
+    names = ("recall_at_10", "lower_bound", "held_out_recall", "held_out_lower_bound", "p50_ms", "p95_ms")
+    rows = [
+        {
+            "chain": described(point["compression"]),
+            "index": searched(point),
+            "bytes": f"{point['bytes_per_vector']:,.0f}",
+            "figures": [_figure(point.get(name)) for name in names],
+            "chosen": bool(point.get("chosen")),
+        }
+        for point in sorted(shown, key=lambda point: point["bytes_per_vector"])
+    ]
+    return {**tuning, "rows": rows, "measured": len(tuning["points"])}
+
+
+def _shown(picture: bytes | None) -> str | None:
+    return None if picture is None else f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+
+
+def _render(**values: Any) -> bytes:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it: whoever has the page open never reads half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise

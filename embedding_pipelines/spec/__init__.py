@@ -1,0 +1,1 @@
+"""What a user writes: the pipeline file, read, checked, numbered and edited."""

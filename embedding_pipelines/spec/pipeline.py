@@ -1,0 +1,203 @@
+"""What a user writes: `PipelineSpec`, one choice per stage, checked as a whole.
+
+Nothing here reads data or loads a model. Files are read by `pipeline_files.py`.
+"""
+
+import json
+import keyword
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from embedding_pipelines.compression.base import Compressor
+from embedding_pipelines.plugins import choice_type
+from embedding_pipelines.preprocessing.base import Preprocessing
+from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.schemas import digest
+from embedding_pipelines.sources.base import Source
+from embedding_pipelines.spec.evaluation import Evaluation, Optimized
+from embedding_pipelines.stores.base import Store
+
+if TYPE_CHECKING:
+    AnySource = Source
+    AnyProvider = Provider
+    AnyCompressor = Compressor
+    AnyStore = Store
+else:
+    AnySource = choice_type("sources", Source)
+    AnyProvider = choice_type("providers", Provider)
+    AnyCompressor = choice_type("compression", Compressor)
+    AnyStore = choice_type("stores", Store)
+
+MAX_BUCKETS = 256  # a partitioned run costs about 32 ms of events per bucket: 256 are 8 s
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group, job and asset key, and a folder
+NOT_IN_DAGSTER = {  # names that Dagster takes for no job, beside Python's keywords
+    "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict", "int", "meta",
+    "output", "output_arg_dict", "str", "type",
+}  # fmt: skip
+CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
+CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
+CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
+OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster takes
+
+
+def _model(value: Any) -> Any:
+    """`hf:org/model`, an alias, or `{provider: hf, model: …}` as the options of a provider."""
+    if isinstance(value, str):
+        if value in ALIASES:
+            return ALIASES[value].options
+        kind, colon, model = value.partition(":")
+        if not colon:
+            raise ValueError(
+                f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"
+            )
+        return {"kind": kind, "model": model} if model else {"kind": kind}
+    if isinstance(value, dict) and "provider" in value:
+        return {"kind": value["provider"], **{key: part for key, part in value.items() if key != "provider"}}
+    return value
+
+
+def _of_kind(value: Any) -> Any:
+    """`int8` is the same as `{kind: int8}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+class Budget(BaseModel):
+    """What one run may spend at most on calls, as the provider bills it; None: no limit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    usd: float | None = Field(None, ge=0)
+    tokens: int | None = Field(None, ge=0)
+
+
+class PipelineSpec(BaseModel):
+    """One pipeline: a source, a model, a compression and a store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    source: AnySource
+    preprocessing: Preprocessing = Preprocessing()
+    model: Annotated[AnyProvider, BeforeValidator(_model)]
+    output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
+    compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
+    optimized: Optimized | None = None  # how the compression was chosen
+    store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field({"kind": "lancedb"}, validate_default=True)
+    evaluation: Evaluation = Evaluation()
+    budget: Budget | None = None
+    schedule: str | None = None
+    buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
+    seed: int = 0  # of the samples that are measured
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, values: Any) -> Any:
+        """`{"model": "bert", "data_path": "data.csv"}` is a source of the kind its suffix says."""
+        if not isinstance(values, dict) or not {"data_path", "input_type"} & values.keys():
+            return values
+        values = dict(values)
+        if values.pop("input_type", "text") != "text":
+            raise ValueError("input_type: only 'text' is supported")
+        if "data_path" in values:
+            if "source" in values:
+                raise ValueError("data_path and source say the same thing: keep one of them")
+            path = str(values.pop("data_path"))
+            values["source"] = {"kind": _kind_of(path), "path": path}
+        return values
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot name a pipeline: use a letter, then lower-case letters, digits and '_'; "
+                "63 at most. The file's name is the pipeline's"
+            )
+        if keyword.iskeyword(name) or name in NOT_IN_DAGSTER:  # else no pipeline at all would load
+            raise ValueError(
+                f"{name!r} cannot name a pipeline: Dagster takes no job of this name. Write another, such as "
+                f"'my_{name}'. The file's name is the pipeline's"
+            )
+        return name
+
+    @field_validator("model")
+    @classmethod
+    def _learns_in_its_own_folder(cls, model: Provider, info: ValidationInfo) -> Provider:
+        return model.kept_in(f"data/warehouse/pipelines/{info.data.get('name')}/model")
+
+    @model_validator(mode="after")
+    def _knows_its_label(self) -> Self:
+        label, known = self.evaluation.label, getattr(self.source, "metadata_types", {})
+        if label is not None and label not in known:
+            there = f"there are {', '.join(known)}" if known else "source.metadata names none"
+            raise ValueError(f"evaluation.label: {label!r} is no metadata column; {there}")
+        return self
+
+    @model_validator(mode="after")
+    def _knows_what_it_costs(self) -> Self:
+        if self.budget is not None and self.budget.usd is not None and self.model.price is None:
+            raise ValueError(
+                "budget.usd: nobody knows the price of this model; state it with model.usd_per_million_tokens, or give "
+                "budget.tokens"
+            )
+        return self
+
+    @field_validator("schedule")
+    @classmethod
+    def _readable_schedule(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not (CRON.fullmatch(schedule.strip()) and _is_in_range(schedule.strip())):
+            raise ValueError(
+                f"{schedule!r} is no cron schedule: minute, hour, day, month and weekday such as '0 2 * * *', or @daily"
+            )
+        return schedule
+
+    @field_validator("owners")
+    @classmethod
+    def _known_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in owners:
+            if not OWNER.fullmatch(owner):
+                raise ValueError(f"{owner!r} is no owner: write an e-mail address or 'team:name'")
+        return owners
+
+    @property
+    def bucket_names(self) -> list[str]:
+        """`b00` … in order."""
+        width = max(2, len(str(self.buckets - 1)))
+        return [f"b{number:0{width}d}" for number in range(self.buckets)]
+
+
+def fingerprint(*parts: BaseModel | str | None) -> str:
+    """128-bit hex digest of resolved configuration: any knob that changes a result belongs in it."""
+    texts = [part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part) for part in parts]
+    return digest(*(text.encode() for text in texts)).hex()
+
+
+def bucket_of(document_id: str, buckets: int) -> int:
+    """The bucket of a document, stable for ever: its id alone decides."""
+    return int.from_bytes(digest(document_id.encode())[:8], "little") % buckets
+
+
+def _is_in_range(schedule: str) -> bool:
+    """Whether the numbers of a cron schedule's fields can be minutes, hours and so on; steps are above 0."""
+    if schedule.startswith("@"):
+        return True
+    for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=True):
+        numbers = [int(number) for number in re.findall(r"(?<![/\d])\d+", field)]
+        steps = [int(number) for number in re.findall(r"(?<=/)\d+", field)]
+        if not all(low <= number <= high for number in numbers) or not all(steps):
+            return False
+    return True
+
+
+def _kind_of(path: str) -> str:
+    from embedding_pipelines.plugins import choices
+
+    for kind, source in choices("sources", Source).items():
+        if path.endswith(source.suffixes):  # type: ignore[attr-defined]
+            return kind
+    raise ValueError(f"data_path: the kind of {path!r} is not clear from its ending; write source.kind")

@@ -1,0 +1,155 @@
+"""`optimize` as it is typed: the file, the run, the evidence; and what happens when it cannot be."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedding_pipelines.cli import optimize as cli_optimize
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.steps.codec import codec_path, fitted_for
+from embedding_pipelines.steps.release import read_releases
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import context_of, write_csv
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.optimize.test_optimizer import PIPELINE, write_things
+from embedding_pipelines_tests.runs import run_whole
+
+FILE = PIPELINE + "schedule: '0 2 * * *'   # nightly\n"
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def built(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home whose pipeline `p` was run once, without compression."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    write_things(home, FILE)
+    run_whole(home, "p")
+    return home
+
+
+def file_of(home: Path) -> str:
+    return (home / "pipelines" / "p.yaml").read_text()
+
+
+def state(home: Path) -> Any:
+    return file_of(home), read_releases(Warehouse(home).pipeline("p"))
+
+
+def test_a_chosen_compression_is_measured_written_and_released(command: Command, built: Path) -> None:
+    before = Searcher(Warehouse(built), "p").search("w9 w10 w11").hits
+    said = command("optimize", "p", "--method", "pca", "--dimensions", "48", "--method", "int8")
+    assert said.code == 0, said.err
+    assert "pca 48, int8" in said.out
+    assert "times less than float32 alone." in said.out
+    text = file_of(built)
+    assert "model: {provider: hashing}\ncompression: [{kind: pca, dimensions: 48}, {kind: int8}]\noptimized: {" in text
+    assert text.endswith("schedule: '0 2 * * *'   # nightly\n")
+    searcher = Searcher(Warehouse(built), "p")
+    assert searcher.release.number == 2
+    assert searcher.codec.dimensions == 48
+    assert searcher.release.spec == find_pipeline("p", built)
+    after = searcher.search("w9 w10 w11").hits
+    assert len({hit.document_id for hit in before} & {hit.document_id for hit in after}) > 5
+
+
+def test_auto_finds_one_and_says_so_as_json(command: Command, built: Path) -> None:
+    said = command("optimize", "--pipeline-id", "1", "--method", "auto", "--floor", "0.9", "--json")
+    assert said.code == 0, said.out
+    found = json.loads(said.out)
+    assert found["optimized"]["method"] == "auto"
+    assert found["optimized"]["lower_bound"] >= 0.9
+    assert sum(point["chosen"] for point in found["evidence"]["points"]) == 1
+    assert found["run"]["error"] is None
+    spec = find_pipeline("p", built)
+    assert spec.optimized is not None
+    assert spec.optimized.model_dump(mode="json") == found["optimized"]
+    assert Searcher(Warehouse(built), "p").release.spec == spec
+
+
+def test_a_floor_that_is_not_kept_changes_nothing(command: Command, built: Path) -> None:
+    before = state(built)
+    said = command("optimize", "p", "--method", "pca", "--dimensions", "8", "--floor", "0.9")
+    assert said.code == 1
+    assert "pca 8" in said.out
+    assert said.err.startswith("error: Pipeline 'p': pca 8 is not proven to keep a recall of 0.9.")
+    said = command("optimize", "p", "--method", "auto", "--dimensions", "8", "--floor", "0.9", "--json")
+    assert said.code == 1
+    assert "keep a recall of 0.9 in 500 ms" in json.loads(said.out)["error"]
+    said = command("optimize", "p", "--method", "auto", "--floor", "1", "--json")
+    assert said.code == 1
+    assert "cannot prove a recall of 1" in json.loads(said.out)["error"]
+    assert state(built) == before
+
+
+def test_a_run_that_does_not_release_puts_the_file_back(command: Command, built: Path) -> None:
+    path = built / "pipelines" / "p.yaml"
+    path.write_text(FILE + "evaluation: {require: {recall_at_10: 0.9}}\n")
+    before = state(built)
+    said = command("optimize", "p", "--method", "pca", "--dimensions", "8")
+    assert said.code == 1
+    assert "The file of 'p' is as it was, so there is nothing to force" in said.err
+    assert state(built) == before
+
+
+def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(command: Command, built: Path) -> None:
+    assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
+    context = context_of(built, "p")
+    before = codec_path(context, context.spec.model.space)
+    write_csv(built, "b.csv", [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)])
+    run_whole(built, "p")
+    assert codec_path(context, context.spec.model.space) == before
+    path = built / "pipelines" / "p.yaml"
+    path.write_text(file_of(built) + "evaluation: {require: {recall_at_10: 1.1}}\n")
+    said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
+    assert said.code == 1
+    assert "required_measures_hold" in said.err
+    fitted = fitted_for(context_of(built, "p"), context.spec.model.space)
+    assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
+    assert codec_path(context, context.spec.model.space) == before
+
+
+def test_ctrl_c_in_the_run_puts_the_file_back(command: Command, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        assert "int8" in file_of(built)
+        raise KeyboardInterrupt
+
+    before = state(built)
+    monkeypatch.setattr(cli_optimize, "run_one", interrupted)
+    said = command("optimize", "p", "--method", "int8")
+    assert said.code == 130
+    assert "Stopped. The file of 'p' is as it was." in said.err
+    assert state(built) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--method", "int8"], "name one pipeline, as PIPELINE or by --pipeline-id"),
+        (["p", "--pipeline-id", "p", "--method", "int8"], "name one pipeline"),
+        (["q", "--method", "int8"], "There is no pipeline 'q'"),
+        (["p", "--method", "int9"], "--method is 'int9'"),
+        (["p", "--method", "int8"], "Run `embedding-pipelines run p`"),
+    ],
+)
+def test_what_is_typed_wrong_is_said_in_one_sentence(
+    command: Command, home: Path, arguments: list[str], said: str
+) -> None:
+    write_things(home)
+    found = command("optimize", *arguments)
+    assert found.code == 1
+    assert said in found.err
+    assert file_of(home) == PIPELINE
+
+
+@pytest.mark.parametrize("arguments", [["p"], ["p", "--method", "int8", "--floor", "2"], ["p", "--dimensions", "0"]])
+def test_a_wrong_command_ends_with_2_and_its_usage(command: Command, home: Path, arguments: list[str]) -> None:
+    found = command("optimize", *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert "Usage: embedding-pipelines optimize" in found.err

@@ -1,0 +1,136 @@
+"""The commands around flow control: `plan`, `models`, and Ctrl-C while a service lets one wait."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
+from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import write_csv, write_pipeline
+from embedding_pipelines_tests.commands import EXECUTABLE, Command
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
+from embedding_pipelines_tests.embedding.service import DIALECT
+from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
+from embedding_pipelines_tests.runs import run_whole
+
+ROWS = [(number, f"tale {number} of the fox", "tale") for number in range(30)]
+REMOTE = """\
+source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
+model: {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
+buckets: 2
+"""
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def server(home: Path) -> Iterator[WireServer]:
+    """The service of the pipeline `tales`."""
+    with serve(DIALECT) as running:
+        write_pipeline(home, "tales", UNMEASURED + REMOTE.format(url=running.url))
+        write_csv(home, "a.csv", ROWS)
+        yield running
+
+
+def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: WireServer) -> None:
+    said = command("plan")
+    assert (said.code, said.err) == (0, "")
+    title, *lines = said.out.splitlines()
+    facts = dict(line.strip().rsplit("  ", 1) for line in lines)
+    facts = {name.strip(): value for name, value in facts.items()}
+    assert title == "tales"
+    assert (facts["rows new"], facts["rows unchanged"], facts["texts to embed"]) == ("30", "0", "30")
+    assert facts["seconds"] == "-"
+    assert not server.requests
+
+    [row] = json.loads(command("plan", "tales", "--json").out)
+    assert (row["pipeline"], row["rows_new"], row["texts_to_embed"], row["seconds"]) == ("tales", 30, 30, None)
+    assert row["usd"] == pytest.approx(row["tokens"] * 2 / 1e6, rel=0.02)
+    [result] = json.loads(command("run", "--json").out)
+    steps = {step["step"]: step for step in result["steps"]}
+    assert steps["embeddings"]["embedded_tokens"] == row["tokens"]
+    assert steps["vector_store"]["added"] == row["rows_new"]
+    assert len(server.requests) == row["requests"]
+    assert steps["documents"]["changed"] is False
+
+    [after] = json.loads(command("plan", "--json").out)
+    assert (after["rows_unchanged"], after["rows_new"], after["tokens"], after["usd"]) == (30, 0, 0, 0)
+    [again] = json.loads(command("run", "--json").out)
+    assert not any(step["changed"] for step in again["steps"])
+
+
+def test_plan_of_several_pipelines_names_each(command: Command, home: Path, server: WireServer) -> None:
+    write_pipeline(home, "notes", HASHING)
+    assert [row["pipeline"] for row in json.loads(command("plan", "--json").out)] == ["notes", "tales"]
+    assert [row["pipeline"] for row in json.loads(command("plan", "tales", "--json").out)] == ["tales"]
+
+
+def test_plan_tells_a_mistake_in_a_sentence(command: Command, home: Path) -> None:
+    write_pipeline(home, "notes", HASHING)
+    said = command("plan", "notes")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("error: ")
+    assert "matches no file" in said.err
+    assert "matches no file" in json.loads(command("plan", "notes", "--json").out)[0]["error"]
+    assert "There is no pipeline 'note'" in command("plan", "note").err
+
+
+def test_a_pipeline_that_is_being_run_is_not_planned(command: Command, home: Path) -> None:
+    write_pipeline(home, "notes", HASHING)
+    write_csv(home, "a.csv", ROWS)
+    run_whole(home, "notes")
+    with Warehouse(home).pipeline("notes").lock("run"):
+        said = command("plan", "notes")
+    assert (said.code, said.out) == (1, "")
+    assert "Pipeline 'notes' is being run by another process" in said.err
+    assert command("plan", "notes").code == 0
+
+
+def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -> None:
+    said = command("models")
+    heading, *lines, last = said.out.splitlines()
+    assert (said.code, said.err) == (0, "")
+    assert heading.split()[:3] == ["alias", "provider", "model"]
+    assert len(lines) == len(catalogue())
+    assert last == f"Prices are those of {PRICES_ARE_OF.isoformat()}, in USD per million tokens."
+    assert json.loads(command("models", "--json").out) == {
+        "prices_are_of": PRICES_ARE_OF.isoformat(),
+        "models": catalogue(),
+    }
+
+
+def started(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER")}
+    environment = {**kept, HOME_VARIABLE: str(home)}
+    return subprocess.Popen(
+        [EXECUTABLE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.alone
+def test_ctrl_c_ends_a_long_wait_for_a_service_at_once(home: Path, server: WireServer) -> None:
+    server.chance = lambda _: Fault("status", 429, "Rate limit reached.", {"retry-after": "120"})
+    process = started(home, "run", "tales")
+    deadline = time.monotonic() + 60
+    while not server.requests and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    stopped = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - stopped < 4
+    assert process.returncode == 130
+    told, stopped = errors.splitlines()
+    assert told.endswith("answered 429: Rate limit reached. Waiting 120 seconds, as it asks.")
+    assert stopped == "Stopped. What was embedded is kept: the same command goes on from there."

@@ -1,0 +1,179 @@
+"""What the command line shows, on terminals wide and narrow and in a pipe."""
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from embedding_pipelines.cli import terminal
+from embedding_pipelines.cli.terminal import (
+    SENTENCES,
+    TerminalProgress,
+    counted,
+    make_console,
+    print_facts,
+    print_hits,
+    print_table,
+    printable,
+    sentence,
+)
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.search import Hit, SearchResult
+
+FACTS: dict[str, dict[str, Any]] = {
+    "documents": {"documents": 1, "files": 1, "rejected": 0},
+    "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
+    "model": {"texts": 2, "dimensions": 16},
+    "embeddings": {"vectors": 2, "embedded": 1, "from_ledger": 1, "tokens_per_second": 5_000},
+    "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
+    "vector_store": {"rows": 2, "added": 2, "removed": 0},
+    "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},
+    "release": {"release": 3, "live": 3},
+}
+
+
+def _console(width: int = 80, **options: Any) -> tuple[Console, io.StringIO]:
+    written = io.StringIO()
+    return make_console(file=written, width=width, **options), written
+
+
+def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
+    hit = Hit(score=0.5, chunk_id="d#0", document_id=document_id, start=0, end=1, text=text, metadata=metadata)
+    return SearchResult(pipeline="p", release=2, space_id="s", query="q", hits=[hit], milliseconds=1_234.5)
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("documents", "1 document from 1 file, 0 rejected (2.0 s)"),
+        ("chunks", "2 chunks, 1,234 tokens, 0 empty documents (2.0 s)"),
+        ("embeddings", "2 vectors: 1 text embedded, 1 from the ledger at 5,000 tokens/s (2.0 s)"),
+        ("codec", "384 x float32, 1,536 bytes each (2.0 s)"),
+        ("vector_store", "2 rows: 2 added, 0 removed (2.0 s)"),
+        ("checks", "12 of 13 passed, known items 0.870, recall@10 0.991 (2.0 s)"),
+        ("release", "release 3, live: 3 (2.0 s)"),
+    ],
+)
+def test_a_report_is_a_sentence(step: str, said: str) -> None:
+    assert sentence(StepReport(step, True, FACTS[step], seconds=2.0)) == said
+
+
+def test_a_step_without_work_says_so() -> None:
+    assert sentence(StepReport("release", False, FACTS["release"])) == "release 3, live: 3 (unchanged)"
+
+
+def test_nouns_follow_their_number() -> None:
+    assert [counted(number, "file") for number in (0, 1, 2_000)] == ["0 files", "1 file", "2,000 files"]
+
+
+def test_a_pipe_gets_plain_whole_lines() -> None:
+    console, written = _console(width=20)
+    with TerminalProgress(console, "products") as progress:
+        for step in SENTENCES:
+            progress.update(step, 1, 2, "rows")
+            progress.finish(StepReport(step, True, FACTS[step], seconds=2.0))
+    lines = written.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == [["products", step] for step in SENTENCES]
+    assert "\x1b" not in written.getvalue()
+    assert [report.step for report in progress.reports] == list(SENTENCES)
+
+
+def test_a_pipe_hears_of_long_steps_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.0)
+    console, written = _console()
+    with TerminalProgress(console, "products") as progress:
+        progress.update("embeddings", 1_000, 2_000, "tokens")
+    assert written.getvalue() == "products embeddings: 1,000/2,000 tokens\n"
+
+
+@pytest.mark.parametrize("width", [60, 79, 80, 200])
+def test_a_terminal_gets_one_bar_that_fits_on_a_line(width: int) -> None:
+    console, _ = _console(width=width, force_terminal=True)
+    with TerminalProgress(console, "p") as progress:
+        progress.update("embeddings", 1_000_000, 1_200_000, "tokens")
+    shown, written = _console(width=width, force_terminal=True, color_system=None)
+    shown.print(progress._bars.get_renderable())
+    (line,) = written.getvalue().splitlines()
+    assert line.startswith("embeddings ")
+    assert " 1,000,000/1,200,000 tokens" in line
+
+
+def test_a_bar_waits_for_the_next_step() -> None:
+    console, _ = _console(force_terminal=True)
+    with TerminalProgress(console, "p") as progress:
+        assert [task.description for task in progress._bars.tasks] == ["documents"]
+        progress.finish(StepReport("documents", True, FACTS["documents"]))
+        assert [task.description for task in progress._bars.tasks] == ["chunks"]
+        progress.finish(StepReport("release", True, FACTS["release"]))
+        assert not progress._bars.tasks
+
+
+def test_a_note_is_shown_with_its_pipeline() -> None:
+    console, written = _console()
+    TerminalProgress(console, "p").note("a.csv is cp1252 [not UTF-8]")
+    assert written.getvalue() == "p note: a.csv is cp1252 [not UTF-8]\n"
+
+
+def test_a_table_aligns_numbers_to_the_right_and_is_whole_in_a_pipe() -> None:
+    console, written = _console(width=10)
+    rows: list[dict[str, Any]] = [
+        {"pipeline": "a", "live_rows": 1_000, "model": "x" * 40},
+        {"pipeline": "bb", "live_rows": None, "model": ""},
+    ]
+    print_table(console, rows)
+    assert written.getvalue().splitlines() == [
+        "pipeline  live rows  model",
+        f"a             1,000  {'x' * 40}",
+        "bb                -",
+    ]
+
+
+def test_a_table_is_cut_at_the_edge_of_a_terminal() -> None:
+    console, written = _console(width=20, force_terminal=True, color_system=None)
+    print_table(console, [{"pipeline": "a", "model": "x" * 40}])
+    assert [len(line) for line in written.getvalue().splitlines()] == [15, 20]
+    assert written.getvalue().rstrip().endswith("…")
+
+
+def test_facts_are_never_folded() -> None:
+    console, written = _console(width=20, force_terminal=True, color_system=None)
+    print_facts(console, "p", {"rejected_table": "/a/very/long/path/to/rejected.parquet", "kept": [1, 2], "none": []})
+    assert written.getvalue().splitlines() == [
+        "p",
+        "  rejected table  /a/very/long/path/to/rejected.parquet",
+        "  kept            1, 2",
+        "  none            -",
+    ]
+
+
+def test_hits_on_a_terminal_are_excerpts_with_a_margin() -> None:
+    console, written = _console(width=60, force_terminal=True, color_system=None)
+    print_hits(console, _result("word " * 100, module="shutil"))
+    head, *excerpt, summary = written.getvalue().splitlines()
+    assert head == " 1  0.500  d  module=shutil"
+    assert len(excerpt) == 2
+    assert all(line.startswith(" " * 11) and len(line) < 60 for line in excerpt)
+    assert excerpt[-1].endswith(" …")
+    assert summary == "p, release 2: 1.23 s"
+
+
+def test_hits_in_a_pipe_are_whole() -> None:
+    console, written = _console(width=60)
+    print_hits(console, _result("word\n" * 100))
+    assert "word " * 99 + "word" in written.getvalue()
+    assert "\x1b" not in written.getvalue()
+
+
+def test_an_empty_result_says_so() -> None:
+    console, written = _console()
+    print_hits(console, _result("x").model_copy(update={"hits": []}))
+    assert written.getvalue() == "p, release 2: nothing found, 1.23 s\n"
+
+
+def test_data_is_shown_as_it_is_and_cannot_command_the_terminal() -> None:
+    console, written = _console(force_terminal=True, color_system=None)
+    print_hits(console, _result("[bold]:cat:[/bold] \x1b[31mred\x07", document_id="[a]\x1b[2J"))
+    assert "[bold]:cat:[/bold] [31mred" in written.getvalue()
+    assert "\x1b" not in written.getvalue()
+    assert printable("a\r\n\tb\x9b") == "a b"

@@ -1,0 +1,363 @@
+"""What `diff` says of two releases: documents, options, measures, and what searches answer."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedding_pipelines.diff.diff import Diff, diff
+from embedding_pipelines.diff.documents import (
+    LISTED,
+    SAMPLED,
+    Documents,
+    Listed,
+    Opened,
+    compare_documents,
+    open_release,
+)
+from embedding_pipelines.diff.queries import Question, compare_answers
+from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.providers.base import Reply, Role
+from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.steps.release import live_release, read_releases, rollback
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json, write_json
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
+
+# Nothing is measured: some of these releases are worse than the one before, which is not the matter here.
+PIPELINE = PLAIN + UNMEASURED
+
+COLOURS = ("red", "green", "blue", "amber", "black")
+THINGS = ("fox", "tea", "whale", "door", "stone", "boat", "lamp", "road")
+
+
+def rows(n: int = 40) -> list[tuple[str, str, str]]:
+    """Rows whose titles are all different and share words."""
+    return [(f"id-{i}", f"{COLOURS[i % 5]} {THINGS[i % 8]} in the house", f"c{i % 3}") for i in range(n)]
+
+
+def released(home: Path, content: Sequence[Sequence[object]], pipeline: str = PIPELINE) -> None:
+    write_pipeline(home, "p", pipeline)
+    write_csv(home, "a.csv", content)
+    run_steps(home, "p")
+
+
+def compared(home: Path, before: int | None = None, after: int | None = None) -> Diff:
+    return diff(Warehouse(home), "p", before, after)
+
+
+def ask(home: Path, *texts: str, source: str = "") -> None:
+    """Leave queries as a measurement leaves them."""
+    queries = [{"id": f"q{place}", "text": text, "from": source} for place, text in enumerate(texts)]
+    write_json(folder_of(home).queries, {"queries": queries})
+
+
+# --- documents
+
+
+def test_documents_that_are_new_gone_and_changed_are_told_apart(home: Path) -> None:
+    released(home, rows(40))
+    released(home, [*rows(38)[1:], ("id-38", "another text", "c0"), ("id-99", "red fox", "c0")])
+    found = compared(home).documents
+    assert (found.before, found.after) == (40, 39)
+    assert (found.new, found.gone, found.changed) == (
+        Listed(1, ["id-99"]),
+        Listed(2, ["id-0", "id-39"]),
+        Listed(1, ["id-38"]),
+    )
+    assert found.moved == Listed()
+    assert found.compared_chunks == 37
+    assert found.mean_cosine == pytest.approx(1, abs=1e-6)
+
+
+def test_the_other_way_round_new_and_gone_change_places(home: Path) -> None:
+    released(home, rows(40))
+    released(home, rows(39))
+    found = compared(home, 2, 1)
+    assert (found.before.release, found.after.release) == (2, 1)
+    assert (found.documents.new.ids, found.documents.gone.ids) == (["id-39"], [])
+
+
+def test_a_table_that_was_empty_can_be_compared(home: Path) -> None:
+    released(home, [])
+    released(home, rows(3))
+    found = compared(home).documents
+    assert (found.before, found.after, found.new.count, found.mean_cosine) == (0, 3, 3, None)
+
+
+def test_texts_that_are_only_cut_otherwise_are_not_changed(home: Path) -> None:
+    long = ("long", " ".join(f"word{n}" for n in range(60)), "c")
+    released(home, [*rows(9), long])
+    released(home, [*rows(9), long], PIPELINE + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n")
+    found = compared(home)
+    assert found.after.rows > found.before.rows
+    assert found.documents.changed == Listed()
+    assert found.documents.compared_chunks == 9
+    assert [(change.option, change.after) for change in found.options] == [
+        ("preprocessing.chunk.max_tokens", 10),
+        ("preprocessing.chunk.overlap", 4),
+    ]
+
+
+def test_a_vector_that_points_elsewhere_is_moved_whatever_its_text(home: Path) -> None:
+    released(home, rows(40))
+    before, after = live(home), with_vector(home, [1.0] + [0.0] * 63)
+    found = compare_documents(before, after)
+    assert found.moved == Listed(1, ["id-3"])
+    assert found.mean_cosine is not None
+    assert found.mean_cosine < 0.999
+
+
+def test_vectors_of_zeros_have_not_moved_but_one_that_became_zero_has(home: Path) -> None:
+    released(home, rows(40))
+    before, zeros = live(home), with_vector(home, [0.0] * 64)
+    assert compare_documents(before, zeros).moved == Listed(1, ["id-3"])
+    assert compare_documents(zeros, zeros).moved == Listed()
+
+
+def folder_of(home: Path) -> PipelineFolder:
+    return Warehouse(home).pipeline("p")
+
+
+def live(home: Path) -> Opened:
+    return open_release(folder_of(home), live_release(folder_of(home)))
+
+
+def with_vector(home: Path, vector: list[float]) -> Opened:
+    """The live release, of a table in which somebody replaced a vector."""
+    here = live(home)
+    schema = here.table.schema()
+    (row,) = [
+        row for batch in here.table.scan(schema.names) for row in batch.to_pylist() if row["chunk_id"] == "id-3#0"
+    ]
+    changed = pa.RecordBatch.from_pylist([row | {VECTOR: vector}], schema=schema)
+    here.table.apply(schema, ["id-3#0"], [changed])
+    return Opened(here.release.model_copy(update={"version": here.table.version}), here.table, here.codec)
+
+
+@pytest.mark.parametrize(
+    ("compression", "moved"), [("float16", 0), ("int8", 0), ("{kind: truncate, dimensions: 8}", 40)]
+)
+def test_what_a_compression_does_to_vectors_counts_as_a_move(home: Path, compression: str, moved: int) -> None:
+    released(home, rows(40))
+    released(home, rows(40), PIPELINE + f"compression: [{compression}]\n")
+    found = compared(home)
+    assert found.documents.moved is not None
+    assert (found.documents.moved.count, found.documents.compared_chunks) == (moved, 40)
+    assert found.before.space == found.after.space
+    assert found.before.codec != found.after.codec
+    assert [change.option for change in found.options] == ["compression"]
+    assert found.options[0].before == []
+
+
+def test_all_documents_are_counted_and_the_first_by_name_are_listed() -> None:
+    found = Listed()
+    for start in (3_000, 0):
+        found.add(f"{number:04}" for number in range(start, start + 2 * LISTED))
+    assert found.count == 4 * LISTED
+    assert found.ids == [f"{number:04}" for number in range(LISTED)]
+
+
+# --- two spaces
+
+
+def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> None:
+    released(home, rows(40))
+    released(home, rows(39), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
+    found = compared(home)
+    assert found.documents.moved is None
+    assert found.before.space != found.after.space
+    neighbours = found.neighbours
+    assert neighbours is not None
+    assert neighbours.asked == 39
+    assert neighbours.mean_overlap is not None
+    assert 0.3 < neighbours.mean_overlap < 1
+    assert (neighbours.embedded_before, neighbours.embedded_after) == (0, 0)  # the ledger knows all chunks
+    overlaps = [change.overlap for change in neighbours.changed]
+    assert overlaps == sorted(overlaps)
+    for change in neighbours.changed:
+        assert change.id not in [*change.came, *change.went]
+        assert len(change.came) == len(change.went) == round(10 * (1 - change.overlap))
+
+
+def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) -> None:
+    distinct = [(f"id-{n}", f"{COLOURS[n % 5]} {THINGS[n % 8]} word{n} other{n}", "c") for n in range(40)]
+    released(home, distinct)
+    released(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
+    neighbours = compared(home).neighbours
+    assert neighbours is not None
+    assert (neighbours.asked, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
+
+
+def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Path) -> None:
+    released(home, rows(2 * SAMPLED))
+    released(home, rows(2 * SAMPLED - 10), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
+    before, after = (open_release(folder_of(home), release) for release in read_releases(folder_of(home)).releases)
+    forth, back = compare_documents(before, after).sample, compare_documents(after, before).sample
+    assert len({entry.document_id for entry in forth}) == SAMPLED
+    assert [entry.document_id for entry in forth] == [entry.document_id for entry in back]
+
+
+# --- queries
+
+
+def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: Path) -> None:
+    released(home, rows(8))
+    released(home, [*rows(7), ("id-99", "purple snow", "c0")])
+    ask(home, "purple snow", "  ")
+    queries = compared(home).queries
+    assert queries is not None
+    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (1, 1, 0)  # one model, one ledger
+    (change,) = queries.changed
+    assert (change.came, change.went, change.overlap) == (["id-99"], ["id-7"], 7 / 8)
+    assert queries.mean_overlap == 7 / 8
+    again = compared(home).queries
+    assert again is not None
+    assert again.embedded_before == 0
+
+
+def test_queries_are_asked_in_each_releases_own_space_and_the_worst_come_first(home: Path) -> None:
+    released(home, rows(40))
+    released(home, rows(40), PIPELINE.replace("hashing}", "hashing, dimensions: 8}"))
+    ask(home, "red fox", "green tea", "blue whale")
+    queries = compared(home).queries
+    assert queries is not None
+    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
+    assert [change.overlap for change in queries.changed] == sorted(change.overlap for change in queries.changed)
+
+
+def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Path) -> None:
+    released(home, rows(8))
+    released(home, rows(7))
+    own = {"id": "own", "text": "red fox", "from": ""}
+    taken = {"id": "taken", "text": "green tea", "from": "id-1"}
+    queries = folder_of(home).queries
+    for stored, asked in (([own, taken], 1), ([taken], 1), ([], None)):
+        write_json(queries, {"queries": stored})
+        found = compared(home).queries
+        assert (found.asked if found else None) == asked
+    queries.unlink()
+    assert compared(home).queries is None
+
+
+class Refusing(Hashing):
+    """Hashing that has no vector for a certain text."""
+
+    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+        refused = {row: "too rude" for row, text in enumerate(inputs) if text == "rude"}
+        vectors = self.embed(inputs, input_type)
+        vectors[list(refused)] = np.nan
+        return Reply(vectors, refused=refused)
+
+
+def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -> None:
+    released(home, rows(40))
+    here = live(home)
+    spec = here.release.spec.model_copy(update={"model": Refusing()})
+    asked = Opened(here.release.model_copy(update={"spec": spec}), here.table, here.codec)
+    questions = [Question("a", "rude", "rude"), Question("b", "red fox", "red fox")]
+    with Ledger(Warehouse(home).ledger) as ledger:
+        found = compare_answers(asked, asked, ledger, questions, "query")
+    assert (found.asked, found.without_vector, found.mean_overlap) == (1, 1, 1)
+
+
+def test_a_model_that_is_no_longer_the_same_leaves_the_documents_comparable(home: Path) -> None:
+    released(home, rows(8))
+    released(home, rows(7))
+    ask(home, "red fox")
+    edit_release(home, 1, lambda entry: entry["space"].update(revision="lost"))
+    edit_release(home, 2, lambda entry: entry["space"].update(revision="lost"))
+    found = compared(home)
+    assert found.documents.gone.ids == ["id-7"]
+    assert found.queries is None
+    (problem,) = found.problems
+    assert "Release 1 of 'p' holds vectors of space" in problem
+    assert "compare releases that are of today's model" in problem
+
+
+def edit_release(home: Path, number: int, edit: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder_of(home).releases
+    stored = read_json(path)
+    assert stored is not None
+    edit(stored["releases"][number - 1])
+    write_json(path, stored)
+
+
+# --- options and measures
+
+
+def test_changed_options_have_their_path_and_both_values(home: Path) -> None:
+    released(home, rows(40))
+    other = PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    released(
+        home, rows(40), other + "compression: [int8]\nstore: {kind: lancedb, keep_releases: 3}\nschedule: '@daily'\n"
+    )
+    found = {change.option: (change.before, change.after) for change in compared(home).options}
+    assert found == {
+        "model.dimensions": (64, 32),
+        "compression": ([], [{"kind": "int8"}]),
+        "store.keep_releases": (5, 3),
+    }
+
+
+def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> None:
+    released(home, rows(8))
+    released(home, rows(7))
+    edit_release(home, 1, lambda entry: entry.update(measures={"ndcg_at_10": 0.5, "duplicate_rate": 0.1, "hubness": 1}))
+    edit_release(home, 2, lambda entry: entry.update(measures={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}))
+    measures = [(change.measure, change.difference, change.better) for change in compared(home).measures]
+    assert measures == [
+        ("ndcg_at_10", 0.25, True),
+        ("duplicate_rate", 0, None),
+        ("hubness", None, None),
+        ("own", None, None),
+    ]
+    assert [change.better for change in compared(home, 2, 1).measures] == [False, None, None, None]
+
+
+# --- which releases
+
+
+def test_what_cannot_be_compared_is_refused_with_what_is_kept(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    with pytest.raises(ReleaseError, match="has no release yet"):
+        compared(home)
+    released(home, rows(8))
+    with pytest.raises(ReleaseError, match="no release before 1 to compare it with; kept are: 1"):
+        compared(home)
+    released(home, rows(7))
+    with pytest.raises(ReleaseError, match="has no release 9; kept are: 1, 2"):
+        compared(home, 9)
+    with pytest.raises(ReleaseError, match="has no release 9; kept are: 1, 2"):
+        compared(home, 1, 9)
+    with pytest.raises(ReleaseError, match="release 2 cannot differ from itself"):
+        compared(home, 2)
+
+
+def test_the_live_release_is_compared_with_the_one_before_it(home: Path) -> None:
+    for count in (8, 7, 6):
+        released(home, rows(count))
+    assert numbers(compared(home)) == (2, 3)
+    rollback(folder_of(home), 2)
+    assert numbers(compared(home)) == (1, 2)
+    assert numbers(compared(home, 3)) == (3, 2)
+    assert numbers(compared(home, 1, 3)) == (1, 3)
+    assert compared(home, 1, 3).documents.gone == Listed(2, ["id-6", "id-7"])
+
+
+def numbers(found: Diff) -> tuple[int, int]:
+    return found.before.release, found.after.release
+
+
+def test_comparing_changes_nothing_of_the_releases(home: Path) -> None:
+    released(home, rows(8))
+    released(home, rows(7))
+    folder = folder_of(home)
+    stored = folder.releases.read_text()
+    assert isinstance(compared(home).documents, Documents)
+    assert folder.releases.read_text() == stored

