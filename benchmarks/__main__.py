@@ -48,7 +48,9 @@ def _run(options: argparse.Namespace) -> int:
 
     right = RightVectors(weights_folder(), user_cache_path("embedding-pipelines") / "benchmarks")
     texts = {text for phase in steps for text in phase.texts.values()}
-    say(f"{len(documents)} documents of {options.corpus}; the vectors that {len(texts)} texts should have")
+    say(
+        f"{len(documents)} documents of {options.corpus}; the vectors that {len(texts)} texts should have"
+    )
     vectors = right.of(texts)
     for before, after in itertools.pairwise(steps):
         refuse_invisible(after.edited, after.texts, before.texts, vectors)
@@ -57,11 +59,19 @@ def _run(options: argparse.Namespace) -> int:
     results: list[Result] = []
     try:
         for system in systems:
-            results.append(run_system(system, steps, work / system.name, right, options.every_phase, say))
-            base = next((result for result in results if result.name == options.relative_to), results[0])
+            results.append(
+                run_system(system, steps, work / system.name, right, options.every_phase, say)
+            )
+            base = next(
+                (result for result in results if result.name == options.relative_to), results[0]
+            )
             if options.json:  # after each system: an hour's work does not hang on the last one
-                found = as_json(results, steps, base, f"{options.corpus.name}, {len(documents)} documents")
-                options.json.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                found = as_json(
+                    results, steps, base, f"{options.corpus.name}, {len(documents)} documents"
+                )
+                options.json.write_text(
+                    json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
     finally:
         if options.work is None:
             shutil.rmtree(work, ignore_errors=True)
@@ -74,7 +84,9 @@ def _work_folder(wanted: Path | None) -> Path:
     if wanted is None:
         return Path(tempfile.mkdtemp(prefix="benchmark-"))
     if wanted.exists() and any(wanted.iterdir()) and not (wanted / MARK).exists():
-        raise BenchmarkError(f"{wanted} is neither empty nor a folder of this benchmark. Name another one by --work.")
+        raise BenchmarkError(
+            f"{wanted} is neither empty nor a folder of this benchmark. Name another one by --work."
+        )
     wanted.mkdir(parents=True, exist_ok=True)
     (wanted / MARK).touch()
     return wanted.resolve()
@@ -90,24 +102,40 @@ def _chosen(names: str | None) -> list[System]:
     wanted = names.split(",") if names else [*ORDER, *sorted(found.keys() - set(ORDER))]
     unknown = [name for name in wanted if name not in found]
     if unknown:
-        raise BenchmarkError(f"There is no system {', '.join(unknown)}. There are {', '.join(sorted(found))}.")
+        raise BenchmarkError(
+            f"There is no system {', '.join(unknown)}. There are {', '.join(sorted(found))}."
+        )
     return [found[name] for name in wanted]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="This project beside its peers on a corpus that changes, in one table."
+        prog="python -m benchmarks",
+        description="This project beside its peers on a corpus that changes, in one table.",
     )
-    parser.add_argument("--corpus", type=Path, default=CORPUS, metavar="FILE", help="JSON Lines: _id, title, text")
-    parser.add_argument("--documents", type=int, metavar="N", help="only the first N of them, for a quick look")
-    parser.add_argument("--systems", metavar="A,B", help=f"which ones and in which order; all: {','.join(ORDER)}")
-    parser.add_argument("--relative-to", default="ours", metavar="NAME", help="whom the ratios are to (ours)")
     parser.add_argument(
-        "--every-phase", action="store_true", help="measure the naive script in each phase, not just once"
+        "--corpus", type=Path, default=CORPUS, metavar="FILE", help="JSON Lines: _id, title, text"
+    )
+    parser.add_argument(
+        "--documents", type=int, metavar="N", help="only the first N of them, for a quick look"
+    )
+    parser.add_argument(
+        "--systems", metavar="A,B", help=f"which ones and in which order; all: {','.join(ORDER)}"
+    )
+    parser.add_argument(
+        "--relative-to", default="ours", metavar="NAME", help="whom the ratios are to (ours)"
+    )
+    parser.add_argument(
+        "--every-phase",
+        action="store_true",
+        help="measure the naive script in each phase, not just once",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument(
-        "--work", type=Path, metavar="FOLDER", help="keep stores and logs there; else a temporary folder"
+        "--work",
+        type=Path,
+        metavar="FOLDER",
+        help="keep stores and logs there; else a temporary folder",
     )
     return parser.parse_args(arguments)
 

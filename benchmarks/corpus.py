@@ -48,7 +48,11 @@ class Phase:
     @property
     def texts(self) -> dict[str, str]:
         """What a store has to hold: each document's text by its id."""
-        return {document.id: document.text for documents in self.files.values() for document in documents}
+        return {
+            document.id: document.text
+            for documents in self.files.values()
+            for document in documents
+        }
 
 
 def read_corpus(path: Path, documents: int | None = None) -> list[Document]:
@@ -56,11 +60,19 @@ def read_corpus(path: Path, documents: int | None = None) -> list[Document]:
     try:
         found = list(_read(path))[:documents]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise BenchmarkError(f"{path}: not a corpus of JSON lines with _id, title and text: {error!r}") from error
+        raise BenchmarkError(
+            f"{path}: not a corpus of JSON lines with _id, title and text: {error!r}"
+        ) from error
     if len(found) < 20:
-        raise BenchmarkError(f"{path}: {len(found)} documents are too few for a change of 1%. Take 20 or more.")
-    if len({document.text for document in found}) < len(found) or len({document.id for document in found}) < len(found):
-        raise BenchmarkError(f"{path}: an id or a text stands there twice; the counts would mean nothing.")
+        raise BenchmarkError(
+            f"{path}: {len(found)} documents are too few for a change of 1%. Take 20 or more."
+        )
+    if len({document.text for document in found}) < len(found) or len(
+        {document.id for document in found}
+    ) < len(found):
+        raise BenchmarkError(
+            f"{path}: an id or a text stands there twice; the counts would mean nothing."
+        )
     return found
 
 
@@ -74,7 +86,9 @@ def phases(documents: list[Document], seed: int = SEED) -> list[Phase]:
     """The phases in their order; the same documents and seed give the same phases."""
     chance = random.Random(seed)
     count = len(documents)
-    picked = chance.sample(range(count), max(1, round(EDITED * count)) + max(1, round(DELETED * count)))
+    picked = chance.sample(
+        range(count), max(1, round(EDITED * count)) + max(1, round(DELETED * count))
+    )
     edited = set(picked[: max(1, round(EDITED * count))])
     deleted = set(picked[len(edited) :])
     new_count = max(1, round(ADDED * count))
@@ -85,7 +99,10 @@ def phases(documents: list[Document], seed: int = SEED) -> list[Phase]:
         for number, document in enumerate(documents)
         if number not in deleted
     ]
-    added = [_mix(head, tail, number) for number, (head, tail) in enumerate(zip(heads, tails, strict=True))]
+    added = [
+        _mix(head, tail, number)
+        for number, (head, tail) in enumerate(zip(heads, tails, strict=True))
+    ]
     after = changed + added
     copied = chance.sample(after, min(COPIED, count // COPIED_OF_FEW))
     copies = [Document(f"copy-{document.id}", document.title, document.body) for document in copied]
@@ -101,7 +118,12 @@ def phases(documents: list[Document], seed: int = SEED) -> list[Phase]:
             len(edited) + len(added),
             frozenset(documents[number].id for number in edited),
         ),
-        Phase("copy", f"{len(copies)} copies under other ids", {"corpus.jsonl": after, "copies.jsonl": copies}, 0),
+        Phase(
+            "copy",
+            f"{len(copies)} copies under other ids",
+            {"corpus.jsonl": after, "copies.jsonl": copies},
+            0,
+        ),
     ]
 
 
@@ -111,7 +133,11 @@ def write_phase(phase: Phase, folder: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for name, documents in phase.files.items():
         content = "".join(
-            json.dumps({"_id": document.id, "title": document.title, "text": document.body}, ensure_ascii=False) + "\n"
+            json.dumps(
+                {"_id": document.id, "title": document.title, "text": document.body},
+                ensure_ascii=False,
+            )
+            + "\n"
             for document in documents
         ).encode()
         path = target / name

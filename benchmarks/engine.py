@@ -38,7 +38,12 @@ def corpora(data: Path, share: float) -> dict[str, list[str]]:
     with (data / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
     with (data / "peps" / "peps.jsonl").open(encoding="utf-8") as file:
-        paragraphs = [part.strip() for line in file for part in json.loads(line)["text"].split("\n\n") if part.strip()]
+        paragraphs = [
+            part.strip()
+            for line in file
+            for part in json.loads(line)["text"].split("\n\n")
+            if part.strip()
+        ]
     every = max(1, len(paragraphs) // TEXTS["paragraphs"])
     found = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
     return {name: texts[: max(8, int(TEXTS[name] * share))] for name, texts in found.items()}
@@ -53,7 +58,9 @@ def matrix_limit(precision: str) -> float:
     """FLOP/s of large matrix products on all cores, the best of several runs."""
     import torch
 
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+        precision
+    ]
     best = 0.0
     for rows, inner, columns in SHAPES:
         left, right = torch.randn(rows, inner).to(kind), torch.randn(inner, columns).to(kind)
@@ -117,7 +124,8 @@ def side_by_side(arguments: argparse.Namespace) -> None:
     for count in (1, arguments.processes, 1):
         command = [sys.executable, "-c", code, str(arguments.data), arguments.precision]
         running = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(count)
         ]
         for process in running:
             assert process.stdout is not None
@@ -128,12 +136,25 @@ def side_by_side(arguments: argparse.Namespace) -> None:
             process.stdin.flush()
         seconds = [float(process.communicate()[0]) for process in running]
         rates[count] = max(rates.get(count, 0.0), count / max(seconds))
-    print(f"{arguments.processes} at once do {rates[arguments.processes] / rates[1]:.2f} of what one does alone")
+    print(
+        f"{arguments.processes} at once do {rates[arguments.processes] / rates[1]:.2f} of what one does alone"
+    )
 
 
 def show(results: dict[str, Any]) -> None:
-    table = Table(title=f"{results['engine']}, {results['precision']}; limit {results['limit_gflops']} GFLOP/s")
-    for column in ("corpus", "tokens", "encode()", "engine", "ratio", "of the limit", "padding", "cosine mean / min"):
+    table = Table(
+        title=f"{results['engine']}, {results['precision']}; limit {results['limit_gflops']} GFLOP/s"
+    )
+    for column in (
+        "corpus",
+        "tokens",
+        "encode()",
+        "engine",
+        "ratio",
+        "of the limit",
+        "padding",
+        "cosine mean / min",
+    ):
         table.add_column(column, justify="left" if column == "corpus" else "right")
     for name, row in results["corpora"].items():
         table.add_row(
@@ -150,7 +171,9 @@ def show(results: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=str(__doc__).split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine", description=str(__doc__).split("\n\n")[0]
+    )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a quick look")
@@ -168,7 +191,10 @@ def main() -> None:
     encoder: Any = SentenceTransformer(str(folder), device=_device(engine), local_files_only=True)
     if engine.backend.precision == "float16":
         encoder = encoder.half()  # as anybody does on a GPU
-    for one in (lambda: engine.embed(["warm"], "document"), lambda: encoder.encode(["warm"], show_progress_bar=False)):
+    for one in (
+        lambda: engine.embed(["warm"], "document"),
+        lambda: encoder.encode(["warm"], show_progress_bar=False),
+    ):
         one()
     precision = engine.backend.precision
     results: dict[str, Any] = {
@@ -186,7 +212,11 @@ def main() -> None:
 
 
 def _device(engine: Engine) -> str:
-    return "cpu" if engine.backend.name.endswith(("CPU", "cpu")) else engine.backend.name.rsplit(", ", 1)[1]
+    return (
+        "cpu"
+        if engine.backend.name.endswith(("CPU", "cpu"))
+        else engine.backend.name.rsplit(", ", 1)[1]
+    )
 
 
 if __name__ == "__main__":

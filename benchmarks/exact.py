@@ -43,7 +43,9 @@ class Verdict:
     def __str__(self) -> str:
         if self.exact:
             return "exact"
-        faults = {name: getattr(self, name) for name in ("missing", "extra", "twice", "stale", "wrong")}
+        faults = {
+            name: getattr(self, name) for name in ("missing", "extra", "twice", "stale", "wrong")
+        }
         return "; ".join(
             f"{len(ids)} {name} ({', '.join(ids[:EXAMPLES])}{', …' if len(ids) > EXAMPLES else ''})"
             for name, ids in faults.items()
@@ -87,12 +89,17 @@ def verdict(
 
 
 def refuse_invisible(
-    edited: Collection[str], texts: Mapping[str, str], before: Mapping[str, str], right: Mapping[str, Vectors]
+    edited: Collection[str],
+    texts: Mapping[str, str],
+    before: Mapping[str, str],
+    right: Mapping[str, Vectors],
 ) -> None:
     """BenchmarkError if an edit changes a vector so little that a stale one would pass for the new one."""
     for name in edited:
         if float(right[texts[name]] @ right[before[name]]) >= SAME:
-            raise BenchmarkError(f"The edit of document {name!r} does not show in its vector. Change corpus._edit.")
+            raise BenchmarkError(
+                f"The edit of document {name!r} does not show in its vector. Change corpus._edit."
+            )
 
 
 class RightVectors:
@@ -112,11 +119,19 @@ class RightVectors:
         keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
         missing = sorted(text for text, key in keys.items() if key not in self._known)
         if missing:
-            made = np.asarray(self._encoder.encode(missing, normalize_embeddings=True, show_progress_bar=False))
-            self._known.update(zip((keys[text] for text in missing), made.astype(np.float32), strict=True))
+            made = np.asarray(
+                self._encoder.encode(missing, normalize_embeddings=True, show_progress_bar=False)
+            )
+            self._known.update(
+                zip((keys[text] for text in missing), made.astype(np.float32), strict=True)
+            )
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(f".{os.getpid()}.npz")
-            np.savez(draft, keys=np.array(list(self._known)), vectors=np.stack(list(self._known.values())))
+            np.savez(
+                draft,
+                keys=np.array(list(self._known)),
+                vectors=np.stack(list(self._known.values())),
+            )
             draft.replace(self._path)
         return {text: self._known[key] for text, key in keys.items()}
 

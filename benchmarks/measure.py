@@ -16,7 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SAMPLE_SECONDS = 0.2  # between looks at the tree; the peak of the process itself is exact, from the kernel
+SAMPLE_SECONDS = (
+    0.2  # between looks at the tree; the peak of the process itself is exact, from the kernel
+)
 TAIL = 4_000  # characters of what the command printed to stderr that a failure shows
 
 
@@ -27,7 +29,9 @@ class Measured:
     code: int
     seconds: float  # wall, from before the process is started until it has ended
     cpu_seconds: float  # user and system, of the process and of its children
-    peak_bytes: int  # resident: the larger of the process's own peak and the largest sum over its tree
+    peak_bytes: (
+        int  # resident: the larger of the process's own peak and the largest sum over its tree
+    )
     stdout: str
     stderr: str
 
@@ -35,7 +39,9 @@ class Measured:
 def measure(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> Measured:
     """Run `command` to its end. What it prints stands in `logs` (`.out`, `.err`) and in the answer."""
     logs.parent.mkdir(parents=True, exist_ok=True)
-    out, err, result = (logs.with_name(f"{logs.name}.{ending}") for ending in ("out", "err", "json"))
+    out, err, result = (
+        logs.with_name(f"{logs.name}.{ending}") for ending in ("out", "err", "json")
+    )
     result.unlink(missing_ok=True)
     # -P: this folder's modules do not stand in front of the standard library's.
     starter = [sys.executable, "-P", __file__, str(result), str(out), str(err)]
@@ -48,7 +54,11 @@ def measure(command: Sequence[str], environment: Mapping[str, str], logs: Path) 
     if code:
         raise RuntimeError(f"The measuring process for {command[0]} ended with exit code {code}.")
     found = json.loads(result.read_text())
-    return Measured(**found, stdout=out.read_text(errors="replace"), stderr=err.read_text(errors="replace")[-TAIL:])
+    return Measured(
+        **found,
+        stdout=out.read_text(errors="replace"),
+        stderr=err.read_text(errors="replace")[-TAIL:],
+    )
 
 
 def _end(pid: int) -> None:

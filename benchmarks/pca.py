@@ -39,7 +39,10 @@ def write_vectors(path: Path, rows: int, dimensions: int) -> None:
     strengths = (1 + np.arange(dimensions, dtype=np.float32)) ** -0.5
     with path.open("wb") as file:
         for start in range(0, rows, BLOCK_ROWS):
-            block = random.standard_normal((min(BLOCK_ROWS, rows - start), dimensions), np.float32) * strengths
+            block = (
+                random.standard_normal((min(BLOCK_ROWS, rows - start), dimensions), np.float32)
+                * strengths
+            )
             block[:, 0] += 1.5
             unit(block @ rotation).tofile(file)
 
@@ -100,7 +103,10 @@ def child(system: str, path: Path, dimensions: int, keep: int) -> None:
 
     started, processor = time.perf_counter(), time.process_time()
     directions = SYSTEMS[system](path, dimensions, keep)
-    found = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - processor}
+    found = {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - processor,
+    }
     print(json.dumps(found))
     np.save(path.with_name(f"{system}.npy"), directions)
 
@@ -124,30 +130,48 @@ def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) ->
     for _ in range(rounds):
         for name in SYSTEMS:
             found[name].append(fit_alone(name, path, dimensions, keep))
-    own, exact = (np.load(path.with_name(f"{name}.npy")) for name in ("this project", "float64 products"))
+    own, exact = (
+        np.load(path.with_name(f"{name}.npy")) for name in ("this project", "float64 products")
+    )
     exact *= np.sign((own * exact).sum(axis=1, keepdims=True))
     medians = {
-        name: {figure: round(statistics.median(run[figure] for run in runs), 2) for figure in runs[0]}
+        name: {
+            figure: round(statistics.median(run[figure] for run in runs), 2) for figure in runs[0]
+        }
         for name, runs in found.items()
     }
     error = float(np.linalg.norm(own - exact, axis=1).max())
-    return {"rows": rows, "dimensions": dimensions, "keep": keep, "systems": medians, "direction_error": error}
+    return {
+        "rows": rows,
+        "dimensions": dimensions,
+        "keep": keep,
+        "systems": medians,
+        "direction_error": error,
+    }
 
 
 def show(results: dict[str, Any]) -> None:
-    table = Table(title=f"PCA-{results['keep']} of {results['rows']:,} x {results['dimensions']} float32")
+    table = Table(
+        title=f"PCA-{results['keep']} of {results['rows']:,} x {results['dimensions']} float32"
+    )
     for column in ("", "seconds", "ratio", "CPU seconds", "ratio", "peak MB"):
         table.add_column(column, justify="left" if not column else "right")
     own = results["systems"]["this project"]
     for name, row in results["systems"].items():
-        times = [f"{part:.2f}" for key in ("seconds", "cpu_seconds") for part in (row[key], row[key] / own[key])]
+        times = [
+            f"{part:.2f}"
+            for key in ("seconds", "cpu_seconds")
+            for part in (row[key], row[key] / own[key])
+        ]
         table.add_row(name, *times, f"{row['peak_mb']:,.0f}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(f"largest error of a direction of this project: {results['direction_error']:.1e}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pca", description=str(__doc__).split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pca", description=str(__doc__).split("\n\n")[0]
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=384)
     parser.add_argument("--keep", type=int, default=128)
@@ -155,7 +179,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = compare(Path(folder), arguments.rows, arguments.dimensions, arguments.keep, arguments.rounds)
+        results = compare(
+            Path(folder), arguments.rows, arguments.dimensions, arguments.keep, arguments.rounds
+        )
     show(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -14,9 +14,13 @@ from benchmarks.suite import PhaseResult, Result
 MEGABYTE = 1e6
 
 
-def print_report(results: list[Result], phases: list[Phase], base: Result, console: Console) -> None:
+def print_report(
+    results: list[Result], phases: list[Phase], base: Result, console: Console
+) -> None:
     """The table, then what is wrong with whom, then what was done apart."""
-    table = Table(title=f"Keeping a store true to its corpus; ratios to {base.title}", show_lines=True)
+    table = Table(
+        title=f"Keeping a store true to its corpus; ratios to {base.title}", show_lines=True
+    )
     table.add_column("")
     for phase in phases:
         table.add_column(f"{phase.name}\n{phase.summary}", justify="right")
@@ -33,10 +37,19 @@ def print_report(results: list[Result], phases: list[Phase], base: Result, conso
         console.print(f"- {note}", highlight=False, markup=False)
     apart = ", ".join(f"{result.title} {result.prepare_seconds:.1f} s" for result in results)
     console.print(f"Once per machine, before, not counted: {apart}.", highlight=False, markup=False)
-    loads = [phase.load_before for result in results for phase in result.phases.values() if phase.measured]
+    loads = [
+        phase.load_before
+        for result in results
+        for phase in result.phases.values()
+        if phase.measured
+    ]
     # A shared machine shows here: the work of a phase that has just ended counts too, so about the cores is usual.
     about = f"load average as the phases began {min(loads):.1f} to {max(loads):.1f}"
-    console.print(f"{machine()['processor']}, {machine()['cores']} cores, {about}.", highlight=False, markup=False)
+    console.print(
+        f"{machine()['processor']}, {machine()['cores']} cores, {about}.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def notes(results: list[Result]) -> list[str]:
@@ -54,11 +67,15 @@ def notes(results: list[Result]) -> list[str]:
     return found
 
 
-def as_json(results: list[Result], phases: list[Phase], base: Result, corpus: str) -> dict[str, Any]:
+def as_json(
+    results: list[Result], phases: list[Phase], base: Result, corpus: str
+) -> dict[str, Any]:
     """All figures, and what they were measured with."""
     return {
         "corpus": corpus,
-        "phases": {phase.name: {"summary": phase.summary, "to_embed": phase.to_embed} for phase in phases},
+        "phases": {
+            phase.name: {"summary": phase.summary, "to_embed": phase.to_embed} for phase in phases
+        },
         "machine": machine(),
         "base": base.name,
         "systems": [
@@ -70,7 +87,9 @@ def as_json(results: list[Result], phases: list[Phase], base: Result, corpus: st
                     for name, phase in result.phases.items()
                     if base.phases[name].seconds
                 },
-                "right": {name: phase.right for name, phase in result.phases.items() if phase.measured},
+                "right": {
+                    name: phase.right for name, phase in result.phases.items() if phase.measured
+                },
             }
             for result in results
         ],
@@ -81,7 +100,9 @@ def machine() -> dict[str, Any]:
     """What the figures depend on."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
@@ -90,7 +111,9 @@ def machine() -> dict[str, Any]:
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

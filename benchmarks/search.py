@@ -42,14 +42,18 @@ EMBED_TEXTS = 1_024  # per call
 
 def measure(data: Data, systems: Sequence[System]) -> None:
     """Ask all systems every query by every choice, in blocks by turns; fills in their figures."""
-    turns = [(system, label, choice) for system in systems for label, choice in system.choices.items()]
+    turns = [
+        (system, label, choice) for system in systems for label, choice in system.choices.items()
+    ]
     tenth = [np.partition(data.vectors @ query, -K)[-K] for query in data.queries]
     for (system, _, choice), query in itertools.product(turns, data.queries[:WARM_UP]):
         system.ask(choice, query)
     order = random.Random(0)
     for first in range(0, len(data.queries), BLOCK):
         for system, label, choice in order.sample(turns, len(turns)):
-            for query, least in zip(data.queries[first : first + BLOCK], tenth[first : first + BLOCK], strict=True):
+            for query, least in zip(
+                data.queries[first : first + BLOCK], tenth[first : first + BLOCK], strict=True
+            ):
                 started = time.perf_counter()
                 result = system.ask(choice, query)
                 system.milliseconds[label].append((time.perf_counter() - started) * 1000)
@@ -64,9 +68,14 @@ def load(vectors: int, queries: int, work: Path) -> Data:
         rows = list(csv.DictReader(file))
     first = max(HELD_OUT, vectors)
     if first + queries > len(rows):
-        raise ConfigError(f"{CAPTIONS} has {len(rows)} rows; {vectors} vectors and {queries} queries need more.")
+        raise ConfigError(
+            f"{CAPTIONS} has {len(rows)} rows; {vectors} vectors and {queries} queries need more."
+        )
     asked = rows[first : first + queries]
-    made = [_vectors(spec, part, work / f"{NAME}-{at}") for at, part in ((0, rows[:vectors]), (first, asked))]
+    made = [
+        _vectors(spec, part, work / f"{NAME}-{at}")
+        for at, part in ((0, rows[:vectors]), (first, asked))
+    ]
     return Data(spec, rows[:vectors], *made)
 
 
@@ -76,7 +85,9 @@ def _vectors(spec: PipelineSpec, rows: Sequence[dict[str, str]], start: Path) ->
     if path.exists() and len(kept := np.load(path, mmap_mode="r")) >= len(rows):
         return np.array(kept[: len(rows)])
     vectors = np.empty((len(rows), spec.model.space.dimensions), np.float32)
-    order = sorted(range(len(rows)), key=lambda at: len(rows[at]["caption"]))  # alike in length: little padding
+    order = sorted(
+        range(len(rows)), key=lambda at: len(rows[at]["caption"])
+    )  # alike in length: little padding
     for first in range(0, len(order), EMBED_TEXTS):
         part = order[first : first + EMBED_TEXTS]
         vectors[part] = spec.model.embed([rows[at]["caption"] for at in part], "document")
@@ -104,13 +115,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=__doc__)
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--work", type=Path, default=Path("build/bench_search"), help="where embeddings are kept")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="beside this project")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/bench_search"), help="where embeddings are kept"
+    )
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="beside this project"
+    )
     parser.add_argument("--json", type=Path, help="write the figures of every setting to a file")
     options = parser.parse_args()
     names = [name for name in SYSTEMS if name in {"project", *options.systems}]
-    if missing := [name for name in names[1:] if importlib.util.find_spec(name.partition("-")[0]) is None]:
-        parser.error(f"{', '.join(missing)}: not installed. pip install -e '.[bench]', or name others by --systems")
+    if missing := [
+        name for name in names[1:] if importlib.util.find_spec(name.partition("-")[0]) is None
+    ]:
+        parser.error(
+            f"{', '.join(missing)}: not installed. pip install -e '.[bench]', or name others by --systems"
+        )
     try:
         data = load(options.vectors, options.queries, options.work)
     except EmbeddingPipelinesError as error:
@@ -124,12 +143,20 @@ def main() -> None:
     base = systems["project"].p50("default")
     best = [figures(name, system, system.best(), base) for name, system in systems.items()]
     title = f"{len(data.vectors):,} vectors of {data.vectors.shape[1]} dimensions, {len(data.queries)} queries"
-    table = Table(*best[0], title=title, caption="project and lancedb give all columns, the others row numbers alone")
+    table = Table(
+        *best[0],
+        title=title,
+        caption="project and lancedb give all columns, the others row numbers alone",
+    )
     for row in best:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if options.json:
-        rows = [figures(name, system, label, base) for name, system in systems.items() for label in system.choices]
+        rows = [
+            figures(name, system, label, base)
+            for name, system in systems.items()
+            for label in system.choices
+        ]
         options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

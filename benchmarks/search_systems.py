@@ -73,7 +73,11 @@ class System:
 
 def project(data: Data, home: Path) -> System:
     """A pipeline's table and release, as the steps make them, read through `Searcher`."""
-    warehouse, codec, space = Warehouse(home), CodecChain([], data.vectors.shape[1]), data.spec.model.space
+    warehouse, codec, space = (
+        Warehouse(home),
+        CodecChain([], data.vectors.shape[1]),
+        data.spec.model.space,
+    )
     folder, table = warehouse.pipeline(NAME), data.spec.store.table(warehouse.tables, NAME)
     stored = space.compressed(codec.id)
     rows = _table_rows(data, codec, stored.id)
@@ -96,21 +100,41 @@ def project(data: Data, home: Path) -> System:
         return [data.numbers[hit.chunk_id] for hit in result.hits]
 
     size = table.size_bytes()
-    return System({"default": None}, lambda _, q: searcher.search_vector(q, space, K), found, seconds, size, "disk")
+    return System(
+        {"default": None},
+        lambda _, q: searcher.search_vector(q, space, K),
+        found,
+        seconds,
+        size,
+        "disk",
+    )
 
 
 def lancedb(data: Data, home: Path) -> System:
     """The project's table by lancedb's own calls: the same columns, as Arrow, the fastest form it gives."""
     table: Any = importlib.import_module("lancedb").connect(Warehouse(home).tables).open_table(NAME)
-    columns = [name for name in table.schema.names if name not in ("bucket", "chunk_digest", schemas.VECTOR)]
+    columns = [
+        name
+        for name in table.schema.names
+        if name not in ("bucket", "chunk_digest", schemas.VECTOR)
+    ]
 
     def ask(choice: tuple[int, int], query: Vectors) -> pa.Table:
-        search = table.search(query, vector_column_name=schemas.VECTOR).distance_type("cosine").nprobes(choice[0])
+        search = (
+            table.search(query, vector_column_name=schemas.VECTOR)
+            .distance_type("cosine")
+            .nprobes(choice[0])
+        )
         return search.refine_factor(choice[1]).select([*columns, "_distance"]).limit(K).to_arrow()
 
     choices = {f"nprobes {n}, refine {r}": (n, r) for n in (5, 10, 20, 40) for r in (1, 2, 4)}
     return System(
-        choices, ask, lambda result: [data.numbers[name] for name in result["chunk_id"].to_pylist()], None, None, "same"
+        choices,
+        ask,
+        lambda result: [data.numbers[name] for name in result["chunk_id"].to_pylist()],
+        None,
+        None,
+        "same",
     )
 
 
@@ -121,14 +145,21 @@ def faiss(kind: str, data: Data, _: Path) -> System:
         index.hnsw.efConstruction = HNSW_BREADTH
         choices = {f"efSearch {n}": library.SearchParametersHNSW(efSearch=n) for n in HNSW_SEARCH}
     elif kind.startswith("IVF"):
-        choices = {f"nprobe {n}": library.SearchParametersIVF(nprobe=n) for n in (8, 16, 32, 64, 128)}
+        choices = {
+            f"nprobe {n}": library.SearchParametersIVF(nprobe=n) for n in (8, 16, 32, 64, 128)
+        }
     started = time.perf_counter()
     index.train(data.vectors)
     index.add(data.vectors)
     seconds = time.perf_counter() - started
     size = len(library.serialize_index(index))
     return System(
-        choices, lambda c, q: index.search(q[None], K, params=c), lambda r: r[1][0].tolist(), seconds, size, "memory"
+        choices,
+        lambda c, q: index.search(q[None], K, params=c),
+        lambda r: r[1][0].tolist(),
+        seconds,
+        size,
+        "memory",
     )
 
 
@@ -149,7 +180,11 @@ def hnswlib(data: Data, _: Path) -> System:
 
 def usearch(data: Data, _: Path) -> System:
     index = importlib.import_module("usearch.index").Index(
-        ndim=data.vectors.shape[1], metric="ip", dtype="f32", connectivity=HNSW_LINKS, expansion_add=HNSW_BREADTH
+        ndim=data.vectors.shape[1],
+        metric="ip",
+        dtype="f32",
+        connectivity=HNSW_LINKS,
+        expansion_add=HNSW_BREADTH,
     )
     started = time.perf_counter()
     index.add(np.arange(len(data.vectors)), data.vectors)
@@ -179,7 +214,9 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
         "caption_no": [int(row["caption_no"]) for row in rows],
         **encoded(data.spec.store, codec, data.vectors),
     }
-    return pa.table(columns, schemas.table_schema(data.spec.source.metadata_types, column, space_id))
+    return pa.table(
+        columns, schemas.table_schema(data.spec.source.metadata_types, column, space_id)
+    )
 
 
 # By name, up to the hyphen that of the module it needs. This project's comes first: it makes the table.

@@ -33,8 +33,12 @@ class PhaseResult:
     problem: str
     verdict: Verdict | None
     notes: list[str]
-    load_before: float  # runnable processes over the last minute, others' included, when the phase began
-    measured: bool = True  # False: taken from the cold run, because this system does everything again each time
+    load_before: (
+        float  # runnable processes over the last minute, others' included, when the phase began
+    )
+    measured: bool = (
+        True  # False: taken from the cold run, because this system does everything again each time
+    )
 
     @property
     def right(self) -> bool:
@@ -60,7 +64,12 @@ class Result:
 
 
 def run_system(
-    system: System, phases: list[Phase], folder: Path, right: RightVectors, every_phase: bool, say: Say
+    system: System,
+    phases: list[Phase],
+    folder: Path,
+    right: RightVectors,
+    every_phase: bool,
+    say: Say,
 ) -> Result:
     """All phases of one system in `folder`, which is emptied first."""
     result = Result(system.name, system.title, system.versions())
@@ -74,14 +83,18 @@ def run_system(
     if prepared.code:
         problem = f"cannot be set up: {_last_words(prepared)}"
         say(f"{system.title}: {problem}")
-        result.phases = {phase.name: PhaseResult(0.0, 0.0, 0, None, problem, None, [], 0.0) for phase in phases}
+        result.phases = {
+            phase.name: PhaseResult(0.0, 0.0, 0, None, problem, None, [], 0.0) for phase in phases
+        }
         return result
 
     before: dict[str, str] = {}
     for phase in phases:
         if result.phases and not system.remembers and not every_phase:
             cold = next(iter(result.phases.values()))
-            result.phases[phase.name] = PhaseResult(**{**vars(cold), "measured": False, "verdict": None})
+            result.phases[phase.name] = PhaseResult(
+                **{**vars(cold), "measured": False, "verdict": None}
+            )
             continue
         write_phase(phase, folder)
         load = os.getloadavg()[0]
@@ -114,7 +127,9 @@ def run_system(
 def environment_of(folder: Path) -> dict[str, str]:
     """What a system's processes get: no network, no telemetry, a home and a cache of their own."""
     kept = {
-        name: value for name, value in os.environ.items() if name not in ("DAGSTER_HOME", "EMBEDDING_PIPELINES_HOME")
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DAGSTER_HOME", "EMBEDDING_PIPELINES_HOME")
     }
     return {
         **kept,
@@ -172,7 +187,9 @@ def _judge(
         return None, f"the store cannot be read: {_last_words(dumped)}"
     with np.load(file) as stored:
         ids, vectors = stored["ids"].tolist(), stored["vectors"]
-        for name, text in zip(ids, stored["texts"].tolist() if "texts" in stored else [], strict=False):
+        for name, text in zip(
+            ids, stored["texts"].tolist() if "texts" in stored else [], strict=False
+        ):
             if name in texts:
                 texts[name] = right.cut(texts[name], text)
     file.unlink()

@@ -15,7 +15,10 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     """
     names: list[tuple[str, str | None]] = [(str(named), alias) for alias, named in ALIASES.items()]
     names += [(model, None) for model in MODELS.keys() - {name for name, _ in names}]
-    return [_row(model, alias) for model, alias in sorted(names, key=lambda name: (name[0], name[1] or ""))]
+    return [
+        _row(model, alias)
+        for model, alias in sorted(names, key=lambda name: (name[0], name[1] or ""))
+    ]
 
 
 def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:

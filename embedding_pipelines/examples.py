@@ -64,7 +64,9 @@ def write_examples(home: Path) -> list[Written]:
     """Write the example data below `home`; SourceError where Python came without its source."""
     data = [*_write_stdlib(home / "data" / "stdlib"), _write_unicode(home / "data" / "unicode")]
     missing = [name for name in _PIPELINES if not (home / "pipelines" / name).exists()]
-    return data + [_write(home / "pipelines" / name, (_shipped() / name).read_bytes(), 0) for name in missing]
+    return data + [
+        _write(home / "pipelines" / name, (_shipped() / name).read_bytes(), 0) for name in missing
+    ]
 
 
 def stdlib_modules(folder: Path) -> list[tuple[str, Path]]:
@@ -110,7 +112,9 @@ def _see(name: str, doc: str, module: str, docs: dict[str, str]) -> Iterator[str
     """What the functions beside it do that a docstring refers to: "Metadata is copied with copystat()"
     says little to a reader, or a model, who does not know that one.
     """
-    mentioned = dict.fromkeys(group for match in _MENTION.finditer(doc) for group in match.groups() if group)
+    mentioned = dict.fromkeys(
+        group for match in _MENTION.finditer(doc) for group in match.groups() if group
+    )
     scopes = dict.fromkeys((name.rpartition(".")[0], module))
     beside = [f"{scope}.{word}" for word in mentioned for scope in scopes]
     known = [other for other in beside if other in docs and other != name]
@@ -123,7 +127,9 @@ def _definitions(node: ast.AST, name: str) -> Iterator[tuple[str, Any]]:
     """The node under its dotted name if it can have a docstring, then whatever is defined in it."""
     if isinstance(node, ast.Module | _NAMED):
         yield name, node
-    if isinstance(node, ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With | ast.ExceptHandler):
+    if isinstance(
+        node, ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With | ast.ExceptHandler
+    ):
         for child in ast.iter_child_nodes(node):
             own = f".{child.name}" if isinstance(child, _NAMED) else ""
             yield from _definitions(child, name + own)
@@ -137,14 +143,20 @@ def _write_stdlib(folder: Path) -> Iterator[Written]:
     for module, path in stdlib_modules(stdlib):
         letter = module.lstrip("_")[0].lower()
         try:
-            lines[letter] += [json.dumps(found) + "\n" for found in documented(path.read_bytes(), module)]
+            lines[letter] += [
+                json.dumps(found) + "\n" for found in documented(path.read_bytes(), module)
+            ]
         except (SyntaxError, ValueError, OSError):
             skipped[letter].append(str(path))
     if not any(lines.values()):
-        raise SourceError(f"{stdlib}: no documented Python source; run a Python that comes with its own.")
+        raise SourceError(
+            f"{stdlib}: no documented Python source; run a Python that comes with its own."
+        )
     for letter in sorted({*lines, *skipped}):
         text = "".join(lines[letter])
-        yield _write(folder / f"{letter}.jsonl", text.encode(), len(lines[letter]), tuple(skipped[letter]))
+        yield _write(
+            folder / f"{letter}.jsonl", text.encode(), len(lines[letter]), tuple(skipped[letter])
+        )
 
 
 def named_characters() -> Iterator[tuple[str, str, str, str, str]]:

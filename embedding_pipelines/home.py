@@ -28,4 +28,8 @@ def warehouse_folder(home: Path) -> Path:
 
 def instance_folder(home: Path) -> Path:
     """Dagster's instance: $DAGSTER_HOME, else a folder in the warehouse."""
-    return Path(os.environ.get("DAGSTER_HOME") or warehouse_folder(home) / "dagster").expanduser().resolve()
+    return (
+        Path(os.environ.get("DAGSTER_HOME") or warehouse_folder(home) / "dagster")
+        .expanduser()
+        .resolve()
+    )

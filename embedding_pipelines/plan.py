@@ -19,7 +19,11 @@ from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions, without_vector
+from embedding_pipelines.steps.embeddings import (
+    current_embeddings,
+    refuse_wrong_dimensions,
+    without_vector,
+)
 from embedding_pipelines.steps.train import learn_model
 from embedding_pipelines.steps.vector_store import open_table
 from embedding_pipelines.stores.base import Table
@@ -65,7 +69,9 @@ def plan(context: StepContext, provider: Provider) -> Plan:
             if made.rows_new or made.rows_changed or made.rows_deleted:
                 made.tokens_to_measure = tokens_to_measure(context, provider, ledger)
     later = made.tokens - direct
-    made.within_budget = Purse.of(context.spec.budget, provider, in_batches=later > 0).holds(later or direct)
+    made.within_budget = Purse.of(context.spec.budget, provider, in_batches=later > 0).holds(
+        later or direct
+    )
     if provider.price is not None and provider.batch_price is not None:
         usd = later * provider.batch_price + (direct + made.tokens_to_measure) * provider.price
         made.usd = round(usd / 1e6, 6)
@@ -78,9 +84,13 @@ def _count_rows(context: StepContext, provider: Provider, made: Plan) -> None:
     for bucket in context.spec.bucket_names:
         wanted = context.folder.chunks.read_columns(bucket, ["chunk_id", "chunk_digest"])
         assert wanted is not None
-        target = dict(zip(wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist(), strict=True))
+        target = dict(
+            zip(wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist(), strict=True)
+        )
         if current_embeddings(context, bucket, provider.space) is not None:
-            for name in without_vector(context, bucket):  # the provider refused it, and is not asked again
+            for name in without_vector(
+                context, bucket
+            ):  # the provider refused it, and is not asked again
                 del target[name]
         stored = dict(_stored(table, bucket))
         both = target.keys() & stored.keys()
@@ -101,7 +111,9 @@ def _table(context: StepContext, provider: Provider) -> Table | None:
 
 def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
     for batch in table.scan(["chunk_id", "chunk_digest"], bucket) if table is not None else ():
-        yield from zip(batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True)
+        yield from zip(
+            batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True
+        )
 
 
 def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> int:
@@ -109,11 +121,17 @@ def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made:
     directly: all, but where the provider answers later those of texts that a batch has refused."""
     space, limits, shards, direct = provider.space, provider.limits, context.folder.chunks, 0
     waiting, refused = _with_service(context, provider, ledger)
-    stale = [bucket for bucket in context.spec.bucket_names if current_embeddings(context, bucket, space) is None]
+    stale = [
+        bucket
+        for bucket in context.spec.bucket_names
+        if current_embeddings(context, bucket, space) is None
+    ]
     batches = (batch for bucket in stale for batch in shards.read(bucket, ["text", "tokens"]))
     for found in look_up(batches, space, "document", ledger):
         unsent = {key: text for key, text in found.unknown.items() if key not in waiting}
-        at_once = (text for key, text in unsent.items() if not provider.answers_later or key in refused)
+        at_once = (
+            text for key, text in unsent.items() if not provider.answers_later or key in refused
+        )
         direct += sum(tokens for _, tokens in at_once)
         missing = list(unsent.values())
         made.texts_waiting += len(found.unknown) - len(missing)
@@ -125,7 +143,9 @@ def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made:
     return direct
 
 
-def _with_service(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[set[bytes], set[bytes]]:
+def _with_service(
+    context: StepContext, provider: Provider, ledger: Ledger
+) -> tuple[set[bytes], set[bytes]]:
     """Keys of the texts that are with a service, and of those that a batch of it has refused."""
     if not provider.answers_later:
         return set(), set()
@@ -136,7 +156,11 @@ def _with_service(context: StepContext, provider: Provider, ledger: Ledger) -> t
 def _seconds(context: StepContext, made: Plan, provider: Provider) -> float | None:
     """At the pace of what was embedded last, but no faster than the account's stated requests."""
     buckets = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
-    paces = [entry.facts["tokens_per_second"] for entry in buckets if entry and entry.facts.get("tokens_per_second")]
+    paces = [
+        entry.facts["tokens_per_second"]
+        for entry in buckets
+        if entry and entry.facts.get("tokens_per_second")
+    ]
     stated: float | None = getattr(provider, "requests_per_minute", None)
     slowest = 60 * made.requests / stated if stated else 0.0
     if not made.tokens:

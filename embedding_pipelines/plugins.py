@@ -33,13 +33,16 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     """
     package = importlib.import_module(f"embedding_pipelines.{stage}")
     modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
+        importlib.import_module(f"{package.__name__}.{found.name}")
+        for found in pkgutil.iter_modules(package.__path__)
     ]
     classes = [
         value
         for module in modules
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
     ]
     for entry in importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}"):
         classes.append(_loaded(entry, base))
@@ -47,7 +50,9 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     for cls in classes:
         kind = _kind(cls)
         if kind in found:
-            raise ConfigError(f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one.")
+            raise ConfigError(
+                f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one."
+            )
         if kind is not None:
             found[kind] = cls
     return found
@@ -70,7 +75,9 @@ def _loaded(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Ch
     try:
         cls = entry.load()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{where} cannot be loaded: {error}. Mend or uninstall that package.") from error
+        raise ConfigError(
+            f"{where} cannot be loaded: {error}. Mend or uninstall that package."
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ConfigError(f"{where} is no {base.__name__}. Mend or uninstall that package.")
     return cls

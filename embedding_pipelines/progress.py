@@ -50,9 +50,14 @@ RATES = {
 
 def rates(facts: dict[str, Any]) -> dict[str, float]:
     """The rates that these facts give."""
-    found = {name: (facts.get(over), facts.get(under), digits) for name, (over, under, digits) in RATES.items()}
+    found = {
+        name: (facts.get(over), facts.get(under), digits)
+        for name, (over, under, digits) in RATES.items()
+    }
     return {
-        name: round(over / under, digits or None) for name, (over, under, digits) in found.items() if over and under
+        name: round(over / under, digits or None)
+        for name, (over, under, digits) in found.items()
+        if over and under
     }
 
 

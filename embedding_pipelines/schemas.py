@@ -37,7 +37,8 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
 
 # The columns of a chunk that a searcher reads; `bucket` and `chunk_digest` serve the update.
 TABLE_COLUMNS: dict[str, pa.DataType] = {
-    name: CHUNK_COLUMNS[name] for name in ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
+    name: CHUNK_COLUMNS[name]
+    for name in ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
 } | {"bucket": pa.string()}
 
 VECTOR = "vector"
@@ -52,12 +53,25 @@ REJECTED = pa.schema(
     ]
 )
 
-REJECTED_TEXTS = pa.schema([(name, pa.string()) for name in ("bucket", "chunk_id", "text", "reason")])
+REJECTED_TEXTS = pa.schema(
+    [(name, pa.string()) for name in ("bucket", "chunk_id", "text", "reason")]
+)
 
 # LanceDB's own, in tables and in results.
-STORE_COLUMNS = frozenset({"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"})
+STORE_COLUMNS = frozenset(
+    {"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"}
+)
 RESERVED = frozenset(
-    {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS, VECTOR, VECTOR_COPY, DOCUMENT_DIGEST, "score", *STORE_COLUMNS}
+    {
+        *DOCUMENT_COLUMNS,
+        *CHUNK_COLUMNS,
+        *TABLE_COLUMNS,
+        VECTOR,
+        VECTOR_COPY,
+        DOCUMENT_DIGEST,
+        "score",
+        *STORE_COLUMNS,
+    }
 )
 
 # What a metadata column may be declared as in a pipeline file.

@@ -84,9 +84,13 @@ class Searcher:
         vector = checked(reply.vectors, [text], self.provider.space)[0]
         return self._nearest(vector, self.provider.space, query, k, filter, started)
 
-    def search_vector(self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None) -> SearchResult:
+    def search_vector(
+        self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
+    ) -> SearchResult:
         """As `search`, for a query vector float32[d] that was made elsewhere, in `space`."""
-        return self._nearest(np.asarray(vector, np.float32), space, "", k, filter, time.perf_counter())
+        return self._nearest(
+            np.asarray(vector, np.float32), space, "", k, filter, time.perf_counter()
+        )
 
     def _nearest(
         self, vector: Vectors, space: Space, query: str, k: int, filter: str | None, started: float
@@ -113,12 +117,16 @@ class Searcher:
         )
 
 
-def search(home: Path, pipeline: str, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
+def search(
+    home: Path, pipeline: str, query: str, k: int = 10, filter: str | None = None
+) -> SearchResult:
     """One query to a pipeline's live release; see `Searcher.search`."""
     return Searcher(Warehouse(home), pipeline).search(query, k, filter)
 
 
-def nearest(table: Table, codec: CodecChain, vector: Vectors, k: int, filter: str | None, version: int) -> pa.Table:
+def nearest(
+    table: Table, codec: CodecChain, vector: Vectors, k: int, filter: str | None, version: int
+) -> pa.Table:
     """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest first.
 
     Their columns are those of the table that a searcher is given, and `score` float32: the cosine; for bits without
@@ -127,7 +135,9 @@ def nearest(table: Table, codec: CodecChain, vector: Vectors, k: int, filter: st
     that is not finite, StoreError for a wrong filter.
     """
     asked, rescored = queries(codec, vector[None, :])[0], codec.copy is not None
-    found = table.search(asked, k * codec.oversample, codec.metric, filter, version, copies=rescored)
+    found = table.search(
+        asked, k * codec.oversample, codec.metric, filter, version, copies=rescored
+    )
     distances = found["_distance"].to_numpy()
     if rescored:
         width = found.schema.field(VECTOR_COPY).type.list_size
@@ -157,7 +167,11 @@ def queries(codec: CodecChain, vectors: Vectors) -> Codes:
 def as_numbers(codec: CodecChain, codes: Vectors) -> Vectors:
     """Codes as vectors whose cosines order them as the table does."""
     if codec.metric == "hamming":
-        return np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions).astype(np.float32) * 2 - 1
+        return (
+            np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions).astype(np.float32)
+            * 2
+            - 1
+        )
     return codes.astype(np.float32)
 
 

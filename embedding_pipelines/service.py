@@ -47,9 +47,13 @@ class EmbeddingConfig(BaseModel):
     provider: str = "openai"
     model: str = "text-embedding-3-small"
     dimensions: int | None = Field(None, ge=1)  # shorter vectors, of a model that can give them
-    batch_size: int = Field(100, ge=1)  # texts per request at most; the provider's own limit holds as well
+    batch_size: int = Field(
+        100, ge=1
+    )  # texts per request at most; the provider's own limit holds as well
     cache_enabled: bool = True
-    options: dict[str, Any] = {}  # what else the provider may be told, e.g. base_url, api_key_env, prompts
+    options: dict[
+        str, Any
+    ] = {}  # what else the provider may be told, e.g. base_url, api_key_env, prompts
 
 
 class EmbeddingCache:
@@ -69,14 +73,20 @@ class EmbeddingCache:
             found = ledger.get([key], space.dimensions).get(key)
         return None if found is None else found.copy()
 
-    def set(self, text: str, space: Space, embedding: Vectors, input_type: Role = "document") -> None:
+    def set(
+        self, text: str, space: Space, embedding: Vectors, input_type: Role = "document"
+    ) -> None:
         """Raises ProviderError for what can be no vector [d] of this space."""
         vectors = checked(np.asarray([embedding], np.float32), [text], space)
         with Ledger(self.path) as ledger:
             ledger.put([Ledger.key(space.id, input_type, text)], vectors)
 
     def get_or_create(
-        self, text: str, space: Space, embed_func: Callable[[str], Vectors], input_type: Role = "document"
+        self,
+        text: str,
+        space: Space,
+        embed_func: Callable[[str], Vectors],
+        input_type: Role = "document",
     ) -> Vectors:
         """float32[d]; what `embed_func` makes of the text if it is not known. Raises as `set`."""
         found = self.get(text, space, input_type)
@@ -89,7 +99,9 @@ class EmbeddingCache:
 class EmbeddingService:
     """Vectors for all texts of a call, or an error; what was embedded until then is in the cache."""
 
-    def __init__(self, config: EmbeddingConfig | None = None, cache: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self, config: EmbeddingConfig | None = None, cache: EmbeddingCache | None = None
+    ) -> None:
         self.config = config or EmbeddingConfig()
         self.cache = (cache or EmbeddingCache()) if self.config.cache_enabled else None
         self.provider = _provider(self.config)
@@ -106,10 +118,18 @@ class EmbeddingService:
         ProviderError for a text that the provider refuses, and if the model cannot be had.
         """
         _refuse_unusable(texts, input_type)
-        started, space, rejected, from_cache = time.perf_counter(), self.provider.space, dict[int, str](), 0
+        started, space, rejected, from_cache = (
+            time.perf_counter(),
+            self.provider.space,
+            dict[int, str](),
+            0,
+        )
         vectors = np.empty((len(texts), space.dimensions), np.float32)
         firsts = range(0, len(texts), ROW_GROUP_ROWS)
-        windows = [self._window(texts[first : first + ROW_GROUP_ROWS], first, input_type) for first in firsts]
+        windows = [
+            self._window(texts[first : first + ROW_GROUP_ROWS], first, input_type)
+            for first in firsts
+        ]
         with Ledger(IN_MEMORY if self.cache is None else self.cache.path) as ledger:
             found = embed(windows, self.provider, ledger, input_type, lambda _: None)
             for first, part in zip(firsts, found, strict=True):
@@ -117,7 +137,13 @@ class EmbeddingService:
                 rejected |= {first + row: reason for row, reason in part.rejected.items()}
                 from_cache += part.counts.from_ledger
         seconds = time.perf_counter() - started
-        log.info("%s: %d texts, %d of them from the cache, in %.3f s", space, len(texts), from_cache, seconds)
+        log.info(
+            "%s: %d texts, %d of them from the cache, in %.3f s",
+            space,
+            len(texts),
+            from_cache,
+            seconds,
+        )
         if rejected:
             row, reason = next(iter(rejected.items()))
             kept = "" if self.cache is None else " The vectors of the others are in the cache."
@@ -137,17 +163,27 @@ class EmbeddingService:
         for tokenizer in (estimate, provider.tokenizer) if rough else (provider.tokenizer,):
             own, usual, *tokens = (
                 len(entry.ids)
-                for entry in tokenizer().encode_batch_fast([prompts.get(role, ""), prompts.get("document", ""), *texts])
+                for entry in tokenizer().encode_batch_fast(
+                    [prompts.get(role, ""), prompts.get("document", ""), *texts]
+                )
             )
-            most = provider.limits.max_tokens - max(0, own - usual)  # the limit is what documents' prompts leave
+            most = provider.limits.max_tokens - max(
+                0, own - usual
+            )  # the limit is what documents' prompts leave
             row = int(np.argmax(tokens))
             if tokens[row] <= most:
-                return pa.RecordBatch.from_pydict({"text": list(texts), "tokens": pa.array(tokens, pa.int32())})
+                return pa.RecordBatch.from_pydict(
+                    {"text": list(texts), "tokens": pa.array(tokens, pa.int32())}
+                )
         estimated = tokenizer() is estimate()
         raise ConfigError(
             f"{_named(texts[row], first + row)} has {tokens[row]:,} tokens{' at most' if estimated else ''}; of a "
             f"{role}, {provider.space} reads {most:,}. Nothing is cut unseen: divide it into chunks."
-            + (" Or name the model's tokenizer with options.tokenizer_of, which counts exactly." if estimated else "")
+            + (
+                " Or name the model's tokenizer with options.tokenizer_of, which counts exactly."
+                if estimated
+                else ""
+            )
         )
 
 
@@ -165,7 +201,12 @@ def _provider(config: EmbeddingConfig) -> Provider:
     if kind == "hf" and model and "/" not in model and not (home() / model).is_dir():
         model = f"sentence-transformers/{model}"  # as that library takes a bare name
     base_url = os.environ.get("OPENAI_BASE_URL") if kind == "openai" else None  # as the SDK does
-    usual = {"model": model, "revision": revision, "dimensions": config.dimensions, "base_url": base_url}
+    usual = {
+        "model": model,
+        "revision": revision,
+        "dimensions": config.dimensions,
+        "base_url": base_url,
+    }
     try:
         provider = _capped(known[kind], config.batch_size).model_validate(
             {name: value for name, value in usual.items() if value} | config.options
@@ -174,7 +215,9 @@ def _provider(config: EmbeddingConfig) -> Provider:
         faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
         raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
     if provider.answers_later:
-        raise ConfigError(f"provider {kind!r}: a service does not wait for a batch; leave out mode.")
+        raise ConfigError(
+            f"provider {kind!r}: a service does not wait for a batch; leave out mode."
+        )
     return provider
 
 

@@ -28,7 +28,9 @@ class Space(BaseModel):
     @functools.cached_property
     def id(self) -> str:
         """128-bit hex digest of the canonical JSON of all fields."""
-        text = json.dumps(self.model_dump(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(
+            self.model_dump(), sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
         return digest(text.encode()).hex()
 
     def __hash__(self) -> int:

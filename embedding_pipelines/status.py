@@ -46,11 +46,17 @@ def _held_back(context: StepContext, live: Release | None) -> str | None:
     if live and state and (live.table, live.version) == (state.table, state.version):
         return None
     failed = [check.name for check in known_checks(context) or () if check.blocks]
-    return f"by {', '.join(failed)}; `embedding-pipelines run {context.spec.name}` says why" if failed else None
+    return (
+        f"by {', '.join(failed)}; `embedding-pipelines run {context.spec.name}` says why"
+        if failed
+        else None
+    )
 
 
 def _rows(context: StepContext, shards: Shards) -> int:
-    return sum(made.rows for bucket in context.spec.bucket_names if (made := shards.manifest(bucket)))
+    return sum(
+        made.rows for bucket in context.spec.bucket_names if (made := shards.manifest(bucket))
+    )
 
 
 def _rejected_texts(context: StepContext) -> int:

@@ -68,7 +68,9 @@ def write_pipeline(home: Path, name: str, text: str) -> Path:
     return path
 
 
-def write_csv(home: Path, name: str, rows: Sequence[Sequence[object]], header: str = "id,title,cat") -> Path:
+def write_csv(
+    home: Path, name: str, rows: Sequence[Sequence[object]], header: str = "id,title,cat"
+) -> Path:
     """A CSV file below `data/`, all cells quoted."""
     path = home / "data" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,9 @@ def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]
         yield "model", model.learn_model(context, provider)
     embeddings.refuse_wrong_dimensions(context, provider)
     with Ledger(context.warehouse.ledger) as ledger:
-        for report in embeddings.write_embeddings(context, names, provider, ledger, lambda tokens: None):
+        for report in embeddings.write_embeddings(
+            context, names, provider, ledger, lambda tokens: None
+        ):
             yield "embeddings", report
     yield "codec", codec.fit_codec(context, provider.space)
     yield "vector_store", vector_store.update_vector_store(context, provider.space)
@@ -103,13 +107,17 @@ def checks_of(context: StepContext, provider: Provider | None = None) -> list[Ch
     """What `verify` finds; a recording provider is not asked, so that it has on record what was embedded."""
     asked = provider or context.spec.model
     with Ledger(context.warehouse.ledger) as ledger:
-        return verify.verify(context, asked.inner if isinstance(asked, Recording) else asked, ledger)[1]
+        return verify.verify(
+            context, asked.inner if isinstance(asked, Recording) else asked, ledger
+        )[1]
 
 
 def run_steps(home: Path, name: str, provider: Provider | None = None) -> list[StepReport]:
     """documents to release; raises what the first failing step raises."""
     context = context_of(home, name)
-    return [found for step, found in steps(context, provider or context.spec.model) if step != "verify"]
+    return [
+        found for step, found in steps(context, provider or context.spec.model) if step != "verify"
+    ]
 
 
 def run_recorded(home: Path, name: str) -> tuple[list[StepReport], list[str]]:
@@ -146,4 +154,6 @@ def assert_same_rows(left: dict[str, dict[str, Any]], right: dict[str, dict[str,
 
 def top(home: Path, name: str, query: str, k: int = 1, filter: str | None = None) -> list[str]:
     """Document ids of the nearest chunks."""
-    return [hit.document_id for hit in Searcher(Warehouse(home), name).search(query, k, filter).hits]
+    return [
+        hit.document_id for hit in Searcher(Warehouse(home), name).search(query, k, filter).hits
+    ]

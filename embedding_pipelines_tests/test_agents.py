@@ -25,7 +25,14 @@ from embedding_pipelines.providers.common.http import SECRETS, BadInput
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.providers.test_aios import Block, serving
 from embedding_pipelines_tests.providers.test_openai import answer, error
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 OPENAI: dict[str, Any] = {
     "llm_type": "embeddings",
@@ -71,7 +78,9 @@ def openai(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WireServ
 def aios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Block]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with serving() as block:
-        block.reply = lambda texts, _: {"data": {"embeddings": Hashing(dimensions=768).embed(texts, "query").tolist()}}
+        block.reply = lambda texts, _: {
+            "data": {"embeddings": Hashing(dimensions=768).embed(texts, "query").tolist()}
+        }
         yield block
 
 
@@ -140,7 +149,9 @@ def test_the_manager_s_example(openai: WireServer, minilm: None) -> None:
 
 
 def test_openai_s_example(openai: WireServer) -> None:
-    openai_gen = OpenAIEmbeddingGenerator(api_key="YOUR_OPENAI_KEY", model="text-embedding-3-small", normalize=True)
+    openai_gen = OpenAIEmbeddingGenerator(
+        api_key="YOUR_OPENAI_KEY", model="text-embedding-3-small", normalize=True
+    )
     v = openai_gen.generate("vectorize this")
     V = openai_gen.generate_batch(["one", "two", "three"])
     assert is_unit(v, 1536)
@@ -156,7 +167,10 @@ def test_hugging_face_s_example(
     monkeypatch.setattr(generators.log, "handlers", [caplog.handler])
     monkeypatch.setattr(generators.log, "propagate", False)
     hf_gen = HuggingFaceEmbeddingGenerator(
-        model_name="sentence-transformers/all-MiniLM-L6-v2", device="cuda", batch_size=64, normalize=True
+        model_name="sentence-transformers/all-MiniLM-L6-v2",
+        device="cuda",
+        batch_size=64,
+        normalize=True,
     )
     v = hf_gen.generate("vectorize this locally")
     V = hf_gen.generate_batch(["one", "two"])
@@ -164,20 +178,32 @@ def test_hugging_face_s_example(
     assert [is_unit(found, 384) for found in V] == [True, True]
     from embedding_pipelines.inference.torch import accelerator
 
-    assert sum("'cuda' was asked for" in line for line in caplog.messages) == (accelerator() != "cuda")
+    assert sum("'cuda' was asked for" in line for line in caplog.messages) == (
+        accelerator() != "cuda"
+    )
 
 
 def test_aios_s_example(aios: Block) -> None:
-    aios_gen = AIOSEmbeddings(grpc_url=f"dns:///{aios.address}", dims=768, timeout_s=15, normalize=True)
+    aios_gen = AIOSEmbeddings(
+        grpc_url=f"dns:///{aios.address}", dims=768, timeout_s=15, normalize=True
+    )
     assert is_unit(aios_gen.generate("remote embedding through AIOS gRPC"), 768)
 
 
 def test_a_subject_s_specification(openai: WireServer, aios: Block, minilm: None) -> None:
     remote = {**AIOS, "llm_parameters": {**AIOS["llm_parameters"], "grpc_url": aios.address}}
     chat = {"llm_type": "chat", "llm_block_id": "vllm:some-model"}
-    spec = {"subject_id": "agent-retriever", "subject_type": "agent", "models": [OPENAI, HF, chat, remote]}
+    spec = {
+        "subject_id": "agent-retriever",
+        "subject_type": "agent",
+        "models": [OPENAI, HF, chat, remote],
+    }
     manager = generators_of_subject(spec)
-    assert list(manager.metrics) == [OPENAI["llm_block_id"], HF["llm_block_id"], "aios:embeddings-prod"]
+    assert list(manager.metrics) == [
+        OPENAI["llm_block_id"],
+        HF["llm_block_id"],
+        "aios:embeddings-prod",
+    ]
     assert is_unit(manager.generate("aios:embeddings-prod", "x"), 768)
     assert aios.packets[0].block_id == "embeddings-prod"
     assert '"tenant": "org-123"' in aios.packets[0].query_parameters
@@ -188,13 +214,28 @@ def test_a_subject_s_specification(openai: WireServer, aios: Block, minilm: None
     ("item", "words"),
     [
         ({**OPENAI, "llm_type": "chat"}, "llm_type is 'chat', and must be 'embeddings'"),
-        ({**OPENAI, "llm_parameters": {"model": "text-embedding-3-large"}}, "'text-embedding-3-large', .* another one"),
-        ({**OPENAI, "llm_parameters": {"normalise": True}}, "llm_parameters.normalise is unknown; .*normalize"),
-        ({**OPENAI, "llm_parameters": {"normalize": "yes"}}, "normalize is 'yes': write true or false"),
+        (
+            {**OPENAI, "llm_parameters": {"model": "text-embedding-3-large"}},
+            "'text-embedding-3-large', .* another one",
+        ),
+        (
+            {**OPENAI, "llm_parameters": {"normalise": True}},
+            "llm_parameters.normalise is unknown; .*normalize",
+        ),
+        (
+            {**OPENAI, "llm_parameters": {"normalize": "yes"}},
+            "normalize is 'yes': write true or false",
+        ),
         ({**OPENAI, "llm_parameters": {"dims": 0}}, "dims is 0"),
         ({**OPENAI, "llm_parameters": {"input_type": "passage"}}, "input_type is 'passage'"),
-        ({**OPENAI, "llm_parameters": {"api_key_ref": "file:/no/such"}}, "/no/such: the API key cannot be read"),
-        ({**HF, "llm_parameters": {"device": "gpu"}}, "device is 'gpu': write one of cpu, cuda, mps"),
+        (
+            {**OPENAI, "llm_parameters": {"api_key_ref": "file:/no/such"}},
+            "/no/such: the API key cannot be read",
+        ),
+        (
+            {**HF, "llm_parameters": {"device": "gpu"}},
+            "device is 'gpu': write one of cpu, cuda, mps",
+        ),
         ({**AIOS, "llm_parameters": {}}, "llm_parameters.grpc_url is missing"),
         ({**OPENAI, "llm_parameters": ["model"]}, "llm_parameters is no mapping"),
         ({**OPENAI, "llm_parameters": {"api_key": 4711}}, "api_key is no text"),
@@ -207,7 +248,9 @@ def test_a_wrong_item_is_refused(item: dict[str, Any], words: str) -> None:
         build_embeddings_from_model_item(item)
 
 
-@pytest.mark.parametrize("block_id", ["bedrock:titan", "openai", "sentence-transformers/all-MiniLM-L6-v2"])
+@pytest.mark.parametrize(
+    "block_id", ["bedrock:titan", "openai", "sentence-transformers/all-MiniLM-L6-v2"]
+)
 def test_an_unknown_backend_is_not_implemented(block_id: str) -> None:
     with pytest.raises(NotImplementedError, match=f"^Unknown embeddings backend for {block_id}$"):
         build_embeddings_from_model_item({"llm_block_id": block_id})
@@ -217,7 +260,10 @@ def test_an_unknown_backend_is_not_implemented(block_id: str) -> None:
     ("models", "words"),
     [
         ([OPENAI, OPENAI], r"models\[1\] is openai:text-embedding-3-small again"),
-        ([OPENAI, {**HF, "llm_parameters": {"devices": "cpu"}}], r"models\[1\]: hf:.*: llm_parameters.devices"),
+        (
+            [OPENAI, {**HF, "llm_parameters": {"devices": "cpu"}}],
+            r"models\[1\]: hf:.*: llm_parameters.devices",
+        ),
         ([{"llm_block_id": "hf:x"}], r"models\[0\] does not say its llm_type"),
         ([{"llm_type": "chat"}], "no model has llm_type 'embeddings'"),
         (None, "models is missing"),
@@ -230,13 +276,26 @@ def test_a_wrong_subject_is_refused(models: Any, words: str) -> None:
 
 def test_an_item_gives_its_defaults_and_what_it_says() -> None:
     plain = build_embeddings_from_model_item({"llm_block_id": "openai:text-embedding-3-large"})
-    assert plain.get_parameter("model") == "text-embedding-3-large"  # the block id's, not the example's default
+    assert (
+        plain.get_parameter("model") == "text-embedding-3-large"
+    )  # the block id's, not the example's default
     assert plain.get_parameter("normalize") is True
-    assert build_embeddings_from_model_item(ModelItem(**OPENAI)).get_parameter("model") == "text-embedding-3-small"
+    assert (
+        build_embeddings_from_model_item(ModelItem(**OPENAI)).get_parameter("model")
+        == "text-embedding-3-small"
+    )
     local = build_embeddings_from_model_item({"llm_type": "embeddings", "llm_block_id": "hf:a/b"})
-    assert [local.get_parameter(key) for key in ("device", "batch_size", "normalize")] == ["cpu", 32, True]
+    assert [local.get_parameter(key) for key in ("device", "batch_size", "normalize")] == [
+        "cpu",
+        32,
+        True,
+    ]
     remote = build_embeddings_from_model_item({**AIOS, "llm_parameters": {"grpc_url": "a:1"}})
-    assert [remote.get_parameter(key) for key in ("dims", "timeout_s", "normalize")] == [768, 15, True]
+    assert [remote.get_parameter(key) for key in ("dims", "timeout_s", "normalize")] == [
+        768,
+        15,
+        True,
+    ]
 
 
 def test_dims_are_asked_for_and_checked(openai: WireServer, aios: Block, minilm: None) -> None:
@@ -273,7 +332,9 @@ def test_a_busy_service_is_asked_again_and_one_that_refuses_is_not(openai: WireS
 def test_a_wrong_key_is_told_without_it(openai: WireServer) -> None:
     generator = OpenAIEmbeddingGenerator(api_key=KEY)
     openai.faults.append(Fault("status", 401, f"Incorrect API key provided: {KEY}."))
-    with pytest.raises(ProviderError, match="Check the key in API_KEY_OF_OpenAIEmbeddingGenerator") as caught:
+    with pytest.raises(
+        ProviderError, match="Check the key in API_KEY_OF_OpenAIEmbeddingGenerator"
+    ) as caught:
         generator.generate("x")
     item = ModelItem("embeddings", "openai:x", llm_parameters={"api_key": KEY})
     assert KEY not in f"{caught.value!r} {generator!r} {vars(generator)} {item!r}"
@@ -290,14 +351,20 @@ def test_a_key_is_kept_no_longer_than_its_generator() -> None:
     assert name not in SECRETS
 
 
-def test_a_key_s_reference_is_followed(openai: WireServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_s_reference_is_followed(
+    openai: WireServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MY_KEY", "from-the-environment")
     (tmp_path / "key").write_text("from-a-file\n", encoding="utf-8")
     for ref in ("env:MY_KEY", f"file:{tmp_path}/key", f"{tmp_path}/key"):
-        build_embeddings_from_model_item({**OPENAI, "llm_parameters": {"api_key_ref": ref}}).generate("x")
+        build_embeddings_from_model_item(
+            {**OPENAI, "llm_parameters": {"api_key_ref": ref}}
+        ).generate("x")
     found = [headers["authorization"].removeprefix("Bearer ") for headers in openai.headers]
     assert found == ["from-the-environment", "from-a-file", "from-a-file"]
-    missing = build_embeddings_from_model_item({**OPENAI, "llm_parameters": {"api_key_ref": "env:NOT_SET"}})
+    missing = build_embeddings_from_model_item(
+        {**OPENAI, "llm_parameters": {"api_key_ref": "env:NOT_SET"}}
+    )
     with pytest.raises(ConfigError, match="NOT_SET is not set"):
         missing.generate("x")
     with pytest.raises(ConfigError, match="may be a key") as caught:
@@ -311,7 +378,9 @@ def test_parameters_can_be_changed(openai: WireServer) -> None:
     manager.set_parameter("a", "dims", 128)
     assert manager.get_parameter("a", "dims") == 128
     assert is_unit(manager.generate("a", "x"), 128)
-    with pytest.raises(ConfigError, match="has no parameter 'dimension'; it has base_url, batch_size, dims"):
+    with pytest.raises(
+        ConfigError, match="has no parameter 'dimension'; it has base_url, batch_size, dims"
+    ):
         manager.set_parameter("a", "dimension", 1)
     with pytest.raises(ConfigError, match="dims is -1"):
         manager.set_parameter("a", "dims", -1)

@@ -29,7 +29,16 @@ ADAPTERS = {
 }  # fmt: skip
 DAGSTER = {"orchestration", "definitions"}
 FOLDERS = STAGES | {"embedding", "steps", "orchestration", "agents"}
-HEAVY = {"torch", "lancedb", "openvino", "sentence_transformers", "transformers", "pandas", "sklearn", "dagster"}
+HEAVY = {
+    "torch",
+    "lancedb",
+    "openvino",
+    "sentence_transformers",
+    "transformers",
+    "pandas",
+    "sklearn",
+    "dagster",
+}
 PLUGINS: dict[str, type[Choice]] = {
     "sources": Source,
     "providers": Provider,
@@ -57,7 +66,9 @@ def _imports(path: Path) -> Iterator[str]:
 
 def _own_imports(path: Path) -> set[str]:
     """The parts of this package that a file imports; `embedding_pipelines.__version__` belongs to no part."""
-    parts = {name.split(".")[1] for name in _imports(path) if name.startswith("embedding_pipelines.")}
+    parts = {
+        name.split(".")[1] for name in _imports(path) if name.startswith("embedding_pipelines.")
+    }
     return parts - {"__version__"}
 
 
@@ -83,7 +94,12 @@ def test_a_module_imports_nothing_above_or_beside_it(path: Path) -> None:
 
 
 def test_only_orchestration_and_definitions_import_dagster() -> None:
-    users = {_part(path) for path in MODULES for name in _imports(path) if name.split(".")[0].startswith("dagster")}
+    users = {
+        _part(path)
+        for path in MODULES
+        for name in _imports(path)
+        if name.split(".")[0].startswith("dagster")
+    }
     assert users <= DAGSTER
 
 
@@ -102,8 +118,14 @@ def test_a_module_says_what_it_is_for_and_stays_readable(path: Path) -> None:
 @pytest.mark.parametrize("stage", PLUGINS)
 def test_a_choice_is_called_as_its_file(stage: str) -> None:
     found = choices(stage, PLUGINS[stage])
-    here = {kind: cls for kind, cls in found.items() if cls.__module__.startswith("embedding_pipelines.")}
-    assert {kind: cls.__module__.rsplit(".", 1)[1] for kind, cls in here.items()} == {kind: kind for kind in here}
+    here = {
+        kind: cls
+        for kind, cls in found.items()
+        if cls.__module__.startswith("embedding_pipelines.")
+    }
+    assert {kind: cls.__module__.rsplit(".", 1)[1] for kind, cls in here.items()} == {
+        kind: kind for kind in here
+    }
     modules = {path.stem for path in (PACKAGE / stage).glob("*.py")}
     assert here.keys() <= modules
 
@@ -111,7 +133,9 @@ def test_a_choice_is_called_as_its_file(stage: str) -> None:
 @pytest.mark.parametrize("module", ["pipeline_files", "search", "status", "terminal", "cli"])
 def test_importing_a_light_module_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, embedding_pipelines.{module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not HEAVY & set(loaded)
 
 

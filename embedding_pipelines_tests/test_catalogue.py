@@ -52,7 +52,9 @@ def test_a_row_says_what_is_published() -> None:
 
 
 @pytest.mark.parametrize(("alias", "named"), ALIASES.items())
-def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(alias: str, named: Named) -> None:
+def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(
+    alias: str, named: Named
+) -> None:
     assert alias == alias.lower()
     assert ":" not in alias
     assert named.provider in choices("providers", Provider)

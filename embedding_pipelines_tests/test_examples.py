@@ -66,7 +66,9 @@ def test_a_shipped_pipeline_loads_strictly(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_shipped_pipeline_runs_from_files_to_search(path: Path, example_home: Path, own_home: Path) -> None:
+def test_a_shipped_pipeline_runs_from_files_to_search(
+    path: Path, example_home: Path, own_home: Path
+) -> None:
     for file in read_pipeline(path).source.files(example_home):
         _copy_slice(file, example_home, own_home)
     text = path.read_text(encoding="utf-8")
@@ -88,14 +90,18 @@ def _copy_slice(file: SourceFile, source: Path, target: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_standard_library_is_found_by_what_a_function_does(example_home: Path, own_home: Path) -> None:
+def test_the_standard_library_is_found_by_what_a_function_does(
+    example_home: Path, own_home: Path
+) -> None:
     (own_home / "data" / "stdlib").mkdir(parents=True)
     for name in SLOW_FILES:
         shutil.copy(example_home / "data" / "stdlib" / name, own_home / "data" / "stdlib" / name)
     shutil.copytree(example_home / "pipelines", own_home / "pipelines")
     run_whole(own_home, "stdlib")
     searcher = Searcher(Warehouse(own_home), "stdlib")
-    found = [hit.document_id for hit in searcher.search("copy a file and keep its timestamps", 3).hits]
+    found = [
+        hit.document_id for hit in searcher.search("copy a file and keep its timestamps", 3).hits
+    ]
     assert "shutil.copy2" in found
     only = searcher.search("copy a file", 10, "module = 'shutil'").hits
     assert {hit.metadata["module"] for hit in only} == {"shutil"}
@@ -103,8 +109,16 @@ def test_the_standard_library_is_found_by_what_a_function_does(example_home: Pat
 
 @pytest.mark.slow
 def test_a_character_is_found_by_what_it_shows(example_home: Path, own_home: Path) -> None:
-    lines = (example_home / "data" / "unicode" / "characters.csv").read_text(encoding="utf-8").split("\n")
-    wanted = [line for line in lines[1:-1] if int(line.split(",")[0].removeprefix("U+"), 16) in FACES or "CAT" in line]
+    lines = (
+        (example_home / "data" / "unicode" / "characters.csv")
+        .read_text(encoding="utf-8")
+        .split("\n")
+    )
+    wanted = [
+        line
+        for line in lines[1:-1]
+        if int(line.split(",")[0].removeprefix("U+"), 16) in FACES or "CAT" in line
+    ]
     folder = own_home / "data" / "unicode"
     folder.mkdir(parents=True)
     (folder / "characters.csv").write_text(
@@ -118,10 +132,14 @@ def test_a_character_is_found_by_what_it_shows(example_home: Path, own_home: Pat
 
 def test_the_readme_has_blocks_of_every_kind() -> None:
     assert {language for language, _ in BLOCKS} >= {"sh", "yaml"}
-    assert README.count("```") == 2 * len(re.findall(r"^```\w*\n.*?^```$", README, re.MULTILINE | re.DOTALL))
+    assert README.count("```") == 2 * len(
+        re.findall(r"^```\w*\n.*?^```$", README, re.MULTILINE | re.DOTALL)
+    )
 
 
-@pytest.mark.parametrize("text", _blocks("yaml", "json"), ids=lambda text: text.splitlines()[0][:40])
+@pytest.mark.parametrize(
+    "text", _blocks("yaml", "json"), ids=lambda text: text.splitlines()[0][:40]
+)
 def test_a_pipeline_in_the_readme_loads_strictly(text: str) -> None:
     assert parse_pipeline(text, "readme", "README.md").name == "readme"
 
@@ -129,21 +147,31 @@ def test_a_pipeline_in_the_readme_loads_strictly(text: str) -> None:
 @pytest.mark.parametrize("words", _commands("embedding-pipelines"), ids=" ".join)
 def test_a_command_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
     group = typer.main.get_command(app)
-    with group.make_context("embedding-pipelines", list(words[1:]), resilient_parsing=False) as context:
-        name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]
+    with group.make_context(
+        "embedding-pipelines", list(words[1:]), resilient_parsing=False
+    ) as context:
+        name, command, rest = group.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )  # type: ignore[attr-defined]
         assert name is not None
         command.make_context(name, rest, parent=context)
 
 
 @pytest.mark.parametrize("words", _commands("make"), ids=" ".join)
 def test_a_make_target_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    targets = re.findall(
+        r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert set(words[1:]) <= set(targets)
 
 
 def test_every_command_line_is_told_in_the_readme() -> None:
     told = {words[1] for words in _commands("embedding-pipelines") if len(words) > 1}
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = {
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback
+    }
     assert commands - {"version"} <= told
 
 
@@ -154,9 +182,15 @@ def test_a_python_block_in_the_readme_imports_what_there_is(text: str) -> None:
     compile(text, "README.md", "exec")
 
 
-@pytest.mark.parametrize("text", _blocks("sh", "console"), ids=lambda text: text.splitlines()[0][:40])
+@pytest.mark.parametrize(
+    "text", _blocks("sh", "console"), ids=lambda text: text.splitlines()[0][:40]
+)
 def test_a_shell_block_in_the_readme_calls_what_this_project_installs(text: str) -> None:
-    programs = {Path(shlex.split(line.removeprefix("$ "), comments=True)[0]).name for line in text.splitlines() if line}
+    programs = {
+        Path(shlex.split(line.removeprefix("$ "), comments=True)[0]).name
+        for line in text.splitlines()
+        if line
+    }
     assert programs <= {"make", "embedding-pipelines", "dagster", "export"}
 
 

@@ -13,7 +13,12 @@ import yaml
 
 from embedding_pipelines import examples
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.examples import documented, named_characters, stdlib_modules, write_examples
+from embedding_pipelines.examples import (
+    documented,
+    named_characters,
+    stdlib_modules,
+    write_examples,
+)
 from embedding_pipelines.schemas import RESERVED
 
 
@@ -41,7 +46,9 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "python"
     folder.mkdir()
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
-    monkeypatch.setattr(examples, "named_characters", lambda: [("U+002C", ",", "COMMA", "Other", "Po")])
+    monkeypatch.setattr(
+        examples, "named_characters", lambda: [("U+002C", ",", "COMMA", "Other", "Po")]
+    )
     return folder
 
 
@@ -49,7 +56,9 @@ def names(source: str, module: str = "shutil") -> list[str]:
     return [document["name"] for document in documented(source.encode(), module)]
 
 
-def test_a_document_tells_what_a_function_of_the_standard_library_does(stdlib: dict[str, Any]) -> None:
+def test_a_document_tells_what_a_function_of_the_standard_library_does(
+    stdlib: dict[str, Any],
+) -> None:
     document = stdlib["shutil.copy2"]
     assert document["kind"] == "function"
     assert document["module"] == "shutil"
@@ -64,10 +73,16 @@ def test_modules_and_classes_are_documents_too(stdlib: dict[str, Any]) -> None:
     assert stdlib["xml.dom.minidom"]["line"] == 1
     assert stdlib["argparse.ArgumentParser"]["kind"] == "class"
     assert stdlib["argparse.ArgumentParser"]["module"] == "argparse"
-    assert set(Counter(document["kind"] for document in stdlib.values())) == {"module", "class", "function"}
+    assert set(Counter(document["kind"] for document in stdlib.values())) == {
+        "module",
+        "class",
+        "function",
+    }
 
 
-def test_the_standard_library_gives_thousands_of_documents_in_a_few_files(home: Path, stdlib: dict[str, Any]) -> None:
+def test_the_standard_library_gives_thousands_of_documents_in_a_few_files(
+    home: Path, stdlib: dict[str, Any]
+) -> None:
     assert len(stdlib) > 6_000  # 6,806 on a Debian without tkinter, 7,622 with everything
     files = sorted(path.stem for path in home.glob("data/stdlib/*"))
     assert 20 <= len(files) <= 26
@@ -125,7 +140,9 @@ def test_an_async_method_is_a_function() -> None:
 
 
 def test_a_docstring_loses_its_indentation() -> None:
-    (document,) = documented(b'def f():\n    """Copy.\n\n      Twice.\n    Thrice.\n    """\n', "shutil")
+    (document,) = documented(
+        b'def f():\n    """Copy.\n\n      Twice.\n    Thrice.\n    """\n', "shutil"
+    )
     assert (document["summary"], document["details"]) == ("Copy.", "Twice.\nThrice.")
 
 
@@ -133,11 +150,15 @@ def test_an_old_escape_in_the_source_is_no_error() -> None:
     assert names('def f():\n    "A \\d digit."') == ["shutil.f"]
 
 
-def test_a_source_file_that_cannot_be_parsed_is_skipped_and_named(tiny: Path, tmp_path: Path) -> None:
+def test_a_source_file_that_cannot_be_parsed_is_skipped_and_named(
+    tiny: Path, tmp_path: Path
+) -> None:
     (tiny / "shutil.py").write_text('"Files."')
     (tiny / "socket.py").write_text("print 'old'")
     (tiny / "ssl.py").write_bytes(b"\0")
-    (written,) = (found for found in write_examples(tmp_path / "home") if found.path.name == "s.jsonl")
+    (written,) = (
+        found for found in write_examples(tmp_path / "home") if found.path.name == "s.jsonl"
+    )
     assert written.rows == 1
     assert written.skipped == (str(tiny / "socket.py"), str(tiny / "ssl.py"))
 
@@ -175,7 +196,9 @@ def test_every_character_has_one_row_and_a_name_of_its_own() -> None:
         "NUSHU CHAR",
         "KHITAN SMALL SCRIPT CH",
     )
-    assert {name for _, _, name, *_ in rows if name.startswith(numbered)} <= {"TANGUT ITERATION MARK"}
+    assert {name for _, _, name, *_ in rows if name.startswith(numbered)} <= {
+        "TANGUT ITERATION MARK"
+    }
 
 
 def test_a_second_run_leaves_every_file_untouched(home: Path) -> None:
@@ -239,10 +262,14 @@ def test_the_pipelines_come_from_inside_an_installed_package(
 
 @pytest.mark.parametrize("name", ["stdlib", "unicode"])
 def test_a_pipeline_names_columns_that_its_example_file_has(home: Path, name: str) -> None:
-    source = yaml.safe_load((home / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+    source = yaml.safe_load((home / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8"))[
+        "source"
+    ]
     path = next(home.glob(source["path"]))
     with path.open(encoding="utf-8", newline="") as file:
-        columns = json.loads(file.readline()) if source["kind"] == "jsonl" else next(csv.reader(file))
+        columns = (
+            json.loads(file.readline()) if source["kind"] == "jsonl" else next(csv.reader(file))
+        )
     assert {source["id"], *source["text"], *source["metadata"]} <= set(columns)
     assert not RESERVED & set(source["metadata"])
 

@@ -30,8 +30,32 @@ HASHING = MINILM.replace("hf:sentence-transformers/all-MiniLM-L6-v2", "{provider
 TEXTS = 1_500
 KILLS = 10
 SEED = 20_260_101
-GOODS = ["lamp", "chair", "kettle", "bicycle", "violin", "tent", "camera", "rope", "helmet", "carpet"]
-WORDS = ["red", "light", "folding", "old", "heavy", "quiet", "wooden", "cheap", "round", "striped", "narrow", "soft"]
+GOODS = [
+    "lamp",
+    "chair",
+    "kettle",
+    "bicycle",
+    "violin",
+    "tent",
+    "camera",
+    "rope",
+    "helmet",
+    "carpet",
+]
+WORDS = [
+    "red",
+    "light",
+    "folding",
+    "old",
+    "heavy",
+    "quiet",
+    "wooden",
+    "cheap",
+    "round",
+    "striped",
+    "narrow",
+    "soft",
+]
 # Files that appear one after the other while the table is written, checked and released.
 WRITTEN_LATE = [
     "tables/*/data/*",
@@ -46,7 +70,11 @@ WRITTEN_LATE = [
 def rows() -> list[tuple[int, str, str]]:
     generator = random.Random(SEED)
     return [
-        (number, f"A {' '.join(generator.sample(WORDS, 5))} {generator.choice(GOODS)}, article {number}", "shop")
+        (
+            number,
+            f"A {' '.join(generator.sample(WORDS, 5))} {generator.choice(GOODS)}, article {number}",
+            "shop",
+        )
         for number in range(TEXTS)
     ]
 
@@ -60,7 +88,9 @@ def start(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], "subproce
     return lambda: subprocess.Popen([EXECUTABLE, "run", "shop"], env=environment, **pipes)
 
 
-def _undisturbed(tmp_path_factory: pytest.TempPathFactory, text: str, rows: list[tuple[int, str, str]]) -> Any:
+def _undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, text: str, rows: list[tuple[int, str, str]]
+) -> Any:
     """The live rows of a run from nothing to the end, in a home of its own."""
     home = tmp_path_factory.mktemp("undisturbed")
     write_pipeline(home, "shop", text)
@@ -81,7 +111,9 @@ def _committed(home: Path) -> dict[bytes, int]:
             return {}
 
 
-def _kill_when(process: "subprocess.Popen[str]", reached: Callable[[], bool], pause_seconds: float) -> bool:
+def _kill_when(
+    process: "subprocess.Popen[str]", reached: Callable[[], bool], pause_seconds: float
+) -> bool:
     """Kill the process a moment after something is reached; False if it ended by itself before."""
     while process.poll() is None:
         if reached():
@@ -131,7 +163,11 @@ def test_kills_while_the_table_is_written_and_released_end_as_an_undisturbed_run
     warehouse = Warehouse(home).root
     for pattern in WRITTEN_LATE:
         before = set(warehouse.glob(pattern))
-        _kill_when(start(), lambda before=before, pattern=pattern: bool(set(warehouse.glob(pattern)) - before), 0)  # type: ignore[misc]
+        _kill_when(
+            start(),
+            lambda before=before, pattern=pattern: bool(set(warehouse.glob(pattern)) - before),
+            0,
+        )  # type: ignore[misc]
     run_whole(home, "shop")
     assert_same_rows(live_rows(home, "shop"), _undisturbed(tmp_path_factory, HASHING, rows))
 

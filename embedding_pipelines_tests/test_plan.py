@@ -11,7 +11,13 @@ from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.plan import Plan
 from embedding_pipelines.plan import plan as make_plan
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    context_of,
+    live_rows,
+    run_steps,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import WireServer, serve
@@ -84,7 +90,12 @@ def key(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_asks_nobody_and_needs_no_key(home: Path, server: WireServer) -> None:
     made = plan(home)
     assert not server.requests
-    assert (made.pipeline, made.rows_new, made.texts_to_embed, made.texts_known) == ("tales", 300, 300, 0)
+    assert (made.pipeline, made.rows_new, made.texts_to_embed, made.texts_known) == (
+        "tales",
+        300,
+        300,
+        0,
+    )
     assert made.seconds is None  # nothing was embedded yet
     assert made == plan(home)
     with pytest.raises(ConfigError, match="A_KEY_THAT_IS_NOT_SET is not set"):
@@ -106,7 +117,9 @@ def test_the_first_run_does_what_was_planned_and_the_next_plan_finds_nothing_to_
 @pytest.mark.usefixtures("key")
 def test_after_edits_every_number_is_what_the_run_then_does(home: Path, server: WireServer) -> None:
     run(home, server)
-    edited = [(n, f"{title} retold" if n % 10 == 0 else title, cat) for n, title, cat in ROWS if n % 15]
+    edited = [
+        (n, f"{title} retold" if n % 10 == 0 else title, cat) for n, title, cat in ROWS if n % 15
+    ]
     write_csv(home, "a.csv", edited)
     write_csv(home, "b.csv", [(1_000 + n, f"a song about {n} bears", "song") for n in range(50)])
     made = plan(home)
@@ -118,7 +131,9 @@ def test_after_edits_every_number_is_what_the_run_then_does(home: Path, server: 
 
 
 @pytest.mark.usefixtures("key")
-def test_duplicates_moved_rows_and_texts_that_are_known_cost_nothing(home: Path, server: WireServer) -> None:
+def test_duplicates_moved_rows_and_texts_that_are_known_cost_nothing(
+    home: Path, server: WireServer
+) -> None:
     run(home, server)
     copies = [(2_000 + n, title, "copy") for n, title, _ in ROWS[:100]]
     twins = [(3_000 + n, "one and the same new tale", "twin") for n in range(40)]
@@ -149,7 +164,9 @@ def test_a_run_after_a_plan_does_not_read_the_files_again(
 
 
 @pytest.mark.usefixtures("key")
-def test_the_time_that_is_expected_is_that_of_the_pace_that_was_reached(home: Path, server: WireServer) -> None:
+def test_the_time_that_is_expected_is_that_of_the_pace_that_was_reached(
+    home: Path, server: WireServer
+) -> None:
     server.latency_seconds = 0.05
     reports = [report.facts for report in run_steps(home, "tales") if report.step == "embeddings"]
     paces = [facts["tokens_per_second"] for facts in reports if facts.get("tokens_per_second")]

@@ -38,13 +38,17 @@ def test_a_choice_is_named_after_its_file_and_is_frozen_and_strict(stage: str) -
 
 def test_the_shipped_choices_are_there() -> None:
     assert {"csv", "json", "jsonl", "parquet"} <= choices("sources", Source).keys()
-    assert {"pca", "truncate", "float16", "int8", "binary"} <= choices("compression", Compressor).keys()
+    assert {"pca", "truncate", "float16", "int8", "binary"} <= choices(
+        "compression", Compressor
+    ).keys()
     assert {"hf", "hashing"} <= choices("providers", Provider).keys()
     assert {"lancedb"} <= choices("stores", Store).keys()
 
 
 def test_parse_makes_the_choice_and_refuses_unknown_options() -> None:
-    assert parse("providers", Provider, {"kind": "hashing", "dimensions": 32}) == Hashing(dimensions=32)
+    assert parse("providers", Provider, {"kind": "hashing", "dimensions": 32}) == Hashing(
+        dimensions=32
+    )
     for wrong in ({"kind": "nothing"}, {"kind": "hashing", "dimension": 32}, {}):
         with pytest.raises(ValidationError):
             parse("providers", Provider, wrong)
@@ -71,6 +75,8 @@ def test_another_package_adds_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{__name__}:STAGES", "is no Provider"),
     ],
 )
-def test_a_bad_entry_point_is_named(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
+def test_a_bad_entry_point_is_named(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         with_entry(monkeypatch, value)

@@ -17,7 +17,9 @@ from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.stores.tables import add, build, fitted
 
-ROWS = [(f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)]
+ROWS = [
+    (f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)
+]
 PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {Cat: string, year: int}")
 
 
@@ -31,9 +33,19 @@ def searcher(home: Path) -> Searcher:
 
 def test_the_nearest_comes_first_with_score_place_and_metadata(searcher: Searcher) -> None:
     result = searcher.search("animal7 room2", k=5)
-    assert (result.pipeline, result.release, result.query, len(result.hits)) == ("p", 1, "animal7 room2", 5)
+    assert (result.pipeline, result.release, result.query, len(result.hits)) == (
+        "p",
+        1,
+        "animal7 room2",
+        5,
+    )
     best = result.hits[0]
-    assert (best.document_id, best.chunk_id, best.start, best.end) == ("id-7", "id-7#0", 0, len("animal7 in room2"))
+    assert (best.document_id, best.chunk_id, best.start, best.end) == (
+        "id-7",
+        "id-7#0",
+        0,
+        len("animal7 in room2"),
+    )
     assert best.metadata == {"Cat": "odd", "year": 7}
     scores = [hit.score for hit in result.hits]
     assert scores == sorted(scores, reverse=True)
@@ -44,7 +56,10 @@ def test_the_nearest_comes_first_with_score_place_and_metadata(searcher: Searche
 
 def test_the_query_is_cleaned_as_the_documents_were(searcher: Searcher) -> None:
     clean = searcher.search("animal7 in room2").hits
-    assert searcher.search("  animal7\u200b  in\troom2\x00 ").hits[0].document_id == clean[0].document_id
+    assert (
+        searcher.search("  animal7\u200b  in\troom2\x00 ").hits[0].document_id
+        == clean[0].document_id
+    )
     for query in ("", "  \n", "\x00"):
         with pytest.raises(ConfigError, match="The query is empty once it is cleaned"):
             searcher.search(query)
@@ -60,7 +75,9 @@ def test_the_query_is_cleaned_as_the_documents_were(searcher: Searcher) -> None:
         ("year > 1000", ()),
     ],
 )
-def test_a_filter_keeps_what_it_says(searcher: Searcher, condition: str, expected: Sequence[int]) -> None:
+def test_a_filter_keeps_what_it_says(
+    searcher: Searcher, condition: str, expected: Sequence[int]
+) -> None:
     found = [hit.document_id for hit in searcher.search("animal7 in room2", 60, condition).hits]
     assert sorted(found) == sorted(f"id-{n}" for n in expected)
 
@@ -83,13 +100,17 @@ def test_a_vector_of_another_space_is_refused_with_the_remedy(searcher: Searcher
     vector = own.embed(["animal7 in room2"], "query")[0]
     assert searcher.search_vector(vector, own.space, 1).hits[0].document_id == "id-7"
     other = Hashing(max_tokens=100)  # the same dimensions are not the same space
-    with pytest.raises(SpaceMismatchError, match=r"Query it with hashing:words, or run `embedding-pipelines run p`"):
+    with pytest.raises(
+        SpaceMismatchError, match=r"Query it with hashing:words, or run `embedding-pipelines run p`"
+    ):
         searcher.search_vector(vector, other.space, 1)
     with pytest.raises(Exception, match="shape"):
         searcher.search_vector(np.ones(3, np.float32), own.space, 1)
 
 
-def test_a_model_whose_weights_changed_is_refused(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_whose_weights_changed_is_refused(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("embedding_pipelines.providers.hashing.RECIPE", "2")
     with pytest.raises(SpaceMismatchError, match="cannot be compared"):
         searcher.search("animal7")
@@ -102,14 +123,21 @@ def test_a_searcher_keeps_its_release_while_newer_ones_come(searcher: Searcher, 
     assert search(home, "p", "animal7 in room2", 1).hits[0].document_id == "new"
 
 
-def test_a_changed_pipeline_file_does_not_change_what_is_live(searcher: Searcher, home: Path) -> None:
+def test_a_changed_pipeline_file_does_not_change_what_is_live(
+    searcher: Searcher, home: Path
+) -> None:
     before = searcher.search("animal7 in room2")
-    for text in ("broken", PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")):
+    for text in (
+        "broken",
+        PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}"),
+    ):
         write_pipeline(home, "p", text)
         assert search(home, "p", "animal7 in room2").hits == before.hits
 
 
-@pytest.mark.parametrize("chain", ["[float16]", "[int8]", "[binary]", "[{kind: truncate, dimensions: 32}]"])
+@pytest.mark.parametrize(
+    "chain", ["[float16]", "[int8]", "[binary]", "[{kind: truncate, dimensions: 32}]"]
+)
 def test_every_codec_finds_the_document_itself(home: Path, chain: str) -> None:
     write_pipeline(home, "p", PIPELINE + f"compression: {chain}\n")
     write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
@@ -167,14 +195,25 @@ def test_more_oversampling_finds_more_of_the_nearest(tmp_path: Path) -> None:
         add(table, codec, vectors, 0, [])
         assert table.index(codec.metric, 0) == 3_000
         assert table.version is not None
-        names = [nearest(table, codec, query, 10, None, table.version)["chunk_id"].to_pylist() for query in asked]
-        shares.append(np.mean([len(set(map(int, a)) & set(b)) / 10 for a, b in zip(names, exact, strict=True)]))
+        names = [
+            nearest(table, codec, query, 10, None, table.version)["chunk_id"].to_pylist()
+            for query in asked
+        ]
+        shares.append(
+            np.mean(
+                [len(set(map(int, a)) & set(b)) / 10 for a, b in zip(names, exact, strict=True)]
+            )
+        )
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.95
 
 
-@pytest.mark.parametrize("chain", ["[]", "[float16]", "[int8]", "[{kind: binary, rescore: none}]", "[binary]"])
-def test_a_vector_of_another_shape_or_without_numbers_is_refused(tmp_path: Path, chain: str) -> None:
+@pytest.mark.parametrize(
+    "chain", ["[]", "[float16]", "[int8]", "[{kind: binary, rescore: none}]", "[binary]"]
+)
+def test_a_vector_of_another_shape_or_without_numbers_is_refused(
+    tmp_path: Path, chain: str
+) -> None:
     vectors = clustered(300, 64)
     codec = fitted(chain, vectors)
     table = build(tmp_path, codec)

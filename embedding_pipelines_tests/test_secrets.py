@@ -50,9 +50,19 @@ class Home:
     def command(self, *arguments: str, code: int = 0, key: str = KEY) -> str:
         """What a command printed; it must have ended with `code`."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER")}
-        environment = {**kept, HOME_VARIABLE: str(self.home), "XDG_STATE_HOME": str(self.state), "MY_KEY": key}
+        environment = {
+            **kept,
+            HOME_VARIABLE: str(self.home),
+            "XDG_STATE_HOME": str(self.state),
+            "MY_KEY": key,
+        }
         ended = subprocess.run(
-            [EXECUTABLE, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
+            [EXECUTABLE, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         self.printed += ended.stdout + ended.stderr
         assert ended.returncode == code, ended.stderr + ended.stdout
@@ -61,7 +71,12 @@ class Home:
     def holders(self) -> list[str]:
         """Where the key or a good part of it is to be read."""
         found = ["what was printed"] if any(part in self.printed for part in PARTS) else []
-        files = [path for folder in (self.home, self.state) for path in folder.rglob("*") if path.is_file()]
+        files = [
+            path
+            for folder in (self.home, self.state)
+            for path in folder.rglob("*")
+            if path.is_file()
+        ]
         assert len(files) >= 20  # Dagster's instance is among them
         for path in files:
             content = path.read_bytes()
@@ -87,7 +102,9 @@ def at(tmp_path: Path, server: WireServer) -> Home:
 
 
 @pytest.mark.slow
-def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(at: Home, server: WireServer) -> None:
+def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(
+    at: Home, server: WireServer
+) -> None:
     at.command("plan", key="")
     assert not server.requests
     at.command("run")
@@ -102,16 +119,27 @@ def test_runs_that_do_well_and_that_fail_leave_no_trace_of_the_key(at: Home, ser
     assert "The key *** has expired. Check the key in MY_KEY" in at.command("run", code=1)
     at.command("run", "--json", code=1)
 
-    server.chance = lambda _: Fault("status", 400, f"{'x' * 280} {KEY} may not do this.")  # cut in the key's middle
+    server.chance = lambda _: Fault(
+        "status", 400, f"{'x' * 280} {KEY} may not do this."
+    )  # cut in the key's middle
     at.command("run", code=1)
     server.chance = lambda _: None
     server.poisoned = lambda text: f"No vector for {KEY}." if text == POISON[1] else None
     write_csv(at.home, "c.csv", [POISON])
     at.command("run")
-    reasons = pq.read_table(next(at.home.rglob("embeddings/rejected.parquet")))["reason"].to_pylist()
+    reasons = pq.read_table(next(at.home.rglob("embeddings/rejected.parquet")))[
+        "reason"
+    ].to_pylist()
     assert ["No vector for ***." in reason for reason in reasons] == [True]
 
-    for words in (["plan"], ["plan", "--json"], ["status", "--json"], ["models"], ["models", "--json"], ["validate"]):
+    for words in (
+        ["plan"],
+        ["plan", "--json"],
+        ["status", "--json"],
+        ["models"],
+        ["models", "--json"],
+        ["validate"],
+    ):
         at.command(*words)
     assert at.holders() == []
 
@@ -130,16 +158,25 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (f"api_key_env: {KEY}", "model.api_key_env: is no name of an environment variable. Write one"),
+        (
+            f"api_key_env: {KEY}",
+            "model.api_key_env: is no name of an environment variable. Write one",
+        ),
         (f"api_key_env: '{KEY} '", "model.api_key_env: is no name of an environment variable"),
         ("api_key_env: ${MY_KEY}", "model.api_key_env: is no name of an environment variable"),
         ("api_key_env: ''", "model.api_key_env: is no name of an environment variable"),
         (f"api_key: {KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         ("api_key: ${MY_KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         (f"token: {KEY}", "model.token: is no option here"),
-        (f"base_url: http://user:{KEY}@localhost/v1", "model.base_url: an address holds no password"),
+        (
+            f"base_url: http://user:{KEY}@localhost/v1",
+            "model.base_url: an address holds no password",
+        ),
         (f"base_url: https://{KEY}@localhost/v1", "model.base_url: an address holds no password"),
-        (f"base_url: ftp://user:{KEY}@localhost/v1", "model.base_url: an address holds no password"),
+        (
+            f"base_url: ftp://user:{KEY}@localhost/v1",
+            "model.base_url: an address holds no password",
+        ),
         (f"base_url: http://user:{KEY}", "model.base_url: Port could not be cast to a number"),
         (f"base_url: {KEY}", "model.base_url: is no address of a service"),
     ],
@@ -149,7 +186,11 @@ def test_a_key_in_a_pipeline_file_is_refused_and_not_repeated(
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
     option = line.partition(":")[0]
-    kept = [row for row in PIPELINE.format(url="http://localhost:1").splitlines() if not row.startswith(f"  {option}:")]
+    kept = [
+        row
+        for row in PIPELINE.format(url="http://localhost:1").splitlines()
+        if not row.startswith(f"  {option}:")
+    ]
     kept.insert(2, f"  {line}")
     write_pipeline(home, "tales", "\n".join(kept))
     for words in (["validate"], ["run"], ["plan"], ["status"], ["search", "tales", "x"]):
@@ -165,7 +206,12 @@ def test_a_key_in_a_pipeline_file_is_refused_and_not_repeated(
 
 @pytest.mark.parametrize("name", ["MY_KEY", "_k", "k9", "OPENAI_API_KEY"])
 def test_names_of_variables_are_taken(name: str) -> None:
-    assert Openai(base_url="http://localhost:1/v1", model="m", dimensions=8, api_key_env=name).api_key_env == name
+    assert (
+        Openai(
+            base_url="http://localhost:1/v1", model="m", dimensions=8, api_key_env=name
+        ).api_key_env
+        == name
+    )
 
 
 @pytest.mark.parametrize("name", ["", "9k", "my-key", "a b", "K\n", "é", KEY])
@@ -180,18 +226,27 @@ def test_an_answer_without_vectors_is_quoted_without_a_part_of_the_key(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    service: Remote = Openai(base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY")
+    service: Remote = Openai(
+        base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY"
+    )
     for padding in range(240, 301, 4):
         with pytest.raises(Unreachable, match="without vectors") as caught:
             listed(service, {"error": "x" * padding + KEY}, "data")
         assert KEY[:6] not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"api_key": KEY}, {"api_key_env": KEY}, {"base_url": f"http://a:{KEY}@b/v1"}])
-def test_a_wrong_override_of_a_provider_in_dagster_is_told_without_its_value(options: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"api_key": KEY}, {"api_key_env": KEY}, {"base_url": f"http://a:{KEY}@b/v1"}]
+)
+def test_a_wrong_override_of_a_provider_in_dagster_is_told_without_its_value(
+    options: dict[str, str],
+) -> None:
     resource = ProviderResource(kind="openai", options={"model": "m", "dimensions": 8, **options})
     said = f"The options of provider 'openai' are wrong: openai.{next(iter(options))}: "
-    with dg.build_init_resource_context() as context, pytest.raises(ConfigError, match=said) as caught:
+    with (
+        dg.build_init_resource_context() as context,
+        pytest.raises(ConfigError, match=said) as caught,
+    ):
         resource.create_resource(context)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None

@@ -55,7 +55,9 @@ def server() -> Iterator[WireServer]:
         yield running
 
 
-def service(server: WireServer, *, cache: EmbeddingCache | None = None, **config: Any) -> EmbeddingService:
+def service(
+    server: WireServer, *, cache: EmbeddingCache | None = None, **config: Any
+) -> EmbeddingService:
     """One of OpenAI's models at the loopback server; `options` come beside its address."""
     options = {"base_url": f"{server.url}/v1", **config.pop("options", {})}
     return EmbeddingService(EmbeddingConfig(**{"dimensions": 64, **config}, options=options), cache)
@@ -75,7 +77,11 @@ def test_the_defaults_are_openai_s_small_model_in_hundreds_with_a_cache(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = EmbeddingConfig()
-    assert (config.provider, config.model, config.dimensions) == ("openai", "text-embedding-3-small", None)
+    assert (config.provider, config.model, config.dimensions) == (
+        "openai",
+        "text-embedding-3-small",
+        None,
+    )
     assert (config.batch_size, config.cache_enabled) == (100, True)
     with serve(dialect(), 1536) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
@@ -106,7 +112,9 @@ def test_dimensions_are_asked_for_and_never_mixed(server: WireServer) -> None:
         assert len(other.requests) == 1
 
 
-def test_roles_prompts_revisions_and_normalization_are_in_the_key(server: WireServer, tmp_path: Path) -> None:
+def test_roles_prompts_revisions_and_normalization_are_in_the_key(
+    server: WireServer, tmp_path: Path
+) -> None:
     """D1, for what the name of a model hides."""
     symmetric = of_another_server(server, "m")
     symmetric.embed("x")
@@ -117,7 +125,12 @@ def test_roles_prompts_revisions_and_normalization_are_in_the_key(server: WireSe
     cache.set("x", space, Hashing().embed(["x"], "document")[0])
     assert cache.get("x", space) is not None
     assert cache.get("x", space, "query") is None
-    for field, value in {"revision": "2", "normalized": False, "prompts": {"document": "p"}, "dimensions": 32}.items():
+    for field, value in {
+        "revision": "2",
+        "normalized": False,
+        "prompts": {"document": "p"},
+        "dimensions": 32,
+    }.items():
         assert cache.get("x", Space(**{**space.model_dump(), field: value})) is None
     assert cache.get("x ", space) is None
 
@@ -140,7 +153,9 @@ def test_a_vector_that_is_known_is_never_made_again_whatever_its_numbers(tmp_pat
     assert np.array_equal(cache.get("x", space), make("x"))
 
 
-@pytest.mark.parametrize("vector", [[], [1.0] * 7, [[1.0] * 8], [0.0] * 8, [float("nan")] * 8, [1.0] * 8])
+@pytest.mark.parametrize(
+    "vector", [[], [1.0] * 7, [[1.0] * 8], [0.0] * 8, [float("nan")] * 8, [1.0] * 8]
+)
 def test_what_can_be_no_vector_of_the_space_is_not_filed(tmp_path: Path, vector: Any) -> None:
     cache, space = EmbeddingCache(tmp_path / "ledger.sqlite"), Hashing(dimensions=8).space
     with pytest.raises(ProviderError, match="Nothing"):
@@ -160,7 +175,9 @@ def test_one_text_and_many_share_the_cache(server: WireServer) -> None:
     assert set(server.billed.values()) == {1}
 
 
-def test_what_a_pipeline_has_embedded_is_in_the_cache(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_pipeline_has_embedded_is_in_the_cache(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [(1, "a red fox", "animals")])
     run_steps(home, "p")
@@ -179,7 +196,10 @@ def test_cohere_is_asked_by_its_second_interface(monkeypatch: pytest.MonkeyPatch
         found = EmbeddingService(config)
         assert np.allclose(found.embed_batch(TEXTS), server.vectors(TEXTS), atol=1e-6)
         found.embed("a fox", "query")
-        assert [body["input_type"] for body in server.requests] == ["search_document", "search_query"]
+        assert [body["input_type"] for body in server.requests] == [
+            "search_document",
+            "search_query",
+        ]
         assert server.requests[0]["embedding_types"] == ["float"]
 
 
@@ -188,7 +208,10 @@ def test_the_prompt_of_bge_stands_before_queries_only(server: WireServer) -> Non
     found = of_another_server(server, "BAAI/bge-large-en-v1.5")
     found.embed("a fox")
     found.embed("a fox", "query")
-    assert sent(server) == [["a fox"], ["Represent this sentence for searching relevant passages: a fox"]]
+    assert sent(server) == [
+        ["a fox"],
+        ["Represent this sentence for searching relevant passages: a fox"],
+    ]
     assert found.provider.space.prompts == {"query": SENTENCE}
 
 
@@ -196,7 +219,9 @@ def test_ollama_gets_a_list_in_one_request() -> None:
     """D6: /api/embed, which is the only path that this server answers with vectors."""
     with serve(test_ollama.DIALECT) as server:
         options = {"base_url": server.url, "prompts": {}}
-        found = EmbeddingService(EmbeddingConfig(provider="ollama", model="nomic-embed-text", options=options))
+        found = EmbeddingService(
+            EmbeddingConfig(provider="ollama", model="nomic-embed-text", options=options)
+        )
         texts = [f"chunk number {n}" for n in range(59)]
         assert np.allclose(found.embed_batch(texts), server.vectors(texts), atol=1e-6)
         assert [sorted(asked) for asked in sent(server)] == [sorted(texts)]
@@ -219,13 +244,17 @@ for n in range(first, first + 40):
 def test_several_processes_write_at_once_and_lose_nothing(tmp_path: Path) -> None:
     """D7: one database with transactions, in place of a file per vector."""
     path = tmp_path / "cache" / "ledger.sqlite"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), first]) for first in ("0", "20")]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), first]) for first in ("0", "20")
+    ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
     with Ledger(path) as ledger:
         assert len(ledger) == 60 * 3
     cache, space = EmbeddingCache(path), Hashing().space
     for n in range(60):
-        assert np.array_equal(cache.get(f"text {n}", space), Hashing().embed([f"text {n}"], "document")[0])
+        assert np.array_equal(
+            cache.get(f"text {n}", space), Hashing().embed([f"text {n}"], "document")[0]
+        )
     assert [file.name for file in path.parent.iterdir()] == ["ledger.sqlite"]
 
 
@@ -276,7 +305,9 @@ def test_a_zero_vector_is_refused_and_has_no_similarity(server: WireServer) -> N
         ("hf", "BAAI/bge-large-en-v1.5", 1024, 512),
     ],
 )
-def test_a_model_s_price_is_known_and_of_a_day(provider: str, model: str, dimensions: int, context: int) -> None:
+def test_a_model_s_price_is_known_and_of_a_day(
+    provider: str, model: str, dimensions: int, context: int
+) -> None:
     """D12: prices change, so they stand with their date."""
     rows = [row for row in catalogue() if (row["provider"], row["model"]) == (provider, model)]
     assert {(row["dimensions"], row["context"]) for row in rows} == {(dimensions, context)}
@@ -293,7 +324,10 @@ def test_a_text_that_is_too_long_is_told_before_anything_is_paid(server: WireSer
         found.embed_batch(["short", "far " * 41])
     said = str(caught.value)
     assert f"texts[1] ('{'far ' * 20}') has 41 tokens at most; of a document" in said
-    assert f"reads {limit}. Nothing is cut unseen: divide it into chunks. Or name the model's tokenizer" in said
+    assert (
+        f"reads {limit}. Nothing is cut unseen: divide it into chunks. Or name the model's tokenizer"
+        in said
+    )
     assert not server.requests
     assert found.embed("far " * limit).shape == (64,)
 
@@ -303,7 +337,9 @@ def test_the_prompt_of_queries_takes_its_part_of_what_is_read(server: WireServer
     found = of_another_server(server, "bge-small-en", max_tokens=60)
     limit, prompt = found.provider.limits.max_tokens, len(estimate().encode(SENTENCE).ids)
     assert found.embed("far " * limit).shape == (64,)
-    with pytest.raises(ConfigError, match=f"{limit} tokens at most; of a query, .* reads {limit - prompt}"):
+    with pytest.raises(
+        ConfigError, match=f"{limit} tokens at most; of a query, .* reads {limit - prompt}"
+    ):
         found.embed("far " * limit, "query")
     assert found.embed("far " * (limit - prompt), "query").shape == (64,)
 
@@ -327,7 +363,9 @@ def test_openai_s_tokens_are_counted_exactly_where_an_estimate_is_not_enough(
 
 
 def test_a_text_is_cut_by_no_local_model_either() -> None:
-    with pytest.raises(ConfigError, match=r"texts\[4096\] .* has 257 tokens; of a document, .* reads 256"):
+    with pytest.raises(
+        ConfigError, match=r"texts\[4096\] .* has 257 tokens; of a document, .* reads 256"
+    ):
         EmbeddingService(LOCAL).embed_batch(["word"] * 4_096 + ["word " * 257])
 
 
@@ -335,11 +373,15 @@ def test_similarity_is_that_of_directions(home: Path) -> None:
     """Pitfall 2: a server whose vectors are not of unit length."""
 
     def longer(body: Body, vectors: Vectors, order: list[int]) -> Body:
-        return answer(body, vectors * np.arange(1, len(vectors) + 1, dtype=np.float32)[:, None] * 5, order)
+        return answer(
+            body, vectors * np.arange(1, len(vectors) + 1, dtype=np.float32)[:, None] * 5, order
+        )
 
     with serve(replace(dialect(), answer=longer), 64) as server:
         found = of_another_server(server, "m")
-        assert found.similarity(*TEXTS[:2]) == pytest.approx(cosine_similarity(*server.vectors(TEXTS[:2])), abs=1e-6)
+        assert found.similarity(*TEXTS[:2]) == pytest.approx(
+            cosine_similarity(*server.vectors(TEXTS[:2])), abs=1e-6
+        )
         assert np.linalg.norm(found.embed(TEXTS[0])) > 4
 
 
@@ -355,7 +397,9 @@ def test_texts_go_in_batches_of_the_given_size(server: WireServer) -> None:
 
 def test_more_texts_than_a_window_come_back_in_order(server: WireServer) -> None:
     texts = [f"text {n % 4_200}" for n in range(9_000)]
-    assert np.array_equal(service(server, batch_size=2_000).embed_batch(texts), server.vectors(texts))
+    assert np.array_equal(
+        service(server, batch_size=2_000).embed_batch(texts), server.vectors(texts)
+    )
     assert len(server.billed) == 4_200
 
 
@@ -380,12 +424,16 @@ def test_what_is_no_list_of_texts_for_a_role_is_refused(texts: Any, role: Any, w
         EmbeddingService(LOCAL).embed_batch(texts, role)
 
 
-def test_a_text_that_the_service_refuses_is_named_and_the_others_are_kept(server: WireServer) -> None:
+def test_a_text_that_the_service_refuses_is_named_and_the_others_are_kept(
+    server: WireServer,
+) -> None:
     server.poisoned = lambda text: "It is against the rules." if "bad" in text else None
     texts = ["one", "two bad", "three"]
     with pytest.raises(ProviderError, match=r"texts\[4096\] \('bad'\), and 1 more: .*the rules\.$"):
         service(server, cache_enabled=False).embed_batch([*["good"] * 4_096, "bad", "worse bad"])
-    with pytest.raises(ProviderError, match=r"^No vector for texts\[1\] \('two bad'\): .*the rules\. The vectors"):
+    with pytest.raises(
+        ProviderError, match=r"^No vector for texts\[1\] \('two bad'\): .*the rules\. The vectors"
+    ):
         service(server).embed_batch(texts)
     asked = len(server.requests)
     assert service(server).embed_batch(["one", "three"]).shape == (2, 64)
@@ -396,7 +444,9 @@ def test_without_a_cache_nothing_is_kept_or_known(server: WireServer, home: Path
     found = service(server, cache_enabled=False)
     assert found.cache is None
     for _ in range(2):
-        assert np.array_equal(found.embed_batch([*TEXTS, TEXTS[0]]), server.vectors([*TEXTS, TEXTS[0]]))
+        assert np.array_equal(
+            found.embed_batch([*TEXTS, TEXTS[0]]), server.vectors([*TEXTS, TEXTS[0]])
+        )
     assert set(server.billed.values()) == {2}
     assert not list(home.iterdir())
 
@@ -418,7 +468,11 @@ def test_the_log_tells_how_much_and_how_long_and_no_content(
     found.embed("my secret thought")
     found.embed_batch(["my secret thought", "another one"])
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    own = [record.getMessage() for record in caplog.records if record.name == "embedding_pipelines.service"]
+    own = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "embedding_pipelines.service"
+    ]
     assert ["openai:text-embedding-3-small" in line for line in own] == [True, True]
     assert [line.rpartition("): ")[2].rpartition(", in ")[0] for line in own] == [
         "1 texts, 0 of them from the cache",
@@ -433,16 +487,26 @@ def test_the_log_tells_how_much_and_how_long_and_no_content(
     [
         ({"model": "minilm"}, "hf", "sentence-transformers/all-MiniLM-L6-v2"),
         ({"provider": "local", "model": "minilm"}, "hf", "sentence-transformers/all-MiniLM-L6-v2"),
-        ({"provider": "local", "model": "all-MiniLM-L6-v2"}, "hf", "sentence-transformers/all-MiniLM-L6-v2"),
+        (
+            {"provider": "local", "model": "all-MiniLM-L6-v2"},
+            "hf",
+            "sentence-transformers/all-MiniLM-L6-v2",
+        ),
         ({"provider": "local", "model": "BAAI/bge-large-en-v1.5"}, "hf", "BAAI/bge-large-en-v1.5"),
-        ({"provider": "ollama", "model": "bge-m3"}, "ollama", "bge-m3"),  # there it is a model, not our alias
+        (
+            {"provider": "ollama", "model": "bge-m3"},
+            "ollama",
+            "bge-m3",
+        ),  # there it is a model, not our alias
         ({"provider": "cohere", "model": "cohere"}, "cohere", "embed-v4.0"),
         ({"model": "openai-large"}, "openai", "text-embedding-3-large"),
         ({"model": "voyage-lite"}, "voyage", "voyage-4-lite"),
         ({"provider": "openai", "model": "bge-m3", "dimensions": 8}, "openai", "bge-m3"),
     ],
 )
-def test_a_model_is_a_provider_s_own_or_an_alias(config: dict[str, Any], kind: str, model: str) -> None:
+def test_a_model_is_a_provider_s_own_or_an_alias(
+    config: dict[str, Any], kind: str, model: str
+) -> None:
     provider: Any = EmbeddingService(EmbeddingConfig(**config)).provider
     assert (provider.kind, provider.model) == (kind, model)
 
@@ -466,13 +530,17 @@ def test_a_folder_below_the_home_is_a_model_of_that_name(home: Path) -> None:
         ({"options": {"api_key_env": KEY}}, "is no name of an environment variable"),
     ],
 )
-def test_what_a_provider_cannot_be_told_is_refused_at_once(config: dict[str, Any], words: str) -> None:
+def test_what_a_provider_cannot_be_told_is_refused_at_once(
+    config: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         EmbeddingService(EmbeddingConfig(**config))
     assert KEY not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"dimensions": 0}, {"dimension": 64}, {"cache_enabled": "often"}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"dimensions": 0}, {"dimension": 64}, {"cache_enabled": "often"}]
+)
 def test_a_setting_that_there_is_not_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         EmbeddingConfig(**wrong)
@@ -483,6 +551,10 @@ def test_a_local_model_as_the_library_names_it() -> None:
     found = EmbeddingService(EmbeddingConfig(provider="local", model="all-MiniLM-L6-v2"))
     assert found.embed("A cat sleeps on the warm roof.").shape == (384,)
     near = found.similarity("A cat sleeps on the warm roof.", "On the warm roof a cat is sleeping.")
-    assert near > found.similarity("A cat sleeps on the warm roof.", "The court dismissed the appeal.") + 0.5
+    assert (
+        near
+        > found.similarity("A cat sleeps on the warm roof.", "The court dismissed the appeal.")
+        + 0.5
+    )
     with pytest.raises(ConfigError, match=r"has 302 tokens; of a document, .* reads 256"):
         found.embed("cat " * 300)

@@ -31,13 +31,20 @@ def test_a_pipeline_that_never_ran_is_new(home: Path) -> None:
 
 
 def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
-    write_pipeline(home, "p", HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 5"))
+    write_pipeline(
+        home, "p", HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 5")
+    )
     write_csv(home, "a.csv", [(1, "one", 1), (2, "", 2), (3, "three", "no number")])
     write_csv(home, "b.csv", [(4, "four", 4)])
     run_steps(home, "p")
     found = status(home)
     assert found["status"] == "active"
-    assert (found["documents"], found["chunks"], found["embeddings"], found["rejected"]) == (3, 2, 2, 1)
+    assert (found["documents"], found["chunks"], found["embeddings"], found["rejected"]) == (
+        3,
+        2,
+        2,
+        1,
+    )
     assert (found["live_release"], found["live_rows"], found["kept_releases"]) == (1, 2, [1])
     assert found["source"] == "up to date"
     assert found["model"] == "hashing"
@@ -50,10 +57,17 @@ def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
 def test_a_candidate_that_is_held_back_is_named_until_it_is_released(home: Path) -> None:
     plain = HASHING.replace("known_items: 8", "known_items: 8, require: {known_item_mrr: 1.5}")
     write_pipeline(home, "p", plain)
-    write_csv(home, "a.csv", [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)])
+    write_csv(
+        home,
+        "a.csv",
+        [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)],
+    )
     with pytest.raises(ReleaseError):
         run_steps(home, "p")
-    assert status(home)["held_back"] == "by required_measures_hold; `embedding-pipelines run p` says why"
+    assert (
+        status(home)["held_back"]
+        == "by required_measures_hold; `embedding-pipelines run p` says why"
+    )
     write_pipeline(home, "p", HASHING)
     run_steps(home, "p")
     assert status(home)["held_back"] is None
@@ -61,7 +75,11 @@ def test_a_candidate_that_is_held_back_is_named_until_it_is_released(home: Path)
 
 def test_what_was_released_with_a_reason_or_given_up_is_not_held_back(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
-    write_csv(home, "a.csv", [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)])
+    write_csv(
+        home,
+        "a.csv",
+        [(number, f"{WORD * number} and {number} more", "x") for number in range(1, 9)],
+    )
     run_steps(home, "p")
     demanding = HASHING.replace("known_items: 8", "known_items: 8, require: {known_item_mrr: 1.5}")
     write_pipeline(home, "p", demanding + "compression: [int8]\n")

@@ -34,7 +34,9 @@ class Stored:
 
     ids: list[str]
     vectors: Vectors  # float32[n, d]
-    texts: list[str] | None = None  # what was embedded, where a system stores less than the whole document
+    texts: list[str] | None = (
+        None  # what was embedded, where a system stores less than the whole document
+    )
 
 
 @dataclass
@@ -50,8 +52,12 @@ class System(ABC):
 
     title: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()  # distributions whose versions the report shows
-    warms: ClassVar[tuple[str, ...]] = ()  # modules that are imported once, unmeasured: byte code and page cache
-    remembers: ClassVar[bool] = True  # False: every run does everything again, so one of them tells it all
+    warms: ClassVar[
+        tuple[str, ...]
+    ] = ()  # modules that are imported once, unmeasured: byte code and page cache
+    remembers: ClassVar[bool] = (
+        True  # False: every run does everything again, so one of them tells it all
+    )
 
     @property
     def name(self) -> str:
@@ -107,7 +113,9 @@ def all_systems() -> dict[str, System]:
         (cls,) = {
             member
             for member in members
-            if isinstance(member, type) and issubclass(member, System) and member.__module__.endswith(module.name)
+            if isinstance(member, type)
+            and issubclass(member, System)
+            and member.__module__.endswith(module.name)
         }
         found[module.name] = cls()
     return found
@@ -147,7 +155,13 @@ def lance_rows(folder: Path, table: str, id_column: str, vector_column: str) -> 
     connection = lancedb.connect(folder)
     if table not in connection.list_tables().tables:
         return Stored([], np.zeros((0, 0), np.float32))
-    rows = connection.open_table(table).search().select([id_column, vector_column]).limit(None).to_arrow()
+    rows = (
+        connection.open_table(table)
+        .search()
+        .select([id_column, vector_column])
+        .limit(None)
+        .to_arrow()
+    )
     column: Any = rows[vector_column].combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
     return Stored(rows[id_column].to_pylist(), vectors.astype(np.float32))

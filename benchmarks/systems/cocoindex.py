@@ -66,7 +66,9 @@ def _app(folder: Path, synced: Synced) -> Any:
 
     @coco.fn
     async def main() -> None:
-        schema = await lancedb.TableSchema.from_class(Row, primary_key=["id"], column_specs={"embedding": embedder})
+        schema = await lancedb.TableSchema.from_class(
+            Row, primary_key=["id"], column_specs={"embedding": embedder}
+        )
         table = await lancedb.mount_table_target(database, table_name=TABLE, table_schema=schema)
         documents = [(name, (name, text)) for name, text in read_texts(folder).items()]
         await coco.mount_each(process, documents, table)

@@ -30,7 +30,10 @@ class Floor(System):
     def sync(self, folder: Path) -> Synced:
         state = folder / "hashes.json"
         texts = read_texts(folder)
-        now = {name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for name, text in texts.items()}
+        now = {
+            name: hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            for name, text in texts.items()
+        }
         was: dict[str, str] = json.loads(state.read_text()) if state.exists() else {}
         if now == was:
             return Synced(0)
@@ -44,8 +47,16 @@ class Floor(System):
         holder = {digest: name for name, digest in was.items()}
         known: dict[str, Vectors] = {}
         if was and (wanted := {holder[now[name]] for name in fresh if now[name] in holder}):
-            found = connection.open_table(TABLE).search().where(_among(wanted)).select(["id", "vector"]).to_arrow()
-            known = {was[row["id"]]: np.array(row["vector"], np.float32) for row in found.to_pylist()}
+            found = (
+                connection.open_table(TABLE)
+                .search()
+                .where(_among(wanted))
+                .select(["id", "vector"])
+                .to_arrow()
+            )
+            known = {
+                was[row["id"]]: np.array(row["vector"], np.float32) for row in found.to_pylist()
+            }
         missing = {now[name]: texts[name] for name in fresh if now[name] not in known}
         known.update(zip(missing, self._embed(list(missing.values())), strict=True))
 
@@ -77,15 +88,23 @@ class Floor(System):
         from embedding_pipelines.providers.hf import Hf
 
         provider = Hf(model=MODEL)
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # texts of like length together
-        windows = [order[start : start + WINDOW_TEXTS] for start in range(0, len(order), WINDOW_TEXTS)]
+        order = sorted(
+            range(len(texts)), key=lambda i: -len(texts[i])
+        )  # texts of like length together
+        windows = [
+            order[start : start + WINDOW_TEXTS] for start in range(0, len(order), WINDOW_TEXTS)
+        ]
         vectors: dict[int, Vectors] = {}
         with ThreadPoolExecutor(provider.limits.concurrent_calls if texts else 1) as pool:
-            called = pool.map(lambda window: provider.embed([texts[i] for i in window], "document"), windows)
+            called = pool.map(
+                lambda window: provider.embed([texts[i] for i in window], "document"), windows
+            )
             for window, found in zip(windows, called, strict=True):
                 vectors.update(zip(window, found, strict=True))
         return [vectors[i] for i in range(len(texts))]
 
 
 def _among(names: set[str]) -> str:
-    return "id IN ({})".format(", ".join("'" + name.replace("'", "''") + "'" for name in sorted(names)))
+    return "id IN ({})".format(
+        ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(names))
+    )

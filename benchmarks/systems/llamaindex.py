@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.corpus import read_texts
-from benchmarks.systems import MAX_TOKENS, Stored, Synced, System, counted, lance_rows, weights_folder
+from benchmarks.systems import (
+    MAX_TOKENS,
+    Stored,
+    Synced,
+    System,
+    counted,
+    lance_rows,
+    weights_folder,
+)
 
 TABLE = "documents"
 BATCH_TEXTS = 32  # `encode`'s default; LlamaIndex's own is 10
@@ -30,7 +38,11 @@ class LlamaIndex(System):
         "torch",
         "lancedb",
     )
-    warms = ("llama_index.vector_stores.lancedb", "llama_index.embeddings.huggingface", "llama_index.core.ingestion")
+    warms = (
+        "llama_index.vector_stores.lancedb",
+        "llama_index.embeddings.huggingface",
+        "llama_index.core.ingestion",
+    )
 
     def sync(self, folder: Path) -> Synced:
         from llama_index.core import Document
@@ -47,7 +59,9 @@ class LlamaIndex(System):
         kept = folder / "docstore.json"
         pipeline = IngestionPipeline(
             transformations=[SentenceSplitter(chunk_size=ONE_NODE, chunk_overlap=0), model],
-            docstore=SimpleDocumentStore.from_persist_path(str(kept)) if kept.exists() else SimpleDocumentStore(),
+            docstore=SimpleDocumentStore.from_persist_path(str(kept))
+            if kept.exists()
+            else SimpleDocumentStore(),
             docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
             vector_store=_vector_store(folder / "lance", notes),
             disable_cache=True,

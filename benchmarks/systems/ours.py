@@ -20,7 +20,11 @@ model: hf:{MODEL}
 class Ours(System):
     title = "embedding-pipelines"
     requires = ("embedding-pipelines", "dagster", "openvino", "lancedb")
-    warms = ("embedding_pipelines.orchestration.launch", "embedding_pipelines.cli.terminal", "lancedb")
+    warms = (
+        "embedding_pipelines.orchestration.launch",
+        "embedding_pipelines.cli.terminal",
+        "lancedb",
+    )
 
     def command(self, folder: Path) -> list[str]:
         executable = Path(sys.executable).with_name("embedding-pipelines")
@@ -30,7 +34,9 @@ class Ours(System):
 
     def read(self, stdout: str) -> Synced:
         (run,) = json.loads(stdout)
-        return Synced(sum(step["embedded"] for step in run["steps"] if step["step"] == "embeddings"))
+        return Synced(
+            sum(step["embedded"] for step in run["steps"] if step["step"] == "embeddings")
+        )
 
     def text(self, text: str) -> str:
         from embedding_pipelines.preprocessing.clean import Clean
@@ -63,6 +69,10 @@ class Ours(System):
             return Stored([], np.zeros((0, 0), np.float32))
         table = release.spec.store.table(warehouse.tables, release.table)
         columns = ["document_id", "vector", "text"]
-        rows = [row for batch in table.scan(columns, version=release.version) for row in batch.to_pylist()]
+        rows = [
+            row
+            for batch in table.scan(columns, version=release.version)
+            for row in batch.to_pylist()
+        ]
         vectors = np.array([row["vector"] for row in rows], np.float32)
         return Stored([row["document_id"] for row in rows], vectors, [row["text"] for row in rows])

@@ -28,9 +28,13 @@ class Txtai(System):
         now = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
         was: dict[str, str] = json.loads(hashes.read_text()) if hashes.exists() else {}
         gone = [name for name in was if name not in now]
-        fresh = [(name, texts[name], None) for name, digest in now.items() if was.get(name) != digest]
+        fresh = [
+            (name, texts[name], None) for name, digest in now.items() if was.get(name) != digest
+        ]
         if not gone and not fresh:
-            return Synced(0, ["the caller's hashes say that nothing changed; txtai itself is not even loaded"])
+            return Synced(
+                0, ["the caller's hashes say that nothing changed; txtai itself is not even loaded"]
+            )
 
         from txtai.embeddings import Embeddings
         from txtai.models import Pooling
@@ -40,7 +44,10 @@ class Txtai(System):
             embeddings.load(str(index))
         else:
             embeddings = Embeddings(
-                path=str(weights_folder()), content=True, maxlength=MAX_TOKENS, faiss={"components": "IDMap,Flat"}
+                path=str(weights_folder()),
+                content=True,
+                maxlength=MAX_TOKENS,
+                faiss={"components": "IDMap,Flat"},
             )
         with counted(Pooling, "encode") as synced:
             if gone:
@@ -60,8 +67,16 @@ class Txtai(System):
         embeddings.load(str(folder / "index"))
         index = faiss.downcast_index(embeddings.ann.backend)
         vectors = faiss.downcast_index(index.index).reconstruct_n(0, index.ntotal)
-        at = {row["indexid"]: row["id"] for row in embeddings.search("SELECT indexid, id FROM txtai", 10**9)}
+        at = {
+            row["indexid"]: row["id"]
+            for row in embeddings.search("SELECT indexid, id FROM txtai", 10**9)
+        }
         # A vector without a row in the database is shown under a name that no document has.
-        ids = [str(at.pop(number, f"vector {number}")) for number in faiss.vector_to_array(index.id_map).tolist()]
+        ids = [
+            str(at.pop(number, f"vector {number}"))
+            for number in faiss.vector_to_array(index.id_map).tolist()
+        ]
         ids += [str(name) for name in at.values()]  # rows without a vector
-        return Stored(ids, np.concatenate([vectors, np.zeros((len(at), vectors.shape[1]), np.float32)]))
+        return Stored(
+            ids, np.concatenate([vectors, np.zeros((len(at), vectors.shape[1]), np.float32)])
+        )

@@ -111,13 +111,19 @@ class AbstractEmbeddingGenerator:
 
     def get_parameter(self, key: str) -> Any:
         """A parameter's value. Raises ConfigError for one that the generator does not have."""
-        known = sorted(name for name in vars(self) if not name.startswith("_") and name != "metrics")
+        known = sorted(
+            name for name in vars(self) if not name.startswith("_") and name != "metrics"
+        )
         if key not in known:
-            raise ConfigError(f"{type(self).__name__} has no parameter {key!r}; it has {', '.join(known) or 'none'}.")
+            raise ConfigError(
+                f"{type(self).__name__} has no parameter {key!r}; it has {', '.join(known) or 'none'}."
+            )
         return getattr(self, key)
 
     def _infer(self, text: str) -> Vector:
-        raise NotImplementedError(f"{type(self).__name__} must define _infer, or generate and generate_batch.")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define _infer, or generate and generate_batch."
+        )
 
     def _infer_batch(self, texts: Sequence[str]) -> Sequence[Vector]:
         return [self._infer(text) for text in texts]

@@ -27,9 +27,16 @@ DEVICES = ("cpu", "cuda", "mps")
 class _ProviderGenerator(AbstractEmbeddingGenerator):
     """A face on one of this package's providers. `input_type` says which role of an asymmetric model texts have."""
 
-    def __init__(self, normalize: bool, dims: int | None, batch_size: int | None, input_type: Role) -> None:
+    def __init__(
+        self, normalize: bool, dims: int | None, batch_size: int | None, input_type: Role
+    ) -> None:
         super().__init__()
-        self.normalize, self.dims, self.batch_size, self.input_type = normalize, dims, batch_size, input_type
+        self.normalize, self.dims, self.batch_size, self.input_type = (
+            normalize,
+            dims,
+            batch_size,
+            input_type,
+        )
         self._check()
 
     def set_parameter(self, key: str, value: Any) -> None:
@@ -67,8 +74,12 @@ class _ProviderGenerator(AbstractEmbeddingGenerator):
         provider = _provider(json.dumps({"kind": self.provider, **options}, sort_keys=True))
         space, limits = provider.space, provider.limits
         if self.dims not in (None, space.dimensions):
-            raise ProviderError(f"{space}: dims is {self.dims}. Correct dims, or choose another model.")
-        limits = replace(limits, call_texts=min(limits.call_texts, self.batch_size or limits.call_texts))
+            raise ProviderError(
+                f"{space}: dims is {self.dims}. Correct dims, or choose another model."
+            )
+        limits = replace(
+            limits, call_texts=min(limits.call_texts, self.batch_size or limits.call_texts)
+        )
         tokens = [len(entry.ids) for entry in provider.tokenizer().encode_batch_fast(list(texts))]
         vectors = np.empty((len(texts), space.dimensions), np.float32)
         for rows in calls(tokens, limits, [len(text.encode()) for text in texts]):
@@ -180,7 +191,9 @@ def _provider(options: str) -> Provider:
     try:
         provider: Provider = parse("providers", Provider, json.loads(options))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()]
+        faults = [
+            f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()
+        ]
         raise ConfigError("; ".join(fault.removeprefix(": ") for fault in faults)) from None
     return provider
 
@@ -192,4 +205,6 @@ def _say_where(wanted: str) -> None:
 
     found = accelerator() or "cpu"
     if found != wanted:
-        log.warning("device: %r was asked for; this machine's is %r, and models run on that", wanted, found)
+        log.warning(
+            "device: %r was asked for; this machine's is %r, and models run on that", wanted, found
+        )

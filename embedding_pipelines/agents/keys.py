@@ -22,7 +22,9 @@ def key_variable(owner: object, api_key: str | None) -> str | None:
     if api_key.startswith("env:"):
         return api_key.removeprefix("env:")
     name = f"API_KEY_OF_{type(owner).__name__}_{next(_NUMBERS)}"
-    SECRETS[name] = _content(api_key.removeprefix("file:")) if api_key.startswith("file:") else api_key
+    SECRETS[name] = (
+        _content(api_key.removeprefix("file:")) if api_key.startswith("file:") else api_key
+    )
     weakref.finalize(owner, SECRETS.pop, name, None)
     return name
 

@@ -65,18 +65,24 @@ class EmbeddingGeneratorManager:
 
     def _named(self, name: str) -> AbstractEmbeddingGenerator:
         if name not in self._generators:
-            raise ConfigError(f"No generator is called {name!r}; there are {', '.join(self._generators) or 'none'}.")
+            raise ConfigError(
+                f"No generator is called {name!r}; there are {', '.join(self._generators) or 'none'}."
+            )
         return self._generators[name]
 
 
-def build_embeddings_from_model_item(item: Mapping[str, Any] | ModelItem) -> AbstractEmbeddingGenerator:
+def build_embeddings_from_model_item(
+    item: Mapping[str, Any] | ModelItem,
+) -> AbstractEmbeddingGenerator:
     """The generator that a model item means; a missing `llm_type` is taken for "embeddings".
 
     Raises ConfigError for what is wrong in it, and NotImplementedError for a backend that there is not.
     """
     item = _item(item)
     if item.llm_type != EMBEDDINGS:
-        raise ConfigError(f"{item.llm_block_id}: llm_type is {item.llm_type!r}, and must be {EMBEDDINGS!r}.")
+        raise ConfigError(
+            f"{item.llm_block_id}: llm_type is {item.llm_type!r}, and must be {EMBEDDINGS!r}."
+        )
     kind, _, target = item.llm_block_id.partition(":")
     if not item.llm_block_id.startswith(f"{kind}:") or kind not in BACKENDS:
         raise NotImplementedError(f"Unknown embeddings backend for {item.llm_block_id}")
@@ -100,8 +106,12 @@ def build_embeddings_from_model_item(item: Mapping[str, Any] | ModelItem) -> Abs
     unknown = sorted(given.keys() - known.keys())
     if unknown:
         allowed = ", ".join(sorted({*known, "model"} - {target_argument, "selection_query"}))
-        raise ConfigError(f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; known are {allowed}.")
-    missing = [name for name, one in known.items() if one.default is one.empty and name not in given]
+        raise ConfigError(
+            f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; known are {allowed}."
+        )
+    missing = [
+        name for name, one in known.items() if one.default is one.empty and name not in given
+    ]
     if missing:
         raise ConfigError(f"{item.llm_block_id}: llm_parameters.{missing[0]} is missing.")
     try:
@@ -130,7 +140,9 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
         except ConfigError as error:
             raise ConfigError(f"{where}: models[{number}]: {error}") from error
         if name in manager.metrics:
-            raise ConfigError(f"{where}: models[{number}] is {name} again. Keep one, or build them one by one.")
+            raise ConfigError(
+                f"{where}: models[{number}] is {name} again. Keep one, or build them one by one."
+            )
         manager.register_generator(name, generator)
     if not manager.metrics:
         raise ConfigError(f"{where}: no model has llm_type {EMBEDDINGS!r}.")

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="Its file's name without the ending, or its number.")]
-Names = Annotated[list[str] | None, typer.Argument(metavar="PIPELINE", help="Pipelines by name or number; else all.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="PIPELINE", help="Its file's name without the ending, or its number."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="PIPELINE", help="Pipelines by name or number; else all."),
+]
 
 
 def specs_and_problems(names: list[str] | None) -> tuple[list["PipelineSpec"], list[str]]:
@@ -81,10 +87,21 @@ def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[s
         for report in reports or ():
             progress.finish(report)
     steps = [
-        {"step": report.step, "changed": report.changed, "seconds": round(report.seconds, 3), **report.facts}
+        {
+            "step": report.step,
+            "changed": report.changed,
+            "seconds": round(report.seconds, 3),
+            **report.facts,
+        }
         for report in progress.reports
     ]
-    return {"pipeline": spec.name, "run_id": run_id, "error": problem or None, "notes": progress.notes, "steps": steps}
+    return {
+        "pipeline": spec.name,
+        "run_id": run_id,
+        "error": problem or None,
+        "notes": progress.notes,
+        "steps": steps,
+    }
 
 
 def stopped(sentence: str) -> NoReturn:
@@ -105,7 +122,10 @@ def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
     from embedding_pipelines.storage.warehouse import Warehouse
 
     try:
-        return {**vars(plan(StepContext(spec, Warehouse(home_folder())), spec.model)), "error": None}
+        return {
+            **vars(plan(StepContext(spec, Warehouse(home_folder())), spec.model)),
+            "error": None,
+        }
     except EmbeddingPipelinesError as error:
         return {"pipeline": spec.name, "error": str(error)}
 

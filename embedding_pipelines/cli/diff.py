@@ -26,8 +26,12 @@ def add_to(app: typer.Typer) -> None:
 
 def diff(
     name: Name,
-    before: Annotated[int | None, typer.Argument(metavar="[A]", help="A release; else the one before B.")] = None,
-    after: Annotated[int | None, typer.Argument(metavar="[B]", help="A release; else the live one.")] = None,
+    before: Annotated[
+        int | None, typer.Argument(metavar="[A]", help="A release; else the one before B.")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Argument(metavar="[B]", help="A release; else the live one.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what changed from one release to another.
@@ -52,25 +56,36 @@ def _show(console: "Console", found: "Diff") -> None:
 
     old, new, documents = found.before, found.after, found.documents
     kinds = _kinds(documents)
-    counts = ", ".join(f"{listed.count:,} {kind}" for kind, listed in kinds.items() if listed is not None)
+    counts = ", ".join(
+        f"{listed.count:,} {kind}" for kind, listed in kinds.items() if listed is not None
+    )
     facts: dict[str, Any] = {
         "released at": f"{old.released_at} -> {new.released_at}",
         "documents": f"{documents.before:,} -> {documents.after:,}: {counts}",
         "rows": f"{old.rows:,} -> {new.rows:,}",
     }
     if documents.mean_cosine is not None:
-        facts["vectors"] = f"mean cosine {documents.mean_cosine:.4f} of {documents.compared_chunks:,} chunks of both"
+        facts["vectors"] = (
+            f"mean cosine {documents.mean_cosine:.4f} of {documents.compared_chunks:,} chunks of both"
+        )
     if old.space != new.space:
         facts["space"] = f"{old.space} -> {new.space}"
     if old.codec != new.codec:
         facts["codec"] = f"{old.codec[:12]} -> {new.codec[:12]}"
     facts |= {f"release {side.release} forced": side.forced for side in (old, new) if side.forced}
     print_facts(console, f"{found.pipeline}: release {old.release} -> {new.release}", facts)
-    listed = {kind: _ids(entry.ids, entry.count) for kind, entry in kinds.items() if entry is not None and entry.count}
+    listed = {
+        kind: _ids(entry.ids, entry.count)
+        for kind, entry in kinds.items()
+        if entry is not None and entry.count
+    }
     if listed:
         print_facts(console, "\ndocuments", listed)
     if found.options:
-        values = {change.option: f"{_value(change.before)} -> {_value(change.after)}" for change in found.options}
+        values = {
+            change.option: f"{_value(change.before)} -> {_value(change.after)}"
+            for change in found.options
+        }
         print_facts(console, "\noptions", values)
     _show_measures(console, found)
     if found.neighbours is not None:
@@ -101,17 +116,25 @@ def _show_measures(console: "Console", found: "Diff") -> None:
         print_table(console, rows)
 
 
-def _show_answers(console: "Console", answers: "Answers", kind: Literal["document", "query"], places: str) -> None:
+def _show_answers(
+    console: "Console", answers: "Answers", kind: Literal["document", "query"], places: str
+) -> None:
     from embedding_pipelines.cli.terminal import print_table, printable
 
     changed, mean = len(answers.changed), answers.mean_overlap
     asked = {"document": "sampled documents", "query": "queries"}[kind]
     overlap = f", mean overlap {mean:.3f}" if mean is not None else ""
     refused = f"; {answers.without_vector:,} have no vector" if answers.without_vector else ""
-    console.print(f"\n{changed:,} of {answers.asked:,} {asked} have other {places}{overlap}{refused}", soft_wrap=True)
+    console.print(
+        f"\n{changed:,} of {answers.asked:,} {asked} have other {places}{overlap}{refused}",
+        soft_wrap=True,
+    )
     calls = answers.embedded_before + answers.embedded_after
     if calls:
-        console.print(f"{calls:,} texts were embedded for this; the others were in the ledger.", soft_wrap=True)
+        console.print(
+            f"{calls:,} texts were embedded for this; the others were in the ledger.",
+            soft_wrap=True,
+        )
     rows = [
         {
             "overlap": f"{change.overlap:.2f}",
@@ -132,7 +155,13 @@ def _ids(ids: list[str], count: int) -> str:
 
 
 def _value(value: Any) -> str:
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (
+        "-"
+        if value is None
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _figure(value: float | None, sign: str = "") -> str:

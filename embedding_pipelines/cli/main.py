@@ -51,7 +51,8 @@ def _options(
     home: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Where pipelines/ and data/ are (default: $EMBEDDING_PIPELINES_HOME, else here)."
+            metavar="FOLDER",
+            help="Where pipelines/ and data/ are (default: $EMBEDDING_PIPELINES_HOME, else here).",
         ),
     ] = None,
 ) -> None:
@@ -79,12 +80,16 @@ def example(as_json: AsJson = False) -> None:
 
     home = home_folder()
     written = write_examples(home)
-    files = [{"file": str(entry.path), "rows": entry.rows, "changed": entry.changed} for entry in written]
+    files = [
+        {"file": str(entry.path), "rows": entry.rows, "changed": entry.changed} for entry in written
+    ]
 
     def show() -> None:
         data = [entry.rows for entry in written if entry.rows]
         print(f"{counted(sum(data), 'row')} in {counted(len(data), 'file')} below {home / 'data'}")
-        print(f"pipelines stdlib and unicode in {pipelines_folder(home)}. Next: embedding-pipelines run")
+        print(
+            f"pipelines stdlib and unicode in {pipelines_folder(home)}. Next: embedding-pipelines run"
+        )
 
     emit(files, as_json, show)
 
@@ -94,7 +99,10 @@ def validate(names: Names = None, as_json: AsJson = False) -> None:
     """Check pipeline files: every mistake, with its line. The files that `evaluation:` names are read too."""
     read, problems = specs_and_problems(names)
     wrong = {spec.name: problem for spec in read if (problem := evaluation_problem(spec))}
-    specs, problems = [spec for spec in read if spec.name not in wrong], [*problems, *wrong.values()]
+    specs, problems = (
+        [spec for spec in read if spec.name not in wrong],
+        [*problems, *wrong.values()],
+    )
 
     def show() -> None:
         for spec in specs:
@@ -110,7 +118,8 @@ def validate(names: Names = None, as_json: AsJson = False) -> None:
 def run(
     names: Names = None,
     retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Ask again for texts that the provider has refused.")
+        bool,
+        typer.Option("--retry-rejected", help="Ask again for texts that the provider has refused."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +142,9 @@ def run(
             stopped("What was embedded is kept: the same command goes on from there.")
         if results[-1]["error"] and not as_json:
             complain([f"{spec.name}: {results[-1]['error']}"])
-    results += [{"pipeline": None, "error": problem} for problem in problems]  # files that are broken
+    results += [
+        {"pipeline": None, "error": problem} for problem in problems
+    ]  # files that are broken
     emit(results, as_json, lambda: None)
     if any(result["error"] for result in results):
         raise typer.Exit(1)
@@ -155,7 +166,9 @@ def plan(names: Names = None, as_json: AsJson = False) -> None:
             if row["error"]:
                 complain([f"{row['pipeline']}: {row['error']}"])
             else:
-                facts = {name: value for name, value in row.items() if name not in ("pipeline", "error")}
+                facts = {
+                    name: value for name, value in row.items() if name not in ("pipeline", "error")
+                }
                 print_facts(make_console(), row["pipeline"], facts)
 
     emit(plans, as_json, show)
@@ -172,7 +185,9 @@ def models(as_json: AsJson = False) -> None:
     rows, day = catalogue(), PRICES_ARE_OF.isoformat()
 
     def show() -> None:
-        print_table(make_console(), [row | {"revision": str(row["revision"] or "")[:8]} for row in rows])
+        print_table(
+            make_console(), [row | {"revision": str(row["revision"] or "")[:8]} for row in rows]
+        )
         print(f"Prices are those of {day}, in USD per million tokens.")
 
     emit({"prices_are_of": day, "models": rows}, as_json, show)
@@ -218,7 +233,12 @@ def list_pipelines(as_json: AsJson = False) -> None:
     found = [pipeline_status(spec, Warehouse(home_folder())) for spec in specs.values()]
     rows = [{name: row[name] for name in columns} | {"problem": None} for row in found]
     for path, error in broken.items():
-        said = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken", "problem": str(error)}
+        said = {
+            "id": ids.get(path.stem),
+            "pipeline": path.stem,
+            "status": "broken",
+            "problem": str(error),
+        }
         rows.append(dict.fromkeys(columns) | said)
     rows.sort(key=lambda row: row["pipeline"])
 
@@ -236,10 +256,13 @@ def list_pipelines(as_json: AsJson = False) -> None:
 @app.command()
 def search(
     name: Name,
-    query: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")
+    ],
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
     filter: Annotated[
-        str | None, typer.Option(metavar="SQL", help="Condition on metadata, e.g. \"module = 'shutil'\".")
+        str | None,
+        typer.Option(metavar="SQL", help="Condition on metadata, e.g. \"module = 'shutil'\"."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

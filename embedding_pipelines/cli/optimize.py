@@ -23,15 +23,27 @@ def add_to(app: typer.Typer) -> None:
 
 def optimize(
     method: Annotated[list[str], typer.Option(metavar="METHOD", help=METHODS)],
-    name: Annotated[str | None, typer.Argument(metavar="PIPELINE", help="Its name or number.")] = None,
-    pipeline_id: Annotated[str | None, typer.Option(metavar="PIPELINE", help="The same as an option.")] = None,
-    dimensions: Annotated[int | None, typer.Option(min=1, metavar="NUMBER", help="What pca or truncate keep.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="PIPELINE", help="Its name or number.")
+    ] = None,
+    pipeline_id: Annotated[
+        str | None, typer.Option(metavar="PIPELINE", help="The same as an option.")
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="What pca or truncate keep.")
+    ] = None,
     floor: Annotated[
         float | None,
-        typer.Option(min=0, max=1, metavar="SHARE", help="Least recall@10 that must be proven; for auto 0.99."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Least recall@10 that must be proven; for auto 0.99.",
+        ),
     ] = None,
     max_ms: Annotated[
-        float, typer.Option(min=0, metavar="NUMBER", help="How long a median search may take after auto.")
+        float,
+        typer.Option(min=0, metavar="NUMBER", help="How long a median search may take after auto."),
     ] = 500.0,
     as_json: AsJson = False,
 ) -> None:
@@ -69,7 +81,11 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
     if not as_json:
         _show(tuned)
     if tuned.problem:
-        emit({"error": tuned.problem, **_facts(spec, tuned)}, as_json, lambda: complain([tuned.problem]))
+        emit(
+            {"error": tuned.problem, **_facts(spec, tuned)},
+            as_json,
+            lambda: complain([tuned.problem]),
+        )
         raise typer.Exit(1)
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     context = StepContext(tuned.spec, Warehouse(home_folder()))
@@ -85,19 +101,28 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
 
 
 def _facts(spec: "PipelineSpec", tuned: "Tuned") -> dict[str, Any]:
-    optimized = tuned.spec.optimized.model_dump(mode="json") if tuned.spec.optimized and not tuned.problem else None
+    optimized = (
+        tuned.spec.optimized.model_dump(mode="json")
+        if tuned.spec.optimized and not tuned.problem
+        else None
+    )
     return {"pipeline": spec.name, "optimized": optimized, "evidence": tuned.evidence}
 
 
 def _show(tuned: "Tuned") -> None:
     from embedding_pipelines.cli.terminal import make_console, print_table
 
-    front = sorted((point for point in tuned.points if point.on_front), key=lambda point: point.bytes_per_vector)
+    front = sorted(
+        (point for point in tuned.points if point.on_front),
+        key=lambda point: point.bytes_per_vector,
+    )
     if front:
         print_table(make_console(), [_row(point) for point in front])
     if tuned.spec.optimized is not None and not tuned.problem:
         found = tuned.spec.optimized
-        print(f"{found.bytes_per_vector} bytes a vector on disk, {found.times_smaller} times less than float32 alone.")
+        print(
+            f"{found.bytes_per_vector} bytes a vector on disk, {found.times_smaller} times less than float32 alone."
+        )
 
 
 def _row(point: "Point") -> dict[str, str]:
@@ -112,7 +137,12 @@ def _row(point: "Point") -> dict[str, str]:
         "p95_ms": f"{point.p95_ms:.1f}" if point.p95_ms is not None else "-",
     }
     index = point.index + (f" x{point.refine}" if point.refine else "")
-    return {"compression": named(point.compression), "index": index, **figures, "": "chosen" if point.chosen else ""}
+    return {
+        "compression": named(point.compression),
+        "index": index,
+        **figures,
+        "": "chosen" if point.chosen else "",
+    }
 
 
 def _share(value: float | None) -> str:

@@ -16,8 +16,12 @@ def add_to(app: typer.Typer) -> None:
 
 def release(
     name: Name,
-    force: Annotated[bool, typer.Option("--force", help="Release it though checks of its quality failed.")] = False,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it is kept with the release.")] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Release it though checks of its quality failed.")
+    ] = False,
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why; it is kept with the release.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Release what checks have held back, with a reason.
@@ -38,7 +42,9 @@ def release(
 
 def rollback(
     name: Name,
-    to: Annotated[int | None, typer.Option(metavar="NUMBER", help="Which release; else the one before.")] = None,
+    to: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Which release; else the one before.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an earlier release live again."""

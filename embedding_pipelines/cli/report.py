@@ -18,7 +18,9 @@ def add_to(app: typer.Typer) -> None:
 
 def report(
     name: Name,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Write the page, and do not open it.")] = False,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Write the page, and do not open it.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one HTML page on a pipeline's quality and open it.
@@ -39,5 +41,9 @@ def report(
 
 def _somebody_is_looking() -> bool:
     """Whether a browser would have a window: with a terminal and, where that can be told, a display."""
-    has_display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    has_display = (
+        sys.platform in ("darwin", "win32")
+        or os.environ.get("DISPLAY")
+        or os.environ.get("WAYLAND_DISPLAY")
+    )
     return sys.stdout.isatty() and bool(has_display)

@@ -42,7 +42,11 @@ SENTENCES = {
     "checks": "{passed:,} of {checks:,} passed",
     "release": "release {release}, live: {live}",
 }
-SPOKEN_MEASURES = {"ndcg_at_10": "nDCG@10", "known_item_recall": "known items", "recall_at_10": "recall@10"}
+SPOKEN_MEASURES = {
+    "ndcg_at_10": "nDCG@10",
+    "known_item_recall": "known items",
+    "recall_at_10": "recall@10",
+}
 COUNTED = {  # facts that are spoken with their noun
     "documents": "document",
     "files": "file",
@@ -71,7 +75,9 @@ class TerminalProgress:
         self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._step, self._task = "", TaskID(0)
         self._last = time.monotonic()
-        self._bars = Progress(*_columns(console.width), console=console, disable=not self._drawn, transient=True)
+        self._bars = Progress(
+            *_columns(console.width), console=console, disable=not self._drawn, transient=True
+        )
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
@@ -92,13 +98,17 @@ class TerminalProgress:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        self._bars.console.print(f"{self._pipeline} note: {printable(text)}", style="yellow", soft_wrap=True)
+        self._bars.console.print(
+            f"{self._pipeline} note: {printable(text)}", style="yellow", soft_wrap=True
+        )
 
     def finish(self, report: StepReport) -> None:
         self.reports.append(report)
         line = f"{self._pipeline} {report.step:<12} {sentence(report)}"
         self._bars.console.print(line, soft_wrap=True)
-        steps = [step for step in SENTENCES if step != "model" or step == report.step]  # few pipelines have that one
+        steps = [
+            step for step in SENTENCES if step != "model" or step == report.step
+        ]  # few pipelines have that one
         following = steps[steps.index(report.step) + 1 :]
         self._show(following[0] if following else "")
 
@@ -122,14 +132,21 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 def sentence(report: StepReport) -> str:
     """What a step did, in a line."""
-    facts = {name: counted(value, COUNTED[name]) if name in COUNTED else value for name, value in report.facts.items()}
+    facts = {
+        name: counted(value, COUNTED[name]) if name in COUNTED else value
+        for name, value in report.facts.items()
+    }
     spoken = SENTENCES[report.step].format(**facts)
     if report.step == "embeddings":
         spoken += f", {facts['rejected']:,} refused (see status)" if facts.get("rejected") else ""
         spoken += f" for {facts['usd']:.4f} USD" if facts.get("usd") else ""
-        spoken += f" at {facts['tokens_per_second']:,} tokens/s" if facts.get("tokens_per_second") else ""
+        spoken += (
+            f" at {facts['tokens_per_second']:,} tokens/s" if facts.get("tokens_per_second") else ""
+        )
     if report.step == "checks":
-        spoken += "".join(f", {name} {facts[key]:.3f}" for key, name in SPOKEN_MEASURES.items() if key in facts)
+        spoken += "".join(
+            f", {name} {facts[key]:.3f}" for key, name in SPOKEN_MEASURES.items() if key in facts
+        )
     return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"
 
 
@@ -140,7 +157,10 @@ def counted(number: int, noun: str) -> str:
 
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets everything."""
-    lines = [[name.replace("_", " ") for name in rows[0]], *([_cell(value) for value in row.values()] for row in rows)]
+    lines = [
+        [name.replace("_", " ") for name in rows[0]],
+        *([_cell(value) for value in row.values()] for row in rows),
+    ]
     numbers = [{type(row[name]) for row in rows} - {type(None)} == {int} for name in rows[0]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for position, line in enumerate(lines):
@@ -177,7 +197,9 @@ def print_hits(console: Console, result: "SearchResult") -> None:
             text = f"\n{EXCERPT_INDENT}".join(lines)
         console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
     found = "" if result.hits else "nothing found, "
-    summary = f"{result.pipeline}, release {result.release}: {found}{result.milliseconds / 1000:.2f} s"
+    summary = (
+        f"{result.pipeline}, release {result.release}: {found}{result.milliseconds / 1000:.2f} s"
+    )
     console.print(Text(summary, style="dim"), soft_wrap=True)
 
 
@@ -191,4 +213,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else printable(str(value))
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else printable(str(value))
+    )

@@ -12,9 +12,16 @@ Vectors = NDArray[np.float32]
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
 
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}  # binary: of one packed byte
+ITEM_BYTES: dict[Dtype, int] = {
+    "float32": 4,
+    "float16": 2,
+    "int8": 1,
+    "binary": 1,
+}  # binary: of one packed byte
 
-_SMALLEST = 1e-30  # a sum of squares that float32 still holds to its last digit; above 3e38 it overflows
+_SMALLEST = (
+    1e-30  # a sum of squares that float32 still holds to its last digit; above 3e38 it overflows
+)
 
 
 def unit(vectors: Vectors) -> Vectors:
@@ -49,7 +56,9 @@ def checked(vectors: Vectors, dimensions: int | None, where: str, first: int = 0
     )
 
 
-def sound(blocks: Iterable[Vectors], where: str, dimensions: int | None = None) -> Iterator[Vectors]:
+def sound(
+    blocks: Iterable[Vectors], where: str, dimensions: int | None = None
+) -> Iterator[Vectors]:
     """The blocks float32[n_i, dimensions] (None: as wide as the first) once they are `checked`."""
     first = 0
     for block in blocks:

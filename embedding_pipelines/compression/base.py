@@ -20,10 +20,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines import plugins, schemas
-from embedding_pipelines.compression._vectors import ITEM_BYTES, Codes, Dtype, Vectors, checked, code_width, sound, unit
+from embedding_pipelines.compression._vectors import (
+    ITEM_BYTES,
+    Codes,
+    Dtype,
+    Vectors,
+    checked,
+    code_width,
+    sound,
+    unit,
+)
 from embedding_pipelines.errors import CompressionError, ConfigError
 
-__all__ = ["Codec", "CodecChain", "Codes", "Compressor", "Dtype", "Vectors", "check_chain", "code_width", "unit"]
+__all__ = [
+    "Codec",
+    "CodecChain",
+    "Codes",
+    "Compressor",
+    "Dtype",
+    "Vectors",
+    "check_chain",
+    "code_width",
+    "unit",
+]
 
 Metric = Literal["cosine", "hamming"]
 
@@ -41,7 +60,9 @@ class Codec(ABC):
     kind: ClassVar[str]
     dtype: ClassVar[Dtype] = "float32"
     metric: ClassVar[Metric] = "cosine"
-    copy: "Codec | None" = None  # a finer code of the same vectors, kept beside this one for rescoring
+    copy: "Codec | None" = (
+        None  # a finer code of the same vectors, kept beside this one for rescoring
+    )
     oversample: int = 1  # how many times as many as are wanted to find and rescore
 
     def __init__(self, input_dimensions: int, dimensions: int) -> None:
@@ -98,7 +119,9 @@ class Compressor(plugins.Choice):
     """
 
     codec: ClassVar[type[Codec]]
-    of_the_model: ClassVar[bool] = False  # whether it needs the numbers as the model gives them, so that it comes first
+    of_the_model: ClassVar[bool] = (
+        False  # whether it needs the numbers as the model gives them, so that it comes first
+    )
 
     def check(self, dimensions: int) -> int:
         """Dimensions out for dimensions in; ConfigError if that cannot be."""
@@ -117,7 +140,9 @@ class Compressor(plugins.Choice):
         blocks = map(unit, sound(vectors, f"{self.kind}.fit"))
         first = next(blocks, None)
         if first is None:
-            raise CompressionError(f"{self.kind}.fit: there are no vectors. Embed some documents first.")
+            raise CompressionError(
+                f"{self.kind}.fit: there are no vectors. Embed some documents first."
+            )
         dimensions = first.shape[1]
         return self.fixed(dimensions) or self._fit(dimensions, itertools.chain([first], blocks))
 
@@ -131,7 +156,9 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
     last = [choice for choice in compressors if choice.codec.dtype != "float32"]
     if len(last) > 1:
         kinds = ", ".join(repr(choice.kind) for choice in last)
-        raise ConfigError(f"compression: {kinds} each end a chain, and there can be one end. Keep one of them.")
+        raise ConfigError(
+            f"compression: {kinds} each end a chain, and there can be one end. Keep one of them."
+        )
     order = sorted(compressors, key=lambda choice: (choice in last, not choice.of_the_model))
     if list(compressors) != order:
         raise ConfigError(
@@ -158,7 +185,12 @@ class CodecChain:
         self.metric: Metric = codecs[-1].metric if codecs else "cosine"
 
     @classmethod
-    def fit(cls, compressors: Sequence[Compressor], blocks: Callable[[], Iterable[Vectors]], dimensions: int) -> Self:
+    def fit(
+        cls,
+        compressors: Sequence[Compressor],
+        blocks: Callable[[], Iterable[Vectors]],
+        dimensions: int,
+    ) -> Self:
         """Fits each to what the ones before it make of the vectors.
 
         `blocks()` gives the vectors anew, float32[n_i, dimensions]; they are read once for each compressor that is
@@ -181,7 +213,12 @@ class CodecChain:
         for codec in self.codecs:
             parts += [codec.kind.encode(), json.dumps(codec.facts(), sort_keys=True).encode()]
             for name, array in sorted(codec.arrays().items()):
-                parts += [name.encode(), str(array.dtype).encode(), str(array.shape).encode(), array.tobytes()]
+                parts += [
+                    name.encode(),
+                    str(array.dtype).encode(),
+                    str(array.shape).encode(),
+                    array.tobytes(),
+                ]
         return schemas.digest(*parts).hex() if parts else IDENTITY
 
     @property
@@ -197,7 +234,11 @@ class CodecChain:
     @property
     def bytes_per_vector(self) -> int:
         """Of one stored code and its copy: 1 for an int8 number, 1/8 for a binary one."""
-        return self.codecs[-1].bytes_per_vector if self.codecs else self.dimensions * ITEM_BYTES["float32"]
+        return (
+            self.codecs[-1].bytes_per_vector
+            if self.codecs
+            else self.dimensions * ITEM_BYTES["float32"]
+        )
 
     def encode(self, vectors: Vectors) -> Codes:
         """Codes of float32[n, input_dimensions], as `Codec.encode` of the last; CompressionError as there."""
@@ -243,7 +284,9 @@ class CodecChain:
     def to_bytes(self) -> bytes:
         """The chain as an .npz archive without pickle, for `from_bytes`; equal chains give equal bytes."""
         arrays = {
-            f"{at}.{name}": array for at, codec in enumerate(self.codecs) for name, array in codec.arrays().items()
+            f"{at}.{name}": array
+            for at, codec in enumerate(self.codecs)
+            for name, array in codec.arrays().items()
         }
         facts = np.frombuffer(json.dumps(self.facts(), sort_keys=True).encode(), np.uint8)
         buffer = io.BytesIO()
@@ -296,5 +339,9 @@ class CodecChain:
 def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Codec:
     choice = plugins.choices("compression", Compressor)[stage["kind"]]
     assert issubclass(choice, Compressor)
-    own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
     return choice.codec.load(stage, own)

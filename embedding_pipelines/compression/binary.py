@@ -49,7 +49,9 @@ class BinaryCodec(Codec):
     @classmethod
     def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         copy = facts["copy"]
-        kept = _COPIES[copy["kind"]].codec.load(copy, {}) if copy else None  # neither of the two holds arrays
+        kept = (
+            _COPIES[copy["kind"]].codec.load(copy, {}) if copy else None
+        )  # neither of the two holds arrays
         return cls(facts["dimensions"], kept, facts["oversample"])
 
 
@@ -63,7 +65,11 @@ class Binary(Compressor):
 
     def fixed(self, dimensions: int) -> BinaryCodec | None:
         copy = None if self.rescore == "none" else _COPIES[self.rescore].fixed(dimensions)
-        return BinaryCodec(dimensions, copy, self.oversample) if copy or self.rescore == "none" else None
+        return (
+            BinaryCodec(dimensions, copy, self.oversample)
+            if copy or self.rescore == "none"
+            else None
+        )
 
     def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> BinaryCodec:
         return BinaryCodec(dimensions, _COPIES[self.rescore].fit(blocks), self.oversample)

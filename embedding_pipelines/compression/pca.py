@@ -41,7 +41,9 @@ class PcaCodec(Codec):
         super().__init__(directions.shape[1], directions.shape[0])
         self.directions = directions
         self.spectrum = spectrum
-        self.kept_energy = round(min(1.0, float(spectrum[: self.dimensions].sum(dtype=np.float64))), 6)
+        self.kept_energy = round(
+            min(1.0, float(spectrum[: self.dimensions].sum(dtype=np.float64))), 6
+        )
 
     @classmethod
     def turned(cls, principal: Vectors, spectrum: Vectors) -> Self:
@@ -113,7 +115,10 @@ def _products(dimensions: int, blocks: Iterator[Vectors]) -> tuple[NDArray[np.fl
 
     The rows are put into blocks of one size first, so that it does not matter how they come.
     """
-    products, waiting = np.zeros((dimensions, dimensions)), np.empty((_BLOCK, dimensions), np.float32)
+    products, waiting = (
+        np.zeros((dimensions, dimensions)),
+        np.empty((_BLOCK, dimensions), np.float32),
+    )
     rows = filled = 0
     for block in blocks:
         rows += len(block)

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedding_pipelines.diff.documents import Documents, Opened, compare_documents, open_release
-from embedding_pipelines.diff.queries import Answers, as_questions, compare_answers, measured_queries
+from embedding_pipelines.diff.queries import (
+    Answers,
+    as_questions,
+    compare_answers,
+    measured_queries,
+)
 from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.errors import BudgetError, ProviderError, ReleaseError, SpaceMismatchError
 from embedding_pipelines.spec.evaluation import HIGHER, MEASURES
@@ -65,7 +70,9 @@ class Diff:
     problems: list[str]  # why a part is missing
 
 
-def diff(warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None) -> Diff:
+def diff(
+    warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None
+) -> Diff:
     """What changed from release `before` (default: the one before the other) to `after` (default: the live one).
 
     Raises ReleaseError if there are no two such releases, StoreError or CompressionError if what they need is damaged.
@@ -77,7 +84,9 @@ def diff(warehouse: Warehouse, pipeline: str, before: int | None = None, after: 
     with Ledger(warehouse.ledger) as ledger:
         try:
             if documents.sample:
-                neighbours = compare_answers(old, new, ledger, as_questions(documents.sample), "document")
+                neighbours = compare_answers(
+                    old, new, ledger, as_questions(documents.sample), "document"
+                )
             asked = measured_queries(folder, old, new)
             if asked:
                 queries = compare_answers(old, new, ledger, asked, "query")
@@ -105,17 +114,30 @@ def _pair(folder: PipelineFolder, before: int | None, after: int | None) -> tupl
     older = [entry for entry in releases.releases if entry.number < new.number]
     old = releases.get(before) if before is not None else (older[-1] if older else None)
     if old is None:
-        which = f"no release {before}" if before is not None else f"no release before {new.number} to compare it with"
+        which = (
+            f"no release {before}"
+            if before is not None
+            else f"no release before {new.number} to compare it with"
+        )
         raise ReleaseError(f"Pipeline {name!r} has {which}; {kept}")
     if old == new:
-        raise ReleaseError(f"Pipeline {name!r}: release {new.number} cannot differ from itself. Name another; {kept}")
+        raise ReleaseError(
+            f"Pipeline {name!r}: release {new.number} cannot differ from itself. Name another; {kept}"
+        )
     return old, new
 
 
 def _side(opened: Opened) -> Side:
     release = opened.release
     released_at = release.released_at.isoformat(timespec="seconds")
-    return Side(release.number, released_at, release.rows, str(opened.space), opened.codec.id, release.forced)
+    return Side(
+        release.number,
+        released_at,
+        release.rows,
+        str(opened.space),
+        opened.codec.id,
+        release.forced,
+    )
 
 
 def _options(before: Release, after: Release) -> Iterator[OptionChange]:
@@ -147,5 +169,9 @@ def _measures(before: Release, after: Release) -> Iterator[MeasureChange]:
         left, right = old.get(name), new.get(name)
         difference = right - left if left is not None and right is not None else None
         if left is not None or right is not None:
-            better = (difference > 0) == (MEASURES[name][0] == HIGHER) if difference and name in MEASURES else None
+            better = (
+                (difference > 0) == (MEASURES[name][0] == HIGHER)
+                if difference and name in MEASURES
+                else None
+            )
             yield MeasureChange(name, left, right, difference, better)

@@ -23,7 +23,9 @@ from embedding_pipelines.stores.base import Table
 
 Rows = NDArray[np.int64]  # places in a table
 
-SAME_DIRECTION = 0.999  # cosine; batch shapes alone cost 1e-5, the precisions of `auto` less than 1e-3
+SAME_DIRECTION = (
+    0.999  # cosine; batch shapes alone cost 1e-5, the precisions of `auto` less than 1e-3
+)
 LISTED = 1_000  # ids that are kept of each kind, the first by name; all are counted
 SAMPLED = 200  # documents whose neighbourhoods stand for all
 
@@ -73,10 +75,16 @@ class Documents:
     new: Listed = field(default_factory=Listed)
     gone: Listed = field(default_factory=Listed)
     changed: Listed = field(default_factory=Listed)  # of another text
-    moved: Listed | None = None  # of the same text, elsewhere in the space; None: the spaces are two
+    moved: Listed | None = (
+        None  # of the same text, elsewhere in the space; None: the spaces are two
+    )
     compared_chunks: int = 0  # of both releases, with the same id and text
-    mean_cosine: float | None = None  # of these chunks' vectors in one release with those in the other
-    sample: list[Sampled] = field(default_factory=list)  # stable: by hash of the id; only where the spaces are two
+    mean_cosine: float | None = (
+        None  # of these chunks' vectors in one release with those in the other
+    )
+    sample: list[Sampled] = field(
+        default_factory=list
+    )  # stable: by hash of the id; only where the spaces are two
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,9 @@ class _Bucket:
 
     def pairs(self, equal: str) -> tuple[Rows, Rows]:
         """The pairs of chunks that are also equal in a column."""
-        alike = pc.equal(self.old[equal].take(self.old_at), self.new[equal].take(self.new_at)).to_numpy()
+        alike = pc.equal(
+            self.old[equal].take(self.old_at), self.new[equal].take(self.new_at)
+        ).to_numpy()
         return self.old_at[alike], self.new_at[alike]
 
 
@@ -104,7 +114,14 @@ def compare_documents(before: Opened, after: Opened) -> Documents:
     """Every document of two releases of one pipeline. Raises StoreError if a table cannot be read."""
     one_space, total = before.space == after.space, 0.0
     found = Documents(moved=Listed() if one_space else None)
-    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest", *([VECTOR] if one_space else [])]
+    columns = [
+        "chunk_id",
+        "document_id",
+        "start",
+        "text",
+        "chunk_digest",
+        *([VECTOR] if one_space else []),
+    ]
     for bucket in after.release.spec.bucket_names:
         total += _compare_bucket(found, before, after, _read(before, after, bucket, columns))
     if found.compared_chunks:
@@ -145,7 +162,9 @@ def _rows(opened: Opened, bucket: str, columns: Sequence[str]) -> pa.Table:
 
 def _count(found: Documents, bucket: _Bucket) -> set[str]:
     """Enter a bucket's documents; the ids of those whose text is the same in both."""
-    old, new = (set(pc.unique(rows["document_id"]).to_pylist()) for rows in (bucket.old, bucket.new))
+    old, new = (
+        set(pc.unique(rows["document_id"]).to_pylist()) for rows in (bucket.old, bucket.new)
+    )
     found.before += len(old)
     found.after += len(new)
     found.new.add(new - old)
@@ -210,7 +229,9 @@ def _cosines(before: Opened, after: Opened, bucket: _Bucket) -> Iterator[tuple[l
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
         left, right = _vectors(before, bucket.old, old_part), _vectors(after, bucket.new, new_part)
         cosines = np.einsum("ij,ij->i", unit(left), unit(right))
-        cosines[~left.any(axis=1) & ~right.any(axis=1)] = 1  # a vector of zeros has no direction to change
+        cosines[~left.any(axis=1) & ~right.any(axis=1)] = (
+            1  # a vector of zeros has no direction to change
+        )
         yield bucket.new["document_id"].take(new_part).to_pylist(), cosines
 
 

@@ -19,7 +19,9 @@ from embedding_pipelines.space import refuse_mixing
 from embedding_pipelines.storage.warehouse import PipelineFolder, read_json
 
 TOP = 10
-CHUNKS_FOR_DOCUMENTS = 3 * TOP  # of which TOP other documents are taken: a document has several chunks
+CHUNKS_FOR_DOCUMENTS = (
+    3 * TOP
+)  # of which TOP other documents are taken: a document has several chunks
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,18 @@ def measured_queries(folder: PipelineFolder, before: Opened, after: Opened) -> l
     stored = (read_json(folder.queries) or {"queries": []})["queries"]
     stored = [entry for entry in stored if not entry["from"]] or stored
     cleaned = [opened.release.spec.preprocessing.clean.text for opened in (before, after)]
-    asked = [Question(entry["id"], *(clean(entry["text"]) for clean in cleaned)) for entry in stored]
+    asked = [
+        Question(entry["id"], *(clean(entry["text"]) for clean in cleaned)) for entry in stored
+    ]
     return [question for question in asked if question.before and question.after]
 
 
 def as_questions(sample: Sequence[Sampled]) -> list[Question]:
     """Documents as questions for their neighbours."""
-    return [Question(entry.document_id, entry.before, entry.after, own=entry.document_id) for entry in sample]
+    return [
+        Question(entry.document_id, entry.before, entry.after, own=entry.document_id)
+        for entry in sample
+    ]
 
 
 def compare_answers(
@@ -76,14 +83,20 @@ def compare_answers(
     """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the ledger cannot be
     embedded as it was for the release."""
     found = Answers()
-    old, found.embedded_before = _vectors(before, ledger, [question.before for question in questions], role)
-    new, found.embedded_after = _vectors(after, ledger, [question.after for question in questions], role)
+    old, found.embedded_before = _vectors(
+        before, ledger, [question.before for question in questions], role
+    )
+    new, found.embedded_after = _vectors(
+        after, ledger, [question.after for question in questions], role
+    )
     overlaps = []
     for question, left, right in zip(questions, old, new, strict=True):
         if not np.isfinite(left).all() or not np.isfinite(right).all():
             found.without_vector += 1
             continue
-        change = _change(question, _top(before, left, question.own), _top(after, right, question.own))
+        change = _change(
+            question, _top(before, left, question.own), _top(after, right, question.own)
+        )
         overlaps.append(change.overlap)
         if change.came or change.went:
             found.changed.append(change)
@@ -93,7 +106,9 @@ def compare_answers(
     return found
 
 
-def _vectors(opened: Opened, ledger: Ledger, texts: Sequence[str], role: Role) -> tuple[Vectors, int]:
+def _vectors(
+    opened: Opened, ledger: Ledger, texts: Sequence[str], role: Role
+) -> tuple[Vectors, int]:
     """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its provider refuses; and
     how many texts the provider was called for."""
     space, release = opened.space, opened.release
@@ -124,7 +139,10 @@ def _top(opened: Opened, vector: Vectors, own: str) -> list[str]:
 
 
 def _change(question: Question, old: Sequence[str], new: Sequence[str]) -> Change:
-    came, went = [name for name in new if name not in old], [name for name in old if name not in new]
+    came, went = (
+        [name for name in new if name not in old],
+        [name for name in old if name not in new],
+    )
     longer = max(len(old), len(new))
     overlap = (len(new) - len(came)) / longer if longer else 1.0
     return Change(question.id, question.after, overlap, came, went)

@@ -9,7 +9,9 @@ import pyarrow as pa
 from embedding_pipelines.embedding.request import TRIES, Bill
 from embedding_pipelines.providers.base import Vectors
 
-TRIES_OF_PARTS = 2  # of half a call: what failed as a whole TRIES times is hardly the network's fault
+TRIES_OF_PARTS = (
+    2  # of half a call: what failed as a whole TRIES times is hardly the network's fault
+)
 
 
 @dataclass
@@ -23,7 +25,9 @@ class EmbedCounts:
     calls: int = 0
     provider_seconds: float = 0.0  # during which at least one call was out
     rejected: int = 0
-    billed_tokens: int = 0  # as the provider counts, by its tokenizer where it does not say; with what was in vain
+    billed_tokens: int = (
+        0  # as the provider counts, by its tokenizer where it does not say; with what was in vain
+    )
     retries: int = 0
     call_seconds: float = 0.0  # from sending to answer, summed over calls
     waited_seconds: float = 0.0  # for their turn
@@ -55,7 +59,9 @@ class Window:
     rejected: dict[bytes, str] = field(default_factory=dict)
 
     def embedded(self, dimensions: int) -> Embedded:
-        rejected = {row: self.rejected[key] for row, key in enumerate(self.keys) if key in self.rejected}
+        rejected = {
+            row: self.rejected[key] for row, key in enumerate(self.keys) if key in self.rejected
+        }
         nothing = np.full(dimensions, np.nan, np.float32)
         vectors = np.stack([self.known.get(key, nothing) for key in self.keys])
         return Embedded(self.batch, vectors, self.counts, rejected)
@@ -79,7 +85,15 @@ class Call:
     def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""
         keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
-        return Call(keys, texts, [self.tokens[row] for row in rows], self.window, tries, wrong_rows, is_part=True)
+        return Call(
+            keys,
+            texts,
+            [self.tokens[row] for row in rows],
+            self.window,
+            tries,
+            wrong_rows,
+            is_part=True,
+        )
 
     def once_more(self) -> "Call":
         """The same as its last attempt, with all patience."""

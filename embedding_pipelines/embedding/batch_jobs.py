@@ -21,7 +21,14 @@ from embedding_pipelines.embedding.cache import Ledger
 from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS
 from embedding_pipelines.embedding.request import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, TRIES
 from embedding_pipelines.errors import ProviderError, StoreError
-from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Provider, Role, faulty_rows
+from embedding_pipelines.providers.base import (
+    BatchService,
+    BatchState,
+    BatchText,
+    Provider,
+    Role,
+    faulty_rows,
+)
 from embedding_pipelines.providers.common.http import Busy, Service, Unreachable
 from embedding_pipelines.schemas import digest
 
@@ -82,13 +89,24 @@ class Batches:
         role: Role,
         tries: int = TRIES,
     ) -> None:
-        self._folder, self._service, self._ledger, self._role, self._tries = folder, service, ledger, role, tries
-        self._space, self._address = provider.space, provider.address if isinstance(provider, Service) else ""
+        self._folder, self._service, self._ledger, self._role, self._tries = (
+            folder,
+            service,
+            ledger,
+            role,
+            tries,
+        )
+        self._space, self._address = (
+            provider.space,
+            provider.address if isinstance(provider, Service) else "",
+        )
         self._left = folder / f"{self._space.id}-{role}.refused"
         # A batch gave them no vector that can be believed. They are asked for directly, which says why; for good, so
         # that none goes from batch to batch.
         self.refused = (
-            {bytes.fromhex(line) for line in self._left.read_text().split()} if self._left.exists() else set()
+            {bytes.fromhex(line) for line in self._left.read_text().split()}
+            if self._left.exists()
+            else set()
         )
         self.tokens = 0  # billed for what was collected
 
@@ -129,7 +147,10 @@ class Batches:
         return {bytes.fromhex(key) for batch in self.on_record() for key in batch.keys}
 
     def submit(
-        self, texts: Iterable[tuple[bytes, str, int]], purse: Purse, announce: Callable[[str], None] = lambda tag: None
+        self,
+        texts: Iterable[tuple[bytes, str, int]],
+        purse: Purse,
+        announce: Callable[[str], None] = lambda tag: None,
     ) -> None:
         """Hand over texts, each with its key and tokens, in as many batches as the service wants.
 
@@ -140,7 +161,9 @@ class Batches:
         size = tokens = 0
         for key, text, count in texts:
             bytes_of = len(json.dumps(text, ensure_ascii=False).encode())
-            is_full = len(part) == self._service.max_texts or size + bytes_of > self._service.max_bytes
+            is_full = (
+                len(part) == self._service.max_texts or size + bytes_of > self._service.max_bytes
+            )
             if part and (is_full or not purse.holds(tokens + count)):
                 self._submit(part, tokens, purse, announce)
                 part, size, tokens = {}, 0, 0
@@ -172,7 +195,9 @@ class Batches:
         mine = [batch for batch in found if (batch.address, batch.space, batch.role) == wanted]
         return sorted(mine, key=lambda batch: batch.submitted_at)
 
-    def _submit(self, part: Mapping[str, str], tokens: int, purse: Purse, announce: Callable[[str], None]) -> None:
+    def _submit(
+        self, part: Mapping[str, str], tokens: int, purse: Purse, announce: Callable[[str], None]
+    ) -> None:
         if not purse.holds(tokens):
             raise purse.is_empty()
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -236,7 +261,9 @@ class Batches:
         keys = [bytes.fromhex(text.id) for text in part]
         vectors = np.stack([text.vector for text in part if text.vector is not None])
         faults = set(faulty_rows(vectors, [text.id for text in part], self._space))
-        if len(part) > 1 and (vectors == vectors[0]).all():  # asked directly, the service has to prove itself
+        if (
+            len(part) > 1 and (vectors == vectors[0]).all()
+        ):  # asked directly, the service has to prove itself
             faults = set(range(len(part)))
         good = [row for row in range(len(part)) if row not in faults]
         self._ledger.put([keys[row] for row in good], vectors[good])
@@ -248,12 +275,17 @@ class Batches:
 
         later = (Unreachable, Busy)
         tried = Retrying(
-            retry=retry_if_exception_type(later), stop=stop_after_attempt(self._tries), wait=_pause, reraise=True
+            retry=retry_if_exception_type(later),
+            stop=stop_after_attempt(self._tries),
+            wait=_pause,
+            reraise=True,
         )
         try:
             return tried(call)
         except later as error:
-            raise ProviderError(f"{error} What is with the service stays on record: run again later.") from error
+            raise ProviderError(
+                f"{error} What is with the service stays on record: run again later."
+            ) from error
 
     def _write(self, batch: Batch) -> None:
         self._replace(self._path(batch), json.dumps(asdict(batch)))

@@ -10,7 +10,9 @@ from embedding_pipelines.spec.pipeline import Budget
 class Purse:
     """A budget while it is spent. `ratio` is what the provider bills for a token of ours, as learned so far."""
 
-    def __init__(self, budget: Budget | None = None, usd_per_million_tokens: float | None = None) -> None:
+    def __init__(
+        self, budget: Budget | None = None, usd_per_million_tokens: float | None = None
+    ) -> None:
         self._budget, self.price = budget or Budget(), usd_per_million_tokens
         self.counted = self.billed = 0  # tokens: by the tokenizer, and on the bill
         self._lock = threading.Lock()

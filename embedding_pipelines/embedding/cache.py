@@ -19,7 +19,9 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.providers.base import Role, Vectors
 from embedding_pipelines.schemas import digest
 
-LOOKUP_KEYS = 4_096  # per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766)
+LOOKUP_KEYS = (
+    4_096  # per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766)
+)
 BUSY_SECONDS = 60.0  # another process writes one batch at a time, in milliseconds
 
 assert sys.byteorder == "little", "the ledger stores little-endian float32"
@@ -40,7 +42,9 @@ class Ledger:
             # committed; a power cut may lose the last commits, which are then embedded again.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+            )
 
     @staticmethod
     def key(space_id: str, role: Role, text: str) -> bytes:
@@ -54,7 +58,10 @@ class Ledger:
             part = keys[start : start + LOOKUP_KEYS]
             marks = ",".join("?" * len(part))
             statement = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"
-            with self._readable_errors("read"), closing(self._database.execute(statement, part)) as rows:
+            with (
+                self._readable_errors("read"),
+                closing(self._database.execute(statement, part)) as rows,
+            ):
                 for key, value in rows:
                     if len(value) == 4 * dimensions:
                         found[key] = np.frombuffer(value, np.float32)
@@ -94,6 +101,9 @@ class Ledger:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

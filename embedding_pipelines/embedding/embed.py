@@ -29,9 +29,13 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Provider, Role, Vectors, faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 
-WINDOWS_AHEAD = 3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
+WINDOWS_AHEAD = (
+    3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
+)
 
-PATIENCE_SECONDS = 10.0  # for calls that are out when something fails or the user stops; a local one takes 3
+PATIENCE_SECONDS = (
+    10.0  # for calls that are out when something fails or the user stops; a local one takes 3
+)
 TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right reply
 
 
@@ -78,7 +82,9 @@ class _Answer:
 class _Flow:
     """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
 
-    def __init__(self, provider: Provider, ledger: Ledger, role: Role, purse: Purse, unfinished: EmbedCounts) -> None:
+    def __init__(
+        self, provider: Provider, ledger: Ledger, role: Role, purse: Purse, unfinished: EmbedCounts
+    ) -> None:
         self.windows: deque[Window] = deque()
         self._provider, self._ledger, self._role, self._purse = provider, ledger, role, purse
         self._space, self._limits, self._unfinished = provider.space, provider.limits, unfinished
@@ -86,7 +92,9 @@ class _Flow:
         self._calls: dict[Future[_Answer], Call] = {}
         self._asked: set[bytes] = set()  # keys of both
         self._rejected: dict[bytes, str] = {}
-        self._right_at = 0.0  # when the provider last gave a right vector, by the clock `time.perf_counter`
+        self._right_at = (
+            0.0  # when the provider last gave a right vector, by the clock `time.perf_counter`
+        )
         self._busy_until = 0.0
         self._stop = threading.Event()
         self._workers = Workers(self._limits.concurrent_calls)
@@ -102,12 +110,20 @@ class _Flow:
         texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         keys = {text: self._ledger.key(self._space.id, self._role, text) for text in first}
-        known = self._ledger.get([key for key in keys.values() if key not in self._asked], self._space.dimensions)
+        known = self._ledger.get(
+            [key for key in keys.values() if key not in self._asked], self._space.dimensions
+        )
         rejected = {key: self._rejected[key] for key in keys.values() if key in self._rejected}
         awaited = {key for key in keys.values() if key not in known and key not in rejected}
         total = pc.sum(batch["tokens"]).as_py()
-        window = Window(batch, [keys[text] for text in texts], known, awaited, total, rejected=rejected)
-        missing = [row for text, row in first.items() if keys[text] in awaited and keys[text] not in self._asked]
+        window = Window(
+            batch, [keys[text] for text in texts], known, awaited, total, rejected=rejected
+        )
+        missing = [
+            row
+            for text, row in first.items()
+            if keys[text] in awaited and keys[text] not in self._asked
+        ]
         window.counts.texts = len(first)
         window.counts.from_ledger = len(first) - len(missing) - len(rejected)
         window.counts.rejected = len(rejected)
@@ -116,7 +132,9 @@ class _Flow:
         for call in calls([tokens[row] for row in missing], self._limits, sizes):
             rows = [missing[at] for at in call]
             asked = [window.keys[row] for row in rows]
-            self._queue.append(Call(asked, [texts[row] for row in rows], [tokens[row] for row in rows], window))
+            self._queue.append(
+                Call(asked, [texts[row] for row in rows], [tokens[row] for row in rows], window)
+            )
             self._asked.update(asked)
         self._hand_out()
 
@@ -130,9 +148,13 @@ class _Flow:
     def _hand_out(self) -> None:
         """One more than are computed at a time, so that none waits for the next."""
         while self._queue and len(self._calls) <= self._limits.concurrent_calls:
-            if len(self._queue[0].texts) > self._limits.call_texts:  # which it has learned meanwhile
+            if (
+                len(self._queue[0].texts) > self._limits.call_texts
+            ):  # which it has learned meanwhile
                 too_large = self._queue.popleft()
-                self._queue.extendleft(reversed(too_large.halves(too_large.tries, too_large.wrong_rows)))
+                self._queue.extendleft(
+                    reversed(too_large.halves(too_large.tries, too_large.wrong_rows))
+                )
                 continue
             out = sum(sum(call.tokens) for call in self._calls.values())
             if not self._purse.holds(out + sum(self._queue[0].tokens)):
@@ -141,12 +163,16 @@ class _Flow:
                 self._cut_to_the_budget()
             call = self._queue.popleft()
             call.handed_out = time.perf_counter()
-            self._calls[self._workers.submit(_ask, self._provider, call, self._role, self._stop)] = call
+            self._calls[
+                self._workers.submit(_ask, self._provider, call, self._role, self._stop)
+            ] = call
 
     def _cut_to_the_budget(self) -> None:
         """Put what can still be paid for of the first call before the rest of it. Raises BudgetError if nothing can."""
         call = self._queue[0]
-        rows = [row for row in range(len(call.tokens)) if self._purse.holds(sum(call.tokens[: row + 1]))]
+        rows = [
+            row for row in range(len(call.tokens)) if self._purse.holds(sum(call.tokens[: row + 1]))
+        ]
         if not rows:
             raise self._purse.is_empty()
         rest = call.part(range(len(rows), len(call.texts)), call.tries, call.wrong_rows)
@@ -196,16 +222,24 @@ class _Flow:
         """
         is_alone, was_away = len(call.texts) == 1, isinstance(refusal, Unreachable)
         if was_away:
-            self._right_at = 0.0  # what came while this call was out may have come before the service went away
+            self._right_at = (
+                0.0  # what came while this call was out may have come before the service went away
+            )
         if is_alone or not isinstance(refusal, TooLarge):
             self._prove(call, refusal)
         if is_alone and (call.is_last or not was_away):
             self._reject(call, 0, str(refusal))
             return 0
-        if isinstance(refusal, TooLarge) and not call.is_part:  # for the rest of the run; one huge text says no more
+        if (
+            isinstance(refusal, TooLarge) and not call.is_part
+        ):  # for the rest of the run; one huge text says no more
             most = min(self._limits.call_texts, len(call.texts) // 2)
             self._limits = replace(self._limits, call_texts=most)
-        parts = [call.once_more()] if is_alone else call.halves(TRIES_OF_PARTS if was_away else call.tries)
+        parts = (
+            [call.once_more()]
+            if is_alone
+            else call.halves(TRIES_OF_PARTS if was_away else call.tries)
+        )
         self._queue.extendleft(reversed(parts))
         call.window.counts.retries += 1
         return 0
@@ -228,7 +262,9 @@ class _Flow:
         self._ledger.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
         self._right_at = time.perf_counter()
         for space, vectors in asked.reply.copies.items():
-            with contextlib.suppress(ProviderError):  # of a wrong shape: it was free, and who wants it asks for it
+            with contextlib.suppress(
+                ProviderError
+            ):  # of a wrong shape: it was free, and who wants it asks for it
                 faults = faulty_rows(vectors, call.texts, space)
                 sound = [row for row in good if row not in faults]
                 keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in sound]
@@ -272,7 +308,10 @@ class _Flow:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Keep and count what calls that are out still bring within PATIENCE_SECONDS; those not begun are not made."""
         self._stop.set()
@@ -283,7 +322,9 @@ class _Flow:
             if answer.exception() is not None:
                 self._spend(call, call.bill)
                 continue
-            with contextlib.suppress(ProviderError):  # of a wrong shape: another failure is being told
+            with contextlib.suppress(
+                ProviderError
+            ):  # of a wrong shape: another failure is being told
                 faults = faulty_rows(answer.result().asked.reply.vectors, call.texts, self._space)
                 good = [row for row in range(len(call.texts)) if row not in faults]
                 self._keep(call, answer.result().asked, good)

@@ -26,7 +26,9 @@ GROWTH, CAREFUL_GROWTH, NEAR = 0.4, 0.04, 0.9
 CARE_SECONDS = 10.0
 FORGOTTEN_SECONDS = 600.0  # a pace that no refusal has confirmed for so long
 LONGEST_GUESS = 6  # refusals in a row that double the pause of an unknown pace: up to 31 seconds
-OBSERVED_SECONDS = 1.0  # what the service answered within them is its pace; a refusal within them lowers it once
+OBSERVED_SECONDS = (
+    1.0  # what the service answered within them is its pace; a refusal within them lowers it once
+)
 BUSY_SECONDS = 60.0  # for another process, which takes less than a millisecond
 CLOCK_SECONDS = 1.0  # by which a clock may be set back unnoticed
 
@@ -71,19 +73,27 @@ class State:
 
     def succeed(self, now: float) -> None:
         if now - self.window_start > OBSERVED_SECONDS:
-            self.last_successes = self.window_successes if now - self.window_start < 2 * OBSERVED_SECONDS else 0
+            self.last_successes = (
+                self.window_successes if now - self.window_start < 2 * OBSERVED_SECONDS else 0
+            )
             self.window_start, self.window_successes = now, 0
         self.window_successes += 1
         self.refusals = 0
         if self.pace:
             bold = 1 + ((now - self.lowered_at) / CARE_SECONDS) ** 2
             growth = GROWTH if self.pace < NEAR * self.ceiling else CAREFUL_GROWTH * bold
-            self.pace += growth * self.ceiling / self.pace  # of each of `pace` successes in a second
+            self.pace += (
+                growth * self.ceiling / self.pace
+            )  # of each of `pace` successes in a second
 
     def refuse(self, now: float, sent_at: float, pause: float) -> bool:
         """A request that went out at `sent_at` was told to come later; whether that was news."""
-        answered = max(self.window_successes, self.last_successes)  # a window may have begun just now
-        if not self.pace and not answered:  # nobody knows what it can do: it is asked again, ever more seldom
+        answered = max(
+            self.window_successes, self.last_successes
+        )  # a window may have begun just now
+        if (
+            not self.pace and not answered
+        ):  # nobody knows what it can do: it is asked again, ever more seldom
             news = now >= self.paused_until
             self.refusals += news
             pause = max(pause, 0.5 * (2 ** min(self.refusals - 1, LONGEST_GUESS) - 1))
@@ -95,7 +105,9 @@ class State:
         self.ceiling = self.pace or max(1.0, answered / OBSERVED_SECONDS)
         self.pace = max(LOWEST_PACE, LOWERED * self.ceiling)
         self.lowered_at = now
-        self.next_at = min(self.next_at, now + 1 / self.pace)  # who has a turn already gets another one
+        self.next_at = min(
+            self.next_at, now + 1 / self.pace
+        )  # who has a turn already gets another one
         return True
 
 
@@ -106,7 +118,11 @@ class Limiter:
     """The pace of one key. Safe for threads and processes."""
 
     def __init__(
-        self, path: Path, key: str, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
+        self,
+        path: Path,
+        key: str,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
     ) -> None:
         self._path, self._key, self._lock = path, key, threading.Lock()
         self._pace, self._tokens = (requests_per_minute or 0) / 60, (tokens_per_minute or 0) / 60
@@ -133,7 +149,11 @@ class Limiter:
     def refused(self, sent_at: float, retry_after_seconds: float | None) -> bool:
         """A request that went out at `sent_at` (seconds since the epoch) was told to come later; whether that is news
         to all who share the key."""
-        pause = PAUSE_SECONDS if retry_after_seconds is None else min(retry_after_seconds, LONGEST_PAUSE_SECONDS)
+        pause = (
+            PAUSE_SECONDS
+            if retry_after_seconds is None
+            else min(retry_after_seconds, LONGEST_PAUSE_SECONDS)
+        )
         with self._state() as state:
             return state.refuse(state.seen_at, sent_at, pause)
 
@@ -157,7 +177,8 @@ class Limiter:
                 marks = ", ".join("?" * (len(COLUMNS) + 1))
                 values = [self._key, *vars(state).values()]
                 self._database.execute(
-                    f"INSERT OR REPLACE INTO pace (key, {', '.join(COLUMNS)}) VALUES ({marks})", values
+                    f"INSERT OR REPLACE INTO pace (key, {', '.join(COLUMNS)}) VALUES ({marks})",
+                    values,
                 )
                 self._database.execute("COMMIT")
             except BaseException:
@@ -182,7 +203,9 @@ class Limiter:
 
     def _read(self) -> State:
         self._database.execute("BEGIN IMMEDIATE")
-        row = self._database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace WHERE key = ?", [self._key]).fetchone()
+        row = self._database.execute(
+            f"SELECT {', '.join(COLUMNS)} FROM pace WHERE key = ?", [self._key]
+        ).fetchone()
         return State(*row) if row else State()
 
 
@@ -206,14 +229,18 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, int]:
 
 def _connected(name: str) -> sqlite3.Connection:
     """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be read or written."""
-    database = sqlite3.connect(name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(
+        name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
     try:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = OFF")  # lost in a power cut, it is learned anew
         database.execute("BEGIN IMMEDIATE")
         columns = ", ".join(f"{name} REAL NOT NULL" for name in COLUMNS)
         database.execute(f"CREATE TABLE IF NOT EXISTS pace (key TEXT PRIMARY KEY, {columns})")
-        database.execute(f"SELECT {', '.join(COLUMNS)} FROM pace").fetchone()  # as another release may have made it
+        database.execute(
+            f"SELECT {', '.join(COLUMNS)} FROM pace"
+        ).fetchone()  # as another release may have made it
         if database.execute("PRAGMA integrity_check").fetchone() != ("ok",):
             raise sqlite3.DatabaseError(f"{name} is damaged")
         database.execute("COMMIT")

@@ -21,12 +21,16 @@ class LookedUp:
     unknown: dict[bytes, tuple[str, int]]  # by key: text and tokens
 
 
-def look_up(batches: Iterable[pa.RecordBatch], space: Space, role: Role, ledger: Ledger) -> Iterator[LookedUp]:
+def look_up(
+    batches: Iterable[pa.RecordBatch], space: Space, role: Role, ledger: Ledger
+) -> Iterator[LookedUp]:
     """Each batch in turn, each text once. Batches need the columns `text` and `tokens`."""
     seen: set[bytes] = set()
     for batch in batches:
         texts = zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True)
-        keyed = {ledger.key(space.id, role, text): (text, tokens) for text, tokens in dict(texts).items()}
+        keyed = {
+            ledger.key(space.id, role, text): (text, tokens) for text, tokens in dict(texts).items()
+        }
         new = {key: text for key, text in keyed.items() if key not in seen}
         seen.update(new)
         known = ledger.get(list(new), space.dimensions)

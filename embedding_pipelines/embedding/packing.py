@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from embedding_pipelines.providers.base import Limits
 
 
-def calls(tokens: Sequence[int], limits: Limits, sizes: Sequence[int] | None = None) -> Iterator[list[int]]:
+def calls(
+    tokens: Sequence[int], limits: Limits, sizes: Sequence[int] | None = None
+) -> Iterator[list[int]]:
     """Positions into `tokens`, longest texts first, cut so that each call keeps within `limits`.
 
     `tokens[i]` is the length of text i in tokens, `sizes[i]` in bytes of UTF-8. Every position comes exactly once; a

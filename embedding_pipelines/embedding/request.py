@@ -68,7 +68,12 @@ def ask_patiently(
     if not isinstance(provider, Service):
         started = time.perf_counter()
         return Asked(provider.ask(inputs, role), time.perf_counter() - started)
-    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+    from tenacity import (
+        Retrying,
+        retry_if_exception_type,
+        stop_after_attempt,
+        wait_random_exponential,
+    )
 
     request = _Request(provider, inputs, role, tokens, stop, bill or Bill())
     return Retrying(
@@ -102,7 +107,10 @@ class _Request:
                 reply = self.provider.ask(self.inputs, self.role)
             except Busy as refusal:
                 seconds = refusal.retry_after_seconds or 0.0
-                if limiter.refused(sent_at, refusal.retry_after_seconds) and seconds >= LONG_WAIT_SECONDS:
+                if (
+                    limiter.refused(sent_at, refusal.retry_after_seconds)
+                    and seconds >= LONG_WAIT_SECONDS
+                ):
                     LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
                 first = first or time.monotonic()
                 if time.monotonic() - first > BUSY_PATIENCE_SECONDS:
@@ -138,7 +146,9 @@ def _limiter(provider: Service) -> Limiter:
 
 
 @functools.cache
-def _opened(key: str, requests_per_minute: float | None, tokens_per_minute: float | None) -> Limiter:
+def _opened(
+    key: str, requests_per_minute: float | None, tokens_per_minute: float | None
+) -> Limiter:
     """One per key and process; the file is one for all users of this account on this machine."""
     path = user_state_path("embedding-pipelines") / "pace.sqlite"
     return Limiter(path, key, requests_per_minute, tokens_per_minute)

@@ -10,10 +10,15 @@ from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreac
 
 PROOFS = 3  # that a service is asked for: it may answer wrongly once, as it may with any text
 # No model takes these for the same.
-UNLIKE_TEXTS = ("The harbour was full of fishing boats.", "Divide both sides of the equation by seven.")
+UNLIKE_TEXTS = (
+    "The harbour was full of fishing boats.",
+    "Divide both sides of the equation by seven.",
+)
 
 
-def prove(provider: Provider, role: Role, stop: threading.Event, doubt: ProviderError | None, bill: Bill) -> None:
+def prove(
+    provider: Provider, role: Role, stop: threading.Event, doubt: ProviderError | None, bill: Bill
+) -> None:
     """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses these texts too.
 
     `bill` is told what the proof cost.
@@ -25,7 +30,13 @@ def prove(provider: Provider, role: Role, stop: threading.Event, doubt: Provider
 
 
 def ask_in_doubt(
-    provider: Provider, texts: Sequence[str], role: Role, tokens: int, stop: threading.Event, tries: int, bill: Bill
+    provider: Provider,
+    texts: Sequence[str],
+    role: Role,
+    tokens: int,
+    stop: threading.Event,
+    tries: int,
+    bill: Bill,
 ) -> Asked:
     """As `ask_patiently`. Several texts with one and the same vector are asked for again, and believed the second time
     if the provider tells other texts apart. Raises ProviderError if it does not.
@@ -49,7 +60,9 @@ def _is_constant(asked: Asked) -> bool:
     return len(vectors) > 1 and bool((vectors == vectors[0]).all())
 
 
-def _refuse_constant(provider: Provider, batch: Sequence[str], role: Role, stop: threading.Event, bill: Bill) -> None:
+def _refuse_constant(
+    provider: Provider, batch: Sequence[str], role: Role, stop: threading.Event, bill: Bill
+) -> None:
     """ProviderError if the provider gives every text the same vector, as a broken service does.
 
     Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
@@ -69,7 +82,9 @@ def _proof(provider: Provider, role: Role, stop: threading.Event, bill: Bill) ->
     for left in reversed(range(PROOFS)):
         asked = ask_patiently(provider, UNLIKE_TEXTS, role, 0, stop, bill=bill)
         billed = asked.reply.tokens or 0
-        bill.add(billed, billed)  # nobody has counted these texts: they tell nothing of how the service counts
+        bill.add(
+            billed, billed
+        )  # nobody has counted these texts: they tell nothing of how the service counts
         if asked.reply.refused:
             return None
         try:

@@ -15,8 +15,12 @@ class Workers:
     """`number` threads that take calls in order. Daemons, unlike those of `concurrent.futures`."""
 
     def __init__(self, number: int) -> None:
-        self._tasks: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=NAME, daemon=True) for _ in range(number)]
+        self._tasks: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
+            SimpleQueue()
+        )
+        self._threads = [
+            threading.Thread(target=self._work, name=NAME, daemon=True) for _ in range(number)
+        ]
         for thread in self._threads:
             thread.start()
 

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 CACHE_LAYOUT = "6"  # raise it when what is cached changes
 FACTS = "facts.json"
 MAX_TOKENS = 8_192  # of a text, where a model says infinity
-PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}  # as models call them
+PROMPT_NAMES = {
+    "document": ("document", "passage", "corpus"),
+    "query": ("query",),
+}  # as models call them
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Facts:
     prompts: dict[str, str]
     pad_id: int
     pools_prompts: bool
-    unpooled: dict[str, int]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
+    unpooled: dict[
+        str, int
+    ]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
     cut: str  # the side at which texts that are too long lose their end
     special_tokens: bool
     tokenizer: str  # digest of its definition
@@ -67,7 +72,10 @@ def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> 
     Raises ProviderError if a prompt leaves no room for a text.
     """
     wanted = {role: prompt for role, prompt in prompts.items() if prompt}
-    tokens = {role: len(tokenizer.encode(text, add_special_tokens=False).ids) for role, text in wanted.items()}
+    tokens = {
+        role: len(tokenizer.encode(text, add_special_tokens=False).ids)
+        for role, text in wanted.items()
+    }
     around = tokenizer.num_special_tokens_to_add(False)
     for role, count in tokens.items():
         if count + around >= facts.max_tokens:
@@ -75,7 +83,11 @@ def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> 
                 f"prompts: the one for {role!r} has {count} tokens and leaves no room for a text: the model reads "
                 f"{facts.max_tokens}. Write a shorter one."
             )
-    unpooled = {} if facts.pools_prompts else {role: _prompt_length(text, tokenizer) for role, text in wanted.items()}
+    unpooled = (
+        {}
+        if facts.pools_prompts
+        else {role: _prompt_length(text, tokenizer) for role, text in wanted.items()}
+    )
     left = facts.max_tokens - tokens.get("document", 0)
     return replace(facts, prompts=wanted, max_document_tokens=left, unpooled=unpooled)
 
@@ -93,14 +105,18 @@ def load_tokenizer(cache: Path) -> Tokenizer:
 def _cache_folder(content: str) -> Path:
     from platformdirs import user_cache_path
 
-    return user_cache_path("embedding-pipelines") / (f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}")
+    return user_cache_path("embedding-pipelines") / (
+        f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
+    )
 
 
 def _convert(folder: Path, cache: Path) -> None:
     """Fill the cache folder for a model."""
     model = _torch.load(folder)
     with kept_folder(cache, FACTS) as draft:
-        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(str(draft / "tokenizer.json"))
+        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(
+            str(draft / "tokenizer.json")
+        )
         problem = ""
         try:
             _openvino.save_graph(model, draft / "model.xml")
@@ -117,10 +133,14 @@ def _convert(folder: Path, cache: Path) -> None:
 def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, problem: str) -> Facts:
     names = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    prompts = {role: found for role, known in PROMPT_NAMES.items() if (found := _prompt(model, known))}
+    prompts = {
+        role: found for role, known in PROMPT_NAMES.items() if (found := _prompt(model, known))
+    }
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
-        raise ProviderError(f"{folder}: the model does not say how many dimensions its vectors have.")
+        raise ProviderError(
+            f"{folder}: the model does not say how many dimensions its vectors have."
+        )
     max_tokens = int(min(model.max_seq_length or 512, MAX_TOKENS))
     prompt = tokenizer.encode(prompts.get("document", ""), add_special_tokens=False)
     counted = pooling is None or pooling.include_prompt
@@ -135,7 +155,9 @@ def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, probl
         prompts=prompts,
         pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
         pools_prompts=counted,
-        unpooled={} if counted else {role: first._get_prompt_length(text) for role, text in prompts.items()},
+        unpooled={}
+        if counted
+        else {role: first._get_prompt_length(text) for role, text in prompts.items()},
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in names,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),

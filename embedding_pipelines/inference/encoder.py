@@ -96,7 +96,11 @@ class Engine:
         if self.precision == "int8":
             return _openvino.OpenVino(self._quantized(), "int8")
         if self.facts.problem:
-            log.warning("%s: torch runs this model, OpenVINO cannot: %s", self.folder.name, self.facts.problem)
+            log.warning(
+                "%s: torch runs this model, OpenVINO cannot: %s",
+                self.folder.name,
+                self.facts.problem,
+            )
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 
@@ -104,7 +108,9 @@ class Engine:
         """The graph in int8, made at first use and kept beside the other."""
         folder = self._cache / f"int8-{self._calibrated_on}"
         if self.facts.problem:
-            raise ProviderError(f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}")
+            raise ProviderError(
+                f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}"
+            )
         graph = folder / "model.xml"
         if not graph.exists():
             ids = self._ids(self.samples, "document")
@@ -117,7 +123,9 @@ class Engine:
         vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
         self._compute(self._ids(texts, role), vectors, self.facts.unpooled.get(role, 0))
         if self.facts.normalized and self.backend.precision != "float32":
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)  # half precision is 0.4% off the unit length
+            vectors /= np.linalg.norm(
+                vectors, axis=1, keepdims=True
+            )  # half precision is 0.4% off the unit length
         return vectors
 
     def _ids(self, texts: Sequence[str], role: Role) -> list[list[int]]:
@@ -145,7 +153,9 @@ class Engine:
                     vectors[rows] = backend.finish(handle)
             except OutOfMemory as error:
                 alone = backend.in_flight == 1 and not running
-                waiting.extendleft(self._halves(rows, len(ids[rows[0]]), error) if alone else [rows])
+                waiting.extendleft(
+                    self._halves(rows, len(ids[rows[0]]), error) if alone else [rows]
+                )
                 backend.in_flight = 1
 
     def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
@@ -156,7 +166,9 @@ class Engine:
                 f"{self.folder.name}: no memory for a single text of {width} tokens on {backend.name}: {error} "
                 "Free some, or set preprocessing.chunk.max_tokens lower."
             ) from error
-        if len(rows) * width <= backend.batch_tokens:  # else it was cut before the budget was lowered
+        if (
+            len(rows) * width <= backend.batch_tokens
+        ):  # else it was cut before the budget was lowered
             backend.batch_tokens = len(rows) * width // 2
             log.warning(
                 "%s: out of memory on %s; from now on %d tokens at a time",
@@ -165,7 +177,9 @@ class Engine:
         middle = len(rows) // 2
         return [rows[middle:], rows[:middle]]
 
-    def _padded(self, ids: list[list[int]], rows: list[int], unpooled: int) -> tuple[Array, Array, Array]:
+    def _padded(
+        self, ids: list[list[int]], rows: list[int], unpooled: int
+    ) -> tuple[Array, Array, Array]:
         width = max(1, len(ids[rows[0]]))
         tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
@@ -186,7 +200,9 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     real = 0  # tokens of the last group
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
-        fits = padded <= budget and (real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded)
+        fits = padded <= budget and (
+            real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded
+        )
         if groups and fits:
             groups[-1].append(row)
             real += lengths[row]
@@ -199,9 +215,13 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def calibration_texts(path: Path) -> list[str]:
     """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if there are too few."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
-        raise ProviderError(f"{path}: the calibration texts of precision 'int8' cannot be read: {error}") from error
+        raise ProviderError(
+            f"{path}: the calibration texts of precision 'int8' cannot be read: {error}"
+        ) from error
     if len(lines) < MIN_CALIBRATION_TEXTS:
         raise ProviderError(
             f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} or more. "

@@ -119,7 +119,9 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, tokens: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        def forward(
+            self, tokens: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor
+        ) -> torch.Tensor:
             return forward(self.model, tokens, mask, pooled)
 
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))

@@ -37,7 +37,9 @@ class Torch(Backend):
         import torch
 
         if precision == "int8":
-            raise ProviderError(f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'.")
+            raise ProviderError(
+                f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'."
+            )
         self._device = device
         self.precision = _fastest(device) if precision == "auto" else precision
         self.batch_tokens = BATCH_TOKENS[device]
@@ -51,7 +53,10 @@ class Torch(Backend):
         import torch
 
         with self._turn, _readable(), torch.inference_mode():
-            return forward(self._model, *(self._moved(torch.from_numpy(part)) for part in (tokens, mask, pooled)))
+            return forward(
+                self._model,
+                *(self._moved(torch.from_numpy(part)) for part in (tokens, mask, pooled)),
+            )
 
     def finish(self, handle: Any) -> Vectors:
         with _readable():
@@ -83,9 +88,13 @@ def _readable() -> Iterator[None]:
             torch.cuda.empty_cache()
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):  # MPS, processors
+        if "out of memory" in str(error) or "can't allocate memory" in str(
+            error
+        ):  # MPS, processors
             raise OutOfMemory(str(error)) from error
-        raise ProviderError(f"torch could not compute: {str(error).strip().splitlines()[0]}") from error
+        raise ProviderError(
+            f"torch could not compute: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 @functools.cache
@@ -98,7 +107,9 @@ def accelerator() -> Device | None:
         places = spec.submodule_search_locations if spec else None
         built_for = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
         built = bool(built_for.get("cuda") or built_for.get("hip"))
-        may_have = built and (platform.system() != "Linux" or any(Path(device).exists() for device in GPU_DEVICES))
+        may_have = built and (
+            platform.system() != "Linux" or any(Path(device).exists() for device in GPU_DEVICES)
+        )
     if not may_have:
         return None
     import torch
@@ -120,7 +131,10 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     bag = getattr(first, "embedding", None)
     if isinstance(bag, EmbeddingBag):
         seen = mask.unsqueeze(-1).to(bag.weight.dtype)
-        features = {"sentence_embedding": (embedding(tokens, bag.weight) * seen).sum(1) / seen.sum(1).clamp(min=1)}
+        features = {
+            "sentence_embedding": (embedding(tokens, bag.weight) * seen).sum(1)
+            / seen.sum(1).clamp(min=1)
+        }
     else:
         features = first({"input_ids": tokens, "attention_mask": mask})
         features["attention_mask"] = pooled
@@ -140,4 +154,6 @@ def load(folder: Path) -> SentenceTransformer:
     try:
         return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ProviderError(f"{folder}: not a model that sentence-transformers can load: {error}") from error
+        raise ProviderError(
+            f"{folder}: not a model that sentence-transformers can load: {error}"
+        ) from error

@@ -19,13 +19,31 @@ class PackagedModel:
     sha256: str  # of model.safetensors, as the hub publishes it
 
 
-CONFIGURATION = ("*.json", "*.txt", "*.model")  # matched below folders too, as the hub's patterns are
+CONFIGURATION = (
+    "*.json",
+    "*.txt",
+    "*.model",
+)  # matched below folders too, as the hub's patterns are
 
 DECISIVE = (
-    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model", "tokenizer_config.json"),
+    *(
+        "tokenizer.json",
+        "vocab.txt",
+        "vocab.json",
+        "merges.txt",
+        "*.model",
+        "tokenizer_config.json",
+    ),
     *("modules.json", "config.json", "sentence_*config.json", "*/config.json"),
 )
-WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "__version__"}
+WITHOUT_EFFECT = {
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "__version__",
+}
 
 PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": PackagedModel(
@@ -120,7 +138,11 @@ def _from_hub(model: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"]))
+        folder = Path(
+            snapshot_download(
+                model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"]
+            )
+        )
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
             snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder

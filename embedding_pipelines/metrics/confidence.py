@@ -41,7 +41,9 @@ def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
     """
     shares = np.asarray(values, np.float64)
     if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
-        raise ValueError(f"A bound needs one value or more, each from 0 to 1; there are {shares.size}.")
+        raise ValueError(
+            f"A bound needs one value or more, each from 0 to 1; there are {shares.size}."
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}: give a number between 0 and 1.")
     shares = np.random.default_rng(SEED).permutation(shares)
@@ -54,7 +56,9 @@ def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
     return low
 
 
-def paired_loss(candidate: Mapping[str, float], live: Mapping[str, float], confidence: float = 0.99) -> Loss:
+def paired_loss(
+    candidate: Mapping[str, float], live: Mapping[str, float], confidence: float = 0.99
+) -> Loss:
     """The loss of `candidate` against `live`, measures in [0, 1] by query, over the queries that are in both.
 
     `certain` is `lower_bound` of the differences, which are moved from [-1, 1] to [0, 1] and back. What the two have in
@@ -68,7 +72,9 @@ def paired_loss(candidate: Mapping[str, float], live: Mapping[str, float], confi
     return Loss(float(losses.mean()), certain, len(shared))
 
 
-def _ruled_out(values: NDArray[np.float64], means: NDArray[np.float64], goal: float) -> NDArray[np.bool_]:
+def _ruled_out(
+    values: NDArray[np.float64], means: NDArray[np.float64], goal: float
+) -> NDArray[np.bool_]:
     """Of each mean [m], whether the bets on float64[n] reached the goal, a logarithm of the capital."""
     n = len(values)
     past = np.arange(n)

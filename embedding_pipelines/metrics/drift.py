@@ -90,7 +90,9 @@ class Sketch:
             file,
             names=np.array(list(self.buckets), np.str_),
             counts=np.array([bucket.count for bucket in known], np.int64),
-            totals=np.array([bucket.total for bucket in known], np.float64).reshape(len(known), self.sample.shape[1]),
+            totals=np.array([bucket.total for bucket in known], np.float64).reshape(
+                len(known), self.sample.shape[1]
+            ),
             squares=np.array([bucket.squares for bucket in known], np.float64),
             hashes=self.hashes,
             sample=self.sample,
@@ -101,9 +103,16 @@ class Sketch:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            rows: Any = zip(file["names"], file["counts"], file["totals"], file["squares"], strict=True)
-            buckets = {str(name): Bucket(int(count), total, float(squares)) for name, count, total, squares in rows}
-            return cls(buckets, file["hashes"], file["sample"].astype(np.float16))  # older ones are float32
+            rows: Any = zip(
+                file["names"], file["counts"], file["totals"], file["squares"], strict=True
+            )
+            buckets = {
+                str(name): Bucket(int(count), total, float(squares))
+                for name, count, total, squares in rows
+            }
+            return cls(
+                buckets, file["hashes"], file["sample"].astype(np.float16)
+            )  # older ones are float32
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,9 @@ def _worst_bucket(now: Sketch, before: Sketch) -> tuple[str, float, float]:
 
     shared = sorted(now.buckets.keys() & before.buckets.keys())
     pairs = {name: (now.buckets[name], before.buckets[name]) for name in shared}
-    pairs = {name: pair for name, pair in pairs.items() if min(side.count for side in pair) >= LEAST_ROWS}
+    pairs = {
+        name: pair for name, pair in pairs.items() if min(side.count for side in pair) >= LEAST_ROWS
+    }
     if not pairs:
         return "", 0.0, 1.0
     sides = [side for pair in pairs.values() for side in pair]

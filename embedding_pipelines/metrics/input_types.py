@@ -10,7 +10,9 @@ Vectors = NDArray[np.float32]
 SAME = 1e-6  # in any component; the same text in two batches differs by more, two roles of one model by 1e-2
 
 
-def same_for_both_roles(queries: Vectors, documents: Vectors, prompts: Mapping[str, str]) -> str | None:
+def same_for_both_roles(
+    queries: Vectors, documents: Vectors, prompts: Mapping[str, str]
+) -> str | None:
     """A sentence if both roles get the same vectors though `prompts` differ by role; None if all is well.
 
     `queries` and `documents` are float32[n, d] of the same n texts, each embedded in its role; `prompts` are those of

@@ -15,8 +15,12 @@ TRIES = 8  # sentences; behind them a text of nothing but repetitions is given u
 LOOKED_AT = 10_000  # characters; what a text is about stands at its beginning
 
 # Scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+")  # two such characters are about a word
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+)
+_WORD = re.compile(
+    rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+"
+)  # two such characters are about a word
 _ADDRESS = re.compile(r"\b(?:https?://|www\.)[^\s<>]+")
 _MARKS = re.compile(r"^[\s#>*=~`|•–-]+|[\s#*=~`|]+$")  # of Markdown and reStructuredText
 _END = re.compile(
@@ -43,7 +47,10 @@ def known_item(text: str, title: str | None = None) -> KnownItem | None:
     """
     for query, start, end in islice(_candidates(text, title), TRIES):
         rest = f"{text[:start]}{text[end:]}".strip()
-        if len(_words(rest[:LOOKED_AT])) >= MIN_WORDS and query.casefold() not in " ".join(rest.split()).casefold():
+        if (
+            len(_words(rest[:LOOKED_AT])) >= MIN_WORDS
+            and query.casefold() not in " ".join(rest.split()).casefold()
+        ):
             return KnownItem(query, rest)
     words = _words(_clean(text[:LOOKED_AT]))
     halves = [max(words[place : place + 2], key=len) for place in range(0, len(words), 2)]

@@ -18,12 +18,16 @@ def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = 10) -> float:
     for another number of labels or less than two vectors.
     """
     if len(labels) != len(vectors) or len(vectors) < 2:
-        raise ValueError(f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two vectors at least.")
+        raise ValueError(
+            f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two vectors at least."
+        )
     near, cosines = nearest_others(vectors, min(k, len(vectors) - 1))
     names, kinds = np.unique(np.asarray(labels, object).astype(str), return_inverse=True)
     right = 0
     for own, others, nearness in zip(kinds, kinds[near], cosines, strict=True):
         votes = np.bincount(others, minlength=len(names)).astype(np.float64)
-        votes += np.bincount(others, weights=nearness.astype(np.float64) + 1, minlength=len(names)) / (4 * len(others))
+        votes += np.bincount(
+            others, weights=nearness.astype(np.float64) + 1, minlength=len(names)
+        ) / (4 * len(others))
         right += int(votes.argmax()) == own
     return right / len(labels)

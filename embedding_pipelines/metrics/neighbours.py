@@ -75,7 +75,10 @@ class ExactSearch:
         if not len(queries):
             return
         places, found = np.indices(self._cosines.shape)[0].ravel(), self._cosines.ravel()
-        queries, found = np.concatenate([places, queries]), np.concatenate([found, cosines[queries, columns]])
+        queries, found = (
+            np.concatenate([places, queries]),
+            np.concatenate([found, cosines[queries, columns]]),
+        )
         times = np.concatenate([self._order.ravel(), order[columns]])
         names = np.concatenate([self._ids.ravel(), ids[columns]])
         best = np.lexsort((times, -found, queries))
@@ -127,8 +130,12 @@ def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors
 def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[np.int64]]:
     """The rows that have a direction, at unit length, and their numbers."""
     if vectors.ndim != 2 or dimensions not in (None, vectors.shape[1]):
-        raise ValueError(f"An array of shape {vectors.shape} holds no vectors [n, {dimensions or 'd'}].")
-    greatest = np.abs(vectors).max(axis=1, initial=0)  # divided by first: squares of very small numbers are zero
+        raise ValueError(
+            f"An array of shape {vectors.shape} holds no vectors [n, {dimensions or 'd'}]."
+        )
+    greatest = np.abs(vectors).max(
+        axis=1, initial=0
+    )  # divided by first: squares of very small numbers are zero
     if not np.isfinite(greatest).all():
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
     rows = np.flatnonzero(greatest)

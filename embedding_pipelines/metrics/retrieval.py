@@ -26,9 +26,15 @@ def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, di
     """
     import ir_measures
 
-    answerable = {query: _whole(query, gains) for query, gains in qrels.items() if max(gains.values(), default=0) > 0}
+    answerable = {
+        query: _whole(query, gains)
+        for query, gains in qrels.items()
+        if max(gains.values(), default=0) > 0
+    }
     if not answerable:
-        raise ValueError("There are no judgements to measure against: no query has a document with a positive gain.")
+        raise ValueError(
+            "There are no judgements to measure against: no query has a document with a positive gain."
+        )
     names = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
     found = {query: dict(run.get(query, {})) for query in answerable}
     values = {query: dict.fromkeys(MEASURES, 0.0) for query in answerable}
@@ -39,5 +45,7 @@ def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, di
 
 def _whole(query: str, gains: Mapping[str, float]) -> dict[str, int]:
     if any(gain != int(gain) for gain in gains.values()):
-        raise ValueError(f"Query {query!r}: a gain is a whole number, as in trec_eval; found {dict(gains)!r}.")
+        raise ValueError(
+            f"Query {query!r}: a gain is a whole number, as in trec_eval; found {dict(gains)!r}."
+        )
     return {document: int(gain) for document, gain in gains.items()}

@@ -50,8 +50,14 @@ def find_most_similar(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
     direction = _unit(_finite(query)[None])[0]
-    blocks = (documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS))
-    cosines = np.clip(np.concatenate([np.empty(0), *(_unit(_finite(block)) @ direction for block in blocks)]), -1, 1)
+    blocks = (
+        documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS)
+    )
+    cosines = np.clip(
+        np.concatenate([np.empty(0), *(_unit(_finite(block)) @ direction for block in blocks)]),
+        -1,
+        1,
+    )
     return [(int(row), float(cosines[row])) for row in np.argsort(-cosines, kind="stable")[:top_k]]
 
 
@@ -59,7 +65,9 @@ def normalize_embedding(embedding: Numbers) -> Floats:
     """The vector [d] at unit length, in its own precision (whole numbers: float64); a zero vector as it is."""
     vector = np.asarray(embedding)
     if vector.ndim != 1:
-        raise ValueError(f"An array of shape {vector.shape} is not one vector: give [d], or use normalize_batch.")
+        raise ValueError(
+            f"An array of shape {vector.shape} is not one vector: give [d], or use normalize_batch."
+        )
     unit: Floats = normalize_batch(vector[None])[0]
     return unit
 
@@ -81,15 +89,21 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
     from scipy.stats import spearmanr
 
     if not len(left) == len(right) == len(scores):
-        raise ValueError(f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair.")
-    cosines = (left * right).sum(axis=1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
+        raise ValueError(
+            f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
+        )
+    cosines = (left * right).sum(axis=1) / (
+        np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    )
     return float(spearmanr(cosines, scores).statistic)
 
 
 def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     first, second = np.asarray(a), np.asarray(b)
     if first.ndim != 1 or first.shape != second.shape:
-        raise ValueError(f"Arrays of shape {first.shape} and {second.shape} are not two vectors of one length.")
+        raise ValueError(
+            f"Arrays of shape {first.shape} and {second.shape} are not two vectors of one length."
+        )
     return _finite(first), _finite(second)
 
 

@@ -23,7 +23,10 @@ Compression = tuple[Compressor, ...]
 # 0.924, 0.839 at a third; so the first steps are the small ones.
 SHARES = (1, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 ROUND_TO = 8  # dimensions: whole bytes of bits, and what product quantization and SIMD like
-LASTS: tuple[Compressor, ...] = (Float16(), Int8())  # float32 after PCA is twice float16, and finds as much
+LASTS: tuple[Compressor, ...] = (
+    Float16(),
+    Int8(),
+)  # float32 after PCA is twice float16, and finds as much
 # Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8 the last is 0.987, in
 # 378 bytes; PCA to 15/16 and int8 are 0.993 in 360.
 BITS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
@@ -43,7 +46,9 @@ class Point:
     p95_ms: float | None = None
     on_front: bool = False  # nothing that was measured is both smaller and finds more
     chosen: bool = False
-    certified: bool | None = None  # whether it held on queries that took no part in the choice; None: not tried
+    certified: bool | None = (
+        None  # whether it held on queries that took no part in the choice; None: not tried
+    )
     held_out_recall: float | None = None
     held_out_lower_bound: float | None = None
 
@@ -59,14 +64,19 @@ class Point:
 
 def as_options(compression: Compression) -> list[dict[str, Any]]:
     """As a pipeline file says it, without what goes without saying."""
-    return [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in compression]
+    return [
+        {"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in compression
+    ]
 
 
 def named(compression: Compression) -> str:
     """In words: `pca 128, int8`."""
     parts = []
     for option in as_options(compression):
-        words = [f"{value}" if name in ("kind", "dimensions") else f"{name} {value}" for name, value in option.items()]
+        words = [
+            f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
+            for name, value in option.items()
+        ]
         parts.append(" ".join(words))
     return ", ".join(parts) or "float32"
 
@@ -78,11 +88,17 @@ def candidates(
 
     `only` this number of dimensions is tried if it is given; it is `dimensions` at most.
     """
-    sizes = [only] if only else sorted({_rounded(dimensions * share, dimensions) for share in SHARES}, reverse=True)
+    sizes = (
+        [only]
+        if only
+        else sorted({_rounded(dimensions * share, dimensions) for share in SHARES}, reverse=True)
+    )
     found: list[Compression] = [()] if sizes[0] == dimensions else []
     for size in sizes:
         shorter: list[Compression] = [()] if size == dimensions else []
-        if size < dimensions and size <= rows:  # PCA finds no more directions than there are vectors
+        if (
+            size < dimensions and size <= rows
+        ):  # PCA finds no more directions than there are vectors
             shorter.append((Pca(dimensions=size),))
         if size < dimensions and is_trained_for_truncation:
             shorter.append((Truncate(dimensions=size),))
@@ -100,7 +116,11 @@ def fitted(
     `blocks()` gives the vectors anew, float32[n_i, dimensions]. Raises as `CodecChain.fit`.
     """
     compressions = list(compressions)
-    pcas = _pcas({first for first, *_ in filter(None, compressions) if isinstance(first, Pca)}, blocks, dimensions)
+    pcas = _pcas(
+        {first for first, *_ in filter(None, compressions) if isinstance(first, Pca)},
+        blocks,
+        dimensions,
+    )
     return {
         compression: _behind(pcas[compression[0]], compression[1:], blocks)
         if compression and compression[0] in pcas
@@ -114,30 +134,44 @@ def mark_front(points: Sequence[Point]) -> None:
     for point in points:
         own = (-point.bytes_per_vector, point.recall_at_10 or 0.0)
         others = [(-other.bytes_per_vector, other.recall_at_10 or 0.0) for other in points]
-        point.on_front = not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in others)
+        point.on_front = not any(
+            other != own and other[0] >= own[0] and other[1] >= own[1] for other in others
+        )
 
 
 def choices(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
     """Those whose bound is not below the floor and whose median search is quick enough, the cheapest first."""
-    held = [point for point in points if (point.lower_bound or 0.0) >= floor and (point.p50_ms or 0.0) <= most_ms]
+    held = [
+        point
+        for point in points
+        if (point.lower_bound or 0.0) >= floor and (point.p50_ms or 0.0) <= most_ms
+    ]
     return sorted(held, key=lambda point: (point.bytes_per_vector, point.p50_ms or 0.0))
 
 
 def best(points: Iterable[Point]) -> Point | None:
     """The one that comes nearest to a floor that none has reached; of equals the cheapest."""
-    return max(points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector), default=None)
+    return max(
+        points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector), default=None
+    )
 
 
-def _pcas(wanted: set[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int) -> dict[Compressor, PcaCodec]:
+def _pcas(
+    wanted: set[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int
+) -> dict[Compressor, PcaCodec]:
     """The codec of each, from one set of principal directions."""
     if not wanted:
         return {}
     widest = max(wanted, key=lambda choice: choice.dimensions)
-    directions, spectrum = widest.principal(dimensions, map(unit, sound(blocks(), "pca.fit", dimensions)))
+    directions, spectrum = widest.principal(
+        dimensions, map(unit, sound(blocks(), "pca.fit", dimensions))
+    )
     return {choice: PcaCodec.turned(directions[: choice.dimensions], spectrum) for choice in wanted}
 
 
-def _behind(pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]) -> CodecChain:
+def _behind(
+    pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]
+) -> CodecChain:
     """The chain of a fitted PCA and what is fitted to what it makes of the vectors."""
     first = CodecChain([pca], pca.input_dimensions)
     chain = CodecChain.fit(rest, lambda: map(first.encode, blocks()), pca.dimensions)

@@ -11,8 +11,24 @@ from dataclasses import dataclass
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.neighbours import recall
-from embedding_pipelines.optimize.candidates import Compression, Point, candidates, choices, fitted, mark_front
-from embedding_pipelines.optimize.trial import DOUBT, FIRST_LOOK, Asked, Corpus, Trial, Trials, by_codes, summary
+from embedding_pipelines.optimize.candidates import (
+    Compression,
+    Point,
+    candidates,
+    choices,
+    fitted,
+    mark_front,
+)
+from embedding_pipelines.optimize.trial import (
+    DOUBT,
+    FIRST_LOOK,
+    Asked,
+    Corpus,
+    Trial,
+    Trials,
+    by_codes,
+    summary,
+)
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.steps.vector_store import vector_columns
 from embedding_pipelines.stores._lance_index import INDICES
@@ -53,7 +69,13 @@ class Swept:
 
 
 def sweep(
-    corpus: Corpus, trials: Trials, tuning: Asked, rest: Asked, floor: float, most_ms: float, only: int | None
+    corpus: Corpus,
+    trials: Trials,
+    tuning: Asked,
+    rest: Asked,
+    floor: float,
+    most_ms: float,
+    only: int | None,
 ) -> Swept:
     """Find the cheapest point that keeps `floor`, and measure others beside it. None is chosen if none is certified by
     the queries `rest`.
@@ -67,21 +89,31 @@ def sweep(
             f"{only} dimensions cannot be made of {space.dimensions}. Ask for {space.dimensions} or less."
         )
     trained = is_trained_for_truncation(space.provider, space.model)
-    chains = fitted(candidates(space.dimensions, trained, corpus.rows, only), corpus.blocks, space.dimensions)
+    chains = fitted(
+        candidates(space.dimensions, trained, corpus.rows, only), corpus.blocks, space.dimensions
+    )
     first = tuning.part(FIRST_LOOK)
     screened = [
-        Point(name, "none", None, chains[name].bytes_per_vector, *summary(recall(rows, first.exact)))
+        Point(
+            name, "none", None, chains[name].bytes_per_vector, *summary(recall(rows, first.exact))
+        )
         for name, rows in by_codes(corpus, chains, first).items()
     ]
     left = [point.compression for point in screened if (point.recall_at_10 or 0.0) >= floor]
-    found = [setting for compression in left for setting in settings(corpus, compression, chains[compression])]
+    found = [
+        setting
+        for compression in left
+        for setting in settings(corpus, compression, chains[compression])
+    ]
     found = sorted(found, key=lambda setting: setting.bytes_per_vector)[:MOST_TABLES]
     chosen = None
     for number, setting in enumerate(found):
         corpus.context.progress.update("optimize", number, len(found), "tables")
         if chosen is None:
             made += _measured(trials, setting, f"trial-{number}", tuning, floor, is_open=True)
-            smallest = found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
+            smallest = (
+                found[number + 1].bytes_per_vector if number + 1 < len(found) else float("inf")
+            )
             chosen = _certified(made, rest, floor, most_ms, smallest)
         else:  # only to be compared with it, by fewer queries
             made += _measured(trials, setting, f"trial-{number}", first, floor, is_open=False)
@@ -101,12 +133,18 @@ def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Ite
         except ConfigError:
             continue
         columns = vector_columns(store, chain)
-        widened = chain.dtype == "int8" and columns[0].type.value_type.bit_width > 8  # as float16, which finds more
+        widened = (
+            chain.dtype == "int8" and columns[0].type.value_type.bit_width > 8
+        )  # as float16, which finds more
         if widened or (not is_indexed and str(columns) in seen):
             continue
         seen.add(str(columns))
-        size = sum(column.type.list_size * column.type.value_type.bit_width / 8 for column in columns)
-        yield Setting(compression, chain, store, size + (_index_bytes(store, chain) if is_indexed else 0))
+        size = sum(
+            column.type.list_size * column.type.value_type.bit_width / 8 for column in columns
+        )
+        yield Setting(
+            compression, chain, store, size + (_index_bytes(store, chain) if is_indexed else 0)
+        )
 
 
 def _stores(store: Store, rows: int) -> Iterator[tuple[Store, bool]]:
@@ -123,7 +161,11 @@ def _stores(store: Store, rows: int) -> Iterator[tuple[Store, bool]]:
 
 def _index_bytes(store: Store, chain: CodecChain) -> float:
     """Of a vector, the codes in an index, so that the smaller ones are tried first."""
-    return chain.dimensions if (store.index, chain.metric) == ("sq", "cosine") else chain.dimensions / 8  # type: ignore[attr-defined]
+    return (
+        chain.dimensions
+        if (store.index, chain.metric) == ("sq", "cosine")
+        else chain.dimensions / 8
+    )  # type: ignore[attr-defined]
 
 
 def _measured(
@@ -141,7 +183,11 @@ def _measured(
         store = setting.store.model_copy(update={"refine": refine}) if refine else setting.store
         trial = trials.reopened(trial, store)
         found = trial.searched(asked, floor)
-        yield Tried(Point(setting.compression, kind, refine, trial.bytes_per_vector, **vars(found)), trial, store)
+        yield Tried(
+            Point(setting.compression, kind, refine, trial.bytes_per_vector, **vars(found)),
+            trial,
+            store,
+        )
         if is_open and found.lower_bound >= floor:
             return
         if not is_open and found.recall_at_10 >= floor:
@@ -149,7 +195,9 @@ def _measured(
     trials.drop(trial, setting.store)
 
 
-def _certified(made: list[Tried], rest: Asked, floor: float, most_ms: float, smallest: float) -> Tried | None:
+def _certified(
+    made: list[Tried], rest: Asked, floor: float, most_ms: float, smallest: float
+) -> Tried | None:
     """The first of the cheapest points that keeps the floor with other queries too.
 
     What is not yet measured takes `smallest` bytes at least. The more points are tried, the surer each bound has to be:

@@ -21,7 +21,12 @@ from embedding_pipelines.optimize.candidates import Compression, Point, as_optio
 from embedding_pipelines.optimize.compare import Swept, sweep
 from embedding_pipelines.optimize.trial import DOUBT, Asked, Corpus, Trials
 from embedding_pipelines.plugins import choices, parse
-from embedding_pipelines.quality.queries import answered, embed_texts, judged_queries, known_item_queries
+from embedding_pipelines.quality.queries import (
+    answered,
+    embed_texts,
+    judged_queries,
+    known_item_queries,
+)
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.evaluation import Optimized
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -69,14 +74,18 @@ class Wish:
         for method in self.methods:
             if method not in known or (method == AUTO and len(self.methods) > 1):
                 alone = f"; {AUTO!r} stands alone" if method == AUTO else ""
-                raise ConfigError(f"--method is {method!r}: write one of {', '.join(known)}{alone}.")
+                raise ConfigError(
+                    f"--method is {method!r}: write one of {', '.join(known)}{alone}."
+                )
         if self.dimensions is not None and not {AUTO, *WITH_DIMENSIONS} & set(self.methods):
             raise ConfigError(
                 f"--dimensions is {self.dimensions}, but {' and '.join(self.methods)} keeps all of them. Leave it out, "
                 "or write `--method pca` before."
             )
         if self.floor is not None and not 0 < self.floor <= 1:
-            raise ConfigError(f"--floor is {self.floor:g}: write a share above 0, 1 at most, as 0.99.")
+            raise ConfigError(
+                f"--floor is {self.floor:g}: write a share above 0, 1 at most, as 0.99."
+            )
         if self.is_auto and self.floor is None:
             raise ConfigError(f"--method {AUTO} needs a --floor.")
 
@@ -99,7 +108,11 @@ def tune(context: StepContext, wish: Wish) -> Tuned:
         context.progress.update("optimize", 0, None, "queries")
         corpus = Corpus(context, context.spec.model.space)
         with Trials(corpus) as trials:
-            return _swept(context, corpus, trials, wish) if wish.is_auto else _measured(context, corpus, trials, wish)
+            return (
+                _swept(context, corpus, trials, wish)
+                if wish.is_auto
+                else _measured(context, corpus, trials, wish)
+            )
 
 
 def fit_anew(context: StepContext) -> None:
@@ -139,7 +152,9 @@ def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> 
     half = len(asked) // 2
     _refuse_unprovable(context, wish.floor, half, DOUBT / 2)
     only = wish.dimensions or context.spec.output_dim
-    swept = sweep(corpus, trials, asked.part(half), asked.part(2 * half, half), wish.floor, wish.most_ms, only)
+    swept = sweep(
+        corpus, trials, asked.part(half), asked.part(2 * half, half), wish.floor, wish.most_ms, only
+    )
     spec = context.spec
     chosen = _chosen(swept.points)
     if chosen is not None:
@@ -151,7 +166,9 @@ def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> 
 def _compression(corpus: Corpus, wish: Wish) -> Compression:
     """The compressors; ConfigError that says what PCA would keep if their dimensions are missing."""
     kinds = [SAME_AS.get(method, method) for method in wish.methods]
-    if wish.dimensions is None and (method := next((kind for kind in kinds if kind in WITH_DIMENSIONS), None)):
+    if wish.dimensions is None and (
+        method := next((kind for kind in kinds if kind in WITH_DIMENSIONS), None)
+    ):
         codec = Pca(dimensions=1).fit(corpus.blocks())
         assert isinstance(codec, PcaCodec)
         kept = np.cumsum(codec.spectrum, dtype=np.float64)
@@ -160,8 +177,12 @@ def _compression(corpus: Corpus, wish: Wish) -> Compression:
             f"--method {method} needs --dimensions. Of the energy of these vectors, the strongest {', '.join(guide)}. "
             "`--method auto` measures how many are enough for searching."
         )
-    of_kind = {kind: {"dimensions": wish.dimensions} if kind in WITH_DIMENSIONS else {} for kind in kinds}
-    return tuple(parse("compression", Compressor, {"kind": kind, **of_kind[kind]}) for kind in kinds)
+    of_kind = {
+        kind: {"dimensions": wish.dimensions} if kind in WITH_DIMENSIONS else {} for kind in kinds
+    }
+    return tuple(
+        parse("compression", Compressor, {"kind": kind, **of_kind[kind]}) for kind in kinds
+    )
 
 
 def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]]:
@@ -170,7 +191,9 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
     The judged queries of the pipeline come first; what they lack is taken from the corpus.
     """
     spec, given = context.spec, judged_queries(context)
-    texts = dict.fromkeys(map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given")
+    texts = dict.fromkeys(
+        map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given"
+    )
     for item in known_item_queries(context, wanted):
         if len(texts) < wanted:
             texts.setdefault(item.query, "corpus")
@@ -184,7 +207,9 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
         add_to_spent(context, EmbedCounts(billed_tokens=purse.billed), spec.model.price)
     told = answered(vectors)
     origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
-    return corpus.asked(vectors[told]), {origin: origins.count(origin) for origin in dict.fromkeys(origins)}
+    return corpus.asked(vectors[told]), {
+        origin: origins.count(origin) for origin in dict.fromkeys(origins)
+    }
 
 
 def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: float) -> None:
@@ -198,7 +223,9 @@ def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: 
         )
 
 
-def _tuned(context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]) -> Tuned:
+def _tuned(
+    context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]
+) -> Tuned:
     """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if something was."""
     evidence = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -218,8 +245,12 @@ def _tuned(context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, a
         measured_on=datetime.now(UTC).date(),
         method=wish.name,
         floor=wish.floor,
-        recall_at_10=chosen.recall_at_10 if chosen.held_out_recall is None else chosen.held_out_recall,
-        lower_bound=chosen.lower_bound if chosen.held_out_lower_bound is None else chosen.held_out_lower_bound,
+        recall_at_10=chosen.recall_at_10
+        if chosen.held_out_recall is None
+        else chosen.held_out_recall,
+        lower_bound=chosen.lower_bound
+        if chosen.held_out_lower_bound is None
+        else chosen.held_out_lower_bound,
         queries=(asked["held_out"] or asked["tuning"]) or None,
         bytes_per_vector=round(chosen.bytes_per_vector),
         times_smaller=round(plain / chosen.bytes_per_vector, 2),
@@ -228,10 +259,16 @@ def _tuned(context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, a
         ("compression",): as_options(chosen.compression),
         ("optimized",): optimized.model_dump(exclude_none=True),
     }
-    changed = {name: value for name, value in spec.store if value != getattr(context.spec.store, name)}
+    changed = {
+        name: value for name, value in spec.store if value != getattr(context.spec.store, name)
+    }
     if changed:
-        options |= {("store", "kind"): spec.store.kind} | {("store", name): value for name, value in changed.items()}
-    return Tuned("", spec.model_copy(update={"optimized": optimized}), options, swept.points, evidence)
+        options |= {("store", "kind"): spec.store.kind} | {
+            ("store", name): value for name, value in changed.items()
+        }
+    return Tuned(
+        "", spec.model_copy(update={"optimized": optimized}), options, swept.points, evidence
+    )
 
 
 def _chosen(points: list[Point]) -> Point | None:

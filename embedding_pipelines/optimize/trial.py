@@ -45,7 +45,10 @@ class Asked:
         return len(self.vectors)
 
     def part(self, end: int, start: int = 0) -> "Asked":
-        return Asked(self.vectors[start:end], Neighbours(self.exact.ids[start:end], self.exact.cosines[start:end]))
+        return Asked(
+            self.vectors[start:end],
+            Neighbours(self.exact.ids[start:end], self.exact.cosines[start:end]),
+        )
 
 
 class Corpus:
@@ -66,7 +69,13 @@ class Corpus:
         done = 0
         for bucket in self.context.spec.bucket_names:
             for batch in self.context.folder.embeddings.read(bucket, [VECTOR]):
-                vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, self.space.dimensions)
+                vectors = (
+                    batch[VECTOR]
+                    .drop_null()
+                    .flatten()
+                    .to_numpy()
+                    .reshape(-1, self.space.dimensions)
+                )
                 done += len(vectors)
                 self.context.progress.update("optimize", done, self.rows, "vectors")
                 if len(vectors):
@@ -102,7 +111,9 @@ def by_codes(
         for name, search in searches.items():
             search.add(rows, as_numbers(chains[name], chains[name].encode(block)))
     found = {name: search.result().ids for name, search in searches.items()}
-    return found | _by_copies(corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked)
+    return found | _by_copies(
+        corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,10 @@ class Trial:
             hits = nearest(self.table, self.chain, vector, K, None, version)
             milliseconds.append((time.perf_counter() - started) * 1000)
             found.append(hits[ROW].to_pylist())
-            if len(found) == FIRST_LOOK and recall(found, asked.part(FIRST_LOOK).exact, K).mean() < floor:
+            if (
+                len(found) == FIRST_LOOK
+                and recall(found, asked.part(FIRST_LOOK).exact, K).mean() < floor
+            ):
                 break
         if self.is_exact:
             found = by_codes(self.corpus, {(): self.chain}, asked)[()]
@@ -191,7 +205,11 @@ class Trials:
         if self._numbers is None:
             schema = pa.schema([pa.field(ROW, pa.int32())])
             table = store.table(self._folder, "numbers")
-            table.apply(schema, [], [pa.record_batch([pa.array(range(self._corpus.rows), pa.int32())], schema)])
+            table.apply(
+                schema,
+                [],
+                [pa.record_batch([pa.array(range(self._corpus.rows), pa.int32())], schema)],
+            )
             self._numbers = table.size_bytes()
         return self._numbers
 
@@ -207,10 +225,16 @@ def summary(shares: Vectors, doubt: float = DOUBT) -> tuple[float, float]:
 
 
 def _by_copies(
-    corpus: Corpus, chains: Mapping[Compression, CodecChain], found: Mapping[Compression, list[list[int]]], asked: Asked
+    corpus: Corpus,
+    chains: Mapping[Compression, CodecChain],
+    found: Mapping[Compression, list[list[int]]],
+    asked: Asked,
 ) -> dict[Compression, list[list[int]]]:
     """What was found, in the order of the copies."""
-    wanted = {name: np.unique(np.concatenate([*map(np.asarray, found[name]), []])).astype(np.int64) for name in chains}
+    wanted = {
+        name: np.unique(np.concatenate([*map(np.asarray, found[name]), []])).astype(np.int64)
+        for name in chains
+    }
     parts: dict[Compression, list[Any]] = {name: [] for name in chains}
     for rows, block in corpus.numbered() if chains else ():
         for name, chain in chains.items():

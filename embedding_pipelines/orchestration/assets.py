@@ -48,13 +48,17 @@ DESCRIPTIONS = {
 class CodecConfig(dg.Config):
     """Launchpad options of the asset `codec`."""
 
-    again: bool = Field(False, description="Fit it anew to the vectors of today: a new table beside the old one.")
+    again: bool = Field(
+        False, description="Fit it anew to the vectors of today: a new table beside the old one."
+    )
 
 
 class ReleaseConfig(dg.Config):
     """Launchpad options of the asset `release`."""
 
-    force_reason: str = Field("", description="Why to release what failed a check of its quality; empty: never.")
+    force_reason: str = Field(
+        "", description="Why to release what failed a check of its quality; empty: never."
+    )
 
 
 def key(spec: PipelineSpec, asset: str) -> dg.AssetKey:
@@ -79,15 +83,22 @@ def resource_keys(spec: PipelineSpec) -> set[str]:
 def pipeline_assets(spec: PipelineSpec) -> list[dg.AssetsDefinition]:
     """The six assets of a pipeline, in the order the data takes; seven if its model is learnt from its own texts."""
     learnt = [_model(spec)] if spec.model.learns else []
-    before, behind = [_documents(spec), _chunks(spec)], [_codec(spec), _vector_store(spec), _release(spec)]
+    before, behind = (
+        [_documents(spec), _chunks(spec)],
+        [_codec(spec), _vector_store(spec), _release(spec)],
+    )
     return [*before, *learnt, _embeddings(spec), *behind]
 
 
-def step_context(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> StepContext:
+def step_context(
+    context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec
+) -> StepContext:
     return StepContext(spec, context.resources.warehouse, context.resources.progress)
 
 
-def space_of(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Space:
+def space_of(
+    context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec
+) -> Space:
     return provider_of(context, spec).space
 
 
@@ -113,12 +124,16 @@ def _asset(
     """`@dg.asset` with all that the assets of a pipeline share."""
     with warnings.catch_warnings():
         # The policy is what makes one run of the whole chain possible; dagster 1.13 calls this parameter beta.
-        warnings.filterwarnings("ignore", message=r"Parameter `backfill_policy`", category=dg.BetaWarning)
+        warnings.filterwarnings(
+            "ignore", message=r"Parameter `backfill_policy`", category=dg.BetaWarning
+        )
         return dg.asset(
             key=key(spec, asset),
             deps=[key(spec, name) for name in deps],
             group_name=spec.name,
-            description=DESCRIPTIONS[asset] if not spec.description else f"{DESCRIPTIONS[asset]}\n\n{spec.description}",
+            description=DESCRIPTIONS[asset]
+            if not spec.description
+            else f"{DESCRIPTIONS[asset]}\n\n{spec.description}",
             kinds=kinds,
             owners=list(spec.owners),
             metadata={"dagster/column_schema": column_schema(schema)} if schema is not None else {},
@@ -142,7 +157,9 @@ def _documents(spec: PipelineSpec) -> dg.AssetsDefinition:
 def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
     schema = schemas.chunks_schema(spec.source.metadata_types)
 
-    @_asset(spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_buckets=True)
+    @_asset(
+        spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_buckets=True
+    )
     def chunks(context: AssetExecutionContext) -> None:
         provider = provider_of(context, spec)
 
@@ -168,7 +185,14 @@ def _model(spec: PipelineSpec) -> dg.AssetsDefinition:
 def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
     made_from = ["chunks", "model"] if spec.model.learns else ["chunks"]
 
-    @_asset(spec, "embeddings", {spec.model.kind, "parquet"}, deps=made_from, in_buckets=True, always=False)
+    @_asset(
+        spec,
+        "embeddings",
+        {spec.model.kind, "parquet"},
+        deps=made_from,
+        in_buckets=True,
+        always=False,
+    )
     def embeddings(context: AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
         provider = provider_of(context, spec)
 
@@ -227,7 +251,9 @@ def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     return release
 
 
-def provider_of(context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec) -> Provider:
+def provider_of(
+    context: AssetExecutionContext | dg.AssetCheckExecutionContext, spec: PipelineSpec
+) -> Provider:
     provider: Provider = getattr(context.resources, provider_key(spec))
     return provider
 
@@ -272,12 +298,16 @@ def _by_bucket(
                 reports.append(report)
                 metadata: Mapping[str, Any] = asset_metadata(report)
                 if report.changed and len(names) > 1:
-                    bucket = dg.AssetMaterialization(key(spec, asset), partition=report.bucket, metadata=metadata)
+                    bucket = dg.AssetMaterialization(
+                        key(spec, asset), partition=report.bucket, metadata=metadata
+                    )
                     unrecorded.append(bucket)
                 if lap - recorded > RECORD_SECONDS:
                     record()
                     recorded = lap
-                context.add_asset_metadata(metadata, asset_key=key(spec, asset), partition_key=report.bucket)
+                context.add_asset_metadata(
+                    metadata, asset_key=key(spec, asset), partition_key=report.bucket
+                )
     except BaseException:
         record()
         raise
@@ -285,4 +315,6 @@ def _by_bucket(
 
 
 def _timed(report: StepReport, started: float) -> StepReport:
-    return StepReport(report.step, report.changed, report.facts, report.bucket, time.perf_counter() - started)
+    return StepReport(
+        report.step, report.changed, report.facts, report.bucket, time.perf_counter() - started
+    )

@@ -30,14 +30,18 @@ def home_definitions(home: Path) -> dg.Definitions:
     for path, error in broken.items():
         dg.get_dagster_logger().error(f"{path} is left out:\n{error}")
     definitions = pipeline_definitions(specs.values())
-    return dg.Definitions.merge(definitions, dg.Definitions(assets=[_broken(*item) for item in broken.items()]))
+    return dg.Definitions.merge(
+        definitions, dg.Definitions(assets=[_broken(*item) for item in broken.items()])
+    )
 
 
 def pipeline_definitions(specs: Iterable[PipelineSpec], **resources: Any) -> dg.Definitions:
     """The definitions of some pipelines; `resources` replace those of the same key."""
     specs = list(specs)
     jobs = {spec.name: pipeline_job(spec) for spec in specs}
-    schedules = [schedule for spec in specs if (schedule := pipeline_schedule(spec, jobs[spec.name]))]
+    schedules = [
+        schedule for spec in specs if (schedule := pipeline_schedule(spec, jobs[spec.name]))
+    ]
     return dg.Definitions(
         assets=[asset for spec in specs for asset in pipeline_assets(spec)],
         asset_checks=[check for spec in specs for check in pipeline_checks(spec)],

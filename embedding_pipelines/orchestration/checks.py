@@ -32,7 +32,10 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
         dg.AssetCheckSpec(
-            name, asset=key(spec, "vector_store"), blocking=effects.get(name, "block") == "block", description=text
+            name,
+            asset=key(spec, "vector_store"),
+            blocking=effects.get(name, "block") == "block",
+            description=text,
         )
         for name, text in texts.items()
     ]
@@ -57,7 +60,9 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
                     passed=outcome.passed,
                     asset_key=key(spec, "vector_store"),
                     check_name=outcome.name,
-                    severity=dg.AssetCheckSeverity.ERROR if outcome.effect == "block" else dg.AssetCheckSeverity.WARN,
+                    severity=dg.AssetCheckSeverity.ERROR
+                    if outcome.effect == "block"
+                    else dg.AssetCheckSeverity.WARN,
                     description=outcome.sentence,
                     metadata=outcome.facts,
                 )
@@ -76,8 +81,14 @@ def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
         step = step_context(context, spec)
         with readable_errors():
             live, newest = live_release(step.folder), read_releases(step.folder).releases[-1]
-        state, unproved = table_state(step), [name for name in STRUCTURE if not live.checks.get(name)]
-        is_newest = state is not None and (newest.table, newest.version) == (state.table, state.version)
+        state, unproved = (
+            table_state(step),
+            [name for name in STRUCTURE if not live.checks.get(name)],
+        )
+        is_newest = state is not None and (newest.table, newest.version) == (
+            state.table,
+            state.version,
+        )
         faults = [f"it did not pass {', '.join(unproved)}"] if unproved else []
         faults += [] if is_newest else [f"the table has moved on since release {newest.number}"]
         return dg.AssetCheckResult(

@@ -21,7 +21,9 @@ class EmbeddingPipelineComponent(dg.Component):
         return PipelineSpec
 
     @classmethod
-    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "EmbeddingPipelineComponent":
+    def load(
+        cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
+    ) -> "EmbeddingPipelineComponent":
         assert isinstance(attributes, PipelineSpec)
         return cls(attributes)
 

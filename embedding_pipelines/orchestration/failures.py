@@ -23,7 +23,9 @@ class Refused(DagsterUserCodeProcessError, dg.Failure):
 
 def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     """Whether the run failed because the user or the machine stopped it."""
-    failures = (event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
+    failures = (
+        event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE
+    )
     reason = RunFailureReason.UNEXPECTED_TERMINATION
     return any(failure.job_failure_data.failure_reason is reason for failure in failures)
 
@@ -37,7 +39,9 @@ def problem_of(result: dg.ExecuteInProcessResult) -> str:
         if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     ]
     if failed:
-        return "Checks stand in the way of the release:\n" + "\n".join(f"  {line}" for line in failed)
+        return "Checks stand in the way of the release:\n" + "\n".join(
+            f"  {line}" for line in failed
+        )
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data

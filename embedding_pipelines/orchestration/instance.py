@@ -32,7 +32,10 @@ run_retries:
 
 # Dagster sends what a step prints through a file and two processes that follow it, which tears a progress bar
 # to pieces. A run on the command line has a terminal of its own, and its step log is kept in any case.
-COMPUTE_LOGS = {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+COMPUTE_LOGS = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
 
 
 BUSY_SECONDS = 60  # another process writes one event at a time
@@ -53,7 +56,10 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     """The instance for a run in this process."""
     overrides = {"compute_logs": COMPUTE_LOGS}
     reference = InstanceRef.from_dir(str(made_instance_folder(home)), overrides=overrides)
-    with dg.DagsterInstance.from_ref(reference) as instance, _files_kept_open(instance.event_log_storage):
+    with (
+        dg.DagsterInstance.from_ref(reference) as instance,
+        _files_kept_open(instance.event_log_storage),
+    ):
         yield instance
 
 

@@ -30,14 +30,19 @@ class Outcome:
     problem: str
 
 
-def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress, force_reason: str = "") -> Outcome:
+def run_pipeline(
+    home: Path, spec: PipelineSpec, progress: Progress, force_reason: str = ""
+) -> Outcome:
     """Bring all buckets of a pipeline up to date in one run, from the source to the release.
 
     With a reason only the release is made, though checks of the candidate's quality failed.
 
     Raises BusyError if another run is just doing that, KeyboardInterrupt if the user stops it.
     """
-    with Warehouse(home).pipeline(spec.name).lock("run", timeout_seconds=0), open_instance(home) as instance:
+    with (
+        Warehouse(home).pipeline(spec.name).lock("run", timeout_seconds=0),
+        open_instance(home) as instance,
+    ):
         _end_dead_runs(instance, home, spec)
         resources = {
             "progress": progress,
@@ -46,7 +51,11 @@ def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress, force_reaso
         }
         job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
         tags = {**all_buckets(spec), **NO_RETRIES, HOME_TAG: str(home)}
-        forced = {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}} if force_reason else {}
+        forced = (
+            {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}}
+            if force_reason
+            else {}
+        )
         try:
             result = job.execute_in_process(
                 instance=instance,
@@ -61,7 +70,10 @@ def run_pipeline(home: Path, spec: PipelineSpec, progress: Progress, force_reaso
         if was_interrupted(result):
             raise KeyboardInterrupt
         if result.success and not force_reason:
-            write_json(Warehouse(home).pipeline(spec.name).last_run, {"instance": str(instance_folder(home))})
+            write_json(
+                Warehouse(home).pipeline(spec.name).last_run,
+                {"instance": str(instance_folder(home))},
+            )
         return Outcome(result.run_id, "" if result.success else problem_of(result))
 
 
@@ -70,7 +82,13 @@ def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec)
     unfinished = dg.RunsFilter(
         job_name=spec.name,
         tags={HOME_TAG: str(home)},
-        statuses=[dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED],
+        statuses=[
+            dg.DagsterRunStatus.NOT_STARTED,
+            dg.DagsterRunStatus.STARTING,
+            dg.DagsterRunStatus.STARTED,
+        ],
     )
     for run in instance.get_runs(unfinished):
-        instance.report_run_failed(run, "The process of this run was ended from outside; the next run goes on from it.")
+        instance.report_run_failed(
+            run, "The process of this run was ended from outside; the next run goes on from it."
+        )

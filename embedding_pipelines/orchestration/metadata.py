@@ -36,7 +36,9 @@ def pictures(folder: PipelineFolder) -> dict[str, dg.MarkdownMetadataValue]:
     codec = CodecChain.load(folder.codecs / read_releases(folder).releases[-1].codec)
     drawn = figures(read_history(folder), read_json(folder.tuning), *spectrum(codec))
     return {
-        title: dg.MetadataValue.md(f"![{title}](data:image/png;base64,{base64.b64encode(picture).decode()})")
+        title: dg.MetadataValue.md(
+            f"![{title}](data:image/png;base64,{base64.b64encode(picture).decode()})"
+        )
         for title, picture in drawn.items()
     }
 

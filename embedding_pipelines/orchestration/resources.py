@@ -37,8 +37,12 @@ class ProviderResource(dg.ConfigurableResource[Provider]):
         try:
             provider: Provider = parse("providers", Provider, {"kind": self.kind, **self.options})
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors())
-            raise ConfigError(f"The options of provider {self.kind!r} are wrong: {wrong}.") from None
+            wrong = "; ".join(
+                f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()
+            )
+            raise ConfigError(
+                f"The options of provider {self.kind!r} are wrong: {wrong}."
+            ) from None
         return provider
 
 
@@ -65,7 +69,9 @@ class TurnResource(dg.ConfigurableResource[None]):
                 held.enter_context(folder.lock("run", timeout_seconds=0))
             except BusyError:
                 assert context.log is not None
-                context.log.info(f"Waiting for the run of pipeline {self.pipeline!r} that is under way.")
+                context.log.info(
+                    f"Waiting for the run of pipeline {self.pipeline!r} that is under way."
+                )
                 held.enter_context(folder.lock("run"))
             yield
 
@@ -87,7 +93,9 @@ class LogProgress:
 
     def finish(self, report: StepReport) -> None:
         facts = ", ".join(f"{name}: {value}" for name, value in report.facts.items())
-        self._log.info(f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {facts}")
+        self._log.info(
+            f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {facts}"
+        )
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):

@@ -47,13 +47,19 @@ class Changes:
     def __str__(self) -> str:
         parts = [
             f"{len(names)} {what}: {', '.join(names[:SHOWN_FILES])}{' …' if len(names) > SHOWN_FILES else ''}"
-            for what, names in (("new", self.new), ("changed", self.changed), ("deleted", self.deleted))
+            for what, names in (
+                ("new", self.new),
+                ("changed", self.changed),
+                ("deleted", self.deleted),
+            )
             if names
         ]
         return "; ".join(parts) or "no file has changed"
 
 
-def changed(listing: Listing, read: Listing, settings: str, cursor: str | None) -> tuple[Changes, str]:
+def changed(
+    listing: Listing, read: Listing, settings: str, cursor: str | None
+) -> tuple[Changes, str]:
     """Compare the files there are with the files that were last read.
 
     The cursor remembers for what a run was last asked, and how many were asked for: the same files
@@ -63,7 +69,9 @@ def changed(listing: Listing, read: Listing, settings: str, cursor: str | None) 
     asked, count = json.loads(cursor) if cursor else (None, 0)
     new = sorted(listing.keys() - read.keys())
     deleted = sorted(read.keys() - listing.keys())
-    modified = sorted(name for name in listing.keys() & read.keys() if tuple(listing[name]) != tuple(read[name]))
+    modified = sorted(
+        name for name in listing.keys() & read.keys() if tuple(listing[name]) != tuple(read[name])
+    )
     changes = Changes(new, modified, deleted)
     if changes.is_empty:
         return changes, json.dumps([None, count])
@@ -124,8 +132,12 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
                 if not mine:
                     return dg.SensorResult(skip_reason=nothing)
                 service = spec.model.batches()
-                batches = Batches(warehouse.batches, spec.model, service, ledger, "document", tries=1)
-                collected = mine - {batch.tag for batch in batches.on_record()}  # by another pipeline's run
+                batches = Batches(
+                    warehouse.batches, spec.model, service, ledger, "document", tries=1
+                )
+                collected = mine - {
+                    batch.tag for batch in batches.on_record()
+                }  # by another pipeline's run
                 ready = sorted({*collected, *batches.ended()})
                 reason = "" if ready else str(batches.waiting())
                 # Dagster starts one run per key: if that one failed, it is asked for again after a while.

@@ -63,10 +63,15 @@ class Preprocessing(BaseModel):
         """
         cutter = _cutter(tokenizer, limit, self.chunk)
         return (
-            chunks for batch in documents for group in _groups(batch) for chunks in self._chunks(group, cutter, counts)
+            chunks
+            for batch in documents
+            for group in _groups(batch)
+            for chunks in self._chunks(group, cutter, counts)
         )
 
-    def _chunks(self, group: pa.RecordBatch, cutter: Cutter, counts: Counts) -> Iterator[pa.RecordBatch]:
+    def _chunks(
+        self, group: pa.RecordBatch, cutter: Cutter, counts: Counts
+    ) -> Iterator[pa.RecordBatch]:
         texts = self.clean.texts([text or "" for text in group["text"].to_pylist()])
         pieces = cutter.cut(texts)
         counts.documents += len(texts)
@@ -107,7 +112,9 @@ def _batch(
     """
     stored = {*schemas.DOCUMENT_COLUMNS, schemas.DOCUMENT_DIGEST}
     metadata = [field for field in group.schema if field.name not in stored]
-    values = [_canonical(row) for row in group.select([field.name for field in metadata]).to_pylist()]
+    values = [
+        _canonical(row) for row in group.select([field.name for field in metadata]).to_pylist()
+    ]
     ids = group["document_id"].to_pylist()
     source = pa.array([row for row, _ in rows], pa.int64())
     cut = [texts[row][piece.start : piece.end] for row, piece in rows]
@@ -118,7 +125,9 @@ def _batch(
         "end": pa.array([piece.end for _, piece in rows], pa.int64()),
         "text": pa.array(cut, pa.string()),
         "tokens": pa.array([piece.tokens for _, piece in rows], pa.int32()),
-        "truncated": pa.array([whole and piece.end < len(texts[row].rstrip()) for row, piece in rows], pa.bool_()),
+        "truncated": pa.array(
+            [whole and piece.end < len(texts[row].rstrip()) for row, piece in rows], pa.bool_()
+        ),
         schemas.DOCUMENT_DIGEST: group[schemas.DOCUMENT_DIGEST].take(source),
         "chunk_digest": pa.array(
             [
@@ -130,7 +139,9 @@ def _batch(
     }
     schema = pa.schema([*schemas.CHUNK_COLUMNS.items(), *metadata])
     carried = [group[field.name].take(source) for field in metadata]
-    return pa.RecordBatch.from_arrays([*(columns[name] for name in schemas.CHUNK_COLUMNS), *carried], schema=schema)
+    return pa.RecordBatch.from_arrays(
+        [*(columns[name] for name in schemas.CHUNK_COLUMNS), *carried], schema=schema
+    )
 
 
 def _canonical(metadata: dict[str, object]) -> bytes:

@@ -24,7 +24,9 @@ from tokenizers import Encoding, Tokenizer
 from embedding_pipelines.errors import ConfigError
 
 _VERSION = 1  # raise it whenever the same options give other chunks
-_SURELY_LONG = 6  # characters per token of the limit; prose has 4 to 5, so such a text is encoded with offsets
+_SURELY_LONG = (
+    6  # characters per token of the limit; prose has 4 to 5, so such a text is encoded with offsets
+)
 _WINDOW = 16  # limits of tokens that the splitter sees at once; its time grows with the square of its text
 _PART = 1_000_000  # characters encoded at once; an encoding takes about 125 bytes for each
 _UNSETTLED = 2  # chunks at a window's end that could be others if the splitter saw what follows
@@ -81,7 +83,9 @@ class Cutter:
         self._limit = _effective_limit(limit, chunk, self._special)
         self._whole = chunk is None
         capacity = max(1, self._limit - self._special - self._first_word_mark())
-        overlap = min(chunk.overlap, capacity - 1) if chunk else 0  # the library wants it below the capacity
+        overlap = (
+            min(chunk.overlap, capacity - 1) if chunk else 0
+        )  # the library wants it below the capacity
         self._sizes = _Sizes()
         self._splitter = TextSplitter.from_callback(self._sizes, capacity, overlap)
 
@@ -118,7 +122,10 @@ class Cutter:
         start = 0
         while start < len(text) and not (self._whole and pieces):
             end = _seam(text, start)
-            pieces += [Piece(start + at, start + stop, tokens) for at, stop, tokens in self.cut([text[start:end]])[0]]
+            pieces += [
+                Piece(start + at, start + stop, tokens)
+                for at, stop, tokens in self.cut([text[start:end]])[0]
+            ]
             start = end
         return [pieces]
 
@@ -128,12 +135,16 @@ class Cutter:
         filled = [at for at, text in enumerate(texts) if text and not text.isspace()]
         long = [at for at in filled if len(texts[at]) >= _SURELY_LONG * self._limit]
         short = sorted(set(filled).difference(long))
-        for at, encoding in zip(short, self._tokenizer.encode_batch_fast([texts[i] for i in short]), strict=True):
+        for at, encoding in zip(
+            short, self._tokenizer.encode_batch_fast([texts[i] for i in short]), strict=True
+        ):
             if len(encoding) <= self._limit:
                 encodings[at] = encoding
             else:
                 long.append(at)
-        for at, encoding in zip(long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True):
+        for at, encoding in zip(
+            long, self._tokenizer.encode_batch([texts[i] for i in long]), strict=True
+        ):
             encodings[at] = encoding
         return encodings
 
@@ -147,7 +158,10 @@ class Cutter:
             end = ends[last] if last < len(ends) else len(text)
             window = text[begin:end]
             self._sizes.open(window, begin, starts, ends)
-            found = [(begin + at, begin + at + len(piece)) for at, piece in self._splitter.chunk_indices(window)]
+            found = [
+                (begin + at, begin + at + len(piece))
+                for at, piece in self._splitter.chunk_indices(window)
+            ]
             if end == len(text):
                 return spans + found
             if len(found) > _UNSETTLED:
@@ -156,9 +170,13 @@ class Cutter:
             else:
                 size *= 2  # a few very long words fill it
 
-    def _count(self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]]) -> list[list[Piece]]:
+    def _count(
+        self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]]
+    ) -> list[list[Piece]]:
         """Each span counted by itself; those beyond the limit cut again."""
-        flat = [text[start:end] for text, cuts in zip(texts, spans, strict=True) for start, end in cuts]
+        flat = [
+            text[start:end] for text, cuts in zip(texts, spans, strict=True) for start, end in cuts
+        ]
         lengths = iter([len(encoding) for encoding in self._tokenizer.encode_batch_fast(flat)])
         counted: list[list[Piece]] = []
         for text, cuts in zip(texts, spans, strict=True):
@@ -239,7 +257,9 @@ def _seam(text: str, start: int) -> int:
 def _offsets(encoding: Encoding) -> tuple[list[int], list[int]]:
     """Starts and ends of the tokens in characters, without the special tokens."""
     inside = [
-        offset for offset, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True) if not special
+        offset
+        for offset, special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        if not special
     ]
     return [start for start, _ in inside], [end for _, end in inside]
 

@@ -27,7 +27,9 @@ _CONTROL = re.compile(
 )
 _SEPARATORS = "\x1c\x1d\x1e\x1f"  # controls that part words: they leave a space behind
 _LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
-_SPACES = re.compile("[ \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]{2,}|[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_SPACES = re.compile(
+    "[ \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]{2,}|[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]"
+)
 _BLANK_LINES = re.compile("\n{3,}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
@@ -58,7 +60,9 @@ class Clean(BaseModel):
     @property
     def recipe(self) -> str:
         """The switches that are on and the versions that matter to them, for fingerprints and releases."""
-        on = [name for name in ("repair", "normalize", "control", "whitespace") if getattr(self, name)]
+        on = [
+            name for name in ("repair", "normalize", "control", "whitespace") if getattr(self, name)
+        ]
         recipe = f"clean/{_VERSION}:{','.join(on) or 'none'}"
         if self.repair:
             recipe += f";ftfy={importlib.metadata.version('ftfy')}"
@@ -122,7 +126,9 @@ def _repair(text: str) -> str:
     from ftfy.badness import is_bad
 
     return "\n".join(
-        line if line.isascii() or not is_bad(line) else fix_encoding(line)  # both are cheap for sound lines
+        line
+        if line.isascii() or not is_bad(line)
+        else fix_encoding(line)  # both are cheap for sound lines
         for line in text.split("\n")
     )
 

@@ -55,11 +55,17 @@ def _pool() -> Any:
         for field, (number, kind) in fields.items():
             if kind in MESSAGES:
                 described.field.add(
-                    name=field, number=number, label=kinds.LABEL_REPEATED, type=kinds.TYPE_MESSAGE, type_name=f".{kind}"
+                    name=field,
+                    number=number,
+                    label=kinds.LABEL_REPEATED,
+                    type=kinds.TYPE_MESSAGE,
+                    type_name=f".{kind}",
                 )
             else:
                 scalar = kinds.Type.Value(f"TYPE_{kind.upper()}")
-                described.field.add(name=field, number=number, label=kinds.LABEL_OPTIONAL, type=scalar)
+                described.field.add(
+                    name=field, number=number, label=kinds.LABEL_OPTIONAL, type=scalar
+                )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return pool

@@ -58,9 +58,13 @@ class Loaded:
             vectors: NDArray[Any] = np.asarray(answer)
         except Exception as error:  # ragged lists; tensors of a GPU
             found = f"a {type(answer).__name__} that is no table of numbers"
-            raise ProviderError(f"{self.name} returned {found} ({_said(error)}). {remedy}") from error
+            raise ProviderError(
+                f"{self.name} returned {found} ({_said(error)}). {remedy}"
+            ) from error
         if vectors.dtype.kind not in "fiu":
-            raise ProviderError(f"{self.name} returned a {type(answer).__name__}, not numbers. {remedy}")
+            raise ProviderError(
+                f"{self.name} returned a {type(answer).__name__}, not numbers. {remedy}"
+            )
         return vectors
 
 
@@ -75,7 +79,13 @@ def load(home: Path, cls: str, options: str) -> Loaded:
                 f"custom: {cls} cannot be made with options {_names(options)}: {_said(error)}. Mend the options or the "
                 "class."
             ) from error
-    return Loaded(cls, _dimensions(instance, cls), _revision(instance, cls), _call(instance, cls), threading.Lock())
+    return Loaded(
+        cls,
+        _dimensions(instance, cls),
+        _revision(instance, cls),
+        _call(instance, cls),
+        threading.Lock(),
+    )
 
 
 def _class(home: Path, cls: str, own: str | None) -> type:
@@ -85,8 +95,14 @@ def _class(home: Path, cls: str, own: str | None) -> type:
         module = importlib.import_module(module_name)
     except Exception as error:
         where = f"neither below {home} nor installed"
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        reason = f"there is no such module, {where}. Mend `cls`" if missing else f"{_said(error)}. Mend the module"
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+            f"{error.name}."
+        )
+        reason = (
+            f"there is no such module, {where}. Mend `cls`"
+            if missing
+            else f"{_said(error)}. Mend the module"
+        )
         raise ConfigError(f"custom: the module of {cls} cannot be imported: {reason}.") from error
     top = module_name.partition(".")[0]
     loaded = getattr(sys.modules[top], "__file__", None) or "Python itself"
@@ -144,7 +160,9 @@ def _revision(instance: object, cls: str) -> str:
     if isinstance(found, str | int):
         return str(found)
     if found is not None:
-        raise ConfigError(f"custom: the `revision` of {cls} is a {type(found).__name__}, not a string. Mend the class.")
+        raise ConfigError(
+            f"custom: the `revision` of {cls} is a {type(found).__name__}, not a string. Mend the class."
+        )
     try:
         file = Path(inspect.getfile(type(instance)))
         return digest(file.read_bytes()).hex()
@@ -156,7 +174,10 @@ def _revision(instance: object, cls: str) -> str:
 
 
 def _call(instance: object, cls: str) -> Callable[[list[str], Role], Any]:
-    embed, generate_batch = getattr(instance, "embed", None), getattr(instance, "generate_batch", None)
+    embed, generate_batch = (
+        getattr(instance, "embed", None),
+        getattr(instance, "generate_batch", None),
+    )
     if callable(embed):
         return lambda texts, input_type: embed(texts, input_type)
     if callable(generate_batch):

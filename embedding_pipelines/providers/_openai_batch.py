@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from embedding_pipelines.providers.openai import Openai
 
 TAG = "embedding_pipelines"  # in the batch's metadata
-ENDED = {"failed", "completed", "expired", "cancelled"}  # what is called otherwise is still at work: nothing is lost
+ENDED = {
+    "failed",
+    "completed",
+    "expired",
+    "cancelled",
+}  # what is called otherwise is still at work: nothing is lost
 OVER = "batch_"  # how the code of a line begins whose text nobody came to: batch_expired, batch_cancelled
 PAGE, PAGES = 100, 10  # batches that are looked through for a tag; the newest come first
 FILE_BYTES = 200_000_000  # of a batch of embeddings, as the guide states it
@@ -32,7 +37,10 @@ REMEDY = "If it cannot be had any more, delete its record below data/warehouse/b
 class OpenaiBatches(BatchService):
     def __init__(self, provider: Openai) -> None:
         self._provider = provider
-        self._uploaded = ("", "")  # tag and file, should the rest of a submission have to be repeated
+        self._uploaded = (
+            "",
+            "",
+        )  # tag and file, should the rest of a submission have to be repeated
         self.max_texts = provider.batch_texts
         self.max_bytes = FILE_BYTES - self.max_texts * len(self._line("0" * 32, "", "document"))
 
@@ -91,12 +99,18 @@ class OpenaiBatches(BatchService):
         if status == "failed":
             said = [within(error, "message") for error in within(found, "errors", "data") or ()]
             words = self._spoken({"error": said[0]}) if said and said[0] else "It does not say why."
-        done = sum(count_within(found, "request_counts", name) or 0 for name in ("completed", "failed"))
-        return BatchState(status in ENDED, done, count_within(found, "usage", "total_tokens"), words)
+        done = sum(
+            count_within(found, "request_counts", name) or 0 for name in ("completed", "failed")
+        )
+        return BatchState(
+            status in ENDED, done, count_within(found, "usage", "total_tokens"), words
+        )
 
     def results(self, batch: str) -> Iterator[BatchText]:
         found = self._retrieved(batch)
-        files = [file for name in ("output_file_id", "error_file_id") if (file := within(found, name))]
+        files = [
+            file for name in ("output_file_id", "error_file_id") if (file := within(found, name))
+        ]
         known, unread = 0, 0
         for line in (line for file in files for line in self._lines(file) if line.strip()):
             text = self._text(line)
@@ -105,7 +119,9 @@ class OpenaiBatches(BatchService):
             else:
                 known += 1
                 yield text
-        if unread and not known:  # sent again, they would be paid for again, and perhaps for the same
+        if (
+            unread and not known
+        ):  # sent again, they would be paid for again, and perhaps for the same
             raise ProviderError(
                 f"{self._where}: none of the {unread:,} lines of the results of batch {batch} can be read. {REMEDY}"
             )
@@ -128,7 +144,9 @@ class OpenaiBatches(BatchService):
                 reply = self._client.batches.with_raw_response.retrieve(
                     batch, extra_headers=self._headers, timeout=self._provider.timeout_seconds
                 )
-            except openai.NotFoundError as error:  # not sent anew: with the wrong key it would be paid for twice
+            except (
+                openai.NotFoundError
+            ) as error:  # not sent anew: with the wrong key it would be paid for twice
                 words = self._provider.quoted(error.response.text)
                 raise ProviderError(
                     f"{self._where} does not know batch {batch}: {words} It was submitted with another key or project: "
@@ -144,15 +162,21 @@ class OpenaiBatches(BatchService):
         rest = b""
         with told(self._provider):
             try:
-                with self._client.files.with_streaming_response.content(file, extra_headers=self._headers) as content:
+                with self._client.files.with_streaming_response.content(
+                    file, extra_headers=self._headers
+                ) as content:
                     for part in content.iter_bytes(READ_BYTES):
                         *lines, rest = (rest + part).split(b"\n")
                         yield from lines
             except openai.NotFoundError:
                 return
-            except httpx2.HTTPError as error:  # in the middle of it, where the SDK leaves it as it is
+            except (
+                httpx2.HTTPError
+            ) as error:  # in the middle of it, where the SDK leaves it as it is
                 words = self._provider.redacted(f"{type(error).__name__} {error}".rstrip())
-                raise Unreachable(f"{self._where} cannot be reached: {words.rstrip('.')}.") from None
+                raise Unreachable(
+                    f"{self._where} cannot be reached: {words.rstrip('.')}."
+                ) from None
         yield rest
 
     def _text(self, line: bytes) -> BatchText | None:
@@ -171,7 +195,12 @@ class OpenaiBatches(BatchService):
             except ProviderError as error:
                 return BatchText(name, None, str(error), is_refused=True)
         is_over = status is None and str(within(found, "error", "code")).startswith(OVER)
-        return BatchText(name, None, self._spoken(body or {"error": within(found, "error")}), is_refused=not is_over)
+        return BatchText(
+            name,
+            None,
+            self._spoken(body or {"error": within(found, "error")}),
+            is_refused=not is_over,
+        )
 
     def _spoken(self, said: Any) -> str:
         return self._provider.quoted(json.dumps(said))

@@ -26,7 +26,9 @@ def is_openai(base_url: str) -> bool:
 
 def client(base_url: str, key: str | None) -> OpenAI:
     """Keeps its connections open, and may be used by several threads. Raises ConfigError without the SDK."""
-    with _MAKING:  # else threads that begin together would each make one, and all but one be thrown away
+    with (
+        _MAKING
+    ):  # else threads that begin together would each make one, and all but one be thrown away
         return _made(base_url, key)
 
 
@@ -61,7 +63,9 @@ def told(provider: Remote) -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        raise provider.fault(error.status_code, error.response.text, error.response.headers) from None
+        raise provider.fault(
+            error.status_code, error.response.text, error.response.headers
+        ) from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         words = provider.redacted(f"{type(cause).__name__} {cause}".rstrip())

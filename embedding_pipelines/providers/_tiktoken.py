@@ -69,7 +69,9 @@ def converted(ranks: Mapping[bytes, int]) -> Tokenizer:
         for cut in range(1, len(token))
         if token[:cut] in ranks and token[cut:] in ranks
     ]
-    tokenizer = Tokenizer(models.BPE({names[token]: rank for token, rank in ranks.items()}, pairs, ignore_merges=True))
+    tokenizer = Tokenizer(
+        models.BPE({names[token]: rank for token, rank in ranks.items()}, pairs, ignore_merges=True)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PATTERN), "isolated"),

@@ -35,7 +35,10 @@ WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
 # All that a pickle of KeyedVectors names. Whatever else a file asks for is refused, so that opening it runs no code.
 PICKLED = {
-    *(("gensim.models.keyedvectors", name) for name in ("KeyedVectors", "Word2VecKeyedVectors", "Vocab")),
+    *(
+        ("gensim.models.keyedvectors", name)
+        for name in ("KeyedVectors", "Word2VecKeyedVectors", "Vocab")
+    ),
     *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
     *(("numpy._core.numeric", name) for name in ("_frombuffer",)),
     *(("numpy", name) for name in ("ndarray", "dtype")),
@@ -60,7 +63,9 @@ class WordVectors:
 def parts(path: Path) -> list[Path]:
     """The file and those that gensim puts beside it for large arrays. Raises ProviderError if there is none."""
     if not path.is_file():
-        raise ProviderError(f"{path}: there is no such file of word vectors. Put it there, or mend `vectors`.")
+        raise ProviderError(
+            f"{path}: there is no such file of word vectors. Put it there, or mend `vectors`."
+        )
     return [path, *sorted(Path(found) for found in glob.glob(f"{glob.escape(str(path))}.*.npy"))]
 
 
@@ -125,7 +130,9 @@ def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
             return
         fields = first.split()
         if len(fields) < 2:
-            raise _refused(path, "its first line is no word with numbers" if first else "it is empty")
+            raise _refused(
+                path, "its first line is no word with numbers" if first else "it is empty"
+            )
         if len(fields) > 2 or not all(field.isdigit() for field in fields):
             yield from _text(path, itertools.chain([first], file), len(fields) - 1, 1)
             return
@@ -152,7 +159,9 @@ def _unpacked(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
-def _text(path: Path, lines: Iterable[bytes], dimensions: int, start: int) -> Iterator[tuple[str, Vectors]]:
+def _text(
+    path: Path, lines: Iterable[bytes], dimensions: int, start: int
+) -> Iterator[tuple[str, Vectors]]:
     for number, line in enumerate(lines, start):
         if not line.strip():
             continue
@@ -173,7 +182,9 @@ def _vector(line: bytes, dimensions: int) -> tuple[str, Vectors] | None:
         return None
 
 
-def _binary(path: Path, file: IO[bytes], count: int, dimensions: int) -> Iterator[tuple[str, Vectors]]:
+def _binary(
+    path: Path, file: IO[bytes], count: int, dimensions: int
+) -> Iterator[tuple[str, Vectors]]:
     for _ in range(count):
         word = bytearray()
         while (byte := file.read(1)) not in (b" ", b""):
@@ -188,9 +199,13 @@ def _binary(path: Path, file: IO[bytes], count: int, dimensions: int) -> Iterato
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")  # their older names
+        module = module.replace("numpy.core", "numpy._core").replace(
+            "__builtin__", "builtins"
+        )  # their older names
         if (module, name) not in PICKLED:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no part of word vectors")
+            raise pickle.UnpicklingError(
+                f"it holds {module}.{name}, which is no part of word vectors"
+            )
         return super().find_class(module, name)
 
 
@@ -205,7 +220,8 @@ def _pickled(path: Path) -> Iterator[tuple[str, Vectors]]:
     except Exception as error:  # a damaged pickle raises anything
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise _refused(
-            path, f"gensim's KeyedVectors cannot be read from it ({said}); of a model, save `model.wv`"
+            path,
+            f"gensim's KeyedVectors cannot be read from it ({said}); of a model, save `model.wv`",
         ) from error
     yield from zip(words, vectors, strict=True)
 

@@ -38,12 +38,25 @@ if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]
 
 CALL_TEXTS = 32
-CALL_BYTES = 1_000_000  # a gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts
-PLACES = ("embeddings", "embedding", "data", "reply")  # where a block puts its vectors, alone or one inside another
+CALL_BYTES = (
+    1_000_000  # a gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts
+)
+PLACES = (
+    "embeddings",
+    "embedding",
+    "data",
+    "reply",
+)  # where a block puts its vectors, alone or one inside another
 CHANNEL = (
     ("grpc.enable_retries", 0),  # repeating is decided elsewhere
-    ("grpc.max_receive_message_length", -1),  # 32 vectors of 8,192 numbers in JSON exceed the usual 4 MB
-    ("grpc.max_reconnect_backoff_ms", 5_000),  # a server that came back is found while the request is still repeated
+    (
+        "grpc.max_receive_message_length",
+        -1,
+    ),  # 32 vectors of 8,192 numbers in JSON exceed the usual 4 MB
+    (
+        "grpc.max_reconnect_backoff_ms",
+        5_000,
+    ),  # a server that came back is found while the request is still repeated
 )
 
 _SESSION, _NUMBERS = uuid.uuid4().hex, itertools.count(1)
@@ -82,10 +95,14 @@ class Aios(Service):
     @classmethod
     def _is_a_target(cls, url: str) -> str:
         if "@" in url:
-            raise ValueError("a target holds no password: name an environment variable with api_key_env")
+            raise ValueError(
+                "a target holds no password: name an environment variable with api_key_env"
+            )
         host, _, port = url.rsplit("/", 1)[-1].rpartition(":")
         if url.startswith(("http:", "https:")) or not host or not port.isdigit():
-            raise ValueError(f"{url!r} is no target of gRPC; write e.g. localhost:50052 or dns:///aios.example:50052")
+            raise ValueError(
+                f"{url!r} is no target of gRPC; write e.g. localhost:50052 or dns:///aios.example:50052"
+            )
         return url
 
     @property
@@ -121,7 +138,11 @@ class Aios(Service):
         if not inputs:
             return Reply(np.empty((0, self.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
-        body = {"mode": "embedding", "gen_params": self.gen_params, "texts": [prompt + text for text in inputs]}
+        body = {
+            "mode": "embedding",
+            "gen_params": self.gen_params,
+            "texts": [prompt + text for text in inputs],
+        }
         vectors = self._believed(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
         return Reply(unit(vectors) if self.normalize else vectors)
 
@@ -134,7 +155,9 @@ class Aios(Service):
             session_id=_SESSION,
             seq_no=next(_NUMBERS),
             data=data,
-            query_parameters=json.dumps({"selection_query": self.selection_query}) if self.selection_query else "",
+            query_parameters=json.dumps({"selection_query": self.selection_query})
+            if self.selection_query
+            else "",
             ts=time.time(),
         )
         infer = _channel(self.grpc_url, self.tls).unary_unary(
@@ -143,9 +166,15 @@ class Aios(Service):
             response_deserializer=message("AIOSPacket").FromString,
         )
         try:
-            return str(infer(packet, timeout=self.timeout_seconds, metadata=tuple(self.bearer.items())).data)
+            return str(
+                infer(
+                    packet, timeout=self.timeout_seconds, metadata=tuple(self.bearer.items())
+                ).data
+            )
         except grpc.RpcError as error:
-            raise self._fault(error) from None  # its own text repeats this one's, with addresses of sockets
+            raise self._fault(
+                error
+            ) from None  # its own text repeats this one's, with addresses of sockets
 
     def _believed(self, data: str, count: int) -> Vectors:
         """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other dimensions."""
@@ -182,14 +211,20 @@ class Aios(Service):
         if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
             return BadInput(said)
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            where = f"the key in {self.api_key_env}" if self.api_key_env else "api_key_env, which is not set"
+            where = (
+                f"the key in {self.api_key_env}"
+                if self.api_key_env
+                else "api_key_env, which is not set"
+            )
             return ProviderError(f"{said} Check {where}.")
         if code in ("NOT_FOUND", "FAILED_PRECONDITION"):
             return ProviderError(f"{said} Check model ({self.model!r}) and selection_query.")
         if code == "UNIMPLEMENTED":
             return ProviderError(f"{said} There is no BlockInferenceService there: check grpc_url.")
         if code == "DEADLINE_EXCEEDED":
-            said = f"aios at {self.grpc_url} did not answer within {self.timeout_seconds:g} s. {words}"
+            said = (
+                f"aios at {self.grpc_url} did not answer within {self.timeout_seconds:g} s. {words}"
+            )
         return Unreachable(said)
 
     @property
@@ -200,7 +235,9 @@ class Aios(Service):
 def _error_in(body: object) -> object:
     """What a block that failed puts in place of vectors, or beside them; None if it says nothing of the kind."""
     levels = [body, body.get("data")] if isinstance(body, dict) else []
-    return next((level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None)
+    return next(
+        (level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None
+    )
 
 
 def _vectors_in(body: object) -> object:
@@ -212,7 +249,11 @@ def _vectors_in(body: object) -> object:
 
 def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
     """Whether these are objects with an `embedding` each, as OpenAI writes them."""
-    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "embedding" in row for row in rows)
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(row, dict) and "embedding" in row for row in rows)
+    )
 
 
 @functools.cache

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Role = Literal["document", "query"]
 Vectors = NDArray[np.float32]
 
-NORM_TOLERANCE = 1e-3  # float32 rounding over 4,096 dimensions stays below 1e-5; half precision below 1e-3
+NORM_TOLERANCE = (
+    1e-3  # float32 rounding over 4,096 dimensions stays below 1e-5; half precision below 1e-3
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Limits:
     call_tokens: int  # summed over the texts of one call
     call_texts: int
     concurrent_calls: int = 1  # `embed` is then called from that many threads
-    call_bytes: int | None = None  # summed over the texts of one call, in UTF-8; None: no such limit
+    call_bytes: int | None = (
+        None  # summed over the texts of one call, in UTF-8; None: no such limit
+    )
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Reply:
 
     vectors: Vectors  # a row of NaN for a text that the service left out
     tokens: int | None = None  # as the service bills them; None if it does not say
-    copies: Mapping[Space, Vectors] = field(default_factory=dict)  # the same texts in other spaces, for nothing more
+    copies: Mapping[Space, Vectors] = field(
+        default_factory=dict
+    )  # the same texts in other spaces, for nothing more
     refused: Mapping[int, str] = field(default_factory=dict)  # rows of NaN that stay so, and why
 
 
@@ -184,11 +190,14 @@ def faulty_rows(vectors: Vectors, inputs: Sequence[str], space: Space) -> dict[i
     """
     wanted = (len(inputs), space.dimensions)
     if vectors.shape != wanted:
-        raise ProviderError(f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored.")
+        raise ProviderError(
+            f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored."
+        )
     finite = np.isfinite(vectors).all(axis=1)
     norms = np.linalg.norm(vectors, axis=1)
     faults = {
-        "a vector that is not of unit length": space.normalized & (np.abs(norms - 1) > NORM_TOLERANCE),
+        "a vector that is not of unit length": space.normalized
+        & (np.abs(norms - 1) > NORM_TOLERANCE),
         "a zero vector": norms == 0,
         "NaN or infinity": ~finite,
     }

@@ -16,7 +16,11 @@ from pydantic import Field, model_validator
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.providers.common.http import Remote
-from embedding_pipelines.providers.common.prices import chosen_dimensions, dimensions_to_ask, facts_of
+from embedding_pipelines.providers.common.prices import (
+    chosen_dimensions,
+    dimensions_to_ask,
+    facts_of,
+)
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
@@ -54,8 +58,13 @@ class Cohere(Remote):
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
         if len({WIRE_TYPES[name] for name in self.embedding_types}) < len(self.embedding_types):
-            raise ValueError("embedding_types names one type twice; binary and ubinary are the same bits")
-        if chosen_dimensions(self.kind, self.model, self.dimensions) % 8 and "ubinary" in self._wire_types:
+            raise ValueError(
+                "embedding_types names one type twice; binary and ubinary are the same bits"
+            )
+        if (
+            chosen_dimensions(self.kind, self.model, self.dimensions) % 8
+            and "ubinary" in self._wire_types
+        ):
             raise ValueError("packed bits need dimensions that are a multiple of 8")
         return self
 
@@ -68,7 +77,9 @@ class Cohere(Remote):
         facts = facts_of(self.kind, self.model)
         most = facts.max_tokens if facts else MAX_TOKENS
         # No total of a request is documented: as much as 96 texts of version 3 or one of the later ones.
-        return Limits(most - OWN_TOKENS, max(most, CALL_TEXTS * MAX_TOKENS), CALL_TEXTS, self.concurrent_calls)
+        return Limits(
+            most - OWN_TOKENS, max(most, CALL_TEXTS * MAX_TOKENS), CALL_TEXTS, self.concurrent_calls
+        )
 
     def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
         if not inputs:
@@ -85,14 +96,19 @@ class Cohere(Remote):
             body["output_dimension"] = size
         reply = self.request("/v2/embed", body, self.bearer)
         first, *others = (self._vectors(reply, name, len(inputs)) for name in self._wire_types)
-        copies = {self._space_of(name): found for name, found in zip(self._wire_types[1:], others, strict=True)}
+        copies = {
+            self._space_of(name): found
+            for name, found in zip(self._wire_types[1:], others, strict=True)
+        }
         return Reply(first, count_within(reply, "meta", "billed_units", "input_tokens"), copies)
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all, and what Cohere means by a trial key's 429 and by 498."""
         said = f"{self.kind} at {self.address} answered {status}: {self.quoted(body)}"
         if status == 429 and "/ month" in body:
-            return ProviderError(f"{said} The trial key is used up for this month; nothing is lost.")
+            return ProviderError(
+                f"{said} The trial key is used up for this month; nothing is lost."
+            )
         if status == 498:  # "invalid token", docs.cohere.com/reference/errors
             return ProviderError(f"{said} Check the key: api_key_env is {self.api_key_env!r}.")
         return super().fault(status, body, headers)
@@ -103,7 +119,9 @@ class Cohere(Remote):
 
     def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
         found = as_float(self, in_order(self, reply, ("embeddings", name), count, numbers), name)
-        return unit(found) if name == "float" else found  # Cohere does not say that shortened ones are of unit length
+        return (
+            unit(found) if name == "float" else found
+        )  # Cohere does not say that shortened ones are of unit length
 
     def _space_of(self, name: str) -> Space:
         facts = facts_of(self.kind, self.model)

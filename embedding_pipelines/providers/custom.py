@@ -36,7 +36,14 @@ from embedding_pipelines.space import Space
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SECRETS = ("api_key", "apikey", "password", "secret", "access_token", "auth_token")  # as an option's name ends
+SECRETS = (
+    "api_key",
+    "apikey",
+    "password",
+    "secret",
+    "access_token",
+    "auth_token",
+)  # as an option's name ends
 
 _ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same instance
 
@@ -73,13 +80,19 @@ class Custom(Provider):
     def _is_a_path(cls, path: str) -> str:
         module, colon, name = path.partition(":")
         if not colon or not all(part.isidentifier() for part in [*module.split("."), name]):
-            raise ValueError("write the module and the class with a colon, e.g. my_package.my_module:MyModel")
+            raise ValueError(
+                "write the module and the class with a colon, e.g. my_package.my_module:MyModel"
+            )
         return path
 
     @field_validator("options")
     @classmethod
     def _hold_no_secret(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        found = [name for name in _names(options) if name.lower().endswith(SECRETS) or name.lower() == "token"]
+        found = [
+            name
+            for name in _names(options)
+            if name.lower().endswith(SECRETS) or name.lower() == "token"
+        ]
         if found:
             raise ValueError(
                 f"{found[0]!r} looks like a secret, and a pipeline file holds none: "

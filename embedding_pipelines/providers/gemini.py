@@ -18,7 +18,13 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.providers.common.http import Busy, Remote, retry_after
 from embedding_pipelines.providers.common.prices import chosen_dimensions, facts_of
-from embedding_pipelines.providers.common.replies import count_within, in_order, numbers, unit, within
+from embedding_pipelines.providers.common.replies import (
+    count_within,
+    in_order,
+    numbers,
+    unit,
+    within,
+)
 from embedding_pipelines.space import Space
 
 CALL_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
@@ -26,7 +32,10 @@ CALL_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini AP
 MAX_TOKENS = 2_048  # of a model that is not listed: the least of those listed
 PROMPT_TOKENS = 16  # kept free for PROMPTS
 TASK_TYPES: dict[Role, str] = {"document": "RETRIEVAL_DOCUMENT", "query": "RETRIEVAL_QUERY"}
-PROMPTS: dict[Role, str] = {"document": "title: none | text: ", "query": "task: search result | query: "}
+PROMPTS: dict[Role, str] = {
+    "document": "title: none | text: ",
+    "query": "task: search result | query: ",
+}
 
 
 class Gemini(Remote):
@@ -85,7 +94,9 @@ class Gemini(Remote):
         if status != 429:
             return super().fault(status, body, headers)
         if any("PerDay" in quota for quota in _quotas(body)):
-            return ProviderError(f"{said} Today's quota is used up: run again tomorrow or raise it; nothing is lost.")
+            return ProviderError(
+                f"{said} Today's quota is used up: run again tomorrow or raise it; nothing is lost."
+            )
         seconds = _retry_delay(body)
         return Busy(said, retry_after(headers) if seconds is None else seconds)
 
@@ -123,7 +134,10 @@ def _quotas(body: str) -> Iterator[str]:
     """The names of the quotas that a 429 says were exceeded, e.g. `…RequestsPerDayPerProjectPerModel-FreeTier`."""
     for detail in _details(body):
         violations = within(detail, "violations")
-        yield from (str(within(each, "quotaId")) for each in (violations if isinstance(violations, list) else ()))
+        yield from (
+            str(within(each, "quotaId"))
+            for each in (violations if isinstance(violations, list) else ())
+        )
 
 
 def _retry_delay(body: str) -> float | None:

@@ -52,7 +52,9 @@ class Hf(Provider):
                 "precision 'int8' is calibrated on your own texts: name a file with calibration, one text a line"
             )
         if self.precision != "int8" and self.calibration is not None:
-            raise ValueError(f"calibration belongs to precision 'int8', and precision is {self.precision!r}")
+            raise ValueError(
+                f"calibration belongs to precision 'int8', and precision is {self.precision!r}"
+            )
         return self
 
     @property
@@ -100,7 +102,9 @@ class Hf(Provider):
         kept = folder / f"{self._engine.dtype}.txt"
         if not kept.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as apart:  # another pipeline may pin the same
+            with tempfile.TemporaryDirectory(
+                prefix=".", dir=folder
+            ) as apart:  # another pipeline may pin the same
                 draft = Path(apart) / kept.name
                 draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
                 draft.replace(kept)
@@ -114,7 +118,9 @@ class Hf(Provider):
                 if self.prompts is None
                 else tuple(sorted((str(role), text) for role, text in self.prompts.items()))
             )
-            return _engine(self.model, self.revision, home(), self.precision, self.calibration, prompts)
+            return _engine(
+                self.model, self.revision, home(), self.precision, self.calibration, prompts
+            )
 
 
 @functools.lru_cache(maxsize=4)

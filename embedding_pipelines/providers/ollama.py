@@ -113,7 +113,10 @@ class Ollama(Remote):
         return Reply(vectors, tokens if isinstance(tokens, int) else None)
 
     def request(
-        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         import httpx2
 
@@ -121,14 +124,18 @@ class Ollama(Remote):
             return super().request(path, body, headers)
         except Unreachable as error:
             if isinstance(error.__cause__, httpx2.ConnectError):
-                raise Unreachable(f"{error}. Is Ollama running there? Start it with `ollama serve`.") from error
+                raise Unreachable(
+                    f"{error}. Is Ollama running there? Start it with `ollama serve`."
+                ) from error
             raise
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         words = self.quoted(body)
         said = f"{self.kind} at {self.base_url} answered {status}: {words}"
         if status == 404:
-            return ProviderError(f"{said} Fetch the model with `ollama pull {self.model}`, or check model.")
+            return ProviderError(
+                f"{said} Fetch the model with `ollama pull {self.model}`, or check model."
+            )
         if "does not support embed" in words:
             return ProviderError(f"{said} Choose an embedding model, e.g. nomic-embed-text.")
         if "context length" in words:  # with 400 or 500, as the version has it

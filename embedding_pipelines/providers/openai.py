@@ -25,7 +25,13 @@ from embedding_pipelines.providers.common.prices import (
     chosen_dimensions,
     facts_of,
 )
-from embedding_pipelines.providers.common.replies import count_within, listed, numbers, placed, stacked
+from embedding_pipelines.providers.common.replies import (
+    count_within,
+    listed,
+    numbers,
+    placed,
+    stacked,
+)
 from embedding_pipelines.providers.common.served import prompts_by_role, room
 from embedding_pipelines.space import Space
 
@@ -83,16 +89,23 @@ class Openai(Remote):
     def _usual_key(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "api_key_env" in values:
             return values
-        return {**values, "api_key_env": KEY if is_openai(str(values.get("base_url", BASE_URL))) else None}
+        return {
+            **values,
+            "api_key_env": KEY if is_openai(str(values.get("base_url", BASE_URL))) else None,
+        }
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
         chosen_dimensions(self.kind, self.model, self.dimensions)
         facts = self._facts
         if facts is not None and self.send_dimensions:
-            raise ValueError(f"send_dimensions is for models that are not known; leave it out with {self.model!r}")
+            raise ValueError(
+                f"send_dimensions is for models that are not known; leave it out with {self.model!r}"
+            )
         if facts is not None and self._max_tokens > facts.max_tokens:
-            raise ValueError(f"{self.model!r} reads {facts.max_tokens} tokens of a text; max_tokens cannot be more")
+            raise ValueError(
+                f"{self.model!r} reads {facts.max_tokens} tokens of a text; max_tokens cannot be more"
+            )
         return self
 
     @property
@@ -149,20 +162,28 @@ class Openai(Remote):
         prompt = prompts_by_role(self.model, self.prompts).get(input_type, "")
         made = {"model": self.model, "input": [prompt + text for text in inputs]}
         size = {"dimensions": self._dimensions} if self._asks_for_dimensions else {}
-        return {**made, **size, "encoding_format": "base64"}  # a quarter of the bytes of decimal numbers
+        return {
+            **made,
+            **size,
+            "encoding_format": "base64",
+        }  # a quarter of the bytes of decimal numbers
 
     def read(self, reply: Any, count: int) -> Reply:
         """What a reply's JSON says of `count` texts. Raises as `ask`."""
         vectors = stacked(self, placed(self, listed(self, reply, "data"), count), _read)
         # Servers that do not count tokens say 0.
-        tokens = count_within(reply, "usage", "total_tokens") or count_within(reply, "usage", "prompt_tokens")
+        tokens = count_within(reply, "usage", "total_tokens") or count_within(
+            reply, "usage", "prompt_tokens"
+        )
         return Reply(vectors, tokens or None)
 
     def _post(self, body: dict[str, Any]) -> bytes:
         """One request through the SDK: what a 200 brought, unread. Raises as `ask`."""
         sdk, headers = client(self.base_url, self.api_key), unsent(self.base_url, self.api_key)
         with told(self):
-            made = sdk.embeddings.with_raw_response.create(**body, timeout=self.timeout_seconds, extra_headers=headers)
+            made = sdk.embeddings.with_raw_response.create(
+                **body, timeout=self.timeout_seconds, extra_headers=headers
+            )
         return made.content
 
     @property

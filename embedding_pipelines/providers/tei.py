@@ -77,7 +77,11 @@ class Tei(Remote):
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
-        return Reply(in_order(self, self._embed([prompt + text for text in inputs]), (), len(inputs), numbers))
+        return Reply(
+            in_order(
+                self, self._embed([prompt + text for text in inputs]), (), len(inputs), numbers
+            )
+        )
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         # 413 is every kind of `Validation`: a call of too many texts, one text that is too long or empty, an option.
@@ -123,7 +127,9 @@ def _info(tei: Tei) -> Info:
     try:
         return Info(
             model=str(found["model_id"]),
-            revision=str(found.get("model_sha") or "main"),  # null if the server was started without --revision
+            revision=str(
+                found.get("model_sha") or "main"
+            ),  # null if the server was started without --revision
             dtype=str(found["model_dtype"]),
             pooling=str(pooling),
             max_input_tokens=int(found["max_input_length"]),
@@ -131,7 +137,9 @@ def _info(tei: Tei) -> Info:
             batch_tokens=int(found["max_batch_tokens"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise Unreachable(f"tei at {tei.base_url}: /info lacks what it should say ({error!r}).") from error
+        raise Unreachable(
+            f"tei at {tei.base_url}: /info lacks what it should say ({error!r})."
+        ) from error
 
 
 @functools.lru_cache(maxsize=32)

@@ -70,7 +70,9 @@ class Tensorflow(Provider):
     @property
     def limits(self) -> Limits:
         return Limits(
-            max_tokens=self.max_tokens, call_tokens=self.max_tokens * self.call_texts, call_texts=self.call_texts
+            max_tokens=self.max_tokens,
+            call_tokens=self.max_tokens * self.call_texts,
+            call_texts=self.call_texts,
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -121,7 +123,9 @@ class _Model:
         try:
             found = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
-            raise ProviderError(f"tensorflow: the model failed on {len(inputs)} texts: {_said(error)}.") from error
+            raise ProviderError(
+                f"tensorflow: the model failed on {len(inputs)} texts: {_said(error)}."
+            ) from error
         return np.asarray(found, np.float32)
 
 
@@ -142,7 +146,9 @@ def _loaded(folder: Path, content: str, signature: str, output: str | None) -> _
     (_, inputs), outputs = call.structured_input_signature, call.structured_outputs
     if len(inputs) != 1 or next(iter(inputs.values())).dtype != tf.string:
         found = ", ".join(f"{name} ({spec.dtype.name})" for name, spec in inputs.items())
-        raise ConfigError(f"{folder}: the signature {signature!r} takes {found}; it should take one batch of strings.")
+        raise ConfigError(
+            f"{folder}: the signature {signature!r} takes {found}; it should take one batch of strings."
+        )
     if output is None and len(outputs) == 1:
         output = next(iter(outputs))
     if output is None or output not in outputs:
@@ -158,7 +164,11 @@ def _loaded(folder: Path, content: str, signature: str, output: str | None) -> _
 
 def _choose(folder: Path, option: str, wanted: str | None, found: Any) -> str:
     listed = ", ".join(repr(name) for name in found) or "none"
-    lacks = f"has several: {listed}" if wanted is None else f"has no {option} {wanted!r}; it has {listed}"
+    lacks = (
+        f"has several: {listed}"
+        if wanted is None
+        else f"has no {option} {wanted!r}; it has {listed}"
+    )
     return f"{folder}: the model {lacks}. Set `{option}` to the one that gives vectors."
 
 

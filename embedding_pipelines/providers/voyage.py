@@ -18,7 +18,11 @@ from pydantic import Field, model_validator
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
 from embedding_pipelines.providers.common.http import Remote, TooLarge
-from embedding_pipelines.providers.common.prices import chosen_dimensions, dimensions_to_ask, facts_of
+from embedding_pipelines.providers.common.prices import (
+    chosen_dimensions,
+    dimensions_to_ask,
+    facts_of,
+)
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
@@ -56,11 +60,21 @@ class Voyage(Remote):
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:
-        if chosen_dimensions(self.kind, self.model, self.dimensions) % 8 and self._wire_type == "ubinary":
+        if (
+            chosen_dimensions(self.kind, self.model, self.dimensions) % 8
+            and self._wire_type == "ubinary"
+        ):
             raise ValueError("packed bits need dimensions that are a multiple of 8")
-        own, other = facts_of(self.kind, self.model), facts_of(self.kind, self.query_model or self.model)
-        if self.query_model is not None and not (own and other and own.family and own.family == other.family):
-            raise ValueError(f"query_model {self.query_model!r} is not known to be of one family with {self.model!r}")
+        own, other = (
+            facts_of(self.kind, self.model),
+            facts_of(self.kind, self.query_model or self.model),
+        )
+        if self.query_model is not None and not (
+            own and other and own.family and own.family == other.family
+        ):
+            raise ValueError(
+                f"query_model {self.query_model!r} is not known to be of one family with {self.model!r}"
+            )
         return self
 
     @property
@@ -72,7 +86,10 @@ class Voyage(Remote):
             revision="v1",  # of the interface; Voyage's models carry theirs in their names
             dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
             pooling="service",
-            prompts={"document": "document", "query": "query"},  # as `input_type`; the service adds its sentences
+            prompts={
+                "document": "document",
+                "query": "query",
+            },  # as `input_type`; the service adds its sentences
             max_tokens=facts.max_tokens if facts else MAX_TOKENS,
             normalized=self._wire_type == "float",
             dtype=DTYPES[self._wire_type],
@@ -104,7 +121,9 @@ class Voyage(Remote):
             body["output_dimension"] = size
         reply = self.request("/embeddings", body, self.bearer)
         found = stacked(self, placed(self, listed(self, reply, "data"), len(inputs)), self._read)
-        return Reply(as_float(self, found, self._wire_type), count_within(reply, "usage", "total_tokens"))
+        return Reply(
+            as_float(self, found, self._wire_type), count_within(reply, "usage", "total_tokens")
+        )
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all; a 400 for too many tokens in one request is nobody's text's fault."""
@@ -118,4 +137,6 @@ class Voyage(Remote):
     def _read(self, entry: Any) -> Vectors:
         if not isinstance(entry, str):
             raise ValueError("it is not in base64")
-        return np.frombuffer(base64.b64decode(entry, validate=True), BYTES_OF[self._wire_type]).astype(np.float32)
+        return np.frombuffer(
+            base64.b64decode(entry, validate=True), BYTES_OF[self._wire_type]
+        ).astype(np.float32)

@@ -107,7 +107,11 @@ class Word2vec(Provider):
         train(texts, self.train, self._kept)
 
     def kept_in(self, folder: str) -> Self:
-        return self if self.train is None or self.learnt else self.model_copy(update={"learnt": f"{folder}/{LEARNT}"})
+        return (
+            self
+            if self.train is None or self.learnt
+            else self.model_copy(update={"learnt": f"{folder}/{LEARNT}"})
+        )
 
     def pinned(self, folder: Path) -> Self:
         kept = folder / content_sha256(self._path)[:32] / self._path.name

@@ -45,7 +45,9 @@ def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> floa
     frozen = _load(path)
     if frozen is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(dir=path.parent, suffix=".tmp")  # pipelines of one space run side by side
+        handle, draft = tempfile.mkstemp(
+            dir=path.parent, suffix=".tmp"
+        )  # pipelines of one space run side by side
         with open(handle, "wb") as file:
             np.savez(file, **fresh)  # type: ignore[arg-type]
         Path(draft).replace(path)
@@ -54,7 +56,13 @@ def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> floa
 
 
 def stored_cosine(
-    context: StepContext, provider: Provider, codec: CodecChain, table: Table, wanted: int, seed: int, purse: Purse
+    context: StepContext,
+    provider: Provider,
+    codec: CodecChain,
+    table: Table,
+    wanted: int,
+    seed: int,
+    purse: Purse,
 ) -> tuple[float, list[str]]:
     """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst chunks first.
 
@@ -67,7 +75,9 @@ def stored_cosine(
         found = batch.filter(pc.is_in(batch["chunk_id"], wanted_ids))
         if found.num_rows:
             codes = found[VECTOR].flatten().to_numpy().reshape(found.num_rows, -1)
-            stored |= dict(zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True))
+            stored |= dict(
+                zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True)
+            )
     names = sorted(stored)
     if not names:
         return 1.0, []
@@ -106,7 +116,9 @@ def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
         if share:
             chosen = np.sort(generator.choice(rows, share, replace=False))
             picked = chunk_rows(context, bucket, chosen, ["chunk_id", "text"])
-            found |= dict(zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True))
+            found |= dict(
+                zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
+            )
     return found
 
 

@@ -24,7 +24,9 @@ class Check:
     sentence: str
     facts: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "block"  # what it does if it did not pass
-    told: bool = True  # whether it is settled; False: a service was away, and the next run asks again
+    told: bool = (
+        True  # whether it is settled; False: a service was away, and the next run asks again
+    )
 
     @property
     def blocks(self) -> bool:

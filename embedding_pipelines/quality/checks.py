@@ -79,7 +79,9 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
         evidence = Evidence(candidate, measure(candidate), live, rows)
         outcomes = _outcomes(evidence)
     finally:  # whatever has been paid for
-        add_to_spent(context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price)
+        add_to_spent(
+            context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price
+        )
     _keep(candidate, evidence.measured)
     return outcomes, evidence.measured.measures
 
@@ -89,21 +91,32 @@ def _outcomes(evidence: Evidence) -> list[Check]:
     run, a budget that was spent is not: it would be spent again.
     """
     candidate, live, outcomes = evidence.candidate, evidence.live, []
-    forced = live is not None and live.forced and (live.table, live.version) == (candidate.name, candidate.version)
+    forced = (
+        live is not None
+        and live.forced
+        and (live.table, live.version) == (candidate.name, candidate.version)
+    )
     for name, effect in wanted_checks(candidate.context.spec).items():
         try:
             outcome = TAKE[name](evidence)
         except EmbeddingPipelinesError as error:
             told = isinstance(error, BudgetError)
-            outcome, effect = Check(name, False, f"It could not be told: {error}", told=told), "warn"
+            outcome, effect = (
+                Check(name, False, f"It could not be told: {error}", told=told),
+                "warn",
+            )
         outcomes.append(replace(outcome, name=name, effect="warn" if forced else effect))
     return outcomes
 
 
 def _provider_is_unchanged(evidence: Evidence) -> Check:
-    cosine = probe_cosine(evidence.candidate.context, evidence.candidate.provider, evidence.candidate.purse)
+    cosine = probe_cosine(
+        evidence.candidate.context, evidence.candidate.provider, evidence.candidate.purse
+    )
     evidence.measured.measures["probe_cosine"] = round(cosine, 6)
-    sentence = f"The frozen probes are at a cosine of {cosine:.4f} or more to those of the first time."
+    sentence = (
+        f"The frozen probes are at a cosine of {cosine:.4f} or more to those of the first time."
+    )
     if cosine < PROBE_COSINE:
         space = evidence.candidate.provider.space
         sentence = (
@@ -117,21 +130,29 @@ def _provider_is_unchanged(evidence: Evidence) -> Check:
 def _vectors_belong(evidence: Evidence) -> Check:
     of = evidence.candidate
     wanted, seed = of.context.spec.evaluation.embedded_again, of.version
-    cosine, worst = stored_cosine(of.context, of.provider, of.codec, of.table, wanted, seed, of.purse)
+    cosine, worst = stored_cosine(
+        of.context, of.provider, of.codec, of.table, wanted, seed, of.purse
+    )
     evidence.measured.measures["stored_cosine"] = round(cosine, 6)
     passed = cosine >= (STORED_COSINE_OF_BITS if of.codec.dtype == "binary" else STORED_COSINE)
-    sentence = f"{len(worst)} stored vectors are those of their texts (cosine {cosine:.4f} or more)."
+    sentence = (
+        f"{len(worst)} stored vectors are those of their texts (cosine {cosine:.4f} or more)."
+    )
     if not passed:
         sentence = (
             f"Chunk {worst[0]!r} is stored with another vector than its text has (cosine {cosine:.4f}, of {len(worst)} "
             "that were looked at): vectors stand beside texts that are not theirs, or the model is asked otherwise "
             "than when they were made."
         )
-    return Check("", passed, sentence, {"cosine": cosine, "looked_at": len(worst), "worst": worst[:5]})
+    return Check(
+        "", passed, sentence, {"cosine": cosine, "looked_at": len(worst), "worst": worst[:5]}
+    )
 
 
 def _roles(evidence: Evidence) -> Check:
-    return roles_are_told_apart(evidence.candidate.provider, evidence.candidate.ledger, evidence.candidate.purse)
+    return roles_are_told_apart(
+        evidence.candidate.provider, evidence.candidate.ledger, evidence.candidate.purse
+    )
 
 
 def _known_items(evidence: Evidence) -> Check:
@@ -139,9 +160,15 @@ def _known_items(evidence: Evidence) -> Check:
     rows = evidence.rows
     count = len(evidence.measured.per_query.get("known_item_mrr", {}))
     if found is None or rows < ROWS_TO_TELL:
-        return Check("", True, f"Not judged: {rows} rows, {count} queries; from {ROWS_TO_TELL} rows on it is.")
+        return Check(
+            "",
+            True,
+            f"Not judged: {rows} rows, {count} queries; from {ROWS_TO_TELL} rows on it is.",
+        )
     passed = found >= KNOWN_ITEM_RECALL
-    sentence = f"{found:.0%} of {count} queries from the corpus find their document among the first ten"
+    sentence = (
+        f"{found:.0%} of {count} queries from the corpus find their document among the first ten"
+    )
     tail = (
         "."
         if passed
@@ -157,9 +184,17 @@ def _known_items(evidence: Evidence) -> Check:
 def _index(evidence: Evidence) -> Check:
     found = evidence.measured.measures.get("index_recall_at_10")
     if found is None:
-        return Check("", True, "There is no index to compare: searches look at every row, or compare finer copies.")
+        return Check(
+            "",
+            True,
+            "There is no index to compare: searches look at every row, or compare finer copies.",
+        )
     sentence = f"The index finds {found:.1%} of the exact ten nearest codes"
-    tail = "." if found >= INDEX_RECALL else f"; {INDEX_RECALL:.0%} is the least. Raise store.nprobes or store.refine."
+    tail = (
+        "."
+        if found >= INDEX_RECALL
+        else f"; {INDEX_RECALL:.0%} is the least. Raise store.nprobes or store.refine."
+    )
     return Check("", found >= INDEX_RECALL, sentence + tail, {"index_recall_at_10": found})
 
 
@@ -173,9 +208,15 @@ def _required(evidence: Evidence) -> Check:
         if found is None:
             faults.append(f"{name} was not measured")
         elif found < bound if higher else found > bound:
-            faults.append(f"{name} is {found:.4g}, {'at least' if higher else 'at most'} {bound:.4g} is required")
+            faults.append(
+                f"{name} is {found:.4g}, {'at least' if higher else 'at most'} {bound:.4g} is required"
+            )
     said = (
-        "; ".join(faults) if faults else f"All {len(facts)} required measures hold." if facts else "None is required."
+        "; ".join(faults)
+        if faults
+        else f"All {len(facts)} required measures hold."
+        if facts
+        else "None is required."
     )
     return Check("", not faults, said, facts)
 
@@ -187,7 +228,9 @@ def _not_worse(evidence: Evidence) -> Check:
         return Check("", True, "There is no live release with figures to compare with.")
     must = f"If it must be: `embedding-pipelines release {live.spec.name} --force --reason …`."
     if not evidence.rows and live.rows >= ROWS_TO_TELL:  # as an export that failed leaves it
-        return Check("", False, f"The table is empty; release {live.number} has {live.rows} rows. {must}")
+        return Check(
+            "", False, f"The table is empty; release {live.number} has {live.rows} rows. {must}"
+        )
     may_lose, faults, said, facts = evidence.candidate.context.spec.evaluation.may_lose, [], [], {}
     for name in ("ndcg_at_10", "known_item_mrr"):
         loss = paired_loss(evidence.measured.per_query.get(name, {}), before.get(name, {}))
@@ -205,11 +248,17 @@ def _not_worse(evidence: Evidence) -> Check:
 
 def _healthy(evidence: Evidence) -> Check:
     measures = evidence.measured.measures
-    facts = {name: measures[name] for name in (*USUAL, "effective_rank", "mean_norm") if name in measures}
+    facts = {
+        name: measures[name] for name in (*USUAL, "effective_rank", "mean_norm") if name in measures
+    }
     if evidence.rows < ROWS_TO_TELL:
-        return Check("", True, f"Not judged: {evidence.rows} rows; from {ROWS_TO_TELL} rows on it is.", facts)
+        return Check(
+            "", True, f"Not judged: {evidence.rows} rows; from {ROWS_TO_TELL} rows on it is.", facts
+        )
     faults = [
-        f"{name} is {facts[name]:.3g} (usual: {most:g} or less)" for name, most in USUAL.items() if facts[name] > most
+        f"{name} is {facts[name]:.3g} (usual: {most:g} or less)"
+        for name, most in USUAL.items()
+        if facts[name] > most
     ]
     dimensions = evidence.candidate.provider.space.dimensions
     if facts["effective_rank"] < LEAST_RANK * dimensions:
@@ -226,7 +275,11 @@ def _drifted(evidence: Evidence) -> Check:
         return Check("", live.rows == 0, said)
     space = evidence.candidate.provider.space
     if live.space.compressed(None) != space:
-        return Check("", True, f"Release {live.number} is of another space; their vectors cannot be compared.")
+        return Check(
+            "",
+            True,
+            f"Release {live.number} is of another space; their vectors cannot be compared.",
+        )
     before = _kept_sketch(evidence.candidate.context, live)
     if before is None:
         return Check("", True, f"Of release {live.number} no sketch is kept.")
@@ -272,7 +325,9 @@ def _keep(candidate: Candidate, measured: Measured) -> None:
 
 def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]:
     """Each query's figures of a release; empty if they were not kept."""
-    found = read_json(context.folder.quality / f"{_name(release.table, release.version)}.json") or {}
+    found = (
+        read_json(context.folder.quality / f"{_name(release.table, release.version)}.json") or {}
+    )
     per_query: dict[str, dict[str, float]] = found.get("per_query", {})
     return per_query
 
@@ -280,7 +335,9 @@ def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]
 def _kept_sketch(context: StepContext, release: Release) -> Sketch | None:
     """What is remembered of a release's vectors; None if nothing is, or nothing that can be read."""
     try:
-        return Sketch.from_bytes((context.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes())
+        return Sketch.from_bytes(
+            (context.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes()
+        )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 

@@ -31,9 +31,18 @@ def roles_are_told_apart(provider: Provider, ledger: Ledger, purse: Purse) -> Ch
             f"{wanted.get('document', '')!r} before a document, and is told neither: searches find less so. "
             "Leave out model.prompts, or give these.",
         )
-    found = {role: embed_texts(provider, ledger, UNLIKE_TEXTS, role, purse) for role in get_args(Role)}
+    found = {
+        role: embed_texts(provider, ledger, UNLIKE_TEXTS, role, purse) for role in get_args(Role)
+    }
     if not np.isfinite([found[role] for role in found]).all():
-        return Check("", True, "Not judged: the model has no vectors for the texts that would tell.")
+        return Check(
+            "", True, "Not judged: the model has no vectors for the texts that would tell."
+        )
     fault = same_for_both_roles(found["query"], found["document"], prompts)
     cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
-    return Check("", fault is None, fault or "Queries and documents get vectors of their own.", {"cosine": cosine})
+    return Check(
+        "",
+        fault is None,
+        fault or "Queries and documents get vectors of their own.",
+        {"cosine": cosine},
+    )

@@ -42,7 +42,9 @@ from embedding_pipelines.stores.base import Table
 
 JUDGED_K = 100  # chunks that a judged query asks for
 SAMPLE = 5_000  # vectors that are looked at among themselves
-NEIGHBOURS = 128  # chunks whose nearest other one is looked for, and queries that an index is compared on
+NEIGHBOURS = (
+    128  # chunks whose nearest other one is looked for, and queries that an index is compared on
+)
 NEAR_DUPLICATE = 0.98
 SHORT_TOKENS = 4  # two of them are BERT's own
 
@@ -52,7 +54,9 @@ class Measured:
     """Figures by name (see `MEASURES`), each query's own, and what is remembered of the vectors."""
 
     measures: dict[str, float] = field(default_factory=dict)
-    per_query: dict[str, dict[str, float]] = field(default_factory=dict)  # measure -> query id -> value
+    per_query: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # measure -> query id -> value
     queries: list[dict[str, str]] = field(default_factory=list)
     sketch: Sketch | None = None
 
@@ -77,8 +81,12 @@ def measure(candidate: Candidate) -> Measured:
     spec, made = candidate.context.spec, Measured()
     purse = candidate.purse
     known = known_item_queries(candidate.context, spec.evaluation.known_items)
-    vectors = embed_texts(candidate.provider, candidate.ledger, [item.query for item in known], "query", purse)
-    rests = embed_texts(candidate.provider, candidate.ledger, [item.rest for item in known], "document", purse)
+    vectors = embed_texts(
+        candidate.provider, candidate.ledger, [item.query for item in known], "query", purse
+    )
+    rests = embed_texts(
+        candidate.provider, candidate.ledger, [item.rest for item in known], "document", purse
+    )
     told = answered(vectors) & answered(rests)
     known = [item for item, sound in zip(known, told, strict=True) if sound]
     vectors, rests = vectors[told], rests[told]
@@ -98,11 +106,21 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     """The exact neighbours of the queries in the model's own space, and what concerns the vectors alone."""
     spec, folder = candidate.context.spec, candidate.context.folder
     generator, codec = np.random.default_rng(spec.seed), candidate.codec
-    total = sum(entry.rows for bucket in spec.bucket_names if (entry := folder.embeddings.manifest(bucket)))
+    total = sum(
+        entry.rows for bucket in spec.bucket_names if (entry := folder.embeddings.manifest(bucket))
+    )
     chosen = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
     exact, doubles, made.sketch = ExactSearch(queries, TIES * K), DuplicateCount(), Sketch()
-    near, near_ids = ExactSearch(np.empty((0, candidate.provider.space.dimensions), np.float32), 2), list[str]()
-    parts, labels, first, short = [np.empty((0, queries.shape[1]), np.float32)], list[str | None](), 0, 0
+    near, near_ids = (
+        ExactSearch(np.empty((0, candidate.provider.space.dimensions), np.float32), 2),
+        list[str](),
+    )
+    parts, labels, first, short = (
+        [np.empty((0, queries.shape[1]), np.float32)],
+        list[str | None](),
+        0,
+        0,
+    )
     for block in _blocks(candidate):
         if not near_ids:
             some = generator.choice(len(block.ids), min(len(block.ids), NEIGHBOURS), replace=False)
@@ -130,7 +148,9 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     }
     told = [row for row, label in enumerate(labels) if label is not None]
     if len(told) > K:
-        made.measures["knn_accuracy"] = knn_accuracy(kept[told], [str(labels[row]) for row in told], K)
+        made.measures["knn_accuracy"] = knn_accuracy(
+            kept[told], [str(labels[row]) for row in told], K
+        )
     return exact
 
 
@@ -151,7 +171,9 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
     columns = ["tokens", *([label] if label else [])]
     for bucket in spec.bucket_names:
         pairs = zip(
-            folder.embeddings.read(bucket, ["chunk_id", VECTOR]), folder.chunks.read(bucket, columns), strict=True
+            folder.embeddings.read(bucket, ["chunk_id", VECTOR]),
+            folder.chunks.read(bucket, columns),
+            strict=True,
         )
         for embeddings, chunks in pairs:
             mask = pc.is_valid(embeddings[VECTOR])
@@ -177,12 +199,21 @@ def _near_duplicates(near: ExactSearch, ids: list[str]) -> float:
 
 
 def _search_known_items(
-    candidate: Candidate, known: list[KnownQuery], queries: Vectors, rests: Vectors, exact: ExactSearch, made: Measured
+    candidate: Candidate,
+    known: list[KnownQuery],
+    queries: Vectors,
+    rests: Vectors,
+    exact: ExactSearch,
+    made: Measured,
 ) -> None:
     """What users get: time and recall of each search, and how high the rest of a query's own document comes."""
     if not known:
         return
-    scores, milliseconds, found = _scores(candidate.codec, queries, rests), list[float](), list[list[str]]()
+    scores, milliseconds, found = (
+        _scores(candidate.codec, queries, rests),
+        list[float](),
+        list[list[str]](),
+    )
     ranks: dict[str, float] = {}
     for number, (item, vector, score) in enumerate(zip(known, queries, scores, strict=True)):
         candidate.context.progress.update("checks", number, len(known), "searches")
@@ -190,7 +221,12 @@ def _search_known_items(
         hits = nearest(candidate.table, candidate.codec, vector, K, None, candidate.version)
         milliseconds.append((time.perf_counter() - started) * 1000)
         rows = list(
-            zip(hits["chunk_id"].to_pylist(), hits["document_id"].to_pylist(), hits["score"].to_pylist(), strict=True)
+            zip(
+                hits["chunk_id"].to_pylist(),
+                hits["document_id"].to_pylist(),
+                hits["score"].to_pylist(),
+                strict=True,
+            )
         )
         found.append([name for name, _, _ in rows])
         ranks[item.id] = _reciprocal_rank(item, rows, float(score))
@@ -199,14 +235,20 @@ def _search_known_items(
         "known_item_mrr": float(np.mean(list(ranks.values()))),
         "known_item_recall": float(np.mean([rank > 0 for rank in ranks.values()])),
         "recall_at_10": float(recall(found, exact.result(), K).mean()),
-        "search_p50_ms": float(np.percentile(milliseconds[1:] or milliseconds, 50)),  # the first opens the table
+        "search_p50_ms": float(
+            np.percentile(milliseconds[1:] or milliseconds, 50)
+        ),  # the first opens the table
         "search_p95_ms": float(np.percentile(milliseconds[1:] or milliseconds, 95)),
     }
 
 
 def _reciprocal_rank(item: KnownQuery, rows: list[tuple[str, str, float]], score: float) -> float:
     """1 / rank of a document among the first ten, if its first chunk were without the query; 0 behind them."""
-    own = [found for name, document, found in rows if document == item.document_id and not name.endswith("#0")]
+    own = [
+        found
+        for name, document, found in rows
+        if document == item.document_id and not name.endswith("#0")
+    ]
     others = [(document, found) for _, document, found in rows if document != item.document_id]
     best = max([score, *own])
     above = {document for document, found in others if found > best}
@@ -219,7 +261,9 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
     """The score that a search would give each document float32[n, d] for its query."""
     copies = codec.encode_copies(documents)
     if copies is not None:
-        return np.array([codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)])
+        return np.array(
+            [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]
+        )
     left, right = asked_with(codec, queries), codec.encode(documents)
     if codec.metric == "hamming":
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
@@ -236,7 +280,10 @@ def _index_recall(candidate: Candidate, queries: Vectors) -> float:
         if batch.num_rows:
             codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
             exact.add(batch["chunk_id"].to_pylist(), as_numbers(codec, codes))
-    found = [nearest(table, codec, vector, K, None, candidate.version)["chunk_id"].to_pylist() for vector in queries]
+    found = [
+        nearest(table, codec, vector, K, None, candidate.version)["chunk_id"].to_pylist()
+        for vector in queries
+    ]
     return float(recall(found, exact.result(), K).mean())
 
 
@@ -246,24 +293,36 @@ def _search_judged(candidate: Candidate, purse: Purse, made: Measured) -> None:
         return
     _refuse_strangers(candidate, asked)
     names = list(asked.queries)
-    vectors = embed_texts(candidate.provider, candidate.ledger, list(asked.queries.values()), "query", purse)
+    vectors = embed_texts(
+        candidate.provider, candidate.ledger, list(asked.queries.values()), "query", purse
+    )
     run: dict[str, Mapping[str, float]] = {}
     for name, vector, told in zip(names, vectors, answered(vectors), strict=True):
         if told:  # what is refused finds nothing
-            hits = nearest(candidate.table, candidate.codec, vector, JUDGED_K, None, candidate.version)
+            hits = nearest(
+                candidate.table, candidate.codec, vector, JUDGED_K, None, candidate.version
+            )
             best: dict[str, float] = {}
-            for document, score in zip(hits["document_id"].to_pylist(), hits["score"].to_pylist(), strict=True):
+            for document, score in zip(
+                hits["document_id"].to_pylist(), hits["score"].to_pylist(), strict=True
+            ):
                 best.setdefault(document, score)  # nearest first
             run[name] = best
     values = judged(run, asked.gains)
     # By what was asked and how it was judged: figures of other judgements are none to compare with.
     made.per_query["ndcg_at_10"] = {
-        digest(asked.queries[name].encode(), str(sorted(asked.gains[name].items())).encode()).hex(): found["ndcg_at_10"]
+        digest(
+            asked.queries[name].encode(), str(sorted(asked.gains[name].items())).encode()
+        ).hex(): found["ndcg_at_10"]
         for name, found in values.items()
     }
     for measure_name in next(iter(values.values())):
-        made.measures[measure_name] = float(np.mean([found[measure_name] for found in values.values()]))
-    made.queries = [{"id": name, "text": text, "from": ""} for name, text in asked.queries.items()] + made.queries
+        made.measures[measure_name] = float(
+            np.mean([found[measure_name] for found in values.values()])
+        )
+    made.queries = [
+        {"id": name, "text": text, "from": ""} for name, text in asked.queries.items()
+    ] + made.queries
 
 
 def _refuse_strangers(candidate: Candidate, asked: Judged) -> None:
@@ -283,7 +342,9 @@ def _compare_pairs(candidate: Candidate, purse: Purse, made: Measured) -> None:
     if not pairs:
         return
     texts = [left for left, _, _ in pairs] + [right for _, right, _ in pairs]
-    left, right = np.split(embed_texts(candidate.provider, candidate.ledger, texts, "document", purse), 2)
+    left, right = np.split(
+        embed_texts(candidate.provider, candidate.ledger, texts, "document", purse), 2
+    )
     told = answered(left) & answered(right)
     codec = candidate.codec
     kept = [codec.decode(codec.encode(side[told])) for side in (left, right)]

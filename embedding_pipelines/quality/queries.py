@@ -23,7 +23,11 @@ from embedding_pipelines.steps.chain import StepContext
 
 WINDOW = 4_096  # texts that are handed to `embed` at once
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
-QREL_COLUMNS = (("query-id", "query_id"), ("corpus-id", "document_id", "doc_id"), ("score", "gain", "relevance"))
+QREL_COLUMNS = (
+    ("query-id", "query_id"),
+    ("corpus-id", "document_id", "doc_id"),
+    ("score", "gain", "relevance"),
+)
 PAIR_COLUMNS = (("sentence1",), ("sentence2",), ("score",))
 
 
@@ -81,7 +85,9 @@ def _first_chunks(context: StepContext, bucket: str) -> Iterator[tuple[str, str]
             yield row["document_id"], row["text"]
 
 
-def chunk_rows(context: StepContext, bucket: str, rows: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
+def chunk_rows(
+    context: StepContext, bucket: str, rows: NDArray[np.int64], columns: Sequence[str]
+) -> pa.Table:
     """Some columns of the rows of these numbers, which rise; no more of the bucket is in memory than a batch."""
     found, done = [], 0
     for batch in context.folder.chunks.read(bucket, list(columns)):
@@ -129,10 +135,17 @@ def judged_queries(context: StepContext) -> Judged | None:
     for query, document, gain in _columns(context, options.qrels, "qrels", QREL_COLUMNS):
         worth = _number(gain, options.qrels)
         if not worth.is_integer():
-            raise ConfigError(f"evaluation.qrels: {options.qrels} holds the gain {gain}; write whole numbers.")
+            raise ConfigError(
+                f"evaluation.qrels: {options.qrels} holds the gain {gain}; write whole numbers."
+            )
         gains.setdefault(query, {})[document] = int(worth)
-    texts = {row[0]: row[1] for row in _columns(context, options.queries, "queries", (QUERY_ID, QUERY_TEXT))}
-    judged = {query: found for query, found in gains.items() if query in texts and max(found.values()) > 0}
+    texts = {
+        row[0]: row[1]
+        for row in _columns(context, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
+    }
+    judged = {
+        query: found for query, found in gains.items() if query in texts and max(found.values()) > 0
+    }
     if not judged:
         raise ConfigError(
             f"evaluation: no query of {options.queries} has a judgement in {options.qrels}. Their ids must be the same."
@@ -152,7 +165,11 @@ def scored_pairs(context: StepContext) -> list[tuple[str, str, float]]:
 def evaluation_files(context: StepContext) -> list[Path]:
     """The files that `evaluation:` names."""
     options = context.spec.evaluation
-    return [context.warehouse.home / name for name in (options.queries, options.qrels, options.pairs) if name]
+    return [
+        context.warehouse.home / name
+        for name in (options.queries, options.qrels, options.pairs)
+        if name
+    ]
 
 
 def _columns(
@@ -163,16 +180,23 @@ def _columns(
     try:
         rows = list(_rows(path))
     except OSError as error:
-        raise ConfigError(f"evaluation.{option}: {path} cannot be read: {error.strerror}.") from error
+        raise ConfigError(
+            f"evaluation.{option}: {path} cannot be read: {error.strerror}."
+        ) from error
     except (ValueError, csv.Error) as error:
         raise ConfigError(
             f"evaluation.{option}: {path} is neither JSON Lines nor a table with a header: {error}."
         ) from error
     if not rows:
-        raise ConfigError(f"evaluation.{option}: {path} holds no rows. Give it some, or leave the option out.")
+        raise ConfigError(
+            f"evaluation.{option}: {path} holds no rows. Give it some, or leave the option out."
+        )
     names = [next((known for known in names if known in rows[0]), "") for names in wanted]
     if "" in names:
-        missing, found = " or ".join(map(repr, wanted[names.index("")])), ", ".join(map(repr, rows[0]))
+        missing, found = (
+            " or ".join(map(repr, wanted[names.index("")])),
+            ", ".join(map(repr, rows[0])),
+        )
         raise ConfigError(f"evaluation.{option}: {path} has no column {missing}; found {found}.")
     for row in rows:
         yield tuple("" if row.get(name) is None else str(row[name]) for name in names)
@@ -191,4 +215,6 @@ def _number(text: str, where: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError(f"evaluation: {where} holds {text!r} where a number should stand.") from error
+        raise ConfigError(
+            f"evaluation: {where} holds {text!r} where a number should stand."
+        ) from error

@@ -33,7 +33,9 @@ from embedding_pipelines.storage.warehouse import read_json, write_json
 from embedding_pipelines.stores.base import Table
 
 
-def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[StepReport, list[Check]]:
+def verify(
+    context: StepContext, provider: Provider, ledger: Ledger
+) -> tuple[StepReport, list[Check]]:
     """Check the newest version of the table, take its measures, and remember both for `release`.
 
     What passed before is not looked at again, until the table, `evaluation:` or one of its files changes.
@@ -59,10 +61,14 @@ def verify(context: StepContext, provider: Provider, ledger: Ledger) -> tuple[St
     broken = ", ".join(check.name for check in checks if not check.passed)
     if broken:  # what is broken cannot be measured
         said = f"Not measured, since {broken} failed."
-        checks += [Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)]
+        checks += [
+            Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)
+        ]
     else:
         purse, has_index = Purse.of(context.spec.budget, provider), state.trained_rows > 0
-        candidate = Candidate(context, provider, ledger, codec, table, name, state.version, has_index, purse)
+        candidate = Candidate(
+            context, provider, ledger, codec, table, name, state.version, has_index, purse
+        )
         judged, measures = check_quality(candidate, state.rows)
         checks += judged
     verified = {
@@ -85,7 +91,11 @@ def current_checks(context: StepContext) -> list[Check] | None:
 def known_checks(context: StepContext) -> list[Check] | None:
     """The outcomes for the table as it is and all that they depend on; None if it was never checked so."""
     known, state = read_json(context.folder.verified), table_state(context)
-    if not known or state is None or (known["table"], known["version"]) != (state.table, state.version):
+    if (
+        not known
+        or state is None
+        or (known["table"], known["version"]) != (state.table, state.version)
+    ):
         return None
     if known["made_from"] != _made_from(context, state):
         return None
@@ -102,11 +112,19 @@ def current_verify(context: StepContext) -> StepReport | None:
 
 def _report(context: StepContext, checks: list[Check], changed: bool) -> StepReport:
     measures = (read_json(context.folder.verified) or {})["measures"]
-    return StepReport("checks", changed, {"checks": len(checks), "passed": sum(c.passed for c in checks), **measures})
+    return StepReport(
+        "checks",
+        changed,
+        {"checks": len(checks), "passed": sum(c.passed for c in checks), **measures},
+    )
 
 
 def _made_from(context: StepContext, state: TableState) -> str:
-    files = [f"{path} {stat.st_size} {stat.st_mtime_ns}" for path in evaluation_files(context) if (stat := _stat(path))]
+    files = [
+        f"{path} {stat.st_size} {stat.st_mtime_ns}"
+        for path in evaluation_files(context)
+        if (stat := _stat(path))
+    ]
     buckets = json.dumps(state.buckets, sort_keys=True)
     spec = context.spec
     wanted = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
@@ -125,11 +143,15 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     chunk_facts = [made.facts for bucket in names if (made := folder.chunks.manifest(bucket))]
     facts = {
         "read_from_files": sum(entry.rows for entry in known_files(context).values()),
-        "documents": sum(made.rows for bucket in names if (made := folder.documents.manifest(bucket))),
+        "documents": sum(
+            made.rows for bucket in names if (made := folder.documents.manifest(bucket))
+        ),
         "chunked_documents": sum(entry["documents"] for entry in chunk_facts),
         "empty_documents": sum(entry["empty"] for entry in chunk_facts),
         "chunks": sum(made.rows for bucket in names if (made := folder.chunks.manifest(bucket))),
-        "embeddings": sum(made.rows for bucket in names if (made := folder.embeddings.manifest(bucket))),
+        "embeddings": sum(
+            made.rows for bucket in names if (made := folder.embeddings.manifest(bucket))
+        ),
         "rejected_texts": 0,  # chunks that the provider refused
         "rejected_documents": 0,  # of which it refused every chunk
         "table_rows": table.rows(),
@@ -138,7 +160,9 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     ids: set[str] = set()
     doubled = 0
     documents_in_table = 0
-    for bucket in names:  # a document is in one bucket only: what is held in memory is one bucket's ids
+    for (
+        bucket
+    ) in names:  # a document is in one bucket only: what is held in memory is one bucket's ids
         ids.clear()
         documents: set[str] = set()
         for batch in table.scan(["chunk_id", "document_id"], bucket):
@@ -149,12 +173,15 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
         documents_in_table += len(documents)
         refused = without_vector(context, bucket)
         facts["rejected_texts"] += len(refused)
-        facts["rejected_documents"] += len({name.rpartition("#")[0] for name in refused} - documents)
+        facts["rejected_documents"] += len(
+            {name.rpartition("#")[0] for name in refused} - documents
+        )
     facts["documents_in_table"] = documents_in_table
     facts["doubled_chunk_ids"] = doubled
     passed = bool(
         facts["read_from_files"] == facts["documents"] == facts["chunked_documents"]
-        and facts["documents"] == documents_in_table + facts["empty_documents"] + facts["rejected_documents"]
+        and facts["documents"]
+        == documents_in_table + facts["empty_documents"] + facts["rejected_documents"]
         and facts["chunks"] == facts["embeddings"] == facts["table_rows"] + facts["rejected_texts"]
         and (facts["table_rows"] or not facts["rejected_texts"])
         and not doubled
@@ -163,19 +190,36 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     sentence = (
         f"{facts['documents']} documents ({facts['empty_documents']} empty) -> {facts['chunks']} chunks -> "
         f"{facts['embeddings']} embeddings -> {facts['table_rows']} rows of {facts['documents_in_table']} documents"
-        + (f"; refused by the provider: {facts['rejected_texts']}" if facts["rejected_texts"] else "")
+        + (
+            f"; refused by the provider: {facts['rejected_texts']}"
+            if facts["rejected_texts"]
+            else ""
+        )
     )
-    return Check("counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts)
+    return Check(
+        "counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts
+    )
 
 
 def _behind(context: StepContext, bucket: str) -> bool:
     """Whether a bucket's chunks were made from other documents than it holds now."""
-    documents, chunks = context.folder.documents.manifest(bucket), context.folder.chunks.manifest(bucket)
+    documents, chunks = (
+        context.folder.documents.manifest(bucket),
+        context.folder.chunks.manifest(bucket),
+    )
     return documents is None or chunks is None or chunks.inputs != documents.digest
 
 
-def _vectors_are_sound(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
-    facts = {"vectors": 0, "not_finite": 0, "zero": 0, "not_normalized": 0, "table_zero_or_not_finite": 0}
+def _vectors_are_sound(
+    context: StepContext, space: Space, codec: CodecChain, table: Table
+) -> Check:
+    facts = {
+        "vectors": 0,
+        "not_finite": 0,
+        "zero": 0,
+        "not_normalized": 0,
+        "table_zero_or_not_finite": 0,
+    }
     for bucket in context.spec.bucket_names:
         for batch in context.folder.embeddings.read(bucket, [VECTOR]):
             column = batch[VECTOR].drop_null()
@@ -188,8 +232,12 @@ def _vectors_are_sound(context: StepContext, space: Space, codec: CodecChain, ta
             if space.normalized:
                 facts["not_normalized"] += int((np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum())
     for batch in table.scan([VECTOR]):
-        if batch.num_rows and codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
-            codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
+        if (
+            batch.num_rows and codec.dtype != "binary"
+        ):  # of packed bits every pattern is sound, 0 too
+            codes = (
+                batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
+            )
             norms = np.linalg.norm(codes, axis=1)
             facts["table_zero_or_not_finite"] += int((~np.isfinite(norms) | (norms == 0)).sum())
     faults = {name: count for name, count in facts.items() if count and name != "vectors"}
@@ -217,12 +265,19 @@ def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, tab
         "codec": codec.dimensions,
         "table": width,
     }
-    return Check("dimensions_match", passed, f"model {space.dimensions}, table {width} ({codec.dtype})", facts)
+    return Check(
+        "dimensions_match",
+        passed,
+        f"model {space.dimensions}, table {width} ({codec.dtype})",
+        facts,
+    )
 
 
 def _space_is_one(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
     buckets = {
-        made.settings for bucket in context.spec.bucket_names if (made := context.folder.embeddings.manifest(bucket))
+        made.settings
+        for bucket in context.spec.bucket_names
+        if (made := context.folder.embeddings.manifest(bucket))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
     wanted = stored_space(space, codec).id

@@ -17,8 +17,12 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 MAX_POINTS = 50_000  # of 384 dimensions: UMAP takes 84 s of processor time, on one core; a browser draws them smoothly
-FEW = 40  # points that have no neighbourhoods to speak of: their two strongest directions are the map
-MAY_BE_PLACED = 1 / 3  # share of points that may stand beside neighbours without having been laid out
+FEW = (
+    40  # points that have no neighbourhoods to speak of: their two strongest directions are the map
+)
+MAY_BE_PLACED = (
+    1 / 3
+)  # share of points that may stand beside neighbours without having been laid out
 NEIGHBOURS = 15  # UMAP's own default
 BESIDE = 5  # known neighbours that a new point is put beside
 JITTER = 1e-4  # of the map's extent: UMAP cannot begin where points lie on one another
@@ -28,7 +32,9 @@ GENTLY, GENTLE_EPOCHS = 0.1, 100
 FALL_OFF = 0.03  # of cosine, by which a neighbour's pull falls to 1/e of the nearest one's
 BLOCK = 2_048  # rows compared with all known ones at a time: 400 MB for 50,000 known ones
 
-SCHEMA = pa.schema([("id", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("fitted", pa.bool_())])
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("x", pa.float32()), ("y", pa.float32()), ("fitted", pa.bool_())]
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ class Layout:
 
     def batch(self) -> pa.RecordBatch:
         """The layout as rows of SCHEMA."""
-        columns = [pa.array(self.ids, pa.string()), *(pa.array(self.xy[:, axis]) for axis in (0, 1))]
+        columns = [
+            pa.array(self.ids, pa.string()),
+            *(pa.array(self.xy[:, axis]) for axis in (0, 1)),
+        ]
         return pa.RecordBatch.from_arrays([*columns, pa.array(self.fitted)], schema=SCHEMA)
 
     @classmethod
@@ -51,7 +60,9 @@ class Layout:
         return cls(rows["id"].to_pylist(), xy, rows["fitted"].to_numpy())
 
 
-def layout(vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0) -> Layout:
+def layout(
+    vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0
+) -> Layout:
     """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; the same for the same arguments.
 
     `ids` are distinct and stand for what a point is: a changed text needs a new one. Points of `before` that are
@@ -70,7 +81,9 @@ def layout(vectors: Vectors, ids: Sequence[str], before: Layout | None = None, s
     if not needs_fit(ids, before):
         fitted = np.where(old, before.fitted[known], False)
         return Layout(list(ids), xy, fitted)
-    return Layout(list(ids), _aligned(_fitted(unit, xy, seed), xy, old), np.ones(len(ids), np.bool_))
+    return Layout(
+        list(ids), _aligned(_fitted(unit, xy, seed), xy, old), np.ones(len(ids), np.bool_)
+    )
 
 
 def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
@@ -99,7 +112,9 @@ def beside(vectors: Vectors, known: Vectors, xy: Vectors) -> Vectors:
         middle = (gaps * pulls[:, None, :]).sum(axis=2).argmin(axis=1)
         away = gaps[np.arange(len(gaps)), middle]
         pulls[away > np.median(away, axis=1, keepdims=True)] = 0
-        placed[first : first + BLOCK] = (pulls[:, :, None] * places).sum(axis=1) / pulls.sum(axis=1)[:, None]
+        placed[first : first + BLOCK] = (pulls[:, :, None] * places).sum(axis=1) / pulls.sum(
+            axis=1
+        )[:, None]
     return placed
 
 
@@ -114,7 +129,9 @@ def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
     plane = _plane(unit) if start is None else start
     if len(unit) < FEW:
         return plane
-    jitter = np.random.default_rng(seed).normal(scale=JITTER * (float(np.ptp(plane)) or 1.0), size=plane.shape)
+    jitter = np.random.default_rng(seed).normal(
+        scale=JITTER * (float(np.ptp(plane)) or 1.0), size=plane.shape
+    )
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -158,5 +175,7 @@ def _aligned(placed: Vectors, xy: Vectors, old: NDArray[np.bool_]) -> Vectors:
 
 def _unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors, np.float32), where=lengths > 0)
+    unit: Vectors = np.divide(
+        vectors, lengths, out=np.zeros_like(vectors, np.float32), where=lengths > 0
+    )
     return unit

@@ -50,16 +50,23 @@ class _Points:
         return [digest(name.encode(), text.encode()).hex() for name, text in pairs]
 
 
-def map_of(warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress) -> dict[str, Any]:
+def map_of(
+    warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress
+) -> dict[str, Any]:
     """The map as JSON values: places, texts, columns to colour by, queries; lists run over the points."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
     points = _read(table, release, codec, progress)
     placed = _placed(folder, release, points, progress)
     columns = [
-        _column(name, release.spec.source.metadata_types[name], found) for name, found in points.metadata.items()
+        _column(name, release.spec.source.metadata_types[name], found)
+        for name, found in points.metadata.items()
     ]
-    lengths = {"name": "length of the text", "kind": "numbers", "values": [len(text) for text in points.texts]}
+    lengths = {
+        "name": "length of the text",
+        "kind": "numbers",
+        "values": [len(text) for text in points.texts],
+    }
     return {
         "rows": release.rows,
         "x": _rounded(placed.xy[:, 0]),
@@ -67,7 +74,9 @@ def map_of(warehouse: Warehouse, release: Release, codec: CodecChain, progress: 
         "texts": [_cut(text) for text in points.texts],
         "documents": points.document_ids,
         "columns": [column for column in columns if column is not None] + [lengths],
-        "left_out": [name for name, column in zip(points.metadata, columns, strict=True) if column is None],
+        "left_out": [
+            name for name, column in zip(points.metadata, columns, strict=True) if column is None
+        ],
         "queries": _queries(warehouse, folder, release, points, placed.xy),
     }
 
@@ -83,14 +92,18 @@ def _read(table: Table, release: Release, codec: CodecChain, progress: Progress)
     for batch in table.scan(wanted, version=release.version):
         done += batch.num_rows
         progress.update("report", done, release.rows, "rows")
-        chosen = batch.filter(pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_()))
+        chosen = batch.filter(
+            pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_())
+        )
         if chosen.num_rows:
             codes = chosen[VECTOR].flatten().to_numpy().reshape(chosen.num_rows, -1)
             parts.append(codec.decode(codes))
             for name, values in rows.items():
                 values += chosen[name].to_pylist()
     metadata = {name: rows[name] for name in names}
-    return _Points(rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata)
+    return _Points(
+        rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata
+    )
 
 
 def _limit(table: Table, release: Release) -> int:
@@ -98,7 +111,9 @@ def _limit(table: Table, release: Release) -> int:
     if release.rows <= MAX_POINTS:
         return 1 << 64
     batches = table.scan(["chunk_id"], version=release.version)
-    ranks = np.fromiter((_rank(name) for batch in batches for name in batch["chunk_id"].to_pylist()), np.uint64)
+    ranks = np.fromiter(
+        (_rank(name) for batch in batches for name in batch["chunk_id"].to_pylist()), np.uint64
+    )
     return int(np.partition(ranks, MAX_POINTS - 1)[MAX_POINTS - 1])
 
 
@@ -106,7 +121,9 @@ def _rank(chunk_id: str) -> int:
     return int.from_bytes(digest(chunk_id.encode())[:8], "little")
 
 
-def _placed(folder: PipelineFolder, release: Release, points: _Points, progress: Progress) -> Layout:
+def _placed(
+    folder: PipelineFolder, release: Release, points: _Points, progress: Progress
+) -> Layout:
     """Where the points are: where they were before, as far as that is known. The layout is kept for the next map."""
     path = folder.folder / "maps" / f"{release.space.compressed(None).id[:16]}.parquet"
     before, ids = _kept(path), points.ids
@@ -140,7 +157,12 @@ def _column(name: str, kind: str, values: Sequence[Any]) -> dict[str, Any] | Non
         return None
     codes = {word: code for code, word in enumerate(kinds)}
     names = kinds + (["other"] if len(counts) > KINDS else [])
-    return {"name": name, "kind": "kinds", "names": names, "codes": [codes.get(word, KINDS) for word in spoken]}
+    return {
+        "name": name,
+        "kind": "kinds",
+        "names": names,
+        "codes": [codes.get(word, KINDS) for word in spoken],
+    }
 
 
 def _spoken(value: Any) -> str:

@@ -70,7 +70,9 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     path = warehouse.root / "reports" / f"{name}.html"
     _replace(path, page)
     points, queries = len(shown["x"]), len(shown["queries"]["x"])
-    return Report(path, name, release.number, release.rows, points, queries, list(pictures), len(page))
+    return Report(
+        path, name, release.number, release.rows, points, queries, list(pictures), len(page)
+    )
 
 
 def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
@@ -95,7 +97,10 @@ def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
 
 def spectrum(codec: CodecChain) -> tuple[Any, int | None]:
     """The share of energy of every principal direction, float32[d], and how many the codec keeps; None without PCA."""
-    return next(((part.spectrum, part.dimensions) for part in codec.codecs if isinstance(part, PcaCodec)), (None, None))
+    return next(
+        ((part.spectrum, part.dimensions) for part in codec.codecs if isinstance(part, PcaCodec)),
+        (None, None),
+    )
 
 
 def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
@@ -103,7 +108,10 @@ def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[st
     kept = [str(entry.number) for entry in read_releases(folder).releases]
     stored, plain = codec.bytes_per_vector, 4 * space.dimensions
     chain = described(
-        [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in spec.compression]
+        [
+            {"kind": choice.kind, **choice.model_dump(exclude_defaults=True)}
+            for choice in spec.compression
+        ]
     )
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
     prompts = ", ".join(f"{role}: {prompt!r}" for role, prompt in space.prompts.items() if prompt)
@@ -132,17 +140,26 @@ def _measures(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[st
     before = last.get("measures", {})
     required, now = release.spec.evaluation.require, release.measures
     names = [name for name in (*MEASURES, *now) if name in now or name in required]
-    rows = [_measure(name, now.get(name), before.get(name), required.get(name)) for name in dict.fromkeys(names)]
+    rows = [
+        _measure(name, now.get(name), before.get(name), required.get(name))
+        for name in dict.fromkeys(names)
+    ]
     return {"rows": rows, "missing": [name for name in MEASURES if name not in now]}
 
 
-def _measure(name: str, now: float | None, before: float | None, required: float | None) -> dict[str, Any]:
+def _measure(
+    name: str, now: float | None, before: float | None, required: float | None
+) -> dict[str, Any]:
     better, what = MEASURES.get(name, ("", ""))
     up = better == HIGHER
     change = now - before if now is not None and before is not None else None
     slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
     verdict = "" if slight or not better else "better" if ((change or 0.0) > 0) == up else "worse"
-    met = None if required is None else now is not None and (now >= required if up else now <= required)
+    met = (
+        None
+        if required is None
+        else now is not None and (now >= required if up else now <= required)
+    )
     bound = "" if required is None else f"{'≥' if up else '≤'} {_figure(required)}"
     return {
         "name": name,
@@ -163,7 +180,10 @@ def _figure(value: float | None) -> str:
 
 def _checks(release: Release) -> list[dict[str, Any]]:
     said = STRUCTURE | {name: sentence for name, (_, sentence) in CHECKS.items()}
-    return [{"name": name, "passed": passed, "what": said.get(name, "")} for name, passed in release.checks.items()]
+    return [
+        {"name": name, "passed": passed, "what": said.get(name, "")}
+        for name, passed in release.checks.items()
+    ]
 
 
 def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -171,7 +191,14 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if tuning is None:
         return None
     shown = [point for point in tuning["points"] if point.get("on_front") or point.get("chosen")]
-    names = ("recall_at_10", "lower_bound", "held_out_recall", "held_out_lower_bound", "p50_ms", "p95_ms")
+    names = (
+        "recall_at_10",
+        "lower_bound",
+        "held_out_recall",
+        "held_out_lower_bound",
+        "p50_ms",
+        "p95_ms",
+    )
     rows = [
         {
             "chain": described(point["compression"]),
@@ -186,7 +213,11 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _shown(picture: bytes | None) -> str | None:
-    return None if picture is None else f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+    return (
+        None
+        if picture is None
+        else f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
+    )
 
 
 def _render(**values: Any) -> bytes:
@@ -194,8 +225,14 @@ def _render(**values: Any) -> bytes:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "ensure_ascii": False,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
 

@@ -20,24 +20,35 @@ def described(compression: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _words(options: Mapping[str, Any]) -> list[str]:
-    return [f"{value}" if name in ("kind", "dimensions") else f"{name} {value}" for name, value in options.items()]
+    return [
+        f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
+        for name, value in options.items()
+    ]
 
 
 def searched(point: Point) -> str:
     """Its index and how much is refined: `sq ×2`; empty if the point does not say."""
     index, refine = point.get("index"), point.get("refine")
     return " ".join(
-        [*(["no index" if index == "none" else index] if index else []), *([f"×{refine}"] if refine else [])]
+        [
+            *(["no index" if index == "none" else index] if index else []),
+            *([f"×{refine}"] if refine else []),
+        ]
     )
 
 
 def draw_sizes(axes: "Axes", tuning: Mapping[str, Any] | None) -> bool:
     """Bytes a vector against recall; bars reach down to the lower bound. False if nothing was measured."""
-    points = [point for point in (tuning or {}).get("points", ()) if point.get("recall_at_10") is not None]
+    points = [
+        point for point in (tuning or {}).get("points", ()) if point.get("recall_at_10") is not None
+    ]
     if not points:
         return False
     assert tuning
-    front = sorted((point for point in points if point.get("on_front")), key=lambda point: point["bytes_per_vector"])
+    front = sorted(
+        (point for point in points if point.get("on_front")),
+        key=lambda point: point["bytes_per_vector"],
+    )
     for chosen, colour, label, size in (
         ([point for point in points if not point.get("on_front")], OTHER, "measured", 3.5),
         (front, FRONT, "on the Pareto front", 5.5),
@@ -46,10 +57,25 @@ def draw_sizes(axes: "Axes", tuning: Mapping[str, Any] | None) -> bool:
     axes.plot(*_steps(front), color=FRONT, linewidth=0.9, alpha=0.5)
     for point in (point for point in points if point.get("chosen")):
         place = (point["bytes_per_vector"], point["recall_at_10"])
-        axes.plot(*place, "*", color=CHOSEN, markersize=16, label="chosen", zorder=5, markeredgecolor="white")
+        axes.plot(
+            *place,
+            "*",
+            color=CHOSEN,
+            markersize=16,
+            label="chosen",
+            zorder=5,
+            markeredgecolor="white",
+        )
     _label_apart(axes, sorted(front, key=lambda point: not point.get("chosen")))
     if tuning.get("floor") is not None:
-        axes.axhline(tuning["floor"], color=CHOSEN, linewidth=0.9, linestyle=(0, (4, 3)), label="floor", zorder=1)
+        axes.axhline(
+            tuning["floor"],
+            color=CHOSEN,
+            linewidth=0.9,
+            linestyle=(0, (4, 3)),
+            label="floor",
+            zorder=1,
+        )
     axes.set_xscale("log")
     _plain_sizes(axes, [point["bytes_per_vector"] for point in points])
     axes.set(xlabel="bytes a vector", ylabel="recall@10 against exact search")
@@ -63,7 +89,8 @@ def _with_bars(axes: "Axes", points: Sequence[Point], colour: str, label: str, s
     recalls = [point["recall_at_10"] for point in points]
     bounds = [point.get("lower_bound") for point in points]
     down = [
-        max(0.0, recall - (recall if bound is None else bound)) for recall, bound in zip(recalls, bounds, strict=True)
+        max(0.0, recall - (recall if bound is None else bound))
+        for recall, bound in zip(recalls, bounds, strict=True)
     ]
     axes.errorbar(
         [point["bytes_per_vector"] for point in points],

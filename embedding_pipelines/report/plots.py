@@ -103,9 +103,15 @@ def _with_expenses(releases: Sequence[Line]) -> list[Line]:
     """Each release with what it took itself: the history holds what the pipeline has spent in its life."""
     found: list[Line] = []
     for before, now in zip([{}, *releases], releases, strict=False):
-        tokens, seconds, usd = (_grown(before, now, name) for name in ("embedded_tokens", "provider_seconds", "usd"))
+        tokens, seconds, usd = (
+            _grown(before, now, name) for name in ("embedded_tokens", "provider_seconds", "usd")
+        )
         found.append(
-            {**now, "tokens_per_second": tokens / seconds if seconds else None, "usd": usd if tokens else None}
+            {
+                **now,
+                "tokens_per_second": tokens / seconds if seconds else None,
+                "usd": usd if tokens else None,
+            }
         )
     return found
 
@@ -124,7 +130,13 @@ def _variance(axes: "Axes", spectrum: NDArray[np.float32] | None, dimensions: in
     axes.fill_between(range(len(shares)), shares, color=COLOURS[0], alpha=0.08, linewidth=0)
     if dimensions is not None and 0 < dimensions < len(shares):
         kept = float(shares[dimensions])
-        axes.plot([dimensions, dimensions, 0], [0, kept, kept], color=PALE, linewidth=0.9, linestyle=(0, (3, 2)))
+        axes.plot(
+            [dimensions, dimensions, 0],
+            [0, kept, kept],
+            color=PALE,
+            linewidth=0.9,
+            linestyle=(0, (3, 2)),
+        )
         axes.plot([dimensions], [kept], "o", color=COLOURS[1], markersize=6)
         right = dimensions < len(spectrum) * 0.6
         axes.annotate(
@@ -135,7 +147,12 @@ def _variance(axes: "Axes", spectrum: NDArray[np.float32] | None, dimensions: in
             ha="left" if right else "right",
             color=INK,
         )
-    axes.set(xlim=(0, len(spectrum)), ylim=(0, 1.03), xlabel="principal directions", ylabel="share of squared length")
+    axes.set(
+        xlim=(0, len(spectrum)),
+        ylim=(0, 1.03),
+        xlabel="principal directions",
+        ylabel="share of squared length",
+    )
     axes.yaxis.set_major_formatter(_percent())
     return True
 
@@ -146,9 +163,20 @@ def _over_releases(title: str, releases: Sequence[Line]) -> "Callable[[Axes], bo
     def draw(axes: "Axes") -> bool:
         drawn = 0
         for colour, (name, label) in zip(COLOURS, LINES[title].items(), strict=False):
-            found = [(line["release"], value) for line in releases if (value := _value(line, name)) is not None]
+            found = [
+                (line["release"], value)
+                for line in releases
+                if (value := _value(line, name)) is not None
+            ]
             if len(found) > 1 and (title != COST or any(value for _, value in found)):
-                axes.plot(*zip(*found, strict=True), "o-", color=colour, linewidth=1.6, markersize=4.5, label=label)
+                axes.plot(
+                    *zip(*found, strict=True),
+                    "o-",
+                    color=colour,
+                    linewidth=1.6,
+                    markersize=4.5,
+                    label=label,
+                )
                 drawn += 1
         _mark_changes(axes, releases)
         axes.set(xlabel="release", ylabel=AXES[title])
@@ -156,7 +184,13 @@ def _over_releases(title: str, releases: Sequence[Line]) -> "Callable[[Axes], bo
         if title != RECALL:
             axes.set_ylim(bottom=0)
         if drawn > 1:
-            axes.legend(frameon=False, labelcolor=INK, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+            axes.legend(
+                frameon=False,
+                labelcolor=INK,
+                loc="lower center",
+                bbox_to_anchor=(0.5, 1.0),
+                ncols=2,
+            )
         return drawn > 0
 
     return draw
@@ -171,12 +205,24 @@ def _value(line: Line, name: str) -> float | None:
 def _mark_changes(axes: "Axes", releases: Sequence[Line]) -> None:
     """A thin line where vectors began to come from another model or another compression."""
     for before, now in itertools.pairwise(releases):
-        changed = [word for name, word in (("space", "model"), ("codec", "compression")) if before[name] != now[name]]
+        changed = [
+            word
+            for name, word in (("space", "model"), ("codec", "compression"))
+            if before[name] != now[name]
+        ]
         if changed:
             between, bottom = (before["release"] + now["release"]) / 2, axes.get_xaxis_transform()
             axes.axvline(between, color=PALE, linewidth=0.9, linestyle=(0, (1, 2)))
             words = f"new {changed[0]}"
-            axes.annotate(words, (between, 0.02), xycoords=bottom, fontsize=7.5, color=PALE, rotation=90, ha="right")
+            axes.annotate(
+                words,
+                (between, 0.02),
+                xycoords=bottom,
+                fontsize=7.5,
+                color=PALE,
+                rotation=90,
+                ha="right",
+            )
 
 
 def _sheet(inches: tuple[float, float]) -> "tuple[Figure, Axes]":
@@ -197,7 +243,12 @@ def _sheet(inches: tuple[float, float]) -> "tuple[Figure, Axes]":
 
 def _picture(figure: "Figure", form: Form) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=144, metadata={"Date": None} if form == "svg" else {"Software": None})
+    figure.savefig(
+        buffer,
+        format=form,
+        dpi=144,
+        metadata={"Date": None} if form == "svg" else {"Software": None},
+    )
     return buffer.getvalue()
 
 

@@ -61,7 +61,9 @@ class Source(Choice):
     path: Names
     id: str | None = None
     text: Names = ("text",)
-    metadata: dict[str, str] = Field(default={})  # column in the file -> a key of schemas.METADATA_TYPES
+    metadata: dict[str, str] = Field(
+        default={}
+    )  # column in the file -> a key of schemas.METADATA_TYPES
     max_rejected: int | float = 0.01  # a whole number of rows, or a fraction of all rows
 
     @field_validator("path", "text")
@@ -76,7 +78,9 @@ class Source(Choice):
     def _globs_are_whole(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             if any("**" in part and part != "**" for part in entry.split("/")):
-                raise ValueError(f"in {entry!r}, '**' must stand alone between slashes, as in 'data/**/*.csv'")
+                raise ValueError(
+                    f"in {entry!r}, '**' must stand alone between slashes, as in 'data/**/*.csv'"
+                )
         return value
 
     @field_validator("id")
@@ -112,7 +116,9 @@ class Source(Choice):
                     "or give it another name in the file"
                 )
             if name in taken:
-                raise ValueError(f"{taken[name]!r} and {path!r} would both be column {name!r}; leave one out")
+                raise ValueError(
+                    f"{taken[name]!r} and {path!r} would both be column {name!r}; leave one out"
+                )
             taken[name] = path
         return value
 
@@ -130,7 +136,9 @@ class Source(Choice):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise ValueError(problem)
         if isinstance(value, float) and value > 1:
-            raise ValueError(f"a fraction of rows is at most 1.0, not {value!r}; write a whole number for rows")
+            raise ValueError(
+                f"a fraction of rows is at most 1.0, not {value!r}; write a whole number for rows"
+            )
         return value
 
     @property
@@ -151,7 +159,9 @@ class Source(Choice):
 
     def allows(self, rejected: int, total: int) -> bool:
         """Whether `rejected` of `total` records (documents and rejections together) may be refused."""
-        limit = self.max_rejected if isinstance(self.max_rejected, int) else self.max_rejected * total
+        limit = (
+            self.max_rejected if isinstance(self.max_rejected, int) else self.max_rejected * total
+        )
         return rejected <= limit
 
     def files(self, home: Path) -> list[SourceFile]:

@@ -40,7 +40,10 @@ def documents(
     file, whose name is then its id.
     """
     refused: Reasons = {}
-    strings = {name: _strings(name, values[name], encoding, refused) for name in (*_ids(source), *source.text)}
+    strings = {
+        name: _strings(name, values[name], encoding, refused)
+        for name in (*_ids(source), *source.text)
+    }
     if source.id is not None:
         ids = strings[source.id]
         empty = pc.fill_null(pc.equal(ids, ""), True)
@@ -50,7 +53,10 @@ def documents(
         ids = pa.array([file.name])
     else:
         ids = pc.binary_join_element_wise(file.name, pc.cast(rows, pa.string()), ":")
-    metadata = [_convert(path, values[path], kind, encoding, refused) for path, kind in source.metadata.items()]
+    metadata = [
+        _convert(path, values[path], kind, encoding, refused)
+        for path, kind in source.metadata.items()
+    ]
     text = _joined([strings[name] for name in source.text])
     columns = [ids, text, pa.repeat(file.name, len(rows)), rows, *metadata]
     batch = pa.record_batch(columns, schema=source.schema)
@@ -75,7 +81,9 @@ def _joined(parts: list[pa.Array]) -> pa.Array:
     joined, *others = [pc.fill_null(part, "") for part in parts]
     for other in others:
         both = pc.binary_join_element_wise(joined, other, "\n")
-        joined = pc.if_else(pc.equal(other, ""), joined, pc.if_else(pc.equal(joined, ""), other, both))
+        joined = pc.if_else(
+            pc.equal(other, ""), joined, pc.if_else(pc.equal(joined, ""), other, both)
+        )
     return joined
 
 
@@ -114,7 +122,9 @@ def _convert(name: str, array: pa.Array, kind: str, encoding: str, refused: Reas
         array = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
     casts = {"timestamp": _timestamps, "list[string]": _lists}
     cast = casts.get(kind, lambda part: pc.cast(part, target))
-    return _each(array, target, cast, lambda value: f"column {name!r} is {_show(value)}, not {kind}", refused)
+    return _each(
+        array, target, cast, lambda value: f"column {name!r} is {_show(value)}, not {kind}", refused
+    )
 
 
 def _each(
@@ -165,7 +175,9 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _show(value: pa.Scalar) -> str:

@@ -18,7 +18,13 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.sources.columns import documents
 from embedding_pipelines.sources.csv_records import LongLineError, Records, Unclosed, split
-from embedding_pipelines.sources.text import COMPRESSED, MAX_RECORD_BYTES, Text, TextSource, open_text
+from embedding_pipelines.sources.text import (
+    COMPRESSED,
+    MAX_RECORD_BYTES,
+    Text,
+    TextSource,
+    open_text,
+)
 
 _LIKELY_DELIMITERS = ";\t|,"
 
@@ -39,7 +45,9 @@ class Csv(TextSource):
     @classmethod
     def _is_one_character(cls, value: str | None) -> str | None:
         if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n'):
-            raise ValueError(f"{value!r} cannot separate cells; use one ASCII character such as ';' or a tab")
+            raise ValueError(
+                f"{value!r} cannot separate cells; use one ASCII character such as ';' or a tab"
+            )
         return value
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
@@ -72,7 +80,9 @@ class Csv(TextSource):
     ) -> tuple[list[str] | None, Records | Unclosed]:
         """Column names and what follows them; None while there were only empty lines."""
         if isinstance(found, Unclosed):
-            raise SourceError(f"{text.file.name}:{found.line}: a quote in the header is not closed. Close it.")
+            raise SourceError(
+                f"{text.file.name}:{found.line}: a quote in the header is not closed. Close it."
+            )
         if not len(found.starts):
             return None, found
         line = int(found.lines[0])
@@ -84,20 +94,30 @@ class Csv(TextSource):
                 f"{text.file.name}:{line}: the header is not valid {text.encoding}. Set source.encoding."
             ) from error
         except csv.Error as error:
-            raise SourceError(f"{text.file.name}:{line}: the header is not CSV ({error}). Mend it.") from error
+            raise SourceError(
+                f"{text.file.name}:{line}: the header is not CSV ({error}). Mend it."
+            ) from error
         self._check(names, f"{text.file.name}:{line}", delimiter)
         cut = int(found.starts[1]) if len(found.starts) > 1 else len(found.data)
-        return names, Records(found.data[cut:], found.starts[1:] - cut, found.ends[1:] - cut, found.lines[1:])
+        return names, Records(
+            found.data[cut:], found.starts[1:] - cut, found.ends[1:] - cut, found.lines[1:]
+        )
 
     def _check(self, names: list[str], where: str, delimiter: str) -> None:
         count = Counter(names)
         for column in self.columns:
             if not count[column]:
-                likely = [other for other in _LIKELY_DELIMITERS if len(names) == 1 and other in names[0]]
-                hint = f" Is the delimiter {likely[0]!r}? Then set source.delimiter." if likely else ""
+                likely = [
+                    other for other in _LIKELY_DELIMITERS if len(names) == 1 and other in names[0]
+                ]
+                hint = (
+                    f" Is the delimiter {likely[0]!r}? Then set source.delimiter." if likely else ""
+                )
                 raise self.missing(where, column, names, hint)
             if count[column] > 1:
-                raise SourceError(f"{where}: {count[column]} columns are named {column!r}. Rename all but one.")
+                raise SourceError(
+                    f"{where}: {count[column]} columns are named {column!r}. Rename all but one."
+                )
 
     def _documents(
         self, found: Records, names: list[str], text: Text, delimiter: str, log: ReadLog
@@ -108,7 +128,9 @@ class Csv(TextSource):
         ragged: dict[int, str] = {}
 
         def refuse(row: pa.csv.InvalidRow) -> str:
-            ragged[row.number - 1] = f"expected {row.expected_columns} columns, got {row.actual_columns}"
+            ragged[row.number - 1] = (
+                f"expected {row.expected_columns} columns, got {row.actual_columns}"
+            )
             return "skip"
 
         wanted = [names.index(column) for column in self.columns]
@@ -123,19 +145,30 @@ class Csv(TextSource):
         for at, reason in ragged.items():
             log.reject(Rejection(text.file.name, int(found.lines[at]), reason, raw(at)))
         kept = np.delete(np.arange(len(found.starts)), list(ragged))
-        if (table.num_rows if table else 0) != len(kept):  # Arrow and `split` must agree on what a record is
+        if (table.num_rows if table else 0) != len(
+            kept
+        ):  # Arrow and `split` must agree on what a record is
             raise SourceError(
                 f"{text.file.name}: lines {found.lines[0]} to {found.lines[-1]} hold {len(kept)} records, "
                 f"but not as many were parsed. Please report this file as a bug."
             )
         if table and len(kept):
-            values = {name: _array(table.column(str(at))) for name, at in zip(self.columns, wanted, strict=True)}
+            values = {
+                name: _array(table.column(str(at)))
+                for name, at in zip(self.columns, wanted, strict=True)
+            }
             rows = pa.array(found.lines[kept])
-            yield from documents(self, text.file, values, rows, lambda at: raw(kept[at]), log, text.encoding)
+            yield from documents(
+                self, text.file, values, rows, lambda at: raw(kept[at]), log, text.encoding
+            )
 
 
 def _parse(
-    data: bytes, delimiter: str, width: int, wanted: list[int], refuse: Callable[[pa.csv.InvalidRow], str]
+    data: bytes,
+    delimiter: str,
+    width: int,
+    wanted: list[int],
+    refuse: Callable[[pa.csv.InvalidRow], str],
 ) -> pa.Table:
     """The wanted of `width` columns as binary; a column is named by its position."""
     return pa.csv.read_csv(
@@ -145,7 +178,9 @@ def _parse(
             block_size=len(data) + 1,
             column_names=[str(at) for at in range(width)],
         ),
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
+        ),
         convert_options=pa.csv.ConvertOptions(
             include_columns=[str(at) for at in wanted],
             column_types={str(at): pa.binary() for at in wanted},

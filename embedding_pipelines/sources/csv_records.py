@@ -74,7 +74,9 @@ class _Cutter:
         self.delimiter = ord(delimiter)
         self.record = re.compile(b"(" + cell + b"(?:" + escaped + cell + b")*+)" + _LINE_END)
         # A quoted cell that goes on behind its closing quote; only over several lines is that a stray.
-        self.stray = re.compile(b"(?:" + cell + escaped + b")*+(" + _QUOTED + b')(?=[^"\r\n' + escaped + b"])")
+        self.stray = re.compile(
+            b"(?:" + cell + escaped + b")*+(" + _QUOTED + b')(?=[^"\r\n' + escaped + b"])"
+        )
         self.line_end = re.compile(_LINE_END)
         self.line = 1  # of the next record
 
@@ -121,7 +123,9 @@ class _Cutter:
         after = limits[codes[(closing + 1) % len(codes)]] | (closing + 1 == len(codes))
         return bool(before.all() and after.all())
 
-    def _by_cells(self, data: bytes, at: int, final: bool) -> Generator[Records | Unclosed, None, bytes]:
+    def _by_cells(
+        self, data: bytes, at: int, final: bool
+    ) -> Generator[Records | Unclosed, None, bytes]:
         """Slower, for stray quotes: cell by cell, and past a quote that is not closed."""
         first = at  # of the bytes since the last stray quote
         kept: list[bytes] = []

@@ -84,7 +84,9 @@ class Fields:
         def raw(at: int) -> bytes:
             return self.raw(origins[at])
 
-        yield from documents(self.source, self.file, values, rows, raw, self.log, whole_file=self.whole_file)
+        yield from documents(
+            self.source, self.file, values, rows, raw, self.log, whole_file=self.whole_file
+        )
 
     def finish(self) -> Iterator[pa.RecordBatch]:
         """Yields the rest. Raises SourceError if a field stands in no record of the file."""
@@ -130,5 +132,11 @@ def _check_characters(value: str) -> None:
 
 
 def _name(value: Any) -> str:
-    names = {bool: "a boolean", type(None): "null", dict: "an object", list: "a list", str: "a string"}
+    names = {
+        bool: "a boolean",
+        type(None): "null",
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+    }
     return names.get(type(value), "a number")

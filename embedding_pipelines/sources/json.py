@@ -15,7 +15,13 @@ from pydantic import field_validator
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
-from embedding_pipelines.sources.text import COMPRESSED, MAX_RECORD_BYTES, Text, TextSource, open_text
+from embedding_pipelines.sources.text import (
+    COMPRESSED,
+    MAX_RECORD_BYTES,
+    Text,
+    TextSource,
+    open_text,
+)
 
 _READ_BYTES = 64 * 2**10  # an error in the JSON is located within this much
 _BROKEN = "\ufdd0"  # stands for bytes that do not decode; Unicode keeps it out of interchanged text
@@ -36,7 +42,9 @@ class Json(TextSource):
     @classmethod
     def _is_a_path(cls, value: str | None) -> str | None:
         if value is not None and not all(value.split(".")):
-            raise ValueError(f"{value!r} is no path to an array; write field names with dots, e.g. data.items")
+            raise ValueError(
+                f"{value!r} is no path to an array; write field names with dots, e.g. data.items"
+            )
         return value
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
@@ -77,7 +85,11 @@ class Json(TextSource):
         except ijson.JSONError as error:
             start = max(0, stream.position - _READ_BYTES)
             what = str(error).splitlines()[0]
-            hint = " Is it JSON Lines? Then set source.kind to jsonl." if "trailing garbage" in what else ""
+            hint = (
+                " Is it JSON Lines? Then set source.kind to jsonl."
+                if "trailing garbage" in what
+                else ""
+            )
             raise SourceError(
                 f"{stream.file.name}: not valid JSON after record {number}, between bytes {start} and "
                 f"{stream.position} ({what}). Mend the file.{hint}"
@@ -93,8 +105,14 @@ class Json(TextSource):
             if prefix == "" and event == "map_key":
                 keys.append(value)
         found = ", ".join(map(repr, keys[:20])) or "none"
-        wanted = f"no array at {start!r}; the top level has the fields {found}" if start else "no array or object"
-        raise SourceError(f"{text.file.name}: {wanted}. Set source.records to the path of an array.")
+        wanted = (
+            f"no array at {start!r}; the top level has the fields {found}"
+            if start
+            else "no array or object"
+        )
+        raise SourceError(
+            f"{text.file.name}: {wanted}. Set source.records to the path of an array."
+        )
 
 
 class _Stream:

@@ -12,7 +12,13 @@ import pyarrow as pa
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
-from embedding_pipelines.sources.text import COMPRESSED, MAX_RECORD_BYTES, Text, TextSource, open_text
+from embedding_pipelines.sources.text import (
+    COMPRESSED,
+    MAX_RECORD_BYTES,
+    Text,
+    TextSource,
+    open_text,
+)
 
 
 class Jsonl(TextSource):

@@ -27,19 +27,27 @@ class Parquet(Source):
             with pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
                 yield from self._batches(opened, file, log)
         except FileNotFoundError as error:
-            raise SourceError(f"{file.name}: the file is gone. Put it back, or run again.") from error
+            raise SourceError(
+                f"{file.name}: the file is gone. Put it back, or run again."
+            ) from error
         except PermissionError as error:
-            raise SourceError(f"{file.name}: permission denied. Let this user read the file.") from error
+            raise SourceError(
+                f"{file.name}: permission denied. Let this user read the file."
+            ) from error
         except (OSError, pa.ArrowInvalid) as error:
             raise SourceError(
                 f"{file.name}: not a whole Parquet file ({error}). Put a whole copy in its place."
             ) from error
 
-    def _batches(self, opened: pq.ParquetFile, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self, opened: pq.ParquetFile, file: SourceFile, log: ReadLog
+    ) -> Iterator[pa.RecordBatch]:
         self._check(opened.schema_arrow, file)
         first = 1
         size = _batch_rows(opened, self.columns)
-        for batch in opened.iter_batches(batch_size=size, columns=list(self.columns), use_threads=False):
+        for batch in opened.iter_batches(
+            batch_size=size, columns=list(self.columns), use_threads=False
+        ):
             rows = pa.array(range(first, first + batch.num_rows), pa.int64())
             first += batch.num_rows
             values = {path: _column(batch, path) for path in self.columns}

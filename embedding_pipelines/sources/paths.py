@@ -25,7 +25,9 @@ class SourceFile:
     path: Path
     size_bytes: int
     mtime_ns: int
-    ctime_ns: int = 0  # when the file system last changed the file or its name; nobody can set it back
+    ctime_ns: int = (
+        0  # when the file system last changed the file or its name; nobody can set it back
+    )
 
     @property
     def stamp(self) -> tuple[int, ...]:
@@ -36,10 +38,14 @@ class SourceFile:
 def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
     """Files of all entries, sorted by name, each once. Raises SourceError if an entry has none."""
     home = Path(os.path.abspath(home))
-    produced = warehouse_folder(home)  # what the pipelines made is no source, even where a folder holds it
+    produced = warehouse_folder(
+        home
+    )  # what the pipelines made is no source, even where a folder holds it
     found: dict[str, SourceFile] = {}
     for entry in entries:
-        paths = (path for path in _expand(entry, home, suffixes) if not path.is_relative_to(produced))
+        paths = (
+            path for path in _expand(entry, home, suffixes) if not path.is_relative_to(produced)
+        )
         matches = [_source_file(path, home) for path in paths]
         if not matches:
             raise _nothing(entry, home, suffixes)
@@ -110,7 +116,9 @@ def _source_file(path: Path, home: Path) -> SourceFile:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise SourceError(f"{os.fsencode(path)!r}: the file's name is not valid UTF-8; rename it.") from error
+        raise SourceError(
+            f"{os.fsencode(path)!r}: the file's name is not valid UTF-8; rename it."
+        ) from error
     status = path.stat()
     return SourceFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 

@@ -24,7 +24,9 @@ BLOCK_BYTES = 4 * 2**20
 MAX_RECORD_BYTES = 32 * 2**20  # memory is bounded: a longer record is not read
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 
-_JUDGED_BYTES = 16 * 2**20  # after the first byte that is not UTF-8, the encoding is judged on this much
+_JUDGED_BYTES = (
+    16 * 2**20
+)  # after the first byte that is not UTF-8, the encoding is judged on this much
 _ESCAPED = 0xDC00  # byte b that does not decode becomes the lone surrogate U+DC00 + b
 _ESCAPES = re.compile(f"([{chr(_ESCAPED)}-{chr(_ESCAPED + 0xFF)}]+)")
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
@@ -34,7 +36,9 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be"),
 )
-_WITHOUT_MARK = {name: codec for _, name, codec in reversed(_MARKS)}  # little-endian, as Python takes it
+_WITHOUT_MARK = {
+    name: codec for _, name, codec in reversed(_MARKS)
+}  # little-endian, as Python takes it
 
 
 class TextSource(Source):
@@ -51,7 +55,9 @@ class TextSource(Source):
             "".encode(value)  # LookupError also for codecs that are not text, such as base64
             return codecs.lookup(value).name
         except (LookupError, UnicodeError):
-            raise ValueError(f"{value!r} is no text encoding; use auto, utf-8, utf-16, cp1252 …") from None
+            raise ValueError(
+                f"{value!r} is no text encoding; use auto, utf-8, utf-16, cp1252 …"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ class Text:
 
     def blocks(self) -> Iterator[bytes]:
         """UTF-8 in blocks of about BLOCK_BYTES that may end anywhere, even within a character."""
-        decoder = None if self.codec == "utf-8" else codecs.getincrementaldecoder(self.codec)(_ESCAPE)
+        decoder = (
+            None if self.codec == "utf-8" else codecs.getincrementaldecoder(self.codec)(_ESCAPE)
+        )
         skip = self.skip
         for block in _bytes(self.file):
             start, skip = min(skip, len(block)), max(0, skip - len(block))
@@ -86,7 +94,9 @@ class Text:
             return record
         parts = _ESCAPES.split(record.decode("utf-8", "surrogatepass"))
         return b"".join(
-            bytes(ord(character) - _ESCAPED for character in part) if at % 2 else part.encode(self.codec)
+            bytes(ord(character) - _ESCAPED for character in part)
+            if at % 2
+            else part.encode(self.codec)
             for at, part in enumerate(parts)
         )
 
@@ -124,9 +134,13 @@ def _judge(file: SourceFile, log: ReadLog) -> tuple[str, str]:
     else:
         bad += len(decoder.decode(b"", final=True))
     if good >= bad:
-        log.notes.append(f"{file.name}: UTF-8, but at least {bad} bytes are not; their records are refused")
+        log.notes.append(
+            f"{file.name}: UTF-8, but at least {bad} bytes are not; their records are refused"
+        )
         return "utf-8", "utf-8"
-    log.notes.append(f"{file.name}: not UTF-8, read as cp1252; if that is wrong, set source.encoding")
+    log.notes.append(
+        f"{file.name}: not UTF-8, read as cp1252; if that is wrong, set source.encoding"
+    )
     return "cp1252", "cp1252"
 
 
@@ -157,15 +171,25 @@ def _bytes(file: SourceFile) -> Iterator[bytes]:
     except FileNotFoundError as error:
         raise SourceError(f"{file.name}: the file is gone. Put it back, or run again.") from error
     except PermissionError as error:
-        raise SourceError(f"{file.name}: permission denied. Let this user read the file.") from error
+        raise SourceError(
+            f"{file.name}: permission denied. Let this user read the file."
+        ) from error
     except OSError as error:
-        what = f"the {compression} archive is cut short or damaged" if compression else "cannot be read"
-        raise SourceError(f"{file.name}: {what} ({error}). Put a whole copy in its place.") from error
+        what = (
+            f"the {compression} archive is cut short or damaged"
+            if compression
+            else "cannot be read"
+        )
+        raise SourceError(
+            f"{file.name}: {what} ({error}). Put a whole copy in its place."
+        ) from error
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
     if isinstance(error, UnicodeDecodeError):
-        return "".join(chr(_ESCAPED + byte) for byte in error.object[error.start : error.end]), error.end
+        return "".join(
+            chr(_ESCAPED + byte) for byte in error.object[error.start : error.end]
+        ), error.end
     raise error
 
 

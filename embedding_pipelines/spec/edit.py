@@ -132,7 +132,11 @@ def _with_value(text: str, node: _Node, rendered: str) -> str:
 
 def _with_entry(text: str, node: _Node, key: str, value: Any, as_json: bool) -> str:
     names = list(node.entries)
-    after = node.entries[BEFORE[key] if BEFORE.get(key) in node.entries else names[-1]] if names else None
+    after = (
+        node.entries[BEFORE[key] if BEFORE.get(key) in node.entries else names[-1]]
+        if names
+        else None
+    )
     pair = f"{json.dumps(key) if as_json else key}: {_rendered(value, as_json)}"
     if after is None:
         return f"{text[: node.start]}{{{pair}}}{text[node.end :]}"
@@ -152,7 +156,9 @@ def _rendered(value: Any, as_json: bool) -> str:
     """A plain value in one line."""
     if as_json:
         return json.dumps(value, ensure_ascii=False, default=str)
-    listed = yaml.safe_dump([value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    listed = yaml.safe_dump(
+        [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
     return str(listed).strip()[1:-1]
 
 
@@ -163,7 +169,9 @@ def _refuse_other(path: Path, text: str, wanted: PipelineSpec, options: Options)
     except ConfigError as error:
         found, cause = None, error
     if found is None or found.model_dump() != wanted.model_dump():
-        lines = [f"{'.'.join(place)}: {_rendered(value, False)}" for place, value in options.items()]
+        lines = [
+            f"{'.'.join(place)}: {_rendered(value, False)}" for place, value in options.items()
+        ]
         raise ConfigError(
             f"{path} cannot be changed without changing more than these options; put them in yourself and run the "
             f"pipeline: {'; '.join(lines)}"

@@ -44,7 +44,10 @@ def find_name(home: Path, text: str) -> str:
         return text
     names = {number: name for name, number in pipeline_ids(home).items()}
     if int(text) not in names:
-        known = ", ".join(f"{number} is {name!r}" for number, name in names.items()) or "there are no pipelines yet"
+        known = (
+            ", ".join(f"{number} is {name!r}" for number, name in names.items())
+            or "there are no pipelines yet"
+        )
         raise ConfigError(f"No pipeline has the number {text}: {known}.")
     return names[int(text)]
 
@@ -56,15 +59,21 @@ def _without(ids: dict[str, int], home: Path) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, int]:
-    remedy = f"Put back a copy of it, or delete it: pipelines are then numbered anew, by name ({path})."
+    remedy = (
+        f"Put back a copy of it, or delete it: pipelines are then numbered anew, by name ({path})."
+    )
     try:
         found = read_json(path)
     except StoreError as error:
-        raise StoreError(f"The numbers of the pipelines cannot be read: {error.__cause__}. {remedy}") from error
+        raise StoreError(
+            f"The numbers of the pipelines cannot be read: {error.__cause__}. {remedy}"
+        ) from error
     if found is None:
         return {}
     ids = found.get("ids") if isinstance(found, dict) else None
-    if not isinstance(ids, dict) or not all(type(number) is int and number > 0 for number in ids.values()):
+    if not isinstance(ids, dict) or not all(
+        type(number) is int and number > 0 for number in ids.values()
+    ):
         raise StoreError(f"The numbers of the pipelines are not whole numbers by name. {remedy}")
     if len(set(ids.values())) < len(ids):
         raise StoreError(f"Two pipelines have the same number. {remedy}")

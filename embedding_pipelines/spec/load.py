@@ -29,7 +29,9 @@ VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 def pipeline_files(home: Path) -> list[Path]:
     """The pipeline files of a home folder, by name."""
     folder = pipelines_folder(home)
-    found = (path for path in folder.glob("*") if path.suffix in SUFFIXES) if folder.is_dir() else ()
+    found = (
+        (path for path in folder.glob("*") if path.suffix in SUFFIXES) if folder.is_dir() else ()
+    )
     return sorted(found)
 
 
@@ -38,8 +40,14 @@ def find_pipeline(name: str, home: Path) -> PipelineSpec:
     files = {path.stem: path for path in pipeline_files(home)}
     if name in files:
         return read_pipeline(files[name])
-    known = f"There are: {', '.join(sorted(files))}." if files else "`embedding-pipelines example` makes two."
-    raise ConfigError(f"There is no pipeline {name!r} in {pipelines_folder(home)}.{did_you_mean(name, files)} {known}")
+    known = (
+        f"There are: {', '.join(sorted(files))}."
+        if files
+        else "`embedding-pipelines example` makes two."
+    )
+    raise ConfigError(
+        f"There is no pipeline {name!r} in {pipelines_folder(home)}.{did_you_mean(name, files)} {known}"
+    )
 
 
 def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, ConfigError]]:
@@ -49,7 +57,9 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
     for path in pipeline_files(home):
         try:
             if path.stem in specs:
-                raise ConfigError(f"{path}: another file is called {path.stem!r} too. Rename one of them.")
+                raise ConfigError(
+                    f"{path}: another file is called {path.stem!r} too. Rename one of them."
+                )
             specs[path.stem] = read_pipeline(path)
         except ConfigError as error:
             broken[path] = error
@@ -63,7 +73,9 @@ def read_pipeline(path: Path) -> PipelineSpec:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 at byte {error.start}. Save it as UTF-8.") from error
+        raise ConfigError(
+            f"{path}: is not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from error
     return parse_pipeline(text, path.stem, path.name)
 
 
@@ -77,17 +89,28 @@ def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
     except yaml.MarkedYAMLError as error:  # a tag such as !!python/object
         problems.append((_line(error), f"{error.problem}; write a plain value"))
     except ValueError as error:  # a date such as 2020-13-45
-        problems.append((root.start_mark.line + 1, f"a value cannot be read ({error}); put it in quotes"))
+        problems.append(
+            (root.start_mark.line + 1, f"a value cannot be read ({error}); put it in quotes")
+        )
     else:
         if values.get("name", name) != name:
-            problems.append((_place(root, ("name",))[0], "name: the file's name is the pipeline's; leave this out"))
+            problems.append(
+                (
+                    _place(root, ("name",))[0],
+                    "name: the file's name is the pipeline's; leave this out",
+                )
+            )
         try:
             spec = PipelineSpec.model_validate({**values, "name": name})
         except ValidationError as error:
             told = ("invalid_key", "recursion_loop")  # by `_check_keys`
-            problems += [_problem(root, detail) for detail in error.errors() if detail["type"] not in told]
+            problems += [
+                _problem(root, detail) for detail in error.errors() if detail["type"] not in told
+            ]
     if spec is None or problems:
-        raise ConfigError("\n".join(f"{where}:{line}: {_ended(what)}" for line, what in sorted(problems)))
+        raise ConfigError(
+            "\n".join(f"{where}:{line}: {_ended(what)}" for line, what in sorted(problems))
+        )
     return spec
 
 
@@ -97,17 +120,25 @@ def _compose(text: str, where: str) -> yaml.MappingNode:
         try:
             json.loads(text or "null")
         except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}:{error.lineno}: is not JSON: {error.msg} (column {error.colno}).") from error
+            raise ConfigError(
+                f"{where}:{error.lineno}: is not JSON: {error.msg} (column {error.colno})."
+            ) from error
         text = text.replace("\t", " ")  # YAML refuses tabs; in JSON they are white space
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        raise ConfigError(f"{where}:{_line(error)}: is not YAML: {_in_plain_words(error)}") from error
+        raise ConfigError(
+            f"{where}:{_line(error)}: is not YAML: {_in_plain_words(error)}"
+        ) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ConfigError(f"{where}:{line}: holds the control character #x{error.character:04x}. Remove it.") from error
+        raise ConfigError(
+            f"{where}:{line}: holds the control character #x{error.character:04x}. Remove it."
+        ) from error
     if not isinstance(root, yaml.MappingNode) or not root.value:
-        raise ConfigError(f"{where}:1: holds no pipeline. It needs at least `source:` and `model:`.")
+        raise ConfigError(
+            f"{where}:1: holds no pipeline. It needs at least `source:` and `model:`."
+        )
     return root
 
 
@@ -165,7 +196,10 @@ def _expand(node: yaml.Node) -> Iterator[Problem]:
     text = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     for name in VARIABLE.findall(text):
         if name not in os.environ:
-            yield node.start_mark.line + 1, f"the environment variable {name!r} is not set. Set it, or write the value"
+            yield (
+                node.start_mark.line + 1,
+                f"the environment variable {name!r} is not set. Set it, or write the value",
+            )
     node.value = VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)
 
 
@@ -177,9 +211,18 @@ def _problem(root: yaml.Node, detail: ErrorDetails) -> Problem:
 
 
 def _what(detail: ErrorDetails) -> str:
-    kind, context, place, value = detail["type"], detail.get("ctx", {}), detail["loc"], detail["input"]
+    kind, context, place, value = (
+        detail["type"],
+        detail.get("ctx", {}),
+        detail["loc"],
+        detail["input"],
+    )
     if kind == "missing":
-        hint = "; write `source: {kind: csv, path: …}` or `data_path: …`" if place == ("source",) else ""
+        hint = (
+            "; write `source: {kind: csv, path: …}` or `data_path: …`"
+            if place == ("source",)
+            else ""
+        )
         return f"is missing{hint}"
     if kind == "extra_forbidden":
         return f"is no option here{_near(str(place[-1]), _options(place[:-1]))}"
@@ -219,7 +262,11 @@ def _tag(place: tuple[int | str, ...]) -> str:
 
 def _kinds(place: tuple[int | str, ...]) -> list[str]:
     """The kinds there are to choose from at a place of the file."""
-    found = [model.model_fields["kind"].default for model in _models_at(place) if "kind" in model.model_fields]
+    found = [
+        model.model_fields["kind"].default
+        for model in _models_at(place)
+        if "kind" in model.model_fields
+    ]
     return sorted(found) if found or place[-1] != "kind" else _kinds(place[:-1])
 
 
@@ -235,7 +282,9 @@ def _models_at(place: tuple[int | str, ...]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [PipelineSpec]
     for part in place:
         of_kind = [
-            model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == part
+            model
+            for model in models
+            if "kind" in model.model_fields and model.model_fields["kind"].default == part
         ]
         if of_kind:
             models = of_kind
@@ -278,7 +327,12 @@ def _child(node: yaml.Node, part: int | str) -> tuple[int, yaml.Node] | None:
     if isinstance(node, yaml.MappingNode):
         names = ("kind", "provider") if part == "kind" else (part,)
         return next(
-            ((key.start_mark.line + 1, value) for key, value in reversed(node.value) if key.value in names), None
+            (
+                (key.start_mark.line + 1, value)
+                for key, value in reversed(node.value)
+                if key.value in names
+            ),
+            None,
         )
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         value = node.value[part]

@@ -8,7 +8,15 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type
@@ -55,7 +63,10 @@ def _model(value: Any) -> Any:
             )
         return {"kind": kind, "model": model} if model else {"kind": kind}
     if isinstance(value, dict) and "provider" in value:
-        return {"kind": value["provider"], **{key: part for key, part in value.items() if key != "provider"}}
+        return {
+            "kind": value["provider"],
+            **{key: part for key, part in value.items() if key != "provider"},
+        }
     return value
 
 
@@ -87,7 +98,9 @@ class PipelineSpec(BaseModel):
     output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
     optimized: Optimized | None = None  # how the compression was chosen
-    store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field({"kind": "lancedb"}, validate_default=True)
+    store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
+        {"kind": "lancedb"}, validate_default=True
+    )
     evaluation: Evaluation = Evaluation()
     budget: Budget | None = None
     schedule: str | None = None
@@ -150,7 +163,9 @@ class PipelineSpec(BaseModel):
     @field_validator("schedule")
     @classmethod
     def _readable_schedule(cls, schedule: str | None) -> str | None:
-        if schedule is not None and not (CRON.fullmatch(schedule.strip()) and _is_in_range(schedule.strip())):
+        if schedule is not None and not (
+            CRON.fullmatch(schedule.strip()) and _is_in_range(schedule.strip())
+        ):
             raise ValueError(
                 f"{schedule!r} is no cron schedule: minute, hour, day, month and weekday such as '0 2 * * *', or @daily"
             )
@@ -173,7 +188,10 @@ class PipelineSpec(BaseModel):
 
 def fingerprint(*parts: BaseModel | str | None) -> str:
     """128-bit hex digest of resolved configuration: any knob that changes a result belongs in it."""
-    texts = [part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part) for part in parts]
+    texts = [
+        part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part)
+        for part in parts
+    ]
     return digest(*(text.encode() for text in texts)).hex()
 
 
@@ -200,4 +218,6 @@ def _kind_of(path: str) -> str:
     for kind, source in choices("sources", Source).items():
         if path.endswith(source.suffixes):  # type: ignore[attr-defined]
             return kind
-    raise ValueError(f"data_path: the kind of {path!r} is not clear from its ending; write source.kind")
+    raise ValueError(
+        f"data_path: the kind of {path!r} is not clear from its ending; write source.kind"
+    )

@@ -36,7 +36,11 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
     source = _source(context, bucket)
     made = shards.manifest(bucket)
     reusable = made is not None and made.settings == settings
-    old = _identities(shards.read_columns(bucket, ["document_id", DOCUMENT_DIGEST])) if reusable else set()
+    old = (
+        _identities(shards.read_columns(bucket, ["document_id", DOCUMENT_DIGEST]))
+        if reusable
+        else set()
+    )
     kept = old & _identities(documents.read_columns(bucket, ["document_id", DOCUMENT_DIGEST]))
     counts = Counts()
     facts: dict[str, int] = {}
@@ -49,7 +53,9 @@ def write_chunks(context: StepContext, bucket: str, provider: Provider) -> StepR
             counts.truncated += chosen["truncated"].true_count
             yield chosen
         changed = (batch.filter(pc.invert(_mask(batch, kept))) for batch in documents.read(bucket))
-        yield from context.spec.preprocessing.process(changed, provider.tokenizer(), provider.limits.max_tokens, counts)
+        yield from context.spec.preprocessing.process(
+            changed, provider.tokenizer(), provider.limits.max_tokens, counts
+        )
         counts.documents += len(kept)
         facts.update(asdict(counts), reused_documents=len(kept))
 
@@ -75,7 +81,9 @@ def chunk_settings(context: StepContext, provider: Provider) -> str:
 def _source(context: StepContext, bucket: str) -> "Manifest":
     source = context.folder.documents.manifest(bucket)
     if source is None:
-        raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first.")
+        raise StoreError(
+            f"Bucket {bucket!r} of {context.spec.name!r} has no documents: materialize them first."
+        )
     return source
 
 
@@ -86,7 +94,9 @@ def _facts(manifest: "Manifest") -> dict[str, int]:
 def _identities(table: pa.Table | None) -> set[tuple[str, bytes]]:
     if table is None:
         return set()
-    return set(zip(table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist(), strict=True))
+    return set(
+        zip(table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist(), strict=True)
+    )
 
 
 def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.Array:

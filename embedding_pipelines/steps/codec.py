@@ -38,7 +38,9 @@ def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepRe
             "read or all of them are empty. Add documents, or leave out compression until there are some."
         )
     _warn_of_truncation(context, space)
-    fitted = CodecChain.fit(context.spec.compression, lambda: _vectors(context, space, total), space.dimensions)
+    fitted = CodecChain.fit(
+        context.spec.compression, lambda: _vectors(context, space, total), space.dimensions
+    )
     # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
     path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
     fitted.save(path)
@@ -68,7 +70,9 @@ def codec_path(context: StepContext, space: Space) -> Path | None:
     wanted = fitted_for(context, space)
     found = {path.name: path for path in context.folder.codecs.glob(f"{wanted}-*.npz")}
     named = found.get(_in_force(context).get(wanted, ""))
-    return named or max(found.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
+    return named or max(
+        found.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None
+    )
 
 
 def fitted_for(context: StepContext, space: Space) -> str:
@@ -97,7 +101,11 @@ def _in_force(context: StepContext) -> dict[str, str]:
         found: Any = read_json(_pointer(context))
     except StoreError:
         return {}
-    return {name: file for name, file in found.items() if isinstance(file, str)} if isinstance(found, dict) else {}
+    return (
+        {name: file for name, file in found.items() if isinstance(file, str)}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors]:
@@ -132,5 +140,7 @@ def _facts(context: StepContext, path: Path) -> dict[str, Any]:
         "bytes_per_vector": codec.bytes_per_vector,
         "size_bytes": path.stat().st_size,
         **({"kept_energy": energies[0]} if energies else {}),
-        **({"optimized": optimized.model_dump(mode="json", exclude_none=True)} if optimized else {}),
+        **(
+            {"optimized": optimized.model_dump(mode="json", exclude_none=True)} if optimized else {}
+        ),
     }

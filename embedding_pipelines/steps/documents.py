@@ -100,7 +100,10 @@ def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileFac
 
 
 def _current(
-    context: StepContext, listing: list[SourceFile], known: dict[str, FileFacts], unchanged: set[str]
+    context: StepContext,
+    listing: list[SourceFile],
+    known: dict[str, FileFacts],
+    unchanged: set[str],
 ) -> StepReport | None:
     if _is_whole(context) and len(unchanged) == len(listing) == len(known):
         return StepReport("documents", False, _facts(known, changed_files=0))
@@ -128,7 +131,9 @@ def _is_whole(context: StepContext) -> bool:
 
 def _remember(context: StepContext, files: dict[str, FileFacts], whole: bool) -> None:
     facts = {name: vars(entry) for name, entry in files.items()}
-    write_json(context.folder.files, {"settings": source_settings(context), "whole": whole, "files": facts})
+    write_json(
+        context.folder.files, {"settings": source_settings(context), "whole": whole, "files": facts}
+    )
 
 
 def source_settings(context: StepContext) -> str:
@@ -149,7 +154,11 @@ def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
         "changed_files": changed_files,
         "source_bytes": sum(entry.size_bytes for entry in facts),
         **({"other_encodings": ", ".join(others)} if others else {}),
-        **({"notes": [note for entry in facts for note in entry.notes]} if any(e.notes for e in facts) else {}),
+        **(
+            {"notes": [note for entry in facts for note in entry.notes]}
+            if any(e.notes for e in facts)
+            else {}
+        ),
     }
 
 
@@ -170,13 +179,20 @@ def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileFact
     return facts
 
 
-def _write_bucket(context: StepContext, bucket: str, spill: Spill, unchanged: set[str], settings: str) -> bool:
+def _write_bucket(
+    context: StepContext, bucket: str, spill: Spill, unchanged: set[str], settings: str
+) -> bool:
     """Write one bucket if it lost or gained rows; whether it did."""
     shards = context.folder.documents
     names = pa.array(sorted(unchanged), pa.string())
     before = shards.read_columns(bucket, ["source_file"])
     made = shards.manifest(bucket)
-    if before is not None and made is not None and made.settings == settings and not spill.has(bucket):
+    if (
+        before is not None
+        and made is not None
+        and made.settings == settings
+        and not spill.has(bucket)
+    ):
         kept = pc.is_in(before["source_file"], value_set=names)
         if pc.all(kept, min_count=0).as_py():
             return False
@@ -192,7 +208,9 @@ def _write_bucket(context: StepContext, bucket: str, spill: Spill, unchanged: se
     return True
 
 
-def _refuse_duplicates(context: StepContext, bucket: str, spill: Spill, unchanged: set[str]) -> None:
+def _refuse_duplicates(
+    context: StepContext, bucket: str, spill: Spill, unchanged: set[str]
+) -> None:
     """SourceError if an id stands in two places; equal ids are always in the same bucket."""
     new = spill.places(bucket)
     if new is None:
@@ -230,7 +248,9 @@ def _chained(*parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from part
 
 
-def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts], spill: Spill) -> None:
+def _refuse_too_many_rejections(
+    context: StepContext, files: dict[str, FileFacts], spill: Spill
+) -> None:
     rejected = sum(facts.rejected for facts in files.values())
     total = rejected + sum(facts.rows for facts in files.values())
     if context.spec.source.allows(rejected, total):
@@ -238,7 +258,10 @@ def _refuse_too_many_rejections(context: StepContext, files: dict[str, FileFacts
     path = context.folder.rejected_by_failure
     write_table(path, REJECTED, spill.rejections())
     first = next(spill.rejections(), REJECTED.empty_table())
-    shown = [f"  {row['file']}:{row['row']}: {row['reason']}" for row in first.slice(0, SHOWN_REJECTIONS).to_pylist()]
+    shown = [
+        f"  {row['file']}:{row['row']}: {row['reason']}"
+        for row in first.slice(0, SHOWN_REJECTIONS).to_pylist()
+    ]
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
         f"({context.spec.source.max_rejected}) allows. The first:\n"

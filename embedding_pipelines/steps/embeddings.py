@@ -32,7 +32,11 @@ from embedding_pipelines.storage.warehouse import Manifest, read_json, write_jso
 
 
 def write_embeddings(
-    context: StepContext, buckets: Sequence[str], provider: Provider, ledger: Ledger, advance: Callable[[int], None]
+    context: StepContext,
+    buckets: Sequence[str],
+    provider: Provider,
+    ledger: Ledger,
+    advance: Callable[[int], None],
 ) -> Iterator[StepReport]:
     """Bring buckets of embeddings up to date with their chunks, and report each once it is committed.
 
@@ -53,7 +57,9 @@ def write_embeddings(
     if provider.answers_later and (stale or (is_whole and context.folder.waiting.exists())):
         collected = _through_batches(context, stale, is_whole, provider, ledger)
     chunks = context.folder.chunks
-    batches = (batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"]))
+    batches = (
+        batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"])
+    )
     made = embed(batches, provider, ledger, "document", advance, purse, unfinished)
     try:
         with closing(made) as embedded:  # type: ignore[type-var]
@@ -76,13 +82,19 @@ def _through_batches(
     """
     purse = Purse.of(context.spec.budget, provider, in_batches=True)
     with context.warehouse.batches_lock():
-        batches = Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document")
+        batches = Batches(
+            context.warehouse.batches, provider, provider.batches(), ledger, "document"
+        )
         _collect(context, batches, provider)
         pending, needed = batches.pending(), set[bytes]()
         noted = _noted(context)
 
         def new() -> Iterator[tuple[bytes, str, int]]:
-            chunks = (batch for name in buckets for batch in context.folder.chunks.read(name, ["text", "tokens"]))
+            chunks = (
+                batch
+                for name in buckets
+                for batch in context.folder.chunks.read(name, ["text", "tokens"])
+            )
             for found in look_up(chunks, provider.space, "document", ledger):
                 needed.update(found.unknown)
                 for key, (text, tokens) in found.unknown.items():
@@ -157,18 +169,28 @@ def without_vector(context: StepContext, bucket: str) -> set[str]:
     if made is None or not made.facts.get("rejected"):
         return set()
     found = shards.read(bucket, ["chunk_id", VECTOR])
-    return {name for batch in found for name in batch.filter(pc.is_null(batch[VECTOR]))["chunk_id"].to_pylist()}
+    return {
+        name
+        for batch in found
+        for name in batch.filter(pc.is_null(batch[VECTOR]))["chunk_id"].to_pylist()
+    }
 
 
 def _source(context: StepContext, bucket: str) -> Manifest:
     source = context.folder.chunks.manifest(bucket)
     if source is None:
-        raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first.")
+        raise StoreError(
+            f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first."
+        )
     return source
 
 
 def _write_bucket(
-    context: StepContext, bucket: str, embedded: Iterator[Embedded], provider: Provider, collected: int
+    context: StepContext,
+    bucket: str,
+    embedded: Iterator[Embedded],
+    provider: Provider,
+    collected: int,
 ) -> StepReport:
     """`collected` tokens were billed before, in batches, for texts that are in the ledger now."""
     source, space, counts = _source(context, bucket), provider.space, EmbedCounts()
@@ -180,16 +202,22 @@ def _write_bucket(
             window = next(embedded)
             left -= window.batch.num_rows
             counts.add(window.counts)
-            add_to_spent(context, window.counts, provider.price)  # at once: it is paid for, whatever comes
+            add_to_spent(
+                context, window.counts, provider.price
+            )  # at once: it is paid for, whatever comes
             rejected += [_rejection(bucket, window, row) for row in window.rejected]
-            yield pa.RecordBatch.from_arrays([window.batch["chunk_id"], _vectors(window)], schema=schema)
+            yield pa.RecordBatch.from_arrays(
+                [window.batch["chunk_id"], _vectors(window)], schema=schema
+            )
         counts.rejected = len(rejected)  # rows, not texts
         facts.update(rejected=len(rejected), **rates(asdict(counts)))
         _write_rejected(context, bucket, rejected)
 
     facts: dict[str, Any] = {}
     made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
-    usd = (counts.billed_tokens * (provider.price or 0) + collected * (provider.batch_price or 0)) / 1e6
+    usd = (
+        counts.billed_tokens * (provider.price or 0) + collected * (provider.batch_price or 0)
+    ) / 1e6
     counts.billed_tokens += collected
     reported = _facts(made, counts, usd if provider.price else None) | {"space": str(space)}
     if counts.embedded and provider.computed_by:
@@ -199,15 +227,24 @@ def _write_bucket(
 
 def spent(context: StepContext) -> dict[str, float]:
     """What the pipeline has embedded in its life, in tokens, seconds of the provider and USD."""
-    return read_json(context.folder.spent) or dict.fromkeys(("embedded_tokens", "provider_seconds", "usd"), 0)
+    return read_json(context.folder.spent) or dict.fromkeys(
+        ("embedded_tokens", "provider_seconds", "usd"), 0
+    )
 
 
 def add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None) -> None:
     """Add what texts, a batch or measuring has taken."""
     if counts.embedded or counts.billed_tokens:
         known, usd = spent(context), counts.billed_tokens * (price or 0) / 1e6
-        now = {"embedded_tokens": counts.embedded_tokens, "provider_seconds": counts.provider_seconds, "usd": usd}
-        write_json(context.folder.spent, {name: round(known[name] + value, 9) for name, value in now.items()})
+        now = {
+            "embedded_tokens": counts.embedded_tokens,
+            "provider_seconds": counts.provider_seconds,
+            "usd": usd,
+        }
+        write_json(
+            context.folder.spent,
+            {name: round(known[name] + value, 9) for name, value in now.items()},
+        )
 
 
 def _vectors(window: Embedded) -> pa.FixedSizeListArray:
@@ -231,7 +268,11 @@ def _write_rejected(context: StepContext, bucket: str, rejected: list[dict[str, 
     known = pq.read_table(path) if path.exists() else REJECTED_TEXTS.empty_table()
     others = known.filter(pc.not_equal(known["bucket"], bucket))
     if rejected or len(others) != len(known):
-        write_table(path, REJECTED_TEXTS, [*others.to_batches(), pa.RecordBatch.from_pylist(rejected, REJECTED_TEXTS)])
+        write_table(
+            path,
+            REJECTED_TEXTS,
+            [*others.to_batches(), pa.RecordBatch.from_pylist(rejected, REJECTED_TEXTS)],
+        )
 
 
 def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
@@ -242,9 +283,15 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
     context.spec.store.check(chain[-1].codec.dtype if chain else "float32", given)
     if wanted is not None and wanted != given:
         can_shorten = wanted < provider.space.dimensions and not context.spec.compression
-        shorten = f", or add `compression: [{{kind: pca, dimensions: {wanted}}}]`" if can_shorten else ""
+        shorten = (
+            f", or add `compression: [{{kind: pca, dimensions: {wanted}}}]`" if can_shorten else ""
+        )
         can = possible_dimensions(provider.kind, getattr(provider, "model", ""))
-        others = f" The model itself can give {can}: say which with its option `dimensions`." if " " in can else ""
+        others = (
+            f" The model itself can give {can}: say which with its option `dimensions`."
+            if " " in can
+            else ""
+        )
         raise ConfigError(
             f"Pipeline {context.spec.name!r}: output_dim is {wanted}, but {provider.space} gives {given}. "
             f"Set output_dim to {given}{shorten}.{others}"

@@ -77,7 +77,9 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
     worth less than it should be; a table that is broken is never released.
     """
     state, verified = table_state(context), read_json(context.folder.verified)
-    configured = open_table(context, load_codec(context, space), space)[1]  # the file may have changed since
+    configured = open_table(context, load_codec(context, space), space)[
+        1
+    ]  # the file may have changed since
     if (
         state is None
         or state.table != configured
@@ -104,7 +106,9 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
         }
     )
     if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
-        if _last_in_history(context) < known.releases[-1].number:  # a run was killed before it was written down
+        if (
+            _last_in_history(context) < known.releases[-1].number
+        ):  # a run was killed before it was written down
             _remember(context, known.releases[-1])
             _drop_tables(context, known)
         return StepReport("release", False, _facts(known.releases[-1], known))
@@ -123,7 +127,9 @@ def current_release(context: StepContext, space: Space) -> StepReport | None:
     if state is None or not known.releases or known.live != known.releases[-1].number:
         return None
     newest = known.releases[-1]
-    if _last_in_history(context) < newest.number:  # `release` writes down what a kill kept out of it
+    if (
+        _last_in_history(context) < newest.number
+    ):  # `release` writes down what a kill kept out of it
         return None
     same = _serve_alike(newest, _next(context, space, known, state))
     return StepReport("release", False, _facts(newest, known)) if same else None
@@ -150,7 +156,10 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
                 f"Pipeline {name!r}: the table or codec of release {target.number} is gone or damaged, so it cannot "
                 f"be searched; release {current.number} stays live."
             )
-        write_json(folder.releases, releases.model_copy(update={"live": target.number}).model_dump(mode="json"))
+        write_json(
+            folder.releases,
+            releases.model_copy(update={"live": target.number}).model_dump(mode="json"),
+        )
     return current, target
 
 
@@ -168,7 +177,14 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
     codec, codec_file = load_codec(context, space), codec_path(context, space)
     assert codec_file is not None  # it was just loaded
     return Release(
-        number=max([known.live or 0, _last_in_history(context), *(entry.number for entry in known.releases)]) + 1,
+        number=max(
+            [
+                known.live or 0,
+                _last_in_history(context),
+                *(entry.number for entry in known.releases),
+            ]
+        )
+        + 1,
         table=state.table,
         version=state.version,
         rows=state.rows,
@@ -184,13 +200,17 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
 def _serve_alike(one: Release, other: Release) -> bool:
     """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec, same search."""
     return all(
-        getattr(one, name) == getattr(other, name) for name in ("table", "version", "space", "codec", "cleaning")
+        getattr(one, name) == getattr(other, name)
+        for name in ("table", "version", "space", "codec", "cleaning")
     ) and (one.spec.model == other.spec.model and searched_alike(one.spec, other.spec))
 
 
 def searched_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
     """Whether queries are cleaned and tables searched alike."""
-    serving = [(spec.preprocessing, spec.store.model_dump(exclude={"keep_releases"})) for spec in (one, other)]
+    serving = [
+        (spec.preprocessing, spec.store.model_dump(exclude={"keep_releases"}))
+        for spec in (one, other)
+    ]
     return serving[0] == serving[1]
 
 
@@ -230,14 +250,20 @@ def _without_lost(context: StepContext, known: Releases) -> Releases:
     kept = [entry for entry in known.releases if readable(context.folder, entry)]
     lost = [str(entry.number) for entry in known.releases if entry not in kept]
     if lost:
-        context.progress.note(f"{context.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped.")
+        context.progress.note(
+            f"{context.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped."
+        )
     return known.model_copy(update={"releases": kept})
 
 
 def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
     """Tag the versions of kept releases before the pointer moves."""
     for name in {entry.table for entry in releases.releases} | {newest}:
-        versions = {f"release-{entry.number}": entry.version for entry in releases.releases if entry.table == name}
+        versions = {
+            f"release-{entry.number}": entry.version
+            for entry in releases.releases
+            if entry.table == name
+        }
         context.spec.store.table(context.warehouse.tables, name).keep(versions)
 
 

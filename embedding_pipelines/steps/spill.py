@@ -48,8 +48,12 @@ class Spill:
         texts = batch["text"].to_pylist()
         digests = [document_digest(text, row) for text, row in zip(texts, metadata, strict=True)]
         schema = batch.schema.append(pa.field(DOCUMENT_DIGEST, DIGEST))
-        batch = pa.RecordBatch.from_arrays([*batch.columns, pa.array(digests, DIGEST)], schema=schema)
-        numbers = pa.array([bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16())
+        batch = pa.RecordBatch.from_arrays(
+            [*batch.columns, pa.array(digests, DIGEST)], schema=schema
+        )
+        numbers = pa.array(
+            [bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16()
+        )
         for number in pc.unique(numbers).to_pylist():
             self._write(names[number], batch.filter(pc.equal(numbers, number)))
 
@@ -74,7 +78,10 @@ class Spill:
 
     def read(self, bucket: str) -> Iterator[pa.RecordBatch]:
         if self.has(bucket):
-            with pa.memory_map(str(self._path(bucket))) as file, pa.ipc.open_stream(file) as batches:
+            with (
+                pa.memory_map(str(self._path(bucket))) as file,
+                pa.ipc.open_stream(file) as batches,
+            ):
                 yield from batches
 
     def rejections(self) -> Iterator[pa.RecordBatch]:

@@ -24,7 +24,9 @@ def learn_model(context: StepContext, provider: Provider) -> StepReport:
     def texts() -> Iterator[str]:
         for bucket in context.spec.bucket_names:
             if context.folder.chunks.manifest(bucket) is None:
-                raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first.")
+                raise StoreError(
+                    f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first."
+                )
             for batch in context.folder.chunks.read(bucket, ["text"]):
                 facts["texts"] += batch.num_rows
                 yield from batch["text"].to_pylist()

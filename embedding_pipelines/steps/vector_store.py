@@ -35,7 +35,9 @@ class TableState:
     trained_rows: int  # how many the index was trained on, 0 without one
     store: str  # the store's options that decide what the table is
     rows: int
-    trained_before: dict[str, int] = field(default_factory=dict)  # the same of the pipeline's other tables, by name
+    trained_before: dict[str, int] = field(
+        default_factory=dict
+    )  # the same of the pipeline's other tables, by name
 
 
 @dataclass
@@ -78,9 +80,13 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     assert version is not None
     kept = context.spec.store.names(context.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in kept}
-    state = TableState(name, version, wanted, trained, context.spec.store.layout, table.rows(), before)
+    state = TableState(
+        name, version, wanted, trained, context.spec.store.layout, table.rows(), before
+    )
     write_json(context.folder.table_state, asdict(state))
-    return StepReport("vector_store", True, _facts(table, state, codec, added, len(difference.remove)))
+    return StepReport(
+        "vector_store", True, _facts(table, state, codec, added, len(difference.remove))
+    )
 
 
 def current_vector_store(context: StepContext, space: Space) -> StepReport | None:
@@ -89,7 +95,11 @@ def current_vector_store(context: StepContext, space: Space) -> StepReport | Non
         return None
     codec, state = load_codec(context, space), table_state(context)
     table, name = open_table(context, codec, space)
-    if state is None or not _intact(context, state, name, table.version) or state.buckets != _wanted(context):
+    if (
+        state is None
+        or not _intact(context, state, name, table.version)
+        or state.buckets != _wanted(context)
+    ):
         return None
     return StepReport("vector_store", False, _facts(table, state, codec, 0, 0))
 
@@ -116,7 +126,9 @@ def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     width = code_width(codec.dimensions, codec.dtype)
     columns = [pa.field(VECTOR, pa.list_(store.number(codec.dtype), width))]
     if codec.copy is not None:
-        columns.append(pa.field(VECTOR_COPY, pa.list_(NUMBERS[codec.copy.dtype], codec.copy.dimensions)))
+        columns.append(
+            pa.field(VECTOR_COPY, pa.list_(NUMBERS[codec.copy.dtype], codec.copy.dimensions))
+        )
     return columns
 
 
@@ -127,20 +139,25 @@ def encoded(
     codes = [codec.encode(vectors), codec.encode_copies(vectors)]
     columns = vector_columns(store, codec)
     return {
-        column.name: _as_column(made, column) for column, made in zip(columns, codes, strict=False) if made is not None
+        column.name: _as_column(made, column)
+        for column, made in zip(columns, codes, strict=False)
+        if made is not None
     }
 
 
 def _as_column(codes: Codes, column: pa.Field) -> pa.FixedSizeListArray:
     number = column.type.value_type
     return pa.FixedSizeListArray.from_arrays(
-        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number), column.type.list_size
+        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number),
+        column.type.list_size,
     )
 
 
 def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
     codes, *copies = vector_columns(context.spec.store, codec)
-    schema = table_schema(context.spec.source.metadata_types, codes.type, stored_space(space, codec).id)
+    schema = table_schema(
+        context.spec.source.metadata_types, codes.type, stored_space(space, codec).id
+    )
     for column in copies:
         schema = schema.append(column)
     return schema
@@ -161,7 +178,11 @@ def _wanted(context: StepContext) -> dict[str, str]:
 def _intact(context: StepContext, state: TableState | None, name: str, version: int | None) -> bool:
     """Whether the table is just what the last completed update left."""
     layout = context.spec.store.layout
-    return state is not None and (state.table, state.version, state.store) == (name, version, layout)
+    return state is not None and (state.table, state.version, state.store) == (
+        name,
+        version,
+        layout,
+    )
 
 
 def _inputs(context: StepContext, bucket: str) -> str:
@@ -169,7 +190,11 @@ def _inputs(context: StepContext, bucket: str) -> str:
     embeddings = context.folder.embeddings.manifest(bucket)
     if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
         never = chunks is None or embeddings is None
-        problem = "has never been embedded" if never else "holds embeddings that are not those of its chunks"
+        problem = (
+            "has never been embedded"
+            if never
+            else "holds embeddings that are not those of its chunks"
+        )
         raise StoreError(
             f"Pipeline {context.spec.name!r}: bucket {bucket!r} {problem}. Materialize 'chunks' and 'embeddings' of "
             f"it first, or run the whole pipeline: `embedding-pipelines run {context.spec.name}`."
@@ -189,13 +214,18 @@ def _difference(context: StepContext, table: Table, stale: list[str]) -> Differe
         if table.version is not None:
             for batch in table.scan(columns, bucket):
                 for name, content in _pairs(batch):
-                    stored[name] = None if name in stored else content  # a doubled row is put right as a wrong one
+                    stored[name] = (
+                        None if name in stored else content
+                    )  # a doubled row is put right as a wrong one
         difference.add[bucket] = [
-            content is not None and stored.get(name) != content for name, content in zip(ids, digests, strict=True)
+            content is not None and stored.get(name) != content
+            for name, content in zip(ids, digests, strict=True)
         ]
         target = dict(zip(ids, digests, strict=True))
         difference.remove += [
-            name for name, content in stored.items() if content is None or target.get(name) != content
+            name
+            for name, content in stored.items()
+            if content is None or target.get(name) != content
         ]
     return difference
 
@@ -212,16 +242,22 @@ def _rows(
         if not any(wanted):
             continue
         first = 0
-        pairs = zip(context.folder.chunks.read(bucket), context.folder.embeddings.read(bucket), strict=True)
+        pairs = zip(
+            context.folder.chunks.read(bucket), context.folder.embeddings.read(bucket), strict=True
+        )
         for chunks, embeddings in pairs:
             if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
-                raise StoreError(f"Bucket {bucket!r} of {context.spec.name!r}: chunks and embeddings differ.")
+                raise StoreError(
+                    f"Bucket {bucket!r} of {context.spec.name!r}: chunks and embeddings differ."
+                )
             mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
             if not pc.any(mask, min_count=0).as_py():
                 continue
             store = context.spec.store
-            rows = _table_rows(chunks.filter(mask), embeddings.filter(mask), bucket, store, codec, schema)
+            rows = _table_rows(
+                chunks.filter(mask), embeddings.filter(mask), bucket, store, codec, schema
+            )
             done += rows.num_rows
             context.progress.update("vector_store", done, total, "rows")
             yield rows
@@ -241,7 +277,9 @@ def _table_rows(
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _facts(table: Table, state: TableState, codec: CodecChain, added: int, removed: int) -> dict[str, Any]:
+def _facts(
+    table: Table, state: TableState, codec: CodecChain, added: int, removed: int
+) -> dict[str, Any]:
     return {
         "rows": state.rows,
         "added": added,

@@ -59,7 +59,11 @@ class Shards:
     def current(self, bucket: str, inputs: str, settings: str) -> Manifest | None:
         """The bucket's manifest if it was made from just these inputs by just these settings, else None."""
         made = self.manifest(bucket)
-        return made if made is not None and (made.inputs, made.settings) == (inputs, settings) else None
+        return (
+            made
+            if made is not None and (made.inputs, made.settings) == (inputs, settings)
+            else None
+        )
 
     def forget(self, bucket: str) -> None:
         """Have the bucket made anew by whoever needs it next; until then it stays as it is."""
@@ -123,7 +127,9 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
-        self.waiting = folder / "embeddings" / "waiting.json"  # batches that hold texts of this pipeline
+        self.waiting = (
+            folder / "embeddings" / "waiting.json"
+        )  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.spent = folder / "embeddings" / "spent.json"  # tokens, seconds and USD of all runs
         self.model = folder / "model" / "learnt.json"
@@ -139,7 +145,9 @@ class PipelineFolder:
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 
     @contextlib.contextmanager
-    def lock(self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1) -> Iterator[None]:
+    def lock(
+        self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1
+    ) -> Iterator[None]:
         """Hold the pipeline across processes, until done or dead: "step" while a step writes, "run" while
         one process brings it up to date from end to end.
 
@@ -188,7 +196,9 @@ class Warehouse:
             with FileLock(self.batches / ".lock", timeout=timeout_seconds):
                 yield
         except Timeout as error:
-            raise BusyError("Texts are just being collected from a service or handed to it.") from error
+            raise BusyError(
+                "Texts are just being collected from a service or handed to it."
+            ) from error
 
     def pipeline(self, name: str) -> PipelineFolder:
         return PipelineFolder(self.root / "pipelines" / name, self.tables)
@@ -236,7 +246,9 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 def file_digest(path: Path) -> str:
     """128-bit BLAKE2b of a file's bytes, hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).hexdigest()
+        return hashlib.file_digest(
+            file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
+        ).hexdigest()
 
 
 def _size(path: Path) -> int | None:

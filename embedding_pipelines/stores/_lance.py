@@ -17,7 +17,9 @@ Result = TypeVar("Result")
 
 
 def lancedb() -> Any:
-    os.environ.setdefault("LANCEDB_LOG", "error")  # read at import; its warnings are about index internals
+    os.environ.setdefault(
+        "LANCEDB_LOG", "error"
+    )  # read at import; its warnings are about index internals
     import lancedb
 
     return lancedb
@@ -54,7 +56,11 @@ def opening(folder: Path, name: str, version: int | None) -> Iterator[None]:
 
 def short(error: Exception) -> str:
     """A Lance error without its source places and backtrace."""
-    text = re.sub(r",? ?(at )?[^\s,]*\.rs:\d+(:\d+)?", "", str(error).splitlines()[0]) if str(error) else ""
+    text = (
+        re.sub(r",? ?(at )?[^\s,]*\.rs:\d+(:\d+)?", "", str(error).splitlines()[0])
+        if str(error)
+        else ""
+    )
     return (text.strip() or type(error).__name__).rstrip(".?, ") + "."
 
 

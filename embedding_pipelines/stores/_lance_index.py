@@ -46,7 +46,9 @@ MAX_UNINDEXED_ROWS = 4_000  # searched by brute force: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
 
 
-def bring_up_to_date(table: Lance, kind: IndexKind, metric: Metric, index_rows: int, trained_rows: int) -> int:
+def bring_up_to_date(
+    table: Lance, kind: IndexKind, metric: Metric, index_rows: int, trained_rows: int
+) -> int:
     """Train, keep or drop the index of a table's vectors; returns how many rows the one it has was trained on.
 
     `index_rows` is from how many rows on one is kept, `trained_rows` what the last training saw (0: never).
@@ -56,7 +58,9 @@ def bring_up_to_date(table: Lance, kind: IndexKind, metric: Metric, index_rows: 
     segments = sum(index.num_segments or 1 for index in indices)
     wanted = _lance_kind(kind, metric)
     another = any(index.index_type != wanted for index in indices)
-    stale = not segments or another or segments >= MAX_SEGMENTS or rows > trained_rows * RETRAIN_GROWTH
+    stale = (
+        not segments or another or segments >= MAX_SEGMENTS or rows > trained_rows * RETRAIN_GROWTH
+    )
     if wanted is not None and rows >= index_rows and stale:
         width = table.schema.field(VECTOR).type.list_size
         table.create_index(VECTOR, config=_config(wanted, metric, width), replace=True)
@@ -92,7 +96,12 @@ def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
 
     if lance_kind == INDICES["pq"].lance:
         return index.IvfPq(distance_type="cosine", num_sub_vectors=sub_vectors(dimensions))
-    kinds = {BITS: index.IvfFlat, "IvfSq": index.IvfSq, "IvfRq": index.IvfRq, "IvfHnswSq": index.HnswSq}
+    kinds = {
+        BITS: index.IvfFlat,
+        "IvfSq": index.IvfSq,
+        "IvfRq": index.IvfRq,
+        "IvfHnswSq": index.HnswSq,
+    }
     return kinds[lance_kind](distance_type=metric)
 
 
@@ -102,7 +111,11 @@ def _is_scattered(table: Lance) -> bool:
     files = rows["fragment_stats"]
     dead = 1 - rows["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
     unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
-    return files["num_small_fragments"] > MAX_SMALL_FILES or unindexed > MAX_UNINDEXED_ROWS or dead > MAX_DEAD_SHARE
+    return (
+        files["num_small_fragments"] > MAX_SMALL_FILES
+        or unindexed > MAX_UNINDEXED_ROWS
+        or dead > MAX_DEAD_SHARE
+    )
 
 
 def _age_of_oldest_kept(table: Lance) -> timedelta:

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from lancedb.table import AsyncTable
 
 INTERNAL = ("bucket", "chunk_digest")  # serve the update, say nothing to a searcher
-BATCH_ROWS = 16_384  # that are read at a time: 100,000 x 128 codes take 21 ms so, 65 by lancedb's 1,024
+BATCH_ROWS = (
+    16_384  # that are read at a time: 100,000 x 128 codes take 21 ms so, 65 by lancedb's 1,024
+)
 SCAN_ROWS = 512  # that are compared at a time: 512 x 384 float32 stay in a processor's cache
 
 
@@ -51,7 +53,13 @@ class Searched:
         nprobes: int,
     ) -> pa.Table:
         """The `k` nearest rows with `_distance`; exact where the table has no index."""
-        query = self.table.query().nearest_to(vector).column(VECTOR).distance_type(metric).nprobes(nprobes)
+        query = (
+            self.table.query()
+            .nearest_to(vector)
+            .column(VECTOR)
+            .distance_type(metric)
+            .nprobes(nprobes)
+        )
         if refine is not None:
             query = query.refine_factor(refine)
         if filter:
@@ -59,7 +67,9 @@ class Searched:
             query = query.where(filter).maximum_nprobes(0)
         return wait(query.select([*columns, "_distance"]).limit(k).to_arrow())
 
-    def by_scan(self, vector: NDArray[np.generic], k: int, filter: str | None, columns: list[str]) -> pa.Table:
+    def by_scan(
+        self, vector: NDArray[np.generic], k: int, filter: str | None, columns: list[str]
+    ) -> pa.Table:
         """The same for int8 codes and a vector float[d] that they are compared with by the cosine; always exact.
 
         Codes of zeros match nothing. In memory are the rows that are compared and a distance and a number of each row.
@@ -72,9 +82,13 @@ class Searched:
             distances, rows = distances[nearest], rows[nearest]
         order = np.lexsort((rows, distances))
         distances, rows = distances[order], rows[order]
-        taken = wait(self.table.take_row_ids(rows.tolist()).select(columns).with_row_id().to_arrow())
+        taken = wait(
+            self.table.take_row_ids(rows.tolist()).select(columns).with_row_id().to_arrow()
+        )
         place = np.argsort(taken["_rowid"].to_numpy())[np.argsort(np.argsort(rows))]
-        return taken.take(place).drop_columns("_rowid").append_column("_distance", pa.array(distances))
+        return (
+            taken.take(place).drop_columns("_rowid").append_column("_distance", pa.array(distances))
+        )
 
 
 async def searched(folder: Path, name: str, version: int) -> Searched:
@@ -97,7 +111,9 @@ def filter_error(filter: str, columns: list[str], error: Exception) -> StoreErro
     )
 
 
-async def _compared(query: AsyncQueryBase, asked: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+async def _compared(
+    query: AsyncQueryBase, asked: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Cosine distance float32[n] and row number uint64[n] of all rows but those of zeros."""
     distances, rows = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
     async for batch in await query.to_batches(max_batch_length=BATCH_ROWS):
@@ -109,12 +125,19 @@ async def _compared(query: AsyncQueryBase, asked: NDArray[np.float32]) -> tuple[
     return np.concatenate(distances), np.concatenate(rows)
 
 
-def _cosines(codes: NDArray[np.int8], asked: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _cosines(
+    codes: NDArray[np.int8], asked: NDArray[np.float32]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Cosines of int8[n, d] with a unit vector float32[d], block by block with the first row; NaN for zeros."""
     for first in range(0, len(codes), SCAN_ROWS):
         numbers = codes[first : first + SCAN_ROWS].astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
-        yield first, np.divide(numbers @ asked, lengths, out=np.full_like(lengths, np.nan), where=lengths > 0)
+        yield (
+            first,
+            np.divide(
+                numbers @ asked, lengths, out=np.full_like(lengths, np.nan), where=lengths > 0
+            ),
+        )
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:

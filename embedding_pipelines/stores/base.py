@@ -32,7 +32,9 @@ class Table(ABC):
         """The newest version, None if the table does not exist yet."""
 
     @abstractmethod
-    def apply(self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]) -> None:
+    def apply(
+        self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
+    ) -> None:
         """Remove rows by chunk id, then add rows of `schema`; creates the table if there is none.
 
         Two commits: readers keep to the version that the live release names.
@@ -90,7 +92,9 @@ class Table(ABC):
 class Store(Choice):
     """Where the vectors of a pipeline are kept and searched."""
 
-    keep_releases: int = Field(5, ge=2)  # releases that a rollback can go back to, the live one included
+    keep_releases: int = Field(
+        5, ge=2
+    )  # releases that a rollback can go back to, the live one included
 
     def check(self, dtype: str, dimensions: int) -> None:
         """ConfigError if codes of `dimensions` numbers of `dtype` cannot be kept or searched as the options say.

@@ -17,7 +17,12 @@ from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.stores._lance import Watched, connect, opening, quoted, short, wait
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, bring_up_to_date, tidy
-from embedding_pipelines.stores._lance_search import Searched, checked_filter, filter_error, searched
+from embedding_pipelines.stores._lance_search import (
+    Searched,
+    checked_filter,
+    filter_error,
+    searched,
+)
 from embedding_pipelines.stores.base import NUMBERS, Metric, Store, Table
 
 if TYPE_CHECKING:
@@ -82,7 +87,9 @@ class Lancedb(Store):
 class LanceTable(Table):
     def __init__(self, folder: Path, name: str, options: Lancedb) -> None:
         self.folder, self.name, self.options = folder, name, options
-        self._checked_out: dict[int, Lance] = {}  # a version never changes, so its handle serves for ever
+        self._checked_out: dict[
+            int, Lance
+        ] = {}  # a version never changes, so its handle serves for ever
         self._searched: dict[int, Searched] = {}
 
     @property
@@ -93,18 +100,24 @@ class LanceTable(Table):
         if not manifests:
             return None
         if all(re.fullmatch(r"\d{20}", file.stem) for file in manifests):
-            newest = min(manifests)  # names count down from the largest number, so the newest comes first
+            newest = min(
+                manifests
+            )  # names count down from the largest number, so the newest comes first
             if newest.read_bytes()[-4:] == MANIFEST_END:
                 return VERSION_ZERO - int(newest.stem)
         return int(self._open().version)
 
-    def apply(self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]) -> None:
+    def apply(
+        self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
+    ) -> None:
         if not self._manifests():
             self.folder.mkdir(parents=True, exist_ok=True)
             connect(self.folder).create_table(self.name, schema=schema)
         table = self._open()
         for start in range(0, len(remove), REMOVE_IDS):
-            table.delete(f"chunk_id IN ({', '.join(map(quoted, remove[start : start + REMOVE_IDS]))})")
+            table.delete(
+                f"chunk_id IN ({', '.join(map(quoted, remove[start : start + REMOVE_IDS]))})"
+            )
         batches = Watched(add)
         first = next(batches, None)
         if first is None:
@@ -114,7 +127,9 @@ class LanceTable(Table):
         except (RuntimeError, ValueError, OSError) as error:
             if batches.failure is not None:
                 raise batches.failure from error
-            raise StoreError(f"Table {self.name!r} in {self.folder} cannot be written: {short(error)}") from error
+            raise StoreError(
+                f"Table {self.name!r} in {self.folder} cannot be written: {short(error)}"
+            ) from error
 
     def index(self, metric: Metric, trained_rows: int) -> int:
         table, options = self._open(), self.options
@@ -151,11 +166,15 @@ class LanceTable(Table):
         try:
             if opened.scanned:
                 return opened.by_scan(vector, k, filter, columns)
-            return opened.through_index(vector, k, metric, filter, columns, self._refine(metric), self.options.nprobes)
+            return opened.through_index(
+                vector, k, metric, filter, columns, self._refine(metric), self.options.nprobes
+            )
         except (RuntimeError, ValueError, OSError) as error:
             if filter:
                 raise filter_error(filter, opened.columns, error) from error
-            raise StoreError(f"Table {self.name!r} version {version} cannot be searched: {short(error)}") from error
+            raise StoreError(
+                f"Table {self.name!r} version {version} cannot be searched: {short(error)}"
+            ) from error
 
     def keep(self, versions: Mapping[str, int]) -> None:
         tags = self._open().tags

@@ -13,7 +13,9 @@ SCIFACT = 5_183
 
 def documents(count: int) -> list[Document]:
     return [
-        Document(str(number), f"Title {number}", " ".join(f"word{number}x{place}" for place in range(30)))
+        Document(
+            str(number), f"Title {number}", " ".join(f"word{number}x{place}" for place in range(30))
+        )
         for number in range(count)
     ]
 
@@ -30,7 +32,9 @@ def test_scifact_changes_by_52_26_and_26() -> None:
     assert found["no-op"].texts == cold
     assert len(cold.keys() - changed.keys()) == 26
     assert len(changed.keys() - cold.keys()) == 26
-    assert {name for name in cold.keys() & changed.keys() if cold[name] != changed[name]} == found["change"].edited
+    assert {name for name in cold.keys() & changed.keys() if cold[name] != changed[name]} == found[
+        "change"
+    ].edited
     assert len(found["change"].edited) == 52
     assert len(copied.keys() - changed.keys()) == 120
     assert [phase.to_embed for phase in found.values()] == [SCIFACT, 0, 78, 0]
@@ -73,7 +77,10 @@ def test_files_that_are_right_are_not_touched(tmp_path: Path) -> None:
 
 def test_a_corpus_is_read_and_cut(tmp_path: Path) -> None:
     path = tmp_path / "some.jsonl"
-    records = [{"_id": str(number), "title": f"Über {number}", "text": "some words"} for number in range(30)]
+    records = [
+        {"_id": str(number), "title": f"Über {number}", "text": "some words"}
+        for number in range(30)
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     assert len(read_corpus(path)) == 30
     assert [document.text for document in read_corpus(path, 20)][:1] == ["Über 0\nsome words"]

@@ -12,7 +12,9 @@ from benchmarks.exact import RightVectors, Verdict, refuse_invisible, verdict
 
 BEFORE = {"a": "one", "b": "two", "c": "three"}
 TEXTS = {"a": "one", "b": "two, edited", "d": "four"}
-RIGHT = dict(zip(sorted({*BEFORE.values(), *TEXTS.values()}), np.eye(5, dtype=np.float32), strict=True))
+RIGHT = dict(
+    zip(sorted({*BEFORE.values(), *TEXTS.values()}), np.eye(5, dtype=np.float32), strict=True)
+)
 
 
 def judged(rows: list[tuple[str, str]]) -> Verdict:
@@ -42,7 +44,9 @@ def test_each_fault_is_named(rows: list[tuple[str, str]], fault: str, ids: list[
     found = judged(rows)
     assert not found.exact
     assert getattr(found, fault) == ids
-    assert [name for name in ("missing", "extra", "twice", "stale", "wrong") if getattr(found, name)] == [fault]
+    assert [
+        name for name in ("missing", "extra", "twice", "stale", "wrong") if getattr(found, name)
+    ] == [fault]
     assert str(found) == f"1 {fault} ({ids[0]})"
 
 

@@ -51,7 +51,9 @@ def test_processor_time_is_not_wall_time(tmp_path: Path) -> None:
     assert found.cpu_seconds < found.seconds
 
 
-@pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)])
+@pytest.mark.parametrize(
+    ("code", "expected"), [("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)]
+)
 def test_how_it_ended_is_reported(code: str, expected: int, tmp_path: Path) -> None:
     assert run(code, tmp_path).code == expected
 
@@ -69,7 +71,9 @@ def test_who_stops_the_benchmark_stops_what_is_measured(tmp_path: Path) -> None:
     benchmark.send_signal(signal.SIGINT)
     assert benchmark.wait(timeout=60) != 0
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(int(mark.read_text())).wait(timeout=30)  # killed; whoever has inherited it takes its time
+        psutil.Process(int(mark.read_text())).wait(
+            timeout=30
+        )  # killed; whoever has inherited it takes its time
 
 
 def test_what_it_printed_is_kept(tmp_path: Path) -> None:

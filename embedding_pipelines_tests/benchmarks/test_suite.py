@@ -28,7 +28,9 @@ def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def result_of(folder: Path, steps: list[Phase], every_phase: bool = False) -> Result:
-    return run_system(Forgetful(), steps, folder / Forgetful.title, Right(), every_phase, lambda text: None)
+    return run_system(
+        Forgetful(), steps, folder / Forgetful.title, Right(), every_phase, lambda text: None
+    )
 
 
 def shown(result: Result, steps: list[Phase]) -> str:
@@ -44,7 +46,9 @@ def test_every_phase_is_counted_and_judged(tmp_path: Path) -> None:
     verdict = result.phases["change"].verdict
     assert verdict is not None
     assert len(verdict.extra) == 1
-    assert all(phase.seconds > 0 and phase.peak_bytes > 10_000_000 for phase in result.phases.values())
+    assert all(
+        phase.seconds > 0 and phase.peak_bytes > 10_000_000 for phase in result.phases.values()
+    )
     rows = tmp_path / "forgetful" / "kept" / "rows.json"
     assert result.disk_parts == {"kept": rows.stat().st_size}
     assert result.disk_bytes == rows.stat().st_size
@@ -56,14 +60,25 @@ def test_every_phase_is_counted_and_judged(tmp_path: Path) -> None:
     found = json.loads(json.dumps(as_json([result], STEPS, result, "some")))
     assert found["systems"][0]["phases"]["copy"]["embedded"] == 20
     assert found["systems"][0]["ratios"]["cold"] == 1
-    assert found["systems"][0]["right"] == {"cold": True, "no-op": True, "change": False, "copy": False}
+    assert found["systems"][0]["right"] == {
+        "cold": True,
+        "no-op": True,
+        "change": False,
+        "copy": False,
+    }
 
 
 @pytest.mark.parametrize(
     ("step", "problem"),
-    [("prepare", "cannot be set up"), ("sync", "exit code 1"), ("dump", "the store cannot be read")],
+    [
+        ("prepare", "cannot be set up"),
+        ("sync", "exit code 1"),
+        ("dump", "the store cannot be read"),
+    ],
 )
-def test_a_failure_is_a_result(step: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_a_result(
+    step: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Forgetful, "fails", step)
     result = result_of(tmp_path, TWO)
     assert not any(phase.right for phase in result.phases.values())
@@ -71,12 +86,16 @@ def test_a_failure_is_a_result(step: str, problem: str, tmp_path: Path, monkeypa
     assert f"no {step} today" in shown(result, TWO)
 
 
-def test_what_does_everything_again_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_everything_again_is_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Forgetful, "remembers", False)
     result = result_of(tmp_path, TWO)
     assert [phase.measured for phase in result.phases.values()] == [True, False]
     assert "yes (cold)" in shown(result, TWO)
-    assert all(phase.measured for phase in result_of(tmp_path, TWO, every_phase=True).phases.values())
+    assert all(
+        phase.measured for phase in result_of(tmp_path, TWO, every_phase=True).phases.values()
+    )
 
 
 def test_neither_the_corpus_nor_the_model_counts_as_kept(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ def judge(system: System, phase: Phase, folder: Path, before: dict[str, str]) ->
     """The texts of the phase; fails unless the store is exactly right."""
     stored = system.dump(folder)
     texts = {name: system.text(text) for name, text in phase.texts.items()}
-    found = verdict(stored.ids, stored.vectors, texts, before, RIGHT.of({*texts.values(), *before.values()}))
+    found = verdict(
+        stored.ids, stored.vectors, texts, before, RIGHT.of({*texts.values(), *before.values()})
+    )
     assert found.exact, (phase.name, str(found))
     return texts
 
@@ -35,7 +37,9 @@ def test_systems_are_found_by_their_files() -> None:
     assert all(system.name == name for name, system in found.items())
 
 
-def test_the_floor_embeds_what_is_new_and_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_floor_embeds_what_is_new_and_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[int] = []
 
     def embed(texts: list[str]) -> Any:
@@ -52,7 +56,9 @@ def test_the_floor_embeds_what_is_new_and_is_right(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_the_real_command_embeds_what_is_new_and_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_command_embeds_what_is_new_and_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = all_systems()["ours"]
     monkeypatch.setenv("BENCHMARK_WEIGHTS", str(tmp_path))
     pipeline = ours_module.FILE.replace(f"hf:{MODEL}", "{provider: hashing}")
@@ -62,7 +68,9 @@ def test_the_real_command_embeds_what_is_new_and_is_right(tmp_path: Path, monkey
     before: dict[str, str] = {}
     for phase in phases(documents(COUNT)):
         write_phase(phase, tmp_path)
-        measured = measure(ours.command(tmp_path), environment_of(tmp_path), tmp_path / "logs" / phase.name)
+        measured = measure(
+            ours.command(tmp_path), environment_of(tmp_path), tmp_path / "logs" / phase.name
+        )
         assert measured.code == 0, measured.stderr
         assert ours.read(measured.stdout).embedded == phase.to_embed
         before = judge(ours, phase, tmp_path, before)
@@ -80,7 +88,9 @@ def test_texts_are_counted_whoever_asks() -> None:
     assert synced.embedded == 3
 
 
-def test_processes_get_neither_network_nor_another_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_get_neither_network_nor_another_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BENCHMARK_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("DAGSTER_HOME", "/elsewhere")
     monkeypatch.setenv("EMBEDDING_PIPELINES_HOME", "/elsewhere")

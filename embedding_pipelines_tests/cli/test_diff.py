@@ -12,7 +12,9 @@ from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
 
-ROWS = [(n, f"{colour} fox", "animal") for n, colour in enumerate(("red", "blue", "green", "amber"))]
+ROWS = [
+    (n, f"{colour} fox", "animal") for n, colour in enumerate(("red", "blue", "green", "amber"))
+]
 
 
 @pytest.fixture
@@ -44,10 +46,14 @@ def things(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def facts(out: str) -> dict[str, str]:
     """The lines of names and values, by name."""
-    return dict(parts for line in out.splitlines() if len(parts := line.strip().split("  ", 1)) == 2)  # type: ignore[misc]
+    return dict(
+        parts for line in out.splitlines() if len(parts := line.strip().split("  ", 1)) == 2
+    )  # type: ignore[misc]
 
 
-def test_diff_says_what_changed_between_the_last_two_releases(command: Command, things: Path) -> None:
+def test_diff_says_what_changed_between_the_last_two_releases(
+    command: Command, things: Path
+) -> None:
     said = command("diff", "things")
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("things: release 1 -> 2\n")
@@ -65,10 +71,16 @@ def test_diff_as_json_has_all_of_it(command: Command, things: Path) -> None:
     said = command("diff", "things", "2", "1", "--json")
     assert said.code == 0
     found: dict[str, Any] = json.loads(said.out)
-    assert (found["pipeline"], found["before"]["release"], found["after"]["release"]) == ("things", 2, 1)
+    assert (found["pipeline"], found["before"]["release"], found["after"]["release"]) == (
+        "things",
+        2,
+        1,
+    )
     assert found["documents"]["new"] == {"count": 1, "ids": ["0"]}
     assert found["documents"]["moved"] == {"count": 0, "ids": []}
-    assert found["options"] == [{"option": "compression", "before": [{"kind": "int8"}], "after": []}]
+    assert found["options"] == [
+        {"option": "compression", "before": [{"kind": "int8"}], "after": []}
+    ]
     assert found["queries"]["changed"] == [
         {"id": "q", "text": "purple snow", "overlap": 0.75, "came": ["0"], "went": ["9"]}
     ]
@@ -80,7 +92,10 @@ def test_diff_as_json_has_all_of_it(command: Command, things: Path) -> None:
     [
         (["things", "1", "9"], "Pipeline 'things' has no release 9; kept are: 1, 2."),
         (["things", "2"], "release 2 cannot differ from itself"),
-        (["another"], "Pipeline 'another' has no release yet. Run `embedding-pipelines run another`."),
+        (
+            ["another"],
+            "Pipeline 'another' has no release yet. Run `embedding-pipelines run another`.",
+        ),
         (["thing"], "Did you mean 'things'?"),
     ],
 )
@@ -101,12 +116,17 @@ def test_every_command_takes_a_pipelines_number(command: Command, things: Path) 
     assert command("validate", "2", "things", "1").out == "things: valid\nanother: valid\n"
     assert command("search", "2", "purple snow", "-k", "1").out.split()[2] == "9"
     assert (
-        command("rollback", "2", "--to", "2", "--json").out == command("rollback", "things", "--to", "2", "--json").out
+        command("rollback", "2", "--to", "2", "--json").out
+        == command("rollback", "things", "--to", "2", "--json").out
     )
 
 
-@pytest.mark.parametrize("arguments", [["status", "3"], ["run", "3"], ["search", "3", "fox"], ["diff", "3"]])
-def test_a_number_that_nobody_has_is_one_sentence(arguments: list[str], command: Command, things: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["status", "3"], ["run", "3"], ["search", "3", "fox"], ["diff", "3"]]
+)
+def test_a_number_that_nobody_has_is_one_sentence(
+    arguments: list[str], command: Command, things: Path
+) -> None:
     ended = command(*arguments)
     assert (ended.code, ended.out) == (1, "")
     assert "No pipeline has the number 3: 1 is 'another', 2 is 'things'." in ended.err

@@ -54,7 +54,9 @@ def test_help_lists_every_command_in_whole_sentences(command: Command) -> None:
     said = command("--help")
     assert said.code == 0
     assert "..." not in said.out.partition("Commands:")[2]
-    assert [line.split()[0] for line in said.out.partition("Commands:\n")[2].splitlines()] == COMMANDS
+    assert [
+        line.split()[0] for line in said.out.partition("Commands:\n")[2].splitlines()
+    ] == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -69,8 +71,12 @@ def test_version(command: Command, home: Path) -> None:
     assert json.loads(command("version", "--json").out) == {"version": __version__}
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["status"], ["validate"], ["search", "x", "y"], ["rollback", "x"]])
-def test_without_pipelines_the_error_says_how_to_get_some(arguments: list[str], command: Command, home: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["status"], ["validate"], ["search", "x", "y"], ["rollback", "x"]]
+)
+def test_without_pipelines_the_error_says_how_to_get_some(
+    arguments: list[str], command: Command, home: Path
+) -> None:
     said = command(*arguments)
     assert (said.code, said.out) == (1, "")
     assert "`embedding-pipelines example` makes two" in said.err
@@ -84,7 +90,9 @@ def test_an_empty_list_is_no_error(command: Command, home: Path) -> None:
     assert json.loads(command("list", "--json").out) == []
 
 
-@pytest.mark.parametrize("arguments", [["run", "thing"], ["status", "thing"], ["search", "thing", "x"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "thing"], ["status", "thing"], ["search", "thing", "x"]]
+)
 def test_a_misspelt_name_is_guessed(arguments: list[str], command: Command, things: Path) -> None:
     said = command(*arguments)
     assert (said.code, said.out) == (1, "")
@@ -93,9 +101,17 @@ def test_a_misspelt_name_is_guessed(arguments: list[str], command: Command, thin
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["run", "--nonsense"], ["search", "things"], ["search", "things", "x", "-k", "many"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["run", "--nonsense"],
+        ["search", "things"],
+        ["search", "things", "x", "-k", "many"],
+    ],
 )
-def test_a_wrong_command_ends_with_2_and_its_usage(arguments: list[str], command: Command, things: Path) -> None:
+def test_a_wrong_command_ends_with_2_and_its_usage(
+    arguments: list[str], command: Command, things: Path
+) -> None:
     said = command(*arguments)
     assert (said.code, said.out) == (2, "")
     assert "Usage: embedding-pipelines" in said.err
@@ -106,9 +122,15 @@ def test_a_home_that_is_not_there_is_an_error(
 ) -> None:
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     said = command("--home", str(tmp_path / "gone"), "list")
-    assert (said.code, said.err) == (1, f"error: --home: there is no folder {str(tmp_path / 'gone')!r}.\n")
+    assert (said.code, said.err) == (
+        1,
+        f"error: --home: there is no folder {str(tmp_path / 'gone')!r}.\n",
+    )
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "gone"))
-    assert command("list").err == f"error: {HOME_VARIABLE}: there is no folder {str(tmp_path / 'gone')!r}.\n"
+    assert (
+        command("list").err
+        == f"error: {HOME_VARIABLE}: there is no folder {str(tmp_path / 'gone')!r}.\n"
+    )
 
 
 def test_home_stands_before_the_command(command: Command, built: Path, home: Path) -> None:
@@ -151,7 +173,10 @@ def test_a_broken_file_stops_a_run_of_all_but_not_of_others(command: Command, ho
     assert (command("run").code, command("run", "bad").code) == (1, 1)
     assert command("run", "good").code == 0
     listed = json.loads(command("list", "--json").out)
-    assert [(row["pipeline"], row["status"]) for row in listed] == [("bad", "broken"), ("good", "active")]
+    assert [(row["pipeline"], row["status"]) for row in listed] == [
+        ("bad", "broken"),
+        ("good", "active"),
+    ]
     assert "bad.yaml:1" in listed[0]["problem"]
     shown = command("status")
     assert shown.code == 1
@@ -163,7 +188,10 @@ def test_a_broken_file_stops_a_run_of_all_but_not_of_others(command: Command, ho
     ("content", "said"),
     [
         (None, "matches no file"),
-        ("id,titel\n1,x\n", "column 'title' is missing; found 'id', 'titel'. Did you mean 'titel'?"),
+        (
+            "id,titel\n1,x\n",
+            "column 'title' is missing; found 'id', 'titel'. Did you mean 'titel'?",
+        ),
         ("id,title,cat\n1,a,b\n1,c,d\n", "document id '1' stands"),
     ],
 )
@@ -197,7 +225,9 @@ def test_run_reports_every_step_and_runs_again_without_work(
     assert (again.code, again.err) == (0, "")
     (result,) = json.loads(again.out)
     assert result["error"] is None
-    assert [(step["step"], step["changed"]) for step in result["steps"]] == [(step, False) for step in steps]
+    assert [(step["step"], step["changed"]) for step in result["steps"]] == [
+        (step, False) for step in steps
+    ]
 
 
 def test_an_empty_source_is_a_success_with_an_empty_table(
@@ -234,7 +264,9 @@ def test_search_finds_the_nearest_first(command: Command, things: Path) -> None:
     said = command("search", "things", "fox", "-k", "1")
     assert said.code == 0
     assert said.out.splitlines()[0].split()[2:] == ["1", "cat=animal"]
-    result = json.loads(command("search", "things", "blue whale", "--filter", "cat = 'animal'", "--json").out)
+    result = json.loads(
+        command("search", "things", "blue whale", "--filter", "cat = 'animal'", "--json").out
+    )
     assert result["hits"][0]["document_id"] == "2"
     assert {hit["metadata"]["cat"] for hit in result["hits"]} == {"animal"}
 
@@ -248,7 +280,9 @@ def test_search_finds_the_nearest_first(command: Command, things: Path) -> None:
         (["x", "--filter", "cat ="], "The filter 'cat =' cannot be used"),
     ],
 )
-def test_a_search_that_cannot_be_made_says_why(arguments: list[str], said: str, command: Command, things: Path) -> None:
+def test_a_search_that_cannot_be_made_says_why(
+    arguments: list[str], said: str, command: Command, things: Path
+) -> None:
     ended = command("search", "things", *arguments)
     assert (ended.code, ended.out) == (1, "")
     assert said in ended.err
@@ -257,7 +291,9 @@ def test_a_search_that_cannot_be_made_says_why(arguments: list[str], said: str, 
     assert said in as_json["error"]
 
 
-def test_before_the_first_run_there_is_nothing_to_search_or_roll_back(command: Command, home: Path) -> None:
+def test_before_the_first_run_there_is_nothing_to_search_or_roll_back(
+    command: Command, home: Path
+) -> None:
     write_pipeline(home, "p", HASHING)
     for arguments in (["search", "p", "x"], ["rollback", "p"]):
         said = command(*arguments)
@@ -270,7 +306,10 @@ def test_rollback_moves_the_live_release_there_and_back(command: Command, things
     assert said[0] == "things: live release 2 -> 1 (2 rows)"
     assert said[1].endswith("embedding-pipelines rollback things --to 2")
     assert "has no release before 1" in command("rollback", "things").err
-    assert "has no release 9 to go back to; kept are: 1, 2" in command("rollback", "things", "--to", "9").err
+    assert (
+        "has no release 9 to go back to; kept are: 1, 2"
+        in command("rollback", "things", "--to", "9").err
+    )
     back = command("rollback", "things", "--to", "2", "--json")
     assert json.loads(back.out) == {"pipeline": "things", "from": 1, "live": 2, "rows": 3}
 
@@ -295,10 +334,16 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("arguments", ["list", "search things fox", "search things fox --json", "status --json"])
+@pytest.mark.parametrize(
+    "arguments", ["list", "search things fox", "search things fox --json", "status --json"]
+)
 def test_a_reader_that_goes_away_is_no_error(arguments: str, things: Path) -> None:
     ended = subprocess.run(
-        f"{EXECUTABLE} {arguments} | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{EXECUTABLE} {arguments} | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ended.stderr == ""
     assert len(ended.stdout.splitlines()) == 1
@@ -307,7 +352,11 @@ def test_a_reader_that_goes_away_is_no_error(arguments: str, things: Path) -> No
 def test_a_pipe_gets_no_colours_even_where_they_are_forced_off(things: Path) -> None:
     environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "20"}
     ended = subprocess.run(
-        [EXECUTABLE, "search", "things", "fox"], capture_output=True, text=True, timeout=60, env=environment
+        [EXECUTABLE, "search", "things", "fox"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment,
     )
     assert ended.returncode == 0
     assert "\x1b" not in ended.stdout

@@ -42,14 +42,19 @@ def state(home: Path) -> Any:
     return file_of(home), read_releases(Warehouse(home).pipeline("p"))
 
 
-def test_a_chosen_compression_is_measured_written_and_released(command: Command, built: Path) -> None:
+def test_a_chosen_compression_is_measured_written_and_released(
+    command: Command, built: Path
+) -> None:
     before = Searcher(Warehouse(built), "p").search("w9 w10 w11").hits
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48", "--method", "int8")
     assert said.code == 0, said.err
     assert "pca 48, int8" in said.out
     assert "times less than float32 alone." in said.out
     text = file_of(built)
-    assert "model: {provider: hashing}\ncompression: [{kind: pca, dimensions: 48}, {kind: int8}]\noptimized: {" in text
+    assert (
+        "model: {provider: hashing}\ncompression: [{kind: pca, dimensions: 48}, {kind: int8}]\noptimized: {"
+        in text
+    )
     assert text.endswith("schedule: '0 2 * * *'   # nightly\n")
     searcher = Searcher(Warehouse(built), "p")
     assert searcher.release.number == 2
@@ -79,7 +84,9 @@ def test_a_floor_that_is_not_kept_changes_nothing(command: Command, built: Path)
     assert said.code == 1
     assert "pca 8" in said.out
     assert said.err.startswith("error: Pipeline 'p': pca 8 is not proven to keep a recall of 0.9.")
-    said = command("optimize", "p", "--method", "auto", "--dimensions", "8", "--floor", "0.9", "--json")
+    said = command(
+        "optimize", "p", "--method", "auto", "--dimensions", "8", "--floor", "0.9", "--json"
+    )
     assert said.code == 1
     assert "keep a recall of 0.9 in 500 ms" in json.loads(said.out)["error"]
     said = command("optimize", "p", "--method", "auto", "--floor", "1", "--json")
@@ -98,11 +105,17 @@ def test_a_run_that_does_not_release_puts_the_file_back(command: Command, built:
     assert state(built) == before
 
 
-def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(command: Command, built: Path) -> None:
+def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
+    command: Command, built: Path
+) -> None:
     assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
     context = context_of(built, "p")
     before = codec_path(context, context.spec.model.space)
-    write_csv(built, "b.csv", [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)])
+    write_csv(
+        built,
+        "b.csv",
+        [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)],
+    )
     run_whole(built, "p")
     assert codec_path(context, context.spec.model.space) == before
     path = built / "pipelines" / "p.yaml"
@@ -115,7 +128,9 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(command: 
     assert codec_path(context, context.spec.model.space) == before
 
 
-def test_ctrl_c_in_the_run_puts_the_file_back(command: Command, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_in_the_run_puts_the_file_back(
+    command: Command, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         assert "int8" in file_of(built)
         raise KeyboardInterrupt
@@ -148,8 +163,12 @@ def test_what_is_typed_wrong_is_said_in_one_sentence(
     assert file_of(home) == PIPELINE
 
 
-@pytest.mark.parametrize("arguments", [["p"], ["p", "--method", "int8", "--floor", "2"], ["p", "--dimensions", "0"]])
-def test_a_wrong_command_ends_with_2_and_its_usage(command: Command, home: Path, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["p"], ["p", "--method", "int8", "--floor", "2"], ["p", "--dimensions", "0"]]
+)
+def test_a_wrong_command_ends_with_2_and_its_usage(
+    command: Command, home: Path, arguments: list[str]
+) -> None:
     found = command("optimize", *arguments)
     assert (found.code, found.out) == (2, "")
     assert "Usage: embedding-pipelines optimize" in found.err

@@ -50,12 +50,21 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
     facts = dict(line.strip().rsplit("  ", 1) for line in lines)
     facts = {name.strip(): value for name, value in facts.items()}
     assert title == "tales"
-    assert (facts["rows new"], facts["rows unchanged"], facts["texts to embed"]) == ("30", "0", "30")
+    assert (facts["rows new"], facts["rows unchanged"], facts["texts to embed"]) == (
+        "30",
+        "0",
+        "30",
+    )
     assert facts["seconds"] == "-"
     assert not server.requests
 
     [row] = json.loads(command("plan", "tales", "--json").out)
-    assert (row["pipeline"], row["rows_new"], row["texts_to_embed"], row["seconds"]) == ("tales", 30, 30, None)
+    assert (row["pipeline"], row["rows_new"], row["texts_to_embed"], row["seconds"]) == (
+        "tales",
+        30,
+        30,
+        None,
+    )
     assert row["usd"] == pytest.approx(row["tokens"] * 2 / 1e6, rel=0.02)
     [result] = json.loads(command("run", "--json").out)
     steps = {step["step"]: step for step in result["steps"]}
@@ -65,15 +74,27 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
     assert steps["documents"]["changed"] is False
 
     [after] = json.loads(command("plan", "--json").out)
-    assert (after["rows_unchanged"], after["rows_new"], after["tokens"], after["usd"]) == (30, 0, 0, 0)
+    assert (after["rows_unchanged"], after["rows_new"], after["tokens"], after["usd"]) == (
+        30,
+        0,
+        0,
+        0,
+    )
     [again] = json.loads(command("run", "--json").out)
     assert not any(step["changed"] for step in again["steps"])
 
 
-def test_plan_of_several_pipelines_names_each(command: Command, home: Path, server: WireServer) -> None:
+def test_plan_of_several_pipelines_names_each(
+    command: Command, home: Path, server: WireServer
+) -> None:
     write_pipeline(home, "notes", HASHING)
-    assert [row["pipeline"] for row in json.loads(command("plan", "--json").out)] == ["notes", "tales"]
-    assert [row["pipeline"] for row in json.loads(command("plan", "tales", "--json").out)] == ["tales"]
+    assert [row["pipeline"] for row in json.loads(command("plan", "--json").out)] == [
+        "notes",
+        "tales",
+    ]
+    assert [row["pipeline"] for row in json.loads(command("plan", "tales", "--json").out)] == [
+        "tales"
+    ]
 
 
 def test_plan_tells_a_mistake_in_a_sentence(command: Command, home: Path) -> None:
@@ -114,7 +135,11 @@ def started(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DAGSTER")}
     environment = {**kept, HOME_VARIABLE: str(home)}
     return subprocess.Popen(
-        [EXECUTABLE, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [EXECUTABLE, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

@@ -54,7 +54,12 @@ def test_the_path_is_printed_and_nothing_is_opened_without_a_terminal(
 def test_json_tells_what_is_in_the_page(app: typer.Typer, things: Path, opened: list[str]) -> None:
     said = CliRunner().invoke(app, ["report", "things", "--json"], catch_exceptions=False)
     found = json.loads(said.stdout)
-    assert (found["pipeline"], found["release"], found["rows"], found["points"]) == ("things", 1, 3, 3)
+    assert (found["pipeline"], found["release"], found["rows"], found["points"]) == (
+        "things",
+        1,
+        3,
+        3,
+    )
     assert Path(found["path"]).stat().st_size == found["size_bytes"]
     assert opened == []
 
@@ -81,7 +86,9 @@ def test_the_page_is_opened_on_a_terminal_with_a_display(
     assert opened == ([page.as_uri()] if opens else [])
 
 
-def test_a_pipeline_that_never_ran_or_is_not_there_is_a_readable_error(app: typer.Typer, home: Path) -> None:
+def test_a_pipeline_that_never_ran_or_is_not_there_is_a_readable_error(
+    app: typer.Typer, home: Path
+) -> None:
     write_pipeline(home, "things", HASHING)
     with pytest.raises(ReleaseError, match="no release yet"):
         CliRunner().invoke(app, ["report", "things"], catch_exceptions=False)

@@ -39,8 +39,18 @@ def _console(width: int = 80, **options: Any) -> tuple[Console, io.StringIO]:
 
 
 def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
-    hit = Hit(score=0.5, chunk_id="d#0", document_id=document_id, start=0, end=1, text=text, metadata=metadata)
-    return SearchResult(pipeline="p", release=2, space_id="s", query="q", hits=[hit], milliseconds=1_234.5)
+    hit = Hit(
+        score=0.5,
+        chunk_id="d#0",
+        document_id=document_id,
+        start=0,
+        end=1,
+        text=text,
+        metadata=metadata,
+    )
+    return SearchResult(
+        pipeline="p", release=2, space_id="s", query="q", hits=[hit], milliseconds=1_234.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,11 +70,17 @@ def test_a_report_is_a_sentence(step: str, said: str) -> None:
 
 
 def test_a_step_without_work_says_so() -> None:
-    assert sentence(StepReport("release", False, FACTS["release"])) == "release 3, live: 3 (unchanged)"
+    assert (
+        sentence(StepReport("release", False, FACTS["release"])) == "release 3, live: 3 (unchanged)"
+    )
 
 
 def test_nouns_follow_their_number() -> None:
-    assert [counted(number, "file") for number in (0, 1, 2_000)] == ["0 files", "1 file", "2,000 files"]
+    assert [counted(number, "file") for number in (0, 1, 2_000)] == [
+        "0 files",
+        "1 file",
+        "2,000 files",
+    ]
 
 
 def test_a_pipe_gets_plain_whole_lines() -> None:
@@ -138,7 +154,11 @@ def test_a_table_is_cut_at_the_edge_of_a_terminal() -> None:
 
 def test_facts_are_never_folded() -> None:
     console, written = _console(width=20, force_terminal=True, color_system=None)
-    print_facts(console, "p", {"rejected_table": "/a/very/long/path/to/rejected.parquet", "kept": [1, 2], "none": []})
+    print_facts(
+        console,
+        "p",
+        {"rejected_table": "/a/very/long/path/to/rejected.parquet", "kept": [1, 2], "none": []},
+    )
     assert written.getvalue().splitlines() == [
         "p",
         "  rejected table  /a/very/long/path/to/rejected.parquet",

@@ -25,7 +25,9 @@ from embedding_pipelines.errors import CompressionError
 NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint8}
 
 
-def clustered(n: int, dimensions: int, seed: int = 0, rank: int = 24, noise: float = 0.05) -> Vectors:
+def clustered(
+    n: int, dimensions: int, seed: int = 0, rank: int = 24, noise: float = 0.05
+) -> Vectors:
     """Unit vectors float32[n, dimensions] in 25 clusters, most of them in a space of `rank` directions."""
     basis = np.random.default_rng(20_240_501)  # the same space and centres whatever the seed
     mean = basis.normal(size=dimensions) / np.sqrt(dimensions)
@@ -122,7 +124,9 @@ def _check_inputs(codec: Codec, vectors: Vectors, codes: NDArray[np.generic]) ->
         codec.encode(broken)
 
 
-def _check_identity(compressor: Compressor, codec: Codec, sample: Vectors, vectors: Vectors, folder: Path) -> None:
+def _check_identity(
+    compressor: Compressor, codec: Codec, sample: Vectors, vectors: Vectors, folder: Path
+) -> None:
     chain = CodecChain([codec], codec.input_dimensions)
     passes: list[int] = []
 
@@ -146,7 +150,9 @@ def _check_identity(compressor: Compressor, codec: Codec, sample: Vectors, vecto
             compressor.fit([broken])
         if not compressor.fixed(sample.shape[1]):
             with pytest.raises(CompressionError, match="number 5"):
-                CodecChain.fit([compressor], lambda given=broken: [given[:3], given[3:]], sample.shape[1])
+                CodecChain.fit(
+                    [compressor], lambda given=broken: [given[:3], given[3:]], sample.shape[1]
+                )
 
 
 def _same(codes: NDArray[np.generic], expected: NDArray[np.generic]) -> None:

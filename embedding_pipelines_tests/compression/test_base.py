@@ -35,7 +35,12 @@ def test_a_pipeline_file_names_a_choice_by_its_kind() -> None:
 def test_the_empty_chain_is_the_identity_and_keeps_lengths(tmp_path: Path) -> None:
     vectors = clustered(20, 32) * np.float32(3)
     chain = fitted([], vectors)
-    assert (chain.id, chain.dtype, chain.metric, chain.dimensions) == ("none", "float32", "cosine", 32)
+    assert (chain.id, chain.dtype, chain.metric, chain.dimensions) == (
+        "none",
+        "float32",
+        "cosine",
+        32,
+    )
     assert np.array_equal(chain.encode(vectors), vectors)
     assert np.array_equal(chain.decode(vectors), vectors)
     chain.save(tmp_path / "codec.npz")
@@ -95,9 +100,15 @@ CHAINS: dict[str, list[Compressor]] = {
 
 
 @pytest.mark.parametrize("name", CHAINS)
-@given(rows=st.integers(40, 120), seed=st.integers(0, 999), cuts=st.lists(st.integers(0, 120), max_size=8))
+@given(
+    rows=st.integers(40, 120),
+    seed=st.integers(0, 999),
+    cuts=st.lists(st.integers(0, 120), max_size=8),
+)
 @settings(max_examples=25, deadline=None)
-def test_how_vectors_are_cut_into_blocks_decides_nothing(name: str, rows: int, seed: int, cuts: list[int]) -> None:
+def test_how_vectors_are_cut_into_blocks_decides_nothing(
+    name: str, rows: int, seed: int, cuts: list[int]
+) -> None:
     vectors = clustered(rows, 12, seed=seed, rank=8)
     parts = np.split(vectors, sorted(min(cut, rows) for cut in cuts))
     streamed = CodecChain.fit(CHAINS[name], lambda: iter(parts), 12)
@@ -105,7 +116,10 @@ def test_how_vectors_are_cut_into_blocks_decides_nothing(name: str, rows: int, s
     assert streamed.id == whole.id
 
 
-@given(place=st.integers(0, 10_000), stage=st.sampled_from(["directions", "spectrum", "scale", "oversample"]))
+@given(
+    place=st.integers(0, 10_000),
+    stage=st.sampled_from(["directions", "spectrum", "scale", "oversample"]),
+)
 @settings(max_examples=50, deadline=None)
 def test_whatever_was_fitted_otherwise_makes_another_id(place: int, stage: str) -> None:
     chain = fitted(CHAINS["truncate+pca+binary"], clustered(60, 12, rank=8))
@@ -134,12 +148,16 @@ def test_whatever_was_fitted_otherwise_makes_another_id(place: int, stage: str) 
         ([Pca(dimensions=16), Binary()], 18),
     ],
 )
-def test_the_bytes_of_a_vector_are_those_of_its_codes(compressors: list[Compressor], expected: int) -> None:
+def test_the_bytes_of_a_vector_are_those_of_its_codes(
+    compressors: list[Compressor], expected: int
+) -> None:
     vectors = clustered(30, 64)
     chain = fitted(compressors, vectors)
     copies = chain.encode_copies(vectors)
     assert chain.bytes_per_vector == expected
-    assert chain.encode(vectors).nbytes + (copies.nbytes if copies is not None else 0) == 30 * expected
+    assert (
+        chain.encode(vectors).nbytes + (copies.nbytes if copies is not None else 0) == 30 * expected
+    )
 
 
 def test_equal_chains_are_equal_bytes() -> None:
@@ -149,9 +167,14 @@ def test_equal_chains_are_equal_bytes() -> None:
 
 
 def test_another_order_is_refused_with_the_one_to_use() -> None:
-    with pytest.raises(ConfigError, match=r"int8, pca, truncate cannot follow.*Use this order: truncate, pca, int8\."):
+    with pytest.raises(
+        ConfigError,
+        match=r"int8, pca, truncate cannot follow.*Use this order: truncate, pca, int8\.",
+    ):
         check_chain([Int8(), Pca(dimensions=4), Truncate(dimensions=8)], 16)
-    with pytest.raises(ConfigError, match=r"what cuts the model's own numbers comes first.*order: truncate, pca\."):
+    with pytest.raises(
+        ConfigError, match=r"what cuts the model's own numbers comes first.*order: truncate, pca\."
+    ):
         check_chain([Pca(dimensions=8), Truncate(dimensions=4)], 16)
     assert check_chain([Truncate(dimensions=8), Pca(dimensions=4), Int8()], 16) == 4
 

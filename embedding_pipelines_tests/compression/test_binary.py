@@ -19,7 +19,9 @@ def test_binary_keeps_the_contract_though_dimensions_may_not_fill_the_last_byte(
     tmp_path: Path, rescore: str, dimensions: int
 ) -> None:
     compressor = Binary.model_validate({"rescore": rescore})
-    codec = check_compressor(compressor, tmp_path, dimensions=dimensions, cosine_floor=0.75, overlap_floor=0.78)
+    codec = check_compressor(
+        compressor, tmp_path, dimensions=dimensions, cosine_floor=0.75, overlap_floor=0.78
+    )
     assert codec.metric == "hamming"
 
 
@@ -66,14 +68,19 @@ def test_rescoring_ranks_the_best_by_bits_as_their_own_vectors_do() -> None:
     chain = fitted([Binary()], vectors)
     copies, exact = chain.encode_copies(vectors), np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
     assert copies is not None
-    bits, wanted = np.unpackbits(chain.encode(vectors), axis=1), np.unpackbits(chain.encode(queries), axis=1)
+    bits, wanted = (
+        np.unpackbits(chain.encode(vectors), axis=1),
+        np.unpackbits(chain.encode(queries), axis=1),
+    )
     recall = {}
     for oversample in (1, chain.oversample):
         found = []
         for query, own in zip(queries, wanted, strict=True):
             rows = np.argsort((bits != own).sum(axis=1), kind="stable")[: 10 * oversample]
             found.append(rows[np.argsort(-chain.rescore(query, copies[rows]))][:10])
-        recall[oversample] = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
+        recall[oversample] = np.mean(
+            [len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]
+        )
     assert recall[chain.oversample] > recall[1] + 0.15
     assert recall[chain.oversample] > 0.84
 
@@ -105,5 +112,7 @@ def test_rescored_cosines_are_the_exact_ones_within_the_error_of_the_copies(
     # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by its own length.
     scale = chain.facts()["codecs"][0]["copy"].get("scale", 2**-10)
     found = chain.rescore(vectors[7] * np.float32(length), copies)
-    assert found == pytest.approx(unit(vectors) @ unit(vectors)[7], abs=scale * np.sqrt(dimensions) + 1e-5)
+    assert found == pytest.approx(
+        unit(vectors) @ unit(vectors)[7], abs=scale * np.sqrt(dimensions) + 1e-5
+    )
     assert found.dtype == np.float32

@@ -16,4 +16,6 @@ def test_vectors_beyond_the_range_of_half_precision_do_not_overflow() -> None:
     vectors = clustered(10, 32)
     codec = Float16().fit([vectors])
     for factor in (1e30, 1e-30):
-        assert np.allclose(codec.encode(vectors * np.float32(factor)), codec.encode(vectors), atol=1e-3)
+        assert np.allclose(
+            codec.encode(vectors * np.float32(factor)), codec.encode(vectors), atol=1e-3
+        )

@@ -81,7 +81,9 @@ def test_long_vectors_count_no_more_than_short_ones() -> None:
     assert scaled.directions == pytest.approx(plain.directions, abs=1e-3)
 
 
-def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_dropped_included(tmp_path: Path) -> None:
+def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_dropped_included(
+    tmp_path: Path,
+) -> None:
     vectors = clustered(400, 48)
     codec = Pca(dimensions=12).fit([vectors])
     assert codec.spectrum.shape == (48,)
@@ -101,7 +103,9 @@ def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_droppe
 def test_products_in_float32_cost_less_than_a_hundred_thousandth_of_each_direction() -> None:
     """20,000 vectors: two whole blocks and a rest."""
     vectors = clustered(20_000, 64, rank=16)
-    codec = as_they_come(Pca(dimensions=16), *(vectors[at : at + 3_000] for at in range(0, 20_000, 3_000)))
+    codec = as_they_come(
+        Pca(dimensions=16), *(vectors[at : at + 3_000] for at in range(0, 20_000, 3_000))
+    )
     exact = unit(vectors).astype(np.float64)
     directions = np.linalg.eigh(exact.T @ exact)[1].T[::-1][:16]
     directions *= np.sign((directions * codec.directions).sum(axis=1))[:, None]
@@ -115,7 +119,8 @@ def test_vectors_without_any_direction_are_refused() -> None:
 
 def test_too_few_rows_are_refused_with_what_to_do() -> None:
     with pytest.raises(
-        CompressionError, match=r"20 vectors cannot give 28 directions\. Add documents until there are at least 28"
+        CompressionError,
+        match=r"20 vectors cannot give 28 directions\. Add documents until there are at least 28",
     ):
         Pca(dimensions=28).fit([clustered(20, 96)])
 

@@ -38,7 +38,9 @@ THINGS = ("fox", "tea", "whale", "door", "stone", "boat", "lamp", "road")
 
 def rows(n: int = 40) -> list[tuple[str, str, str]]:
     """Rows whose titles are all different and share words."""
-    return [(f"id-{i}", f"{COLOURS[i % 5]} {THINGS[i % 8]} in the house", f"c{i % 3}") for i in range(n)]
+    return [
+        (f"id-{i}", f"{COLOURS[i % 5]} {THINGS[i % 8]} in the house", f"c{i % 3}") for i in range(n)
+    ]
 
 
 def released(home: Path, content: Sequence[Sequence[object]], pipeline: str = PIPELINE) -> None:
@@ -53,7 +55,9 @@ def compared(home: Path, before: int | None = None, after: int | None = None) ->
 
 def ask(home: Path, *texts: str, source: str = "") -> None:
     """Leave queries as a measurement leaves them."""
-    queries = [{"id": f"q{place}", "text": text, "from": source} for place, text in enumerate(texts)]
+    queries = [
+        {"id": f"q{place}", "text": text, "from": source} for place, text in enumerate(texts)
+    ]
     write_json(folder_of(home).queries, {"queries": queries})
 
 
@@ -93,7 +97,9 @@ def test_a_table_that_was_empty_can_be_compared(home: Path) -> None:
 def test_texts_that_are_only_cut_otherwise_are_not_changed(home: Path) -> None:
     long = ("long", " ".join(f"word{n}" for n in range(60)), "c")
     released(home, [*rows(9), long])
-    released(home, [*rows(9), long], PIPELINE + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n")
+    released(
+        home, [*rows(9), long], PIPELINE + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n"
+    )
     found = compared(home)
     assert found.after.rows > found.before.rows
     assert found.documents.changed == Listed()
@@ -133,17 +139,24 @@ def with_vector(home: Path, vector: list[float]) -> Opened:
     here = live(home)
     schema = here.table.schema()
     (row,) = [
-        row for batch in here.table.scan(schema.names) for row in batch.to_pylist() if row["chunk_id"] == "id-3#0"
+        row
+        for batch in here.table.scan(schema.names)
+        for row in batch.to_pylist()
+        if row["chunk_id"] == "id-3#0"
     ]
     changed = pa.RecordBatch.from_pylist([row | {VECTOR: vector}], schema=schema)
     here.table.apply(schema, ["id-3#0"], [changed])
-    return Opened(here.release.model_copy(update={"version": here.table.version}), here.table, here.codec)
+    return Opened(
+        here.release.model_copy(update={"version": here.table.version}), here.table, here.codec
+    )
 
 
 @pytest.mark.parametrize(
     ("compression", "moved"), [("float16", 0), ("int8", 0), ("{kind: truncate, dimensions: 8}", 40)]
 )
-def test_what_a_compression_does_to_vectors_counts_as_a_move(home: Path, compression: str, moved: int) -> None:
+def test_what_a_compression_does_to_vectors_counts_as_a_move(
+    home: Path, compression: str, moved: int
+) -> None:
     released(home, rows(40))
     released(home, rows(40), PIPELINE + f"compression: [{compression}]\n")
     found = compared(home)
@@ -177,7 +190,10 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
     assert neighbours.asked == 39
     assert neighbours.mean_overlap is not None
     assert 0.3 < neighbours.mean_overlap < 1
-    assert (neighbours.embedded_before, neighbours.embedded_after) == (0, 0)  # the ledger knows all chunks
+    assert (neighbours.embedded_before, neighbours.embedded_after) == (
+        0,
+        0,
+    )  # the ledger knows all chunks
     overlaps = [change.overlap for change in neighbours.changed]
     assert overlaps == sorted(overlaps)
     for change in neighbours.changed:
@@ -186,7 +202,9 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
 
 
 def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) -> None:
-    distinct = [(f"id-{n}", f"{COLOURS[n % 5]} {THINGS[n % 8]} word{n} other{n}", "c") for n in range(40)]
+    distinct = [
+        (f"id-{n}", f"{COLOURS[n % 5]} {THINGS[n % 8]} word{n} other{n}", "c") for n in range(40)
+    ]
     released(home, distinct)
     released(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
     neighbours = compared(home).neighbours
@@ -197,7 +215,10 @@ def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) ->
 def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Path) -> None:
     released(home, rows(2 * SAMPLED))
     released(home, rows(2 * SAMPLED - 10), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
-    before, after = (open_release(folder_of(home), release) for release in read_releases(folder_of(home)).releases)
+    before, after = (
+        open_release(folder_of(home), release)
+        for release in read_releases(folder_of(home)).releases
+    )
     forth, back = compare_documents(before, after).sample, compare_documents(after, before).sample
     assert len({entry.document_id for entry in forth}) == SAMPLED
     assert [entry.document_id for entry in forth] == [entry.document_id for entry in back]
@@ -212,7 +233,11 @@ def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: 
     ask(home, "purple snow", "  ")
     queries = compared(home).queries
     assert queries is not None
-    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (1, 1, 0)  # one model, one ledger
+    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (
+        1,
+        1,
+        0,
+    )  # one model, one ledger
     (change,) = queries.changed
     assert (change.came, change.went, change.overlap) == (["id-99"], ["id-7"], 7 / 8)
     assert queries.mean_overlap == 7 / 8
@@ -228,7 +253,9 @@ def test_queries_are_asked_in_each_releases_own_space_and_the_worst_come_first(h
     queries = compared(home).queries
     assert queries is not None
     assert (queries.asked, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
-    assert [change.overlap for change in queries.changed] == sorted(change.overlap for change in queries.changed)
+    assert [change.overlap for change in queries.changed] == sorted(
+        change.overlap for change in queries.changed
+    )
 
 
 def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Path) -> None:
@@ -295,7 +322,10 @@ def test_changed_options_have_their_path_and_both_values(home: Path) -> None:
     released(home, rows(40))
     other = PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
     released(
-        home, rows(40), other + "compression: [int8]\nstore: {kind: lancedb, keep_releases: 3}\nschedule: '@daily'\n"
+        home,
+        rows(40),
+        other
+        + "compression: [int8]\nstore: {kind: lancedb, keep_releases: 3}\nschedule: '@daily'\n",
     )
     found = {change.option: (change.before, change.after) for change in compared(home).options}
     assert found == {
@@ -308,9 +338,21 @@ def test_changed_options_have_their_path_and_both_values(home: Path) -> None:
 def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> None:
     released(home, rows(8))
     released(home, rows(7))
-    edit_release(home, 1, lambda entry: entry.update(measures={"ndcg_at_10": 0.5, "duplicate_rate": 0.1, "hubness": 1}))
-    edit_release(home, 2, lambda entry: entry.update(measures={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}))
-    measures = [(change.measure, change.difference, change.better) for change in compared(home).measures]
+    edit_release(
+        home,
+        1,
+        lambda entry: entry.update(
+            measures={"ndcg_at_10": 0.5, "duplicate_rate": 0.1, "hubness": 1}
+        ),
+    )
+    edit_release(
+        home,
+        2,
+        lambda entry: entry.update(measures={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}),
+    )
+    measures = [
+        (change.measure, change.difference, change.better) for change in compared(home).measures
+    ]
     assert measures == [
         ("ndcg_at_10", 0.25, True),
         ("duplicate_rate", 0, None),

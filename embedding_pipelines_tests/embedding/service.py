@@ -17,16 +17,26 @@ WINDOW = 1_000
 
 def _answer(body: Body, vectors: Vectors, order: list[int]) -> Any:
     encoded = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in vectors]
-    data = [{"object": "embedding", "index": i, "embedding": row} for i, row in zip(order, encoded, strict=True)]
+    data = [
+        {"object": "embedding", "index": i, "embedding": row}
+        for i, row in zip(order, encoded, strict=True)
+    ]
     tokens = sum(len(text.split()) for text in body["input"])
-    return {"object": "list", "data": data, "model": body["model"], "usage": {"total_tokens": tokens}}
+    return {
+        "object": "list",
+        "data": data,
+        "model": body["model"],
+        "usage": {"total_tokens": tokens},
+    }
 
 
 DIALECT = Dialect(
     path="/v1/embeddings",
     texts=lambda body: body["input"],
     answer=_answer,
-    error=lambda status, words: {"error": {"message": words, "type": "invalid_request_error", "code": None}},
+    error=lambda status, words: {
+        "error": {"message": words, "type": "invalid_request_error", "code": None}
+    },
 )
 
 
@@ -39,7 +49,9 @@ class Little(Openai):
 
 
 def little(server: WireServer, **options: Any) -> Little:
-    return Little(base_url=f"{server.url}/v1", model="little", dimensions=server.dimensions, **options)
+    return Little(
+        base_url=f"{server.url}/v1", model="little", dimensions=server.dimensions, **options
+    )
 
 
 def windows(texts: list[str]) -> Iterator[pa.RecordBatch]:

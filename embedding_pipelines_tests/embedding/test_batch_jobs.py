@@ -29,7 +29,14 @@ from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import spent, write_embeddings
-from embedding_pipelines_tests.chain import context_of, live_rows, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    context_of,
+    live_rows,
+    run_steps,
+    top,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.providers.batch_service import BatchServer, Fault, serve_batches
 
@@ -52,11 +59,11 @@ def server() -> Iterator[BatchServer]:
         yield running
 
 
-def pipeline(home: Path, server: BatchServer, name: str = "zoo", more: str = "", key_env: str = "ZOO_KEY") -> None:
+def pipeline(
+    home: Path, server: BatchServer, name: str = "zoo", more: str = "", key_env: str = "ZOO_KEY"
+) -> None:
     """A pipeline file whose model answers later."""
-    options = (
-        f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: {key_env}, mode: batch"
-    )
+    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: {key_env}, mode: batch"
     write_pipeline(
         home,
         name,
@@ -74,7 +81,9 @@ def zoo(home: Path, server: BatchServer) -> Path:
     return home
 
 
-def embedded(home: Path, name: str = "zoo", buckets: Sequence[str] | None = None) -> list[StepReport]:
+def embedded(
+    home: Path, name: str = "zoo", buckets: Sequence[str] | None = None
+) -> list[StepReport]:
     """A run up to the embeddings, of some buckets or all, with all objects new, as another process has them."""
     context = context_of(home, name)
     provider = context.spec.model
@@ -112,7 +121,9 @@ def vectors(home: Path, name: str = "zoo") -> dict[str, Any]:
     return found
 
 
-def check_vectors(home: Path, server: BatchServer, texts: set[str] = TEXTS, name: str = "zoo") -> None:
+def check_vectors(
+    home: Path, server: BatchServer, texts: set[str] = TEXTS, name: str = "zoo"
+) -> None:
     found = vectors(home, name)
     assert {text for text, row in found.items() if row is not None} == texts
     for text in texts:
@@ -137,16 +148,24 @@ def tags(home: Path) -> set[str]:
 
 def rejected(home: Path) -> dict[str, str]:
     path = context_of(home, "zoo").folder.rejected_texts
-    return {row["text"]: row["reason"] for row in pq.read_table(path).to_pylist()} if path.exists() else {}
+    return (
+        {row["text"]: row["reason"] for row in pq.read_table(path).to_pylist()}
+        if path.exists()
+        else {}
+    )
 
 
 def opened(home: Path, ledger: Ledger, **options: Any) -> Batches:
     context = context_of(home, "zoo")
     provider = context.spec.model
-    return Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document", **options)
+    return Batches(
+        context.warehouse.batches, provider, provider.batches(), ledger, "document", **options
+    )
 
 
-def test_texts_are_submitted_once_awaited_collected_and_released(zoo: Path, server: BatchServer) -> None:
+def test_texts_are_submitted_once_awaited_collected_and_released(
+    zoo: Path, server: BatchServer
+) -> None:
     said = waits(zoo)
     assert said.startswith("12 texts are with the service in 1 batches since 20")
     assert "0 of them done" in said
@@ -173,7 +192,10 @@ def test_a_line_is_a_request_as_documented(zoo: Path, server: BatchServer) -> No
     assert (batch.shown["endpoint"], batch.shown["completion_window"]) == ("/v1/embeddings", "24h")
     bodies = [line["body"] for line in batch.lines]
     assert {body["input"][0] for body in bodies} == TEXTS
-    assert all(body | {"input": 0} == {"model": "my-model", "input": 0, "encoding_format": "base64"} for body in bodies)
+    assert all(
+        body | {"input": 0} == {"model": "my-model", "input": 0, "encoding_format": "base64"}
+        for body in bodies
+    )
     assert batch.shown["metadata"] == {"embedding_pipelines": records(zoo)[0]["tag"]}
     assert KEY not in json.dumps(records(zoo))
 
@@ -182,7 +204,9 @@ def test_only_new_texts_are_submitted_when_files_change(zoo: Path, server: Batch
     waits(zoo)
     server.finish_all()
     run_steps(zoo, "zoo")
-    write_csv(zoo, "zoo_more.csv", [("b1", "a new animal, with a caf\u00e9 and a \u2028 in it", "zoo")])
+    write_csv(
+        zoo, "zoo_more.csv", [("b1", "a new animal, with a caf\u00e9 and a \u2028 in it", "zoo")]
+    )
     assert waits(zoo).startswith("1 texts are")
     assert len(live_rows(zoo, "zoo")) == 12
     write_csv(zoo, "zoo_last.csv", [("b2", "another new animal", "zoo")])
@@ -254,13 +278,21 @@ def test_a_process_killed_while_it_submits_is_made_up_for(
     assert set(server.billed.values()) == {1}
 
 
-def test_a_batch_is_found_by_its_tag_though_others_came_after_it(zoo: Path, server: BatchServer) -> None:
+def test_a_batch_is_found_by_its_tag_though_others_came_after_it(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(json.dumps({**record, "id": None}))
+    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(
+        json.dumps({**record, "id": None})
+    )
     (stored,) = server.batches.values()
     for number in range(5):
-        shown = {**stored.shown, "id": f"other_{number}", "metadata": None if number % 2 else {"by": "them"}}
+        shown = {
+            **stored.shown,
+            "id": f"other_{number}",
+            "metadata": None if number % 2 else {"by": "them"},
+        }
         server.batches[f"other_{number}"] = type(stored)(shown, [])
     server.page_size = 2
     waits(zoo)
@@ -269,11 +301,15 @@ def test_a_batch_is_found_by_its_tag_though_others_came_after_it(zoo: Path, serv
     assert server.asked["create"] == 1
 
 
-def test_what_was_never_submitted_and_is_not_found_is_submitted(zoo: Path, server: BatchServer) -> None:
+def test_what_was_never_submitted_and_is_not_found_is_submitted(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     server.batches.clear()
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(json.dumps({**record, "id": None}))
+    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(
+        json.dumps({**record, "id": None})
+    )
     waits(zoo)
     assert len(server.batches) == 1
     assert records(zoo)[0]["tag"] != record["tag"]
@@ -324,7 +360,9 @@ def test_a_refused_text_does_not_go_into_another_batch_while_the_rest_is_awaited
 
 
 @pytest.mark.parametrize("fate", ["lost", "unnamed", "junk", "stranger"])
-def test_lost_texts_are_submitted_again_and_the_others_land(zoo: Path, server: BatchServer, fate: str) -> None:
+def test_lost_texts_are_submitted_again_and_the_others_land(
+    zoo: Path, server: BatchServer, fate: str
+) -> None:
     lost = {ODD, "animal number 8 of the zoo"}
     server.fate = lambda text: fate if text in lost else None
     waits(zoo)
@@ -341,7 +379,9 @@ def test_lost_texts_are_submitted_again_and_the_others_land(zoo: Path, server: B
     assert all(server.billed[text] == 1 for text in TEXTS - lost)
 
 
-def test_a_cancelled_batch_gives_what_it_has_and_the_rest_is_submitted_again(zoo: Path, server: BatchServer) -> None:
+def test_a_cancelled_batch_gives_what_it_has_and_the_rest_is_submitted_again(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     server.finish(server.out[0], status="cancelled", count=5)
     assert waits(zoo).startswith("7 texts are")
@@ -351,7 +391,9 @@ def test_a_cancelled_batch_gives_what_it_has_and_the_rest_is_submitted_again(zoo
     assert set(server.billed.values()) == {1}
 
 
-def test_a_batch_that_expired_with_nothing_done_is_submitted_again(zoo: Path, server: BatchServer) -> None:
+def test_a_batch_that_expired_with_nothing_done_is_submitted_again(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     server.finish(server.out[0], count=0)
     assert waits(zoo).startswith("12 texts are")
@@ -362,7 +404,9 @@ def test_a_batch_that_expired_with_nothing_done_is_submitted_again(zoo: Path, se
 
 
 @pytest.mark.parametrize("status", ["validating", "finalizing", "cancelling", "paused_for_audit"])
-def test_a_status_that_is_not_an_end_is_waited_for(zoo: Path, server: BatchServer, status: str) -> None:
+def test_a_status_that_is_not_an_end_is_waited_for(
+    zoo: Path, server: BatchServer, status: str
+) -> None:
     waits(zoo)
     (batch,) = server.batches.values()
     batch.shown["status"] = status
@@ -380,7 +424,9 @@ def test_a_batch_that_failed_as_a_whole_is_an_error_in_the_services_words_and_th
     first, second, third = server.out
     server.fail(first, f"Enqueued token limit reached for my-model by {KEY}")
     server.finish(second)
-    with pytest.raises(ProviderError, match=r"Enqueued token limit reached for my-model by [*]{3}[.]") as caught:
+    with pytest.raises(
+        ProviderError, match=r"Enqueued token limit reached for my-model by [*]{3}[.]"
+    ) as caught:
         embedded(zoo)
     assert first in str(caught.value)
     assert len(records(zoo)) == 1  # of the third: the second was collected all the same
@@ -421,7 +467,9 @@ def test_a_file_is_never_larger_than_the_service_takes(
     assert set(server.submitted()) == TEXTS
 
 
-def test_two_pipelines_of_one_model_share_what_is_with_the_service(zoo: Path, server: BatchServer) -> None:
+def test_two_pipelines_of_one_model_share_what_is_with_the_service(
+    zoo: Path, server: BatchServer
+) -> None:
     pipeline(zoo, server, "park")
     write_csv(zoo, "park.csv", [*ANIMALS, ("p1", "a bench in the park", "park")])
     waits(zoo)
@@ -560,21 +608,31 @@ def test_a_run_of_some_buckets_forgets_nothing_that_the_others_wait_for(
 
 
 KNOWN, DIRECT, LATER = "text-embedding-3-large", 0.13, 0.065  # USD per million tokens
-LONG = [(name, f"{title}{200 * ' and so on'}", cat) for name, title, cat in ANIMALS]  # so that a part of a cent tells
+LONG = [
+    (name, f"{title}{200 * ' and so on'}", cat) for name, title, cat in ANIMALS
+]  # so that a part of a cent tells
 ODD_ONE = LONG[3][1]
 
 
 def known_model(home: Path, measured: str = UNMEASURED) -> None:
     """From now on the pipeline `zoo` has long texts, and a model whose prices are known."""
     path = home / "pipelines" / "zoo.yaml"
-    text = path.read_text().replace("my-model", KNOWN).replace("mode: batch", "mode: batch, tokenizer_of: estimate")
+    text = (
+        path.read_text()
+        .replace("my-model", KNOWN)
+        .replace("mode: batch", "mode: batch, tokenizer_of: estimate")
+    )
     path.write_text(text.replace(UNMEASURED, measured))
     write_csv(home, "zoo.csv", LONG)
 
 
 def billed(server: BatchServer) -> list[int]:
     """Tokens of each batch that has ended."""
-    return [found["total_tokens"] for batch in server.batches.values() if (found := batch.shown.get("usage"))]
+    return [
+        found["total_tokens"]
+        for batch in server.batches.values()
+        if (found := batch.shown.get("usage"))
+    ]
 
 
 def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_known(
@@ -589,19 +647,25 @@ def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_kno
         server.finish(name)
         if server.out:
             waits(zoo)
-            assert spent(context)["usd"] == pytest.approx(sum(billed(server)) * LATER / 1e6, abs=1e-8)
+            assert spent(context)["usd"] == pytest.approx(
+                sum(billed(server)) * LATER / 1e6, abs=1e-8
+            )
     reports = embedded(zoo)
     check_vectors(zoo, server, {title for _, title, _ in LONG})
     assert server.direct == [ODD_ONE]
     direct = len(ODD_ONE.split()) * DIRECT
-    assert spent(context)["usd"] == pytest.approx((sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8)
+    assert spent(context)["usd"] == pytest.approx(
+        (sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8
+    )
     last = billed(server)[-1]  # the others were told by the runs that waited
     assert sum(report.facts["billed_tokens"] for report in reports) == last + len(ODD_ONE.split())
     usd = sum(report.facts["usd"] for report in reports)
     assert usd == pytest.approx((last * LATER + direct) / 1e6, abs=2e-6)
 
 
-def test_what_was_collected_is_on_record_though_another_batch_has_failed(zoo: Path, server: BatchServer) -> None:
+def test_what_was_collected_is_on_record_though_another_batch_has_failed(
+    zoo: Path, server: BatchServer
+) -> None:
     known_model(zoo)
     batches_of(6, zoo)
     waits(zoo)
@@ -622,7 +686,9 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
     made = plan(context, context.spec.model)
     assert made.tokens > 0
     assert made.tokens_to_measure > 0
-    assert made.usd == pytest.approx((made.tokens * LATER + made.tokens_to_measure * DIRECT) / 1e6, abs=1e-6)
+    assert made.usd == pytest.approx(
+        (made.tokens * LATER + made.tokens_to_measure * DIRECT) / 1e6, abs=1e-6
+    )
     server.fate = lambda text: "refused" if text == ODD_ONE else None
     waits(zoo)
     server.finish_all()
@@ -630,7 +696,9 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
         opened(zoo, ledger).collect()
     left = plan(context, context.spec.model)
     assert left.texts_to_embed == 1
-    assert left.usd == pytest.approx((left.tokens + left.tokens_to_measure) * DIRECT / 1e6, abs=1e-6)
+    assert left.usd == pytest.approx(
+        (left.tokens + left.tokens_to_measure) * DIRECT / 1e6, abs=1e-6
+    )
 
 
 def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:
@@ -664,7 +732,8 @@ PASSING = [
         pytest.param(step, fault, id=f"{step}-{fault.kind}-{fault.status}")
         for step in ("upload", "create", "retrieve", "content")
         for fault in PASSING
-        if (step, fault.kind) != ("content", "page")  # results that cannot be read are another matter
+        if (step, fault.kind)
+        != ("content", "page")  # results that cannot be read are another matter
     ],
 )
 def test_what_fails_on_the_way_is_tried_again_and_no_batch_is_made_twice(
@@ -684,7 +753,9 @@ def test_what_fails_on_the_way_is_tried_again_and_no_batch_is_made_twice(
     assert set(server.billed.values()) == {1}
 
 
-def test_a_file_that_was_uploaded_is_not_uploaded_again_for_the_next_try(zoo: Path, server: BatchServer) -> None:
+def test_a_file_that_was_uploaded_is_not_uploaded_again_for_the_next_try(
+    zoo: Path, server: BatchServer
+) -> None:
     server.faults["create"].extend([Fault("status", 500)] * 3)
     waits(zoo)
     assert (server.asked["upload"], server.asked["create"], server.asked["list"]) == (1, 4, 3)
@@ -699,7 +770,10 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
         server.finish_all()
     before = server.asked[step]
     server.faults[step].extend([Fault("status", 500)] * TRIES)
-    with pytest.raises(ProviderError, match=r"answered 500: The server had an error.*stays on record: run again later"):
+    with pytest.raises(
+        ProviderError,
+        match=r"answered 500: The server had an error.*stays on record: run again later",
+    ):
         embedded(zoo)
     assert server.asked[step] == before + TRIES
     if step in ("upload", "create"):
@@ -711,7 +785,9 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
     assert set(server.billed.values()) == {1}
 
 
-def test_a_batch_whose_making_was_never_answered_is_adopted_by_the_next_run(zoo: Path, server: BatchServer) -> None:
+def test_a_batch_whose_making_was_never_answered_is_adopted_by_the_next_run(
+    zoo: Path, server: BatchServer
+) -> None:
     server.faults["create"].append(Fault("deaf"))
     server.faults["list"].extend([Fault("status", 500)] * TRIES)
     with pytest.raises(ProviderError, match="stays on record"):
@@ -728,7 +804,9 @@ def test_what_the_service_refuses_to_take_is_an_error_and_no_record_of_it_stays(
     zoo: Path, server: BatchServer, step: str, status: int
 ) -> None:
     server.faults[step].append(Fault("status", status, f"Billing hard limit of {KEY}."))
-    with pytest.raises(ProviderError, match=rf"answered {status}: Billing hard limit of [*]{{3}}\."):
+    with pytest.raises(
+        ProviderError, match=rf"answered {status}: Billing hard limit of [*]{{3}}\."
+    ):
         embedded(zoo)
     assert server.asked[step] == 1
     assert not records(zoo)
@@ -736,7 +814,9 @@ def test_what_the_service_refuses_to_take_is_an_error_and_no_record_of_it_stays(
     assert set(server.submitted().values()) == {1}
 
 
-def test_a_batch_that_the_service_does_not_know_is_not_paid_for_again_but_told(zoo: Path, server: BatchServer) -> None:
+def test_a_batch_that_the_service_does_not_know_is_not_paid_for_again_but_told(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     kept = dict(server.batches)
     server.batches.clear()
@@ -763,17 +843,23 @@ def test_results_that_are_gone_are_made_again(zoo: Path, server: BatchServer) ->
     check_vectors(zoo, server)
 
 
-def test_results_that_cannot_be_read_at_all_are_not_paid_for_again(zoo: Path, server: BatchServer) -> None:
+def test_results_that_cannot_be_read_at_all_are_not_paid_for_again(
+    zoo: Path, server: BatchServer
+) -> None:
     server.fate = lambda text: "junk"
     waits(zoo)
     server.finish_all()
     for _ in range(2):
-        with pytest.raises(ProviderError, match=r"none of the 12 lines of the results of batch .* can be read"):
+        with pytest.raises(
+            ProviderError, match=r"none of the 12 lines of the results of batch .* can be read"
+        ):
             embedded(zoo)
     assert server.asked["create"] == 1
 
 
-def test_a_batch_of_one_vector_for_all_texts_is_not_believed(zoo: Path, server: BatchServer) -> None:
+def test_a_batch_of_one_vector_for_all_texts_is_not_believed(
+    zoo: Path, server: BatchServer
+) -> None:
     server.fate = lambda text: "alike"
     waits(zoo)
     server.finish_all()
@@ -806,7 +892,9 @@ def test_a_damaged_record_is_named(zoo: Path, server: BatchServer) -> None:
     assert server.asked["create"] == 1
 
 
-def test_what_has_ended_is_named_alike_until_something_new_has(zoo: Path, server: BatchServer) -> None:
+def test_what_has_ended_is_named_alike_until_something_new_has(
+    zoo: Path, server: BatchServer
+) -> None:
     waits(zoo)
     with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
         assert opened(zoo, ledger).ended() == []

@@ -29,7 +29,9 @@ def test_neighbouring_parts_cannot_be_exchanged() -> None:
 
 
 def test_the_key_is_the_same_for_ever() -> None:
-    assert Ledger.key("space", "document", "Ünïcødé 😀\n").hex() == "1b4823d3c21b6edf3666833337d93931"
+    assert (
+        Ledger.key("space", "document", "Ünïcødé 😀\n").hex() == "1b4823d3c21b6edf3666833337d93931"
+    )
 
 
 def vectors(count: int, dimensions: int = 4) -> np.ndarray:
@@ -85,7 +87,9 @@ with Ledger(Path(sys.argv[1])) as ledger:
 
 def test_several_processes_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    arguments = [[sys.executable, "-c", WRITER, str(path), str(first)] for first in (0, 1_000, 50_000)]
+    arguments = [
+        [sys.executable, "-c", WRITER, str(path), str(first)] for first in (0, 1_000, 50_000)
+    ]
     writers = [subprocess.Popen(each, stdout=subprocess.DEVNULL) for each in arguments]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     with Ledger(path) as ledger:
@@ -114,7 +118,8 @@ def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"this is no database, and long enough to be looked at" * 100, b"SQLite format 3\x00junk"]
+    "content",
+    [b"this is no database, and long enough to be looked at" * 100, b"SQLite format 3\x00junk"],
 )
 def test_a_damaged_file_is_told_and_what_to_do(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.sqlite"

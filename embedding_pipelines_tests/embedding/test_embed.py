@@ -28,7 +28,9 @@ def told_nothing(tokens: int) -> None:
 
 def window(texts: list[str]) -> pa.RecordBatch:
     tokens = [len(text.split()) for text in texts]
-    return pa.RecordBatch.from_arrays([pa.array(texts, pa.string()), pa.array(tokens, pa.int32())], ["text", "tokens"])
+    return pa.RecordBatch.from_arrays(
+        [pa.array(texts, pa.string()), pa.array(tokens, pa.int32())], ["text", "tokens"]
+    )
 
 
 def run(
@@ -130,14 +132,22 @@ def test_what_comes_for_nothing_is_believed_row_by_row_too(tmp_path: Path) -> No
         ({"constant": True}, "one and the same vector for 3 different texts"),
     ],
 )
-def test_a_reply_that_cannot_be_right_is_not_stored(tmp_path: Path, options: dict, message: str) -> None:
+def test_a_reply_that_cannot_be_right_is_not_stored(
+    tmp_path: Path, options: dict, message: str
+) -> None:
     with Ledger(tmp_path / "l") as ledger:
         with pytest.raises(ProviderError, match=message):
-            run(["three words here", "two words", "one"], ledger, Replying(inner=Hashing(), **options))
+            run(
+                ["three words here", "two words", "one"],
+                ledger,
+                Replying(inner=Hashing(), **options),
+            )
         assert len(ledger) == 0
 
 
-@pytest.mark.parametrize(("value", "reason"), [(0.0, "a zero vector"), (float("nan"), "NaN"), (1.0, "of unit length")])
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0.0, "a zero vector"), (float("nan"), "NaN"), (1.0, "of unit length")]
+)
 def test_a_text_that_gets_no_right_vector_is_rejected_and_all_others_land(
     tmp_path: Path, value: float, reason: str
 ) -> None:
@@ -148,14 +158,20 @@ def test_a_text_that_gets_no_right_vector_is_rejected_and_all_others_land(
         assert found.rejected.keys() == {1, 3}
         assert all(reason in words for words in found.rejected.values())
         assert np.isnan(found.vectors[[1, 3]]).all()
-        assert np.allclose(found.vectors[[0, 2]], Hashing().embed(["three words here", "one"], "document"), atol=1e-6)
+        assert np.allclose(
+            found.vectors[[0, 2]],
+            Hashing().embed(["three words here", "one"], "document"),
+            atol=1e-6,
+        )
         assert (found.counts.embedded, found.counts.rejected, len(ledger)) == (2, 1, 2)
         assert provider.texts.count("one") == 1  # a wrong row costs the others nothing
 
 
 def test_texts_that_are_the_same_to_the_model_may_have_the_same_vector(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l") as ledger:
-        vectors, counts, _ = run(["Apple pie", "apple PIE", "APPLE pie"], ledger, Recording(inner=Hashing()))
+        vectors, counts, _ = run(
+            ["Apple pie", "apple PIE", "APPLE pie"], ledger, Recording(inner=Hashing())
+        )
         assert (vectors == vectors[0]).all()
         assert len(ledger) == 3
         assert counts.embedded == 3
@@ -195,7 +211,9 @@ def test_calls_run_side_by_side_and_windows_come_back_in_order(tmp_path: Path) -
     with Ledger(tmp_path / "l") as ledger:
         found = list(embed(map(window, windows), provider, ledger, "document", lambda tokens: None))
     assert [entry.batch["text"].to_pylist() for entry in found] == windows
-    assert np.allclose(np.concatenate([entry.vectors for entry in found]), Hashing().embed(texts, "document"))
+    assert np.allclose(
+        np.concatenate([entry.vectors for entry in found]), Hashing().embed(texts, "document")
+    )
     assert sorted(provider.texts) == sorted(texts)
     assert 2 <= provider._most <= provider.concurrent_calls
     assert sum(entry.counts.embedded for entry in found) == len(texts)
@@ -223,14 +241,18 @@ def test_what_was_out_when_a_call_failed_is_kept(tmp_path: Path, fails_at: int) 
         assert len(ledger) == len(provider.texts) - len(lost)
         healthy = Recording(inner=Hashing())
         run(texts, ledger, healthy)
-        assert sorted(provider.texts + healthy.texts) == sorted(texts + lost)  # nothing else is paid for twice
+        assert sorted(provider.texts + healthy.texts) == sorted(
+            texts + lost
+        )  # nothing else is paid for twice
 
 
 def test_stopping_half_way_keeps_what_is_out(tmp_path: Path) -> None:
     provider = Slow(inner=Hashing(), call_texts=1)
     with Ledger(tmp_path / "l") as ledger:
         windows = (window([f"{number} words"]) for number in range(100))
-        with contextlib.closing(embed(windows, provider, ledger, "document", lambda tokens: None)) as embedded:  # type: ignore[type-var]
+        with contextlib.closing(
+            embed(windows, provider, ledger, "document", lambda tokens: None)
+        ) as embedded:  # type: ignore[type-var]
             next(embedded)
         assert len(ledger) == len(provider.texts) < 10
 
@@ -269,5 +291,7 @@ def test_only_a_few_windows_are_read_ahead(tmp_path: Path) -> None:
     for _ in range(2):  # the second time everything is in the ledger
         with Ledger(tmp_path / "l") as ledger:
             provider = Recording(inner=Hashing())
-            for number, _ in enumerate(embed(windows(), provider, ledger, "document", lambda tokens: None), 1):
+            for number, _ in enumerate(
+                embed(windows(), provider, ledger, "document", lambda tokens: None), 1
+            ):
                 assert taken <= number + WINDOWS_AHEAD

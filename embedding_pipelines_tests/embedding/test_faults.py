@@ -29,9 +29,23 @@ from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import ask_again, spent
-from embedding_pipelines_tests.chain import checks_of, context_of, live_rows, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    checks_of,
+    context_of,
+    live_rows,
+    run_steps,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import UNMEASURED
-from embedding_pipelines_tests.embedding.service import CALL_TEXTS, DIALECT, TEXTS, Little, little, windows
+from embedding_pipelines_tests.embedding.service import (
+    CALL_TEXTS,
+    DIALECT,
+    TEXTS,
+    Little,
+    little,
+    windows,
+)
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
 DIMENSIONS = 64
@@ -60,7 +74,16 @@ def through(
     server: WireServer, ledger: Ledger, texts: list[str], **options: object
 ) -> tuple[list[Embedded], EmbedCounts]:
     purse = options.pop("purse", None)
-    found = list(embed(windows(texts), little(server, **options), ledger, "document", lambda tokens: None, purse))
+    found = list(
+        embed(
+            windows(texts),
+            little(server, **options),
+            ledger,
+            "document",
+            lambda tokens: None,
+            purse,
+        )
+    )
     counts = EmbedCounts()
     for window in found:
         counts.add(window.counts)
@@ -77,13 +100,17 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
         server.chance, server.poisoned = faulty, bad.get
         found, counts = through(server, ledger, texts)
         refused = {
-            window.batch["text"][row].as_py(): reason for window in found for row, reason in window.rejected.items()
+            window.batch["text"][row].as_py(): reason
+            for window in found
+            for row, reason in window.rejected.items()
         }
         assert refused.keys() == bad.keys()
         assert all(bad[text] in reason for text, reason in refused.items())
         vectors = np.concatenate([window.vectors for window in found])
         good = np.array([text not in bad for text in texts])
-        assert np.allclose(vectors[good], server.vectors([text for text in texts if text not in bad]), atol=1e-5)
+        assert np.allclose(
+            vectors[good], server.vectors([text for text in texts if text not in bad]), atol=1e-5
+        )
         assert np.isnan(vectors[~good]).all()
         assert len(ledger) == counts.embedded == TEXTS - len(bad)
         assert counts.rejected == len(bad)
@@ -91,7 +118,9 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
         assert sum(server.billed.values()) <= 1.02 * (TEXTS - len(bad))
         assert not server.billed.keys() & bad.keys()
 
-        _, counts = through(server, ledger, texts)  # the bad ones are asked for again, the good ones are not
+        _, counts = through(
+            server, ledger, texts
+        )  # the bad ones are asked for again, the good ones are not
         assert (counts.embedded, counts.rejected) == (0, len(bad))
 
 
@@ -100,11 +129,16 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
     [
         (Fault("status", 401, "Incorrect API key."), "answered 401: Incorrect API key"),
         (Fault("status", 403, "Not your model."), "answered 403: Not your model"),
-        (Fault("status", 404, "The model does not exist."), "answered 404.*Check model and base_url"),
+        (
+            Fault("status", 404, "The model does not exist."),
+            "answered 404.*Check model and base_url",
+        ),
         (Fault("status", 429, "insufficient_quota: check your plan"), "quota is used up"),
     ],
 )
-def test_what_waiting_cannot_mend_ends_the_run_at_once(tmp_path: Path, fault: Fault, message: str) -> None:
+def test_what_waiting_cannot_mend_ends_the_run_at_once(
+    tmp_path: Path, fault: Fault, message: str
+) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.chance = lambda _: fault
         with pytest.raises(ProviderError, match=message):
@@ -137,7 +171,9 @@ def test_a_service_that_always_answers_wrongly_fails_the_run_and_nothing_is_stor
 
 
 @pytest.mark.parametrize("kind", ["status", "nan"])
-def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(tmp_path: Path, kind: str) -> None:
+def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(
+    tmp_path: Path, kind: str
+) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
 
         def broken(_: random.Random) -> Fault | None:
@@ -163,7 +199,9 @@ def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path
         assert (counts.embedded, counts.rejected, len(ledger)) == (99, 1, 99)
 
 
-def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(tmp_path: Path) -> None:
+def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
+    tmp_path: Path,
+) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.most_texts = 10
         _, counts = through(server, ledger, [f"text {n}" for n in range(2_000)])
@@ -177,7 +215,10 @@ def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
 def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -> None:
     """A service that lets 40 requests a second in: nearly all of it is used, and few are turned away."""
     allowed, seconds = 40, 6
-    with serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server, Ledger(tmp_path / "l") as ledger:
+    with (
+        serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server,
+        Ledger(tmp_path / "l") as ledger,
+    ):
         sent: list[float] = []
         lock = threading.Lock()
 
@@ -204,16 +245,24 @@ def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -
 def test_the_stated_pace_is_kept_and_used(tmp_path: Path) -> None:
     """At least 0.9 of what the limiter allows, against 50 ms of latency."""
     pace, calls = 60, 240
-    with serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server, Ledger(tmp_path / "l") as ledger:
+    with (
+        serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server,
+        Ledger(tmp_path / "l") as ledger,
+    ):
         texts = [f"text {n}" for n in range(calls * CALL_TEXTS)]
         through(server, ledger, texts, requests_per_minute=pace * 60)
         took = server.times[-1] - server.times[0]
         assert 0.9 * pace <= (calls - 1) / took <= 1.02 * pace
 
 
-def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp_path: Path) -> None:
+def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
+    tmp_path: Path,
+) -> None:
     texts = [f"some text number {n}" for n in range(2_000)]
-    with serve(DIALECT, DIMENSIONS, latency_seconds=0.002) as server, Ledger(tmp_path / "l") as ledger:
+    with (
+        serve(DIALECT, DIMENSIONS, latency_seconds=0.002) as server,
+        Ledger(tmp_path / "l") as ledger,
+    ):
         runs = 0
         while True:
             runs += 1
@@ -221,7 +270,16 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(tmp
             tokens = Budget(usd=0.01)  # 5,000 tokens
             before = sum(server.billed.values())
             try:
-                list(embed(windows(texts), provider, ledger, "document", lambda n: None, Purse.of(tokens, provider)))
+                list(
+                    embed(
+                        windows(texts),
+                        provider,
+                        ledger,
+                        "document",
+                        lambda n: None,
+                        Purse.of(tokens, provider),
+                    )
+                )
             except BudgetError as error:
                 said = str(error)
                 paid = sum(server.billed.values()) - before
@@ -252,14 +310,18 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         assert "Not this one." in told[0]["reason"]
         run_steps(home, "p")
         assert len(server.requests) == asked
-        write_csv(home, "b.csv", [("alone", "text number 7", "x")])  # refused too: the table stays as it was
+        write_csv(
+            home, "b.csv", [("alone", "text number 7", "x")]
+        )  # refused too: the table stays as it was
         run_steps(home, "p")
         (counted, *_) = checks_of(context)
         assert (counted.facts["documents"], counted.facts["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")
         assert ask_again(context) == 1
-        assert pipeline_status(context.spec, context.warehouse)["rejected_texts"] == 1  # until a run asks
+        assert (
+            pipeline_status(context.spec, context.warehouse)["rejected_texts"] == 1
+        )  # until a run asks
         server.poisoned = lambda _: None
         run_steps(home, "p")
         assert len(live_rows(home, "p")) == 60
@@ -273,12 +335,21 @@ def test_a_budget_smaller_than_a_call_is_used_all_the_same(tmp_path: Path) -> No
         for done in (10, 20, 30):
             purse = Purse(Budget(tokens=43))
             try:
-                list(embed(windows(texts), little(server), ledger, "document", lambda n: None, purse))
+                list(
+                    embed(windows(texts), little(server), ledger, "document", lambda n: None, purse)
+                )
             except BudgetError:
                 assert done < 30
             assert len(ledger) == done
         assert set(server.billed.values()) == {1}
-        more = embed(windows(["one more text"]), little(server), ledger, "document", print, Purse(Budget(tokens=2)))
+        more = embed(
+            windows(["one more text"]),
+            little(server),
+            ledger,
+            "document",
+            print,
+            Purse(Budget(tokens=2)),
+        )
         with pytest.raises(BudgetError, match=r"has spent 0 tokens"):
             list(more)
 
@@ -287,7 +358,16 @@ def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
         server.faults.extend([Fault("short"), Fault("alike")])
         purse = Purse()
-        list(embed(windows(["text one", "text two"]), little(server), ledger, "document", lambda n: None, purse))
+        list(
+            embed(
+                windows(["text one", "text two"]),
+                little(server),
+                ledger,
+                "document",
+                lambda n: None,
+                purse,
+            )
+        )
         assert purse.billed == 3 * 4
 
 
@@ -309,11 +389,14 @@ def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
         _, counts = through(server, ledger, ["text one", "text two"], purse=purse)
         assert counts.embedded == 2
         assert purse.billed == counts.billed_tokens == in_vain + PROOF + 4
-        assert purse.counted == purse.billed  # the service counts as we do: replies in vain do not say otherwise
+        assert (
+            purse.counted == purse.billed
+        )  # the service counts as we do: replies in vain do not say otherwise
 
 
 @pytest.mark.parametrize(
-    ("kind", "paid"), [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOFS * PROOF), ("inside", asking.TRIES * 4)]
+    ("kind", "paid"),
+    [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOFS * PROOF), ("inside", asking.TRIES * 4)],
 )
 def test_what_a_run_that_fails_was_billed_with_is_told(
     tmp_path: Path, kind: str, paid: int, monkeypatch: pytest.MonkeyPatch
@@ -327,7 +410,9 @@ def test_what_a_run_that_fails_was_billed_with_is_told(
             server.vectors = lambda texts: right(texts) * np.float32("nan")  # type: ignore[method-assign]
         texts = windows(["text one", "text two"])
         with pytest.raises(ProviderError):
-            list(embed(texts, little(server), ledger, "document", lambda n: None, purse, unfinished))
+            list(
+                embed(texts, little(server), ledger, "document", lambda n: None, purse, unfinished)
+            )
     assert purse.billed == unfinished.billed_tokens == paid
 
 
@@ -360,7 +445,11 @@ def test_an_outage_blames_no_text_though_others_landed_while_the_call_was_out(
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
     with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
-        options: dict[str, Any] = {"base_url": f"{server.url}/v1", "model": "little", "dimensions": DIMENSIONS}
+        options: dict[str, Any] = {
+            "base_url": f"{server.url}/v1",
+            "model": "little",
+            "dimensions": DIMENSIONS,
+        }
         provider = Restarting(gone_for_ever=gone_for_ever, **options)
         texts = ["the first text of all", *(f"text {n}" for n in range(provider.concurrent_calls))]
 
@@ -375,11 +464,15 @@ def test_an_outage_blames_no_text_though_others_landed_while_the_call_was_out(
         assert provider._asked[gone_for_ever] == 2 * asking.TRIES
 
 
-def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_middle(home: Path) -> None:
+def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_middle(
+    home: Path,
+) -> None:
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
     source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 1\n"
     with serve(DIALECT, DIMENSIONS) as server:
-        options = f"dimensions: {DIMENSIONS}, base_url: '{server.url}/v1', usd_per_million_tokens: 2"
+        options = (
+            f"dimensions: {DIMENSIONS}, base_url: '{server.url}/v1', usd_per_million_tokens: 2"
+        )
         model = f"{{provider: openai, model: little, {options}}}"
         budget = "budget: {tokens: 60}\n"
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}{budget}")
@@ -410,16 +503,29 @@ with Ledger(Path(path)) as ledger:
 """
 
 
-def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(tmp_path: Path) -> None:
+def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(
+    tmp_path: Path,
+) -> None:
     count = 3_000
     with serve(DIALECT, DIMENSIONS, latency_seconds=0.02) as server:
-        command = [sys.executable, "-c", SCRIPT, server.url + "/v1", str(tmp_path / "l"), str(count)]
+        command = [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            server.url + "/v1",
+            str(tmp_path / "l"),
+            str(count),
+        ]
         kills, drawn = 0, random.Random(0)
         while True:
             process = subprocess.Popen(command)
             known = len(server.requests)
             deadline = time.monotonic() + 60
-            while kills < 4 and len(server.requests) < known + drawn.randint(3, 25) and time.monotonic() < deadline:
+            while (
+                kills < 4
+                and len(server.requests) < known + drawn.randint(3, 25)
+                and time.monotonic() < deadline
+            ):
                 time.sleep(0.005)
             if kills < 4 and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)

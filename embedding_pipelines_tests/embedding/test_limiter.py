@@ -62,7 +62,9 @@ def made(path: Path) -> Iterator[Callable[..., Limiter]]:
     """Makes limiters of one file, which are closed in the end."""
     limiters: list[Limiter] = []
 
-    def make(requests_per_minute: float | None = None, tokens_per_minute: float | None = None) -> Limiter:
+    def make(
+        requests_per_minute: float | None = None, tokens_per_minute: float | None = None
+    ) -> Limiter:
         limiters.append(Limiter(path, "key", requests_per_minute, tokens_per_minute))
         return limiters[-1]
 
@@ -80,7 +82,10 @@ def server() -> Iterator[WireServer]:
 def processes(path: Path, count: int, *numbers: float) -> list["subprocess.Popen[str]"]:
     """Processes that take turns, all begun at once."""
     command = [sys.executable, "-c", TURNS, str(path), *map(str, numbers)]
-    begun = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)]
+    begun = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
     for process in begun:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -115,10 +120,14 @@ def test_two_processes_together_keep_the_stated_tokens_per_minute_and_use_it(pat
     found = turns_of(processes(path, 2, 0, tokens_per_second * 60, of_each, seconds))
     together = sorted(at for turns in found for at in turns)
     sent = (len(together) - 1) * of_each
-    assert 0.9 * tokens_per_second <= sent / (together[-1] - together[0]) <= 1.05 * tokens_per_second
+    assert (
+        0.9 * tokens_per_second <= sent / (together[-1] - together[0]) <= 1.05 * tokens_per_second
+    )
 
 
-def test_a_refusal_that_one_process_meets_pauses_the_other(path: Path, made: Callable[..., Limiter]) -> None:
+def test_a_refusal_that_one_process_meets_pauses_the_other(
+    path: Path, made: Callable[..., Limiter]
+) -> None:
     begun = processes(path, 1, 3_000, 0, 0, 3)
     time.sleep(1)
     refused_at, pause = time.time(), 1.0
@@ -129,7 +138,9 @@ def test_a_refusal_that_one_process_meets_pauses_the_other(path: Path, made: Cal
     assert [at for at in turns if at > refused_at + pause]
 
 
-def test_a_refusal_never_lets_more_than_the_stated_pace_through(made: Callable[..., Limiter]) -> None:
+def test_a_refusal_never_lets_more_than_the_stated_pace_through(
+    made: Callable[..., Limiter],
+) -> None:
     """Those that had their turn given before the refusal take another one among those that come after it."""
     pace = 20
     limiter, times, end = made(pace * 60), [], time.monotonic() + 4
@@ -152,7 +163,9 @@ def test_a_refusal_never_lets_more_than_the_stated_pace_through(made: Callable[.
 
 
 def in_a_date(seconds: int) -> str:
-    return format_datetime(datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds + 1), usegmt=True)
+    return format_datetime(
+        datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=seconds + 1), usegmt=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +193,9 @@ def test_a_refused_request_comes_again_when_the_service_said(
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 5), st.floats(0, 900)), max_size=200))
-def test_the_pace_follows_what_the_service_says_and_keeps_its_bounds(events: list[tuple[bool, float, float]]) -> None:
+def test_the_pace_follows_what_the_service_says_and_keeps_its_bounds(
+    events: list[tuple[bool, float, float]],
+) -> None:
     """It never falls below the lowest, falls at most once per observed second, and only by a share."""
     state, now, lowerings = State(), NOW, [-1e9]
     for is_refusal, after, pause in events:
@@ -245,9 +260,13 @@ def test_after_a_refusal_the_pace_grows_again_with_success_and_ever_more_slowly(
 
 
 @given(
-    st.floats(0.1, 100), st.just(0.0) | st.floats(LOWEST_PACE, 100), st.lists(st.floats(0, 3), min_size=2, max_size=100)
+    st.floats(0.1, 100),
+    st.just(0.0) | st.floats(LOWEST_PACE, 100),
+    st.lists(st.floats(0, 3), min_size=2, max_size=100),
 )
-def test_turns_are_never_closer_than_the_stated_pace(stated: float, learned: float, gaps: list[float]) -> None:
+def test_turns_are_never_closer_than_the_stated_pace(
+    stated: float, learned: float, gaps: list[float]
+) -> None:
     state, now, turns = State(pace=learned), NOW, []
     for gap in gaps:
         now += gap
@@ -256,8 +275,13 @@ def test_turns_are_never_closer_than_the_stated_pace(stated: float, learned: flo
     assert all(later - earlier >= 1 / slowest - 1e-5 for earlier, later in pairwise(turns))
 
 
-@given(st.floats(1, 100), st.lists(st.tuples(st.floats(0, 3), st.integers(0, 500)), min_size=2, max_size=100))
-def test_tokens_never_go_out_faster_than_stated(pace: float, requests: list[tuple[float, int]]) -> None:
+@given(
+    st.floats(1, 100),
+    st.lists(st.tuples(st.floats(0, 3), st.integers(0, 500)), min_size=2, max_size=100),
+)
+def test_tokens_never_go_out_faster_than_stated(
+    pace: float, requests: list[tuple[float, int]]
+) -> None:
     state, now, turns = State(), NOW, []
     for gap, tokens in requests:
         now += gap
@@ -267,7 +291,9 @@ def test_tokens_never_go_out_faster_than_stated(pace: float, requests: list[tupl
 
 
 @pytest.mark.parametrize("seconds", [0.9, 1.0, 1.05, 1.3, 1.9, 2.5])
-def test_the_first_refusal_finds_the_pace_that_was_answered_wherever_a_window_begins(seconds: float) -> None:
+def test_the_first_refusal_finds_the_pace_that_was_answered_wherever_a_window_begins(
+    seconds: float,
+) -> None:
     state, pace = State(), 40
     for request in range(round(pace * seconds)):
         state.succeed(NOW + request / pace)
@@ -288,7 +314,9 @@ def test_who_is_stopped_stops_waiting_at_once(made: Callable[..., Limiter], paus
     assert 0.1 < time.monotonic() - started < 0.6
 
 
-def test_a_pace_that_nobody_states_and_no_refusal_limits_is_none(made: Callable[..., Limiter]) -> None:
+def test_a_pace_that_nobody_states_and_no_refusal_limits_is_none(
+    made: Callable[..., Limiter],
+) -> None:
     limiter, started = made(), time.monotonic()
     for _ in range(200):
         limiter.wait(1_000_000, NEVER)
@@ -359,7 +387,9 @@ def test_processes_that_find_a_damaged_file_together_share_the_new_one(path: Pat
     path.parent.mkdir()
     path.write_bytes(b"This is no database. " * 1_000)
     pace, seconds = 40, 2
-    together = sorted(at for turns in turns_of(processes(path, 3, pace * 60, 0, 0, seconds)) for at in turns)
+    together = sorted(
+        at for turns in turns_of(processes(path, 3, pace * 60, 0, 0, seconds)) for at in turns
+    )
     assert (len(together) - 1) / (together[-1] - together[0]) <= 1.05 * pace
 
 
@@ -393,4 +423,6 @@ def test_the_clock_moves_what_is_waited_for_with_it() -> None:
     state.look(NOW - 0.5)  # within what clocks differ by
     assert (state.next_at, state.seen_at) == (NOW + 5, NOW - 0.5)
     state.look(NOW - 3_600.5)
-    assert state == State(NOW - 3_595, NOW - 3_593, NOW - 3_591, 2.0, 3.0, NOW - 3_601, NOW - 3_602, 4, NOW - 3_600.5)
+    assert state == State(
+        NOW - 3_595, NOW - 3_593, NOW - 3_591, 2.0, 3.0, NOW - 3_601, NOW - 3_602, 4, NOW - 3_600.5
+    )

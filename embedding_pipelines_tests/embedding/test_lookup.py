@@ -13,17 +13,31 @@ SPACE = Hashing(dimensions=8).space
 
 
 def batch(*texts: str) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"text": list(texts), "tokens": [len(text) for text in texts]})
+    return pa.RecordBatch.from_pydict(
+        {"text": list(texts), "tokens": [len(text) for text in texts]}
+    )
 
 
 def test_each_text_is_told_once_whether_it_is_known_or_not(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         known = ledger.key(SPACE.id, "document", "known")
         ledger.put([known], np.ones((1, 8), np.float32))
-        batches = [batch("known", "new", "known", "new"), batch("newer", "new", "known"), batch("newer"), batch()]
+        batches = [
+            batch("known", "new", "known", "new"),
+            batch("newer", "new", "known"),
+            batch("newer"),
+            batch(),
+        ]
         found = list(look_up(batches, SPACE, "document", ledger))
         assert [entry.known for entry in found] == [1, 0, 0, 0]
-        assert [list(entry.unknown.values()) for entry in found] == [[("new", 3)], [("newer", 5)], [], []]
+        assert [list(entry.unknown.values()) for entry in found] == [
+            [("new", 3)],
+            [("newer", 5)],
+            [],
+            [],
+        ]
         assert list(found[0].unknown) == [ledger.key(SPACE.id, "document", "new")]
-        (asked,) = look_up([batch("known")], SPACE, "query", ledger)  # another role is another vector
+        (asked,) = look_up(
+            [batch("known")], SPACE, "query", ledger
+        )  # another role is another vector
         assert asked.known == 0

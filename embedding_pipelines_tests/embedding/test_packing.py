@@ -8,7 +8,9 @@ from embedding_pipelines.providers.base import Limits
 
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 60), st.integers(1, 7))
-def test_calls_keep_within_the_limits_and_lose_nothing(tokens: list[int], call_tokens: int, call_texts: int) -> None:
+def test_calls_keep_within_the_limits_and_lose_nothing(
+    tokens: list[int], call_tokens: int, call_texts: int
+) -> None:
     found = list(calls(tokens, Limits(50, call_tokens, call_texts)))
     assert sorted(position for call in found for position in call) == list(range(len(tokens)))
     assert all(0 < len(call) <= call_texts for call in found)

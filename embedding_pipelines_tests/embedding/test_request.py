@@ -61,7 +61,9 @@ def test_what_fails_on_its_way_is_sent_so_often_and_no_more_and_then_raised_as_i
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("fault", DOWN, ids=[f"{fault.kind} {fault.status}" for fault in DOWN])
-def test_what_fails_on_its_way_once_or_twice_does_well_then(server: WireServer, fault: Fault) -> None:
+def test_what_fails_on_its_way_once_or_twice_does_well_then(
+    server: WireServer, fault: Fault
+) -> None:
     server.faults.extend([fault, fault])
     asked = ask_patiently(little(server), TEXTS, "document")
     assert np.allclose(asked.reply.vectors[0], server.vectors(TEXTS)[0])
@@ -79,7 +81,9 @@ def test_a_service_that_nobody_reaches_is_asked_so_often_too() -> None:
     assert time.monotonic() - started < 5
 
 
-def test_waits_grow_are_never_the_same_and_are_counted(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waits_grow_are_never_the_same_and_are_counted(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slept: list[float] = []
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.02)
     monkeypatch.setattr(asking, "LONGEST_WAIT_SECONDS", 0.3)
@@ -171,7 +175,9 @@ def test_patience_is_with_refusals_and_not_with_the_wait_for_a_turn(
     provider = little(server, requests_per_minute=60)
     ask_patiently(provider, TEXTS, "document")
     server.faults.append(Fault("status", 429, "Slow down.", {"retry-after-ms": "1"}))
-    assert ask_patiently(provider, TEXTS, "document").retries == 1  # though its turn was a second away
+    assert (
+        ask_patiently(provider, TEXTS, "document").retries == 1
+    )  # though its turn was a second away
 
 
 @pytest.mark.alone
@@ -199,7 +205,9 @@ class Broken(Hashing):
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         self._calls += 1
-        raise {"Unreachable": Unreachable, "Busy": Busy, "ProviderError": ProviderError}[self.error]("It is broken.")
+        raise {"Unreachable": Unreachable, "Busy": Busy, "ProviderError": ProviderError}[
+            self.error
+        ]("It is broken.")
 
 
 @pytest.mark.parametrize("error", ["Unreachable", "Busy", "ProviderError"])
@@ -213,7 +221,9 @@ def test_a_model_on_this_machine_is_asked_once(error: str) -> None:
     assert (asked.reply.vectors.shape, asked.retries, asked.waited_seconds) == ((2, 8), 0, 0.0)
 
 
-def test_threads_that_begin_together_share_one_connection_pool_and_one_pace(server: WireServer) -> None:
+def test_threads_that_begin_together_share_one_connection_pool_and_one_pace(
+    server: WireServer,
+) -> None:
     provider, together = little(server, requests_per_minute=600), threading.Barrier(10)
     found: list[tuple[int, int]] = []
 
@@ -229,7 +239,9 @@ def test_threads_that_begin_together_share_one_connection_pool_and_one_pace(serv
     assert (len(found), len(set(found))) == (10, 1)
 
 
-def test_a_long_wait_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_wait_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(asking, "LONG_WAIT_SECONDS", 0.01)
     with serve(DIALECT) as server:
         server.faults.append(Fault("status", 429, "Slow down.", {"retry-after-ms": "30"}))

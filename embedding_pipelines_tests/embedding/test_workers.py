@@ -57,6 +57,8 @@ def test_a_process_ends_though_a_call_does_not() -> None:
         "workers = Workers(1); workers.submit(time.sleep, 600); time.sleep(0.2); workers.close(); print(is_busy())"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.split() == ["True"]
     assert time.monotonic() - started < 30

@@ -44,7 +44,9 @@ def test_the_first_of_several_wins(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_nothing_is_removed_where_nothing_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_removed_where_nothing_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What another process may put there between a look and a removal would go with it."""
     removed: list[Path] = []
     remove = shutil.rmtree

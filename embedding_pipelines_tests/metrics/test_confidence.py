@@ -51,9 +51,12 @@ def test_a_thousand_ones_give_what_is_promised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "samples"), [("recalls", 2_000), ("rare zeros", 500), ("mostly zero", 500), ("beta", 500)]
+    ("kind", "samples"),
+    [("recalls", 2_000), ("rare zeros", 500), ("mostly zero", 500), ("beta", 500)],
 )
-def test_the_bound_lies_above_the_true_mean_in_five_cases_of_a_hundred_at_most(kind: str, samples: int) -> None:
+def test_the_bound_lies_above_the_true_mean_in_five_cases_of_a_hundred_at_most(
+    kind: str, samples: int
+) -> None:
     random = np.random.default_rng(5)
     n = 100
     draw, mean = {
@@ -91,7 +94,10 @@ def test_what_is_no_confidence_is_refused(confidence: float) -> None:
 
 
 def test_a_candidate_that_is_live_loses_nothing_for_certain() -> None:
-    live = {str(number): float(share) for number, share in enumerate(recalls(np.random.default_rng(3), 256))}
+    live = {
+        str(number): float(share)
+        for number, share in enumerate(recalls(np.random.default_rng(3), 256))
+    }
     loss = paired_loss(live, live)
     assert (loss.mean, loss.queries) == (0.0, 256)
     assert -0.05 < loss.certain < 0
@@ -106,7 +112,11 @@ def test_a_loss_that_every_query_has_is_certain() -> None:
 
 def test_a_loss_of_a_few_queries_may_be_chance_and_a_gain_is_none() -> None:
     live = {str(number): 1.0 for number in range(256)}
-    assert paired_loss({**live, "1": 0.0, "2": 0.0}, live).certain <= 0 < paired_loss({**live, "1": 0.0}, live).mean
+    assert (
+        paired_loss({**live, "1": 0.0, "2": 0.0}, live).certain
+        <= 0
+        < paired_loss({**live, "1": 0.0}, live).mean
+    )
     better = paired_loss(live, dict.fromkeys(live, 0.5))
     assert better.mean == pytest.approx(-0.5)
     assert better.certain < better.mean + 1e-9
@@ -122,6 +132,9 @@ def test_two_samples_of_one_system_seldom_differ_for_certain() -> None:
     random = np.random.default_rng(4)
     certain = 0
     for _ in range(200):
-        sides = [{str(number): float(share) for number, share in enumerate(recalls(random, 100))} for _ in range(2)]
+        sides = [
+            {str(number): float(share) for number, share in enumerate(recalls(random, 100))}
+            for _ in range(2)
+        ]
         certain += paired_loss(*sides).certain > 0
     assert certain <= 200 * 0.01 + 3 * math.sqrt(200 * 0.01 * 0.99)

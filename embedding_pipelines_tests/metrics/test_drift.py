@@ -25,7 +25,12 @@ def sketch(vectors: np.ndarray, first: int = 0, size: int = 100) -> Sketch:
 def test_the_same_vectors_have_not_drifted() -> None:
     vectors = clustered(1_500, 64)
     found = drift(sketch(vectors), sketch(vectors))
-    assert (found.mean_shift, found.p_value, found.worst_bucket_shift, found.worst_bucket_p) == (0.0, 1.0, 0.0, 1.0)
+    assert (found.mean_shift, found.p_value, found.worst_bucket_shift, found.worst_bucket_p) == (
+        0.0,
+        1.0,
+        0.0,
+        1.0,
+    )
 
 
 def test_two_halves_of_the_same_data_have_not_drifted() -> None:

@@ -21,7 +21,9 @@ def test_one_prompt_is_enough_to_be_asymmetric(prompts: dict[str, str]) -> None:
     assert same_for_both_roles(VECTORS, VECTORS, prompts)
 
 
-@pytest.mark.parametrize("prompts", [{}, {"query": "x: ", "document": "x: "}, {"query": "", "document": ""}])
+@pytest.mark.parametrize(
+    "prompts", [{}, {"query": "x: ", "document": "x: "}, {"query": "", "document": ""}]
+)
 def test_a_symmetric_model_is_left_alone(prompts: dict[str, str]) -> None:
     assert same_for_both_roles(VECTORS, VECTORS, prompts) is None
 

@@ -35,7 +35,12 @@ PEP = "PEP: 8\nTitle: Style Guide for Python Code\nAuthor: Guido van Rossum\n\n\
             "We scanned 24 infants at term. The mean was 1.78 μm2/ms.",
         ),
         (COPY, None, "Copy data and metadata.", "shutil.copy2\n Return the file's destination."),
-        (COPY, "shutil.copy2", "Copy data and metadata.", "shutil.copy2\n Return the file's destination."),
+        (
+            COPY,
+            "shutil.copy2",
+            "Copy data and metadata.",
+            "shutil.copy2\n Return the file's destination.",
+        ),
         (
             "Two young guys with shaggy hair look at their hands while hanging out.",
             None,
@@ -60,20 +65,55 @@ PEP = "PEP: 8\nTitle: Style Guide for Python Code\nAuthor: Guido van Rossum\n\n\
             "The new release is out.",
             "It mends many bugs.",
         ),
-        ("1. Introduction to the subject. We begin.\n2. The end of it.", None, "Introduction to the subject.", None),
-        ("# Installing the package\n\nRun pip now, please.", None, "Installing the package", "Run pip now, please."),
-        ("**Warning:** do not do this.\n===\nIt breaks the thing.", None, "Warning:** do not do this.", None),
-        ("We compare, e.g. Java by J. Doe (i.e. old) v. 2. It is fast now.", None, None, "It is fast now."),
+        (
+            "1. Introduction to the subject. We begin.\n2. The end of it.",
+            None,
+            "Introduction to the subject.",
+            None,
+        ),
+        (
+            "# Installing the package\n\nRun pip now, please.",
+            None,
+            "Installing the package",
+            "Run pip now, please.",
+        ),
+        (
+            "**Warning:** do not do this.\n===\nIt breaks the thing.",
+            None,
+            "Warning:** do not do this.",
+            None,
+        ),
+        (
+            "We compare, e.g. Java by J. Doe (i.e. old) v. 2. It is fast now.",
+            None,
+            None,
+            "It is fast now.",
+        ),
         (
             "我喜欢在公园里散步。今天的天气非常好，所以我们去了海边。",
             None,
             "我喜欢在公园里散步。",
             "今天的天气非常好，所以我们去了海边。",
         ),
-        ("私は東京に住んでいます！「はい。」と言いました。", None, "私は東京に住んでいます！", None),
+        (
+            "私は東京に住んでいます！「はい。」と言いました。",
+            None,
+            "私は東京に住んでいます！",
+            None,
+        ),
         ("我喜欢在公园里散步", None, "我喜 公园 步", "我喜欢在公园里散步"),
-        ("Так было всегда и везде. Потом стало иначе, чем раньше.", None, "Так было всегда и везде.", None),
-        ("क्या यह सही है अभी। हाँ यह सही है और अच्छा है।", None, "क्या यह सही है अभी।", "हाँ यह सही है और अच्छा है।"),
+        (
+            "Так было всегда и везде. Потом стало иначе, чем раньше.",
+            None,
+            "Так было всегда и везде.",
+            None,
+        ),
+        (
+            "क्या यह सही है अभी। हाँ यह सही है और अच्छा है।",
+            None,
+            "क्या यह सही है अभी।",
+            "हाँ यह सही है और अच्छा है।",
+        ),
         ("The end of it all. The end of it all.", None, "The of all. end all.", None),
         ("One for all here. Yes.", None, "One here. Yes.", None),
     ],
@@ -88,7 +128,8 @@ def test_the_query_is_what_a_text_begins_with(
 
 
 @pytest.mark.parametrize(
-    "text", ["", " \n ", "42", "... --- ...", "shutil.copy2", "Yes, it is.", "一二三", "https://a.org/b c"]
+    "text",
+    ["", " \n ", "42", "... --- ...", "shutil.copy2", "Yes, it is.", "一二三", "https://a.org/b c"],
 )
 def test_a_text_without_words_enough_gives_none(text: str) -> None:
     assert known_item(text) is None
@@ -115,14 +156,32 @@ def test_a_query_has_64_words_at_most() -> None:
 
 
 words = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
-    ["the", "Word", "e.g.", "end.", "End!", "\n", "\n\n", "# ", "。", "我们", "3.1", "https://x.org", "ไทย", "İ", "ß"]
+    [
+        "the",
+        "Word",
+        "e.g.",
+        "end.",
+        "End!",
+        "\n",
+        "\n\n",
+        "# ",
+        "。",
+        "我们",
+        "3.1",
+        "https://x.org",
+        "ไทย",
+        "İ",
+        "ß",
+    ]
 )
 texts = st.lists(words, max_size=40).map(" ".join) | st.text()
 
 
 @settings(deadline=None)
 @given(texts, st.none() | texts)
-def test_a_query_is_never_empty_and_a_part_that_was_taken_is_not_in_the_rest(text: str, title: str | None) -> None:
+def test_a_query_is_never_empty_and_a_part_that_was_taken_is_not_in_the_rest(
+    text: str, title: str | None
+) -> None:
     item = known_item(text, title)
     assert item == known_item(text, title)
     if item is None:

@@ -18,11 +18,15 @@ def test_labels_that_are_kept_apart_are_found() -> None:
 
 def test_it_is_leave_one_out_as_scikit_learn_does_it() -> None:
     vectors = clustered(120, 32)
-    labels = ["a" if vector[0] > 0.1 else "b" for vector in vectors]  # two, and an odd number of votes: no ties
+    labels = [
+        "a" if vector[0] > 0.1 else "b" for vector in vectors
+    ]  # two, and an odd number of votes: no ties
     right = 0
     for row in range(120):
         others = np.delete(np.arange(120), row)
-        model = KNeighborsClassifier(5, metric="cosine").fit(vectors[others], [labels[other] for other in others])
+        model = KNeighborsClassifier(5, metric="cosine").fit(
+            vectors[others], [labels[other] for other in others]
+        )
         right += model.predict(vectors[row : row + 1])[0] == labels[row]
     assert 0.5 < right / 120 < 1
     assert knn_accuracy(vectors, labels, k=5) == pytest.approx(right / 120)

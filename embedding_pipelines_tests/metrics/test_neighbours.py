@@ -37,7 +37,9 @@ def searched(asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]) -
 
 @settings(deadline=None)
 @given(queries, corpus, st.integers(1, 12), st.lists(st.integers(1, 50), min_size=1, max_size=5))
-def test_the_nearest_are_those_of_a_full_sort(asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]) -> None:
+def test_the_nearest_are_those_of_a_full_sort(
+    asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]
+) -> None:
     found = searched(asked, vectors, k, sizes)
     assert found.cosines.shape == (len(asked), k)
     assert found.cosines.dtype == np.float32
@@ -50,7 +52,9 @@ def test_the_nearest_are_those_of_a_full_sort(asked: np.ndarray, vectors: np.nda
         assert true[[int(name[1:]) for name in names]] == pytest.approx(wanted, abs=1e-5)
 
 
-def test_of_equals_the_first_added_come_first_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equals_the_first_added_come_first_across_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(exact, "COSINES_AT_ONCE", 6)
     vectors = np.array([[0, 1], [2, 0], [1, 0], [0, 0], [3, 0], [-1, 0], [1, 0]], np.float32)
     asked = np.array([[1, 0], [0, 0]], np.float32)
@@ -90,9 +94,15 @@ def test_what_cannot_be_searched_is_refused() -> None:
 
 def test_recall_is_the_share_of_the_nearest_that_were_found() -> None:
     truth = Neighbours(
-        [["a", "b"], ["c", "d"], ["e"], []], np.array([[0.9, 0.8], [0.7, 0.6], [0.5, -np.inf], [-1, -1]])
+        [["a", "b"], ["c", "d"], ["e"], []],
+        np.array([[0.9, 0.8], [0.7, 0.6], [0.5, -np.inf], [-1, -1]]),
     )
-    assert recall([["b", "x"], ["x", "c", "d"], ["e", "y"], ["z"]], truth, k=2).tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert recall([["b", "x"], ["x", "c", "d"], ["e", "y"], ["z"]], truth, k=2).tolist() == [
+        0.5,
+        0.5,
+        1.0,
+        1.0,
+    ]
     assert recall([["a", "a"], [], [], []], truth, k=2).tolist() == [0.5, 0.0, 0.0, 1.0]
     with pytest.raises(ValueError, match="1 searches"):
         recall([["a"]], truth)
@@ -101,7 +111,9 @@ def test_recall_is_the_share_of_the_nearest_that_were_found() -> None:
 def test_what_is_as_near_as_the_last_counts_as_found() -> None:
     truth = Neighbours([["a", "b", "c", "d"]], np.array([[0.9, 0.8, 0.8 - 1e-7, 0.7]], np.float32))
     assert recall([["a", "c"]], truth, k=2).tolist() == [1.0]
-    assert recall([["b", "c"]], truth, k=2).tolist() == [1.0]  # two places, two that may stand there
+    assert recall([["b", "c"]], truth, k=2).tolist() == [
+        1.0
+    ]  # two places, two that may stand there
     assert recall([["a", "d"]], truth, k=2).tolist() == [0.5]
 
 

@@ -17,7 +17,11 @@ from embedding_pipelines_tests.rankings import mean_ndcg
         (["a", "x", "b"], {"a": 1, "b": 1}, (1 + 1 / 2) / (1 + 1 / math.log2(3))),
         (["b", "a"], {"a": 2, "b": 1}, (1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3))),
         ([f"x{place}" for place in range(10)] + ["a"], {"a": 1}, 0.0),
-        ([f"a{place}" for place in range(10)], {f"a{place}": 1 for place in range(20)}, 1.0),  # ten places can be won
+        (
+            [f"a{place}" for place in range(10)],
+            {f"a{place}": 1 for place in range(20)},
+            1.0,
+        ),  # ten places can be won
         ([], {"a": 1}, 0.0),
         (["x"], {"a": 1}, 0.0),
         (["x", "x", "x", "a"], {"a": 1}, 1 / math.log2(3)),  # a document's chunks take one place
@@ -25,7 +29,9 @@ from embedding_pipelines_tests.rankings import mean_ndcg
         (["b", "a"], {"a": 1.0, "b": 0.0}, 1 / math.log2(3)),
     ],
 )
-def test_ndcg_is_that_of_trec_eval(ranking: list[str], gains: dict[str, float], wanted: float) -> None:
+def test_ndcg_is_that_of_trec_eval(
+    ranking: list[str], gains: dict[str, float], wanted: float
+) -> None:
     assert mean_ndcg({"q": ranking}, {"q": gains}) == pytest.approx(wanted)
 
 
@@ -34,8 +40,13 @@ def test_the_mean_counts_queries_without_a_ranking() -> None:
 
 
 def test_each_judged_query_has_its_measures() -> None:
-    run = {"q": {f"x{place}": 1 - place / 1_000 for place in range(50)} | {"a": 0.9985, "b": 0.5}, "u": {"a": 1.0}}
-    assert judged(run, {"q": {"a": 1, "b": 1, "c": 2, "d": 0}, "r": {"a": 1}, "empty": {}, "none": {"a": 0}}) == {
+    run = {
+        "q": {f"x{place}": 1 - place / 1_000 for place in range(50)} | {"a": 0.9985, "b": 0.5},
+        "u": {"a": 1.0},
+    }
+    assert judged(
+        run, {"q": {"a": 1, "b": 1, "c": 2, "d": 0}, "r": {"a": 1}, "empty": {}, "none": {"a": 0}}
+    ) == {
         "q": {
             "ndcg_at_10": pytest.approx((1 / math.log2(4)) / (2 + 1 / math.log2(3) + 1 / 2)),
             "judged_recall_at_10": pytest.approx(1 / 3),

@@ -37,8 +37,12 @@ def test_pairs_of_unequal_number_are_refused() -> None:
 
 finite = st.floats(-1e300, 1e300) | st.sampled_from([0.0, 5e-324, -1e300])
 vectors = hnp.arrays(np.float64, st.integers(1, 8), elements=finite)
-pairs = st.integers(1, 8).flatmap(lambda d: st.tuples(*[hnp.arrays(np.float64, d, elements=finite)] * 2))
-batches = hnp.arrays(np.float32, st.tuples(st.integers(0, 12), st.just(3)), elements=st.floats(-9, 9, width=32))
+pairs = st.integers(1, 8).flatmap(
+    lambda d: st.tuples(*[hnp.arrays(np.float64, d, elements=finite)] * 2)
+)
+batches = hnp.arrays(
+    np.float32, st.tuples(st.integers(0, 12), st.just(3)), elements=st.floats(-9, 9, width=32)
+)
 queries = hnp.arrays(np.float32, 3, elements=st.floats(-9, 9, width=32))
 
 
@@ -59,13 +63,17 @@ def test_known_figures() -> None:
     assert dot_product(a, b) == 24.0
     assert cosine_similarity(np.zeros(2), b) == 0.0
     assert normalize_embedding(a).tolist() == [0.6, 0.8]
-    assert [type(function(a, b)) for function in (cosine_similarity, euclidean_distance, dot_product)] == [float] * 3
+    assert [
+        type(function(a, b)) for function in (cosine_similarity, euclidean_distance, dot_product)
+    ] == [float] * 3
 
 
 @given(pairs)
 def test_a_distance_is_that_of_the_difference(pair: tuple[np.ndarray, np.ndarray]) -> None:
     a, b = (vector / 1e150 for vector in pair)
-    assert euclidean_distance(a, b) == pytest.approx(float(np.linalg.norm(a - b)), rel=1e-9, abs=1e-9)
+    assert euclidean_distance(a, b) == pytest.approx(
+        float(np.linalg.norm(a - b)), rel=1e-9, abs=1e-9
+    )
     assert euclidean_distance(a, a) == 0
 
 
@@ -86,7 +94,9 @@ def test_a_batch_keeps_shape_and_precision(batch: np.ndarray) -> None:
 
 
 @given(queries, batches, st.integers(1, 15))
-def test_the_most_similar_are_those_of_a_full_sort(query: np.ndarray, batch: np.ndarray, top_k: int) -> None:
+def test_the_most_similar_are_those_of_a_full_sort(
+    query: np.ndarray, batch: np.ndarray, top_k: int
+) -> None:
     found = find_most_similar(query, batch, top_k)
     cosines = [cosine_similarity(query, row) for row in batch]
     assert [score for _, score in found] == pytest.approx(sorted(cosines, reverse=True)[:top_k])
@@ -94,7 +104,9 @@ def test_the_most_similar_are_those_of_a_full_sort(query: np.ndarray, batch: np.
     assert len({row for row, _ in found}) == len(found) == min(top_k, len(batch))
 
 
-def test_of_equals_the_earlier_row_comes_first_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_equals_the_earlier_row_comes_first_across_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(similarity, "BLOCK_ROWS", 2)
     rows = np.array([[0, 1], [1, 0], [2, 0], [0, 0], [3, 0]])
     assert [row for row, _ in find_most_similar(np.array([1, 0]), rows)] == [1, 2, 4, 0, 3]

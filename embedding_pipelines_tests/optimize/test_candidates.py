@@ -42,11 +42,15 @@ def test_all_precisions_of_all_dimensions_are_tried_and_no_compression_too() -> 
 def test_everything_that_is_tried_can_be_fitted(dimensions: int, rows: int) -> None:
     for compression in candidates(dimensions, True, rows):
         assert 1 <= check_chain(compression, dimensions) <= dimensions
-        assert all(not isinstance(choice, Pca) or choice.dimensions <= rows for choice in compression)
+        assert all(
+            not isinstance(choice, Pca) or choice.dimensions <= rows for choice in compression
+        )
 
 
 def test_only_vectors_made_for_it_are_truncated() -> None:
-    assert not any(isinstance(choice, Truncate) for chain in candidates(64, False, 99) for choice in chain)
+    assert not any(
+        isinstance(choice, Truncate) for chain in candidates(64, False, 99) for choice in chain
+    )
     assert (Truncate(dimensions=32), Int8()) in candidates(64, True, 99)
 
 
@@ -85,7 +89,10 @@ def test_options_are_those_of_a_pipeline_file() -> None:
     for compression in [*candidates(64, True, 99), (Binary(rescore="float16", oversample=8),)]:
         options = as_options(compression)
         assert tuple(parse("compression", Compressor, option) for option in options) == compression
-    assert as_options((Pca(dimensions=16), Int8())) == [{"kind": "pca", "dimensions": 16}, {"kind": "int8"}]
+    assert as_options((Pca(dimensions=16), Int8())) == [
+        {"kind": "pca", "dimensions": 16},
+        {"kind": "int8"},
+    ]
 
 
 def test_names_are_short() -> None:
@@ -97,26 +104,39 @@ def test_names_are_short() -> None:
 
 
 def test_the_front_is_what_nothing_beats() -> None:
-    small, large, worse, equal = point(100, 0.9), point(200, 0.95), point(200, 0.94), point(100, 0.9)
+    small, large, worse, equal = (
+        point(100, 0.9),
+        point(200, 0.95),
+        point(200, 0.94),
+        point(100, 0.9),
+    )
     mark_front([small, large, worse, equal])
     assert [entry.on_front for entry in (small, large, worse, equal)] == [True, True, False, True]
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5)), min_size=1))
-def test_whatever_is_not_on_the_front_is_beaten_by_something_on_it(figures: list[tuple[int, int]]) -> None:
+def test_whatever_is_not_on_the_front_is_beaten_by_something_on_it(
+    figures: list[tuple[int, int]],
+) -> None:
     points = [point(size, recall / 5) for size, recall in figures]
     mark_front(points)
     front = [entry for entry in points if entry.on_front]
     assert front
     for entry in points:
         assert any(
-            other.bytes_per_vector <= entry.bytes_per_vector and (other.recall_at_10 or 0) >= (entry.recall_at_10 or 0)
+            other.bytes_per_vector <= entry.bytes_per_vector
+            and (other.recall_at_10 or 0) >= (entry.recall_at_10 or 0)
             for other in front
         )
 
 
 def test_the_cheapest_is_chosen_among_those_whose_bound_keeps_the_floor() -> None:
-    quick, slow, large, poor = point(100, 0.96, 2), point(100, 0.97, 9), point(300, 1), point(50, 0.955)
+    quick, slow, large, poor = (
+        point(100, 0.96, 2),
+        point(100, 0.97, 9),
+        point(300, 1),
+        point(50, 0.955),
+    )
     assert choices([large, slow, poor, quick], 0.95, 10) == [quick, slow, large]
     assert choices([large, slow, poor, quick], 0.95, 5) == [quick, large]
     assert choices([poor], 0.95, 10) == []

@@ -84,8 +84,19 @@ def evidence_of(context: StepContext) -> dict[str, Any]:
 
 def all_files(home: Path) -> dict[str, bytes]:
     """Everything that a pipeline is made of, but for what may be written: queries' vectors and evidence."""
-    written = {"tuning.json", "ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "run.lock", "step.lock"}
-    return {str(path): path.read_bytes() for path in home.rglob("*") if path.is_file() and path.name not in written}
+    written = {
+        "tuning.json",
+        "ledger.sqlite",
+        "ledger.sqlite-wal",
+        "ledger.sqlite-shm",
+        "run.lock",
+        "step.lock",
+    }
+    return {
+        str(path): path.read_bytes()
+        for path in home.rglob("*")
+        if path.is_file() and path.name not in written
+    }
 
 
 def told_apart(context: StepContext) -> tuple[Corpus, Asked]:
@@ -120,7 +131,10 @@ def test_the_exact_neighbours_are_those_of_all_vectors(context: StepContext) -> 
 
 def test_what_the_codes_find_is_what_searches_of_a_table_find(context: StepContext) -> None:
     corpus, asked = told_apart(context)
-    chains = {compression: CodecChain.fit(compression, corpus.blocks, DIMENSIONS) for compression in CHAINS}
+    chains = {
+        compression: CodecChain.fit(compression, corpus.blocks, DIMENSIONS)
+        for compression in CHAINS
+    }
     found = by_codes(corpus, chains, asked)
     with Trials(corpus) as trials:
         for number, (compression, chain) in enumerate(chains.items()):
@@ -129,11 +143,14 @@ def test_what_the_codes_find_is_what_searches_of_a_table_find(context: StepConte
             version = trial.table.version
             assert version is not None
             rows = [
-                nearest(trial.table, chain, vector, 10, None, version)["row"].to_pylist() for vector in asked.vectors
+                nearest(trial.table, chain, vector, 10, None, version)["row"].to_pylist()
+                for vector in asked.vectors
             ]
             by_table, by_all = recall(rows, asked.exact), recall(found[compression], asked.exact)
             np.testing.assert_allclose(by_table, by_all, atol=0.11)  # a tie at the tenth place
-            assert abs(by_table.mean() - by_all.mean()) < (0.03 if chain.metric == "hamming" else 0.01)
+            assert abs(by_table.mean() - by_all.mean()) < (
+                0.03 if chain.metric == "hamming" else 0.01
+            )
             assert trial.searched(asked).recall_at_10 == pytest.approx(by_all.mean(), abs=1e-6)
 
 
@@ -153,7 +170,9 @@ def test_a_table_with_an_index_is_asked_itself(context: StepContext) -> None:
 
 def test_bytes_are_those_on_disk_index_included(context: StepContext) -> None:
     corpus = Corpus(with_store(context, index="none"), context.spec.model.space)
-    fit: Callable[[Compression], CodecChain] = lambda choice: CodecChain.fit(choice, corpus.blocks, DIMENSIONS)  # noqa: E731
+    fit: Callable[[Compression], CodecChain] = lambda choice: CodecChain.fit(
+        choice, corpus.blocks, DIMENSIONS
+    )  # noqa: E731
     with Trials(corpus) as trials:
         plain = corpus.context.spec.store
         sizes = [
@@ -180,7 +199,9 @@ def test_trial_tables_are_gone_whatever_happens(context: StepContext) -> None:
     assert not folder.exists()
 
 
-def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(context: StepContext) -> None:
+def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(
+    context: StepContext,
+) -> None:
     corpus = Corpus(context, context.spec.model.space)
     chains = {choice: CodecChain.fit(choice, corpus.blocks, DIMENSIONS) for choice in CHAINS[:6]}
 
@@ -200,7 +221,9 @@ def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(c
 # --- a compression that the user has chosen
 
 
-def test_what_the_user_has_chosen_is_measured_and_written_down(context: StepContext, built: Path) -> None:
+def test_what_the_user_has_chosen_is_measured_and_written_down(
+    context: StepContext, built: Path
+) -> None:
     before = all_files(built)
     tuned = tune(context, Wish(("pca", "quantization"), 32))
     assert not tuned.problem
@@ -229,7 +252,10 @@ def test_what_the_user_has_chosen_is_measured_and_written_down(context: StepCont
 
 def test_a_choice_below_the_floor_is_refused_with_its_figures(context: StepContext) -> None:
     tuned = tune(context, Wish(("pca",), 8, floor=0.9))
-    assert "pca 8 is not proven to keep a recall of 0.9. The best is pca 8 with index sq: recall@10 0." in tuned.problem
+    assert (
+        "pca 8 is not proven to keep a recall of 0.9. The best is pca 8 with index sq: recall@10 0."
+        in tuned.problem
+    )
     assert "Nothing was changed." in tuned.problem
     assert (tuned.spec, tuned.options) == (context.spec, {})
     (point,) = evidence_of(context)["points"]
@@ -238,7 +264,9 @@ def test_a_choice_below_the_floor_is_refused_with_its_figures(context: StepConte
 
 
 def test_pca_without_dimensions_says_how_many_keep_how_much(context: StepContext) -> None:
-    with pytest.raises(ConfigError, match=r"strongest (\d+) keep 90%, (\d+) keep 95%, (\d+) keep 99%") as error:
+    with pytest.raises(
+        ConfigError, match=r"strongest (\d+) keep 90%, (\d+) keep 95%, (\d+) keep 99%"
+    ) as error:
         tune(context, Wish(("pca",)))
     corpus = Corpus(context, context.spec.model.space)
     codec = CodecChain.fit((Pca(dimensions=64),), corpus.blocks, DIMENSIONS).codecs[0]
@@ -250,7 +278,10 @@ def test_pca_without_dimensions_says_how_many_keep_how_much(context: StepContext
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
-        ({"methods": ("int8",), "dimensions": 32}, "--dimensions is 32, but int8 keeps all of them"),
+        (
+            {"methods": ("int8",), "dimensions": 32},
+            "--dimensions is 32, but int8 keeps all of them",
+        ),
         ({"methods": ("auto", "int8"), "floor": 0.9}, "'auto' stands alone"),
         ({"methods": ("auto",)}, "needs a --floor"),
         ({"methods": ("auto",), "floor": 0.0}, "--floor is 0: write a share above 0"),
@@ -260,7 +291,9 @@ def test_pca_without_dimensions_says_how_many_keep_how_much(context: StepContext
         ),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_refused_before_anything_is_read(wish: dict[str, Any], said: str) -> None:
+def test_a_wish_that_makes_no_sense_is_refused_before_anything_is_read(
+    wish: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         Wish(**wish)
 
@@ -273,7 +306,9 @@ def test_a_wish_that_makes_no_sense_is_refused_before_anything_is_read(wish: dic
         (Wish(("auto",), 65, 0.9), "65 dimensions cannot be made of 64"),
     ],
 )
-def test_a_wish_that_cannot_be_fulfilled_says_what_can(context: StepContext, wish: Wish, said: str) -> None:
+def test_a_wish_that_cannot_be_fulfilled_says_what_can(
+    context: StepContext, wish: Wish, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         tune(context, wish)
 
@@ -295,7 +330,9 @@ def swept(context: StepContext, floor: float, **options: Any) -> Tuned:
     return tune(context, Wish(("auto",), floor=floor, **options))
 
 
-def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(context: StepContext, built: Path) -> None:
+def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(
+    context: StepContext, built: Path
+) -> None:
     before = all_files(built)
     tuned = swept(context, 0.9)
     assert not tuned.problem
@@ -307,10 +344,15 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(context: StepC
     assert chosen.certified
     assert chosen.held_out_lower_bound is not None
     assert chosen.held_out_lower_bound >= 0.9
-    assert (found.recall_at_10, found.lower_bound) == (chosen.held_out_recall, chosen.held_out_lower_bound)
+    assert (found.recall_at_10, found.lower_bound) == (
+        chosen.held_out_recall,
+        chosen.held_out_lower_bound,
+    )
     for point in tuned.points:  # nothing that is cheaper does
         assert (
-            point.bytes_per_vector >= chosen.bytes_per_vector or (point.lower_bound or 0) < 0.9 or not point.certified
+            point.bytes_per_vector >= chosen.bytes_per_vector
+            or (point.lower_bound or 0) < 0.9
+            or not point.certified
         )
     half = found.queries
     assert evidence["queries"] == {
@@ -327,16 +369,23 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(context: StepC
 
 
 def test_with_an_index_it_is_found_too(context: StepContext) -> None:
-    tuned = tune(with_store(context, index_rows=256, index="pq", refine=7), Wish(("auto",), 64, 0.97))
+    tuned = tune(
+        with_store(context, index_rows=256, index="pq", refine=7), Wish(("auto",), 64, 0.97)
+    )
     assert not tuned.problem
     assert {point.index for point in tuned.points} <= {"none", "rq", "sq"}
     assert sum(point.p50_ms is not None for point in tuned.points) < 30
 
 
-def test_a_floor_that_nothing_reaches_is_refused_and_the_best_is_named(context: StepContext, built: Path) -> None:
+def test_a_floor_that_nothing_reaches_is_refused_and_the_best_is_named(
+    context: StepContext, built: Path
+) -> None:
     before = all_files(built)
     tuned = tune(context, Wish(("auto",), 8, 0.9))
-    assert "no compression is proven to keep a recall of 0.9 in 500 ms a search. The best is pca 8, " in tuned.problem
+    assert (
+        "no compression is proven to keep a recall of 0.9 in 500 ms a search. The best is pca 8, "
+        in tuned.problem
+    )
     assert (tuned.spec, tuned.options) == (context.spec, {})
     assert not any(point["chosen"] for point in evidence_of(context)["points"])
     assert all_files(built) == before
@@ -349,9 +398,14 @@ def test_searches_that_take_too_long_are_not_chosen(context: StepContext) -> Non
     assert any((point.lower_bound or 0) >= 0.9 for point in tuned.points)
 
 
-def test_a_floor_that_so_few_queries_cannot_prove_is_refused_at_once(context: StepContext, built: Path) -> None:
+def test_a_floor_that_so_few_queries_cannot_prove_is_refused_at_once(
+    context: StepContext, built: Path
+) -> None:
     before = all_files(built)
-    with pytest.raises(CompressionError, match=r"\d+ queries cannot prove a recall of 0.9999, .* would prove 0.98\d\d"):
+    with pytest.raises(
+        CompressionError,
+        match=r"\d+ queries cannot prove a recall of 0.9999, .* would prove 0.98\d\d",
+    ):
         swept(context, 0.9999)
     assert all_files(built) == before
 
@@ -379,9 +433,14 @@ def test_a_point_that_other_queries_do_not_confirm_is_passed_over(
 
 def test_queries_of_people_come_before_those_from_the_corpus(context: StepContext) -> None:
     home = context.warehouse.home
-    lines = [json.dumps({"_id": f"q{number}", "text": f"w{number} w{number + 1} x{number}"}) for number in range(30)]
+    lines = [
+        json.dumps({"_id": f"q{number}", "text": f"w{number} w{number + 1} x{number}"})
+        for number in range(30)
+    ]
     (home / "queries.jsonl").write_text("\n".join(lines))
-    (home / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\t{n}\t1\n" for n in range(30)))
+    (home / "qrels.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\t{n}\t1\n" for n in range(30))
+    )
     text = PIPELINE + "evaluation: {queries: queries.jsonl, qrels: qrels.tsv}\n"
     given = StepContext(parse_pipeline(text, "p", "p.yaml"), context.warehouse)
     found = tune(given, Wish(("int8",))).evidence["queries"]
@@ -422,7 +481,9 @@ def test_fitting_anew_is_a_new_line_beside_the_old_one(home: Path) -> None:
     context = context_of(home, "p")
     space = context.spec.model.space
     old, path = load_codec(context, space), codec_path(context, space)
-    write_csv(home, "b.csv", [(f"new-{number}", f"other words {number}", "c") for number in range(300)])
+    write_csv(
+        home, "b.csv", [(f"new-{number}", f"other words {number}", "c") for number in range(300)]
+    )
     run_to_embeddings(home)
     assert load_codec(context, space).id == old.id
     fit_anew(context)

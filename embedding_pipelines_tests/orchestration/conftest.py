@@ -24,7 +24,9 @@ def empty_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def instance(home: Path, empty_instance: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+def instance(
+    home: Path, empty_instance: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dg.DagsterInstance]:
     """The instance of an empty home folder."""
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     shutil.copytree(empty_instance, warehouse_folder(home) / "dagster")

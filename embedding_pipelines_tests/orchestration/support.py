@@ -65,7 +65,10 @@ def write_notes(home: Path, name: str = "a", rows: range = range(40)) -> Path:
     """A file of notes, one per number."""
     path = home / "data" / "notes" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    notes = [{"id": f"n{row}", "text": f"note {row} on animal {row % 7}", "keeper": f"k{row % 3}"} for row in rows]
+    notes = [
+        {"id": f"n{row}", "text": f"note {row} on animal {row % 7}", "keeper": f"k{row % 3}"}
+        for row in rows
+    ]
     path.write_text("".join(json.dumps(note) + "\n" for note in notes), encoding="utf-8")
     return path
 
@@ -86,18 +89,27 @@ def notes(home: Path) -> PipelineSpec:
 
 def unmeasured(spec: PipelineSpec, *checks: str) -> PipelineSpec:
     """The same pipeline, whose model is asked for nothing but chunks, and for what `checks` need."""
-    asking = {"provider_is_unchanged", "vectors_belong_to_their_texts", "roles_are_told_apart"} - set(checks)
+    asking = {
+        "provider_is_unchanged",
+        "vectors_belong_to_their_texts",
+        "roles_are_told_apart",
+    } - set(checks)
     evaluation = Evaluation(known_items=0, checks=dict.fromkeys(asking, "off"))
     return spec.model_copy(update={"evaluation": evaluation})
 
 
 def run(
-    spec: PipelineSpec, instance: dg.DagsterInstance, provider: Hashing | None = None, **options: Any
+    spec: PipelineSpec,
+    instance: dg.DagsterInstance,
+    provider: Hashing | None = None,
+    **options: Any,
 ) -> dg.ExecuteInProcessResult:
     """One run over all buckets, as a schedule or a sensor asks for it."""
     resources = {provider_key(spec): provider} if provider else {}
     job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
-    return job.execute_in_process(instance=instance, tags=all_buckets(spec), raise_on_error=False, **options)
+    return job.execute_in_process(
+        instance=instance, tags=all_buckets(spec), raise_on_error=False, **options
+    )
 
 
 def live_rows(home: Path, name: str = "notes") -> int:
@@ -107,9 +119,15 @@ def live_rows(home: Path, name: str = "notes") -> int:
     return live.rows if live else 0
 
 
-def recorded(instance: dg.DagsterInstance, run_id: str, kind: dg.DagsterEventType) -> list[dg.DagsterEvent]:
+def recorded(
+    instance: dg.DagsterInstance, run_id: str, kind: dg.DagsterEventType
+) -> list[dg.DagsterEvent]:
     """The events of a kind that stand in the instance."""
-    return [entry.dagster_event for entry in instance.all_logs(run_id, of_type=kind) if entry.dagster_event]
+    return [
+        entry.dagster_event
+        for entry in instance.all_logs(run_id, of_type=kind)
+        if entry.dagster_event
+    ]
 
 
 def materialized(instance: dg.DagsterInstance, run_id: str) -> Iterator[tuple[str, str | None]]:
@@ -128,5 +146,10 @@ def command(home: Path, *words: str, **more: str) -> subprocess.CompletedProcess
     """A console command of the environment that runs the tests, with its output."""
     program = Path(sys.executable).with_name(words[0])
     return subprocess.run(
-        [str(program), *words[1:]], env=environment(home, **more), cwd=home, text=True, capture_output=True, check=False
+        [str(program), *words[1:]],
+        env=environment(home, **more),
+        cwd=home,
+        text=True,
+        capture_output=True,
+        check=False,
     )

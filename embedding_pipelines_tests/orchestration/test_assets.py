@@ -26,10 +26,19 @@ from embedding_pipelines_tests.orchestration.support import (
     write_pipeline,
 )
 
-ALL = {"documents": 1, "chunks": BUCKETS, "embeddings": BUCKETS, "codec": 1, "vector_store": 1, "release": 1}
+ALL = {
+    "documents": 1,
+    "chunks": BUCKETS,
+    "embeddings": BUCKETS,
+    "codec": 1,
+    "vector_store": 1,
+    "release": 1,
+}
 
 
-def test_one_run_takes_all_buckets_from_the_source_to_the_release(home: Path, instance: dg.DagsterInstance) -> None:
+def test_one_run_takes_all_buckets_from_the_source_to_the_release(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     result = run(notes(home), instance)
     assert result.success
     assert live_rows(home) == 40
@@ -43,7 +52,11 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
 ) -> None:
     write_notes(home)
     learnt = "model: {provider: word2vec, train: {dimensions: 16, min_count: 1}}\nbuckets: 2\n"
-    write_pipeline(home, "w", f"source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text]}}\n{learnt}")
+    write_pipeline(
+        home,
+        "w",
+        f"source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text]}}\n{learnt}",
+    )
     spec = find_pipeline("w", home)
     graph = pipeline_definitions([spec]).resolve_asset_graph()
     assert graph.get(dg.AssetKey(["w", "embeddings"])).parent_keys == {
@@ -56,7 +69,9 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     assert live_rows(home, "w") == 40
 
 
-def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, instance: dg.DagsterInstance) -> None:
+def test_metadata_count_rows_tokens_bytes_and_rates(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     result = run(notes(home), instance)
     totals: Counter[tuple[str, str]] = Counter()
     seen: set[tuple[str, str | None]] = set()
@@ -79,7 +94,11 @@ def test_metadata_count_rows_tokens_bytes_and_rates(home: Path, instance: dg.Dag
 
 @pytest.mark.parametrize(("seconds", "times"), [(0.0, 2), (float("inf"), 1)])
 def test_buckets_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
-    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+    home: Path,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    times: int,
 ) -> None:
     monkeypatch.setattr(assets, "RECORD_SECONDS", seconds)
     spec = notes(home)
@@ -89,11 +108,15 @@ def test_buckets_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
     assert again == ALL
 
 
-def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = unmeasured(notes(home))
     result = run(spec, instance, Failing(dimensions=16, calls=2))
     assert not result.success
-    kept = [bucket for asset, bucket in materialized(instance, result.run_id) if asset == "embeddings"]
+    kept = [
+        bucket for asset, bucket in materialized(instance, result.run_id) if asset == "embeddings"
+    ]
     assert kept == ["b00", "b01"]
     status = instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))
     assert status == {"b00", "b01"}
@@ -102,11 +125,15 @@ def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(home: Path, inst
     assert live_rows(home) == 40
 
 
-def test_a_bucket_without_documents_is_recorded_too(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_bucket_without_documents_is_recorded_too(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     write_notes(home, rows=range(1))
     assert run(spec, instance).success
-    assert len(instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))) == BUCKETS
+    assert (
+        len(instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))) == BUCKETS
+    )
 
 
 def test_one_partition_of_a_finished_pipeline_runs_with_what_has_no_partitions(
@@ -125,12 +152,16 @@ def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -
     run(spec, instance)
     job = pipeline_definitions([spec]).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
-        instance=instance, tags=all_buckets(spec), asset_selection=[dg.AssetKey(["notes", "chunks"])]
+        instance=instance,
+        tags=all_buckets(spec),
+        asset_selection=[dg.AssetKey(["notes", "chunks"])],
     )
     assert [asset for asset, _ in materialized(instance, result.run_id)] == ["chunks"] * BUCKETS
 
 
-def test_what_a_user_can_mend_is_one_sentence_in_the_run(home: Path, instance: dg.DagsterInstance) -> None:
+def test_what_a_user_can_mend_is_one_sentence_in_the_run(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     write_notes(home)
     spec = notes(home)
     write_pipeline(home)
@@ -163,6 +194,8 @@ def test_the_dagster_command_runs_ranges_partitions_and_selections(home: Path) -
     write_notes(home, "b", range(40, 60))
     one = command(home, *base, 'key:"notes/documents"')
     assert one.returncode == 0, one.stderr
-    chunks = command(home, *base, 'key:"notes/chunks"', "--partition-range", f"b00...b0{BUCKETS - 1}")
+    chunks = command(
+        home, *base, 'key:"notes/chunks"', "--partition-range", f"b00...b0{BUCKETS - 1}"
+    )
     assert chunks.returncode == 0, chunks.stderr
     assert live_rows(home) == 40

@@ -94,11 +94,21 @@ def test_a_run_that_has_to_wait_ends_well_and_says_for_what(
         assert result.success
         assert "40 texts are with the service in 1 batches since" in said(instance, result.run_id)
         assert made(instance, result.run_id) == {"documents", "chunks"}
-        buckets = [partition for asset, partition in materialized(instance, result.run_id) if asset == "chunks"]
+        buckets = [
+            partition
+            for asset, partition in materialized(instance, result.run_id)
+            if asset == "chunks"
+        ]
         assert len(set(buckets)) == BUCKETS
-        worked = {event.step_key for event in recorded(instance, result.run_id, dg.DagsterEventType.STEP_SUCCESS)}
+        worked = {
+            event.step_key
+            for event in recorded(instance, result.run_id, dg.DagsterEventType.STEP_SUCCESS)
+        }
         assert worked == {f"notes__{asset}" for asset in ("documents", "chunks", "embeddings")}
-        left_out = {event.step_key for event in recorded(instance, result.run_id, dg.DagsterEventType.STEP_SKIPPED)}
+        left_out = {
+            event.step_key
+            for event in recorded(instance, result.run_id, dg.DagsterEventType.STEP_SKIPPED)
+        }
         assert left_out >= {*(f"notes__{asset}" for asset in BEHIND), "notes_table_checks"}
         assert not recorded(instance, result.run_id, dg.DagsterEventType.STEP_FAILURE)
         assert not recorded(instance, result.run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
@@ -156,13 +166,18 @@ def test_a_batch_that_failed_fails_the_run_in_the_services_words(
     problem = failure.step_failure_data.user_failure_data
     assert problem is not None
     assert problem.description is not None
-    assert "Enqueued token limit reached. The next run submits their texts again." in problem.description
+    assert (
+        "Enqueued token limit reached. The next run submits their texts again."
+        in problem.description
+    )
     assert asked(tick(spec, instance)).run_key
     assert run(spec, instance).success
     assert len(server.out) == 1
 
 
-def test_only_a_pipeline_that_is_answered_later_has_the_sensor_and_it_is_on(home: Path, server: BatchServer) -> None:
+def test_only_a_pipeline_that_is_answered_later_has_the_sensor_and_it_is_on(
+    home: Path, server: BatchServer
+) -> None:
     names = {sensor.name for sensor in pipeline_definitions([notes(home)]).sensors or ()}
     assert names == {"notes_source_sensor"}
     sensors = pipeline_definitions([later(home, server)]).sensors or ()
@@ -177,10 +192,14 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     spec = later(home, server)
     assert skipped(tick(spec, instance)) == "no text is with the service"
     run(spec, instance)
-    assert skipped(tick(spec, instance)).startswith("40 texts are with the service in 1 batches since")
+    assert skipped(tick(spec, instance)).startswith(
+        "40 texts are with the service in 1 batches since"
+    )
     server.finish_all()
     request = asked(tick(spec, instance))
-    assert asked(tick(spec, instance)).run_key == request.run_key  # so that the daemon starts one run
+    assert (
+        asked(tick(spec, instance)).run_key == request.run_key
+    )  # so that the daemon starts one run
     assert request.tags == all_buckets(spec)
     job = pipeline_definitions([spec]).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
@@ -236,7 +255,10 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     server.finish_all()
     before = sum(server.asked.values())
     with Warehouse(home).batches_lock():
-        assert skipped(tick(spec, instance)) == "Texts are just being collected from a service or handed to it."
+        assert (
+            skipped(tick(spec, instance))
+            == "Texts are just being collected from a service or handed to it."
+        )
     assert sum(server.asked.values()) == before
     assert asked(tick(spec, instance)).run_key
 
@@ -274,7 +296,9 @@ def test_what_was_handed_over_before_the_budget_ended_is_waited_for(
     home: Path, instance: dg.DagsterInstance, server: BatchServer
 ) -> None:
     spec = later(home, server)
-    write_pipeline(home, text=(home / "pipelines" / "notes.yaml").read_text() + "budget: {tokens: 200}\n")
+    write_pipeline(
+        home, text=(home / "pipelines" / "notes.yaml").read_text() + "budget: {tokens: 200}\n"
+    )
     spec = find_pipeline("notes", home)
     assert not run(spec, instance).success
     assert len(server.out) == 1

@@ -16,7 +16,13 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse, write_json
-from embedding_pipelines_tests.orchestration.support import live_rows, notes, run, unmeasured, write_notes
+from embedding_pipelines_tests.orchestration.support import (
+    live_rows,
+    notes,
+    run,
+    unmeasured,
+    write_notes,
+)
 
 
 def vandalize(home: Path, spec: PipelineSpec) -> None:
@@ -31,20 +37,30 @@ def vandalize(home: Path, spec: PipelineSpec) -> None:
     write_json(context.folder.table_state, asdict(replace(state, version=table.version)))
 
 
-def test_a_vandalized_table_is_not_released_and_the_run_fails(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_vandalized_table_is_not_released_and_the_run_fails(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     run(spec, instance)
     vandalize(home, spec)
     result = run(spec, instance)
     assert not result.success
     found = result.get_asset_check_evaluations()
-    failed = [check for check in found if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR]
+    failed = [
+        check
+        for check in found
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
     assert [check.check_name for check in failed] == ["counts_add_up"]
     assert failed[0].description is not None
     assert failed[0].description.startswith("Counts do not add up: 40 documents")
     assert "39 rows" in failed[0].description
     assert live_rows(home) == 40
-    assert not [event for event in result.get_asset_materialization_events() if event.asset_key.path[-1] == "release"]
+    assert not [
+        event
+        for event in result.get_asset_materialization_events()
+        if event.asset_key.path[-1] == "release"
+    ]
 
 
 def test_one_check_can_be_run_alone(home: Path, instance: dg.DagsterInstance) -> None:
@@ -53,24 +69,33 @@ def test_one_check_can_be_run_alone(home: Path, instance: dg.DagsterInstance) ->
     definitions = pipeline_definitions([spec])
     key = dg.AssetCheckKey(dg.AssetKey(["notes", "vector_store"]), "space_is_one")
     job = dg.define_asset_job("one_check", dg.AssetSelection.checks(key))
-    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("one_check")
+    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def(
+        "one_check"
+    )
     result = resolved.execute_in_process(instance=instance)
     assert [check.check_name for check in result.get_asset_check_evaluations()] == ["space_is_one"]
 
 
-def test_a_table_that_moved_on_without_a_release_is_told(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_table_that_moved_on_without_a_release_is_told(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     run(spec, instance)
     write_notes(home, "b", range(40, 45))
     path = dg.AssetKey(["notes", "release"])
     definitions = pipeline_definitions([spec])
     upstream = definitions.resolve_implicit_global_asset_job_def()
-    keys = [dg.AssetKey(["notes", name]) for name in ("documents", "chunks", "embeddings", "vector_store")]
+    keys = [
+        dg.AssetKey(["notes", name])
+        for name in ("documents", "chunks", "embeddings", "vector_store")
+    ]
     upstream.execute_in_process(instance=instance, tags=all_buckets(spec), asset_selection=keys)
     job = dg.define_asset_job(
         "released", dg.AssetSelection.checks(dg.AssetCheckKey(path, "released_version_is_checked"))
     )
-    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def("released")
+    resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def(
+        "released"
+    )
     (check,) = resolved.execute_in_process(instance=instance).get_asset_check_evaluations()
     assert not check.passed
     assert check.description is not None
@@ -82,7 +107,12 @@ class Deaf(Hashing):
 
     @property
     def space(self) -> Space:
-        return Space(**{**super().space.model_dump(), "prompts": {"query": "query: ", "document": "passage: "}})
+        return Space(
+            **{
+                **super().space.model_dump(),
+                "prompts": {"query": "query: ", "document": "passage: "},
+            }
+        )
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         if input_type == "query":
@@ -90,9 +120,15 @@ class Deaf(Hashing):
         return super().embed(inputs, input_type)
 
 
-def test_roles_that_cannot_be_told_are_a_warning_and_the_run_goes_on(home: Path, instance: dg.DagsterInstance) -> None:
+def test_roles_that_cannot_be_told_are_a_warning_and_the_run_goes_on(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     result = run(unmeasured(notes(home), "roles_are_told_apart"), instance, Deaf(dimensions=16))
     assert result.success
-    (found,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "roles_are_told_apart"]
+    (found,) = [
+        check
+        for check in result.get_asset_check_evaluations()
+        if check.check_name == "roles_are_told_apart"
+    ]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "queries are not served today" in (found.description or "")

@@ -34,9 +34,13 @@ def test_a_defs_file_becomes_the_chain_of_assets() -> None:
         with sandbox.load_component_and_build_defs(defs_path=folder) as (component, definitions):
             assert isinstance(component, EmbeddingPipelineComponent)
             dg.Definitions.validate_loadable(definitions)
-            keys = {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+            keys = {
+                key.to_user_string()
+                for key in definitions.resolve_asset_graph().get_all_asset_keys()
+            }
     assert keys == {
-        f"notes/{name}" for name in ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
+        f"notes/{name}"
+        for name in ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
     }
 
 
@@ -63,6 +67,12 @@ def test_five_mistakes_are_told_at_once_with_their_lines() -> None:
         ):
             pass
     told = f"{caught.value} {caught.value.__cause__}"
-    for part in ("cannot name a pipeline", "colour", "is no known alias", "is no cron schedule", "buckets"):
+    for part in (
+        "cannot name a pipeline",
+        "colour",
+        "is no known alias",
+        "is no cron schedule",
+        "buckets",
+    ):
         assert part in told
     assert "defs.yaml:" in told

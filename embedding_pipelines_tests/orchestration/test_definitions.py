@@ -18,7 +18,17 @@ from embedding_pipelines_tests.orchestration.support import (
     write_pipeline,
 )
 
-HEAVY = {"torch", "lancedb", "sentence_transformers", "transformers", "openvino", "sklearn", "openai", "pandas", "ftfy"}
+HEAVY = {
+    "torch",
+    "lancedb",
+    "sentence_transformers",
+    "transformers",
+    "openvino",
+    "sklearn",
+    "openai",
+    "pandas",
+    "ftfy",
+}
 ROOT = Path(__file__).parents[2]
 
 
@@ -58,7 +68,10 @@ def test_each_pipeline_has_a_job_a_sensor_and_the_schedule_it_asks_for(home: Pat
     write_pipeline(home, "other", NOTES.replace('schedule: "0 2 * * *"\n', ""))
     repository = home_definitions(home).get_repository_def()
     assert {"notes", "other"} <= set(repository.job_names)
-    assert {sensor.name for sensor in repository.sensor_defs} == {"notes_source_sensor", "other_source_sensor"}
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        "notes_source_sensor",
+        "other_source_sensor",
+    }
     (schedule,) = repository.schedule_defs
     assert (schedule.name, schedule.cron_schedule) == ("notes_schedule", "0 2 * * *")
     assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
@@ -92,7 +105,11 @@ def test_loading_the_definitions_imports_nothing_heavy(home: Path) -> None:
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(home), text=True, capture_output=True, check=True
+        [sys.executable, "-c", code],
+        env=environment(home),
+        text=True,
+        capture_output=True,
+        check=True,
     )
     assert not HEAVY & set(json.loads(done.stdout.splitlines()[-1]))
 
@@ -102,4 +119,6 @@ def test_the_workspace_file_is_valid_for_dagster(home: Path) -> None:
     write_pipeline(home)
     done = command(home, "dagster", "definitions", "validate", "-w", str(ROOT / "workspace.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Validation successful for code location embedding_pipelines" in done.stdout + done.stderr
+    assert (
+        "Validation successful for code location embedding_pipelines" in done.stdout + done.stderr
+    )

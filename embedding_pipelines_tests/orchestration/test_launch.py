@@ -20,7 +20,14 @@ from embedding_pipelines.orchestration import assets
 from embedding_pipelines.orchestration.instance import made_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
-from embedding_pipelines_tests.orchestration.support import SLOW, environment, live_rows, notes, run, write_notes
+from embedding_pipelines_tests.orchestration.support import (
+    SLOW,
+    environment,
+    live_rows,
+    notes,
+    run,
+    write_notes,
+)
 
 
 @contextmanager
@@ -86,7 +93,9 @@ def test_a_bug_is_told_with_its_type_its_words_and_where_to_look(
     assert f"log of run {outcome.run_id}" in outcome.problem
 
 
-def test_control_c_reaches_the_command_line_and_the_run_is_ended(home: Path, instance: dg.DagsterInstance) -> None:
+def test_control_c_reaches_the_command_line_and_the_run_is_ended(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     notes(home)
     with started(home, COMMAND) as process:
         process.send_signal(signal.SIGINT)
@@ -99,7 +108,10 @@ def test_a_second_run_is_refused_and_ends_the_first_one_after_it_was_killed(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
-    with started(home, COMMAND), pytest.raises(BusyError, match="'notes' is being run by another process"):
+    with (
+        started(home, COMMAND),
+        pytest.raises(BusyError, match="'notes' is being run by another process"),
+    ):
         run_pipeline(home, spec, Silent())
     assert statuses(instance) == [dg.DagsterRunStatus.STARTED]
     assert run_pipeline(home, spec, Silent()).problem == ""
@@ -107,7 +119,9 @@ def test_a_second_run_is_refused_and_ends_the_first_one_after_it_was_killed(
     assert live_rows(home) == 40
 
 
-def test_of_two_runs_at_once_the_second_waits_and_both_end_well(home: Path, instance: dg.DagsterInstance) -> None:
+def test_of_two_runs_at_once_the_second_waits_and_both_end_well(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     with started(home, AS_SCHEDULED) as process:
         write_notes(home, "b", range(40, 60))
@@ -117,7 +131,11 @@ def test_of_two_runs_at_once_the_second_waits_and_both_end_well(home: Path, inst
     assert process.returncode == 0
     assert live_rows(home) == 60
     assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS] * 2
-    told = [entry.user_message for found in instance.get_runs() for entry in instance.all_logs(found.run_id)]
+    told = [
+        entry.user_message
+        for found in instance.get_runs()
+        for entry in instance.all_logs(found.run_id)
+    ]
     assert "Waiting for the run of pipeline 'notes' that is under way." in told
 
 
@@ -130,6 +148,10 @@ def test_events_go_through_one_connection_per_file_and_other_processes_see_them(
     run_id = run_pipeline(home, spec, Silent()).run_id
     reference = InstanceRef.from_dir(str(made_instance_folder(home)))
     with dg.DagsterInstance.from_ref(reference) as other:  # as the web interface reads it
-        kinds = Counter(entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event)
+        kinds = Counter(
+            entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event
+        )
         assert kinds[DagsterEventType.RUN_SUCCESS] == 1
-        assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(spec.bucket_names)
+        assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(
+            spec.bucket_names
+        )

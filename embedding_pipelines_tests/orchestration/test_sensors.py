@@ -27,7 +27,9 @@ SETTINGS = st.sampled_from(["one", "two"])
 
 
 @given(LISTINGS, LISTINGS, SETTINGS)
-def test_a_difference_asks_once_even_if_its_run_fails(listing: Listing, read: Listing, settings: str) -> None:
+def test_a_difference_asks_once_even_if_its_run_fails(
+    listing: Listing, read: Listing, settings: str
+) -> None:
     first, cursor = changed(listing, read, settings, None)
     assert (first.run_key is not None) == (listing != read)
     again, cursor = changed(listing, read, settings, cursor)
@@ -36,7 +38,9 @@ def test_a_difference_asks_once_even_if_its_run_fails(listing: Listing, read: Li
 
 
 @given(LISTINGS, LISTINGS, SETTINGS)
-def test_every_name_is_told_as_what_happened_to_it(listing: Listing, read: Listing, settings: str) -> None:
+def test_every_name_is_told_as_what_happened_to_it(
+    listing: Listing, read: Listing, settings: str
+) -> None:
     changes, _ = changed(listing, read, settings, None)
     assert set(changes.new) == listing.keys() - read.keys()
     assert set(changes.deleted) == read.keys() - listing.keys()
@@ -72,10 +76,14 @@ def test_what_was_read_asks_for_nothing(listing: Listing, other: Listing, settin
     assert str(changes) == "no file has changed"
 
 
-def tick(spec: PipelineSpec, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
+def tick(
+    spec: PipelineSpec, instance: dg.DagsterInstance, cursor: str | None = None
+) -> dg.SensorResult:
     definitions = pipeline_definitions([spec])
     sensor = definitions.resolve_sensor_def(f"{spec.name}_source_sensor")
-    with dg.build_sensor_context(instance=instance, cursor=cursor, definitions=definitions) as context:
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, definitions=definitions
+    ) as context:
         result = sensor(context)
     assert isinstance(result, dg.SensorResult)
     return result
@@ -87,7 +95,9 @@ def asked(result: dg.SensorResult) -> dg.RunRequest:
     return request
 
 
-def test_a_tick_asks_for_one_run_over_all_buckets_and_that_run_works(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_tick_asks_for_one_run_over_all_buckets_and_that_run_works(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     result = tick(spec, instance)
     job = pipeline_definitions([spec]).resolve_job_def("notes")
@@ -119,7 +129,9 @@ def asked_cursor(result: dg.SensorResult) -> str | None:
     return result.cursor
 
 
-def test_a_failing_run_is_not_asked_for_again_until_files_change(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_failing_run_is_not_asked_for_again_until_files_change(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     cursor = asked_cursor(tick(spec, instance))
     (home / "data/notes/a.jsonl").write_text('{"id": "n1"}\n')
@@ -128,7 +140,9 @@ def test_a_failing_run_is_not_asked_for_again_until_files_change(home: Path, ins
     quiet = tick(spec, instance, cursor)
     assert not quiet.run_requests
     assert quiet.skip_reason is not None
-    assert quiet.skip_reason.skip_message == "1 new: data/notes/a.jsonl; a run was asked for already"
+    assert (
+        quiet.skip_reason.skip_message == "1 new: data/notes/a.jsonl; a run was asked for already"
+    )
     write_notes(home)
     asked_cursor(tick(spec, instance, cursor))
 
@@ -138,7 +152,9 @@ def test_two_pipelines_do_not_ask_for_one_another(home: Path, instance: dg.Dagst
     write_pipeline(home, "other", NOTES.replace("data/notes", "data/other"))
     second = find_pipeline("other", home)
     (home / "data" / "other").mkdir()
-    (home / "data" / "other" / "a.jsonl").write_bytes((home / "data" / "notes" / "a.jsonl").read_bytes())
+    (home / "data" / "other" / "a.jsonl").write_bytes(
+        (home / "data" / "notes" / "a.jsonl").read_bytes()
+    )
     run(first, instance)
     run(second, instance, Failing(dimensions=16, calls=99))
     write_notes(home, "b", range(40, 41))
@@ -155,7 +171,9 @@ def test_a_missing_folder_is_a_reason_to_skip(home: Path, instance: dg.DagsterIn
     assert "data/notes/*.jsonl" in result.skip_reason.skip_message
 
 
-def test_a_damaged_list_of_files_is_a_reason_to_skip(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_damaged_list_of_files_is_a_reason_to_skip(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     spec = notes(home)
     assert run(spec, instance).success
     Warehouse(home).pipeline("notes").files.write_text("{")

@@ -34,7 +34,9 @@ from embedding_pipelines_tests.orchestration.support import (
 
 WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
-ASSETS = "{assetNodes{assetKey{path} groupName kinds description owners{... on TeamAssetOwner{team}}}}"
+ASSETS = (
+    "{assetNodes{assetKey{path} groupName kinds description owners{... on TeamAssetOwner{team}}}}"
+)
 LAUNCH = """mutation($what: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $what)
 {__typename ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"""
 STATUS = """query($id: String!) {partitionBackfillOrError(backfillId: $id)
@@ -45,8 +47,12 @@ ENDED = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 Ask = Callable[..., Any]
 
 
-@pytest.mark.filterwarnings("ignore:::dagster_webserver", "ignore:::starlette", "ignore:::graphql", "ignore:::graphene")
-def test_the_web_interface_sees_good_and_broken_pipelines(home: Path, instance: dg.DagsterInstance) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:::dagster_webserver", "ignore:::starlette", "ignore:::graphql", "ignore:::graphene"
+)
+def test_the_web_interface_sees_good_and_broken_pipelines(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     notes(home)
     write_pipeline(home, "broken", "model: nothing\n")
     target = WorkspaceFileTarget([str(WORKSPACE)])
@@ -73,7 +79,9 @@ def dagster_dev(home: Path) -> Iterator[Ask]:
     def ask(query: str, **variables: Any) -> Any:
         body = json.dumps({"query": query, "variables": variables}).encode()
         url, headers = f"http://127.0.0.1:{port}/graphql", {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60) as reply:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body, headers), timeout=60
+        ) as reply:
             answer = json.load(reply)
         assert "errors" not in answer, answer
         return answer["data"]
@@ -122,12 +130,17 @@ def launch(ask: Ask, assets: Sequence[str], buckets: Sequence[int]) -> str:
 
 
 @pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that
-def test_backfills_of_all_and_of_some_buckets_end_in_a_release(home: Path, instance: dg.DagsterInstance) -> None:
+def test_backfills_of_all_and_of_some_buckets_end_in_a_release(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
     assert run(notes(home), instance).success
     write_notes(home, "b", range(40, 60))
     log = home / "dev.log"
     with dagster_dev(home) as ask:
-        launched = [launch(ask, STEPS, range(BUCKETS)), launch(ask, ("chunks", "embeddings"), [1, 2])]
+        launched = [
+            launch(ask, STEPS, range(BUCKETS)),
+            launch(ask, ("chunks", "embeddings"), [1, 2]),
+        ]
 
         def states() -> list[dict[str, Any]]:
             return [ask(STATUS, id=name)["partitionBackfillOrError"] for name in launched]

@@ -39,10 +39,14 @@ def documents(
         **values,
         schemas.DOCUMENT_DIGEST: [schemas.digest(b"%d" % row) for row in rows],
     }
-    return pa.RecordBatch.from_pydict(columns, schema=schemas.stored_documents_schema(metadata or {}))
+    return pa.RecordBatch.from_pydict(
+        columns, schema=schemas.stored_documents_schema(metadata or {})
+    )
 
 
-def chunks(preprocessing: Preprocessing, *batches: pa.RecordBatch, limit: int = 32) -> list[dict[str, Any]]:
+def chunks(
+    preprocessing: Preprocessing, *batches: pa.RecordBatch, limit: int = 32
+) -> list[dict[str, Any]]:
     found = preprocessing.process(batches, wordpiece(), limit, Counts())
     return [row for batch in found for row in batch.to_pylist()]
 
@@ -59,7 +63,9 @@ def test_a_chunk_is_a_slice_of_the_cleaned_text_and_named_by_its_start() -> None
         assert row["chunk_id"] == f"d0#{row['start']}"
         assert row["document_id"] == "d0"
         assert row[schemas.DOCUMENT_DIGEST] == schemas.digest(b"0")
-    check_pieces(cleaned, [Piece(row["start"], row["end"], row["tokens"]) for row in rows], wordpiece(), 32)
+    check_pieces(
+        cleaned, [Piece(row["start"], row["end"], row["tokens"]) for row in rows], wordpiece(), 32
+    )
 
 
 def test_the_schema_is_that_of_chunks_and_metadata_of_every_type_is_carried() -> None:
@@ -181,7 +187,9 @@ def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
     rows = pa.Table.from_batches(found).to_pylist()
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    lengths = [len(encoding) for encoding in tokenizer.encode_batch_fast([row["text"] for row in rows])]
+    lengths = [
+        len(encoding) for encoding in tokenizer.encode_batch_fast([row["text"] for row in rows])
+    ]
     assert [row["tokens"] for row in rows] == lengths
     assert max(lengths) <= 256
     assert len({row["chunk_id"] for row in rows}) == len(rows)

@@ -27,13 +27,15 @@ from embedding_pipelines_tests.preprocessing.tokenizers_for_tests import (
 
 PARAGRAPHS = "\n\n".join(
     " ".join(
-        f"The quick brown fox jumped over the lazy dog, and sentence {number} ended." for number in range(at, at + 6)
+        f"The quick brown fox jumped over the lazy dog, and sentence {number} ended."
+        for number in range(at, at + 6)
     )
     for at in range(0, 60, 6)
 )
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 prose = st.lists(
-    st.sampled_from([*WORDS, ".", ",", "\n", "\n\n", "Ünwörd", "你好世界", "🙂", "x" * 25, " "]), max_size=80
+    st.sampled_from([*WORDS, ".", ",", "\n", "\n\n", "Ünwörd", "你好世界", "🙂", "x" * 25, " "]),
+    max_size=80,
 )
 kinds = pytest.mark.parametrize("build", ALL.values(), ids=ALL)
 
@@ -102,7 +104,9 @@ def test_one_piece_per_text_is_its_beginning_within_the_limit(
         "wide forms",
     ],
 )
-def test_texts_without_words_are_cut_too(build: Callable[[], Tokenizer], chunk: Chunk | None, text: str) -> None:
+def test_texts_without_words_are_cut_too(
+    build: Callable[[], Tokenizer], chunk: Chunk | None, text: str
+) -> None:
     tokenizer = build()
     pieces = Cutter(tokenizer, 32, chunk).cut([text])[0]
     if chunk is None:
@@ -113,7 +117,9 @@ def test_texts_without_words_are_cut_too(build: Callable[[], Tokenizer], chunk: 
 
 
 @kinds
-def test_cuts_fall_between_sentences_and_neighbours_share_some_tokens(build: Callable[[], Tokenizer]) -> None:
+def test_cuts_fall_between_sentences_and_neighbours_share_some_tokens(
+    build: Callable[[], Tokenizer],
+) -> None:
     tokenizer = build()
     limit = 3 * count(tokenizer, PARAGRAPHS) // 10 // 6  # three sentences
     pieces = Cutter(tokenizer, limit, Chunk(overlap=limit // 2)).cut([PARAGRAPHS])[0]
@@ -180,7 +186,9 @@ def test_one_piece_ends_with_a_whole_word() -> None:
 
 
 def test_a_limit_without_room_for_text_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match=r"adds 2 of its own\. Set it to 3 or more; the model takes 512"):
+    with pytest.raises(
+        ConfigError, match=r"adds 2 of its own\. Set it to 3 or more; the model takes 512"
+    ):
         Cutter(wordpiece(), 512, Chunk(max_tokens=2, overlap=0))
 
 

@@ -15,9 +15,15 @@ TROUBLE = (
     " \t\n\r\v\f\x00\x1c\x1f\x7f\x85\x96\xa0\xad\u1680\u2003\u200b\u200c\u200d\u200e\u2028\u202e\u3000\ufeff"
     "aAeE\u0301\u0300\u0327éÃ©Â£â€œ™ï»¿Ð¡Ñ\ud83d\ude00\udc00\ud800你好\u0958\ufb2cﬁ“”ＡＢ&amp;<"
 )
-texts = st.text(st.sampled_from(TROUBLE), max_size=60) | st.text(st.characters(exclude_categories=()), max_size=60)
+texts = st.text(st.sampled_from(TROUBLE), max_size=60) | st.text(
+    st.characters(exclude_categories=()), max_size=60
+)
 switches = st.builds(
-    Clean, repair=st.booleans(), normalize=st.booleans(), control=st.booleans(), whitespace=st.booleans()
+    Clean,
+    repair=st.booleans(),
+    normalize=st.booleans(),
+    control=st.booleans(),
+    whitespace=st.booleans(),
 )
 OFF = Clean(repair=False, normalize=False, control=False, whitespace=False)
 
@@ -80,7 +86,9 @@ def test_without_switches_only_surrogates_change(text: str) -> None:
         ("whitespace", "a\n \n\n\nb", "a\n\nb"),
     ],
 )
-def test_each_switch_does_its_part_and_off_leaves_it_alone(switch: str, damaged: str, mended: str) -> None:
+def test_each_switch_does_its_part_and_off_leaves_it_alone(
+    switch: str, damaged: str, mended: str
+) -> None:
     alone = OFF.model_copy(update={switch: True})
     others = Clean().model_copy(update={switch: False})
     assert alone.text(damaged) == mended

@@ -7,7 +7,21 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from embedding_pipelines.preprocessing.chunk import Piece
 
-WORDS = ["the", "of", "a", "and", "fox", "jump", "quick", "brown", "dog", "lazy", "over", "sentence", "one"]
+WORDS = [
+    "the",
+    "of",
+    "a",
+    "and",
+    "fox",
+    "jump",
+    "quick",
+    "brown",
+    "dog",
+    "lazy",
+    "over",
+    "sentence",
+    "one",
+]
 
 
 @functools.cache
@@ -15,7 +29,15 @@ def wordpiece() -> Tokenizer:
     """As BERT: words, word pieces, unknown words of over 20 letters are one token; [CLS] and [SEP]."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-+/="
     pieces = [*"abcdefghijklmnopqrstuvwxyz0123456789", "ing", "ed", "s"]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *WORDS, *(f"##{piece}" for piece in pieces)]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *letters,
+        *WORDS,
+        *(f"##{piece}" for piece in pieces),
+    ]
     ids = {token: number for number, token in enumerate(vocabulary)}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=20))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -34,7 +56,9 @@ def bytes_() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ids, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <end>", special_tokens=[("<end>", 0)]
+    )
     return tokenizer
 
 

@@ -53,12 +53,16 @@ def texts_of(shared: Path, corpus: str) -> list[str]:
 
 
 @pytest.mark.parametrize("corpus", ["abstracts", "captions", "paragraphs"])
-def test_less_than_three_in_a_hundred_tokens_are_padding(shared: Path, proof_home: Path, corpus: str) -> None:
+def test_less_than_three_in_a_hundred_tokens_are_padding(
+    shared: Path, proof_home: Path, corpus: str
+) -> None:
     provider = Hf(model="sentence-transformers/all-MiniLM-L6-v2")
     limits, texts = provider.limits, texts_of(shared, corpus)
     buckets: dict[int, list[int]] = {}
     for number, entry in enumerate(provider.tokenizer().encode_batch_fast(texts)):
-        buckets.setdefault(bucket_of(str(number), BUCKETS), []).append(min(len(entry), limits.max_tokens))
+        buckets.setdefault(bucket_of(str(number), BUCKETS), []).append(
+            min(len(entry), limits.max_tokens)
+        )
     real = padded = 0
     for lengths in buckets.values():
         for start in range(0, len(lengths), ROW_GROUP_ROWS):

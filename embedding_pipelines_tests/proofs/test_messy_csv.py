@@ -18,7 +18,9 @@ model: {{provider: hashing}}
 """
 
 
-def test_every_record_becomes_a_document_or_is_rejected_with_a_reason(shared: Path, proof_home: Path) -> None:
+def test_every_record_becomes_a_document_or_is_rejected_with_a_reason(
+    shared: Path, proof_home: Path
+) -> None:
     path = shared / "messy_csv" / "sms_spam_latin1_ragged.csv"
     with path.open(newline="", encoding="cp1252") as file:
         records = len(list(csv.reader(file))) - 1
@@ -32,6 +34,9 @@ def test_every_record_becomes_a_document_or_is_rejected_with_a_reason(shared: Pa
     assert len(rejected) == facts["rejected"]
     assert all(row["reason"] and row["raw"] for row in rejected)
     rows = live_rows(proof_home, "spam").values()
-    assert len({row["document_id"] for row in rows}) == facts["documents"] - run.reports["chunks"].facts["empty"]
+    assert (
+        len({row["document_id"] for row in rows})
+        == facts["documents"] - run.reports["chunks"].facts["empty"]
+    )
     assert {row["v1"] for row in rows} == {"ham", "spam"}
     assert any("£" in row["text"] for row in rows)  # 0xA3: what UTF-8 readers make mojibake of

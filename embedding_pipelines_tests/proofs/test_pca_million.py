@@ -60,10 +60,17 @@ def _batches(seed: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_arrays([ids, column], schema=schema)
 
 
-def test_a_million_vectors_are_fitted_in_less_than_a_gigabyte_and_a_half(million: Path, tmp_path: Path) -> None:
-    alone = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # several wait for one another where a machine is busy
+def test_a_million_vectors_are_fitted_in_less_than_a_gigabyte_and_a_half(
+    million: Path, tmp_path: Path
+) -> None:
+    alone = {
+        **os.environ,
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # several wait for one another where a machine is busy
     done = measure([sys.executable, "-c", FIT], alone, tmp_path / "fit")
     assert done.code == 0, done.stderr
     assert done.peak_bytes < MOST_BYTES
     energies = STRENGTHS.astype(np.float64) ** 2
-    assert json.loads(done.stdout)["kept_energy"] == pytest.approx(energies[:128].sum() / energies.sum(), abs=0.01)
+    assert json.loads(done.stdout)["kept_energy"] == pytest.approx(
+        energies[:128].sum() / energies.sum(), abs=0.01
+    )

@@ -30,23 +30,32 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
     documents: dict[str, str] = {}
     for bucket in context.spec.bucket_names:
         for batch in context.folder.documents.read(bucket, ["document_id", "text"]):
-            documents.update(zip(batch["document_id"].to_pylist(), batch["text"].to_pylist(), strict=True))
+            documents.update(
+                zip(batch["document_id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+            )
     assert max(len(text.split()) for text in documents.values()) == LONGEST_WORDS
     names = list(documents)
-    cleaned = dict(zip(names, context.spec.preprocessing.clean.texts(list(documents.values())), strict=True))
+    cleaned = dict(
+        zip(names, context.spec.preprocessing.clean.texts(list(documents.values())), strict=True)
+    )
 
     covered = dict.fromkeys(documents, 0)  # how far a document's chunks have come
     for bucket in context.spec.bucket_names:
         write_chunks(context, bucket, provider)
         for batch in context.folder.chunks.read(bucket):
             rows = batch.to_pylist()
-            counts = [len(entry.ids) for entry in tokenizer.encode_batch_fast([row["text"] for row in rows])]
+            counts = [
+                len(entry.ids)
+                for entry in tokenizer.encode_batch_fast([row["text"] for row in rows])
+            ]
             assert max(counts) <= limit
             assert counts == [row["tokens"] for row in rows]
             for row in rows:
                 text, end = cleaned[row["document_id"]], covered[row["document_id"]]
                 assert row["text"] == text[row["start"] : row["end"]]
-                assert not text[end : row["start"]].strip()  # at most white space between two chunks
+                assert not text[
+                    end : row["start"]
+                ].strip()  # at most white space between two chunks
                 assert row["end"] > end
                 covered[row["document_id"]] = row["end"]
     assert all(not cleaned[name][end:].strip() for name, end in covered.items())

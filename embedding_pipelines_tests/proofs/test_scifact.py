@@ -48,22 +48,31 @@ def first_run(shared: Path, proof_home: Path) -> Collected:
     return run_whole(proof_home, "scifact")
 
 
-def test_every_document_of_the_corpus_is_embedded_and_released(first_run: Collected, proof_home: Path) -> None:
+def test_every_document_of_the_corpus_is_embedded_and_released(
+    first_run: Collected, proof_home: Path
+) -> None:
     assert first_run.reports["documents"].facts["documents"] == DOCUMENTS
     assert first_run.reports["documents"].facts["rejected"] == 0
     assert first_run.reports["embeddings"].facts["embedded"] == DOCUMENTS
     assert Searcher(Warehouse(proof_home), "scifact").release.rows == DOCUMENTS
 
 
-def test_the_published_ndcg_is_reached(first_run: Collected, proof_home: Path, shared: Path) -> None:
+def test_the_published_ndcg_is_reached(
+    first_run: Collected, proof_home: Path, shared: Path
+) -> None:
     searcher = Searcher(Warehouse(proof_home), "scifact")
     queries, judgements = _judged(shared)
-    rankings = {name: [hit.document_id for hit in searcher.search(queries[name]).hits] for name in judgements}
+    rankings = {
+        name: [hit.document_id for hit in searcher.search(queries[name]).hits]
+        for name in judgements
+    }
     assert mean_ndcg(rankings, judgements) == pytest.approx(PUBLISHED_NDCG, abs=0.002)
 
 
 @pytest.fixture(scope="module")
-def vectors(first_run: Collected, proof_home: Path, shared: Path) -> tuple[list[str], Vectors, list[str], Vectors]:
+def vectors(
+    first_run: Collected, proof_home: Path, shared: Path
+) -> tuple[list[str], Vectors, list[str], Vectors]:
     """Document ids and their vectors, query ids and theirs, as the model gives them."""
     context = context_of(proof_home, "scifact")
     ids, blocks = [], []
@@ -101,12 +110,18 @@ def test_each_compression_keeps_the_ndcg_that_it_promises(
     assert chain.bytes_per_vector == bytes_per_vector
 
 
-def _exact_search(chain: CodecChain, documents: Vectors, queries: Vectors, k: int) -> list[NDArray[np.int64]]:
+def _exact_search(
+    chain: CodecChain, documents: Vectors, queries: Vectors, k: int
+) -> list[NDArray[np.int64]]:
     """The rows of the k nearest documents of each query by their codes, rescored where there are copies."""
     codes, asked = chain.encode(documents), chain.encode(queries)
     if chain.metric == "hamming":
-        codes, asked = (np.unpackbits(each, axis=1).astype(np.float32) - 0.5 for each in (codes, asked))
-    near = np.argsort(-(asked.astype(np.float32) @ unit(codes.astype(np.float32)).T), axis=1, kind="stable")
+        codes, asked = (
+            np.unpackbits(each, axis=1).astype(np.float32) - 0.5 for each in (codes, asked)
+        )
+    near = np.argsort(
+        -(asked.astype(np.float32) @ unit(codes.astype(np.float32)).T), axis=1, kind="stable"
+    )
     copies = chain.encode_copies(documents)
     if copies is None:
         return list(near[:, :k])
@@ -116,14 +131,20 @@ def _exact_search(chain: CodecChain, documents: Vectors, queries: Vectors, k: in
     return found
 
 
-def test_a_change_of_one_percent_embeds_just_the_new_texts(first_run: Collected, proof_home: Path) -> None:
+def test_a_change_of_one_percent_embeds_just_the_new_texts(
+    first_run: Collected, proof_home: Path
+) -> None:
     corpus = proof_home / "data" / "corpus.jsonl"
     entries = _lines(corpus)
     for entry in entries[:EDITED]:
         entry["text"] = f"Corrected. {entry['text']}"
     entries = entries[:-DELETED]
     entries += [
-        {"_id": f"new-{number}", "title": f"A new study, number {number}", "text": "It was added later."}
+        {
+            "_id": f"new-{number}",
+            "title": f"A new study, number {number}",
+            "text": "It was added later.",
+        }
         for number in range(ADDED)
     ]
     _write(corpus, entries)
@@ -134,13 +155,18 @@ def test_a_change_of_one_percent_embeds_just_the_new_texts(first_run: Collected,
     stored = {row["document_id"]: row["text"] for row in live_rows(proof_home, "scifact").values()}
     wanted = {entry["_id"]: Clean().text(f"{entry['title']}\n{entry['text']}") for entry in entries}
     assert stored.keys() == wanted.keys()
-    assert all(text and wanted[name].startswith(text) for name, text in stored.items())  # cut at 256 tokens
+    assert all(
+        text and wanted[name].startswith(text) for name, text in stored.items()
+    )  # cut at 256 tokens
 
 
 def test_copies_under_other_ids_embed_nothing(first_run: Collected, proof_home: Path) -> None:
     before = live_rows(proof_home, "scifact")
     entries = _lines(proof_home / "data" / "corpus.jsonl")[:COPIED]
-    _write(proof_home / "data" / "copies.jsonl", [{**entry, "_id": f"copy-{entry['_id']}"} for entry in entries])
+    _write(
+        proof_home / "data" / "copies.jsonl",
+        [{**entry, "_id": f"copy-{entry['_id']}"} for entry in entries],
+    )
     reports = run_whole(proof_home, "scifact").reports
     assert reports["embeddings"].facts["embedded"] == 0
     assert reports["vector_store"].facts["added"] == COPIED
@@ -149,7 +175,9 @@ def test_copies_under_other_ids_embed_nothing(first_run: Collected, proof_home: 
     assert len(after) == len(before) + COPIED
 
 
-def test_a_renamed_file_embeds_nothing_and_changes_no_row(first_run: Collected, proof_home: Path) -> None:
+def test_a_renamed_file_embeds_nothing_and_changes_no_row(
+    first_run: Collected, proof_home: Path
+) -> None:
     before = live_rows(proof_home, "scifact")
     os.rename(proof_home / "data" / "corpus.jsonl", proof_home / "data" / "renamed.jsonl")
     reports = run_whole(proof_home, "scifact").reports
@@ -161,7 +189,9 @@ def test_a_renamed_file_embeds_nothing_and_changes_no_row(first_run: Collected, 
 
 def _judged(shared: Path) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """All queries by id, and the gains of documents by query, of those that are judged."""
-    queries = {entry["_id"]: entry["text"] for entry in _lines(shared / "scifact" / "queries.jsonl")}
+    queries = {
+        entry["_id"]: entry["text"] for entry in _lines(shared / "scifact" / "queries.jsonl")
+    }
     judgements: dict[str, dict[str, float]] = {}
     with (shared / "scifact" / "qrels" / "test.tsv").open(newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):

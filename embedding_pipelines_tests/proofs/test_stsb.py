@@ -13,22 +13,30 @@ from embedding_pipelines.spec.load import parse_pipeline
 
 pytestmark = [pytest.mark.slow]
 
-PIPELINE = "source: {kind: csv, path: unread.csv}\nmodel: hf:sentence-transformers/all-MiniLM-L6-v2\n"
+PIPELINE = (
+    "source: {kind: csv, path: unread.csv}\nmodel: hf:sentence-transformers/all-MiniLM-L6-v2\n"
+)
 PAIRS = 1_379
 PUBLISHED_SPEARMAN = 0.820  # MTEB's STSBenchmark for all-MiniLM-L6-v2
 
 
 def test_the_published_spearman_is_reached(shared: Path, proof_home: Path) -> None:
     with (shared / "stsb" / "test.tsv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))  # cells may begin with a quote
+        rows = list(
+            csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        )  # cells may begin with a quote
     assert len(rows) == PAIRS
     spec = parse_pipeline(PIPELINE, "stsb", "stsb.yaml")
-    texts = spec.preprocessing.clean.texts([row[side] for side in ("sentence1", "sentence2") for row in rows])
+    texts = spec.preprocessing.clean.texts(
+        [row[side] for side in ("sentence1", "sentence2") for row in rows]
+    )
     tokenizer = spec.model.tokenizer()
     tokens = [len(tokenizer.encode(text).ids) for text in texts]
     batch = pa.RecordBatch.from_pydict({"text": texts, "tokens": tokens})
     with Ledger(proof_home / "ledger.sqlite") as ledger:
         (embedded,) = embed([batch], spec.model, ledger, "document", lambda tokens: None)
     vectors = embedded.vectors
-    spearman = cosine_spearman(vectors[:PAIRS], vectors[PAIRS:], [float(row["score"]) for row in rows])
+    spearman = cosine_spearman(
+        vectors[:PAIRS], vectors[PAIRS:], [float(row["score"]) for row in rows]
+    )
     assert spearman == pytest.approx(PUBLISHED_SPEARMAN, abs=0.002)

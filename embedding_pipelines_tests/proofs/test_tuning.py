@@ -31,7 +31,9 @@ store: {kind: lancedb, index_rows: 4000}
 def embedded(shared: Path, proof_home: Path) -> Path:
     (proof_home / "data").mkdir()
     with (shared / "captions" / "captions_en.csv").open(encoding="utf-8") as file:
-        (proof_home / "data" / "captions.csv").write_text("".join(itertools.islice(file, CAPTIONS + 1)))
+        (proof_home / "data" / "captions.csv").write_text(
+            "".join(itertools.islice(file, CAPTIONS + 1))
+        )
     write_pipeline(proof_home, "captions", PIPELINE)
     context = context_of(proof_home, "captions")
     for step, _ in steps(context, context.spec.model):
@@ -57,7 +59,9 @@ def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None
     assert found.recall_at_10 >= found.lower_bound >= FLOOR
 
 
-def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded: Path, shared: Path) -> None:
+def test_the_released_table_finds_what_was_promised_of_it(
+    tuned: Tuned, embedded: Path, shared: Path
+) -> None:
     """Other captions are asked, which are not in the corpus at all."""
     path = embedded / "pipelines" / "captions.yaml"
     with edited(path, tuned.options, tuned.spec):
@@ -67,7 +71,10 @@ def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded
     release, context = searcher.release, context_of(embedded, "captions")
     assert release.spec.compression == tuned.spec.compression
     with (shared / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
-        texts = [row["caption"] for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)]
+        texts = [
+            row["caption"]
+            for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)
+        ]
     asked = Corpus(context, context.spec.model.space).asked(searcher.provider.embed(texts, "query"))
     names = [
         name
@@ -75,7 +82,9 @@ def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded
         for batch in context.folder.embeddings.read(bucket, ["chunk_id"])
         for name in batch["chunk_id"].to_pylist()
     ]
-    truth = Neighbours([[names[row] for row in rows] for rows in asked.exact.ids], asked.exact.cosines)
+    truth = Neighbours(
+        [[names[row] for row in rows] for rows in asked.exact.ids], asked.exact.cosines
+    )
     found = [
         [hit.chunk_id for hit in searcher.search_vector(vector, searcher.provider.space).hits]
         for vector in asked.vectors

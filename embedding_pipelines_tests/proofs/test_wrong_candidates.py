@@ -52,12 +52,16 @@ def released(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def corpus(shared: Path) -> list[dict[str, Any]]:
     """Titles and how the abstracts begin: a few sentences each."""
-    entries = [json.loads(line) for line in (shared / "scifact" / "corpus.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (shared / "scifact" / "corpus.jsonl").read_text().splitlines()
+    ]
     return [{**entry, "text": " ".join(entry["text"].split()[:WORDS])} for entry in entries]
 
 
 def write(home: Path, entries: Sequence[dict[str, Any]]) -> None:
-    (home / "data" / "corpus.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (home / "data" / "corpus.jsonl").write_text(
+        "".join(json.dumps(entry) + "\n" for entry in entries)
+    )
 
 
 class Faulty(Provider):
@@ -95,7 +99,9 @@ class Deaf(Faulty):
 
     @property
     def space(self) -> Space:
-        return super().space.model_copy(update={"prompts": {"query": "query: ", "document": "passage: "}})
+        return super().space.model_copy(
+            update={"prompts": {"query": "query: ", "document": "passage: "}}
+        )
 
 
 def failed_behind(home: Path, fault: type[Faulty]) -> list[str]:

@@ -75,7 +75,9 @@ class BatchServer(ThreadingHTTPServer):
         """Of a text in a batch; None: it is answered. refused: 400; broken: 500; lost: nobody came to it; unnamed: it
         is in no file; junk: its line is no JSON; stranger: its line has an id that nobody gave; empty: 200 without a
         vector; nan, zero, short: its vector is that; alike: it is the vector of all others of this fate."""
-        self.refuses: Callable[[str], bool] = lambda text: False  # of a text in a direct request: 400
+        self.refuses: Callable[[str], bool] = lambda text: (
+            False
+        )  # of a text in a direct request: 400
         self.page_size = HIGHEST_PAGE
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.asked: Counter[str] = Counter()  # requests by step
@@ -93,7 +95,9 @@ class BatchServer(ThreadingHTTPServer):
     @property
     def out(self) -> list[str]:
         """Batches that have not ended, oldest first."""
-        return [name for name, batch in self.batches.items() if batch.shown["status"] == "in_progress"]
+        return [
+            name for name, batch in self.batches.items() if batch.shown["status"] == "in_progress"
+        ]
 
     def finish(self, name: str, status: str | None = None, count: int | None = None) -> None:
         """End a batch: the first `count` texts (all) get their fate, the others are lost."""
@@ -103,11 +107,19 @@ class BatchServer(ThreadingHTTPServer):
         answered = [line for line, is_error in outcomes if line and not is_error]
         failed = [line for line, is_error in outcomes if line and is_error]
         lost = any(b"batch_expired" in line for line in failed)
-        tokens = sum(len(text.split()) for text in batch.texts()[:count] if self.fate(text) not in ("refused", "lost"))
+        tokens = sum(
+            len(text.split())
+            for text in batch.texts()[:count]
+            if self.fate(text) not in ("refused", "lost")
+        )
         batch.shown |= {
             "output_file_id": self._stored(answered) if answered else None,
             "error_file_id": self._stored(failed) if failed else None,
-            "request_counts": {"total": len(batch.lines), "completed": len(answered), "failed": len(failed)},
+            "request_counts": {
+                "total": len(batch.lines),
+                "completed": len(answered),
+                "failed": len(failed),
+            },
             "usage": {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens},
             "status": status or ("expired" if lost else "completed"),
         }
@@ -119,7 +131,10 @@ class BatchServer(ThreadingHTTPServer):
     def fail(self, name: str, message: str) -> None:
         """Refuse a batch as a whole."""
         errors = [{"code": "invalid", "line": None, "message": message, "param": None}]
-        self.batches[name].shown |= {"status": "failed", "errors": {"object": "list", "data": errors}}
+        self.batches[name].shown |= {
+            "status": "failed",
+            "errors": {"object": "list", "data": errors},
+        }
 
     def vector(self, text: str) -> Any:
         """float32[dimensions], unit length; near texts get near vectors."""
@@ -135,7 +150,9 @@ class BatchServer(ThreadingHTTPServer):
 
     def create(self, wanted: Body) -> Body:
         assert wanted.keys() == {"input_file_id", "endpoint", "completion_window", "metadata"}
-        lines = [json.loads(line) for line in self.files[wanted["input_file_id"]].split(b"\n") if line]
+        lines = [
+            json.loads(line) for line in self.files[wanted["input_file_id"]].split(b"\n") if line
+        ]
         name = self._name("batch")
         shown = {
             "id": name,
@@ -162,12 +179,18 @@ class BatchServer(ThreadingHTTPServer):
         first = names.index(after) + 1 if after else 0
         part = names[first : first + min(limit, self.page_size)]
         data = [self.batches[name].shown for name in part]
-        ends = {"first_id": part[0], "last_id": part[-1]} if part else {"first_id": None, "last_id": None}
+        ends = (
+            {"first_id": part[0], "last_id": part[-1]}
+            if part
+            else {"first_id": None, "last_id": None}
+        )
         return {"object": "list", "data": data, **ends, "has_more": first + len(part) < len(names)}
 
     def answer(self, body: Body, vectors: list[Any]) -> Body:
         rows = [base64.b64encode(np.asarray(row, "<f4").tobytes()).decode() for row in vectors]
-        data = [{"object": "embedding", "index": at, "embedding": row} for at, row in enumerate(rows)]
+        data = [
+            {"object": "embedding", "index": at, "embedding": row} for at, row in enumerate(rows)
+        ]
         tokens = sum(len(text.split()) for text in body["input"])
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": body["model"], "usage": usage}
@@ -178,13 +201,23 @@ class BatchServer(ThreadingHTTPServer):
         fate = self.fate(text) if count is None or number < count else "lost"
         if fate == "unnamed":
             return b"", False
-        result: Body = {"id": self._name("batch_req"), "custom_id": line["custom_id"], "response": None, "error": None}
+        result: Body = {
+            "id": self._name("batch_req"),
+            "custom_id": line["custom_id"],
+            "response": None,
+            "error": None,
+        }
         if fate == "lost":
-            result["error"] = {"code": "batch_expired", "message": "This request could not be executed in time."}
+            result["error"] = {
+                "code": "batch_expired",
+                "message": "This request could not be executed in time.",
+            }
             return _line(result), True
         if fate in ("refused", "broken"):
             status = 400 if fate == "refused" else 500
-            result["response"] = self._response(status, {"error": {"message": f"It is {fate}.", "code": None}})
+            result["response"] = self._response(
+                status, {"error": {"message": f"It is {fate}.", "code": None}}
+            )
             return _line(result), True
         self.billed[text] += 1
         if fate == "junk":
@@ -192,8 +225,12 @@ class BatchServer(ThreadingHTTPServer):
         vector = self.vector("the same" if fate == "alike" else text)
         if fate in ("nan", "zero"):
             vector = np.full(self.dimensions, np.nan if fate == "nan" else 0.0, np.float32)
-        reply = self.answer(line["body"], [vector[: self.dimensions // 2] if fate == "short" else vector])
-        result["response"] = self._response(200, {**reply, "data": []} if fate == "empty" else reply)
+        reply = self.answer(
+            line["body"], [vector[: self.dimensions // 2] if fate == "short" else vector]
+        )
+        result["response"] = self._response(
+            200, {**reply, "data": []} if fate == "empty" else reply
+        )
         if fate == "stranger":
             result["custom_id"] = "request-1"
         return _line(result), False
@@ -208,8 +245,19 @@ class BatchServer(ThreadingHTTPServer):
 
     def _file(self, name: str, filename: str, purpose: str) -> Body:
         size = len(self.files[name])
-        shown = {"id": name, "object": "file", "bytes": size, "created_at": CREATED_AT + self._number}
-        return {**shown, "filename": filename, "purpose": purpose, "status": "processed", "expires_at": None}
+        shown = {
+            "id": name,
+            "object": "file",
+            "bytes": size,
+            "created_at": CREATED_AT + self._number,
+        }
+        return {
+            **shown,
+            "filename": filename,
+            "purpose": purpose,
+            "status": "processed",
+            "expires_at": None,
+        }
 
     def _name(self, kind: str) -> str:
         self._number += 1
@@ -230,7 +278,10 @@ def _invalid(lines: list[Body]) -> str | None:
     if len({line["custom_id"] for line in lines}) != len(lines):
         return "The custom_id is not unique."
     for line in lines:
-        if line.keys() != {"custom_id", "method", "url", "body"} or (line["method"], line["url"]) != (
+        if line.keys() != {"custom_id", "method", "url", "body"} or (
+            line["method"],
+            line["url"],
+        ) != (
             "POST",
             "/v1/embeddings",
         ):
@@ -287,7 +338,9 @@ class _Handler(BaseHTTPRequestHandler):
             return _json(server.create(json.loads(content)))
         if step == "list":
             query = parse_qs(urlsplit(self.path).query)
-            return _json(server.page(query.get("after", [None])[0], int(query.get("limit", ["20"])[0])))
+            return _json(
+                server.page(query.get("after", [None])[0], int(query.get("limit", ["20"])[0]))
+            )
         if step == "retrieve":
             if found[1] not in server.batches:
                 return _json(_error(f"No batch found with id '{found[1]}'."), 404)
@@ -307,7 +360,9 @@ class _Handler(BaseHTTPRequestHandler):
         """The file of a form, which has to say what it is for."""
         head = f"content-type: {self.headers['content-type']}\r\n\r\n".encode()
         form = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + content)
-        parts = {part.get_param("name", header="content-disposition"): part for part in form.iter_parts()}
+        parts = {
+            part.get_param("name", header="content-disposition"): part for part in form.iter_parts()
+        }
         assert parts.keys() == {"file", "purpose"}
         assert parts["purpose"].get_payload(decode=True) == b"batch"
         file = parts["file"].get_payload(decode=True)
@@ -316,7 +371,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _reset(self) -> None:
         self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        self.connection.setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00"
+        )
         self.connection.close()
 
     def _error(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -349,14 +406,18 @@ def _json(value: Body, status: int = 200) -> tuple[int, bytes]:
 
 
 def _error(message: str) -> Body:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    return {
+        "error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+    }
 
 
 @contextmanager
 def serve_batches(dimensions: int = 64, key: str | None = None) -> Iterator[BatchServer]:
     """A running server; ended when the block ends."""
     server = BatchServer(dimensions, key)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -58,7 +58,12 @@ def check_service(provider: Remote, server: WireServer) -> None:
 
 def check_secrecy(provider: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is nowhere but in the environment, and its absence is an error that names the variable."""
-    shown = (repr(provider), provider.model_dump_json(), provider.space.model_dump_json(), provider.flow_key)
+    shown = (
+        repr(provider),
+        provider.model_dump_json(),
+        provider.space.model_dump_json(),
+        provider.flow_key,
+    )
     assert KEY not in " ".join(shown)
     assert provider.api_key_env is not None
     monkeypatch.delenv(provider.api_key_env)

@@ -59,7 +59,9 @@ class Block(grpc.GenericRpcHandler):
         self.called.set()
         said = self.reply(json.loads(packet.data)["texts"], context)
         data = said if isinstance(said, str) else json.dumps(said)
-        return message("AIOSPacket")(session_id=packet.session_id, seq_no=packet.seq_no, data=data, ts=packet.ts)
+        return message("AIOSPacket")(
+            session_id=packet.session_id, seq_no=packet.seq_no, data=data, ts=packet.ts
+        )
 
 
 def shaped(texts: list[str], context: grpc.ServicerContext) -> Any:
@@ -68,7 +70,9 @@ def shaped(texts: list[str], context: grpc.ServicerContext) -> Any:
 
 def refusing(code: grpc.StatusCode, words: str, **trailing: str) -> Reply:
     def refuse(texts: list[str], context: grpc.ServicerContext) -> Any:
-        context.set_trailing_metadata(tuple((name.replace("_", "-"), value) for name, value in trailing.items()))
+        context.set_trailing_metadata(
+            tuple((name.replace("_", "-"), value) for name, value in trailing.items())
+        )
         context.abort(code, words)
 
     return refuse
@@ -77,7 +81,9 @@ def refusing(code: grpc.StatusCode, words: str, **trailing: str) -> Reply:
 @contextmanager
 def serving() -> Iterator[Block]:
     block = Block()
-    block.server = grpc.server(futures.ThreadPoolExecutor(4), handlers=(block,), options=(("grpc.so_reuseport", 0),))
+    block.server = grpc.server(
+        futures.ThreadPoolExecutor(4), handlers=(block,), options=(("grpc.so_reuseport", 0),)
+    )
     block.address = f"127.0.0.1:{block.server.add_insecure_port('127.0.0.1:0')}"
     block.server.start()
     try:
@@ -99,7 +105,12 @@ def model_at(block: Block, **options: Any) -> Aios:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"normalize": False, "prompts": {"query": "Q: "}}, {"prompts": {"document": "a passage: "}}]
+    "options",
+    [
+        {},
+        {"normalize": False, "prompts": {"query": "Q: "}},
+        {"prompts": {"document": "a passage: "}},
+    ],
 )
 def test_aios_keeps_the_contract(block: Block, options: dict[str, Any]) -> None:
     check_provider(model_at(block, dimensions=64, **options))
@@ -108,7 +119,10 @@ def test_aios_keeps_the_contract(block: Block, options: dict[str, Any]) -> None:
 def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
     block.reply = lambda *_: {"data": {"embeddings": ROWS}}
     provider = model_at(
-        block, gen_params={"truncate": False}, selection_query={"region": "eu"}, prompts={"query": "Ünï "}
+        block,
+        gen_params={"truncate": False},
+        selection_query={"region": "eu"},
+        prompts={"query": "Ünï "},
     )
     before = time.time()
     for role in ("query", "document"):
@@ -131,10 +145,13 @@ def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
 
 
 def test_the_bytes_on_the_wire_are_those_of_the_published_numbering() -> None:
-    packet = message("BlockInferencePacket")(block_id="b", session_id="s", seq_no=1, data="d", query_parameters="q")
+    packet = message("BlockInferencePacket")(
+        block_id="b", session_id="s", seq_no=1, data="d", query_parameters="q"
+    )
     assert packet.SerializeToString() == b"\x0a\x01b\x1a\x01s\x20\x01\x32\x01d\x3a\x01q"
     assert (
-        message("AIOSPacket")(session_id="s", seq_no=1, data="d").SerializeToString() == b"\x0a\x01s\x10\x01\x22\x01d"
+        message("AIOSPacket")(session_id="s", seq_no=1, data="d").SerializeToString()
+        == b"\x0a\x01s\x10\x01\x22\x01d"
     )
     with_file = message("AIOSPacket")(files=[{"metadata": "m", "file_data": b"f"}])
     assert with_file.SerializeToString() == b"\x3a\x06\x0a\x01m\x12\x01f"
@@ -166,7 +183,9 @@ def test_vectors_are_found_wherever_a_block_puts_them(block: Block, reply: Any) 
     block.reply = lambda *_: reply
     expected = np.array([[0.6, 0.8], [0, 1], [1, 0]], np.float32)
     np.testing.assert_allclose(model_at(block).embed(TEXTS, "document"), expected, atol=1e-7)
-    np.testing.assert_array_equal(model_at(block, normalize=False).embed(TEXTS, "document"), np.array(ROWS, np.float32))
+    np.testing.assert_array_equal(
+        model_at(block, normalize=False).embed(TEXTS, "document"), np.array(ROWS, np.float32)
+    )
 
 
 @pytest.mark.parametrize("reply", [{"data": {"embedding": [3, 4]}}, {"embedding": [[3, 4]]}])
@@ -181,9 +200,15 @@ def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
         ({"data": {"embeddings": ROWS[:2]}}, "2 vectors for 3 texts"),
         ({"data": {"embedding": ROWS[0]}}, "1 vectors for 3 texts"),
         ({"data": {"data": entries(None, None)}}, "2 vectors for 3 texts"),
-        ({"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}}, "index 3 out of place, for 3 texts"),
+        (
+            {"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}},
+            "index 3 out of place, for 3 texts",
+        ),
         ({"data": {"data": [*entries(0), *entries(0)]}}, "index 0 out of place, for 3 texts"),
-        ({"data": {"data": [*entries(0), {"index": "1", "embedding": ROWS[0]}]}}, "index '1' out of place"),
+        (
+            {"data": {"data": [*entries(0), {"index": "1", "embedding": ROWS[0]}]}},
+            "index '1' out of place",
+        ),
         ({"data": {"embeddings": ["x", "y", "z"]}}, "no list of numbers"),
         ({"data": {"embeddings": [["x", "y"]] * 3}}, "no list of numbers"),
         ({"data": {"embeddings": [[10**400, 1]] * 3}}, "int too large"),
@@ -226,7 +251,9 @@ def test_a_text_that_was_left_out_is_a_row_of_nan(block: Block) -> None:
 
 def test_other_dimensions_than_declared_end_the_run(block: Block) -> None:
     block.reply = lambda *_: {"data": {"embeddings": ROWS}}
-    with pytest.raises(ProviderError, match=r"2 dimensions for 768\. Set dimensions to 2") as caught:
+    with pytest.raises(
+        ProviderError, match=r"2 dimensions for 768\. Set dimensions to 2"
+    ) as caught:
         Aios(grpc_url=block.address).embed(TEXTS, "document")
     assert type(caught.value) is ProviderError
 
@@ -313,7 +340,9 @@ class Tunnel:
         near, _ = self._listener.accept()
         far = socket.create_connection(target)
         self._ends = [near, far]
-        self._threads += [threading.Thread(target=self._carry, args=ends) for ends in ((near, far), (far, near))]
+        self._threads += [
+            threading.Thread(target=self._carry, args=ends) for ends in ((near, far), (far, near))
+        ]
         for thread in self._threads[1:]:
             thread.start()
 
@@ -333,7 +362,9 @@ class Tunnel:
             thread.join()
 
 
-def test_a_connection_that_breaks_in_the_middle_of_a_call_is_a_fault_on_the_way(block: Block) -> None:
+def test_a_connection_that_breaks_in_the_middle_of_a_call_is_a_fault_on_the_way(
+    block: Block,
+) -> None:
     tunnel = Tunnel(block.address)
     block.reply = lambda *_: block.released.wait(10)
     with futures.ThreadPoolExecutor(1) as pool:
@@ -345,7 +376,9 @@ def test_a_connection_that_breaks_in_the_middle_of_a_call_is_a_fault_on_the_way(
 
 
 def test_a_target_may_be_a_name(block: Block) -> None:
-    provider = model_at(block, grpc_url=f"dns:///localhost:{block.address.rpartition(':')[2]}", dimensions=64)
+    provider = model_at(
+        block, grpc_url=f"dns:///localhost:{block.address.rpartition(':')[2]}", dimensions=64
+    )
     assert provider.embed(TEXTS, "document").shape == (3, 64)
 
 
@@ -356,8 +389,19 @@ def test_a_plain_server_does_not_answer_where_tls_is_asked_for(block: Block) -> 
 
 
 def test_the_space_holds_all_that_picks_and_changes_the_block(block: Block) -> None:
-    options = [{}, {"model": "other"}, {"selection_query": {"tier": "a"}}, {"gen_params": {"pooling": "cls"}}]
-    more = [{"dimensions": 3}, {"normalize": False}, {"prompts": {"query": "Q: "}}, {"max_tokens": 256}, {"model": ""}]
+    options = [
+        {},
+        {"model": "other"},
+        {"selection_query": {"tier": "a"}},
+        {"gen_params": {"pooling": "cls"}},
+    ]
+    more = [
+        {"dimensions": 3},
+        {"normalize": False},
+        {"prompts": {"query": "Q: "}},
+        {"max_tokens": 256},
+        {"model": ""},
+    ]
     assert len({model_at(block, **each).space.id for each in options + more}) == len(options + more)
     assert model_at(block, model="").space.model == block.address
     assert model_at(block, concurrent_calls=1, tls=True).space.id == model_at(block).space.id
@@ -370,7 +414,12 @@ def test_the_key_is_sent_and_told_to_nobody(block: Block, monkeypatch: pytest.Mo
     provider = model_at(block, api_key_env="AIOS_KEY", dimensions=64)
     provider.embed(TEXTS, "document")
     assert block.metadata[0]["authorization"] == "Bearer sk-secret"
-    told = [repr(provider), provider.model_dump_json(), provider.space.model_dump_json(), provider.flow_key]
+    told = [
+        repr(provider),
+        provider.model_dump_json(),
+        provider.space.model_dump_json(),
+        provider.flow_key,
+    ]
     for reply in (
         refusing(grpc.StatusCode.UNAUTHENTICATED, "no such key: sk-secret"),
         refusing(grpc.StatusCode.UNAUTHENTICATED, "x" * 295 + "sk-secret"),
@@ -395,7 +444,9 @@ def test_a_key_that_cannot_be_one_is_told_without_showing_it(
     block: Block, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOS_KEY", key)
-    with pytest.raises(ConfigError, match="AIOS_KEY holds line breaks or characters that no API key has") as caught:
+    with pytest.raises(
+        ConfigError, match="AIOS_KEY holds line breaks or characters that no API key has"
+    ) as caught:
         model_at(block, api_key_env="AIOS_KEY").embed(TEXTS, "document")
     assert "sk" not in str(caught.value)
     assert block.packets == []
@@ -405,7 +456,10 @@ def test_a_key_that_cannot_be_one_is_told_without_showing_it(
     ("options", "says"),
     [
         ({}, "Field required"),
-        ({"grpc_url": "http://localhost:50052"}, "is no target of gRPC; write e.g. localhost:50052"),
+        (
+            {"grpc_url": "http://localhost:50052"},
+            "is no target of gRPC; write e.g. localhost:50052",
+        ),
         ({"grpc_url": "localhost"}, "is no target of gRPC"),
         ({"grpc_url": "me:pw@localhost:50052"}, "a target holds no password"),
         ({"grpc_url": "localhost:50052", "dimensions": 0}, "greater than or equal to 1"),

@@ -11,8 +11,21 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.cohere import Cohere
 from embedding_pipelines.providers.common.http import Busy, Unreachable
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.service import (
+    KEY,
+    TEXTS,
+    check_secrecy,
+    check_service,
+    refusal,
+)
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 ALL_TYPES = ("float", "int8", "uint8", "ubinary")
 WIDTH = 256
@@ -36,7 +49,10 @@ def answer(body: Body, vectors: Vectors, order: list[int]) -> Any:
         "id": "54910170-852f-4322-9767-63d36e55c3bf",
         "embeddings": {name: written(vectors, name) for name in body["embedding_types"]},
         "texts": body["texts"],
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 3 * len(body["texts"])}},
+        "meta": {
+            "api_version": {"version": "2"},
+            "billed_units": {"input_tokens": 3 * len(body["texts"])},
+        },
         "response_type": "embeddings_by_type",
     }
 
@@ -45,7 +61,10 @@ DIALECT = Dialect(
     path="/v2/embed",
     texts=lambda body: list(body["texts"]),
     answer=answer,
-    error=lambda status, message: {"id": "54910170-852f-4322-9767-63d36e55c3bf", "message": message},
+    error=lambda status, message: {
+        "id": "54910170-852f-4322-9767-63d36e55c3bf",
+        "message": message,
+    },
     key=f"Bearer {KEY}",
 )
 
@@ -58,7 +77,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
 
 
 def cohere(server: WireServer, **options: Any) -> Cohere:
-    return Cohere.model_validate({"model": "embed-v4.0", "dimensions": WIDTH, "base_url": server.url, **options})
+    return Cohere.model_validate(
+        {"model": "embed-v4.0", "dimensions": WIDTH, "base_url": server.url, **options}
+    )
 
 
 @pytest.mark.parametrize("name", [*ALL_TYPES, "binary"])
@@ -74,7 +95,9 @@ def test_faults_mean_what_they_say(server: WireServer) -> None:
     assert "3 vectors for 4 texts" in str(fewer)
 
 
-def test_the_key_stays_in_the_environment(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_stays_in_the_environment(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_secrecy(cohere(server), monkeypatch)
 
 
@@ -86,10 +109,16 @@ def test_a_wrong_key_ends_the_run(server: WireServer, monkeypatch: pytest.Monkey
 
 def test_a_trial_key_waits_a_minute_but_not_a_month(server: WireServer) -> None:
     said = "You are using a Trial key, which is limited to {} API calls / {}."
-    assert type(refusal(cohere(server), server, Fault("status", 429, said.format(100, "minute")))) is Busy
+    assert (
+        type(refusal(cohere(server), server, Fault("status", 429, said.format(100, "minute"))))
+        is Busy
+    )
     spent = refusal(cohere(server), server, Fault("status", 429, said.format(1000, "month")))
     assert type(spent) is ProviderError
-    assert type(refusal(cohere(server), server, Fault("status", 498, "invalid token"))) is ProviderError
+    assert (
+        type(refusal(cohere(server), server, Fault("status", 498, "invalid token")))
+        is ProviderError
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,11 +146,15 @@ def test_what_is_asked(server: WireServer, task: str | None, document: str, quer
     assert provider.space.prompts == {"document": document, "query": query}
 
 
-def test_other_types_cost_nothing_and_are_what_another_pipeline_would_get(server: WireServer) -> None:
+def test_other_types_cost_nothing_and_are_what_another_pipeline_would_get(
+    server: WireServer,
+) -> None:
     provider = cohere(server, embedding_types=ALL_TYPES)
     reply = provider.ask(TEXTS, "document")
     assert len(server.requests) == 1
-    assert reply.copies.keys() == {cohere(server, embedding_types=[name]).space for name in ALL_TYPES[1:]}
+    assert reply.copies.keys() == {
+        cohere(server, embedding_types=[name]).space for name in ALL_TYPES[1:]
+    }
     for name in ALL_TYPES[1:]:
         other = cohere(server, embedding_types=[name])
         assert np.array_equal(reply.copies[other.space], other.embed(TEXTS, "document"))
@@ -132,7 +165,9 @@ def test_other_types_cost_nothing_and_are_what_another_pipeline_would_get(server
 
 def test_each_type_as_float32(server: WireServer) -> None:
     exact = server.vectors(TEXTS)
-    found = {name: cohere(server, embedding_types=[name]).embed(TEXTS, "document") for name in ALL_TYPES}
+    found = {
+        name: cohere(server, embedding_types=[name]).embed(TEXTS, "document") for name in ALL_TYPES
+    }
     assert np.allclose(found["float"], exact)
     assert np.array_equal(found["int8"], np.clip(np.rint(exact * 400), -128, 127))
     assert np.array_equal(found["uint8"], found["int8"])
@@ -149,28 +184,53 @@ def test_bits_have_one_space_whatever_they_are_called(server: WireServer) -> Non
 
 @pytest.mark.parametrize(
     "vectors",
-    [None, {}, "x", [[1.0, 2.0], [1.0]] * 2, [[]] * 4, [["a"]] * 4, [5] * 4, [[True]] * 4, [[[1.0]]] * 4, [None] * 4],
+    [
+        None,
+        {},
+        "x",
+        [[1.0, 2.0], [1.0]] * 2,
+        [[]] * 4,
+        [["a"]] * 4,
+        [5] * 4,
+        [[True]] * 4,
+        [[[1.0]]] * 4,
+        [None] * 4,
+    ],
 )
 def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, vectors: Any) -> None:
     monkeypatch.setenv("COHERE_API_KEY", KEY)
-    odd = Dialect(DIALECT.path, DIALECT.texts, lambda *_: {"embeddings": {"float": vectors}}, DIALECT.error)
+    odd = Dialect(
+        DIALECT.path, DIALECT.texts, lambda *_: {"embeddings": {"float": vectors}}, DIALECT.error
+    )
     with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=r"^cohere at http"):
         cohere(server).ask(TEXTS, "document")
 
 
-@pytest.mark.parametrize(("name", "number"), [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256)])
+@pytest.mark.parametrize(
+    ("name", "number"), [("int8", 128), ("int8", 0.5), ("uint8", -1), ("ubinary", 256)]
+)
 def test_numbers_that_are_not_of_the_type_are_a_failure(
     monkeypatch: pytest.MonkeyPatch, name: str, number: float
 ) -> None:
     monkeypatch.setenv("COHERE_API_KEY", KEY)
-    odd = Dialect(DIALECT.path, DIALECT.texts, lambda *_: {"embeddings": {name: [[number] * 32] * 4}}, DIALECT.error)
+    odd = Dialect(
+        DIALECT.path,
+        DIALECT.texts,
+        lambda *_: {"embeddings": {name: [[number] * 32] * 4}},
+        DIALECT.error,
+    )
     with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=f"no {name}"):
         cohere(server, embedding_types=[name]).ask(TEXTS, "document")
 
 
 def test_a_vector_left_out_is_a_row_of_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COHERE_API_KEY", KEY)
-    holes = Dialect(DIALECT.path, DIALECT.texts, lambda *_: {"embeddings": {"ubinary": [[255], None]}}, DIALECT.error)
+    holes = Dialect(
+        DIALECT.path,
+        DIALECT.texts,
+        lambda *_: {"embeddings": {"ubinary": [[255], None]}},
+        DIALECT.error,
+    )
     with serve(holes, WIDTH) as server:
         reply = cohere(server, embedding_types=["ubinary"]).ask(TEXTS[:2], "document")
     assert np.array_equal(reply.vectors, [[1.0] * 8, [np.nan] * 8], equal_nan=True)
@@ -179,7 +239,11 @@ def test_a_vector_left_out_is_a_row_of_nan(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_limits_space_and_price() -> None:
     third, fourth = Cohere(model="embed-english-v3.0"), Cohere(model="embed-v4.0")
-    assert (third.space.max_tokens, third.limits.call_texts, third.space.dimensions) == (512, 96, 1024)
+    assert (third.space.max_tokens, third.limits.call_texts, third.space.dimensions) == (
+        512,
+        96,
+        1024,
+    )
     assert 500 < third.limits.max_tokens < 512
     assert fourth.space.max_tokens == fourth.limits.call_tokens == 128_000
     assert (third.price, Cohere(model="embed-v4.0", usd_per_million_tokens=0).price) == (0.10, 0)
@@ -197,9 +261,15 @@ def test_version_3_is_not_asked_for_its_own_dimensions(server: WireServer) -> No
         ({"model": "embed-english-v3.0", "dimensions": 512}, "can give 1024"),
         ({"model": "embed-v6.0"}, "say with `dimensions`"),
         ({"model": "embed-v4.0", "embedding_types": []}, "at least 1 item"),
-        ({"model": "embed-v4.0", "embedding_types": ["base64"]}, "'float', 'int8', 'uint8', 'binary' or 'ubinary'"),
+        (
+            {"model": "embed-v4.0", "embedding_types": ["base64"]},
+            "'float', 'int8', 'uint8', 'binary' or 'ubinary'",
+        ),
         ({"model": "embed-v4.0", "embedding_types": ["binary", "ubinary"]}, "the same bits"),
-        ({"model": "embed-v6.0", "dimensions": 100, "embedding_types": ["binary"]}, "multiple of 8"),
+        (
+            {"model": "embed-v6.0", "dimensions": 100, "embedding_types": ["binary"]},
+            "multiple of 8",
+        ),
         ({"model": "embed-v4.0", "task": "image"}, "'classification' or 'clustering'"),
     ],
 )

@@ -81,16 +81,22 @@ def said(body: str, attributes: str = "dimensions = 2") -> str:
 def test_custom_keeps_the_contract(module: Write) -> None:
     name = module(HASHED)
     check_provider(Custom(cls=f"{name}:MyModel"))
-    check_provider(Custom(cls=f"{name}:MyModel", options={"dimensions": 32, "scale": 3.0}, normalize=True))
+    check_provider(
+        Custom(cls=f"{name}:MyModel", options={"dimensions": 32, "scale": 3.0}, normalize=True)
+    )
 
 
 def test_a_generator_with_generate_batch_is_taken_as_it_is(module: Write) -> None:
-    provider = Custom(cls=f"{module(AS_IN_THE_GUIDE)}:MyCustomEmbeddings", options={"dims": 4, "normalize": True})
+    provider = Custom(
+        cls=f"{module(AS_IN_THE_GUIDE)}:MyCustomEmbeddings", options={"dims": 4, "normalize": True}
+    )
     assert provider.space.dimensions == 4
     assert np.allclose(provider.embed(["one", "three"], "query"), 0.5)
 
 
-def test_a_module_of_the_home_folder_needs_no_path_and_leaves_none(home: Path, module: Write) -> None:
+def test_a_module_of_the_home_folder_needs_no_path_and_leaves_none(
+    home: Path, module: Write
+) -> None:
     helper = module("TWO = 2\n")
     name = module(f"from {helper} import TWO\n" + said("return [[1, TWO]] * len(texts)"))
     path, written = list(sys.path), sys.dont_write_bytecode
@@ -103,7 +109,9 @@ def test_a_module_of_the_home_folder_needs_no_path_and_leaves_none(home: Path, m
 def test_the_constructor_may_import_from_the_home_folder(module: Write) -> None:
     helper = module("TWO = 2\n")
     source = f"class M:\n    def __init__(self):\n        from {helper} import TWO\n        self.dimensions = TWO\n"
-    name = module(source + "    def embed(self, texts, input_type):\n        return [[1, 2]] * len(texts)\n")
+    name = module(
+        source + "    def embed(self, texts, input_type):\n        return [[1, 2]] * len(texts)\n"
+    )
     assert Custom(cls=f"{name}:M").space.dimensions == 2
 
 
@@ -113,12 +121,19 @@ def test_a_package_of_the_home_folder_may_import_its_own_modules(home: Path) -> 
     (home / "my_own_package/__init__.py").touch()
     (folder / "__init__.py").touch()
     (folder / "numbers.py").write_text("ONE = 1\n")
-    (folder / "mine.py").write_text("from .numbers import ONE\n" + said("return [[ONE, 0]] * len(texts)"))
-    assert Custom(cls="my_own_package.models.mine:M").embed(["a", "b"], "query").tolist() == [[1, 0], [1, 0]]
+    (folder / "mine.py").write_text(
+        "from .numbers import ONE\n" + said("return [[ONE, 0]] * len(texts)")
+    )
+    assert Custom(cls="my_own_package.models.mine:M").embed(["a", "b"], "query").tolist() == [
+        [1, 0],
+        [1, 0],
+    ]
 
 
 def test_an_installed_module_serves_as_well() -> None:
-    with pytest.raises(ConfigError, match="json:JSONDecoder says nothing of the length of its vectors"):
+    with pytest.raises(
+        ConfigError, match="json:JSONDecoder says nothing of the length of its vectors"
+    ):
         _ = Custom(cls="json:JSONDecoder").space
 
 
@@ -142,7 +157,9 @@ def test_the_space_holds_path_options_and_revision(module: Write) -> None:
 
 def test_an_edited_file_is_another_space_unless_the_class_says_its_revision(module: Write) -> None:
     source = said("return [[1, 2]] * len(texts)")
-    first, edited = (Custom(cls=f"{module(text)}:M").space for text in (source, source + "# edited\n"))
+    first, edited = (
+        Custom(cls=f"{module(text)}:M").space for text in (source, source + "# edited\n")
+    )
     assert first.revision != edited.revision
     own = said("return [[1, 2]] * len(texts)", "dimensions, revision = 2, 7")
     first, edited = (Custom(cls=f"{module(text)}:M").space for text in (own, own + "# edited\n"))
@@ -159,7 +176,10 @@ def test_the_class_is_made_once_and_called_from_one_thread(module: Write) -> Non
     provider = Custom(cls=f"{name}:M")
     assert provider.limits.concurrent_calls == 1
     answers: list[Any] = []
-    threads = [threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query")))
+        for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -170,12 +190,16 @@ def test_the_class_is_made_once_and_called_from_one_thread(module: Write) -> Non
 
 def test_several_calls_at_once_where_the_class_allows_them(module: Write) -> None:
     name = module(
-        "import threading\nALL = threading.Barrier(3, timeout=5)\n\n" + said("ALL.wait(); return [[1, 2]] * len(texts)")
+        "import threading\nALL = threading.Barrier(3, timeout=5)\n\n"
+        + said("ALL.wait(); return [[1, 2]] * len(texts)")
     )
     provider = Custom(cls=f"{name}:M", concurrent_calls=3)
     assert provider.limits.concurrent_calls == 3
     started, answers = time.monotonic(), []
-    threads = [threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query"))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query")))
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -187,18 +211,28 @@ def test_several_calls_at_once_where_the_class_allows_them(module: Write) -> Non
 @pytest.mark.parametrize(
     ("body", "found", "remedy"),
     [
-        ("raise KeyError('no such weight')", "failed on 2 texts: KeyError: 'no such weight'", "Mend the class"),
+        (
+            "raise KeyError('no such weight')",
+            "failed on 2 texts: KeyError: 'no such weight'",
+            "Mend the class",
+        ),
         ("return [[1, 2], [1]]", "a list that is no table of numbers", "2 rows of 2 numbers"),
         ("return None", "a NoneType, not numbers", "2 rows of 2 numbers"),
         ("return {'a': 1}", "a dict, not numbers", "2 rows of 2 numbers"),
         ("return (text for text in texts)", "a generator, not numbers", "2 rows of 2 numbers"),
         ("return [['1', 'x']] * 2", "a list, not numbers", "2 rows of 2 numbers"),
         ("return [[1, 2]]", r"shape \(1, 2\) for 2 texts", "one row for each text"),
-        ("return [[1, 2, 3]] * 2", r"shape \(2, 3\) for 2 texts of 2 dimensions", "set `dimensions`"),
+        (
+            "return [[1, 2, 3]] * 2",
+            r"shape \(2, 3\) for 2 texts of 2 dimensions",
+            "set `dimensions`",
+        ),
         ("return [1, 2]", r"shape \(2,\) for 2 texts", "one row for each text"),
     ],
 )
-def test_an_answer_that_is_no_vectors_is_refused(module: Write, body: str, found: str, remedy: str) -> None:
+def test_an_answer_that_is_no_vectors_is_refused(
+    module: Write, body: str, found: str, remedy: str
+) -> None:
     provider = Custom(cls=f"{module(said(body))}:M")
     with pytest.raises(ProviderError, match=f"{found}.*{remedy}") as caught:
         provider.embed(["a", "b"], "document")
@@ -212,15 +246,22 @@ def test_the_user_s_own_exception_is_kept(module: Write) -> None:
 
 
 def test_what_a_class_says_in_this_package_s_own_terms_is_passed_on(module: Write) -> None:
-    name = module("from embedding_pipelines.providers.common.http import Busy\n" + said("raise Busy('later', 3.0)"))
+    name = module(
+        "from embedding_pipelines.providers.common.http import Busy\n"
+        + said("raise Busy('later', 3.0)")
+    )
     with pytest.raises(Busy, match="later") as caught:
         Custom(cls=f"{name}:M").embed(["a"], "query")
     assert caught.value.retry_after_seconds == 3.0
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-def test_numbers_beyond_float32_are_left_to_who_checks_without_a_warning(module: Write, normalize: bool) -> None:
-    found = Custom(cls=f"{module(said('return [[1e300, 1.0]]'))}:M", normalize=normalize).embed(["a"], "query")
+def test_numbers_beyond_float32_are_left_to_who_checks_without_a_warning(
+    module: Write, normalize: bool
+) -> None:
+    found = Custom(cls=f"{module(said('return [[1e300, 1.0]]'))}:M", normalize=normalize).embed(
+        ["a"], "query"
+    )
     assert not np.isfinite(found).all()
 
 
@@ -233,20 +274,37 @@ def test_a_zero_vector_and_a_missing_one_are_left_for_the_caller_to_refuse(modul
 @pytest.mark.parametrize(
     ("source", "found"),
     [
-        ("class M:\n    pass\n", "says nothing of the length of its vectors. Give it an attribute `dimensions`"),
+        (
+            "class M:\n    pass\n",
+            "says nothing of the length of its vectors. Give it an attribute `dimensions`",
+        ),
         ("class M:\n    dimensions = 'many'\n", "says 'many' of the length of its vectors"),
-        ("class M:\n    dimensions = 2\n    def revision(self): ...\n", "`revision` of .* is a method, not a string"),
+        (
+            "class M:\n    dimensions = 2\n    def revision(self): ...\n",
+            "`revision` of .* is a method, not a string",
+        ),
         ("class M:\n    dimensions = 2\n", r"has no method embed\(texts, input_type\)"),
         ("class Other:\n    pass\n", r"\.py has no class 'M'"),
         ("M = 3\n", r"\.py has no class 'M'"),
-        ("import no_such_package_at_all\n", "cannot be imported: ModuleNotFoundError: No module named 'no_such_pack"),
+        (
+            "import no_such_package_at_all\n",
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_pack",
+        ),
         ("class M\n", "cannot be imported: SyntaxError"),
         ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
-        ("class M:\n    def __init__(self):\n        open('/no/such/file')\n", r"made with options \(none\): FileNotF"),
-        ("from embedding_pipelines.providers.hashing import Hashing as M\n", "Register it in your package's pyproject"),
+        (
+            "class M:\n    def __init__(self):\n        open('/no/such/file')\n",
+            r"made with options \(none\): FileNotF",
+        ),
+        (
+            "from embedding_pipelines.providers.hashing import Hashing as M\n",
+            "Register it in your package's pyproject",
+        ),
     ],
 )
-def test_a_class_that_cannot_serve_is_refused_in_a_sentence(module: Write, source: str, found: str) -> None:
+def test_a_class_that_cannot_serve_is_refused_in_a_sentence(
+    module: Write, source: str, found: str
+) -> None:
     name = module(source)
     with pytest.raises(ConfigError, match=found) as caught:
         _ = Custom(cls=f"{name}:M").space
@@ -268,7 +326,10 @@ def test_a_missing_module_is_named_with_where_it_was_looked_for(home: Path) -> N
 @pytest.mark.parametrize("name", ["random", "sys"])
 def test_a_module_that_is_hidden_by_another_is_told(home: Path, name: str) -> None:
     (home / f"{name}.py").write_text(said("return [[1, 2]] * len(texts)"))
-    with pytest.raises(ConfigError, match=f"{name}.py is not what Python knows as '{name}'.*Give yours another name"):
+    with pytest.raises(
+        ConfigError,
+        match=f"{name}.py is not what Python knows as '{name}'.*Give yours another name",
+    ):
         _ = Custom(cls=f"{name}:M").space
 
 
@@ -280,12 +341,17 @@ def test_a_path_of_another_form_is_refused(path: str) -> None:
         Custom(cls=path)
 
 
-@pytest.mark.parametrize("name", ["api_key", "OPENAI_API_KEY", "password", "client_secret", "token"])
+@pytest.mark.parametrize(
+    "name", ["api_key", "OPENAI_API_KEY", "password", "client_secret", "token"]
+)
 def test_a_secret_is_no_option(name: str) -> None:
     with pytest.raises(ValidationError, match="looks like a secret") as caught:
         Custom(cls="a:B", options={name: "sk-private"})
     assert "sk-private" not in str(caught.value)
-    assert Custom(cls="a:B", options={"api_key_env": "KEY", "max_tokens": 3}).options["api_key_env"] == "KEY"
+    assert (
+        Custom(cls="a:B", options={"api_key_env": "KEY", "max_tokens": 3}).options["api_key_env"]
+        == "KEY"
+    )
 
 
 def test_a_secret_is_none_further_down_either() -> None:

@@ -12,12 +12,30 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.common.http import Busy, Unreachable
 from embedding_pipelines.providers.gemini import Gemini
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.service import (
+    KEY,
+    TEXTS,
+    check_secrecy,
+    check_service,
+    refusal,
+)
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 WIDTH = 128
 OLD, NEW = "gemini-embedding-001", "gemini-embedding-2"
-STATUSES = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 429: "RESOURCE_EXHAUSTED"}
+STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+}
 
 
 def error(status: int, message: str) -> Any:
@@ -27,7 +45,9 @@ def error(status: int, message: str) -> Any:
 
 
 def answer(body: Body, vectors: Vectors, order: list[int]) -> Any:
-    scale = 0.7 if "outputDimensionality" in body["requests"][0] else 1.0  # a cut vector is shorter than 1
+    scale = (
+        0.7 if "outputDimensionality" in body["requests"][0] else 1.0
+    )  # a cut vector is shorter than 1
     return {"embeddings": [{"values": row} for row in (vectors * scale).tolist()]}
 
 
@@ -69,7 +89,9 @@ def test_faults_mean_what_they_say(server: WireServer) -> None:
     assert "3 vectors for 4 texts" in str(fewer)
 
 
-def test_the_key_stays_in_the_environment(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_stays_in_the_environment(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_secrecy(gemini(server), monkeypatch)
 
 
@@ -119,7 +141,10 @@ def test_vectors_are_normalized_and_zero_stays_zero(server: WireServer) -> None:
 
 def quota(names: list[str], delay: str | None) -> str:
     details: list[Any] = [
-        {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": name} for name in names]},
+        {
+            "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+            "violations": [{"quotaId": name} for name in names],
+        },
         {"@type": "type.googleapis.com/google.rpc.Help", "links": []},
     ]
     if delay:
@@ -129,9 +154,12 @@ def quota(names: list[str], delay: str | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("delay", "seconds"), [("45.837906927s", 45.837906927), ("7s", 7.0), ("soon", 30.0), (None, 30.0)]
+    ("delay", "seconds"),
+    [("45.837906927s", 45.837906927), ("7s", 7.0), ("soon", 30.0), (None, 30.0)],
 )
-def test_a_minutes_quota_is_waited_for(server: WireServer, delay: str | None, seconds: float) -> None:
+def test_a_minutes_quota_is_waited_for(
+    server: WireServer, delay: str | None, seconds: float
+) -> None:
     said = quota(["EmbedContentRequestsPerMinutePerProjectPerModel-FreeTier"], delay)
     error = refusal(gemini(server), server, Fault("status", 429, said, {"retry-after": "30"}))
     assert isinstance(error, Busy)
@@ -140,7 +168,10 @@ def test_a_minutes_quota_is_waited_for(server: WireServer, delay: str | None, se
 
 
 def test_a_days_quota_ends_the_run(server: WireServer) -> None:
-    said = quota(["EmbedContentRequestsPerMinute", "EmbedContentRequestsPerDayPerProjectPerModel-FreeTier"], "40s")
+    said = quota(
+        ["EmbedContentRequestsPerMinute", "EmbedContentRequestsPerDayPerProjectPerModel-FreeTier"],
+        "40s",
+    )
     error = refusal(gemini(server), server, Fault("status", 429, said))
     assert type(error) is ProviderError
     assert "run again tomorrow" in str(error)
@@ -153,18 +184,33 @@ def test_odd_details_are_passed_over(server: WireServer, details: Any) -> None:
 
 
 def test_a_400_that_is_no_texts_fault_ends_the_run(server: WireServer) -> None:
-    invalid = {"message": "API key not valid.", "details": [{"reason": "API_KEY_INVALID", "domain": "googleapis.com"}]}
+    invalid = {
+        "message": "API key not valid.",
+        "details": [{"reason": "API_KEY_INVALID", "domain": "googleapis.com"}],
+    }
     error = refusal(gemini(server), server, Fault("status", 400, json.dumps(invalid)))
     assert type(error) is ProviderError
     assert "API key not valid. Check the key: api_key_env is 'GEMINI_API_KEY'." in str(error)
-    abroad = {"message": "User location is not supported for the API use.", "status": "FAILED_PRECONDITION"}
+    abroad = {
+        "message": "User location is not supported for the API use.",
+        "status": "FAILED_PRECONDITION",
+    }
     error = refusal(gemini(server), server, Fault("status", 400, json.dumps(abroad)))
     assert type(error) is ProviderError
     assert "User location is not supported" in str(error)
 
 
 @pytest.mark.parametrize(
-    "vectors", [None, {}, [{}] * 4, [{"values": []}] * 4, [{"values": "x"}] * 4, [{"values": ["1"]}] * 4, [[1.0]] * 4]
+    "vectors",
+    [
+        None,
+        {},
+        [{}] * 4,
+        [{"values": []}] * 4,
+        [{"values": "x"}] * 4,
+        [{"values": ["1"]}] * 4,
+        [[1.0]] * 4,
+    ],
 )
 def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, vectors: Any) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
@@ -174,7 +220,9 @@ def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, vectors
         gemini(server).ask(TEXTS, "document")
 
 
-def test_tokens_where_the_reply_tells_them(monkeypatch: pytest.MonkeyPatch, server: WireServer) -> None:
+def test_tokens_where_the_reply_tells_them(
+    monkeypatch: pytest.MonkeyPatch, server: WireServer
+) -> None:
     assert gemini(server).ask(TEXTS, "document").tokens is None
     usual = dialect(OLD)
     reply = {"embeddings": [{"values": [1.0]}], "usageMetadata": {"promptTokenCount": 6}}
@@ -187,7 +235,11 @@ def test_limits_space_and_price() -> None:
     old, new = Gemini(model=OLD), Gemini(model=NEW)
     assert (old.limits.max_tokens, old.limits.call_texts, old.space.dimensions) == (2048, 100, 3072)
     assert 8_000 < new.limits.max_tokens < new.space.max_tokens == 8192
-    assert (old.price, new.price, Gemini(model=OLD, usd_per_million_tokens=0.01).price) == (0.15, 0.20, 0.01)
+    assert (old.price, new.price, Gemini(model=OLD, usd_per_million_tokens=0.01).price) == (
+        0.15,
+        0.20,
+        0.01,
+    )
     assert len({old.space.id, new.space.id, Gemini(model=OLD, dimensions=768).space.id}) == 3
     assert old.space.normalized
 
@@ -197,7 +249,10 @@ def test_limits_space_and_price() -> None:
     [
         ({"model": OLD, "dimensions": 4096}, "can give 128 to 3072"),
         ({"model": "gemini-embedding-9"}, "say with `dimensions`"),
-        ({"model": OLD, "base_url": "generativelanguage.googleapis.com"}, "no address of a service"),
+        (
+            {"model": OLD, "base_url": "generativelanguage.googleapis.com"},
+            "no address of a service",
+        ),
     ],
 )
 def test_wrong_options_say_what_is_right(options: dict[str, Any], words: str) -> None:

@@ -15,9 +15,14 @@ def test_hashing_keeps_the_contract(dimensions: int) -> None:
 def test_its_vectors_are_the_same_for_ever() -> None:
     found = Hashing(dimensions=8).embed(["a cat"], "document")[0]
     assert np.allclose(
-        found, [0.219933, 0.456061, 0.384417, 0.030379, -0.753734, -0.054746, -0.049767, 0.146114], atol=1e-5
+        found,
+        [0.219933, 0.456061, 0.384417, 0.030379, -0.753734, -0.054746, -0.049767, 0.146114],
+        atol=1e-5,
     )
 
 
 def test_options_make_another_space() -> None:
-    assert len({Hashing().space.id, Hashing(dimensions=32).space.id, Hashing(max_tokens=100).space.id}) == 3
+    assert (
+        len({Hashing().space.id, Hashing(dimensions=32).space.id, Hashing(max_tokens=100).space.id})
+        == 3
+    )

@@ -27,7 +27,9 @@ def reference():
     """The model as sentence-transformers runs it."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(model_folder(MINILM, None, Path("/nowhere"))), device="cpu", local_files_only=True)
+    return SentenceTransformer(
+        str(model_folder(MINILM, None, Path("/nowhere"))), device="cpu", local_files_only=True
+    )
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -42,7 +44,12 @@ def test_its_space_says_what_the_model_is(home: Path) -> None:
     space = Hf(model=MINILM).space
     # Of weights, tokenizer and configuration: it is the same on every machine, or vectors would be made again.
     assert space.revision == "fc27240912cfa4800d55ef19fae732fbe3ab2c16562e158b72870ec1eec46cdb"
-    assert (space.dimensions, space.max_tokens, space.pooling, space.normalized) == (384, 256, "mean", True)
+    assert (space.dimensions, space.max_tokens, space.pooling, space.normalized) == (
+        384,
+        256,
+        "mean",
+        True,
+    )
     assert space.prompts == {}
 
 
@@ -64,7 +71,9 @@ def test_vectors_are_those_of_sentence_transformers_in_order(home: Path, referen
         "box",
     ]
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(words, size=n)) for n in random.integers(1, 320, size=20)] + TEXTS
+    texts = [
+        " ".join(random.choice(words, size=n)) for n in random.integers(1, 320, size=20)
+    ] + TEXTS
     found = Hf(model=MINILM).embed(texts, "document")
     assert cosines(found, reference.encode(texts, show_progress_bar=False)).min() >= 0.9999
 
@@ -81,7 +90,9 @@ print(json.dumps({"torch": "torch" in sys.modules, "first": float(vector[0]), "l
 def test_a_second_process_neither_converts_nor_imports_torch(home: Path) -> None:
     vector = Hf(model=MINILM).embed(["a cat"], "query")[0]  # converts if nobody did
     for _ in range(3):  # more than once: it must also end well, whatever its threads are doing
-        done = subprocess.run([sys.executable, "-c", CODE, MINILM], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, MINILM], capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
         told = json.loads(done.stdout)
         assert not told["torch"]
@@ -89,7 +100,9 @@ def test_a_second_process_neither_converts_nor_imports_torch(home: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(home: Path, reference, monkeypatch) -> None:
+def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(
+    home: Path, reference, monkeypatch
+) -> None:
     from sentence_transformers import SentenceTransformer
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
@@ -97,8 +110,12 @@ def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(home
     shutil.copytree(model_folder(MINILM, None, home), folder)
     path = folder / "config_sentence_transformers.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"prompts": {"query": "question: ", "document": "passage: "}}))
-    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32, "do_lower_case": false}')
+    path.write_text(
+        json.dumps(settings | {"prompts": {"query": "question: ", "document": "passage: "}})
+    )
+    (folder / "sentence_bert_config.json").write_text(
+        '{"max_seq_length": 32, "do_lower_case": false}'
+    )
     edited = Hf(model="models/edited")
     assert edited.space.prompts == {"query": "question: ", "document": "passage: "}
     assert edited.space.max_tokens == 32
@@ -116,7 +133,9 @@ def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: 
     shutil.copytree(model_folder(MINILM, None, home), folder)
     official = revision_sha256(folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "elsewhere", "dtype": "float16"}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"_name_or_path": "elsewhere", "dtype": "float16"})
+    )
     assert revision_sha256(folder) == official
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = False
@@ -125,7 +144,9 @@ def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: 
 
 
 @pytest.mark.slow
-def test_a_model_that_openvino_cannot_convert_runs_on_torch(home: Path, reference, monkeypatch) -> None:
+def test_a_model_that_openvino_cannot_convert_runs_on_torch(
+    home: Path, reference, monkeypatch
+) -> None:
     from embedding_pipelines.inference import openvino as _openvino
 
     def cannot(*arguments: object) -> None:
@@ -178,6 +199,8 @@ def test_threads_that_ask_first_at_once_get_one_engine(home: Path, monkeypatch) 
     hf._engine.cache_clear()
     monkeypatch.setattr("embedding_pipelines.inference.encoder.Engine", make)
     with ThreadPoolExecutor(4) as pool:
-        assert len({space.id for space in pool.map(lambda _: Hf(model=MINILM).space, range(4))}) == 1
+        assert (
+            len({space.id for space in pool.map(lambda _: Hf(model=MINILM).space, range(4))}) == 1
+        )
     assert len(made) == 1
     hf._engine.cache_clear()

@@ -13,12 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from embedding_pipelines.providers.hf import Hf
 
 HIDDEN, HEADS, LAYERS, LIMIT = 32, 4, 2, 48
-SPREAD = 0.2  # of the random weights: ten times the usual, or all texts would get nearly the same vector
+SPREAD = (
+    0.2  # of the random weights: ten times the usual, or all texts would get nearly the same vector
+)
 COMMON = {
     "hidden_size": HIDDEN,
     "intermediate_size": 64,
@@ -37,7 +47,8 @@ TEXTS = [
     "roof",
     "the roof the cat the court the appeal the costs the sides",
     "cat " * 30 + "court",
-    "The warm roof of the court, on which a cat sleeps, pays its own costs. " * 8,  # beyond the limit
+    "The warm roof of the court, on which a cat sleeps, pays its own costs. "
+    * 8,  # beyond the limit
     "claimant: pays; costs? both (sides) - and: \"appeal\" 'dismissed' 1234567890",
 ]
 WORDS = " ".join(TEXTS).split()
@@ -47,13 +58,21 @@ Modules = list[Any]
 
 
 def tokenizer(
-    kind: str, *, front: Sequence[str] = (), back: Sequence[str] = (), pad: str, unknown: str, **options: Any
+    kind: str,
+    *,
+    front: Sequence[str] = (),
+    back: Sequence[str] = (),
+    pad: str,
+    unknown: str,
+    **options: Any,
 ) -> Any:
     """A small tokenizer of one kind, which puts `front` and `back` around a text; as transformers wraps it."""
     import transformers
 
     wrapper: Any = transformers.PreTrainedTokenizerFast
-    special = list(dict.fromkeys([*options.pop("first", ()), pad, unknown, *front, *back, "[MASK]"]))
+    special = list(
+        dict.fromkeys([*options.pop("first", ()), pad, unknown, *front, *back, "[MASK]"])
+    )
     common: dict[str, Any] = {"vocab_size": 300, "special_tokens": special, "show_progress": False}
     trainer: Any
     if kind == "wordpiece":
@@ -79,30 +98,52 @@ def tokenizer(
     around = [*front, "$A", *back]
     pair = [*around, *[f"{part}:1" for part in (*front, "$B", *back)]]
     own.post_processor = processors.TemplateProcessing(
-        single=around, pair=pair, special_tokens=[(token, own.token_to_id(token)) for token in {*front, *back}]
+        single=around,
+        pair=pair,
+        special_tokens=[(token, own.token_to_id(token)) for token in {*front, *back}],
     )
-    return wrapper(tokenizer_object=own, pad_token=pad, unk_token=unknown, mask_token="[MASK]", **options)
+    return wrapper(
+        tokenizer_object=own, pad_token=pad, unk_token=unknown, mask_token="[MASK]", **options
+    )
 
 
 def bert_tokenizer(**options: Any) -> Any:
-    names: dict[str, Any] = {"front": ["[CLS]"], "back": ["[SEP]"], "pad": "[PAD]", "unknown": "[UNK]"}
+    names: dict[str, Any] = {
+        "front": ["[CLS]"],
+        "back": ["[SEP]"],
+        "pad": "[PAD]",
+        "unknown": "[UNK]",
+    }
     return tokenizer("wordpiece", **names, cls_token="[CLS]", sep_token="[SEP]", **options)
 
 
 def roberta_tokenizer(kind: str, **options: Any) -> Any:
     """Padding is token 1, as these models count positions from it."""
-    names: dict[str, Any] = {"front": ["<s>"], "back": ["</s>"], "pad": "<pad>", "unknown": "<unk>", "first": ["<s>"]}
+    names: dict[str, Any] = {
+        "front": ["<s>"],
+        "back": ["</s>"],
+        "pad": "<pad>",
+        "unknown": "<unk>",
+        "first": ["<s>"],
+    }
     return tokenizer(kind, **names, bos_token="<s>", eos_token="</s>", **options)
 
 
 def decoder_tokenizer(**options: Any) -> Any:
     """Ends a text with a token of its own and pads on the left."""
-    names: dict[str, Any] = {"back": ["<eos>"], "pad": "<pad>", "unknown": "<unk>", "eos_token": "<eos>"}
+    names: dict[str, Any] = {
+        "back": ["<eos>"],
+        "pad": "<pad>",
+        "unknown": "<unk>",
+        "eos_token": "<eos>",
+    }
     return tokenizer("bpe", **{"padding_side": "left", **names, **options})
 
 
 def t5_tokenizer(**options: Any) -> Any:
-    return tokenizer("unigram", back=["</s>"], pad="<pad>", unknown="<unk>", eos_token="</s>", **options)
+    return tokenizer(
+        "unigram", back=["</s>"], pad="<pad>", unknown="<unk>", eos_token="</s>", **options
+    )
 
 
 def network(name: str, words: Any, **settings: Any) -> Any:
@@ -110,14 +151,19 @@ def network(name: str, words: Any, **settings: Any) -> Any:
     import torch
     import transformers
 
-    config_class, model_class = getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}Model")
+    config_class, model_class = (
+        getattr(transformers, f"{name}Config"),
+        getattr(transformers, f"{name}Model"),
+    )
     if name == "T5":
         model_class = transformers.T5EncoderModel
     config = config_class(vocab_size=len(words), pad_token_id=words.pad_token_id, **settings)
     torch.manual_seed(7)
     model = model_class(config).eval()
     with torch.no_grad():
-        for parameter in model.parameters():  # biases and gains are 0 and 1 at first: a lost one would not show
+        for (
+            parameter
+        ) in model.parameters():  # biases and gains are 0 and 1 at first: a lost one would not show
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
 
@@ -128,7 +174,15 @@ def bert(words: Any, **settings: Any) -> Any:
 
 def decoder(name: str, words: Any, **settings: Any) -> Any:
     size = {"max_position_embeddings": 128, "num_key_value_heads": 2, "head_dim": 8}
-    return network(name, words, **COMMON, **size, eos_token_id=words.eos_token_id, bos_token_id=None, **settings)
+    return network(
+        name,
+        words,
+        **COMMON,
+        **size,
+        eos_token_id=words.eos_token_id,
+        bos_token_id=None,
+        **settings,
+    )
 
 
 @dataclass
@@ -195,22 +249,39 @@ CASES = {
     "bert-cls-normalized": Case(
         bert_tokenizer, bert, "cls", then=normalize, expected={"pooling": "cls", "normalized": True}
     ),
-    "bert-mean": Case(bert_tokenizer, bert, expected={"pooling": "mean", "normalized": False, "dimensions": HIDDEN}),
-    "bert-max-dot-similarity": Case(bert_tokenizer, bert, "max", model={"similarity_fn_name": "dot"}),
+    "bert-mean": Case(
+        bert_tokenizer,
+        bert,
+        expected={"pooling": "mean", "normalized": False, "dimensions": HIDDEN},
+    ),
+    "bert-max-dot-similarity": Case(
+        bert_tokenizer, bert, "max", model={"similarity_fn_name": "dot"}
+    ),
     "bert-weightedmean": Case(bert_tokenizer, bert, "weightedmean"),
     "bert-sqrt-length": Case(bert_tokenizer, bert, "mean_sqrt_len_tokens"),
     "bert-two-poolings": Case(
-        bert_tokenizer, bert, ("cls", "mean"), expected={"pooling": "cls+mean", "dimensions": 2 * HIDDEN}
+        bert_tokenizer,
+        bert,
+        ("cls", "mean"),
+        expected={"pooling": "cls+mean", "dimensions": 2 * HIDDEN},
     ),
-    "bert-dense": Case(bert_tokenizer, bert, then=dense, expected={"dimensions": 12, "normalized": False}),
+    "bert-dense": Case(
+        bert_tokenizer, bert, then=dense, expected={"dimensions": 12, "normalized": False}
+    ),
     "bert-dense-after-normalize": Case(
-        bert_tokenizer, bert, then=lambda size: [*normalize(size), *dense(size)], expected={"normalized": False}
+        bert_tokenizer,
+        bert,
+        then=lambda size: [*normalize(size), *dense(size)],
+        expected={"normalized": False},
     ),
     "bert-lowercase-by-the-module": Case(
         lambda: bert_tokenizer(lowercase=False), bert, transformer={"do_lower_case": True}
     ),
     "bert-limit-of-its-own": Case(
-        bert_tokenizer, lambda words: bert(words, max_position_embeddings=40), limit=None, expected={"max_tokens": 40}
+        bert_tokenizer,
+        lambda words: bert(words, max_position_embeddings=40),
+        limit=None,
+        expected={"max_tokens": 40},
     ),
     "bert-limit-of-its-tokenizer": Case(
         lambda: bert_tokenizer(model_max_length=20), bert, limit=None, expected={"max_tokens": 20}
@@ -219,12 +290,16 @@ CASES = {
     "bert-prompts-not-pooled": Case(
         bert_tokenizer, bert, include_prompt=False, then=normalize, model={"prompts": PROMPTS}
     ),
-    "bert-prompts-not-pooled-cls": Case(bert_tokenizer, bert, "cls", include_prompt=False, model={"prompts": PROMPTS}),
+    "bert-prompts-not-pooled-cls": Case(
+        bert_tokenizer, bert, "cls", include_prompt=False, model={"prompts": PROMPTS}
+    ),
     "bert-passage-prompt": Case(
         bert_tokenizer, bert, model={"prompts": {"query": "question: ", "passage": "passage: "}}
     ),
     "bert-default-prompt": Case(
-        bert_tokenizer, bert, model={"prompts": {"any": "text to embed: "}, "default_prompt_name": "any"}
+        bert_tokenizer,
+        bert,
+        model={"prompts": {"any": "text to embed: "}, "default_prompt_name": "any"},
     ),
     "distilbert": Case(bert_tokenizer, lambda words: network("DistilBert", words, **DISTILBERT)),
     "roberta": Case(
@@ -236,7 +311,11 @@ CASES = {
         lambda words: network("XLMRoberta", words, **COMMON, max_position_embeddings=LIMIT + 2),
         then=normalize,
         model={"prompts": {"query": "query: ", "document": "passage: "}},
-        expected={"prompts": {"query": "query: ", "document": "passage: "}, "normalized": True, "max_tokens": LIMIT},
+        expected={
+            "prompts": {"query": "query: ", "document": "passage: "},
+            "normalized": True,
+            "max_tokens": LIMIT,
+        },
     ),
     "mpnet": Case(
         lambda: roberta_tokenizer("wordpiece"),
@@ -245,7 +324,9 @@ CASES = {
     ),
     "albert": Case(
         bert_tokenizer,
-        lambda words: network("Albert", words, **COMMON, embedding_size=16, max_position_embeddings=LIMIT),
+        lambda words: network(
+            "Albert", words, **COMMON, embedding_size=16, max_position_embeddings=LIMIT
+        ),
     ),
     "modernbert": Case(  # local attention narrower than the texts
         bert_tokenizer,
@@ -270,10 +351,16 @@ CASES = {
         then=normalize,
         model={"prompts": {"query": "search_query: ", "document": "search_document: "}},
     ),
-    "gte": Case(bert_tokenizer, lambda words: network("Gte", words, **COMMON, max_position_embeddings=128), "cls"),
+    "gte": Case(
+        bert_tokenizer,
+        lambda words: network("Gte", words, **COMMON, max_position_embeddings=128),
+        "cls",
+    ),
     "eurobert": Case(
         bert_tokenizer,
-        lambda words: network("EuroBert", words, **COMMON, max_position_embeddings=128, num_key_value_heads=HEADS),
+        lambda words: network(
+            "EuroBert", words, **COMMON, max_position_embeddings=128, num_key_value_heads=HEADS
+        ),
     ),
     "qwen3-last-token-left-padding": Case(
         decoder_tokenizer,
@@ -283,9 +370,13 @@ CASES = {
         model={"prompts": {"query": "Instruct: find it\nQuery:", "document": ""}},
     ),
     "qwen3-last-token-right-padding": Case(
-        lambda: decoder_tokenizer(padding_side="right"), lambda words: decoder("Qwen3", words), "lasttoken"
+        lambda: decoder_tokenizer(padding_side="right"),
+        lambda words: decoder("Qwen3", words),
+        "lasttoken",
     ),
-    "mistral-mean-left-padding": Case(decoder_tokenizer, lambda words: decoder("Mistral", words), "mean"),
+    "mistral-mean-left-padding": Case(
+        decoder_tokenizer, lambda words: decoder("Mistral", words), "mean"
+    ),
     "gemma3-both-directions": Case(  # EmbeddingGemma's make; its window is narrower than the texts
         decoder_tokenizer,
         lambda words: decoder(
@@ -298,7 +389,10 @@ CASES = {
         then=dense_twice,
     ),
     "t5-dense": Case(
-        t5_tokenizer, lambda words: network("T5", words, **T5), then=dense_as_t5, expected={"dimensions": 24}
+        t5_tokenizer,
+        lambda words: network("T5", words, **T5),
+        then=dense_as_t5,
+        expected={"dimensions": 24},
     ),
     "t5-without-a-limit": Case(t5_tokenizer, lambda words: network("T5", words, **T5), limit=None),
 }
@@ -314,9 +408,13 @@ def save(case: Case, folder: Path, draft: Path) -> None:
     case.network(words).save_pretrained(draft)
     limit = {} if case.limit is None else {"max_seq_length": case.limit}
     transformer = Transformer(str(draft), **limit, **case.transformer)
-    pooling = Pooling(transformer.get_embedding_dimension(), case.pooling, include_prompt=case.include_prompt)
+    pooling = Pooling(
+        transformer.get_embedding_dimension(), case.pooling, include_prompt=case.include_prompt
+    )
     modules = [transformer, pooling, *case.then(pooling.get_embedding_dimension())]
-    SentenceTransformer(modules=modules, device="cpu", **case.model).save(str(folder), create_model_card=False)
+    SentenceTransformer(modules=modules, device="cpu", **case.model).save(
+        str(folder), create_model_card=False
+    )
 
 
 @pytest.fixture
@@ -339,16 +437,22 @@ def check(folder: Path, texts: Sequence[str] = TEXTS) -> Hf:
         assert wanted.shape == (len(texts), provider.space.dimensions)
         norms = np.linalg.norm(wanted, axis=1, keepdims=True)
         assert not provider.space.normalized or np.allclose(norms, 1, atol=1e-4)
-        length = np.where(norms == 0, 1, norms)  # a text without tokens is a zero vector for some models
+        length = np.where(
+            norms == 0, 1, norms
+        )  # a text without tokens is a zero vector for some models
         found = provider.embed(texts, role) / length
         wanted = wanted / length
         np.testing.assert_allclose(found, wanted, atol=1e-4)
         cosines = (found * wanted).sum(axis=1) / np.maximum(np.linalg.norm(found, axis=1), 1e-12)
         assert cosines[norms[:, 0] > 0].min() >= 0.9999
-        np.testing.assert_allclose(provider.embed(texts[::-1], role)[::-1] / length, wanted, atol=1e-4)
+        np.testing.assert_allclose(
+            provider.embed(texts[::-1], role)[::-1] / length, wanted, atol=1e-4
+        )
         alone = np.concatenate([provider.embed([texts[row]], role) for row in ALONE])
         np.testing.assert_allclose(alone / length[ALONE], wanted[ALONE], atol=1e-4)
-        assert np.median(wanted @ wanted.T) < 0.99, "the case shows nothing: all texts have the same vector"
+        assert np.median(wanted @ wanted.T) < 0.99, (
+            "the case shows nothing: all texts have the same vector"
+        )
     return provider
 
 
@@ -369,5 +473,7 @@ def test_a_static_model_goes_through_unchanged(apart: Path) -> None:
     torch.manual_seed(7)
     words = bert_tokenizer()
     module = StaticEmbedding(words, embedding_dim=HIDDEN)
-    SentenceTransformer(modules=[module], device="cpu").save(str(apart / "models" / "static"), create_model_card=False)
+    SentenceTransformer(modules=[module], device="cpu").save(
+        str(apart / "models" / "static"), create_model_card=False
+    )
     check(apart / "models" / "static")

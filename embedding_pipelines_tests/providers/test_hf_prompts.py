@@ -82,7 +82,9 @@ def test_a_model_s_own_prompts_win_over_its_family_s(models: Path) -> None:
     check(models, hf("own-e5-large-not-pooled"), OTHER)
 
 
-@pytest.mark.parametrize(("name", "own", "other"), [("own", E5, OTHER), ("own-e5-large-not-pooled", OTHER, E5)])
+@pytest.mark.parametrize(
+    ("name", "own", "other"), [("own", E5, OTHER), ("own-e5-large-not-pooled", OTHER, E5)]
+)
 def test_the_user_s_prompts_win_over_the_model_s(
     name: str, own: dict[str, str], other: dict[str, str], models: Path
 ) -> None:
@@ -90,7 +92,9 @@ def test_the_user_s_prompts_win_over_the_model_s(
     provider = hf(name, prompts=other)
     check(models, provider, other)
     assert provider.space.id != before.id
-    check(models, hf(name), own)  # what was converted is shared, and holds nobody's prompts but the model's
+    check(
+        models, hf(name), own
+    )  # what was converted is shared, and holds nobody's prompts but the model's
     assert hf(name).space == before
     assert hf(name, prompts=own).space.id == before.id
 
@@ -122,4 +126,6 @@ def test_int8_is_calibrated_with_the_prompt_that_documents_get(models: Path) -> 
     options = {"precision": "int8", "calibration": "texts.txt"}
     own = hf("own", **options).space.dtype
     assert hf("own", **options, prompts=OTHER).space.dtype != own
-    assert hf("own", **options, prompts={**E5, "query": "ask: "}).space.dtype == own  # the same graph serves both
+    assert (
+        hf("own", **options, prompts={**E5, "query": "ask: "}).space.dtype == own
+    )  # the same graph serves both

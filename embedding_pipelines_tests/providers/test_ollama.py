@@ -14,7 +14,14 @@ from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, Busy, Unreachable
 from embedding_pipelines.providers.ollama import Ollama
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 DIGEST = "0a109f422b47e3a30ba2b10eca18548e944e8a23073ee3f3e947efcf3c45e59f"
 TEXTS = ["a cat", "a dog", "a bird"]
@@ -52,7 +59,9 @@ DIALECT = Dialect(
     answer=answer,
     error=lambda status, message: {"error": message},
     others={
-        "/api/tags": lambda body: {"models": [{"name": "nomic-embed-text:latest", "digest": DIGEST}]},
+        "/api/tags": lambda body: {
+            "models": [{"name": "nomic-embed-text:latest", "digest": DIGEST}]
+        },
         "/api/show": lambda body: shown(),
     },
 )
@@ -106,13 +115,21 @@ def test_the_space_is_what_the_server_says_of_the_model(server: WireServer) -> N
     assert provider.limits.max_tokens == 2048 - 2 - 3
     assert provider.limits.concurrent_calls == 2
     assert server.requests == []  # it took no embedding
-    others = [model_at(server, prompts={}), model_at(server, num_ctx=512), model_at(server, dimensions=32)]
+    others = [
+        model_at(server, prompts={}),
+        model_at(server, num_ctx=512),
+        model_at(server, dimensions=32),
+    ]
     assert len({space.id, *(other.space.id for other in others)}) == 4
 
 
 @pytest.mark.parametrize(
     ("asked", "parameters", "trained", "loaded"),
-    [(None, "", 32_768, 4_096), (None, "num_ctx 8192", 32_768, 8_192), (16_384, "num_ctx 8192", 32_768, 16_384)],
+    [
+        (None, "", 32_768, 4_096),
+        (None, "num_ctx 8192", 32_768, 8_192),
+        (16_384, "num_ctx 8192", 32_768, 16_384),
+    ],
 )
 def test_the_context_is_asked_for_and_is_never_longer_than_the_models(
     asked: int | None, parameters: str, trained: int, loaded: int
@@ -138,15 +155,35 @@ def test_shorter_vectors_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("status", "message", "kind", "says"),
     [
-        (400, "the input length exceeds the context length", BadInput, "the input length exceeds the context length"),
+        (
+            400,
+            "the input length exceeds the context length",
+            BadInput,
+            "the input length exceeds the context length",
+        ),
         (500, "the input length exceeds the context length", BadInput, "answered 500"),
         (400, "invalid input type", BadInput, "invalid input type"),
         (400, "do embedding request: EOF", Unreachable, "EOF"),
-        (404, 'model "x" not found, try pulling it first', ProviderError, "Fetch the model with `ollama pull nomic"),
+        (
+            404,
+            'model "x" not found, try pulling it first',
+            ProviderError,
+            "Fetch the model with `ollama pull nomic",
+        ),
         (501, "this model does not support embeddings", ProviderError, "Choose an embedding model"),
         (401, "unauthorized", ProviderError, "Check api_key_env, which is not set"),
-        (500, "llama runner process has terminated", Unreachable, "llama runner process has terminated"),
-        (503, "server busy, please try again. maximum pending requests exceeded", Busy, "server busy"),
+        (
+            500,
+            "llama runner process has terminated",
+            Unreachable,
+            "llama runner process has terminated",
+        ),
+        (
+            503,
+            "server busy, please try again. maximum pending requests exceeded",
+            Busy,
+            "server busy",
+        ),
     ],
 )
 def test_what_a_refusal_means(
@@ -175,14 +212,18 @@ def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None
         (Fault("inside", message="out of memory"), "without vectors: out of memory"),
     ],
 )
-def test_a_reply_that_is_none_is_a_fault_on_the_way(server: WireServer, fault: Fault, says: str) -> None:
+def test_a_reply_that_is_none_is_a_fault_on_the_way(
+    server: WireServer, fault: Fault, says: str
+) -> None:
     server.faults.append(fault)
     with pytest.raises(Unreachable, match=says):
         model_at(server).embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(("kind", "says"), [("nan", "NaN or infinity"), ("zero", "a zero vector")])
-def test_a_row_that_cannot_be_believed_is_left_to_who_checks(server: WireServer, kind: str, says: str) -> None:
+def test_a_row_that_cannot_be_believed_is_left_to_who_checks(
+    server: WireServer, kind: str, says: str
+) -> None:
     provider = model_at(server)
     server.faults.append(Fault(kind))
     assert faulty_rows(provider.embed(TEXTS, "document"), TEXTS, provider.space) == {1: says}
@@ -190,7 +231,15 @@ def test_a_row_that_cannot_be_believed_is_left_to_who_checks(server: WireServer,
 
 @pytest.mark.parametrize(
     "rows",
-    [None, {}, "vectors", [[], [], []], [[1.0], [1.0, 2.0], [1.0]], [["1"], ["2"], ["3"]], [[[1.0]], [[2.0]], [[3.0]]]],
+    [
+        None,
+        {},
+        "vectors",
+        [[], [], []],
+        [[1.0], [1.0, 2.0], [1.0]],
+        [["1"], ["2"], ["3"]],
+        [[[1.0]], [[2.0]], [[3.0]]],
+    ],
 )
 def test_vectors_that_are_none_are_told(rows: object) -> None:
     with serve(replace(DIALECT, answer=lambda *_: {"embeddings": rows})) as server:
@@ -203,26 +252,37 @@ def test_null_is_a_row_that_is_missing_and_too_large_a_number_is_infinite() -> N
     rows = [[1.0, 0], None, [1e39, None]]
     with serve(replace(DIALECT, answer=lambda *_: {"embeddings": rows})) as server:
         found = model_at(server).embed(TEXTS, "document")
-    np.testing.assert_array_equal(found, np.array([[1, 0], [np.nan, np.nan], [np.inf, np.nan]], np.float32))
+    np.testing.assert_array_equal(
+        found, np.array([[1, 0], [np.nan, np.nan], [np.inf, np.nan]], np.float32)
+    )
 
 
 def test_a_server_that_is_not_running_is_one_sentence() -> None:
     with serve(DIALECT) as gone:
         provider = model_at(gone)
-    with pytest.raises(Unreachable, match="Is Ollama running there\\? Start it with `ollama serve`"):
+    with pytest.raises(
+        Unreachable, match="Is Ollama running there\\? Start it with `ollama serve`"
+    ):
         provider.embed(TEXTS, "document")
 
 
 def test_a_model_that_was_not_pulled_is_told_with_the_command(server: WireServer) -> None:
     for model in ("mxbai-embed-large", "nomic-embed-text:v1"):
-        with pytest.raises(ProviderError, match=f"has no model '{model}'. Fetch it with `ollama pull {model}`"):
+        with pytest.raises(
+            ProviderError, match=f"has no model '{model}'. Fetch it with `ollama pull {model}`"
+        ):
             Ollama(model=model, base_url=server.url).space  # noqa: B018
     assert Ollama(model="Nomic-Embed-Text:LATEST", base_url=server.url).space.revision == DIGEST
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/api/tags", []), ("/api/tags", {"models": None}), ("/api/show", {"details": {}}), ("/api/show", ["x"])],
+    [
+        ("/api/tags", []),
+        ("/api/tags", {"models": None}),
+        ("/api/show", {"details": {}}),
+        ("/api/show", ["x"]),
+    ],
 )
 def test_a_server_that_does_not_describe_its_model_is_told(path: str, said: object) -> None:
     with (

@@ -18,7 +18,14 @@ from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, 
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 SECRET = "sk-proj-4711-secret"
 DIMENSIONS = 64
@@ -28,15 +35,23 @@ TEXTS = ["a red fox", "the court", "x", "rain in spring"]
 def answer(body: Body, vectors: Vectors, order: list[int]) -> Body:
     """As documented: base64 where it is asked for."""
     packed = body.get("encoding_format") == "base64"
-    rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() if packed else row.tolist() for row in vectors]
-    data = [{"object": "embedding", "index": at, "embedding": row} for at, row in zip(order, rows, strict=True)]
+    rows = [
+        base64.b64encode(row.astype("<f4").tobytes()).decode() if packed else row.tolist()
+        for row in vectors
+    ]
+    data = [
+        {"object": "embedding", "index": at, "embedding": row}
+        for at, row in zip(order, rows, strict=True)
+    ]
     usage = {"prompt_tokens": len(vectors) * 3, "total_tokens": len(vectors) * 3}
     return {"object": "list", "data": data, "model": body["model"], "usage": usage}
 
 
 def error(status: int, message: str) -> Body:
     code = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}}
+    return {
+        "error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    }
 
 
 def dialect(reply: Any = None, key: str | None = None) -> Dialect:
@@ -52,13 +67,21 @@ def dialect(reply: Any = None, key: str | None = None) -> Dialect:
 
 def local(server: WireServer, **options: Any) -> Openai:
     """A model that nobody knows, behind a server without a key."""
-    return Openai(**{"base_url": f"{server.url}/v1", "model": "my-model", "dimensions": DIMENSIONS, **options})
+    return Openai(
+        **{"base_url": f"{server.url}/v1", "model": "my-model", "dimensions": DIMENSIONS, **options}
+    )
 
 
 def own(server: WireServer, **options: Any) -> Openai:
     """One of OpenAI's models, with a key."""
-    known = {"model": "text-embedding-3-small", "dimensions": DIMENSIONS, "tokenizer_of": "estimate"}
-    return Openai(**{"base_url": f"{server.url}/v1", "api_key_env": "OPENAI_API_KEY", **known, **options})
+    known = {
+        "model": "text-embedding-3-small",
+        "dimensions": DIMENSIONS,
+        "tokenizer_of": "estimate",
+    }
+    return Openai(
+        **{"base_url": f"{server.url}/v1", "api_key_env": "OPENAI_API_KEY", **known, **options}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +107,12 @@ def test_contract_of_an_unknown_model_with_prompts(server: WireServer) -> None:
 def test_a_request_as_documented(server: WireServer) -> None:
     reply = own(server).ask(TEXTS, "document")
     assert server.requests == [
-        {"model": "text-embedding-3-small", "input": TEXTS, "dimensions": DIMENSIONS, "encoding_format": "base64"}
+        {
+            "model": "text-embedding-3-small",
+            "input": TEXTS,
+            "dimensions": DIMENSIONS,
+            "encoding_format": "base64",
+        }
     ]
     assert server.headers[0]["authorization"] == f"Bearer {SECRET}"
     assert np.array_equal(reply.vectors, server.vectors(TEXTS))
@@ -113,12 +141,19 @@ def test_dimensions_are_sent_only_where_they_are_understood() -> None:
     assert [body.get("dimensions") for body in server.requests] == [None, DIMENSIONS]
 
 
-def test_a_key_goes_to_the_service_it_belongs_to(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_goes_to_the_service_it_belongs_to(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
     assert Openai(model="text-embedding-3-small").api_key_env == "OPENAI_API_KEY"
     assert local(server).api_key_env is None
-    assert Openai(model="m", dimensions=8, base_url="https://api.openai.com.example.org/v1").api_key_env is None
+    assert (
+        Openai(
+            model="m", dimensions=8, base_url="https://api.openai.com.example.org/v1"
+        ).api_key_env
+        is None
+    )
     assert Openai.model_validate_json(own(server).model_dump_json()) == own(server)
     local(server).ask(["x"], "query")
     assert not {"authorization", "openai-organization", "openai-project"} & server.headers[0].keys()
@@ -146,8 +181,18 @@ def test_a_key_that_no_header_can_hold_is_not_shown(
 
 def test_the_key_is_in_no_text(server: WireServer) -> None:
     provider = own(server)
-    server.faults.extend([Fault("status", 401, f"Incorrect API key provided: {SECRET}."), Fault("inside", 500, SECRET)])
-    texts = [repr(provider), str(provider), provider.model_dump_json(), provider.space.model_dump_json()]
+    server.faults.extend(
+        [
+            Fault("status", 401, f"Incorrect API key provided: {SECRET}."),
+            Fault("inside", 500, SECRET),
+        ]
+    )
+    texts = [
+        repr(provider),
+        str(provider),
+        provider.model_dump_json(),
+        provider.space.model_dump_json(),
+    ]
     for _ in range(2):
         with pytest.raises(ProviderError) as caught:
             provider.ask(["x"], "query")
@@ -159,15 +204,30 @@ def test_the_key_is_in_no_text(server: WireServer) -> None:
 @pytest.mark.parametrize(
     ("status", "message", "kind", "said"),
     [
-        (400, "This model's maximum context length is 8192 tokens, however you requested 9000.", BadInput, "8192"),
+        (
+            400,
+            "This model's maximum context length is 8192 tokens, however you requested 9000.",
+            BadInput,
+            "8192",
+        ),
         (400, "Requested 629204 tokens, max 600000 tokens per request", TooLarge, "629204"),
         (401, "Incorrect API key provided.", ProviderError, "Check the key in OPENAI_API_KEY"),
-        (403, "Project does not have access to model.", ProviderError, "Check the key in OPENAI_API_KEY"),
+        (
+            403,
+            "Project does not have access to model.",
+            ProviderError,
+            "Check the key in OPENAI_API_KEY",
+        ),
         (404, "The model `x` does not exist.", ProviderError, "Check model and base_url"),
         (413, "Request too large.", TooLarge, "Request too large"),
         (422, "List should have at most 32 items after validation, not 40", TooLarge, "at most 32"),
         (422, "Input should be a valid string.", BadInput, "valid string"),
-        (429, "You exceeded your current quota, please check your plan.", ProviderError, "top it up"),
+        (
+            429,
+            "You exceeded your current quota, please check your plan.",
+            ProviderError,
+            "top it up",
+        ),
         (500, "The server had an error.", Unreachable, "The server had an error"),
         (503, "The engine is overloaded.", Busy, "overloaded"),
     ],
@@ -225,7 +285,10 @@ def test_numbers_and_replies_without_an_index_are_taken() -> None:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        ({"error": {"message": "Upstream failed", "code": 502}}, "without vectors: Upstream failed"),
+        (
+            {"error": {"message": "Upstream failed", "code": 502}},
+            "without vectors: Upstream failed",
+        ),
         ({"data": None}, "without vectors"),
         ({"data": {"0": [1.0]}}, "without vectors"),
         ([[1.0, 2.0]], "without vectors"),
@@ -235,11 +298,23 @@ def test_numbers_and_replies_without_an_index_are_taken() -> None:
         ({"data": ["x", "y"]}, "no vectors"),
         ({"data": [{"index": 0, "embedding": []}, {"index": 1, "embedding": []}]}, "empty ones"),
         ({"data": [{"index": 0, "embedding": ""}, {"index": 1, "embedding": ""}]}, "empty ones"),
-        ({"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]}, "index 0 out of place"),
-        ({"data": [{"index": 0, "embedding": [1.0]}, {"index": 2, "embedding": [1.0]}]}, "index 2 out of place"),
-        ({"data": [{"index": 0, "embedding": [1.0]}, {"embedding": [1.0]}]}, "index None out of place"),
+        (
+            {"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
+            "index 0 out of place",
+        ),
+        (
+            {"data": [{"index": 0, "embedding": [1.0]}, {"index": 2, "embedding": [1.0]}]},
+            "index 2 out of place",
+        ),
+        (
+            {"data": [{"index": 0, "embedding": [1.0]}, {"embedding": [1.0]}]},
+            "index None out of place",
+        ),
         ({"data": [{"index": "0", "embedding": [1.0]}]}, "index '0' out of place"),
-        ({"data": [{"index": 0, "embedding": [1.0, 2.0]}, {"index": 1, "embedding": [1.0]}]}, "different lengths"),
+        (
+            {"data": [{"index": 0, "embedding": [1.0, 2.0]}, {"index": 1, "embedding": [1.0]}]},
+            "different lengths",
+        ),
         ({"data": [{"index": 0, "embedding": [[1.0], [2.0]]}]}, "no list of numbers"),
         ({"data": [{"index": 0, "embedding": "not base64!"}]}, "cannot be read"),
         ({"data": [{"index": 0, "embedding": "AAAA"}]}, "cannot be read"),
@@ -275,15 +350,30 @@ def test_vectors_of_other_dimensions_are_left_for_the_caller_to_refuse(server: W
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"model": "text-embedding-ada-002", "dimensions": 512}, "cannot give 512 dimensions; it can give 1536"),
+        (
+            {"model": "text-embedding-ada-002", "dimensions": 512},
+            "cannot give 512 dimensions; it can give 1536",
+        ),
         ({"model": "text-embedding-3-small", "dimensions": 2000}, "it can give 1 to 1536"),
         ({"model": "my-model"}, "say with `dimensions` how long its vectors are"),
         ({"model": ""}, "at least 1 character"),
-        ({"model": "text-embedding-3-small", "send_dimensions": True}, "leave it out with 'text-embedding-3-small'"),
+        (
+            {"model": "text-embedding-3-small", "send_dimensions": True},
+            "leave it out with 'text-embedding-3-small'",
+        ),
         ({"model": "text-embedding-3-small", "max_tokens": 9000}, "reads 8191 tokens of a text"),
-        ({"model": "my-model", "dimensions": 8, "base_url": "localhost:8080"}, "no address of a service"),
-        ({"model": "my-model", "dimensions": 8, "base_url": "http://localhost:port/v1"}, "Port could not be cast"),
-        ({"model": "my-model", "dimensions": 8, "prompts": {"title": "x"}}, "'document' or 'query'"),
+        (
+            {"model": "my-model", "dimensions": 8, "base_url": "localhost:8080"},
+            "no address of a service",
+        ),
+        (
+            {"model": "my-model", "dimensions": 8, "base_url": "http://localhost:port/v1"},
+            "Port could not be cast",
+        ),
+        (
+            {"model": "my-model", "dimensions": 8, "prompts": {"title": "x"}},
+            "'document' or 'query'",
+        ),
     ],
 )
 def test_wrong_options_are_told_when_the_file_loads(options: dict[str, Any], said: str) -> None:
@@ -293,8 +383,16 @@ def test_wrong_options_are_told_when_the_file_loads(options: dict[str, Any], sai
 
 def test_limits_and_space_say_what_is_known() -> None:
     known = Openai(model="text-embedding-3-large", tokenizer_of="estimate")
-    assert (known.limits.call_texts, known.limits.call_tokens, known.limits.call_bytes) == (2_048, 300_000, 1_200_000)
-    assert (known.space.max_tokens, known.space.dimensions, known.space.normalized) == (8_191, 3_072, True)
+    assert (known.limits.call_texts, known.limits.call_tokens, known.limits.call_bytes) == (
+        2_048,
+        300_000,
+        1_200_000,
+    )
+    assert (known.space.max_tokens, known.space.dimensions, known.space.normalized) == (
+        8_191,
+        3_072,
+        True,
+    )
     other = Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1")
     assert (other.space.max_tokens, other.space.normalized) == (512, False)
     assert other.limits.call_bytes is None
@@ -304,7 +402,10 @@ def test_limits_and_space_say_what_is_known() -> None:
     assert other.space != moved.space  # two servers may call different models alike
     same = [provider.model_copy(update={"revision": "weights 7"}) for provider in (other, moved)]
     assert same[0].space == same[1].space
-    assert known.space == known.model_copy(update={"base_url": "https://me.openai.azure.com/openai/v1"}).space
+    assert (
+        known.space
+        == known.model_copy(update={"base_url": "https://me.openai.azure.com/openai/v1"}).space
+    )
 
 
 def test_prices_are_the_published_ones_or_the_users() -> None:
@@ -312,9 +413,17 @@ def test_prices_are_the_published_ones_or_the_users() -> None:
     assert Openai(model="text-embedding-3-small", usd_per_million_tokens=0.5).price == 0.5
     assert Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1").price is None
     later = Openai(model="text-embedding-3-small", mode="batch")
-    assert (later.price, later.batch_price) == (0.02, 0.01)  # queries and measuring go no other way than before
+    assert (later.price, later.batch_price) == (
+        0.02,
+        0.01,
+    )  # queries and measuring go no other way than before
     assert later.model_copy(update={"usd_per_million_tokens": 0.5}).batch_price == 0.5
-    assert Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1", mode="batch").batch_price is None
+    assert (
+        Openai(
+            model="my-model", dimensions=8, base_url="http://localhost:1/v1", mode="batch"
+        ).batch_price
+        is None
+    )
 
 
 def test_whose_tokenizer_counts(server: WireServer) -> None:
@@ -341,7 +450,9 @@ def serving(content: bytes) -> Iterator[str]:
             """Quiet."""
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"

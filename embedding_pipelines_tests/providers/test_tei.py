@@ -14,7 +14,14 @@ from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.tei import Tei
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 TEXTS = ["a cat", "a dog", "a bird"]
 INFO: Body = {
@@ -42,7 +49,9 @@ def answer(body: Body, vectors: Vectors, order: list[int]) -> Any:
 
 
 def error(status: int, message: str) -> Any:
-    return {"error": message, "error_type": TYPES[status]} if status in TYPES else {"message": message}
+    return (
+        {"error": message, "error_type": TYPES[status]} if status in TYPES else {"message": message}
+    )
 
 
 def info(**changed: Any) -> Dialect:
@@ -103,15 +112,24 @@ def test_space_and_limits_are_what_the_server_says(server: WireServer) -> None:
     provider = model_at(server, prompts={"document": "a b "}, concurrent_calls=3)
     space, limits = provider.space, provider.limits
     assert (space.model, space.revision) == (INFO["model_id"], INFO["model_sha"])
-    assert (space.dtype, space.pooling, space.max_tokens, space.dimensions) == ("float16", "mean", 512, 64)
+    assert (space.dtype, space.pooling, space.max_tokens, space.dimensions) == (
+        "float16",
+        "mean",
+        512,
+        64,
+    )
     assert (limits.max_tokens, limits.call_tokens, limits.call_texts) == (512 - 2 - 2, 16_384, 32)
     assert limits.concurrent_calls == 3
     assert provider.price == 0
     assert model_at(server, prompts={}).space.id != space.id
-    assert len(server.requests) == 2  # one text for the number of dimensions, per set of options but prompts
+    assert (
+        len(server.requests) == 2
+    )  # one text for the number of dimensions, per set of options but prompts
 
 
-def test_dimensions_are_asked_for_once_and_not_at_all_where_they_are_named(server: WireServer) -> None:
+def test_dimensions_are_asked_for_once_and_not_at_all_where_they_are_named(
+    server: WireServer,
+) -> None:
     for _ in range(3):
         assert model_at(server).space.dimensions == 64
     assert len(server.requests) == 1
@@ -130,9 +148,17 @@ def test_a_server_that_takes_less_than_one_long_text_in_a_batch_still_takes_one(
     ("status", "message", "kind"),
     [
         (413, "batch size 33 > maximum allowed batch size 32", TooLarge),
-        (413, "Input validation error: `inputs` must have less than 512 tokens. Given: 600", BadInput),
+        (
+            413,
+            "Input validation error: `inputs` must have less than 512 tokens. Given: 600",
+            BadInput,
+        ),
         (413, "Input validation error: `inputs` cannot be empty", BadInput),
-        (413, "Input validation error: `dimensions` should be positive and less than 64. Given: 65", ProviderError),
+        (
+            413,
+            "Input validation error: `dimensions` should be positive and less than 64. Given: 65",
+            ProviderError,
+        ),
         (422, "Tokenizer error: cannot encode", BadInput),
         (424, "Backend error: CUDA error", Unreachable),
         (429, "Model is overloaded", Busy),
@@ -142,7 +168,9 @@ def test_a_server_that_takes_less_than_one_long_text_in_a_batch_still_takes_one(
         (500, "Internal Server Error", Unreachable),
     ],
 )
-def test_what_a_refusal_means(server: WireServer, status: int, message: str, kind: type[ProviderError]) -> None:
+def test_what_a_refusal_means(
+    server: WireServer, status: int, message: str, kind: type[ProviderError]
+) -> None:
     server.faults.append(Fault("status", status, message))
     with pytest.raises(ProviderError) as caught:
         model_at(server, dimensions=64).embed(TEXTS, "document")
@@ -172,14 +200,18 @@ def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None
         (Fault("inside", message="Backend error"), "without vectors: Backend error"),
     ],
 )
-def test_a_reply_that_is_none_is_a_fault_on_the_way(server: WireServer, fault: Fault, says: str) -> None:
+def test_a_reply_that_is_none_is_a_fault_on_the_way(
+    server: WireServer, fault: Fault, says: str
+) -> None:
     server.faults.append(fault)
     with pytest.raises(Unreachable, match=says):
         model_at(server).embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(("kind", "says"), [("nan", "NaN or infinity"), ("zero", "a zero vector")])
-def test_a_row_that_cannot_be_believed_is_left_to_who_checks(server: WireServer, kind: str, says: str) -> None:
+def test_a_row_that_cannot_be_believed_is_left_to_who_checks(
+    server: WireServer, kind: str, says: str
+) -> None:
     provider = model_at(server, dimensions=64)
     server.faults.append(Fault(kind))
     assert faulty_rows(provider.embed(TEXTS, "document"), TEXTS, provider.space) == {1: says}
@@ -188,7 +220,9 @@ def test_a_row_that_cannot_be_believed_is_left_to_who_checks(server: WireServer,
 def test_a_server_that_serves_no_embeddings_is_told() -> None:
     with (
         serve(info(model_type={"reranker": {"id2label": {}, "label2id": {}}})) as server,
-        pytest.raises(ProviderError, match=r"serves no embedding model: its model_type is \{'reranker'"),
+        pytest.raises(
+            ProviderError, match=r"serves no embedding model: its model_type is \{'reranker'"
+        ),
     ):
         model_at(server).space  # noqa: B018
 
@@ -217,12 +251,18 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> 
     with serve(replace(DIALECT, key="Bearer sk-secret")) as server:
         provider = model_at(server, api_key_env="TEI_KEY")
         provider.embed(TEXTS, "document")
-        server.faults.extend([Fault("status", 401, "no: sk-secret"), Fault("status", 413, "no: sk-secret")])
+        server.faults.extend(
+            [Fault("status", 401, "no: sk-secret"), Fault("status", 413, "no: sk-secret")]
+        )
         with pytest.raises(ProviderError, match="Check the key in TEI_KEY") as refused:
             provider.embed(TEXTS, "document")
         with pytest.raises(BadInput) as invalid:
             provider.embed(TEXTS, "document")
-        told = [*map(str, (refused.value, invalid.value)), repr(provider), provider.model_dump_json()]
+        told = [
+            *map(str, (refused.value, invalid.value)),
+            repr(provider),
+            provider.model_dump_json(),
+        ]
         assert not any("sk-secret" in text for text in [*told, provider.space.model_dump_json()])
         monkeypatch.delenv("TEI_KEY")
         with pytest.raises(ConfigError, match="the environment variable TEI_KEY is not set"):

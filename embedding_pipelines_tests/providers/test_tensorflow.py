@@ -16,11 +16,15 @@ def folder(home: Path) -> Path:
     return home / "model"
 
 
-def test_without_tensorflow_one_line_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorflow_one_line_says_what_to_install(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(home)
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[tensorflow\]'") as caught:
+    with pytest.raises(
+        ConfigError, match=r"pip install 'embedding-pipelines\[tensorflow\]'"
+    ) as caught:
         Tensorflow(model="model").embed(["a"], "query")
     assert isinstance(caught.value.__cause__, ImportError)
 
@@ -36,10 +40,16 @@ def test_a_folder_that_is_no_saved_model_is_named_before_anything_is_loaded(
     assert str(home / name) in str(caught.value)
 
 
-def test_the_limits_and_the_tokenizer_need_no_model(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limits_and_the_tokenizer_need_no_model(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     provider = Tensorflow(model="gone", max_tokens=128, call_texts=16)
-    assert (provider.limits.max_tokens, provider.limits.call_texts, provider.limits.call_tokens) == (128, 16, 2_048)
+    assert (
+        provider.limits.max_tokens,
+        provider.limits.call_texts,
+        provider.limits.call_tokens,
+    ) == (128, 16, 2_048)
     assert len(provider.tokenizer().encode("A cat sleeps.").ids) == 5
 
 

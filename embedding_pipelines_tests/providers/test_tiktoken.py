@@ -32,7 +32,9 @@ def ranks() -> dict[bytes, int]:
     }
     drawn = {digest(token): token for token in found}
     joined = [drawn[number] for number in sorted(drawn) if number[0] % 2]
-    return {token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *joined])}
+    return {
+        token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *joined])
+    }
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,9 @@ TOKENIZER = _tiktoken.converted(ranks())
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(text=st.text() | st.lists(st.sampled_from(SAMPLES) | st.characters(), max_size=60).map("".join))
+@given(
+    text=st.text() | st.lists(st.sampled_from(SAMPLES) | st.characters(), max_size=60).map("".join)
+)
 def test_it_cuts_and_joins_as_tiktoken_does(encoding: tiktoken.Encoding, text: str) -> None:
     text = text.encode("utf-8", "replace").decode()
     found = TOKENIZER.encode(text)
@@ -77,7 +81,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_vocabulary_that_cannot_be_had_is_told_with_the_remedy(machine: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ProxyError.*TIKTOKEN_CACHE_DIR names\. Or write tokenizer_of: estimate"):
+    with pytest.raises(
+        ConfigError, match=r"ProxyError.*TIKTOKEN_CACHE_DIR names\. Or write tokenizer_of: estimate"
+    ):
         _tiktoken.cl100k()
     assert not machine.exists()
 
@@ -89,7 +95,9 @@ def test_what_was_converted_is_kept_and_needs_tiktoken_no_more(
     made = _tiktoken.cl100k().encode("the cat sleeps").ids
     monkeypatch.delitem(tiktoken.registry.ENCODINGS, _tiktoken.ENCODING)
     _tiktoken.cl100k.cache_clear()
-    assert _tiktoken.cl100k().encode("the cat sleeps").ids == made == encoding.encode("the cat sleeps")
+    assert (
+        _tiktoken.cl100k().encode("the cat sleeps").ids == made == encoding.encode("the cat sleeps")
+    )
     assert [path.name for path in machine.iterdir()] == ["cl100k_base-1.json"]
 
 

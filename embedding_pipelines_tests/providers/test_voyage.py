@@ -13,8 +13,21 @@ from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.service import KEY, TEXTS, check_secrecy, check_service, refusal
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.service import (
+    KEY,
+    TEXTS,
+    check_secrecy,
+    check_service,
+    refusal,
+)
+from embedding_pipelines_tests.providers.wire import (
+    Body,
+    Dialect,
+    Fault,
+    Vectors,
+    WireServer,
+    serve,
+)
 
 WIDTH = 256
 
@@ -75,7 +88,9 @@ def test_faults_mean_what_they_say(server: WireServer) -> None:
     check_service(voyage(server), server)
 
 
-def test_the_key_stays_in_the_environment(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_stays_in_the_environment(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check_secrecy(voyage(server), monkeypatch)
 
 
@@ -86,7 +101,9 @@ def test_a_wrong_key_ends_the_run(server: WireServer, monkeypatch: pytest.Monkey
 
 
 def test_too_many_tokens_in_a_batch_are_no_texts_fault(server: WireServer) -> None:
-    batch = "Request to model 'voyage-4' failed. The max allowed tokens per submitted batch is 320000."
+    batch = (
+        "Request to model 'voyage-4' failed. The max allowed tokens per submitted batch is 320000."
+    )
     text = "Request to model 'voyage-4' failed. The example at index 0 in your batch has too many tokens."
     large = refusal(voyage(server), server, Fault("status", 400, batch))
     assert type(large) is TooLarge
@@ -131,7 +148,12 @@ def test_each_type_as_float32(server: WireServer) -> None:
     exact = server.vectors(TEXTS)
     small = np.clip(np.rint(exact * 400), -128, 127)
     signs = np.where(exact > 0, 1, -1)
-    for dtype, expected in {"int8": small, "uint8": small, "binary": signs, "ubinary": signs}.items():
+    for dtype, expected in {
+        "int8": small,
+        "uint8": small,
+        "binary": signs,
+        "ubinary": signs,
+    }.items():
         provider = voyage(server, output_dtype=dtype)
         found = provider.embed(TEXTS, "document")
         assert found.dtype == np.float32
@@ -164,21 +186,31 @@ ROW = base64.b64encode(np.zeros(4, "<f4").tobytes()).decode()
 )
 def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, data: Any) -> None:
     monkeypatch.setenv("VOYAGE_API_KEY", KEY)
-    with serve(answering({"data": data}), WIDTH) as server, pytest.raises(Unreachable, match=r"^voyage at http"):
+    with (
+        serve(answering({"data": data}), WIDTH) as server,
+        pytest.raises(Unreachable, match=r"^voyage at http"),
+    ):
         voyage(server).ask(TEXTS[:1], "document")
 
 
 def test_vectors_of_different_lengths_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOYAGE_API_KEY", KEY)
     data = [{"embedding": ROW, "index": 0}, {"embedding": ROW[:16], "index": 1}]
-    with serve(answering({"data": data}), WIDTH) as server, pytest.raises(Unreachable, match="different lengths"):
+    with (
+        serve(answering({"data": data}), WIDTH) as server,
+        pytest.raises(Unreachable, match="different lengths"),
+    ):
         voyage(server).ask(TEXTS[:2], "document")
 
 
 def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> None:
     """Documents of another model are another space all the same: who changes to a better one wants its vectors."""
     both = voyage(server, model="voyage-4-large", query_model="voyage-4-lite")
-    assert both.space.id == voyage(server, model="voyage-4-large").space.id != voyage(server, model="voyage-4").space.id
+    assert (
+        both.space.id
+        == voyage(server, model="voyage-4-large").space.id
+        != voyage(server, model="voyage-4").space.id
+    )
     both.embed(TEXTS, "document")
     both.embed(TEXTS, "query")
     assert [body["model"] for body in server.requests] == ["voyage-4-large", "voyage-4-lite"]
@@ -188,7 +220,12 @@ def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> 
 
 
 def test_limits_and_price() -> None:
-    totals = {"voyage-4-large": 120_000, "voyage-4": 320_000, "voyage-4-lite": 1_000_000, "voyage-3.5": 320_000}
+    totals = {
+        "voyage-4-large": 120_000,
+        "voyage-4": 320_000,
+        "voyage-4-lite": 1_000_000,
+        "voyage-3.5": 320_000,
+    }
     assert {model: Voyage(model=model).limits.call_tokens for model in totals} == totals
     limits = Voyage(model="voyage-9", dimensions=64).limits
     assert (limits.call_tokens, limits.call_texts) == (120_000, 1_000)
@@ -203,7 +240,10 @@ def test_limits_and_price() -> None:
         ({"model": "voyage-4", "dimensions": 300}, "can give 256 or 512 or 1024 or 2048"),
         ({"model": "voyage-9"}, "say with `dimensions`"),
         ({"model": "voyage-9", "dimensions": 100, "output_dtype": "ubinary"}, "multiple of 8"),
-        ({"model": "voyage-4", "output_dtype": "float16"}, "'float', 'int8', 'uint8', 'binary' or 'ubinary'"),
+        (
+            {"model": "voyage-4", "output_dtype": "float16"},
+            "'float', 'int8', 'uint8', 'binary' or 'ubinary'",
+        ),
     ],
 )
 def test_wrong_options_say_what_is_right(options: dict[str, Any], words: str) -> None:

@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, ProviderError, SourceError
+from embedding_pipelines.errors import (
+    ConfigError,
+    EmbeddingPipelinesError,
+    ProviderError,
+    SourceError,
+)
 from embedding_pipelines.providers._word2vec_training import Training, train
 from embedding_pipelines.providers._word2vec_words import words_of
 from embedding_pipelines.providers.hashing import Hashing
@@ -39,7 +44,9 @@ def header(words: list[str] = WORDS, rows: np.ndarray = ROWS) -> bytes:
 
 
 def binary() -> bytes:
-    return header() + b"".join(word.encode() + b" " + row.tobytes() for word, row in zip(WORDS, ROWS, strict=True))
+    return header() + b"".join(
+        word.encode() + b" " + row.tobytes() for word, row in zip(WORDS, ROWS, strict=True)
+    )
 
 
 def save_keyed_vectors(path: Path, sep_limit: int, pickle_protocol: int = 4) -> None:
@@ -62,12 +69,21 @@ FORMATS: dict[str, Callable[[Path], object]] = {
     ),
     "word2vec binary": lambda path: path.write_bytes(binary()),
     "word2vec binary with line ends": lambda path: path.write_bytes(
-        header() + b"".join(w.encode() + b" " + row.tobytes() + b"\n" for w, row in zip(WORDS, ROWS, strict=True))
+        header()
+        + b"".join(
+            w.encode() + b" " + row.tobytes() + b"\n" for w, row in zip(WORDS, ROWS, strict=True)
+        )
     ),
     "word2vec binary, gzipped": lambda path: path.write_bytes(gzip.compress(binary())),
     "GloVe": lambda path: path.write_bytes(text_lines()),
     "GloVe, gzipped, with a word of spaces and one twice": lambda path: path.write_bytes(
-        gzip.compress(text_lines() + b". . " + text_lines()[6:].split(b"\n")[0] + b"\n" + text_lines(["cat"], ROWS[:1]))
+        gzip.compress(
+            text_lines()
+            + b". . "
+            + text_lines()[6:].split(b"\n")[0]
+            + b"\n"
+            + text_lines(["cat"], ROWS[:1])
+        )
     ),
     "KeyedVectors": lambda path: save_keyed_vectors(path, 1 << 20),
     "KeyedVectors with numpy 1": save_as_numpy_1_did,
@@ -80,7 +96,9 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def test_word2vec_keeps_the_contract(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [text if words_of(text) else f"blank{at}" for at, text in enumerate(contract.TEXTS)]  # "" has no vector
+    texts = [
+        text if words_of(text) else f"blank{at}" for at, text in enumerate(contract.TEXTS)
+    ]  # "" has no vector
     monkeypatch.setattr(contract, "TEXTS", texts)
     words = sorted({word.lower() for text in texts for word in words_of(text)})
     rows = Hashing(dimensions=64).embed(words, "document")
@@ -103,7 +121,9 @@ def test_every_format_gives_the_mean_of_the_words(home: Path, made: str) -> None
 def test_a_word_is_looked_up_as_written_then_in_lower_case(home: Path) -> None:
     (home / "words").write_bytes(binary())
     found = Word2vec(vectors="words").embed(["Paris", "paris", "PARIS", "Cat"], "query")
-    assert np.allclose(found, [unit(ROWS[1]), unit(ROWS[0]), unit(ROWS[0]), unit(ROWS[2])], atol=1e-6)
+    assert np.allclose(
+        found, [unit(ROWS[1]), unit(ROWS[0]), unit(ROWS[0]), unit(ROWS[2])], atol=1e-6
+    )
 
 
 def test_a_text_without_a_known_word_has_no_vector(home: Path) -> None:
@@ -135,7 +155,9 @@ def test_a_file_is_read_once_and_then_mapped_into_memory(home: Path) -> None:
     (home / "words").write_bytes(binary())
     Word2vec(vectors="words").embed(["cat"], "document")
     kept = list((home / "cache/embedding-pipelines").iterdir())
-    assert [sorted(file.name for file in folder.iterdir()) for folder in kept] == [["vectors.f32", "words.json"]]
+    assert [sorted(file.name for file in folder.iterdir()) for folder in kept] == [
+        ["vectors.f32", "words.json"]
+    ]
     os.utime(kept[0] / "words.json", ns=(0, 0))
     (home / "again").write_bytes(binary())
     Word2vec(vectors="again").embed(["cat"], "document")
@@ -213,7 +235,9 @@ def test_of_a_whole_model_the_vectors_are_asked_for(home: Path) -> None:
     from gensim.models import Word2Vec
 
     Word2Vec([["a", "b"]], vector_size=4, min_count=1).save(str(home / "words"))
-    with pytest.raises(ProviderError, match=r"word2vec\.Word2Vec, which is no part.*save `model\.wv`"):
+    with pytest.raises(
+        ProviderError, match=r"word2vec\.Word2Vec, which is no part.*save `model\.wv`"
+    ):
         _ = Word2vec(vectors="words").space
 
 
@@ -245,15 +269,28 @@ def test_without_gensim_one_line_says_what_to_install(
     home: Path, monkeypatch: pytest.MonkeyPatch, needs_gensim: Callable[[Path], object]
 ) -> None:
     FORMATS["KeyedVectors"](home / "words")
-    for module in ("gensim", "gensim.models", "gensim.models.keyedvectors", "gensim.models.word2vec"):
+    for module in (
+        "gensim",
+        "gensim.models",
+        "gensim.models.keyedvectors",
+        "gensim.models.word2vec",
+    ):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[word2vec\]'"):
         needs_gensim(home)
 
 
 CORPUS = [
-    *(f"The {animal} eats {food} and sleeps." for animal in ("cat", "dog", "mouse") for food in ("meat", "bread")),
-    *(f"The {court} rejects the {claim}, and adjourns." for court in ("judge", "court") for claim in ("plea", "claim")),
+    *(
+        f"The {animal} eats {food} and sleeps."
+        for animal in ("cat", "dog", "mouse")
+        for food in ("meat", "bread")
+    ),
+    *(
+        f"The {court} rejects the {claim}, and adjourns."
+        for court in ("judge", "court")
+        for claim in ("plea", "claim")
+    ),
 ] * 40
 OPTIONS = Training(dimensions=16, window=3, epochs=10)
 
@@ -274,7 +311,9 @@ def test_learning_again_gives_the_same_file_in_another_process(home: Path) -> No
         "from pathlib import Path; from embedding_pipelines.providers._word2vec_training import Training, train;"
         f"train({CORPUS!r} * 20, Training(dimensions=16, epochs=5), Path({str(home / 'there.bin')!r}))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
+    )
     assert (home / "here.bin").read_bytes() == (home / "there.bin").read_bytes()
     train(texts, Training(dimensions=16, epochs=5, seed=1), home / "there.bin")
     assert (home / "here.bin").read_bytes() != (home / "there.bin").read_bytes()
@@ -290,7 +329,9 @@ def test_learning_that_fails_leaves_the_old_file(home: Path) -> None:
     with pytest.raises(SourceError, match="the disk is gone"):
         train(broken(), OPTIONS, home / "words")
     for texts in ([], ["every word once"]):
-        with pytest.raises(EmbeddingPipelinesError, match=f"2 times or more in the {len(texts)} texts"):
+        with pytest.raises(
+            EmbeddingPipelinesError, match=f"2 times or more in the {len(texts)} texts"
+        ):
             train(texts, OPTIONS, home / "words")
     assert (home / "words").read_bytes() == binary()
     assert [file.name for file in home.iterdir()] == ["words"]

@@ -54,11 +54,15 @@ class Dialect:
 
     path: str
     texts: Callable[[Body], list[str]]  # of a request
-    answer: Callable[[Body, Vectors, list[int]], Any]  # request, vectors, index of each; the reply's JSON
+    answer: Callable[
+        [Body, Vectors, list[int]], Any
+    ]  # request, vectors, index of each; the reply's JSON
     error: Callable[[int, str], Any]  # status and message; the error's JSON
     key_header: str = "authorization"
     key: str | None = None  # the header's value that is let in; None: anyone
-    others: Mapping[str, Callable[[Body], Any]] = field(default_factory=dict)  # other paths, e.g. /info
+    others: Mapping[str, Callable[[Body], Any]] = field(
+        default_factory=dict
+    )  # other paths, e.g. /info
 
 
 class WireServer(ThreadingHTTPServer):
@@ -70,7 +74,9 @@ class WireServer(ThreadingHTTPServer):
         self.dialect, self.dimensions, self.latency_seconds = dialect, dimensions, latency_seconds
         self.faults: deque[Fault] = deque()
         self.chance: Callable[[random.Random], Fault | None] = lambda _: None
-        self.poisoned: Callable[[str], str | None] = lambda _: None  # a text's own refusal, as a 400
+        self.poisoned: Callable[[str], str | None] = lambda _: (
+            None
+        )  # a text's own refusal, as a 400
         self.most_texts: int | None = None  # of a request; a larger one gets a 413
         self.requests: list[Body] = []
         self.times: list[float] = []
@@ -117,12 +123,16 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers.append({name.lower(): value for name, value in self.headers.items()})
         texts, fault = dialect.texts(body), server.draw()
         if fault is not None and fault.kind == "status":
-            return self._send(fault.status, dialect.error(fault.status, fault.message), fault.headers)
+            return self._send(
+                fault.status, dialect.error(fault.status, fault.message), fault.headers
+            )
         if server.most_texts is not None and len(texts) > server.most_texts:
             return self._send(413, dialect.error(413, "Payload too large."))
         if fault is not None and fault.kind == "reset":
             self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+            self.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00"
+            )
             return self.connection.close()
         refusals = [refusal for text in texts if (refusal := server.poisoned(text)) is not None]
         if refusals:
@@ -137,7 +147,11 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, dialect.answer(body, vectors, order), drip_seconds=drip)
 
     def _send(
-        self, status: int, value: Any, headers: Mapping[str, str] | None = None, drip_seconds: float = 0.0
+        self,
+        status: int,
+        value: Any,
+        headers: Mapping[str, str] | None = None,
+        drip_seconds: float = 0.0,
     ) -> None:
         content = json.dumps(value).encode()
         self.send_response(status)
@@ -174,10 +188,14 @@ def _spoilt(vectors: Vectors, fault: Fault | None) -> tuple[Vectors, list[int]]:
 
 
 @contextmanager
-def serve(dialect: Dialect, dimensions: int = 64, latency_seconds: float = 0.0) -> Iterator[WireServer]:
+def serve(
+    dialect: Dialect, dimensions: int = 64, latency_seconds: float = 0.0
+) -> Iterator[WireServer]:
     """A running server; ended when the block ends."""
     server = WireServer(dialect, dimensions, latency_seconds)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     try:
         yield server

@@ -24,10 +24,22 @@ from embedding_pipelines.steps.embeddings import spent
 from embedding_pipelines.steps.release import live_release, release
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import read_json, write_json
-from embedding_pipelines_tests.chain import checks_of, context_of, report, run_steps, steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    checks_of,
+    context_of,
+    report,
+    run_steps,
+    steps,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import PLAIN
 
-WORDS = [f"{head}{tail}" for head in "bcdfghklmnprstvz" for tail in ("ano", "iru", "ole", "usta", "emi", "oko", "ari")]
+WORDS = [
+    f"{head}{tail}"
+    for head in "bcdfghklmnprstvz"
+    for tail in ("ano", "iru", "ole", "usta", "emi", "oko", "ari")
+]
 DOCUMENTS = 700
 
 
@@ -94,7 +106,9 @@ class Prompted(Hashing):
     @property
     def space(self) -> Space:
         prompts = {"query": "query: ", "document": "passage: "}
-        return super().space.model_copy(update={"prompts": prompts, "revision": f"deaf {self.deaf}"})
+        return super().space.model_copy(
+            update={"prompts": prompts, "revision": f"deaf {self.deaf}"}
+        )
 
     def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
         prompt = "" if self.deaf else self.space.prompts[input_type]
@@ -112,12 +126,16 @@ def outcomes(home: Path, provider: Provider) -> dict[str, Check]:
 # --- wrong candidates, each stopped by the check that knows why
 
 
-def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(released: Path) -> None:
+def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(
+    released: Path,
+) -> None:
     context = context_of(released, "p")
     vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
     found = {check.name: check for check in checks_of(context)}
     assert "vectors_belong_to_their_texts" in failed(list(found.values()))
-    assert "stand beside texts that are not theirs" in found["vectors_belong_to_their_texts"].sentence
+    assert (
+        "stand beside texts that are not theirs" in found["vectors_belong_to_their_texts"].sentence
+    )
     assert found["vectors_are_sound"].passed
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
         release(context, context.spec.model.space)
@@ -135,20 +153,26 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released:
     found = checks_of(context)
     assert failed(found) == ["vectors_are_sound"]
     unmeasured = [check for check in found if check.name not in STRUCTURE]
-    assert {check.sentence for check in unmeasured} == {"Not measured, since vectors_are_sound failed."}
+    assert {check.sentence for check in unmeasured} == {
+        "Not measured, since vectors_are_sound failed."
+    }
     with pytest.raises(ReleaseError, match="vectors_are_sound"):
         release(context, context.spec.model.space, "I want it all the same")
     assert live(released) == 1
 
 
-def test_queries_embedded_by_another_model_are_stopped_since_they_find_nothing(released: Path) -> None:
+def test_queries_embedded_by_another_model_are_stopped_since_they_find_nothing(
+    released: Path,
+) -> None:
     found = outcomes(released, OtherQueries())
     assert failed(list(found.values())) == ["known_items_are_found", "not_worse_than_live"]
     assert "not embedded by the same model" in found["known_items_are_found"].sentence
     assert live(released) == 1
 
 
-def test_a_server_that_drops_the_prompts_is_stopped_since_roles_are_not_told_apart(released: Path) -> None:
+def test_a_server_that_drops_the_prompts_is_stopped_since_roles_are_not_told_apart(
+    released: Path,
+) -> None:
     found = outcomes(released, Prompted(deaf=True))
     assert failed(list(found.values())) == ["roles_are_told_apart"]
     assert not failed(list(outcomes(released, Prompted()).values()))
@@ -197,8 +221,13 @@ def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) 
     assert made.changed
     assert live(released) == 2
     assert live_release(context.folder).forced == "the disk is full"
-    assert json.loads(context.folder.history.read_text().splitlines()[-1])["forced"] == "the disk is full"
-    assert report(run_steps(released, "p"), "release").facts["release"] == 2  # and the next run lives with it
+    assert (
+        json.loads(context.folder.history.read_text().splitlines()[-1])["forced"]
+        == "the disk is full"
+    )
+    assert (
+        report(run_steps(released, "p"), "release").facts["release"] == 2
+    )  # and the next run lives with it
 
 
 # --- right candidates
@@ -218,7 +247,11 @@ def test_twenty_healthy_runs_of_twenty_are_released(released: Path) -> None:
 
 
 def test_a_table_that_has_only_grown_may_find_things_later(released: Path) -> None:
-    write_csv(released, "b.csv", [(f"more-{i}", text, kind) for i, (_, text, kind) in enumerate(texts(4_000, seed=1))])
+    write_csv(
+        released,
+        "b.csv",
+        [(f"more-{i}", text, kind) for i, (_, text, kind) in enumerate(texts(4_000, seed=1))],
+    )
     run_steps(released, "p")
     assert live(released) == 2
 
@@ -230,7 +263,14 @@ def test_measures_are_those_that_are_published_and_stand_with_the_release(releas
     context = context_of(released, "p")
     measures = live_release(context.folder).measures
     assert measures.keys() <= MEASURES.keys()
-    always = {"known_item_mrr", "recall_at_10", "duplicate_rate", "effective_rank", "hubness", "codec_cosine"}
+    always = {
+        "known_item_mrr",
+        "recall_at_10",
+        "duplicate_rate",
+        "effective_rank",
+        "hubness",
+        "codec_cosine",
+    }
     assert always <= measures.keys()
     assert measures["recall_at_10"] == 1.0
     assert measures["known_item_recall"] > 0.9
@@ -250,7 +290,9 @@ def test_the_user_s_own_queries_pairs_and_labels_are_measured(home: Path) -> Non
     (own / "qrels.tsv").write_text(
         "query-id\tcorpus-id\tscore\n" + "\n".join(f"q{i}\tid-{i}\t1" for i in range(20)) + "\n"
     )
-    (own / "pairs.csv").write_text("sentence1,sentence2,score\na b c,a b c,5\na b c,a b d,3\na b c,x y z,0\n")
+    (own / "pairs.csv").write_text(
+        "sentence1,sentence2,score\na b c,a b c,5\na b c,a b d,3\na b c,x y z,0\n"
+    )
     write(
         home,
         "evaluation: {queries: questions/queries.jsonl, qrels: questions/qrels.tsv, pairs: questions/pairs.csv, "
@@ -270,14 +312,37 @@ def test_the_user_s_own_queries_pairs_and_labels_are_measured(home: Path) -> Non
     ("files", "said"),
     [
         ({}, "cannot be read: No such file"),
-        ({"q.jsonl": "", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"}, "q.jsonl holds no rows"),
-        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "a\tb\n1\t2\n"}, "no column 'query-id' or 'query_id'"),
-        ({"q.jsonl": "{", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"}, "neither JSON Lines nor a table"),
-        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\tx\n"}, "holds 'x'"),
-        ({"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "query-id\tcorpus-id\tscore\n2\tid-1\t1\n"}, "no query of"),
+        (
+            {"q.jsonl": "", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"},
+            "q.jsonl holds no rows",
+        ),
+        (
+            {"q.jsonl": '{"_id": "1", "text": "a"}', "r.tsv": "a\tb\n1\t2\n"},
+            "no column 'query-id' or 'query_id'",
+        ),
+        (
+            {"q.jsonl": "{", "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\t1\n"},
+            "neither JSON Lines nor a table",
+        ),
+        (
+            {
+                "q.jsonl": '{"_id": "1", "text": "a"}',
+                "r.tsv": "query-id\tcorpus-id\tscore\n1\tid-1\tx\n",
+            },
+            "holds 'x'",
+        ),
+        (
+            {
+                "q.jsonl": '{"_id": "1", "text": "a"}',
+                "r.tsv": "query-id\tcorpus-id\tscore\n2\tid-1\t1\n",
+            },
+            "no query of",
+        ),
     ],
 )
-def test_a_file_of_the_evaluation_that_is_wrong_is_named(home: Path, files: dict[str, str], said: str) -> None:
+def test_a_file_of_the_evaluation_that_is_wrong_is_named(
+    home: Path, files: dict[str, str], said: str
+) -> None:
     write_csv(home, "a.csv", texts(10))
     for name, text in files.items():
         (home / name).write_text(text)
@@ -291,11 +356,19 @@ def test_what_a_check_does_is_the_user_s_choice(home: Path) -> None:
     write(home, "evaluation: {require: {known_item_mrr: 1.5}}\n")
     with pytest.raises(ReleaseError, match="required_measures_hold"):
         run_steps(home, "p")
-    write(home, "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: warn}}\n")
+    write(
+        home,
+        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: warn}}\n",
+    )
     run_steps(home, "p")
     assert live_release(context_of(home, "p").folder).checks["required_measures_hold"] is False
-    write(home, "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: off}}\n")
-    assert "required_measures_hold" not in {check.name for check in checks_of(context_of(home, "p"))}
+    write(
+        home,
+        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: off}}\n",
+    )
+    assert "required_measures_hold" not in {
+        check.name for check in checks_of(context_of(home, "p"))
+    }
 
 
 def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
@@ -331,7 +404,10 @@ def test_figures_of_releases_that_are_gone_are_removed(released: Path) -> None:
 
 
 def test_other_data_is_told_and_released(released: Path) -> None:
-    other = [(f"id-{i}", " ".join(np.random.default_rng(i).choice(WORDS[:8], 20)), "x") for i in range(DOCUMENTS)]
+    other = [
+        (f"id-{i}", " ".join(np.random.default_rng(i).choice(WORDS[:8], 20)), "x")
+        for i in range(DOCUMENTS)
+    ]
     write_csv(released, "a.csv", other)
     found = outcomes(released, Hashing())
     assert not found["data_has_not_drifted"].passed
@@ -395,7 +471,9 @@ def test_scores_without_an_order_are_no_measure_and_pass_no_bound(home: Path) ->
     write(home, "evaluation: {pairs: pairs.csv, require: {pair_spearman: 0.5}}\n")
     with pytest.raises(ReleaseError, match="required_measures_hold"):
         run_steps(home, "p")
-    check = {check.name: check for check in checks_of(context_of(home, "p"))}["required_measures_hold"]
+    check = {check.name: check for check in checks_of(context_of(home, "p"))}[
+        "required_measures_hold"
+    ]
     assert check.sentence == "pair_spearman was not measured"
 
 
@@ -414,7 +492,10 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
     write_csv(home, "b.csv", [("new", "one more text of words", "x")])
     run_steps(home, "p")
     checks = {check.name: check for check in checks_of(context_of(home, "p"))}
-    assert "The budget of this run (100 tokens) is used up" in checks["vectors_belong_to_their_texts"].sentence
+    assert (
+        "The budget of this run (100 tokens) is used up"
+        in checks["vectors_belong_to_their_texts"].sentence
+    )
     assert not checks["vectors_belong_to_their_texts"].passed
     assert not checks["vectors_belong_to_their_texts"].blocks
     assert current_checks(context_of(home, "p")) is not None  # who cannot pay is not asked again
@@ -468,7 +549,9 @@ def test_judgements_of_strangers_are_refused(home: Path) -> None:
     (home / "q.jsonl").write_text('{"_id": "1", "text": "a"}')
     (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\n1\tnope\t1\n")
     write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv}\n")
-    with pytest.raises(ConfigError, match="none of its 1 documents, such as 'nope', is in the table"):
+    with pytest.raises(
+        ConfigError, match="none of its 1 documents, such as 'nope', is in the table"
+    ):
         run_steps(home, "p")
 
 

@@ -30,7 +30,9 @@ class Prompted(Recording):
 
 
 @pytest.mark.parametrize("arrive", [True, False])
-def test_it_tells_whether_prompts_arrive_and_asks_once_per_space(tmp_path: Path, arrive: bool) -> None:
+def test_it_tells_whether_prompts_arrive_and_asks_once_per_space(
+    tmp_path: Path, arrive: bool
+) -> None:
     with Ledger(tmp_path / "l") as ledger:
         provider = Prompted(inner=Hashing(), arrive=arrive)
         found = roles_are_told_apart(provider, ledger, Purse())

@@ -64,7 +64,9 @@ def test_a_new_fit_keeps_the_arrangement(first: Layout, refitted: Layout) -> Non
     assert nearest_of_own_kind(refitted) > 0.95
     moved = np.linalg.norm(refitted.xy[:FIRST] - first.xy, axis=1)
     assert moved.max() > 0  # it is one
-    assert np.median(moved) < 0.1 * np.ptp(first.xy)  # and stays in the same corner, turned the same way
+    assert np.median(moved) < 0.1 * np.ptp(
+        first.xy
+    )  # and stays in the same corner, turned the same way
     assert procrustes(first.xy, refitted.xy[:FIRST])[2] < 0.1  # that of an unrelated one is near 1
 
 
@@ -91,7 +93,9 @@ def test_a_point_is_not_placed_between_clusters() -> None:
     assert np.linalg.norm(placed) < 2
 
 
-def test_blocks_do_not_change_where_points_are_placed(first: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_do_not_change_where_points_are_placed(
+    first: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = beside(VECTORS, VECTORS[:FIRST], first.xy)
     monkeypatch.setattr(map2d, "BLOCK", 7)
     np.testing.assert_allclose(beside(VECTORS, VECTORS[:FIRST], first.xy), whole, atol=1e-4)
@@ -106,7 +110,9 @@ def test_a_few_points_have_a_map_too(rows: int) -> None:
 
 
 def test_zero_vectors_and_equal_ones_are_no_obstacle() -> None:
-    vectors = np.concatenate([np.zeros((3, 32), np.float32), np.repeat(VECTORS[:2], 10, axis=0), VECTORS[:60]])
+    vectors = np.concatenate(
+        [np.zeros((3, 32), np.float32), np.repeat(VECTORS[:2], 10, axis=0), VECTORS[:60]]
+    )
     found = layout(vectors, [str(row) for row in range(len(vectors))])
     assert np.isfinite(found.xy).all()
     same = layout(np.ones((FEW, 2), np.float32), IDS[:FEW])
@@ -123,6 +129,10 @@ def test_a_layout_survives_being_kept(first: Layout) -> None:
 
 
 def test_what_cannot_be_a_map_is_refused() -> None:
-    for vectors, ids in ((VECTORS[:2], ["a", "a"]), (VECTORS[:2], ["a"]), (VECTORS[:0], ["a"] * (MAX_POINTS + 1))):
+    for vectors, ids in (
+        (VECTORS[:2], ["a", "a"]),
+        (VECTORS[:2], ["a"]),
+        (VECTORS[:0], ["a"] * (MAX_POINTS + 1)),
+    ):
         with pytest.raises(ValueError, match="50000 vectors at most"):
             layout(vectors, ids)

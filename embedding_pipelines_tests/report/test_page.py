@@ -111,7 +111,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for count in (24, 30):
         write_csv(home, "a.csv", rows(count), HEADER)
         run_steps(home, "p")
-    point = {"compression": [{"kind": "pca", "dimensions": 8}], "index": "sq", "refine": 2, "bytes_per_vector": 32}
+    point = {
+        "compression": [{"kind": "pca", "dimensions": 8}],
+        "index": "sq",
+        "refine": 2,
+        "bytes_per_vector": 32,
+    }
     figures = {
         "recall_at_10": 0.995,
         "lower_bound": 0.991,
@@ -155,25 +160,38 @@ def test_every_chart_is_a_picture_or_a_sentence(page: Page) -> None:
     assert f"{COST} Nothing was paid for" in page.text
     assert f"{DRIFT} Drift is measured from the second release on" in page.text
     assert (
-        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; what is held out are 400 others" in page.text
+        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; what is held out are 400 others"
+        in page.text
     )
     assert "pca 8 sq ×2 32 0.995 0.991 – – 4 7 chosen" in page.text
 
 
 def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
-    write_pipeline(home, "p", PIPELINE.replace("compression: [{kind: pca, dimensions: 8}, int8]\n", ""))
+    write_pipeline(
+        home, "p", PIPELINE.replace("compression: [{kind: pca, dimensions: 8}, int8]\n", "")
+    )
     write_csv(home, "a.csv", rows(6), HEADER)
     run_steps(home, "p")
     context_of(home, "p").folder.queries.unlink()
     found, page, _ = written(home)
     assert (found.charts, found.queries, found.release, found.points) == ([], 0, 1, 6)
-    for words in ("Nothing was tuned yet", "`pca`", "needs two", "No query is shown", "none: 256 bytes a vector"):
+    for words in (
+        "Nothing was tuned yet",
+        "`pca`",
+        "needs two",
+        "No query is shown",
+        "none: 256 bytes a vector",
+    ):
         assert words.replace("`", "") in page.text.replace("`", "").replace("  ", " ")
 
 
 def test_texts_never_become_elements(page: Page) -> None:
     assert {tag for tag, _ in page.tags} & {"svg", "b", "i", "iframe", "object", "link"} == set()
-    assert all(str(values["src"]).startswith("data:image/svg+xml;base64,") for tag, values in page.tags if tag == "img")
+    assert all(
+        str(values["src"]).startswith("data:image/svg+xml;base64,")
+        for tag, values in page.tags
+        if tag == "img"
+    )
     assert not [name for _, values in page.tags for name in values if name.startswith("on")]
     assert len(page.scripts) == 3
     assert HOSTILE in page.map["texts"]
@@ -183,12 +201,18 @@ def test_texts_never_become_elements(page: Page) -> None:
 
 def test_the_page_asks_no_network(page: Page) -> None:
     (policy,) = [
-        values["content"] for tag, values in page.tags if values.get("http-equiv") == "Content-Security-Policy"
+        values["content"]
+        for tag, values in page.tags
+        if values.get("http-equiv") == "Content-Security-Policy"
     ]
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
-    assert not [values for tag, values in page.tags if tag == "link" or str(values.get("src", "")).startswith("http")]
+    assert not [
+        values
+        for tag, values in page.tags
+        if tag == "link" or str(values.get("src", "")).startswith("http")
+    ]
     assert page.scripts[1].lstrip().startswith("/**\n* plotly.js")
     assert "showSendToCloud: false" in page.scripts[2]  # else a button offers to publish the map
 
@@ -219,7 +243,10 @@ def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page)
 def test_queries_that_the_ledger_does_not_know_are_left_out(built: Path) -> None:
     folder = context_of(built, "p").folder
     kept = json.loads(folder.queries.read_text())
-    write_json(folder.queries, {"queries": [*kept["queries"][:2], {"id": "x", "text": "never embedded", "from": ""}]})
+    write_json(
+        folder.queries,
+        {"queries": [*kept["queries"][:2], {"id": "x", "text": "never embedded", "from": ""}]},
+    )
     try:
         assert written(built)[0].queries == 2
     finally:
@@ -243,8 +270,16 @@ def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
     run_steps(home, "p")
     _, after, notes = written(home)
     assert notes == []
-    old = {name: place for name, *place in zip(before.map["documents"], before.map["x"], before.map["y"], strict=True)}
-    new = {name: place for name, *place in zip(after.map["documents"], after.map["x"], after.map["y"], strict=True)}
+    old = {
+        name: place
+        for name, *place in zip(
+            before.map["documents"], before.map["x"], before.map["y"], strict=True
+        )
+    }
+    new = {
+        name: place
+        for name, *place in zip(after.map["documents"], after.map["x"], after.map["y"], strict=True)
+    }
     assert {name for name in old if new[name] == old[name]} == old.keys() - {"d19"}
     for damage in (b"no parquet", b""):
         (path,) = (context_of(home, "p").folder.folder / "maps").glob("*.parquet")
@@ -263,7 +298,9 @@ def test_a_large_table_is_shown_by_the_same_sample_in_every_release(
     assert set(page.map["documents"]) < set(written(built)[1].map["documents"])
 
 
-@pytest.mark.parametrize("chain", ["[float16]", "[binary]", "[{kind: truncate, dimensions: 16}]", "[]"])
+@pytest.mark.parametrize(
+    "chain", ["[float16]", "[binary]", "[{kind: truncate, dimensions: 16}]", "[]"]
+)
 def test_every_codec_s_vectors_can_be_shown(home: Path, chain: str) -> None:
     write_pipeline(home, "p", PIPELINE.replace("[{kind: pca, dimensions: 8}, int8]", chain))
     write_csv(home, "a.csv", rows(12), HEADER)

@@ -32,7 +32,13 @@ def line(release: int, space: str = "a", usd: float = 0.01, **measures: float) -
         "space": space,
         "codec": "c",
         "rows": 10,
-        "measures": {"recall_at_10": 0.99, "search_p50_ms": 5.0, "search_p95_ms": 8.0, "mean_shift": 0.01, **measures},
+        "measures": {
+            "recall_at_10": 0.99,
+            "search_p50_ms": 5.0,
+            "search_p95_ms": 8.0,
+            "mean_shift": 0.01,
+            **measures,
+        },
         "checks": {"nonzero": True},
         "embedded_tokens": 1_000 * release,  # of the pipeline's life, as the other two
         "provider_seconds": 0.5 * release,
@@ -57,7 +63,10 @@ def point(size: int, recall: float, **facts: Any) -> dict[str, Any]:
 
 
 HISTORY = [line(1), line(2), line(3, space="b")]
-TUNING = {"floor": 0.98, "points": [point(64, 0.9), point(128, 0.99, chosen=True), point(128, 0.8, on_front=False)]}
+TUNING = {
+    "floor": 0.98,
+    "points": [point(64, 0.9), point(128, 0.99, chosen=True), point(128, 0.8, on_front=False)],
+}
 
 
 def written(svg: bytes) -> set[str]:
@@ -107,7 +116,9 @@ def test_a_measure_that_some_releases_lack_or_that_is_no_number_is_skipped() -> 
 
 def test_the_last_line_of_a_release_counts_and_the_order_of_lines_does_not() -> None:
     straight = figures([line(1), line(2, recall_at_10=0.5)], None, None, form="svg")
-    again = figures([line(2, recall_at_10=0.1), line(2, recall_at_10=0.5), line(1)], None, None, form="svg")
+    again = figures(
+        [line(2, recall_at_10=0.1), line(2, recall_at_10=0.5), line(1)], None, None, form="svg"
+    )
     assert straight == again
 
 

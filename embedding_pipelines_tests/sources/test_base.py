@@ -20,9 +20,21 @@ def _fill(home: Path, *names: str) -> None:
 
 
 def test_files_folders_and_globs_name_each_file_once_and_sorted(tmp_path: Path) -> None:
-    _fill(tmp_path, "b.csv", "a/x, y.csv", "a/é.tsv.gz", "a/deep/z.CSV", "a/notes.txt", "a/.hidden.csv", "a/.git/c.csv")
+    _fill(
+        tmp_path,
+        "b.csv",
+        "a/x, y.csv",
+        "a/é.tsv.gz",
+        "a/deep/z.CSV",
+        "a/notes.txt",
+        "a/.hidden.csv",
+        "a/.git/c.csv",
+    )
     assert _names(tmp_path, "a") == ["a/deep/z.CSV", "a/x, y.csv", "a/é.tsv.gz"]
-    assert _names(tmp_path, "a/*.csv", "a/x, y.csv", "b.csv", "./a/../b.csv") == ["a/x, y.csv", "b.csv"]
+    assert _names(tmp_path, "a/*.csv", "a/x, y.csv", "b.csv", "./a/../b.csv") == [
+        "a/x, y.csv",
+        "b.csv",
+    ]
     assert _names(tmp_path, "**/*.[cC]*") == ["a/deep/z.CSV", "a/x, y.csv", "b.csv"]
     assert _names(tmp_path, "a/**") == ["a/deep/z.CSV", "a/notes.txt", "a/x, y.csv", "a/é.tsv.gz"]
     assert _names(tmp_path, "?/deep/*") == ["a/deep/z.CSV"]
@@ -40,7 +52,11 @@ def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:
 def test_a_file_outside_of_the_home_folder_has_its_absolute_name(tmp_path: Path) -> None:
     _fill(tmp_path, "out/a.csv", "home/b.csv")
     expected = (tmp_path / "out" / "a.csv").as_posix()
-    assert _names(tmp_path / "home", "../out/*.csv") == _names(tmp_path / "home", expected) == [expected]
+    assert (
+        _names(tmp_path / "home", "../out/*.csv")
+        == _names(tmp_path / "home", expected)
+        == [expected]
+    )
 
 
 def test_a_loop_of_links_is_not_walked(tmp_path: Path) -> None:
@@ -60,9 +76,13 @@ def test_a_path_that_matches_nothing_says_where_it_looked_and_what_is_near(tmp_p
     assert str(caught.value) == (
         f"source.path 'data/prodcuts.csv' matches no file; looked in '{tmp_path}/data'. Did you mean 'products.csv'?"
     )
-    with pytest.raises(SourceError, match=r"'dta/\*\.csv' matches no file; looked in .* Did you mean 'data'\?"):
+    with pytest.raises(
+        SourceError, match=r"'dta/\*\.csv' matches no file; looked in .* Did you mean 'data'\?"
+    ):
         _names(tmp_path, "data/*.csv", "dta/*.csv")
-    with pytest.raises(SourceError, match=r"'data': no file in .* ends with \.jsonl.*Name the files, or choose"):
+    with pytest.raises(
+        SourceError, match=r"'data': no file in .* ends with \.jsonl.*Name the files, or choose"
+    ):
         make("jsonl", "data").files(tmp_path)
 
 
@@ -87,7 +107,10 @@ def test_a_file_that_vanished_or_may_not_be_read_is_an_error(tmp_path: Path) -> 
         ({"metadata": ["text"]}, "'text' is a column that the pipeline makes itself; leave it out"),
         ({"metadata": ["a.b", "a_b"]}, "'a.b' and 'a_b' would both be column 'a_b'"),
         ({"metadata": ["a", "a"]}, "names a column twice"),
-        ({"metadata": {"n": "integer"}}, "'n' is declared as 'integer'; declare it as one of string, int"),
+        (
+            {"metadata": {"n": "integer"}},
+            "'n' is declared as 'integer'; declare it as one of string, int",
+        ),
         ({"text": []}, "must name at least one"),
         ({"path": ""}, "must name at least one"),
         ({"path": "data/**.csv"}, "must stand alone"),
@@ -102,7 +125,9 @@ def test_a_file_that_vanished_or_may_not_be_read_is_an_error(tmp_path: Path) -> 
         ({"columns": 3}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_option_is_refused_without_looking_at_files(options: dict[str, Any], message: str) -> None:
+def test_a_wrong_option_is_refused_without_looking_at_files(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValidationError, match=message.replace("[", r"\[")):
         make("csv", **{"path": "nowhere.csv", **options})
 
@@ -121,7 +146,9 @@ def test_a_wrong_option_is_refused_without_looking_at_files(options: dict[str, A
         (1, 2, 7, False),
     ],
 )
-def test_rejections_are_allowed_by_share_or_by_number(limit: object, rejected: int, total: int, allowed: bool) -> None:
+def test_rejections_are_allowed_by_share_or_by_number(
+    limit: object, rejected: int, total: int, allowed: bool
+) -> None:
     assert make("csv", "a.csv", max_rejected=limit).allows(rejected, total) is allowed
 
 

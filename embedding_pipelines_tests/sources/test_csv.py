@@ -25,7 +25,14 @@ def test_a_record_becomes_a_document_with_typed_metadata(tmp_path: Path) -> None
         '42,T,"B ""q""",7,1.5,true,2024-01-31,2024-01-31 10:00,"[""a"", ""b""]"\n'
         "43,,only body,,,,,,\n"
     )
-    kinds = {"n": "int", "x": "float", "ok": "bool", "day": "date", "at": "timestamp", "tags": "list[string]"}
+    kinds = {
+        "n": "int",
+        "x": "float",
+        "ok": "bool",
+        "day": "date",
+        "at": "timestamp",
+        "tags": "list[string]",
+    }
     source = make("csv", "a.csv", id="id", text=["title", "body"], metadata=kinds)
     first, second = check_source(source, tmp_path, 2)[0]
     assert first["document_id"] == "42"
@@ -50,7 +57,11 @@ def test_source_row_is_the_physical_line(tmp_path: Path) -> None:
         "6": 15,
         "7": 16,
     }
-    assert {(found.row, found.raw) for found in rejections} == {(9, b"3"), (12, b"4,y,z"), (14, b",")}
+    assert {(found.row, found.raw) for found in rejections} == {
+        (9, b"3"),
+        (12, b"4,y,z"),
+        (14, b","),
+    }
 
 
 def test_a_ragged_record_is_refused_with_both_counts(tmp_path: Path) -> None:
@@ -64,7 +75,9 @@ def test_a_ragged_record_is_refused_with_both_counts(tmp_path: Path) -> None:
 
 def test_a_value_that_is_not_of_its_type_is_refused_alone(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,n\na,1\nb,many\nc, 3 \n")
-    documents, rejections = check_source(make("csv", "a.csv", metadata={"n": "int"}), tmp_path, 2, 1)
+    documents, rejections = check_source(
+        make("csv", "a.csv", metadata={"n": "int"}), tmp_path, 2, 1
+    )
     assert [row["n"] for row in documents] == [1, 3]
     assert (rejections[0].row, rejections[0].raw) == (3, b"b,many")
     assert rejections[0].reason == "column 'n' is 'many', not int"
@@ -101,7 +114,9 @@ def test_utf8_with_a_broken_row_loses_only_that_row(tmp_path: Path) -> None:
     ("encoding", "bad"),
     [("utf-8", b"\xff"), ("cp1252", b"\x81"), ("shift_jis", b"\x81\xff"), ("ascii", b"\xe9")],
 )
-def test_an_explicit_encoding_is_obeyed_and_gives_back_bad_bytes(tmp_path: Path, encoding: str, bad: bytes) -> None:
+def test_an_explicit_encoding_is_obeyed_and_gives_back_bad_bytes(
+    tmp_path: Path, encoding: str, bad: bytes
+) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\nx\nbad " + bad + b"!\ny\n")
     documents, rejections = check_source(make("csv", "a.csv", encoding=encoding), tmp_path, 2, 1)
     assert [row["text"] for row in documents] == ["x", "y"]
@@ -111,7 +126,9 @@ def test_an_explicit_encoding_is_obeyed_and_gives_back_bad_bytes(tmp_path: Path,
 def test_half_a_surrogate_pair_in_utf16_is_refused_with_its_bytes(tmp_path: Path) -> None:
     bad = "b".encode("utf-16-le") + b"\x00\xd8"
     end = "\n".encode("utf-16-le")
-    (tmp_path / "a.csv").write_bytes("text\nx\n".encode("utf-16") + bad + end + "y\n".encode("utf-16-le"))
+    (tmp_path / "a.csv").write_bytes(
+        "text\nx\n".encode("utf-16") + bad + end + "y\n".encode("utf-16-le")
+    )
     _, rejections = check_source(make("csv", "a.csv"), tmp_path, 2, 1)
     assert rejections[0].raw == bad
 
@@ -119,7 +136,11 @@ def test_half_a_surrogate_pair_in_utf16_is_refused_with_its_bytes(tmp_path: Path
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 def test_compression_is_transparent(tmp_path: Path, suffix: str) -> None:
     data = b"text\n" + b"".join(b"row %d\n" % row for row in range(20_000))
-    packed = {"": data, ".gz": gzip.compress(data), ".zst": pa.compress(data, codec="zstd", asbytes=True)}[suffix]
+    packed = {
+        "": data,
+        ".gz": gzip.compress(data),
+        ".zst": pa.compress(data, codec="zstd", asbytes=True),
+    }[suffix]
     (tmp_path / f"a.csv{suffix}").write_bytes(packed)
     documents, _ = check_source(make("csv", "."), tmp_path, 20_000)
     assert documents[-1]["text"] == "row 19999"
@@ -128,11 +149,17 @@ def test_compression_is_transparent(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("cut", [20, 4])
-def test_an_archive_that_is_cut_short_is_an_error_with_its_name(tmp_path: Path, suffix: str, cut: int) -> None:
+def test_an_archive_that_is_cut_short_is_an_error_with_its_name(
+    tmp_path: Path, suffix: str, cut: int
+) -> None:
     data = os.urandom(20_000).hex().encode()
-    packed = gzip.compress(data) if suffix == ".gz" else pa.compress(data, codec="zstd", asbytes=True)
+    packed = (
+        gzip.compress(data) if suffix == ".gz" else pa.compress(data, codec="zstd", asbytes=True)
+    )
     (tmp_path / f"a.csv{suffix}").write_bytes(packed[:-cut])
-    with pytest.raises(SourceError, match=rf"a\.csv\{suffix}: the .* archive is cut short or damaged"):
+    with pytest.raises(
+        SourceError, match=rf"a\.csv\{suffix}: the .* archive is cut short or damaged"
+    ):
         read(make("csv", "a.csv*"), tmp_path)
 
 
@@ -144,7 +171,9 @@ def test_a_header_alone_is_no_documents(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\n"])
-def test_a_file_without_a_header_is_an_error_because_it_may_be_half_written(tmp_path: Path, data: bytes) -> None:
+def test_a_file_without_a_header_is_an_error_because_it_may_be_half_written(
+    tmp_path: Path, data: bytes
+) -> None:
     (tmp_path / "a.csv").write_bytes(data)
     with pytest.raises(SourceError, match="the file is empty, it has no header"):
         read(make("csv", "a.csv"), tmp_path)
@@ -178,7 +207,9 @@ def test_tab_is_the_delimiter_of_a_tsv_file(tmp_path: Path) -> None:
 def test_a_name_that_two_columns_have_is_an_error_only_if_it_is_used(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,x,x,,\na,1,2,,\n")
     check_source(make("csv", "a.csv"), tmp_path, 1)
-    with pytest.raises(SourceError, match=r"a\.csv:1: 2 columns are named 'x'\. Rename all but one"):
+    with pytest.raises(
+        SourceError, match=r"a\.csv:1: 2 columns are named 'x'\. Rename all but one"
+    ):
         read(make("csv", "a.csv", metadata=["x"]), tmp_path)
 
 
@@ -248,13 +279,17 @@ tables = st.lists(st.lists(cells, min_size=1, max_size=4), max_size=12)
 
 
 @given(tables, st.sampled_from(["\n", "\r\n", "\r"]), st.booleans(), st.integers(1, 9))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
     tmp_path: Path, table: list[list[str]], end: str, quote_all: bool, block: int
 ) -> None:
     buffer = io.StringIO(newline="")
     # Of line breaks in cells, the writer leaves bare those that are not its own line end.
-    quote_all = quote_all or any(character in "\r\n" for row in table for cell in row for character in cell)
+    quote_all = quote_all or any(
+        character in "\r\n" for row in table for cell in row for character in cell
+    )
     quoting: Literal[0, 1] = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     writer = csv.writer(buffer, lineterminator=end, quoting=quoting)
     writer.writerow(["id", "text"])
@@ -264,7 +299,11 @@ def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
         writer.writerow(row)
     (tmp_path / "a.csv").write_bytes(buffer.getvalue().encode())
     documents, rejections = _read_in_blocks(tmp_path, block)
-    expected = {line: "\n".join(filter(None, row)) for line, row in zip(lines, table, strict=True) if len(row) == 2}
+    expected = {
+        line: "\n".join(filter(None, row))
+        for line, row in zip(lines, table, strict=True)
+        if len(row) == 2
+    }
     assert {row["source_row"]: row["text"] for row in documents} == expected
     assert {found.row for found in rejections} == {
         line for line, row in zip(lines, table, strict=True) if len(row) != 2
@@ -275,7 +314,9 @@ def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
     st.binary(max_size=60) | st.text(st.sampled_from('a,"\n\r'), max_size=60).map(str.encode),
     st.integers(1, 9),
 )
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_whatever_the_bytes_each_letter_is_in_one_document_or_in_one_rejection(
     tmp_path: Path, body: bytes, block: int
 ) -> None:
@@ -312,7 +353,9 @@ def test_every_record_of_the_sms_collection_is_accounted_for() -> None:
         pytest.skip(f"{path} is missing")
     with path.open(encoding="cp1252", newline="") as opened:
         header, *oracle = csv.reader(opened)
-    documents, rejections, logs = read(make("csv", str(path), text="v2", metadata=["v1"]), Path("/"))
+    documents, rejections, logs = read(
+        make("csv", str(path), text="v2", metadata=["v1"]), Path("/")
+    )
     kept = [row for row in oracle if len(row) == len(header)]
     assert len(oracle) == len(documents) + len(rejections) > 5000
     assert [(row["v1"], row["text"]) for row in documents] == [(row[0], row[1]) for row in kept]

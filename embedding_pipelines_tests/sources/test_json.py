@@ -12,7 +12,9 @@ from embedding_pipelines_tests.contracts_sources import check_source, make, read
 def test_an_array_becomes_one_document_per_object(tmp_path: Path) -> None:
     elements = [{"id": row, "m": {"title": f"t{row}"}, "text": f"é {row}"} for row in range(10_000)]
     (tmp_path / "a.json").write_text(json.dumps(elements))
-    source = make("json", "a.json", id="id", text=["m.title", "text"], metadata={"m.title": "string"})
+    source = make(
+        "json", "a.json", id="id", text=["m.title", "text"], metadata={"m.title": "string"}
+    )
     documents, _ = check_source(source, tmp_path, 10_000)
     assert documents[41] == {
         "document_id": "41",
@@ -33,7 +35,9 @@ def test_an_object_is_one_document_named_as_the_file(tmp_path: Path) -> None:
 def test_the_array_may_lie_deep_in_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"n": 2, "data": {"items": [{"text": "x"}, {"text": "y"}]}}')
     check_source(make("json", "a.json", records="data.items"), tmp_path, 2)
-    with pytest.raises(SourceError, match=r"a\.json: no array at 'data\.item'; the top level has .*'n', 'data'"):
+    with pytest.raises(
+        SourceError, match=r"a\.json: no array at 'data\.item'; the top level has .*'n', 'data'"
+    ):
         read(make("json", "a.json", records="data.item"), tmp_path)
 
 
@@ -46,7 +50,9 @@ def test_an_empty_array_has_no_documents(tmp_path: Path, data: str) -> None:
 @pytest.mark.parametrize("data", [b"", b" \n\n", b"\xef\xbb\xbf"])
 def test_an_empty_file_does_not_empty_the_store(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.json").write_bytes(data)
-    with pytest.raises(SourceError, match=r"a\.json: the file is empty, .* for no records, write an empty array"):
+    with pytest.raises(
+        SourceError, match=r"a\.json: the file is empty, .* for no records, write an empty array"
+    ):
         read(make("json", "a.json"), tmp_path)
 
 
@@ -56,7 +62,11 @@ def test_an_element_that_cannot_be_a_document_is_refused(tmp_path: Path) -> None
         b' {"id": null, "text": "x"}, {"id": true, "text": null}, {"id": 2.50, "text": 5}]'
     )
     documents, rejections = check_source(make("json", "a.json", id="id"), tmp_path, 3, 4)
-    assert [(row["document_id"], row["text"]) for row in documents] == [("1", "é"), ("true", ""), ("2.50", "5")]
+    assert [(row["document_id"], row["text"]) for row in documents] == [
+        ("1", "é"),
+        ("true", ""),
+        ("2.50", "5"),
+    ]
     assert {found.row: found.reason for found in rejections} == {
         2: "is a number, not an object",
         3: "not valid utf-8",
@@ -68,7 +78,9 @@ def test_an_element_that_cannot_be_a_document_is_refused(tmp_path: Path) -> None
 
 def test_what_is_not_json_is_an_error_that_says_where(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "x"}, {"text": "y"}, {"text" "z"}]')
-    with pytest.raises(SourceError, match=r"a\.json: not valid JSON after record 2, between bytes 0 and 44"):
+    with pytest.raises(
+        SourceError, match=r"a\.json: not valid JSON after record 2, between bytes 0 and 44"
+    ):
         read(make("json", "a.json"), tmp_path)
 
 

@@ -21,7 +21,9 @@ def test_each_line_is_a_document_and_keeps_its_number(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_object_is_refused_alone(tmp_path: Path) -> None:
     bad = [b'{"text": "x"', b"[1]", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"[" * 100_000]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([b'{"text": "\xc3\xa9"}', *bad, b'{"text": "y"}\n']))
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\n".join([b'{"text": "\xc3\xa9"}', *bad, b'{"text": "y"}\n'])
+    )
     documents, rejections = check_source(make("jsonl", "a.jsonl"), tmp_path, 2, 5)
     assert [row["source_row"] for row in documents] == [1, 7]
     assert [found.raw for found in sorted(rejections, key=lambda found: found.row)] == bad
@@ -34,7 +36,14 @@ def test_values_convert_to_their_declared_types(tmp_path: Path) -> None:
         '{"text": "b", "n": "2", "x": NaN, "ok": null, "tags": []}\n'
         '{"text": "c", "n": 1.5}\n{"text": "d", "n": 99999999999999999999}\n{"text": "e", "n": true}\n'
     )
-    kinds = {"n": "int", "x": "float", "ok": "bool", "day": "date", "at": "timestamp", "tags": "list[string]"}
+    kinds = {
+        "n": "int",
+        "x": "float",
+        "ok": "bool",
+        "day": "date",
+        "at": "timestamp",
+        "tags": "list[string]",
+    }
     source = make("jsonl", "a.jsonl", metadata=kinds)
     (first, second), rejections = check_source(source, tmp_path, 2, 3)
     assert [first[name] for name in ("n", "x", "ok", "tags")] == [1, 0.1, True, ["p", "1", None]]
@@ -49,12 +58,17 @@ def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) 
     documents, rejections, logs = read(make("jsonl", "a.jsonl"), tmp_path)
     assert documents[0]["text"] == "café – naïve"
     assert logs[0].encoding == encoding
-    assert rejections[0].raw == "bad é".encode(encoding.replace("utf-16", "utf-16-le").removesuffix("-sig"))
+    assert rejections[0].raw == "bad é".encode(
+        encoding.replace("utf-16", "utf-16-le").removesuffix("-sig")
+    )
 
 
 def test_a_field_that_no_line_has_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(SourceError, match=r"a\.jsonl: column 'm\.k' is missing; found 'text'\. Set source\.metadata"):
+    with pytest.raises(
+        SourceError,
+        match=r"a\.jsonl: column 'm\.k' is missing; found 'text'\. Set source\.metadata",
+    ):
         read(make("jsonl", "a.jsonl", metadata=["m.k"]), tmp_path)
 
 
@@ -69,11 +83,21 @@ def test_an_endless_line_is_an_error(tmp_path: Path) -> None:
         read(make("jsonl", "a.jsonl"), tmp_path)
 
 
-@given(st.lists(st.binary(max_size=8) | st.sampled_from([b'{"text": "x"}', b"{}", b'{"id": 1}']), max_size=9))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_bytes_each_line_is_a_document_or_a_rejection(tmp_path: Path, lines: list[bytes]) -> None:
+@given(
+    st.lists(
+        st.binary(max_size=8) | st.sampled_from([b'{"text": "x"}', b"{}", b'{"id": 1}']), max_size=9
+    )
+)
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_whatever_the_bytes_each_line_is_a_document_or_a_rejection(
+    tmp_path: Path, lines: list[bytes]
+) -> None:
     data = b'{"text": ""}\n' + b"\n".join(lines)
     (tmp_path / "a.jsonl").write_bytes(data)
     documents, rejections, _ = read(make("jsonl", "a.jsonl", encoding="utf-8"), tmp_path)
     rows = [row["source_row"] for row in documents] + [found.row for found in rejections]
-    assert sorted(rows) == [number for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
+    assert sorted(rows) == [
+        number for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()
+    ]

@@ -48,7 +48,9 @@ def _write(kind: str, path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
-def test_two_hundred_megabytes_take_no_more_memory_than_a_few_blocks(tmp_path: Path, kind: str) -> None:
+def test_two_hundred_megabytes_take_no_more_memory_than_a_few_blocks(
+    tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / f"big.{kind}"
     _write(kind, path)
     done = measure([sys.executable, "-c", SCRIPT, kind, str(path)], os.environ, tmp_path / "read")

@@ -15,14 +15,22 @@ def test_rows_come_in_whatever_their_arrow_types(tmp_path: Path) -> None:
         {
             "id": pa.array(range(rows), pa.int32()),
             "title": pa.array([f"t{row % 3}" for row in range(rows)]).dictionary_encode(),
-            "text": pa.array([None if row == 1 else f"x{row}" for row in range(rows)], pa.large_string()),
+            "text": pa.array(
+                [None if row == 1 else f"x{row}" for row in range(rows)], pa.large_string()
+            ),
             "m": pa.array([{"k": {"n": row}, "a": ["p"]} for row in range(rows)]),
             "at": pa.array([datetime.datetime(2024, 1, 31)] * rows),
             "m.k": pa.array(["literal"] * rows),
         }
     )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=7_000)
-    kinds = {"m.k.n": "int", "m.a": "list[string]", "at": "timestamp", "m.k": "string", "title": "string"}
+    kinds = {
+        "m.k.n": "int",
+        "m.a": "list[string]",
+        "at": "timestamp",
+        "m.k": "string",
+        "title": "string",
+    }
     source = make("parquet", "a.parquet", id="id", text=["title", "text"], metadata=kinds)
     documents, _ = check_source(source, tmp_path, rows)
     assert documents[1]["text"] == "t1"
@@ -40,7 +48,9 @@ def test_rows_come_in_whatever_their_arrow_types(tmp_path: Path) -> None:
 
 
 def test_a_value_that_does_not_convert_is_refused_alone(tmp_path: Path) -> None:
-    table = pa.table({"id": ["a", None, "c", ""], "text": [b"x", b"y", b"\xff", b"z"], "n": ["1", "2", "3", "4"]})
+    table = pa.table(
+        {"id": ["a", None, "c", ""], "text": [b"x", b"y", b"\xff", b"z"], "n": ["1", "2", "3", "4"]}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     source = make("parquet", "a.parquet", id="id", metadata={"n": "int"})
     documents, rejections = check_source(source, tmp_path, 1, 3)
@@ -58,12 +68,15 @@ def test_long_texts_make_small_batches(tmp_path: Path) -> None:
 def test_a_missing_or_nested_column_is_an_error(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "m": [{"k": 1}]}), tmp_path / "a.parquet")
     with pytest.raises(
-        SourceError, match=r"a\.parquet: column 'text' is missing; found 'body', 'm'\. Set source\.text"
+        SourceError,
+        match=r"a\.parquet: column 'text' is missing; found 'body', 'm'\. Set source\.text",
     ):
         read(make("parquet", "a.parquet"), tmp_path)
     with pytest.raises(SourceError, match=r"column 'm\.z' is missing"):
         read(make("parquet", "a.parquet", text="m.z"), tmp_path)
-    with pytest.raises(SourceError, match=r"column 'm' is struct<k: int64>, not text or a number\. Name a field"):
+    with pytest.raises(
+        SourceError, match=r"column 'm' is struct<k: int64>, not text or a number\. Name a field"
+    ):
         read(make("parquet", "a.parquet", text="m"), tmp_path)
 
 

@@ -56,7 +56,10 @@ def test_a_block_of_many_lines_becomes_one_and_comments_around_it_stay() -> None
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("compression: [int8]  # small\nstore: lancedb\n", f"compression: {PCA_TEXT}  # small\nstore: lancedb\n"),
+        (
+            "compression: [int8]  # small\nstore: lancedb\n",
+            f"compression: {PCA_TEXT}  # small\nstore: lancedb\n",
+        ),
         ("compression: int8", f"compression: {PCA_TEXT}"),
         ("compression:\nstore: lancedb\n", f"compression: {PCA_TEXT}\nstore: lancedb\n"),
         ("compression:   # to be chosen\n", f"compression: {PCA_TEXT}   # to be chosen\n"),
@@ -65,7 +68,10 @@ def test_a_block_of_many_lines_becomes_one_and_comments_around_it_stay() -> None
         ("compression: &c [int8]\n", f"compression: {PCA_TEXT}\n"),
         ("c: &c [int8]\ncompression: *c\n", f"c: &c [int8]\ncompression: {PCA_TEXT}\n"),
         ("'compression': [int8]\n", f"'compression': {PCA_TEXT}\n"),
-        ("{model: a, compression: [int8], seed: 1}", f"{{model: a, compression: {PCA_TEXT}, seed: 1}}"),
+        (
+            "{model: a, compression: [int8], seed: 1}",
+            f"{{model: a, compression: {PCA_TEXT}, seed: 1}}",
+        ),
     ],
 )
 def test_a_value_that_is_there_is_replaced(before: str, after: str) -> None:
@@ -75,12 +81,21 @@ def test_a_value_that_is_there_is_replaced(before: str, after: str) -> None:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("model: a  # b\nstore: lancedb\n", f"model: a  # b\ncompression: {PCA_TEXT}\nstore: lancedb\n"),
+        (
+            "model: a  # b\nstore: lancedb\n",
+            f"model: a  # b\ncompression: {PCA_TEXT}\nstore: lancedb\n",
+        ),
         ("model: a", f"model: a\ncompression: {PCA_TEXT}"),
         ("source: b\n\n", f"source: b\ncompression: {PCA_TEXT}\n\n"),
         ("model: a\r\nseed: 1\r\n", f"model: a\r\ncompression: {PCA_TEXT}\r\nseed: 1\r\n"),
-        ("model:\n  provider: hashing\n# c\n", f"model:\n  provider: hashing\ncompression: {PCA_TEXT}\n# c\n"),
-        ("model: |\n  a\n  b\nseed: 1\n", f"model: |\n  a\n  b\ncompression: {PCA_TEXT}\nseed: 1\n"),
+        (
+            "model:\n  provider: hashing\n# c\n",
+            f"model:\n  provider: hashing\ncompression: {PCA_TEXT}\n# c\n",
+        ),
+        (
+            "model: |\n  a\n  b\nseed: 1\n",
+            f"model: |\n  a\n  b\ncompression: {PCA_TEXT}\nseed: 1\n",
+        ),
         ("  model: a\n  seed: 1\n", f"  model: a\n  compression: {PCA_TEXT}\n  seed: 1\n"),
         ("---\nmodel: a\n...\n", f"---\nmodel: a\ncompression: {PCA_TEXT}\n...\n"),
         ("{model: a, seed: 1}\n", f"{{model: a, compression: {PCA_TEXT}, seed: 1}}\n"),
@@ -96,8 +111,16 @@ def test_a_value_that_is_not_there_gets_a_place_behind_the_model(before: str, af
 @pytest.mark.parametrize(
     ("before", "value", "after"),
     [
-        ("store:\n  kind: lancedb  # here\n", "rq", "store:\n  kind: lancedb  # here\n  index: rq\n"),
-        ("store:\n  index: sq  # quick\n  kind: x\n", "rq", "store:\n  index: rq  # quick\n  kind: x\n"),
+        (
+            "store:\n  kind: lancedb  # here\n",
+            "rq",
+            "store:\n  kind: lancedb  # here\n  index: rq\n",
+        ),
+        (
+            "store:\n  index: sq  # quick\n  kind: x\n",
+            "rq",
+            "store:\n  index: rq  # quick\n  kind: x\n",
+        ),
         ("store: {kind: lancedb}\n", "rq", "store: {kind: lancedb, index: rq}\n"),
         ("store: {}\n", "rq", "store: {index: rq}\n"),
         ("store: lancedb\n", "rq", "store: {index: rq}\n"),
@@ -116,7 +139,10 @@ def test_an_option_within_an_option_is_set(before: str, value: str | None, after
     ("before", "after"),
     [
         ('{"model": "a"}', '{"model": "a", "compression": ["int8"]}'),
-        ('{\n\t"model": "a",\n\t"seed": 1\n}\n', '{\n\t"model": "a",\n\t"compression": ["int8"],\n\t"seed": 1\n}\n'),
+        (
+            '{\n\t"model": "a",\n\t"seed": 1\n}\n',
+            '{\n\t"model": "a",\n\t"compression": ["int8"],\n\t"seed": 1\n}\n',
+        ),
         ('{"compression": [\n  "pca"\n], "seed": 1}', '{"compression": ["int8"], "seed": 1}'),
         ('{"compression" : null}', '{"compression" : ["int8"]}'),
         ('{"description": "\\ud83d\\ude00 \\/ {}", "model": "a"}', None),
@@ -138,7 +164,8 @@ PLAIN = st.one_of(
 VALUES = st.recursive(
     PLAIN,
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text("abcdef", min_size=1), inner, max_size=3)
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text("abcdef", min_size=1), inner, max_size=3),
     ),
     max_leaves=6,
 )
@@ -156,7 +183,9 @@ KEYS = st.sampled_from(["compression", "model", "optimized", "seed", "source", "
 def test_whatever_stands_in_a_file_only_the_one_option_changes(
     file: dict[str, Any], key: str, value: Any, flow: bool | None, indent: int
 ) -> None:
-    text = yaml.safe_dump(file, default_flow_style=flow, indent=indent, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(
+        file, default_flow_style=flow, indent=indent, sort_keys=False, allow_unicode=True
+    )
     assert yaml.safe_load(with_option(text, (key,), value)) == file | {key: value}
 
 
@@ -179,7 +208,9 @@ def write_pipeline(home: Path, text: str) -> Path:
 def options_of(path: Path) -> tuple[Any, Any]:
     spec = read_pipeline(path)
     optimized = Optimized(measured_on=date(2026, 1, 31), method="pca 16", recall_at_10=0.9)
-    wanted = spec.model_copy(update={"compression": (Pca(dimensions=16), Int8()), "optimized": optimized})
+    wanted = spec.model_copy(
+        update={"compression": (Pca(dimensions=16), Int8()), "optimized": optimized}
+    )
     options = {
         ("compression",): [{"kind": "pca", "dimensions": 16}, {"kind": "int8"}],
         ("optimized",): optimized.model_dump(exclude_defaults=True),
@@ -245,12 +276,16 @@ def test_a_file_that_would_come_to_mean_something_else_is_left_alone(
     path = write_pipeline(home, text)
     options, wanted = options_of(path)
     editing = edited(path, options, wanted.model_copy(update=update))
-    with pytest.raises(ConfigError, match=r"put them in yourself .*compression: \[\{kind: pca, dimensions: 16\}"):
+    with pytest.raises(
+        ConfigError, match=r"put them in yourself .*compression: \[\{kind: pca, dimensions: 16\}"
+    ):
         editing.__enter__()
     assert path.read_text() == text
 
 
-def test_the_edited_file_names_the_environment_as_before(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_edited_file_names_the_environment_as_before(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WHERE", "data")
     path = write_pipeline(home, PIPELINE.replace("data/", "${WHERE}/"))
     options, wanted = options_of(path)

@@ -52,7 +52,9 @@ def test_a_number_stands_for_its_pipeline_and_a_name_for_itself(home: Path) -> N
 
 
 def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) -> None:
-    with pytest.raises(ConfigError, match="No pipeline has the number 1: there are no pipelines yet"):
+    with pytest.raises(
+        ConfigError, match="No pipeline has the number 1: there are no pipelines yet"
+    ):
         find_name(home, "1")
     with_pipelines(home, "a", "b")
     with pytest.raises(ConfigError, match="No pipeline has the number 3: 1 is 'a', 2 is 'b'"):
@@ -73,7 +75,9 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
 def test_damaged_numbers_are_named_with_what_to_do(home: Path, content: str, said: str) -> None:
     pipeline_ids(with_pipelines(home, "a"))
     (home / MEMORY).write_text(content)
-    with pytest.raises(StoreError, match=rf"{said}.*Put back a copy of it, or delete it.*ids\.json"):
+    with pytest.raises(
+        StoreError, match=rf"{said}.*Put back a copy of it, or delete it.*ids\.json"
+    ):
         pipeline_ids(home)
     (home / MEMORY).unlink()
     assert pipeline_ids(home) == {"a": 1}
@@ -88,7 +92,9 @@ def test_processes_at_once_agree_on_every_number(home: Path) -> None:
         "    pipeline_ids(home)\n"
     )
     with_pipelines(home, "first")
-    started = [subprocess.Popen([sys.executable, "-c", code, str(home), own]) for own in ("a", "b", "c")]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(home), own]) for own in ("a", "b", "c")
+    ]
     assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
     ids = pipeline_ids(home)
     assert len(ids) == 61

@@ -21,10 +21,16 @@ M = "model: minilm\n"
 
 MISTAKES = {
     "an empty file": ("", "1: holds no pipeline. It needs at least `source:` and `model:`."),
-    "a comment": ("# nothing yet\n", "1: holds no pipeline. It needs at least `source:` and `model:`."),
+    "a comment": (
+        "# nothing yet\n",
+        "1: holds no pipeline. It needs at least `source:` and `model:`.",
+    ),
     "a list": ("- a\n", "1: holds no pipeline. It needs at least `source:` and `model:`."),
     "no model": (S, "1: model: is missing."),
-    "no source": (M, "1: source: is missing; write `source: {kind: csv, path: …}` or `data_path: …`."),
+    "no source": (
+        M,
+        "1: source: is missing; write `source: {kind: csv, path: …}` or `data_path: …`.",
+    ),
     "a typo in a source": (
         "source:\n  kind: csv\n  path: a.csv\n  txt: title\n" + M,
         "4: source.txt: is no option here; did you mean 'text'?",
@@ -33,8 +39,14 @@ MISTAKES = {
         S + M + "preprocessing:\n  chunk:\n    max_token: 3\n",
         "5: preprocessing.chunk.max_token: is no option here; did you mean 'max_tokens'?",
     ),
-    "an unknown kind": ("source: {kind: cvs, path: a}\n" + M, "1: source: 'cvs' is not known; did you mean 'csv'?"),
-    "no kind": ("source: {path: a}\n" + M, "1: source: needs a `kind`: one of csv, json, jsonl, parquet."),
+    "an unknown kind": (
+        "source: {kind: cvs, path: a}\n" + M,
+        "1: source: 'cvs' is not known; did you mean 'csv'?",
+    ),
+    "no kind": (
+        "source: {path: a}\n" + M,
+        "1: source: needs a `kind`: one of csv, json, jsonl, parquet.",
+    ),
     "a path as source": (
         S.replace("{kind: csv, path: a.csv}", "a.csv") + M,
         "1: source: needs options, such as {kind: csv, …}.",
@@ -43,7 +55,10 @@ MISTAKES = {
         S + "model: brt\n",
         f"2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}.",
     ),
-    "an unknown store": (S + M + "store: lance\n", "3: store.kind: 'lance' is not known; did you mean 'lancedb'?"),
+    "an unknown store": (
+        S + M + "store: lance\n",
+        "3: store.kind: 'lance' is not known; did you mean 'lancedb'?",
+    ),
     "no list": (S + M + "compression: int8\n", "3: compression: must be a list: [ … ]."),
     "an unknown codec": (
         S + M + "compression:\n  - int8\n  - kind: pcaa\n",
@@ -51,10 +66,19 @@ MISTAKES = {
     ),
     "no number": (S + M + "buckets: many\n", "3: buckets: must be a whole number, not 'many'."),
     "too many": (S + M + "buckets: 1000\n", "3: buckets: must be 256 or less, not 1000."),
-    "yes for a name": ("source: {kind: csv, path: a, id: yes}\n" + M, "1: source.id: must be text; put it in quotes."),
-    "a key twice": (S + M + "seed: 1\nseed: 2\n", "4: 'seed' stands twice, first in line 3. Keep one."),
+    "yes for a name": (
+        "source: {kind: csv, path: a, id: yes}\n" + M,
+        "1: source.id: must be text; put it in quotes.",
+    ),
+    "a key twice": (
+        S + M + "seed: 1\nseed: 2\n",
+        "4: 'seed' stands twice, first in line 3. Keep one.",
+    ),
     "a number as key": (S + M + "1: 2\n", "3: the key '1' is not text; put it in quotes."),
-    "a name": (S + M + "name: other\n", "3: name: the file's name is the pipeline's; leave this out."),
+    "a name": (
+        S + M + "name: other\n",
+        "3: name: the file's name is the pipeline's; leave this out.",
+    ),
     "a tab": ("source:\n\tkind: csv\n", "2: is not YAML: a tab stands here. Indent with spaces."),
     "an open brace": (
         "source: {kind: csv, path: a.csv\nmodel: minilm\n",
@@ -64,13 +88,19 @@ MISTAKES = {
         "source: csv: a.csv\n",
         "1: is not YAML: a second ': ' stands in this line; put the value in quotes, or begin a new line.",
     ),
-    "two documents": (S + M + "---\n" + S, "3: is not YAML: a second document begins here; one file is one pipeline."),
+    "two documents": (
+        S + M + "---\n" + S,
+        "3: is not YAML: a second document begins here; one file is one pipeline.",
+    ),
     "a wrong date": (
         S + M + "description: 2020-13-45\n",
         "1: a value cannot be read (month must be in 1..12); put it in quotes.",
     ),
     "a loop": (S + M + "description: &a [*a]\n", "3: refers to itself; write the value out."),
-    "a control character": (S + M + "description: \x07\n", "3: holds the control character #x0007. Remove it."),
+    "a control character": (
+        S + M + "description: \x07\n",
+        "3: holds the control character #x0007. Remove it.",
+    ),
     "an unset variable": (
         S + "model:\n  provider: hf\n  model: ${NOT_SET_ANYWHERE}\n",
         "4: the environment variable 'NOT_SET_ANYWHERE' is not set. Set it, or write the value.",
@@ -110,7 +140,11 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
 
 def test_a_value_that_may_be_a_secret_is_not_shown() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_pipeline(S + "model: {provider: hf, model: x, api_key: sk-123, revision: [sk-456]}\n", "p", "p.yaml")
+        parse_pipeline(
+            S + "model: {provider: hf, model: x, api_key: sk-123, revision: [sk-456]}\n",
+            "p",
+            "p.yaml",
+        )
     assert "sk-" not in str(caught.value)
 
 
@@ -166,7 +200,9 @@ def test_a_broken_file_does_not_hide_the_others(home: Path) -> None:
 
 
 def test_an_unknown_pipeline_is_met_with_the_nearest_one(home: Path) -> None:
-    with pytest.raises(ConfigError, match=r"There is no pipeline 'stdlib'.*`embedding-pipelines example` makes two"):
+    with pytest.raises(
+        ConfigError, match=r"There is no pipeline 'stdlib'.*`embedding-pipelines example` makes two"
+    ):
         find_pipeline("stdlib", home)
     write_pipeline(home, "stdlib", HASHING)
     write_pipeline(home, "other", HASHING)

@@ -21,7 +21,13 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 BASE: dict[str, Any] = {
     "name": "p",
-    "source": {"kind": "csv", "path": "data/*.csv", "id": "id", "text": "title", "metadata": ["cat"]},
+    "source": {
+        "kind": "csv",
+        "path": "data/*.csv",
+        "id": "id",
+        "text": "title",
+        "metadata": ["cat"],
+    },
     "model": {"provider": "hashing"},
     "preprocessing": {"clean": {}, "chunk": {"max_tokens": 100, "overlap": 10}},
     "compression": ["int8"],
@@ -98,7 +104,9 @@ def settings(spec: PipelineSpec) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("step", "option"), [(step, option) for step in CHANGED for option in CHANGED[step]])
+@pytest.mark.parametrize(
+    ("step", "option"), [(step, option) for step in CHANGED for option in CHANGED[step]]
+)
 def test_a_changed_option_makes_its_step_run_again(step: str, option: str) -> None:
     before = settings(PipelineSpec.model_validate(BASE))
     assert settings(changed(option, CHANGED[step][option]))[step] != before[step]
@@ -118,9 +126,13 @@ def test_every_option_that_there_is_was_tried() -> None:
 
 @pytest.mark.parametrize("option", ["budget", "description", "owners", "output_dim", "schedule"])
 def test_an_option_that_is_no_part_of_the_result_makes_nothing_run_again(option: str) -> None:
-    value = {"budget": {"tokens": 5}, "description": "x", "owners": ["team:x"], "output_dim": 64, "schedule": "@daily"}[
-        option
-    ]
+    value = {
+        "budget": {"tokens": 5},
+        "description": "x",
+        "owners": ["team:x"],
+        "output_dim": 64,
+        "schedule": "@daily",
+    }[option]
     assert settings(changed(option, value)) == settings(PipelineSpec.model_validate(BASE))
 
 
@@ -130,8 +142,13 @@ def test_short_forms_are_the_long_ones_with_defaults() -> None:
         assert spec.source == Csv(path=("data.csv",))
         assert spec.model.model_dump()["model"] == "google-bert/bert-base-uncased"
         assert (spec.store.kind, spec.compression, spec.buckets) == ("lancedb", (), 16)
-    assert parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind == "jsonl"
-    short = parse_pipeline("model: minilm\ndata_path: x.csv\ncompression: [int8]\nstore: lancedb\n", "p", "p.yaml")
+    assert (
+        parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind
+        == "jsonl"
+    )
+    short = parse_pipeline(
+        "model: minilm\ndata_path: x.csv\ncompression: [int8]\nstore: lancedb\n", "p", "p.yaml"
+    )
     commit = ALIASES["minilm"].revision
     long = f"model: {{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2, revision: {commit}}}\n"
     long += "source: {kind: csv, path: x.csv}\n"
@@ -145,7 +162,9 @@ def test_a_spec_survives_json_and_can_be_built_again() -> None:
     assert fingerprint(spec) == fingerprint(PipelineSpec.model_validate(spec.model_dump()))
 
 
-@pytest.mark.parametrize("name", ["", "9lives", "Upper", "with-dash", "with space", "ä", "../x", "a" * 64])
+@pytest.mark.parametrize(
+    "name", ["", "9lives", "Upper", "with-dash", "with space", "ä", "../x", "a" * 64]
+)
 def test_unusable_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="cannot name a pipeline"):
         PipelineSpec.model_validate({**BASE, "name": name})
@@ -153,7 +172,9 @@ def test_unusable_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name in DISALLOWED_NAMES if name.islower()))
 def test_a_name_that_dagster_refuses_is_refused_here(name: str) -> None:
-    with pytest.raises(ValueError, match=f"'{name}' cannot name a pipeline: Dagster takes no job of this name"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' cannot name a pipeline: Dagster takes no job of this name"
+    ):
         PipelineSpec.model_validate({**BASE, "name": name})
 
 
@@ -163,21 +184,34 @@ def test_no_other_name_is_refused_for_dagsters_sake() -> None:
         assert PipelineSpec.model_validate({**BASE, "name": name}).name == name
 
 
-@pytest.mark.parametrize("schedule", ["0 2 * * *", "*/15 0-6 1,15 * MON-FRI", "@daily", "59 23 31 12 7"])
+@pytest.mark.parametrize(
+    "schedule", ["0 2 * * *", "*/15 0-6 1,15 * MON-FRI", "@daily", "59 23 31 12 7"]
+)
 def test_schedules_are_taken(schedule: str) -> None:
     assert PipelineSpec.model_validate({**BASE, "schedule": schedule}).schedule == schedule
 
 
-@pytest.mark.parametrize("schedule", ["", "daily", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *"])
+@pytest.mark.parametrize(
+    "schedule", ["", "daily", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *"]
+)
 def test_wrong_schedules_are_refused(schedule: str) -> None:
     with pytest.raises(ValueError, match="no cron schedule"):
         PipelineSpec.model_validate({**BASE, "schedule": schedule})
 
 
 def test_buckets_are_where_they_were_when_the_first_pipeline_was_made() -> None:
-    assert [bucket_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [12, 10, 8, 12, 1]
+    assert [bucket_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [
+        12,
+        10,
+        8,
+        12,
+        1,
+    ]
     assert PipelineSpec.model_validate(BASE).bucket_names[::15] == ["b00", "b15"]
-    assert PipelineSpec.model_validate({**BASE, "buckets": 256}).bucket_names[::255] == ["b000", "b255"]
+    assert PipelineSpec.model_validate({**BASE, "buckets": 256}).bucket_names[::255] == [
+        "b000",
+        "b255",
+    ]
 
 
 @given(st.text(), st.integers(1, 256))

@@ -31,7 +31,10 @@ Row = tuple[object, str, str]
 
 
 def rows(first: int, last: int) -> list[Row]:
-    return [(f"id-{n}", f"text number {n} about subject{n % 17}", f"c{n % 3}") for n in range(first, last)]
+    return [
+        (f"id-{n}", f"text number {n} about subject{n % 17}", f"c{n % 3}")
+        for n in range(first, last)
+    ]
 
 
 @pytest.fixture
@@ -60,7 +63,9 @@ def test_a_second_run_does_nothing_at_all(built: Path) -> None:
     assert [entry.step for entry in reports if entry.changed] == []
 
 
-def test_edits_additions_and_deletions_give_the_table_of_a_rebuild(built: Path, tmp_path_factory) -> None:
+def test_edits_additions_and_deletions_give_the_table_of_a_rebuild(
+    built: Path, tmp_path_factory
+) -> None:
     changed = rows(0, 300)
     changed[5:8] = [(f"id-{n}", f"edited {n}", "c9") for n in range(5, 8)]
     changed[10] = ("id-10", changed[10][1], "another category")  # the same text
@@ -80,7 +85,10 @@ def test_a_renamed_file_embeds_and_releases_nothing(built: Path) -> None:
     os.rename(built / "data" / "a.csv", built / "data" / "z.csv")
     reports, texts = run_recorded(built, "p")
     assert texts == []
-    assert not report(reports, "vector_store").changed or report(reports, "vector_store").facts["added"] == 0
+    assert (
+        not report(reports, "vector_store").changed
+        or report(reports, "vector_store").facts["added"] == 0
+    )
     assert not report(reports, "release").changed
     assert_same_rows(live_rows(built, "p"), before)
 
@@ -93,7 +101,9 @@ def test_a_deleted_file_takes_its_rows_along(built: Path, tmp_path_factory) -> N
     assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other")))
 
 
-def test_the_texts_of_a_file_under_other_ids_are_not_embedded_again(built: Path, tmp_path_factory) -> None:
+def test_the_texts_of_a_file_under_other_ids_are_not_embedded_again(
+    built: Path, tmp_path_factory
+) -> None:
     write_csv(built, "c.csv", [(f"copy of {name}", text, cat) for name, text, cat in rows(0, 300)])
     reports, texts = run_recorded(built, "p")
     assert texts == []
@@ -112,7 +122,9 @@ def test_a_row_that_moves_to_another_file_changes_nothing(built: Path) -> None:
 def test_a_second_pipeline_and_a_model_switched_back_embed_nothing(built: Path) -> None:
     write_pipeline(built, "q", HASHING)
     assert run_recorded(built, "q")[1] == []
-    write_pipeline(built, "p", HASHING.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}"))
+    write_pipeline(
+        built, "p", HASHING.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    )
     assert len(run_recorded(built, "p")[1]) == 400
     write_pipeline(built, "p", HASHING)
     assert run_recorded(built, "p")[1] == []
@@ -129,9 +141,13 @@ def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path
     before = (built / "data" / "b.csv").stat()
     manifests = [context_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)]
     write_csv(built, "c.csv", [*rows(500, 600), ("id-7", "again", "c1")])
-    with pytest.raises(SourceError, match=r"c\.csv:102: document id 'id-7' stands at data/a\.csv:9 too"):
+    with pytest.raises(
+        SourceError, match=r"c\.csv:102: document id 'id-7' stands at data/a\.csv:9 too"
+    ):
         write_documents(context_of(built, "p"))
-    assert [context_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)] == manifests
+    assert [
+        context_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)
+    ] == manifests
     (built / "data" / "c.csv").unlink()
     assert (built / "data" / "b.csv").stat().st_mtime_ns == before.st_mtime_ns
     assert not any(entry.changed for entry in run_steps(built, "p"))
@@ -146,9 +162,12 @@ def test_a_lost_bucket_is_made_again(built: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [([], 0), ([(1, "", "x"), (2, " \t ", "y")], 0), ([(1, "one", "x")], 1)]
+    ("content", "expected"),
+    [([], 0), ([(1, "", "x"), (2, " \t ", "y")], 0), ([(1, "one", "x")], 1)],
 )
-def test_an_empty_source_is_released_as_an_empty_table(home: Path, content: list[Row], expected: int) -> None:
+def test_an_empty_source_is_released_as_an_empty_table(
+    home: Path, content: list[Row], expected: int
+) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", content)
     run_steps(home, "p")
@@ -198,7 +217,9 @@ def test_256_buckets_hold_what_4_hold(built: Path) -> None:
     write_pipeline(built, "many", HASHING.replace("buckets: 4", "buckets: 256"))
     assert run_recorded(built, "many")[1] == []
     hidden = {name: {**row, "bucket": ""} for name, row in live_rows(built, "many").items()}
-    assert_same_rows(hidden, {name: {**row, "bucket": ""} for name, row in live_rows(built, "p").items()})
+    assert_same_rows(
+        hidden, {name: {**row, "bucket": ""} for name, row in live_rows(built, "p").items()}
+    )
 
 
 def test_long_texts_in_small_row_groups_keep_chunks_and_vectors_together(
@@ -206,7 +227,10 @@ def test_long_texts_in_small_row_groups_keep_chunks_and_vectors_together(
 ) -> None:
     monkeypatch.setattr("embedding_pipelines.storage.warehouse.ROW_GROUP_BYTES", 20_000)
     write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
-    long = [(n, " ".join(f"word{n * 7 + m}" for m in range(200 if n % 2 else 5)), "x") for n in range(120)]
+    long = [
+        (n, " ".join(f"word{n * 7 + m}" for m in range(200 if n % 2 else 5)), "x")
+        for n in range(120)
+    ]
     write_csv(home, "a.csv", long)
     run_steps(home, "p")
     assert all(top(home, "p", text) == [str(name)] for name, text, _ in long[::13])
@@ -255,7 +279,9 @@ class Edits(RuleBasedStateMachine):
     @rule()
     def run(self) -> None:
         self.write(self.home)
-        texts = {" ".join(text.split()) for held in self.files.values() for text, _ in held.values()} - {""}
+        texts = {
+            " ".join(text.split()) for held in self.files.values() for text, _ in held.values()
+        } - {""}
         _, embedded = run_recorded(self.home, "p")
         assert sorted(embedded) == sorted(texts - self.known)
         self.known |= texts
@@ -273,25 +299,39 @@ class Edits(RuleBasedStateMachine):
             write_csv(home, name, [(key, text, cat) for key, (text, cat) in held.items()])
 
 
-def test_any_sequence_of_edits_gives_the_table_of_a_rebuild(tmp_path_factory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_sequence_of_edits_gives_the_table_of_a_rebuild(
+    tmp_path_factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(HOME_VARIABLE, "/nowhere")
     Edits.homes = (tmp_path_factory.mktemp("home") for _ in iter(int, 1))
     case = Edits.TestCase
     case.settings = settings(
-        max_examples=6, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=6,
+        stateful_step_count=10,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
     )
     case("runTest").runTest()
 
 
 def test_documents_that_were_cut_at_the_limit_are_kept_and_counted_too(home: Path) -> None:
-    write_pipeline(home, "p", HASHING.replace("hashing", "hashing, max_tokens: 8") + "preprocessing: {chunk: null}\n")
+    write_pipeline(
+        home,
+        "p",
+        HASHING.replace("hashing", "hashing, max_tokens: 8") + "preprocessing: {chunk: null}\n",
+    )
     texts = [f"text {n} " + "word " * (n % 20) for n in range(60)]
     write_csv(home, "a.csv", [(n, text, "x") for n, text in enumerate(texts)])
     run_steps(home, "p")
     texts[3] = "short now"
     texts[15] += " and longer"
     write_csv(home, "a.csv", [(n, text, "x") for n, text in enumerate(texts)])
-    facts = [entry.facts for entry in run_steps(home, "p") if entry.step == "chunks" and entry.changed]
+    facts = [
+        entry.facts for entry in run_steps(home, "p") if entry.step == "chunks" and entry.changed
+    ]
     assert sum(entry["documents"] - entry["reused_documents"] for entry in facts) == 2
     whole = [entry.facts for entry in run_steps(home, "p") if entry.step == "chunks"]
-    assert sum(entry["truncated"] for entry in whole) == sum(len(text.split()) > 8 for text in texts)
+    assert sum(entry["truncated"] for entry in whole) == sum(
+        len(text.split()) > 8 for text in texts
+    )

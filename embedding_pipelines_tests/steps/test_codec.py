@@ -17,13 +17,23 @@ from embedding_pipelines.steps.codec import codec_path, fit_codec, fitted_for, l
 from embedding_pipelines.steps.release import live_release, read_releases, rollback
 from embedding_pipelines.steps.vector_store import update_vector_store
 from embedding_pipelines.storage.warehouse import read_json
-from embedding_pipelines_tests.chain import context_of, live_rows, report, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    context_of,
+    live_rows,
+    report,
+    run_steps,
+    top,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import Collected
 
 PCA = HASHING + "compression: [{kind: pca, dimensions: 8}, int8]\n"
 ROWS = [(n, f"text number {n} about subject{n % 7}", "c") for n in range(80)]
-OTHER_ROWS = [(f"new-{n}", f"entirely different words{n % 11} of kind{n % 5}", "c") for n in range(200)]
+OTHER_ROWS = [
+    (f"new-{n}", f"entirely different words{n % 11} of kind{n % 5}", "c") for n in range(200)
+]
 
 
 class Passes(Collected):
@@ -112,19 +122,27 @@ def test_fitting_again_makes_a_new_table_beside_the_old_and_mixes_nothing(home: 
     vectors = {}
     for bucket in context.spec.bucket_names:
         for batch in context.folder.embeddings.read(bucket):
-            vectors.update(zip(batch["chunk_id"].to_pylist(), batch[VECTOR].to_pylist(), strict=True))
+            vectors.update(
+                zip(batch["chunk_id"].to_pylist(), batch[VECTOR].to_pylist(), strict=True)
+            )
     for path, rows in ((first, before), (second, live_rows(home, "p"))):
         codec = CodecChain.load(path)
         assert rows.keys() == vectors.keys()
         expected = codec.encode(np.array([vectors[name] for name in rows], np.float32))
-        assert np.array_equal(np.array([row[VECTOR] for row in rows.values()], np.float32), expected)
+        assert np.array_equal(
+            np.array([row[VECTOR] for row in rows.values()], np.float32), expected
+        )
 
     assert top(home, "p", query) == ["3"]
     assert searcher.search(query).hits == hits
     assert rollback(context.folder, None) == (new, old)
     assert live_rows(home, "p") == before
     assert Searcher(context.warehouse, "p").search(query).hits == hits
-    assert [entry.codec for entry in read_releases(context.folder).releases] == [first.name, first.name, second.name]
+    assert [entry.codec for entry in read_releases(context.folder).releases] == [
+        first.name,
+        first.name,
+        second.name,
+    ]
 
 
 def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
@@ -135,7 +153,9 @@ def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
     before = codec_path(context, context.spec.model.space)
     fit_codec(context, context.spec.model.space, again=True)
     assert codec_path(context, context.spec.model.space) == before
-    assert [entry.changed for entry in run_steps(home, "p") if entry.step in ("vector_store", "release")] == [False] * 2
+    assert [
+        entry.changed for entry in run_steps(home, "p") if entry.step in ("vector_store", "release")
+    ] == [False] * 2
 
 
 def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(home: Path) -> None:
@@ -145,7 +165,14 @@ def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(h
     assert read_json(pointer) == {fitted_for(context, space): second.name}
     pointer.write_text(f'{{"{fitted_for(context, space)}": "{first.name}"}}')
     assert codec_path(context, space) == first
-    for damaged in ("{half", "[]", f'{{"{fitted_for(context, space)}": 3}}', '{"other": "file.npz"}', "{}", None):
+    for damaged in (
+        "{half",
+        "[]",
+        f'{{"{fitted_for(context, space)}": 3}}',
+        '{"other": "file.npz"}',
+        "{}",
+        None,
+    ):
         pointer.unlink() if damaged is None else pointer.write_text(damaged)
         assert codec_path(context, space) == second
     os.utime(first, ns=(2 * second.stat().st_mtime_ns,) * 2)
@@ -189,20 +216,27 @@ def test_the_report_says_how_much_energy_is_kept(home: Path) -> None:
     assert "kept_energy" not in report(run_steps(home, "p"), "codec").facts
 
 
-def test_cutting_vectors_that_were_not_made_for_it_is_noted_once_when_it_is_fitted(home: Path) -> None:
+def test_cutting_vectors_that_were_not_made_for_it_is_noted_once_when_it_is_fitted(
+    home: Path,
+) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
     cut = "{kind: truncate, dimensions: 8}"
     (note,) = fitted(home, f"[{cut}]").notes
-    assert "'words', which is not known to be trained for that (Matryoshka). `pca` of the same dimensions" in note
+    assert (
+        "'words', which is not known to be trained for that (Matryoshka). `pca` of the same dimensions"
+        in note
+    )
     assert fitted(home, f"[{cut}]").notes == []
     assert fitted(home, f"[{cut}]", again=True).notes == [note]
     assert fitted(home, "[int8]").notes == []
 
 
 @pytest.mark.parametrize("rows", [[], [(1, "", "c")]])
-def test_a_codec_without_any_text_is_told_in_one_sentence(home: Path, rows: list[tuple[object, ...]]) -> None:
+def test_a_codec_without_any_text_is_told_in_one_sentence(
+    home: Path, rows: list[tuple[object, ...]]
+) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", rows)
     with pytest.raises(CompressionError, match="'p': there is no text to fit the compression on"):
@@ -212,11 +246,18 @@ def test_a_codec_without_any_text_is_told_in_one_sentence(home: Path, rows: list
 def test_output_dim_is_checked_and_never_cut_to(home: Path) -> None:
     write_csv(home, "a.csv", ROWS)
     write_pipeline(home, "p", HASHING + "output_dim: 768\n")
-    with pytest.raises(ConfigError, match=r"output_dim is 768, but .* gives 64\. Set output_dim to 64\.$"):
+    with pytest.raises(
+        ConfigError, match=r"output_dim is 768, but .* gives 64\. Set output_dim to 64\.$"
+    ):
         run_steps(home, "p")
     short = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\noutput_dim: 500\nbuckets: 4\n"
-    write_pipeline(home, "p", short + "model: {provider: voyage, model: voyage-4, dimensions: 512}\n")
-    with pytest.raises(ConfigError, match=r"output_dim is 500.* can give 256 or 512 or 1024 or 2048: say which with"):
+    write_pipeline(
+        home, "p", short + "model: {provider: voyage, model: voyage-4, dimensions: 512}\n"
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"output_dim is 500.* can give 256 or 512 or 1024 or 2048: say which with",
+    ):
         run_steps(home, "p")
     write_pipeline(home, "p", PCA + "output_dim: 8\n")
     run_steps(home, "p")

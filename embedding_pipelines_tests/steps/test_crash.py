@@ -38,7 +38,11 @@ store: {kind: lancedb, keep_releases: 2}
 buckets: 2
 """
 OLD = [(f"id-{n}", f"old text {n}", "c") for n in range(12)]
-NEW = [("id-0", "new text zero", "c"), *OLD[2:], ("id-99", "new text added", "d")]  # 1 edited, 1 deleted, 1 added
+NEW = [
+    ("id-0", "new text zero", "c"),
+    *OLD[2:],
+    ("id-99", "new text added", "d"),
+]  # 1 edited, 1 deleted, 1 added
 
 
 class Died(BaseException):
@@ -111,7 +115,11 @@ def die(home: Path, at: int, after: bool) -> tuple[bool, list[str]]:
 
 @pytest.mark.parametrize(("after", "step"), [(False, 1), (True, 5)], ids=["before", "after"])
 def test_an_update_that_dies_at_any_write_is_made_up_for(
-    released: Path, undisturbed: dict[str, dict[str, object]], tmp_path: Path, after: bool, step: int
+    released: Path,
+    undisturbed: dict[str, dict[str, object]],
+    tmp_path: Path,
+    after: bool,
+    step: int,
 ) -> None:
     at, ended = 0, False
     while not ended:
@@ -128,7 +136,10 @@ def test_an_update_that_dies_at_any_write_is_made_up_for(
         assert len({*embedded, *again}) == 2
         assert len(embedded) + len(again) <= 3  # the one call that was not committed
         assert_same_rows(live_rows(home, "p"), undisturbed)
-        assert [entry.number for entry in read_releases(context_of(home, "p").folder).releases] == [1, 2]
+        assert [entry.number for entry in read_releases(context_of(home, "p").folder).releases] == [
+            1,
+            2,
+        ]
         assert run_recorded(home, "p")[1] == []
         shutil.rmtree(home)
     assert at > 20  # so many writes were tried
@@ -169,7 +180,9 @@ def test_files_put_back_after_a_crash_are_read_again(released: Path, tmp_path: P
         assert_same_rows(live_rows(home, "p"), before)
 
 
-def test_a_table_that_was_never_committed_or_was_deleted_is_made_anew(released: Path, tmp_path: Path) -> None:
+def test_a_table_that_was_never_committed_or_was_deleted_is_made_anew(
+    released: Path, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     shutil.copytree(released, home)
     for n in range(3):
@@ -235,7 +248,9 @@ def test_a_pipeline_that_another_process_holds_is_busy(home: Path) -> None:
         "import sys, time\nfrom pathlib import Path\nfrom embedding_pipelines.storage.warehouse import Warehouse\n"
         "with Warehouse(Path(sys.argv[1])).pipeline('p').lock():\n print('held', flush=True)\n time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(home)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(home)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(BusyError, match="'p' is being run by another process"):

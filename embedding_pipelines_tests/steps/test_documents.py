@@ -38,7 +38,9 @@ def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) 
     write_csv(home, "a.csv", [(1, "one", 1)])
     run_steps(home, "p")
     write_csv(home, "a.csv", [(1, "changed", 1), *((n, "x", "bad") for n in range(2, 7))])
-    with pytest.raises(SourceError, match=r"(?s)5 of 6 records were rejected.*data/a\.csv:3:.*stay in force"):
+    with pytest.raises(
+        SourceError, match=r"(?s)5 of 6 records were rejected.*data/a\.csv:3:.*stay in force"
+    ):
         run_steps(home, "p")
     assert top(home, "p", "one") == ["1"]
     assert known_files(context_of(home, "p"))["data/a.csv"].rows == 1
@@ -51,9 +53,13 @@ def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) 
 def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [("x", "one", "c"), ("y", "two", "c"), ("x", "three", "c")])
-    with pytest.raises(SourceError, match=r"data/a\.csv:4: document id 'x' stands at data/a\.csv:2 too"):
+    with pytest.raises(
+        SourceError, match=r"data/a\.csv:4: document id 'x' stands at data/a\.csv:2 too"
+    ):
         write_documents(context_of(home, "p"))
-    assert not list((home / "data" / "warehouse" / "pipelines" / "p" / "documents").glob(".reading-*"))
+    assert not list(
+        (home / "data" / "warehouse" / "pipelines" / "p" / "documents").glob(".reading-*")
+    )
 
 
 def test_changed_options_of_the_source_read_every_file_again(home: Path) -> None:

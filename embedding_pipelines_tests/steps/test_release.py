@@ -16,7 +16,13 @@ from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.evaluation import CHECKS
-from embedding_pipelines.steps.release import current_release, live_release, read_releases, release, rollback
+from embedding_pipelines.steps.release import (
+    current_release,
+    live_release,
+    read_releases,
+    release,
+    rollback,
+)
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
 from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest, write_json
 from embedding_pipelines.stores._lance import connect as _connect
@@ -65,7 +71,9 @@ def spoil(shards: Shards, bucket: str, change: Callable[[pa.Table], pa.Table]) -
     path = shards.folder / made.shard
     table = change(pq.read_table(path))
     pq.write_table(table, path)
-    made = replace(made, rows=table.num_rows, size_bytes=path.stat().st_size, digest=file_digest(path))
+    made = replace(
+        made, rows=table.num_rows, size_bytes=path.stat().st_size, digest=file_digest(path)
+    )
     write_json(shards.folder / f"{bucket}.json", vars(made))
 
 
@@ -74,7 +82,9 @@ def with_first_vector(value: float) -> Callable[[pa.Table], pa.Table]:
         vectors = np.stack(table[VECTOR].to_numpy()).copy()
         vectors[0] = value
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        return table.set_column(table.schema.get_field_index(VECTOR), table.schema.field(VECTOR), column)
+        return table.set_column(
+            table.schema.get_field_index(VECTOR), table.schema.field(VECTOR), column
+        )
 
     return change
 
@@ -174,7 +184,9 @@ def test_a_vandalised_table_is_stopped_and_the_old_release_serves(
 
 
 @pytest.mark.parametrize("vandalise", [drop_row, double_row, replace_row])
-def test_the_next_run_puts_a_vandalised_table_right(built: Path, vandalise: Callable[[Any], None]) -> None:
+def test_the_next_run_puts_a_vandalised_table_right(
+    built: Path, vandalise: Callable[[Any], None]
+) -> None:
     before = live_rows(built, "p")
     vandalise(table_of(built))
     assert run_recorded(built, "p")[1] == []
@@ -197,7 +209,9 @@ def test_embeddings_of_another_space_are_stopped(built: Path) -> None:
     context = context_of(built, "p")
     made = context.folder.embeddings.manifest("b01")
     assert made is not None
-    write_json(context.folder.embeddings.folder / "b01.json", vars(replace(made, settings="f" * 32)))
+    write_json(
+        context.folder.embeddings.folder / "b01.json", vars(replace(made, settings="f" * 32))
+    )
     context.folder.verified.unlink()
     checks = {check.name: check for check in checks_of(context)}
     assert [name for name, outcome in checks.items() if outcome.blocks] == ["space_is_one"]
@@ -274,7 +288,9 @@ def test_a_run_without_changes_does_not_undo_a_rollback(three: Path) -> None:
     assert numbers(three) == [1, 2, 3, 4]
 
 
-def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_next_run(three: Path) -> None:
+def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_next_run(
+    three: Path,
+) -> None:
     context = context_of(three, "p")
     history, space = context.folder.history, context.spec.model.space
     lines = history.read_text().splitlines()
@@ -330,7 +346,10 @@ CHANGES = {
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_changed_pipeline_makes_a_new_table_beside_the_old_one(built: Path, what: str) -> None:
-    old_table, rows_before = live_release(context_of(built, "p").folder).table, live_rows(built, "p")
+    old_table, rows_before = (
+        live_release(context_of(built, "p").folder).table,
+        live_rows(built, "p"),
+    )
     write_pipeline(built, "p", HASHING.replace(*CHANGES[what]))
     run_to_embeddings(built)
     assert live_rows(built, "p") == rows_before  # the file changed, what is live did not
@@ -369,7 +388,9 @@ def test_changed_chunk_settings_give_the_chunks_of_a_rebuild(home: Path) -> None
     write_pipeline(home, "p", HASHING + "preprocessing: {chunk: {max_tokens: 10, overlap: 0}}\n")
     run_steps(home, "p")
     found = live_rows(home, "p")
-    assert [word for row in found.values() for word in row["text"].split()] == [f"word{n}" for n in range(60)]
+    assert [word for row in found.values() for word in row["text"].split()] == [
+        f"word{n}" for n in range(60)
+    ]
     assert all(len(row["text"].split()) <= 10 for row in found.values())
     assert all(name == f"long#{row['start']}" for name, row in found.items())
 

@@ -22,7 +22,9 @@ from embedding_pipelines_tests.chain import (
 )
 from embedding_pipelines_tests.conftest import HASHING
 
-ROWS = [(number, f"word{number % 7} text number {number}", f"c{number % 3}") for number in range(60)]
+ROWS = [
+    (number, f"word{number % 7} text number {number}", f"c{number % 3}") for number in range(60)
+]
 PCA = HASHING + "compression: [{kind: pca, dimensions: 16}]\n"
 
 
@@ -99,7 +101,11 @@ def test_an_edit_that_keeps_size_and_times_is_seen(built: Path) -> None:
 @pytest.mark.parametrize("step", ["documents", "chunks", "embeddings"])
 @pytest.mark.parametrize("damage", ["shard", "manifest", "half"])
 def test_a_lost_bucket_is_made_anew(
-    built: Path, step: str, damage: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    built: Path,
+    step: str,
+    damage: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = context_of(built, "p").folder.folder / step
     (shard,) = folder.glob("b02-*.parquet")
@@ -112,7 +118,9 @@ def test_a_lost_bucket_is_made_anew(
     write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
     _, texts = run_recorded(built, "p")
     assert texts == ["one more"]
-    assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other"), monkeypatch))
+    assert_same_rows(
+        live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other"), monkeypatch)
+    )
 
 
 @pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "verified.json"])
@@ -132,7 +140,9 @@ def test_a_release_whose_table_is_lost_is_dropped_and_not_gone_back_to(built: Pa
     write_pipeline(built, "p", HASHING.replace("hashing}", "hashing, dimensions: 32}"))
     run_steps(built, "p")
     shutil.rmtree(table)
-    with pytest.raises(ReleaseError, match=r"table or codec of release 1 is gone or damaged.*release 2 stays live"):
+    with pytest.raises(
+        ReleaseError, match=r"table or codec of release 1 is gone or damaged.*release 2 stays live"
+    ):
         rollback(context.folder, 1)
     write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
     run_steps(built, "p")
@@ -148,7 +158,11 @@ def test_a_codec_fitted_anew_does_not_take_the_place_of_a_released_one(home: Pat
     (codec,) = context.folder.codecs.glob("*.npz")
     kept = codec.read_bytes()
     codec.unlink()
-    write_csv(home, "a.csv", [(number, f"others {number} altogether {number % 5}", "c") for number in range(80)])
+    write_csv(
+        home,
+        "a.csv",
+        [(number, f"others {number} altogether {number % 5}", "c") for number in range(80)],
+    )
     run_steps(home, "p")
     with pytest.raises(ReleaseError):
         rollback(context.folder, 1)
@@ -163,7 +177,9 @@ def test_a_failed_run_leaves_the_rejected_table_that_is_in_force(home: Path) -> 
     folder = context_of(home, "p").folder
     before = folder.rejected.read_bytes()
     path.write_bytes(path.read_bytes() + b'"2","x","y","z"\n' * 5)
-    with pytest.raises(SourceError, match=r"(?s)6 of 66 records were rejected.*rejected_by_failed_run\.parquet"):
+    with pytest.raises(
+        SourceError, match=r"(?s)6 of 66 records were rejected.*rejected_by_failed_run\.parquet"
+    ):
         run_steps(home, "p")
     assert folder.rejected.read_bytes() == before
     assert folder.rejected_by_failure.exists()

@@ -10,14 +10,25 @@ from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.plan import plan
 from embedding_pipelines.search import search
 from embedding_pipelines.steps.unchanged import _reports
-from embedding_pipelines_tests.chain import context_of, live_rows, report, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    context_of,
+    live_rows,
+    report,
+    run_steps,
+    top,
+    write_csv,
+    write_pipeline,
+)
 
 PIPELINE = """\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
 model: {{provider: word2vec, train: {{dimensions: {dimensions}, min_count: 1, epochs: 60, seed: 3}}}}
 buckets: 4
 """
-TOPICS = ("cats and dogs are pets that sleep and play", "shares and bonds are traded by banks and brokers")
+TOPICS = (
+    "cats and dogs are pets that sleep and play",
+    "shares and bonds are traded by banks and brokers",
+)
 
 
 def corpus(home: Path, rows: int = 200) -> None:
@@ -34,7 +45,9 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
     first = report(run_steps(home, "p"), "model")
     assert (first.changed, first.facts["texts"], first.facts["dimensions"]) == (True, 200, 24)
-    assert all(hit.metadata["cat"] == "t1" for hit in search(home, "p", "bonds and brokers", k=5).hits)
+    assert all(
+        hit.metadata["cat"] == "t1" for hit in search(home, "p", "bonds and brokers", k=5).hits
+    )
     before = live_rows(home, "p")
 
     write_csv(home, "b.csv", [("new", "dogs play", "t0"), ("alien", "xylophone zither", "t2")])

@@ -68,7 +68,11 @@ def add_key(path: Path) -> None:
 
 
 def remove_key(path: Path, key: str) -> None:
-    path.write_text(json.dumps({name: part for name, part in json.loads(path.read_text()).items() if name != key}))
+    path.write_text(
+        json.dumps(
+            {name: part for name, part in json.loads(path.read_text()).items() if name != key}
+        )
+    )
 
 
 def first(folder: Path, pattern: str) -> Path:
@@ -91,16 +95,24 @@ DISTURBANCES: dict[str, Callable[[Path, Path], object]] = {
     "another index": lambda home, made: write_pipeline(
         home, "p", COMPRESSED + "store: {kind: lancedb, index_rows: 256}\n"
     ),
-    "a lost shard of documents": lambda home, made: first(made / "documents", "b*.parquet").unlink(),
+    "a lost shard of documents": lambda home, made: first(
+        made / "documents", "b*.parquet"
+    ).unlink(),
     "a lost manifest of chunks": lambda home, made: first(made / "chunks", "b*.json").unlink(),
-    "a damaged manifest of embeddings": lambda home, made: damage(first(made / "embeddings", "b*.json")),
+    "a damaged manifest of embeddings": lambda home, made: damage(
+        first(made / "embeddings", "b*.json")
+    ),
     "a lost codec": lambda home, made: first(made / "codec", "*.npz").unlink(),
     "a damaged codec": lambda home, made: damage(first(made / "codec", "*.npz")),
-    "a lost table": lambda home, made: shutil.rmtree(first(home / "data/warehouse/tables", "*.lance")),
+    "a lost table": lambda home, made: shutil.rmtree(
+        first(home / "data/warehouse/tables", "*.lance")
+    ),
     "a lost state of the table": lambda home, made: (made / "vector_store.json").unlink(),
     "damaged releases": lambda home, made: damage(made / "releases.json"),
     "a foreign key in the releases": lambda home, made: add_key(made / "releases.json"),
-    "a list of files without files": lambda home, made: remove_key(made / "documents" / "files.json", "files"),
+    "a list of files without files": lambda home, made: remove_key(
+        made / "documents" / "files.json", "files"
+    ),
     "another seed": lambda home, made: write_pipeline(home, "p", COMPRESSED + "seed: 1\n"),
     "fewer releases to keep": lambda home, made: write_pipeline(
         home, "p", COMPRESSED + "store: {kind: lancedb, keep_releases: 3}\n"

@@ -7,10 +7,19 @@ import pytest
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import live_rows, report, run_recorded, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import (
+    live_rows,
+    report,
+    run_recorded,
+    run_steps,
+    write_csv,
+    write_pipeline,
+)
 from embedding_pipelines_tests.conftest import HASHING
 
-ROWS = [(f"id-{n}", f"animal{n} in room{n % 7}", "even" if n % 2 == 0 else "odd") for n in range(300)]
+ROWS = [
+    (f"id-{n}", f"animal{n} in room{n % 7}", "even" if n % 2 == 0 else "odd") for n in range(300)
+]
 
 
 @pytest.fixture
@@ -20,14 +29,18 @@ def built(home: Path) -> Path:
 
 
 def write(home: Path, compression: str, store: str) -> None:
-    write_pipeline(home, "p", f"{HASHING}compression: {compression}\nstore: {{kind: lancedb, {store}}}\n")
+    write_pipeline(
+        home, "p", f"{HASHING}compression: {compression}\nstore: {{kind: lancedb, {store}}}\n"
+    )
 
 
 def index_of(home: Path) -> str | None:
     """The kind of the live table's index."""
     release = Searcher(Warehouse(home), "p").release
     table = release.spec.store.table(Warehouse(home).tables, release.table)
-    return next((str(index.index_type) for index in table._open(release.version).list_indices()), None)  # type: ignore[attr-defined]
+    return next(
+        (str(index.index_type) for index in table._open(release.version).list_indices()), None
+    )  # type: ignore[attr-defined]
 
 
 def test_refine_and_nprobes_reach_searches_without_touching_the_table(built: Path) -> None:
@@ -41,7 +54,9 @@ def test_refine_and_nprobes_reach_searches_without_touching_the_table(built: Pat
     assert (store.refine, store.nprobes) == (7, 3)  # type: ignore[attr-defined]
 
 
-def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_written(built: Path) -> None:
+def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_written(
+    built: Path,
+) -> None:
     tables = set()
     for options, kind in (
         ("", "IvfSq"),
@@ -57,7 +72,9 @@ def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_writ
     assert len(tables) == 1
 
 
-def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing_is_embedded_again(built: Path) -> None:
+def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing_is_embedded_again(
+    built: Path,
+) -> None:
     write(built, "[int8]", "index_rows: 256")
     reports, _ = run_recorded(built, "p")
     before = live_rows(built, "p")
@@ -70,7 +87,9 @@ def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing
     assert other["added"] == 300
     assert before == after  # the same codes
     assert isinstance(after["id-3#0"][VECTOR][0], int)
-    assert Searcher(Warehouse(built), "p").search("animal3 in room3", 1).hits[0].document_id == "id-3"
+    assert (
+        Searcher(Warehouse(built), "p").search("animal3 in room3", 1).hits[0].document_id == "id-3"
+    )
 
 
 def test_copies_come_and_go_with_the_codec(built: Path) -> None:

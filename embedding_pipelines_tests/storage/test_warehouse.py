@@ -23,7 +23,9 @@ SCHEMA = pa.schema([("id", pa.string()), ("n", pa.int64())], metadata={b"key": b
 
 
 def batch(first: int, last: int) -> pa.RecordBatch:
-    return pa.record_batch([[f"id{n}" for n in range(first, last)], list(range(first, last))], schema=SCHEMA)
+    return pa.record_batch(
+        [[f"id{n}" for n in range(first, last)], list(range(first, last))], schema=SCHEMA
+    )
 
 
 def numbers(shards: Shards, bucket: str = "b00") -> list[int]:
@@ -85,7 +87,10 @@ def test_equal_rows_make_equal_bytes_however_they_were_cut(tmp_path: Path) -> No
     cuts = [0, 1, 17, ROW_GROUP_ROWS - 1, ROW_GROUP_ROWS + 1, ROW_GROUP_ROWS * 2, rows]
     parts = [batch(first, last) for first, last in pairwise(cuts)]
     assert Shards(tmp_path / "b").write("b00", SCHEMA, parts, "", "", {}).digest == whole.digest
-    assert Shards(tmp_path / "c").write("b00", SCHEMA, [batch(0, rows - 1)], "", "", {}).digest != whole.digest
+    assert (
+        Shards(tmp_path / "c").write("b00", SCHEMA, [batch(0, rows - 1)], "", "", {}).digest
+        != whole.digest
+    )
     assert file_digest(tmp_path / "a" / whole.shard) == whole.digest
 
 
@@ -146,5 +151,7 @@ def test_the_number_of_buckets_is_fixed_at_the_first_run(tmp_path: Path) -> None
     folder = Warehouse(tmp_path).pipeline("p")
     folder.fix_buckets(16)
     folder.fix_buckets(16)
-    with pytest.raises(ConfigError, match=r"'p' was made with 16 buckets, its file now says 8.*set it back"):
+    with pytest.raises(
+        ConfigError, match=r"'p' was made with 16 buckets, its file now says 8.*set it back"
+    ):
         folder.fix_buckets(8)

@@ -7,11 +7,20 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.schemas import DIGEST, SPACE_ID_KEY, VECTOR, VECTOR_COPY, digest, table_schema
+from embedding_pipelines.schemas import (
+    DIGEST,
+    SPACE_ID_KEY,
+    VECTOR,
+    VECTOR_COPY,
+    digest,
+    table_schema,
+)
 from embedding_pipelines.stores.base import Store
 
 WIDTH = 8
-SCHEMA = table_schema({"cat": "string", "year": "int"}, pa.list_(pa.float32(), WIDTH), "space-of-the-test")
+SCHEMA = table_schema(
+    {"cat": "string", "year": "int"}, pa.list_(pa.float32(), WIDTH), "space-of-the-test"
+)
 SCHEMA = SCHEMA.append(pa.field(VECTOR_COPY, pa.list_(pa.int8(), WIDTH)))
 
 
@@ -69,13 +78,21 @@ def check_store(store: Store, folder: Path) -> None:
     second = table.version
     assert second is not None
     assert second > first
-    everything = {row["chunk_id"]: row for part in table.scan(SCHEMA.names) for row in part.to_pylist()}
+    everything = {
+        row["chunk_id"]: row for part in table.scan(SCHEMA.names) for row in part.to_pylist()
+    }
     assert sorted(everything) == ["a", "bb", "d", 'say "c"']
     assert everything["bb"]["text"] == "other bb"
     assert table.rows(first) == 4  # an old version stays as it was
-    old = {name for part in table.scan(["chunk_id"], version=first) for name in part["chunk_id"].to_pylist()}
+    old = {
+        name
+        for part in table.scan(["chunk_id"], version=first)
+        for name in part["chunk_id"].to_pylist()
+    }
     assert old == {"a", "bb", "it's", 'say "c"'}
-    in_bucket = [name for part in table.scan(["chunk_id"], "b01") for name in part["chunk_id"].to_pylist()]
+    in_bucket = [
+        name for part in table.scan(["chunk_id"], "b01") for name in part["chunk_id"].to_pylist()
+    ]
     assert sorted(in_bucket) == sorted(name for name in everything if len(name) % 2)
 
     found = table.search(vectors_of(["d"])[0], 3, "cosine", None, second).to_pylist()
@@ -83,10 +100,17 @@ def check_store(store: Store, folder: Path) -> None:
     assert found[0]["_distance"] == pytest.approx(0, abs=1e-5)
     assert [row["_distance"] for row in found] == sorted(row["_distance"] for row in found)
     assert not {VECTOR, VECTOR_COPY} & found[0].keys()
-    with_copies = table.search(vectors_of(["d"])[0], 3, "cosine", None, second, copies=True).to_pylist()
-    assert [row.pop(VECTOR_COPY) for row in with_copies] == copies_of([row["chunk_id"] for row in found]).tolist()
+    with_copies = table.search(
+        vectors_of(["d"])[0], 3, "cosine", None, second, copies=True
+    ).to_pylist()
+    assert [row.pop(VECTOR_COPY) for row in with_copies] == copies_of(
+        [row["chunk_id"] for row in found]
+    ).tolist()
     assert with_copies == found
-    assert "d" not in table.search(vectors_of(["d"])[0], 10, "cosine", None, first)["chunk_id"].to_pylist()
+    assert (
+        "d"
+        not in table.search(vectors_of(["d"])[0], 10, "cosine", None, first)["chunk_id"].to_pylist()
+    )
     assert len(table.search(vectors_of(["d"])[0], 100, "cosine", None, second)) == 4
     filtered = table.search(vectors_of(["d"])[0], 10, "cosine", "cat = 'b' AND year = 2002", second)
     assert filtered["chunk_id"].to_pylist() == ["bb"]

@@ -19,14 +19,18 @@ DIMENSIONS = 64
 def fitted(compression: str, vectors: np.ndarray) -> CodecChain:
     """The chain that a pipeline file names so, fitted to `vectors` float32[n, d]."""
     file = f"source: {{kind: csv, path: x.csv}}\nmodel: {{provider: hashing}}\ncompression: {compression}\n"
-    return CodecChain.fit(parse_pipeline(file, "p", "p.yaml").compression, lambda: [vectors], vectors.shape[1])
+    return CodecChain.fit(
+        parse_pipeline(file, "p", "p.yaml").compression, lambda: [vectors], vectors.shape[1]
+    )
 
 
 def build(folder: Path, codec: CodecChain, index_rows: int = 1_000, **options: Any) -> LanceTable:
     return LanceTable(folder, f"p-{codec.id[:8]}", Lancedb(index_rows=index_rows, **options))
 
 
-def add(table: LanceTable, codec: CodecChain, vectors: np.ndarray, first: int, remove: list[str]) -> None:
+def add(
+    table: LanceTable, codec: CodecChain, vectors: np.ndarray, first: int, remove: list[str]
+) -> None:
     codes, *copies = vector_columns(table.options, codec)
     schema = table_schema({"cat": "string"}, codes.type, "space")
     for column in copies:
@@ -48,7 +52,9 @@ def add(table: LanceTable, codec: CodecChain, vectors: np.ndarray, first: int, r
     table.apply(schema, remove, [rows])
 
 
-def recall(table: LanceTable, codec: CodecChain, vectors: np.ndarray, names: list[int], queries: np.ndarray) -> float:
+def recall(
+    table: LanceTable, codec: CodecChain, vectors: np.ndarray, names: list[int], queries: np.ndarray
+) -> float:
     """Share of the 10 nearest by the codec's own codes, computed exactly, that the search returns."""
     codes, asked = codec.encode(vectors), asked_with(codec, queries)
     if codec.metric == "hamming":

@@ -31,7 +31,9 @@ def kinds(table: LanceTable) -> list[str]:
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(tmp_path: Path, name: str) -> None:
+def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
+    tmp_path: Path, name: str
+) -> None:
     vectors, queries = clustered(3_000, DIMENSIONS), clustered(40, DIMENSIONS, seed=5)
     codec = fitted(CHAINS[name], vectors)
     table = build(tmp_path, codec)
@@ -43,7 +45,9 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(tmp_path:
     assert indexed(table) == [[VECTOR]]
     assert recall(table, codec, vectors[:2_000], list(range(2_000)), queries) >= 0.98
 
-    add(table, codec, vectors[2_000:2_300], 2_000, [f"{n}" for n in range(100)])  # an unindexed tail
+    add(
+        table, codec, vectors[2_000:2_300], 2_000, [f"{n}" for n in range(100)]
+    )  # an unindexed tail
     left = list(range(100, 2_300))
     assert recall(table, codec, vectors[100:2_300], left, queries) >= 0.98
     assert table.index(codec.metric, 2_000) == 2_000
@@ -71,8 +75,12 @@ def test_an_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) ->
     assert trained == 400
     add(table, codec, vectors[700:], 700, [])
     assert table.index("cosine", trained) == 1_500
-    assert recall(table, codec, vectors, list(range(1_500)), clustered(20, DIMENSIONS, seed=5)) >= 0.98
-    add(table, codec, vectors[:1], 2_000, [f"{n}" for n in range(1_400)])  # far below the threshold again
+    assert (
+        recall(table, codec, vectors, list(range(1_500)), clustered(20, DIMENSIONS, seed=5)) >= 0.98
+    )
+    add(
+        table, codec, vectors[:1], 2_000, [f"{n}" for n in range(1_400)]
+    )  # far below the threshold again
     table.index("cosine", 1_500)
     assert table.rows() == 101
 
@@ -98,7 +106,9 @@ def test_many_small_updates_leave_few_files_and_few_parts_of_an_index(
     assert recall(table, codec, vectors[20:820], list(range(20, 820)), vectors[:20]) >= 0.98
 
 
-def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_it(tmp_path: Path) -> None:
+def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_it(
+    tmp_path: Path,
+) -> None:
     codec = CodecChain([], DIMENSIONS)
     table, vectors = build(tmp_path, codec, 300), clustered(600, DIMENSIONS)
     add(table, codec, vectors[:500], 0, [])
@@ -116,7 +126,11 @@ def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when
     tmp_path: Path,
 ) -> None:
     """With the refine factor that suits it; measured on 12,000 vectors, of which 2,000 came after its training."""
-    codec, vectors, queries = CodecChain([], DIMENSIONS), clustered(12_000, DIMENSIONS), clustered(40, DIMENSIONS, 5)
+    codec, vectors, queries = (
+        CodecChain([], DIMENSIONS),
+        clustered(12_000, DIMENSIONS),
+        clustered(40, DIMENSIONS, 5),
+    )
     trained = 0
     for kind, options in INDICES.items():
         table = build(tmp_path, codec, 10_000, index=kind)
@@ -128,7 +142,10 @@ def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when
         assert trained == 10_000
         assert kinds(table) == [options.lance]
         version = table.version
-        assert (table.index("cosine", trained), table.version) == (trained, version)  # nothing is left to do
+        assert (table.index("cosine", trained), table.version) == (
+            trained,
+            version,
+        )  # nothing is left to do
         add(table, codec, vectors[10_000:], 10_000, [])
         assert recall(table, codec, vectors, list(range(12_000)), queries) >= 0.95
     exact = build(tmp_path, codec, 10_000, index="none")
@@ -153,7 +170,9 @@ def test_more_refining_finds_more(tmp_path: Path) -> None:
     add(build(tmp_path, codec), codec, vectors, 0, [])
     build(tmp_path, codec, index="rq").index("cosine", 0)
     found = {
-        refine: recall(build(tmp_path, codec, index="rq", refine=refine), codec, vectors, everything, queries)
+        refine: recall(
+            build(tmp_path, codec, index="rq", refine=refine), codec, vectors, everything, queries
+        )
         for refine in (1, 3, 10)
     }
     assert found[1] < found[3] < found[10]
@@ -161,7 +180,11 @@ def test_more_refining_finds_more(tmp_path: Path) -> None:
 
 def test_more_probes_find_more(tmp_path: Path) -> None:
     rows = 40_000  # with 12,000 LanceDB makes an index of one part
-    codec, vectors, everything = CodecChain([], DIMENSIONS), clustered(rows, DIMENSIONS), list(range(rows))
+    codec, vectors, everything = (
+        CodecChain([], DIMENSIONS),
+        clustered(rows, DIMENSIONS),
+        list(range(rows)),
+    )
     # Queries from anywhere: their neighbours lie in several parts of the index.
     queries = unit(np.random.default_rng(7).standard_normal((40, DIMENSIONS), dtype=np.float32))
     add(build(tmp_path, codec), codec, vectors, 0, [])
@@ -176,9 +199,24 @@ def test_more_probes_find_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "dtype", "dimensions", "message"),
     [
-        ("rq", "float32", 100, "'rq' needs dimensions that 8 divides, and the vectors have 100.*reduce them to 96"),
-        ("pq", "int8", 50, "'pq' needs dimensions that 4 divides, and the vectors have 50.*reduce them to 48"),
-        ("rq", "binary", 384, "'rq' is for numbers, and binary codes are bits.*Leave store.index out"),
+        (
+            "rq",
+            "float32",
+            100,
+            "'rq' needs dimensions that 8 divides, and the vectors have 100.*reduce them to 96",
+        ),
+        (
+            "pq",
+            "int8",
+            50,
+            "'pq' needs dimensions that 4 divides, and the vectors have 50.*reduce them to 48",
+        ),
+        (
+            "rq",
+            "binary",
+            384,
+            "'rq' is for numbers, and binary codes are bits.*Leave store.index out",
+        ),
         ("hnsw", "binary", 384, "'hnsw' is for numbers"),
     ],
 )
@@ -198,7 +236,9 @@ def test_the_usual_index_and_none_suit_all_codes_of_all_widths(index: Any, dtype
 
 @pytest.mark.parametrize("index", ["sq", "rq", "pq", "hnsw"])
 @pytest.mark.parametrize("dimensions", [24, 44])
-def test_an_index_that_is_not_refused_can_be_built(tmp_path: Path, index: str, dimensions: int) -> None:
+def test_an_index_that_is_not_refused_can_be_built(
+    tmp_path: Path, index: str, dimensions: int
+) -> None:
     codec, vectors = CodecChain([], dimensions), clustered(600, dimensions)
     table = build(tmp_path, codec, 256, index=index)
     if index == "rq" and dimensions == 44:

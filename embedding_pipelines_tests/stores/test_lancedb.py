@@ -25,7 +25,9 @@ def test_lancedb_keeps_the_contract(tmp_path: Path) -> None:
     check_store(Lancedb(), tmp_path)
 
 
-def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_keeps(tmp_path: Path) -> None:
+def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_keeps(
+    tmp_path: Path,
+) -> None:
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
     table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(2_000)])])
     table.index("cosine", 0)
@@ -39,7 +41,10 @@ def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_
         table.index("cosine", 2_000)
         version = table.version
         assert version is not None
-        kept = {**{tag: older for tag, older in kept.items() if tag != f"release-{n - 2}"}, f"release-{n}": version}
+        kept = {
+            **{tag: older for tag, older in kept.items() if tag != f"release-{n - 2}"},
+            f"release-{n}": version,
+        }
         table.keep(kept)
         if n < MAX_SMALL_FILES - 1:
             assert table.size_bytes() - grown < 0.1 * whole
@@ -99,7 +104,9 @@ def test_the_version_is_told_without_importing_lancedb(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from embedding_pipelines.stores.lancedb import Lancedb, LanceTable\n"
         "print(LanceTable(Path(sys.argv[1]), 'p-1', Lancedb()).version, 'lancedb' in sys.modules)"
     )
-    told = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
+    )
     assert told.stdout.split() == ["2", "False"]
 
 
@@ -127,7 +134,9 @@ def test_a_filter_finds_its_rows_wherever_they_lie(tmp_path: Path) -> None:
     """They may all be in partitions far from the query, as when it is about something else than the filter."""
     vectors = np.random.default_rng(0).normal(0, 0.02, (20_000, 16)).astype(np.float32)
     vectors[::2, 0] += 1
-    vectors[1::2, 0] -= 1  # two partitions, opposite to each other; the filters pass rows of the second alone
+    vectors[1::2, 0] -= (
+        1  # two partitions, opposite to each other; the filters pass rows of the second alone
+    )
     codec = CodecChain([], 16)
     table = build(tmp_path, codec, nprobes=1)
     add(table, codec, vectors, 0, [])

@@ -33,7 +33,9 @@ def table(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> Lanc
     return made
 
 
-def expected(vectors: np.ndarray, query: np.ndarray, among: Sequence[int], k: int) -> tuple[list[str], np.ndarray]:
+def expected(
+    vectors: np.ndarray, query: np.ndarray, among: Sequence[int], k: int
+) -> tuple[list[str], np.ndarray]:
     codec = fitted("[int8]", vectors)
     cosines = unit(codec.encode(vectors[list(among)]).astype(np.float32)) @ query
     best = np.argsort(-cosines, kind="stable")[:k]
@@ -41,19 +43,29 @@ def expected(vectors: np.ndarray, query: np.ndarray, among: Sequence[int], k: in
 
 
 @pytest.mark.parametrize("k", [1, 10, 700, ROWS, 10_000])
-def test_a_scan_finds_just_the_nearest_codes_in_their_order(table: LanceTable, vectors: np.ndarray, k: int) -> None:
+def test_a_scan_finds_just_the_nearest_codes_in_their_order(
+    table: LanceTable, vectors: np.ndarray, k: int
+) -> None:
     codec, version = fitted("[int8]", vectors), table.version
     assert version is not None
     for query in clustered(3, DIMENSIONS, seed=5):
         found = nearest(table, codec, query, k, None, version)
         names, cosines = expected(vectors, query, range(ROWS), k)
         np.testing.assert_allclose(found["score"].to_numpy(), cosines, atol=1e-5)
-        assert len(set(found["chunk_id"].to_pylist()) & set(names)) >= len(names) - 1  # two may be equally near
+        assert (
+            len(set(found["chunk_id"].to_pylist()) & set(names)) >= len(names) - 1
+        )  # two may be equally near
         assert all(row["text"] == row["chunk_id"] for row in found.to_pylist())  # each row is whole
 
 
-def test_a_filter_is_kept_by_a_scan_and_loses_no_rows(table: LanceTable, vectors: np.ndarray) -> None:
-    codec, version, query = fitted("[int8]", vectors), table.version, clustered(1, DIMENSIONS, seed=5)[0]
+def test_a_filter_is_kept_by_a_scan_and_loses_no_rows(
+    table: LanceTable, vectors: np.ndarray
+) -> None:
+    codec, version, query = (
+        fitted("[int8]", vectors),
+        table.version,
+        clustered(1, DIMENSIONS, seed=5)[0],
+    )
     assert version is not None
     found = nearest(table, codec, query, ROWS, "cat = 'c7'", version)
     names, _ = expected(vectors, query, range(7, ROWS, 20), ROWS)
@@ -61,7 +73,9 @@ def test_a_filter_is_kept_by_a_scan_and_loses_no_rows(table: LanceTable, vectors
     assert found["chunk_id"][0].as_py() == names[0]
     empty = nearest(table, codec, query, 10, "cat = 'nothing'", version)
     assert (len(empty), empty.schema) == (0, found.schema)
-    with pytest.raises(StoreError, match=r"'nocolumn = 1' cannot be used.*Write a SQL condition on .*cat"):
+    with pytest.raises(
+        StoreError, match=r"'nocolumn = 1' cannot be used.*Write a SQL condition on .*cat"
+    ):
         nearest(table, codec, query, 10, "nocolumn = 1", version)
 
 
@@ -77,7 +91,9 @@ def test_an_older_version_is_scanned_as_it_was(tmp_path: Path, vectors: np.ndarr
     assert nearest(table, codec, vectors[3], 1, None, first)["chunk_id"].to_pylist() == ["3"]
     assert nearest(table, codec, vectors[550], 1, None, second)["chunk_id"].to_pylist() == ["550"]
     assert len(nearest(table, codec, vectors[3], 1_000, None, first)) == 500
-    assert nearest(table, codec, vectors[3], 1_000, "cat = 'c3'", second)["cat"].unique().to_pylist() == ["c3"]
+    assert nearest(table, codec, vectors[3], 1_000, "cat = 'c3'", second)[
+        "cat"
+    ].unique().to_pylist() == ["c3"]
 
 
 def test_codes_of_zeros_match_nothing_and_a_query_of_zeros_matches_nothing_well(
@@ -86,7 +102,13 @@ def test_codes_of_zeros_match_nothing_and_a_query_of_zeros_matches_nothing_well(
     codec = fitted("[int8]", vectors)
     for index in ("none", "sq"):  # as lancedb has it
         table = build(tmp_path / index, codec, index=index)
-        add(table, codec, np.concatenate([np.zeros((5, DIMENSIONS), np.float32), vectors[:100]]), 0, [])
+        add(
+            table,
+            codec,
+            np.concatenate([np.zeros((5, DIMENSIONS), np.float32), vectors[:100]]),
+            0,
+            [],
+        )
         version = table.version
         assert version is not None
         assert len(nearest(table, codec, vectors[0], 200, None, version)) == 100
@@ -95,7 +117,11 @@ def test_codes_of_zeros_match_nothing_and_a_query_of_zeros_matches_nothing_well(
 def test_a_query_is_not_rounded_so_that_scores_are_nearer_to_the_cosines(
     table: LanceTable, vectors: np.ndarray
 ) -> None:
-    codec, asked, version = fitted("[int8]", vectors), clustered(10, DIMENSIONS, seed=5), table.version
+    codec, asked, version = (
+        fitted("[int8]", vectors),
+        clustered(10, DIMENSIONS, seed=5),
+        table.version,
+    )
     assert version is not None
 
     def error(codes: np.ndarray) -> float:
@@ -126,8 +152,14 @@ def test_a_table_takes_the_bytes_of_its_codes_on_disk(
 ) -> None:
     """Beside the same table without vectors' worth of numbers: what the rest of a row takes is left out."""
     vectors = clustered(5_000, 384)
-    codec, least = fitted(compression, vectors), fitted("[{kind: truncate, dimensions: 1}]", vectors)
-    table, rest = build(tmp_path / "table", codec, 10_000, index=index), build(tmp_path / "rest", least, 10_000)
+    codec, least = (
+        fitted(compression, vectors),
+        fitted("[{kind: truncate, dimensions: 1}]", vectors),
+    )
+    table, rest = (
+        build(tmp_path / "table", codec, 10_000, index=index),
+        build(tmp_path / "rest", least, 10_000),
+    )
     add(table, codec, vectors, 0, [])
     add(rest, least, vectors, 0, [])
     assert (table.index(codec.metric, 0), rest.index("cosine", 0)) == (0, 0)

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 MAX_PRICE = 5.0  # USD per million tokens; the dearest embedding model known costs 0.20. Above it a price is a typo.
 WORDS = 300  # characters of a service's own words that an error quotes
-SPENT = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")  # a 429 that waiting does not mend
+SPENT = (
+    "insufficient_quota",
+    "billing_hard_limit",
+    "exceeded your current quota",
+)  # a 429 that waiting does not mend
 TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
     "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
 )  # fmt: skip
@@ -119,7 +123,9 @@ class Service(Provider):
                 f"{self.kind}: the environment variable {self.api_key_env} is not set; it should hold the API key. "
                 "Set it, or name another one with api_key_env."
             )
-        if not (key.isascii() and key.isprintable()):  # no header can hold it, and the error about that would show it
+        if not (
+            key.isascii() and key.isprintable()
+        ):  # no header can hold it, and the error about that would show it
             raise ConfigError(
                 f"{self.kind}: the environment variable {self.api_key_env} holds line breaks or characters that no API "
                 "key has. Set it again."
@@ -158,7 +164,9 @@ class Service(Provider):
             return json.loads(content)
         except ValueError as error:
             words = self.redacted(content.decode(errors="replace"))[:WORDS]
-            raise Unreachable(f"{self.kind} at {self.address} answered 200 without JSON: {words!r}") from error
+            raise Unreachable(
+                f"{self.kind} at {self.address} answered 200 without JSON: {words!r}"
+            ) from error
 
     def quoted(self, body: str) -> str:
         """The sentence in an error's body, without the key: before it is cut, and once JSON is read."""
@@ -187,7 +195,9 @@ class Remote(Service):
         try:
             port = parts.port
         except ValueError:
-            raise ValueError("Port could not be cast to a number; write e.g. http://localhost:8080") from None
+            raise ValueError(
+                "Port could not be cast to a number; write e.g. http://localhost:8080"
+            ) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise ValueError("is no address of a service; write e.g. http://localhost:8080")
         return url.rstrip("/")
@@ -197,7 +207,10 @@ class Remote(Service):
         return self.base_url
 
     def request(
-        self, path: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Any:
         """POST `body` as JSON (GET without one) and return the reply's JSON; raises as `ask`."""
         import httpx2
@@ -205,7 +218,11 @@ class Remote(Service):
         url = self.base_url + path
         try:
             reply = _client().request(
-                "GET" if body is None else "POST", url, json=body, headers=headers, timeout=self.timeout_seconds
+                "GET" if body is None else "POST",
+                url,
+                json=body,
+                headers=headers,
+                timeout=self.timeout_seconds,
             )
         except httpx2.HTTPError as error:
             words = f"{type(error).__name__} {error}".rstrip(" .")
@@ -219,15 +236,23 @@ class Remote(Service):
         words = self.quoted(body)
         said = f"{self.kind} at {self.base_url} answered {status}: {words}"
         if status == 429 and any(sign in body for sign in SPENT):
-            return ProviderError(f"{said} The account's quota is used up: top it up, then run again; nothing is lost.")
+            return ProviderError(
+                f"{said} The account's quota is used up: top it up, then run again; nothing is lost."
+            )
         if status in (429, 503, 529):
             return Busy(said, retry_after(headers))
-        if status == 413 or (status in (400, 422) and any(sign in body.lower() for sign in TOO_LARGE)):
+        if status == 413 or (
+            status in (400, 422) and any(sign in body.lower() for sign in TOO_LARGE)
+        ):
             return TooLarge(said)
         if status in (400, 422):
             return BadInput(said)
         if status in (401, 403):
-            where = f"the key in {self.api_key_env}" if self.api_key_env else "api_key_env, which is not set"
+            where = (
+                f"the key in {self.api_key_env}"
+                if self.api_key_env
+                else "api_key_env, which is not set"
+            )
             return ProviderError(f"{said} Check {where}, and that its account may use this model.")
         if status in (402, 404, 405, 410):
             return ProviderError(f"{said} Check model and base_url.")

@@ -16,12 +16,18 @@ class ModelFacts:
 
     dimensions: int
     max_tokens: int  # per text
-    usd: float | None = None  # per million tokens; 0: free, since it runs on the user's machine; None: not published
+    usd: float | None = (
+        None  # per million tokens; 0: free, since it runs on the user's machine; None: not published
+    )
     usd_batch: float | None = None  # through the service's batch interface
-    shorter: tuple[int, ...] | range = ()  # other dimensions that the model was trained to give, mostly shorter ones
+    shorter: (
+        tuple[int, ...] | range
+    ) = ()  # other dimensions that the model was trained to give, mostly shorter ones
     call_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
-    family: str | None = None  # its models' vectors can be compared: one may index, another one query
+    family: str | None = (
+        None  # its models' vectors can be compared: one may index, another one query
+    )
 
 
 COHERE_5 = ModelFacts(2048, 128_000, 0.12, shorter=(256, 512, 768, 1024, 1536))
@@ -54,7 +60,9 @@ MODELS: dict[str, ModelFacts] = {
     "voyage:voyage-code-3": replace(VOYAGE, usd=0.18),
     "voyage:voyage-3": replace(VOYAGE, usd=0.06, shorter=()),
     # Any number of dimensions from 128 on: ai.google.dev/gemini-api/docs/embeddings.
-    "gemini:gemini-embedding-001": ModelFacts(3072, 2048, 0.15, 0.075, range(128, 3072), retires=date(2028, 5, 14)),
+    "gemini:gemini-embedding-001": ModelFacts(
+        3072, 2048, 0.15, 0.075, range(128, 3072), retires=date(2028, 5, 14)
+    ),
     "gemini:gemini-embedding-2": ModelFacts(3072, 8192, 0.20, 0.10, range(128, 3072)),
     "ollama:nomic-embed-text": ModelFacts(768, 8192, 0.0, shorter=(64, 128, 256, 512)),
     # Local models: their cards on huggingface.co. What counts in a run is what the model's own files say.
@@ -88,7 +96,10 @@ MATRYOSHKA = re.compile(
 
 def is_trained_for_truncation(kind: str, model: str) -> bool:
     """Whether the first numbers of its vectors are known to stand for all of them, as those of Matryoshka models do."""
-    facts, name = facts_of(kind, model), model.rstrip("/").rpartition("/")[2].partition(":")[0].lower()
+    facts, name = (
+        facts_of(kind, model),
+        model.rstrip("/").rpartition("/")[2].partition(":")[0].lower(),
+    )
     return bool(facts and facts.shorter) or MATRYOSHKA.fullmatch(name) is not None
 
 
@@ -117,7 +128,9 @@ def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
         return wanted
     if wanted is None or wanted == facts.dimensions or wanted in facts.shorter:
         return wanted or facts.dimensions
-    raise ValueError(f"{kind} model {model!r} cannot give {wanted} dimensions; it can give {_listed(facts)}")
+    raise ValueError(
+        f"{kind} model {model!r} cannot give {wanted} dimensions; it can give {_listed(facts)}"
+    )
 
 
 def dimensions_to_ask(kind: str, model: str, wanted: int | None) -> int | None:

@@ -22,7 +22,10 @@ PROMPTS: dict[str, dict[str, str]] = {
     r"arctic-embed(2|-[ml]-v2)": {"query": "query: "},
     r"arctic-embed": {"query": SENTENCE},
     r"qwen3-embedding": {"query": f"{TASK}Query:"},  # without the space that the others have
-    r"embeddinggemma": {"query": "task: search result | query: ", "document": "title: none | text: "},
+    r"embeddinggemma": {
+        "query": "task: search result | query: ",
+        "document": "title: none | text: ",
+    },
 }
 
 

@@ -18,8 +18,19 @@ from embedding_pipelines.providers.common.http import Garbled, Service
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 # binary and ubinary are the same bits in two ways of writing a byte; both are asked for in the one without a sign.
-WIRE_TYPES = {"float": "float", "int8": "int8", "uint8": "uint8", "binary": "ubinary", "ubinary": "ubinary"}
-DTYPES = {"float": "float32", "int8": "int8", "uint8": "uint8", "ubinary": "binary"}  # as a `Space` names them
+WIRE_TYPES = {
+    "float": "float",
+    "int8": "int8",
+    "uint8": "uint8",
+    "binary": "ubinary",
+    "ubinary": "ubinary",
+}
+DTYPES = {
+    "float": "float32",
+    "int8": "int8",
+    "uint8": "uint8",
+    "ubinary": "binary",
+}  # as a `Space` names them
 RANGES = {"int8": (-128, 127), "uint8": (0, 255), "ubinary": (0, 255)}
 ZERO_OF_UINT8 = 128  # uint8 is int8 moved up; left there, all vectors would point the same way and cosines near 1
 
@@ -46,7 +57,9 @@ def listed(service: Service, reply: Any, *path: str) -> list[Any]:
     raise Garbled(f"{service.kind} at {service.address} answered without vectors: {words}")
 
 
-def in_order(service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]) -> Vectors:
+def in_order(
+    service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]
+) -> Vectors:
     """float32[count, d] of a list without an index, entry by entry; raises as `listed` and `stacked`."""
     found = listed(service, reply, *path)
     if len(found) != count:
@@ -67,7 +80,9 @@ def placed(service: Service, entries: Sequence[Any], count: int) -> list[Any]:
     vectors = [within(entry, "embedding") for entry in entries]
     if all(index is None for index in indices):
         if len(vectors) != count:
-            raise Garbled(f"{where} returned {len(vectors)} vectors for {count} texts, and no index.")
+            raise Garbled(
+                f"{where} returned {len(vectors)} vectors for {count} texts, and no index."
+            )
         return vectors
     found: dict[int, Any] = {}
     for index, vector in zip(indices, vectors, strict=True):
@@ -97,7 +112,9 @@ def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vector
 
 def numbers(entry: Any) -> Vectors:
     """float32[d] of a list of numbers; NaN for null, as which some servers' JSON writes it."""
-    if not isinstance(entry, list) or not all(type(value) in (float, int) or value is None for value in entry):
+    if not isinstance(entry, list) or not all(
+        type(value) in (float, int) or value is None for value in entry
+    ):
         raise ValueError("it is no list of numbers")
     return np.array(entry, np.float64).astype(np.float32)
 

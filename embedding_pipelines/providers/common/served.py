@@ -9,12 +9,16 @@ from embedding_pipelines.providers.base import Role
 from embedding_pipelines.providers.common.http import Service
 from embedding_pipelines.providers.common.prompts import prompts_of
 
-SPECIAL_TOKENS = 2  # most models put one before a text and one behind it; the estimate does not count them
+SPECIAL_TOKENS = (
+    2  # most models put one before a text and one behind it; the estimate does not count them
+)
 
 
 def prompts_by_role(model: str, own: Mapping[Role, str] | None) -> dict[str, str]:
     """What stands before a text, by role: the user's `own`, else what the family of `model` asks for."""
-    return prompts_of(model, None if own is None else {str(role): prompt for role, prompt in own.items()})
+    return prompts_of(
+        model, None if own is None else {str(role): prompt for role, prompt in own.items()}
+    )
 
 
 def room(service: Service, max_tokens: int, prompts: Mapping[str, str]) -> int:

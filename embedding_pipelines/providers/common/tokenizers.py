@@ -36,7 +36,9 @@ def load_tokenizer(name: str | None) -> Tokenizer:
         return estimate()
     try:
         file = home() / name
-        return uncut(Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name))
+        return uncut(
+            Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
+        )
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
             f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "

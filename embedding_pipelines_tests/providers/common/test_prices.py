@@ -89,7 +89,12 @@ def test_a_models_own_dimensions_are_not_asked_for() -> None:
 @pytest.mark.parametrize(
     ("kind", "model", "wanted", "words"),
     [
-        ("openai", "text-embedding-3-small", 2000, "cannot give 2000 dimensions; it can give 1 to 1536$"),
+        (
+            "openai",
+            "text-embedding-3-small",
+            2000,
+            "cannot give 2000 dimensions; it can give 1 to 1536$",
+        ),
         ("gemini", "gemini-embedding-001", 64, "can give 128 to 3072$"),
         ("voyage", "voyage-4", 300, "can give 256 or 512 or 1024 or 2048$"),
         ("openai", "text-embedding-ada-002", 256, "can give 1536$"),
@@ -143,5 +148,7 @@ def test_models_that_were_trained_for_it_may_be_cut(kind: str, model: str) -> No
         ("hashing", "words"),
     ],
 )
-def test_models_of_which_nobody_says_so_are_not_known_to_be_trained_for_it(kind: str, model: str) -> None:
+def test_models_of_which_nobody_says_so_are_not_known_to_be_trained_for_it(
+    kind: str, model: str
+) -> None:
     assert not is_trained_for_truncation(kind, model)

@@ -26,4 +26,6 @@ def test_a_text_has_as_many_tokens_as_it_has(minilm: str) -> None:
 
 def test_a_prompt_takes_its_own_tokens_and_no_more(minilm: str) -> None:
     server = Openai(model="m", dimensions=8, base_url="http://localhost:1/v1", tokenizer_of=minilm)
-    assert room(server, 512, {"document": "passage: "}) == 512 - 2 - 2  # "passage", ":", [CLS] and [SEP]
+    assert (
+        room(server, 512, {"document": "passage: "}) == 512 - 2 - 2
+    )  # "passage", ":", [CLS] and [SEP]
