@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from embedding_pipelines import schemas
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.search import Searcher, SearchResult
-from embedding_pipelines.spec.pipeline import PipelineSpec, bucket_of
+from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.steps.release import Release, Releases
 from embedding_pipelines.steps.vector_store import encoded
 from embedding_pipelines.storage.warehouse import Warehouse, write_json
@@ -116,7 +116,7 @@ def lancedb(data: Data, home: Path) -> System:
     columns = [
         name
         for name in table.schema.names
-        if name not in ("bucket", "chunk_digest", schemas.VECTOR)
+        if name not in ("partition", "chunk_digest", schemas.VECTOR)
     ]
 
     def ask(choice: tuple[int, int], query: Vectors) -> pa.Table:
@@ -209,7 +209,7 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
         "end": [len(text) for text in texts],
         "text": texts,
         "chunk_digest": [schemas.digest(text.encode()) for text in texts],
-        "bucket": [f"b{bucket_of(row['id'], data.spec.buckets):02d}" for row in rows],
+        "partition": [f"b{partition_of(row['id'], data.spec.partitions):02d}" for row in rows],
         "image": [row["image"] for row in rows],
         "caption_no": [int(row["caption_no"]) for row in rows],
         **encoded(data.spec.store, codec, data.vectors),

@@ -4,7 +4,7 @@ home/
 ├── pipelines/          one YAML or JSON file per pipeline
 └── data/
     ├── …               inputs
-    └── warehouse/      all that is produced: shards, ledger, tables, Dagster's instance
+    └── warehouse/      all that is produced: shards, cache, tables, Dagster's instance
 """
 
 import os

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from embedding_pipelines.embedding.batch_jobs import Batches
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import calls
 from embedding_pipelines.providers.base import Provider
@@ -39,7 +39,7 @@ class Plan:
     rows_changed: int = 0
     rows_deleted: int = 0
     rows_unchanged: int = 0
-    texts_known: int = 0  # in the ledger: they cost nothing
+    texts_known: int = 0  # in the cache: they cost nothing
     texts_waiting: int = 0  # with a service that answers later
     texts_to_embed: int = 0
     tokens: int = 0  # by the model's tokenizer, or an estimate from above
@@ -57,21 +57,21 @@ def plan(context: StepContext, provider: Provider) -> Plan:
     """
     with context.folder.lock("run", timeout_seconds=0), context.folder.lock(timeout_seconds=0):
         write_documents(context)
-        for bucket in context.spec.bucket_names:
-            write_chunks(context, bucket, provider)
+        for partition in context.spec.partition_names:
+            write_chunks(context, partition, provider)
         if provider.learns:
             learn_model(context, provider)
         refuse_wrong_dimensions(context, provider)
         made = Plan(context.spec.name, str(provider.space))
         _count_rows(context, provider, made)
-        with Ledger(context.warehouse.ledger) as ledger:
-            direct = _count_texts(context, provider, ledger, made)
+        with EmbeddingCache(context.warehouse.cache) as cache:
+            direct = _count_texts(context, provider, cache, made)
             if made.rows_new or made.rows_changed or made.rows_deleted:
-                made.tokens_to_measure = tokens_to_measure(context, provider, ledger)
+                made.tokens_to_measure = tokens_to_measure(context, provider, cache)
     later = made.tokens - direct
-    made.within_budget = Purse.of(context.spec.budget, provider, in_batches=later > 0).holds(
-        later or direct
-    )
+    made.within_budget = BudgetTracker.of(
+        context.spec.budget, provider, in_batches=later > 0
+    ).holds(later or direct)
     if provider.price is not None and provider.batch_price is not None:
         usd = later * provider.batch_price + (direct + made.tokens_to_measure) * provider.price
         made.usd = round(usd / 1e6, 6)
@@ -81,18 +81,18 @@ def plan(context: StepContext, provider: Provider) -> Plan:
 
 def _count_rows(context: StepContext, provider: Provider, made: Plan) -> None:
     table = _table(context, provider)
-    for bucket in context.spec.bucket_names:
-        wanted = context.folder.chunks.read_columns(bucket, ["chunk_id", "chunk_digest"])
+    for partition in context.spec.partition_names:
+        wanted = context.folder.chunks.read_columns(partition, ["chunk_id", "chunk_digest"])
         assert wanted is not None
         target = dict(
             zip(wanted["chunk_id"].to_pylist(), wanted["chunk_digest"].to_pylist(), strict=True)
         )
-        if current_embeddings(context, bucket, provider.space) is not None:
+        if current_embeddings(context, partition, provider.space) is not None:
             for name in without_vector(
-                context, bucket
+                context, partition
             ):  # the provider refused it, and is not asked again
                 del target[name]
-        stored = dict(_stored(table, bucket))
+        stored = dict(_stored(table, partition))
         both = target.keys() & stored.keys()
         changed = sum(target[name] != stored[name] for name in both)
         made.rows_new += len(target) - len(both)
@@ -109,25 +109,27 @@ def _table(context: StepContext, provider: Provider) -> Table | None:
     return table if table.version is not None else None
 
 
-def _stored(table: Table | None, bucket: str) -> Iterator[tuple[str, bytes]]:
-    for batch in table.scan(["chunk_id", "chunk_digest"], bucket) if table is not None else ():
+def _stored(table: Table | None, partition: str) -> Iterator[tuple[str, bytes]]:
+    for batch in table.scan(["chunk_id", "chunk_digest"], partition) if table is not None else ():
         yield from zip(
             batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True
         )
 
 
-def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made: Plan) -> int:
+def _count_texts(
+    context: StepContext, provider: Provider, cache: EmbeddingCache, made: Plan
+) -> int:
     """As `embed` asks: windows in turn, each text once, looked up, cut into calls. The tokens that are asked for
     directly: all, but where the provider answers later those of texts that a batch has refused."""
     space, limits, shards, direct = provider.space, provider.limits, context.folder.chunks, 0
-    waiting, refused = _with_service(context, provider, ledger)
+    waiting, refused = _with_service(context, provider, cache)
     stale = [
-        bucket
-        for bucket in context.spec.bucket_names
-        if current_embeddings(context, bucket, space) is None
+        partition
+        for partition in context.spec.partition_names
+        if current_embeddings(context, partition, space) is None
     ]
-    batches = (batch for bucket in stale for batch in shards.read(bucket, ["text", "tokens"]))
-    for found in look_up(batches, space, "document", ledger):
+    batches = (batch for partition in stale for batch in shards.read(partition, ["text", "tokens"]))
+    for found in look_up(batches, space, "document", cache):
         unsent = {key: text for key, text in found.unknown.items() if key not in waiting}
         at_once = (
             text for key, text in unsent.items() if not provider.answers_later or key in refused
@@ -144,22 +146,24 @@ def _count_texts(context: StepContext, provider: Provider, ledger: Ledger, made:
 
 
 def _with_service(
-    context: StepContext, provider: Provider, ledger: Ledger
+    context: StepContext, provider: Provider, cache: EmbeddingCache
 ) -> tuple[set[bytes], set[bytes]]:
     """Keys of the texts that are with a service, and of those that a batch of it has refused."""
     if not provider.answers_later:
         return set(), set()
-    batches = Batches(context.warehouse.batches, provider, provider.batches(), ledger, "document")
+    batches = Batches(context.warehouse.batches, provider, provider.batches(), cache, "document")
     return batches.pending(), batches.refused
 
 
 def _seconds(context: StepContext, made: Plan, provider: Provider) -> float | None:
     """At the pace of what was embedded last, but no faster than the account's stated requests."""
-    buckets = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
+    partitions = [
+        context.folder.embeddings.manifest(partition) for partition in context.spec.partition_names
+    ]
     paces = [
-        entry.facts["tokens_per_second"]
-        for entry in buckets
-        if entry and entry.facts.get("tokens_per_second")
+        entry.statistics["tokens_per_second"]
+        for entry in partitions
+        if entry and entry.statistics.get("tokens_per_second")
     ]
     stated: float | None = getattr(provider, "requests_per_minute", None)
     slowest = 60 * made.requests / stated if stated else 0.0

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did. `facts` are JSON values with their unit in the name; counts are rows."""
+    """What a step did. `statistics` are JSON values with their unit in the name; counts are rows."""
 
     step: str
     changed: bool  # False: everything was up to date and nothing was written
-    facts: dict[str, Any]
-    bucket: str | None = None
+    statistics: dict[str, Any]
+    partition: str | None = None
     seconds: float = 0.0
 
 
@@ -24,7 +24,7 @@ class Progress(Protocol):
         """One thing the user should know, though it is no error."""
 
     def finish(self, report: StepReport) -> None:
-        """A step is done, all its buckets together."""
+        """A step is done, all its partitions together."""
 
 
 class Silent:
@@ -40,18 +40,18 @@ class Silent:
         pass
 
 
-# Facts that are not added up over buckets: name -> (the fact that is divided, by which one, digits).
+# Statistics that are not added up over partitions: name -> (the fact that is divided, by which one, digits).
 RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
-    "seconds_per_call": ("call_seconds", "calls", 3),
-    "texts_per_call": ("embedded", "calls", 1),
+    "seconds_per_request": ("request_seconds", "calls", 3),
+    "texts_per_request": ("embedded", "calls", 1),
 }
 
 
-def rates(facts: dict[str, Any]) -> dict[str, float]:
-    """The rates that these facts give."""
+def rates(statistics: dict[str, Any]) -> dict[str, float]:
+    """The rates that these statistics give."""
     found = {
-        name: (facts.get(over), facts.get(under), digits)
+        name: (statistics.get(over), statistics.get(under), digits)
         for name, (over, under, digits) in RATES.items()
     }
     return {
@@ -62,14 +62,14 @@ def rates(facts: dict[str, Any]) -> dict[str, float]:
 
 
 def summed(step: str, reports: Iterable[StepReport]) -> StepReport:
-    """The reports of a step's buckets as one: counts added up, rates taken anew."""
+    """The reports of a step's partitions as one: counts added up, rates taken anew."""
     reports = list(reports)
-    facts: dict[str, Any] = {}
+    statistics: dict[str, Any] = {}
     for report in reports:
-        for name, value in report.facts.items():
+        for name, value in report.statistics.items():
             if name not in RATES and isinstance(value, int | float):
-                facts[name] = facts.get(name, 0) + value
-    facts.update(rates(facts))
-    facts["buckets"] = len(reports)
-    facts["changed_buckets"] = sum(report.changed for report in reports)
-    return StepReport(step, any(report.changed for report in reports), facts)
+                statistics[name] = statistics.get(name, 0) + value
+    statistics.update(rates(statistics))
+    statistics["partitions"] = len(reports)
+    statistics["changed_partitions"] = sum(report.changed for report in reports)
+    return StepReport(step, any(report.changed for report in reports), statistics)

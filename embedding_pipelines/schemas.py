@@ -35,11 +35,11 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "chunk_digest": DIGEST,  # over text, offsets and metadata: the table's difference is taken on it
 }
 
-# The columns of a chunk that a searcher reads; `bucket` and `chunk_digest` serve the update.
+# The columns of a chunk that a searcher reads; `partition` and `chunk_digest` serve the update.
 TABLE_COLUMNS: dict[str, pa.DataType] = {
     name: CHUNK_COLUMNS[name]
     for name in ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
-} | {"bucket": pa.string()}
+} | {"partition": pa.string()}
 
 VECTOR = "vector"
 VECTOR_COPY = "vector_copy"  # a finer code of the same vector, for rescoring
@@ -54,7 +54,7 @@ REJECTED = pa.schema(
 )
 
 REJECTED_TEXTS = pa.schema(
-    [(name, pa.string()) for name in ("bucket", "chunk_id", "text", "reason")]
+    [(name, pa.string()) for name in ("partition", "chunk_id", "text", "reason")]
 )
 
 # LanceDB's own, in tables and in results.

@@ -1,4 +1,4 @@
-"""An embedding service for programs: texts in, vectors out. A face on the providers, `embed` and the ledger.
+"""An embedding service for programs: texts in, vectors out. A face on the providers, `embed` and the cache.
 
 How a model is asked, repeated and believed is decided there; nothing here waits, retries or keeps a vector of its own.
 """
@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache as VectorCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors, checked
 from embedding_pipelines.providers.common.estimate import estimate
 from embedding_pipelines.providers.common.http import Service
 from embedding_pipelines.space import Space
@@ -57,36 +57,36 @@ class EmbeddingConfig(BaseModel):
 
 
 class EmbeddingCache:
-    """The ledger of the home folder's warehouse, or the one at `path`; what pipelines have embedded is in it, too.
+    """The cache of the home folder's warehouse, or the one at `path`; what pipelines have embedded is in it, too.
 
-    A vector is filed under its space (model, revision, dimensions, prompts …), the role and the exact text. It never
+    A vector is filed under its space (model, revision, dimensions, prompts …), the input type and the exact text. It never
     goes stale, since a changed model is another space. Any number of threads and processes may use it.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
-        self.path = Warehouse(home()).ledger if path is None else Path(path)
+        self.path = Warehouse(home()).cache if path is None else Path(path)
 
-    def get(self, text: str, space: Space, input_type: Role = "document") -> Vectors | None:
+    def get(self, text: str, space: Space, input_type: InputType = "document") -> Vectors | None:
         """float32[d], None if it is not known."""
-        key = Ledger.key(space.id, input_type, text)
-        with Ledger(self.path) as ledger:
-            found = ledger.get([key], space.dimensions).get(key)
+        key = VectorCache.key(space.id, input_type, text)
+        with VectorCache(self.path) as cache:
+            found = cache.get([key], space.dimensions).get(key)
         return None if found is None else found.copy()
 
     def set(
-        self, text: str, space: Space, embedding: Vectors, input_type: Role = "document"
+        self, text: str, space: Space, embedding: Vectors, input_type: InputType = "document"
     ) -> None:
         """Raises ProviderError for what can be no vector [d] of this space."""
         vectors = checked(np.asarray([embedding], np.float32), [text], space)
-        with Ledger(self.path) as ledger:
-            ledger.put([Ledger.key(space.id, input_type, text)], vectors)
+        with VectorCache(self.path) as cache:
+            cache.put([VectorCache.key(space.id, input_type, text)], vectors)
 
     def get_or_create(
         self,
         text: str,
         space: Space,
         embed_func: Callable[[str], Vectors],
-        input_type: Role = "document",
+        input_type: InputType = "document",
     ) -> Vectors:
         """float32[d]; what `embed_func` makes of the text if it is not known. Raises as `set`."""
         found = self.get(text, space, input_type)
@@ -106,12 +106,12 @@ class EmbeddingService:
         self.cache = (cache or EmbeddingCache()) if self.config.cache_enabled else None
         self.provider = _provider(self.config)
 
-    def embed(self, text: str, input_type: Role = "document") -> Vectors:
+    def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
         vector: Vectors = self.embed_batch([text], input_type)[0]
         return vector
 
-    def embed_batch(self, texts: Sequence[str], input_type: Role = "document") -> Vectors:
+    def embed_batch(self, texts: Sequence[str], input_type: InputType = "document") -> Vectors:
         """float32[n, d] in the order of `texts`.
 
         Raises ConfigError, before anything is asked, for an empty text and for one longer than the model reads;
@@ -130,12 +130,12 @@ class EmbeddingService:
             self._window(texts[first : first + ROW_GROUP_ROWS], first, input_type)
             for first in firsts
         ]
-        with Ledger(IN_MEMORY if self.cache is None else self.cache.path) as ledger:
-            found = embed(windows, self.provider, ledger, input_type, lambda _: None)
+        with VectorCache(IN_MEMORY if self.cache is None else self.cache.path) as cache:
+            found = embed(windows, self.provider, cache, input_type, lambda _: None)
             for first, part in zip(firsts, found, strict=True):
                 vectors[first : first + ROW_GROUP_ROWS] = part.vectors
                 rejected |= {first + row: reason for row, reason in part.rejected.items()}
-                from_cache += part.counts.from_ledger
+                from_cache += part.counts.from_cache
         seconds = time.perf_counter() - started
         log.info(
             "%s: %d texts, %d of them from the cache, in %.3f s",
@@ -155,7 +155,7 @@ class EmbeddingService:
         """Cosine of two texts as documents, in [-1, 1]; raises as `embed_batch`."""
         return cosine_similarity(*self.embed_batch([text1, text2]))
 
-    def _window(self, texts: Sequence[str], first: int, role: Role) -> pa.RecordBatch:
+    def _window(self, texts: Sequence[str], first: int, input_type: InputType) -> pa.RecordBatch:
         """What `embed` takes. Raises ConfigError for a text that the model would not read whole."""
         provider, prompts = self.provider, self.provider.space.prompts
         # OpenAI's vocabulary is only fetched for texts that an estimate, which is from above, finds too long.
@@ -164,7 +164,7 @@ class EmbeddingService:
             own, usual, *tokens = (
                 len(entry.ids)
                 for entry in tokenizer().encode_batch_fast(
-                    [prompts.get(role, ""), prompts.get("document", ""), *texts]
+                    [prompts.get(input_type, ""), prompts.get("document", ""), *texts]
                 )
             )
             most = provider.limits.max_tokens - max(
@@ -178,7 +178,7 @@ class EmbeddingService:
         estimated = tokenizer() is estimate()
         raise ConfigError(
             f"{_named(texts[row], first + row)} has {tokens[row]:,} tokens{' at most' if estimated else ''}; of a "
-            f"{role}, {provider.space} reads {most:,}. Nothing is cut unseen: divide it into chunks."
+            f"{input_type}, {provider.space} reads {most:,}. Nothing is cut unseen: divide it into chunks."
             + (
                 " Or name the model's tokenizer with options.tokenizer_of, which counts exactly."
                 if estimated
@@ -229,14 +229,14 @@ def _capped(cls: Any, batch_size: int) -> type[Provider]:
         @property
         def limits(self) -> Limits:
             own: Limits = super().limits
-            return replace(own, call_texts=min(own.call_texts, batch_size))
+            return replace(own, request_texts=min(own.request_texts, batch_size))
 
     return Capped
 
 
-def _refuse_unusable(texts: Sequence[str], role: str) -> None:
-    if role not in ("document", "query"):
-        raise ConfigError(f"input_type is {role!r}: write 'document' or 'query'.")
+def _refuse_unusable(texts: Sequence[str], input_type: str) -> None:
+    if input_type not in ("document", "query"):
+        raise ConfigError(f"input_type is {input_type!r}: write 'document' or 'query'.")
     if isinstance(texts, str):
         raise ConfigError("embed_batch takes a list of texts; give a single one to embed.")
     for row, text in enumerate(texts):

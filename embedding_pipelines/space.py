@@ -19,7 +19,7 @@ class Space(BaseModel):
     revision: str  # digest of the weights, or the service's own version
     dimensions: int
     pooling: str
-    prompts: dict[str, str]  # by role: "document", "query"
+    prompts: dict[str, str]  # by input type: "document", "query"
     max_tokens: int  # longer texts are cut here
     normalized: bool
     dtype: str  # the precision it was computed in, e.g. "float32"

@@ -27,7 +27,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "documents": _rows(context, context.folder.documents),
         "chunks": _rows(context, context.folder.chunks),
         "embeddings": _rows(context, context.folder.embeddings) - _rejected_texts(context),
-        "rejected": sum(facts.rejected for facts in files.values()),
+        "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(context.folder.rejected),
         "rejected_texts": _rejected_texts(context),
         "rejected_texts_table": str(context.folder.rejected_texts),
@@ -55,13 +55,17 @@ def _held_back(context: StepContext, live: Release | None) -> str | None:
 
 def _rows(context: StepContext, shards: Shards) -> int:
     return sum(
-        made.rows for bucket in context.spec.bucket_names if (made := shards.manifest(bucket))
+        made.rows
+        for partition in context.spec.partition_names
+        if (made := shards.manifest(partition))
     )
 
 
 def _rejected_texts(context: StepContext) -> int:
-    made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
-    return sum(entry.facts.get("rejected", 0) for entry in made if entry)
+    made = [
+        context.folder.embeddings.manifest(partition) for partition in context.spec.partition_names
+    ]
+    return sum(entry.statistics.get("rejected", 0) for entry in made if entry)
 
 
 def _source(context: StepContext) -> str:
@@ -70,7 +74,7 @@ def _source(context: StepContext) -> str:
         listing = context.spec.source.files(context.warehouse.home)
     except EmbeddingPipelinesError as error:
         return str(error)
-    read = {name: tuple(facts.stamp) for name, facts in known_files(context).items()}
+    read = {name: tuple(statistics.stamp) for name, statistics in known_files(context).items()}
     found = {file.name: file.stamp for file in listing}
     new, gone = len(found.keys() - read.keys()), len(read.keys() - found.keys())
     changed = sum(found[name] != read[name] for name in found.keys() & read.keys())

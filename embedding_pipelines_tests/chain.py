@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.quality import structure as verify
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.schemas import VECTOR
@@ -30,7 +30,7 @@ class Recording(Provider):
 
     kind: str = "recording"
     inner: Provider
-    call_texts: int | None = None  # smaller calls than the provider's own
+    request_texts: int | None = None  # smaller calls than the provider's own
     _texts: list[str] = PrivateAttr(default_factory=list)
     _calls: list[list[str]] = PrivateAttr(default_factory=list)
 
@@ -49,12 +49,12 @@ class Recording(Provider):
     @property
     def limits(self) -> Limits:
         own = self.inner.limits
-        return dataclasses.replace(own, call_texts=self.call_texts or own.call_texts)
+        return dataclasses.replace(own, request_texts=self.request_texts or own.request_texts)
 
     def tokenizer(self) -> Any:
         return self.inner.tokenizer()
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         self._calls.append(list(inputs))
         self._texts.extend(inputs)
         return self.inner.embed(inputs, input_type)
@@ -85,16 +85,16 @@ def context_of(home: Path, name: str) -> StepContext:
 
 def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]:
     """Every step in turn; what it reports, of `verify` its checks."""
-    names = context.spec.bucket_names
+    names = context.spec.partition_names
     yield "documents", documents.write_documents(context)
-    for bucket in names:
-        yield "chunks", chunks.write_chunks(context, bucket, provider)
+    for partition in names:
+        yield "chunks", chunks.write_chunks(context, partition, provider)
     if provider.learns:
         yield "model", model.learn_model(context, provider)
     embeddings.refuse_wrong_dimensions(context, provider)
-    with Ledger(context.warehouse.ledger) as ledger:
+    with EmbeddingCache(context.warehouse.cache) as cache:
         for report in embeddings.write_embeddings(
-            context, names, provider, ledger, lambda tokens: None
+            context, names, provider, cache, lambda tokens: None
         ):
             yield "embeddings", report
     yield "codec", codec.fit_codec(context, provider.space)
@@ -106,9 +106,9 @@ def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]
 def checks_of(context: StepContext, provider: Provider | None = None) -> list[Check]:
     """What `verify` finds; a recording provider is not asked, so that it has on record what was embedded."""
     asked = provider or context.spec.model
-    with Ledger(context.warehouse.ledger) as ledger:
+    with EmbeddingCache(context.warehouse.cache) as cache:
         return verify.verify(
-            context, asked.inner if isinstance(asked, Recording) else asked, ledger
+            context, asked.inner if isinstance(asked, Recording) else asked, cache
         )[1]
 
 

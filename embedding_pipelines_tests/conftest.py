@@ -11,14 +11,14 @@ from embedding_pipelines.home import HOME_VARIABLE
 PLAIN = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
 model: {provider: hashing}
-buckets: 4
+partitions: 4
 """
 HASHING = f"{PLAIN}evaluation: {{known_items: 8}}\n"  # a search each
 # Nobody is asked for anything but the chunks' vectors.
 UNMEASURED = """\
 evaluation:
   known_items: 0
-  checks: {provider_is_unchanged: off, vectors_belong_to_their_texts: off, roles_are_told_apart: off}
+  checks: {provider_is_unchanged: off, vectors_belong_to_their_texts: off, input_types_differ: off}
 """
 
 

@@ -75,8 +75,8 @@ def test_a_shipped_pipeline_runs_from_files_to_search(
     assert MODEL in text
     write_pipeline(own_home, path.stem, text.replace(MODEL, "{provider: hashing}"))
     reports = run_whole(own_home, path.stem).reports
-    assert reports["documents"].facts["rejected"] == 0
-    assert reports["release"].facts["rows"] >= SLICE_LINES - 1
+    assert reports["documents"].statistics["rejected"] == 0
+    assert reports["release"].statistics["rows"] >= SLICE_LINES - 1
     searcher = Searcher(Warehouse(own_home), path.stem)
     wanted = searcher.search("python", 1).hits[0]
     assert searcher.search(wanted.text, 3).hits[0].score > 0.99

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow]
 MINILM = """\
 source: {kind: csv, path: data/*.csv, id: id, text: [title], metadata: [cat]}
 model: hf:sentence-transformers/all-MiniLM-L6-v2
-evaluation: {known_items: 0}  # so that the ledger holds the chunks alone
+evaluation: {known_items: 0}  # so that the cache holds the chunks alone
 """
 HASHING = MINILM.replace("hf:sentence-transformers/all-MiniLM-L6-v2", "{provider: hashing}")
 TEXTS = 1_500
@@ -100,8 +100,8 @@ def _undisturbed(
 
 
 def _committed(home: Path) -> dict[bytes, int]:
-    """Key and row id of every vector in the ledger; a text that is embedded again gets another row id."""
-    path = Warehouse(home).ledger
+    """Key and row id of every vector in the cache; a text that is embedded again gets another row id."""
+    path = Warehouse(home).cache
     if not path.exists():
         return {}
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as database:
@@ -137,7 +137,7 @@ def test_ten_kills_while_embedding_embed_nothing_twice_and_end_as_an_undisturbed
     committed: dict[bytes, int] = {}
     killed = 0
     for target in sorted(generator.sample(range(TEXTS - 100), KILLS)):
-        pause = generator.uniform(0, 0.2)  # about what one bucket of texts takes
+        pause = generator.uniform(0, 0.2)  # about what one partition of texts takes
         killed += _kill_when(start(), lambda target=target: len(_committed(home)) > target, pause)  # type: ignore[misc]
         now = _committed(home)
         assert committed.items() <= now.items()
@@ -146,7 +146,7 @@ def test_ten_kills_while_embedding_embed_nothing_twice_and_end_as_an_undisturbed
     assert 0 < len(committed) < TEXTS
 
     finished = run_whole(home, "shop")
-    assert finished.reports["embeddings"].facts["embedded"] == TEXTS - len(committed)
+    assert finished.reports["embeddings"].statistics["embedded"] == TEXTS - len(committed)
     assert committed.items() <= _committed(home).items()
     assert len(_committed(home)) == TEXTS
     assert_same_rows(live_rows(home, "shop"), _undisturbed(tmp_path_factory, MINILM, rows))
@@ -186,4 +186,4 @@ def test_ctrl_c_ends_with_130_and_one_sentence(
     assert errors == "Stopped. What was embedded is kept: the same command goes on from there.\n"
     committed = len(_committed(home))
     assert committed
-    assert run_whole(home, "shop").reports["embeddings"].facts["embedded"] == TEXTS - committed
+    assert run_whole(home, "shop").reports["embeddings"].statistics["embedded"] == TEXTS - committed

@@ -31,7 +31,7 @@ model:
   dimensions: 64
   api_key_env: A_KEY_THAT_IS_NOT_SET
   usd_per_million_tokens: 5.0
-buckets: 2
+partitions: 2
 """
 ROWS = [(n, f"tale {n} of the fox and of hen number {n % 7}", "tale") for n in range(300)]
 
@@ -52,14 +52,16 @@ def run(home: Path, server: WireServer) -> dict[str, float]:
     reports = run_steps(home, "tales")
     now = live_rows(home, "tales")
     both = known.keys() & now.keys()
-    made = [report.facts for report in reports if report.step == "embeddings" and report.changed]
+    made = [
+        report.statistics for report in reports if report.step == "embeddings" and report.changed
+    ]
     return {
         "rows_new": len(now.keys() - known.keys()),
         "rows_changed": sum(known[name]["text"] != now[name]["text"] for name in both),
         "rows_deleted": len(known.keys() - now.keys()),
         "requests": len(server.requests) - before,
         "texts_to_embed": sum(len(body["input"]) for body in server.requests[before:]),
-        "tokens": sum(facts["embedded_tokens"] for facts in made),
+        "tokens": sum(statistics["embedded_tokens"] for statistics in made),
     }
 
 
@@ -168,8 +170,14 @@ def test_the_time_that_is_expected_is_that_of_the_pace_that_was_reached(
     home: Path, server: WireServer
 ) -> None:
     server.latency_seconds = 0.05
-    reports = [report.facts for report in run_steps(home, "tales") if report.step == "embeddings"]
-    paces = [facts["tokens_per_second"] for facts in reports if facts.get("tokens_per_second")]
+    reports = [
+        report.statistics for report in run_steps(home, "tales") if report.step == "embeddings"
+    ]
+    paces = [
+        statistics["tokens_per_second"]
+        for statistics in reports
+        if statistics.get("tokens_per_second")
+    ]
     write_csv(home, "b.csv", [(1_000 + n, f"a song about {n} bears", "song") for n in range(50)])
     made = plan(home)
     assert made.seconds is not None

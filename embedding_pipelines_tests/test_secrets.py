@@ -35,7 +35,7 @@ model:
   model: little
   dimensions: 64
   api_key_env: MY_KEY
-buckets: 2
+partitions: 2
 """
 ROWS = [(number, f"a tale of {number} foxes and {number + 7} hens", "tale") for number in range(40)]
 POISON = (99, "a tale that the service refuses", "tale")

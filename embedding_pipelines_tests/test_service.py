@@ -18,7 +18,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache as VectorCache
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.providers import _tiktoken, ollama
@@ -99,7 +99,7 @@ def test_the_defaults_are_openai_s_small_model_in_hundreds_with_a_cache(
         assert "authorization" not in server.headers[0]  # OpenAI's key is not for this address
         vectors[:] = 0  # is the caller's own
         assert np.array_equal(found.embed(TEXTS[0]), vector)
-    assert Warehouse(home).ledger.is_file()
+    assert Warehouse(home).cache.is_file()
     assert found.embed_batch([]).shape == (0, 1536)
 
 
@@ -112,7 +112,7 @@ def test_dimensions_are_asked_for_and_never_mixed(server: WireServer) -> None:
         assert len(other.requests) == 1
 
 
-def test_roles_prompts_revisions_and_normalization_are_in_the_key(
+def test_input_types_prompts_revisions_and_normalization_are_in_the_key(
     server: WireServer, tmp_path: Path
 ) -> None:
     """D1, for what the name of a model hides."""
@@ -121,7 +121,7 @@ def test_roles_prompts_revisions_and_normalization_are_in_the_key(
     symmetric.embed("x", "query")
     of_another_server(server, "m", prompts={"document": "passage: "}).embed("x")
     assert sent(server) == [["x"], ["x"], ["passage: x"]]
-    cache, space = EmbeddingCache(tmp_path / "ledger.sqlite"), Hashing().space
+    cache, space = EmbeddingCache(tmp_path / "cache.sqlite"), Hashing().space
     cache.set("x", space, Hashing().embed(["x"], "document")[0])
     assert cache.get("x", space) is not None
     assert cache.get("x", space, "query") is None
@@ -137,7 +137,7 @@ def test_roles_prompts_revisions_and_normalization_are_in_the_key(
 
 def test_a_vector_that_is_known_is_never_made_again_whatever_its_numbers(tmp_path: Path) -> None:
     """D2: only None is a miss."""
-    cache, made = EmbeddingCache(str(tmp_path / "ledger.sqlite")), []
+    cache, made = EmbeddingCache(str(tmp_path / "cache.sqlite")), []
     space = Hashing(dimensions=8).space
 
     def make(text: str) -> Vectors:
@@ -157,7 +157,7 @@ def test_a_vector_that_is_known_is_never_made_again_whatever_its_numbers(tmp_pat
     "vector", [[], [1.0] * 7, [[1.0] * 8], [0.0] * 8, [float("nan")] * 8, [1.0] * 8]
 )
 def test_what_can_be_no_vector_of_the_space_is_not_filed(tmp_path: Path, vector: Any) -> None:
-    cache, space = EmbeddingCache(tmp_path / "ledger.sqlite"), Hashing(dimensions=8).space
+    cache, space = EmbeddingCache(tmp_path / "cache.sqlite"), Hashing(dimensions=8).space
     with pytest.raises(ProviderError, match="Nothing"):
         cache.get_or_create("x", space, lambda _: vector)
     assert cache.get("x", space) is None
@@ -187,7 +187,7 @@ def test_what_a_pipeline_has_embedded_is_in_the_cache(
 
 
 def test_cohere_is_asked_by_its_second_interface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """D4 and D11: it works, with `embedding_types`, and the role is its `input_type`."""
+    """D4 and D11: it works, with `embedding_types`, and the input type is its `input_type`."""
     monkeypatch.setenv("COHERE_API_KEY", KEY)
     with serve(test_cohere.DIALECT, 256) as server:
         config = EmbeddingConfig(
@@ -243,19 +243,19 @@ for n in range(first, first + 40):
 
 def test_several_processes_write_at_once_and_lose_nothing(tmp_path: Path) -> None:
     """D7: one database with transactions, in place of a file per vector."""
-    path = tmp_path / "cache" / "ledger.sqlite"
+    path = tmp_path / "cache" / "cache.sqlite"
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), first]) for first in ("0", "20")
     ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    with Ledger(path) as ledger:
-        assert len(ledger) == 60 * 3
+    with VectorCache(path) as cache:
+        assert len(cache) == 60 * 3
     cache, space = EmbeddingCache(path), Hashing().space
     for n in range(60):
         assert np.array_equal(
             cache.get(f"text {n}", space), Hashing().embed([f"text {n}"], "document")[0]
         )
-    assert [file.name for file in path.parent.iterdir()] == ["ledger.sqlite"]
+    assert [file.name for file in path.parent.iterdir()] == ["cache.sqlite"]
 
 
 def test_several_threads_may_use_one_service(server: WireServer) -> None:
@@ -274,11 +274,11 @@ def test_a_service_that_is_busy_is_asked_again_when_it_says(server: WireServer) 
     assert set(server.billed.values()) == {1}
 
 
-@pytest.mark.parametrize("role", ["document", "query"])
-def test_texts_reach_the_model_as_they_are(server: WireServer, role: Any) -> None:
-    """D9 and pitfall 6: cleaning is a recorded step of a pipeline, and the same for both roles."""
+@pytest.mark.parametrize("input_type", ["document", "query"])
+def test_texts_reach_the_model_as_they_are(server: WireServer, input_type: Any) -> None:
+    """D9 and pitfall 6: cleaning is a recorded step of a pipeline, and the same for both input types."""
     text = "  two\nlines\r\n\tand  spaces\u00a0"
-    service(server).embed(text, role)
+    service(server).embed(text, input_type)
     assert sent(server) == [[text]]
 
 
@@ -412,16 +412,18 @@ def test_an_empty_text_is_refused_by_its_place(server: WireServer, empty: str) -
 
 
 @pytest.mark.parametrize(
-    ("texts", "role", "words"),
+    ("texts", "input_type", "words"),
     [
         ("a fox", "document", "takes a list of texts"),
         (["a fox"], "passage", "input_type is 'passage': write 'document' or 'query'"),
         (["a", "b\ud800"], "query", r"texts\[1\] holds half a character"),
     ],
 )
-def test_what_is_no_list_of_texts_for_a_role_is_refused(texts: Any, role: Any, words: str) -> None:
+def test_what_is_no_list_of_texts_for_a_input_type_is_refused(
+    texts: Any, input_type: Any, words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
-        EmbeddingService(LOCAL).embed_batch(texts, role)
+        EmbeddingService(LOCAL).embed_batch(texts, input_type)
 
 
 def test_a_text_that_the_service_refuses_is_named_and_the_others_are_kept(
@@ -456,7 +458,7 @@ def test_a_cache_may_be_elsewhere(server: WireServer, home: Path, tmp_path: Path
     found = service(server, cache=cache)
     vector = found.embed("x")
     assert np.array_equal(cache.get("x", found.provider.space), vector)
-    assert not Warehouse(home).ledger.exists()
+    assert not Warehouse(home).cache.exists()
 
 
 def test_the_log_tells_how_much_and_how_long_and_no_content(

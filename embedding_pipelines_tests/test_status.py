@@ -66,7 +66,7 @@ def test_a_candidate_that_is_held_back_is_named_until_it_is_released(home: Path)
         run_steps(home, "p")
     assert (
         status(home)["held_back"]
-        == "by required_measures_hold; `embedding-pipelines run p` says why"
+        == "by required_metrics_hold; `embedding-pipelines run p` says why"
     )
     write_pipeline(home, "p", HASHING)
     run_steps(home, "p")

@@ -95,7 +95,7 @@ class Floor(System):
             order[start : start + WINDOW_TEXTS] for start in range(0, len(order), WINDOW_TEXTS)
         ]
         vectors: dict[int, Vectors] = {}
-        with ThreadPoolExecutor(provider.limits.concurrent_calls if texts else 1) as pool:
+        with ThreadPoolExecutor(provider.limits.concurrent_requests if texts else 1) as pool:
             called = pool.map(
                 lambda window: provider.embed([texts[i] for i in window], "document"), windows
             )

@@ -17,7 +17,7 @@ from embedding_pipelines.embedding.packing import calls
 from embedding_pipelines.embedding.request import ask_patiently
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.plugins import parse
-from embedding_pipelines.providers.base import Provider, Role, checked
+from embedding_pipelines.providers.base import InputType, Provider, checked
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 class _ProviderGenerator(AbstractEmbeddingGenerator):
-    """A face on one of this package's providers. `input_type` says which role of an asymmetric model texts have."""
+    """A face on one of this package's providers. `input_type` says which input type of an asymmetric model texts have."""
 
     def __init__(
-        self, normalize: bool, dims: int | None, batch_size: int | None, input_type: Role
+        self, normalize: bool, dims: int | None, batch_size: int | None, input_type: InputType
     ) -> None:
         super().__init__()
         self.normalize, self.dims, self.batch_size, self.input_type = (
@@ -78,7 +78,7 @@ class _ProviderGenerator(AbstractEmbeddingGenerator):
                 f"{space}: dims is {self.dims}. Correct dims, or choose another model."
             )
         limits = replace(
-            limits, call_texts=min(limits.call_texts, self.batch_size or limits.call_texts)
+            limits, request_texts=min(limits.request_texts, self.batch_size or limits.request_texts)
         )
         tokens = [len(entry.ids) for entry in provider.tokenizer().encode_batch_fast(list(texts))]
         vectors = np.empty((len(texts), space.dimensions), np.float32)
@@ -107,7 +107,7 @@ class OpenAIEmbeddingGenerator(_ProviderGenerator):
         batch_size: int | None = None,
         timeout_s: float | None = None,
         base_url: str | None = None,
-        input_type: Role = "document",
+        input_type: InputType = "document",
     ) -> None:
         super().__init__(normalize, dims, batch_size, input_type)
         self.model, self.timeout_s, self.base_url = model, timeout_s, base_url
@@ -136,7 +136,7 @@ class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
         batch_size: int = 32,
         normalize: bool = True,
         dims: int | None = None,
-        input_type: Role = "document",
+        input_type: InputType = "document",
     ) -> None:
         self.model_name, self.device = model_name, device
         super().__init__(normalize, dims, batch_size, input_type)
@@ -166,7 +166,7 @@ class AIOSEmbeddings(_ProviderGenerator):
         selection_query: dict[str, Any] | None = None,
         api_key: str | None = None,
         batch_size: int | None = None,
-        input_type: Role = "document",
+        input_type: InputType = "document",
     ) -> None:
         super().__init__(normalize, dims, batch_size, input_type)
         self.grpc_url, self.timeout_s = grpc_url, timeout_s

@@ -91,7 +91,7 @@ def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[s
             "step": report.step,
             "changed": report.changed,
             "seconds": round(report.seconds, 3),
-            **report.facts,
+            **report.statistics,
         }
         for report in progress.reports
     ]

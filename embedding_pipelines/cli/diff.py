@@ -52,42 +52,46 @@ def diff(
 
 
 def _show(console: "Console", found: "Diff") -> None:
-    from embedding_pipelines.cli.terminal import print_facts
+    from embedding_pipelines.cli.terminal import print_statistics
 
     old, new, documents = found.before, found.after, found.documents
     kinds = _kinds(documents)
     counts = ", ".join(
         f"{listed.count:,} {kind}" for kind, listed in kinds.items() if listed is not None
     )
-    facts: dict[str, Any] = {
+    statistics: dict[str, Any] = {
         "released at": f"{old.released_at} -> {new.released_at}",
         "documents": f"{documents.before:,} -> {documents.after:,}: {counts}",
         "rows": f"{old.rows:,} -> {new.rows:,}",
     }
     if documents.mean_cosine is not None:
-        facts["vectors"] = (
+        statistics["vectors"] = (
             f"mean cosine {documents.mean_cosine:.4f} of {documents.compared_chunks:,} chunks of both"
         )
     if old.space != new.space:
-        facts["space"] = f"{old.space} -> {new.space}"
+        statistics["space"] = f"{old.space} -> {new.space}"
     if old.codec != new.codec:
-        facts["codec"] = f"{old.codec[:12]} -> {new.codec[:12]}"
-    facts |= {f"release {side.release} forced": side.forced for side in (old, new) if side.forced}
-    print_facts(console, f"{found.pipeline}: release {old.release} -> {new.release}", facts)
+        statistics["codec"] = f"{old.codec[:12]} -> {new.codec[:12]}"
+    statistics |= {
+        f"release {side.release} forced": side.forced for side in (old, new) if side.forced
+    }
+    print_statistics(
+        console, f"{found.pipeline}: release {old.release} -> {new.release}", statistics
+    )
     listed = {
         kind: _ids(entry.ids, entry.count)
         for kind, entry in kinds.items()
         if entry is not None and entry.count
     }
     if listed:
-        print_facts(console, "\ndocuments", listed)
+        print_statistics(console, "\ndocuments", listed)
     if found.options:
         values = {
             change.option: f"{_value(change.before)} -> {_value(change.after)}"
             for change in found.options
         }
-        print_facts(console, "\noptions", values)
-    _show_measures(console, found)
+        print_statistics(console, "\noptions", values)
+    _show_metrics(console, found)
     if found.neighbours is not None:
         _show_answers(console, found.neighbours, "document", "nearest neighbours")
     if found.queries is not None:
@@ -98,7 +102,7 @@ def _kinds(documents: "Documents") -> dict[str, Any]:
     return {kind: getattr(documents, kind) for kind in ("new", "gone", "changed", "moved")}
 
 
-def _show_measures(console: "Console", found: "Diff") -> None:
+def _show_metrics(console: "Console", found: "Diff") -> None:
     from embedding_pipelines.cli.terminal import print_table
 
     rows = [
@@ -109,7 +113,7 @@ def _show_measures(console: "Console", found: "Diff") -> None:
             "difference": _figure(change.difference, "+"),
             "": {True: "better", False: "worse", None: ""}[change.better],
         }
-        for change in found.measures
+        for change in found.metrics
     ]
     if rows:
         console.print()
@@ -132,7 +136,7 @@ def _show_answers(
     calls = answers.embedded_before + answers.embedded_after
     if calls:
         console.print(
-            f"{calls:,} texts were embedded for this; the others were in the ledger.",
+            f"{calls:,} texts were embedded for this; the others were in the cache.",
             soft_wrap=True,
         )
     rows = [

@@ -156,7 +156,7 @@ def plan(names: Names = None, as_json: AsJson = False) -> None:
 
     Documents are read and cut as in a run, which then finds that done; no provider is called.
     """
-    from embedding_pipelines.cli.terminal import make_console, print_facts
+    from embedding_pipelines.cli.terminal import make_console, print_statistics
 
     specs = valid_specs(names)
     plans = [plan_one(spec) for spec in specs]
@@ -166,10 +166,10 @@ def plan(names: Names = None, as_json: AsJson = False) -> None:
             if row["error"]:
                 complain([f"{row['pipeline']}: {row['error']}"])
             else:
-                facts = {
+                statistics = {
                     name: value for name, value in row.items() if name not in ("pipeline", "error")
                 }
-                print_facts(make_console(), row["pipeline"], facts)
+                print_statistics(make_console(), row["pipeline"], statistics)
 
     emit(plans, as_json, show)
     if any(row["error"] for row in plans):
@@ -196,7 +196,7 @@ def models(as_json: AsJson = False) -> None:
 @app.command()
 def status(names: Names = None, as_json: AsJson = False) -> None:
     """Show rows, releases and changed files of pipelines."""
-    from embedding_pipelines.cli.terminal import make_console, print_facts
+    from embedding_pipelines.cli.terminal import make_console, print_statistics
     from embedding_pipelines.status import pipeline_status
     from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -209,8 +209,8 @@ def status(names: Names = None, as_json: AsJson = False) -> None:
             left_out = {"pipeline", *(f"{name}_table" for name in empty)}
             if number:
                 print()
-            facts = {name: value for name, value in row.items() if name not in left_out}
-            print_facts(make_console(), row["pipeline"], facts)
+            statistics = {name: value for name, value in row.items() if name not in left_out}
+            print_statistics(make_console(), row["pipeline"], statistics)
         complain(problems)
 
     emit({"pipelines": found, "problems": problems}, as_json, show)

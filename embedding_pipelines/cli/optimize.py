@@ -82,7 +82,7 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         _show(tuned)
     if tuned.problem:
         emit(
-            {"error": tuned.problem, **_facts(spec, tuned)},
+            {"error": tuned.problem, **_statistics(spec, tuned)},
             as_json,
             lambda: complain([tuned.problem]),
         )
@@ -97,10 +97,10 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
                 f"{result['error']}\nThe file of {spec.name!r} is as it was, so there is nothing to force "
                 "now. To have it all the same, write the compression into the file, run the pipeline, then force it."
             )
-    emit({**_facts(spec, tuned), "run": result}, as_json, lambda: None)
+    emit({**_statistics(spec, tuned), "run": result}, as_json, lambda: None)
 
 
-def _facts(spec: "PipelineSpec", tuned: "Tuned") -> dict[str, Any]:
+def _statistics(spec: "PipelineSpec", tuned: "Tuned") -> dict[str, Any]:
     optimized = (
         tuned.spec.optimized.model_dump(mode="json")
         if tuned.spec.optimized and not tuned.problem

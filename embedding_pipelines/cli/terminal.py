@@ -36,18 +36,18 @@ SENTENCES = {
     "documents": "{documents} from {files}, {rejected:,} rejected",
     "chunks": "{chunks}, {tokens}, {empty}",
     "model": "learnt from {texts:,} texts, {dimensions:,} dimensions",
-    "embeddings": "{vectors}: {embedded} embedded, {from_ledger:,} from the ledger",
+    "embeddings": "{vectors}: {embedded} embedded, {from_cache:,} from the cache",
     "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
     "vector_store": "{rows}: {added:,} added, {removed:,} removed",
     "checks": "{passed:,} of {checks:,} passed",
     "release": "release {release}, live: {live}",
 }
-SPOKEN_MEASURES = {
+SPOKEN_METRICS = {
     "ndcg_at_10": "nDCG@10",
     "known_item_recall": "known items",
     "recall_at_10": "recall@10",
 }
-COUNTED = {  # facts that are spoken with their noun
+COUNTED = {  # statistics that are spoken with their noun
     "documents": "document",
     "files": "file",
     "chunks": "chunk",
@@ -132,20 +132,28 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 def sentence(report: StepReport) -> str:
     """What a step did, in a line."""
-    facts = {
+    statistics = {
         name: counted(value, COUNTED[name]) if name in COUNTED else value
-        for name, value in report.facts.items()
+        for name, value in report.statistics.items()
     }
-    spoken = SENTENCES[report.step].format(**facts)
+    spoken = SENTENCES[report.step].format(**statistics)
     if report.step == "embeddings":
-        spoken += f", {facts['rejected']:,} refused (see status)" if facts.get("rejected") else ""
-        spoken += f" for {facts['usd']:.4f} USD" if facts.get("usd") else ""
         spoken += (
-            f" at {facts['tokens_per_second']:,} tokens/s" if facts.get("tokens_per_second") else ""
+            f", {statistics['rejected']:,} refused (see status)"
+            if statistics.get("rejected")
+            else ""
+        )
+        spoken += f" for {statistics['usd']:.4f} USD" if statistics.get("usd") else ""
+        spoken += (
+            f" at {statistics['tokens_per_second']:,} tokens/s"
+            if statistics.get("tokens_per_second")
+            else ""
         )
     if report.step == "checks":
         spoken += "".join(
-            f", {name} {facts[key]:.3f}" for key, name in SPOKEN_MEASURES.items() if key in facts
+            f", {name} {statistics[key]:.3f}"
+            for key, name in SPOKEN_METRICS.items()
+            if key in statistics
         )
     return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"
 
@@ -175,11 +183,11 @@ def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
             console.print(text, soft_wrap=True)
 
 
-def print_facts(console: Console, title: str, facts: Mapping[str, Any]) -> None:
+def print_statistics(console: Console, title: str, statistics: Mapping[str, Any]) -> None:
     """Names and values below a title. Nothing is folded, so that a path can be copied."""
     console.print(Text(title, style="bold"), soft_wrap=True)
-    width = max(map(len, facts))
-    for name, value in facts.items():
+    width = max(map(len, statistics))
+    for name, value in statistics.items():
         console.print(f"  {name.replace('_', ' '):<{width}}  {_cell(value)}", soft_wrap=True)
 
 

@@ -47,13 +47,13 @@ __all__ = [
 Metric = Literal["cosine", "hamming"]
 
 IDENTITY = "none"  # the id of a chain without codecs
-_CHAIN = "chain"  # the entry of a saved chain that holds its facts, as JSON
+_CHAIN = "chain"  # the entry of a saved chain that holds its statistics, as JSON
 
 
 class Codec(ABC):
     """A fitted compression: float32[n, input_dimensions] to codes and back.
 
-    A new one sets the class variables, `_encode` and `_decode`, and `arrays`, `facts` and `load` if it holds
+    A new one sets the class variables, `_encode` and `_decode`, and `arrays`, `statistics` and `load` if it holds
     more than its dimensions.
     """
 
@@ -102,14 +102,14 @@ class Codec(ABC):
         """What was fitted, for `load`."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """Dimensions and figures for people and for `load`; JSON-able."""
         return {"input_dimensions": self.input_dimensions, "dimensions": self.dimensions}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        """The codec that `facts()` and `arrays()` came from."""
-        return cls(facts["input_dimensions"], facts["dimensions"])
+    def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
+        """The codec that `statistics()` and `arrays()` came from."""
+        return cls(statistics["input_dimensions"], statistics["dimensions"])
 
 
 class Compressor(plugins.Choice):
@@ -211,7 +211,7 @@ class CodecChain:
         """128-bit hex digest of all that was fitted; IDENTITY for no codec."""
         parts: list[bytes] = []
         for codec in self.codecs:
-            parts += [codec.kind.encode(), json.dumps(codec.facts(), sort_keys=True).encode()]
+            parts += [codec.kind.encode(), json.dumps(codec.statistics(), sort_keys=True).encode()]
             for name, array in sorted(codec.arrays().items()):
                 parts += [
                     name.encode(),
@@ -270,15 +270,15 @@ class CodecChain:
         """What the last codec is given."""
         return CodecChain(self.codecs[:-1], self.input_dimensions).encode(vectors)
 
-    def facts(self) -> dict[str, Any]:
-        """Id, dimensions and each codec's facts, for the release's record; JSON-able."""
+    def statistics(self) -> dict[str, Any]:
+        """Id, dimensions and each codec's statistics, for the release's record; JSON-able."""
         return {
             "id": self.id,
             "input_dimensions": self.input_dimensions,
             "dimensions": self.dimensions,
             "dtype": self.dtype,
             "metric": self.metric,
-            "codecs": [{"kind": codec.kind, **codec.facts()} for codec in self.codecs],
+            "codecs": [{"kind": codec.kind, **codec.statistics()} for codec in self.codecs],
         }
 
     def to_bytes(self) -> bytes:
@@ -288,9 +288,9 @@ class CodecChain:
             for at, codec in enumerate(self.codecs)
             for name, array in codec.arrays().items()
         }
-        facts = np.frombuffer(json.dumps(self.facts(), sort_keys=True).encode(), np.uint8)
+        statistics = np.frombuffer(json.dumps(self.statistics(), sort_keys=True).encode(), np.uint8)
         buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **{_CHAIN: facts}, **arrays)
+        np.savez(buffer, allow_pickle=False, **{_CHAIN: statistics}, **arrays)
         return buffer.getvalue()
 
     @classmethod
@@ -298,18 +298,20 @@ class CodecChain:
         """The chain that `to_bytes` wrote. CompressionError, which names `where`, if it is damaged."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                facts = json.loads(archive[_CHAIN].tobytes())
+                statistics = json.loads(archive[_CHAIN].tobytes())
                 arrays = {name: archive[name] for name in archive.files}
-            codecs = [_load(stage, f"{at}.", arrays) for at, stage in enumerate(facts["codecs"])]
-            chain = cls(codecs, facts["input_dimensions"])
+            codecs = [
+                _load(stage, f"{at}.", arrays) for at, stage in enumerate(statistics["codecs"])
+            ]
+            chain = cls(codecs, statistics["input_dimensions"])
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise CompressionError(
                 f"{where}: this is no codec that can be read ({error!r}). Delete it and run the pipeline: "
                 "a codec is fitted anew."
             ) from error
-        if chain.id != facts["id"]:
+        if chain.id != statistics["id"]:
             raise CompressionError(
-                f"{where}: the codec says it is {facts['id']!r} and is {chain.id!r}. The file was changed or "
+                f"{where}: the codec says it is {statistics['id']!r} and is {chain.id!r}. The file was changed or "
                 "comes from another version of a compressor. Delete it and run the pipeline: a codec is fitted anew."
             )
         return chain

@@ -42,17 +42,17 @@ class BinaryCodec(Codec):
         bits = np.unpackbits(codes, axis=1, count=self.dimensions)
         return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(self.dimensions))
 
-    def facts(self) -> dict[str, Any]:
-        copy = {"kind": self.copy.kind, **self.copy.facts()} if self.copy else None
-        return {**super().facts(), "oversample": self.oversample, "copy": copy}
+    def statistics(self) -> dict[str, Any]:
+        copy = {"kind": self.copy.kind, **self.copy.statistics()} if self.copy else None
+        return {**super().statistics(), "oversample": self.oversample, "copy": copy}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        copy = facts["copy"]
+    def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
+        copy = statistics["copy"]
         kept = (
             _COPIES[copy["kind"]].codec.load(copy, {}) if copy else None
         )  # neither of the two holds arrays
-        return cls(facts["dimensions"], kept, facts["oversample"])
+        return cls(statistics["dimensions"], kept, statistics["oversample"])
 
 
 class Binary(Compressor):

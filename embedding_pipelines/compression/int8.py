@@ -40,12 +40,12 @@ class Int8Codec(Codec):
     def _decode(self, codes: NDArray[np.int8]) -> Vectors:
         return codes.astype(np.float32) * np.float32(self.scale)
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "scale": self.scale}
+    def statistics(self) -> dict[str, Any]:
+        return {**super().statistics(), "scale": self.scale}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        return cls(facts["dimensions"], facts["scale"])
+    def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
+        return cls(statistics["dimensions"], statistics["scale"])
 
 
 class Int8(Compressor):

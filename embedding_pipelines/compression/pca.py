@@ -61,11 +61,11 @@ class PcaCodec(Codec):
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"directions": self.directions, "spectrum": self.spectrum}
 
-    def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "kept_energy": self.kept_energy}
+    def statistics(self) -> dict[str, Any]:
+        return {**super().statistics(), "kept_energy": self.kept_energy}
 
     @classmethod
-    def load(cls, facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
+    def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
         return cls(arrays["directions"], arrays["spectrum"])
 
 

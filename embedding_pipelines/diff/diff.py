@@ -1,6 +1,6 @@
 """diff: what changed from one release to another: options, measures, documents, and what searches answer.
 
-Only kept releases can be compared; nothing of them is changed. What has to be embedded for it goes to the ledger.
+Only kept releases can be compared; nothing of them is changed. What has to be embedded for it goes to the cache.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,9 +14,9 @@ from embedding_pipelines.diff.queries import (
     compare_answers,
     measured_queries,
 )
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BudgetError, ProviderError, ReleaseError, SpaceMismatchError
-from embedding_pipelines.spec.evaluation import HIGHER, MEASURES
+from embedding_pipelines.spec.evaluation import HIGHER, METRICS
 from embedding_pipelines.steps.release import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
@@ -45,7 +45,7 @@ class OptionChange:
 
 
 @dataclass(frozen=True)
-class MeasureChange:
+class MetricChange:
     """A measure of both releases; None where it was not taken."""
 
     measure: str
@@ -63,7 +63,7 @@ class Diff:
     before: Side
     after: Side
     options: list[OptionChange]
-    measures: list[MeasureChange]
+    metrics: list[MetricChange]
     documents: Documents
     neighbours: Answers | None  # of sampled documents, where the releases are of two spaces
     queries: Answers | None  # None: none were measured yet
@@ -81,15 +81,15 @@ def diff(
     old, new = (open_release(folder, release) for release in _pair(folder, before, after))
     documents, problems = compare_documents(old, new), []
     neighbours, queries = None, None
-    with Ledger(warehouse.ledger) as ledger:
+    with EmbeddingCache(warehouse.cache) as cache:
         try:
             if documents.sample:
                 neighbours = compare_answers(
-                    old, new, ledger, as_questions(documents.sample), "document"
+                    old, new, cache, as_questions(documents.sample), "document"
                 )
             asked = measured_queries(folder, old, new)
             if asked:
-                queries = compare_answers(old, new, ledger, asked, "query")
+                queries = compare_answers(old, new, cache, asked, "query")
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
             problems.append(f"What searches answer could not be compared: {error}")
     return Diff(
@@ -97,7 +97,7 @@ def diff(
         _side(old),
         _side(new),
         list(_options(old.release, new.release)),
-        list(_measures(old.release, new.release)),
+        list(_metrics(old.release, new.release)),
         documents,
         neighbours,
         queries,
@@ -163,15 +163,15 @@ def _flat(release: Release) -> dict[str, Any]:
     return found
 
 
-def _measures(before: Release, after: Release) -> Iterator[MeasureChange]:
-    old, new = before.measures, after.measures
-    for name in [*MEASURES, *sorted((old.keys() | new.keys()) - MEASURES.keys())]:
+def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:
+    old, new = before.metrics, after.metrics
+    for name in [*METRICS, *sorted((old.keys() | new.keys()) - METRICS.keys())]:
         left, right = old.get(name), new.get(name)
         difference = right - left if left is not None and right is not None else None
         if left is not None or right is not None:
             better = (
-                (difference > 0) == (MEASURES[name][0] == HIGHER)
-                if difference and name in MEASURES
+                (difference > 0) == (METRICS[name][0] == HIGHER)
+                if difference and name in METRICS
                 else None
             )
-            yield MeasureChange(name, left, right, difference, better)
+            yield MetricChange(name, left, right, difference, better)

@@ -1,6 +1,6 @@
 """Which documents two releases differ in: new, gone, of another text, or with vectors of another direction.
 
-Bucket by bucket, so that memory holds one bucket of each release, whatever the size of the table.
+Partition by partition, so that memory holds one partition of each release, whatever the size of the table.
 """
 
 import heapq
@@ -88,8 +88,8 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class _Bucket:
-    """A bucket of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of the same chunk id."""
+class _Partition:
+    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of the same chunk id."""
 
     old: pa.Table
     new: pa.Table
@@ -122,21 +122,23 @@ def compare_documents(before: Opened, after: Opened) -> Documents:
         "chunk_digest",
         *([VECTOR] if one_space else []),
     ]
-    for bucket in after.release.spec.bucket_names:
-        total += _compare_bucket(found, before, after, _read(before, after, bucket, columns))
+    for partition in after.release.spec.partition_names:
+        total += _compare_partition(found, before, after, _read(before, after, partition, columns))
     if found.compared_chunks:
         found.mean_cosine = total / found.compared_chunks
     return found
 
 
-def _compare_bucket(found: Documents, before: Opened, after: Opened, bucket: _Bucket) -> float:
-    """Enter a bucket; the sum of the cosines of what could be compared."""
-    same = _count(found, bucket)
+def _compare_partition(
+    found: Documents, before: Opened, after: Opened, partition: _Partition
+) -> float:
+    """Enter a partition; the sum of the cosines of what could be compared."""
+    same = _count(found, partition)
     if found.moved is None:
-        found.sample = _sampled(found.sample, bucket, same)
+        found.sample = _sampled(found.sample, partition, same)
         return 0.0
     moved, total = set[str](), 0.0
-    for names, cosines in _cosines(before, after, bucket):
+    for names, cosines in _cosines(before, after, partition):
         total += float(cosines.sum())
         found.compared_chunks += len(cosines)
         moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
@@ -144,43 +146,45 @@ def _compare_bucket(found: Documents, before: Opened, after: Opened, bucket: _Bu
     return total
 
 
-def _read(before: Opened, after: Opened, bucket: str, columns: Sequence[str]) -> _Bucket:
-    old, new = _rows(before, bucket, columns), _rows(after, bucket, columns)
+def _read(before: Opened, after: Opened, partition: str, columns: Sequence[str]) -> _Partition:
+    old, new = _rows(before, partition, columns), _rows(after, partition, columns)
     places = pc.index_in(new["chunk_id"], value_set=old["chunk_id"])
     new_at = np.flatnonzero(pc.is_valid(places).to_numpy())
-    return _Bucket(old, new, places.take(new_at).to_numpy().astype(np.int64), new_at)
+    return _Partition(old, new, places.take(new_at).to_numpy().astype(np.int64), new_at)
 
 
-def _rows(opened: Opened, bucket: str, columns: Sequence[str]) -> pa.Table:
+def _rows(opened: Opened, partition: str, columns: Sequence[str]) -> pa.Table:
     version = opened.release.version
-    batches = list(opened.table.scan(columns, bucket, version))
+    batches = list(opened.table.scan(columns, partition, version))
     if batches:
         return pa.Table.from_batches(batches)
     schema = opened.table.schema(version)
     return pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def _count(found: Documents, bucket: _Bucket) -> set[str]:
-    """Enter a bucket's documents; the ids of those whose text is the same in both."""
+def _count(found: Documents, partition: _Partition) -> set[str]:
+    """Enter a partition's documents; the ids of those whose text is the same in both."""
     old, new = (
-        set(pc.unique(rows["document_id"]).to_pylist()) for rows in (bucket.old, bucket.new)
+        set(pc.unique(rows["document_id"]).to_pylist()) for rows in (partition.old, partition.new)
     )
     found.before += len(old)
     found.after += len(new)
     found.new.add(new - old)
     found.gone.add(old - new)
     both = old & new
-    suspects = both & _touched(bucket)
-    old_texts, new_texts = _texts(bucket.old, suspects), _texts(bucket.new, suspects)
+    suspects = both & _touched(partition)
+    old_texts, new_texts = _texts(partition.old, suspects), _texts(partition.new, suspects)
     changed = {name for name in suspects if old_texts[name] != new_texts[name]}
     found.changed.add(changed)
     return both - changed
 
 
-def _touched(bucket: _Bucket) -> set[str]:
+def _touched(partition: _Partition) -> set[str]:
     """Documents with a chunk that is not the same in both releases, text, place and metadata."""
     touched: set[str] = set()
-    for rows, same in zip((bucket.old, bucket.new), bucket.pairs("chunk_digest"), strict=True):
+    for rows, same in zip(
+        (partition.old, partition.new), partition.pairs("chunk_digest"), strict=True
+    ):
         other = np.ones(len(rows), bool)
         other[same] = False
         touched.update(rows["document_id"].filter(pa.array(other)).to_pylist())
@@ -210,10 +214,10 @@ def _chunks(rows: pa.Table, names: set[str]) -> dict[str, list[tuple[int, str]]]
     return chunks
 
 
-def _sampled(known: Sequence[Sampled], bucket: _Bucket, same: set[str]) -> list[Sampled]:
-    """The SAMPLED documents with the smallest hashes, of those known and those of a bucket."""
+def _sampled(known: Sequence[Sampled], partition: _Partition, same: set[str]) -> list[Sampled]:
+    """The SAMPLED documents with the smallest hashes, of those known and those of a partition."""
     names = set(heapq.nsmallest(SAMPLED, same, key=_place))
-    old, new = _chunks(bucket.old, names), _chunks(bucket.new, names)
+    old, new = _chunks(partition.old, names), _chunks(partition.new, names)
     found = [Sampled(name, min(old[name])[1], min(new[name])[1]) for name in names]
     return heapq.nsmallest(SAMPLED, [*known, *found], key=lambda entry: _place(entry.document_id))
 
@@ -222,17 +226,22 @@ def _place(document_id: str) -> bytes:
     return digest(document_id.encode())
 
 
-def _cosines(before: Opened, after: Opened, bucket: _Bucket) -> Iterator[tuple[list[str], Vectors]]:
+def _cosines(
+    before: Opened, after: Opened, partition: _Partition
+) -> Iterator[tuple[list[str], Vectors]]:
     """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n] of their vectors."""
-    old_rows, new_rows = bucket.pairs("text")
+    old_rows, new_rows = partition.pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
-        left, right = _vectors(before, bucket.old, old_part), _vectors(after, bucket.new, new_part)
+        left, right = (
+            _vectors(before, partition.old, old_part),
+            _vectors(after, partition.new, new_part),
+        )
         cosines = np.einsum("ij,ij->i", unit(left), unit(right))
         cosines[~left.any(axis=1) & ~right.any(axis=1)] = (
             1  # a vector of zeros has no direction to change
         )
-        yield bucket.new["document_id"].take(new_part).to_pylist(), cosines
+        yield partition.new["document_id"].take(new_part).to_pylist(), cosines
 
 
 def _vectors(opened: Opened, table: pa.Table, rows: Rows) -> Vectors:

@@ -1,6 +1,6 @@
 """What two releases answer to the same questions: whose first ten documents changed, what came and what went.
 
-Each release is asked in its own space, as a searcher asks it. Vectors come from the ledger; the model is loaded and
+Each release is asked in its own space, as a searcher asks it. Vectors come from the cache; the model is loaded and
 asked only for texts that are not in it.
 """
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedding_pipelines.diff.documents import Opened, Sampled
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.quality.queries import embed_texts
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import refuse_mixing
@@ -78,16 +78,20 @@ def as_questions(sample: Sequence[Sampled]) -> list[Question]:
 
 
 def compare_answers(
-    before: Opened, after: Opened, ledger: Ledger, questions: Sequence[Question], role: Role
+    before: Opened,
+    after: Opened,
+    cache: EmbeddingCache,
+    questions: Sequence[Question],
+    input_type: InputType,
 ) -> Answers:
-    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the ledger cannot be
+    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the cache cannot be
     embedded as it was for the release."""
     found = Answers()
     old, found.embedded_before = _vectors(
-        before, ledger, [question.before for question in questions], role
+        before, cache, [question.before for question in questions], input_type
     )
     new, found.embedded_after = _vectors(
-        after, ledger, [question.after for question in questions], role
+        after, cache, [question.after for question in questions], input_type
     )
     overlaps = []
     for question, left, right in zip(questions, old, new, strict=True):
@@ -107,13 +111,13 @@ def compare_answers(
 
 
 def _vectors(
-    opened: Opened, ledger: Ledger, texts: Sequence[str], role: Role
+    opened: Opened, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
 ) -> tuple[Vectors, int]:
     """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its provider refuses; and
     how many texts the provider was called for."""
     space, release = opened.space, opened.release
-    keys = {text: ledger.key(space.id, role, text) for text in texts}
-    known = ledger.get(list(keys.values()), space.dimensions)
+    keys = {text: cache.key(space.id, input_type, text) for text in texts}
+    known = cache.get(list(keys.values()), space.dimensions)
     missing = [text for text, key in keys.items() if key not in known]
     if missing:
         provider = release.spec.model
@@ -123,7 +127,9 @@ def _vectors(
             f"Release {release.number} of {release.spec.name!r}",
             "Its model is no longer the one it was made with; compare releases that are of today's model.",
         )
-        made = embed_texts(provider, ledger, missing, role, Purse.of(release.spec.budget, provider))
+        made = embed_texts(
+            provider, cache, missing, input_type, BudgetTracker.of(release.spec.budget, provider)
+        )
         known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
     rows = [known[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)

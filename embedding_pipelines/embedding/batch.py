@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from embedding_pipelines.embedding.request import TRIES, Bill
+from embedding_pipelines.embedding.request import TRIES, Usage
 from embedding_pipelines.providers.base import Vectors
 
 TRIES_OF_PARTS = (
@@ -19,7 +19,7 @@ class EmbedCounts:
     """What embedding took. `texts` counts each text of a window once, however often it occurs."""
 
     texts: int = 0
-    from_ledger: int = 0
+    from_cache: int = 0
     embedded: int = 0
     embedded_tokens: int = 0
     calls: int = 0
@@ -29,7 +29,7 @@ class EmbedCounts:
         0  # as the provider counts, by its tokenizer where it does not say; with what was in vain
     )
     retries: int = 0
-    call_seconds: float = 0.0  # from sending to answer, summed over calls
+    request_seconds: float = 0.0  # from sending to answer, summed over calls
     waited_seconds: float = 0.0  # for their turn
 
     def add(self, other: "EmbedCounts") -> None:
@@ -80,7 +80,7 @@ class Call:
     is_part: bool = False  # of a call that was refused or too large
     is_last: bool = False  # one text that could not be had once already, though the service could be reached then
     handed_out: float = 0.0  # by the clock `time.perf_counter`
-    bill: Bill = field(default_factory=Bill)  # of all that its requests were answered with
+    usage: Usage = field(default_factory=Usage)  # of all that its requests were answered with
 
     def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
         """Some of its texts as a call of their own."""

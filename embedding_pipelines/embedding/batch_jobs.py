@@ -1,6 +1,6 @@
 """Batches: texts that a service embeds within a day, for less. What is with it stands in the warehouse.
 
-A file per batch, written before the batch is submitted and removed when its results are in the ledger: whichever
+A file per batch, written before the batch is submitted and removed when its results are in the cache: whichever
 process comes next, after a reboot too, finds it, and no text is submitted twice.
 """
 
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS
 from embedding_pipelines.embedding.request import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, TRIES
 from embedding_pipelines.errors import ProviderError, StoreError
@@ -25,8 +25,8 @@ from embedding_pipelines.providers.base import (
     BatchService,
     BatchState,
     BatchText,
+    InputType,
     Provider,
-    Role,
     faulty_rows,
 )
 from embedding_pipelines.providers.common.http import Busy, Service, Unreachable
@@ -42,12 +42,12 @@ COLLECTED_AT_ONCE = 4_096  # vectors per commit
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on record. `keys` are the ledger's, hex; `id` is None until the service has given one."""
+    """One batch on record. `keys` are the cache's, hex; `id` is None until the service has given one."""
 
     tag: str
     address: str  # of the service: another one may serve the same model, and knows nothing of it
     space: str
-    role: Role
+    input_type: InputType
     keys: list[str]
     submitted_at: str
     id: str | None = None
@@ -74,7 +74,7 @@ class NotYet(Exception):
 
 
 class Batches:
-    """All batches of one service, space and role that are on record below `folder`, whoever submitted them.
+    """All batches of one service, space and input type that are on record below `folder`, whoever submitted them.
 
     Each request is made up to `tries` times. Who uses it holds the warehouse's `batches_lock`. What fails on the way
     is a ProviderError, and what is with the service stays on record.
@@ -85,22 +85,22 @@ class Batches:
         folder: Path,
         provider: Provider,
         service: BatchService,
-        ledger: Ledger,
-        role: Role,
+        cache: EmbeddingCache,
+        input_type: InputType,
         tries: int = TRIES,
     ) -> None:
-        self._folder, self._service, self._ledger, self._role, self._tries = (
+        self._folder, self._service, self._cache, self._input_type, self._tries = (
             folder,
             service,
-            ledger,
-            role,
+            cache,
+            input_type,
             tries,
         )
         self._space, self._address = (
             provider.space,
             provider.address if isinstance(provider, Service) else "",
         )
-        self._left = folder / f"{self._space.id}-{role}.refused"
+        self._left = folder / f"{self._space.id}-{input_type}.refused"
         # A batch gave them no vector that can be believed. They are asked for directly, which says why; for good, so
         # that none goes from batch to batch.
         self.refused = (
@@ -111,7 +111,7 @@ class Batches:
         self.tokens = 0  # billed for what was collected
 
     def collect(self) -> None:
-        """File what has ended in the ledger.
+        """File what has ended in the cache.
 
         Raises ProviderError if the service took a batch in and would not have it; it is then forgotten, and all the
         others are collected.
@@ -149,7 +149,7 @@ class Batches:
     def submit(
         self,
         texts: Iterable[tuple[bytes, str, int]],
-        purse: Purse,
+        budget: BudgetTracker,
         announce: Callable[[str], None] = lambda tag: None,
     ) -> None:
         """Hand over texts, each with its key and tokens, in as many batches as the service wants.
@@ -164,14 +164,14 @@ class Batches:
             is_full = (
                 len(part) == self._service.max_texts or size + bytes_of > self._service.max_bytes
             )
-            if part and (is_full or not purse.holds(tokens + count)):
-                self._submit(part, tokens, purse, announce)
+            if part and (is_full or not budget.holds(tokens + count)):
+                self._submit(part, tokens, budget, announce)
                 part, size, tokens = {}, 0, 0
             part[key.hex()] = text
             size += bytes_of
             tokens += count
         if part:
-            self._submit(part, tokens, purse, announce)
+            self._submit(part, tokens, budget, announce)
 
     def ended(self) -> list[str]:
         """A name for each thing that there is to collect, the same as long as nothing new has come.
@@ -189,19 +189,27 @@ class Batches:
         return found
 
     def on_record(self) -> list[Batch]:
-        """Those of this service, space and role, oldest first."""
-        wanted = (self._address, self._space.id, self._role)
+        """Those of this service, space and input type, oldest first."""
+        wanted = (self._address, self._space.id, self._input_type)
         found = [_read(path) for path in sorted(self._folder.glob("*.json"))]
-        mine = [batch for batch in found if (batch.address, batch.space, batch.role) == wanted]
+        mine = [
+            batch for batch in found if (batch.address, batch.space, batch.input_type) == wanted
+        ]
         return sorted(mine, key=lambda batch: batch.submitted_at)
 
     def _submit(
-        self, part: Mapping[str, str], tokens: int, purse: Purse, announce: Callable[[str], None]
+        self,
+        part: Mapping[str, str],
+        tokens: int,
+        budget: BudgetTracker,
+        announce: Callable[[str], None],
     ) -> None:
-        if not purse.holds(tokens):
-            raise purse.is_empty()
+        if not budget.holds(tokens):
+            raise budget.is_empty()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        batch = Batch(uuid.uuid4().hex, self._address, self._space.id, self._role, list(part), now)
+        batch = Batch(
+            uuid.uuid4().hex, self._address, self._space.id, self._input_type, list(part), now
+        )
         announce(batch.tag)
         self._write(batch)  # first: a process that dies from here on finds it by its tag
         was_sent = False
@@ -214,7 +222,7 @@ class Batches:
                 return found
             was_sent = True
             try:
-                return self._service.submit(part, self._role, batch.tag)
+                return self._service.submit(part, self._input_type, batch.tag)
             except (Unreachable, Busy):
                 raise
             except ProviderError:  # said clearly: there is no such batch
@@ -222,7 +230,7 @@ class Batches:
                 raise
 
         self._write(replace(batch, id=self._patiently(sent)))
-        purse.spend(tokens, tokens)
+        budget.spend(tokens, tokens)
 
     def _submitted(self, batch: Batch) -> Batch | None:
         """The batch with its id; None if the process that wrote it died before it was submitted."""
@@ -266,7 +274,7 @@ class Batches:
         ):  # asked directly, the service has to prove itself
             faults = set(range(len(part)))
         good = [row for row in range(len(part)) if row not in faults]
-        self._ledger.put([keys[row] for row in good], vectors[good])
+        self._cache.put([keys[row] for row in good], vectors[good])
         self.refused.update(keys[row] for row in faults)
 
     def _patiently(self, call: Callable[[], Found]) -> Found:

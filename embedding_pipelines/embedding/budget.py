@@ -7,7 +7,7 @@ from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.spec.pipeline import Budget
 
 
-class Purse:
+class BudgetTracker:
     """A budget while it is spent. `ratio` is what the provider bills for a token of ours, as learned so far."""
 
     def __init__(
@@ -18,7 +18,9 @@ class Purse:
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, budget: Budget | None, provider: Provider, in_batches: bool = False) -> "Purse":
+    def of(
+        cls, budget: Budget | None, provider: Provider, in_batches: bool = False
+    ) -> "BudgetTracker":
         """For direct requests, or for batches. Raises ConfigError for a budget in dollars where nobody knows the
         price."""
         price = provider.batch_price if in_batches else provider.price

@@ -1,6 +1,6 @@
-"""The ledger: each vector that was ever made, found again by what it was made from.
+"""The cache: each vector that was ever made, found again by what it was made from.
 
-One SQLite file for all pipelines. Key: 128 bits over space id, role and the exact text, so renamed
+One SQLite file for all pipelines. Key: 128 bits over space id, input type and the exact text, so renamed
 files, duplicate texts, a second pipeline and a model switched back cost nothing, and two models
 never serve each other's vectors. Values: float32, little-endian.
 """
@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.schemas import digest
 
 LOOKUP_KEYS = (
@@ -24,11 +24,11 @@ LOOKUP_KEYS = (
 )
 BUSY_SECONDS = 60.0  # another process writes one batch at a time, in milliseconds
 
-assert sys.byteorder == "little", "the ledger stores little-endian float32"
+assert sys.byteorder == "little", "the cache stores little-endian float32"
 
 
-class Ledger:
-    """A durable map from (space, role, text) to float32[d]. Safe for several processes at once."""
+class EmbeddingCache:
+    """A durable map from (space, input type, text) to float32[d]. Safe for several processes at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,9 +47,9 @@ class Ledger:
             )
 
     @staticmethod
-    def key(space_id: str, role: Role, text: str) -> bytes:
+    def key(space_id: str, input_type: InputType, text: str) -> bytes:
         """What a vector is filed under, 16 bytes."""
-        return digest(space_id.encode(), role.encode(), text.encode())
+        return digest(space_id.encode(), input_type.encode(), text.encode())
 
     def get(self, keys: Sequence[bytes], dimensions: int) -> dict[bytes, Vectors]:
         """The known ones among `keys`, each float32[dimensions]; a value of another size is not believed."""
@@ -87,7 +87,7 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise StoreError(
-                f"The ledger {self.path} cannot be {done}: {error}. If the file is damaged, move it away; "
+                f"The cache {self.path} cannot be {done}: {error}. If the file is damaged, move it away; "
                 "its vectors are then made anew."
             ) from error
 

@@ -1,6 +1,6 @@
-"""From texts to vectors through the ledger: only texts it does not know reach the provider.
+"""From texts to vectors through the cache: only texts it does not know reach the provider.
 
-A stream: while the provider computes `limits.concurrent_calls` calls, the next windows are read and looked
+A stream: while the provider computes `limits.concurrent_requests` calls, the next windows are read and looked
 up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A call that the provider
 refuses is halved until the text that it refuses stands alone; all others land.
 """
@@ -19,18 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.batch import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.packing import calls
-from embedding_pipelines.embedding.request import Asked, Bill
+from embedding_pipelines.embedding.request import Asked, Usage
 from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Provider, Role, Vectors, faulty_rows
+from embedding_pipelines.providers.base import InputType, Provider, Vectors, faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 
 WINDOWS_AHEAD = (
-    3  # of 4,096 texts at most: enough to reach past the end of a bucket while it is finished
+    3  # of 4,096 texts at most: enough to reach past the end of a partition while it is finished
 )
 
 PATIENCE_SECONDS = (
@@ -42,22 +42,24 @@ TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right repl
 def embed(
     batches: Iterable[pa.RecordBatch],
     provider: Provider,
-    ledger: Ledger,
-    role: Role,
+    cache: EmbeddingCache,
+    input_type: InputType,
     advance: Callable[[int], None],
-    purse: Purse | None = None,
+    budget: BudgetTracker | None = None,
     unfinished: EmbedCounts | None = None,
 ) -> Iterator[Embedded]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `advance` is told the tokens finished. Each call is committed to the ledger when it has ended, and calls that
+    `advance` is told the tokens finished. Each call is committed to the cache when it has ended, and calls that
     are out when something fails are waited for and committed too, within PATIENCE_SECONDS. A process that is
-    killed loses what is out: `limits.concurrent_calls` calls and one more. What windows took that never come back,
+    killed loses what is out: `limits.concurrent_requests` calls and one more. What windows took that never come back,
     since something failed, is added to `unfinished`. Raises ProviderError when the model cannot be had, BudgetError
-    when the next call would cost more than `purse` holds.
+    when the next call would cost more than `budget` holds.
     """
     source = iter(batches)
-    with _Flow(provider, ledger, role, purse or Purse(), unfinished or EmbedCounts()) as flow:
+    with _Flow(
+        provider, cache, input_type, budget or BudgetTracker(), unfinished or EmbedCounts()
+    ) as flow:
         batch: pa.RecordBatch | None = None
         while True:
             while flow.has_room and (batch := next(source, None)) is not None:
@@ -83,10 +85,20 @@ class _Flow:
     """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
 
     def __init__(
-        self, provider: Provider, ledger: Ledger, role: Role, purse: Purse, unfinished: EmbedCounts
+        self,
+        provider: Provider,
+        cache: EmbeddingCache,
+        input_type: InputType,
+        budget: BudgetTracker,
+        unfinished: EmbedCounts,
     ) -> None:
         self.windows: deque[Window] = deque()
-        self._provider, self._ledger, self._role, self._purse = provider, ledger, role, purse
+        self._provider, self._cache, self._input_type, self._budget = (
+            provider,
+            cache,
+            input_type,
+            budget,
+        )
         self._space, self._limits, self._unfinished = provider.space, provider.limits, unfinished
         self._queue: deque[Call] = deque()
         self._calls: dict[Future[_Answer], Call] = {}
@@ -97,7 +109,7 @@ class _Flow:
         )
         self._busy_until = 0.0
         self._stop = threading.Event()
-        self._workers = Workers(self._limits.concurrent_calls)
+        self._workers = Workers(self._limits.concurrent_requests)
 
     @property
     def has_room(self) -> bool:
@@ -109,8 +121,8 @@ class _Flow:
             return
         texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
-        keys = {text: self._ledger.key(self._space.id, self._role, text) for text in first}
-        known = self._ledger.get(
+        keys = {text: self._cache.key(self._space.id, self._input_type, text) for text in first}
+        known = self._cache.get(
             [key for key in keys.values() if key not in self._asked], self._space.dimensions
         )
         rejected = {key: self._rejected[key] for key in keys.values() if key in self._rejected}
@@ -125,10 +137,12 @@ class _Flow:
             if keys[text] in awaited and keys[text] not in self._asked
         ]
         window.counts.texts = len(first)
-        window.counts.from_ledger = len(first) - len(missing) - len(rejected)
+        window.counts.from_cache = len(first) - len(missing) - len(rejected)
         window.counts.rejected = len(rejected)
         self.windows.append(window)
-        sizes = [len(texts[row].encode()) for row in missing] if self._limits.call_bytes else None
+        sizes = (
+            [len(texts[row].encode()) for row in missing] if self._limits.request_bytes else None
+        )
         for call in calls([tokens[row] for row in missing], self._limits, sizes):
             rows = [missing[at] for at in call]
             asked = [window.keys[row] for row in rows]
@@ -147,9 +161,9 @@ class _Flow:
 
     def _hand_out(self) -> None:
         """One more than are computed at a time, so that none waits for the next."""
-        while self._queue and len(self._calls) <= self._limits.concurrent_calls:
+        while self._queue and len(self._calls) <= self._limits.concurrent_requests:
             if (
-                len(self._queue[0].texts) > self._limits.call_texts
+                len(self._queue[0].texts) > self._limits.request_texts
             ):  # which it has learned meanwhile
                 too_large = self._queue.popleft()
                 self._queue.extendleft(
@@ -157,24 +171,26 @@ class _Flow:
                 )
                 continue
             out = sum(sum(call.tokens) for call in self._calls.values())
-            if not self._purse.holds(out + sum(self._queue[0].tokens)):
+            if not self._budget.holds(out + sum(self._queue[0].tokens)):
                 if self._calls:
                     return  # what is out may bring back less than was reckoned
                 self._cut_to_the_budget()
             call = self._queue.popleft()
             call.handed_out = time.perf_counter()
             self._calls[
-                self._workers.submit(_ask, self._provider, call, self._role, self._stop)
+                self._workers.submit(_ask, self._provider, call, self._input_type, self._stop)
             ] = call
 
     def _cut_to_the_budget(self) -> None:
         """Put what can still be paid for of the first call before the rest of it. Raises BudgetError if nothing can."""
         call = self._queue[0]
         rows = [
-            row for row in range(len(call.tokens)) if self._purse.holds(sum(call.tokens[: row + 1]))
+            row
+            for row in range(len(call.tokens))
+            if self._budget.holds(sum(call.tokens[: row + 1]))
         ]
         if not rows:
-            raise self._purse.is_empty()
+            raise self._budget.is_empty()
         rest = call.part(range(len(rows), len(call.texts)), call.tries, call.wrong_rows)
         self._queue[0] = rest
         self._queue.appendleft(call.part(rows, call.tries, call.wrong_rows))
@@ -186,7 +202,7 @@ class _Flow:
             answer = ended.result()
         except (BadInput, TooLarge, Unreachable) as refusal:
             del self._calls[ended]
-            self._spend(call, call.bill)
+            self._spend(call, call.usage)
             return self._refused(call, refusal)
         reply = answer.asked.reply
         wrong = faulty_rows(reply.vectors, call.texts, self._space)
@@ -233,8 +249,8 @@ class _Flow:
         if (
             isinstance(refusal, TooLarge) and not call.is_part
         ):  # for the rest of the run; one huge text says no more
-            most = min(self._limits.call_texts, len(call.texts) // 2)
-            self._limits = replace(self._limits, call_texts=most)
+            most = min(self._limits.request_texts, len(call.texts) // 2)
+            self._limits = replace(self._limits, request_texts=most)
         parts = (
             [call.once_more()]
             if is_alone
@@ -248,18 +264,18 @@ class _Flow:
         """ProviderError unless the provider has given a right vector since `call` went out, or does so now."""
         if self._right_at >= call.handed_out:
             return
-        bill = Bill()
+        usage = Usage()
         try:
-            prove(self._provider, self._role, self._stop, doubt, bill)
+            prove(self._provider, self._input_type, self._stop, doubt, usage)
         finally:
-            self._spend(call, bill)
+            self._spend(call, usage)
         self._right_at = time.perf_counter()
 
     def _keep(self, call: Call, asked: Asked, good: Sequence[int]) -> None:
         """Commit the right vectors of a reply, and what came with them for nothing."""
         if not good:
             return
-        self._ledger.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
+        self._cache.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
         self._right_at = time.perf_counter()
         for space, vectors in asked.reply.copies.items():
             with contextlib.suppress(
@@ -267,25 +283,27 @@ class _Flow:
             ):  # of a wrong shape: it was free, and who wants it asks for it
                 faults = faulty_rows(vectors, call.texts, space)
                 sound = [row for row in good if row not in faults]
-                keys = [self._ledger.key(space.id, self._role, call.texts[row]) for row in sound]
-                self._ledger.put(keys, vectors[sound])
+                keys = [
+                    self._cache.key(space.id, self._input_type, call.texts[row]) for row in sound
+                ]
+                self._cache.put(keys, vectors[sound])
 
     def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
         counts, asked = call.window.counts, answer.asked
         counts.calls += 1
         counts.embedded += len(good)
         counts.embedded_tokens += sum(call.tokens[row] for row in good)
-        call.bill.add(sum(call.tokens), asked.reply.tokens)
-        self._spend(call, call.bill)
+        call.usage.add(sum(call.tokens), asked.reply.tokens)
+        self._spend(call, call.usage)
         counts.retries += asked.retries
-        counts.call_seconds += asked.seconds
+        counts.request_seconds += asked.seconds
         counts.waited_seconds += asked.waited_seconds
         counts.provider_seconds += max(0.0, answer.ended - max(answer.started, self._busy_until))
         self._busy_until = max(self._busy_until, answer.ended)
 
-    def _spend(self, call: Call, bill: Bill) -> None:
-        call.window.counts.billed_tokens += bill.billed
-        self._purse.spend(bill.counted, bill.billed)
+    def _spend(self, call: Call, usage: Usage) -> None:
+        call.window.counts.billed_tokens += usage.billed
+        self._budget.spend(usage.counted, usage.billed)
 
     def _land(self, vectors: dict[bytes, Vectors]) -> None:
         self._asked.difference_update(vectors)
@@ -320,7 +338,7 @@ class _Flow:
         for answer in wait(out, PATIENCE_SECONDS).done:
             call = out[answer]
             if answer.exception() is not None:
-                self._spend(call, call.bill)
+                self._spend(call, call.usage)
                 continue
             with contextlib.suppress(
                 ProviderError
@@ -333,7 +351,9 @@ class _Flow:
             self._unfinished.add(window.counts)
 
 
-def _ask(provider: Provider, call: Call, role: Role, stop: threading.Event) -> _Answer:
+def _ask(provider: Provider, call: Call, input_type: InputType, stop: threading.Event) -> _Answer:
     started = time.perf_counter()
-    asked = ask_in_doubt(provider, call.texts, role, sum(call.tokens), stop, call.tries, call.bill)
+    asked = ask_in_doubt(
+        provider, call.texts, input_type, sum(call.tokens), stop, call.tries, call.usage
+    )
     return _Answer(asked, started, time.perf_counter())

@@ -15,9 +15,9 @@ def calls(
     """
     call: list[int] = []
     total = total_bytes = 0
-    sizes, most_bytes = (sizes or [0] * len(tokens)), (limits.call_bytes or 0)
+    sizes, most_bytes = (sizes or [0] * len(tokens)), (limits.request_bytes or 0)
     for position in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
-        full = total + tokens[position] > limits.call_tokens or len(call) == limits.call_texts
+        full = total + tokens[position] > limits.request_tokens or len(call) == limits.request_texts
         if call and (full or total_bytes + sizes[position] > most_bytes > 0):
             yield call
             call, total, total_bytes = [], 0, 0

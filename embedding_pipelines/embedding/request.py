@@ -15,7 +15,7 @@ from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.limiter import Limiter, Stopped
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Provider, Reply, Role
+from embedding_pipelines.providers.base import InputType, Provider, Reply
 from embedding_pipelines.providers.common.http import Busy, Garbled, Service, Unreachable
 
 TRIES = 6  # of a request that fails on its way; the waits between them add up to 15 seconds at most, 8 usually
@@ -29,7 +29,7 @@ _OPENING = threading.Lock()
 
 
 @dataclass
-class Bill:
+class Usage:
     """Tokens that were paid for. It is filled while requests are made, so it is right however they end."""
 
     counted: int = 0  # by the model's tokenizer
@@ -54,11 +54,11 @@ class Asked:
 def ask_patiently(
     provider: Provider,
     inputs: Sequence[str],
-    role: Role,
+    input_type: InputType,
     tokens: int = 0,
     stop: threading.Event = NEVER,
     tries: int = TRIES,
-    bill: Bill | None = None,
+    usage: Usage | None = None,
 ) -> Asked:
     """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of tokens. `bill` is told
     what replies before the last one cost.
@@ -67,7 +67,7 @@ def ask_patiently(
     """
     if not isinstance(provider, Service):
         started = time.perf_counter()
-        return Asked(provider.ask(inputs, role), time.perf_counter() - started)
+        return Asked(provider.ask(inputs, input_type), time.perf_counter() - started)
     from tenacity import (
         Retrying,
         retry_if_exception_type,
@@ -75,7 +75,7 @@ def ask_patiently(
         wait_random_exponential,
     )
 
-    request = _Request(provider, inputs, role, tokens, stop, bill or Bill())
+    request = _Request(provider, inputs, input_type, tokens, stop, usage or Usage())
     return Retrying(
         retry=retry_if_exception_type(Unreachable),
         stop=stop_after_attempt(tries),
@@ -89,10 +89,10 @@ def ask_patiently(
 class _Request:
     provider: Service
     inputs: Sequence[str]
-    role: Role
+    input_type: InputType
     tokens: int
     stop: threading.Event
-    bill: Bill
+    usage: Usage
     sent: int = 0
     waited_seconds: float = 0.0
 
@@ -104,7 +104,7 @@ class _Request:
             self.sent += 1
             started, sent_at = time.perf_counter(), time.time()
             try:
-                reply = self.provider.ask(self.inputs, self.role)
+                reply = self.provider.ask(self.inputs, self.input_type)
             except Busy as refusal:
                 seconds = refusal.retry_after_seconds or 0.0
                 if (
@@ -120,13 +120,13 @@ class _Request:
                         "embedded is lost."
                     ) from refusal
             except Garbled:
-                self.bill.add(self.tokens, None)
+                self.usage.add(self.tokens, None)
                 raise
             else:
                 limiter.succeeded()
                 wanted = (len(self.inputs), self.provider.space.dimensions)
                 if reply.vectors.shape != wanted:
-                    self.bill.add(self.tokens, reply.tokens)
+                    self.usage.add(self.tokens, reply.tokens)
                     raise Garbled(
                         f"{self.provider.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
                         "always does, the model or its `dimensions` is another than the pipeline file says."

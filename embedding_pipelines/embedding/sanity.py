@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Sequence
 
-from embedding_pipelines.embedding.request import Asked, Bill, ask_patiently
+from embedding_pipelines.embedding.request import Asked, Usage, ask_patiently
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Provider, Role, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Provider, Vectors, checked
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 
 PROOFS = 3  # that a service is asked for: it may answer wrongly once, as it may with any text
@@ -17,14 +17,18 @@ UNLIKE_TEXTS = (
 
 
 def prove(
-    provider: Provider, role: Role, stop: threading.Event, doubt: ProviderError | None, bill: Bill
+    provider: Provider,
+    input_type: InputType,
+    stop: threading.Event,
+    doubt: ProviderError | None,
+    usage: Usage,
 ) -> None:
     """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses these texts too.
 
     `bill` is told what the proof cost.
     """
     try:
-        _proof(provider, role, stop, bill)
+        _proof(provider, input_type, stop, usage)
     except (BadInput, TooLarge, Unreachable) as error:
         raise doubt or error from error
 
@@ -32,24 +36,24 @@ def prove(
 def ask_in_doubt(
     provider: Provider,
     texts: Sequence[str],
-    role: Role,
+    input_type: InputType,
     tokens: int,
     stop: threading.Event,
     tries: int,
-    bill: Bill,
+    usage: Usage,
 ) -> Asked:
     """As `ask_patiently`. Several texts with one and the same vector are asked for again, and believed the second time
     if the provider tells other texts apart. Raises ProviderError if it does not.
     """
-    asked = ask_patiently(provider, texts, role, tokens, stop, tries, bill)
+    asked = ask_patiently(provider, texts, input_type, tokens, stop, tries, usage)
     if _is_constant(asked):
-        bill.add(tokens, asked.reply.tokens)
-        asked = ask_patiently(provider, texts, role, tokens, stop, tries, bill)
+        usage.add(tokens, asked.reply.tokens)
+        asked = ask_patiently(provider, texts, input_type, tokens, stop, tries, usage)
         if _is_constant(asked):
             try:
-                _refuse_constant(provider, texts, role, stop, bill)
+                _refuse_constant(provider, texts, input_type, stop, usage)
             except ProviderError:
-                bill.add(tokens, asked.reply.tokens)  # of no use either
+                usage.add(tokens, asked.reply.tokens)  # of no use either
                 raise
     return asked
 
@@ -61,28 +65,34 @@ def _is_constant(asked: Asked) -> bool:
 
 
 def _refuse_constant(
-    provider: Provider, batch: Sequence[str], role: Role, stop: threading.Event, bill: Bill
+    provider: Provider,
+    batch: Sequence[str],
+    input_type: InputType,
+    stop: threading.Event,
+    usage: Usage,
 ) -> None:
     """ProviderError if the provider gives every text the same vector, as a broken service does.
 
     Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
     vectors alone prove nothing: it is then asked for two texts that no model confuses.
     """
-    proof = _proof(provider, role, stop, bill)
+    proof = _proof(provider, input_type, stop, usage)
     if proof is not None and (proof[0] == proof[1]).all():
         raise ProviderError(
             f"{provider.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
         )
 
 
-def _proof(provider: Provider, role: Role, stop: threading.Event, bill: Bill) -> Vectors | None:
+def _proof(
+    provider: Provider, input_type: InputType, stop: threading.Event, usage: Usage
+) -> Vectors | None:
     """What the provider makes of texts that no model refuses or confuses; None of a model that knows none of their
     words, and says so. Raises as `ask_patiently`, and ProviderError for vectors that are wrong PROOFS times.
     """
     for left in reversed(range(PROOFS)):
-        asked = ask_patiently(provider, UNLIKE_TEXTS, role, 0, stop, bill=bill)
+        asked = ask_patiently(provider, UNLIKE_TEXTS, input_type, 0, stop, usage=usage)
         billed = asked.reply.tokens or 0
-        bill.add(
+        usage.add(
             billed, billed
         )  # nobody has counted these texts: they tell nothing of how the service counts
         if asked.reply.refused:

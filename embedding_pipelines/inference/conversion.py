@@ -50,7 +50,7 @@ class Facts:
     pools_prompts: bool
     unpooled: dict[
         str, int
-    ]  # by role: tokens of the prompt that pooling leaves out, [CLS] included
+    ]  # by input type: tokens of the prompt that pooling leaves out, [CLS] included
     cut: str  # the side at which texts that are too long lose their end
     special_tokens: bool
     tokenizer: str  # digest of its definition
@@ -67,26 +67,26 @@ def converted(folder: Path) -> tuple[Path, Facts]:
 
 
 def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> Facts:
-    """The facts with other prompts by role than the model's own files name; an empty one is none.
+    """The facts with other prompts by input type than the model's own files name; an empty one is none.
 
     Raises ProviderError if a prompt leaves no room for a text.
     """
-    wanted = {role: prompt for role, prompt in prompts.items() if prompt}
+    wanted = {input_type: prompt for input_type, prompt in prompts.items() if prompt}
     tokens = {
-        role: len(tokenizer.encode(text, add_special_tokens=False).ids)
-        for role, text in wanted.items()
+        input_type: len(tokenizer.encode(text, add_special_tokens=False).ids)
+        for input_type, text in wanted.items()
     }
     around = tokenizer.num_special_tokens_to_add(False)
-    for role, count in tokens.items():
+    for input_type, count in tokens.items():
         if count + around >= facts.max_tokens:
             raise ProviderError(
-                f"prompts: the one for {role!r} has {count} tokens and leaves no room for a text: the model reads "
+                f"prompts: the one for {input_type!r} has {count} tokens and leaves no room for a text: the model reads "
                 f"{facts.max_tokens}. Write a shorter one."
             )
     unpooled = (
         {}
         if facts.pools_prompts
-        else {role: _prompt_length(text, tokenizer) for role, text in wanted.items()}
+        else {input_type: _prompt_length(text, tokenizer) for input_type, text in wanted.items()}
     )
     left = facts.max_tokens - tokens.get("document", 0)
     return replace(facts, prompts=wanted, max_document_tokens=left, unpooled=unpooled)
@@ -134,7 +134,9 @@ def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, probl
     names = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
     prompts = {
-        role: found for role, known in PROMPT_NAMES.items() if (found := _prompt(model, known))
+        input_type: found
+        for input_type, known in PROMPT_NAMES.items()
+        if (found := _prompt(model, known))
     }
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
@@ -157,7 +159,7 @@ def _facts(model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, probl
         pools_prompts=counted,
         unpooled={}
         if counted
-        else {role: first._get_prompt_length(text) for role, text in prompts.items()},
+        else {input_type: first._get_prompt_length(text) for input_type, text in prompts.items()},
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in names,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
@@ -172,7 +174,7 @@ def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
-    """The prompt of a role, chosen as sentence-transformers' `encode_document` and `encode_query` do."""
+    """The prompt of a input type, chosen as sentence-transformers' `encode_document` and `encode_query` do."""
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""

@@ -21,7 +21,7 @@ from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.inference.cache import kept_folder
 from embedding_pipelines.inference.conversion import converted, load_tokenizer, prompted
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two AVX2 cores.
-CALL_TOKENS, ACCELERATOR_CALL_TOKENS = 8_192, 131_072
+REQUEST_TOKENS, ACCELERATOR_REQUEST_TOKENS = 8_192, 131_072
 MOST_PADDING = 0.03  # of a batch, if it is of some size
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
@@ -38,7 +38,7 @@ CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of
 class Engine:
     """One model, for any number of threads.
 
-    `prompts` by role replace what the model's own files name; `usual` ones are taken where these name none.
+    `prompts` by input type replace what the model's own files name; `usual` ones are taken where these name none.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Engine:
         return digest(*(text.encode() for text in self.samples + foreign)).hex()
 
     @property
-    def call_tokens(self) -> int:
-        return ACCELERATOR_CALL_TOKENS if _torch.accelerator() else CALL_TOKENS
+    def request_tokens(self) -> int:
+        return ACCELERATOR_REQUEST_TOKENS if _torch.accelerator() else REQUEST_TOKENS
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -118,18 +118,18 @@ class Engine:
                 _openvino.quantize(self._cache / graph.name, ids, draft / graph.name)
         return graph
 
-    def embed(self, texts: Sequence[str], role: Role) -> Vectors:
-        """float32[len(texts), d], each text after its role's prompt; what is too long is cut at the model's limit."""
+    def embed(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+        """float32[len(texts), d], each text after its input type's prompt; what is too long is cut at the model's limit."""
         vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
-        self._compute(self._ids(texts, role), vectors, self.facts.unpooled.get(role, 0))
+        self._compute(self._ids(texts, input_type), vectors, self.facts.unpooled.get(input_type, 0))
         if self.facts.normalized and self.backend.precision != "float32":
             vectors /= np.linalg.norm(
                 vectors, axis=1, keepdims=True
             )  # half precision is 0.4% off the unit length
         return vectors
 
-    def _ids(self, texts: Sequence[str], role: Role) -> list[list[int]]:
-        prompt = self.facts.prompts.get(role, "")
+    def _ids(self, texts: Sequence[str], input_type: InputType) -> list[list[int]]:
+        prompt = self.facts.prompts.get(input_type, "")
         encodings = self._cutting_tokenizer.encode_batch_fast(
             [prompt + text for text in texts], add_special_tokens=self.facts.special_tokens
         )

@@ -1,7 +1,7 @@
 """Whether the vectors of a release come from where those of the last one came from.
 
 A release keeps a `Sketch` of its vectors: means of all of them, and a sample of a thousand. Two sketches are compared
-by two tests: one on the samples, that sees any change of the distribution; one on the mean of each bucket, that sees
+by two tests: one on the samples, that sees any change of the distribution; one on the mean of each partition, that sees
 where. Both are careful: what the two releases share makes them more alike.
 """
 
@@ -22,12 +22,12 @@ SAMPLE = 1_000  # vectors; kept for each release in float16, 0.8 MB for 384 dime
 LARGEST = float(np.finfo(np.float16).max)
 PERMUTATIONS = 999  # so the least p is 0.001
 ROWS_AT_ONCE = 256  # of distances: 4 MB, where all of them together take 32
-LEAST_ROWS = 5  # of a bucket on both sides; the mean of fewer is no normal variable
+LEAST_ROWS = 5  # of a partition on both sides; the mean of fewer is no normal variable
 
 
 @dataclass
-class Bucket:
-    """What is known of all vectors of a bucket."""
+class Partition:
+    """What is known of all vectors of a partition."""
 
     count: int
     total: Floats  # float64[d]
@@ -52,17 +52,17 @@ class Sketch:
     sketch; Cohen and Kaplan, "Summarizing data using bottom-k sketches", 2007).
     """
 
-    buckets: dict[str, Bucket] = field(default_factory=dict)
+    partitions: dict[str, Partition] = field(default_factory=dict)
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     sample: Halves = field(default_factory=lambda: np.empty((0, 0), np.float16))
 
-    def add(self, bucket: str, ids: Sequence[str], block: Vectors) -> None:
-        """Vectors float32[n, d] of a bucket and their ids [n], each id once. Raises ValueError for other shapes."""
+    def add(self, partition: str, ids: Sequence[str], block: Vectors) -> None:
+        """Vectors float32[n, d] of a partition and their ids [n], each id once. Raises ValueError for other shapes."""
         if len(ids) != len(block) or block.ndim != 2:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):
             return
-        known = self.buckets.setdefault(bucket, Bucket(0, np.zeros(block.shape[1]), 0.0))
+        known = self.partitions.setdefault(partition, Partition(0, np.zeros(block.shape[1]), 0.0))
         known.count += len(block)
         known.total += block.sum(axis=0, dtype=np.float64)
         known.squares += float(np.square(block, dtype=np.float64).sum())
@@ -76,24 +76,26 @@ class Sketch:
     @property
     def mean(self) -> Floats:
         """float64[d], of all vectors. Raises ValueError if there are none."""
-        if not self.buckets:
+        if not self.partitions:
             raise ValueError("There are no vectors to compare.")
-        total = sum(bucket.count for bucket in self.buckets.values())
-        mean: Floats = np.sum([bucket.total for bucket in self.buckets.values()], axis=0) / total
+        total = sum(partition.count for partition in self.partitions.values())
+        mean: Floats = (
+            np.sum([partition.total for partition in self.partitions.values()], axis=0) / total
+        )
         return mean
 
     def to_bytes(self) -> bytes:
         """An npz file without pickles."""
         file = io.BytesIO()
-        known = list(self.buckets.values())
+        known = list(self.partitions.values())
         np.savez(
             file,
-            names=np.array(list(self.buckets), np.str_),
-            counts=np.array([bucket.count for bucket in known], np.int64),
-            totals=np.array([bucket.total for bucket in known], np.float64).reshape(
+            names=np.array(list(self.partitions), np.str_),
+            counts=np.array([partition.count for partition in known], np.int64),
+            totals=np.array([partition.total for partition in known], np.float64).reshape(
                 len(known), self.sample.shape[1]
             ),
-            squares=np.array([bucket.squares for bucket in known], np.float64),
+            squares=np.array([partition.squares for partition in known], np.float64),
             hashes=self.hashes,
             sample=self.sample,
         )
@@ -106,12 +108,12 @@ class Sketch:
             rows: Any = zip(
                 file["names"], file["counts"], file["totals"], file["squares"], strict=True
             )
-            buckets = {
-                str(name): Bucket(int(count), total, float(squares))
+            partitions = {
+                str(name): Partition(int(count), total, float(squares))
                 for name, count, total, squares in rows
             }
             return cls(
-                buckets, file["hashes"], file["sample"].astype(np.float16)
+                partitions, file["hashes"], file["sample"].astype(np.float16)
             )  # older ones are float32
 
 
@@ -121,9 +123,11 @@ class Drift:
 
     mean_shift: float  # length of the difference of the means of all vectors
     p_value: float  # of the samples: how often a random split of both is as far apart
-    worst_bucket: str  # the least likely one; empty if no bucket has rows enough on both sides
-    worst_bucket_shift: float  # length of the difference of its means
-    worst_bucket_p: float  # times the number of buckets, 1 at most (Bonferroni)
+    worst_partition: (
+        str  # the least likely one; empty if no partition has rows enough on both sides
+    )
+    worst_partition_shift: float  # length of the difference of its means
+    worst_partition_p: float  # times the number of partitions, 1 at most (Bonferroni)
 
 
 def drift(now: Sketch, before: Sketch, seed: int = 0) -> Drift:
@@ -135,7 +139,7 @@ def drift(now: Sketch, before: Sketch, seed: int = 0) -> Drift:
     if len(here) != len(there):
         raise ValueError(f"Vectors of {len(here)} and {len(there)} dimensions cannot be compared.")
     p_value = _energy_test(now.sample.astype(np.float64), before.sample.astype(np.float64), seed)
-    return Drift(float(np.linalg.norm(here - there)), p_value, *_worst_bucket(now, before))
+    return Drift(float(np.linalg.norm(here - there)), p_value, *_worst_partition(now, before))
 
 
 def _energy_test(x: Floats, y: Floats, seed: int) -> float:
@@ -160,19 +164,19 @@ def _energy_test(x: Floats, y: Floats, seed: int) -> float:
     return (1 + as_far) / (1 + PERMUTATIONS)
 
 
-def _worst_bucket(now: Sketch, before: Sketch) -> tuple[str, float, float]:
-    """The bucket whose mean has moved least likely by chance: name, how far, p.
+def _worst_partition(now: Sketch, before: Sketch) -> tuple[str, float, float]:
+    """The partition whose mean has moved least likely by chance: name, how far, p.
 
     Where nothing has changed, the squared difference of two means is a sum of squares of normal variables, one for each
     principal direction: about a chi-square (Box, "Some theorems on quadratic forms", 1954), with as many degrees of
-    freedom as directions are in use and a mean of tr C / n + tr C / m, C being the covariance within a bucket. Buckets
-    are made by a hash, so they have one C. Simulated with 16 buckets of 5 clustered vectors: p is under 0.05 in 5.5% of
+    freedom as directions are in use and a mean of tr C / n + tr C / m, C being the covariance within a partition. Partitions
+    are made by a hash, so they have one C. Simulated with 16 partitions of 5 clustered vectors: p is under 0.05 in 5.5% of
     1,000 cases and under 0.01 in 1.1%.
     """
     from scipy.special import chdtrc  # scipy.stats has the same, and takes a second to import
 
-    shared = sorted(now.buckets.keys() & before.buckets.keys())
-    pairs = {name: (now.buckets[name], before.buckets[name]) for name in shared}
+    shared = sorted(now.partitions.keys() & before.partitions.keys())
+    pairs = {name: (now.partitions[name], before.partitions[name]) for name in shared}
     pairs = {
         name: pair for name, pair in pairs.items() if min(side.count for side in pair) >= LEAST_ROWS
     }

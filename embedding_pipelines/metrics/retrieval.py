@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 Gains = Mapping[str, Mapping[str, float]]
 
-MEASURES = {  # as this project calls them, as ir-measures does
+METRICS = {  # as this project calls them, as ir-measures does
     "ndcg_at_10": "nDCG@10",
     "judged_recall_at_10": "R@10",
     "judged_recall_at_100": "R@100",
@@ -35,9 +35,9 @@ def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, di
         raise ValueError(
             "There are no judgements to measure against: no query has a document with a positive gain."
         )
-    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
+    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in METRICS.items()}
     found = {query: dict(run.get(query, {})) for query in answerable}
-    values = {query: dict.fromkeys(MEASURES, 0.0) for query in answerable}
+    values = {query: dict.fromkeys(METRICS, 0.0) for query in answerable}
     for value in ir_measures.iter_calc(list(names), answerable, found):
         values[value.query_id][names[value.measure]] = float(value.value)
     return values

@@ -53,7 +53,7 @@ class Point:
     held_out_lower_bound: float | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def statistics(self) -> dict[str, Any]:
         """JSON-able."""
         return {**vars(self), "compression": as_options(self.compression)}
 

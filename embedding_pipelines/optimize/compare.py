@@ -161,11 +161,8 @@ def _stores(store: Store, rows: int) -> Iterator[tuple[Store, bool]]:
 
 def _index_bytes(store: Store, chain: CodecChain) -> float:
     """Of a vector, the codes in an index, so that the smaller ones are tried first."""
-    return (
-        chain.dimensions
-        if (store.index, chain.metric) == ("sq", "cosine")
-        else chain.dimensions / 8
-    )  # type: ignore[attr-defined]
+    is_byte_index = (store.index, chain.metric) == ("sq", "cosine")  # type: ignore[attr-defined]
+    return chain.dimensions if is_byte_index else chain.dimensions / 8
 
 
 def _measured(

@@ -13,8 +13,8 @@ import numpy as np
 from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.embedding.batch import EmbedCounts
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.optimize.candidates import Compression, Point, as_options, best, mark_front
@@ -199,12 +199,12 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
             texts.setdefault(item.query, "corpus")
     texts.pop("", None)
     names = sorted(texts, key=lambda text: digest(text.encode()))[:wanted]
-    purse = Purse.of(spec.budget, spec.model)
+    budget = BudgetTracker.of(spec.budget, spec.model)
     try:
-        with Ledger(context.warehouse.ledger) as ledger:
-            vectors = embed_texts(spec.model, ledger, names, "query", purse)
+        with EmbeddingCache(context.warehouse.cache) as cache:
+            vectors = embed_texts(spec.model, cache, names, "query", budget)
     finally:
-        add_to_spent(context, EmbedCounts(billed_tokens=purse.billed), spec.model.price)
+        add_to_spent(context, EmbedCounts(billed_tokens=budget.billed), spec.model.price)
     told = answered(vectors)
     origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
     return corpus.asked(vectors[told]), {
@@ -234,7 +234,7 @@ def _tuned(
         "confidence": 1 - DOUBT,
         "most_ms": wish.most_ms if wish.is_auto else None,
         "queries": asked,
-        "points": [point.facts for point in swept.points],
+        "points": [point.statistics for point in swept.points],
     }
     write_json(context.folder.tuning, evidence)
     chosen = _chosen(swept.points)

@@ -56,9 +56,12 @@ class Corpus:
 
     def __init__(self, context: StepContext, space: Space) -> None:
         self.context, self.space = context, space
-        made = [context.folder.embeddings.manifest(bucket) for bucket in context.spec.bucket_names]
-        self.rows = sum(entry.rows - entry.facts.get("rejected", 0) for entry in made if entry)
-        if not self.rows or any(entry is None or entry.settings != space.id for entry in made):
+        made = [
+            context.folder.embeddings.manifest(partition)
+            for partition in context.spec.partition_names
+        ]
+        self.rows = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in made if entry)
+        if not self.rows or any(entry is None or entry.configuration != space.id for entry in made):
             name = context.spec.name
             raise ConfigError(
                 f"Pipeline {name!r} has no vectors of {space} to measure with. Run `embedding-pipelines run {name}`."
@@ -67,8 +70,8 @@ class Corpus:
     def blocks(self) -> Iterator[Vectors]:
         """All vectors, float32[n_i, d]."""
         done = 0
-        for bucket in self.context.spec.bucket_names:
-            for batch in self.context.folder.embeddings.read(bucket, [VECTOR]):
+        for partition in self.context.spec.partition_names:
+            for batch in self.context.folder.embeddings.read(partition, [VECTOR]):
                 vectors = (
                     batch[VECTOR]
                     .drop_null()

@@ -13,11 +13,11 @@ from pydantic import Field
 
 from embedding_pipelines import schemas
 from embedding_pipelines.embedding.batch_jobs import NotYet
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
 from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema, pictures
-from embedding_pipelines.orchestration.partitions import bucket_keys, buckets
+from embedding_pipelines.orchestration.partitions import partition_keys, partitions
 from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.space import Space
@@ -31,14 +31,14 @@ from embedding_pipelines.steps.release import release as make_release
 from embedding_pipelines.steps.train import learn_model
 from embedding_pipelines.steps.vector_store import update_vector_store
 
-RECORD_SECONDS = 5.0  # an event takes 30 ms with the instance's SQLite: two of each bucket were 1.5 s of a small change
+RECORD_SECONDS = 5.0  # an event takes 30 ms with the instance's SQLite: two of each partition were 1.5 s of a small change
 
 DESCRIPTIONS = {
-    "documents": "Canonical rows of the source in buckets. Unchanged files are skipped; bad records go to a table "
+    "documents": "Canonical rows of the source in partitions. Unchanged files are skipped; bad records go to a table "
     "of their own, with file, row and reason.",
     "chunks": "Cleaned text, cut to what the model can take, with exact character offsets.",
     "model": "Learnt once from the pipeline's own chunks, and again when its options change.",
-    "embeddings": "One vector per chunk. Texts that the ledger knows never reach the model.",
+    "embeddings": "One vector per chunk. Texts that the cache knows never reach the model.",
     "codec": "The compression, fitted once for this model and kept, used for documents and queries alike.",
     "vector_store": "The searchable table, brought up to date by row differences, and its index.",
     "release": "Moves the live pointer to the newest table version, if all blocking checks passed.",
@@ -118,7 +118,7 @@ def _asset(
     *,
     deps: Sequence[str] = (),
     schema: Iterable[pa.Field] | None = None,
-    in_buckets: bool = False,
+    in_partitions: bool = False,
     always: bool = True,  # False: a run may end well without having made it
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that the assets of a pipeline share."""
@@ -137,7 +137,7 @@ def _asset(
             kinds=kinds,
             owners=list(spec.owners),
             metadata={"dagster/column_schema": column_schema(schema)} if schema is not None else {},
-            partitions_def=buckets(spec) if in_buckets else None,
+            partitions_def=partitions(spec) if in_partitions else None,
             backfill_policy=dg.BackfillPolicy.single_run(),
             required_resource_keys=resource_keys(spec),
             output_required=always,
@@ -158,17 +158,17 @@ def _chunks(spec: PipelineSpec) -> dg.AssetsDefinition:
     schema = schemas.chunks_schema(spec.source.metadata_types)
 
     @_asset(
-        spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_buckets=True
+        spec, "chunks", {"python", "parquet"}, deps=["documents"], schema=schema, in_partitions=True
     )
     def chunks(context: AssetExecutionContext) -> None:
         provider = provider_of(context, spec)
 
         def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
-            for number, bucket in enumerate(names, 1):
-                yield write_chunks(step, bucket, provider)
-                step.progress.update("chunks", number, len(names), "buckets")
+            for number, partition in enumerate(names, 1):
+                yield write_chunks(step, partition, provider)
+                step.progress.update("chunks", number, len(names), "partitions")
 
-        _by_bucket(context, spec, "chunks", work)
+        _by_partition(context, spec, "chunks", work)
 
     return chunks
 
@@ -190,7 +190,7 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
         "embeddings",
         {spec.model.kind, "parquet"},
         deps=made_from,
-        in_buckets=True,
+        in_partitions=True,
         always=False,
     )
     def embeddings(context: AssetExecutionContext) -> Iterator[dg.MaterializeResult[Any]]:
@@ -198,19 +198,19 @@ def _embeddings(spec: PipelineSpec) -> dg.AssetsDefinition:
 
         def work(step: StepContext, names: Sequence[str]) -> Iterator[StepReport]:
             refuse_wrong_dimensions(step, provider)
-            made = [step.folder.chunks.manifest(bucket) for bucket in names]
-            total, done = sum(entry.facts["tokens"] for entry in made if entry), 0
+            made = [step.folder.chunks.manifest(partition) for partition in names]
+            total, done = sum(entry.statistics["tokens"] for entry in made if entry), 0
 
             def advance(tokens: int) -> None:
                 nonlocal done
                 done += tokens
                 step.progress.update("embeddings", done, total, "tokens")
 
-            with Ledger(step.warehouse.ledger) as ledger:
-                yield from write_embeddings(step, names, provider, ledger, advance)
+            with EmbeddingCache(step.warehouse.cache) as cache:
+                yield from write_embeddings(step, names, provider, cache, advance)
 
         try:
-            _by_bucket(context, spec, "embeddings", work)
+            _by_partition(context, spec, "embeddings", work)
         except NotYet as waiting:
             step_context(context, spec).progress.note(str(waiting))
             return  # and the steps behind it are skipped
@@ -271,7 +271,7 @@ def _whole(
     return dg.MaterializeResult(metadata=asset_metadata(report))
 
 
-def _by_bucket(
+def _by_partition(
     context: AssetExecutionContext,
     spec: PipelineSpec,
     asset: str,
@@ -279,10 +279,10 @@ def _by_bucket(
 ) -> None:
     """Run the step of a partitioned asset.
 
-    Dagster records all buckets when the step ends. Those of a step that takes longer than RECORD_SECONDS have events
-    of their own, written when the next bucket is committed, and those of a step that fails too.
+    Dagster records all partitions when the step ends. Those of a step that takes longer than RECORD_SECONDS have events
+    of their own, written when the next partition is committed, and those of a step that fails too.
     """
-    step, names = step_context(context, spec), bucket_keys(context)
+    step, names = step_context(context, spec), partition_keys(context)
     reports: list[StepReport] = []
     unrecorded: list[dg.AssetMaterialization] = []
     started = lap = recorded = time.perf_counter()
@@ -298,15 +298,15 @@ def _by_bucket(
                 reports.append(report)
                 metadata: Mapping[str, Any] = asset_metadata(report)
                 if report.changed and len(names) > 1:
-                    bucket = dg.AssetMaterialization(
-                        key(spec, asset), partition=report.bucket, metadata=metadata
+                    partition = dg.AssetMaterialization(
+                        key(spec, asset), partition=report.partition, metadata=metadata
                     )
-                    unrecorded.append(bucket)
+                    unrecorded.append(partition)
                 if lap - recorded > RECORD_SECONDS:
                     record()
                     recorded = lap
                 context.add_asset_metadata(
-                    metadata, asset_key=key(spec, asset), partition_key=report.bucket
+                    metadata, asset_key=key(spec, asset), partition_key=report.partition
                 )
     except BaseException:
         record()
@@ -316,5 +316,9 @@ def _by_bucket(
 
 def _timed(report: StepReport, started: float) -> StepReport:
     return StepReport(
-        report.step, report.changed, report.facts, report.bucket, time.perf_counter() - started
+        report.step,
+        report.changed,
+        report.statistics,
+        report.partition,
+        time.perf_counter() - started,
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import dagster as dg
 
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.orchestration.assets import (
     key,
     provider_of,
@@ -48,8 +48,8 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     )
     def table_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
         step, started = step_context(context, spec), time.perf_counter()
-        with readable_errors(), step.folder.lock(), Ledger(step.warehouse.ledger) as ledger:
-            report, outcomes = verify(step, provider_of(context, spec), ledger)
+        with readable_errors(), step.folder.lock(), EmbeddingCache(step.warehouse.cache) as cache:
+            report, outcomes = verify(step, provider_of(context, spec), cache)
         step.progress.finish(replace(report, seconds=time.perf_counter() - started))
         selected = {chosen.name for chosen in context.selected_asset_check_keys}
         for outcome in outcomes:
@@ -64,7 +64,7 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
                     if outcome.effect == "block"
                     else dg.AssetCheckSeverity.WARN,
                     description=outcome.sentence,
-                    metadata=outcome.facts,
+                    metadata=outcome.statistics,
                 )
 
     return table_checks

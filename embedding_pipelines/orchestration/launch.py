@@ -11,7 +11,7 @@ from embedding_pipelines.orchestration.assets import key, turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
-from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -33,7 +33,7 @@ class Outcome:
 def run_pipeline(
     home: Path, spec: PipelineSpec, progress: Progress, force_reason: str = ""
 ) -> Outcome:
-    """Bring all buckets of a pipeline up to date in one run, from the source to the release.
+    """Bring all partitions of a pipeline up to date in one run, from the source to the release.
 
     With a reason only the release is made, though checks of the candidate's quality failed.
 
@@ -50,7 +50,7 @@ def run_pipeline(
             turn_key(spec): dg.ResourceDefinition.none_resource(),  # the lock is held already
         }
         job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
-        tags = {**all_buckets(spec), **NO_RETRIES, HOME_TAG: str(home)}
+        tags = {**all_partitions(spec), **NO_RETRIES, HOME_TAG: str(home)}
         forced = (
             {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}}
             if force_reason

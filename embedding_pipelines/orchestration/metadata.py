@@ -24,11 +24,11 @@ ROWS = {  # the fact of a step that counts its rows
 
 
 def asset_metadata(report: StepReport) -> dict[str, Any]:
-    """A report's facts, with the number of rows where Dagster looks for it."""
+    """A report's statistics, with the number of rows where Dagster looks for it."""
     rows = ROWS.get(report.step)
-    facts = {name: value for name, value in report.facts.items() if name != rows}
-    count = {"dagster/row_count": report.facts[rows]} if rows else {}
-    return {**count, **facts, "seconds": round(report.seconds, 3), "changed": report.changed}
+    statistics = {name: value for name, value in report.statistics.items() if name != rows}
+    count = {"dagster/row_count": report.statistics[rows]} if rows else {}
+    return {**count, **statistics, "seconds": round(report.seconds, 3), "changed": report.changed}
 
 
 def pictures(folder: PipelineFolder) -> dict[str, dg.MarkdownMetadataValue]:

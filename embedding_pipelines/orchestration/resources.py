@@ -57,7 +57,7 @@ class WarehouseResource(dg.ConfigurableResource[Warehouse]):
 
 class TurnResource(dg.ConfigurableResource[None]):
     """A run's turn: runs of one pipeline, whoever started them, come one after the other. In the middle of
-    another run the steps of this one would find buckets of which only half is done."""
+    another run the steps of this one would find partitions of which only half is done."""
 
     pipeline: str
 
@@ -92,9 +92,9 @@ class LogProgress:
         self._log.warning(text)
 
     def finish(self, report: StepReport) -> None:
-        facts = ", ".join(f"{name}: {value}" for name, value in report.facts.items())
+        statistics = ", ".join(f"{name}: {value}" for name, value in report.statistics.items())
         self._log.info(
-            f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {facts}"
+            f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {statistics}"
         )
 
 

@@ -1,9 +1,9 @@
-"""Schedules: one per pipeline that asks for it; each run takes all buckets."""
+"""Schedules: one per pipeline that asks for it; each run takes all partitions."""
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
@@ -22,6 +22,8 @@ def pipeline_schedule(
         description=f"Brings {spec.name!r} up to date at {spec.schedule!r}.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        return dg.RunRequest(run_key=str(context.scheduled_execution_time), tags=all_buckets(spec))
+        return dg.RunRequest(
+            run_key=str(context.scheduled_execution_time), tags=all_partitions(spec)
+        )
 
     return schedule

@@ -13,10 +13,10 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from embedding_pipelines.embedding.batch_jobs import Batches
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import home
-from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.chain import StepContext
@@ -82,7 +82,7 @@ def changed(
 
 
 def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Asks for one run over all buckets when the source's files differ from those last read."""
+    """Asks for one run over all partitions when the source's files differ from those last read."""
 
     @dg.sensor(
         name=f"{spec.name}_source_sensor",
@@ -98,13 +98,13 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = {file.name: file.stamp for file in files}
-        read = {name: tuple(facts.stamp) for name, facts in known.items()}
+        read = {name: tuple(statistics.stamp) for name, statistics in known.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
             asked = "" if changes.is_empty else "; a run was asked for already"
             return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
         context.log.info(str(changes))
-        request = dg.RunRequest(run_key=changes.run_key, tags=all_buckets(spec))
+        request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
         return dg.SensorResult(run_requests=[request], cursor=cursor)
 
     return source_sensor
@@ -127,13 +127,16 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
             return dg.SensorResult(skip_reason=nothing)
         try:
             # Within the lock nobody replaces or removes the marker.
-            with warehouse.batches_lock(timeout_seconds=0), Ledger(warehouse.ledger) as ledger:
+            with (
+                warehouse.batches_lock(timeout_seconds=0),
+                EmbeddingCache(warehouse.cache) as cache,
+            ):
                 mine = set((read_json(marker) or {"batches": []})["batches"])
                 if not mine:
                     return dg.SensorResult(skip_reason=nothing)
                 service = spec.model.batches()
                 batches = Batches(
-                    warehouse.batches, spec.model, service, ledger, "document", tries=1
+                    warehouse.batches, spec.model, service, cache, "document", tries=1
                 )
                 collected = mine - {
                     batch.tag for batch in batches.on_record()
@@ -146,7 +149,7 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
             return dg.SensorResult(skip_reason=str(error))
         if not ready:
             return dg.SensorResult(skip_reason=reason)
-        request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=all_buckets(spec))
+        request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=all_partitions(spec))
         return dg.SensorResult(run_requests=[request])
 
     return sensor

@@ -87,7 +87,7 @@ class Preprocessing(BaseModel):
 
 @functools.lru_cache(maxsize=4)
 def _cutter(tokenizer: Tokenizer, limit: int, chunk: Chunk | None) -> Cutter:
-    """One for all buckets: it copies the tokenizer, which takes 30 ms."""
+    """One for all partitions: it copies the tokenizer, which takes 30 ms."""
     return Cutter(tokenizer, limit, chunk)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Provider, Vectors
 from embedding_pipelines.schemas import digest
 
 
@@ -29,10 +29,10 @@ class Loaded:
     name: str  # "my_package.my_module:MyModel", for errors
     dimensions: int
     revision: str
-    call: Callable[[list[str], Role], Any]
+    call: Callable[[list[str], InputType], Any]
     one_at_a_time: threading.Lock
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         """float32[n, dimensions]; ProviderError if the class fails or answers anything else."""
         try:
             answer = self.call(list(inputs), input_type)
@@ -173,7 +173,7 @@ def _revision(instance: object, cls: str) -> str:
         ) from error
 
 
-def _call(instance: object, cls: str) -> Callable[[list[str], Role], Any]:
+def _call(instance: object, cls: str) -> Callable[[list[str], InputType], Any]:
     embed, generate_batch = (
         getattr(instance, "embed", None),
         getattr(instance, "generate_batch", None),

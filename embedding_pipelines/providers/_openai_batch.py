@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
-from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, Role
+from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, InputType
 from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.providers.common.replies import count_within, listed, within
 
@@ -52,7 +52,7 @@ class OpenaiBatches(BatchService):
     def _headers(self) -> dict[str, Any]:
         return unsent(self._provider.base_url, self._provider.api_key)
 
-    def submit(self, texts: Mapping[str, str], input_type: Role, tag: str) -> str:
+    def submit(self, texts: Mapping[str, str], input_type: InputType, tag: str) -> str:
         if self._uploaded[0] != tag:
             content = b"".join(self._line(name, text, input_type) for name, text in texts.items())
             with told(self._provider):
@@ -130,7 +130,7 @@ class OpenaiBatches(BatchService):
     def _where(self) -> str:
         return f"{self._provider.kind} at {self._provider.address}"
 
-    def _line(self, name: str, text: str, input_type: Role) -> bytes:
+    def _line(self, name: str, text: str, input_type: InputType) -> bytes:
         """One request of the file."""
         body = self._provider.body([text], input_type)
         line = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": body}

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._aios_wire import METHOD, message
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import (
     BadInput,
     Busy,
@@ -30,15 +30,15 @@ from embedding_pipelines.providers.common.http import (
     spoken,
 )
 from embedding_pipelines.providers.common.replies import in_order, numbers, placed, unit
-from embedding_pipelines.providers.common.served import prompts_by_role, room
+from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]
 
-CALL_TEXTS = 32
-CALL_BYTES = (
+REQUEST_TEXTS = 32
+REQUEST_BYTES = (
     1_000_000  # a gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts
 )
 PLACES = (
@@ -83,8 +83,8 @@ class Aios(Service):
     normalize: bool = True
     """Vectors are brought to length 1 here, whatever the block does."""
 
-    prompts: dict[Role, str] | None = None
-    """What stands before a text, by role ("query", "document"). Default: what the model's family asks for."""
+    prompts: dict[InputType, str] | None = None
+    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
 
     tls: bool = False
     """Encrypt, and check the server's certificate against the public authorities."""
@@ -128,13 +128,13 @@ class Aios(Service):
     def limits(self) -> Limits:
         return Limits(
             max_tokens=room(self, self.max_tokens, self._prompts),
-            call_tokens=CALL_TEXTS * self.max_tokens,
-            call_texts=CALL_TEXTS,
-            concurrent_calls=self.concurrent_calls,
-            call_bytes=CALL_BYTES,
+            request_tokens=REQUEST_TEXTS * self.max_tokens,
+            request_texts=REQUEST_TEXTS,
+            concurrent_requests=self.concurrent_requests,
+            request_bytes=REQUEST_BYTES,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
@@ -229,7 +229,7 @@ class Aios(Service):
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_role(self.model, self.prompts)
+        return prompts_by_input_type(self.model, self.prompts)
 
 
 def _error_in(body: object) -> object:

@@ -17,7 +17,7 @@ from embedding_pipelines.space import Space
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Role = Literal["document", "query"]
+InputType = Literal["document", "query"]
 Vectors = NDArray[np.float32]
 
 NORM_TOLERANCE = (
@@ -30,10 +30,10 @@ class Limits:
     """What one call to the provider may hold."""
 
     max_tokens: int  # per text, special tokens included
-    call_tokens: int  # summed over the texts of one call
-    call_texts: int
-    concurrent_calls: int = 1  # `embed` is then called from that many threads
-    call_bytes: int | None = (
+    request_tokens: int  # summed over the texts of one call
+    request_texts: int
+    concurrent_requests: int = 1  # `embed` is then called from that many threads
+    request_bytes: int | None = (
         None  # summed over the texts of one call, in UTF-8; None: no such limit
     )
 
@@ -77,7 +77,7 @@ class BatchService(ABC):
     max_bytes: int
 
     @abstractmethod
-    def submit(self, texts: Mapping[str, str], input_type: Role, tag: str) -> str:
+    def submit(self, texts: Mapping[str, str], input_type: InputType, tag: str) -> str:
         """Hand over texts by id; the batch's own id. `tag` is kept with it, for `find`."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class Provider(Choice):
         """Library, device and precision that the last vectors were computed in, for reports; empty for a service."""
         return ""
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         """As `embed`, with what else the reply says."""
         return Reply(self.embed(inputs, input_type))
 
@@ -160,7 +160,7 @@ class Provider(Choice):
         raise NotImplementedError(f"{self.kind} has no batch interface")
 
     @abstractmethod
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         """Vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
 
         Raises ProviderError when the model cannot be had or does not answer.

@@ -1,7 +1,7 @@
 """`cohere`: Cohere's models, version 3 and later. https://docs.cohere.com/reference/embed
 
 A request asks for all of `embedding_types` at once, for the price of one: the first is what the pipeline stores, the
-others go to the ledger, so that a second pipeline with another type pays nothing. All arrive as float32: float of
+others go to the cache, so that a second pipeline with another type pays nothing. All arrive as float32: float of
 unit length; int8 as its numbers; uint8 less 128; binary and ubinary, which are the same bits, as -1 and 1.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.prices import (
     chosen_dimensions,
@@ -33,10 +33,10 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.space import Space
 
-CALL_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
+REQUEST_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
 MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has
 OWN_TOKENS = 8  # kept free for what the service puts around a text, by its input type
-INPUT_TYPES: dict[Role, str] = {"document": "search_document", "query": "search_query"}
+INPUT_TYPES: dict[InputType, str] = {"document": "search_document", "query": "search_query"}
 
 
 class Cohere(Remote):
@@ -78,10 +78,13 @@ class Cohere(Remote):
         most = facts.max_tokens if facts else MAX_TOKENS
         # No total of a request is documented: as much as 96 texts of version 3 or one of the later ones.
         return Limits(
-            most - OWN_TOKENS, max(most, CALL_TEXTS * MAX_TOKENS), CALL_TEXTS, self.concurrent_calls
+            most - OWN_TOKENS,
+            max(most, REQUEST_TEXTS * MAX_TOKENS),
+            REQUEST_TEXTS,
+            self.concurrent_requests,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         body: dict[str, Any] = {
@@ -131,7 +134,7 @@ class Cohere(Remote):
             revision="v2",  # of the interface; Cohere's models carry theirs in their names
             dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
             pooling="service",
-            prompts={role: self.task or input_type for role, input_type in INPUT_TYPES.items()},
+            prompts={input_type: self.task or name for input_type, name in INPUT_TYPES.items()},
             max_tokens=facts.max_tokens if facts else MAX_TOKENS,
             normalized=name == "float",
             dtype=DTYPES[name],

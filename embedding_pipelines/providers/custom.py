@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._custom_class import Loaded, load
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.replies import unit
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
@@ -65,8 +65,8 @@ class Custom(Provider):
     """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
     Default: an estimate from above."""
 
-    call_texts: int = Field(64, ge=1)
-    concurrent_calls: int = Field(1, ge=1, le=256)
+    request_texts: int = Field(64, ge=1)
+    concurrent_requests: int = Field(1, ge=1, le=256)
     """From how many threads the class may be called at once."""
 
     usd_per_million_tokens: float | None = Field(None, ge=0, le=MAX_PRICE)
@@ -123,19 +123,19 @@ class Custom(Provider):
     def limits(self) -> Limits:
         return Limits(
             max_tokens=self.max_tokens,
-            call_tokens=self.max_tokens * self.call_texts,
-            call_texts=self.call_texts,
-            concurrent_calls=self.concurrent_calls,
+            request_tokens=self.max_tokens * self.request_texts,
+            request_texts=self.request_texts,
+            concurrent_requests=self.concurrent_requests,
         )
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.tokenizer_of)
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         loaded = self._loaded
         if not inputs:
             return np.empty((0, loaded.dimensions), np.float32)
-        with loaded.one_at_a_time if self.concurrent_calls == 1 else contextlib.nullcontext():
+        with loaded.one_at_a_time if self.concurrent_requests == 1 else contextlib.nullcontext():
             vectors = loaded.embed(inputs, input_type)
         return unit(vectors) if self.normalize else vectors
 

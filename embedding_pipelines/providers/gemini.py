@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import Busy, Remote, retry_after
 from embedding_pipelines.providers.common.prices import chosen_dimensions, facts_of
 from embedding_pipelines.providers.common.replies import (
@@ -27,12 +27,12 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.space import Space
 
-CALL_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
-CALL_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini API states nothing
+REQUEST_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
+REQUEST_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini API states nothing
 MAX_TOKENS = 2_048  # of a model that is not listed: the least of those listed
 PROMPT_TOKENS = 16  # kept free for PROMPTS
-TASK_TYPES: dict[Role, str] = {"document": "RETRIEVAL_DOCUMENT", "query": "RETRIEVAL_QUERY"}
-PROMPTS: dict[Role, str] = {
+TASK_TYPES: dict[InputType, str] = {"document": "RETRIEVAL_DOCUMENT", "query": "RETRIEVAL_QUERY"}
+PROMPTS: dict[InputType, str] = {
     "document": "title: none | text: ",
     "query": "task: search result | query: ",
 }
@@ -73,9 +73,9 @@ class Gemini(Remote):
         facts = facts_of(self.kind, self.model)
         most = facts.max_tokens if facts else MAX_TOKENS
         free = most - PROMPT_TOKENS if self._is_prompted else most
-        return Limits(free, CALL_TOKENS, CALL_TEXTS, self.concurrent_calls)
+        return Limits(free, REQUEST_TOKENS, REQUEST_TEXTS, self.concurrent_requests)
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         headers = {} if self.api_key is None else {"x-goog-api-key": self.api_key}
@@ -104,7 +104,7 @@ class Gemini(Remote):
     def _is_prompted(self) -> bool:
         return self.model.startswith("gemini-embedding-2")
 
-    def _request_of(self, text: str, input_type: Role) -> dict[str, Any]:
+    def _request_of(self, text: str, input_type: InputType) -> dict[str, Any]:
         prompted = self._is_prompted
         request: dict[str, Any] = {
             "model": f"models/{self.model}",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ class Hashing(Provider):
 
     @property
     def limits(self) -> Limits:
-        return Limits(max_tokens=self.max_tokens, call_tokens=65_536, call_texts=1_024)
+        return Limits(max_tokens=self.max_tokens, request_tokens=65_536, request_texts=1_024)
 
     def tokenizer(self) -> Tokenizer:
         return _tokenizer()
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         vectors = np.zeros((len(inputs), self.dimensions), np.float32)
         for row, text in enumerate(inputs):
             words = text.lower().split() or [""]

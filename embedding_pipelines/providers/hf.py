@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.backend import Precision
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from embedding_pipelines.inference.encoder import Engine
 
-CALL_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
-CONCURRENT_CALLS = 2  # one is computed while the other is tokenized, and none waits for the last batch of the other
+REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
+CONCURRENT_REQUESTS = 2  # one is computed while the other is tokenized, and none waits for the last batch of the other
 
 _ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same engine
 
@@ -41,8 +41,8 @@ class Hf(Provider):
     calibration: str | None = None
     """With int8: a text file below the home folder, one of your texts a line, that scales are fitted on."""
 
-    prompts: dict[Role, str] | None = None
-    """What stands before a text, by role ("query", "document"); a role left out gets none. Default: what the model's
+    prompts: dict[InputType, str] | None = None
+    """What stands before a text, by input type ("query", "document"); a input type left out gets none. Default: what the model's
     own files name, else what its family's cards ask for."""
 
     @model_validator(mode="after")
@@ -76,9 +76,9 @@ class Hf(Provider):
     def limits(self) -> Limits:
         return Limits(
             max_tokens=self._engine.facts.max_document_tokens,
-            call_tokens=self._engine.call_tokens,
-            call_texts=CALL_TEXTS,
-            concurrent_calls=CONCURRENT_CALLS,
+            request_tokens=self._engine.request_tokens,
+            request_texts=REQUEST_TEXTS,
+            concurrent_requests=CONCURRENT_REQUESTS,
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -93,7 +93,7 @@ class Hf(Provider):
         backend = self._engine.backend
         return f"{backend.name}, {backend.precision}"
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self._engine.embed(inputs, input_type)
 
     def pinned(self, folder: Path) -> Self:
@@ -116,7 +116,9 @@ class Hf(Provider):
             prompts = (
                 None
                 if self.prompts is None
-                else tuple(sorted((str(role), text) for role, text in self.prompts.items()))
+                else tuple(
+                    sorted((str(input_type), text) for input_type, text in self.prompts.items())
+                )
             )
             return _engine(
                 self.model, self.revision, home(), self.precision, self.calibration, prompts

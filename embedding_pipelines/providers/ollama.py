@@ -12,14 +12,14 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.base import InputType, Limits, Reply
 from embedding_pipelines.providers.common.http import BadInput, Remote, Unreachable
 from embedding_pipelines.providers.common.replies import in_order, numbers
-from embedding_pipelines.providers.common.served import prompts_by_role, room
+from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space
 
 DEFAULT_CONTEXT = 4_096  # tokens; Ollama's own default, which longer models exceed only if asked to
-CALL_TEXTS = 64  # the server computes a call's texts one by one: more bring nothing and lose more when one fails
+REQUEST_TEXTS = 64  # the server computes a call's texts one by one: more bring nothing and lose more when one fails
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last"}  # numbers of GGUF's `pooling_type`
 RUNNER_GONE = (
     "eof",
@@ -46,7 +46,7 @@ class Ollama(Remote):
     kind: Literal["ollama"] = "ollama"
     model: str
     base_url: str = "http://localhost:11434"
-    concurrent_calls: int = Field(2, ge=1, le=256)
+    concurrent_requests: int = Field(2, ge=1, le=256)
     dimensions: int | None = Field(None, ge=1)
     """Shorter vectors, of a model that was trained to give them."""
 
@@ -56,8 +56,8 @@ class Ollama(Remote):
     keep_alive: str | None = None
     """How long the model stays loaded after a request, e.g. "30m". Default: as the server is set, 5 minutes."""
 
-    prompts: dict[Role, str] | None = None
-    """What stands before a text, by role ("query", "document"). Default: what the model's family asks for."""
+    prompts: dict[InputType, str] | None = None
+    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
 
     @property
     def space(self) -> Space:
@@ -82,16 +82,16 @@ class Ollama(Remote):
     def limits(self) -> Limits:
         return Limits(
             max_tokens=room(self, self._context, self._prompts),
-            call_tokens=CALL_TEXTS * self._context,
-            call_texts=CALL_TEXTS,
-            concurrent_calls=self.concurrent_calls,
+            request_tokens=REQUEST_TEXTS * self._context,
+            request_texts=REQUEST_TEXTS,
+            concurrent_requests=self.concurrent_requests,
         )
 
     @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens or 0.0
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
@@ -151,7 +151,7 @@ class Ollama(Remote):
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_role(self.model, self.prompts)
+        return prompts_by_input_type(self.model, self.prompts)
 
     @property
     def _facts(self) -> Facts:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
-from embedding_pipelines.providers.base import BatchService, Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import BatchService, InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.prices import (
     ModelFacts,
@@ -32,7 +32,7 @@ from embedding_pipelines.providers.common.replies import (
     placed,
     stacked,
 )
-from embedding_pipelines.providers.common.served import prompts_by_role, room
+from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ KEY = "OPENAI_API_KEY"
 
 # The SDK's docstring of `embeddings.create` states inputs and tokens. Tokens of a request are judged before they are
 # counted, at a quarter of its bytes.
-CALL_TEXTS, CALL_TOKENS, CALL_BYTES = 2_048, 300_000, 1_200_000
+REQUEST_TEXTS, REQUEST_TOKENS, REQUEST_BYTES = 2_048, 300_000, 1_200_000
 
 BATCH_TEXTS = 50_000  # as the guide to the Batch interface states it
 
 # A server of one's own: what a processor embeds in seconds, so that a request ends before `timeout_seconds`.
-OTHER_CALL_TEXTS, OTHER_CALL_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
+OTHER_REQUEST_TEXTS, OTHER_REQUEST_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
 
 class Openai(Remote):
@@ -81,8 +81,8 @@ class Openai(Remote):
     max_tokens: int | None = Field(None, ge=8)
     """What the model reads of a text. Default: 8,191 for OpenAI's own; 512 for others, the least that is usual."""
 
-    prompts: dict[Role, str] | None = None
-    """What stands before a text, by role; a role left out gets none. Default: what the model's family asks for."""
+    prompts: dict[InputType, str] | None = None
+    """What stands before a text, by input type; a input type left out gets none. Default: what the model's family asks for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -118,7 +118,7 @@ class Openai(Remote):
             revision=self.revision or ("v1" if self._facts else urlsplit(self.base_url).netloc),
             dimensions=self._dimensions,
             pooling="service",
-            prompts=prompts_by_role(self.model, self.prompts),
+            prompts=prompts_by_input_type(self.model, self.prompts),
             max_tokens=self._max_tokens,
             normalized=self._facts is not None,  # another server does as it was started
             dtype="float32",
@@ -126,11 +126,11 @@ class Openai(Remote):
 
     @property
     def limits(self) -> Limits:
-        left = room(self, self._max_tokens, prompts_by_role(self.model, self.prompts))
+        left = room(self, self._max_tokens, prompts_by_input_type(self.model, self.prompts))
         if self._facts is None:
-            tokens = max(OTHER_CALL_TOKENS, left)
-            return Limits(left, tokens, OTHER_CALL_TEXTS, self.concurrent_calls)
-        return Limits(left, CALL_TOKENS, CALL_TEXTS, self.concurrent_calls, CALL_BYTES)
+            tokens = max(OTHER_REQUEST_TOKENS, left)
+            return Limits(left, tokens, OTHER_REQUEST_TEXTS, self.concurrent_requests)
+        return Limits(left, REQUEST_TOKENS, REQUEST_TEXTS, self.concurrent_requests, REQUEST_BYTES)
 
     @property
     def batch_price(self) -> float | None:
@@ -145,7 +145,7 @@ class Openai(Remote):
     def tokenizer_digest(self) -> str:
         return _tiktoken.cl100k_digest() if self._counts_as_openai else super().tokenizer_digest
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self._dimensions), np.float32))
         return self.read(self.json_of(self._post(self.body(inputs, input_type))), len(inputs))
@@ -157,9 +157,9 @@ class Openai(Remote):
     def batches(self) -> BatchService:
         return OpenaiBatches(self)
 
-    def body(self, inputs: Sequence[str], input_type: Role) -> dict[str, Any]:
+    def body(self, inputs: Sequence[str], input_type: InputType) -> dict[str, Any]:
         """A request for the vectors of `inputs`."""
-        prompt = prompts_by_role(self.model, self.prompts).get(input_type, "")
+        prompt = prompts_by_input_type(self.model, self.prompts).get(input_type, "")
         made = {"model": self.model, "input": [prompt + text for text in inputs]}
         size = {"dimensions": self._dimensions} if self._asks_for_dimensions else {}
         return {

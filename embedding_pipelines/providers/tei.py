@@ -11,13 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.base import InputType, Limits, Reply
 from embedding_pipelines.providers.common.http import BadInput, Remote, TooLarge, Unreachable
 from embedding_pipelines.providers.common.replies import in_order, numbers
-from embedding_pipelines.providers.common.served import prompts_by_role, room
+from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space
 
-CALL_BYTES = 1_500_000  # the server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts
+REQUEST_BYTES = 1_500_000  # the server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Tei(Remote):
     dimensions: int | None = Field(None, ge=1)
     """Shorter vectors, of a model that was trained to give them; asked of the server with each request."""
 
-    prompts: dict[Role, str] | None = None
-    """What stands before a text, by role ("query", "document"). Default: what the model's family asks for."""
+    prompts: dict[InputType, str] | None = None
+    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
 
     @property
     def space(self) -> Space:
@@ -63,17 +63,17 @@ class Tei(Remote):
         info = self._info
         return Limits(
             max_tokens=room(self, info.max_input_tokens, self._prompts),
-            call_tokens=max(info.batch_tokens, info.max_input_tokens),
-            call_texts=info.batch_texts,
-            concurrent_calls=self.concurrent_calls,
-            call_bytes=CALL_BYTES,
+            request_tokens=max(info.batch_tokens, info.max_input_tokens),
+            request_texts=info.batch_texts,
+            concurrent_requests=self.concurrent_requests,
+            request_bytes=REQUEST_BYTES,
         )
 
     @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens or 0.0
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         prompt = self._prompts.get(input_type, "")
@@ -102,7 +102,7 @@ class Tei(Remote):
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_role(self._info.model, self.prompts)
+        return prompts_by_input_type(self._info.model, self.prompts)
 
     @property
     def _info(self) -> Info:

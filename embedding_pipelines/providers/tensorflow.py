@@ -18,7 +18,7 @@ from pydantic import Field
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.weights import file_sha256
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.providers.common.replies import unit
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
@@ -50,7 +50,7 @@ class Tensorflow(Provider):
     """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
     Default: an estimate from above."""
 
-    call_texts: int = Field(64, ge=1)
+    request_texts: int = Field(64, ge=1)
 
     @property
     def space(self) -> Space:
@@ -71,8 +71,8 @@ class Tensorflow(Provider):
     def limits(self) -> Limits:
         return Limits(
             max_tokens=self.max_tokens,
-            call_tokens=self.max_tokens * self.call_texts,
-            call_texts=self.call_texts,
+            request_tokens=self.max_tokens * self.request_texts,
+            request_texts=self.request_texts,
         )
 
     def tokenizer(self) -> Tokenizer:
@@ -82,7 +82,7 @@ class Tensorflow(Provider):
     def computed_by(self) -> str:
         return f"tensorflow {_tensorflow().__version__}"
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         model = self._model
         if not inputs:
             return np.empty((0, model.dimensions), np.float32)

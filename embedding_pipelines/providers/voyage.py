@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import Remote, TooLarge
 from embedding_pipelines.providers.common.prices import (
     chosen_dimensions,
@@ -35,8 +35,8 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.space import Space
 
-CALL_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here
-CALL_TOKENS = 120_000  # of a model whose own total is not listed: the least of the text models
+REQUEST_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here
+REQUEST_TOKENS = 120_000  # of a model whose own total is not listed: the least of the text models
 MAX_TOKENS = 4_000  # of a model that is not listed: as voyage-2, the least there was
 PROMPT_TOKENS = 16  # kept free for the sentence that the service puts before each text
 TOO_MANY_TOKENS = "tokens per submitted batch"  # in the words of a 400
@@ -100,12 +100,12 @@ class Voyage(Remote):
         facts = facts_of(self.kind, self.model)
         return Limits(
             max_tokens=(facts.max_tokens if facts else MAX_TOKENS) - PROMPT_TOKENS,
-            call_tokens=(facts and facts.call_tokens) or CALL_TOKENS,
-            call_texts=CALL_TEXTS,
-            concurrent_calls=self.concurrent_calls,
+            request_tokens=(facts and facts.request_tokens) or REQUEST_TOKENS,
+            request_texts=REQUEST_TEXTS,
+            concurrent_requests=self.concurrent_requests,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         if not inputs:
             return Reply(np.empty((0, self.space.dimensions), np.float32))
         body: dict[str, Any] = {

@@ -22,7 +22,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
 from embedding_pipelines.providers._word2vec_training import Training, train
 from embedding_pipelines.providers._word2vec_words import word_tokenizer, words_of
-from embedding_pipelines.providers.base import Limits, Provider, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Reply, Vectors
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
@@ -75,17 +75,17 @@ class Word2vec(Provider):
 
     @property
     def limits(self) -> Limits:
-        return Limits(max_tokens=MAX_TOKENS, call_tokens=65_536, call_texts=4_096)
+        return Limits(max_tokens=MAX_TOKENS, request_tokens=65_536, request_texts=4_096)
 
     def tokenizer(self) -> Tokenizer:
         return word_tokenizer()
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         vectors = self.embed(inputs, input_type)
         rows = np.flatnonzero(np.isnan(vectors[:, 0]))
         return Reply(vectors, refused=dict.fromkeys(map(int, rows), NO_WORD))
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         known = self._words
         vectors = np.full((len(inputs), known.vectors.shape[1]), np.nan, np.float32)
         for row, text in enumerate(inputs):

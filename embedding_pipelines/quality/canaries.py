@@ -1,6 +1,6 @@
-"""probes: whether provider and stored vectors can still be believed. Both ask the provider, past the ledger.
+"""canaries: whether provider and stored vectors can still be believed. Both ask the provider, past the cache.
 
-Frozen probes notice a service that has silently changed its model: the same texts, other vectors. Stored texts that are
+Frozen canaries notice a service that has silently changed its model: the same texts, other vectors. Stored texts that are
 embedded again notice vectors that stand beside a text that is not theirs, whatever put them there.
 """
 
@@ -15,15 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
-from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.providers.base import InputType, Provider, Vectors
 from embedding_pipelines.quality.queries import answered, chunk_rows, embed_texts
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.stores.base import Table
 
-PROBES = (
+CANARIES = (
     "The harbour was full of fishing boats.",
     "Divide both sides of the equation by seven.",
     "How do I return a parcel that arrived damaged?",
@@ -35,13 +35,16 @@ PROBES = (
 )
 
 
-def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> float:
-    """The least cosine of the probes' vectors with those of the first time, in either role; 1.0 the first time.
+def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracker) -> float:
+    """The least cosine of the canaries' vectors with those of the first time, in either input type; 1.0 the first time.
 
     What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
     """
-    path = context.warehouse.root / "probes" / f"{provider.space.id}.npz"
-    fresh = {role: _asked_anew(provider, PROBES, role, purse) for role in get_args(Role)}
+    path = context.warehouse.root / "canaries" / f"{provider.space.id}.npz"
+    fresh = {
+        input_type: _asked_anew(provider, CANARIES, input_type, budget)
+        for input_type in get_args(InputType)
+    }
     frozen = _load(path)
     if frozen is None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,9 @@ def probe_cosine(context: StepContext, provider: Provider, purse: Purse) -> floa
             np.savez(file, **fresh)  # type: ignore[arg-type]
         Path(draft).replace(path)
         return 1.0
-    return float(min(cosines(frozen[role], fresh[role]).min(initial=1.0) for role in fresh))
+    return float(
+        min(cosines(frozen[input_type], fresh[input_type]).min(initial=1.0) for input_type in fresh)
+    )
 
 
 def stored_cosine(
@@ -62,7 +67,7 @@ def stored_cosine(
     table: Table,
     wanted: int,
     seed: int,
-    purse: Purse,
+    budget: BudgetTracker,
 ) -> tuple[float, list[str]]:
     """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst chunks first.
 
@@ -81,7 +86,7 @@ def stored_cosine(
     names = sorted(stored)
     if not names:
         return 1.0, []
-    fresh = _asked_anew(provider, [texts[name] for name in names], "document", purse)
+    fresh = _asked_anew(provider, [texts[name] for name in names], "document", budget)
     sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
     right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
     near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
@@ -98,24 +103,32 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
     return found
 
 
-def _asked_anew(provider: Provider, texts: Sequence[str], role: Role, purse: Purse) -> Vectors:
-    """Vectors straight from the provider: the ledger that they go through is empty and thrown away."""
-    with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.sqlite") as ledger:
-        return embed_texts(provider, ledger, texts, role, purse)
+def _asked_anew(
+    provider: Provider, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
+) -> Vectors:
+    """Vectors straight from the provider: the cache that they go through is empty and thrown away."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddingCache(Path(folder) / "cache.sqlite") as cache,
+    ):
+        return embed_texts(provider, cache, texts, input_type, budget)
 
 
 def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
-    """Some `wanted` chunks' texts by id, as many of each bucket, others for another seed."""
+    """Some `wanted` chunks' texts by id, as many of each partition, others for another seed."""
     generator = np.random.default_rng(seed)
     found: dict[str, str] = {}
-    made = {bucket: context.folder.chunks.manifest(bucket) for bucket in context.spec.bucket_names}
-    filled = [(bucket, entry.rows) for bucket, entry in made.items() if entry and entry.rows]
+    made = {
+        partition: context.folder.chunks.manifest(partition)
+        for partition in context.spec.partition_names
+    }
+    filled = [(partition, entry.rows) for partition, entry in made.items() if entry and entry.rows]
     generator.shuffle(filled)
-    for at, (bucket, rows) in enumerate(filled):
+    for at, (partition, rows) in enumerate(filled):
         share = min(-(-(wanted - len(found)) // (len(filled) - at)), rows)
         if share:
             chosen = np.sort(generator.choice(rows, share, replace=False))
-            picked = chunk_rows(context, bucket, chosen, ["chunk_id", "text"])
+            picked = chunk_rows(context, partition, chosen, ["chunk_id", "text"])
             found |= dict(
                 zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
             )
@@ -131,6 +144,6 @@ def _load(path: Path) -> dict[str, Vectors] | None:
     """What was frozen, None if nothing is, or nothing that can be read: it is then frozen anew."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {role: archive[role] for role in get_args(Role)}
+            return {input_type: archive[input_type] for input_type in get_args(InputType)}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

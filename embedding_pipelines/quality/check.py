@@ -11,18 +11,18 @@ STRUCTURE = {
     "none is lost or doubled.",
     "vectors_are_sound": "No vector is zero, NaN or infinite; normalized models give unit length.",
     "dimensions_match": "Embeddings and table have the dimensions that model and codec promise.",
-    "space_is_one": "All buckets and the table are of the space that queries will be embedded in.",
+    "space_is_one": "All partitions and the table are of the space that queries will be embedded in.",
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of one check; `facts` are the figures it compared."""
+    """The outcome of one check; `statistics` are the figures it compared."""
 
     name: str
     passed: bool
     sentence: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "block"  # what it does if it did not pass
     told: bool = (
         True  # whether it is settled; False: a service was away, and the next run asks again

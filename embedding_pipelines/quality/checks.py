@@ -12,18 +12,18 @@ from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.metrics.drift import Sketch, drift
-from embedding_pipelines.quality.canaries import probe_cosine, stored_cosine
+from embedding_pipelines.quality.canaries import canary_cosine, stored_cosine
 from embedding_pipelines.quality.check import Check
-from embedding_pipelines.quality.input_types import roles_are_told_apart
+from embedding_pipelines.quality.input_types import input_types_differ
 from embedding_pipelines.quality.measure import Candidate, Measured, measure
-from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, MEASURES, Effect
+from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS, Effect
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.embeddings import add_to_spent
 from embedding_pipelines.steps.release import Release, read_releases, searched_alike
 from embedding_pipelines.storage.warehouse import read_json, write_json
 
-PROBE_COSINE = 0.995  # the same model in other precisions and batches: 0.9996 and above
+CANARY_COSINE = 0.995  # the same model in other precisions and batches: 0.9996 and above
 STORED_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones
 STORED_COSINE_OF_BITS = 0.95  # one bit in forty may lie so near to zero that it turns
 INDEX_RECALL = 0.95  # DESIGN: every index with its refine has 0.979 and more
@@ -80,10 +80,10 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
         outcomes = _outcomes(evidence)
     finally:  # whatever has been paid for
         add_to_spent(
-            context, EmbedCounts(billed_tokens=candidate.purse.billed), candidate.provider.price
+            context, EmbedCounts(billed_tokens=candidate.budget.billed), candidate.provider.price
         )
     _keep(candidate, evidence.measured)
-    return outcomes, evidence.measured.measures
+    return outcomes, evidence.measured.metrics
 
 
 def _outcomes(evidence: Evidence) -> list[Check]:
@@ -110,30 +110,30 @@ def _outcomes(evidence: Evidence) -> list[Check]:
 
 
 def _provider_is_unchanged(evidence: Evidence) -> Check:
-    cosine = probe_cosine(
-        evidence.candidate.context, evidence.candidate.provider, evidence.candidate.purse
+    cosine = canary_cosine(
+        evidence.candidate.context, evidence.candidate.provider, evidence.candidate.budget
     )
-    evidence.measured.measures["probe_cosine"] = round(cosine, 6)
+    evidence.measured.metrics["canary_cosine"] = round(cosine, 6)
     sentence = (
-        f"The frozen probes are at a cosine of {cosine:.4f} or more to those of the first time."
+        f"The frozen canaries are at a cosine of {cosine:.4f} or more to those of the first time."
     )
-    if cosine < PROBE_COSINE:
+    if cosine < CANARY_COSINE:
         space = evidence.candidate.provider.space
         sentence = (
             f"The provider gives other vectors for the same texts than it used to (cosine {cosine:.4f}): "
             f"{space.provider}:{space.model} was changed under its name. What is stored and what is asked no longer "
             "belong together: set the model's `revision` (or another name), so that all is embedded anew."
         )
-    return Check("", cosine >= PROBE_COSINE, sentence, {"cosine": cosine})
+    return Check("", cosine >= CANARY_COSINE, sentence, {"cosine": cosine})
 
 
 def _vectors_belong(evidence: Evidence) -> Check:
     of = evidence.candidate
     wanted, seed = of.context.spec.evaluation.embedded_again, of.version
     cosine, worst = stored_cosine(
-        of.context, of.provider, of.codec, of.table, wanted, seed, of.purse
+        of.context, of.provider, of.codec, of.table, wanted, seed, of.budget
     )
-    evidence.measured.measures["stored_cosine"] = round(cosine, 6)
+    evidence.measured.metrics["stored_cosine"] = round(cosine, 6)
     passed = cosine >= (STORED_COSINE_OF_BITS if of.codec.dtype == "binary" else STORED_COSINE)
     sentence = (
         f"{len(worst)} stored vectors are those of their texts (cosine {cosine:.4f} or more)."
@@ -149,14 +149,14 @@ def _vectors_belong(evidence: Evidence) -> Check:
     )
 
 
-def _roles(evidence: Evidence) -> Check:
-    return roles_are_told_apart(
-        evidence.candidate.provider, evidence.candidate.ledger, evidence.candidate.purse
+def _input_types(evidence: Evidence) -> Check:
+    return input_types_differ(
+        evidence.candidate.provider, evidence.candidate.cache, evidence.candidate.budget
     )
 
 
 def _known_items(evidence: Evidence) -> Check:
-    found = evidence.measured.measures.get("known_item_recall")
+    found = evidence.measured.metrics.get("known_item_recall")
     rows = evidence.rows
     count = len(evidence.measured.per_query.get("known_item_mrr", {}))
     if found is None or rows < ROWS_TO_TELL:
@@ -182,7 +182,7 @@ def _known_items(evidence: Evidence) -> Check:
 
 
 def _index(evidence: Evidence) -> Check:
-    found = evidence.measured.measures.get("index_recall_at_10")
+    found = evidence.measured.metrics.get("index_recall_at_10")
     if found is None:
         return Check(
             "",
@@ -199,10 +199,10 @@ def _index(evidence: Evidence) -> Check:
 
 
 def _required(evidence: Evidence) -> Check:
-    measures, faults, facts = evidence.measured.measures, [], {}
+    metrics, faults, statistics = evidence.measured.metrics, [], {}
     for name, bound in evidence.candidate.context.spec.evaluation.require.items():
-        found, higher = measures.get(name), MEASURES[name][0] == HIGHER
-        facts[name] = found
+        found, higher = metrics.get(name), METRICS[name][0] == HIGHER
+        statistics[name] = found
         if found is None and name == "mean_shift":
             continue  # there is nothing that it could have moved from
         if found is None:
@@ -214,11 +214,11 @@ def _required(evidence: Evidence) -> Check:
     said = (
         "; ".join(faults)
         if faults
-        else f"All {len(facts)} required measures hold."
-        if facts
+        else f"All {len(statistics)} required measures hold."
+        if statistics
         else "None is required."
     )
-    return Check("", not faults, said, facts)
+    return Check("", not faults, said, statistics)
 
 
 def _not_worse(evidence: Evidence) -> Check:
@@ -231,39 +231,53 @@ def _not_worse(evidence: Evidence) -> Check:
         return Check(
             "", False, f"The table is empty; release {live.number} has {live.rows} rows. {must}"
         )
-    may_lose, faults, said, facts = evidence.candidate.context.spec.evaluation.may_lose, [], [], {}
+    may_lose, faults, said, statistics = (
+        evidence.candidate.context.spec.evaluation.may_lose,
+        [],
+        [],
+        {},
+    )
     for name in ("ndcg_at_10", "known_item_mrr"):
         loss = paired_loss(evidence.measured.per_query.get(name, {}), before.get(name, {}))
         if not loss.queries:
             continue
-        facts[name] = {"loss": loss.mean, "certain_loss": loss.certain, "queries": loss.queries}
+        statistics[name] = {
+            "loss": loss.mean,
+            "certain_loss": loss.certain,
+            "queries": loss.queries,
+        }
         said.append(f"{name} {-loss.mean:+.4f} over {loss.queries} queries")
         if loss.mean > may_lose and loss.certain > 0 and not evidence.has_only_grown:
             faults.append(name)
     sentence = f"Against release {live.number}: {', '.join(said) or 'no query in common'}."
     if faults:
         sentence += f" {' and '.join(faults)} may lose {may_lose:g}. {must}"
-    return Check("", not faults, sentence, facts)
+    return Check("", not faults, sentence, statistics)
 
 
 def _healthy(evidence: Evidence) -> Check:
-    measures = evidence.measured.measures
-    facts = {
-        name: measures[name] for name in (*USUAL, "effective_rank", "mean_norm") if name in measures
+    metrics = evidence.measured.metrics
+    statistics = {
+        name: metrics[name] for name in (*USUAL, "effective_rank", "mean_norm") if name in metrics
     }
     if evidence.rows < ROWS_TO_TELL:
         return Check(
-            "", True, f"Not judged: {evidence.rows} rows; from {ROWS_TO_TELL} rows on it is.", facts
+            "",
+            True,
+            f"Not judged: {evidence.rows} rows; from {ROWS_TO_TELL} rows on it is.",
+            statistics,
         )
     faults = [
-        f"{name} is {facts[name]:.3g} (usual: {most:g} or less)"
+        f"{name} is {statistics[name]:.3g} (usual: {most:g} or less)"
         for name, most in USUAL.items()
-        if facts[name] > most
+        if statistics[name] > most
     ]
     dimensions = evidence.candidate.provider.space.dimensions
-    if facts["effective_rank"] < LEAST_RANK * dimensions:
-        faults.append(f"effective_rank is {facts['effective_rank']:.1f} of {dimensions} dimensions")
-    return Check("", not faults, "; ".join(faults) or "All within what is usual.", facts)
+    if statistics["effective_rank"] < LEAST_RANK * dimensions:
+        faults.append(
+            f"effective_rank is {statistics['effective_rank']:.1f} of {dimensions} dimensions"
+        )
+    return Check("", not faults, "; ".join(faults) or "All within what is usual.", statistics)
 
 
 def _drifted(evidence: Evidence) -> Check:
@@ -284,11 +298,11 @@ def _drifted(evidence: Evidence) -> Check:
     if before is None:
         return Check("", True, f"Of release {live.number} no sketch is kept.")
     found = drift(now, before)
-    evidence.measured.measures["mean_shift"] = round(found.mean_shift, 6)
-    passed = found.p_value > DRIFT_P and found.worst_bucket_p > DRIFT_P
+    evidence.measured.metrics["mean_shift"] = round(found.mean_shift, 6)
+    passed = found.p_value > DRIFT_P and found.worst_partition_p > DRIFT_P
     sentence = (
         f"The mean vector has moved by {found.mean_shift:.4f} since release {live.number} (p {found.p_value:.3g}); "
-        f"most in bucket {found.worst_bucket!r}, by {found.worst_bucket_shift:.4f} (p {found.worst_bucket_p:.3g})."
+        f"most in partition {found.worst_partition!r}, by {found.worst_partition_shift:.4f} (p {found.worst_partition_p:.3g})."
     )
     return Check("", passed, sentence, vars(found))
 
@@ -296,10 +310,10 @@ def _drifted(evidence: Evidence) -> Check:
 TAKE: dict[str, Callable[[Evidence], Check]] = {
     "provider_is_unchanged": _provider_is_unchanged,
     "vectors_belong_to_their_texts": _vectors_belong,
-    "roles_are_told_apart": _roles,
+    "input_types_differ": _input_types,
     "known_items_are_found": _known_items,
     "index_finds_the_nearest": _index,
-    "required_measures_hold": _required,
+    "required_metrics_hold": _required,
     "not_worse_than_live": _not_worse,
     "space_is_healthy": _healthy,
     "data_has_not_drifted": _drifted,

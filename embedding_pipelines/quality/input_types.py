@@ -1,23 +1,23 @@
-"""roles: whether a model that tells queries from documents is told which is which. Searches find less if it is not."""
+"""input types: whether a model that tells queries from documents is told which is which. Searches find less if it is not."""
 
 from typing import get_args
 
 import numpy as np
 
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
-from embedding_pipelines.metrics.input_types import same_for_both_roles
-from embedding_pipelines.providers.base import Provider, Role
+from embedding_pipelines.metrics.input_types import same_for_both_input_types
+from embedding_pipelines.providers.base import InputType, Provider
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.queries import embed_texts
 
 
-def roles_are_told_apart(provider: Provider, ledger: Ledger, purse: Purse) -> Check:
-    """Whether the prompts or input types that the model wants reach it: the same texts in both roles tell.
+def input_types_differ(provider: Provider, cache: EmbeddingCache, budget: BudgetTracker) -> Check:
+    """Whether the prompts or input types that the model wants reach it: the same texts in both input types tell.
 
-    They are asked for once per space, through the ledger. Raises as `embed`.
+    They are asked for once per space, through the cache. Raises as `embed`.
     """
     prompts = provider.space.prompts
     if prompts.get("query", "") == prompts.get("document", ""):
@@ -32,13 +32,14 @@ def roles_are_told_apart(provider: Provider, ledger: Ledger, purse: Purse) -> Ch
             "Leave out model.prompts, or give these.",
         )
     found = {
-        role: embed_texts(provider, ledger, UNLIKE_TEXTS, role, purse) for role in get_args(Role)
+        input_type: embed_texts(provider, cache, UNLIKE_TEXTS, input_type, budget)
+        for input_type in get_args(InputType)
     }
-    if not np.isfinite([found[role] for role in found]).all():
+    if not np.isfinite([found[input_type] for input_type in found]).all():
         return Check(
             "", True, "Not judged: the model has no vectors for the texts that would tell."
         )
-    fault = same_for_both_roles(found["query"], found["document"], prompts)
+    fault = same_for_both_input_types(found["query"], found["document"], prompts)
     cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
     return Check(
         "",

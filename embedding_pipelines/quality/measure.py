@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.drift import Sketch
 from embedding_pipelines.metrics.health import DuplicateCount, health
@@ -53,7 +53,7 @@ SHORT_TOKENS = 4  # two of them are BERT's own
 class Measured:
     """Figures by name (see `MEASURES`), each query's own, and what is remembered of the vectors."""
 
-    measures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     per_query: dict[str, dict[str, float]] = field(
         default_factory=dict
     )  # measure -> query id -> value
@@ -67,25 +67,25 @@ class Candidate:
 
     context: StepContext
     provider: Provider
-    ledger: Ledger
+    cache: EmbeddingCache
     codec: CodecChain
     table: Table
     name: str  # of the table
     version: int
     has_index: bool
-    purse: Purse  # what measuring may cost
+    budget: BudgetTracker  # what measuring may cost
 
 
 def measure(candidate: Candidate) -> Measured:
     """Every figure that the pipeline's data and options allow. Raises as `embed`, and ConfigError for its files."""
     spec, made = candidate.context.spec, Measured()
-    purse = candidate.purse
+    budget = candidate.budget
     known = known_item_queries(candidate.context, spec.evaluation.known_items)
     vectors = embed_texts(
-        candidate.provider, candidate.ledger, [item.query for item in known], "query", purse
+        candidate.provider, candidate.cache, [item.query for item in known], "query", budget
     )
     rests = embed_texts(
-        candidate.provider, candidate.ledger, [item.rest for item in known], "document", purse
+        candidate.provider, candidate.cache, [item.rest for item in known], "document", budget
     )
     told = answered(vectors) & answered(rests)
     known = [item for item, sound in zip(known, told, strict=True) if sound]
@@ -94,11 +94,11 @@ def measure(candidate: Candidate) -> Measured:
     exact = _look_at_all(candidate, vectors, made)
     _search_known_items(candidate, known, vectors, rests, exact, made)
     if candidate.has_index and candidate.codec.copy is None and len(known):
-        made.measures["index_recall_at_10"] = _index_recall(candidate, vectors[:NEIGHBOURS])
-    _search_judged(candidate, purse, made)
-    _compare_pairs(candidate, purse, made)
-    measures = {name: round(float(value), 6) for name, value in made.measures.items()}
-    made.measures = {name: value for name, value in measures.items() if math.isfinite(value)}
+        made.metrics["index_recall_at_10"] = _index_recall(candidate, vectors[:NEIGHBOURS])
+    _search_judged(candidate, budget, made)
+    _compare_pairs(candidate, budget, made)
+    metrics = {name: round(float(value), 6) for name, value in made.metrics.items()}
+    made.metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return made
 
 
@@ -107,7 +107,9 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     spec, folder = candidate.context.spec, candidate.context.folder
     generator, codec = np.random.default_rng(spec.seed), candidate.codec
     total = sum(
-        entry.rows for bucket in spec.bucket_names if (entry := folder.embeddings.manifest(bucket))
+        entry.rows
+        for partition in spec.partition_names
+        if (entry := folder.embeddings.manifest(partition))
     )
     chosen = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
     exact, doubles, made.sketch = ExactSearch(queries, TIES * K), DuplicateCount(), Sketch()
@@ -128,7 +130,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
         for search in (exact, near):
             search.add(block.ids, block.vectors)
         doubles.add(block.vectors)
-        made.sketch.add(block.bucket, block.ids, block.vectors)
+        made.sketch.add(block.partition, block.ids, block.vectors)
         rows = chosen[(chosen >= first) & (chosen < first + len(block.ids))] - first
         first += len(block.ids)
         short += block.short
@@ -139,8 +141,8 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
         made.sketch = None  # of nothing; a later release cannot have drifted from it
         return exact
     kept = codec.decode(codec.encode(sample))
-    made.measures |= health(sample)
-    made.measures |= {
+    made.metrics |= health(sample)
+    made.metrics |= {
         "duplicate_rate": doubles.rate,
         "near_duplicate_rate": _near_duplicates(near, near_ids),
         "short_rate": short / first,
@@ -148,7 +150,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     }
     told = [row for row, label in enumerate(labels) if label is not None]
     if len(told) > K:
-        made.measures["knn_accuracy"] = knn_accuracy(
+        made.metrics["knn_accuracy"] = knn_accuracy(
             kept[told], [str(labels[row]) for row in told], K
         )
     return exact
@@ -158,7 +160,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
 class _Block:
     """Chunks that have a vector."""
 
-    bucket: str
+    partition: str
     ids: list[str]
     vectors: Vectors
     short: int
@@ -169,10 +171,10 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
     spec, folder = candidate.context.spec, candidate.context.folder
     label = spec.evaluation.label
     columns = ["tokens", *([label] if label else [])]
-    for bucket in spec.bucket_names:
+    for partition in spec.partition_names:
         pairs = zip(
-            folder.embeddings.read(bucket, ["chunk_id", VECTOR]),
-            folder.chunks.read(bucket, columns),
+            folder.embeddings.read(partition, ["chunk_id", VECTOR]),
+            folder.chunks.read(partition, columns),
             strict=True,
         )
         for embeddings, chunks in pairs:
@@ -180,7 +182,7 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
             embeddings, chunks = embeddings.filter(mask), chunks.filter(mask)
             if embeddings.num_rows:
                 yield _Block(
-                    bucket,
+                    partition,
                     embeddings["chunk_id"].to_pylist(),
                     embeddings[VECTOR].flatten().to_numpy().reshape(embeddings.num_rows, -1),
                     pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py(),
@@ -231,7 +233,7 @@ def _search_known_items(
         found.append([name for name, _, _ in rows])
         ranks[item.id] = _reciprocal_rank(item, rows, float(score))
     made.per_query["known_item_mrr"] = ranks
-    made.measures |= {
+    made.metrics |= {
         "known_item_mrr": float(np.mean(list(ranks.values()))),
         "known_item_recall": float(np.mean([rank > 0 for rank in ranks.values()])),
         "recall_at_10": float(recall(found, exact.result(), K).mean()),
@@ -287,14 +289,14 @@ def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     return float(recall(found, exact.result(), K).mean())
 
 
-def _search_judged(candidate: Candidate, purse: Purse, made: Measured) -> None:
+def _search_judged(candidate: Candidate, budget: BudgetTracker, made: Measured) -> None:
     asked = judged_queries(candidate.context)
     if asked is None:
         return
     _refuse_strangers(candidate, asked)
     names = list(asked.queries)
     vectors = embed_texts(
-        candidate.provider, candidate.ledger, list(asked.queries.values()), "query", purse
+        candidate.provider, candidate.cache, list(asked.queries.values()), "query", budget
     )
     run: dict[str, Mapping[str, float]] = {}
     for name, vector, told in zip(names, vectors, answered(vectors), strict=True):
@@ -317,7 +319,7 @@ def _search_judged(candidate: Candidate, purse: Purse, made: Measured) -> None:
         for name, found in values.items()
     }
     for measure_name in next(iter(values.values())):
-        made.measures[measure_name] = float(
+        made.metrics[measure_name] = float(
             np.mean([found[measure_name] for found in values.values()])
         )
     made.queries = [
@@ -337,17 +339,17 @@ def _refuse_strangers(candidate: Candidate, asked: Judged) -> None:
     )
 
 
-def _compare_pairs(candidate: Candidate, purse: Purse, made: Measured) -> None:
+def _compare_pairs(candidate: Candidate, budget: BudgetTracker, made: Measured) -> None:
     pairs = scored_pairs(candidate.context)
     if not pairs:
         return
     texts = [left for left, _, _ in pairs] + [right for _, right, _ in pairs]
     left, right = np.split(
-        embed_texts(candidate.provider, candidate.ledger, texts, "document", purse), 2
+        embed_texts(candidate.provider, candidate.cache, texts, "document", budget), 2
     )
     told = answered(left) & answered(right)
     codec = candidate.codec
     kept = [codec.decode(codec.encode(side[told])) for side in (left, right)]
     scores = [pair[2] for pair, sound in zip(pairs, told, strict=True) if sound]
     if len(set(scores)) > 1:  # else there is no order to find again
-        made.measures["pair_spearman"] = cosine_spearman(kept[0], kept[1], scores)
+        made.metrics["pair_spearman"] = cosine_spearman(kept[0], kept[1], scores)

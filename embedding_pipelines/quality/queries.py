@@ -1,5 +1,5 @@
 """queries: what a candidate is measured with. Judged queries and pairs come from the user's files, known items from
-the corpus itself; all are embedded through the ledger, so that measuring again costs nothing.
+the corpus itself; all are embedded through the cache, so that measuring again costs nothing.
 """
 
 import csv
@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.known_items import known_item
-from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Provider, Vectors
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
 from embedding_pipelines.steps.chain import StepContext
 
@@ -52,14 +52,14 @@ class Judged:
 def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list[KnownQuery]:
     """Up to `wanted` queries from the corpus, always the same while their documents are; `skip` goes past the first.
 
-    They are of the first buckets, which hold a random part of the documents, in the order of the documents' digests.
+    They are of the first partitions, which hold a random part of the documents, in the order of the documents' digests.
     """
     has_title = len(getattr(context.spec.source, "text", ())) > 1
     found: list[KnownQuery] = []
-    for bucket in context.spec.bucket_names:
+    for partition in context.spec.partition_names:
         if len(found) >= skip + wanted:
             break
-        for name, text in _first_chunks(context, bucket):
+        for name, text in _first_chunks(context, partition):
             item = known_item(text, text.partition("\n")[0] if has_title else None)
             if item is not None:
                 own = digest(item.query.encode(), item.rest.encode()).hex()
@@ -69,28 +69,28 @@ def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list
     return found[skip:]
 
 
-def _first_chunks(context: StepContext, bucket: str) -> Iterator[tuple[str, str]]:
+def _first_chunks(context: StepContext, partition: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of their digests."""
     first: dict[bytes, int] = {}  # row by digest
     done = 0
-    for batch in context.folder.chunks.read(bucket, ["start", DOCUMENT_DIGEST]):
+    for batch in context.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
         for row in np.flatnonzero(batch["start"].to_numpy() == 0):
             first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
         done += batch.num_rows
     ordered = np.array([row for _, row in sorted(first.items())], np.int64)
     for start in range(0, len(ordered), WINDOW):
         window = ordered[start : start + WINDOW]
-        rows = chunk_rows(context, bucket, np.sort(window), ["document_id", "text"])
+        rows = chunk_rows(context, partition, np.sort(window), ["document_id", "text"])
         for row in rows.take(np.argsort(np.argsort(window))).to_pylist():
             yield row["document_id"], row["text"]
 
 
 def chunk_rows(
-    context: StepContext, bucket: str, rows: NDArray[np.int64], columns: Sequence[str]
+    context: StepContext, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> pa.Table:
-    """Some columns of the rows of these numbers, which rise; no more of the bucket is in memory than a batch."""
+    """Some columns of the rows of these numbers, which rise; no more of the partition is in memory than a batch."""
     found, done = [], 0
-    for batch in context.folder.chunks.read(bucket, list(columns)):
+    for batch in context.folder.chunks.read(partition, list(columns)):
         start, end = np.searchsorted(rows, [done, done + batch.num_rows])
         found.append(batch.take(pa.array(rows[start:end] - done)))
         done += batch.num_rows
@@ -98,9 +98,13 @@ def chunk_rows(
 
 
 def embed_texts(
-    provider: Provider, ledger: Ledger, texts: Sequence[str], role: Role, purse: Purse | None = None
+    provider: Provider,
+    cache: EmbeddingCache,
+    texts: Sequence[str],
+    input_type: InputType,
+    budget: BudgetTracker | None = None,
 ) -> Vectors:
-    """Vectors float32[len(texts), d] through the ledger, NaN for what the provider refuses. Raises as `embed`."""
+    """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises as `embed`."""
     tokenizer = provider.tokenizer()
     parts = [np.empty((0, provider.space.dimensions), np.float32)]
     batches = (
@@ -110,7 +114,7 @@ def embed_texts(
         for start in range(0, len(texts), WINDOW)
         if (window := texts[start : start + WINDOW])
     )
-    for made in embed(batches, provider, ledger, role, lambda tokens: None, purse):
+    for made in embed(batches, provider, cache, input_type, lambda tokens: None, budget):
         vectors = made.vectors.copy()
         vectors[list(made.rejected)] = np.nan
         parts.append(vectors)

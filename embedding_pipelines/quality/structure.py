@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider
@@ -34,7 +34,7 @@ from embedding_pipelines.stores.base import Table
 
 
 def verify(
-    context: StepContext, provider: Provider, ledger: Ledger
+    context: StepContext, provider: Provider, cache: EmbeddingCache
 ) -> tuple[StepReport, list[Check]]:
     """Check the newest version of the table, take its measures, and remember both for `release`.
 
@@ -57,7 +57,7 @@ def verify(
         _dimensions_match(context, space, codec, table),
         _space_is_one(context, space, codec, table),
     ]
-    measures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     broken = ", ".join(check.name for check in checks if not check.passed)
     if broken:  # what is broken cannot be measured
         said = f"Not measured, since {broken} failed."
@@ -65,17 +65,17 @@ def verify(
             Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)
         ]
     else:
-        purse, has_index = Purse.of(context.spec.budget, provider), state.trained_rows > 0
+        budget, has_index = BudgetTracker.of(context.spec.budget, provider), state.trained_rows > 0
         candidate = Candidate(
-            context, provider, ledger, codec, table, name, state.version, has_index, purse
+            context, provider, cache, codec, table, name, state.version, has_index, budget
         )
-        judged, measures = check_quality(candidate, state.rows)
+        judged, metrics = check_quality(candidate, state.rows)
         checks += judged
     verified = {
         "table": name,
         "version": state.version,
         "made_from": _made_from(context, state),
-        "measures": measures,
+        "metrics": metrics,
         "checks": [asdict(check) for check in checks],
     }
     write_json(context.folder.verified, verified)
@@ -111,11 +111,11 @@ def current_verify(context: StepContext) -> StepReport | None:
 
 
 def _report(context: StepContext, checks: list[Check], changed: bool) -> StepReport:
-    measures = (read_json(context.folder.verified) or {})["measures"]
+    metrics = (read_json(context.folder.verified) or {})["metrics"]
     return StepReport(
         "checks",
         changed,
-        {"checks": len(checks), "passed": sum(c.passed for c in checks), **measures},
+        {"checks": len(checks), "passed": sum(c.passed for c in checks), **metrics},
     )
 
 
@@ -125,10 +125,10 @@ def _made_from(context: StepContext, state: TableState) -> str:
         for path in evaluation_files(context)
         if (stat := _stat(path))
     ]
-    buckets = json.dumps(state.buckets, sort_keys=True)
+    partitions = json.dumps(state.partitions, sort_keys=True)
     spec = context.spec
     wanted = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
-    return fingerprint(buckets, *wanted, str(spec.seed), str(spec.budget), *files)
+    return fingerprint(partitions, *wanted, str(spec.seed), str(spec.budget), *files)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -139,73 +139,84 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _counts_add_up(context: StepContext, table: Table) -> Check:
-    folder, names = context.folder, context.spec.bucket_names
-    chunk_facts = [made.facts for bucket in names if (made := folder.chunks.manifest(bucket))]
-    facts = {
+    folder, names = context.folder, context.spec.partition_names
+    chunk_statistics = [
+        made.statistics for partition in names if (made := folder.chunks.manifest(partition))
+    ]
+    statistics = {
         "read_from_files": sum(entry.rows for entry in known_files(context).values()),
         "documents": sum(
-            made.rows for bucket in names if (made := folder.documents.manifest(bucket))
+            made.rows for partition in names if (made := folder.documents.manifest(partition))
         ),
-        "chunked_documents": sum(entry["documents"] for entry in chunk_facts),
-        "empty_documents": sum(entry["empty"] for entry in chunk_facts),
-        "chunks": sum(made.rows for bucket in names if (made := folder.chunks.manifest(bucket))),
+        "chunked_documents": sum(entry["documents"] for entry in chunk_statistics),
+        "empty_documents": sum(entry["empty"] for entry in chunk_statistics),
+        "chunks": sum(
+            made.rows for partition in names if (made := folder.chunks.manifest(partition))
+        ),
         "embeddings": sum(
-            made.rows for bucket in names if (made := folder.embeddings.manifest(bucket))
+            made.rows for partition in names if (made := folder.embeddings.manifest(partition))
         ),
         "rejected_texts": 0,  # chunks that the provider refused
         "rejected_documents": 0,  # of which it refused every chunk
         "table_rows": table.rows(),
-        "buckets_behind_their_documents": sum(_behind(context, bucket) for bucket in names),
+        "partitions_behind_their_documents": sum(
+            _behind(context, partition) for partition in names
+        ),
     }
     ids: set[str] = set()
     doubled = 0
     documents_in_table = 0
-    for (
-        bucket
-    ) in names:  # a document is in one bucket only: what is held in memory is one bucket's ids
+    for partition in (
+        names
+    ):  # a document is in one partition only: what is held in memory is one partition's ids
         ids.clear()
         documents: set[str] = set()
-        for batch in table.scan(["chunk_id", "document_id"], bucket):
+        for batch in table.scan(["chunk_id", "document_id"], partition):
             before = len(ids)
             ids.update(batch["chunk_id"].to_pylist())
             doubled += batch.num_rows - (len(ids) - before)
             documents.update(pc.unique(batch["document_id"]).to_pylist())
         documents_in_table += len(documents)
-        refused = without_vector(context, bucket)
-        facts["rejected_texts"] += len(refused)
-        facts["rejected_documents"] += len(
+        refused = without_vector(context, partition)
+        statistics["rejected_texts"] += len(refused)
+        statistics["rejected_documents"] += len(
             {name.rpartition("#")[0] for name in refused} - documents
         )
-    facts["documents_in_table"] = documents_in_table
-    facts["doubled_chunk_ids"] = doubled
+    statistics["documents_in_table"] = documents_in_table
+    statistics["doubled_chunk_ids"] = doubled
     passed = bool(
-        facts["read_from_files"] == facts["documents"] == facts["chunked_documents"]
-        and facts["documents"]
-        == documents_in_table + facts["empty_documents"] + facts["rejected_documents"]
-        and facts["chunks"] == facts["embeddings"] == facts["table_rows"] + facts["rejected_texts"]
-        and (facts["table_rows"] or not facts["rejected_texts"])
+        statistics["read_from_files"] == statistics["documents"] == statistics["chunked_documents"]
+        and statistics["documents"]
+        == documents_in_table + statistics["empty_documents"] + statistics["rejected_documents"]
+        and statistics["chunks"]
+        == statistics["embeddings"]
+        == statistics["table_rows"] + statistics["rejected_texts"]
+        and (statistics["table_rows"] or not statistics["rejected_texts"])
         and not doubled
-        and not facts["buckets_behind_their_documents"]
+        and not statistics["partitions_behind_their_documents"]
     )
     sentence = (
-        f"{facts['documents']} documents ({facts['empty_documents']} empty) -> {facts['chunks']} chunks -> "
-        f"{facts['embeddings']} embeddings -> {facts['table_rows']} rows of {facts['documents_in_table']} documents"
+        f"{statistics['documents']} documents ({statistics['empty_documents']} empty) -> {statistics['chunks']} chunks -> "
+        f"{statistics['embeddings']} embeddings -> {statistics['table_rows']} rows of {statistics['documents_in_table']} documents"
         + (
-            f"; refused by the provider: {facts['rejected_texts']}"
-            if facts["rejected_texts"]
+            f"; refused by the provider: {statistics['rejected_texts']}"
+            if statistics["rejected_texts"]
             else ""
         )
     )
     return Check(
-        "counts_add_up", passed, sentence if passed else f"Counts do not add up: {sentence}", facts
+        "counts_add_up",
+        passed,
+        sentence if passed else f"Counts do not add up: {sentence}",
+        statistics,
     )
 
 
-def _behind(context: StepContext, bucket: str) -> bool:
-    """Whether a bucket's chunks were made from other documents than it holds now."""
+def _behind(context: StepContext, partition: str) -> bool:
+    """Whether a partition's chunks were made from other documents than it holds now."""
     documents, chunks = (
-        context.folder.documents.manifest(bucket),
-        context.folder.chunks.manifest(bucket),
+        context.folder.documents.manifest(partition),
+        context.folder.chunks.manifest(partition),
     )
     return documents is None or chunks is None or chunks.inputs != documents.digest
 
@@ -213,24 +224,26 @@ def _behind(context: StepContext, bucket: str) -> bool:
 def _vectors_are_sound(
     context: StepContext, space: Space, codec: CodecChain, table: Table
 ) -> Check:
-    facts = {
+    statistics = {
         "vectors": 0,
         "not_finite": 0,
         "zero": 0,
         "not_normalized": 0,
         "table_zero_or_not_finite": 0,
     }
-    for bucket in context.spec.bucket_names:
-        for batch in context.folder.embeddings.read(bucket, [VECTOR]):
+    for partition in context.spec.partition_names:
+        for batch in context.folder.embeddings.read(partition, [VECTOR]):
             column = batch[VECTOR].drop_null()
             vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
             norms = np.linalg.norm(vectors, axis=1)
             finite = np.isfinite(norms)
-            facts["vectors"] += len(vectors)
-            facts["not_finite"] += int((~finite).sum())
-            facts["zero"] += int((norms == 0).sum())
+            statistics["vectors"] += len(vectors)
+            statistics["not_finite"] += int((~finite).sum())
+            statistics["zero"] += int((norms == 0).sum())
             if space.normalized:
-                facts["not_normalized"] += int((np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum())
+                statistics["not_normalized"] += int(
+                    (np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum()
+                )
     for batch in table.scan([VECTOR]):
         if (
             batch.num_rows and codec.dtype != "binary"
@@ -239,27 +252,29 @@ def _vectors_are_sound(
                 batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
             )
             norms = np.linalg.norm(codes, axis=1)
-            facts["table_zero_or_not_finite"] += int((~np.isfinite(norms) | (norms == 0)).sum())
-    faults = {name: count for name, count in facts.items() if count and name != "vectors"}
-    sentence = f"{facts['vectors']} vectors" + (
+            statistics["table_zero_or_not_finite"] += int(
+                (~np.isfinite(norms) | (norms == 0)).sum()
+            )
+    faults = {name: count for name, count in statistics.items() if count and name != "vectors"}
+    sentence = f"{statistics['vectors']} vectors" + (
         ": " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in faults.items())
         if faults
         else " are sound"
     )
-    return Check("vectors_are_sound", not faults, sentence, facts)
+    return Check("vectors_are_sound", not faults, sentence, statistics)
 
 
 def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
     shards = context.folder.embeddings
     embedded = {
         schema.field(VECTOR).type.list_size
-        for bucket in context.spec.bucket_names
-        if (schema := shards.schema(bucket)) is not None
+        for partition in context.spec.partition_names
+        if (schema := shards.schema(partition)) is not None
     }
     width = table.schema().field(VECTOR).type.list_size
     promised = -(-codec.dimensions // 8) if codec.dtype == "binary" else codec.dimensions
     passed = embedded <= {space.dimensions} and width == promised
-    facts = {
+    statistics = {
         "model": space.dimensions,
         "embeddings": sorted(embedded),
         "codec": codec.dimensions,
@@ -269,18 +284,18 @@ def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, tab
         "dimensions_match",
         passed,
         f"model {space.dimensions}, table {width} ({codec.dtype})",
-        facts,
+        statistics,
     )
 
 
 def _space_is_one(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
-    buckets = {
-        made.settings
-        for bucket in context.spec.bucket_names
-        if (made := context.folder.embeddings.manifest(bucket))
+    partitions = {
+        made.configuration
+        for partition in context.spec.partition_names
+        if (made := context.folder.embeddings.manifest(partition))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
     wanted = stored_space(space, codec).id
-    passed = buckets == {space.id} and stored == wanted
-    facts = {"embeddings": sorted(buckets), "table": stored, "queries": wanted}
-    return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", facts)
+    passed = partitions == {space.id} and stored == wanted
+    statistics = {"embeddings": sorted(partitions), "table": stored, "queries": wanted}
+    return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", statistics)

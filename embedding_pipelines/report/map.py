@@ -1,7 +1,7 @@
 """What the report's map shows: points of the live table, their texts, what they may be coloured by, and queries.
 
 The layout is kept in the warehouse per model, so that the map of the next release looks like this one. No provider is
-called: queries that the ledger does not know are left out.
+called: queries that the cache does not know are left out.
 """
 
 import math
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.report.layout import MAX_POINTS, SCHEMA, Layout, beside, layout, needs_fit
@@ -190,7 +190,7 @@ def _queries(
     """The queries that the release was measured with, beside the chunks that are nearest to them."""
     asked = (read_json(folder.queries) or {}).get("queries", [])
     texts = list(dict.fromkeys(str(query["text"]) for query in asked))[:MAX_QUERIES]
-    found = list(_known(warehouse.ledger, release, texts)) if len(xy) else []
+    found = list(_known(warehouse.cache, release, texts)) if len(xy) else []
     if not found:
         return {"x": [], "y": [], "texts": []}
     places = beside(np.stack([vector for _, vector in found]), points.vectors, xy)
@@ -199,13 +199,13 @@ def _queries(
 
 
 def _known(path: Path, release: Release, texts: Sequence[str]) -> Iterator[tuple[str, Vectors]]:
-    """Queries with their vectors, of those that the ledger knows."""
+    """Queries with their vectors, of those that the cache knows."""
     if not path.exists():
         return
     space = release.space.compressed(None)
-    keys = {Ledger.key(space.id, "query", text): text for text in texts}
-    with Ledger(path) as ledger:
-        vectors: Mapping[bytes, Vectors] = ledger.get(list(keys), space.dimensions)
+    keys = {EmbeddingCache.key(space.id, "query", text): text for text in texts}
+    with EmbeddingCache(path) as cache:
+        vectors: Mapping[bytes, Vectors] = cache.get(list(keys), space.dimensions)
     yield from ((text, vectors[key]) for key, text in keys.items() if key in vectors)
 
 

@@ -21,7 +21,7 @@ from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.report.map import map_of
 from embedding_pipelines.report.pareto import described, searched
 from embedding_pipelines.report.plots import ABSENT, SIZE, figures
-from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, MEASURES
+from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS
 from embedding_pipelines.steps.release import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json
 
@@ -58,8 +58,8 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     pictures = figures(history, tuning, *spectrum(codec), form="svg")
     page = _render(
         release=release,
-        facts=_facts(warehouse, release, codec),
-        measures=_measures(release, history),
+        statistics=_statistics(warehouse, release, codec),
+        metrics=_metrics(release, history),
         checks=_checks(release),
         charts={title: _shown(pictures.get(title)) for title in ABSENT},
         absent=ABSENT,
@@ -103,7 +103,7 @@ def spectrum(codec: CodecChain) -> tuple[Any, int | None]:
     )
 
 
-def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
+def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
     kept = [str(entry.number) for entry in read_releases(folder).releases]
     stored, plain = codec.bytes_per_vector, 4 * space.dimensions
@@ -114,8 +114,10 @@ def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[st
         ]
     )
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
-    prompts = ", ".join(f"{role}: {prompt!r}" for role, prompt in space.prompts.items() if prompt)
-    facts = {
+    prompts = ", ".join(
+        f"{input_type}: {prompt!r}" for input_type, prompt in space.prompts.items() if prompt
+    )
+    statistics = {
         "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept are {', '.join(kept)}",
         "Rows": f"{release.rows:,}",
         "Model": f"{space.provider}:{space.model}, revision {space.revision[:12]}",
@@ -130,27 +132,27 @@ def _facts(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[st
         "Schedule": spec.schedule or "",
         "Released by force": release.forced,
     }
-    return {name: text for name, text in facts.items() if text}
+    return {name: text for name, text in statistics.items() if text}
 
 
-def _measures(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _metrics(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of the table of measures, and the names of what was not measured."""
     earlier = [line for line in history if line["release"] < release.number]
     last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
-    before = last.get("measures", {})
-    required, now = release.spec.evaluation.require, release.measures
-    names = [name for name in (*MEASURES, *now) if name in now or name in required]
+    before = last.get("metrics", {})
+    required, now = release.spec.evaluation.require, release.metrics
+    names = [name for name in (*METRICS, *now) if name in now or name in required]
     rows = [
         _measure(name, now.get(name), before.get(name), required.get(name))
         for name in dict.fromkeys(names)
     ]
-    return {"rows": rows, "missing": [name for name in MEASURES if name not in now]}
+    return {"rows": rows, "missing": [name for name in METRICS if name not in now]}
 
 
 def _measure(
     name: str, now: float | None, before: float | None, required: float | None
 ) -> dict[str, Any]:
-    better, what = MEASURES.get(name, ("", ""))
+    better, what = METRICS.get(name, ("", ""))
     up = better == HIGHER
     change = now - before if now is not None and before is not None else None
     slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)

@@ -53,7 +53,7 @@ ABSENT = {
     RECALL: "Fewer than two releases were measured: a line over releases needs two.",
     LATENCY: "Fewer than two releases have measured times of searches.",
     DRIFT: "Drift is measured from the second release on, so that a line needs three.",
-    THROUGHPUT: "Fewer than two releases embedded texts: what the ledger knows is not embedded again.",
+    THROUGHPUT: "Fewer than two releases embedded texts: what the cache knows is not embedded again.",
     COST: "Nothing was paid for: the model runs here, its price is not known, or there is one release only.",
 }
 
@@ -198,7 +198,7 @@ def _over_releases(title: str, releases: Sequence[Line]) -> "Callable[[Axes], bo
 
 def _value(line: Line, name: str) -> float | None:
     """A measure of a release, or what it took itself; None if it has none."""
-    value = line.get("measures", {}).get(name, line.get(name))
+    value = line.get("metrics", {}).get(name, line.get(name))
     return None if value is None or not np.isfinite(value) else float(value)
 
 

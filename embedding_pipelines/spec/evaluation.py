@@ -21,7 +21,7 @@ def _effect(value: Any) -> Any:
 HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 
 # name -> which way is better, what it is
-MEASURES: dict[str, tuple[str, str]] = {
+METRICS: dict[str, tuple[str, str]] = {
     "ndcg_at_10": (HIGHER, "nDCG@10 of the judged queries"),
     "judged_recall_at_10": (HIGHER, "share of the judged documents among the first 10"),
     "judged_recall_at_100": (HIGHER, "share of the judged documents among the first 100"),
@@ -42,9 +42,9 @@ MEASURES: dict[str, tuple[str, str]] = {
     ),
     "index_recall_at_10": (HIGHER, "share of the exact ten nearest codes that the index finds"),
     "codec_cosine": (HIGHER, "mean cosine of vectors with what is left of them after compression"),
-    "probe_cosine": (
+    "canary_cosine": (
         HIGHER,
-        "least cosine of the frozen probes' vectors of today with those of the first run",
+        "least cosine of the frozen canaries' vectors of today with those of the first run",
     ),
     "stored_cosine": (
         HIGHER,
@@ -76,13 +76,13 @@ MEASURES: dict[str, tuple[str, str]] = {
 CHECKS: dict[str, tuple[Effect, str]] = {
     "provider_is_unchanged": (
         "block",
-        "Frozen probe texts get the vectors that they got the first time.",
+        "Frozen canary texts get the vectors that they got the first time.",
     ),
     "vectors_belong_to_their_texts": (
         "block",
         "Stored vectors are those that their texts get when embedded again.",
     ),
-    "roles_are_told_apart": (
+    "input_types_differ": (
         "block",
         "Queries and documents get vectors of their own where the model wants that.",
     ),
@@ -100,7 +100,7 @@ CHECKS: dict[str, tuple[Effect, str]] = {
         "Duplicates, short texts, hubs and unused dimensions are within what is usual.",
     ),
     "data_has_not_drifted": ("warn", "Vectors are distributed as those of the live release."),
-    "required_measures_hold": ("block", "All that the file requires under `evaluation.require`."),
+    "required_metrics_hold": ("block", "All that the file requires under `evaluation.require`."),
 }
 
 
@@ -129,8 +129,8 @@ class Evaluation(BaseModel):
     @model_validator(mode="after")
     def _known_names(self) -> Self:
         for name in self.require:
-            if name not in MEASURES or MEASURES[name][0] == NEITHER:
-                judged = [other for other, (better, _) in MEASURES.items() if better != NEITHER]
+            if name not in METRICS or METRICS[name][0] == NEITHER:
+                judged = [other for other, (better, _) in METRICS.items() if better != NEITHER]
                 known, guess = ", ".join(judged), did_you_mean(name, judged)
                 raise ValueError(
                     f"require: {name!r} is no measure that could be better or worse.{guess} There are {known}"

@@ -39,7 +39,7 @@ else:
     AnyCompressor = choice_type("compression", Compressor)
     AnyStore = choice_type("stores", Store)
 
-MAX_BUCKETS = 256  # a partitioned run costs about 32 ms of events per bucket: 256 are 8 s
+MAX_PARTITIONS = 256  # a partitioned run costs about 32 ms of events per partition: 256 are 8 s
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group, job and asset key, and a folder
 NOT_IN_DAGSTER = {  # names that Dagster takes for no job, beside Python's keywords
     "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict", "int", "meta",
@@ -104,7 +104,7 @@ class PipelineSpec(BaseModel):
     evaluation: Evaluation = Evaluation()
     budget: Budget | None = None
     schedule: str | None = None
-    buckets: int = Field(16, ge=1, le=MAX_BUCKETS)
+    partitions: int = Field(16, ge=1, le=MAX_PARTITIONS)
     seed: int = 0  # of the samples that are measured
 
     @model_validator(mode="before")
@@ -180,10 +180,10 @@ class PipelineSpec(BaseModel):
         return owners
 
     @property
-    def bucket_names(self) -> list[str]:
+    def partition_names(self) -> list[str]:
         """`b00` … in order."""
-        width = max(2, len(str(self.buckets - 1)))
-        return [f"b{number:0{width}d}" for number in range(self.buckets)]
+        width = max(2, len(str(self.partitions - 1)))
+        return [f"b{number:0{width}d}" for number in range(self.partitions)]
 
 
 def fingerprint(*parts: BaseModel | str | None) -> str:
@@ -195,9 +195,9 @@ def fingerprint(*parts: BaseModel | str | None) -> str:
     return digest(*(text.encode() for text in texts)).hex()
 
 
-def bucket_of(document_id: str, buckets: int) -> int:
-    """The bucket of a document, stable for ever: its id alone decides."""
-    return int.from_bytes(digest(document_id.encode())[:8], "little") % buckets
+def partition_of(document_id: str, partitions: int) -> int:
+    """The partition of a document, stable for ever: its id alone decides."""
+    return int.from_bytes(digest(document_id.encode())[:8], "little") % partitions
 
 
 def _is_in_range(schedule: str) -> bool:

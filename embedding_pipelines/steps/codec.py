@@ -30,8 +30,8 @@ def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepRe
     current = None if again else current_codec(context, space)
     if current is not None:
         return current
-    made = (context.folder.embeddings.manifest(name) for name in context.spec.bucket_names)
-    total = sum(entry.rows - entry.facts.get("rejected", 0) for entry in made if entry)
+    made = (context.folder.embeddings.manifest(name) for name in context.spec.partition_names)
+    total = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in made if entry)
     if context.spec.compression and not total:
         raise CompressionError(
             f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
@@ -45,13 +45,13 @@ def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepRe
     path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
     fitted.save(path)
     write_json(_pointer(context), {**_in_force(context), fitted_for(context, space): path.name})
-    return StepReport("codec", True, _facts(context, path))
+    return StepReport("codec", True, _statistics(context, path))
 
 
 def current_codec(context: StepContext, space: Space) -> StepReport | None:
     """The report of a codec that was fitted before, None if there is none."""
     path = codec_path(context, space)
-    return StepReport("codec", False, _facts(context, path)) if path else None
+    return StepReport("codec", False, _statistics(context, path)) if path else None
 
 
 def load_codec(context: StepContext, space: Space) -> CodecChain:
@@ -109,10 +109,10 @@ def _in_force(context: StepContext) -> dict[str, str]:
 
 
 def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors]:
-    """All embeddings, bucket by bucket, blocks float32[n_i, space.dimensions]."""
+    """All embeddings, partition by partition, blocks float32[n_i, space.dimensions]."""
     done = 0
-    for bucket in context.spec.bucket_names:
-        for batch in context.folder.embeddings.read(bucket, [VECTOR]):
+    for partition in context.spec.partition_names:
+        for batch in context.folder.embeddings.read(partition, [VECTOR]):
             vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, space.dimensions)
             done += len(vectors)
             context.progress.update("codec", done, total, "vectors")
@@ -129,9 +129,9 @@ def _warn_of_truncation(context: StepContext, space: Space) -> None:
         )
 
 
-def _facts(context: StepContext, path: Path) -> dict[str, Any]:
+def _statistics(context: StepContext, path: Path) -> dict[str, Any]:
     codec, optimized = CodecChain.load(path), context.spec.optimized
-    energies = [part.facts()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
+    energies = [part.statistics()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
     return {
         "codec": codec.id,
         "dimensions": codec.dimensions,

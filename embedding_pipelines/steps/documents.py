@@ -1,7 +1,7 @@
-"""documents: the changed files of the source become canonical rows in buckets, in one pass.
+"""documents: the changed files of the source become canonical rows in partitions, in one pass.
 
-Which files changed is told by size and times (`SourceFile.stamp`). Each touched bucket is then written anew
-from what it held of the unchanged files and what the changed ones gave. Before the first bucket is
+Which files changed is told by size and times (`SourceFile.stamp`). Each touched partition is then written anew
+from what it held of the unchanged files and what the changed ones gave. Before the first partition is
 written `files.json` forgets the changed files, and names them again after the last: a run that dies
 in between is made up for by the next one, even if the files are then put back as they were.
 """
@@ -30,7 +30,7 @@ SHOWN_REJECTIONS = 3
 
 
 @dataclass
-class FileFacts:
+class FileStatistics:
     """What is remembered of one source file."""
 
     stamp: tuple[int, ...]
@@ -42,7 +42,7 @@ class FileFacts:
 
 
 def write_documents(context: StepContext) -> StepReport:
-    """Bring all buckets of documents up to date with the source.
+    """Bring all partitions of documents up to date with the source.
 
     Raises SourceError for files that cannot be read as the pipeline says, duplicate ids, and more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises ConfigError for
@@ -51,8 +51,8 @@ def write_documents(context: StepContext) -> StepReport:
     judged_queries(context)
     scored_pairs(context)
     spec, folder = context.spec, context.folder
-    folder.fix_buckets(spec.buckets)
-    settings = source_settings(context)
+    folder.fix_partitions(spec.partitions)
+    configuration = source_configuration(context)
     listing, known, unchanged = _compared(context)
     current = _current(context, listing, known, unchanged)
     if current is not None:
@@ -70,12 +70,12 @@ def write_documents(context: StepContext) -> StepReport:
             files[file.name] = _read_file(context, file, spill)
         spill.close()
         _refuse_too_many_rejections(context, files, spill)
-        for bucket in spec.bucket_names:
-            _refuse_duplicates(context, bucket, spill, unchanged)
+        for partition in spec.partition_names:
+            _refuse_duplicates(context, partition, spill, unchanged)
         _remember(context, {name: known[name] for name in sorted(unchanged)}, whole=False)
         written = 0
-        for bucket in spec.bucket_names:
-            written += _write_bucket(context, bucket, spill, unchanged, settings)
+        for partition in spec.partition_names:
+            written += _write_partition(context, partition, spill, unchanged, configuration)
         _write_rejected(context, spill, unchanged)
     context.progress.update("documents", len(changed), len(changed), "files")
     ordered = {file.name: files[file.name] for file in listing}
@@ -83,7 +83,7 @@ def write_documents(context: StepContext) -> StepReport:
     return StepReport(
         "documents",
         True,
-        _facts(ordered, len(changed)) | {"written_buckets": written},
+        _statistics(ordered, len(changed)) | {"written_partitions": written},
     )
 
 
@@ -92,106 +92,113 @@ def current_documents(context: StepContext) -> StepReport | None:
     return _current(context, *_compared(context))
 
 
-def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileFacts], set[str]]:
+def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileStatistics], set[str]]:
     """The files that are there, those that were read, and the names of those that are still the same."""
     listing = context.spec.source.files(context.warehouse.home)
-    known = known_files(context) if _has_all_buckets(context, source_settings(context)) else {}
+    known = (
+        known_files(context) if _has_all_partitions(context, source_configuration(context)) else {}
+    )
     return listing, known, {file.name for file in listing if _same(file, known.get(file.name))}
 
 
 def _current(
     context: StepContext,
     listing: list[SourceFile],
-    known: dict[str, FileFacts],
+    known: dict[str, FileStatistics],
     unchanged: set[str],
 ) -> StepReport | None:
     if _is_whole(context) and len(unchanged) == len(listing) == len(known):
-        return StepReport("documents", False, _facts(known, changed_files=0))
+        return StepReport("documents", False, _statistics(known, changed_files=0))
     return None
 
 
-def known_files(context: StepContext) -> dict[str, FileFacts]:
+def known_files(context: StepContext) -> dict[str, FileStatistics]:
     """The files as they were last read, by name; none if the source's options have changed since."""
     state = read_json(context.folder.files) or {}
-    if state.get("settings") != source_settings(context):
+    if state.get("configuration") != source_configuration(context):
         return {}
-    files = {name: parsed(FileFacts, facts) for name, facts in state["files"].items()}
-    return {name: facts for name, facts in files.items() if facts is not None}
+    files = {
+        name: parsed(FileStatistics, statistics) for name, statistics in state["files"].items()
+    }
+    return {name: statistics for name, statistics in files.items() if statistics is not None}
 
 
-def _has_all_buckets(context: StepContext, settings: str) -> bool:
-    made = [context.folder.documents.manifest(bucket) for bucket in context.spec.bucket_names]
-    return all(entry is not None and entry.settings == settings for entry in made)
+def _has_all_partitions(context: StepContext, configuration: str) -> bool:
+    made = [
+        context.folder.documents.manifest(partition) for partition in context.spec.partition_names
+    ]
+    return all(entry is not None and entry.configuration == configuration for entry in made)
 
 
 def _is_whole(context: StepContext) -> bool:
-    """Whether the last run wrote all buckets, so that they hold just the known files."""
+    """Whether the last run wrote all partitions, so that they hold just the known files."""
     return bool((read_json(context.folder.files) or {}).get("whole"))
 
 
-def _remember(context: StepContext, files: dict[str, FileFacts], whole: bool) -> None:
-    facts = {name: vars(entry) for name, entry in files.items()}
+def _remember(context: StepContext, files: dict[str, FileStatistics], whole: bool) -> None:
+    statistics = {name: vars(entry) for name, entry in files.items()}
     write_json(
-        context.folder.files, {"settings": source_settings(context), "whole": whole, "files": facts}
+        context.folder.files,
+        {"configuration": source_configuration(context), "whole": whole, "files": statistics},
     )
 
 
-def source_settings(context: StepContext) -> str:
+def source_configuration(context: StepContext) -> str:
     return fingerprint(context.spec.source)
 
 
-def _same(file: SourceFile, known: FileFacts | None) -> bool:
+def _same(file: SourceFile, known: FileStatistics | None) -> bool:
     return known is not None and tuple(known.stamp) == file.stamp
 
 
-def _facts(files: dict[str, FileFacts], changed_files: int) -> dict[str, Any]:
-    facts = list(files.values())
-    others = sorted({entry.encoding for entry in facts if entry.encoding} - {"utf-8"})
+def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
+    statistics = list(files.values())
+    others = sorted({entry.encoding for entry in statistics if entry.encoding} - {"utf-8"})
     return {
-        "documents": sum(entry.rows for entry in facts),
-        "rejected": sum(entry.rejected for entry in facts),
-        "files": len(facts),
+        "documents": sum(entry.rows for entry in statistics),
+        "rejected": sum(entry.rejected for entry in statistics),
+        "files": len(statistics),
         "changed_files": changed_files,
-        "source_bytes": sum(entry.size_bytes for entry in facts),
+        "source_bytes": sum(entry.size_bytes for entry in statistics),
         **({"other_encodings": ", ".join(others)} if others else {}),
         **(
-            {"notes": [note for entry in facts for note in entry.notes]}
-            if any(e.notes for e in facts)
+            {"notes": [note for entry in statistics for note in entry.notes]}
+            if any(e.notes for e in statistics)
             else {}
         ),
     }
 
 
-def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileFacts:
-    facts = FileFacts(file.stamp, file.size_bytes)
+def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileStatistics:
+    statistics = FileStatistics(file.stamp, file.size_bytes)
 
     def reject(rejection: Rejection) -> None:
-        facts.rejected += 1
+        statistics.rejected += 1
         spill.reject(rejection)
 
     log = ReadLog(reject=reject)
     for batch in context.spec.source.read(file, log):
-        facts.rows += batch.num_rows
-        spill.add(batch, context.spec.buckets, context.spec.bucket_names)
-    facts.encoding, facts.notes = log.encoding, log.notes
+        statistics.rows += batch.num_rows
+        spill.add(batch, context.spec.partitions, context.spec.partition_names)
+    statistics.encoding, statistics.notes = log.encoding, log.notes
     for note in log.notes:
         context.progress.note(note)
-    return facts
+    return statistics
 
 
-def _write_bucket(
-    context: StepContext, bucket: str, spill: Spill, unchanged: set[str], settings: str
+def _write_partition(
+    context: StepContext, partition: str, spill: Spill, unchanged: set[str], configuration: str
 ) -> bool:
-    """Write one bucket if it lost or gained rows; whether it did."""
+    """Write one partition if it lost or gained rows; whether it did."""
     shards = context.folder.documents
     names = pa.array(sorted(unchanged), pa.string())
-    before = shards.read_columns(bucket, ["source_file"])
-    made = shards.manifest(bucket)
+    before = shards.read_columns(partition, ["source_file"])
+    made = shards.manifest(partition)
     if (
         before is not None
         and made is not None
-        and made.settings == settings
-        and not spill.has(bucket)
+        and made.configuration == configuration
+        and not spill.has(partition)
     ):
         kept = pc.is_in(before["source_file"], value_set=names)
         if pc.all(kept, min_count=0).as_py():
@@ -200,23 +207,25 @@ def _write_bucket(
 
     def rows() -> Iterator[pa.RecordBatch]:
         if unchanged:
-            for batch in shards.read(bucket):
+            for batch in shards.read(partition):
                 yield batch.filter(pc.is_in(batch["source_file"], value_set=names))
-        yield from spill.read(bucket)
+        yield from spill.read(partition)
 
-    shards.write(bucket, schema, rows(), inputs="", settings=settings, facts={})
+    shards.write(partition, schema, rows(), inputs="", configuration=configuration, statistics={})
     return True
 
 
 def _refuse_duplicates(
-    context: StepContext, bucket: str, spill: Spill, unchanged: set[str]
+    context: StepContext, partition: str, spill: Spill, unchanged: set[str]
 ) -> None:
-    """SourceError if an id stands in two places; equal ids are always in the same bucket."""
-    new = spill.places(bucket)
+    """SourceError if an id stands in two places; equal ids are always in the same partition."""
+    new = spill.places(partition)
     if new is None:
         return
     tables = [new]
-    before = context.folder.documents.read_columns(bucket, new.column_names) if unchanged else None
+    before = (
+        context.folder.documents.read_columns(partition, new.column_names) if unchanged else None
+    )
     if before is not None:
         names = pa.array(sorted(unchanged), pa.string())
         tables.insert(0, before.filter(pc.is_in(before["source_file"], value_set=names)))
@@ -228,7 +237,7 @@ def _refuse_duplicates(
     name = twice[0]["values"].as_py()
     places = table.filter(pc.equal(table["document_id"], name)).to_pylist()[:2]
     first, second = (f"{place['source_file']}:{place['source_row']}" for place in places)
-    more = f" {len(twice) - 1} more ids of this bucket stand twice." if len(twice) > 1 else ""
+    more = f" {len(twice) - 1} more ids of this partition stand twice." if len(twice) > 1 else ""
     raise SourceError(
         f"{second}: document id {name!r} stands at {first} too.{more} Ids must be unique over all files: "
         "mend the source, or set source.id to a column that is."
@@ -249,10 +258,10 @@ def _chained(*parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _refuse_too_many_rejections(
-    context: StepContext, files: dict[str, FileFacts], spill: Spill
+    context: StepContext, files: dict[str, FileStatistics], spill: Spill
 ) -> None:
-    rejected = sum(facts.rejected for facts in files.values())
-    total = rejected + sum(facts.rows for facts in files.values())
+    rejected = sum(statistics.rejected for statistics in files.values())
+    total = rejected + sum(statistics.rows for statistics in files.values())
     if context.spec.source.allows(rejected, total):
         return
     path = context.folder.rejected_by_failure

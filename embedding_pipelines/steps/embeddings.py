@@ -1,7 +1,7 @@
-"""embeddings: each chunk gets its vector, from the ledger or from the provider.
+"""embeddings: each chunk gets its vector, from the cache or from the provider.
 
 A text that the provider refuses has no vector (null), and stands with the provider's words in the table of rejected
-texts. It is asked for again when its bucket has other chunks, or when the run is told to.
+texts. It is asked for again when its partition has other chunks, or when the run is told to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
 from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
@@ -33,57 +33,63 @@ from embedding_pipelines.storage.warehouse import Manifest, read_json, write_jso
 
 def write_embeddings(
     context: StepContext,
-    buckets: Sequence[str],
+    partitions: Sequence[str],
     provider: Provider,
-    ledger: Ledger,
+    cache: EmbeddingCache,
     advance: Callable[[int], None],
 ) -> Iterator[StepReport]:
-    """Bring buckets of embeddings up to date with their chunks, and report each once it is committed.
+    """Bring partitions of embeddings up to date with their chunks, and report each once it is committed.
 
-    `advance` is told tokens finished. While one bucket is written the next ones are being embedded.
+    `advance` is told tokens finished. While one partition is written the next ones are being embedded.
     Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent, NotYet while texts are
-    with a service that answers later; what was embedded until then is in the ledger, and what it cost on record.
+    with a service that answers later; what was embedded until then is in the cache, and what it cost on record.
     """
-    purse = Purse.of(context.spec.budget, provider)
+    budget = BudgetTracker.of(context.spec.budget, provider)
     space, stale, unfinished = provider.space, [], EmbedCounts()
-    for bucket in buckets:
-        report = current_embeddings(context, bucket, space)
+    for partition in partitions:
+        report = current_embeddings(context, partition, space)
         if report is None:
-            stale.append(bucket)
+            stale.append(partition)
         else:
-            advance(_source(context, bucket).facts["tokens"])
+            advance(_source(context, partition).statistics["tokens"])
             yield report
-    is_whole, collected = set(buckets) == set(context.spec.bucket_names), 0
+    is_whole, collected = set(partitions) == set(context.spec.partition_names), 0
     if provider.answers_later and (stale or (is_whole and context.folder.waiting.exists())):
-        collected = _through_batches(context, stale, is_whole, provider, ledger)
+        collected = _through_batches(context, stale, is_whole, provider, cache)
     chunks = context.folder.chunks
     batches = (
-        batch for bucket in stale for batch in chunks.read(bucket, ["chunk_id", "text", "tokens"])
+        batch
+        for partition in stale
+        for batch in chunks.read(partition, ["chunk_id", "text", "tokens"])
     )
-    made = embed(batches, provider, ledger, "document", advance, purse, unfinished)
+    made = embed(batches, provider, cache, "document", advance, budget, unfinished)
     try:
         with closing(made) as embedded:  # type: ignore[type-var]
-            for bucket in stale:
-                yield _write_bucket(context, bucket, embedded, provider, collected)
+            for partition in stale:
+                yield _write_partition(context, partition, embedded, provider, collected)
                 collected = 0  # is told once
     finally:
         add_to_spent(context, unfinished, provider.price)
 
 
 def _through_batches(
-    context: StepContext, buckets: Sequence[str], is_whole: bool, provider: Provider, ledger: Ledger
+    context: StepContext,
+    partitions: Sequence[str],
+    is_whole: bool,
+    provider: Provider,
+    cache: EmbeddingCache,
 ) -> int:
     """Collect what a service has done and hand it what nobody knows; the tokens billed for what was collected.
 
-    `buckets` are what has to be done; `is_whole`: nothing else has to be. Raises NotYet while a text of these buckets
+    `partitions` are what has to be done; `is_whole`: nothing else has to be. Raises NotYet while a text of these partitions
     is with the service.
 
     What the service refused within a batch is left to be asked for directly, which says why.
     """
-    purse = Purse.of(context.spec.budget, provider, in_batches=True)
+    budget = BudgetTracker.of(context.spec.budget, provider, in_batches=True)
     with context.warehouse.batches_lock():
         batches = Batches(
-            context.warehouse.batches, provider, provider.batches(), ledger, "document"
+            context.warehouse.batches, provider, provider.batches(), cache, "document"
         )
         _collect(context, batches, provider)
         pending, needed = batches.pending(), set[bytes]()
@@ -92,21 +98,21 @@ def _through_batches(
         def new() -> Iterator[tuple[bytes, str, int]]:
             chunks = (
                 batch
-                for name in buckets
+                for name in partitions
                 for batch in context.folder.chunks.read(name, ["text", "tokens"])
             )
-            for found in look_up(chunks, provider.space, "document", ledger):
+            for found in look_up(chunks, provider.space, "document", cache):
                 needed.update(found.unknown)
                 for key, (text, tokens) in found.unknown.items():
                     if key not in pending and key not in batches.refused:
                         yield key, text, tokens
 
         try:
-            batches.submit(new(), purse, lambda tag: _note(context, _noted(context) | {tag}))
+            batches.submit(new(), budget, lambda tag: _note(context, _noted(context) | {tag}))
         finally:  # what was handed over has to be collected, however this ended
             out = {batch.tag: set(map(bytes.fromhex, batch.keys)) for batch in batches.on_record()}
             awaited = {tag for tag, keys in out.items() if not needed.isdisjoint(keys)}
-            # Other buckets may wait for what was noted for them, though it be collected now.
+            # Other partitions may wait for what was noted for them, though it be collected now.
             _note(context, awaited | (noted & out.keys() if is_whole else noted))
         if awaited:
             raise NotYet(str(batches.waiting()))
@@ -138,13 +144,15 @@ def _note(context: StepContext, tags: set[str]) -> None:
         context.folder.waiting.unlink(missing_ok=True)
 
 
-def current_embeddings(context: StepContext, bucket: str, space: Space) -> StepReport | None:
-    """The report of a bucket that is up to date, None if there is something to do."""
-    made = context.folder.embeddings.current(bucket, _source(context, bucket).digest, space.id)
+def current_embeddings(context: StepContext, partition: str, space: Space) -> StepReport | None:
+    """The report of a partition that is up to date, None if there is something to do."""
+    made = context.folder.embeddings.current(
+        partition, _source(context, partition).digest, space.id
+    )
     if made is None:
         return None
-    counts = EmbedCounts(rejected=made.facts.get("rejected", 0))
-    return StepReport("embeddings", False, _facts(made, counts, None), bucket)
+    counts = EmbedCounts(rejected=made.statistics.get("rejected", 0))
+    return StepReport("embeddings", False, _statistics(made, counts, None), partition)
 
 
 def ask_again(context: StepContext) -> int:
@@ -154,21 +162,21 @@ def ask_again(context: StepContext) -> int:
     """
     count = 0
     with context.folder.lock("run", timeout_seconds=0):
-        for bucket in context.spec.bucket_names:
-            made = context.folder.embeddings.manifest(bucket)
-            if made is not None and made.facts.get("rejected"):
-                count += made.facts["rejected"]
-                context.folder.embeddings.forget(bucket)
+        for partition in context.spec.partition_names:
+            made = context.folder.embeddings.manifest(partition)
+            if made is not None and made.statistics.get("rejected"):
+                count += made.statistics["rejected"]
+                context.folder.embeddings.forget(partition)
     return count
 
 
-def without_vector(context: StepContext, bucket: str) -> set[str]:
-    """The chunk ids of a bucket whose texts the provider refused."""
+def without_vector(context: StepContext, partition: str) -> set[str]:
+    """The chunk ids of a partition whose texts the provider refused."""
     shards = context.folder.embeddings
-    made = shards.manifest(bucket)
-    if made is None or not made.facts.get("rejected"):
+    made = shards.manifest(partition)
+    if made is None or not made.statistics.get("rejected"):
         return set()
-    found = shards.read(bucket, ["chunk_id", VECTOR])
+    found = shards.read(partition, ["chunk_id", VECTOR])
     return {
         name
         for batch in found
@@ -176,24 +184,24 @@ def without_vector(context: StepContext, bucket: str) -> set[str]:
     }
 
 
-def _source(context: StepContext, bucket: str) -> Manifest:
-    source = context.folder.chunks.manifest(bucket)
+def _source(context: StepContext, partition: str) -> Manifest:
+    source = context.folder.chunks.manifest(partition)
     if source is None:
         raise StoreError(
-            f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first."
+            f"Partition {partition!r} of {context.spec.name!r} has no chunks: materialize them first."
         )
     return source
 
 
-def _write_bucket(
+def _write_partition(
     context: StepContext,
-    bucket: str,
+    partition: str,
     embedded: Iterator[Embedded],
     provider: Provider,
     collected: int,
 ) -> StepReport:
-    """`collected` tokens were billed before, in batches, for texts that are in the ledger now."""
-    source, space, counts = _source(context, bucket), provider.space, EmbedCounts()
+    """`collected` tokens were billed before, in batches, for texts that are in the cache now."""
+    source, space, counts = _source(context, partition), provider.space, EmbedCounts()
     schema = embeddings_schema(space.dimensions, space.id)
 
     def rows() -> Iterator[pa.RecordBatch]:
@@ -205,24 +213,26 @@ def _write_bucket(
             add_to_spent(
                 context, window.counts, provider.price
             )  # at once: it is paid for, whatever comes
-            rejected += [_rejection(bucket, window, row) for row in window.rejected]
+            rejected += [_rejection(partition, window, row) for row in window.rejected]
             yield pa.RecordBatch.from_arrays(
                 [window.batch["chunk_id"], _vectors(window)], schema=schema
             )
         counts.rejected = len(rejected)  # rows, not texts
-        facts.update(rejected=len(rejected), **rates(asdict(counts)))
-        _write_rejected(context, bucket, rejected)
+        statistics.update(rejected=len(rejected), **rates(asdict(counts)))
+        _write_rejected(context, partition, rejected)
 
-    facts: dict[str, Any] = {}
-    made = context.folder.embeddings.write(bucket, schema, rows(), source.digest, space.id, facts)
+    statistics: dict[str, Any] = {}
+    made = context.folder.embeddings.write(
+        partition, schema, rows(), source.digest, space.id, statistics
+    )
     usd = (
         counts.billed_tokens * (provider.price or 0) + collected * (provider.batch_price or 0)
     ) / 1e6
     counts.billed_tokens += collected
-    reported = _facts(made, counts, usd if provider.price else None) | {"space": str(space)}
+    reported = _statistics(made, counts, usd if provider.price else None) | {"space": str(space)}
     if counts.embedded and provider.computed_by:
         reported["computed_by"] = provider.computed_by
-    return StepReport("embeddings", True, reported, bucket)
+    return StepReport("embeddings", True, reported, partition)
 
 
 def spent(context: StepContext) -> dict[str, float]:
@@ -256,17 +266,22 @@ def _vectors(window: Embedded) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(values, dimensions, mask=mask)
 
 
-def _rejection(bucket: str, window: Embedded, row: int) -> dict[str, str]:
+def _rejection(partition: str, window: Embedded, row: int) -> dict[str, str]:
     batch = window.batch
     chunk_id, text = batch["chunk_id"][row].as_py(), batch["text"][row].as_py()
-    return {"bucket": bucket, "chunk_id": chunk_id, "text": text, "reason": window.rejected[row]}
+    return {
+        "partition": partition,
+        "chunk_id": chunk_id,
+        "text": text,
+        "reason": window.rejected[row],
+    }
 
 
-def _write_rejected(context: StepContext, bucket: str, rejected: list[dict[str, str]]) -> None:
-    """Replace what the table of rejected texts says of a bucket."""
+def _write_rejected(context: StepContext, partition: str, rejected: list[dict[str, str]]) -> None:
+    """Replace what the table of rejected texts says of a partition."""
     path = context.folder.rejected_texts
     known = pq.read_table(path) if path.exists() else REJECTED_TEXTS.empty_table()
-    others = known.filter(pc.not_equal(known["bucket"], bucket))
+    others = known.filter(pc.not_equal(known["partition"], partition))
     if rejected or len(others) != len(known):
         write_table(
             path,
@@ -298,9 +313,9 @@ def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
         )
 
 
-def _facts(made: Manifest, counts: EmbedCounts, usd: float | None) -> dict[str, Any]:
+def _statistics(made: Manifest, counts: EmbedCounts, usd: float | None) -> dict[str, Any]:
     return {
-        "vectors": made.rows - made.facts.get("rejected", 0),
+        "vectors": made.rows - made.statistics.get("rejected", 0),
         "size_bytes": made.size_bytes,
         **asdict(counts),
         **({} if usd is None else {"usd": round(usd, 6)}),

@@ -40,7 +40,7 @@ class Release(BaseModel):
     spec: PipelineSpec
     released_at: datetime
     checks: dict[str, bool]
-    measures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     forced: str = ""  # why it was released though checks of its quality failed
 
 
@@ -101,7 +101,7 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
     made = _next(context, space, known, state).model_copy(
         update={
             "checks": {check.name: check.passed for check in checks},
-            "measures": verified.get("measures", {}),
+            "metrics": verified.get("metrics", {}),
             "forced": force_reason if failed else "",
         }
     )
@@ -111,14 +111,14 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
         ):  # a run was killed before it was written down
             _remember(context, known.releases[-1])
             _drop_tables(context, known)
-        return StepReport("release", False, _facts(known.releases[-1], known))
+        return StepReport("release", False, _statistics(known.releases[-1], known))
     kept = [*known.releases, made][-context.spec.store.keep_releases :]
     releases = Releases(live=made.number, releases=kept)
     _keep_tables(context, releases, made.table)
     write_json(context.folder.releases, releases.model_dump(mode="json"))
     _remember(context, made)
     _drop_tables(context, releases)
-    return StepReport("release", True, _facts(made, releases))
+    return StepReport("release", True, _statistics(made, releases))
 
 
 def current_release(context: StepContext, space: Space) -> StepReport | None:
@@ -132,7 +132,7 @@ def current_release(context: StepContext, space: Space) -> StepReport | None:
     ):  # `release` writes down what a kill kept out of it
         return None
     same = _serve_alike(newest, _next(context, space, known, state))
-    return StepReport("release", False, _facts(newest, known)) if same else None
+    return StepReport("release", False, _statistics(newest, known)) if same else None
 
 
 def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
@@ -232,7 +232,7 @@ def _remember(context: StepContext, made: Release) -> None:
         "space": made.space.compressed(None).id,
         "codec": made.space.codec,
         "rows": made.rows,
-        "measures": made.measures,
+        "metrics": made.metrics,
         "checks": made.checks,
         "forced": made.forced,
         **spent(context),
@@ -281,7 +281,7 @@ def _drop_tables(context: StepContext, releases: Releases) -> None:
             store.drop(folder, name)
 
 
-def _facts(made: Release, releases: Releases) -> dict[str, Any]:
+def _statistics(made: Release, releases: Releases) -> dict[str, Any]:
     return {
         "release": made.number,
         "live": releases.live,
@@ -290,5 +290,5 @@ def _facts(made: Release, releases: Releases) -> dict[str, Any]:
         "rows": made.rows,
         "space": str(made.space),
         "kept_releases": [entry.number for entry in releases.releases],
-        **made.measures,
+        **made.metrics,
     }

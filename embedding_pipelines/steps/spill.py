@@ -1,4 +1,4 @@
-"""The spill: what a pass over the source read, on disk by bucket, until the buckets are written.
+"""The spill: what a pass over the source read, on disk by partition, until the partitions are written.
 
 Reading needs no more memory than a batch this way. Nothing here outlives the pass.
 """
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.schemas import DIGEST, DOCUMENT_COLUMNS, DOCUMENT_DIGEST, REJECTED, digest
 from embedding_pipelines.sources.base import Rejection
-from embedding_pipelines.spec.pipeline import bucket_of
+from embedding_pipelines.spec.pipeline import partition_of
 
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
 PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
@@ -27,7 +27,7 @@ def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
 
 
 class Spill:
-    """Documents by bucket, and rejections."""
+    """Documents by partition, and rejections."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,8 +41,8 @@ class Spill:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def add(self, batch: pa.RecordBatch, buckets: int, names: list[str]) -> None:
-        """Digest the documents of a batch and put each into its bucket."""
+    def add(self, batch: pa.RecordBatch, partitions: int, names: list[str]) -> None:
+        """Digest the documents of a batch and put each into its partition."""
         metadata_names = [name for name in batch.schema.names if name not in DOCUMENT_COLUMNS]
         metadata = batch.select(metadata_names).to_pylist()
         texts = batch["text"].to_pylist()
@@ -52,7 +52,8 @@ class Spill:
             [*batch.columns, pa.array(digests, DIGEST)], schema=schema
         )
         numbers = pa.array(
-            [bucket_of(name, buckets) for name in batch["document_id"].to_pylist()], pa.int16()
+            [partition_of(name, partitions) for name in batch["document_id"].to_pylist()],
+            pa.int16(),
         )
         for number in pc.unique(numbers).to_pylist():
             self._write(names[number], batch.filter(pc.equal(numbers, number)))
@@ -67,19 +68,19 @@ class Spill:
         self._flush()
         self._stack.close()
 
-    def has(self, bucket: str) -> bool:
-        return bucket in self._writers
+    def has(self, partition: str) -> bool:
+        return partition in self._writers
 
-    def places(self, bucket: str) -> pa.Table | None:
-        """Ids and places of what was added to a bucket, None if nothing was."""
-        if not self.has(bucket):
+    def places(self, partition: str) -> pa.Table | None:
+        """Ids and places of what was added to a partition, None if nothing was."""
+        if not self.has(partition):
             return None
-        return pa.Table.from_batches([batch.select(PLACE) for batch in self.read(bucket)])
+        return pa.Table.from_batches([batch.select(PLACE) for batch in self.read(partition)])
 
-    def read(self, bucket: str) -> Iterator[pa.RecordBatch]:
-        if self.has(bucket):
+    def read(self, partition: str) -> Iterator[pa.RecordBatch]:
+        if self.has(partition):
             with (
-                pa.memory_map(str(self._path(bucket))) as file,
+                pa.memory_map(str(self._path(partition))) as file,
                 pa.ipc.open_stream(file) as batches,
             ):
                 yield from batches
@@ -93,11 +94,11 @@ class Spill:
             self._write("rejected", pa.RecordBatch.from_pylist(rows, REJECTED))
             self._held.clear()
 
-    def _write(self, bucket: str, batch: pa.RecordBatch) -> None:
-        if bucket not in self._writers:
-            writer = pa.ipc.new_stream(str(self._path(bucket)), batch.schema)
-            self._writers[bucket] = self._stack.enter_context(writer)
-        self._writers[bucket].write_batch(batch)
+    def _write(self, partition: str, batch: pa.RecordBatch) -> None:
+        if partition not in self._writers:
+            writer = pa.ipc.new_stream(str(self._path(partition)), batch.schema)
+            self._writers[partition] = self._stack.enter_context(writer)
+        self._writers[partition].write_batch(batch)
 
-    def _path(self, bucket: str) -> Path:
-        return self.folder / f"{bucket}.arrows"
+    def _path(self, partition: str) -> Path:
+        return self.folder / f"{partition}.arrows"

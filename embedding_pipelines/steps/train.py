@@ -19,35 +19,47 @@ def learn_model(context: StepContext, provider: Provider) -> StepReport:
     current = current_model(context, provider)
     if current is not None:
         return current
-    facts = {"texts": 0}
+    statistics = {"texts": 0}
 
     def texts() -> Iterator[str]:
-        for bucket in context.spec.bucket_names:
-            if context.folder.chunks.manifest(bucket) is None:
+        for partition in context.spec.partition_names:
+            if context.folder.chunks.manifest(partition) is None:
                 raise StoreError(
-                    f"Bucket {bucket!r} of {context.spec.name!r} has no chunks: materialize them first."
+                    f"Partition {partition!r} of {context.spec.name!r} has no chunks: materialize them first."
                 )
-            for batch in context.folder.chunks.read(bucket, ["text"]):
-                facts["texts"] += batch.num_rows
+            for batch in context.folder.chunks.read(partition, ["text"]):
+                statistics["texts"] += batch.num_rows
                 yield from batch["text"].to_pylist()
 
     provider.learn(texts())
-    made = {"settings": fingerprint(provider), "revision": provider.space.revision, "facts": facts}
+    made = {
+        "configuration": fingerprint(provider),
+        "revision": provider.space.revision,
+        "statistics": statistics,
+    }
     write_json(context.folder.model, made)
-    return StepReport("model", True, _facts(facts, provider))
+    return StepReport("model", True, _statistics(statistics, provider))
 
 
 def current_model(context: StepContext, provider: Provider) -> StepReport | None:
     """The report of a model that was learnt with the present options, None if there is something to do."""
     made = read_json(context.folder.model)
-    if made is None or made["settings"] != fingerprint(provider):
+    if made is None or made["configuration"] != fingerprint(provider):
         return None
     try:
-        facts = _facts(made["facts"], provider)
+        statistics = _statistics(made["statistics"], provider)
     except EmbeddingPipelinesError:  # what was learnt is lost or damaged
         return None
-    return StepReport("model", False, facts) if facts["revision"] == made["revision"] else None
+    return (
+        StepReport("model", False, statistics)
+        if statistics["revision"] == made["revision"]
+        else None
+    )
 
 
-def _facts(facts: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    return {**facts, "dimensions": provider.space.dimensions, "revision": provider.space.revision}
+def _statistics(statistics: dict[str, Any], provider: Provider) -> dict[str, Any]:
+    return {
+        **statistics,
+        "dimensions": provider.space.dimensions,
+        "revision": provider.space.revision,
+    }

@@ -12,7 +12,7 @@ from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.quality.structure import current_verify
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.chunks import chunk_settings, current_chunks
+from embedding_pipelines.steps.chunks import chunk_configuration, current_chunks
 from embedding_pipelines.steps.codec import current_codec
 from embedding_pipelines.steps.documents import current_documents
 from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wrong_dimensions
@@ -49,14 +49,18 @@ def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:
 
 def _reports(context: StepContext) -> Iterator[StepReport | None]:
     yield current_documents(context)
-    provider, names = context.spec.model, context.spec.bucket_names
-    settings = chunk_settings(context, provider)
-    yield _summed("chunks", [current_chunks(context, bucket, settings) for bucket in names])
+    provider, names = context.spec.model, context.spec.partition_names
+    configuration = chunk_configuration(context, provider)
+    yield _summed(
+        "chunks", [current_chunks(context, partition, configuration) for partition in names]
+    )
     if provider.learns:
         yield current_model(context, provider)
     space = provider.space
     refuse_wrong_dimensions(context, provider)
-    yield _summed("embeddings", [current_embeddings(context, bucket, space) for bucket in names])
+    yield _summed(
+        "embeddings", [current_embeddings(context, partition, space) for partition in names]
+    )
     yield current_codec(context, space)
     yield current_vector_store(context, space)
     yield current_verify(context)

@@ -2,7 +2,7 @@
 
 The table belongs to one space and one set of columns; a changed model, codec or column makes a new
 table beside the old one. What was last written is remembered with the table's version: if the two
-disagree (a run died in between), every bucket is compared again.
+disagree (a run died in between), every partition is compared again.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class TableState:
 
     table: str
     version: int
-    buckets: dict[str, str]  # bucket -> digests of the shards it was made from
+    partitions: dict[str, str]  # partition -> digests of the shards it was made from
     trained_rows: int  # how many the index was trained on, 0 without one
     store: str  # the store's options that decide what the table is
     rows: int
@@ -42,16 +42,16 @@ class TableState:
 
 @dataclass
 class Difference:
-    """What one bucket's rows in the table lack."""
+    """What one partition's rows in the table lack."""
 
     remove: list[str] = field(default_factory=list)
-    add: dict[str, list[bool]] = field(default_factory=dict)  # bucket -> per row of its shard
+    add: dict[str, list[bool]] = field(default_factory=dict)  # partition -> per row of its shard
 
 
 def update_vector_store(context: StepContext, space: Space) -> StepReport:
-    """Make the table hold just the chunks of all buckets, with their vectors encoded.
+    """Make the table hold just the chunks of all partitions, with their vectors encoded.
 
-    Raises StoreError if chunks and embeddings of a bucket do not belong together.
+    Raises StoreError if chunks and embeddings of a partition do not belong together.
     """
     current = current_vector_store(context, space)
     if current is not None:
@@ -61,8 +61,8 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     state = table_state(context)
     wanted = _wanted(context)
     intact = _intact(context, state, name, table.version)
-    done = state.buckets if state is not None and intact else {}
-    stale = [bucket for bucket in wanted if done.get(bucket) != wanted[bucket]]
+    done = state.partitions if state is not None and intact else {}
+    stale = [partition for partition in wanted if done.get(partition) != wanted[partition]]
 
     difference = _difference(context, table, stale)
     added = sum(sum(rows) for rows in difference.add.values())
@@ -85,7 +85,7 @@ def update_vector_store(context: StepContext, space: Space) -> StepReport:
     )
     write_json(context.folder.table_state, asdict(state))
     return StepReport(
-        "vector_store", True, _facts(table, state, codec, added, len(difference.remove))
+        "vector_store", True, _statistics(table, state, codec, added, len(difference.remove))
     )
 
 
@@ -98,10 +98,10 @@ def current_vector_store(context: StepContext, space: Space) -> StepReport | Non
     if (
         state is None
         or not _intact(context, state, name, table.version)
-        or state.buckets != _wanted(context)
+        or state.partitions != _wanted(context)
     ):
         return None
-    return StepReport("vector_store", False, _facts(table, state, codec, 0, 0))
+    return StepReport("vector_store", False, _statistics(table, state, codec, 0, 0))
 
 
 def open_table(context: StepContext, codec: CodecChain, space: Space) -> tuple[Table, str]:
@@ -172,7 +172,7 @@ def _forget_releases(context: StepContext, name: str) -> None:
 
 
 def _wanted(context: StepContext) -> dict[str, str]:
-    return {bucket: _inputs(context, bucket) for bucket in context.spec.bucket_names}
+    return {partition: _inputs(context, partition) for partition in context.spec.partition_names}
 
 
 def _intact(context: StepContext, state: TableState | None, name: str, version: int | None) -> bool:
@@ -185,9 +185,9 @@ def _intact(context: StepContext, state: TableState | None, name: str, version: 
     )
 
 
-def _inputs(context: StepContext, bucket: str) -> str:
-    chunks = context.folder.chunks.manifest(bucket)
-    embeddings = context.folder.embeddings.manifest(bucket)
+def _inputs(context: StepContext, partition: str) -> str:
+    chunks = context.folder.chunks.manifest(partition)
+    embeddings = context.folder.embeddings.manifest(partition)
     if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
         never = chunks is None or embeddings is None
         problem = (
@@ -196,7 +196,7 @@ def _inputs(context: StepContext, bucket: str) -> str:
             else "holds embeddings that are not those of its chunks"
         )
         raise StoreError(
-            f"Pipeline {context.spec.name!r}: bucket {bucket!r} {problem}. Materialize 'chunks' and 'embeddings' of "
+            f"Pipeline {context.spec.name!r}: partition {partition!r} {problem}. Materialize 'chunks' and 'embeddings' of "
             f"it first, or run the whole pipeline: `embedding-pipelines run {context.spec.name}`."
         )
     return f"{chunks.digest}+{embeddings.digest}"
@@ -204,20 +204,20 @@ def _inputs(context: StepContext, bucket: str) -> str:
 
 def _difference(context: StepContext, table: Table, stale: list[str]) -> Difference:
     difference = Difference()
-    for bucket in stale:
+    for partition in stale:
         columns = ["chunk_id", "chunk_digest"]
-        wanted = context.folder.chunks.read_columns(bucket, columns)
+        wanted = context.folder.chunks.read_columns(partition, columns)
         assert wanted is not None
-        ids, refused = wanted["chunk_id"].to_pylist(), without_vector(context, bucket)
+        ids, refused = wanted["chunk_id"].to_pylist(), without_vector(context, partition)
         digests = [None if name in refused else content for name, content in _pairs(wanted)]
         stored: dict[str, bytes | None] = {}
         if table.version is not None:
-            for batch in table.scan(columns, bucket):
+            for batch in table.scan(columns, partition):
                 for name, content in _pairs(batch):
                     stored[name] = (
                         None if name in stored else content
                     )  # a doubled row is put right as a wrong one
-        difference.add[bucket] = [
+        difference.add[partition] = [
             content is not None and stored.get(name) != content
             for name, content in zip(ids, digests, strict=True)
         ]
@@ -238,17 +238,19 @@ def _rows(
     context: StepContext, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
 ) -> Iterator[pa.RecordBatch]:
     done = 0
-    for bucket, wanted in difference.add.items():
+    for partition, wanted in difference.add.items():
         if not any(wanted):
             continue
         first = 0
         pairs = zip(
-            context.folder.chunks.read(bucket), context.folder.embeddings.read(bucket), strict=True
+            context.folder.chunks.read(partition),
+            context.folder.embeddings.read(partition),
+            strict=True,
         )
         for chunks, embeddings in pairs:
             if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
                 raise StoreError(
-                    f"Bucket {bucket!r} of {context.spec.name!r}: chunks and embeddings differ."
+                    f"Partition {partition!r} of {context.spec.name!r}: chunks and embeddings differ."
                 )
             mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
@@ -256,7 +258,7 @@ def _rows(
                 continue
             store = context.spec.store
             rows = _table_rows(
-                chunks.filter(mask), embeddings.filter(mask), bucket, store, codec, schema
+                chunks.filter(mask), embeddings.filter(mask), partition, store, codec, schema
             )
             done += rows.num_rows
             context.progress.update("vector_store", done, total, "rows")
@@ -266,18 +268,18 @@ def _rows(
 def _table_rows(
     chunks: pa.RecordBatch,
     embeddings: pa.RecordBatch,
-    bucket: str,
+    partition: str,
     store: Store,
     codec: CodecChain,
     schema: pa.Schema,
 ) -> pa.RecordBatch:
     vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
-    made = {"bucket": pa.repeat(bucket, chunks.num_rows), **encoded(store, codec, vectors)}
+    made = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _facts(
+def _statistics(
     table: Table, state: TableState, codec: CodecChain, added: int, removed: int
 ) -> dict[str, Any]:
     return {

@@ -1,7 +1,7 @@
 """What the steps hand to one another: Parquet shards, named by manifests, on a local disk.
 
 A shard is written under a temporary name, renamed to a name that contains its digest, and only then
-named by its bucket's manifest, which is replaced in one rename. A reader that follows a manifest
+named by its partition's manifest, which is replaced in one rename. A reader that follows a manifest
 therefore never sees half a shard, and a crash at any point leaves the previous one in force. This
 order is also the one an object store needs; only this file would change for one.
 """
@@ -31,86 +31,86 @@ ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory sta
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one bucket of one step holds, and what it was made from."""
+    """What one partition of one step holds, and what it was made from."""
 
     shard: str
     rows: int
     size_bytes: int
     digest: str  # of the shard's bytes; what the next step compares
     inputs: str  # digest of what it was made from
-    settings: str  # fingerprint of the configuration that made it
-    facts: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
+    configuration: str  # fingerprint of the configuration that made it
+    statistics: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
 
 
 class Shards:
-    """The buckets of one step of one pipeline."""
+    """The partitions of one step of one pipeline."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def manifest(self, bucket: str) -> Manifest | None:
-        """The bucket's manifest, None if the bucket was never written, is lost or cut short: it is then made anew."""
+    def manifest(self, partition: str) -> Manifest | None:
+        """The partition's manifest, None if the partition was never written, is lost or cut short: it is then made anew."""
         try:
-            made = parsed(Manifest, read_json(self.folder / f"{bucket}.json"))
+            made = parsed(Manifest, read_json(self.folder / f"{partition}.json"))
         except StoreError:
             return None
         return made if made and _size(self.folder / made.shard) == made.size_bytes else None
 
-    def current(self, bucket: str, inputs: str, settings: str) -> Manifest | None:
-        """The bucket's manifest if it was made from just these inputs by just these settings, else None."""
-        made = self.manifest(bucket)
+    def current(self, partition: str, inputs: str, configuration: str) -> Manifest | None:
+        """The partition's manifest if it was made from just these inputs by just these settings, else None."""
+        made = self.manifest(partition)
         return (
             made
-            if made is not None and (made.inputs, made.settings) == (inputs, settings)
+            if made is not None and (made.inputs, made.configuration) == (inputs, configuration)
             else None
         )
 
-    def forget(self, bucket: str) -> None:
-        """Have the bucket made anew by whoever needs it next; until then it stays as it is."""
-        made = self.manifest(bucket)
+    def forget(self, partition: str) -> None:
+        """Have the partition made anew by whoever needs it next; until then it stays as it is."""
+        made = self.manifest(partition)
         if made is not None:
-            write_json(self.folder / f"{bucket}.json", {**asdict(made), "settings": ""})
+            write_json(self.folder / f"{partition}.json", {**asdict(made), "configuration": ""})
 
     def read(
-        self, bucket: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
+        self, partition: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
     ) -> Iterator[pa.RecordBatch]:
-        """The bucket's rows in order; nothing if it was never written."""
-        made = self.manifest(bucket)
+        """The partition's rows in order; nothing if it was never written."""
+        made = self.manifest(partition)
         if made is None:
             return
         with pq.ParquetFile(self.folder / made.shard) as file:
             yield from file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
 
-    def schema(self, bucket: str) -> pa.Schema | None:
-        """The Arrow schema of the bucket's shard, its metadata included; None if never written."""
-        made = self.manifest(bucket)
+    def schema(self, partition: str) -> pa.Schema | None:
+        """The Arrow schema of the partition's shard, its metadata included; None if never written."""
+        made = self.manifest(partition)
         return pq.read_schema(self.folder / made.shard) if made else None
 
-    def read_columns(self, bucket: str, columns: list[str]) -> pa.Table | None:
-        """A few narrow columns of a bucket at once; None if it was never written."""
-        made = self.manifest(bucket)
+    def read_columns(self, partition: str, columns: list[str]) -> pa.Table | None:
+        """A few narrow columns of a partition at once; None if it was never written."""
+        made = self.manifest(partition)
         return pq.read_table(self.folder / made.shard, columns=columns) if made else None
 
     def write(
         self,
-        bucket: str,
+        partition: str,
         schema: pa.Schema,
         batches: Iterable[pa.RecordBatch],
         inputs: str,
-        settings: str,
-        facts: dict[str, Any],
+        configuration: str,
+        statistics: dict[str, Any],
     ) -> Manifest:
-        """Replace the bucket; `facts` is read after `batches` is used up, so a generator may fill it."""
+        """Replace the partition; `statistics` is read after `batches` is used up, so a generator may fill it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _draft(self.folder / bucket) as draft:
+        with _draft(self.folder / partition) as draft:
             rows = _write_parquet(draft, schema, batches)
             content = file_digest(draft)
-            shard = self.folder / f"{bucket}-{content[:16]}.parquet"
+            shard = self.folder / f"{partition}-{content[:16]}.parquet"
             size = draft.stat().st_size
             os.replace(draft, shard)
-        made = Manifest(shard.name, rows, size, content, inputs, settings, facts)
-        write_json(self.folder / f"{bucket}.json", asdict(made))
-        for other in self.folder.glob(f"{bucket}-*.parquet"):
+        made = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
+        write_json(self.folder / f"{partition}.json", asdict(made))
+        for other in self.folder.glob(f"{partition}-*.parquet"):
             if other != shard:
                 other.unlink(missing_ok=True)
         return made
@@ -162,16 +162,16 @@ class PipelineFolder:
                 f"Pipeline {self.folder.name!r} is being run by another process. Wait for it to end, then try again."
             ) from error
 
-    def fix_buckets(self, buckets: int) -> None:
-        """Remember the number of buckets at the first run; ConfigError if it has changed since."""
+    def fix_partitions(self, partitions: int) -> None:
+        """Remember the number of partitions at the first run; ConfigError if it has changed since."""
         path = self.folder / "pipeline.json"
         fixed = read_json(path)
         if fixed is None:
-            write_json(path, {"buckets": buckets})
-        elif fixed["buckets"] != buckets:
+            write_json(path, {"partitions": partitions})
+        elif fixed["partitions"] != partitions:
             raise ConfigError(
-                f"Pipeline {self.folder.name!r} was made with {fixed['buckets']} buckets, its file now says "
-                f"{buckets}. The number is fixed for a pipeline's life: set it back, or give the file a new name."
+                f"Pipeline {self.folder.name!r} was made with {fixed['partitions']} partitions, its file now says "
+                f"{partitions}. The number is fixed for a pipeline's life: set it back, or give the file a new name."
             )
 
 
@@ -181,7 +181,7 @@ class Warehouse:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.root = warehouse_folder(home)
-        self.ledger = self.root / "ledger.sqlite"
+        self.cache = self.root / "cache.sqlite"
         self.tables = self.root / "tables"
         self.batches = self.root / "batches"  # texts that are with a service
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lancedb.query import AsyncQueryBase
     from lancedb.table import AsyncTable
 
-INTERNAL = ("bucket", "chunk_digest")  # serve the update, say nothing to a searcher
+INTERNAL = ("partition", "chunk_digest")  # serve the update, say nothing to a searcher
 BATCH_ROWS = (
     16_384  # that are read at a time: 100,000 x 128 codes take 21 ms so, 65 by lancedb's 1,024
 )

@@ -59,9 +59,9 @@ class Table(ABC):
 
     @abstractmethod
     def scan(
-        self, columns: Sequence[str], bucket: str | None = None, version: int | None = None
+        self, columns: Sequence[str], partition: str | None = None, version: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows, or of one bucket's."""
+        """Some columns of all rows, or of one partition's."""
 
     @abstractmethod
     def search(

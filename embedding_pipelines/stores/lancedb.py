@@ -144,11 +144,11 @@ class LanceTable(Table):
         return self._open(version).schema
 
     def scan(
-        self, columns: Sequence[str], bucket: str | None = None, version: int | None = None
+        self, columns: Sequence[str], partition: str | None = None, version: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         query = self._open(version).search().select(list(columns))
-        if bucket is not None:
-            query = query.where(f"bucket = {quoted(bucket)}")
+        if partition is not None:
+            query = query.where(f"partition = {quoted(partition)}")
         yield from query.to_batches()
 
     def search(

@@ -44,7 +44,7 @@ def things(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return built
 
 
-def facts(out: str) -> dict[str, str]:
+def statistics(out: str) -> dict[str, str]:
     """The lines of names and values, by name."""
     return dict(
         parts for line in out.splitlines() if len(parts := line.strip().split("  ", 1)) == 2
@@ -57,7 +57,7 @@ def test_diff_says_what_changed_between_the_last_two_releases(
     said = command("diff", "things")
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("things: release 1 -> 2\n")
-    found = {name: value.strip() for name, value in facts(said.out).items()}
+    found = {name: value.strip() for name, value in statistics(said.out).items()}
     assert found["documents"] == "4 -> 4: 1 new, 1 gone, 0 changed, 0 moved"
     assert (found["rows"], found["new"], found["gone"]) == ("4 -> 4", "9", "0")
     assert found["compression"] == '[] -> [{"kind": "int8"}]'

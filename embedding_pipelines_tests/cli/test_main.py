@@ -252,9 +252,13 @@ def test_a_pipeline_that_is_being_run_is_not_run_twice(command: Command, things:
 def test_status_shows_how_a_pipeline_stands(command: Command, things: Path) -> None:
     said = command("status", "things")
     assert said.code == 0
-    facts = dict(line.strip().split(maxsplit=1) for line in said.out.splitlines()[1:])
-    assert (facts["documents"], facts["chunks"], facts["embeddings"]) == ("3", "3", "3")
-    assert facts["source"] == "up to date"
+    statistics = dict(line.strip().split(maxsplit=1) for line in said.out.splitlines()[1:])
+    assert (statistics["documents"], statistics["chunks"], statistics["embeddings"]) == (
+        "3",
+        "3",
+        "3",
+    )
+    assert statistics["source"] == "up to date"
     assert "rejected.parquet" not in said.out
     (row,) = json.loads(command("status", "--json").out)["pipelines"]
     assert (row["pipeline"], row["documents"], row["kept_releases"]) == ("things", 3, [1, 2])

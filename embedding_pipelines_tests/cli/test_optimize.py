@@ -122,7 +122,7 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     path.write_text(file_of(built) + "evaluation: {require: {recall_at_10: 1.1}}\n")
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
     assert said.code == 1
-    assert "required_measures_hold" in said.err
+    assert "required_metrics_hold" in said.err
     fitted = fitted_for(context_of(built, "p"), context.spec.model.space)
     assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
     assert codec_path(context, context.spec.model.space) == before

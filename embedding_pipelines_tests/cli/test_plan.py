@@ -24,7 +24,7 @@ ROWS = [(number, f"tale {number} of the fox", "tale") for number in range(30)]
 REMOTE = """\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
 model: {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
-buckets: 2
+partitions: 2
 """
 
 
@@ -47,15 +47,15 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
     said = command("plan")
     assert (said.code, said.err) == (0, "")
     title, *lines = said.out.splitlines()
-    facts = dict(line.strip().rsplit("  ", 1) for line in lines)
-    facts = {name.strip(): value for name, value in facts.items()}
+    statistics = dict(line.strip().rsplit("  ", 1) for line in lines)
+    statistics = {name.strip(): value for name, value in statistics.items()}
     assert title == "tales"
-    assert (facts["rows new"], facts["rows unchanged"], facts["texts to embed"]) == (
+    assert (statistics["rows new"], statistics["rows unchanged"], statistics["texts to embed"]) == (
         "30",
         "0",
         "30",
     )
-    assert facts["seconds"] == "-"
+    assert statistics["seconds"] == "-"
     assert not server.requests
 
     [row] = json.loads(command("plan", "tales", "--json").out)

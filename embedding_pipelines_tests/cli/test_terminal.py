@@ -12,8 +12,8 @@ from embedding_pipelines.cli.terminal import (
     TerminalProgress,
     counted,
     make_console,
-    print_facts,
     print_hits,
+    print_statistics,
     print_table,
     printable,
     sentence,
@@ -21,11 +21,11 @@ from embedding_pipelines.cli.terminal import (
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.search import Hit, SearchResult
 
-FACTS: dict[str, dict[str, Any]] = {
+STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents": 1, "files": 1, "rejected": 0},
     "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
     "model": {"texts": 2, "dimensions": 16},
-    "embeddings": {"vectors": 2, "embedded": 1, "from_ledger": 1, "tokens_per_second": 5_000},
+    "embeddings": {"vectors": 2, "embedded": 1, "from_cache": 1, "tokens_per_second": 5_000},
     "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
     "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},
@@ -58,7 +58,7 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
     [
         ("documents", "1 document from 1 file, 0 rejected (2.0 s)"),
         ("chunks", "2 chunks, 1,234 tokens, 0 empty documents (2.0 s)"),
-        ("embeddings", "2 vectors: 1 text embedded, 1 from the ledger at 5,000 tokens/s (2.0 s)"),
+        ("embeddings", "2 vectors: 1 text embedded, 1 from the cache at 5,000 tokens/s (2.0 s)"),
         ("codec", "384 x float32, 1,536 bytes each (2.0 s)"),
         ("vector_store", "2 rows: 2 added, 0 removed (2.0 s)"),
         ("checks", "12 of 13 passed, known items 0.870, recall@10 0.991 (2.0 s)"),
@@ -66,12 +66,13 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
     ],
 )
 def test_a_report_is_a_sentence(step: str, said: str) -> None:
-    assert sentence(StepReport(step, True, FACTS[step], seconds=2.0)) == said
+    assert sentence(StepReport(step, True, STATISTICS[step], seconds=2.0)) == said
 
 
 def test_a_step_without_work_says_so() -> None:
     assert (
-        sentence(StepReport("release", False, FACTS["release"])) == "release 3, live: 3 (unchanged)"
+        sentence(StepReport("release", False, STATISTICS["release"]))
+        == "release 3, live: 3 (unchanged)"
     )
 
 
@@ -88,7 +89,7 @@ def test_a_pipe_gets_plain_whole_lines() -> None:
     with TerminalProgress(console, "products") as progress:
         for step in SENTENCES:
             progress.update(step, 1, 2, "rows")
-            progress.finish(StepReport(step, True, FACTS[step], seconds=2.0))
+            progress.finish(StepReport(step, True, STATISTICS[step], seconds=2.0))
     lines = written.getvalue().splitlines()
     assert [line.split()[:2] for line in lines] == [["products", step] for step in SENTENCES]
     assert "\x1b" not in written.getvalue()
@@ -119,9 +120,9 @@ def test_a_bar_waits_for_the_next_step() -> None:
     console, _ = _console(force_terminal=True)
     with TerminalProgress(console, "p") as progress:
         assert [task.description for task in progress._bars.tasks] == ["documents"]
-        progress.finish(StepReport("documents", True, FACTS["documents"]))
+        progress.finish(StepReport("documents", True, STATISTICS["documents"]))
         assert [task.description for task in progress._bars.tasks] == ["chunks"]
-        progress.finish(StepReport("release", True, FACTS["release"]))
+        progress.finish(StepReport("release", True, STATISTICS["release"]))
         assert not progress._bars.tasks
 
 
@@ -152,9 +153,9 @@ def test_a_table_is_cut_at_the_edge_of_a_terminal() -> None:
     assert written.getvalue().rstrip().endswith("…")
 
 
-def test_facts_are_never_folded() -> None:
+def test_statistics_are_never_folded() -> None:
     console, written = _console(width=20, force_terminal=True, color_system=None)
-    print_facts(
+    print_statistics(
         console,
         "p",
         {"rejected_table": "/a/very/long/path/to/rejected.parquet", "kept": [1, 2], "none": []},

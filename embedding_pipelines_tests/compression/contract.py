@@ -141,7 +141,7 @@ def _check_identity(
     chain.save(path)
     loaded = CodecChain.load(path)
     assert loaded.id == chain.id
-    assert loaded.facts() == chain.facts()
+    assert loaded.statistics() == chain.statistics()
     assert np.array_equal(loaded.encode(vectors), chain.encode(vectors))
     for number in (np.nan, np.inf):
         broken = sample.copy()

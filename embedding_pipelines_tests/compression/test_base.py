@@ -44,7 +44,7 @@ def test_the_empty_chain_is_the_identity_and_keeps_lengths(tmp_path: Path) -> No
     assert np.array_equal(chain.encode(vectors), vectors)
     assert np.array_equal(chain.decode(vectors), vectors)
     chain.save(tmp_path / "codec.npz")
-    assert CodecChain.load(tmp_path / "codec.npz").facts() == chain.facts()
+    assert CodecChain.load(tmp_path / "codec.npz").statistics() == chain.statistics()
 
 
 def test_a_chain_applies_its_codecs_in_order_and_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_each_codec_is_fitted_to_what_the_one_before_it_makes() -> None:
     sample = clustered(500, 96)
     chain = fitted([Pca(dimensions=8), Int8()], sample)
     projected = chain.codecs[0].encode(sample)
-    assert chain.codecs[1].facts() == Int8().fit([projected]).facts()
+    assert chain.codecs[1].statistics() == Int8().fit([projected]).statistics()
 
 
 def test_the_id_tells_kinds_options_and_vectors_apart() -> None:

@@ -56,7 +56,7 @@ def test_a_chain_with_copies_comes_back_from_its_file_with_them(tmp_path: Path) 
     chain = fitted([Pca(dimensions=32), Binary(oversample=3)], vectors)
     chain.save(tmp_path / "codec.npz")
     loaded = CodecChain.load(tmp_path / "codec.npz")
-    assert (loaded.id, loaded.facts(), loaded.oversample) == (chain.id, chain.facts(), 3)
+    assert (loaded.id, loaded.statistics(), loaded.oversample) == (chain.id, chain.statistics(), 3)
     copies = chain.encode_copies(vectors)
     assert copies is not None
     assert np.array_equal(loaded.encode_copies(vectors), copies)
@@ -110,7 +110,7 @@ def test_rescored_cosines_are_the_exact_ones_within_the_error_of_the_copies(
     copies = chain.encode_copies(vectors * np.float32(length))
     assert copies is not None
     # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by its own length.
-    scale = chain.facts()["codecs"][0]["copy"].get("scale", 2**-10)
+    scale = chain.statistics()["codecs"][0]["copy"].get("scale", 2**-10)
     found = chain.rescore(vectors[7] * np.float32(length), copies)
     assert found == pytest.approx(
         unit(vectors) @ unit(vectors)[7], abs=scale * np.sqrt(dimensions) + 1e-5

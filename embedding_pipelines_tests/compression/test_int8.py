@@ -36,7 +36,7 @@ def test_the_scale_is_that_of_the_largest_number_of_all_blocks() -> None:
     order = [largest, *(row for row in range(100) if row != largest)]
     for rows in (order, order[::-1]):
         codec = Int8().fit(vectors[rows][at : at + 7] for at in range(0, 100, 7))
-        assert codec.facts()["scale"] == pytest.approx(np.abs(vectors[largest]).max() / 127)
+        assert codec.statistics()["scale"] == pytest.approx(np.abs(vectors[largest]).max() / 127)
 
 
 def test_vectors_without_any_direction_are_refused() -> None:

@@ -21,14 +21,14 @@ def as_they_come(pca: Pca, *blocks: Vectors) -> PcaCodec:
 
 def test_pca_keeps_the_contract_and_the_neighbours(tmp_path: Path) -> None:
     codec = check_compressor(Pca(dimensions=28), tmp_path, cosine_floor=0.995, overlap_floor=0.95)
-    assert 0.98 < codec.facts()["kept_energy"] <= 1
+    assert 0.98 < codec.statistics()["kept_energy"] <= 1
 
 
 def test_pca_to_all_dimensions_is_a_rotation_that_loses_nothing() -> None:
     vectors = clustered(200, 48)
     codec = Pca(dimensions=48).fit([vectors])
     assert codec.decode(codec.encode(vectors)) == pytest.approx(vectors, abs=1e-5)
-    assert codec.facts()["kept_energy"] == pytest.approx(1)
+    assert codec.statistics()["kept_energy"] == pytest.approx(1)
 
 
 def test_the_mean_is_not_subtracted() -> None:
@@ -93,8 +93,8 @@ def test_the_spectrum_says_how_much_lies_in_each_direction_those_that_are_droppe
     principal = as_they_come(Pca(dimensions=12), vectors)
     energies = ((vectors @ principal.directions.T) ** 2).sum(axis=0) / len(vectors)
     assert codec.spectrum[:12] == pytest.approx(energies, rel=1e-4)
-    assert codec.facts()["kept_energy"] == pytest.approx(energies.sum(), abs=1e-5)
-    assert "spectrum" not in codec.facts()
+    assert codec.statistics()["kept_energy"] == pytest.approx(energies.sum(), abs=1e-5)
+    assert "spectrum" not in codec.statistics()
     CodecChain([codec], 48).save(tmp_path / "codec.npz")
     (loaded,) = CodecChain.load(tmp_path / "codec.npz").codecs
     assert np.array_equal(loaded.arrays()["spectrum"], codec.spectrum)

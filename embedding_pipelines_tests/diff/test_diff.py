@@ -19,9 +19,9 @@ from embedding_pipelines.diff.documents import (
     open_release,
 )
 from embedding_pipelines.diff.queries import Question, compare_answers
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
-from embedding_pipelines.providers.base import Reply, Role
+from embedding_pipelines.providers.base import InputType, Reply
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.release import live_release, read_releases, rollback
@@ -193,7 +193,7 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
     assert (neighbours.embedded_before, neighbours.embedded_after) == (
         0,
         0,
-    )  # the ledger knows all chunks
+    )  # the cache knows all chunks
     overlaps = [change.overlap for change in neighbours.changed]
     assert overlaps == sorted(overlaps)
     for change in neighbours.changed:
@@ -237,7 +237,7 @@ def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: 
         1,
         1,
         0,
-    )  # one model, one ledger
+    )  # one model, one cache
     (change,) = queries.changed
     assert (change.came, change.went, change.overlap) == (["id-99"], ["id-7"], 7 / 8)
     assert queries.mean_overlap == 7 / 8
@@ -275,7 +275,7 @@ def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Pat
 class Refusing(Hashing):
     """Hashing that has no vector for a certain text."""
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         refused = {row: "too rude" for row, text in enumerate(inputs) if text == "rude"}
         vectors = self.embed(inputs, input_type)
         vectors[list(refused)] = np.nan
@@ -288,8 +288,8 @@ def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -
     spec = here.release.spec.model_copy(update={"model": Refusing()})
     asked = Opened(here.release.model_copy(update={"spec": spec}), here.table, here.codec)
     questions = [Question("a", "rude", "rude"), Question("b", "red fox", "red fox")]
-    with Ledger(Warehouse(home).ledger) as ledger:
-        found = compare_answers(asked, asked, ledger, questions, "query")
+    with EmbeddingCache(Warehouse(home).cache) as cache:
+        found = compare_answers(asked, asked, cache, questions, "query")
     assert (found.asked, found.without_vector, found.mean_overlap) == (1, 1, 1)
 
 
@@ -342,24 +342,24 @@ def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> 
         home,
         1,
         lambda entry: entry.update(
-            measures={"ndcg_at_10": 0.5, "duplicate_rate": 0.1, "hubness": 1}
+            metrics={"ndcg_at_10": 0.5, "duplicate_rate": 0.1, "hubness": 1}
         ),
     )
     edit_release(
         home,
         2,
-        lambda entry: entry.update(measures={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}),
+        lambda entry: entry.update(metrics={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}),
     )
-    measures = [
-        (change.measure, change.difference, change.better) for change in compared(home).measures
+    metrics = [
+        (change.measure, change.difference, change.better) for change in compared(home).metrics
     ]
-    assert measures == [
+    assert metrics == [
         ("ndcg_at_10", 0.25, True),
         ("duplicate_rate", 0, None),
         ("hubness", None, None),
         ("own", None, None),
     ]
-    assert [change.better for change in compared(home, 2, 1).measures] == [False, None, None, None]
+    assert [change.better for change in compared(home, 2, 1).metrics] == [False, None, None, None]
 
 
 # --- which releases

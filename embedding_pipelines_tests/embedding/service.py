@@ -11,7 +11,7 @@ from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Vectors, WireServer
 
 TEXTS = 10_000
-CALL_TEXTS = 25
+REQUEST_TEXTS = 25
 WINDOW = 1_000
 
 
@@ -41,11 +41,11 @@ DIALECT = Dialect(
 
 
 class Little(Openai):
-    """Calls of CALL_TEXTS texts at most."""
+    """Calls of REQUEST_TEXTS texts at most."""
 
     @property
     def limits(self) -> Limits:
-        return Limits(256, 8_192, CALL_TEXTS, self.concurrent_calls)
+        return Limits(256, 8_192, REQUEST_TEXTS, self.concurrent_requests)
 
 
 def little(server: WireServer, **options: Any) -> Little:

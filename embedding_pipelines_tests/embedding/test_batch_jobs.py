@@ -16,8 +16,8 @@ import pytest
 
 from embedding_pipelines.embedding import batch_jobs as batches_module
 from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.request import TRIES
 from embedding_pipelines.errors import BudgetError, ProviderError, StoreError
 from embedding_pipelines.plan import plan
@@ -69,7 +69,7 @@ def pipeline(
         name,
         f"source: {{kind: csv, path: 'data/{name}*.csv', id: id, text: [title], metadata: [cat]}}\n"
         f"model: {{provider: openai, {options}}}\n"
-        f"buckets: 2\n{UNMEASURED}{more}",
+        f"partitions: 2\n{UNMEASURED}{more}",
     )
 
 
@@ -82,17 +82,17 @@ def zoo(home: Path, server: BatchServer) -> Path:
 
 
 def embedded(
-    home: Path, name: str = "zoo", buckets: Sequence[str] | None = None
+    home: Path, name: str = "zoo", partitions: Sequence[str] | None = None
 ) -> list[StepReport]:
-    """A run up to the embeddings, of some buckets or all, with all objects new, as another process has them."""
+    """A run up to the embeddings, of some partitions or all, with all objects new, as another process has them."""
     context = context_of(home, name)
     provider = context.spec.model
     write_documents(context)
-    for bucket in context.spec.bucket_names:
-        write_chunks(context, bucket, provider)
-    with Ledger(context.warehouse.ledger) as ledger:
-        names = context.spec.bucket_names if buckets is None else buckets
-        return list(write_embeddings(context, names, provider, ledger, lambda tokens: None))
+    for partition in context.spec.partition_names:
+        write_chunks(context, partition, provider)
+    with EmbeddingCache(context.warehouse.cache) as cache:
+        names = context.spec.partition_names if partitions is None else partitions
+        return list(write_embeddings(context, names, provider, cache, lambda tokens: None))
 
 
 def batches_of(texts: int, zoo: Path) -> None:
@@ -112,9 +112,9 @@ def vectors(home: Path, name: str = "zoo") -> dict[str, Any]:
     """The vector of each text; None if it was refused."""
     context = context_of(home, name)
     found: dict[str, Any] = {}
-    for bucket in context.spec.bucket_names:
-        texts = context.folder.chunks.read_columns(bucket, ["text"])
-        rows = context.folder.embeddings.read_columns(bucket, [VECTOR])
+    for partition in context.spec.partition_names:
+        texts = context.folder.chunks.read_columns(partition, ["text"])
+        rows = context.folder.embeddings.read_columns(partition, [VECTOR])
         assert texts is not None
         assert rows is not None
         found.update(zip(texts["text"].to_pylist(), rows[VECTOR].to_pylist(), strict=True))
@@ -155,11 +155,11 @@ def rejected(home: Path) -> dict[str, str]:
     )
 
 
-def opened(home: Path, ledger: Ledger, **options: Any) -> Batches:
+def opened(home: Path, cache: EmbeddingCache, **options: Any) -> Batches:
     context = context_of(home, "zoo")
     provider = context.spec.model
     return Batches(
-        context.warehouse.batches, provider, provider.batches(), ledger, "document", **options
+        context.warehouse.batches, provider, provider.batches(), cache, "document", **options
     )
 
 
@@ -327,7 +327,7 @@ def test_a_text_without_a_right_vector_is_asked_for_directly_once_and_the_others
     assert server.direct.count(ODD) == 1
     check_vectors(zoo, server, TEXTS - {ODD})
     assert "answered 400: It is not to be said." in rejected(zoo)[ODD]
-    assert sum(report.facts["rejected"] for report in reports) == 1
+    assert sum(report.statistics["rejected"] for report in reports) == 1
     assert {text: count for text, count in server.submitted().items() if count > 1} == {}
 
 
@@ -430,8 +430,8 @@ def test_a_batch_that_failed_as_a_whole_is_an_error_in_the_services_words_and_th
         embedded(zoo)
     assert first in str(caught.value)
     assert len(records(zoo)) == 1  # of the third: the second was collected all the same
-    with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
-        assert len(ledger) == len(server.batches[second].texts())
+    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+        assert len(cache) == len(server.batches[second].texts())
     assert waits(zoo).startswith("7 texts are with the service in 2 batches")
     assert third in {record["id"] for record in records(zoo)}
     server.finish_all()
@@ -577,7 +577,7 @@ def test_what_a_killed_process_submitted_is_noted_for_the_sensor(
 
 
 @pytest.mark.parametrize("all_ended", [False, True])
-def test_a_run_of_some_buckets_forgets_nothing_that_the_others_wait_for(
+def test_a_run_of_some_partitions_forgets_nothing_that_the_others_wait_for(
     zoo: Path, server: BatchServer, all_ended: bool
 ) -> None:
     batches_of(1, zoo)
@@ -585,22 +585,24 @@ def test_a_run_of_some_buckets_forgets_nothing_that_the_others_wait_for(
     everything = tags(zoo)
     assert (len(everything), noted(zoo)) == (12, everything)
     context = context_of(zoo, "zoo")
-    first, second = context.spec.bucket_names
+    first, second = context.spec.partition_names
     of_first = context.folder.chunks.read_columns(first, ["text"])
     assert of_first is not None
     theirs = set(of_first["text"].to_pylist())
     assert 0 < len(theirs) < 12
     with pytest.raises(NotYet):
-        embedded(zoo, buckets=[first])
+        embedded(zoo, partitions=[first])
     assert noted(zoo) == everything
     for name in server.out:
         if all_ended or set(server.batches[name].texts()) <= theirs:
             server.finish(name)
-    assert len(embedded(zoo, buckets=[first])) == 1
+    assert len(embedded(zoo, partitions=[first])) == 1
     assert len(tags(zoo)) == (0 if all_ended else 12 - len(theirs))
-    assert noted(zoo) == everything  # what is collected now may be what the other bucket waits for
+    assert (
+        noted(zoo) == everything
+    )  # what is collected now may be what the other partition waits for
     server.finish_all()
-    embedded(zoo, buckets=[second])
+    embedded(zoo, partitions=[second])
     check_vectors(zoo, server)
     embedded(zoo)  # the run that the sensor asks for: nothing is left to do
     assert not noted(zoo)
@@ -658,8 +660,10 @@ def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_kno
         (sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8
     )
     last = billed(server)[-1]  # the others were told by the runs that waited
-    assert sum(report.facts["billed_tokens"] for report in reports) == last + len(ODD_ONE.split())
-    usd = sum(report.facts["usd"] for report in reports)
+    assert sum(report.statistics["billed_tokens"] for report in reports) == last + len(
+        ODD_ONE.split()
+    )
+    usd = sum(report.statistics["usd"] for report in reports)
     assert usd == pytest.approx((last * LATER + direct) / 1e6, abs=2e-6)
 
 
@@ -692,8 +696,8 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
     server.fate = lambda text: "refused" if text == ODD_ONE else None
     waits(zoo)
     server.finish_all()
-    with Ledger(context.warehouse.ledger) as ledger:
-        opened(zoo, ledger).collect()
+    with EmbeddingCache(context.warehouse.cache) as cache:
+        opened(zoo, cache).collect()
     left = plan(context, context.spec.model)
     assert left.texts_to_embed == 1
     assert left.usd == pytest.approx(
@@ -703,8 +707,10 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
 
 def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:
     provider, budget = Openai(model=KNOWN, mode="batch"), Budget(usd=0.01)
-    assert Purse.of(budget, provider).limit == pytest.approx(0.01 / DIRECT * 1e6)
-    assert Purse.of(budget, provider, in_batches=True).limit == pytest.approx(0.01 / LATER * 1e6)
+    assert BudgetTracker.of(budget, provider).limit == pytest.approx(0.01 / DIRECT * 1e6)
+    assert BudgetTracker.of(budget, provider, in_batches=True).limit == pytest.approx(
+        0.01 / LATER * 1e6
+    )
 
 
 def test_a_budget_that_holds_no_text_submits_nothing(zoo: Path, server: BatchServer) -> None:
@@ -896,12 +902,12 @@ def test_what_has_ended_is_named_alike_until_something_new_has(
     zoo: Path, server: BatchServer
 ) -> None:
     waits(zoo)
-    with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
-        assert opened(zoo, ledger).ended() == []
+    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+        assert opened(zoo, cache).ended() == []
         server.finish_all()
-        (tag,) = opened(zoo, ledger).ended()
+        (tag,) = opened(zoo, cache).ended()
         assert tag == records(zoo)[0]["tag"]
-        assert opened(zoo, ledger).ended() == [tag]
+        assert opened(zoo, cache).ended() == [tag]
 
 
 def test_a_submission_that_fails_again_is_no_news(zoo: Path, server: BatchServer) -> None:
@@ -910,8 +916,8 @@ def test_a_submission_that_fails_again_is_no_news(zoo: Path, server: BatchServer
         server.faults["create"].extend([Fault("status", 500)] * TRIES)
         with pytest.raises(ProviderError):
             embedded(zoo)
-        with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
-            names += opened(zoo, ledger).ended()
+        with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+            names += opened(zoo, cache).ended()
     assert len(names) == 2
     assert len(set(names)) == 1
 
@@ -921,8 +927,11 @@ def test_one_try_is_one_request(zoo: Path, server: BatchServer) -> None:
     before = server.asked["retrieve"]
     server.faults["retrieve"].extend([Fault("status", 500)] * 9)
     started = time.monotonic()
-    with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger, pytest.raises(ProviderError):
-        opened(zoo, ledger, tries=1).ended()
+    with (
+        EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache,
+        pytest.raises(ProviderError),
+    ):
+        opened(zoo, cache, tries=1).ended()
     assert server.asked["retrieve"] == before + 1
     assert time.monotonic() - started < 5
 
@@ -937,11 +946,11 @@ def test_a_real_batch_holds_what_the_guide_says() -> None:
 def test_tokens_are_learnt_from_the_bill(zoo: Path, server: BatchServer) -> None:
     waits(zoo)
     server.finish_all()
-    with Ledger(context_of(zoo, "zoo").warehouse.ledger) as ledger:
-        batches = opened(zoo, ledger)
+    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+        batches = opened(zoo, cache)
         batches.collect()
         assert batches.tokens == 12 * 6
         assert batches.waiting() is None
         assert batches.pending() == set()
-        batches.submit([], Purse(Budget(tokens=0)))
+        batches.submit([], BudgetTracker(Budget(tokens=0)))
     assert server.asked["create"] == 1

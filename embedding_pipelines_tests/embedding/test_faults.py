@@ -19,12 +19,12 @@ from pydantic import PrivateAttr
 
 from embedding_pipelines.embedding import request as asking
 from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
-from embedding_pipelines.embedding.budget import Purse
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.sanity import PROOFS, UNLIKE_TEXTS
 from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
-from embedding_pipelines.providers.base import Limits, Reply, Role
+from embedding_pipelines.providers.base import InputType, Limits, Reply
 from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
@@ -39,8 +39,8 @@ from embedding_pipelines_tests.chain import (
 )
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import (
-    CALL_TEXTS,
     DIALECT,
+    REQUEST_TEXTS,
     TEXTS,
     Little,
     little,
@@ -71,17 +71,17 @@ def faulty(random: random.Random) -> Fault | None:
 
 
 def through(
-    server: WireServer, ledger: Ledger, texts: list[str], **options: object
+    server: WireServer, cache: EmbeddingCache, texts: list[str], **options: object
 ) -> tuple[list[Embedded], EmbedCounts]:
-    purse = options.pop("purse", None)
+    budget = options.pop("budget", None)
     found = list(
         embed(
             windows(texts),
             little(server, **options),
-            ledger,
+            cache,
             "document",
             lambda tokens: None,
-            purse,
+            budget,
         )
     )
     counts = EmbedCounts()
@@ -96,9 +96,9 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.02)
     texts = [f"text number {n} about {n % 97} and {n % 89}" for n in range(TEXTS)]
     bad = {texts[n]: f"This model does not speak of {n}." for n in (17, 4_711, 4_712, 9_999)}
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance, server.poisoned = faulty, bad.get
-        found, counts = through(server, ledger, texts)
+        found, counts = through(server, cache, texts)
         refused = {
             window.batch["text"][row].as_py(): reason
             for window in found
@@ -112,14 +112,14 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
             vectors[good], server.vectors([text for text in texts if text not in bad]), atol=1e-5
         )
         assert np.isnan(vectors[~good]).all()
-        assert len(ledger) == counts.embedded == TEXTS - len(bad)
+        assert len(cache) == counts.embedded == TEXTS - len(bad)
         assert counts.rejected == len(bad)
         assert counts.retries > 20
         assert sum(server.billed.values()) <= 1.02 * (TEXTS - len(bad))
         assert not server.billed.keys() & bad.keys()
 
         _, counts = through(
-            server, ledger, texts
+            server, cache, texts
         )  # the bad ones are asked for again, the good ones are not
         assert (counts.embedded, counts.rejected) == (0, len(bad))
 
@@ -139,19 +139,19 @@ def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_servic
 def test_what_waiting_cannot_mend_ends_the_run_at_once(
     tmp_path: Path, fault: Fault, message: str
 ) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance = lambda _: fault
         with pytest.raises(ProviderError, match=message):
-            through(server, ledger, [f"text {n}" for n in range(2_000)])
-        assert len(server.requests) <= 2 * little(server).concurrent_calls
+            through(server, cache, [f"text {n}" for n in range(2_000)])
+        assert len(server.requests) <= 2 * little(server).concurrent_requests
 
 
 def test_a_service_that_refuses_everything_is_not_bisected_to_the_last_text(tmp_path: Path) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance = lambda _: Fault("status", 400, "Unknown parameter: 'encoding_format'.")
         with pytest.raises(ProviderError, match="Unknown parameter"):
-            through(server, ledger, [f"text {n}" for n in range(2_000)])
-        assert len(server.requests) <= 2 * little(server).concurrent_calls + 2
+            through(server, cache, [f"text {n}" for n in range(2_000)])
+        assert len(server.requests) <= 2 * little(server).concurrent_requests + 2
 
 
 @pytest.mark.parametrize("kind", ["fewer", "short", "alike", "inside"])
@@ -163,18 +163,18 @@ def test_a_service_that_always_answers_wrongly_fails_the_run_and_nothing_is_stor
     def wrong(_: random.Random) -> Fault | None:
         return Fault(kind, message="no upstream")
 
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance = wrong
         with pytest.raises(ProviderError):
-            through(server, ledger, ["text one", "text two"])
-        assert len(ledger) == (kind == "fewer")  # which leaves out the last one and says so
+            through(server, cache, ["text one", "text two"])
+        assert len(cache) == (kind == "fewer")  # which leaves out the last one and says so
 
 
 @pytest.mark.parametrize("kind", ["status", "nan"])
 def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(
     tmp_path: Path, kind: str
 ) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
 
         def broken(_: random.Random) -> Fault | None:
             late = len(server.requests) > 6
@@ -182,30 +182,30 @@ def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(
 
         server.chance = broken
         with pytest.raises(ProviderError, match="deactivated" if kind == "status" else "NaN"):
-            through(server, ledger, [f"text {n}" for n in range(1_000)])
-        assert 0 < len(ledger) <= 1_000 - CALL_TEXTS
+            through(server, cache, [f"text {n}" for n in range(1_000)])
+        assert 0 < len(cache) <= 1_000 - REQUEST_TEXTS
 
 
 def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path: Path) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         right = server.vectors
 
         def vectors(texts: list[str]) -> np.ndarray:
             return right(texts) * np.float32("nan") if "text 7" in texts else right(texts)
 
         server.vectors = vectors  # type: ignore[method-assign]
-        found, counts = through(server, ledger, [f"text {n}" for n in range(100)])
+        found, counts = through(server, cache, [f"text {n}" for n in range(100)])
         assert [window.rejected.keys() for window in found] == [{7}]
-        assert (counts.embedded, counts.rejected, len(ledger)) == (99, 1, 99)
+        assert (counts.embedded, counts.rejected, len(cache)) == (99, 1, 99)
 
 
 def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
     tmp_path: Path,
 ) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.most_texts = 10
-        _, counts = through(server, ledger, [f"text {n}" for n in range(2_000)])
-        assert (counts.embedded, counts.rejected, len(ledger)) == (2_000, 0, 2_000)
+        _, counts = through(server, cache, [f"text {n}" for n in range(2_000)])
+        assert (counts.embedded, counts.rejected, len(cache)) == (2_000, 0, 2_000)
         refused = [body for body in server.requests if len(body["input"]) > 10]
         assert len(refused) < 120  # the size is learned: found out for each call, it would be 240
         assert set(server.billed.values()) == {1}
@@ -217,7 +217,7 @@ def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -
     allowed, seconds = 40, 6
     with (
         serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server,
-        Ledger(tmp_path / "l") as ledger,
+        EmbeddingCache(tmp_path / "l") as cache,
     ):
         sent: list[float] = []
         lock = threading.Lock()
@@ -232,11 +232,11 @@ def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -
             return None
 
         server.chance = limited
-        texts = [f"text {n}" for n in range(allowed * seconds * CALL_TEXTS)]
-        _, counts = through(server, ledger, texts)
+        texts = [f"text {n}" for n in range(allowed * seconds * REQUEST_TEXTS)]
+        _, counts = through(server, cache, texts)
         took = server.times[-1] - server.times[0]
         assert set(server.billed.values()) == {1}
-        assert counts.calls == len(texts) / CALL_TEXTS
+        assert counts.calls == len(texts) / REQUEST_TEXTS
         assert counts.retries < 0.2 * counts.calls
         assert took < seconds / 0.7
 
@@ -247,10 +247,10 @@ def test_the_stated_pace_is_kept_and_used(tmp_path: Path) -> None:
     pace, calls = 60, 240
     with (
         serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server,
-        Ledger(tmp_path / "l") as ledger,
+        EmbeddingCache(tmp_path / "l") as cache,
     ):
-        texts = [f"text {n}" for n in range(calls * CALL_TEXTS)]
-        through(server, ledger, texts, requests_per_minute=pace * 60)
+        texts = [f"text {n}" for n in range(calls * REQUEST_TEXTS)]
+        through(server, cache, texts, requests_per_minute=pace * 60)
         took = server.times[-1] - server.times[0]
         assert 0.9 * pace <= (calls - 1) / took <= 1.02 * pace
 
@@ -261,7 +261,7 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
     texts = [f"some text number {n}" for n in range(2_000)]
     with (
         serve(DIALECT, DIMENSIONS, latency_seconds=0.002) as server,
-        Ledger(tmp_path / "l") as ledger,
+        EmbeddingCache(tmp_path / "l") as cache,
     ):
         runs = 0
         while True:
@@ -274,10 +274,10 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
                     embed(
                         windows(texts),
                         provider,
-                        ledger,
+                        cache,
                         "document",
                         lambda n: None,
-                        Purse.of(tokens, provider),
+                        BudgetTracker.of(tokens, provider),
                     )
                 )
             except BudgetError as error:
@@ -289,15 +289,15 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
                 break
         assert runs > 1
         assert set(server.billed.values()) == {1}
-        assert len(server.billed) == len(texts) == len(ledger)
+        assert len(server.billed) == len(texts) == len(cache)
         with pytest.raises(ConfigError, match=r"budget\.usd.*usd_per_million_tokens"):
-            Purse.of(Budget(usd=1), little(server))
+            BudgetTracker.of(Budget(usd=1), little(server))
 
 
 def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
     """Through the steps: it is missing in the table, its neighbours are there, and a mended service takes it in."""
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 4\n"
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\npartitions: 4\n"
     with serve(DIALECT, DIMENSIONS) as server:
         model = f"{{provider: openai, model: little, dimensions: {DIMENSIONS}, base_url: '{server.url}/v1'}}"
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
@@ -315,7 +315,7 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         )  # refused too: the table stays as it was
         run_steps(home, "p")
         (counted, *_) = checks_of(context)
-        assert (counted.facts["documents"], counted.facts["rejected_texts"]) == (61, 2)
+        assert (counted.statistics["documents"], counted.statistics["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")
         assert ask_again(context) == 1
@@ -331,44 +331,44 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
 
 def test_a_budget_smaller_than_a_call_is_used_all_the_same(tmp_path: Path) -> None:
     texts = [f"some text number {n}" for n in range(30)]
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         for done in (10, 20, 30):
-            purse = Purse(Budget(tokens=43))
+            budget = BudgetTracker(Budget(tokens=43))
             try:
                 list(
-                    embed(windows(texts), little(server), ledger, "document", lambda n: None, purse)
+                    embed(windows(texts), little(server), cache, "document", lambda n: None, budget)
                 )
             except BudgetError:
                 assert done < 30
-            assert len(ledger) == done
+            assert len(cache) == done
         assert set(server.billed.values()) == {1}
         more = embed(
             windows(["one more text"]),
             little(server),
-            ledger,
+            cache,
             "document",
             print,
-            Purse(Budget(tokens=2)),
+            BudgetTracker(Budget(tokens=2)),
         )
         with pytest.raises(BudgetError, match=r"has spent 0 tokens"):
             list(more)
 
 
 def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.faults.extend([Fault("short"), Fault("alike")])
-        purse = Purse()
+        budget = BudgetTracker()
         list(
             embed(
                 windows(["text one", "text two"]),
                 little(server),
-                ledger,
+                cache,
                 "document",
                 lambda n: None,
-                purse,
+                budget,
             )
         )
-        assert purse.billed == 3 * 4
+        assert budget.billed == 3 * 4
 
 
 PROOF = sum(len(text.split()) for text in UNLIKE_TEXTS)  # as the service bills it
@@ -383,14 +383,14 @@ def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
     tmp_path: Path, faults: list[Fault], in_vain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.faults.extend(faults)
-        purse = Purse()
-        _, counts = through(server, ledger, ["text one", "text two"], purse=purse)
+        budget = BudgetTracker()
+        _, counts = through(server, cache, ["text one", "text two"], budget=budget)
         assert counts.embedded == 2
-        assert purse.billed == counts.billed_tokens == in_vain + PROOF + 4
+        assert budget.billed == counts.billed_tokens == in_vain + PROOF + 4
         assert (
-            purse.counted == purse.billed
+            budget.counted == budget.billed
         )  # the service counts as we do: replies in vain do not say otherwise
 
 
@@ -402,8 +402,8 @@ def test_what_a_run_that_fails_was_billed_with_is_told(
     tmp_path: Path, kind: str, paid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
-    purse, unfinished = Purse(), EmbedCounts()
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    budget, unfinished = BudgetTracker(), EmbedCounts()
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance = lambda _: Fault(kind, message="no upstream")
         right = server.vectors
         if kind == "nan":  # of all rows
@@ -411,9 +411,9 @@ def test_what_a_run_that_fails_was_billed_with_is_told(
         texts = windows(["text one", "text two"])
         with pytest.raises(ProviderError):
             list(
-                embed(texts, little(server), ledger, "document", lambda n: None, purse, unfinished)
+                embed(texts, little(server), cache, "document", lambda n: None, budget, unfinished)
             )
-    assert purse.billed == unfinished.billed_tokens == paid
+    assert budget.billed == unfinished.billed_tokens == paid
 
 
 class Restarting(Little):
@@ -426,9 +426,9 @@ class Restarting(Little):
 
     @property
     def limits(self) -> Limits:
-        return Limits(256, 8_192, 1, self.concurrent_calls)
+        return Limits(256, 8_192, 1, self.concurrent_requests)
 
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         self._asked.update(inputs)
         if tuple(inputs) == UNLIKE_TEXTS:
             self._back.set()
@@ -444,19 +444,22 @@ def test_an_outage_blames_no_text_though_others_landed_while_the_call_was_out(
     tmp_path: Path, gone_for_ever: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         options: dict[str, Any] = {
             "base_url": f"{server.url}/v1",
             "model": "little",
             "dimensions": DIMENSIONS,
         }
         provider = Restarting(gone_for_ever=gone_for_ever, **options)
-        texts = ["the first text of all", *(f"text {n}" for n in range(provider.concurrent_calls))]
+        texts = [
+            "the first text of all",
+            *(f"text {n}" for n in range(provider.concurrent_requests)),
+        ]
 
         def landed(tokens: int) -> None:
             provider._first_landed.set()
 
-        (found,) = embed(windows(texts), provider, ledger, "document", landed)
+        (found,) = embed(windows(texts), provider, cache, "document", landed)
     refused = {texts[row] for row in found.rejected}
     assert refused == ({gone_for_ever} if gone_for_ever else set())
     assert len(texts) - len(refused) == found.counts.embedded
@@ -468,7 +471,7 @@ def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_midd
     home: Path,
 ) -> None:
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\nbuckets: 1\n"
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\npartitions: 1\n"
     with serve(DIALECT, DIMENSIONS) as server:
         options = (
             f"dimensions: {DIMENSIONS}, base_url: '{server.url}/v1', usd_per_million_tokens: 2"
@@ -493,13 +496,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines_tests.embedding.service import Little, windows
 url, path, count = sys.argv[1:]
 provider = Little(base_url=url, model="little", dimensions=64)
 texts = [f"text {n}" for n in range(int(count))]
-with Ledger(Path(path)) as ledger:
-    list(embed(windows(texts), provider, ledger, "document", lambda tokens: None))
+with EmbeddingCache(Path(path)) as cache:
+    list(embed(windows(texts), provider, cache, "document", lambda tokens: None))
 """
 
 
@@ -534,12 +537,12 @@ def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(
                 continue
             assert process.wait() == 0
             break
-        out = Little.model_fields["concurrent_calls"].default + 1
-        with Ledger(tmp_path / "l") as ledger:
-            assert len(ledger) == count
+        out = Little.model_fields["concurrent_requests"].default + 1
+        with EmbeddingCache(tmp_path / "l") as cache:
+            assert len(cache) == count
             assert len(server.billed) == count
         twice = Counter(server.billed.values())
-        assert sum(times - 1 for times in server.billed.values()) <= kills * out * CALL_TEXTS
+        assert sum(times - 1 for times in server.billed.values()) <= kills * out * REQUEST_TEXTS
         assert twice[1] > 0
 
 
@@ -547,7 +550,7 @@ def test_a_text_whose_vector_was_wrong_once_is_asked_for_as_patiently_as_any_oth
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
-    with serve(DIALECT, DIMENSIONS) as server, Ledger(tmp_path / "l") as ledger:
+    with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.faults.extend([Fault("nan"), *[Fault("status", 500)] * (asking.TRIES - 1)])
-        _, counts = through(server, ledger, ["one text", "another text", "and a third"])
-        assert (counts.embedded, counts.rejected, len(ledger)) == (3, 0, 3)
+        _, counts = through(server, cache, ["one text", "another text", "and a third"])
+        assert (counts.embedded, counts.rejected, len(cache)) == (3, 0, 3)

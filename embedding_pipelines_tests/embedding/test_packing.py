@@ -9,11 +9,11 @@ from embedding_pipelines.providers.base import Limits
 
 @given(st.lists(st.integers(0, 50)), st.integers(1, 60), st.integers(1, 7))
 def test_calls_keep_within_the_limits_and_lose_nothing(
-    tokens: list[int], call_tokens: int, call_texts: int
+    tokens: list[int], request_tokens: int, request_texts: int
 ) -> None:
-    found = list(calls(tokens, Limits(50, call_tokens, call_texts)))
+    found = list(calls(tokens, Limits(50, request_tokens, request_texts)))
     assert sorted(position for call in found for position in call) == list(range(len(tokens)))
-    assert all(0 < len(call) <= call_texts for call in found)
-    assert all(len(call) == 1 or sum(tokens[i] for i in call) <= call_tokens for call in found)
+    assert all(0 < len(call) <= request_texts for call in found)
+    assert all(len(call) == 1 or sum(tokens[i] for i in call) <= request_tokens for call in found)
     lengths = [tokens[position] for call in found for position in call]
     assert lengths == sorted(lengths, reverse=True)

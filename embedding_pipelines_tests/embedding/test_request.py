@@ -14,7 +14,7 @@ from embedding_pipelines.embedding.limiter import Stopped
 from embedding_pipelines.embedding.request import TRIES, ask_patiently
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers._openai_sdk import client
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.embedding.service import DIALECT, little
@@ -203,7 +203,7 @@ class Broken(Hashing):
     error: str
     _calls: int = PrivateAttr(default=0)
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         self._calls += 1
         raise {"Unreachable": Unreachable, "Busy": Busy, "ProviderError": ProviderError}[
             self.error

@@ -119,7 +119,7 @@ def test_a_model_is_loaded_when_it_is_first_to_embed(
     monkeypatch.setattr(_openvino, "OpenVino", refuse)
     engine = Engine(MINILM, "float32")
     assert engine.facts.dimensions == 384
-    assert engine.call_tokens > 0
+    assert engine.request_tokens > 0
     with pytest.raises(AssertionError, match="loaded"):
         engine.embed(["a cat"], "document")
 

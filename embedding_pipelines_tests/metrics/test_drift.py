@@ -1,4 +1,4 @@
-"""Two releases of the same kind of data are no drift; a part of it that moved is, and its bucket is named."""
+"""Two releases of the same kind of data are no drift; a part of it that moved is, and its partition is named."""
 
 import time
 
@@ -8,24 +8,29 @@ import pytest
 from embedding_pipelines.metrics.drift import SAMPLE, Drift, Sketch, drift
 from embedding_pipelines_tests.compression.contract import clustered
 
-BUCKETS = 8
+PARTITIONS = 8
 
 
 def sketch(vectors: np.ndarray, first: int = 0, size: int = 100) -> Sketch:
-    """Of float32[n, d] with the ids first, first + 1, ..., in buckets by id, in blocks of `size`."""
+    """Of float32[n, d] with the ids first, first + 1, ..., in partitions by id, in blocks of `size`."""
     made, rows = Sketch(), np.arange(len(vectors))
-    for bucket in range(BUCKETS):
-        here = rows[(rows + first) % BUCKETS == bucket]
+    for partition in range(PARTITIONS):
+        here = rows[(rows + first) % PARTITIONS == partition]
         for start in range(0, len(here), size):
             part = here[start : start + size]
-            made.add(f"b{bucket}", [f"d{first + row}" for row in part], vectors[part])
+            made.add(f"b{partition}", [f"d{first + row}" for row in part], vectors[part])
     return made
 
 
 def test_the_same_vectors_have_not_drifted() -> None:
     vectors = clustered(1_500, 64)
     found = drift(sketch(vectors), sketch(vectors))
-    assert (found.mean_shift, found.p_value, found.worst_bucket_shift, found.worst_bucket_p) == (
+    assert (
+        found.mean_shift,
+        found.p_value,
+        found.worst_partition_shift,
+        found.worst_partition_p,
+    ) == (
         0.0,
         1.0,
         0.0,
@@ -38,7 +43,7 @@ def test_two_halves_of_the_same_data_have_not_drifted() -> None:
     for seed in range(cases):
         vectors = clustered(400, 32, seed=seed)
         found = drift(sketch(vectors[:200]), sketch(vectors[200:], first=200), seed)
-        alarms += (found.p_value <= 0.01) + (found.worst_bucket_p <= 0.01)
+        alarms += (found.p_value <= 0.01) + (found.worst_partition_p <= 0.01)
     assert alarms <= 3  # of 80 tests; more than 3 have a chance of 1%
 
 
@@ -48,7 +53,7 @@ def test_data_that_moved_as_a_whole_has_drifted() -> None:
     found = drift(sketch(moved, first=500), sketch(vectors[:500]))
     assert found.mean_shift == pytest.approx(0.3, abs=0.1)
     assert found.p_value < 0.01
-    assert found.worst_bucket_p < 0.01
+    assert found.worst_partition_p < 0.01
 
 
 def test_a_change_that_leaves_the_mean_is_seen_too() -> None:
@@ -59,15 +64,15 @@ def test_a_change_that_leaves_the_mean_is_seen_too() -> None:
     assert found.p_value < 0.01
 
 
-def test_the_bucket_that_moved_is_named() -> None:
+def test_the_partition_that_moved_is_named() -> None:
     vectors = clustered(2_000, 64)
     changed = vectors.copy()
-    changed[3::BUCKETS] = vectors[3]
+    changed[3::PARTITIONS] = vectors[3]
     found = drift(sketch(changed), sketch(vectors))
-    assert found.worst_bucket == "b3"
-    assert found.worst_bucket_p < 0.01
-    assert found.worst_bucket_shift == pytest.approx(
-        float(np.linalg.norm((changed - vectors)[3::BUCKETS].mean(axis=0)))
+    assert found.worst_partition == "b3"
+    assert found.worst_partition_p < 0.01
+    assert found.worst_partition_shift == pytest.approx(
+        float(np.linalg.norm((changed - vectors)[3::PARTITIONS].mean(axis=0)))
     )
 
 
@@ -75,20 +80,20 @@ def test_a_small_change_to_shared_documents_is_no_drift() -> None:
     vectors = clustered(3_000, 64)
     found = drift(sketch(vectors), sketch(vectors[:-30]))
     assert found.p_value > 0.5
-    assert found.worst_bucket_p > 0.5
+    assert found.worst_partition_p > 0.5
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
     vectors, other = clustered(1_500, 32), sketch(clustered(700, 32, seed=1), first=9_000)
     shuffled = Sketch()
     for row in np.random.default_rng(0).permutation(1_500):
-        shuffled.add(f"b{row % BUCKETS}", [f"d{row}"], vectors[row : row + 1])
+        shuffled.add(f"b{row % PARTITIONS}", [f"d{row}"], vectors[row : row + 1])
     straight = sketch(vectors)
     assert (shuffled.sample == straight.sample).all()
     one, two = drift(straight, other), drift(shuffled, other)
     assert one.p_value == two.p_value
     assert one.mean_shift == pytest.approx(two.mean_shift)
-    assert one.worst_bucket_p == pytest.approx(two.worst_bucket_p)
+    assert one.worst_partition_p == pytest.approx(two.worst_partition_p)
 
 
 def test_a_sketch_is_small_and_comes_back_as_it_was() -> None:
@@ -122,14 +127,14 @@ def test_too_little_is_no_drift_and_nothing_is_refused() -> None:
         with pytest.raises(ValueError, match=words):
             ask()
     empty = Sketch()
-    assert Sketch.from_bytes(empty.to_bytes()).buckets == {}
+    assert Sketch.from_bytes(empty.to_bytes()).partitions == {}
 
 
 def test_vectors_that_are_all_the_same_can_be_compared() -> None:
     ones = np.ones((80, 4), np.float32)
-    assert drift(sketch(ones), sketch(ones, first=100)).worst_bucket_p == 1.0
+    assert drift(sketch(ones), sketch(ones, first=100)).worst_partition_p == 1.0
     found = drift(sketch(ones), sketch(2 * ones, first=100))
-    assert (found.p_value, found.worst_bucket_p) == (0.001, 0.0)
+    assert (found.p_value, found.worst_partition_p) == (0.001, 0.0)
 
 
 def test_two_full_samples_are_compared_within_seconds() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from embedding_pipelines.metrics.retrieval import MEASURES, judged
+from embedding_pipelines.metrics.retrieval import METRICS, judged
 from embedding_pipelines.spec import evaluation as options
 from embedding_pipelines_tests.rankings import mean_ndcg
 
@@ -39,7 +39,7 @@ def test_the_mean_counts_queries_without_a_ranking() -> None:
     assert mean_ndcg({"q": ["a"], "unjudged": ["b"]}, {"q": {"a": 1}, "r": {"b": 1}}) == 0.5
 
 
-def test_each_judged_query_has_its_measures() -> None:
+def test_each_judged_query_has_its_metrics() -> None:
     run = {
         "q": {f"x{place}": 1 - place / 1_000 for place in range(50)} | {"a": 0.9985, "b": 0.5},
         "u": {"a": 1.0},
@@ -53,12 +53,12 @@ def test_each_judged_query_has_its_measures() -> None:
             "judged_recall_at_100": pytest.approx(2 / 3),
             "mrr_at_10": pytest.approx(1 / 3),
         },
-        "r": dict.fromkeys(MEASURES, 0.0),
+        "r": dict.fromkeys(METRICS, 0.0),
     }
 
 
 def test_the_measures_are_known_to_the_options() -> None:
-    assert MEASURES.keys() <= options.MEASURES.keys()
+    assert METRICS.keys() <= options.METRICS.keys()
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -1,7 +1,6 @@
 """A compression is measured on the pipeline's own vectors; what is found is what searches really find."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ PIPELINE = """\
 # things
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}
 model: {provider: hashing}
-buckets: 4
+partitions: 4
 """
 
 
@@ -86,9 +85,9 @@ def all_files(home: Path) -> dict[str, bytes]:
     """Everything that a pipeline is made of, but for what may be written: queries' vectors and evidence."""
     written = {
         "tuning.json",
-        "ledger.sqlite",
-        "ledger.sqlite-wal",
-        "ledger.sqlite-shm",
+        "cache.sqlite",
+        "cache.sqlite-wal",
+        "cache.sqlite-shm",
         "run.lock",
         "step.lock",
     }
@@ -170,9 +169,10 @@ def test_a_table_with_an_index_is_asked_itself(context: StepContext) -> None:
 
 def test_bytes_are_those_on_disk_index_included(context: StepContext) -> None:
     corpus = Corpus(with_store(context, index="none"), context.spec.model.space)
-    fit: Callable[[Compression], CodecChain] = lambda choice: CodecChain.fit(
-        choice, corpus.blocks, DIMENSIONS
-    )  # noqa: E731
+
+    def fit(choice: Compression) -> CodecChain:
+        return CodecChain.fit(choice, corpus.blocks, DIMENSIONS)
+
     with Trials(corpus) as trials:
         plain = corpus.context.spec.store
         sizes = [

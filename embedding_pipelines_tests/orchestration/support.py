@@ -14,8 +14,8 @@ from pydantic import PrivateAttr
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.assets import provider_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.spec.evaluation import Evaluation
 from embedding_pipelines.spec.load import find_pipeline
@@ -23,14 +23,14 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import read_releases
 from embedding_pipelines.storage.warehouse import Warehouse
 
-BUCKETS = 4
+PARTITIONS = 4
 NOTES = f"""\
 description: Notes of a zoo.
 owners: ["team:search", "ada@example.org"]
 source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text], metadata: [keeper]}}
 model: {{provider: hashing, dimensions: 16}}
 schedule: "0 2 * * *"
-buckets: {BUCKETS}
+partitions: {PARTITIONS}
 evaluation: {{known_items: 8}}
 """
 # What a process does that embeds slowly: it says that it has begun, and goes on when it may.
@@ -54,7 +54,7 @@ class Failing(Hashing):
     error: str = "the model is gone"
     _made: int = PrivateAttr(default=0)
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         self._made += 1
         if self._made > self.calls:
             raise RuntimeError(self.error)
@@ -92,7 +92,7 @@ def unmeasured(spec: PipelineSpec, *checks: str) -> PipelineSpec:
     asking = {
         "provider_is_unchanged",
         "vectors_belong_to_their_texts",
-        "roles_are_told_apart",
+        "input_types_differ",
     } - set(checks)
     evaluation = Evaluation(known_items=0, checks=dict.fromkeys(asking, "off"))
     return spec.model_copy(update={"evaluation": evaluation})
@@ -104,11 +104,11 @@ def run(
     provider: Hashing | None = None,
     **options: Any,
 ) -> dg.ExecuteInProcessResult:
-    """One run over all buckets, as a schedule or a sensor asks for it."""
+    """One run over all partitions, as a schedule or a sensor asks for it."""
     resources = {provider_key(spec): provider} if provider else {}
     job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
     return job.execute_in_process(
-        instance=instance, tags=all_buckets(spec), raise_on_error=False, **options
+        instance=instance, tags=all_partitions(spec), raise_on_error=False, **options
     )
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from embedding_pipelines.orchestration import assets
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.orchestration.support import (
-    BUCKETS,
+    PARTITIONS,
     Failing,
     command,
     live_rows,
@@ -28,15 +28,15 @@ from embedding_pipelines_tests.orchestration.support import (
 
 ALL = {
     "documents": 1,
-    "chunks": BUCKETS,
-    "embeddings": BUCKETS,
+    "chunks": PARTITIONS,
+    "embeddings": PARTITIONS,
     "codec": 1,
     "vector_store": 1,
     "release": 1,
 }
 
 
-def test_one_run_takes_all_buckets_from_the_source_to_the_release(
+def test_one_run_takes_all_partitions_from_the_source_to_the_release(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     result = run(notes(home), instance)
@@ -51,7 +51,7 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     write_notes(home)
-    learnt = "model: {provider: word2vec, train: {dimensions: 16, min_count: 1}}\nbuckets: 2\n"
+    learnt = "model: {provider: word2vec, train: {dimensions: 16, min_count: 1}}\npartitions: 2\n"
     write_pipeline(
         home,
         "w",
@@ -93,7 +93,7 @@ def test_metadata_count_rows_tokens_bytes_and_rates(
 
 
 @pytest.mark.parametrize(("seconds", "times"), [(0.0, 2), (float("inf"), 1)])
-def test_buckets_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
+def test_partitions_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
     home: Path,
     instance: dg.DagsterInstance,
     monkeypatch: pytest.MonkeyPatch,
@@ -103,19 +103,21 @@ def test_buckets_of_a_long_step_are_recorded_on_the_way_and_again_at_the_end(
     monkeypatch.setattr(assets, "RECORD_SECONDS", seconds)
     spec = notes(home)
     first = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
-    assert first == {**ALL, "chunks": times * BUCKETS, "embeddings": times * BUCKETS}
+    assert first == {**ALL, "chunks": times * PARTITIONS, "embeddings": times * PARTITIONS}
     again = Counter(asset for asset, _ in materialized(instance, run(spec, instance).run_id))
     assert again == ALL
 
 
-def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(
+def test_a_run_that_dies_half_way_keeps_the_partitions_it_finished(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = unmeasured(notes(home))
     result = run(spec, instance, Failing(dimensions=16, calls=2))
     assert not result.success
     kept = [
-        bucket for asset, bucket in materialized(instance, result.run_id) if asset == "embeddings"
+        partition
+        for asset, partition in materialized(instance, result.run_id)
+        if asset == "embeddings"
     ]
     assert kept == ["b00", "b01"]
     status = instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))
@@ -125,14 +127,15 @@ def test_a_run_that_dies_half_way_keeps_the_buckets_it_finished(
     assert live_rows(home) == 40
 
 
-def test_a_bucket_without_documents_is_recorded_too(
+def test_a_partition_without_documents_is_recorded_too(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
     write_notes(home, rows=range(1))
     assert run(spec, instance).success
     assert (
-        len(instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"]))) == BUCKETS
+        len(instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"])))
+        == PARTITIONS
     )
 
 
@@ -144,7 +147,7 @@ def test_one_partition_of_a_finished_pipeline_runs_with_what_has_no_partitions(
     write_notes(home, "b", range(40, 41))
     job = pipeline_definitions([spec]).resolve_job_def("notes")
     result = job.execute_in_process(instance=instance, partition_key="b03", raise_on_error=False)
-    assert {bucket for _, bucket in materialized(instance, result.run_id)} == {"b03", None}
+    assert {partition for _, partition in materialized(instance, result.run_id)} == {"b03", None}
 
 
 def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -> None:
@@ -153,10 +156,10 @@ def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -
     job = pipeline_definitions([spec]).resolve_implicit_global_asset_job_def()
     result = job.execute_in_process(
         instance=instance,
-        tags=all_buckets(spec),
+        tags=all_partitions(spec),
         asset_selection=[dg.AssetKey(["notes", "chunks"])],
     )
-    assert [asset for asset, _ in materialized(instance, result.run_id)] == ["chunks"] * BUCKETS
+    assert [asset for asset, _ in materialized(instance, result.run_id)] == ["chunks"] * PARTITIONS
 
 
 def test_what_a_user_can_mend_is_one_sentence_in_the_run(
@@ -187,7 +190,7 @@ def test_the_dagster_command_runs_ranges_partitions_and_selections(home: Path) -
     assert "Traceback" not in fresh.stderr
     assert "Stack Trace" not in fresh.stderr
 
-    whole = command(home, *base, "group:notes", "--partition-range", f"b00...b0{BUCKETS - 1}")
+    whole = command(home, *base, "group:notes", "--partition-range", f"b00...b0{PARTITIONS - 1}")
     assert whole.returncode == 0, whole.stderr
     assert live_rows(home) == 40
 
@@ -195,7 +198,7 @@ def test_the_dagster_command_runs_ranges_partitions_and_selections(home: Path) -
     one = command(home, *base, 'key:"notes/documents"')
     assert one.returncode == 0, one.stderr
     chunks = command(
-        home, *base, 'key:"notes/chunks"', "--partition-range", f"b00...b0{BUCKETS - 1}"
+        home, *base, 'key:"notes/chunks"', "--partition-range", f"b00...b0{PARTITIONS - 1}"
     )
     assert chunks.returncode == 0, chunks.stderr
     assert live_rows(home) == 40

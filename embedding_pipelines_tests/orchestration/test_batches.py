@@ -12,14 +12,14 @@ import dagster as dg
 import pytest
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.partitions import all_buckets
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.orchestration.support import (
-    BUCKETS,
     NOTES,
+    PARTITIONS,
     command,
     live_rows,
     materialized,
@@ -94,12 +94,12 @@ def test_a_run_that_has_to_wait_ends_well_and_says_for_what(
         assert result.success
         assert "40 texts are with the service in 1 batches since" in said(instance, result.run_id)
         assert made(instance, result.run_id) == {"documents", "chunks"}
-        buckets = [
+        partitions = [
             partition
             for asset, partition in materialized(instance, result.run_id)
             if asset == "chunks"
         ]
-        assert len(set(buckets)) == BUCKETS
+        assert len(set(partitions)) == PARTITIONS
         worked = {
             event.step_key
             for event in recorded(instance, result.run_id, dg.DagsterEventType.STEP_SUCCESS)
@@ -200,7 +200,7 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     assert (
         asked(tick(spec, instance)).run_key == request.run_key
     )  # so that the daemon starts one run
-    assert request.tags == all_buckets(spec)
+    assert request.tags == all_partitions(spec)
     job = pipeline_definitions([spec]).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
     assert live_rows(home) == 40

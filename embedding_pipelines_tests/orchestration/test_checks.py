@@ -8,8 +8,8 @@ import dagster as dg
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.partitions import all_buckets
-from embedding_pipelines.providers.base import Role, Vectors
+from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -89,7 +89,7 @@ def test_a_table_that_moved_on_without_a_release_is_told(
         dg.AssetKey(["notes", name])
         for name in ("documents", "chunks", "embeddings", "vector_store")
     ]
-    upstream.execute_in_process(instance=instance, tags=all_buckets(spec), asset_selection=keys)
+    upstream.execute_in_process(instance=instance, tags=all_partitions(spec), asset_selection=keys)
     job = dg.define_asset_job(
         "released", dg.AssetSelection.checks(dg.AssetCheckKey(path, "released_version_is_checked"))
     )
@@ -103,7 +103,7 @@ def test_a_table_that_moved_on_without_a_release_is_told(
 
 
 class Deaf(Hashing):
-    """Has roles, and a service that does not answer queries."""
+    """Has input types, and a service that does not answer queries."""
 
     @property
     def space(self) -> Space:
@@ -114,21 +114,21 @@ class Deaf(Hashing):
             }
         )
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         if input_type == "query":
             raise ProviderError("queries are not served today")
         return super().embed(inputs, input_type)
 
 
-def test_roles_that_cannot_be_told_are_a_warning_and_the_run_goes_on(
+def test_input_types_that_cannot_be_told_are_a_warning_and_the_run_goes_on(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
-    result = run(unmeasured(notes(home), "roles_are_told_apart"), instance, Deaf(dimensions=16))
+    result = run(unmeasured(notes(home), "input_types_differ"), instance, Deaf(dimensions=16))
     assert result.success
     (found,) = [
         check
         for check in result.get_asset_check_evaluations()
-        if check.check_name == "roles_are_told_apart"
+        if check.check_name == "input_types_differ"
     ]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert "queries are not served today" in (found.description or "")

@@ -50,7 +50,7 @@ def test_five_mistakes_are_told_at_once_with_their_lines() -> None:
         "source": {"kind": "jsonl", "text": ["text"], "colour": "red"},
         "model": "nothing",
         "schedule": "sometimes",
-        "buckets": 0,
+        "partitions": 0,
     }
     with create_defs_folder_sandbox() as sandbox:
         folder = sandbox.scaffold_component(
@@ -72,7 +72,7 @@ def test_five_mistakes_are_told_at_once_with_their_lines() -> None:
         "colour",
         "is no known alias",
         "is no cron schedule",
-        "buckets",
+        "partitions",
     ):
         assert part in told
     assert "defs.yaml:" in told

@@ -153,5 +153,5 @@ def test_events_go_through_one_connection_per_file_and_other_processes_see_them(
         )
         assert kinds[DagsterEventType.RUN_SUCCESS] == 1
         assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(
-            spec.bucket_names
+            spec.partition_names
         )

@@ -95,7 +95,7 @@ def asked(result: dg.SensorResult) -> dg.RunRequest:
     return request
 
 
-def test_a_tick_asks_for_one_run_over_all_buckets_and_that_run_works(
+def test_a_tick_asks_for_one_run_over_all_partitions_and_that_run_works(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
@@ -184,7 +184,7 @@ def test_a_damaged_list_of_files_is_a_reason_to_skip(
     assert "files.json is damaged" in result.skip_reason.skip_message
 
 
-def test_a_schedule_asks_for_all_buckets(home: Path, instance: dg.DagsterInstance) -> None:
+def test_a_schedule_asks_for_all_partitions(home: Path, instance: dg.DagsterInstance) -> None:
     spec = notes(home)
     schedule = pipeline_definitions([spec]).resolve_schedule_def("notes_schedule")
     due = datetime(2026, 1, 1, 2, tzinfo=UTC)

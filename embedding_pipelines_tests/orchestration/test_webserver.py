@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 
 from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines_tests.orchestration.support import (
-    BUCKETS,
+    PARTITIONS,
     environment,
     live_rows,
     notes,
@@ -120,17 +120,17 @@ def _wait(done: Callable[[], bool], seconds: float, log: Path) -> None:
         time.sleep(0.5)
 
 
-def launch(ask: Ask, assets: Sequence[str], buckets: Sequence[int]) -> str:
+def launch(ask: Ask, assets: Sequence[str], partitions: Sequence[int]) -> str:
     """Launch a backfill as the web interface does; its id."""
     keys = [{"path": ["notes", name]} for name in assets]
-    what = {"assetSelection": keys, "partitionNames": [f"b{number:02d}" for number in buckets]}
+    what = {"assetSelection": keys, "partitionNames": [f"b{number:02d}" for number in partitions]}
     launched = ask(LAUNCH, what=what)["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     return str(launched["backfillId"])
 
 
 @pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that
-def test_backfills_of_all_and_of_some_buckets_end_in_a_release(
+def test_backfills_of_all_and_of_some_partitions_end_in_a_release(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     assert run(notes(home), instance).success
@@ -138,7 +138,7 @@ def test_backfills_of_all_and_of_some_buckets_end_in_a_release(
     log = home / "dev.log"
     with dagster_dev(home) as ask:
         launched = [
-            launch(ask, STEPS, range(BUCKETS)),
+            launch(ask, STEPS, range(PARTITIONS)),
             launch(ask, ("chunks", "embeddings"), [1, 2]),
         ]
 
@@ -149,5 +149,5 @@ def test_backfills_of_all_and_of_some_buckets_end_in_a_release(
         for state in states():
             assert state["status"] == "COMPLETED_SUCCESS", log.read_text()
             assert {found["status"] for found in state["runs"]} == {"SUCCESS"}
-            assert len(state["runs"]) < BUCKETS
+            assert len(state["runs"]) < PARTITIONS
     assert live_rows(home) == 60

@@ -15,13 +15,13 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.inference.encoder import token_batches
 from embedding_pipelines.inference.openvino import OpenVino
 from embedding_pipelines.providers.hf import Hf
-from embedding_pipelines.spec.pipeline import bucket_of
+from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS
 from embedding_pipelines_tests.chain import write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
 
-BUCKETS = 16
+PARTITIONS = 16
 MOST_PADDING = 0.03
 CAPTIONS = """\
 source: {kind: csv, path: data/captions.csv, id: id, text: [caption], metadata: [image]}
@@ -32,7 +32,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines_tests.chain import context_of, steps
 context, vectors = context_of(home(), "captions"), 0
 for step, report in steps(context, context.spec.model):
-    vectors += report.facts["vectors"] if step == "embeddings" else 0
+    vectors += report.statistics["vectors"] if step == "embeddings" else 0
     if step == "codec":
         break
 print(vectors)
@@ -58,13 +58,13 @@ def test_less_than_three_in_a_hundred_tokens_are_padding(
 ) -> None:
     provider = Hf(model="sentence-transformers/all-MiniLM-L6-v2")
     limits, texts = provider.limits, texts_of(shared, corpus)
-    buckets: dict[int, list[int]] = {}
+    partitions: dict[int, list[int]] = {}
     for number, entry in enumerate(provider.tokenizer().encode_batch_fast(texts)):
-        buckets.setdefault(bucket_of(str(number), BUCKETS), []).append(
+        partitions.setdefault(partition_of(str(number), PARTITIONS), []).append(
             min(len(entry), limits.max_tokens)
         )
     real = padded = 0
-    for lengths in buckets.values():
+    for lengths in partitions.values():
         for start in range(0, len(lengths), ROW_GROUP_ROWS):
             window = lengths[start : start + ROW_GROUP_ROWS]
             for call in calls(window, limits):
@@ -82,7 +82,7 @@ def test_memory_does_not_grow_with_the_corpus_once_windows_are_full(
     with (shared / "captions" / "captions_en.csv").open("rb") as file:
         lines = file.readlines()
     peaks = []
-    for rows in (65_000, 155_000):  # 4,062 and 9,687 in each of 16 buckets; a window has 4,096
+    for rows in (65_000, 155_000):  # 4,062 and 9,687 in each of 16 partitions; a window has 4,096
         home = tmp_path / str(rows)
         (home / "data").mkdir(parents=True)
         (home / "data" / "captions.csv").write_bytes(b"".join(lines[: rows + 1]))

@@ -26,17 +26,17 @@ def test_every_record_becomes_a_document_or_is_rejected_with_a_reason(
         records = len(list(csv.reader(file))) - 1
     write_pipeline(proof_home, "spam", PIPELINE.format(path=path))
     run = run_whole(proof_home, "spam")
-    facts = run.reports["documents"].facts
-    assert facts["documents"] + facts["rejected"] == records
-    assert facts["other_encodings"] == "cp1252"
+    statistics = run.reports["documents"].statistics
+    assert statistics["documents"] + statistics["rejected"] == records
+    assert statistics["other_encodings"] == "cp1252"
     assert any("cp1252" in note for note in run.notes)
     rejected = pq.read_table(Warehouse(proof_home).pipeline("spam").rejected).to_pylist()
-    assert len(rejected) == facts["rejected"]
+    assert len(rejected) == statistics["rejected"]
     assert all(row["reason"] and row["raw"] for row in rejected)
     rows = live_rows(proof_home, "spam").values()
     assert (
         len({row["document_id"] for row in rows})
-        == facts["documents"] - run.reports["chunks"].facts["empty"]
+        == statistics["documents"] - run.reports["chunks"].statistics["empty"]
     )
     assert {row["v1"] for row in rows} == {"ham", "spam"}
     assert any("£" in row["text"] for row in rows)  # 0xA3: what UTF-8 readers make mojibake of

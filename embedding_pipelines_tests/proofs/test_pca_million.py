@@ -18,7 +18,7 @@ from embedding_pipelines_tests.chain import context_of, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROWS, DIMENSIONS, BUCKETS = 1_000_000, 384, 16
+ROWS, DIMENSIONS, PARTITIONS = 1_000_000, 384, 16
 BATCH_ROWS = 12_500
 MOST_BYTES = 1_500_000_000
 STRENGTHS = np.linspace(2, 0.2, DIMENSIONS, dtype=np.float32) ** 2
@@ -33,7 +33,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines_tests.chain import context_of
 context = context_of(home(), "million")
-print(json.dumps(fit_codec(context, context.spec.model.space).facts))
+print(json.dumps(fit_codec(context, context.spec.model.space).statistics))
 """
 
 
@@ -44,18 +44,18 @@ def million(home: Path) -> Iterator[Path]:
     context = context_of(home, "million")
     shards, space = context.folder.embeddings, context.spec.model.space
     schema = embeddings_schema(DIMENSIONS, space.id)
-    for number, bucket in enumerate(context.spec.bucket_names):
-        shards.write(bucket, schema, _batches(number, schema), "", space.id, {})
+    for number, partition in enumerate(context.spec.partition_names):
+        shards.write(partition, schema, _batches(number, schema), "", space.id, {})
     yield home
     shutil.rmtree(home / "data")
 
 
 def _batches(seed: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """A bucket's rows: the same ones several times, for they take longer to make than to fit."""
+    """A partition's rows: the same ones several times, for they take longer to make than to fit."""
     random = np.random.default_rng(seed)
     vectors = unit(random.standard_normal((BATCH_ROWS, DIMENSIONS), np.float32) * STRENGTHS)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIMENSIONS)
-    for part in range(ROWS // BUCKETS // BATCH_ROWS):
+    for part in range(ROWS // PARTITIONS // BATCH_ROWS):
         ids = pa.array([f"{seed}-{part}-{row}" for row in range(BATCH_ROWS)])
         yield pa.RecordBatch.from_arrays([ids, column], schema=schema)
 

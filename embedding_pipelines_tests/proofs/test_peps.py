@@ -25,11 +25,11 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
     provider = context.spec.model
     tokenizer, limit = provider.tokenizer(), provider.limits.max_tokens
     assert limit == 256
-    assert write_documents(context).facts["documents"] == DOCUMENTS
+    assert write_documents(context).statistics["documents"] == DOCUMENTS
 
     documents: dict[str, str] = {}
-    for bucket in context.spec.bucket_names:
-        for batch in context.folder.documents.read(bucket, ["document_id", "text"]):
+    for partition in context.spec.partition_names:
+        for batch in context.folder.documents.read(partition, ["document_id", "text"]):
             documents.update(
                 zip(batch["document_id"].to_pylist(), batch["text"].to_pylist(), strict=True)
             )
@@ -40,9 +40,9 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
     )
 
     covered = dict.fromkeys(documents, 0)  # how far a document's chunks have come
-    for bucket in context.spec.bucket_names:
-        write_chunks(context, bucket, provider)
-        for batch in context.folder.chunks.read(bucket):
+    for partition in context.spec.partition_names:
+        write_chunks(context, partition, provider)
+        for batch in context.folder.chunks.read(partition):
             rows = batch.to_pylist()
             counts = [
                 len(entry.ids)

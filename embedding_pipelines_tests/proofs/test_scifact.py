@@ -51,9 +51,9 @@ def first_run(shared: Path, proof_home: Path) -> Collected:
 def test_every_document_of_the_corpus_is_embedded_and_released(
     first_run: Collected, proof_home: Path
 ) -> None:
-    assert first_run.reports["documents"].facts["documents"] == DOCUMENTS
-    assert first_run.reports["documents"].facts["rejected"] == 0
-    assert first_run.reports["embeddings"].facts["embedded"] == DOCUMENTS
+    assert first_run.reports["documents"].statistics["documents"] == DOCUMENTS
+    assert first_run.reports["documents"].statistics["rejected"] == 0
+    assert first_run.reports["embeddings"].statistics["embedded"] == DOCUMENTS
     assert Searcher(Warehouse(proof_home), "scifact").release.rows == DOCUMENTS
 
 
@@ -76,8 +76,8 @@ def vectors(
     """Document ids and their vectors, query ids and theirs, as the model gives them."""
     context = context_of(proof_home, "scifact")
     ids, blocks = [], []
-    for bucket in context.spec.bucket_names:
-        for batch in context.folder.embeddings.read(bucket):
+    for partition in context.spec.partition_names:
+        for batch in context.folder.embeddings.read(partition):
             ids += [name.rpartition("#")[0] for name in batch["chunk_id"].to_pylist()]
             blocks.append(batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1))
     queries, judgements = _judged(shared)
@@ -149,9 +149,9 @@ def test_a_change_of_one_percent_embeds_just_the_new_texts(
     ]
     _write(corpus, entries)
     reports = run_whole(proof_home, "scifact").reports
-    assert reports["embeddings"].facts["embedded"] == EDITED + ADDED
-    assert reports["vector_store"].facts["added"] == EDITED + ADDED
-    assert reports["vector_store"].facts["removed"] == EDITED + DELETED
+    assert reports["embeddings"].statistics["embedded"] == EDITED + ADDED
+    assert reports["vector_store"].statistics["added"] == EDITED + ADDED
+    assert reports["vector_store"].statistics["removed"] == EDITED + DELETED
     stored = {row["document_id"]: row["text"] for row in live_rows(proof_home, "scifact").values()}
     wanted = {entry["_id"]: Clean().text(f"{entry['title']}\n{entry['text']}") for entry in entries}
     assert stored.keys() == wanted.keys()
@@ -168,8 +168,8 @@ def test_copies_under_other_ids_embed_nothing(first_run: Collected, proof_home: 
         [{**entry, "_id": f"copy-{entry['_id']}"} for entry in entries],
     )
     reports = run_whole(proof_home, "scifact").reports
-    assert reports["embeddings"].facts["embedded"] == 0
-    assert reports["vector_store"].facts["added"] == COPIED
+    assert reports["embeddings"].statistics["embedded"] == 0
+    assert reports["vector_store"].statistics["added"] == COPIED
     after = live_rows(proof_home, "scifact")
     assert before.items() <= after.items()
     assert len(after) == len(before) + COPIED
@@ -182,8 +182,12 @@ def test_a_renamed_file_embeds_nothing_and_changes_no_row(
     os.rename(proof_home / "data" / "corpus.jsonl", proof_home / "data" / "renamed.jsonl")
     reports = run_whole(proof_home, "scifact").reports
     assert reports["documents"].changed
-    assert reports["embeddings"].facts["embedded"] == 0
-    assert reports["vector_store"].facts["added"] == reports["vector_store"].facts["removed"] == 0
+    assert reports["embeddings"].statistics["embedded"] == 0
+    assert (
+        reports["vector_store"].statistics["added"]
+        == reports["vector_store"].statistics["removed"]
+        == 0
+    )
     assert live_rows(proof_home, "scifact") == before
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.metrics.similarity import cosine_spearman
 from embedding_pipelines.spec.load import parse_pipeline
@@ -33,8 +33,8 @@ def test_the_published_spearman_is_reached(shared: Path, proof_home: Path) -> No
     tokenizer = spec.model.tokenizer()
     tokens = [len(tokenizer.encode(text).ids) for text in texts]
     batch = pa.RecordBatch.from_pydict({"text": texts, "tokens": tokens})
-    with Ledger(proof_home / "ledger.sqlite") as ledger:
-        (embedded,) = embed([batch], spec.model, ledger, "document", lambda tokens: None)
+    with EmbeddingCache(proof_home / "cache.sqlite") as cache:
+        (embedded,) = embed([batch], spec.model, cache, "document", lambda tokens: None)
     vectors = embedded.vectors
     spearman = cosine_spearman(
         vectors[:PAIRS], vectors[PAIRS:], [float(row["score"]) for row in rows]

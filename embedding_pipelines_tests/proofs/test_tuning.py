@@ -78,8 +78,8 @@ def test_the_released_table_finds_what_was_promised_of_it(
     asked = Corpus(context, context.spec.model.space).asked(searcher.provider.embed(texts, "query"))
     names = [
         name
-        for bucket in context.spec.bucket_names
-        for batch in context.folder.embeddings.read(bucket, ["chunk_id"])
+        for partition in context.spec.partition_names
+        for batch in context.folder.embeddings.read(partition, ["chunk_id"])
         for name in batch["chunk_id"].to_pylist()
     ]
     truth = Neighbours(

@@ -12,7 +12,7 @@ import pytest
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.providers.base import Limits, Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
@@ -26,7 +26,7 @@ PIPELINE = f"""\
 source: {{kind: jsonl, path: data/*.jsonl, id: _id, text: [title, text]}}
 preprocessing: {{chunk: null}}
 model: {MODEL}
-buckets: 4
+partitions: 4
 """
 DOCUMENTS, WORDS, HEALTHY_RUNS = 600, 60, 20
 
@@ -81,14 +81,14 @@ class Faulty(Provider):
     def tokenizer(self) -> Any:
         return self.inner.tokenizer()
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self.inner.embed(inputs, input_type)
 
 
 class OtherQueries(Faulty):
     """Queries come from another model of as many dimensions."""
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         if input_type == "query":
             return Hashing(dimensions=self.space.dimensions).embed(inputs, input_type)
         return super().embed(inputs, input_type)
@@ -134,7 +134,7 @@ def test_queries_embedded_by_another_model_are_stopped(released: Path) -> None:
 
 
 def test_lost_prompts_are_stopped(released: Path) -> None:
-    assert failed_behind(released, Deaf) == ["roles_are_told_apart"]
+    assert failed_behind(released, Deaf) == ["input_types_differ"]
 
 
 def test_twenty_healthy_runs_of_twenty_are_released(built: Path, shared: Path) -> None:

@@ -23,15 +23,15 @@ def check_provider(provider: Provider) -> None:
     assert space.provider == provider.kind
     assert space.codec is None
     assert 0 < limits.max_tokens <= space.max_tokens
-    assert limits.max_tokens <= limits.call_tokens
-    for role in ("document", "query"):
-        vectors = provider.embed(TEXTS, role)
+    assert limits.max_tokens <= limits.request_tokens
+    for input_type in ("document", "query"):
+        vectors = provider.embed(TEXTS, input_type)
         assert vectors.dtype == np.float32
         checked(vectors, TEXTS, space)
-        assert provider.embed([], role).shape == (0, space.dimensions)
+        assert provider.embed([], input_type).shape == (0, space.dimensions)
         for at in (0, 3, 6, 7):  # each by itself, and the other way round
-            assert np.allclose(provider.embed([TEXTS[at]], role)[0], vectors[at], atol=1e-4)
-        assert np.allclose(provider.embed(TEXTS[::-1], role)[::-1], vectors, atol=1e-4)
+            assert np.allclose(provider.embed([TEXTS[at]], input_type)[0], vectors[at], atol=1e-4)
+        assert np.allclose(provider.embed(TEXTS[::-1], input_type)[::-1], vectors, atol=1e-4)
         norms = np.linalg.norm(vectors, axis=1)
         assert not space.normalized or np.allclose(norms, 1, atol=NORM_TOLERANCE)
         unit = vectors / norms[:, None]

@@ -125,8 +125,8 @@ def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
         prompts={"query": "Ünï "},
     )
     before = time.time()
-    for role in ("query", "document"):
-        provider.embed(TEXTS, role)
+    for input_type in ("query", "document"):
+        provider.embed(TEXTS, input_type)
     first, second = block.packets
     assert first.block_id == "embedder-7"
     assert json.loads(first.data) == {
@@ -404,7 +404,7 @@ def test_the_space_holds_all_that_picks_and_changes_the_block(block: Block) -> N
     ]
     assert len({model_at(block, **each).space.id for each in options + more}) == len(options + more)
     assert model_at(block, model="").space.model == block.address
-    assert model_at(block, concurrent_calls=1, tls=True).space.id == model_at(block).space.id
+    assert model_at(block, concurrent_requests=1, tls=True).space.id == model_at(block).space.id
     assert block.packets == []  # it took no request
     assert model_at(block, prompts={"document": "one two "}).limits.max_tokens == 512 - 2 - 2
 

@@ -239,13 +239,13 @@ def test_a_vector_left_out_is_a_row_of_nan(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_limits_space_and_price() -> None:
     third, fourth = Cohere(model="embed-english-v3.0"), Cohere(model="embed-v4.0")
-    assert (third.space.max_tokens, third.limits.call_texts, third.space.dimensions) == (
+    assert (third.space.max_tokens, third.limits.request_texts, third.space.dimensions) == (
         512,
         96,
         1024,
     )
     assert 500 < third.limits.max_tokens < 512
-    assert fourth.space.max_tokens == fourth.limits.call_tokens == 128_000
+    assert fourth.space.max_tokens == fourth.limits.request_tokens == 128_000
     assert (third.price, Cohere(model="embed-v4.0", usd_per_million_tokens=0).price) == (0.10, 0)
     assert Cohere(model="embed-v6.0", dimensions=100).price is None
 

@@ -137,7 +137,7 @@ def test_an_installed_module_serves_as_well() -> None:
         _ = Custom(cls="json:JSONDecoder").space
 
 
-def test_the_role_reaches_the_class(module: Write) -> None:
+def test_the_input_type_reaches_the_class(module: Write) -> None:
     name = module(said("return [[1, 2 if input_type == 'query' else 3]] * len(texts)"))
     provider = Custom(cls=f"{name}:M")
     assert provider.embed(["a"], "query").tolist() == [[1, 2]]
@@ -174,7 +174,7 @@ def test_the_class_is_made_once_and_called_from_one_thread(module: Write) -> Non
         "        time.sleep(0.01)\n        BUSY.release()\n        return [[1, 2]] * len(texts)\n"
     )
     provider = Custom(cls=f"{name}:M")
-    assert provider.limits.concurrent_calls == 1
+    assert provider.limits.concurrent_requests == 1
     answers: list[Any] = []
     threads = [
         threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query")))
@@ -193,8 +193,8 @@ def test_several_calls_at_once_where_the_class_allows_them(module: Write) -> Non
         "import threading\nALL = threading.Barrier(3, timeout=5)\n\n"
         + said("ALL.wait(); return [[1, 2]] * len(texts)")
     )
-    provider = Custom(cls=f"{name}:M", concurrent_calls=3)
-    assert provider.limits.concurrent_calls == 3
+    provider = Custom(cls=f"{name}:M", concurrent_requests=3)
+    assert provider.limits.concurrent_requests == 3
     started, answers = time.monotonic(), []
     threads = [
         threading.Thread(target=lambda: answers.append(provider.embed(["a"], "query")))

@@ -97,8 +97,8 @@ def test_the_key_stays_in_the_environment(
 
 def test_the_old_model_is_told_the_task_type(server: WireServer) -> None:
     provider = gemini(server)
-    for role, task_type in (("document", "RETRIEVAL_DOCUMENT"), ("query", "RETRIEVAL_QUERY")):
-        provider.ask(TEXTS[:2], role)  # type: ignore[arg-type]
+    for input_type, task_type in (("document", "RETRIEVAL_DOCUMENT"), ("query", "RETRIEVAL_QUERY")):
+        provider.ask(TEXTS[:2], input_type)  # type: ignore[arg-type]
         assert server.requests[-1] == {
             "requests": [
                 {
@@ -110,7 +110,7 @@ def test_the_old_model_is_told_the_task_type(server: WireServer) -> None:
                 for text in TEXTS[:2]
             ]
         }
-        assert provider.space.prompts[role] == task_type
+        assert provider.space.prompts[input_type] == task_type
     assert server.headers[0]["x-goog-api-key"] == KEY
     assert "authorization" not in server.headers[0]
 
@@ -233,7 +233,11 @@ def test_tokens_where_the_reply_tells_them(
 
 def test_limits_space_and_price() -> None:
     old, new = Gemini(model=OLD), Gemini(model=NEW)
-    assert (old.limits.max_tokens, old.limits.call_texts, old.space.dimensions) == (2048, 100, 3072)
+    assert (old.limits.max_tokens, old.limits.request_texts, old.space.dimensions) == (
+        2048,
+        100,
+        3072,
+    )
     assert 8_000 < new.limits.max_tokens < new.space.max_tokens == 8192
     assert (old.price, new.price, Gemini(model=OLD, usd_per_million_tokens=0.01).price) == (
         0.15,

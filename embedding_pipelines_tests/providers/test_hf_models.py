@@ -1,7 +1,7 @@
 """`hf` against sentence-transformers: models of many makes, tiny and with random weights, go through unchanged.
 
 Each case builds a model folder (about 32 dimensions, two layers, a tokenizer trained on the texts below), then
-compares what the provider gives for both roles with `encode_document` and `encode_query` on the same folder.
+compares what the provider gives for both input types with `encode_document` and `encode_query` on the same folder.
 """
 
 from __future__ import annotations
@@ -431,8 +431,10 @@ def check(folder: Path, texts: Sequence[str] = TEXTS) -> Hf:
     own = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     provider = Hf(model=f"models/{folder.name}", precision="float32")
     encode = {"document": own.encode_document, "query": own.encode_query}
-    for role in ("document", "query"):
-        wanted: Any = np.asarray(encode[role](list(texts), show_progress_bar=False), np.float32)
+    for input_type in ("document", "query"):
+        wanted: Any = np.asarray(
+            encode[input_type](list(texts), show_progress_bar=False), np.float32
+        )
         assert np.isfinite(wanted).all()
         assert wanted.shape == (len(texts), provider.space.dimensions)
         norms = np.linalg.norm(wanted, axis=1, keepdims=True)
@@ -440,15 +442,15 @@ def check(folder: Path, texts: Sequence[str] = TEXTS) -> Hf:
         length = np.where(
             norms == 0, 1, norms
         )  # a text without tokens is a zero vector for some models
-        found = provider.embed(texts, role) / length
+        found = provider.embed(texts, input_type) / length
         wanted = wanted / length
         np.testing.assert_allclose(found, wanted, atol=1e-4)
         cosines = (found * wanted).sum(axis=1) / np.maximum(np.linalg.norm(found, axis=1), 1e-12)
         assert cosines[norms[:, 0] > 0].min() >= 0.9999
         np.testing.assert_allclose(
-            provider.embed(texts[::-1], role)[::-1] / length, wanted, atol=1e-4
+            provider.embed(texts[::-1], input_type)[::-1] / length, wanted, atol=1e-4
         )
-        alone = np.concatenate([provider.embed([texts[row]], role) for row in ALONE])
+        alone = np.concatenate([provider.embed([texts[row]], input_type) for row in ALONE])
         np.testing.assert_allclose(alone / length[ALONE], wanted[ALONE], atol=1e-4)
         assert np.median(wanted @ wanted.T) < 0.99, (
             "the case shows nothing: all texts have the same vector"

@@ -59,9 +59,11 @@ def check(home: Path, provider: Hf, prompts: dict[str, str]) -> None:
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(home / provider.model), device="cpu", local_files_only=True)
-    for role in ("query", "document"):
-        wanted: Any = model.encode(TEXTS, prompt=prompts.get(role, ""), show_progress_bar=False)
-        np.testing.assert_allclose(provider.embed(TEXTS, role), wanted, atol=1e-4)
+    for input_type in ("query", "document"):
+        wanted: Any = model.encode(
+            TEXTS, prompt=prompts.get(input_type, ""), show_progress_bar=False
+        )
+        np.testing.assert_allclose(provider.embed(TEXTS, input_type), wanted, atol=1e-4)
     assert provider.space.prompts == prompts
 
 
@@ -99,7 +101,7 @@ def test_the_user_s_prompts_win_over_the_model_s(
     assert hf(name, prompts=own).space.id == before.id
 
 
-def test_a_role_that_is_left_out_gets_none(models: Path) -> None:
+def test_a_input_type_that_is_left_out_gets_none(models: Path) -> None:
     provider = hf("e5-small-v2", prompts={"query": "ask: ", "document": ""})
     check(models, provider, {"query": "ask: "})
     assert provider.limits.max_tokens == LIMIT
@@ -116,7 +118,7 @@ def test_a_prompt_that_leaves_no_room_is_refused(models: Path) -> None:
         _ = hf("own", prompts={"query": "cat " * LIMIT}).space
 
 
-def test_a_wrong_role_is_refused() -> None:
+def test_a_wrong_input_type_is_refused() -> None:
     with pytest.raises(ValidationError, match="'document' or 'query'"):
         hf("own", prompts={"passage": "passage: "})
 

@@ -113,7 +113,7 @@ def test_the_space_is_what_the_server_says_of_the_model(server: WireServer) -> N
     assert (space.revision, space.dimensions, space.max_tokens) == (DIGEST, 64, 2048)
     assert (space.pooling, space.dtype, space.normalized) == ("mean", "F16", True)
     assert provider.limits.max_tokens == 2048 - 2 - 3
-    assert provider.limits.concurrent_calls == 2
+    assert provider.limits.concurrent_requests == 2
     assert server.requests == []  # it took no embedding
     others = [
         model_at(server, prompts={}),

@@ -119,10 +119,12 @@ def test_a_request_as_documented(server: WireServer) -> None:
     assert reply.tokens == 12
 
 
-def test_prompts_stand_before_the_text_of_their_role_and_in_the_space(server: WireServer) -> None:
+def test_prompts_stand_before_the_text_of_their_input_type_and_in_the_space(
+    server: WireServer,
+) -> None:
     provider = local(server, model="org/e5-small")
-    for role, prompt in provider.space.prompts.items():
-        provider.embed(["a fox"], "query" if role == "query" else "document")
+    for input_type, prompt in provider.space.prompts.items():
+        provider.embed(["a fox"], "query" if input_type == "query" else "document")
         assert server.requests[-1]["input"] == [f"{prompt}a fox"]
     assert provider.space.prompts == {"query": "query: ", "document": "passage: "}
     assert provider.space.id != local(server, model="org/e5-small", prompts={}).space.id
@@ -383,7 +385,11 @@ def test_wrong_options_are_told_when_the_file_loads(options: dict[str, Any], sai
 
 def test_limits_and_space_say_what_is_known() -> None:
     known = Openai(model="text-embedding-3-large", tokenizer_of="estimate")
-    assert (known.limits.call_texts, known.limits.call_tokens, known.limits.call_bytes) == (
+    assert (
+        known.limits.request_texts,
+        known.limits.request_tokens,
+        known.limits.request_bytes,
+    ) == (
         2_048,
         300_000,
         1_200_000,
@@ -395,9 +401,9 @@ def test_limits_and_space_say_what_is_known() -> None:
     )
     other = Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1")
     assert (other.space.max_tokens, other.space.normalized) == (512, False)
-    assert other.limits.call_bytes is None
+    assert other.limits.request_bytes is None
     long = other.model_copy(update={"max_tokens": 32_768})
-    assert other.limits.max_tokens < long.limits.max_tokens <= long.limits.call_tokens
+    assert other.limits.max_tokens < long.limits.max_tokens <= long.limits.request_tokens
     moved = Openai(model="my-model", dimensions=8, base_url="http://gpu:1/v1", api_key_env="K")
     assert other.space != moved.space  # two servers may call different models alike
     same = [provider.model_copy(update={"revision": "weights 7"}) for provider in (other, moved)]

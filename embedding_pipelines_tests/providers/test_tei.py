@@ -109,7 +109,7 @@ def test_a_request_is_as_the_documentation_has_it(server: WireServer) -> None:
 
 
 def test_space_and_limits_are_what_the_server_says(server: WireServer) -> None:
-    provider = model_at(server, prompts={"document": "a b "}, concurrent_calls=3)
+    provider = model_at(server, prompts={"document": "a b "}, concurrent_requests=3)
     space, limits = provider.space, provider.limits
     assert (space.model, space.revision) == (INFO["model_id"], INFO["model_sha"])
     assert (space.dtype, space.pooling, space.max_tokens, space.dimensions) == (
@@ -118,8 +118,12 @@ def test_space_and_limits_are_what_the_server_says(server: WireServer) -> None:
         512,
         64,
     )
-    assert (limits.max_tokens, limits.call_tokens, limits.call_texts) == (512 - 2 - 2, 16_384, 32)
-    assert limits.concurrent_calls == 3
+    assert (limits.max_tokens, limits.request_tokens, limits.request_texts) == (
+        512 - 2 - 2,
+        16_384,
+        32,
+    )
+    assert limits.concurrent_requests == 3
     assert provider.price == 0
     assert model_at(server, prompts={}).space.id != space.id
     assert (
@@ -140,7 +144,7 @@ def test_dimensions_are_asked_for_once_and_not_at_all_where_they_are_named(
 def test_a_server_that_takes_less_than_one_long_text_in_a_batch_still_takes_one() -> None:
     with serve(info(max_input_length=8192, max_batch_tokens=4096, model_sha=None)) as server:
         provider = model_at(server)
-        assert provider.limits.call_tokens == 8192
+        assert provider.limits.request_tokens == 8192
         assert provider.space.revision == "main"
 
 

@@ -44,11 +44,11 @@ def test_the_limits_and_the_tokenizer_need_no_model(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    provider = Tensorflow(model="gone", max_tokens=128, call_texts=16)
+    provider = Tensorflow(model="gone", max_tokens=128, request_texts=16)
     assert (
         provider.limits.max_tokens,
-        provider.limits.call_texts,
-        provider.limits.call_tokens,
+        provider.limits.request_texts,
+        provider.limits.request_tokens,
     ) == (128, 16, 2_048)
     assert len(provider.tokenizer().encode("A cat sleeps.").ids) == 5
 

@@ -111,14 +111,14 @@ def test_too_many_tokens_in_a_batch_are_no_texts_fault(server: WireServer) -> No
     assert type(refusal(voyage(server), server, Fault("status", 400, text))) is BadInput
 
 
-@pytest.mark.parametrize("role", ["document", "query"])
-def test_what_is_asked(server: WireServer, role: Any) -> None:
-    assert voyage(server).ask(TEXTS, role).tokens == 20
+@pytest.mark.parametrize("input_type", ["document", "query"])
+def test_what_is_asked(server: WireServer, input_type: Any) -> None:
+    assert voyage(server).ask(TEXTS, input_type).tokens == 20
     assert server.requests == [
         {
             "model": "voyage-4",
             "input": TEXTS,
-            "input_type": role,
+            "input_type": input_type,
             "truncation": False,
             "output_dtype": "float",
             "encoding_format": "base64",
@@ -226,9 +226,9 @@ def test_limits_and_price() -> None:
         "voyage-4-lite": 1_000_000,
         "voyage-3.5": 320_000,
     }
-    assert {model: Voyage(model=model).limits.call_tokens for model in totals} == totals
+    assert {model: Voyage(model=model).limits.request_tokens for model in totals} == totals
     limits = Voyage(model="voyage-9", dimensions=64).limits
-    assert (limits.call_tokens, limits.call_texts) == (120_000, 1_000)
+    assert (limits.request_tokens, limits.request_texts) == (120_000, 1_000)
     assert Voyage(model="voyage-4").price == 0.06
     assert Voyage(model="voyage-4", usd_per_million_tokens=0).price == 0
     assert Voyage(model="voyage-9", dimensions=64).price is None

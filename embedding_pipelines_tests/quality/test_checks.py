@@ -10,14 +10,14 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import ConfigError, ProviderError, ReleaseError
-from embedding_pipelines.providers.base import Provider, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Provider, Vectors
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.quality.canaries import PROBES
+from embedding_pipelines.quality.canaries import CANARIES
 from embedding_pipelines.quality.check import STRUCTURE, Check
 from embedding_pipelines.quality.structure import current_checks, current_verify
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
-from embedding_pipelines.spec.evaluation import CHECKS, MEASURES
+from embedding_pipelines.spec.evaluation import CHECKS, METRICS
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.embeddings import spent
@@ -89,7 +89,7 @@ def vandalize(context: StepContext, change: Callable[[Vectors], Vectors]) -> Non
 class OtherQueries(Hashing):
     """Embeds queries by another model than documents, and says nothing of it."""
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         changed = [text.upper()[::-1] for text in inputs] if input_type == "query" else inputs
         return super().embed(changed, input_type)
 
@@ -110,7 +110,7 @@ class Prompted(Hashing):
             update={"prompts": prompts, "revision": f"deaf {self.deaf}"}
         )
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         prompt = "" if self.deaf else self.space.prompts[input_type]
         return super().embed([prompt + text for text in inputs], input_type)
 
@@ -170,11 +170,11 @@ def test_queries_embedded_by_another_model_are_stopped_since_they_find_nothing(
     assert live(released) == 1
 
 
-def test_a_server_that_drops_the_prompts_is_stopped_since_roles_are_not_told_apart(
+def test_a_server_that_drops_the_prompts_is_stopped_since_input_types_are_not_told_apart(
     released: Path,
 ) -> None:
     found = outcomes(released, Prompted(deaf=True))
-    assert failed(list(found.values())) == ["roles_are_told_apart"]
+    assert failed(list(found.values())) == ["input_types_differ"]
     assert not failed(list(outcomes(released, Prompted()).values()))
 
 
@@ -187,7 +187,7 @@ class NamedE5(Hashing):
 
 
 def test_a_model_that_is_not_given_the_prompts_of_its_family_is_stopped(released: Path) -> None:
-    check = outcomes(released, NamedE5())["roles_are_told_apart"]
+    check = outcomes(released, NamedE5())["input_types_differ"]
     assert check.blocks
     assert "'query: '" in check.sentence
     assert "'passage: '" in check.sentence
@@ -198,7 +198,7 @@ class Changing(Hashing):
 
     tomorrow: bool = False
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         vectors = super().embed(inputs, input_type)
         return vectors[:, ::-1].copy() if self.tomorrow else vectors
 
@@ -226,7 +226,7 @@ def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) 
         == "the disk is full"
     )
     assert (
-        report(run_steps(released, "p"), "release").facts["release"] == 2
+        report(run_steps(released, "p"), "release").statistics["release"] == 2
     )  # and the next run lives with it
 
 
@@ -261,8 +261,8 @@ def test_a_table_that_has_only_grown_may_find_things_later(released: Path) -> No
 
 def test_measures_are_those_that_are_published_and_stand_with_the_release(released: Path) -> None:
     context = context_of(released, "p")
-    measures = live_release(context.folder).measures
-    assert measures.keys() <= MEASURES.keys()
+    metrics = live_release(context.folder).metrics
+    assert metrics.keys() <= METRICS.keys()
     always = {
         "known_item_mrr",
         "recall_at_10",
@@ -271,12 +271,12 @@ def test_measures_are_those_that_are_published_and_stand_with_the_release(releas
         "hubness",
         "codec_cosine",
     }
-    assert always <= measures.keys()
-    assert measures["recall_at_10"] == 1.0
-    assert measures["known_item_recall"] > 0.9
-    assert measures["codec_cosine"] == pytest.approx(1, abs=1e-5)
+    assert always <= metrics.keys()
+    assert metrics["recall_at_10"] == 1.0
+    assert metrics["known_item_recall"] > 0.9
+    assert metrics["codec_cosine"] == pytest.approx(1, abs=1e-5)
     line = json.loads(context.folder.history.read_text())
-    assert line["measures"] == measures
+    assert line["metrics"] == metrics
     assert line["checks"] == dict.fromkeys((*STRUCTURE, *CHECKS), True)
 
 
@@ -299,12 +299,12 @@ def test_the_user_s_own_queries_pairs_and_labels_are_measured(home: Path) -> Non
         "label: cat, require: {ndcg_at_10: 0.99, pair_spearman: 0.9}}\n",
     )
     run_steps(home, "p")
-    measures = live_release(context_of(home, "p").folder).measures
-    assert measures["ndcg_at_10"] == measures["mrr_at_10"] == measures["judged_recall_at_10"] == 1.0
-    assert measures["pair_spearman"] == pytest.approx(1)
-    assert 0 <= measures["knn_accuracy"] <= 1
+    metrics = live_release(context_of(home, "p").folder).metrics
+    assert metrics["ndcg_at_10"] == metrics["mrr_at_10"] == metrics["judged_recall_at_10"] == 1.0
+    assert metrics["pair_spearman"] == pytest.approx(1)
+    assert 0 <= metrics["knn_accuracy"] <= 1
     (own / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tid-2\t1\n")
-    with pytest.raises(ReleaseError, match="required_measures_hold"):
+    with pytest.raises(ReleaseError, match="required_metrics_hold"):
         run_steps(home, "p")  # nothing but a file of the evaluation has changed
 
 
@@ -354,29 +354,29 @@ def test_a_file_of_the_evaluation_that_is_wrong_is_named(
 def test_what_a_check_does_is_the_user_s_choice(home: Path) -> None:
     write_csv(home, "a.csv", texts(DOCUMENTS))
     write(home, "evaluation: {require: {known_item_mrr: 1.5}}\n")
-    with pytest.raises(ReleaseError, match="required_measures_hold"):
+    with pytest.raises(ReleaseError, match="required_metrics_hold"):
         run_steps(home, "p")
     write(
         home,
-        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: warn}}\n",
+        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_metrics_hold: warn}}\n",
     )
     run_steps(home, "p")
-    assert live_release(context_of(home, "p").folder).checks["required_measures_hold"] is False
+    assert live_release(context_of(home, "p").folder).checks["required_metrics_hold"] is False
     write(
         home,
-        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_measures_hold: off}}\n",
+        "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_metrics_hold: off}}\n",
     )
-    assert "required_measures_hold" not in {
-        check.name for check in checks_of(context_of(home, "p"))
-    }
+    assert "required_metrics_hold" not in {check.name for check in checks_of(context_of(home, "p"))}
 
 
 def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
-    off = "{provider_is_unchanged: off, vectors_belong_to_their_texts: off, roles_are_told_apart: off}"
+    off = (
+        "{provider_is_unchanged: off, vectors_belong_to_their_texts: off, input_types_differ: off}"
+    )
     write(released, f"evaluation: {{known_items: 0, checks: {off}}}\n")
 
     class Silent(Hashing):
-        def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
             raise AssertionError("nobody is asked")
 
     assert not failed(checks_of(context_of(released, "p"), Silent()))
@@ -387,7 +387,7 @@ def test_what_passed_is_not_measured_again(released: Path) -> None:
     before = read_json(context.folder.verified)
 
     class Silent(Hashing):
-        def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+        def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
             raise AssertionError("nobody is asked")
 
     checks_of(context, Silent())
@@ -431,17 +431,17 @@ def test_a_search_that_looks_less_closely_is_measured_anew(released: Path) -> No
 def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
     write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
     context = context_of(released, "p")
-    assert failed(checks_of(context)) == ["required_measures_hold"]
+    assert failed(checks_of(context)) == ["required_metrics_hold"]
     assert current_verify(context) is None
 
 
-def test_one_wrong_bucket_of_four_is_stopped(released: Path) -> None:
+def test_one_wrong_partition_of_four_is_stopped(released: Path) -> None:
     context = context_of(released, "p")
     state = table_state(context)
     assert state is not None
     table = context.spec.store.table(context.warehouse.tables, state.table)
-    rows = [row for batch in table.scan(["bucket"]) for row in batch["bucket"].to_pylist()]
-    own = [number for number, bucket in enumerate(rows) if bucket == "b02"]
+    rows = [row for batch in table.scan(["partition"]) for row in batch["partition"].to_pylist()]
+    own = [number for number, partition in enumerate(rows) if partition == "b02"]
 
     def rolled(vectors: Vectors) -> Vectors:
         vectors[own] = np.roll(vectors[own], 1, axis=0)
@@ -469,10 +469,10 @@ def test_scores_without_an_order_are_no_measure_and_pass_no_bound(home: Path) ->
     write_csv(home, "a.csv", texts(10))
     (home / "pairs.csv").write_text("sentence1,sentence2,score\na b,a c,1\nd e,d f,1\n")
     write(home, "evaluation: {pairs: pairs.csv, require: {pair_spearman: 0.5}}\n")
-    with pytest.raises(ReleaseError, match="required_measures_hold"):
+    with pytest.raises(ReleaseError, match="required_metrics_hold"):
         run_steps(home, "p")
     check = {check.name: check for check in checks_of(context_of(home, "p"))}[
-        "required_measures_hold"
+        "required_metrics_hold"
     ]
     assert check.sentence == "pair_spearman was not measured"
 
@@ -510,8 +510,8 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
 class Away(Hashing):
     """A service that answers no question about old texts."""
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
-        if PROBES[0] in inputs:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+        if CANARIES[0] in inputs:
             raise ProviderError("The service is away.")
         return super().embed(inputs, input_type)
 

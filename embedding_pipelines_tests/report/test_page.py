@@ -25,7 +25,7 @@ source: {kind: csv, path: 'data/*.csv', id: id, text: [text], metadata: {kind: s
 model: {provider: hashing, dimensions: 64}
 compression: [{kind: pca, dimensions: 8}, int8]
 evaluation: {require: {known_item_mrr: 0.0}}
-buckets: 2
+partitions: 2
 """
 HEADER = "id,text,kind,year,seen"
 
@@ -240,7 +240,7 @@ def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page)
     assert np.linalg.norm(query - origin) < np.median(np.linalg.norm(places - query, axis=1))
 
 
-def test_queries_that_the_ledger_does_not_know_are_left_out(built: Path) -> None:
+def test_queries_that_the_cache_does_not_know_are_left_out(built: Path) -> None:
     folder = context_of(built, "p").folder
     kept = json.loads(folder.queries.read_text())
     write_json(

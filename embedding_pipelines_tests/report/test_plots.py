@@ -24,7 +24,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SPECTRUM = np.array([0.6, 0.3, 0.1], np.float32)
 
 
-def line(release: int, space: str = "a", usd: float = 0.01, **measures: float) -> dict[str, Any]:
+def line(release: int, space: str = "a", usd: float = 0.01, **metrics: float) -> dict[str, Any]:
     """A release as the history tells of it."""
     return {
         "release": release,
@@ -32,12 +32,12 @@ def line(release: int, space: str = "a", usd: float = 0.01, **measures: float) -
         "space": space,
         "codec": "c",
         "rows": 10,
-        "measures": {
+        "metrics": {
             "recall_at_10": 0.99,
             "search_p50_ms": 5.0,
             "search_p95_ms": 8.0,
             "mean_shift": 0.01,
-            **measures,
+            **metrics,
         },
         "checks": {"nonzero": True},
         "embedded_tokens": 1_000 * release,  # of the pipeline's life, as the other two
@@ -46,7 +46,7 @@ def line(release: int, space: str = "a", usd: float = 0.01, **measures: float) -
     }
 
 
-def point(size: int, recall: float, **facts: Any) -> dict[str, Any]:
+def point(size: int, recall: float, **statistics: Any) -> dict[str, Any]:
     """A measured candidate of `optimize`."""
     chain = [{"kind": "pca", "dimensions": size}, {"kind": "int8"}]
     return {
@@ -58,7 +58,7 @@ def point(size: int, recall: float, **facts: Any) -> dict[str, Any]:
         "lower_bound": recall - 0.01,
         "on_front": True,
         "chosen": False,
-        **facts,
+        **statistics,
     }
 
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_drawn_is_left_out_and_has_a_sentence() -> None:
 
 def test_a_measure_that_some_releases_lack_or_that_is_no_number_is_skipped() -> None:
     history = [line(1), line(2, recall_at_10=float("nan"))]
-    del history[0]["measures"]["search_p50_ms"]
+    del history[0]["metrics"]["search_p50_ms"]
     found = figures(history, None, None)
     assert RECALL not in found
     assert LATENCY in found  # by the other percentile

@@ -64,8 +64,11 @@ MISTAKES = {
         S + M + "compression:\n  - int8\n  - kind: pcaa\n",
         "5: compression.1: 'pcaa' is not known; did you mean 'pca'?",
     ),
-    "no number": (S + M + "buckets: many\n", "3: buckets: must be a whole number, not 'many'."),
-    "too many": (S + M + "buckets: 1000\n", "3: buckets: must be 256 or less, not 1000."),
+    "no number": (
+        S + M + "partitions: many\n",
+        "3: partitions: must be a whole number, not 'many'.",
+    ),
+    "too many": (S + M + "partitions: 1000\n", "3: partitions: must be 256 or less, not 1000."),
     "yes for a name": (
         "source: {kind: csv, path: a, id: yes}\n" + M,
         "1: source.id: must be text; put it in quotes.",
@@ -150,11 +153,11 @@ def test_a_value_that_may_be_a_secret_is_not_shown() -> None:
 
 def test_variables_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "elsewhere")
-    monkeypatch.setenv("BUCKETS", "7")
-    text = "source: {kind: csv, path: '${DATA}/${DATA}.csv'}\nmodel: minilm\nbuckets: ${BUCKETS}\n"
+    monkeypatch.setenv("PARTITIONS", "7")
+    text = "source: {kind: csv, path: '${DATA}/${DATA}.csv'}\nmodel: minilm\npartitions: ${PARTITIONS}\n"
     spec = parse_pipeline(text, "p", "p.yaml")
     assert spec.source.path == ("elsewhere/elsewhere.csv",)
-    assert spec.buckets == 7
+    assert spec.partitions == 7
     plain = parse_pipeline(S + M + "description: $DATA and $5 and $${x\n", "p", "p.yaml")
     assert plain.description == "$DATA and $5 and $${x"
 

@@ -12,11 +12,16 @@ from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.spec.load import parse_pipeline
-from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER, PipelineSpec, bucket_of, fingerprint
+from embedding_pipelines.spec.pipeline import (
+    NOT_IN_DAGSTER,
+    PipelineSpec,
+    fingerprint,
+    partition_of,
+)
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.chunks import chunk_settings
+from embedding_pipelines.steps.chunks import chunk_configuration
 from embedding_pipelines.steps.codec import fitted_for
-from embedding_pipelines.steps.documents import source_settings
+from embedding_pipelines.steps.documents import source_configuration
 from embedding_pipelines.storage.warehouse import Warehouse
 
 BASE: dict[str, Any] = {
@@ -66,7 +71,7 @@ CHANGES_NOTHING = {
     "owners",
     "output_dim",
     "schedule",
-    "buckets",
+    "partitions",
     "seed",
     "evaluation",
     "optimized",
@@ -96,8 +101,8 @@ def settings(spec: PipelineSpec) -> dict[str, str]:
 
     context, space = StepContext(spec, Warehouse(Path("/nowhere"))), spec.model.space
     return {
-        "documents": source_settings(context),
-        "chunks": chunk_settings(context, spec.model),
+        "documents": source_configuration(context),
+        "chunks": chunk_configuration(context, spec.model),
         "embeddings": space.id,
         "codec": fitted_for(context, space),
         "vector_store": spec.store.layout,
@@ -141,7 +146,7 @@ def test_short_forms_are_the_long_ones_with_defaults() -> None:
         spec = parse_pipeline('{"model":"bert","data_path":"data.csv"}', "p", name)
         assert spec.source == Csv(path=("data.csv",))
         assert spec.model.model_dump()["model"] == "google-bert/bert-base-uncased"
-        assert (spec.store.kind, spec.compression, spec.buckets) == ("lancedb", (), 16)
+        assert (spec.store.kind, spec.compression, spec.partitions) == ("lancedb", (), 16)
     assert (
         parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind
         == "jsonl"
@@ -199,21 +204,21 @@ def test_wrong_schedules_are_refused(schedule: str) -> None:
         PipelineSpec.model_validate({**BASE, "schedule": schedule})
 
 
-def test_buckets_are_where_they_were_when_the_first_pipeline_was_made() -> None:
-    assert [bucket_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [
+def test_partitions_are_where_they_were_when_the_first_pipeline_was_made() -> None:
+    assert [partition_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [
         12,
         10,
         8,
         12,
         1,
     ]
-    assert PipelineSpec.model_validate(BASE).bucket_names[::15] == ["b00", "b15"]
-    assert PipelineSpec.model_validate({**BASE, "buckets": 256}).bucket_names[::255] == [
+    assert PipelineSpec.model_validate(BASE).partition_names[::15] == ["b00", "b15"]
+    assert PipelineSpec.model_validate({**BASE, "partitions": 256}).partition_names[::255] == [
         "b000",
         "b255",
     ]
 
 
 @given(st.text(), st.integers(1, 256))
-def test_every_id_has_a_bucket(name: str, buckets: int) -> None:
-    assert 0 <= bucket_of(name, buckets) < buckets
+def test_every_id_has_a_partition(name: str, partitions: int) -> None:
+    assert 0 <= partition_of(name, partitions) < partitions

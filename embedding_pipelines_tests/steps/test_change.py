@@ -74,9 +74,9 @@ def test_edits_additions_and_deletions_give_the_table_of_a_rebuild(
     write_csv(built, "a.csv", changed)
     reports, texts = run_recorded(built, "p")
     assert sorted(texts) == ["a brand new text", "edited 5", "edited 6", "edited 7"]
-    assert report(reports, "documents").facts["changed_files"] == 1
-    assert report(reports, "vector_store").facts["added"] == 5
-    assert report(reports, "vector_store").facts["removed"] == 7
+    assert report(reports, "documents").statistics["changed_files"] == 1
+    assert report(reports, "vector_store").statistics["added"] == 5
+    assert report(reports, "vector_store").statistics["removed"] == 7
     assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other")))
 
 
@@ -87,7 +87,7 @@ def test_a_renamed_file_embeds_and_releases_nothing(built: Path) -> None:
     assert texts == []
     assert (
         not report(reports, "vector_store").changed
-        or report(reports, "vector_store").facts["added"] == 0
+        or report(reports, "vector_store").statistics["added"] == 0
     )
     assert not report(reports, "release").changed
     assert_same_rows(live_rows(built, "p"), before)
@@ -97,7 +97,7 @@ def test_a_deleted_file_takes_its_rows_along(built: Path, tmp_path_factory) -> N
     (built / "data" / "b.csv").unlink()
     reports, texts = run_recorded(built, "p")
     assert texts == []
-    assert report(reports, "vector_store").facts["removed"] == 100
+    assert report(reports, "vector_store").statistics["removed"] == 100
     assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other")))
 
 
@@ -107,7 +107,7 @@ def test_the_texts_of_a_file_under_other_ids_are_not_embedded_again(
     write_csv(built, "c.csv", [(f"copy of {name}", text, cat) for name, text, cat in rows(0, 300)])
     reports, texts = run_recorded(built, "p")
     assert texts == []
-    assert report(reports, "vector_store").facts["added"] == 300
+    assert report(reports, "vector_store").statistics["added"] == 300
     assert_same_rows(live_rows(built, "p"), rebuilt(built, tmp_path_factory.mktemp("other")))
 
 
@@ -131,7 +131,7 @@ def test_a_second_pipeline_and_a_model_switched_back_embed_nothing(built: Path) 
 
 
 def test_two_texts_that_the_model_cannot_tell_apart_are_no_fault(home: Path) -> None:
-    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
+    write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 1"))
     write_csv(home, "a.csv", [(1, "Apple", "x"), (2, "apple", "x")])
     run_steps(home, "p")
     assert len(live_rows(home, "p")) == 2
@@ -154,7 +154,7 @@ def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path
 
 
 @pytest.mark.parametrize("missing", ["documents", "chunks", "embeddings"])
-def test_a_lost_bucket_is_made_again(built: Path, missing: str) -> None:
+def test_a_lost_partition_is_made_again(built: Path, missing: str) -> None:
     before = live_rows(built, "p")
     (getattr(context_of(built, "p").folder, missing).folder / "b02.json").unlink()
     assert run_recorded(built, "p")[1] == []
@@ -202,7 +202,7 @@ def test_strange_ids_are_found_changed_and_removed(home: Path) -> None:
     assert {row["document_id"] for row in live_rows(home, "p").values()} == set(STRANGE)
     write_csv(home, "a.csv", [(name, f"other words {n}", "y") for n, name in enumerate(STRANGE)])
     reports, _ = run_recorded(home, "p")
-    assert report(reports, "vector_store").facts["removed"] == len(STRANGE)
+    assert report(reports, "vector_store").statistics["removed"] == len(STRANGE)
     found = live_rows(home, "p")
     assert {row["document_id"]: row["text"] for row in found.values()} == {
         name: f"other words {n}" for n, name in enumerate(STRANGE)
@@ -213,12 +213,12 @@ def test_strange_ids_are_found_changed_and_removed(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_256_buckets_hold_what_4_hold(built: Path) -> None:
-    write_pipeline(built, "many", HASHING.replace("buckets: 4", "buckets: 256"))
+def test_256_partitions_hold_what_4_hold(built: Path) -> None:
+    write_pipeline(built, "many", HASHING.replace("partitions: 4", "partitions: 256"))
     assert run_recorded(built, "many")[1] == []
-    hidden = {name: {**row, "bucket": ""} for name, row in live_rows(built, "many").items()}
+    hidden = {name: {**row, "partition": ""} for name, row in live_rows(built, "many").items()}
     assert_same_rows(
-        hidden, {name: {**row, "bucket": ""} for name, row in live_rows(built, "p").items()}
+        hidden, {name: {**row, "partition": ""} for name, row in live_rows(built, "p").items()}
     )
 
 
@@ -226,7 +226,7 @@ def test_long_texts_in_small_row_groups_keep_chunks_and_vectors_together(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("embedding_pipelines.storage.warehouse.ROW_GROUP_BYTES", 20_000)
-    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
+    write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 1"))
     long = [
         (n, " ".join(f"word{n * 7 + m}" for m in range(200 if n % 2 else 5)), "x")
         for n in range(120)
@@ -246,7 +246,7 @@ class Edits(RuleBasedStateMachine):
     @initialize()
     def build(self) -> None:
         self.home, self.files, self.known = next(self.homes), {"a.csv": {}}, set()
-        write_pipeline(self.home, "p", HASHING.replace("buckets: 4", "buckets: 2"))
+        write_pipeline(self.home, "p", HASHING.replace("partitions: 4", "partitions: 2"))
         self.ids = 0
 
     @rule(file=st.sampled_from("ab"), text=texts, cat=st.sampled_from("xy"))
@@ -327,11 +327,13 @@ def test_documents_that_were_cut_at_the_limit_are_kept_and_counted_too(home: Pat
     texts[3] = "short now"
     texts[15] += " and longer"
     write_csv(home, "a.csv", [(n, text, "x") for n, text in enumerate(texts)])
-    facts = [
-        entry.facts for entry in run_steps(home, "p") if entry.step == "chunks" and entry.changed
+    statistics = [
+        entry.statistics
+        for entry in run_steps(home, "p")
+        if entry.step == "chunks" and entry.changed
     ]
-    assert sum(entry["documents"] - entry["reused_documents"] for entry in facts) == 2
-    whole = [entry.facts for entry in run_steps(home, "p") if entry.step == "chunks"]
+    assert sum(entry["documents"] - entry["reused_documents"] for entry in statistics) == 2
+    whole = [entry.statistics for entry in run_steps(home, "p") if entry.step == "chunks"]
     assert sum(entry["truncated"] for entry in whole) == sum(
         len(text.split()) > 8 for text in texts
     )

@@ -75,12 +75,16 @@ def two_codecs(home: Path) -> tuple[StepContext, Path, Path]:
 def test_new_data_does_not_move_the_space_under_stored_vectors(home: Path) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
-    facts = report(run_steps(home, "p"), "codec").facts
-    assert (facts["dimensions"], facts["dtype"], facts["bytes_per_vector"]) == (8, "int8", 8)
+    statistics = report(run_steps(home, "p"), "codec").statistics
+    assert (statistics["dimensions"], statistics["dtype"], statistics["bytes_per_vector"]) == (
+        8,
+        "int8",
+        8,
+    )
     write_csv(home, "b.csv", [("new", "entirely other words", "c")])
     again = report(run_steps(home, "p"), "codec")
     assert not again.changed
-    assert again.facts["codec"] == facts["codec"]
+    assert again.statistics["codec"] == statistics["codec"]
     assert top(home, "p", "entirely other words") == ["new"]
 
 
@@ -117,11 +121,11 @@ def test_fitting_again_makes_a_new_table_beside_the_old_and_mixes_nothing(home: 
     new = live_release(context.folder)
     assert (old.codec, new.codec) == (first.name, second.name)
     assert old.table != new.table
-    assert report_of_table.facts["added"] == len(ROWS) + len(OTHER_ROWS) == new.rows
+    assert report_of_table.statistics["added"] == len(ROWS) + len(OTHER_ROWS) == new.rows
 
     vectors = {}
-    for bucket in context.spec.bucket_names:
-        for batch in context.folder.embeddings.read(bucket):
+    for partition in context.spec.partition_names:
+        for batch in context.folder.embeddings.read(partition):
             vectors.update(
                 zip(batch["chunk_id"].to_pylist(), batch[VECTOR].to_pylist(), strict=True)
             )
@@ -207,13 +211,13 @@ def test_vectors_are_read_once_for_each_part_that_is_fitted_to_them(home: Path) 
 def test_the_report_says_how_much_energy_is_kept(home: Path) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
-    facts = report(run_steps(home, "p"), "codec").facts
+    statistics = report(run_steps(home, "p"), "codec").statistics
     context = context_of(home, "p")
     pca = load_codec(context, context.spec.model.space).codecs[0]
-    assert 0 < facts["kept_energy"] == pca.facts()["kept_energy"] < 1
+    assert 0 < statistics["kept_energy"] == pca.statistics()["kept_energy"] < 1
     assert pca.arrays()["spectrum"].shape == (64,)
     write_pipeline(home, "p", HASHING)
-    assert "kept_energy" not in report(run_steps(home, "p"), "codec").facts
+    assert "kept_energy" not in report(run_steps(home, "p"), "codec").statistics
 
 
 def test_cutting_vectors_that_were_not_made_for_it_is_noted_once_when_it_is_fitted(
@@ -250,7 +254,7 @@ def test_output_dim_is_checked_and_never_cut_to(home: Path) -> None:
         ConfigError, match=r"output_dim is 768, but .* gives 64\. Set output_dim to 64\.$"
     ):
         run_steps(home, "p")
-    short = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\noutput_dim: 500\nbuckets: 4\n"
+    short = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\noutput_dim: 500\npartitions: 4\n"
     write_pipeline(
         home, "p", short + "model: {provider: voyage, model: voyage-4, dimensions: 512}\n"
     )
@@ -271,5 +275,5 @@ def test_steps_out_of_order_say_which_one_is_missing(home: Path) -> None:
         write_chunks(context, "b00", context.spec.model)
     run_steps(home, "p")
     (context.folder.embeddings.folder / "b01.json").unlink()
-    with pytest.raises(StoreError, match="bucket 'b01' has never been embedded"):
+    with pytest.raises(StoreError, match="partition 'b01' has never been embedded"):
         update_vector_store(context, context.spec.model.space)

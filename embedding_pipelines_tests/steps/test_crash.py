@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.embedding.cache import Ledger
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.steps.release import read_releases, rollback
@@ -35,7 +35,7 @@ source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
 model: {provider: hashing}
 compression: [float16]
 store: {kind: lancedb, keep_releases: 2}
-buckets: 2
+partitions: 2
 """
 OLD = [(f"id-{n}", f"old text {n}", "c") for n in range(12)]
 NEW = [
@@ -89,10 +89,10 @@ def undisturbed(released: Path, tmp_path_factory) -> dict[str, dict[str, object]
 
 
 def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every rename, every commit to the ledger and every commit to the table passes the fuse."""
+    """Every rename, every commit to the cache and every commit to the table passes the fuse."""
     monkeypatch.setattr(os, "replace", fuse.wrap(os.replace))
     monkeypatch.setattr(Path, "replace", fuse.wrap(Path.replace))
-    monkeypatch.setattr(Ledger, "put", fuse.wrap(Ledger.put))
+    monkeypatch.setattr(EmbeddingCache, "put", fuse.wrap(EmbeddingCache.put))
     for method in ("apply", "index", "keep"):
         monkeypatch.setattr(LanceTable, method, fuse.wrap(getattr(LanceTable, method)))
     from lancedb.table import LanceTable as Lance
@@ -103,7 +103,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def die(home: Path, at: int, after: bool) -> tuple[bool, list[str]]:
     """Run until the fuse blows; whether it did, and what was embedded until then."""
-    recording = Recording(inner=context_of(home, "p").spec.model, call_texts=1)
+    recording = Recording(inner=context_of(home, "p").spec.model, request_texts=1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         watch(Fuse(at, after), monkeypatch)
         try:
@@ -210,7 +210,7 @@ class Slow(chain.Recording):
         with (home / "embedded.log").open("a") as log:
             log.writelines(text + "\\n" for text in inputs)
         return vectors
-chain.run_steps(home, "p", Slow(inner=chain.context_of(home, "p").spec.model, call_texts=5))
+chain.run_steps(home, "p", Slow(inner=chain.context_of(home, "p").spec.model, request_texts=5))
 """
 
 

@@ -23,14 +23,25 @@ def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
     write_pipeline(home, "p", TYPED)
     write_csv(home, "a.csv", [(1, "one", 1), (2, "two", "no number")])
     write_csv(home, "b.csv", [(3, "three", "no number"), (4, "four", 4)])
-    facts = write_documents(context_of(home, "p")).facts
-    assert (facts["documents"], facts["rejected"], facts["changed_files"]) == (2, 2, 2)
+    statistics = write_documents(context_of(home, "p")).statistics
+    assert (statistics["documents"], statistics["rejected"], statistics["changed_files"]) == (
+        2,
+        2,
+        2,
+    )
     assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 2)]
     write_csv(home, "b.csv", [(3, "three", 3), (4, "four", 4), (5, "five", "no")])
-    facts = write_documents(context_of(home, "p")).facts
-    assert (facts["documents"], facts["rejected"], facts["changed_files"]) == (3, 2, 1)
+    statistics = write_documents(context_of(home, "p")).statistics
+    assert (statistics["documents"], statistics["rejected"], statistics["changed_files"]) == (
+        3,
+        2,
+        1,
+    )
     assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 4)]
-    assert [facts.rejected for facts in known_files(context_of(home, "p")).values()] == [1, 1]
+    assert [statistics.rejected for statistics in known_files(context_of(home, "p")).values()] == [
+        1,
+        1,
+    ]
 
 
 def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) -> None:
@@ -69,15 +80,15 @@ def test_changed_options_of_the_source_read_every_file_again(home: Path) -> None
     write_pipeline(home, "p", HASHING.replace("text: [title]", "text: [title, cat]"))
     run_steps(home, "p")
     assert top(home, "p", "c") == ["1"]
-    facts = write_documents(context_of(home, "p")).facts
-    assert facts["changed_files"] == 0
+    statistics = write_documents(context_of(home, "p")).statistics
+    assert statistics["changed_files"] == 0
 
 
-def test_another_number_of_buckets_is_refused(home: Path) -> None:
+def test_another_number_of_partitions_is_refused(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [(1, "one", "c")])
     run_steps(home, "p")
-    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 8"))
-    with pytest.raises(ConfigError, match="made with 4 buckets, its file now says 8"):
+    write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 8"))
+    with pytest.raises(ConfigError, match="made with 4 partitions, its file now says 8"):
         run_steps(home, "p")
     assert top(home, "p", "one") == ["1"]

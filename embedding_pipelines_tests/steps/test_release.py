@@ -64,9 +64,9 @@ def live(home: Path) -> int:
 # --- the gate
 
 
-def spoil(shards: Shards, bucket: str, change: Callable[[pa.Table], pa.Table]) -> None:
+def spoil(shards: Shards, partition: str, change: Callable[[pa.Table], pa.Table]) -> None:
     """Change a shard and its manifest, as a faulty step would have written them."""
-    made = shards.manifest(bucket)
+    made = shards.manifest(partition)
     assert made is not None
     path = shards.folder / made.shard
     table = change(pq.read_table(path))
@@ -74,7 +74,7 @@ def spoil(shards: Shards, bucket: str, change: Callable[[pa.Table], pa.Table]) -
     made = replace(
         made, rows=table.num_rows, size_bytes=path.stat().st_size, digest=file_digest(path)
     )
-    write_json(shards.folder / f"{bucket}.json", vars(made))
+    write_json(shards.folder / f"{partition}.json", vars(made))
 
 
 def with_first_vector(value: float) -> Callable[[pa.Table], pa.Table]:
@@ -110,7 +110,7 @@ def test_embeddings_that_are_no_numbers_do_not_even_reach_the_table(built: Path)
 
 
 def spoil_embeddings(home: Path, change: Callable[[pa.Table], pa.Table]) -> None:
-    """New texts, embedded wrongly in bucket b01."""
+    """New texts, embedded wrongly in partition b01."""
     write_csv(home, "a.csv", rows(40, "other"))
     run_to_embeddings(home)
     spoil(context_of(home, "p").folder.embeddings, "b01", change)
@@ -210,7 +210,7 @@ def test_embeddings_of_another_space_are_stopped(built: Path) -> None:
     made = context.folder.embeddings.manifest("b01")
     assert made is not None
     write_json(
-        context.folder.embeddings.folder / "b01.json", vars(replace(made, settings="f" * 32))
+        context.folder.embeddings.folder / "b01.json", vars(replace(made, configuration="f" * 32))
     )
     context.folder.verified.unlink()
     checks = {check.name: check for check in checks_of(context)}
@@ -339,7 +339,7 @@ def test_a_begun_release_does_not_leave_its_tag_on_the_wrong_version(built: Path
 
 CHANGES = {
     "model": ("{provider: hashing}", "{provider: hashing, dimensions: 32}"),
-    "codec": ("buckets: 4\n", "buckets: 4\ncompression: [int8]\n"),
+    "codec": ("partitions: 4\n", "partitions: 4\ncompression: [int8]\n"),
     "columns": ("metadata: [cat]", "metadata: {cat: string, id: string}"),
 }
 

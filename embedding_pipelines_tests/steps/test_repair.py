@@ -47,8 +47,8 @@ def rebuilt(home: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
         return live_rows(other, "p")
 
 
-def test_one_changed_row_in_a_bucket_of_several_row_groups(home: Path) -> None:
-    write_pipeline(home, "p", HASHING.replace("buckets: 4", "buckets: 1"))
+def test_one_changed_row_in_a_partition_of_several_row_groups(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 1"))
     rows = [(number, f"text {number}", "c") for number in range(9_000)]
     write_csv(home, "a.csv", rows)
     run_steps(home, "p")
@@ -56,7 +56,7 @@ def test_one_changed_row_in_a_bucket_of_several_row_groups(home: Path) -> None:
     write_csv(home, "a.csv", rows)
     reports, texts = run_recorded(home, "p")
     assert texts == ["quite another text"]
-    assert report(reports, "vector_store").facts["added"] == 1
+    assert report(reports, "vector_store").statistics["added"] == 1
     assert top(home, "p", "quite another text") == ["8500"]
 
 
@@ -64,7 +64,7 @@ def test_one_changed_row_in_a_bucket_of_several_row_groups(home: Path) -> None:
     ("before", "after"),
     [
         ("model: {provider: hashing}", "model: {provider: hashing, dimensions: 32}"),
-        ("buckets: 4", "buckets: 4\ncompression: [int8]"),
+        ("partitions: 4", "partitions: 4\ncompression: [int8]"),
         ("metadata: [cat]", "metadata: []"),
     ],
 )
@@ -100,7 +100,7 @@ def test_an_edit_that_keeps_size_and_times_is_seen(built: Path) -> None:
 
 @pytest.mark.parametrize("step", ["documents", "chunks", "embeddings"])
 @pytest.mark.parametrize("damage", ["shard", "manifest", "half"])
-def test_a_lost_bucket_is_made_anew(
+def test_a_lost_partition_is_made_anew(
     built: Path,
     step: str,
     damage: str,

@@ -23,7 +23,7 @@ from embedding_pipelines_tests.chain import (
 PIPELINE = """\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
 model: {{provider: word2vec, train: {{dimensions: {dimensions}, min_count: 1, epochs: 60, seed: 3}}}}
-buckets: 4
+partitions: 4
 """
 TOPICS = (
     "cats and dogs are pets that sleep and play",
@@ -44,7 +44,11 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     corpus(home)
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
     first = report(run_steps(home, "p"), "model")
-    assert (first.changed, first.facts["texts"], first.facts["dimensions"]) == (True, 200, 24)
+    assert (first.changed, first.statistics["texts"], first.statistics["dimensions"]) == (
+        True,
+        200,
+        24,
+    )
     assert all(
         hit.metadata["cat"] == "t1" for hit in search(home, "p", "bonds and brokers", k=5).hits
     )
@@ -52,7 +56,7 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
 
     write_csv(home, "b.csv", [("new", "dogs play", "t0"), ("alien", "xylophone zither", "t2")])
     again = report(run_steps(home, "p"), "model")
-    assert (again.changed, again.facts["revision"]) == (False, first.facts["revision"])
+    assert (again.changed, again.statistics["revision"]) == (False, first.statistics["revision"])
     rows = live_rows(home, "p")
     assert rows.keys() == before.keys() | {"new#0"}
     refused = pq.read_table(context_of(home, "p").folder.rejected_texts).to_pylist()
@@ -70,7 +74,11 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
 
     write_pipeline(home, "p", PIPELINE.format(dimensions=32))
     other = report(run_steps(home, "p"), "model")
-    assert (other.changed, other.facts["dimensions"], other.facts["texts"]) == (True, 32, 202)
+    assert (other.changed, other.statistics["dimensions"], other.statistics["texts"]) == (
+        True,
+        32,
+        202,
+    )
     assert top(home, "p", "xylophone") == ["alien"]  # it knows the word now
 
 
@@ -95,7 +103,9 @@ def test_too_little_to_learn_from_is_said(home: Path) -> None:
 
 def test_new_texts_of_the_same_words_have_the_same_vector_and_that_is_right(home: Path) -> None:
     corpus(home)
-    write_pipeline(home, "p", PIPELINE.format(dimensions=24).replace("buckets: 4", "buckets: 1"))
+    write_pipeline(
+        home, "p", PIPELINE.format(dimensions=24).replace("partitions: 4", "partitions: 1")
+    )
     run_steps(home, "p")
     write_csv(home, "b.csv", [("one", "banks and shares", "t1"), ("two", "shares and banks", "t1")])
     run_steps(home, "p")

@@ -47,14 +47,14 @@ def test_it_tells_what_a_run_would_tell(built: Path) -> None:
         *("documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release")
     ]
     assert not any(report.changed for report in reports)
-    run = {report.step: report.facts for report in run_steps(built, "p")}
+    run = {report.step: report.statistics for report in run_steps(built, "p")}
     for report in reports:
         if report.step in ("chunks", "embeddings"):
-            assert report.facts["buckets"] == 4
+            assert report.statistics["partitions"] == 4
         elif report.step == "checks":
-            assert report.facts["checks"] == report.facts["passed"] == 13
+            assert report.statistics["checks"] == report.statistics["passed"] == 13
         else:
-            assert report.facts == run[report.step]
+            assert report.statistics == run[report.step]
 
 
 def damage(path: Path) -> None:

@@ -49,7 +49,7 @@ def test_refine_and_nprobes_reach_searches_without_touching_the_table(built: Pat
     write(built, "[]", "index_rows: 256, refine: 7, nprobes: 3")
     after = report(run_steps(built, "p"), "vector_store")
     assert (made.changed, after.changed) == (True, False)
-    assert after.facts["version"] == made.facts["version"]
+    assert after.statistics["version"] == made.statistics["version"]
     store = Searcher(Warehouse(built), "p").release.spec.store
     assert (store.refine, store.nprobes) == (7, 3)  # type: ignore[attr-defined]
 
@@ -66,8 +66,8 @@ def test_another_kind_of_index_takes_the_place_of_the_old_one_and_no_row_is_writ
     ):
         write(built, "[]", f"index_rows: 256{options}")
         made = report(run_steps(built, "p"), "vector_store")
-        tables.add(made.facts["table"])
-        assert made.facts["added"] == (0 if options else 300)
+        tables.add(made.statistics["table"])
+        assert made.statistics["added"] == (0 if options else 300)
         assert index_of(built) == kind
     assert len(tables) == 1
 
@@ -82,7 +82,10 @@ def test_int8_codes_move_to_a_table_of_bytes_when_no_index_is_wanted_and_nothing
     again, texts = run_recorded(built, "p")
     after = live_rows(built, "p")
     assert texts == []
-    one, other = report(reports, "vector_store").facts, report(again, "vector_store").facts
+    one, other = (
+        report(reports, "vector_store").statistics,
+        report(again, "vector_store").statistics,
+    )
     assert one["table"] != other["table"]
     assert other["added"] == 300
     assert before == after  # the same codes

@@ -1,4 +1,4 @@
-"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of buckets fixed."""
+"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of partitions fixed."""
 
 import json
 import os
@@ -28,32 +28,32 @@ def batch(first: int, last: int) -> pa.RecordBatch:
     )
 
 
-def numbers(shards: Shards, bucket: str = "b00") -> list[int]:
-    return [n for part in shards.read(bucket) for n in part["n"].to_pylist()]
+def numbers(shards: Shards, partition: str = "b00") -> list[int]:
+    return [n for part in shards.read(partition) for n in part["n"].to_pylist()]
 
 
 def test_what_was_written_is_read_in_order_with_its_schema(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
-    facts: dict[str, int] = {}
+    statistics: dict[str, int] = {}
 
     def batches():
         yield batch(0, 3)
         yield batch(3, 3)
         yield batch(3, 10_000)
-        facts["seen"] = 10_000
+        statistics["seen"] = 10_000
 
-    made = shards.write("b00", SCHEMA, batches(), "inputs", "settings", facts)
-    assert (made.rows, made.facts) == (10_000, {"seen": 10_000})
+    made = shards.write("b00", SCHEMA, batches(), "inputs", "configuration", statistics)
+    assert (made.rows, made.statistics) == (10_000, {"seen": 10_000})
     assert numbers(shards) == list(range(10_000))
     assert shards.schema("b00").equals(SCHEMA, check_metadata=True)
     assert shards.read_columns("b00", ["n"]).column_names == ["n"]
     assert shards.manifest("b00") == made
-    assert shards.current("b00", "inputs", "settings")
+    assert shards.current("b00", "inputs", "configuration")
     assert not shards.current("b00", "inputs", "others")
-    assert not shards.current("b00", "others", "settings")
+    assert not shards.current("b00", "others", "configuration")
 
 
-def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
+def test_a_partition_that_was_never_written_is_empty(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "nothing")
     assert shards.manifest("b00") is None
     assert shards.schema("b00") is None
@@ -65,16 +65,16 @@ def test_a_bucket_that_was_never_written_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [0.0, 0.5])
 def test_a_shard_that_a_power_cut_left_short_was_never_made(tmp_path: Path, left: float) -> None:
     shards = Shards(tmp_path)
-    made = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    made = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "configuration", {})
     os.truncate(tmp_path / made.shard, int(made.size_bytes * left))
     assert shards.manifest("b00") is None
-    assert shards.current("b00", "inputs", "settings") is None
+    assert shards.current("b00", "inputs", "configuration") is None
     assert numbers(shards) == []
-    shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "settings", {})
+    shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "configuration", {})
     assert numbers(shards) == list(range(100))
 
 
-def test_an_empty_bucket_is_written_with_its_schema(tmp_path: Path) -> None:
+def test_an_empty_partition_is_written_with_its_schema(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     assert shards.write("b00", SCHEMA, [], "", "", {}).rows == 0
     assert shards.schema("b00").equals(SCHEMA)
@@ -94,7 +94,7 @@ def test_equal_rows_make_equal_bytes_however_they_were_cut(tmp_path: Path) -> No
     assert file_digest(tmp_path / "a" / whole.shard) == whole.digest
 
 
-def test_a_failed_write_leaves_the_bucket_as_it_was_and_no_draft(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_partition_as_it_was_and_no_draft(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     made = shards.write("b00", SCHEMA, [batch(0, 5)], "", "", {})
 
@@ -123,7 +123,7 @@ def test_old_shards_go_and_a_reader_that_has_begun_ends_in_peace(tmp_path: Path)
     assert numbers(shards, "b01") == [0]
 
 
-def test_a_bucket_can_be_rewritten_from_itself(tmp_path: Path) -> None:
+def test_a_partition_can_be_rewritten_from_itself(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.write("b00", SCHEMA, [batch(0, 9_000)], "", "", {})
     shards.write("b00", SCHEMA, shards.read("b00"), "", "", {})
@@ -147,11 +147,11 @@ def test_a_table_file_is_replaced_whole(tmp_path: Path) -> None:
     assert write_table(path, SCHEMA, []) == 0
 
 
-def test_the_number_of_buckets_is_fixed_at_the_first_run(tmp_path: Path) -> None:
+def test_the_number_of_partitions_is_fixed_at_the_first_run(tmp_path: Path) -> None:
     folder = Warehouse(tmp_path).pipeline("p")
-    folder.fix_buckets(16)
-    folder.fix_buckets(16)
+    folder.fix_partitions(16)
+    folder.fix_partitions(16)
     with pytest.raises(
-        ConfigError, match=r"'p' was made with 16 buckets, its file now says 8.*set it back"
+        ConfigError, match=r"'p' was made with 16 partitions, its file now says 8.*set it back"
     ):
-        folder.fix_buckets(8)
+        folder.fix_partitions(8)

@@ -46,7 +46,7 @@ def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
         "end": pa.array([len(text)] * count, pa.int64()),
         "text": pa.array([f"{text} {name}" for name in names], pa.string()),
         "chunk_digest": pa.array([digest(name.encode(), text.encode()) for name in names], DIGEST),
-        "bucket": pa.array([f"b0{len(name) % 2}" for name in names], pa.string()),
+        "partition": pa.array([f"b0{len(name) % 2}" for name in names], pa.string()),
         "cat": pa.array([name[-1] for name in names], pa.string()),
         "year": pa.array([2000 + len(name) for name in names], pa.int64()),
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),
@@ -90,10 +90,10 @@ def check_store(store: Store, folder: Path) -> None:
         for name in part["chunk_id"].to_pylist()
     }
     assert old == {"a", "bb", "it's", 'say "c"'}
-    in_bucket = [
+    in_partition = [
         name for part in table.scan(["chunk_id"], "b01") for name in part["chunk_id"].to_pylist()
     ]
-    assert sorted(in_bucket) == sorted(name for name in everything if len(name) % 2)
+    assert sorted(in_partition) == sorted(name for name in everything if len(name) % 2)
 
     found = table.search(vectors_of(["d"])[0], 3, "cosine", None, second).to_pylist()
     assert found[0]["chunk_id"] == "d"

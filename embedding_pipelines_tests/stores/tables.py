@@ -44,7 +44,7 @@ def add(
         "end": pa.array([0] * count, pa.int64()),
         "text": pa.array(names),
         "chunk_digest": pa.array([digest(name.encode()) for name in names], DIGEST),
-        "bucket": pa.repeat("b00", count),
+        "partition": pa.repeat("b00", count),
         "cat": pa.array([f"c{n % 20}" for n in range(first, first + count)]),
         **encoded(table.options, codec, vectors),
     }

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import Provider, Reply, Role, Vectors
+from embedding_pipelines.providers.base import InputType, Provider, Reply, Vectors
 from embedding_pipelines.providers.common.prices import published_price
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer, tokenizer_digest
 from embedding_pipelines.schemas import digest
@@ -90,7 +90,7 @@ class Service(Provider):
         return name
 
     timeout_seconds: float = Field(60.0, gt=0)
-    concurrent_calls: int = Field(8, ge=1, le=256)
+    concurrent_requests: int = Field(8, ge=1, le=256)
     requests_per_minute: float | None = Field(None, gt=0)
     """What the account allows, if known; shared by all runs of this machine. Else 429s alone slow requests down."""
 
@@ -152,10 +152,10 @@ class Service(Provider):
         return tokenizer_digest(self.tokenizer_of)
 
     @abstractmethod
-    def ask(self, inputs: Sequence[str], input_type: Role) -> Reply:
+    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         """One request. Raises Busy, Unreachable, BadInput or TooLarge; ProviderError for what ends the run."""
 
-    def embed(self, inputs: Sequence[str], input_type: Role) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self.ask(inputs, input_type).vectors
 
     def json_of(self, content: bytes) -> Any:

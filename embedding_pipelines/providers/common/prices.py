@@ -23,7 +23,7 @@ class ModelFacts:
     shorter: (
         tuple[int, ...] | range
     ) = ()  # other dimensions that the model was trained to give, mostly shorter ones
-    call_tokens: int | None = None  # per request, where the service states it
+    request_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
     family: str | None = (
         None  # its models' vectors can be compared: one may index, another one query
@@ -33,7 +33,7 @@ class ModelFacts:
 COHERE_5 = ModelFacts(2048, 128_000, 0.12, shorter=(256, 512, 768, 1024, 1536))
 COHERE_3 = ModelFacts(1024, 512, 0.10)
 VOYAGE_4 = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), family="voyage-4")
-VOYAGE = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), call_tokens=120_000)
+VOYAGE = ModelFacts(1024, 32_000, shorter=(256, 512, 2048), request_tokens=120_000)
 
 MODELS: dict[str, ModelFacts] = {
     "openai:text-embedding-3-small": ModelFacts(1536, 8191, 0.02, 0.01, range(1, 1536)),
@@ -49,13 +49,13 @@ MODELS: dict[str, ModelFacts] = {
     # litellm 1.109.1 says 100 USD here, a thousand times the price of its sisters: not believed.
     "cohere:embed-multilingual-light-v3.0": replace(COHERE_3, dimensions=384),
     # Tokens per request: docs.voyageai.com/reference/embeddings-api; the family: blog.voyageai.com/2026/01/15/voyage-4.
-    "voyage:voyage-4-large": replace(VOYAGE_4, usd=0.12, call_tokens=120_000),
-    "voyage:voyage-4": replace(VOYAGE_4, usd=0.06, call_tokens=320_000),
-    "voyage:voyage-4-lite": replace(VOYAGE_4, usd=0.02, call_tokens=1_000_000),
+    "voyage:voyage-4-large": replace(VOYAGE_4, usd=0.12, request_tokens=120_000),
+    "voyage:voyage-4": replace(VOYAGE_4, usd=0.06, request_tokens=320_000),
+    "voyage:voyage-4-lite": replace(VOYAGE_4, usd=0.02, request_tokens=1_000_000),
     "voyage:voyage-4-nano": VOYAGE_4,  # open weights; no price and no limit of a request are published
-    "voyage:voyage-code-4": replace(VOYAGE, usd=0.12, call_tokens=None),
-    "voyage:voyage-3.5": replace(VOYAGE, usd=0.06, call_tokens=320_000),
-    "voyage:voyage-3.5-lite": replace(VOYAGE, usd=0.02, call_tokens=1_000_000),
+    "voyage:voyage-code-4": replace(VOYAGE, usd=0.12, request_tokens=None),
+    "voyage:voyage-3.5": replace(VOYAGE, usd=0.06, request_tokens=320_000),
+    "voyage:voyage-3.5-lite": replace(VOYAGE, usd=0.02, request_tokens=1_000_000),
     "voyage:voyage-3-large": replace(VOYAGE, usd=0.18),
     "voyage:voyage-code-3": replace(VOYAGE, usd=0.18),
     "voyage:voyage-3": replace(VOYAGE, usd=0.06, shorter=()),

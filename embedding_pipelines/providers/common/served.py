@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers.base import Role
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.common.http import Service
 from embedding_pipelines.providers.common.prompts import prompts_of
 
@@ -14,10 +14,11 @@ SPECIAL_TOKENS = (
 )
 
 
-def prompts_by_role(model: str, own: Mapping[Role, str] | None) -> dict[str, str]:
-    """What stands before a text, by role: the user's `own`, else what the family of `model` asks for."""
+def prompts_by_input_type(model: str, own: Mapping[InputType, str] | None) -> dict[str, str]:
+    """What stands before a text, by input type: the user's `own`, else what the family of `model` asks for."""
     return prompts_of(
-        model, None if own is None else {str(role): prompt for role, prompt in own.items()}
+        model,
+        None if own is None else {str(input_type): prompt for input_type, prompt in own.items()},
     )
 
 

@@ -29,7 +29,7 @@ def test_each_row_is_plausible(name: str) -> None:
     assert facts.usd_batch is None or (facts.usd is not None and 0 < facts.usd_batch <= facts.usd)
     assert facts.dimensions not in facts.shorter
     assert all(number > 0 for number in facts.shorter)
-    assert facts.call_tokens is None or facts.call_tokens >= facts.max_tokens
+    assert facts.request_tokens is None or facts.request_tokens >= facts.max_tokens
     assert facts.retires is None or facts.retires > PRICES_OF
     if isinstance(facts.shorter, range):  # `chosen_dimensions` lists it as first to own
         assert (facts.shorter.stop, facts.shorter.step) == (facts.dimensions, 1)

@@ -77,6 +77,6 @@ def test_what_is_given_out_is_nobody_else_s() -> None:
 
 
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
-def test_prompts_are_for_roles_that_exist(prompts: dict[str, str]) -> None:
+def test_prompts_are_for_input_types_that_exist(prompts: dict[str, str]) -> None:
     assert prompts.keys() <= {"query", "document"}
     assert prompts["query"].endswith((" ", ":", "："))
