@@ -1,4 +1,5 @@
-"""The corpus and what happens to it: four phases, as records and as files on a disk. Nothing is embedded here.
+"""The corpus and what happens to it: four phases, as records and as files on a disk. Nothing is
+embedded here.
 
 cold     the corpus in one file
 no-op    the same files, untouched
@@ -56,7 +57,8 @@ class Phase:
 
 
 def read_corpus(path: Path, documents: int | None = None) -> list[Document]:
-    """The first `documents` records of a JSON Lines file with `_id`, `title` and `text`; None: all of them."""
+    """The first `documents` records of a JSON Lines file with `_id`, `title` and `text`; None: all
+    of them."""
     try:
         found = list(_read(path))[:documents]
     except (OSError, json.JSONDecodeError, KeyError) as error:
@@ -77,7 +79,8 @@ def read_corpus(path: Path, documents: int | None = None) -> list[Document]:
 
 
 def read_texts(folder: Path) -> dict[str, str]:
-    """Each text by its id, from all files of the corpus in a system's folder, as every script here reads them."""
+    """Each text by its id, from all files of the corpus in a system's folder, as every script here
+    reads them."""
     files = sorted((folder / FOLDER).glob("*.jsonl"))
     return {document.id: document.text for file in files for document in _read(file)}
 
@@ -128,7 +131,8 @@ def phases(documents: list[Document], seed: int = SEED) -> list[Phase]:
 
 
 def write_phase(phase: Phase, folder: Path) -> None:
-    """Bring the corpus in a system's folder to this phase; files that are right already are not touched."""
+    """Bring the corpus in a system's folder to this phase; files that are right already are not
+    touched."""
     target = folder / FOLDER
     target.mkdir(parents=True, exist_ok=True)
     for name, documents in phase.files.items():
@@ -153,7 +157,8 @@ def _read(path: Path) -> Iterable[Document]:
 
 
 def _edit(document: Document, number: int) -> Document:
-    """A document rewritten from its beginning on, so that its vector is another one, cut at 256 tokens or not."""
+    """A document rewritten from its beginning on, so that its vector is another one, cut at 256
+    tokens or not."""
     words = document.body.split(" ")
     return Document(document.id, f"Correction {number}", " ".join(words[len(words) // 3 :]))
 

@@ -1,12 +1,14 @@
-"""The embedding engine beside `SentenceTransformer.encode()` with its defaults, on the same texts in turns.
+"""The embedding engine beside `SentenceTransformer.encode()` with its defaults, on the same texts
+in turns.
 
     python -m benchmarks.engine [--data FOLDER] [--rounds 3] [--precision auto] [--json FILE]
 
-Three corpora: abstracts (SciFact, near the limit of 256 tokens), image captions (short) and paragraphs of
-mixed length (PEPs). Rates are real tokens per second, padding not counted. The matrix-product limit of this
-processor is measured in the same run, in the precision that the engine computes in: what a model would reach
-if it consisted of large matrix products alone. `--processes 2` runs the engine twice at a time instead, to
-see whether runs that share a machine stand in each other's way.
+Three corpora: abstracts (SciFact, near the limit of 256 tokens), image captions (short) and
+paragraphs of mixed length (PEPs). Rates are real tokens per second, padding not counted. The
+matrix-product limit of this processor is measured in the same run, in the precision that the engine
+computes in: what a model would reach if it consisted of large matrix products alone. `--processes
+2` runs the engine twice at a time instead, to see whether runs that share a machine stand in each
+other's way.
 """
 
 import argparse
@@ -50,7 +52,8 @@ def corpora(data: Path, share: float) -> dict[str, list[str]]:
 
 
 def flops(lengths: list[int], layers: int = 6, width: int = 384) -> float:
-    """Of a forward pass: 24 * width^2 a token and layer for the products, 4 * width * length for attention."""
+    """Of a forward pass: 24 * width^2 a token and layer for the products, 4 * width * length for
+    attention."""
     return sum(length * layers * (24 * width * width + 4 * width * length) for length in lengths)
 
 
@@ -73,7 +76,8 @@ def matrix_limit(precision: str) -> float:
 
 
 def padding(lengths: list[int], budget: int, window: int = 4_096) -> float:
-    """The share of tokens that are padding when texts come in windows, as the pipeline reads them."""
+    """The share of tokens that are padding when texts come in windows, as the pipeline reads
+    them."""
     padded = sum(
         len(batch) * part[batch[0]]
         for start in range(0, len(lengths), window)
@@ -112,7 +116,8 @@ def compare(texts: list[str], engine: Engine, encoder: Any, rounds: int) -> dict
 
 
 def side_by_side(arguments: argparse.Namespace) -> None:
-    """The same texts by one process alone, then by several at once; their summed rate beside the one."""
+    """The same texts by one process alone, then by several at once; their summed rate beside the
+    one."""
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.engine import *\n"
         "engine = Engine(model_folder(MODEL, None, Path()), sys.argv[2])\n"

@@ -1,7 +1,9 @@
-"""Whether a store holds exactly what it should: the right ids, each with the vector of its present text.
+"""Whether a store holds exactly what it should: the right ids, each with the vector of its present
+text.
 
-The vectors that should be there are `SentenceTransformer.encode()`'s own, made once per text and kept in the user's
-cache folder. A system that stores a document's beginning, cut at a word, is held to the vector of that beginning.
+The vectors that should be there are `SentenceTransformer.encode()`'s own, made once per text and
+kept in the user's cache folder. A system that stores a document's beginning, cut at a word, is held
+to the vector of that beginning.
 """
 
 import functools
@@ -60,7 +62,8 @@ def verdict(
     before: Mapping[str, str],
     right: Mapping[str, Vectors],
 ) -> Verdict:
-    """Judge rows `ids[i]`, `vectors[i]` (float[n, d]) against `texts`, the text of each document by its id.
+    """Judge rows `ids[i]`, `vectors[i]` (float[n, d]) against `texts`, the text of each document by
+    its id.
 
     `before` are the texts of the phase before, `right` the vector of each text, of unit length.
     """
@@ -94,7 +97,8 @@ def refuse_invisible(
     before: Mapping[str, str],
     right: Mapping[str, Vectors],
 ) -> None:
-    """BenchmarkError if an edit changes a vector so little that a stale one would pass for the new one."""
+    """BenchmarkError if an edit changes a vector so little that a stale one would pass for the new
+    one."""
     for name in edited:
         if float(right[texts[name]] @ right[before[name]]) >= SAME:
             raise BenchmarkError(
@@ -103,7 +107,8 @@ def refuse_invisible(
 
 
 class RightVectors:
-    """The vector of any text by `encode()` with its defaults, float32, of unit length; a file keeps them."""
+    """The vector of any text by `encode()` with its defaults, float32, of unit length; a file keeps
+    them."""
 
     def __init__(self, model: Path, cache: Path) -> None:
         self._model = model
@@ -136,9 +141,11 @@ class RightVectors:
         return {text: self._known[key] for text, key in keys.items()}
 
     def cut(self, whole: str, stored: str) -> str:
-        """`stored` where it is the beginning of `whole` and about all that the model reads of it; else `whole`.
+        """`stored` where it is the beginning of `whole` and about all that the model reads of it;
+        else `whole`.
 
-        A system that stores what it embedded may cut at a whole word, some tokens before the model's limit.
+        A system that stores what it embedded may cut at a whole word, some tokens before the
+        model's limit.
         """
         if stored == whole or not whole.startswith(stored):
             return whole

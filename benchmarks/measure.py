@@ -1,8 +1,9 @@
-"""Runs one command and says how long it took and how much memory: wall time from start to end, peak of its tree.
+"""Runs one command and says how long it took and how much memory: wall time from start to end, peak
+of its tree.
 
-The command is started by a small process of its own, which is this file run as a script. Linux counts the memory
-of the process that starts another one into the other's peak until it has its own program, so a benchmark that
-holds a gigabyte would find a gigabyte in everything it measures.
+The command is started by a small process of its own, which is this file run as a script. Linux
+counts the memory of the process that starts another one into the other's peak until it has its own
+program, so a benchmark that holds a gigabyte would find a gigabyte in everything it measures.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ class Measured:
 
 
 def measure(command: Sequence[str], environment: Mapping[str, str], logs: Path) -> Measured:
-    """Run `command` to its end. What it prints stands in `logs` (`.out`, `.err`) and in the answer."""
+    """Run `command` to its end. What it prints stands in `logs` (`.out`, `.err`) and in the
+    answer."""
     logs.parent.mkdir(parents=True, exist_ok=True)
     out, err, result = (
         logs.with_name(f"{logs.name}.{ending}") for ending in ("out", "err", "json")
@@ -94,7 +96,8 @@ def _main(result: str, out: str, err: str, *command: str) -> None:
 
 
 class _Tree:
-    """Looks at a process and all below it now and then, and keeps the largest sum of resident memory."""
+    """Looks at a process and all below it now and then, and keeps the largest sum of resident
+    memory."""
 
     def __init__(self, pid: int) -> None:
         self._pid, self._peak, self._over = pid, 0, threading.Event()

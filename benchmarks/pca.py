@@ -1,11 +1,13 @@
-"""PCA of a million vectors: this project's beside scikit-learn's, each in a process of its own, on the same file.
+"""PCA of a million vectors: this project's beside scikit-learn's, each in a process of its own, on
+the same file.
 
     python -m benchmarks.pca [--rows 1000000] [--dimensions 384] [--keep 128] [--rounds 1] [--json FILE]
 
-The vectors are made once, float32 in a temporary file, with energies that fall as those of text models do; each
-process reads them from there, streaming where its library can. Seconds are from the first byte read to the fitted
-directions, without imports; memory is the peak of the whole process, imports included. The errors of this project's
-directions are those to the same products in float64, which is measured as well.
+The vectors are made once, float32 in a temporary file, with energies that fall as those of text
+models do; each process reads them from there, streaming where its library can. Seconds are from the
+first byte read to the fitted directions, without imports; memory is the peak of the whole process,
+imports included. The errors of this project's directions are those to the same products in float64,
+which is measured as well.
 """
 
 import argparse
@@ -33,7 +35,8 @@ Rows = NDArray[np.float32]
 
 
 def write_vectors(path: Path, rows: int, dimensions: int) -> None:
-    """Unit vectors float32[rows, dimensions]: a common direction and others whose energy falls, rotated."""
+    """Unit vectors float32[rows, dimensions]: a common direction and others whose energy falls,
+    rotated."""
     random = np.random.default_rng(0)
     rotation = np.linalg.qr(random.normal(size=(dimensions, dimensions)))[0].astype(np.float32)
     strengths = (1 + np.arange(dimensions, dtype=np.float32)) ** -0.5
@@ -123,7 +126,8 @@ def fit_alone(system: str, path: Path, dimensions: int, keep: int) -> dict[str, 
 
 
 def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) -> dict[str, Any]:
-    """Each system `rounds` times, in turns; medians, and the largest error of the project's directions."""
+    """Each system `rounds` times, in turns; medians, and the largest error of the project's
+    directions."""
     path = folder / "vectors.f32"
     write_vectors(path, rows, dimensions)
     found: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}

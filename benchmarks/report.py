@@ -1,4 +1,5 @@
-"""What a run of the benchmark found, as one table with its notes, and as JSON. Nothing is measured here."""
+"""What a run of the benchmark found, as one table with its notes, and as JSON. Nothing is measured
+here."""
 
 import os
 import platform
@@ -43,7 +44,8 @@ def print_report(
         for phase in result.phases.values()
         if phase.measured
     ]
-    # A shared machine shows here: the work of a phase that has just ended counts too, so about the cores is usual.
+    # A shared machine shows here: the work of a phase that has just ended counts too, so about the
+    # cores is usual.
     about = f"load average as the phases began {min(loads):.1f} to {max(loads):.1f}"
     console.print(
         f"{machine()['processor']}, {machine()['cores']} cores, {about}.",

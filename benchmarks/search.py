@@ -1,9 +1,11 @@
-"""Search side by side: `python -m benchmarks.search` prints one table for one query at a time over real vectors.
+"""Search side by side: `python -m benchmarks.search` prints one table for one query at a time over
+real vectors.
 
-This project's own read path, plain `lancedb` calls on the same table, and libraries that search in memory:
-recall@10 against exact search, p50 and p99, the seconds to build, the bytes it takes. Vectors are MiniLM's, of
-captions; the queries are captions that are not in the table. Of each system the fastest of its settings that
-reaches the floor in recall is shown. Embedding the query is left out everywhere.
+This project's own read path, plain `lancedb` calls on the same table, and libraries that search in
+memory: recall@10 against exact search, p50 and p99, the seconds to build, the bytes it takes.
+Vectors are MiniLM's, of captions; the queries are captions that are not in the table. Of each
+system the fastest of its settings that reaches the floor in recall is shown. Embedding the query is
+left out everywhere.
 """
 
 import argparse

@@ -111,7 +111,8 @@ def project(data: Data, home: Path) -> System:
 
 
 def lancedb(data: Data, home: Path) -> System:
-    """The project's table by lancedb's own calls: the same columns, as Arrow, the fastest form it gives."""
+    """The project's table by lancedb's own calls: the same columns, as Arrow, the fastest form it
+    gives."""
     table: Any = importlib.import_module("lancedb").connect(Warehouse(home).tables).open_table(NAME)
     columns = [
         name
@@ -219,7 +220,8 @@ def _table_rows(data: Data, codec: CodecChain, space_id: str) -> pa.Table:
     )
 
 
-# By name, up to the hyphen that of the module it needs. This project's comes first: it makes the table.
+# By name, up to the hyphen that of the module it needs. This project's comes first: it makes the
+# table.
 SYSTEMS: dict[str, Callable[[Data, Path], System]] = {
     "project": project,
     "lancedb": lancedb,

@@ -1,4 +1,5 @@
-"""Takes one system through all phases, each a process of its own, and judges each by what the store then holds."""
+"""Takes one system through all phases, each a process of its own, and judges each by what the store
+then holds."""
 
 import os
 import shutil
@@ -179,7 +180,8 @@ def _judge(
     before: Mapping[str, str],
     right: RightVectors,
 ) -> tuple[Verdict | None, str]:
-    """The verdict, or why there is none. Where a system cuts a text itself, `texts` is brought to what it stores."""
+    """The verdict, or why there is none. Where a system cuts a text itself, `texts` is brought to
+    what it stores."""
     file = logs.with_suffix(".npz")
     file.unlink(missing_ok=True)
     dumped = measure(system.step("dump", folder, str(file)), environment, logs)

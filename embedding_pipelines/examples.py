@@ -1,11 +1,12 @@
 """Example data that every machine with Python already has, so that the first run downloads nothing.
 
-data/stdlib/<letter>.jsonl     docstrings of Python's standard library, read from its source by syntax tree
-data/unicode/characters.csv    characters and their names, from Python's Unicode database
-pipelines/*.yaml               the two pipelines over them, where the home folder lacks them
+data/stdlib/<letter>.jsonl     docstrings of Python's standard library, read from its source by
+syntax tree data/unicode/characters.csv    characters and their names, from Python's Unicode
+database pipelines/*.yaml               the two pipelines over them, where the home folder lacks
+them
 
-The same Python always writes the same bytes, and a file that would not change is not touched. Nothing is
-embedded here.
+The same Python always writes the same bytes, and a file that would not change is not touched.
+Nothing is embedded here.
 """
 
 import ast
@@ -70,7 +71,8 @@ def write_examples(home: Path) -> list[Written]:
 
 
 def stdlib_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Full name and file of each module of the standard library in `folder`, sorted; its tests left out."""
+    """Full name and file of each module of the standard library in `folder`, sorted; its tests left
+    out."""
     found = []
     for path in folder.rglob("*.py"):
         parts = path.relative_to(folder).with_suffix("").parts
@@ -82,8 +84,9 @@ def stdlib_modules(folder: Path) -> list[tuple[str, Path]]:
 def documented(source: bytes, module: str) -> Iterator[dict[str, Any]]:
     """The module and each class, function and method in it that has a docstring, in source order.
 
-    A second definition of a name (a property's setter, the other branch of an `if`) is `name~2`. Functions
-    within functions are left out: nobody can call them. SyntaxError or ValueError if it is no Python.
+    A second definition of a name (a property's setter, the other branch of an `if`) is `name~2`.
+    Functions within functions are left out: nobody can call them. SyntaxError or ValueError if it
+    is no Python.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in somebody else's source
@@ -109,8 +112,8 @@ def documented(source: bytes, module: str) -> Iterator[dict[str, Any]]:
 
 
 def _see(name: str, doc: str, module: str, docs: dict[str, str]) -> Iterator[str]:
-    """What the functions beside it do that a docstring refers to: "Metadata is copied with copystat()"
-    says little to a reader, or a model, who does not know that one.
+    """What the functions beside it do that a docstring refers to: "Metadata is copied with
+    copystat()" says little to a reader, or a model, who does not know that one.
     """
     mentioned = dict.fromkeys(
         group for match in _MENTION.finditer(doc) for group in match.groups() if group
@@ -160,7 +163,8 @@ def _write_stdlib(folder: Path) -> Iterator[Written]:
 
 
 def named_characters() -> Iterator[tuple[str, str, str, str, str]]:
-    """Code point, character, name, category and its two letters, without the names that are only numbers."""
+    """Code point, character, name, category and its two letters, without the names that are only
+    numbers."""
     for number in range(sys.maxunicode + 1):
         name = unicodedata.name(chr(number), "")
         if name and not name.endswith(f"-{number:04X}") and not name.startswith(_NUMBERED):

@@ -1,7 +1,7 @@
 """plan: what a run would do and cost, told before it is done.
 
-It takes the real way: documents are read and chunks are cut as in a run, which then finds that done. What follows is
-reckoned, not done: nobody is called, the table is read only.
+It takes the real way: documents are read and chunks are cut as in a run, which then finds that
+done. What follows is reckoned, not done: nobody is called, the table is read only.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,8 @@ from embedding_pipelines.stores.base import Table
 
 @dataclass
 class Plan:
-    """Rows are chunks, as they stand in the table; texts are counted once, however often they occur."""
+    """Rows are chunks, as they stand in the table; texts are counted once, however often they
+    occur."""
 
     pipeline: str
     model: str
@@ -53,7 +54,8 @@ class Plan:
 def plan(context: StepContext, provider: Provider) -> Plan:
     """What a run of the pipeline would do now.
 
-    Raises as the steps `documents` and `chunks` do, and BusyError if another process is at work on the pipeline.
+    Raises as the steps `documents` and `chunks` do, and BusyError if another process is at work on
+    the pipeline.
     """
     with context.folder.lock("run", timeout_seconds=0), context.folder.lock(timeout_seconds=0):
         write_documents(context)
@@ -119,8 +121,9 @@ def _stored(table: Table | None, partition: str) -> Iterator[tuple[str, bytes]]:
 def _count_texts(
     context: StepContext, provider: Provider, cache: EmbeddingCache, made: Plan
 ) -> int:
-    """As `embed` asks: windows in turn, each text once, looked up, cut into calls. The tokens that are asked for
-    directly: all, but where the provider answers later those of texts that a batch has refused."""
+    """As `embed` asks: windows in turn, each text once, looked up, cut into calls. The tokens that
+    are asked for directly: all, but where the provider answers later those of texts that a batch
+    has refused."""
     space, limits, shards, direct = provider.space, provider.limits, context.folder.chunks, 0
     waiting, refused = _with_service(context, provider, cache)
     stale = [

@@ -28,8 +28,9 @@ class Choice(BaseModel):
 def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     """All concrete subclasses of `base` by kind.
 
-    `stage` is a folder of this package ("sources"); every module in it is imported, so these modules
-    import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come after.
+    `stage` is a folder of this package ("sources"); every module in it is imported, so these
+    modules import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come
+    after.
     """
     package = importlib.import_module(f"embedding_pipelines.{stage}")
     modules = [
@@ -66,7 +67,8 @@ def choice_type(stage: str, base: type[Choice]) -> Any:
 
 
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
-    """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if wrong."""
+    """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if
+    wrong."""
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 

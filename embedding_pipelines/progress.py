@@ -1,4 +1,5 @@
-"""How a step tells how far it is and what it did. Who shows it (a terminal, Dagster's log) decides how."""
+"""How a step tells how far it is and what it did. Who shows it (a terminal, Dagster's log) decides
+how."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did. `statistics` are JSON values with their unit in the name; counts are rows."""
+    """What a step did. `statistics` are JSON values with their unit in the name; counts are
+    rows."""
 
     step: str
     changed: bool  # False: everything was up to date and nothing was written
@@ -40,7 +42,8 @@ class Silent:
         pass
 
 
-# Statistics that are not added up over partitions: name -> (the fact that is divided, by which one, digits).
+# Statistics that are not added up over partitions: name -> (the fact that is divided, by which one,
+# digits).
 RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
     "seconds_per_request": ("request_seconds", "calls", 3),

@@ -1,10 +1,10 @@
 """Names and Arrow types of every table's columns; no reading, writing or computing of values here.
 
 documents   one row per source record          DOCUMENT_COLUMNS + the pipeline's metadata columns
-chunks      one row per piece of text          CHUNK_COLUMNS + metadata
-embeddings  one row per chunk, in chunk order  chunk_id + vector fixed_size_list<float32>[d]
-table       what is searched                   TABLE_COLUMNS + metadata + vector
-rejected    one row per record that was refused; of texts that the provider refused, one row per chunk
+chunks      one row per piece of text          CHUNK_COLUMNS + metadata embeddings  one row per
+chunk, in chunk order  chunk_id + vector fixed_size_list<float32>[d] table       what is searched
+TABLE_COLUMNS + metadata + vector rejected    one row per record that was refused; of texts that the
+provider refused, one row per chunk
 """
 
 import hashlib
@@ -104,7 +104,8 @@ def chunks_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
-    """`chunk_id` and `vector` float32[dimensions], null for a rejected text; the space id is in the metadata."""
+    """`chunk_id` and `vector` float32[dimensions], null for a rejected text; the space id is in the
+    metadata."""
     return pa.schema(
         [pa.field("chunk_id", pa.string()), pa.field(VECTOR, pa.list_(pa.float32(), dimensions))],
         metadata={SPACE_ID_KEY: space_id.encode()},

@@ -127,12 +127,14 @@ def search(
 def nearest(
     table: Table, codec: CodecChain, vector: Vectors, k: int, filter: str | None, version: int
 ) -> pa.Table:
-    """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest first.
+    """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest
+    first.
 
-    Their columns are those of the table that a searcher is given, and `score` float32: the cosine; for bits without
-    finer copies the share of them that agree. Where there are copies, `oversample` times as many rows as are wanted
-    are found by their codes and ranked again by their copies. CompressionError for a vector of another shape or one
-    that is not finite, StoreError for a wrong filter.
+    Their columns are those of the table that a searcher is given, and `score` float32: the cosine;
+    for bits without finer copies the share of them that agree. Where there are copies, `oversample`
+    times as many rows as are wanted are found by their codes and ranked again by their copies.
+    CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
+    filter.
     """
     asked, rescored = queries(codec, vector[None, :])[0], codec.copy is not None
     found = table.search(
@@ -153,8 +155,9 @@ def nearest(
 def queries(codec: CodecChain, vectors: Vectors) -> Codes:
     """What a table is asked with for queries float32[n, d] of the model's own space.
 
-    Their codes; but of int8 what is coded, not rounded: the cosine with a code needs no rounding on both sides. On
-    100,000 captions (MiniLM, 384 dimensions, 300 queries) recall@10 is 0.992 so, and 0.987 with rounded queries.
+    Their codes; but of int8 what is coded, not rounded: the cosine with a code needs no rounding on
+    both sides. On 100,000 captions (MiniLM, 384 dimensions, 300 queries) recall@10 is 0.992 so, and
+    0.987 with rounded queries.
     """
     if codec.dtype != "int8":
         return codec.encode(vectors)

@@ -1,6 +1,8 @@
-"""An embedding service for programs: texts in, vectors out. A face on the providers, `embed` and the cache.
+"""An embedding service for programs: texts in, vectors out. A face on the providers, `embed` and
+the cache.
 
-How a model is asked, repeated and believed is decided there; nothing here waits, retries or keeps a vector of its own.
+How a model is asked, repeated and believed is decided there; nothing here waits, retries or keeps a
+vector of its own.
 """
 
 import functools
@@ -37,7 +39,8 @@ IN_MEMORY = Path(":memory:")  # SQLite's name for a database that is gone when i
 
 
 class EmbeddingConfig(BaseModel):
-    """`provider`: "local" (the same as "hf") or the kind of any other. `model`: its name there, or an alias.
+    """`provider`: "local" (the same as "hf") or the kind of any other. `model`: its name there, or
+    an alias.
 
     An alias that stands without a provider brings its own.
     """
@@ -57,10 +60,12 @@ class EmbeddingConfig(BaseModel):
 
 
 class EmbeddingCache:
-    """The cache of the home folder's warehouse, or the one at `path`; what pipelines have embedded is in it, too.
+    """The cache of the home folder's warehouse, or the one at `path`; what pipelines have embedded
+    is in it, too.
 
-    A vector is filed under its space (model, revision, dimensions, prompts …), the input type and the exact text. It never
-    goes stale, since a changed model is another space. Any number of threads and processes may use it.
+    A vector is filed under its space (model, revision, dimensions, prompts …), the input type and
+    the exact text. It never goes stale, since a changed model is another space. Any number of
+    threads and processes may use it.
     """
 
     def __init__(self, path: Path | str | None = None) -> None:
@@ -97,7 +102,8 @@ class EmbeddingCache:
 
 
 class EmbeddingService:
-    """Vectors for all texts of a call, or an error; what was embedded until then is in the cache."""
+    """Vectors for all texts of a call, or an error; what was embedded until then is in the
+    cache."""
 
     def __init__(
         self, config: EmbeddingConfig | None = None, cache: EmbeddingCache | None = None
@@ -114,8 +120,9 @@ class EmbeddingService:
     def embed_batch(self, texts: Sequence[str], input_type: InputType = "document") -> Vectors:
         """float32[n, d] in the order of `texts`.
 
-        Raises ConfigError, before anything is asked, for an empty text and for one longer than the model reads;
-        ProviderError for a text that the provider refuses, and if the model cannot be had.
+        Raises ConfigError, before anything is asked, for an empty text and for one longer than the
+        model reads; ProviderError for a text that the provider refuses, and if the model cannot be
+        had.
         """
         _refuse_unusable(texts, input_type)
         started, space, rejected, from_cache = (
@@ -158,7 +165,8 @@ class EmbeddingService:
     def _window(self, texts: Sequence[str], first: int, input_type: InputType) -> pa.RecordBatch:
         """What `embed` takes. Raises ConfigError for a text that the model would not read whole."""
         provider, prompts = self.provider, self.provider.space.prompts
-        # OpenAI's vocabulary is only fetched for texts that an estimate, which is from above, finds too long.
+        # OpenAI's vocabulary is only fetched for texts that an estimate, which is from above, finds
+        # too long.
         rough = isinstance(provider, Service) and provider.tokenizer_of is None
         for tokenizer in (estimate, provider.tokenizer) if rough else (provider.tokenizer,):
             own, usual, *tokens = (

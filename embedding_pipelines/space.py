@@ -1,4 +1,5 @@
-"""The identity of a vector. Two spaces never mix: who compares vectors compares `Space.id` first."""
+"""The identity of a vector. Two spaces never mix: who compares vectors compares `Space.id`
+first."""
 
 import functools
 import json
@@ -37,7 +38,8 @@ class Space(BaseModel):
         return hash(self.id)  # pydantic's own fails on the dict in `prompts`
 
     def compressed(self, codec_id: str | None) -> "Space":
-        """The space of this space's vectors once `codec_id` has encoded them; None: before any compression."""
+        """The space of this space's vectors once `codec_id` has encoded them; None: before any
+        compression."""
         # Not `model_copy`: it would carry the cached id along.
         return Space(**{**self.model_dump(), "codec": codec_id})
 

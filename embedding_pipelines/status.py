@@ -14,7 +14,8 @@ from embedding_pipelines.storage.warehouse import Shards, Warehouse
 
 
 def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
-    """Releases, rows of every step, rejected records, and files that differ from those last read."""
+    """Releases, rows of every step, rejected records, and files that differ from those last
+    read."""
     context = StepContext(spec, warehouse)
     releases, files = read_releases(context.folder), known_files(context)
     live = releases.get(releases.live)
@@ -41,7 +42,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
 
 
 def _held_back(context: StepContext, live: Release | None) -> str | None:
-    """The checks that keep what the last run made from being released, unless somebody had a reason to do it."""
+    """The checks that keep what the last run made from being released, unless somebody had a reason
+    to do it."""
     state = table_state(context)
     if live and state and (live.table, live.version) == (state.table, state.version):
         return None

@@ -1,4 +1,5 @@
-"""Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the provider is asked."""
+"""Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the provider
+is asked."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -104,7 +105,8 @@ def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]
 
 
 def checks_of(context: StepContext, provider: Provider | None = None) -> list[Check]:
-    """What `verify` finds; a recording provider is not asked, so that it has on record what was embedded."""
+    """What `verify` finds; a recording provider is not asked, so that it has on record what was
+    embedded."""
     asked = provider or context.spec.model
     with EmbeddingCache(context.warehouse.cache) as cache:
         return verify.verify(

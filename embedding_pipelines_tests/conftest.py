@@ -24,7 +24,8 @@ evaluation:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The pace that services allow is learned and kept below a folder of the tests' own, by subprocesses too."""
+    """The pace that services allow is learned and kept below a folder of the tests' own, by
+    subprocesses too."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
@@ -32,7 +33,8 @@ def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _heard() -> None:
-    """Libraries that configure logging silence other loggers: what is said here is heard whatever ran before."""
+    """Libraries that configure logging silence other loggers: what is said here is heard whatever
+    ran before."""
     logging.disable(logging.NOTSET)
     logging.root.setLevel(logging.WARNING)
     for name, logger in logging.root.manager.loggerDict.items():

@@ -1,4 +1,5 @@
-"""Runs whole pipelines as the command line does: through Dagster, from the source to the release."""
+"""Runs whole pipelines as the command line does: through Dagster, from the source to the
+release."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The agents' SDK: its documented examples against servers on loopback and a local model; its checks and metrics."""
+"""The agents' SDK: its documented examples against servers on loopback and a local model; its
+checks and metrics."""
 
 import gc
 import math

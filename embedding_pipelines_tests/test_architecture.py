@@ -1,4 +1,5 @@
-"""Who may import whom, and what every module and folder must look like. DESIGN.md and ARCHITECTURE.md say why."""
+"""Who may import whom, and what every module and folder must look like. DESIGN.md and
+ARCHITECTURE.md say why."""
 
 import ast
 import subprocess
@@ -65,7 +66,8 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _own_imports(path: Path) -> set[str]:
-    """The parts of this package that a file imports; `embedding_pipelines.__version__` belongs to no part."""
+    """The parts of this package that a file imports; `embedding_pipelines.__version__` belongs to
+    no part."""
     parts = {
         name.split(".")[1] for name in _imports(path) if name.startswith("embedding_pipelines.")
     }

@@ -1,4 +1,5 @@
-"""Every alias is a model that a pipeline file may name, and stands in the catalogue with what is published of it."""
+"""Every alias is a model that a pipeline file may name, and stands in the catalogue with what is
+published of it."""
 
 import json
 from datetime import date

@@ -25,7 +25,8 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SHIPPED = pipeline_files(ROOT)
 SLICE_LINES = 60  # of each data file, for the quick run
 MODEL = "hf:sentence-transformers/all-MiniLM-L6-v2"
-# Of the standard library, what lies near the query in name or kind: s holds shutil, o holds os, t holds tarfile.
+# Of the standard library, what lies near the query in name or kind: s holds shutil, o holds os, t
+# holds tarfile.
 SLOW_FILES = ("s.jsonl", "o.jsonl", "t.jsonl")
 FACES = range(0x1F600, 0x1F650)  # of the characters, the emoticons and their surroundings
 

@@ -1,4 +1,5 @@
-"""A real process, killed for real: nothing that was committed is embedded again, and the end is the same."""
+"""A real process, killed for real: nothing that was committed is embedded again, and the end is the
+same."""
 
 import os
 import random
@@ -100,7 +101,8 @@ def _undisturbed(
 
 
 def _committed(home: Path) -> dict[bytes, int]:
-    """Key and row id of every vector in the cache; a text that is embedded again gets another row id."""
+    """Key and row id of every vector in the cache; a text that is embedded again gets another row
+    id."""
     path = Warehouse(home).cache
     if not path.exists():
         return {}

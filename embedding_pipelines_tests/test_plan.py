@@ -1,4 +1,5 @@
-"""plan: what it says is what the next run does, in rows, texts, tokens, requests and dollars, and it asks nobody."""
+"""plan: what it says is what the next run does, in rows, texts, tokens, requests and dollars, and
+it asks nobody."""
 
 import dataclasses
 import threading

@@ -1,4 +1,5 @@
-"""Choices are found in a stage's folder and among other packages' entry points; a bad one is named."""
+"""Choices are found in a stage's folder and among other packages' entry points; a bad one is
+named."""
 
 from importlib.metadata import EntryPoint
 from typing import Literal

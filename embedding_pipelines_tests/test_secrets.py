@@ -1,6 +1,8 @@
-"""A key is in the environment and on its way to the service, and nowhere else: no file, no output, no message.
+"""A key is in the environment and on its way to the service, and nowhere else: no file, no output,
+no message.
 
-Whole runs by the real command, against a server that demands the key and repeats it in its refusals.
+Whole runs by the real command, against a server that demands the key and repeats it in its
+refusals.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""The embedding service: each fault of the design that it is made from, each pitfall that it names, and its settings.
+"""The embedding service: each fault of the design that it is made from, each pitfall that it names,
+and its settings.
 
 Services are servers on loopback that speak the documented formats.
 """
@@ -276,7 +277,8 @@ def test_a_service_that_is_busy_is_asked_again_when_it_says(server: WireServer) 
 
 @pytest.mark.parametrize("input_type", ["document", "query"])
 def test_texts_reach_the_model_as_they_are(server: WireServer, input_type: Any) -> None:
-    """D9 and pitfall 6: cleaning is a recorded step of a pipeline, and the same for both input types."""
+    """D9 and pitfall 6: cleaning is a recorded step of a pipeline, and the same for both input
+    types."""
     text = "  two\nlines\r\n\tand  spaces\u00a0"
     service(server).embed(text, input_type)
     assert sent(server) == [[text]]

@@ -1,4 +1,5 @@
-"""The identity of a vector: stable, told apart by every field, and refused with a remedy when it differs."""
+"""The identity of a vector: stable, told apart by every field, and refused with a remedy when it
+differs."""
 
 from typing import Any
 

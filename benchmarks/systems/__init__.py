@@ -1,7 +1,9 @@
-"""The systems that are measured side by side: one file each, found by its presence; the base they share.
+"""The systems that are measured side by side: one file each, found by its presence; the base they
+share.
 
-A system is the one subclass of `System` in its file, called as the file. `python -m benchmarks.systems NAME sync
-FOLDER` brings its store, anywhere below FOLDER, up to date with FOLDER/corpus/*.jsonl and prints a JSON line.
+A system is the one subclass of `System` in its file, called as the file. `python -m
+benchmarks.systems NAME sync FOLDER` brings its store, anywhere below FOLDER, up to date with
+FOLDER/corpus/*.jsonl and prints a JSON line.
 """
 
 import importlib
@@ -90,7 +92,8 @@ class System(ABC):
         return text
 
     def prepare(self, folder: Path) -> None:
-        """What is done once per machine or pipeline, by hand or before the first run, not for each corpus."""
+        """What is done once per machine or pipeline, by hand or before the first run, not for each
+        corpus."""
         for module in self.warms:
             importlib.import_module(module)
 

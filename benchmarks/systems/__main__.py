@@ -1,4 +1,5 @@
-"""`python -m benchmarks.systems NAME sync|dump|prepare FOLDER [FILE]`: one step, in a process of its own."""
+"""`python -m benchmarks.systems NAME sync|dump|prepare FOLDER [FILE]`: one step, in a process of
+its own."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
 """CocoIndex 1: a processing component per document, memoized, rows declared to its LanceDB target.
 
-Its embedder batches by itself what the components ask for at the same time. A document is mounted as a component
-of its own, the unit in which CocoIndex remembers; a component per file would embed a whole file again for one edit.
+Its embedder batches by itself what the components ask for at the same time. A document is mounted
+as a component of its own, the unit in which CocoIndex remembers; a component per file would embed a
+whole file again for one edit.
 """
 
 # mypy: disable-error-code="import-not-found,untyped-decorator"
@@ -77,7 +78,8 @@ def _app(folder: Path, synced: Synced) -> Any:
 
 
 def _count_encoded(embedder: Any, synced: Synced) -> None:
-    """Counts what its model encodes once it is loaded: where nothing is to be embedded, it need not be imported."""
+    """Counts what its model encodes once it is loaded: where nothing is to be embedded, it need not
+    be imported."""
     load = embedder._get_model
     loaded: list[Any] = []
 

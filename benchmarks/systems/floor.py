@@ -1,6 +1,8 @@
-"""The floor: this project's engine, a hash per row in a JSON file and plain lancedb calls, and nothing else.
+"""The floor: this project's engine, a hash per row in a JSON file and plain lancedb calls, and
+nothing else.
 
-What a script can leave out and be right on a good day: it knows no crash, no bad record, no second model, no release.
+What a script can leave out and be right on a good day: it knows no crash, no bad record, no second
+model, no release.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""LlamaIndex: `IngestionPipeline` with its document store (upserts and deletes) and its LanceDB vector store.
+"""LlamaIndex: `IngestionPipeline` with its document store (upserts and deletes) and its LanceDB
+vector store.
 
-Its cache is switched off: it knows only whole lists of nodes, so it never serves a changed list, and it would keep
-every vector once more as JSON, which each run reads and writes.
+Its cache is switched off: it knows only whole lists of nodes, so it never serves a changed list,
+and it would keep every vector once more as JSON, which each run reads and writes.
 """
 
 # mypy: disable-error-code="import-not-found,misc,no-any-return"
@@ -78,7 +79,8 @@ class LlamaIndex(System):
 
 
 def _vector_store(folder: Path, notes: list[str]) -> Any:
-    """Its LanceDB store; a `delete` that fails as it is shipped is noted, mended, and the run goes on."""
+    """Its LanceDB store; a `delete` that fails as it is shipped is noted, mended, and the run goes
+    on."""
     from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
     class Mended(LanceDBVectorStore):

@@ -1,4 +1,5 @@
-"""The naive script: `SentenceTransformer.encode()` with its defaults, then `lancedb.create_table`; no memory."""
+"""The naive script: `SentenceTransformer.encode()` with its defaults, then `lancedb.create_table`;
+no memory."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""This project: the real command `embedding-pipelines run` in a home folder of its own, checks and release included."""
+"""This project: the real command `embedding-pipelines run` in a home folder of its own, checks and
+release included."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
-"""txtai: an `Embeddings` index with upsert and delete. What changed, the caller has to find and say.
+"""txtai: an `Embeddings` index with upsert and delete. What changed, the caller has to find and
+say.
 
-The index is FAISS's exact one ("IDMap,Flat"), so that what is stored can be compared; from 5,000 rows on txtai's
-default is IVF.
+The index is FAISS's exact one ("IDMap,Flat"), so that what is stored can be compared; from 5,000
+rows on txtai's default is IVF.
 """
 
 # mypy: disable-error-code="import-not-found"

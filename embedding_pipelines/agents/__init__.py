@@ -1,7 +1,8 @@
-"""Embeddings for agents: this package's providers under the names of the agents' SDK, and nothing but names.
+"""Embeddings for agents: this package's providers under the names of the agents' SDK, and nothing
+but names.
 
-A generator gives plain lists of floats. How a model is asked, repeated and believed is the providers' and
-`embedding/asking.py`'s.
+A generator gives plain lists of floats. How a model is asked, repeated and believed is the
+providers' and `embedding/asking.py`'s.
 """
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics

@@ -1,4 +1,5 @@
-"""What every generator is, one's own included: an interface, parameters, and metrics of its calls."""
+"""What every generator is, one's own included: an interface, parameters, and metrics of its
+calls."""
 
 import functools
 import threading
@@ -22,7 +23,8 @@ RECENT_CALLS = 1_000  # what a generator remembers one by one
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `generate` or `generate_batch`, as its caller saw it: waiting and repeating included."""
+    """One call of `generate` or `generate_batch`, as its caller saw it: waiting and repeating
+    included."""
 
     provider: str
     batch_size: int
@@ -54,7 +56,8 @@ _measured_now: ContextVar[object] = ContextVar("_measured_now", default=None)
 
 
 def _measured(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`generate` or `generate_batch` with its calls in `metrics`; one that the generator itself makes is part of it."""
+    """`generate` or `generate_batch` with its calls in `metrics`; one that the generator itself
+    makes is part of it."""
 
     @functools.wraps(method)
     def measured(self: "AbstractEmbeddingGenerator", given: Any) -> Any:
@@ -76,9 +79,11 @@ def _measured(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class AbstractEmbeddingGenerator:
-    """Base of all generators; one's own overrides `_infer`, or `_infer_batch` where a model takes many texts at once.
+    """Base of all generators; one's own overrides `_infer`, or `_infer_batch` where a model takes
+    many texts at once.
 
-    Public attributes are its parameters. Overridden `generate` and `generate_batch` are measured as well.
+    Public attributes are its parameters. Overridden `generate` and `generate_batch` are measured as
+    well.
     """
 
     provider = "custom"  # as metrics name it
@@ -105,7 +110,8 @@ class AbstractEmbeddingGenerator:
         return [self._post(vector) for vector in self._infer_batch(texts)]
 
     def set_parameter(self, key: str, value: Any) -> None:
-        """Change a parameter; the next call heeds it. Raises ConfigError for one that the generator does not have."""
+        """Change a parameter; the next call heeds it. Raises ConfigError for one that the generator
+        does not have."""
         self.get_parameter(key)
         setattr(self, key, value)
 
@@ -129,7 +135,8 @@ class AbstractEmbeddingGenerator:
         return [self._infer(text) for text in texts]
 
     def _post(self, vec: Vector) -> list[float]:
-        """Plain floats; at unit length if `normalize` says so, but for a zero vector, which stays one."""
+        """Plain floats; at unit length if `normalize` says so, but for a zero vector, which stays
+        one."""
         vector = np.asarray(vec, np.float64)
         found: list[float] = (normalize_embedding(vector) if self.normalize else vector).tolist()
         return found

@@ -1,4 +1,5 @@
-"""The generators for OpenAI, Hugging Face and AIOS: faces on the providers `openai`, `hf` and `aios`."""
+"""The generators for OpenAI, Hugging Face and AIOS: faces on the providers `openai`, `hf` and
+`aios`."""
 
 import functools
 import json
@@ -25,7 +26,8 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 class _ProviderGenerator(AbstractEmbeddingGenerator):
-    """A face on one of this package's providers. `input_type` says which input type of an asymmetric model texts have."""
+    """A face on one of this package's providers. `input_type` says which input type of an
+    asymmetric model texts have."""
 
     def __init__(
         self, normalize: bool, dims: int | None, batch_size: int | None, input_type: InputType
@@ -90,10 +92,11 @@ class _ProviderGenerator(AbstractEmbeddingGenerator):
 
 
 class OpenAIEmbeddingGenerator(_ProviderGenerator):
-    """OpenAI's models, or a server that speaks as they do at `base_url` (default: $OPENAI_BASE_URL, else OpenAI).
+    """OpenAI's models, or a server that speaks as they do at `base_url` (default: $OPENAI_BASE_URL,
+    else OpenAI).
 
-    `api_key`: the key itself, which is kept out of every text; or "env:NAME", or "file:/path" that holds it. Default:
-    OPENAI_API_KEY. `dims` asks for vectors of that length.
+    `api_key`: the key itself, which is kept out of every text; or "env:NAME", or "file:/path" that
+    holds it. Default: OPENAI_API_KEY. `dims` asks for vectors of that length.
     """
 
     provider = "openai"
@@ -125,7 +128,8 @@ class OpenAIEmbeddingGenerator(_ProviderGenerator):
 
 
 class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
-    """A local sentence-transformers model. A `device` that this machine lacks is told in the log, and done without."""
+    """A local sentence-transformers model. A `device` that this machine lacks is told in the log,
+    and done without."""
 
     provider = "hf"
 
@@ -152,7 +156,8 @@ class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
 
 
 class AIOSEmbeddings(_ProviderGenerator):
-    """A block of AIOS behind gRPC: `block_id`, or the one that `selection_query` finds. `api_key` as with OpenAI's."""
+    """A block of AIOS behind gRPC: `block_id`, or the one that `selection_query` finds. `api_key`
+    as with OpenAI's."""
 
     provider = "aios"
 

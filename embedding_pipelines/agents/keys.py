@@ -11,9 +11,11 @@ _NUMBERS = itertools.count(1)
 
 
 def key_variable(owner: object, api_key: str | None) -> str | None:
-    """What to give a provider as `api_key_env`, as long as `owner` lives; None if it is to take its usual variable.
+    """What to give a provider as `api_key_env`, as long as `owner` lives; None if it is to take its
+    usual variable.
 
-    `api_key` is the key itself, "env:NAME" or "file:/path". Raises ConfigError for a file that cannot be read.
+    `api_key` is the key itself, "env:NAME" or "file:/path". Raises ConfigError for a file that
+    cannot be read.
     """
     if not api_key:
         return None

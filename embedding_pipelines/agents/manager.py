@@ -76,7 +76,8 @@ def build_embeddings_from_model_item(
 ) -> AbstractEmbeddingGenerator:
     """The generator that a model item means; a missing `llm_type` is taken for "embeddings".
 
-    Raises ConfigError for what is wrong in it, and NotImplementedError for a backend that there is not.
+    Raises ConfigError for what is wrong in it, and NotImplementedError for a backend that there is
+    not.
     """
     item = _item(item)
     if item.llm_type != EMBEDDINGS:
@@ -121,9 +122,11 @@ def build_embeddings_from_model_item(
 
 
 def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
-    """A manager with all embedding models of a subject's specification, by block id; other models are left out.
+    """A manager with all embedding models of a subject's specification, by block id; other models
+    are left out.
 
-    Raises as `build_embeddings_from_model_item`, and ConfigError if there is no such model, or one twice.
+    Raises as `build_embeddings_from_model_item`, and ConfigError if there is no such model, or one
+    twice.
     """
     where = f"subject {spec.get('subject_id')!r}"
     models = spec.get("models")

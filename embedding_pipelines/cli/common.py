@@ -1,4 +1,5 @@
-"""What commands share: find pipelines, run and plan one of them, print results, say what is wrong."""
+"""What commands share: find pipelines, run and plan one of them, print results, say what is
+wrong."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""The command `diff`: what changed between two releases, as text for people or as one JSON document."""
+"""The command `diff`: what changed between two releases, as text for people or as one JSON
+document."""
 
 import json
 from dataclasses import asdict
@@ -36,8 +37,9 @@ def diff(
 ) -> None:
     """Say what changed from one release to another.
 
-    Documents, options, measures, and what searches answer. A model is called only for texts that it never embedded.
-    With --json: the first 1,000 documents of each kind, and every query whose answers changed.
+    Documents, options, measures, and what searches answer. A model is called only for texts that it
+    never embedded. With --json: the first 1,000 documents of each kind, and every query whose
+    answers changed.
     """
     from embedding_pipelines.cli.terminal import make_console
     from embedding_pipelines.diff.diff import diff as compare

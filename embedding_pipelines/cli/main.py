@@ -1,7 +1,8 @@
 """The command line: parse, call the core, print. `--json` on every command.
 
-Exit code 0: done; 1: something a user can mend, said in one readable error; 2: a wrong command; 130: Ctrl-C.
-Results go to stdout, errors to stderr; with `--json` an error is `{"error": …}` on stdout.
+Exit code 0: done; 1: something a user can mend, said in one readable error; 2: a wrong command;
+130: Ctrl-C. Results go to stdout, errors to stderr; with `--json` an error is `{"error": …}` on
+stdout.
 """
 
 import os
@@ -96,7 +97,8 @@ def example(as_json: AsJson = False) -> None:
 
 @app.command()
 def validate(names: Names = None, as_json: AsJson = False) -> None:
-    """Check pipeline files: every mistake, with its line. The files that `evaluation:` names are read too."""
+    """Check pipeline files: every mistake, with its line. The files that `evaluation:` names are
+    read too."""
     read, problems = specs_and_problems(names)
     wrong = {spec.name: problem for spec in read if (problem := evaluation_problem(spec))}
     specs, problems = (

@@ -1,4 +1,5 @@
-"""The command `optimize`: measure a compression, write it into the pipeline file, run the pipeline."""
+"""The command `optimize`: measure a compression, write it into the pipeline file, run the
+pipeline."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,9 +50,10 @@ def optimize(
 ) -> None:
     """Make vectors smaller, once it is measured what that costs.
 
-    Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still find. What is proven
-    to keep the floor, with 95% confidence, goes into the pipeline file with its evidence, and the pipeline is run.
-    Otherwise nothing is changed. Without a floor, what you name is measured and taken as it is.
+    Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still
+    find. What is proven to keep the floor, with 95% confidence, goes into the pipeline file with
+    its evidence, and the pipeline is run. Otherwise nothing is changed. Without a floor, what you
+    name is measured and taken as it is.
     """
     from embedding_pipelines.optimize.optimizer import Wish
 

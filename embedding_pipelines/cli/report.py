@@ -1,4 +1,5 @@
-"""The command `report`: write the page on a pipeline, and open it where there is somebody to look at it."""
+"""The command `report`: write the page on a pipeline, and open it where there is somebody to look
+at it."""
 
 import os
 import sys
@@ -40,7 +41,8 @@ def report(
 
 
 def _somebody_is_looking() -> bool:
-    """Whether a browser would have a window: with a terminal and, where that can be told, a display."""
+    """Whether a browser would have a window: with a terminal and, where that can be told, a
+    display."""
     has_display = (
         sys.platform in ("darwin", "win32")
         or os.environ.get("DISPLAY")

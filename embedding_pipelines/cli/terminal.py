@@ -1,7 +1,7 @@
 """What the command line shows: progress, tables and search results.
 
-Bars and short lines on a terminal; in a pipe plain lines, nothing cut and nothing coloured. What stands in a
-user's data is shown as it is: no markup, no emoji codes, no control characters.
+Bars and short lines on a terminal; in a pipe plain lines, nothing cut and nothing coloured. What
+stands in a user's data is shown as it is: no markup, no emoji codes, no control characters.
 """
 
 import textwrap
@@ -164,7 +164,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets everything."""
+    """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets
+    everything."""
     lines = [
         [name.replace("_", " ") for name in rows[0]],
         *([_cell(value) for value in row.values()] for row in rows),

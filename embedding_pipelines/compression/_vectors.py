@@ -1,4 +1,5 @@
-"""What all ways to compress share about vectors: their types, checks and unit length. Nothing of a codec."""
+"""What all ways to compress share about vectors: their types, checks and unit length. Nothing of a
+codec."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -36,7 +37,8 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def checked(vectors: Vectors, dimensions: int | None, where: str, first: int = 0) -> Vectors:
-    """`vectors` as float32[n, dimensions] (None: any); CompressionError if shape or a number is wrong.
+    """`vectors` as float32[n, dimensions] (None: any); CompressionError if shape or a number is
+    wrong.
 
     `first` is the number of the first row, for the error.
     """
@@ -68,5 +70,6 @@ def sound(
 
 
 def code_width(dimensions: int, dtype: Dtype) -> int:
-    """Numbers in one stored code: the dimensions, or for binary the bytes that hold as many bits."""
+    """Numbers in one stored code: the dimensions, or for binary the bytes that hold as many
+    bits."""
     return -(-dimensions // 8) if dtype == "binary" else dimensions

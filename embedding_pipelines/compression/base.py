@@ -1,9 +1,10 @@
-"""The contract of compression: an unfitted choice (`Compressor`) is fitted once to an artifact (`Codec`).
+"""The contract of compression: an unfitted choice (`Compressor`) is fitted once to an artifact
+(`Codec`).
 
-Holds the two base classes, the checks they share and the chain that a pipeline applies to documents and
-queries alike. The ways to compress are the other files of this folder, one each. All codecs keep directions, not
-lengths: the metric before compression is the cosine, so vectors are scaled to unit length on their way in. A vector of
-zeros stays one.
+Holds the two base classes, the checks they share and the chain that a pipeline applies to documents
+and queries alike. The ways to compress are the other files of this folder, one each. All codecs
+keep directions, not lengths: the metric before compression is the cosine, so vectors are scaled to
+unit length on their way in. A vector of zeros stays one.
 """
 
 import functools
@@ -53,8 +54,8 @@ _CHAIN = "chain"  # the entry of a saved chain that holds its statistics, as JSO
 class Codec(ABC):
     """A fitted compression: float32[n, input_dimensions] to codes and back.
 
-    A new one sets the class variables, `_encode` and `_decode`, and `arrays`, `statistics` and `load` if it holds
-    more than its dimensions.
+    A new one sets the class variables, `_encode` and `_decode`, and `arrays`, `statistics` and
+    `load` if it holds more than its dimensions.
     """
 
     kind: ClassVar[str]
@@ -128,14 +129,15 @@ class Compressor(plugins.Choice):
         return dimensions
 
     def fixed(self, dimensions: int) -> Codec | None:
-        """The codec for vectors of `dimensions` if it is one for all of them, so that none need be read; else None."""
+        """The codec for vectors of `dimensions` if it is one for all of them, so that none need be
+        read; else None."""
         return None
 
     def fit(self, vectors: Iterable[Vectors]) -> Codec:
         """The codec for vectors like these, blocks float32[n_i, d] that are read once.
 
-        How the vectors are cut into blocks decides nothing. A codec that is `fixed` needs the first block alone.
-        CompressionError if there are too few vectors, or one is not finite.
+        How the vectors are cut into blocks decides nothing. A codec that is `fixed` needs the first
+        block alone. CompressionError if there are too few vectors, or one is not finite.
         """
         blocks = map(unit, sound(vectors, f"{self.kind}.fit"))
         first = next(blocks, None)
@@ -152,7 +154,8 @@ class Compressor(plugins.Choice):
 
 
 def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
-    """Dimensions out of the whole chain; ConfigError names the order to use if this one cannot work."""
+    """Dimensions out of the whole chain; ConfigError names the order to use if this one cannot
+    work."""
     last = [choice for choice in compressors if choice.codec.dtype != "float32"]
     if len(last) > 1:
         kinds = ", ".join(repr(choice.kind) for choice in last)
@@ -172,7 +175,8 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
 
 
 class CodecChain:
-    """What a release applies to each vector: fitted codecs one after the other; without any, the identity.
+    """What a release applies to each vector: fitted codecs one after the other; without any, the
+    identity.
 
     The identity passes float32 on as it is, lengths included.
     """
@@ -193,9 +197,9 @@ class CodecChain:
     ) -> Self:
         """Fits each to what the ones before it make of the vectors.
 
-        `blocks()` gives the vectors anew, float32[n_i, dimensions]; they are read once for each compressor that is
-        fitted to data. ConfigError as `check_chain`; CompressionError for too few vectors, another shape, or numbers
-        that are not finite.
+        `blocks()` gives the vectors anew, float32[n_i, dimensions]; they are read once for each
+        compressor that is fitted to data. ConfigError as `check_chain`; CompressionError for too
+        few vectors, another shape, or numbers that are not finite.
         """
         check_chain(compressors, dimensions)
         chain = cls([], dimensions)
@@ -241,7 +245,8 @@ class CodecChain:
         )
 
     def encode(self, vectors: Vectors) -> Codes:
-        """Codes of float32[n, input_dimensions], as `Codec.encode` of the last; CompressionError as there."""
+        """Codes of float32[n, input_dimensions], as `Codec.encode` of the last; CompressionError as
+        there."""
         codes: Codes = checked(vectors, self.input_dimensions, "compression.encode")
         for codec in self.codecs:
             codes = codec.encode(codes)
@@ -254,11 +259,13 @@ class CodecChain:
         return codes if self.codecs else checked(codes, self.input_dimensions, "compression.decode")
 
     def encode_copies(self, vectors: Vectors) -> Codes | None:
-        """The finer codes of float32[n, input_dimensions] as `copy` makes them; None without copies."""
+        """The finer codes of float32[n, input_dimensions] as `copy` makes them; None without
+        copies."""
         return self.copy.encode(self._before_last(vectors)) if self.copy else None
 
     def rescore(self, vector: Vectors, copies: Codes) -> Vectors:
-        """Cosines float32[n] of one vector float32[input_dimensions] with the vectors behind `copies`; 0 for zeros.
+        """Cosines float32[n] of one vector float32[input_dimensions] with the vectors behind
+        `copies`; 0 for zeros.
 
         Only of a chain with copies; what they were made with, `copy`, decodes them.
         """
@@ -282,7 +289,8 @@ class CodecChain:
         }
 
     def to_bytes(self) -> bytes:
-        """The chain as an .npz archive without pickle, for `from_bytes`; equal chains give equal bytes."""
+        """The chain as an .npz archive without pickle, for `from_bytes`; equal chains give equal
+        bytes."""
         arrays = {
             f"{at}.{name}": array
             for at, codec in enumerate(self.codecs)
@@ -295,7 +303,8 @@ class CodecChain:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
-        """The chain that `to_bytes` wrote. CompressionError, which names `where`, if it is damaged."""
+        """The chain that `to_bytes` wrote. CompressionError, which names `where`, if it is
+        damaged."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 statistics = json.loads(archive[_CHAIN].tobytes())

@@ -1,12 +1,14 @@
 """One bit per dimension: the sign. A 32nd of the bytes, compared by the number of bits that differ.
 
-Ends a chain. Alone it costs quality, so a finer copy of each vector is kept beside it by default: a search ranks all
-by their bits, reads the copies of the best few, `oversample` times as many as are wanted, and ranks these again.
+Ends a chain. Alone it costs quality, so a finer copy of each vector is kept beside it by default: a
+search ranks all by their bits, reads the copies of the best few, `oversample` times as many as are
+wanted, and ranks these again.
 
-Measured on SciFact with MiniLM at 384 dimensions, exact search (nDCG@10 and share of the exact ten nearest; float32
-0.646 and 1): bits alone 0.580 and 0.57; with int8 copies and `oversample` 2 0.631 and 0.74, 4 0.636 and 0.86, 8 0.645
-and 0.92, 16 0.645 and 0.96; float16 copies in place of int8 0.634 and 0.86 at 4. After PCA to 128 and 336
-dimensions, with int8 copies at 8: 0.612 and 0.73 in 144 bytes, 0.639 and 0.92 in 378; int8 alone finds more in fewer.
+Measured on SciFact with MiniLM at 384 dimensions, exact search (nDCG@10 and share of the exact ten
+nearest; float32 0.646 and 1): bits alone 0.580 and 0.57; with int8 copies and `oversample` 2 0.631
+and 0.74, 4 0.636 and 0.86, 8 0.645 and 0.92, 16 0.645 and 0.96; float16 copies in place of int8
+0.634 and 0.86 at 4. After PCA to 128 and 336 dimensions, with int8 copies at 8: 0.612 and 0.73 in
+144 bytes, 0.639 and 0.92 in 378; int8 alone finds more in fewer.
 """
 
 from collections.abc import Iterator
@@ -56,7 +58,8 @@ class BinaryCodec(Codec):
 
 
 class Binary(Compressor):
-    """Store the sign of each number in one bit, and beside it a copy in `rescore` for ranking the best again."""
+    """Store the sign of each number in one bit, and beside it a copy in `rescore` for ranking the
+    best again."""
 
     kind: Literal["binary"] = "binary"
     codec: ClassVar[type[Codec]] = BinaryCodec

@@ -1,14 +1,15 @@
 """Principal components: fewer dimensions, fitted to the data.
 
-The directions are those of the uncentred data (eigenvectors of XᵀX of the unit vectors), the mean is not
-subtracted, and the projections are scaled to unit length again: that keeps the cosine's own origin.
-Measured on SciFact with MiniLM, nDCG@10 (0.645 at 384 dimensions): PCA-128 gives 0.632 so and 0.610 with
-centring; fitted to all 5,183 documents PCA-256 gives 0.644 and PCA-128 0.635.
+The directions are those of the uncentred data (eigenvectors of XᵀX of the unit vectors), the mean
+is not subtracted, and the projections are scaled to unit length again: that keeps the cosine's own
+origin. Measured on SciFact with MiniLM, nDCG@10 (0.645 at 384 dimensions): PCA-128 gives 0.632 so
+and 0.610 with centring; fitted to all 5,183 documents PCA-256 gives 0.644 and PCA-128 0.635.
 
-The projections are turned within the directions that are kept, which changes no cosine: the energy, which would lie in
-the first numbers, is then spread over all, and whatever rounds these numbers afterwards (codes or an index) loses less.
-Measured on 100,000 captions with MiniLM, recall@10 of 352 and 336 of 384 dimensions rounded to int8: 0.984 and 0.983 as
-they come, 0.994 and 0.991 turned; in float32 0.996 and 0.994.
+The projections are turned within the directions that are kept, which changes no cosine: the energy,
+which would lie in the first numbers, is then spread over all, and whatever rounds these numbers
+afterwards (codes or an index) loses less. Measured on 100,000 captions with MiniLM, recall@10 of
+352 and 336 of 384 dimensions rounded to int8: 0.984 and 0.983 as they come, 0.994 and 0.991 turned;
+in float32 0.996 and 0.994.
 """
 
 from collections.abc import Iterator
@@ -21,18 +22,20 @@ from pydantic import Field
 from embedding_pipelines.compression.base import Codec, Compressor, Vectors, unit
 from embedding_pipelines.errors import CompressionError, ConfigError
 
-# Rows whose products are taken in float32 at once; the sums over blocks are float64. Measured against float64
-# throughout on 100,000 captions (MiniLM): the directions of PCA-128 are off by 1.3e-6 at most, with blocks of 8,192
-# rows by 2.6e-6. Float64 throughout takes 1.3 times the processor time (benchmarks/NOTES.md).
+# Rows whose products are taken in float32 at once; the sums over blocks are float64. Measured
+# against float64 throughout on 100,000 captions (MiniLM): the directions of PCA-128 are off by
+# 1.3e-6 at most, with blocks of 8,192 rows by 2.6e-6. Float64 throughout takes 1.3 times the
+# processor time (benchmarks/NOTES.md).
 _BLOCK = 2_048
 
 
 class PcaCodec(Codec):
-    """Projection on `directions` float32[dimensions, input_dimensions]: orthonormal rows that span the strongest ones.
+    """Projection on `directions` float32[dimensions, input_dimensions]: orthonormal rows that span
+    the strongest ones.
 
-    `spectrum` float32[input_dimensions] is the share of the squared lengths of what it was fitted to that lies in
-    each principal direction, strongest first, those that are not kept included; its sum is 1. `kept_energy` is the
-    share that the kept ones have together.
+    `spectrum` float32[input_dimensions] is the share of the squared lengths of what it was fitted
+    to that lies in each principal direction, strongest first, those that are not kept included; its
+    sum is 1. `kept_energy` is the share that the kept ones have together.
     """
 
     kind = "pca"
@@ -47,7 +50,8 @@ class PcaCodec(Codec):
 
     @classmethod
     def turned(cls, principal: Vectors, spectrum: Vectors) -> Self:
-        """Of principal directions float32[dimensions, input_dimensions]; any rotation that mixes all of them serves."""
+        """Of principal directions float32[dimensions, input_dimensions]; any rotation that mixes
+        all of them serves."""
         size = len(principal)
         rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
         return cls(rotation.astype(np.float32) @ principal, spectrum)
@@ -88,8 +92,8 @@ class Pca(Compressor):
         return PcaCodec.turned(*self.principal(dimensions, blocks))
 
     def principal(self, dimensions: int, blocks: Iterator[Vectors]) -> tuple[Vectors, Vectors]:
-        """Exact eigenvectors of all vectors float32[n_i, dimensions] of unit length, the strongest first, and the
-        spectrum; the largest entry of each direction is positive. Raises as `fit`.
+        """Exact eigenvectors of all vectors float32[n_i, dimensions] of unit length, the strongest
+        first, and the spectrum; the largest entry of each direction is positive. Raises as `fit`.
         """
         self.check(dimensions)
         products, rows = _products(dimensions, blocks)

@@ -1,4 +1,5 @@
-"""Truncation: the first dimensions of models trained for it (Matryoshka), scaled to unit length again.
+"""Truncation: the first dimensions of models trained for it (Matryoshka), scaled to unit length
+again.
 
 Nothing is fitted. For models without that training `pca` at the same size keeps more: measured on
 SciFact with MiniLM at 128 of 384 dimensions, nDCG@10 0.602 and 0.636 with `pca`.

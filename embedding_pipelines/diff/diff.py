@@ -1,6 +1,8 @@
-"""diff: what changed from one release to another: options, measures, documents, and what searches answer.
+"""diff: what changed from one release to another: options, measures, documents, and what searches
+answer.
 
-Only kept releases can be compared; nothing of them is changed. What has to be embedded for it goes to the cache.
+Only kept releases can be compared; nothing of them is changed. What has to be embedded for it goes
+to the cache.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +39,8 @@ class Side:
 
 @dataclass(frozen=True)
 class OptionChange:
-    """An option by its path in the pipeline file; None where it is not given or unknown to the choice."""
+    """An option by its path in the pipeline file; None where it is not given or unknown to the
+    choice."""
 
     option: str
     before: Any
@@ -73,9 +76,11 @@ class Diff:
 def diff(
     warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None
 ) -> Diff:
-    """What changed from release `before` (default: the one before the other) to `after` (default: the live one).
+    """What changed from release `before` (default: the one before the other) to `after` (default:
+    the live one).
 
-    Raises ReleaseError if there are no two such releases, StoreError or CompressionError if what they need is damaged.
+    Raises ReleaseError if there are no two such releases, StoreError or CompressionError if what
+    they need is damaged.
     """
     folder = warehouse.pipeline(pipeline)
     old, new = (open_release(folder, release) for release in _pair(folder, before, after))

@@ -1,6 +1,8 @@
-"""Which documents two releases differ in: new, gone, of another text, or with vectors of another direction.
+"""Which documents two releases differ in: new, gone, of another text, or with vectors of another
+direction.
 
-Partition by partition, so that memory holds one partition of each release, whatever the size of the table.
+Partition by partition, so that memory holds one partition of each release, whatever the size of the
+table.
 """
 
 import heapq
@@ -68,7 +70,8 @@ class Sampled:
 
 @dataclass
 class Documents:
-    """What became of the documents. A text is what the chunks of a document say together, white space apart."""
+    """What became of the documents. A text is what the chunks of a document say together, white
+    space apart."""
 
     before: int = 0
     after: int = 0
@@ -89,7 +92,8 @@ class Documents:
 
 @dataclass(frozen=True)
 class _Partition:
-    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of the same chunk id."""
+    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of
+    the same chunk id."""
 
     old: pa.Table
     new: pa.Table
@@ -111,7 +115,8 @@ def open_release(folder: PipelineFolder, release: Release) -> Opened:
 
 
 def compare_documents(before: Opened, after: Opened) -> Documents:
-    """Every document of two releases of one pipeline. Raises StoreError if a table cannot be read."""
+    """Every document of two releases of one pipeline. Raises StoreError if a table cannot be
+    read."""
     one_space, total = before.space == after.space, 0.0
     found = Documents(moved=Listed() if one_space else None)
     columns = [
@@ -192,8 +197,8 @@ def _touched(partition: _Partition) -> set[str]:
 
 
 def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:
-    """Digest of the text of each document: its chunks put together by their places, so that it does not matter how
-    they were cut."""
+    """Digest of the text of each document: its chunks put together by their places, so that it does
+    not matter how they were cut."""
     texts = {}
     for name, chunks in _chunks(rows, names).items():
         parts, reached = [], 0
@@ -229,7 +234,8 @@ def _place(document_id: str) -> bytes:
 def _cosines(
     before: Opened, after: Opened, partition: _Partition
 ) -> Iterator[tuple[list[str], Vectors]]:
-    """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n] of their vectors."""
+    """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n]
+    of their vectors."""
     old_rows, new_rows = partition.pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))

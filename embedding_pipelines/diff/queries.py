@@ -1,7 +1,8 @@
-"""What two releases answer to the same questions: whose first ten documents changed, what came and what went.
+"""What two releases answer to the same questions: whose first ten documents changed, what came and
+what went.
 
-Each release is asked in its own space, as a searcher asks it. Vectors come from the cache; the model is loaded and
-asked only for texts that are not in it.
+Each release is asked in its own space, as a searcher asks it. Vectors come from the cache; the
+model is loaded and asked only for texts that are not in it.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Change:
-    """A question with other answers. `overlap` is the share of the longer list that stands in both."""
+    """A question with other answers. `overlap` is the share of the longer list that stands in
+    both."""
 
     id: str
     text: str
@@ -58,8 +60,8 @@ class Answers:
 
 
 def measured_queries(folder: PipelineFolder, before: Opened, after: Opened) -> list[Question]:
-    """The queries that were measured last, cleaned as each release cleans: the user's own, else those that were taken
-    from documents; [] if nothing was measured yet."""
+    """The queries that were measured last, cleaned as each release cleans: the user's own, else
+    those that were taken from documents; [] if nothing was measured yet."""
     stored = (read_json(folder.queries) or {"queries": []})["queries"]
     stored = [entry for entry in stored if not entry["from"]] or stored
     cleaned = [opened.release.spec.preprocessing.clean.text for opened in (before, after)]
@@ -84,8 +86,8 @@ def compare_answers(
     questions: Sequence[Question],
     input_type: InputType,
 ) -> Answers:
-    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the cache cannot be
-    embedded as it was for the release."""
+    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in
+    the cache cannot be embedded as it was for the release."""
     found = Answers()
     old, found.embedded_before = _vectors(
         before, cache, [question.before for question in questions], input_type
@@ -113,8 +115,8 @@ def compare_answers(
 def _vectors(
     opened: Opened, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
 ) -> tuple[Vectors, int]:
-    """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its provider refuses; and
-    how many texts the provider was called for."""
+    """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its
+    provider refuses; and how many texts the provider was called for."""
     space, release = opened.space, opened.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
     known = cache.get(list(keys.values()), space.dimensions)
@@ -136,7 +138,8 @@ def _vectors(
 
 
 def _top(opened: Opened, vector: Vectors, own: str) -> list[str]:
-    """The first TOP documents as a search shows them; of a document's neighbours, the first TOP others."""
+    """The first TOP documents as a search shows them; of a document's neighbours, the first TOP
+    others."""
     k = CHUNKS_FOR_DOCUMENTS if own else TOP
     found = nearest(opened.table, opened.codec, vector, k, None, opened.release.version)
     documents = dict.fromkeys(found["document_id"].to_pylist())

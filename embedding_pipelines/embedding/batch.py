@@ -1,4 +1,5 @@
-"""What is held of a stream of texts while it is embedded: windows, the calls for what they lack, and counts."""
+"""What is held of a stream of texts while it is embedded: windows, the calls for what they lack,
+and counts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,8 @@ class EmbedCounts:
 
 @dataclass
 class Embedded:
-    """One window: what was asked, and its vectors float32[rows, d] in the same order; NaN for rejected rows."""
+    """One window: what was asked, and its vectors float32[rows, d] in the same order; NaN for
+    rejected rows."""
 
     batch: pa.RecordBatch
     vectors: Vectors

@@ -1,7 +1,8 @@
-"""Batches: texts that a service embeds within a day, for less. What is with it stands in the warehouse.
+"""Batches: texts that a service embeds within a day, for less. What is with it stands in the
+warehouse.
 
-A file per batch, written before the batch is submitted and removed when its results are in the cache: whichever
-process comes next, after a reboot too, finds it, and no text is submitted twice.
+A file per batch, written before the batch is submitted and removed when its results are in the
+cache: whichever process comes next, after a reboot too, finds it, and no text is submitted twice.
 """
 
 import json
@@ -42,7 +43,8 @@ COLLECTED_AT_ONCE = 4_096  # vectors per commit
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on record. `keys` are the cache's, hex; `id` is None until the service has given one."""
+    """One batch on record. `keys` are the cache's, hex; `id` is None until the service has given
+    one."""
 
     tag: str
     address: str  # of the service: another one may serve the same model, and knows nothing of it
@@ -70,14 +72,16 @@ class Waiting:
 
 
 class NotYet(Exception):
-    """No error: texts are with the service, and the rest of the chain waits for them. `str` says which."""
+    """No error: texts are with the service, and the rest of the chain waits for them. `str` says
+    which."""
 
 
 class Batches:
-    """All batches of one service, space and input type that are on record below `folder`, whoever submitted them.
+    """All batches of one service, space and input type that are on record below `folder`, whoever
+    submitted them.
 
-    Each request is made up to `tries` times. Who uses it holds the warehouse's `batches_lock`. What fails on the way
-    is a ProviderError, and what is with the service stays on record.
+    Each request is made up to `tries` times. Who uses it holds the warehouse's `batches_lock`. What
+    fails on the way is a ProviderError, and what is with the service stays on record.
     """
 
     def __init__(
@@ -101,8 +105,8 @@ class Batches:
             provider.address if isinstance(provider, Service) else "",
         )
         self._left = folder / f"{self._space.id}-{input_type}.refused"
-        # A batch gave them no vector that can be believed. They are asked for directly, which says why; for good, so
-        # that none goes from batch to batch.
+        # A batch gave them no vector that can be believed. They are asked for directly, which says
+        # why; for good, so that none goes from batch to batch.
         self.refused = (
             {bytes.fromhex(line) for line in self._left.read_text().split()}
             if self._left.exists()
@@ -113,8 +117,8 @@ class Batches:
     def collect(self) -> None:
         """File what has ended in the cache.
 
-        Raises ProviderError if the service took a batch in and would not have it; it is then forgotten, and all the
-        others are collected.
+        Raises ProviderError if the service took a batch in and would not have it; it is then
+        forgotten, and all the others are collected.
         """
         failures = []
         for batch in self.on_record():
@@ -154,8 +158,8 @@ class Batches:
     ) -> None:
         """Hand over texts, each with its key and tokens, in as many batches as the service wants.
 
-        `announce` is told the tag of each before it is put on record. Raises BudgetError before the text that would go
-        beyond.
+        `announce` is told the tag of each before it is put on record. Raises BudgetError before the
+        text that would go beyond.
         """
         part: dict[str, str] = {}
         size = tokens = 0
@@ -176,8 +180,8 @@ class Batches:
     def ended(self) -> list[str]:
         """A name for each thing that there is to collect, the same as long as nothing new has come.
 
-        What was never submitted, since its process died or the service did not answer, is named by its texts: submitted
-        again in vain, it is no news.
+        What was never submitted, since its process died or the service did not answer, is named by
+        its texts: submitted again in vain, it is no news.
         """
         found = []
         for batch in self.on_record():
@@ -215,7 +219,8 @@ class Batches:
         was_sent = False
 
         def sent() -> str:
-            """Its id. What was sent once may have been heard though nobody answered: it is looked for first."""
+            """Its id. What was sent once may have been heard though nobody answered: it is looked
+            for first."""
             nonlocal was_sent
             found = self._service.find(batch.tag) if was_sent else None
             if found is not None:
@@ -326,7 +331,8 @@ def _read(path: Path) -> Batch:
 
 
 def _pause(state: "RetryCallState") -> float:
-    """Seconds before a request is made again: as long as the service asks for, else longer each time."""
+    """Seconds before a request is made again: as long as the service asks for, else longer each
+    time."""
     from tenacity import wait_random_exponential
 
     error = state.outcome.exception() if state.outcome is not None else None

@@ -8,7 +8,8 @@ from embedding_pipelines.spec.pipeline import Budget
 
 
 class BudgetTracker:
-    """A budget while it is spent. `ratio` is what the provider bills for a token of ours, as learned so far."""
+    """A budget while it is spent. `ratio` is what the provider bills for a token of ours, as
+    learned so far."""
 
     def __init__(
         self, budget: Budget | None = None, usd_per_million_tokens: float | None = None
@@ -21,8 +22,8 @@ class BudgetTracker:
     def of(
         cls, budget: Budget | None, provider: Provider, in_batches: bool = False
     ) -> "BudgetTracker":
-        """For direct requests, or for batches. Raises ConfigError for a budget in dollars where nobody knows the
-        price."""
+        """For direct requests, or for batches. Raises ConfigError for a budget in dollars where
+        nobody knows the price."""
         price = provider.batch_price if in_batches else provider.price
         if budget is not None and budget.usd is not None and price is None:
             raise ConfigError(

@@ -1,8 +1,8 @@
 """The cache: each vector that was ever made, found again by what it was made from.
 
-One SQLite file for all pipelines. Key: 128 bits over space id, input type and the exact text, so renamed
-files, duplicate texts, a second pipeline and a model switched back cost nothing, and two models
-never serve each other's vectors. Values: float32, little-endian.
+One SQLite file for all pipelines. Key: 128 bits over space id, input type and the exact text, so
+renamed files, duplicate texts, a second pipeline and a model switched back cost nothing, and two
+models never serve each other's vectors. Values: float32, little-endian.
 """
 
 import sqlite3
@@ -28,18 +28,20 @@ assert sys.byteorder == "little", "the cache stores little-endian float32"
 
 
 class EmbeddingCache:
-    """A durable map from (space, input type, text) to float32[d]. Safe for several processes at once."""
+    """A durable map from (space, input type, text) to float32[d]. Safe for several processes at
+    once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._readable_errors("opened"):
             self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            # Before the first table; of no effect later. 384-d rows of 1.6 kB waste 20% of a page of 4,096 bytes, 2%
-            # of this one; look-ups are as fast (measured: 137,000 to 186,000 a second with either).
+            # Before the first table; of no effect later. 384-d rows of 1.6 kB waste 20% of a page
+            # of 4,096 bytes, 2% of this one; look-ups are as fast (measured: 137,000 to 186,000 a
+            # second with either).
             self._database.execute("PRAGMA page_size = 8192")
-            # WAL: readers never wait for the writer. NORMAL: a killed process loses nothing that was
-            # committed; a power cut may lose the last commits, which are then embedded again.
+            # WAL: readers never wait for the writer. NORMAL: a killed process loses nothing that
+            # was committed; a power cut may lose the last commits, which are then embedded again.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.execute(
@@ -52,7 +54,8 @@ class EmbeddingCache:
         return digest(space_id.encode(), input_type.encode(), text.encode())
 
     def get(self, keys: Sequence[bytes], dimensions: int) -> dict[bytes, Vectors]:
-        """The known ones among `keys`, each float32[dimensions]; a value of another size is not believed."""
+        """The known ones among `keys`, each float32[dimensions]; a value of another size is not
+        believed."""
         found: dict[bytes, Vectors] = {}
         for start in range(0, len(keys), LOOKUP_KEYS):
             part = keys[start : start + LOOKUP_KEYS]
@@ -68,7 +71,8 @@ class EmbeddingCache:
         return found
 
     def put(self, keys: Sequence[bytes], vectors: Vectors) -> None:
-        """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses nothing."""
+        """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses
+        nothing."""
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
         with self._readable_errors("written"):
             self._database.execute("BEGIN IMMEDIATE")

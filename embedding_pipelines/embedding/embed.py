@@ -1,8 +1,9 @@
 """From texts to vectors through the cache: only texts it does not know reach the provider.
 
-A stream: while the provider computes `limits.concurrent_requests` calls, the next windows are read and looked
-up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A call that the provider
-refuses is halved until the text that it refuses stands alone; all others land.
+A stream: while the provider computes `limits.concurrent_requests` calls, the next windows are read
+and looked up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A
+call that the provider refuses is halved until the text that it refuses stands alone; all others
+land.
 """
 
 import contextlib
@@ -50,11 +51,12 @@ def embed(
 ) -> Iterator[Embedded]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `advance` is told the tokens finished. Each call is committed to the cache when it has ended, and calls that
-    are out when something fails are waited for and committed too, within PATIENCE_SECONDS. A process that is
-    killed loses what is out: `limits.concurrent_requests` calls and one more. What windows took that never come back,
-    since something failed, is added to `unfinished`. Raises ProviderError when the model cannot be had, BudgetError
-    when the next call would cost more than `budget` holds.
+    `advance` is told the tokens finished. Each call is committed to the cache when it has ended,
+    and calls that are out when something fails are waited for and committed too, within
+    PATIENCE_SECONDS. A process that is killed loses what is out: `limits.concurrent_requests` calls
+    and one more. What windows took that never come back, since something failed, is added to
+    `unfinished`. Raises ProviderError when the model cannot be had, BudgetError when the next call
+    would cost more than `budget` holds.
     """
     source = iter(batches)
     with _Flow(
@@ -153,7 +155,8 @@ class _Flow:
         self._hand_out()
 
     def finish_calls(self) -> int:
-        """Wait until a call has ended, commit each that has and hand its vectors out; the tokens of all that ended."""
+        """Wait until a call has ended, commit each that has and hand its vectors out; the tokens of
+        all that ended."""
         ended, _ = wait(self._calls, return_when=FIRST_COMPLETED)
         tokens = sum(self._finish(answer) for answer in list(self._calls) if answer in ended)
         self._hand_out()
@@ -182,7 +185,8 @@ class _Flow:
             ] = call
 
     def _cut_to_the_budget(self) -> None:
-        """Put what can still be paid for of the first call before the rest of it. Raises BudgetError if nothing can."""
+        """Put what can still be paid for of the first call before the rest of it. Raises
+        BudgetError if nothing can."""
         call = self._queue[0]
         rows = [
             row
@@ -196,7 +200,8 @@ class _Flow:
         self._queue.appendleft(call.part(rows, call.tries, call.wrong_rows))
 
     def _finish(self, ended: "Future[_Answer]") -> int:
-        """Settle a call: its vectors are committed, what was refused is asked again in parts or rejected."""
+        """Settle a call: its vectors are committed, what was refused is asked again in parts or
+        rejected."""
         call = self._calls[ended]
         try:
             answer = ended.result()
@@ -220,7 +225,8 @@ class _Flow:
         return sum(call.tokens[row] for row in good)
 
     def _ask_for_rows_again(self, call: Call, faults: dict[int, str]) -> None:
-        """Texts whose vectors were wrong: together, then in halves, and what stands alone TRIES_OF_ROWS times more."""
+        """Texts whose vectors were wrong: together, then in halves, and what stands alone
+        TRIES_OF_ROWS times more."""
         tries, wrong_rows = call.tries, call.wrong_rows + 1
         if 0 < len(faults) < len(call.texts):
             self._queue.appendleft(call.part(list(faults), tries, wrong_rows))
@@ -232,9 +238,11 @@ class _Flow:
             self._reject(call, 0, f"The provider returned {faults[0]}.")
 
     def _refused(self, call: Call, refusal: ProviderError) -> int:
-        """Halve a call, or reject its one text, once it is known that the provider does give right vectors.
+        """Halve a call, or reject its one text, once it is known that the provider does give right
+        vectors.
 
-        A text that could not be had on the way is asked for once more before: the service may have been away.
+        A text that could not be had on the way is asked for once more before: the service may have
+        been away.
         """
         is_alone, was_away = len(call.texts) == 1, isinstance(refusal, Unreachable)
         if was_away:
@@ -261,7 +269,8 @@ class _Flow:
         return 0
 
     def _prove(self, call: Call, doubt: ProviderError | None = None) -> None:
-        """ProviderError unless the provider has given a right vector since `call` went out, or does so now."""
+        """ProviderError unless the provider has given a right vector since `call` went out, or does
+        so now."""
         if self._right_at >= call.handed_out:
             return
         usage = Usage()
@@ -331,7 +340,8 @@ class _Flow:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Keep and count what calls that are out still bring within PATIENCE_SECONDS; those not begun are not made."""
+        """Keep and count what calls that are out still bring within PATIENCE_SECONDS; those not
+        begun are not made."""
         self._stop.set()
         out = {answer: call for answer, call in self._calls.items() if not answer.cancel()}
         self._workers.close()

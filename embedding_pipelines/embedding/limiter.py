@@ -1,9 +1,10 @@
 """One pace for all requests with one key: every thread, run and pipeline of this machine keeps it.
 
-Nobody is slowed down until the service says so. A refusal (429, 503) pauses everyone for as long as it asks and
-lowers the pace by a share; each success raises it by a little (additive increase, multiplicative decrease). What the
-user states of the account, requests and tokens per minute, holds from the start. The state is a row of a small
-SQLite file; if that is lost or damaged, it is made anew, and where none can be written each process keeps its own pace.
+Nobody is slowed down until the service says so. A refusal (429, 503) pauses everyone for as long as
+it asks and lowers the pace by a share; each success raises it by a little (additive increase,
+multiplicative decrease). What the user states of the account, requests and tokens per minute, holds
+from the start. The state is a row of a small SQLite file; if that is lost or damaged, it is made
+anew, and where none can be written each process keeps its own pace.
 """
 
 import contextlib
@@ -20,8 +21,8 @@ PAUSE_SECONDS = 1.0  # after a refusal that does not say how long
 LONGEST_PAUSE_SECONDS = 600.0  # whatever a service asks for; then it is asked again
 LOWEST_PACE = 0.1  # requests per second
 LOWERED = 0.7  # the share of the pace that is left after a refusal
-# Per second, as a share of the pace at which the last refusal came: back to NEAR of it within a second, then with
-# care, and with less of it the longer no refusal comes.
+# Per second, as a share of the pace at which the last refusal came: back to NEAR of it within a
+# second, then with care, and with less of it the longer no refusal comes.
 GROWTH, CAREFUL_GROWTH, NEAR = 0.4, 0.04, 0.9
 CARE_SECONDS = 10.0
 FORGOTTEN_SECONDS = 600.0  # a pace that no refusal has confirmed for so long
@@ -39,7 +40,8 @@ class Stopped(Exception):
 
 @dataclass
 class State:
-    """The pace of one key, and what follows for it from what happens. Times are seconds since the epoch."""
+    """The pace of one key, and what follows for it from what happens. Times are seconds since the
+    epoch."""
 
     next_at: float = 0.0  # when the next request may go out
     tokens_at: float = 0.0  # when the account's tokens per minute allow it
@@ -64,7 +66,8 @@ class State:
             self.pace = self.ceiling = 0.0
 
     def reserve(self, now: float, pace: float, token_seconds: float) -> float:
-        """When a request may go out. `pace` is the stated one, `token_seconds` what its tokens take of theirs."""
+        """When a request may go out. `pace` is the stated one, `token_seconds` what its tokens take
+        of theirs."""
         at = max(now, self.next_at, self.tokens_at, self.paused_until)
         self.next_at = at + 1 / min(pace for pace in (self.pace, pace, float("inf")) if pace)
         if token_seconds:
@@ -129,7 +132,8 @@ class Limiter:
         self._database, self._file = _opened(path)
 
     def wait(self, tokens: int, stop: threading.Event) -> float:
-        """Wait for the turn of a request of so many tokens; the seconds waited. Raises Stopped when `stop` is set."""
+        """Wait for the turn of a request of so many tokens; the seconds waited. Raises Stopped when
+        `stop` is set."""
         started, token_seconds = time.monotonic(), tokens / self._tokens if self._tokens else 0.0
         while True:
             with self._state() as state:
@@ -147,8 +151,8 @@ class Limiter:
             state.succeed(state.seen_at)
 
     def refused(self, sent_at: float, retry_after_seconds: float | None) -> bool:
-        """A request that went out at `sent_at` (seconds since the epoch) was told to come later; whether that is news
-        to all who share the key."""
+        """A request that went out at `sent_at` (seconds since the epoch) was told to come later;
+        whether that is news to all who share the key."""
         pause = (
             PAUSE_SECONDS
             if retry_after_seconds is None
@@ -186,7 +190,8 @@ class Limiter:
                 raise
 
     def _begun(self) -> State:
-        """The row of this key, in a transaction. A file that is gone or cannot be read is made anew."""
+        """The row of this key, in a transaction. A file that is gone or cannot be read is made
+        anew."""
         if self._file and self._file != _inode(self._path):
             self._reopen()
         try:
@@ -210,7 +215,8 @@ class Limiter:
 
 
 def _opened(path: Path) -> tuple[sqlite3.Connection, int]:
-    """The database and its file's inode; made anew if it is damaged, in memory and 0 where none can be written."""
+    """The database and its file's inode; made anew if it is damaged, in memory and 0 where none can
+    be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock")):
@@ -228,7 +234,8 @@ def _opened(path: Path) -> tuple[sqlite3.Connection, int]:
 
 
 def _connected(name: str) -> sqlite3.Connection:
-    """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be read or written."""
+    """A database with the table `pace`. Raises sqlite3.DatabaseError if it cannot be read or
+    written."""
     database = sqlite3.connect(
         name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )

@@ -1,6 +1,8 @@
-"""Which texts of a stream the cache does not know: what a run would ask for, told before anybody is asked.
+"""Which texts of a stream the cache does not know: what a run would ask for, told before anybody is
+asked.
 
-`embed` looks its windows up itself, for it needs more: the vectors of what is known, and what is out already.
+`embed` looks its windows up itself, for it needs more: the vectors of what is known, and what is
+out already.
 """
 
 from collections.abc import Iterable, Iterator

@@ -10,8 +10,8 @@ def calls(
 ) -> Iterator[list[int]]:
     """Positions into `tokens`, longest texts first, cut so that each call keeps within `limits`.
 
-    `tokens[i]` is the length of text i in tokens, `sizes[i]` in bytes of UTF-8. Every position comes exactly once; a
-    text that is over the budget by itself comes alone.
+    `tokens[i]` is the length of text i in tokens, `sizes[i]` in bytes of UTF-8. Every position
+    comes exactly once; a text that is over the budget by itself comes alone.
     """
     call: list[int] = []
     total = total_bytes = 0

@@ -1,7 +1,8 @@
-"""One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way. For every provider.
+"""One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way.
+For every provider.
 
-What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed` splits a call,
-a search tells its user.
+What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed`
+splits a call, a search tells its user.
 """
 
 import functools
@@ -30,7 +31,8 @@ _OPENING = threading.Lock()
 
 @dataclass
 class Usage:
-    """Tokens that were paid for. It is filled while requests are made, so it is right however they end."""
+    """Tokens that were paid for. It is filled while requests are made, so it is right however they
+    end."""
 
     counted: int = 0  # by the model's tokenizer
     billed: int = 0
@@ -60,10 +62,11 @@ def ask_patiently(
     tries: int = TRIES,
     usage: Usage | None = None,
 ) -> Asked:
-    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of tokens. `bill` is told
-    what replies before the last one cost.
+    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of
+    tokens. `bill` is told what replies before the last one cost.
 
-    Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set meanwhile.
+    Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set
+    meanwhile.
     """
     if not isinstance(provider, Service):
         started = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Whether a provider can be believed at all: before a text is blamed, it is asked for texts that nobody refuses."""
+"""Whether a provider can be believed at all: before a text is blamed, it is asked for texts that
+nobody refuses."""
 
 import threading
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ def prove(
     doubt: ProviderError | None,
     usage: Usage,
 ) -> None:
-    """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses these texts too.
+    """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses these
+    texts too.
 
     `bill` is told what the proof cost.
     """
@@ -42,8 +44,9 @@ def ask_in_doubt(
     tries: int,
     usage: Usage,
 ) -> Asked:
-    """As `ask_patiently`. Several texts with one and the same vector are asked for again, and believed the second time
-    if the provider tells other texts apart. Raises ProviderError if it does not.
+    """As `ask_patiently`. Several texts with one and the same vector are asked for again, and
+    believed the second time if the provider tells other texts apart. Raises ProviderError if it
+    does not.
     """
     asked = ask_patiently(provider, texts, input_type, tokens, stop, tries, usage)
     if _is_constant(asked):
@@ -86,8 +89,9 @@ def _refuse_constant(
 def _proof(
     provider: Provider, input_type: InputType, stop: threading.Event, usage: Usage
 ) -> Vectors | None:
-    """What the provider makes of texts that no model refuses or confuses; None of a model that knows none of their
-    words, and says so. Raises as `ask_patiently`, and ProviderError for vectors that are wrong PROOFS times.
+    """What the provider makes of texts that no model refuses or confuses; None of a model that
+    knows none of their words, and says so. Raises as `ask_patiently`, and ProviderError for vectors
+    that are wrong PROOFS times.
     """
     for left in reversed(range(PROOFS)):
         asked = ask_patiently(provider, UNLIKE_TEXTS, input_type, 0, stop, usage=usage)

@@ -1,4 +1,5 @@
-"""Threads that make provider calls. A call that never ends does not keep the process from ending."""
+"""Threads that make provider calls. A call that never ends does not keep the process from
+ending."""
 
 import threading
 from collections.abc import Callable

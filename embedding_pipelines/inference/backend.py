@@ -1,4 +1,5 @@
-"""What runs a local model: padded token ids in, vectors out, a few batches at a time. No tokenizing, no texts."""
+"""What runs a local model: padded token ids in, vectors out, a few batches at a time. No
+tokenizing, no texts."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -44,4 +45,5 @@ class Backend(ABC):
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:
-        """Wait for a batch: float32[n, d]. May raise OutOfMemory; ProviderError for what else goes wrong."""
+        """Wait for a batch: float32[n, d]. May raise OutOfMemory; ProviderError for what else goes
+        wrong."""

@@ -1,4 +1,5 @@
-"""Folders that are made once and then kept, such as those of converted models: whole, or not there."""
+"""Folders that are made once and then kept, such as those of converted models: whole, or not
+there."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from pathlib import Path
 def kept_folder(folder: Path, marker: str) -> Iterator[Path]:
     """A draft of `folder` to fill, which takes its place once the body has ended well.
 
-    `marker` is the file without which the folder counts as damaged. Concurrent processes fill drafts side by side and
-    the first one wins: what it put there may be open by now, so it is not removed.
+    `marker` is the file without which the folder counts as damaged. Concurrent processes fill
+    drafts side by side and the first one wins: what it put there may be open by now, so it is not
+    removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

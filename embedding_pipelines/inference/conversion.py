@@ -1,7 +1,9 @@
-"""What a sentence-transformers model's files say, and its converted graph: made once, kept in the user's cache folder.
+"""What a sentence-transformers model's files say, and its converted graph: made once, kept in the
+user's cache folder.
 
-A cache folder belongs to one digest of the model's files and one version of OpenVINO. It holds `facts.json`,
-`tokenizer.json` and, unless OpenVINO cannot run the model, `model.xml` and `model.bin`.
+A cache folder belongs to one digest of the model's files and one version of OpenVINO. It holds
+`facts.json`, `tokenizer.json` and, unless OpenVINO cannot run the model, `model.xml` and
+`model.bin`.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Facts:
 
 
 def converted(folder: Path) -> tuple[Path, Facts]:
-    """The cache folder of a model, filled if it is not, and its facts. Raises ProviderError if it is no model."""
+    """The cache folder of a model, filled if it is not, and its facts. Raises ProviderError if it
+    is no model."""
     weights_sha256(folder)  # a folder without weights is refused before anything is loaded
     cache = _cache_folder(folder_sha256(folder))
     if not (cache / FACTS).exists():
@@ -67,7 +70,8 @@ def converted(folder: Path) -> tuple[Path, Facts]:
 
 
 def prompted(facts: Facts, prompts: Mapping[str, str], tokenizer: Tokenizer) -> Facts:
-    """The facts with other prompts by input type than the model's own files name; an empty one is none.
+    """The facts with other prompts by input type than the model's own files name; an empty one is
+    none.
 
     Raises ProviderError if a prompt leaves no room for a text.
     """
@@ -174,7 +178,8 @@ def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
-    """The prompt of a input type, chosen as sentence-transformers' `encode_document` and `encode_query` do."""
+    """The prompt of a input type, chosen as sentence-transformers' `encode_document` and
+    `encode_query` do."""
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""

@@ -1,4 +1,5 @@
-"""A sentence-transformers model on this machine: texts in batches of like length, and the backend that computes.
+"""A sentence-transformers model on this machine: texts in batches of like length, and the backend
+that computes.
 
 A model is loaded when it is first to embed: what it is (`facts`) is known without.
 """
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two AVX2 cores.
+# Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two
+# AVX2 cores.
 REQUEST_TOKENS, ACCELERATOR_REQUEST_TOKENS = 8_192, 131_072
 MOST_PADDING = 0.03  # of a batch, if it is of some size
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
@@ -38,7 +40,8 @@ CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of
 class Engine:
     """One model, for any number of threads.
 
-    `prompts` by input type replace what the model's own files name; `usual` ones are taken where these name none.
+    `prompts` by input type replace what the model's own files name; `usual` ones are taken where
+    these name none.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class Engine:
 
     @property
     def dtype(self) -> str:
-        """The precision, of int8 with a digest of the texts it is calibrated on: others make other vectors."""
+        """The precision, of int8 with a digest of the texts it is calibrated on: others make other
+        vectors."""
         return f"int8-{self._calibrated_on}" if self.precision == "int8" else self.precision
 
     @property
@@ -84,7 +88,8 @@ class Engine:
 
     @property
     def backend(self) -> Backend:
-        """Loaded at first use. Raises ProviderError if this machine cannot compute in the wanted precision."""
+        """Loaded at first use. Raises ProviderError if this machine cannot compute in the wanted
+        precision."""
         with self._loading:
             return self._backend
 
@@ -119,7 +124,8 @@ class Engine:
         return graph
 
     def embed(self, texts: Sequence[str], input_type: InputType) -> Vectors:
-        """float32[len(texts), d], each text after its input type's prompt; what is too long is cut at the model's limit."""
+        """float32[len(texts), d], each text after its input type's prompt; what is too long is cut
+        at the model's limit."""
         vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
         self._compute(self._ids(texts, input_type), vectors, self.facts.unpooled.get(input_type, 0))
         if self.facts.normalized and self.backend.precision != "float32":
@@ -159,7 +165,8 @@ class Engine:
                 backend.in_flight = 1
 
     def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
-        """Both halves of a batch that has no room even alone; later batches are cut as small from the start."""
+        """Both halves of a batch that has no room even alone; later batches are cut as small from
+        the start."""
         backend = self.backend
         if len(rows) == 1:
             raise ProviderError(
@@ -194,7 +201,8 @@ class Engine:
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
 
-    A group that has a quarter of the budget also ends where more than MOST_PADDING of it would be padding.
+    A group that has a quarter of the budget also ends where more than MOST_PADDING of it would be
+    padding.
     """
     groups: list[list[int]] = []
     real = 0  # tokens of the last group
@@ -213,7 +221,8 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def calibration_texts(path: Path) -> list[str]:
-    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if there are too few."""
+    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if there are too
+    few."""
     try:
         lines = [
             line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()

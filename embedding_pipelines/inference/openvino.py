@@ -1,4 +1,5 @@
-"""Runs a converted graph (transformer, pooling, normalization) on this machine's processor with OpenVINO."""
+"""Runs a converted graph (transformer, pooling, normalization) on this machine's processor with
+OpenVINO."""
 
 from __future__ import annotations
 
@@ -24,23 +25,25 @@ from embedding_pipelines.providers.base import Vectors
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two cores; a stream for
-# every two of more cores is a guess.
+# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two
+# cores; a stream for every two of more cores is a guess.
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
 OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
 
-# Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds the guard of
-# a static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
+# Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds
+# the guard of a static of its C++ and waits for Python, the other the reverse (seen once in some
+# dozen runs).
 IN_TURN = threading.Lock()
 
 
 class OpenVino(Backend):
-    """One compiled graph. Requests are waited for one by one, not by openvino's AsyncInferQueue: its threads call
-    back into Python, and a process that ends just then is aborted (measured: one in two)."""
+    """One compiled graph. Requests are waited for one by one, not by openvino's AsyncInferQueue:
+    its threads call back into Python, and a process that ends just then is aborted (measured: one
+    in two)."""
 
-    # Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another, 4,096 up to
-    # 20% slower (the activations leave the cache).
+    # Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another,
+    # 4,096 up to 20% slower (the activations leave the cache).
     batch_tokens = 1_024
     in_flight = STREAMS + 1  # a stream that ends finds the next request waiting
 
@@ -88,7 +91,8 @@ class OpenVino(Backend):
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as ProviderError."""
+    """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as
+    ProviderError."""
     try:
         yield
     except MemoryError as error:
@@ -101,7 +105,8 @@ def _readable() -> Iterator[None]:
 
 
 def load() -> Any:
-    """OpenVINO without its telemetry: importing it would fork this process and tell Google Analytics of each start."""
+    """OpenVINO without its telemetry: importing it would fork this process and tell Google
+    Analytics of each start."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without
     import openvino
 
@@ -109,7 +114,8 @@ def load() -> Any:
 
 
 def save_graph(model: SentenceTransformer, path: Path) -> None:
-    """Convert a model as a whole and save it in float32; RuntimeError and others if it cannot be converted."""
+    """Convert a model as a whole and save it in float32; RuntimeError and others if it cannot be
+    converted."""
     import torch
 
     openvino = load()
@@ -134,7 +140,8 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
 
 
 def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
-    """Save the graph with int8 weights and activations, scaled by what the samples (token ids) activate.
+    """Save the graph with int8 weights and activations, scaled by what the samples (token ids)
+    activate.
 
     Raises ProviderError if NNCF is not installed.
     """

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 Device = Literal["cuda", "mps", "cpu"]
 
-# Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half precision.
-# What does not fit is halved until it does.
+# Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half
+# precision. What does not fit is halved until it does.
 BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
 
@@ -46,7 +46,8 @@ class Torch(Backend):
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
         self._model = model.to(getattr(torch, self.precision)).eval()
-        # On a processor one batch takes all cores; two at once would only stand in each other's way.
+        # On a processor one batch takes all cores; two at once would only stand in each other's
+        # way.
         self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
@@ -69,7 +70,8 @@ class Torch(Backend):
 
 
 def _fastest(device: Device) -> str:
-    """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models overflow in float16."""
+    """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models
+    overflow in float16."""
     import torch
 
     if device != "cuda":
@@ -99,7 +101,8 @@ def _readable() -> Iterator[None]:
 
 @functools.cache
 def accelerator() -> Device | None:
-    """`cuda` or `mps` if this machine has one that torch can use. Torch is imported only if it may be so."""
+    """`cuda` or `mps` if this machine has one that torch can use. Torch is imported only if it may
+    be so."""
     if platform.system() == "Darwin":
         may_have = platform.machine() == "arm64"
     else:
@@ -120,9 +123,11 @@ def accelerator() -> Device | None:
 
 
 def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-    """What a model makes of padded token ids; `pooled` is the mask less a prompt that is not to count.
+    """What a model makes of padded token ids; `pooled` is the mask less a prompt that is not to
+    count.
 
-    The modules one by one, and a static model's words by a mask: what it is given else is one long row.
+    The modules one by one, and a static model's words by a mask: what it is given else is one long
+    row.
     """
     from torch.nn import EmbeddingBag
     from torch.nn.functional import embedding

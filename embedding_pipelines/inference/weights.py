@@ -1,4 +1,5 @@
-"""Where a local model's files come from: a folder, an installed package, then the hub; in this order."""
+"""Where a local model's files come from: a folder, an installed package, then the hub; in this
+order."""
 
 import functools
 import hashlib
@@ -57,7 +58,8 @@ PACKAGED = {
 def model_folder(model: str, revision: str | None, home: Path) -> Path:
     """The folder that holds `model`'s files; the network is touched only if no local copy serves.
 
-    Raises ProviderError if the model is nowhere to be had, or if a packaged copy is not the official one.
+    Raises ProviderError if the model is nowhere to be had, or if a packaged copy is not the
+    official one.
     """
     local = home / model
     if local.is_dir():
@@ -66,7 +68,8 @@ def model_folder(model: str, revision: str | None, home: Path) -> Path:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder and its modules' folders, in order of their names."""
+    """SHA-256 over the weight files of a model folder and its modules' folders, in order of their
+    names."""
     files = sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("pytorch_model*.bin"))
     if not files:
         raise ProviderError(
@@ -87,10 +90,12 @@ def folder_sha256(folder: Path) -> str:
 
 
 def revision_sha256(folder: Path) -> str:
-    """SHA-256 over what decides a text's vector: weights, tokenizer, and each module's configuration.
+    """SHA-256 over what decides a text's vector: weights, tokenizer, and each module's
+    configuration.
 
-    Of the configuration only what has an effect counts, so that the same model from a package and from the
-    hub is one space: neither the versions it was saved with nor the folder it was saved from.
+    Of the configuration only what has an effect counts, so that the same model from a package and
+    from the hub is one space: neither the versions it was saved with nor the folder it was saved
+    from.
     """
     parts = [weights_sha256(folder)]
     for path in sorted(path for pattern in DECISIVE for path in folder.glob(pattern)):

@@ -1,4 +1,5 @@
-"""What vectors look like without any label: signs that a model, its pooling or its prompts are not used as they should.
+"""What vectors look like without any label: signs that a model, its pooling or its prompts are not
+used as they should.
 
 Figures only; what is usual is for others to say.
 """
@@ -19,13 +20,15 @@ def health(sample: Vectors) -> dict[str, float]:
     """Figures of a sample float32[n, d] of vectors; those that n is too small for are left out.
 
     mean_norm: mean length of all rows. The others see directions only, and no zero vectors:
-    effective_rank: dimensions that are really used, from 1 to d: e to the entropy of the shares of energy along the
-    principal directions, without centring (after Roy and Vetterli, "The effective rank", 2007, who take amplitudes).
-    anisotropy: mean cosine of all pairs of two, -1 / (n - 1) to 1 (Ethayarajh, "How contextual ...", 2019).
-    hubness: skewness of how often a vector is among the ten nearest of others; 0: all alike (Radovanović, Nanopoulos
-    and Ivanović, "Hubs in space", 2010).
+    effective_rank: dimensions that are really used, from 1 to d: e to the entropy of the shares of
+    energy along the principal directions, without centring (after Roy and Vetterli, "The effective
+    rank", 2007, who take amplitudes). anisotropy: mean cosine of all pairs of two, -1 / (n - 1) to
+    1 (Ethayarajh, "How contextual ...", 2019). hubness: skewness of how often a vector is among the
+    ten nearest of others; 0: all alike (Radovanović, Nanopoulos and Ivanović, "Hubs in space",
+    2010).
 
-    Time grows with n²: 5,000 x 1,024 take less than a second. Raises ValueError for NaN or infinity.
+    Time grows with n²: 5,000 x 1,024 take less than a second. Raises ValueError for NaN or
+    infinity.
     """
     lengths = np.linalg.norm(sample, axis=1)
     if not np.isfinite(lengths).all():
@@ -44,9 +47,11 @@ def health(sample: Vectors) -> dict[str, float]:
 
 
 class DuplicateCount:
-    """How many vectors came before, bit by bit the same; blocks float32[n, d] as they come, 8 bytes kept for each row.
+    """How many vectors came before, bit by bit the same; blocks float32[n, d] as they come, 8 bytes
+    kept for each row.
 
-    Rows are told apart by 64-bit hashes: among ten million, a wrong duplicate has a chance of 3 in a million.
+    Rows are told apart by 64-bit hashes: among ten million, a wrong duplicate has a chance of 3 in
+    a million.
     """
 
     def __init__(self) -> None:

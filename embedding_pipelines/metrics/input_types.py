@@ -13,10 +13,12 @@ SAME = 1e-6  # in any component; the same text in two batches differs by more, t
 def same_for_both_input_types(
     queries: Vectors, documents: Vectors, prompts: Mapping[str, str]
 ) -> str | None:
-    """A sentence if both input types get the same vectors though `prompts` differ by input type; None if all is well.
+    """A sentence if both input types get the same vectors though `prompts` differ by input type;
+    None if all is well.
 
-    `queries` and `documents` are float32[n, d] of the same n texts, each embedded in its input type; `prompts` are those of
-    their space, or the input types that a service takes. Raises ValueError for arrays of unlike shape, or none.
+    `queries` and `documents` are float32[n, d] of the same n texts, each embedded in its input
+    type; `prompts` are those of their space, or the input types that a service takes. Raises
+    ValueError for arrays of unlike shape, or none.
     """
     if queries.shape != documents.shape or queries.ndim != 2 or not queries.size:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""Known items: queries taken from the texts themselves, whose answer is the text that they were taken from.
+"""Known items: queries taken from the texts themselves, whose answer is the text that they were
+taken from.
 
-They need nobody's judgement. How many are found says how much of what a text is about the vectors keep (Azzopardi, de
-Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+They need nobody's judgement. How many are found says how much of what a text is about the vectors
+keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
 import re
@@ -38,12 +39,13 @@ class KnownItem(NamedTuple):
 
 
 def known_item(text: str, title: str | None = None) -> KnownItem | None:
-    """A query for `text`: its title; else its first sentence; else, of a single sentence, half of its words.
+    """A query for `text`: its title; else its first sentence; else, of a single sentence, half of
+    its words.
 
-    A title or sentence of less than three words, or one that comes again in the rest, is passed over. Queries are cut
-    at 64 words; two characters of a script without spaces are a word. Half of the words are the longer of every two:
-    what is left out is mostly "the" and "of". None if the text is too short for a query of three words. The same text
-    always gives the same query.
+    A title or sentence of less than three words, or one that comes again in the rest, is passed
+    over. Queries are cut at 64 words; two characters of a script without spaces are a word. Half of
+    the words are the longer of every two: what is left out is mostly "the" and "of". None if the
+    text is too short for a query of three words. The same text always gives the same query.
     """
     for query, start, end in islice(_candidates(text, title), TRIES):
         rest = f"{text[:start]}{text[end:]}".strip()
@@ -69,7 +71,8 @@ def _candidates(text: str, title: str | None) -> Iterator[tuple[str, int, int]]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Where sentences and lines begin and end. What goes on with a small letter or a digit ("e.g. this") is no end."""
+    """Where sentences and lines begin and end. What goes on with a small letter or a digit ("e.g.
+    this") is no end."""
     start = 0
     for match in _END.finditer(text):
         behind = text[match.end() : match.end() + 200].lstrip(" \t")[:1].strip()

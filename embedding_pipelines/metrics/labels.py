@@ -11,11 +11,13 @@ Vectors = NDArray[np.float32]
 
 
 def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = 10) -> float:
-    """The share of vectors float32[n, d] whose k nearest others, by cosine, vote for their label; in [0, 1].
+    """The share of vectors float32[n, d] whose k nearest others, by cosine, vote for their label;
+    in [0, 1].
 
-    Leave one out (Fix and Hodges, 1951): each vector is asked about with all others known. If labels have the same
-    number of votes, the nearer ones win. With k or less others, all of them vote. Time grows with n². Raises ValueError
-    for another number of labels or less than two vectors.
+    Leave one out (Fix and Hodges, 1951): each vector is asked about with all others known. If
+    labels have the same number of votes, the nearer ones win. With k or less others, all of them
+    vote. Time grows with n². Raises ValueError for another number of labels or less than two
+    vectors.
     """
     if len(labels) != len(vectors) or len(vectors) < 2:
         raise ValueError(

@@ -1,4 +1,5 @@
-"""Exact search, the truth that every other search is measured against: all vectors are compared, block after block."""
+"""Exact search, the truth that every other search is measured against: all vectors are compared,
+block after block."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,8 +27,9 @@ class Neighbours(NamedTuple):
 class ExactSearch:
     """The k nearest by cosine to each query, of vectors that come in blocks of any size.
 
-    `queries` is float32[q, d], of any lengths. A zero vector has no direction: it is never found, and finds nothing.
-    Memory: q x k, and a share of each block. Raises ValueError for other shapes, NaN or infinity.
+    `queries` is float32[q, d], of any lengths. A zero vector has no direction: it is never found,
+    and finds nothing. Memory: q x k, and a share of each block. Raises ValueError for other shapes,
+    NaN or infinity.
     """
 
     def __init__(self, queries: Vectors, k: int) -> None:
@@ -88,10 +90,12 @@ class ExactSearch:
 
 
 def recall(found: Sequence[Sequence[Any]], exact: Neighbours, k: int = 10) -> Vectors:
-    """Of each query, the share of its k exact nearest that are among the first k `found`; float32[q], in [0, 1].
+    """Of each query, the share of its k exact nearest that are among the first k `found`;
+    float32[q], in [0, 1].
 
-    Whatever is as near as the k-th counts as well, as far as `exact` knows it: search for 2 k places where many vectors
-    are the same. A query that has nothing to find lost nothing: 1. Raises ValueError for other numbers of queries.
+    Whatever is as near as the k-th counts as well, as far as `exact` knows it: search for 2 k
+    places where many vectors are the same. A query that has nothing to find lost nothing: 1. Raises
+    ValueError for other numbers of queries.
     """
     ids, cosines = exact
     if not len(found) == len(ids) == len(cosines):
@@ -107,7 +111,8 @@ def recall(found: Sequence[Sequence[Any]], exact: Neighbours, k: int = 10) -> Ve
 
 
 def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
-    """Of each row of float32[n, d], the k nearest other rows: their numbers int64[n, k] and cosines float32[n, k].
+    """Of each row of float32[n, d], the k nearest other rows: their numbers int64[n, k] and cosines
+    float32[n, k].
 
     In no order. A zero vector is at a cosine of 0 to all. Raises ValueError unless 1 <= k < n.
     """

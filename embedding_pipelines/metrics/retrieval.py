@@ -1,7 +1,8 @@
-"""How well a search finds what people judged relevant. The figures are those of trec_eval, BEIR and MTEB.
+"""How well a search finds what people judged relevant. The figures are those of trec_eval, BEIR and
+MTEB.
 
-They are computed by ir-measures (MacAvaney, Macdonald and Ounis, "Streamlining evaluation with ir-measures", 2022),
-which asks trec_eval's own code.
+They are computed by ir-measures (MacAvaney, Macdonald and Ounis, "Streamlining evaluation with
+ir-measures", 2022), which asks trec_eval's own code.
 """
 
 from collections.abc import Mapping
@@ -19,10 +20,11 @@ METRICS = {  # as this project calls them, as ir-measures does
 def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, dict[str, float]]:
     """By judged query, the four MEASURES, each in [0, 1].
 
-    `run` has the score of each document that was found, by query; equal scores are ordered by document id, as trec_eval
-    does. `qrels` has the gain of each judged document, a whole number; 1 and more is relevant, nDCG takes gains as they
-    are. A query without a ranking counts 0; one that no document answers is left out. Raises ValueError if no query is
-    left, or a gain is no whole number.
+    `run` has the score of each document that was found, by query; equal scores are ordered by
+    document id, as trec_eval does. `qrels` has the gain of each judged document, a whole number; 1
+    and more is relevant, nDCG takes gains as they are. A query without a ranking counts 0; one that
+    no document answers is left out. Raises ValueError if no query is left, or a gain is no whole
+    number.
     """
     import ir_measures
 

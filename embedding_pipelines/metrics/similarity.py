@@ -1,6 +1,7 @@
 """How near vectors are to each other, and how well that orders pairs of texts as people do.
 
-A zero vector has no direction: its cosine with any other is 0.0. Vectors are numbers of any real type, without NaN.
+A zero vector has no direction: its cosine with any other is 0.0. Vectors are numbers of any real
+type, without NaN.
 """
 
 import math
@@ -18,7 +19,8 @@ BLOCK_ROWS = 16_384  # computed in float64 at a time: 100 MB for 768 dimensions
 
 
 def cosine_similarity(a: Numbers, b: Numbers) -> float:
-    """Cosine of the angle between two vectors [d], in [-1, 1]. Raises ValueError for other shapes."""
+    """Cosine of the angle between two vectors [d], in [-1, 1]. Raises ValueError for other
+    shapes."""
     a, b = _pair(a, b)
     return float(np.clip(_unit(a[None])[0] @ _unit(b[None])[0], -1, 1))
 
@@ -29,7 +31,8 @@ def euclidean_distance(a: Numbers, b: Numbers) -> float:
 
 
 def dot_product(a: Numbers, b: Numbers) -> float:
-    """Sum of products of two vectors [d]; for unit vectors, their cosine. Raises ValueError for other shapes."""
+    """Sum of products of two vectors [d]; for unit vectors, their cosine. Raises ValueError for
+    other shapes."""
     a, b = _pair(a, b)
     return float(a @ b)
 
@@ -37,9 +40,11 @@ def dot_product(a: Numbers, b: Numbers) -> float:
 def find_most_similar(
     query_embedding: Numbers, document_embeddings: Numbers, top_k: int = 5
 ) -> list[tuple[int, float]]:
-    """Row and cosine of the `top_k` nearest rows of `document_embeddings` [n, d] to `query_embedding` [d].
+    """Row and cosine of the `top_k` nearest rows of `document_embeddings` [n, d] to
+    `query_embedding` [d].
 
-    The nearest comes first, of equals the earlier row; all n if there are fewer. Raises ValueError for other shapes.
+    The nearest comes first, of equals the earlier row; all n if there are fewer. Raises ValueError
+    for other shapes.
     """
     documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
     if documents.ndim != 2 or query.shape != documents.shape[1:]:
@@ -62,7 +67,8 @@ def find_most_similar(
 
 
 def normalize_embedding(embedding: Numbers) -> Floats:
-    """The vector [d] at unit length, in its own precision (whole numbers: float64); a zero vector as it is."""
+    """The vector [d] at unit length, in its own precision (whole numbers: float64); a zero vector
+    as it is."""
     vector = np.asarray(embedding)
     if vector.ndim != 1:
         raise ValueError(
@@ -73,7 +79,8 @@ def normalize_embedding(embedding: Numbers) -> Floats:
 
 
 def normalize_batch(embeddings: Numbers) -> Floats:
-    """Each row of [n, d] at unit length, in its own precision (whole numbers: float64); zero rows as they are."""
+    """Each row of [n, d] at unit length, in its own precision (whole numbers: float64); zero rows
+    as they are."""
     vectors = np.asarray(embeddings)
     if vectors.ndim != 2:
         raise ValueError(f"An array of shape {vectors.shape} is no batch of vectors: give [n, d].")
@@ -82,7 +89,8 @@ def normalize_batch(embeddings: Numbers) -> Floats:
 
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
-    """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in [-1, 1].
+    """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in
+    [-1, 1].
 
     `left` and `right` are float32[n, d] in one space, with no zero vector; n is at least 2.
     """
@@ -115,7 +123,8 @@ def _finite(array: Numbers) -> NDArray[np.float64]:
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows at unit length; divided by their greatest part first, or the squares of very large ones are infinite."""
+    """Rows at unit length; divided by their greatest part first, or the squares of very large ones
+    are infinite."""
     greatest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
     rows = rows / np.where(greatest == 0, 1, greatest)
     length = np.linalg.norm(rows, axis=1, keepdims=True)

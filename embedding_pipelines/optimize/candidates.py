@@ -1,8 +1,9 @@
-"""Which compressions are worth measuring, and which of what was measured is chosen. Nothing is searched here.
+"""Which compressions are worth measuring, and which of what was measured is chosen. Nothing is
+searched here.
 
-A point is a compression, an index and how many times as many rows the index hands on to be ranked by their codes
-(`refine`), with what was measured of it. Cheap is what takes few bytes of disk for each vector; the median time of a
-search decides between equals.
+A point is a compression, an index and how many times as many rows the index hands on to be ranked
+by their codes (`refine`), with what was measured of it. Cheap is what takes few bytes of disk for
+each vector; the median time of a search decides between equals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,16 +20,16 @@ from embedding_pipelines.compression.truncate import Truncate
 
 Compression = tuple[Compressor, ...]
 
-# Shares of the dimensions. Measured with MiniLM on 50,000 captions, recall@10 of PCA to these shares: 1, 0.987, 0.975,
-# 0.924, 0.839 at a third; so the first steps are the small ones.
+# Shares of the dimensions. Measured with MiniLM on 50,000 captions, recall@10 of PCA to these
+# shares: 1, 0.987, 0.975, 0.924, 0.839 at a third; so the first steps are the small ones.
 SHARES = (1, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 ROUND_TO = 8  # dimensions: whole bytes of bits, and what product quantization and SIMD like
 LASTS: tuple[Compressor, ...] = (
     Float16(),
     Int8(),
 )  # float32 after PCA is twice float16, and finds as much
-# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8 the last is 0.987, in
-# 378 bytes; PCA to 15/16 and int8 are 0.993 in 360.
+# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8
+# the last is 0.987, in 378 bytes; PCA to 15/16 and int8 are 0.993 in 360.
 BITS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 
@@ -130,7 +131,8 @@ def fitted(
 
 
 def mark_front(points: Sequence[Point]) -> None:
-    """Mark the points that no other one beats in bytes without losing recall, or the other way round."""
+    """Mark the points that no other one beats in bytes without losing recall, or the other way
+    round."""
     for point in points:
         own = (-point.bytes_per_vector, point.recall_at_10 or 0.0)
         others = [(-other.bytes_per_vector, other.recall_at_10 or 0.0) for other in points]
@@ -140,7 +142,8 @@ def mark_front(points: Sequence[Point]) -> None:
 
 
 def choices(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
-    """Those whose bound is not below the floor and whose median search is quick enough, the cheapest first."""
+    """Those whose bound is not below the floor and whose median search is quick enough, the
+    cheapest first."""
     held = [
         point
         for point in points

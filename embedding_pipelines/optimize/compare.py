@@ -1,8 +1,8 @@
 """sweep: the cheapest compression and index that keep a floor of recall.
 
-First every compression is measured without an index, which shows what cannot reach the floor. What is left becomes
-real tables, the smallest ones that there is room for. The cheapest that keeps the floor must keep it again with queries
-that had no part in the choice.
+First every compression is measured without an index, which shows what cannot reach the floor. What
+is left becomes real tables, the smallest ones that there is room for. The cheapest that keeps the
+floor must keep it again with queries that had no part in the choice.
 """
 
 from collections.abc import Iterator
@@ -35,15 +35,16 @@ from embedding_pipelines.stores._lance_index import INDICES
 from embedding_pipelines.stores.base import Store
 
 MOST_TABLES = 12
-# `pq` takes the bytes of `rq`, finds less (0.979 of 0.999 on 99,000 captions) and minutes to train in place of a
-# second; a graph is `sq` and more.
+# `pq` takes the bytes of `rq`, finds less (0.979 of 0.999 on 99,000 captions) and minutes to train
+# in place of a second; a graph is `sq` and more.
 KINDS = ("none", "rq", "sq")
 REFINES = (2, 5)  # times the index's own figure, where that finds too little
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A compression in a store, and the bytes that a vector takes at least: its columns, and the codes in the index."""
+    """A compression in a store, and the bytes that a vector takes at least: its columns, and the
+    codes in the index."""
 
     compression: Compression
     chain: CodecChain
@@ -62,7 +63,8 @@ class Tried:
 
 @dataclass(frozen=True)
 class Swept:
-    """What was measured: of real tables, and of codes alone what became none. `store` is that of the chosen point."""
+    """What was measured: of real tables, and of codes alone what became none. `store` is that of
+    the chosen point."""
 
     points: list[Point]
     store: Store | None = None
@@ -77,11 +79,11 @@ def sweep(
     most_ms: float,
     only: int | None,
 ) -> Swept:
-    """Find the cheapest point that keeps `floor`, and measure others beside it. None is chosen if none is certified by
-    the queries `rest`.
+    """Find the cheapest point that keeps `floor`, and measure others beside it. None is chosen if
+    none is certified by the queries `rest`.
 
-    `most_ms` is how long its median search may take; `only` are the dimensions to try, if not all. Raises ConfigError
-    if there are not so many.
+    `most_ms` is how long its median search may take; `only` are the dimensions to try, if not all.
+    Raises ConfigError if there are not so many.
     """
     space, made = corpus.space, list[Tried]()
     if only is not None and only > space.dimensions:
@@ -125,7 +127,8 @@ def sweep(
 
 
 def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Iterator[Setting]:
-    """The ways in which the pipeline's store can keep and index the codes of a chain, as far as they differ."""
+    """The ways in which the pipeline's store can keep and index the codes of a chain, as far as
+    they differ."""
     seen: set[str] = set()
     for store, is_indexed in _stores(corpus.context.spec.store, corpus.rows):
         try:
@@ -148,7 +151,8 @@ def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Ite
 
 
 def _stores(store: Store, rows: int) -> Iterator[tuple[Store, bool]]:
-    """The store with each kind of index; where it keeps none for so few rows, as it is and without."""
+    """The store with each kind of index; where it keeps none for so few rows, as it is and
+    without."""
     if "index" not in type(store).model_fields:
         yield store, False
     elif rows < store.index_rows:  # type: ignore[attr-defined]
@@ -170,7 +174,8 @@ def _measured(
 ) -> Iterator[Tried]:
     """A table, searched with as much refining as it needs to keep the floor.
 
-    While the choice `is_open` its bound has to, and the table is kept to be certified; later its mean is enough.
+    While the choice `is_open` its bound has to, and the table is kept to be certified; later its
+    mean is enough.
     """
     trial = trials.make(setting.store, setting.chain, name)
     kind = getattr(setting.store, "index", "none")
@@ -197,9 +202,9 @@ def _certified(
 ) -> Tried | None:
     """The first of the cheapest points that keeps the floor with other queries too.
 
-    What is not yet measured takes `smallest` bytes at least. The more points are tried, the surer each bound has to be:
-    the first gets half of the doubt, each other one half of what is left, so that all together are wrong with a
-    probability of DOUBT at most.
+    What is not yet measured takes `smallest` bytes at least. The more points are tried, the surer
+    each bound has to be: the first gets half of the doubt, each other one half of what is left, so
+    that all together are wrong with a probability of DOUBT at most.
     """
     doubt = DOUBT / 2 ** sum(tried.point.certified is not None for tried in made)
     untried = {id(tried.point): tried for tried in made if tried.point.certified is None}

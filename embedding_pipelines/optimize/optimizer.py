@@ -1,7 +1,8 @@
 """tune: a compression is measured on the pipeline's own vectors before it is trusted.
 
-Measured is recall@10: the share of the exact ten nearest, in the model's own space, that a search of the compressed
-table finds. Nothing of the pipeline is changed here; what was measured is written down, whatever comes of it.
+Measured is recall@10: the share of the exact ten nearest, in the model's own space, that a search
+of the compressed table finds. Nothing of the pipeline is changed here; what was measured is written
+down, whatever comes of it.
 """
 
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ WITH_DIMENSIONS = ("pca", "truncate")
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured, and what follows: the pipeline as it should be and the options of its file that say so.
+    """What was measured, and what follows: the pipeline as it should be and the options of its file
+    that say so.
 
     `problem` is empty if there is something to follow.
     """
@@ -59,8 +61,8 @@ class Tuned:
 class Wish:
     """What the user asks for: compressions by name, in order, or "auto".
 
-    `floor` is what the lower 95% bound of recall@10 must reach. `most_ms` is how long the median search of what "auto"
-    chooses may take, in milliseconds.
+    `floor` is what the lower 95% bound of recall@10 must reach. `most_ms` is how long the median
+    search of what "auto" chooses may take, in milliseconds.
     """
 
     methods: tuple[str, ...]
@@ -101,8 +103,9 @@ class Wish:
 def tune(context: StepContext, wish: Wish) -> Tuned:
     """Measure what the user has chosen, or find the best; write the evidence.
 
-    Raises ConfigError for a wish that cannot be fulfilled or a pipeline that was never run, CompressionError if the
-    queries are too few to prove the floor, BusyError while the pipeline is being run. Raises as `embed`.
+    Raises ConfigError for a wish that cannot be fulfilled or a pipeline that was never run,
+    CompressionError if the queries are too few to prove the floor, BusyError while the pipeline is
+    being run. Raises as `embed`.
     """
     with context.folder.lock("run", timeout_seconds=0):
         context.progress.update("optimize", 0, None, "queries")
@@ -116,7 +119,8 @@ def tune(context: StepContext, wish: Wish) -> Tuned:
 
 
 def fit_anew(context: StepContext) -> None:
-    """Fit the pipeline's codec to what its vectors are now: a new release line, beside the one that was.
+    """Fit the pipeline's codec to what its vectors are now: a new release line, beside the one that
+    was.
 
     Raises BusyError while the pipeline is being run.
     """
@@ -164,7 +168,8 @@ def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> 
 
 
 def _compression(corpus: Corpus, wish: Wish) -> Compression:
-    """The compressors; ConfigError that says what PCA would keep if their dimensions are missing."""
+    """The compressors; ConfigError that says what PCA would keep if their dimensions are
+    missing."""
     kinds = [SAME_AS.get(method, method) for method in wish.methods]
     if wish.dimensions is None and (
         method := next((kind for kind in kinds if kind in WITH_DIMENSIONS), None)
@@ -186,7 +191,8 @@ def _compression(corpus: Corpus, wish: Wish) -> Compression:
 
 
 def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]]:
-    """Up to `wanted` queries in an order that says nothing of them, and how many of them come from where.
+    """Up to `wanted` queries in an order that says nothing of them, and how many of them come from
+    where.
 
     The judged queries of the pipeline come first; what they lack is taken from the corpus.
     """
@@ -213,7 +219,8 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
 
 
 def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: float) -> None:
-    """CompressionError if so many queries could not prove the floor even if all of them found everything."""
+    """CompressionError if so many queries could not prove the floor even if all of them found
+    everything."""
     reached = lower_bound(np.ones(queries), 1 - doubt) if queries else 0.0
     if floor > reached:
         raise CompressionError(
@@ -226,7 +233,8 @@ def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: 
 def _tuned(
     context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]
 ) -> Tuned:
-    """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if something was."""
+    """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if
+    something was."""
     evidence = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": wish.name,

@@ -1,6 +1,8 @@
-"""trial: what a compression and an index would cost and find, measured on the pipeline's own vectors.
+"""trial: what a compression and an index would cost and find, measured on the pipeline's own
+vectors.
 
-All vectors are read block by block. A trial table is a real one, in a folder of its own that is gone afterwards.
+All vectors are read block by block. A trial table is a real one, in a folder of its own that is
+gone afterwards.
 """
 
 import shutil
@@ -52,7 +54,8 @@ class Asked:
 
 
 class Corpus:
-    """The vectors of a pipeline as they were last embedded. Raises ConfigError if there are none of this space."""
+    """The vectors of a pipeline as they were last embedded. Raises ConfigError if there are none of
+    this space."""
 
     def __init__(self, context: StepContext, space: Space) -> None:
         self.context, self.space = context, space
@@ -102,7 +105,8 @@ class Corpus:
 def by_codes(
     corpus: Corpus, chains: Mapping[Compression, CodecChain], asked: Asked
 ) -> dict[Compression, list[list[int]]]:
-    """The rows that each chain's codes find if every row is compared: no index over them finds more.
+    """The rows that each chain's codes find if every row is compared: no index over them finds
+    more.
 
     All chains are searched by one pass over the vectors, and those with copies by a second one.
     """
@@ -121,7 +125,8 @@ def by_codes(
 
 @dataclass(frozen=True)
 class Found:
-    """What searches in a table found, as recall@10 with its lower bound, and the milliseconds they took."""
+    """What searches in a table found, as recall@10 with its lower bound, and the milliseconds they
+    took."""
 
     recall_at_10: float
     lower_bound: float
@@ -146,8 +151,8 @@ class Trial:
     def searched(self, asked: Asked, floor: float = 0.0, doubt: float = DOUBT) -> Found:
         """Ask the table; the bound is wrong with a probability of `doubt` at most.
 
-        An index is asked all queries, unless it finds less than `floor` with the first ones. What finds the nearest
-        codes for sure is asked some of them to see how long it takes.
+        An index is asked all queries, unless it finds less than `floor` with the first ones. What
+        finds the nearest codes for sure is asked some of them to see how long it takes.
         """
         version = self.table.version
         assert version is not None
@@ -173,7 +178,8 @@ class Trial:
 
 
 class Trials:
-    """Trial tables of one pipeline; leaving the `with` block removes them. The pipeline is locked meanwhile."""
+    """Trial tables of one pipeline; leaving the `with` block removes them. The pipeline is locked
+    meanwhile."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus

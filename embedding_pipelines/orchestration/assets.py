@@ -1,4 +1,5 @@
-"""Assets: one chain per pipeline. A body reads, calls a step, reports; what the data means is in `steps/`."""
+"""Assets: one chain per pipeline. A body reads, calls a step, reports; what the data means is in
+`steps/`."""
 
 import contextlib
 import time
@@ -81,7 +82,8 @@ def resource_keys(spec: PipelineSpec) -> set[str]:
 
 
 def pipeline_assets(spec: PipelineSpec) -> list[dg.AssetsDefinition]:
-    """The six assets of a pipeline, in the order the data takes; seven if its model is learnt from its own texts."""
+    """The six assets of a pipeline, in the order the data takes; seven if its model is learnt from
+    its own texts."""
     learnt = [_model(spec)] if spec.model.learns else []
     before, behind = (
         [_documents(spec), _chunks(spec)],
@@ -123,7 +125,8 @@ def _asset(
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that the assets of a pipeline share."""
     with warnings.catch_warnings():
-        # The policy is what makes one run of the whole chain possible; dagster 1.13 calls this parameter beta.
+        # The policy is what makes one run of the whole chain possible; dagster 1.13 calls this
+        # parameter beta.
         warnings.filterwarnings(
             "ignore", message=r"Parameter `backfill_policy`", category=dg.BetaWarning
         )
@@ -279,8 +282,9 @@ def _by_partition(
 ) -> None:
     """Run the step of a partitioned asset.
 
-    Dagster records all partitions when the step ends. Those of a step that takes longer than RECORD_SECONDS have events
-    of their own, written when the next partition is committed, and those of a step that fails too.
+    Dagster records all partitions when the step ends. Those of a step that takes longer than
+    RECORD_SECONDS have events of their own, written when the next partition is committed, and those
+    of a step that fails too.
     """
     step, names = step_context(context, spec), partition_keys(context)
     reports: list[StepReport] = []

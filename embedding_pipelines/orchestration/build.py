@@ -1,4 +1,5 @@
-"""Puts pipelines together as Dagster definitions: assets, checks, jobs, schedules, sensors, resources."""
+"""Puts pipelines together as Dagster definitions: assets, checks, jobs, schedules, sensors,
+resources."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,5 @@
-"""Asset checks: what `steps/verify.py` finds, shown on the table and in the way of a wrong release."""
+"""Asset checks: what `steps/verify.py` finds, shown on the table and in the way of a wrong
+release."""
 
 import time
 from collections.abc import Iterator

@@ -31,8 +31,8 @@ def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 def problem_of(result: dg.ExecuteInProcessResult) -> str:
-    """Why a run failed: a step's own sentence, else that of the checks that are in the way, else the
-    exception that nobody expected, with the place to look."""
+    """Why a run failed: a step's own sentence, else that of the checks that are in the way, else
+    the exception that nobody expected, with the place to look."""
     failed = [
         f"{evaluation.check_name}: {evaluation.description}"
         for evaluation in result.get_asset_check_evaluations()

@@ -78,7 +78,8 @@ def run_pipeline(
 
 
 def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec) -> None:
-    """Mark as failed what a killed process left as running: whoever has the lock is the only one alive."""
+    """Mark as failed what a killed process left as running: whoever has the lock is the only one
+    alive."""
     unfinished = dg.RunsFilter(
         job_name=spec.name,
         tags={HOME_TAG: str(home)},

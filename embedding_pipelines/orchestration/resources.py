@@ -1,5 +1,5 @@
-"""Resources: the core's providers, warehouse and progress, as Dagster configures and shows them, and a
-run's turn on its pipeline."""
+"""Resources: the core's providers, warehouse and progress, as Dagster configures and shows them,
+and a run's turn on its pipeline."""
 
 import contextlib
 import time
@@ -21,7 +21,8 @@ LOG_SECONDS = 10.0  # between two lines of progress in a run's log
 
 
 class ProviderResource(dg.ConfigurableResource[Provider]):
-    """An embedding provider: its kind, and its options as in a pipeline file. Both can be overridden per run."""
+    """An embedding provider: its kind, and its options as in a pipeline file. Both can be
+    overridden per run."""
 
     kind: str
     options: dict[str, Any] = Field(default_factory=dict)
@@ -47,7 +48,8 @@ class ProviderResource(dg.ConfigurableResource[Provider]):
 
 
 class WarehouseResource(dg.ConfigurableResource[Warehouse]):
-    """The warehouse below a home folder (empty: EMBEDDING_PIPELINES_HOME, else the current directory)."""
+    """The warehouse below a home folder (empty: EMBEDDING_PIPELINES_HOME, else the current
+    directory)."""
 
     folder: str = ""
 
@@ -56,8 +58,8 @@ class WarehouseResource(dg.ConfigurableResource[Warehouse]):
 
 
 class TurnResource(dg.ConfigurableResource[None]):
-    """A run's turn: runs of one pipeline, whoever started them, come one after the other. In the middle of
-    another run the steps of this one would find partitions of which only half is done."""
+    """A run's turn: runs of one pipeline, whoever started them, come one after the other. In the
+    middle of another run the steps of this one would find partitions of which only half is done."""
 
     pipeline: str
 

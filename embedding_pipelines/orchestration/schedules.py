@@ -10,7 +10,8 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 def pipeline_schedule(
     spec: PipelineSpec, job: UnresolvedAssetJobDefinition
 ) -> dg.ScheduleDefinition | None:
-    """The schedule that the pipeline file asks for; it runs as soon as a daemon does, as the file says so."""
+    """The schedule that the pipeline file asks for; it runs as soon as a daemon does, as the file
+    says so."""
     if spec.schedule is None:
         return None
 

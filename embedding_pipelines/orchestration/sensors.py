@@ -1,7 +1,8 @@
-"""Sensors: each pipeline has one that sees new, changed and deleted files and asks for one run; a pipeline whose
-provider answers later has another, that asks for one when a batch has ended.
+"""Sensors: each pipeline has one that sees new, changed and deleted files and asks for one run; a
+pipeline whose provider answers later has another, that asks for one when a batch has ended.
 
-`changed` is the whole logic of the first, a pure function; the sensor only lists files and passes on what it says.
+`changed` is the whole logic of the first, a pure function; the sensor only lists files and passes
+on what it says.
 """
 
 import json
@@ -143,7 +144,8 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
                 }  # by another pipeline's run
                 ready = sorted({*collected, *batches.ended()})
                 reason = "" if ready else str(batches.waiting())
-                # Dagster starts one run per key: if that one failed, it is asked for again after a while.
+                # Dagster starts one run per key: if that one failed, it is asked for again after a
+                # while.
                 again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))

@@ -1,1 +1,2 @@
-"""Preprocessing: documents become cleaned text, and cleaned text becomes chunks that the model can take."""
+"""Preprocessing: documents become cleaned text, and cleaned text becomes chunks that the model can
+take."""

@@ -1,7 +1,8 @@
 """Preprocessing as a whole: documents go in, chunks come out, batch by batch.
 
-Holds the order of the two steps, the chunk's row with its identity and digest, and the counts for the run's
-report. What cleaning does is in `clean.py`, where a text is cut in `chunk.py`; files are others' business.
+Holds the order of the two steps, the chunk's row with its identity and digest, and the counts for
+the run's report. What cleaning does is in `clean.py`, where a text is cut in `chunk.py`; files are
+others' business.
 """
 
 import datetime
@@ -20,7 +21,8 @@ from embedding_pipelines.preprocessing.chunk import Chunk, Cutter, Piece
 from embedding_pipelines.preprocessing.clean import Clean
 
 MAX_ROWS = 8192  # of one batch that comes out
-# Text that is cleaned and encoded at once. An encoding takes about 100 bytes a token, four times its text.
+# Text that is cleaned and encoded at once. An encoding takes about 100 bytes a token, four times
+# its text.
 _GROUP_BYTES = 1 << 20
 
 
@@ -32,14 +34,16 @@ class Counts:
     empty: int = 0
     """Documents without text once cleaned; they have no chunk."""
     truncated: int = 0
-    """Documents whose end was cut off, because they are longer than the model takes and `chunk` is null."""
+    """Documents whose end was cut off, because they are longer than the model takes and `chunk` is
+    null."""
     chunks: int = 0
     tokens: int = 0
     """Of all chunks, special tokens and shared ones included: what the model will have to read."""
 
 
 class Preprocessing(BaseModel):
-    """What a pipeline file says under `preprocessing`; `chunk: null` keeps one chunk per document."""
+    """What a pipeline file says under `preprocessing`; `chunk: null` keeps one chunk per
+    document."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,12 +58,13 @@ class Preprocessing(BaseModel):
     def process(
         self, documents: Iterable[pa.RecordBatch], tokenizer: Tokenizer, limit: int, counts: Counts
     ) -> Iterator[pa.RecordBatch]:
-        """Chunks of `schemas.chunks_schema` for documents of `schemas.stored_documents_schema`, in order.
+        """Chunks of `schemas.chunks_schema` for documents of `schemas.stored_documents_schema`, in
+        order.
 
-        `limit` is the most tokens the model takes, special tokens included; `tokenizer` is left as it is.
-        A batch has at most MAX_ROWS rows and the chunks of about 1 MiB of text, or of one longer document.
-        ConfigError at once if limit and options leave no room for text, and on the way if a single character
-        has more tokens than a chunk may hold.
+        `limit` is the most tokens the model takes, special tokens included; `tokenizer` is left as
+        it is. A batch has at most MAX_ROWS rows and the chunks of about 1 MiB of text, or of one
+        longer document. ConfigError at once if limit and options leave no room for text, and on the
+        way if a single character has more tokens than a chunk may hold.
         """
         cutter = _cutter(tokenizer, limit, self.chunk)
         return (
@@ -92,7 +97,8 @@ def _cutter(tokenizer: Tokenizer, limit: int, chunk: Chunk | None) -> Cutter:
 
 
 def _groups(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Slices of at most MAX_ROWS rows and `_GROUP_BYTES` of text, or of one document that has more."""
+    """Slices of at most MAX_ROWS rows and `_GROUP_BYTES` of text, or of one document that has
+    more."""
     first = size = 0
     for row, length in enumerate(pc.binary_length(batch["text"]).to_pylist()):
         if row > first and (row - first >= MAX_ROWS or size + (length or 0) > _GROUP_BYTES):
@@ -145,7 +151,8 @@ def _batch(
 
 
 def _canonical(metadata: dict[str, object]) -> bytes:
-    """One text for equal values, another for unequal ones; dates and times of day carry their type."""
+    """One text for equal values, another for unequal ones; dates and times of day carry their
+    type."""
     return json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=_tagged).encode()
 
 

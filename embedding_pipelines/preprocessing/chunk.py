@@ -3,14 +3,15 @@
 Cuts only, and counts tokens. A piece is an exact slice of the text; where it may begin and end is
 semantic-text-splitter's decision (paragraphs before lines before sentences before words).
 
-Given the tokenizer, that library encodes about ten times the text to find its cuts: 59.8 s for the PEPs
-(14.3 M characters, 3.9 M MiniLM tokens, limit 256). Here each long text is encoded once (7 s), and the
-library asks for sizes that a bisection over the token offsets answers (1.8 s): the very same 20,879 chunks.
-A token can differ where a cut goes through a word, so each chunk is counted once more by itself, and
-the rare ones that are too long are halved.
+Given the tokenizer, that library encodes about ten times the text to find its cuts: 59.8 s for the
+PEPs (14.3 M characters, 3.9 M MiniLM tokens, limit 256). Here each long text is encoded once (7 s),
+and the library asks for sizes that a bisection over the token offsets answers (1.8 s): the very
+same 20,879 chunks. A token can differ where a cut goes through a word, so each chunk is counted
+once more by itself, and the rare ones that are too long are halved.
 
-Its time also grows with the square of its text (100,000 Chinese characters without a full stop 27 s,
-200,000 127 s), so it is shown one window at a time (1.1 s and 2.2 s; the PEPs' chunks stay the same).
+Its time also grows with the square of its text (100,000 Chinese characters without a full stop 27
+s, 200,000 127 s), so it is shown one window at a time (1.1 s and 2.2 s; the PEPs' chunks stay the
+same).
 """
 
 import importlib.metadata
@@ -40,7 +41,8 @@ class Chunk(BaseModel):
     max_tokens: int | None = Field(default=None, ge=1)
     """None: the model's own limit, which also caps a larger number."""
     overlap: int = Field(default=32, ge=0)
-    """Tokens that neighbours share, at most: whole sentences or words; half of `max_tokens` at most."""
+    """Tokens that neighbours share, at most: whole sentences or words; half of `max_tokens` at
+    most."""
 
     @model_validator(mode="after")
     def _overlap_leaves_room(self) -> Self:
@@ -53,7 +55,8 @@ class Chunk(BaseModel):
 
     @property
     def recipe(self) -> str:
-        """The options and the splitter's version, for fingerprints; the tokenizer belongs to the model."""
+        """The options and the splitter's version, for fingerprints; the tokenizer belongs to the
+        model."""
         version = importlib.metadata.version("semantic-text-splitter")
         return f"chunk/{_VERSION}:max_tokens={self.max_tokens},overlap={self.overlap};semantic-text-splitter={version}"
 
@@ -69,8 +72,9 @@ class Piece(NamedTuple):
 class Cutter:
     """Cuts texts for one tokenizer and one limit.
 
-    `chunk` None means one piece per text: its beginning, up to the limit. `limit` is the model's, special
-    tokens included. ConfigError if no text would fit, or if the overlap takes more than half of a chunk.
+    `chunk` None means one piece per text: its beginning, up to the limit. `limit` is the model's,
+    special tokens included. ConfigError if no text would fit, or if the overlap takes more than
+    half of a chunk.
     """
 
     def __init__(self, tokenizer: Tokenizer, limit: int, chunk: Chunk | None) -> None:
@@ -90,10 +94,11 @@ class Cutter:
         self._splitter = TextSplitter.from_callback(self._sizes, capacity, overlap)
 
     def cut(self, texts: Sequence[str]) -> list[list[Piece]]:
-        """The pieces of each text in order, `start` and `end` rising; none for a text of white space.
+        """The pieces of each text in order, `start` and `end` rising; none for a text of white
+        space.
 
-        Every character outside the pieces is white space, except in the one-piece mode. ConfigError if a
-        single character has more tokens than a chunk may hold.
+        Every character outside the pieces is white space, except in the one-piece mode. ConfigError
+        if a single character has more tokens than a chunk may hold.
         """
         if any(len(text) > _PART for text in texts):
             return [
@@ -117,7 +122,8 @@ class Cutter:
         return pieces
 
     def _cut_in_parts(self, text: str) -> list[list[Piece]]:
-        """The pieces of one very long text; at the seams, between paragraphs or words, pieces share no tokens."""
+        """The pieces of one very long text; at the seams, between paragraphs or words, pieces share
+        no tokens."""
         pieces: list[Piece] = []
         start = 0
         while start < len(text) and not (self._whole and pieces):
@@ -130,7 +136,8 @@ class Cutter:
         return [pieces]
 
     def _encode(self, texts: Sequence[str]) -> list[Encoding | None]:
-        """None for white space; with offsets for each text beyond the limit, cheaply for the others."""
+        """None for white space; with offsets for each text beyond the limit, cheaply for the
+        others."""
         encodings: list[Encoding | None] = [None] * len(texts)
         filled = [at for at, text in enumerate(texts) if text and not text.isspace()]
         long = [at for at in filled if len(texts[at]) >= _SURELY_LONG * self._limit]
@@ -208,7 +215,8 @@ class Cutter:
         )
 
     def _prefix(self, text: str, encoding: Encoding) -> int:
-        """Where to cut the one piece: at the limit, back to the end of a word if less than half is lost."""
+        """Where to cut the one piece: at the limit, back to the end of a word if less than half is
+        lost."""
         end = _offsets(encoding)[1][self._limit - self._special - 1]
         while True:
             end = _word_end(text, end)
@@ -220,9 +228,11 @@ class Cutter:
             end = max(1, min(end - 1, end * self._limit // tokens))
 
     def _first_word_mark(self) -> int:
-        """1 if the tokenizer may put a token of its own before a text that begins within a word, else 0.
+        """1 if the tokenizer may put a token of its own before a text that begins within a word,
+        else 0.
 
-        SentencePiece's "▁" does so in scripts without spaces; the whole text's encoding does not show it.
+        SentencePiece's "▁" does so in scripts without spaces; the whole text's encoding does not
+        show it.
         """
         one, two = (self._tokens(text) - self._special for text in ("字", "字字"))
         return int(2 * one > two)
@@ -246,7 +256,8 @@ class _Sizes:
 
 
 def _seam(text: str, start: int) -> int:
-    """Where a part that begins at `start` ends: after a paragraph, else a line, else a word, else anywhere."""
+    """Where a part that begins at `start` ends: after a paragraph, else a line, else a word, else
+    anywhere."""
     end = start + _PART
     if end >= len(text):
         return len(text)
@@ -265,7 +276,8 @@ def _offsets(encoding: Encoding) -> tuple[list[int], list[int]]:
 
 
 def _word_end(text: str, end: int) -> int:
-    """The last end of a word at or before `end`; `end` itself if that would lose half the text or more."""
+    """The last end of a word at or before `end`; `end` itself if that would lose half the text or
+    more."""
     if end < len(text) and not text[end].isspace():
         head = text[:end].rstrip()
         if len(head) == end:
@@ -276,7 +288,8 @@ def _word_end(text: str, end: int) -> int:
 
 
 def _advancing(pieces: Sequence[Piece]) -> list[Piece]:
-    """Without the pieces that lie inside another: a second cut can reach into the overlap that follows."""
+    """Without the pieces that lie inside another: a second cut can reach into the overlap that
+    follows."""
     advancing: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: (piece.start, -piece.end)):
         if not advancing or piece.end > advancing[-1].end:

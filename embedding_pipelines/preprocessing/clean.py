@@ -1,10 +1,11 @@
 """Cleaning: what came in damaged or untidy goes out as text that a model and a reader can take.
 
-Repairs and tidies characters only. Nothing here knows tokens, documents or Arrow, and nothing rewrites
-what an author meant: curly quotes, ligatures, full-width letters, HTML entities, case and accents stay.
-Of ftfy only the mojibake repair is used (`fix_encoding`), and that only on lines in which ftfy's own
-heuristic finds mojibake. On correct text (14.3 M characters of PEPs, 9.8 M of image captions) it changes
-not one line; on 7.3 M of SciFact abstracts four, each with a real Windows-1252 byte ("1\\x964" → "1–4").
+Repairs and tidies characters only. Nothing here knows tokens, documents or Arrow, and nothing
+rewrites what an author meant: curly quotes, ligatures, full-width letters, HTML entities, case and
+accents stay. Of ftfy only the mojibake repair is used (`fix_encoding`), and that only on lines in
+which ftfy's own heuristic finds mojibake. On correct text (14.3 M characters of PEPs, 9.8 M of
+image captions) it changes not one line; on 7.3 M of SciFact abstracts four, each with a real
+Windows-1252 byte ("1\\x964" → "1–4").
 """
 
 import importlib.metadata
@@ -16,8 +17,8 @@ from pydantic import BaseModel, ConfigDict
 
 _VERSION = 1  # raise it whenever the same switches give other text: everything is cleaned again
 
-# Zero-width joiner and non-joiner (U+200C, U+200D) stay: Persian, Indic scripts and emoji families need
-# them. Controls that are white space (\t \n \v \f \r U+0085) are the business of `whitespace`.
+# Zero-width joiner and non-joiner (U+200C, U+200D) stay: Persian, Indic scripts and emoji families
+# need them. Controls that are white space (\t \n \v \f \r U+0085) are the business of `whitespace`.
 _CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1
     "\u00ad"  # soft hyphen
@@ -35,7 +36,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 # One step can lay bare work for another (a zero-width space inside mojibake), so steps repeat until
-# nothing changes. Two rounds do for nearly all text; the bound only makes an endless loop impossible.
+# nothing changes. Two rounds do for nearly all text; the bound only makes an endless loop
+# impossible.
 _ROUNDS = 16
 
 
@@ -53,13 +55,16 @@ class Clean(BaseModel):
     normalize: bool = True
     """Unicode normal form NFC, so that equal-looking texts are equal."""
     control: bool = True
-    """Take out control characters and invisible ones: NUL, BOM, zero-width space, direction marks."""
+    """Take out control characters and invisible ones: NUL, BOM, zero-width space, direction
+    marks."""
     whitespace: bool = True
-    """Line ends to \\n, runs of spaces and tabs to one space, no trailing spaces, at most one blank line."""
+    """Line ends to \\n, runs of spaces and tabs to one space, no trailing spaces, at most one blank
+    line."""
 
     @property
     def recipe(self) -> str:
-        """The switches that are on and the versions that matter to them, for fingerprints and releases."""
+        """The switches that are on and the versions that matter to them, for fingerprints and
+        releases."""
         on = [
             name for name in ("repair", "normalize", "control", "whitespace") if getattr(self, name)
         ]
@@ -107,7 +112,8 @@ class Clean(BaseModel):
 
 
 def _is_clean(text: str) -> bool:
-    """Whether no switch could change `text`: printable ASCII and tidy line ends (a test without regex)."""
+    """Whether no switch could change `text`: printable ASCII and tidy line ends (a test without
+    regex)."""
     return (
         text.isascii()
         and (text.isprintable() or text.replace("\n", "").isprintable())

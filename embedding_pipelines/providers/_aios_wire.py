@@ -1,7 +1,8 @@
 """The messages of AIOS's `BlockInferenceService`, as its adhoc-inference-server numbers them.
 
-They are built at run time: generated code would be bound to one version of protobuf. The AIOS instance SDK numbers
-`AIOSPacket` otherwise (data 3, ts 4, …); a server that is reached from outside speaks this one.
+They are built at run time: generated code would be bound to one version of protobuf. The AIOS
+instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); a server that is reached from outside
+speaks this one.
 """
 
 import functools

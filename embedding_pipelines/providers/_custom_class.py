@@ -1,4 +1,5 @@
-"""A user's own class: found by its import path, made once, asked, and believed only as far as its answer is checked."""
+"""A user's own class: found by its import path, made once, asked, and believed only as far as its
+answer is checked."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Loaded:
 
 
 def load(home: Path, cls: str, options: str) -> Loaded:
-    """An instance of `cls` made with `options`, a JSON object. Raises ConfigError saying what it lacks."""
+    """An instance of `cls` made with `options`, a JSON object. Raises ConfigError saying what it
+    lacks."""
     with _importable(home, cls.partition(".")[0].partition(":")[0]) as own:
         found = _class(home, cls, own)
         try:
@@ -126,9 +128,11 @@ def _class(home: Path, cls: str, own: str | None) -> type:
 
 @contextlib.contextmanager
 def _importable(home: Path, package: str) -> Iterator[str | None]:
-    """The file of `package` if that lies in the home folder; inside the block it is imported from there.
+    """The file of `package` if that lies in the home folder; inside the block it is imported from
+    there.
 
-    No byte code is written there: it is told from its source by the second, so a quick edit could go unseen.
+    No byte code is written there: it is told from its source by the second, so a quick edit could
+    go unseen.
     """
     importlib.invalidate_caches()
     spec = PathFinder.find_spec(package, [str(home)])

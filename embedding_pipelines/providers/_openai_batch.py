@@ -1,6 +1,8 @@
-"""OpenAI's Batch interface: a file of requests is uploaded, and answered within a day at half the price.
+"""OpenAI's Batch interface: a file of requests is uploaded, and answered within a day at half the
+price.
 
-One text per line, so that each is answered, refused or lost for itself. https://platform.openai.com/docs/guides/batch
+One text per line, so that each is answered, refused or lost for itself.
+https://platform.openai.com/docs/guides/batch
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ def is_openai(base_url: str) -> bool:
 
 
 def client(base_url: str, key: str | None) -> OpenAI:
-    """Keeps its connections open, and may be used by several threads. Raises ConfigError without the SDK."""
+    """Keeps its connections open, and may be used by several threads. Raises ConfigError without
+    the SDK."""
     with (
         _MAKING
     ):  # else threads that begin together would each make one, and all but one be thrown away
@@ -40,12 +41,14 @@ def _made(base_url: str, key: str | None) -> OpenAI:
         raise ConfigError(
             "The provider openai needs OpenAI's SDK: pip install 'embedding-pipelines[openai]'."
         ) from error
-    # Without one, the SDK would look for a key of its own accord; `unsent` keeps this one from being sent.
+    # Without one, the SDK would look for a key of its own accord; `unsent` keeps this one from
+    # being sent.
     return OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)
 
 
 def unsent(base_url: str, key: str | None) -> dict[str, Any]:
-    """Headers of each request that the SDK would fill from the environment, or with a key that is none."""
+    """Headers of each request that the SDK would fill from the environment, or with a key that is
+    none."""
     from openai import omit
 
     theirs = {} if is_openai(base_url) else {"openai-organization": omit, "openai-project": omit}

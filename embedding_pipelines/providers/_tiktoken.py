@@ -1,7 +1,8 @@
-"""OpenAI's vocabulary as a `tokenizers.Tokenizer`: counts as tiktoken does, and cuts as the other models' do.
+"""OpenAI's vocabulary as a `tokenizers.Tokenizer`: counts as tiktoken does, and cuts as the other
+models' do.
 
-tiktoken downloads the vocabulary once. What it is converted to is kept in the user's cache folder, so that a machine
-that has it needs neither tiktoken nor the download.
+tiktoken downloads the vocabulary once. What it is converted to is kept in the user's cache folder,
+so that a machine that has it needs neither tiktoken nor the download.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ ENCODING = "cl100k_base"
 RECIPE = "1"  # raise it when the conversion changes
 OTHERWISE = "Or write tokenizer_of: estimate, which counts from above and needs neither."
 
-# tiktoken's own pattern, but for `\p{N}{1,3}+`: in the dialect of `tokenizers` that takes all digits there are.
+# tiktoken's own pattern, but for `\p{N}{1,3}+`: in the dialect of `tokenizers` that takes all
+# digits there are.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -36,7 +38,8 @@ def cl100k_digest() -> str:
 
 @functools.cache
 def cl100k() -> Tokenizer:
-    """The tokenizer of OpenAI's embedding models. Special tokens in a text count as the text they are.
+    """The tokenizer of OpenAI's embedding models. Special tokens in a text count as the text they
+    are.
 
     Raises ConfigError if it has to be made and tiktoken or its vocabulary cannot be had.
     """
@@ -57,7 +60,8 @@ def cl100k() -> Tokenizer:
 def converted(ranks: Mapping[bytes, int]) -> Tokenizer:
     """A tokenizer from tiktoken's ranks by byte sequence, for texts split by PATTERN.
 
-    tiktoken joins the neighbours that make the token of lowest rank; `tokenizers` wants each such pair by name.
+    tiktoken joins the neighbours that make the token of lowest rank; `tokenizers` wants each such
+    pair by name.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -83,7 +87,8 @@ def converted(ranks: Mapping[bytes, int]) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary: its own, else one above 255."""
+    """The printable character that stands for each byte in a byte-level vocabulary: its own, else
+    one above 255."""
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in own else next(others)) for byte in range(256)]

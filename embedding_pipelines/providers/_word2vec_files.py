@@ -1,7 +1,9 @@
-"""Files of word vectors: word2vec's text and binary formats, GloVe's and fastText's text, and gensim's KeyedVectors.
+"""Files of word vectors: word2vec's text and binary formats, GloVe's and fastText's text, and
+gensim's KeyedVectors.
 
-A file is read once, as a stream, and kept in the user's cache folder in a form that is mapped into memory. A cache
-folder belongs to one digest of the file's content; it holds `vectors.f32`, float32[words, d], and `words.json`.
+A file is read once, as a stream, and kept in the user's cache folder in a form that is mapped into
+memory. A cache folder belongs to one digest of the file's content; it holds `vectors.f32`,
+float32[words, d], and `words.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All that a pickle of KeyedVectors names. Whatever else a file asks for is refused, so that opening it runs no code.
+# All that a pickle of KeyedVectors names. Whatever else a file asks for is refused, so that opening
+# it runs no code.
 PICKLED = {
     *(
         ("gensim.models.keyedvectors", name)
@@ -61,7 +64,8 @@ class WordVectors:
 
 
 def parts(path: Path) -> list[Path]:
-    """The file and those that gensim puts beside it for large arrays. Raises ProviderError if there is none."""
+    """The file and those that gensim puts beside it for large arrays. Raises ProviderError if there
+    is none."""
     if not path.is_file():
         raise ProviderError(
             f"{path}: there is no such file of word vectors. Put it there, or mend `vectors`."
@@ -70,7 +74,8 @@ def parts(path: Path) -> list[Path]:
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 over the content of all parts; read once per process as long as they do not change."""
+    """SHA-256 over the content of all parts; read once per process as long as they do not
+    change."""
     found = [file_sha256(part) for part in parts(path)]
     return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
@@ -172,7 +177,8 @@ def _text(
 
 
 def _vector(line: bytes, dimensions: int) -> tuple[str, Vectors] | None:
-    """The word may hold spaces, as in GloVe's largest files, so the numbers are taken from the right."""
+    """The word may hold spaces, as in GloVe's largest files, so the numbers are taken from the
+    right."""
     word, *numbers = line.decode("utf-8", "replace").rstrip(" \r\n").rsplit(" ", dimensions)
     if len(numbers) != dimensions:
         return None

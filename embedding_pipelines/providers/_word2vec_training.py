@@ -1,4 +1,5 @@
-"""Word vectors learnt from a pipeline's own texts, by gensim; the same texts and options give the same file."""
+"""Word vectors learnt from a pipeline's own texts, by gensim; the same texts and options give the
+same file."""
 
 import os
 import tempfile
@@ -14,7 +15,8 @@ from embedding_pipelines.providers._word2vec_words import words_of
 
 
 class Training(BaseModel):
-    """How word2vec learns: skip-gram's counterpart CBOW with five negative samples, gensim's own defaults else."""
+    """How word2vec learns: skip-gram's counterpart CBOW with five negative samples, gensim's own
+    defaults else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,10 +32,12 @@ class Training(BaseModel):
 
 
 def train(texts: Iterable[str], options: Training, path: Path) -> None:
-    """Learn from `texts` and write `path`, in word2vec's binary format; a reader never meets half of it.
+    """Learn from `texts` and write `path`, in word2vec's binary format; a reader never meets half
+    of it.
 
-    `texts` is read once: its words are kept in a temporary file beside `path`, which each epoch reads. Memory is
-    bounded by the number of different words. Raises SourceError if no word is frequent enough.
+    `texts` is read once: its words are kept in a temporary file beside `path`, which each epoch
+    reads. Memory is bounded by the number of different words. Raises SourceError if no word is
+    frequent enough.
     """
     word2vec = required("gensim.models.word2vec")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""What a word is, for learning word vectors and for looking them up: a run of letters, marks and digits."""
+"""What a word is, for learning word vectors and for looking them up: a run of letters, marks and
+digits."""
 
 from __future__ import annotations
 

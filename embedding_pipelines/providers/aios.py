@@ -1,7 +1,8 @@
-"""`aios`: a block of AIOS (OpenOS.AI), asked by gRPC. One request is one `infer` of a list of texts.
+"""`aios`: a block of AIOS (OpenOS.AI), asked by gRPC. One request is one `infer` of a list of
+texts.
 
-A reply's vectors are found wherever AIOS's blocks are known to put them; what is found is counted and measured, since
-nothing in the format says how many there should be.
+A reply's vectors are found wherever AIOS's blocks are known to put them; what is found is counted
+and measured, since nothing in the format says how many there should be.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Aios(Service):
     """host:port, or a target of gRPC's own naming, e.g. dns:///aios.example:50052."""
 
     model: str = ""
-    """The block's id. Empty: the block that `selection_query` finds, or the only one behind `grpc_url`."""
+    """The block's id. Empty: the block that `selection_query` finds, or the only one behind
+    `grpc_url`."""
 
     selection_query: dict[str, Any] | None = None
     """How AIOS picks the block, e.g. by region or tier; sent as JSON in `query_parameters`."""
@@ -84,7 +86,8 @@ class Aios(Service):
     """Vectors are brought to length 1 here, whatever the block does."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
+    """What stands before a text, by input type ("query", "document"). Default: what the model's
+    family asks for."""
 
     tls: bool = False
     """Encrypt, and check the server's certificate against the public authorities."""
@@ -177,7 +180,8 @@ class Aios(Service):
             ) from None  # its own text repeats this one's, with addresses of sockets
 
     def _believed(self, data: str, count: int) -> Vectors:
-        """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other dimensions."""
+        """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other
+        dimensions."""
         said = f"aios at {self.grpc_url} answered"
         try:
             body = json.loads(data)
@@ -233,7 +237,8 @@ class Aios(Service):
 
 
 def _error_in(body: object) -> object:
-    """What a block that failed puts in place of vectors, or beside them; None if it says nothing of the kind."""
+    """What a block that failed puts in place of vectors, or beside them; None if it says nothing of
+    the kind."""
     levels = [body, body.get("data")] if isinstance(body, dict) else []
     return next(
         (level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 class Named(NamedTuple):
     """What an alias stands for: a provider, its model, and of a model from the hub the commit.
 
-    The commit makes an alias the same weights tomorrow. The commits are those that others pin too, and publish with
-    their own figures: MTEB, and model cards that were trained from them. None could be asked of the hub itself.
+    The commit makes an alias the same weights tomorrow. The commits are those that others pin too,
+    and publish with their own figures: MTEB, and model cards that were trained from them. None
+    could be asked of the hub itself.
     """
 
     provider: str

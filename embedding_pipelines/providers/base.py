@@ -71,7 +71,8 @@ class BatchState:
 
 
 class BatchService(ABC):
-    """A service that takes many texts at once and answers within a day, for less. Raises as `Provider.ask`."""
+    """A service that takes many texts at once and answers within a day, for less. Raises as
+    `Provider.ask`."""
 
     max_texts: int  # of one batch
     max_bytes: int
@@ -89,11 +90,13 @@ class BatchService(ABC):
 
     @abstractmethod
     def results(self, batch: str) -> Iterator[BatchText]:
-        """What became of the texts of a batch that has ended; those that are not named may be sent again."""
+        """What became of the texts of a batch that has ended; those that are not named may be sent
+        again."""
 
 
 class Provider(Choice):
-    """One embedding model. The options are the object; models load at first use, once per process."""
+    """One embedding model. The options are the object; models load at first use, once per
+    process."""
 
     @property
     @abstractmethod
@@ -110,17 +113,19 @@ class Provider(Choice):
 
     @property
     def tokenizer_digest(self) -> str:
-        """What decides how texts are counted and cut, without loading the tokenizer where that is dear."""
+        """What decides how texts are counted and cut, without loading the tokenizer where that is
+        dear."""
         return digest(self.tokenizer().to_str().encode()).hex()
 
     def pinned(self, folder: Path) -> Self:
-        """The same provider without a file of the user's that may change: `folder` keeps a copy. For releases."""
+        """The same provider without a file of the user's that may change: `folder` keeps a copy.
+        For releases."""
         return self
 
     @property
     def price(self) -> float | None:
-        """USD per million tokens; 0 for what runs on this machine, None if nobody knows. Of direct requests, as queries
-        and whatever is measured always are."""
+        """USD per million tokens; 0 for what runs on this machine, None if nobody knows. Of direct
+        requests, as queries and whatever is measured always are."""
         return 0.0
 
     @property
@@ -134,7 +139,8 @@ class Provider(Choice):
         return False
 
     def learn(self, texts: Iterable[str]) -> None:
-        """Learn from `texts`, read once, and keep what was learnt; only of a provider that `learns`."""
+        """Learn from `texts`, read once, and keep what was learnt; only of a provider that
+        `learns`."""
         raise NotImplementedError(f"{self.kind} does not learn")
 
     def kept_in(self, folder: str) -> Self:
@@ -143,7 +149,8 @@ class Provider(Choice):
 
     @property
     def computed_by(self) -> str:
-        """Library, device and precision that the last vectors were computed in, for reports; empty for a service."""
+        """Library, device and precision that the last vectors were computed in, for reports; empty
+        for a service."""
         return ""
 
     def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:

@@ -1,8 +1,9 @@
 """`cohere`: Cohere's models, version 3 and later. https://docs.cohere.com/reference/embed
 
-A request asks for all of `embedding_types` at once, for the price of one: the first is what the pipeline stores, the
-others go to the cache, so that a second pipeline with another type pays nothing. All arrive as float32: float of
-unit length; int8 as its numbers; uint8 less 128; binary and ubinary, which are the same bits, as -1 and 1.
+A request asks for all of `embedding_types` at once, for the price of one: the first is what the
+pipeline stores, the others go to the cache, so that a second pipeline with another type pays
+nothing. All arrive as float32: float of unit length; int8 as its numbers; uint8 less 128; binary
+and ubinary, which are the same bits, as -1 and 1.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class Cohere(Remote):
     def limits(self) -> Limits:
         facts = facts_of(self.kind, self.model)
         most = facts.max_tokens if facts else MAX_TOKENS
-        # No total of a request is documented: as much as 96 texts of version 3 or one of the later ones.
+        # No total of a request is documented: as much as 96 texts of version 3 or one of the later
+        # ones.
         return Limits(
             most - OWN_TOKENS,
             max(most, REQUEST_TEXTS * MAX_TOKENS),

@@ -1,4 +1,5 @@
-"""`custom`: a class of the user's own, by its import path; it may lie in the home folder, beside `pipelines/`.
+"""`custom`: a class of the user's own, by its import path; it may lie in the home folder, beside
+`pipelines/`.
 
     class MyModel:
         dimensions = 384                                     # or `dims`
@@ -7,9 +8,10 @@
         def embed(self, texts, input_type):                  # or generate_batch(texts)
             return ...                                       # [n, d]; a row of NaN for a text that has no vector
 
-Without an attribute `revision` the source file of the class stands for it: an edited file makes a new space. A class
-whose vectors depend on more, such as weights or another module, says so with a `revision` of its own. What it needs
-from the home folder it imports at the top of its module or in its constructor.
+Without an attribute `revision` the source file of the class stands for it: an edited file makes a
+new space. A class whose vectors depend on more, such as weights or another module, says so with a
+`revision` of its own. What it needs from the home folder it imports at the top of its module or in
+its constructor.
 """
 
 from __future__ import annotations
@@ -62,15 +64,16 @@ class Custom(Provider):
     """Longer texts are cut into chunks of this many tokens."""
 
     tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
-    Default: an estimate from above."""
+    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home
+    folder. Default: an estimate from above."""
 
     request_texts: int = Field(64, ge=1)
     concurrent_requests: int = Field(1, ge=1, le=256)
     """From how many threads the class may be called at once."""
 
     usd_per_million_tokens: float | None = Field(None, ge=0, le=MAX_PRICE)
-    """What the class costs, if it asks a service that costs something; 0 if it runs on this machine."""
+    """What the class costs, if it asks a service that costs something; 0 if it runs on this
+    machine."""
 
     normalize: bool = False
     """Make the vectors unit length."""

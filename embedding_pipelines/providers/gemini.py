@@ -1,8 +1,10 @@
-"""`gemini`: Google's embedding models through the Gemini API. https://ai.google.dev/gemini-api/docs/embeddings
+"""`gemini`: Google's embedding models through the Gemini API.
+https://ai.google.dev/gemini-api/docs/embeddings
 
-gemini-embedding-001 is told by `taskType` what a text is; gemini-embedding-2 passes over it and reads the task in
-front of the text. Vectors shorter than the model's own come back unnormalized from 001, so all are normalized here.
-Each text is a request of its own inside the batch: as parts of one content, gemini-embedding-2 would merge them.
+gemini-embedding-001 is told by `taskType` what a text is; gemini-embedding-2 passes over it and
+reads the task in front of the text. Vectors shorter than the model's own come back unnormalized
+from 001, so all are normalized here. Each text is a request of its own inside the batch: as parts
+of one content, gemini-embedding-2 would merge them.
 """
 
 from __future__ import annotations
@@ -85,7 +87,8 @@ class Gemini(Remote):
         return Reply(unit(found), count_within(reply, "usageMetadata", "promptTokenCount"))
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        """As for all, but a wrong key and a forbidden country are a 400 here, and any 429 speaks of a quota."""
+        """As for all, but a wrong key and a forbidden country are a 400 here, and any 429 speaks of
+        a quota."""
         said = f"{self.kind} at {self.address} answered {status}: {self.quoted(body)}"
         if status == 400 and "API_KEY_INVALID" in body:
             return ProviderError(f"{said} Check the key: api_key_env is {self.api_key_env!r}.")
@@ -131,7 +134,8 @@ def _details(body: str) -> Iterator[Any]:
 
 
 def _quotas(body: str) -> Iterator[str]:
-    """The names of the quotas that a 429 says were exceeded, e.g. `…RequestsPerDayPerProjectPerModel-FreeTier`."""
+    """The names of the quotas that a 429 says were exceeded, e.g.
+    `…RequestsPerDayPerProjectPerModel-FreeTier`."""
     for detail in _details(body):
         violations = within(detail, "violations")
         yield from (
@@ -141,7 +145,8 @@ def _quotas(body: str) -> Iterator[str]:
 
 
 def _retry_delay(body: str) -> float | None:
-    """Seconds of google.rpc.RetryInfo, a protobuf duration such as "45.837906927s"; None without one."""
+    """Seconds of google.rpc.RetryInfo, a protobuf duration such as "45.837906927s"; None without
+    one."""
     for detail in _details(body):
         delay = str(within(detail, "retryDelay") or "")
         if delay.endswith("s") and delay[:-1].replace(".", "", 1).isdigit():

@@ -1,4 +1,5 @@
-"""`hashing`: words hashed to signs. Deterministic, offline, without a model; for tests and dry runs.
+"""`hashing`: words hashed to signs. Deterministic, offline, without a model; for tests and dry
+runs.
 
 It has geometry: texts that share words get near vectors, so a ranking test can fail.
 """

@@ -1,4 +1,5 @@
-"""`hf`: any sentence-transformers text model, from a folder, an installed package or the Hugging Face hub."""
+"""`hf`: any sentence-transformers text model, from a folder, an installed package or the Hugging
+Face hub."""
 
 from __future__ import annotations
 
@@ -29,21 +30,24 @@ _ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get
 
 
 class Hf(Provider):
-    """A local model. Pooling, truncation, normalization and, unless given, prompts are what its own files say."""
+    """A local model. Pooling, truncation, normalization and, unless given, prompts are what its own
+    files say."""
 
     kind: Literal["hf"] = "hf"
     model: str
     revision: str | None = None  # a commit of the hub's repository; None: what the hub calls main
     precision: Precision = "auto"
-    """auto: bfloat16 on processors that have it and on CUDA (float16 on older GPUs), else float32. Its vectors are
-    one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of those in float32."""
+    """auto: bfloat16 on processors that have it and on CUDA (float16 on older GPUs), else float32.
+    Its vectors are one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of
+    those in float32."""
 
     calibration: str | None = None
-    """With int8: a text file below the home folder, one of your texts a line, that scales are fitted on."""
+    """With int8: a text file below the home folder, one of your texts a line, that scales are
+    fitted on."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"); a input type left out gets none. Default: what the model's
-    own files name, else what its family's cards ask for."""
+    """What stands before a text, by input type ("query", "document"); a input type left out gets
+    none. Default: what the model's own files name, else what its family's cards ask for."""
 
     @model_validator(mode="after")
     def _int8_is_calibrated(self) -> Self:

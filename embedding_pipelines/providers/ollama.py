@@ -51,13 +51,16 @@ class Ollama(Remote):
     """Shorter vectors, of a model that was trained to give them."""
 
     num_ctx: int | None = Field(None, ge=16)
-    """Tokens of context to load, and so the longest text. Default: the Modelfile's, else 4,096; the model's at most."""
+    """Tokens of context to load, and so the longest text. Default: the Modelfile's, else 4,096; the
+    model's at most."""
 
     keep_alive: str | None = None
-    """How long the model stays loaded after a request, e.g. "30m". Default: as the server is set, 5 minutes."""
+    """How long the model stays loaded after a request, e.g. "30m". Default: as the server is set, 5
+    minutes."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
+    """What stands before a text, by input type ("query", "document"). Default: what the model's
+    family asks for."""
 
     @property
     def space(self) -> Space:

@@ -1,8 +1,9 @@
-"""`openai`: OpenAI's models, and whatever server speaks as theirs do: Azure, vLLM, Infinity, LM Studio, llama.cpp …
+"""`openai`: OpenAI's models, and whatever server speaks as theirs do: Azure, vLLM, Infinity, LM
+Studio, llama.cpp …
 
-https://platform.openai.com/docs/api-reference/embeddings, through the official SDK, whose retries are switched off.
-Of OpenAI's own models all is known. Of another one, the user says how long its vectors are and how much it reads; what
-the server returns must agree with that.
+https://platform.openai.com/docs/api-reference/embeddings, through the official SDK, whose retries
+are switched off. Of OpenAI's own models all is known. Of another one, the user says how long its
+vectors are and how much it reads; what the server returns must agree with that.
 """
 
 from __future__ import annotations
@@ -40,49 +41,57 @@ if TYPE_CHECKING:
 
 KEY = "OPENAI_API_KEY"
 
-# The SDK's docstring of `embeddings.create` states inputs and tokens. Tokens of a request are judged before they are
-# counted, at a quarter of its bytes.
+# The SDK's docstring of `embeddings.create` states inputs and tokens. Tokens of a request are
+# judged before they are counted, at a quarter of its bytes.
 REQUEST_TEXTS, REQUEST_TOKENS, REQUEST_BYTES = 2_048, 300_000, 1_200_000
 
 BATCH_TEXTS = 50_000  # as the guide to the Batch interface states it
 
-# A server of one's own: what a processor embeds in seconds, so that a request ends before `timeout_seconds`.
+# A server of one's own: what a processor embeds in seconds, so that a request ends before
+# `timeout_seconds`.
 OTHER_REQUEST_TEXTS, OTHER_REQUEST_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
 
 class Openai(Remote):
-    """One model at one address. Texts too long for the model are refused by the service, by some servers cut."""
+    """One model at one address. Texts too long for the model are refused by the service, by some
+    servers cut."""
 
     kind: Literal["openai"] = "openai"
     base_url: str = BASE_URL
-    """Up to and with /v1. Azure: https://<resource>.openai.azure.com/openai/v1, and the deployment as `model`."""
+    """Up to and with /v1. Azure: https://<resource>.openai.azure.com/openai/v1, and the deployment
+    as `model`."""
 
     api_key_env: str | None = None
-    """Default: OPENAI_API_KEY at api.openai.com. Elsewhere none is sent unless this names one, so that the key to one
-    service never reaches another."""
+    """Default: OPENAI_API_KEY at api.openai.com. Elsewhere none is sent unless this names one, so
+    that the key to one service never reaches another."""
 
     model: str = Field(min_length=1)
     dimensions: int | None = Field(None, ge=1)
-    """Required of a model that is not OpenAI's own. Of theirs, a smaller number asks for shortened vectors."""
+    """Required of a model that is not OpenAI's own. Of theirs, a smaller number asks for shortened
+    vectors."""
 
     mode: Literal["direct", "batch"] = "direct"
-    """batch: documents go through the Batch interface, answered within a day for half the price. Queries never do."""
+    """batch: documents go through the Batch interface, answered within a day for half the price.
+    Queries never do."""
 
     batch_texts: int = Field(BATCH_TEXTS, ge=1, le=BATCH_TEXTS)
     """Of one batch at most. Fewer where the account may not have so many tokens waiting."""
 
     revision: str | None = None
-    """What distinguishes the weights of a model that is not OpenAI's own. Default: the server's address; say the same
-    for servers that serve the same weights, or for one that moves."""
+    """What distinguishes the weights of a model that is not OpenAI's own. Default: the server's
+    address; say the same for servers that serve the same weights, or for one that moves."""
 
     send_dimensions: bool = False
-    """Ask the server for `dimensions`, where nobody here knows that the model can shorten its vectors."""
+    """Ask the server for `dimensions`, where nobody here knows that the model can shorten its
+    vectors."""
 
     max_tokens: int | None = Field(None, ge=8)
-    """What the model reads of a text. Default: 8,191 for OpenAI's own; 512 for others, the least that is usual."""
+    """What the model reads of a text. Default: 8,191 for OpenAI's own; 512 for others, the least
+    that is usual."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type; a input type left out gets none. Default: what the model's family asks for."""
+    """What stands before a text, by input type; a input type left out gets none. Default: what the
+    model's family asks for."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,11 +119,13 @@ class Openai(Remote):
 
     @property
     def space(self) -> Space:
-        """With the address of a model that is not OpenAI's own: two servers may call different ones alike."""
+        """With the address of a model that is not OpenAI's own: two servers may call different ones
+        alike."""
         return Space(
             provider=self.kind,
             model=self.model,
-            # OpenAI's own models carry their version in their names, behind Azure too; "v1" is the interface's.
+            # OpenAI's own models carry their version in their names, behind Azure too; "v1" is the
+            # interface's.
             revision=self.revision or ("v1" if self._facts else urlsplit(self.base_url).netloc),
             dimensions=self._dimensions,
             pooling="service",
@@ -211,7 +222,8 @@ class Openai(Remote):
 
 
 def _read(vector: Any) -> Vectors:
-    """float32[d] of little-endian floats in base64, or of the list of numbers that some servers send all the same."""
+    """float32[d] of little-endian floats in base64, or of the list of numbers that some servers
+    send all the same."""
     if isinstance(vector, str):
         return np.frombuffer(base64.b64decode(vector, validate=True), "<f4").astype(np.float32)
     return numbers(vector)

@@ -1,4 +1,5 @@
-"""`tei`: a server of Hugging Face's Text Embeddings Inference. What it serves and what it takes, it says itself."""
+"""`tei`: a server of Hugging Face's Text Embeddings Inference. What it serves and what it takes, it
+says itself."""
 
 from __future__ import annotations
 
@@ -39,10 +40,12 @@ class Tei(Remote):
     kind: Literal["tei"] = "tei"
     base_url: str = "http://localhost:8080"
     dimensions: int | None = Field(None, ge=1)
-    """Shorter vectors, of a model that was trained to give them; asked of the server with each request."""
+    """Shorter vectors, of a model that was trained to give them; asked of the server with each
+    request."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's family asks for."""
+    """What stands before a text, by input type ("query", "document"). Default: what the model's
+    family asks for."""
 
     @property
     def space(self) -> Space:
@@ -84,7 +87,8 @@ class Tei(Remote):
         )
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        # 413 is every kind of `Validation`: a call of too many texts, one text that is too long or empty, an option.
+        # 413 is every kind of `Validation`: a call of too many texts, one text that is too long or
+        # empty, an option.
         if status == 413 and "error_type" in body:
             said = f"{self.kind} at {self.base_url} answered {status}: {self.quoted(body)}"
             if "batch size" in body:

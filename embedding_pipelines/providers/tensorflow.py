@@ -1,4 +1,5 @@
-"""`tensorflow`: a SavedModel folder whose signature turns strings into vectors, as Universal Sentence Encoder."""
+"""`tensorflow`: a SavedModel folder whose signature turns strings into vectors, as Universal
+Sentence Encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ _ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get
 
 
 class Tensorflow(Provider):
-    """A local model in TensorFlow's own format; it takes texts as they are and tokenizes them itself."""
+    """A local model in TensorFlow's own format; it takes texts as they are and tokenizes them
+    itself."""
 
     kind: Literal["tensorflow"] = "tensorflow"
     model: str
@@ -47,8 +49,8 @@ class Tensorflow(Provider):
     """Longer texts are cut into chunks of this many tokens."""
 
     tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home folder.
-    Default: an estimate from above."""
+    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home
+    folder. Default: an estimate from above."""
 
     request_texts: int = Field(64, ge=1)
 
@@ -184,7 +186,8 @@ def _tensorflow() -> Any:
 
 
 def _folder_sha256(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files; each is read once per process as long as it does not change."""
+    """SHA-256 over the names and contents of all files; each is read once per process as long as it
+    does not change."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -1,9 +1,9 @@
 """`voyage`: Voyage's text models. https://docs.voyageai.com/reference/embeddings-api
 
-The vectors of version 4's models can be compared: documents embedded by the large one can be searched with queries
-embedded by the lite one, which `query_model` asks for. Each has a `Space` of its own all the same, after `model`: who
-changes to a better one wants its vectors for the documents. Vectors come back as base64, which is about a quarter of
-the bytes of decimal numbers.
+The vectors of version 4's models can be compared: documents embedded by the large one can be
+searched with queries embedded by the lite one, which `query_model` asks for. Each has a `Space` of
+its own all the same, after `model`: who changes to a better one wants its vectors for the
+documents. Vectors come back as base64, which is about a quarter of the bytes of decimal numbers.
 """
 
 from __future__ import annotations
@@ -53,10 +53,12 @@ class Voyage(Remote):
     model: str
     dimensions: int | None = Field(None, ge=1)
     query_model: str | None = None
-    """A model of the same family for queries, e.g. voyage-4-lite beside voyage-4-large: cheaper and comparable."""
+    """A model of the same family for queries, e.g. voyage-4-lite beside voyage-4-large: cheaper and
+    comparable."""
 
     output_dtype: ElementType = "float"
-    """Quantized by the service, stored as float32: int8 as its numbers, uint8 less 128, bits as -1 and 1."""
+    """Quantized by the service, stored as float32: int8 as its numbers, uint8 less 128, bits as -1
+    and 1."""
 
     @model_validator(mode="after")
     def _can_be_had(self) -> Self:

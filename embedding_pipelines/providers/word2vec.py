@@ -1,6 +1,8 @@
-"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or learnt from the pipeline's texts.
+"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or learnt from the
+pipeline's texts.
 
-Files in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's KeyedVectors; also gzipped.
+Files in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's
+KeyedVectors; also gzipped.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _ONE_AT_A_TIME = threading.Lock()  # a file is opened once, whoever asks first
 
 
 class Word2vec(Provider):
-    """Mean of the vectors of a text's known words. A text without a known word gets a row of NaN: it has no vector."""
+    """Mean of the vectors of a text's known words. A text without a known word gets a row of NaN:
+    it has no vector."""
 
     kind: Literal["word2vec"] = "word2vec"
     vectors: str | None = None

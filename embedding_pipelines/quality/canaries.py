@@ -1,7 +1,9 @@
-"""canaries: whether provider and stored vectors can still be believed. Both ask the provider, past the cache.
+"""canaries: whether provider and stored vectors can still be believed. Both ask the provider, past
+the cache.
 
-Frozen canaries notice a service that has silently changed its model: the same texts, other vectors. Stored texts that are
-embedded again notice vectors that stand beside a text that is not theirs, whatever put them there.
+Frozen canaries notice a service that has silently changed its model: the same texts, other vectors.
+Stored texts that are embedded again notice vectors that stand beside a text that is not theirs,
+whatever put them there.
 """
 
 import tempfile
@@ -36,7 +38,8 @@ CANARIES = (
 
 
 def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracker) -> float:
-    """The least cosine of the canaries' vectors with those of the first time, in either input type; 1.0 the first time.
+    """The least cosine of the canaries' vectors with those of the first time, in either input type;
+    1.0 the first time.
 
     What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
     """
@@ -69,7 +72,8 @@ def stored_cosine(
     seed: int,
     budget: BudgetTracker,
 ) -> tuple[float, list[str]]:
-    """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst chunks first.
+    """The least cosine of `wanted` stored vectors with their texts embedded again, and the worst
+    chunks first.
 
     Both are compared as the codec leaves them. Raises as `embed`.
     """
@@ -94,7 +98,8 @@ def stored_cosine(
 
 
 def cosines(left: Vectors, right: Vectors) -> Vectors:
-    """Cosine of each row of float32[n, d] with the same row of the other; 1 where both are refused or zero."""
+    """Cosine of each row of float32[n, d] with the same row of the other; 1 where both are refused
+    or zero."""
     left, right = np.nan_to_num(left), np.nan_to_num(right)
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     products = np.einsum("ij,ij->i", left, right)
@@ -106,7 +111,8 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
 def _asked_anew(
     provider: Provider, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
 ) -> Vectors:
-    """Vectors straight from the provider: the cache that they go through is empty and thrown away."""
+    """Vectors straight from the provider: the cache that they go through is empty and thrown
+    away."""
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddingCache(Path(folder) / "cache.sqlite") as cache,

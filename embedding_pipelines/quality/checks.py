@@ -1,7 +1,8 @@
 """quality: a candidate's figures are held against what is required, what is usual and what is live.
 
-Each check has a default effect, which `evaluation.checks` may change: one that blocks keeps the live release where it
-is, one that warns is shown. `releases` remember their figures, so the next candidate is compared with them.
+Each check has a default effect, which `evaluation.checks` may change: one that blocks keeps the
+live release where it is, one that warns is shown. `releases` remember their figures, so the next
+candidate is compared with them.
 """
 
 import zipfile
@@ -52,7 +53,8 @@ class Evidence:
 
     @property
     def has_only_grown(self) -> bool:
-        """Whether the candidate is the live release with much more data: what is looked for may then come later."""
+        """Whether the candidate is the live release with much more data: what is looked for may
+        then come later."""
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
         context = self.candidate.context
@@ -68,7 +70,8 @@ def wanted_checks(spec: PipelineSpec) -> dict[str, Effect]:
 
 
 def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[str, float]]:
-    """All checks of a candidate and its figures, which are kept for later candidates. Raises as `measure`.
+    """All checks of a candidate and its figures, which are kept for later candidates. Raises as
+    `measure`.
 
     What was released by force is live whatever its checks say: they warn.
     """
@@ -87,8 +90,8 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
 
 
 def _outcomes(evidence: Evidence) -> list[Check]:
-    """Of each check that is wanted. What could not be told warns; a service that was away is asked again by the next
-    run, a budget that was spent is not: it would be spent again.
+    """Of each check that is wanted. What could not be told warns; a service that was away is asked
+    again by the next run, a budget that was spent is not: it would be spent again.
     """
     candidate, live, outcomes = evidence.candidate, evidence.live, []
     forced = (
@@ -321,7 +324,8 @@ TAKE: dict[str, Callable[[Evidence], Check]] = {
 
 
 def _keep(candidate: Candidate, measured: Measured) -> None:
-    """Remember each query's figure and a sketch of the vectors, for the candidates after this one."""
+    """Remember each query's figure and a sketch of the vectors, for the candidates after this
+    one."""
     folder = candidate.context.folder
     folder.quality.mkdir(parents=True, exist_ok=True)
     kept = {_name(entry.table, entry.version) for entry in read_releases(folder).releases}
@@ -347,7 +351,8 @@ def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]
 
 
 def _kept_sketch(context: StepContext, release: Release) -> Sketch | None:
-    """What is remembered of a release's vectors; None if nothing is, or nothing that can be read."""
+    """What is remembered of a release's vectors; None if nothing is, or nothing that can be
+    read."""
     try:
         return Sketch.from_bytes(
             (context.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes()

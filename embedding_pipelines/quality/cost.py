@@ -1,4 +1,5 @@
-"""measuring_cost: what the checks of a candidate would ask the provider for, told before it is done."""
+"""measuring_cost: what the checks of a candidate would ask the provider for, told before it is
+done."""
 
 from collections.abc import Iterator
 from typing import get_args

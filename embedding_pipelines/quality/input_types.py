@@ -1,4 +1,5 @@
-"""input types: whether a model that tells queries from documents is told which is which. Searches find less if it is not."""
+"""input types: whether a model that tells queries from documents is told which is which. Searches
+find less if it is not."""
 
 from typing import get_args
 
@@ -15,7 +16,8 @@ from embedding_pipelines.quality.queries import embed_texts
 
 
 def input_types_differ(provider: Provider, cache: EmbeddingCache, budget: BudgetTracker) -> Check:
-    """Whether the prompts or input types that the model wants reach it: the same texts in both input types tell.
+    """Whether the prompts or input types that the model wants reach it: the same texts in both
+    input types tell.
 
     They are asked for once per space, through the cache. Raises as `embed`.
     """

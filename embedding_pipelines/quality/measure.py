@@ -1,7 +1,7 @@
 """measure: what a candidate is worth, in figures. Nothing is judged here; `quality.py` does that.
 
-One pass over the embeddings gives the exact neighbours, the sample and the sketch; then each query is searched in the
-table as a user's would be.
+One pass over the embeddings gives the exact neighbours, the sample and the sketch; then each query
+is searched in the table as a user's would be.
 """
 
 import math
@@ -77,7 +77,8 @@ class Candidate:
 
 
 def measure(candidate: Candidate) -> Measured:
-    """Every figure that the pipeline's data and options allow. Raises as `embed`, and ConfigError for its files."""
+    """Every figure that the pipeline's data and options allow. Raises as `embed`, and ConfigError
+    for its files."""
     spec, made = candidate.context.spec, Measured()
     budget = candidate.budget
     known = known_item_queries(candidate.context, spec.evaluation.known_items)
@@ -103,7 +104,8 @@ def measure(candidate: Candidate) -> Measured:
 
 
 def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> ExactSearch:
-    """The exact neighbours of the queries in the model's own space, and what concerns the vectors alone."""
+    """The exact neighbours of the queries in the model's own space, and what concerns the vectors
+    alone."""
     spec, folder = candidate.context.spec, candidate.context.folder
     generator, codec = np.random.default_rng(spec.seed), candidate.codec
     total = sum(
@@ -208,7 +210,8 @@ def _search_known_items(
     exact: ExactSearch,
     made: Measured,
 ) -> None:
-    """What users get: time and recall of each search, and how high the rest of a query's own document comes."""
+    """What users get: time and recall of each search, and how high the rest of a query's own
+    document comes."""
     if not known:
         return
     scores, milliseconds, found = (
@@ -245,7 +248,8 @@ def _search_known_items(
 
 
 def _reciprocal_rank(item: KnownQuery, rows: list[tuple[str, str, float]], score: float) -> float:
-    """1 / rank of a document among the first ten, if its first chunk were without the query; 0 behind them."""
+    """1 / rank of a document among the first ten, if its first chunk were without the query; 0
+    behind them."""
     own = [
         found
         for name, document, found in rows
@@ -328,7 +332,8 @@ def _search_judged(candidate: Candidate, budget: BudgetTracker, made: Measured) 
 
 
 def _refuse_strangers(candidate: Candidate, asked: Judged) -> None:
-    """ConfigError if no judged document is in the table: their ids are then not those of the pipeline."""
+    """ConfigError if no judged document is in the table: their ids are then not those of the
+    pipeline."""
     wanted = pa.array({name for found in asked.gains.values() for name in found}, pa.string())
     for batch in candidate.table.scan(["document_id"], version=candidate.version):
         if pc.any(pc.is_in(batch["document_id"], wanted), min_count=0).as_py():

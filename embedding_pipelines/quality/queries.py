@@ -1,5 +1,6 @@
-"""queries: what a candidate is measured with. Judged queries and pairs come from the user's files, known items from
-the corpus itself; all are embedded through the cache, so that measuring again costs nothing.
+"""queries: what a candidate is measured with. Judged queries and pairs come from the user's files,
+known items from the corpus itself; all are embedded through the cache, so that measuring again
+costs nothing.
 """
 
 import csv
@@ -50,9 +51,11 @@ class Judged:
 
 
 def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list[KnownQuery]:
-    """Up to `wanted` queries from the corpus, always the same while their documents are; `skip` goes past the first.
+    """Up to `wanted` queries from the corpus, always the same while their documents are; `skip`
+    goes past the first.
 
-    They are of the first partitions, which hold a random part of the documents, in the order of the documents' digests.
+    They are of the first partitions, which hold a random part of the documents, in the order of the
+    documents' digests.
     """
     has_title = len(getattr(context.spec.source, "text", ())) > 1
     found: list[KnownQuery] = []
@@ -70,7 +73,8 @@ def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list
 
 
 def _first_chunks(context: StepContext, partition: str) -> Iterator[tuple[str, str]]:
-    """Document id and text of each document's first chunk, equal documents once, in the order of their digests."""
+    """Document id and text of each document's first chunk, equal documents once, in the order of
+    their digests."""
     first: dict[bytes, int] = {}  # row by digest
     done = 0
     for batch in context.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
@@ -88,7 +92,8 @@ def _first_chunks(context: StepContext, partition: str) -> Iterator[tuple[str, s
 def chunk_rows(
     context: StepContext, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> pa.Table:
-    """Some columns of the rows of these numbers, which rise; no more of the partition is in memory than a batch."""
+    """Some columns of the rows of these numbers, which rise; no more of the partition is in memory
+    than a batch."""
     found, done = [], 0
     for batch in context.folder.chunks.read(partition, list(columns)):
         start, end = np.searchsorted(rows, [done, done + batch.num_rows])
@@ -104,7 +109,8 @@ def embed_texts(
     input_type: InputType,
     budget: BudgetTracker | None = None,
 ) -> Vectors:
-    """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises as `embed`."""
+    """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises
+    as `embed`."""
     tokenizer = provider.tokenizer()
     parts = [np.empty((0, provider.space.dimensions), np.float32)]
     batches = (
@@ -128,7 +134,8 @@ def answered(vectors: Vectors) -> NDArray[np.bool_]:
 
 
 def judged_queries(context: StepContext) -> Judged | None:
-    """The queries of the pipeline's files that have a judgement, None if the pipeline names no files.
+    """The queries of the pipeline's files that have a judgement, None if the pipeline names no
+    files.
 
     Raises ConfigError for a file that is not there or lacks a column.
     """

@@ -38,7 +38,8 @@ def verify(
 ) -> tuple[StepReport, list[Check]]:
     """Check the newest version of the table, take its measures, and remember both for `release`.
 
-    What passed before is not looked at again, until the table, `evaluation:` or one of its files changes.
+    What passed before is not looked at again, until the table, `evaluation:` or one of its files
+    changes.
     """
     space, codec = provider.space, load_codec(context, provider.space)
     table, name = open_table(context, codec, space)
@@ -89,7 +90,8 @@ def current_checks(context: StepContext) -> list[Check] | None:
 
 
 def known_checks(context: StepContext) -> list[Check] | None:
-    """The outcomes for the table as it is and all that they depend on; None if it was never checked so."""
+    """The outcomes for the table as it is and all that they depend on; None if it was never checked
+    so."""
     known, state = read_json(context.folder.verified), table_state(context)
     if (
         not known
@@ -103,7 +105,8 @@ def known_checks(context: StepContext) -> list[Check] | None:
 
 
 def current_verify(context: StepContext) -> StepReport | None:
-    """The report of checks that were made and need not be made again, None if there is something to check."""
+    """The report of checks that were made and need not be made again, None if there is something to
+    check."""
     known = current_checks(context)
     if known is None or any(check.blocks for check in known):
         return None

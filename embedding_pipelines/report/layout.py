@@ -1,8 +1,10 @@
-"""A map of a space: a place on a plane for each vector, such that near vectors lie near one another.
+"""A map of a space: a place on a plane for each vector, such that near vectors lie near one
+another.
 
-UMAP lays it out. From release to release the map stays what it was: a point that is known keeps its place, a new
-one is put beside its nearest neighbours, and only when more than a third has never been laid out is that done anew,
-beginning from the old map. It is a picture for people; no figure is taken from it.
+UMAP lays it out. From release to release the map stays what it was: a point that is known keeps its
+place, a new one is put beside its nearest neighbours, and only when more than a third has never
+been laid out is that done anew, beginning from the old map. It is a picture for people; no figure
+is taken from it.
 """
 
 import warnings
@@ -26,8 +28,9 @@ MAY_BE_PLACED = (
 NEIGHBOURS = 15  # UMAP's own default
 BESIDE = 5  # known neighbours that a new point is put beside
 JITTER = 1e-4  # of the map's extent: UMAP cannot begin where points lie on one another
-# UMAP's learning rate and epochs when it begins from the map before. Measured on points of 20 clusters that overlap,
-# two fifths of them new: the known ones move by 5% of the map (median), by 11% at UMAP's own; neighbours are as good.
+# UMAP's learning rate and epochs when it begins from the map before. Measured on points of 20
+# clusters that overlap, two fifths of them new: the known ones move by 5% of the map (median), by
+# 11% at UMAP's own; neighbours are as good.
 GENTLY, GENTLE_EPOCHS = 0.1, 100
 FALL_OFF = 0.03  # of cosine, by which a neighbour's pull falls to 1/e of the nearest one's
 BLOCK = 2_048  # rows compared with all known ones at a time: 400 MB for 50,000 known ones
@@ -63,10 +66,12 @@ class Layout:
 def layout(
     vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0
 ) -> Layout:
-    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; the same for the same arguments.
+    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; the same for the
+    same arguments.
 
-    `ids` are distinct and stand for what a point is: a changed text needs a new one. Points of `before` that are
-    not among them are forgotten. Raises ValueError for too many points and for an id that comes twice.
+    `ids` are distinct and stand for what a point is: a changed text needs a new one. Points of
+    `before` that are not among them are forgotten. Raises ValueError for too many points and for an
+    id that comes twice.
     """
     if len(ids) > MAX_POINTS or len(ids) != len(vectors) or len(set(ids)) != len(ids):
         raise ValueError(f"A map takes {MAX_POINTS} vectors at most, each with an id of its own.")
@@ -87,17 +92,19 @@ def layout(
 
 
 def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
-    """Whether `layout` would lay the points out, which takes its time, and not just place the new ones."""
+    """Whether `layout` would lay the points out, which takes its time, and not just place the new
+    ones."""
     known = _known(ids, before)
     laid_out = int(before.fitted[known[known >= 0]].sum()) if before is not None else 0
     return len(ids) - laid_out > MAY_BE_PLACED * len(ids)
 
 
 def beside(vectors: Vectors, known: Vectors, xy: Vectors) -> Vectors:
-    """Places float32[m, 2] for `vectors` float32[m, d] among `known` float32[n, d] at `xy` float32[n, 2], n > 0.
+    """Places float32[m, 2] for `vectors` float32[m, d] among `known` float32[n, d] at `xy`
+    float32[n, 2], n > 0.
 
-    The mean of the places of the nearest, of which the very nearest counts most; only of those that lie together, since
-    between two clusters there is nothing.
+    The mean of the places of the nearest, of which the very nearest counts most; only of those that
+    lie together, since between two clusters there is nothing.
     """
     unit, known = _unit(vectors), _unit(known)
     count = min(BESIDE, len(known))
@@ -125,7 +132,8 @@ def _known(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
 
 
 def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
-    """What UMAP makes of unit vectors, float32[n, 2], beginning at `start` or at the two strongest directions."""
+    """What UMAP makes of unit vectors, float32[n, 2], beginning at `start` or at the two strongest
+    directions."""
     plane = _plane(unit) if start is None else start
     if len(unit) < FEW:
         return plane
@@ -152,7 +160,8 @@ def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
 
 
 def _plane(unit: Vectors) -> Vectors:
-    """Rows on their two strongest directions, float32[n, 2]; the largest entry of each direction is positive."""
+    """Rows on their two strongest directions, float32[n, 2]; the largest entry of each direction is
+    positive."""
     centred = unit - unit.mean(axis=0) if len(unit) else unit
     _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     directions = directions[:, ::-1][:, :2]
@@ -163,7 +172,8 @@ def _plane(unit: Vectors) -> Vectors:
 
 
 def _aligned(placed: Vectors, xy: Vectors, old: NDArray[np.bool_]) -> Vectors:
-    """`placed` turned, mirrored, scaled and shifted so that the old points lie as near their old places as can be."""
+    """`placed` turned, mirrored, scaled and shifted so that the old points lie as near their old
+    places as can be."""
     wanted, found = xy[old].astype(np.float64), placed[old].astype(np.float64)
     to, start = wanted.mean(axis=0), found.mean(axis=0)
     left, strengths, right = np.linalg.svd((found - start).T @ (wanted - to))

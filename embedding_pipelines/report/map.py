@@ -1,7 +1,8 @@
-"""What the report's map shows: points of the live table, their texts, what they may be coloured by, and queries.
+"""What the report's map shows: points of the live table, their texts, what they may be coloured by,
+and queries.
 
-The layout is kept in the warehouse per model, so that the map of the next release looks like this one. No provider is
-called: queries that the cache does not know are left out.
+The layout is kept in the warehouse per model, so that the map of the next release looks like this
+one. No provider is called: queries that the cache does not know are left out.
 """
 
 import math
@@ -53,7 +54,8 @@ class _Points:
 def map_of(
     warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress
 ) -> dict[str, Any]:
-    """The map as JSON values: places, texts, columns to colour by, queries; lists run over the points."""
+    """The map as JSON values: places, texts, columns to colour by, queries; lists run over the
+    points."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
     points = _read(table, release, codec, progress)
@@ -82,7 +84,8 @@ def map_of(
 
 
 def _read(table: Table, release: Release, codec: CodecChain, progress: Progress) -> _Points:
-    """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every release alike."""
+    """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
+    release alike."""
     limit = _limit(table, release)
     names = list(release.spec.source.metadata_types)
     wanted = ["chunk_id", "document_id", "text", *names, VECTOR]
@@ -124,7 +127,8 @@ def _rank(chunk_id: str) -> int:
 def _placed(
     folder: PipelineFolder, release: Release, points: _Points, progress: Progress
 ) -> Layout:
-    """Where the points are: where they were before, as far as that is known. The layout is kept for the next map."""
+    """Where the points are: where they were before, as far as that is known. The layout is kept for
+    the next map."""
     path = folder.folder / "maps" / f"{release.space.compressed(None).id[:16]}.parquet"
     before, ids = _kept(path), points.ids
     if needs_fit(ids, before):
@@ -187,7 +191,8 @@ def _day(value: date | datetime | None) -> float | None:
 def _queries(
     warehouse: Warehouse, folder: PipelineFolder, release: Release, points: _Points, xy: Vectors
 ) -> dict[str, list[Any]]:
-    """The queries that the release was measured with, beside the chunks that are nearest to them."""
+    """The queries that the release was measured with, beside the chunks that are nearest to
+    them."""
     asked = (read_json(folder.queries) or {}).get("queries", [])
     texts = list(dict.fromkeys(str(query["text"]) for query in asked))[:MAX_QUERIES]
     found = list(_known(warehouse.cache, release, texts)) if len(xy) else []

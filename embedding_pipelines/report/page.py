@@ -1,7 +1,8 @@
-"""report: one HTML page that says how a pipeline stands: measures, checks, charts, and a map of its space.
+"""report: one HTML page that says how a pipeline stands: measures, checks, charts, and a map of its
+space.
 
-It holds everything it shows and asks no network. What it says is read from the warehouse: nothing is measured, no
-provider is called, and no pipeline file is needed.
+It holds everything it shows and asks no network. What it says is read from the warehouse: nothing
+is measured, no provider is called, and no pipeline file is needed.
 """
 
 import base64
@@ -44,10 +45,11 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Write the page on a pipeline's live release to reports/NAME.html in the warehouse, in place of the one before.
+    """Write the page on a pipeline's live release to reports/NAME.html in the warehouse, in place
+    of the one before.
 
-    Raises ReleaseError if nothing was released yet, StoreError or CompressionError if table, codec or a file of the
-    pipeline's quality is damaged.
+    Raises ReleaseError if nothing was released yet, StoreError or CompressionError if table, codec
+    or a file of the pipeline's quality is damaged.
     """
     folder = warehouse.pipeline(name)
     release = live_release(folder)
@@ -96,7 +98,8 @@ def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
 
 
 def spectrum(codec: CodecChain) -> tuple[Any, int | None]:
-    """The share of energy of every principal direction, float32[d], and how many the codec keeps; None without PCA."""
+    """The share of energy of every principal direction, float32[d], and how many the codec keeps;
+    None without PCA."""
     return next(
         ((part.spectrum, part.dimensions) for part in codec.codecs if isinstance(part, PcaCodec)),
         (None, None),
@@ -189,7 +192,8 @@ def _checks(release: Release) -> list[dict[str, Any]]:
 
 
 def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What `optimize` was asked and what it found, the points of the front in the order of their size."""
+    """What `optimize` was asked and what it found, the points of the front in the order of their
+    size."""
     if tuning is None:
         return None
     shown = [point for point in tuning["points"] if point.get("on_front") or point.get("chosen")]
@@ -240,7 +244,8 @@ def _render(**values: Any) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it: whoever has the page open never reads half of one."""
+    """Write a file beside its place and rename it: whoever has the page open never reads half of
+    one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
     try:

@@ -1,4 +1,5 @@
-"""The chart of what `optimize` measured: bytes a vector against recall, and the front of what nothing beats."""
+"""The chart of what `optimize` measured: bytes a vector against recall, and the front of what
+nothing beats."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ def searched(point: Point) -> str:
 
 
 def draw_sizes(axes: "Axes", tuning: Mapping[str, Any] | None) -> bool:
-    """Bytes a vector against recall; bars reach down to the lower bound. False if nothing was measured."""
+    """Bytes a vector against recall; bars reach down to the lower bound. False if nothing was
+    measured."""
     points = [
         point for point in (tuning or {}).get("points", ()) if point.get("recall_at_10") is not None
     ]

@@ -1,7 +1,9 @@
-"""The charts of a pipeline's quality, drawn by matplotlib: the report shows them, and so does Dagster.
+"""The charts of a pipeline's quality, drawn by matplotlib: the report shows them, and so does
+Dagster.
 
-What is drawn comes in as plain figures: lines of the history (one object per release), the evidence of `optimize`,
-the spectrum of a fitted PCA. Nothing is measured here. Equal figures make equal bytes.
+What is drawn comes in as plain figures: lines of the history (one object per release), the evidence
+of `optimize`, the spectrum of a fitted PCA. Nothing is measured here. Equal figures make equal
+bytes.
 """
 
 import io
@@ -70,11 +72,12 @@ def figures(
     dimensions: int | None = None,
     form: Form = "png",
 ) -> dict[str, bytes]:
-    """Title -> picture, PNG or SVG (UTF-8), of all that can be drawn; ABSENT says why another is missing.
+    """Title -> picture, PNG or SVG (UTF-8), of all that can be drawn; ABSENT says why another is
+    missing.
 
-    `history` holds the lines of quality/history.jsonl, parsed, in any order; `tuning` is quality/tuning.json;
-    `spectrum` float32[d] the share of energy of every principal direction, strongest first; `dimensions` how many
-    of them the codec keeps.
+    `history` holds the lines of quality/history.jsonl, parsed, in any order; `tuning` is
+    quality/tuning.json; `spectrum` float32[d] the share of energy of every principal direction,
+    strongest first; `dimensions` how many of them the codec keeps.
     """
     import matplotlib
 
@@ -100,7 +103,8 @@ def _newest_of_each(history: History) -> list[Line]:
 
 
 def _with_expenses(releases: Sequence[Line]) -> list[Line]:
-    """Each release with what it took itself: the history holds what the pipeline has spent in its life."""
+    """Each release with what it took itself: the history holds what the pipeline has spent in its
+    life."""
     found: list[Line] = []
     for before, now in zip([{}, *releases], releases, strict=False):
         tokens, seconds, usd = (

@@ -1,4 +1,5 @@
-"""The contract of a source: its options, the files it names, and the batches of documents it yields.
+"""The contract of a source: its options, the files it names, and the batches of documents it
+yields.
 
 Here stands what is true of every format. How bytes become text is in `text.py`, how a path becomes
 files in `paths.py`, how columns become documents in `columns.py`; each format has its own module.
@@ -158,14 +159,16 @@ class Source(Choice):
         return schemas.documents_schema(self.metadata_types)
 
     def allows(self, rejected: int, total: int) -> bool:
-        """Whether `rejected` of `total` records (documents and rejections together) may be refused."""
+        """Whether `rejected` of `total` records (documents and rejections together) may be
+        refused."""
         limit = (
             self.max_rejected if isinstance(self.max_rejected, int) else self.max_rejected * total
         )
         return rejected <= limit
 
     def files(self, home: Path) -> list[SourceFile]:
-        """All files that `path` names, sorted by name, each once; relative entries are below `home`.
+        """All files that `path` names, sorted by name, each once; relative entries are below
+        `home`.
 
         Raises SourceError if an entry matches nothing or cannot be looked at.
         """
@@ -173,7 +176,8 @@ class Source(Choice):
 
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """Documents of one file in `schema`, at most `columns.BATCH_ROWS` rows and about 16 MB a batch.
+        """Documents of one file in `schema`, at most `columns.BATCH_ROWS` rows and about 16 MB a
+        batch.
 
         A record that cannot be a document goes to `log.reject`; records = documents + rejections.
         Raises SourceError for what cannot be read at all; batches yielded before it do not count.

@@ -24,7 +24,8 @@ Offsets = npt.NDArray[np.int64]
 _LF, _CR, _QUOTE = b'\n\r"'
 _LINE_END = rb"(?:\r\n|\n|\r(?=[^\n]))"  # at the end of a block, `\r` may be half of `\r\n`
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
-# Well quoted, over several lines even; or quoted on one line with something after it; or not quoted.
+# Well quoted, over several lines even; or quoted on one line with something after it; or not
+# quoted.
 _CELL = _QUOTED + rb'(?=[D\r\n])|"[^"\r\n]*+(?:""[^"\r\n]*+)*+"[^D\r\n]*+|(?!")[^D\r\n]*+'
 
 
@@ -73,7 +74,8 @@ class _Cutter:
         cell = b"(?:" + _CELL.replace(b"D", escaped) + b")"
         self.delimiter = ord(delimiter)
         self.record = re.compile(b"(" + cell + b"(?:" + escaped + cell + b")*+)" + _LINE_END)
-        # A quoted cell that goes on behind its closing quote; only over several lines is that a stray.
+        # A quoted cell that goes on behind its closing quote; only over several lines is that a
+        # stray.
         self.stray = re.compile(
             b"(?:" + cell + escaped + b")*+(" + _QUOTED + b')(?=[^"\r\n' + escaped + b"])"
         )

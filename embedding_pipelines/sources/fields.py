@@ -16,7 +16,8 @@ _LISTED_RECORDS = 100  # whose fields an error about a missing one lists
 class Fields:
     """Takes the records of one file one by one and gives documents in batches.
 
-    raw: makes the bytes of a record from what was handed over as its `origin`, only if it is refused.
+    raw: makes the bytes of a record from what was handed over as its `origin`, only if it is
+    refused.
     """
 
     def __init__(

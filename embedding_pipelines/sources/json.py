@@ -1,4 +1,5 @@
-"""JSON: an array of objects, read as a stream, each object a document; or one object as one document.
+"""JSON: an array of objects, read as a stream, each object a document; or one object as one
+document.
 
 What is not JSON cannot be read past, so it ends the run; an element that is no object is refused.
 """
@@ -31,7 +32,8 @@ class Json(TextSource):
     """One document per element of an array; `source_row` is the element's number, from 1.
 
     `records`: dotted path to the array, e.g. `data.items`. Without it the file itself is the array,
-    or it is one object and that is the one document, whose id is the file's name if `id` is not set.
+    or it is one object and that is the one document, whose id is the file's name if `id` is not
+    set.
     """
 
     kind: Literal["json"] = "json"

@@ -1,6 +1,7 @@
 """JSON Lines: one JSON object per line, each a document. A line that is none is refused alone.
 
-An empty file has no documents and is no error, other than in CSV and JSON: here it is the only way to say so.
+An empty file has no documents and is no error, other than in CSV and JSON: here it is the only way
+to say so.
 """
 
 import json

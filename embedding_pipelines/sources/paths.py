@@ -31,7 +31,8 @@ class SourceFile:
 
     @property
     def stamp(self) -> tuple[int, ...]:
-        """What changes whenever the content does. A copy that keeps size and times still has another ctime."""
+        """What changes whenever the content does. A copy that keeps size and times still has
+        another ctime."""
         return (self.size_bytes, self.mtime_ns, self.ctime_ns)
 
 

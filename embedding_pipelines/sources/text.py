@@ -1,4 +1,5 @@
-"""From the bytes of a text file to blocks of UTF-8: compression and encoding, nothing of the format.
+"""From the bytes of a text file to blocks of UTF-8: compression and encoding, nothing of the
+format.
 
 `encoding: auto` reads the file once before it is parsed. Valid UTF-8 is UTF-8, a byte order mark
 decides at once. Otherwise, if most non-ASCII characters are valid UTF-8 the file is UTF-8 with

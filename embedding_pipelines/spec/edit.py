@@ -1,8 +1,8 @@
 """Changes single options of a pipeline file, and leaves every other byte of it as it is.
 
-The places come from the parser that the files are read with, and only the text between them is replaced. To load,
-change and dump the file again, even by a library that keeps comments, would cost comments beside what is replaced and
-the user's own spacing.
+The places come from the parser that the files are read with, and only the text between them is
+replaced. To load, change and dump the file again, even by a library that keeps comments, would cost
+comments beside what is replaced and the user's own spacing.
 """
 
 import contextlib
@@ -27,10 +27,12 @@ BEFORE = {"compression": "model", "optimized": "compression"}  # a new option st
 
 @contextlib.contextmanager
 def edited(path: Path, options: Options, wanted: PipelineSpec) -> Iterator[None]:
-    """The pipeline file with these options while the body runs, and from then on if the body ends well.
+    """The pipeline file with these options while the body runs, and from then on if the body ends
+    well.
 
-    If it raises, the file is put back as it was, unless somebody else has changed it meanwhile. A scalar where
-    an option has to go into, such as `store: lancedb`, is replaced by a mapping of that option alone: say all of them.
+    If it raises, the file is put back as it was, unless somebody else has changed it meanwhile. A
+    scalar where an option has to go into, such as `store: lancedb`, is replaced by a mapping of
+    that option alone: say all of them.
 
     Raises ConfigError, and leaves the file as it is, if it would not become `wanted` by this.
     """
@@ -50,10 +52,11 @@ def edited(path: Path, options: Options, wanted: PipelineSpec) -> Iterator[None]
 
 
 def with_option(text: str, place: tuple[str, ...], value: Any) -> str:
-    """`text`, a pipeline file in YAML or JSON, with an option set to a plain value; JSON stays JSON.
+    """`text`, a pipeline file in YAML or JSON, with an option set to a plain value; JSON stays
+    JSON.
 
-    None takes the place of a value that is there, and is not written where there is none. Raises yaml.YAMLError if
-    the text cannot be parsed.
+    None takes the place of a value that is there, and is not written where there is none. Raises
+    yaml.YAMLError if the text cannot be parsed.
     """
     as_json = is_json(text)
     bom = "\ufeff" if text.startswith("\ufeff") else ""
@@ -163,7 +166,8 @@ def _rendered(value: Any, as_json: bool) -> str:
 
 
 def _refuse_other(path: Path, text: str, wanted: PipelineSpec, options: Options) -> None:
-    """ConfigError unless `text` says just what `wanted` is: an anchor, say, may stand in what was replaced."""
+    """ConfigError unless `text` says just what `wanted` is: an anchor, say, may stand in what was
+    replaced."""
     try:
         found, cause = parse_pipeline(text, path.stem, path.name), None
     except ConfigError as error:

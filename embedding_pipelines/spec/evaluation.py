@@ -1,4 +1,5 @@
-"""What a pipeline file may say under `evaluation:`, and the evidence that `optimize` leaves under `optimized:`.
+"""What a pipeline file may say under `evaluation:`, and the evidence that `optimize` leaves under
+`optimized:`.
 
 Names and directions of all measures stand here too; how each is taken stands with its code.
 """
@@ -105,7 +106,8 @@ CHECKS: dict[str, tuple[Effect, str]] = {
 
 
 class Evaluation(BaseModel):
-    """What to measure before each release, and what must hold. All paths are relative to the home folder."""
+    """What to measure before each release, and what must hold. All paths are relative to the home
+    folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

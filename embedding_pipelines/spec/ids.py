@@ -1,7 +1,8 @@
-"""The numbers of pipelines: given once, in the order in which they were first seen, for commands and scripts.
+"""The numbers of pipelines: given once, in the order in which they were first seen, for commands
+and scripts.
 
-They stand in the warehouse's `ids.json`. A name keeps its number when its file is deleted and comes back, and no
-number is ever given to another one.
+They stand in the warehouse's `ids.json`. A name keeps its number when its file is deleted and comes
+back, and no number is ever given to another one.
 """
 
 import re
@@ -19,7 +20,8 @@ NUMBER = re.compile(r"[0-9]+")  # which no name is: names begin with a letter
 
 
 def pipeline_ids(home: Path) -> dict[str, int]:
-    """The number of each pipeline that ever had a file; what has none yet is given the next ones, by name.
+    """The number of each pipeline that ever had a file; what has none yet is given the next ones,
+    by name.
 
     Raises StoreError if `ids.json` is damaged.
     """
@@ -53,7 +55,8 @@ def find_name(home: Path, text: str) -> str:
 
 
 def _without(ids: dict[str, int], home: Path) -> list[str]:
-    """The pipelines that have no number yet, by name; a file whose name cannot be a pipeline's gets none."""
+    """The pipelines that have no number yet, by name; a file whose name cannot be a pipeline's gets
+    none."""
     names = dict.fromkeys(path.stem for path in pipeline_files(home))
     return [name for name in names if name not in ids and NAME.fullmatch(name)]
 

@@ -67,7 +67,8 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
 
 
 def read_pipeline(path: Path) -> PipelineSpec:
-    """One pipeline file; its name is the file's. Raises ConfigError with a line for each mistake."""
+    """One pipeline file; its name is the file's. Raises ConfigError with a line for each
+    mistake."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -80,7 +81,8 @@ def read_pipeline(path: Path) -> PipelineSpec:
 
 
 def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
-    """A pipeline from YAML or JSON text; `where` stands in front of each error, and says whether it is JSON."""
+    """A pipeline from YAML or JSON text; `where` stands in front of each error, and says whether it
+    is JSON."""
     root = _compose(text.removeprefix("\ufeff"), where)
     problems = list(_check_keys(root, ()))
     spec: PipelineSpec | None = None
@@ -169,7 +171,8 @@ def _in_plain_words(error: yaml.MarkedYAMLError) -> str:
 
 
 def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[Problem]:
-    """Keys that stand twice or are no text; and `${NAME}` is replaced in every string on the way."""
+    """Keys that stand twice or are no text; and `${NAME}` is replaced in every string on the
+    way."""
     if node in above:
         yield node.start_mark.line + 1, "refers to itself; write the value out"
     elif isinstance(node, yaml.MappingNode):
@@ -192,7 +195,8 @@ def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[Probl
 
 
 def _expand(node: yaml.Node) -> Iterator[Problem]:
-    # JSON writes characters beyond the first 65,536 as two escapes, which YAML takes for two characters.
+    # JSON writes characters beyond the first 65,536 as two escapes, which YAML takes for two
+    # characters.
     text = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     for name in VARIABLE.findall(text):
         if name not in os.environ:
@@ -306,7 +310,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _place(root: yaml.Node, place: tuple[int | str, ...]) -> tuple[int, list[str]]:
-    """The line of a place in the file, and how the file calls it: the tag of a union is not in it."""
+    """The line of a place in the file, and how the file calls it: the tag of a union is not in
+    it."""
     node, line, path = root, root.start_mark.line + 1, []
     for at, part in enumerate(place):
         found = _child(node, part)

@@ -187,7 +187,8 @@ class PipelineSpec(BaseModel):
 
 
 def fingerprint(*parts: BaseModel | str | None) -> str:
-    """128-bit hex digest of resolved configuration: any knob that changes a result belongs in it."""
+    """128-bit hex digest of resolved configuration: any knob that changes a result belongs in
+    it."""
     texts = [
         part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part)
         for part in parts
@@ -201,7 +202,8 @@ def partition_of(document_id: str, partitions: int) -> int:
 
 
 def _is_in_range(schedule: str) -> bool:
-    """Whether the numbers of a cron schedule's fields can be minutes, hours and so on; steps are above 0."""
+    """Whether the numbers of a cron schedule's fields can be minutes, hours and so on; steps are
+    above 0."""
     if schedule.startswith("@"):
         return True
     for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=True):

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def write_chunks(context: StepContext, partition: str, provider: Provider) -> StepReport:
     """Bring one partition of chunks up to date with its documents.
 
-    Raises ConfigError if the chunk size does not fit the model, ProviderError if it cannot be loaded.
+    Raises ConfigError if the chunk size does not fit the model, ProviderError if it cannot be
+    loaded.
     """
     configuration = chunk_configuration(context, provider)
     current = current_chunks(context, partition, configuration)

@@ -1,8 +1,9 @@
 """codec: the compression is fitted once to all embeddings, and kept.
 
-It is found again by what it was fitted for (compression and space), so new data does not move the space under the
-vectors that are already stored. Which fitted file is in force a pointer says: fitting anew writes a file beside the
-old one, which the releases that were made with it keep, and moves the pointer.
+It is found again by what it was fitted for (compression and space), so new data does not move the
+space under the vectors that are already stored. Which fitted file is in force a pointer says:
+fitting anew writes a file beside the old one, which the releases that were made with it keep, and
+moves the pointer.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from embedding_pipelines.storage.warehouse import read_json, write_json
 
 
 def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepReport:
-    """Fit and keep the pipeline's codec for vectors of `space`, if that was not done before, or is to be done `again`.
+    """Fit and keep the pipeline's codec for vectors of `space`, if that was not done before, or is
+    to be done `again`.
 
     Raises CompressionError if there are too few vectors to fit it to.
     """
@@ -41,7 +43,8 @@ def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepRe
     fitted = CodecChain.fit(
         context.spec.compression, lambda: _vectors(context, space, total), space.dimensions
     )
-    # Its own id is in the name: one that is fitted anew never takes the place of one that a release names.
+    # Its own id is in the name: one that is fitted anew never takes the place of one that a release
+    # names.
     path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
     fitted.save(path)
     write_json(_pointer(context), {**_in_force(context), fitted_for(context, space): path.name})

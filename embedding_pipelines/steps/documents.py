@@ -1,9 +1,10 @@
 """documents: the changed files of the source become canonical rows in partitions, in one pass.
 
-Which files changed is told by size and times (`SourceFile.stamp`). Each touched partition is then written anew
-from what it held of the unchanged files and what the changed ones gave. Before the first partition is
-written `files.json` forgets the changed files, and names them again after the last: a run that dies
-in between is made up for by the next one, even if the files are then put back as they were.
+Which files changed is told by size and times (`SourceFile.stamp`). Each touched partition is then
+written anew from what it held of the unchanged files and what the changed ones gave. Before the
+first partition is written `files.json` forgets the changed files, and names them again after the
+last: a run that dies in between is made up for by the next one, even if the files are then put back
+as they were.
 """
 
 from collections.abc import Iterable, Iterator
@@ -45,8 +46,8 @@ def write_documents(context: StepContext) -> StepReport:
     """Bring all partitions of documents up to date with the source.
 
     Raises SourceError for files that cannot be read as the pipeline says, duplicate ids, and more
-    rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises ConfigError for
-    files of `evaluation:` that cannot be read, before anything is paid for.
+    rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
+    ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
     judged_queries(context)
     scored_pairs(context)
@@ -88,12 +89,14 @@ def write_documents(context: StepContext) -> StepReport:
 
 
 def current_documents(context: StepContext) -> StepReport | None:
-    """The report of documents that are up to date with the source, None if there is something to do."""
+    """The report of documents that are up to date with the source, None if there is something to
+    do."""
     return _current(context, *_compared(context))
 
 
 def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileStatistics], set[str]]:
-    """The files that are there, those that were read, and the names of those that are still the same."""
+    """The files that are there, those that were read, and the names of those that are still the
+    same."""
     listing = context.spec.source.files(context.warehouse.home)
     known = (
         known_files(context) if _has_all_partitions(context, source_configuration(context)) else {}
@@ -113,7 +116,8 @@ def _current(
 
 
 def known_files(context: StepContext) -> dict[str, FileStatistics]:
-    """The files as they were last read, by name; none if the source's options have changed since."""
+    """The files as they were last read, by name; none if the source's options have changed
+    since."""
     state = read_json(context.folder.files) or {}
     if state.get("configuration") != source_configuration(context):
         return {}

@@ -1,7 +1,8 @@
 """embeddings: each chunk gets its vector, from the cache or from the provider.
 
-A text that the provider refuses has no vector (null), and stands with the provider's words in the table of rejected
-texts. It is asked for again when its partition has other chunks, or when the run is told to.
+A text that the provider refuses has no vector (null), and stands with the provider's words in the
+table of rejected texts. It is asked for again when its partition has other chunks, or when the run
+is told to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,11 +39,13 @@ def write_embeddings(
     cache: EmbeddingCache,
     advance: Callable[[int], None],
 ) -> Iterator[StepReport]:
-    """Bring partitions of embeddings up to date with their chunks, and report each once it is committed.
+    """Bring partitions of embeddings up to date with their chunks, and report each once it is
+    committed.
 
-    `advance` is told tokens finished. While one partition is written the next ones are being embedded.
-    Raises ProviderError when the model fails, BudgetError when the pipeline's budget is spent, NotYet while texts are
-    with a service that answers later; what was embedded until then is in the cache, and what it cost on record.
+    `advance` is told tokens finished. While one partition is written the next ones are being
+    embedded. Raises ProviderError when the model fails, BudgetError when the pipeline's budget is
+    spent, NotYet while texts are with a service that answers later; what was embedded until then is
+    in the cache, and what it cost on record.
     """
     budget = BudgetTracker.of(context.spec.budget, provider)
     space, stale, unfinished = provider.space, [], EmbedCounts()
@@ -79,10 +82,11 @@ def _through_batches(
     provider: Provider,
     cache: EmbeddingCache,
 ) -> int:
-    """Collect what a service has done and hand it what nobody knows; the tokens billed for what was collected.
+    """Collect what a service has done and hand it what nobody knows; the tokens billed for what was
+    collected.
 
-    `partitions` are what has to be done; `is_whole`: nothing else has to be. Raises NotYet while a text of these partitions
-    is with the service.
+    `partitions` are what has to be done; `is_whole`: nothing else has to be. Raises NotYet while a
+    text of these partitions is with the service.
 
     What the service refused within a batch is left to be asked for directly, which says why.
     """
@@ -130,7 +134,8 @@ def _collect(context: StepContext, batches: Batches, provider: Provider) -> None
 
 
 def _noted(context: StepContext) -> set[str]:
-    """Tags of the batches that the pipeline waits for: when one has ended, its sensor asks for a run."""
+    """Tags of the batches that the pipeline waits for: when one has ended, its sensor asks for a
+    run."""
     return set((read_json(context.folder.waiting) or {"batches": []})["batches"])
 
 
@@ -291,8 +296,8 @@ def _write_rejected(context: StepContext, partition: str, rejected: list[dict[st
 
 
 def refuse_wrong_dimensions(context: StepContext, provider: Provider) -> None:
-    """ConfigError if the file says `output_dim` and the vectors will have another number, or if the store cannot keep
-    or search what the compression makes of them."""
+    """ConfigError if the file says `output_dim` and the vectors will have another number, or if the
+    store cannot keep or search what the compression makes of them."""
     wanted, chain = context.spec.output_dim, context.spec.compression
     given = check_chain(chain, provider.space.dimensions)
     context.spec.store.check(chain[-1].codec.dtype if chain else "float32", given)

@@ -70,11 +70,11 @@ def live_release(folder: PipelineFolder) -> Release:
 
 
 def release(context: StepContext, space: Space, force_reason: str = "") -> StepReport:
-    """Make the newest table version live, unless the newest release is just that: running again without
-    changes neither adds a release nor undoes a rollback.
+    """Make the newest table version live, unless the newest release is just that: running again
+    without changes neither adds a release nor undoes a rollback.
 
-    Raises ReleaseError unless just this version passed every check that blocks. A reason lets it pass though it is
-    worth less than it should be; a table that is broken is never released.
+    Raises ReleaseError unless just this version passed every check that blocks. A reason lets it
+    pass though it is worth less than it should be; a table that is broken is never released.
     """
     state, verified = table_state(context), read_json(context.folder.verified)
     configured = open_table(context, load_codec(context, space), space)[
@@ -122,7 +122,8 @@ def release(context: StepContext, space: Space, force_reason: str = "") -> StepR
 
 
 def current_release(context: StepContext, space: Space) -> StepReport | None:
-    """The report if the newest release is live and serves what a run would release now, else None."""
+    """The report if the newest release is live and serves what a run would release now, else
+    None."""
     known, state = read_releases(context.folder), table_state(context)
     if state is None or not known.releases or known.live != known.releases[-1].number:
         return None
@@ -198,7 +199,8 @@ def _next(context: StepContext, space: Space, known: Releases, state: TableState
 
 
 def _serve_alike(one: Release, other: Release) -> bool:
-    """Whether two releases answer every query alike: same rows, same model, same cleaning, same codec, same search."""
+    """Whether two releases answer every query alike: same rows, same model, same cleaning, same
+    codec, same search."""
     return all(
         getattr(one, name) == getattr(other, name)
         for name in ("table", "version", "space", "codec", "cleaning")
@@ -268,7 +270,8 @@ def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
 
 
 def pinned_model(context: StepContext) -> Provider:
-    """The pipeline's model as a release names it: with copies of the user's files that may change."""
+    """The pipeline's model as a release names it: with copies of the user's files that may
+    change."""
     return context.spec.model.pinned(context.warehouse.root / "calibration")
 
 

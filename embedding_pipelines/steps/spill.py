@@ -1,4 +1,5 @@
-"""The spill: what a pass over the source read, on disk by partition, until the partitions are written.
+"""The spill: what a pass over the source read, on disk by partition, until the partitions are
+written.
 
 Reading needs no more memory than a batch this way. Nothing here outlives the pass.
 """

@@ -1,6 +1,8 @@
-"""model: a provider that learns from the pipeline's own texts does so once, and again when its options change.
+"""model: a provider that learns from the pipeline's own texts does so once, and again when its
+options change.
 
-New data does not teach it again: all vectors would change, and every text would have to be embedded anew.
+New data does not teach it again: all vectors would change, and every text would have to be embedded
+anew.
 """
 
 from collections.abc import Iterator
@@ -15,7 +17,8 @@ from embedding_pipelines.storage.warehouse import read_json, write_json
 
 
 def learn_model(context: StepContext, provider: Provider) -> StepReport:
-    """Let the provider learn from all chunks. Raises SourceError if there is too little to learn from."""
+    """Let the provider learn from all chunks. Raises SourceError if there is too little to learn
+    from."""
     current = current_model(context, provider)
     if current is not None:
         return current
@@ -42,7 +45,8 @@ def learn_model(context: StepContext, provider: Provider) -> StepReport:
 
 
 def current_model(context: StepContext, provider: Provider) -> StepReport | None:
-    """The report of a model that was learnt with the present options, None if there is something to do."""
+    """The report of a model that was learnt with the present options, None if there is something to
+    do."""
     made = read_json(context.folder.model)
     if made is None or made["configuration"] != fingerprint(provider):
         return None

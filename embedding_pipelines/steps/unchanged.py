@@ -1,7 +1,8 @@
 """unchanged: whether a run would find nothing to do, told from file times and manifests alone.
 
-Each step decides by the same function as when it runs. Nothing is written, and neither the model nor the
-store's library is loaded, so that an hourly run of a thousand pipelines costs next to nothing.
+Each step decides by the same function as when it runs. Nothing is written, and neither the model
+nor the store's library is loaded, so that an hourly run of a thousand pipelines costs next to
+nothing.
 """
 
 from collections.abc import Iterator
@@ -25,8 +26,8 @@ from embedding_pipelines.storage.warehouse import Warehouse, read_json
 def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:
     """What every step would report, or None if one of them has something to do or to complain of.
 
-    None too if the last whole run is not on record in the Dagster instance of today: its web UI would
-    otherwise never learn of what is there.
+    None too if the last whole run is not on record in the Dagster instance of today: its web UI
+    would otherwise never learn of what is there.
     """
     context, reports = StepContext(spec, Warehouse(home)), []
     instance = instance_folder(home)

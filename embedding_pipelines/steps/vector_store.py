@@ -164,7 +164,8 @@ def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
 
 
 def _forget_releases(context: StepContext, name: str) -> None:
-    """A table that was lost is made anew, and counts its versions from 1 again: no release may name the old ones."""
+    """A table that was lost is made anew, and counts its versions from 1 again: no release may name
+    the old ones."""
     known = read_json(context.folder.releases)
     if known and any(entry["table"] == name for entry in known["releases"]):
         known["releases"] = [entry for entry in known["releases"] if entry["table"] != name]

@@ -49,7 +49,8 @@ class Shards:
         self.folder = folder
 
     def manifest(self, partition: str) -> Manifest | None:
-        """The partition's manifest, None if the partition was never written, is lost or cut short: it is then made anew."""
+        """The partition's manifest, None if the partition was never written, is lost or cut short:
+        it is then made anew."""
         try:
             made = parsed(Manifest, read_json(self.folder / f"{partition}.json"))
         except StoreError:
@@ -57,7 +58,8 @@ class Shards:
         return made if made and _size(self.folder / made.shard) == made.size_bytes else None
 
     def current(self, partition: str, inputs: str, configuration: str) -> Manifest | None:
-        """The partition's manifest if it was made from just these inputs by just these settings, else None."""
+        """The partition's manifest if it was made from just these inputs by just these settings,
+        else None."""
         made = self.manifest(partition)
         return (
             made
@@ -82,7 +84,8 @@ class Shards:
             yield from file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
 
     def schema(self, partition: str) -> pa.Schema | None:
-        """The Arrow schema of the partition's shard, its metadata included; None if never written."""
+        """The Arrow schema of the partition's shard, its metadata included; None if never
+        written."""
         made = self.manifest(partition)
         return pq.read_schema(self.folder / made.shard) if made else None
 
@@ -100,7 +103,8 @@ class Shards:
         configuration: str,
         statistics: dict[str, Any],
     ) -> Manifest:
-        """Replace the partition; `statistics` is read after `batches` is used up, so a generator may fill it."""
+        """Replace the partition; `statistics` is read after `batches` is used up, so a generator
+        may fill it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with _draft(self.folder / partition) as draft:
             rows = _write_parquet(draft, schema, batches)
@@ -148,8 +152,8 @@ class PipelineFolder:
     def lock(
         self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1
     ) -> Iterator[None]:
-        """Hold the pipeline across processes, until done or dead: "step" while a step writes, "run" while
-        one process brings it up to date from end to end.
+        """Hold the pipeline across processes, until done or dead: "step" while a step writes, "run"
+        while one process brings it up to date from end to end.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
@@ -163,7 +167,8 @@ class PipelineFolder:
             ) from error
 
     def fix_partitions(self, partitions: int) -> None:
-        """Remember the number of partitions at the first run; ConfigError if it has changed since."""
+        """Remember the number of partitions at the first run; ConfigError if it has changed
+        since."""
         path = self.folder / "pipeline.json"
         fixed = read_json(path)
         if fixed is None:
@@ -187,7 +192,8 @@ class Warehouse:
 
     @contextlib.contextmanager
     def batches_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
-        """Held while texts are collected from a service or handed to it: pipelines of one model share them.
+        """Held while texts are collected from a service or handed to it: pipelines of one model
+        share them.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
@@ -205,7 +211,8 @@ class Warehouse:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file. Raises StoreError if it is damaged."""
+    """The object in a JSON file, None if there is no such file. Raises StoreError if it is
+    damaged."""
     try:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -218,8 +225,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
-    """A state as its dataclass; None if there is none, or if another version of this package laid it out
-    otherwise: it counts as never written, and what it stands for is made anew."""
+    """A state as its dataclass; None if there is none, or if another version of this package laid
+    it out otherwise: it counts as never written, and what it stands for is made anew."""
     try:
         return kind(**found) if found is not None else None
     except TypeError:
@@ -252,7 +259,8 @@ def file_digest(path: Path) -> str:
 
 
 def _size(path: Path) -> int | None:
-    """A file's bytes, None without one. After a power cut, a file that was renamed may be shorter than was written."""
+    """A file's bytes, None without one. After a power cut, a file that was renamed may be shorter
+    than was written."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

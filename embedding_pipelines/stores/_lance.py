@@ -1,4 +1,5 @@
-"""How LanceDB is reached: its import, its connections, its event loop, and its errors in readable words."""
+"""How LanceDB is reached: its import, its connections, its event loop, and its errors in readable
+words."""
 
 import contextlib
 import functools
@@ -32,7 +33,8 @@ def connect(folder: Path) -> Any:
 
 
 def wait(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs `work` in lancedb's own background loop, as its sync side does: callers may have a loop of theirs."""
+    """Runs `work` in lancedb's own background loop, as its sync side does: callers may have a loop
+    of theirs."""
     done: Result = lancedb().background_loop.LOOP.run(work)
     return done
 
@@ -75,7 +77,8 @@ def quoted(text: str) -> str:
 
 
 class Watched(Iterator[pa.RecordBatch]):
-    """Batches, and what went wrong in making them: Lance turns every error of an iterator into its own."""
+    """Batches, and what went wrong in making them: Lance turns every error of an iterator into its
+    own."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
         self._batches = iter(batches)

@@ -1,4 +1,5 @@
-"""The indices of LanceDB: what each kind is and needs, when one is trained anew, and when small files are merged."""
+"""The indices of LanceDB: what each kind is and needs, when one is trained anew, and when small
+files are merged."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ class Index:
     divisor: int  # of the dimensions that it takes
 
 
-# Measured with lancedb 0.40, cosine, k = 10, 20 probes. 100,000 MiniLM vectors of captions, 384 float32, recall@10 with
-# refine 1, 2, 3, 5, 10, 20: sq 0.989 and 1 from 2 on (38.6 MB); rq 0.776, 0.951, 0.986, 0.997, 0.9995, 0.9995 (6.2 MB);
-# pq 0.752, 0.927, 0.973, 0.992, 1, 1 (5.4 MB, trained in 431 s where rq took 4 and sq 22). Fewer dimensions hold fewer
-# bits: 12,000 x 64 in clusters, refine 2, 5, 10, 20: rq 0.36, 0.65, 0.84, 0.98; pq 0.54, 0.80, 0.94, 0.997.
+# Measured with lancedb 0.40, cosine, k = 10, 20 probes. 100,000 MiniLM vectors of captions, 384
+# float32, recall@10 with refine 1, 2, 3, 5, 10, 20: sq 0.989 and 1 from 2 on (38.6 MB); rq 0.776,
+# 0.951, 0.986, 0.997, 0.9995, 0.9995 (6.2 MB); pq 0.752, 0.927, 0.973, 0.992, 1, 1 (5.4 MB, trained
+# in 431 s where rq took 4 and sq 22). Fewer dimensions hold fewer bits: 12,000 x 64 in clusters,
+# refine 2, 5, 10, 20: rq 0.36, 0.65, 0.84, 0.98; pq 0.54, 0.80, 0.94, 0.997.
 INDICES: dict[str, Index] = {
     "sq": Index("IvfSq", 2, 1),
     "rq": Index("IvfRq", 20, 8),
@@ -36,11 +38,12 @@ INDICES: dict[str, Index] = {
     "hnsw": Index("IvfHnswSq", 5, 1),
 }
 RETRAIN_GROWTH = 2.0  # train the index again when the table has grown by this factor since
-# Each update adds a segment to the index, and a file that is merged with none of another segment. Measured on
-# 30,000 rows: a search takes 8.6 ms of processor time with 1 segment, 15 with 11, 24 with 41; training 1.3 s.
+# Each update adds a segment to the index, and a file that is merged with none of another segment.
+# Measured on 30,000 rows: a search takes 8.6 ms of processor time with 1 segment, 15 with 11, 24
+# with 41; training 1.3 s.
 MAX_SEGMENTS = 8
-# Compaction writes the whole table anew, and each kept release keeps its own copy: a change of 78 rows of 5,000 then
-# costs 12 MB. So it waits until searches would feel that it is due.
+# Compaction writes the whole table anew, and each kept release keeps its own copy: a change of 78
+# rows of 5,000 then costs 12 MB. So it waits until searches would feel that it is due.
 MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
 MAX_UNINDEXED_ROWS = 4_000  # searched by brute force: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
@@ -49,9 +52,11 @@ MAX_DEAD_SHARE = 0.2  # of the rows on disk
 def bring_up_to_date(
     table: Lance, kind: IndexKind, metric: Metric, index_rows: int, trained_rows: int
 ) -> int:
-    """Train, keep or drop the index of a table's vectors; returns how many rows the one it has was trained on.
+    """Train, keep or drop the index of a table's vectors; returns how many rows the one it has was
+    trained on.
 
-    `index_rows` is from how many rows on one is kept, `trained_rows` what the last training saw (0: never).
+    `index_rows` is from how many rows on one is kept, `trained_rows` what the last training saw (0:
+    never).
     """
     rows = table.count_rows()
     indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
@@ -73,15 +78,17 @@ def bring_up_to_date(
 
 
 def sub_vectors(dimensions: int) -> int:
-    """Into how many parts of 8 numbers, else of 4, a vector is cut for product quantization: one byte each."""
+    """Into how many parts of 8 numbers, else of 4, a vector is cut for product quantization: one
+    byte each."""
     return dimensions // (8 if dimensions % 8 == 0 else 4)
 
 
 def tidy(table: Lance) -> None:
-    """Small files into one, new rows into the index, and versions away that no release needs, if it is time for it."""
+    """Small files into one, new rows into the index, and versions away that no release needs, if it
+    is time for it."""
     if _is_scattered(table):
-        # Lance refuses to remove anything while a tagged version is older than the limit, so the limit is the oldest
-        # kept version. Unverified files are ours: the pipeline is locked.
+        # Lance refuses to remove anything while a tagged version is older than the limit, so the
+        # limit is the oldest kept version. Unverified files are ours: the pipeline is locked.
         table.optimize(cleanup_older_than=_age_of_oldest_kept(table), delete_unverified=True)
 
 
@@ -106,7 +113,8 @@ def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
 
 
 def _is_scattered(table: Lance) -> bool:
-    """Whether a table has become so many small files, or so many rows outside its index, that searches feel it."""
+    """Whether a table has become so many small files, or so many rows outside its index, that
+    searches feel it."""
     rows: Any = table.stats()  # a dict, whatever its annotation says
     files = rows["fragment_stats"]
     dead = 1 - rows["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])

@@ -1,9 +1,11 @@
-"""One version of a LanceDB table as searches use it: through its index, or by an exact scan of int8 codes.
+"""One version of a LanceDB table as searches use it: through its index, or by an exact scan of int8
+codes.
 
-LanceDB 0.40 neither searches nor indexes int8 columns (it makes each query float32, and Lance refuses to compare the
-two), and it compresses no vectors. One byte a number on disk is therefore had by a column that is read and compared
-here. Measured by turns on 100,000 vectors of captions, k = 10, two busy cores: 384 int8 codes p50 98 ms (least 57), 128
-of them 56 (30); LanceDB's own scan of 384 float32 195 (102), of float16 262 (140); its `sq` index 24 (12).
+LanceDB 0.40 neither searches nor indexes int8 columns (it makes each query float32, and Lance
+refuses to compare the two), and it compresses no vectors. One byte a number on disk is therefore
+had by a column that is read and compared here. Measured by turns on 100,000 vectors of captions, k
+= 10, two busy cores: 384 int8 codes p50 98 ms (least 57), 128 of them 56 (30); LanceDB's own scan
+of 384 float32 195 (102), of float16 262 (140); its `sq` index 24 (12).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ SCAN_ROWS = 512  # that are compared at a time: 512 x 384 float32 stay in a proc
 
 @dataclass(frozen=True)
 class Searched:
-    """Of lancedb's async side: its sync side waits for its own loop five times a search, twice of it for the schema."""
+    """Of lancedb's async side: its sync side waits for its own loop five times a search, twice of
+    it for the schema."""
 
     table: AsyncTable
     columns: list[str]  # that a searcher is given
@@ -70,9 +73,11 @@ class Searched:
     def by_scan(
         self, vector: NDArray[np.generic], k: int, filter: str | None, columns: list[str]
     ) -> pa.Table:
-        """The same for int8 codes and a vector float[d] that they are compared with by the cosine; always exact.
+        """The same for int8 codes and a vector float[d] that they are compared with by the cosine;
+        always exact.
 
-        Codes of zeros match nothing. In memory are the rows that are compared and a distance and a number of each row.
+        Codes of zeros match nothing. In memory are the rows that are compared and a distance and a
+        number of each row.
         """
         asked = np.asarray(vector, np.float32)
         query = self.table.query().select([VECTOR]).with_row_id()
@@ -128,7 +133,8 @@ async def _compared(
 def _cosines(
     codes: NDArray[np.int8], asked: NDArray[np.float32]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Cosines of int8[n, d] with a unit vector float32[d], block by block with the first row; NaN for zeros."""
+    """Cosines of int8[n, d] with a unit vector float32[d], block by block with the first row; NaN
+    for zeros."""
     for first in range(0, len(codes), SCAN_ROWS):
         numbers = codes[first : first + SCAN_ROWS].astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))

@@ -24,7 +24,8 @@ NUMBERS: dict[str, pa.DataType] = {
 
 
 class Table(ABC):
-    """One table of vectors of one space. Reading methods see the newest version unless told another."""
+    """One table of vectors of one space. Reading methods see the newest version unless told
+    another."""
 
     @property
     @abstractmethod
@@ -42,9 +43,9 @@ class Table(ABC):
 
     @abstractmethod
     def index(self, metric: Metric, trained_rows: int) -> int:
-        """Bring the table into its final form for this version: not scattered over many small files, with the vector
-        index that the store's options name where it is large enough for one, and without old versions that `keep`
-        does not name.
+        """Bring the table into its final form for this version: not scattered over many small
+        files, with the vector index that the store's options name where it is large enough for one,
+        and without old versions that `keep` does not name.
 
         What is small enough may wait: searches find all rows, indexed or not.
 
@@ -75,9 +76,9 @@ class Table(ABC):
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
-        `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on the metadata
-        columns. With `copies` the rows hold `vector_copy` too, of a table that has it. Raises StoreError if the
-        filter is wrong.
+        `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on
+        the metadata columns. With `copies` the rows hold `vector_copy` too, of a table that has it.
+        Raises StoreError if the filter is wrong.
         """
 
     @abstractmethod
@@ -97,9 +98,11 @@ class Store(Choice):
     )  # releases that a rollback can go back to, the live one included
 
     def check(self, dtype: str, dimensions: int) -> None:
-        """ConfigError if codes of `dimensions` numbers of `dtype` cannot be kept or searched as the options say.
+        """ConfigError if codes of `dimensions` numbers of `dtype` cannot be kept or searched as the
+        options say.
 
-        `dtype` is a codec's: float32, float16, int8 or binary. What is not refused here can be kept.
+        `dtype` is a codec's: float32, float16, int8 or binary. What is not refused here can be
+        kept.
         """
 
     def number(self, dtype: str) -> pa.DataType:
@@ -108,7 +111,8 @@ class Store(Choice):
 
     @property
     def layout(self) -> str:
-        """The options that decide what a table holds and how it is indexed; the others decide how it is searched."""
+        """The options that decide what a table holds and how it is indexed; the others decide how
+        it is searched."""
         return self.model_dump_json()
 
     @abstractmethod

@@ -37,16 +37,18 @@ MANIFEST_END = b"LANC"  # of a manifest that was written whole
 class Lancedb(Store):
     """A table per pipeline and space, exact search below `index_rows` rows.
 
-    `index` is over the vectors: `sq` one byte a number, `rq` one bit, `pq` one byte for 8 numbers (or 4), `hnsw` a
-    graph over `sq`, each searched and then compared again by the column's own numbers; `none` for exact search.
-    Packed bits have one kind of their own. int8 codes take one byte a number on disk with `none` alone: LanceDB
-    cannot index such a column, so with an index they stand in float16, which holds them exactly.
+    `index` is over the vectors: `sq` one byte a number, `rq` one bit, `pq` one byte for 8 numbers
+    (or 4), `hnsw` a graph over `sq`, each searched and then compared again by the column's own
+    numbers; `none` for exact search. Packed bits have one kind of their own. int8 codes take one
+    byte a number on disk with `none` alone: LanceDB cannot index such a column, so with an index
+    they stand in float16, which holds them exactly.
     """
 
     kind: Literal["lancedb"] = "lancedb"
     index: IndexKind = "sq"
     index_rows: int = Field(10_000, ge=256)  # from this many rows on an index is kept
-    # How many times as many candidates as are wanted are compared again; None: what suits the index.
+    # How many times as many candidates as are wanted are compared again; None: what suits the
+    # index.
     refine: int | None = Field(None, ge=1)
     nprobes: int = Field(20, ge=1)  # parts of an index that are searched; lancedb's default
 
@@ -94,8 +96,9 @@ class LanceTable(Table):
 
     @property
     def version(self) -> int | None:
-        # From the names of the manifests, which the format fixes: a run that changes nothing then need not
-        # import lancedb, which takes 1.6 s. Whatever looks unusual is left to lancedb, its refusal included.
+        # From the names of the manifests, which the format fixes: a run that changes nothing then
+        # need not import lancedb, which takes 1.6 s. Whatever looks unusual is left to lancedb, its
+        # refusal included.
         manifests = self._manifests()
         if not manifests:
             return None
@@ -192,7 +195,8 @@ class LanceTable(Table):
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def _manifests(self) -> list[Path]:
-        """One file per version. The first commit makes the table; a folder without any is of a process that died."""
+        """One file per version. The first commit makes the table; a folder without any is of a
+        process that died."""
         return list((self.folder / f"{self.name}.lance" / "_versions").glob("*.manifest"))
 
     def _open(self, version: int | None = None) -> Lance:

@@ -1,4 +1,5 @@
-"""A system for the tests, run as a script for its steps: it never removes a document, and it may fail on a change.
+"""A system for the tests, run as a script for its steps: it never removes a document, and it may
+fail on a change.
 
 Its vectors are the `hashing` provider's, so nothing has to be loaded.
 """

@@ -1,4 +1,5 @@
-"""The phases are what they say: how many documents change, which ones, and what that does to the files."""
+"""The phases are what they say: how many documents change, which ones, and what that does to the
+files."""
 
 import json
 from pathlib import Path

@@ -70,7 +70,8 @@ def test_an_edit_that_does_not_show_is_refused() -> None:
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The texts that a stand-in for the encoder was asked for; a token of it is a word, its limit is 8."""
+    """The texts that a stand-in for the encoder was asked for; a token of it is a word, its limit
+    is 8."""
     texts: list[str] = []
 
     def encode(batch: list[str], **options: Any) -> Any:

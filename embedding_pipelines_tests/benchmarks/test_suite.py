@@ -1,4 +1,5 @@
-"""A system is taken through the phases, judged after each, and what is wrong with it reaches the reader."""
+"""A system is taken through the phases, judged after each, and what is wrong with it reaches the
+reader."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""This project and the floor go through all phases and end exactly right; `hashing` stands in for the model."""
+"""This project and the floor go through all phases and end exactly right; `hashing` stands in for
+the model."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""`optimize` as it is typed: the file, the run, the evidence; and what happens when it cannot be."""
+"""`optimize` as it is typed: the file, the run, the evidence; and what happens when it cannot
+be."""
 
 import json
 from pathlib import Path

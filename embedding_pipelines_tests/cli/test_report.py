@@ -1,4 +1,5 @@
-"""The command `report`: it prints where the page is, and opens it only for somebody who can see it."""
+"""The command `report`: it prints where the page is, and opens it only for somebody who can see
+it."""
 
 import json
 import sys

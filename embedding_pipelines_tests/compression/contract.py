@@ -1,7 +1,7 @@
 """What every compressor must keep; each kind's test calls it, then adds what is special to it.
 
-The vectors have geometry: clusters around random centres with a shared mean direction, as text models give
-them, so that a codec that loses the neighbours fails.
+The vectors have geometry: clusters around random centres with a shared mean direction, as text
+models give them, so that a codec that loses the neighbours fails.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,8 @@ NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "
 def clustered(
     n: int, dimensions: int, seed: int = 0, rank: int = 24, noise: float = 0.05
 ) -> Vectors:
-    """Unit vectors float32[n, dimensions] in 25 clusters, most of them in a space of `rank` directions."""
+    """Unit vectors float32[n, dimensions] in 25 clusters, most of them in a space of `rank`
+    directions."""
     basis = np.random.default_rng(20_240_501)  # the same space and centres whatever the seed
     mean = basis.normal(size=dimensions) / np.sqrt(dimensions)
     directions = np.linalg.qr(basis.normal(size=(dimensions, rank)))[0].T

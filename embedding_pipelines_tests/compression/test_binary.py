@@ -109,7 +109,8 @@ def test_rescored_cosines_are_the_exact_ones_within_the_error_of_the_copies(
     chain = fitted([Binary.model_validate({"rescore": rescore})], vectors)
     copies = chain.encode_copies(vectors * np.float32(length))
     assert copies is not None
-    # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by its own length.
+    # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by
+    # its own length.
     scale = chain.statistics()["codecs"][0]["copy"].get("scale", 2**-10)
     found = chain.rescore(vectors[7] * np.float32(length), copies)
     assert found == pytest.approx(

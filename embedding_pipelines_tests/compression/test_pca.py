@@ -32,7 +32,8 @@ def test_pca_to_all_dimensions_is_a_rotation_that_loses_nothing() -> None:
 
 
 def test_the_mean_is_not_subtracted() -> None:
-    """A strong common direction is the first one kept, so cosines between vectors stay what they were."""
+    """A strong common direction is the first one kept, so cosines between vectors stay what they
+    were."""
     vectors = unit(clustered(300, 32, rank=8) + np.float32(3) * clustered(1, 32, seed=9))
     codes = Pca(dimensions=10).fit([vectors]).encode(vectors)
     assert codes @ codes.T == pytest.approx(vectors @ vectors.T, abs=0.01)

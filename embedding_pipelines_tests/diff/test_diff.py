@@ -29,7 +29,8 @@ from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, rea
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
 
-# Nothing is measured: some of these releases are worse than the one before, which is not the matter here.
+# Nothing is measured: some of these releases are worse than the one before, which is not the matter
+# here.
 PIPELINE = PLAIN + UNMEASURED
 
 COLOURS = ("red", "green", "blue", "amber", "black")

@@ -1,4 +1,5 @@
-"""A small service for tests of flow control: the provider `openai` in little calls, and windows of texts."""
+"""A small service for tests of flow control: the provider `openai` in little calls, and windows of
+texts."""
 
 import base64
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Batches from submission to table: through kills, reboots and a service that fails, nothing is paid for twice."""
+"""Batches from submission to table: through kills, reboots and a service that fails, nothing is
+paid for twice."""
 
 import json
 import os
@@ -84,7 +85,8 @@ def zoo(home: Path, server: BatchServer) -> Path:
 def embedded(
     home: Path, name: str = "zoo", partitions: Sequence[str] | None = None
 ) -> list[StepReport]:
-    """A run up to the embeddings, of some partitions or all, with all objects new, as another process has them."""
+    """A run up to the embeddings, of some partitions or all, with all objects new, as another
+    process has them."""
     context = context_of(home, name)
     provider = context.spec.model
     write_documents(context)

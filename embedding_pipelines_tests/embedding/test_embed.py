@@ -97,7 +97,8 @@ class Replying(Recording):
 
 
 class Copying(Hashing):
-    """Gives the vectors of another space for nothing, two of them wrong, and an array of a third that is none."""
+    """Gives the vectors of another space for nothing, two of them wrong, and an array of a third
+    that is none."""
 
     def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
         copies = Hashing(dimensions=32).embed(inputs, input_type)
@@ -181,7 +182,8 @@ def test_texts_that_are_the_same_to_the_model_may_have_the_same_vector(tmp_path:
 
 
 class Slow(Recording):
-    """Several calls at once, the first of them the slowest; it remembers how many ran side by side."""
+    """Several calls at once, the first of them the slowest; it remembers how many ran side by
+    side."""
 
     concurrent_requests: int = 3
     fails_at: int | None = None  # the call that fails, counted from 0

@@ -1,4 +1,5 @@
-"""Ten thousand texts through a service that fails in every way it can: what lands, what is refused, what is paid."""
+"""Ten thousand texts through a service that fails in every way it can: what lands, what is refused,
+what is paid."""
 
 import os
 import random
@@ -213,7 +214,8 @@ def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
 
 @pytest.mark.alone
 def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -> None:
-    """A service that lets 40 requests a second in: nearly all of it is used, and few are turned away."""
+    """A service that lets 40 requests a second in: nearly all of it is used, and few are turned
+    away."""
     allowed, seconds = 40, 6
     with (
         serve(DIALECT, DIMENSIONS, latency_seconds=0.05) as server,
@@ -295,7 +297,8 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
 
 
 def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
-    """Through the steps: it is missing in the table, its neighbours are there, and a mended service takes it in."""
+    """Through the steps: it is missing in the table, its neighbours are there, and a mended service
+    takes it in."""
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
     source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\npartitions: 4\n"
     with serve(DIALECT, DIMENSIONS) as server:
@@ -417,7 +420,8 @@ def test_what_a_run_that_fails_was_billed_with_is_told(
 
 
 class Restarting(Little):
-    """Takes one text per request. Once the text "first" has its vector it is away, until it is asked for a proof."""
+    """Takes one text per request. Once the text "first" has its vector it is away, until it is
+    asked for a proof."""
 
     gone_for_ever: str = ""  # a text that no request can hold
     _first_landed: threading.Event = PrivateAttr(default_factory=threading.Event)

@@ -1,4 +1,5 @@
-"""The pace of one key: kept by all threads and processes together, lowered by refusals, found again, never lost."""
+"""The pace of one key: kept by all threads and processes together, lowered by refusals, found
+again, never lost."""
 
 import json
 import sqlite3
@@ -141,7 +142,8 @@ def test_a_refusal_that_one_process_meets_pauses_the_other(
 def test_a_refusal_never_lets_more_than_the_stated_pace_through(
     made: Callable[..., Limiter],
 ) -> None:
-    """Those that had their turn given before the refusal take another one among those that come after it."""
+    """Those that had their turn given before the refusal take another one among those that come
+    after it."""
     pace = 20
     limiter, times, end = made(pace * 60), [], time.monotonic() + 4
 
@@ -196,7 +198,8 @@ def test_a_refused_request_comes_again_when_the_service_said(
 def test_the_pace_follows_what_the_service_says_and_keeps_its_bounds(
     events: list[tuple[bool, float, float]],
 ) -> None:
-    """It never falls below the lowest, falls at most once per observed second, and only by a share."""
+    """It never falls below the lowest, falls at most once per observed second, and only by a
+    share."""
     state, now, lowerings = State(), NOW, [-1e9]
     for is_refusal, after, pause in events:
         now += after

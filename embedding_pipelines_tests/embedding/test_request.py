@@ -1,4 +1,5 @@
-"""How patient one request is: what is asked again, how often and after how long, and what is raised in the end."""
+"""How patient one request is: what is asked again, how often and after how long, and what is raised
+in the end."""
 
 import threading
 import time

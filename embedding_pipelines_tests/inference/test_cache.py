@@ -1,4 +1,5 @@
-"""Folders that are made once: whole or not there, and never removed from under whoever has them open."""
+"""Folders that are made once: whole or not there, and never removed from under whoever has them
+open."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The local engine: batches by tokens, room for what does not fit, precision, and when a model is loaded."""
+"""The local engine: batches by tokens, room for what does not fit, precision, and when a model is
+loaded."""
 
 import argparse
 import decimal

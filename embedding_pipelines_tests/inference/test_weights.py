@@ -1,4 +1,5 @@
-"""Where a model's files come from: a folder, a package with the official weights, then the hub; or one sentence."""
+"""Where a model's files come from: a folder, a package with the official weights, then the hub; or
+one sentence."""
 
 import shutil
 import socket

@@ -1,4 +1,5 @@
-"""Two releases of the same kind of data are no drift; a part of it that moved is, and its partition is named."""
+"""Two releases of the same kind of data are no drift; a part of it that moved is, and its partition
+is named."""
 
 import time
 
@@ -12,7 +13,8 @@ PARTITIONS = 8
 
 
 def sketch(vectors: np.ndarray, first: int = 0, size: int = 100) -> Sketch:
-    """Of float32[n, d] with the ids first, first + 1, ..., in partitions by id, in blocks of `size`."""
+    """Of float32[n, d] with the ids first, first + 1, ..., in partitions by id, in blocks of
+    `size`."""
     made, rows = Sketch(), np.arange(len(vectors))
     for partition in range(PARTITIONS):
         here = rows[(rows + first) % PARTITIONS == partition]

@@ -1,4 +1,5 @@
-"""Queries from texts of many kinds: what is asked is short, is not in the rest, and is always the same."""
+"""Queries from texts of many kinds: what is asked is short, is not in the rest, and is always the
+same."""
 
 import time
 

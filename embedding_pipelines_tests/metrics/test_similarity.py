@@ -1,4 +1,5 @@
-"""Cosines, distances and neighbours, whatever the numbers; Spearman's correlation of cosines with scores."""
+"""Cosines, distances and neighbours, whatever the numbers; Spearman's correlation of cosines with
+scores."""
 
 import math
 from collections.abc import Callable

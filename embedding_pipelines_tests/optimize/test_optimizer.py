@@ -1,4 +1,5 @@
-"""A compression is measured on the pipeline's own vectors; what is found is what searches really find."""
+"""A compression is measured on the pipeline's own vectors; what is found is what searches really
+find."""
 
 import json
 from pathlib import Path
@@ -82,7 +83,8 @@ def evidence_of(context: StepContext) -> dict[str, Any]:
 
 
 def all_files(home: Path) -> dict[str, bytes]:
-    """Everything that a pipeline is made of, but for what may be written: queries' vectors and evidence."""
+    """Everything that a pipeline is made of, but for what may be written: queries' vectors and
+    evidence."""
     written = {
         "tuning.json",
         "cache.sqlite",

@@ -88,7 +88,8 @@ def notes(home: Path) -> PipelineSpec:
 
 
 def unmeasured(spec: PipelineSpec, *checks: str) -> PipelineSpec:
-    """The same pipeline, whose model is asked for nothing but chunks, and for what `checks` need."""
+    """The same pipeline, whose model is asked for nothing but chunks, and for what `checks`
+    need."""
     asking = {
         "provider_is_unchanged",
         "vectors_belong_to_their_texts",

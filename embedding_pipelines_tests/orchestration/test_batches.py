@@ -1,4 +1,5 @@
-"""Texts that a service embeds later, through Dagster: runs that wait, the sensor that asks for the next, the CLI."""
+"""Texts that a service embeds later, through Dagster: runs that wait, the sensor that asks for the
+next, the CLI."""
 
 import contextlib
 import json

@@ -139,7 +139,8 @@ def test_the_quick_way_cuts_where_the_library_itself_cuts() -> None:
 
 
 def test_time_grows_with_the_text_and_not_with_its_square() -> None:
-    """The library alone takes minutes for this text: without windows its time grows with the square."""
+    """The library alone takes minutes for this text: without windows its time grows with the
+    square."""
     text = "你好世界今天天气很好" * 20_000
     cutter = Cutter(bytes_(), 512, Chunk())
     started = time.process_time()

@@ -1,4 +1,5 @@
-"""Small tokenizers of the three families in use, built here, and the checks that all chunks must pass."""
+"""Small tokenizers of the three families in use, built here, and the checks that all chunks must
+pass."""
 
 import functools
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ WORDS = [
 
 @functools.cache
 def wordpiece() -> Tokenizer:
-    """As BERT: words, word pieces, unknown words of over 20 letters are one token; [CLS] and [SEP]."""
+    """As BERT: words, word pieces, unknown words of over 20 letters are one token; [CLS] and
+    [SEP]."""
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?-+/="
     pieces = [*"abcdefghijklmnopqrstuvwxyz0123456789", "ing", "ed", "s"]
     vocabulary = [
@@ -50,7 +52,8 @@ def wordpiece() -> Tokenizer:
 
 @functools.cache
 def bytes_() -> Tokenizer:
-    """As GPT and CLIP, but without merges: one token for each byte, so an emoji has four; one end token."""
+    """As GPT and CLIP, but without merges: one token for each byte, so an emoji has four; one end
+    token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ids = {token: number for number, token in enumerate(["<end>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(ids, []))
@@ -64,7 +67,8 @@ def bytes_() -> Tokenizer:
 
 @functools.cache
 def unigram() -> Tokenizer:
-    """As XLM-R and T5: a mark before each word, compatibility forms taken apart; no special tokens."""
+    """As XLM-R and T5: a mark before each word, compatibility forms taken apart; no special
+    tokens."""
     scores = [("<unk>", 0.0), ("▁", -2.0), *((f"▁{word}", -3.0) for word in WORDS)]
     scores += [(letter, -6.0) for letter in "abcdefghijklmnopqrstuvwxyz.,"]
     tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))

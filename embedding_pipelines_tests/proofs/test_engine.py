@@ -1,4 +1,5 @@
-"""The engine on real texts: how little is padding, and memory that does not grow with the corpus."""
+"""The engine on real texts: how little is padding, and memory that does not grow with the
+corpus."""
 
 import csv
 import itertools
@@ -78,7 +79,8 @@ def test_less_than_three_in_a_hundred_tokens_are_padding(
 def test_memory_does_not_grow_with_the_corpus_once_windows_are_full(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the files to the codec. Training LanceDB's index takes more for more rows: benchmarks/NOTES.md."""
+    """From the files to the codec. Training LanceDB's index takes more for more rows:
+    benchmarks/NOTES.md."""
     with (shared / "captions" / "captions_en.csv").open("rb") as file:
         lines = file.readlines()
     peaks = []

@@ -1,4 +1,5 @@
-"""PCA of a million vectors, from the pipeline's own shards to the fitted codec, in little memory."""
+"""PCA of a million vectors, from the pipeline's own shards to the fitted codec, in little
+memory."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""PEPs, up to 15,851 words: every chunk fits the model, stands where it says, and nothing falls between two."""
+"""PEPs, up to 15,851 words: every chunk fits the model, stands where it says, and nothing falls
+between two."""
 
 from pathlib import Path
 

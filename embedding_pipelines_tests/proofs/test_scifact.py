@@ -1,4 +1,5 @@
-"""SciFact through a pipeline file: the model's published retrieval figure, then what a change of 1% costs.
+"""SciFact through a pipeline file: the model's published retrieval figure, then what a change of 1%
+costs.
 
 The tests of this module build on one another, because embedding the corpus takes minutes.
 """
@@ -113,7 +114,8 @@ def test_each_compression_keeps_the_ndcg_that_it_promises(
 def _exact_search(
     chain: CodecChain, documents: Vectors, queries: Vectors, k: int
 ) -> list[NDArray[np.int64]]:
-    """The rows of the k nearest documents of each query by their codes, rescored where there are copies."""
+    """The rows of the k nearest documents of each query by their codes, rescored where there are
+    copies."""
     codes, asked = chain.encode(documents), chain.encode(queries)
     if chain.metric == "hamming":
         codes, asked = (

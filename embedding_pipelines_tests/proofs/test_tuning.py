@@ -1,4 +1,5 @@
-"""Compression with a proven floor, on captions and a real model: small where it may be, refused where it may not."""
+"""Compression with a proven floor, on captions and a real model: small where it may be, refused
+where it may not."""
 
 import csv
 import itertools

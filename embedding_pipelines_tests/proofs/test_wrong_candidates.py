@@ -1,4 +1,5 @@
-"""A real model's vectors: wrong candidates are stopped, each by the check that knows why, and right ones never."""
+"""A real model's vectors: wrong candidates are stopped, each by the check that knows why, and right
+ones never."""
 
 import json
 import random
@@ -65,7 +66,8 @@ def write(home: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 
 class Faulty(Provider):
-    """The real model behind a fault, which makes a space of its own: what was embedded before proves nothing of it."""
+    """The real model behind a fault, which makes a space of its own: what was embedded before
+    proves nothing of it."""
 
     kind: str = "faulty"
     inner: Provider

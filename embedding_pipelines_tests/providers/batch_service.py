@@ -1,7 +1,9 @@
-"""OpenAI's Batch interface on loopback, as documented: files, batches, results, and direct requests beside them.
+"""OpenAI's Batch interface on loopback, as documented: files, batches, results, and direct requests
+beside them.
 
-A batch stays `in_progress` until a test ends it. What becomes of a text is said by `fate`; what becomes of a request by
-`faults`, a queue per step. The server keeps account of every text that it was paid for, batch or not.
+A batch stays `in_progress` until a test ends it. What becomes of a text is said by `fate`; what
+becomes of a request by `faults`, a queue per step. The server keeps account of every text that it
+was paid for, batch or not.
 """
 
 import base64
@@ -72,9 +74,10 @@ class BatchServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.dimensions, self.key = dimensions, key
         self.fate: Callable[[str], str | None] = lambda text: None
-        """Of a text in a batch; None: it is answered. refused: 400; broken: 500; lost: nobody came to it; unnamed: it
-        is in no file; junk: its line is no JSON; stranger: its line has an id that nobody gave; empty: 200 without a
-        vector; nan, zero, short: its vector is that; alike: it is the vector of all others of this fate."""
+        """Of a text in a batch; None: it is answered. refused: 400; broken: 500; lost: nobody came
+        to it; unnamed: it is in no file; junk: its line is no JSON; stranger: its line has an id
+        that nobody gave; empty: 200 without a vector; nan, zero, short: its vector is that; alike:
+        it is the vector of all others of this fate."""
         self.refuses: Callable[[str], bool] = lambda text: (
             False
         )  # of a text in a direct request: 400

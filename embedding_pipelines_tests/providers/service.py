@@ -1,4 +1,5 @@
-"""What every provider behind HTTP must keep beside the contract; each kind's test calls it with its own dialect."""
+"""What every provider behind HTTP must keep beside the contract; each kind's test calls it with its
+own dialect."""
 
 import pytest
 
@@ -34,7 +35,8 @@ def refusal(provider: Remote, server: WireServer, fault: Fault) -> ProviderError
 
 
 def check_service(provider: Remote, server: WireServer) -> None:
-    """Faults get the class that says what to do, with the service's words; an empty call asks nothing."""
+    """Faults get the class that says what to do, with the service's words; an empty call asks
+    nothing."""
     for status, meaning in MEANINGS.items():
         fault = Fault("status", status, f"It is the {status}th day.", {"retry-after": "7"})
         error = refusal(provider, server, fault)
@@ -57,7 +59,8 @@ def check_service(provider: Remote, server: WireServer) -> None:
 
 
 def check_secrecy(provider: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key is nowhere but in the environment, and its absence is an error that names the variable."""
+    """The key is nowhere but in the environment, and its absence is an error that names the
+    variable."""
     shown = (
         repr(provider),
         provider.model_dump_json(),

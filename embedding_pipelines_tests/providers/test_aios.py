@@ -1,4 +1,5 @@
-"""`aios`: the contract against a real gRPC server, every shape of reply, and what each status means."""
+"""`aios`: the contract against a real gRPC server, every shape of reply, and what each status
+means."""
 
 import json
 import math

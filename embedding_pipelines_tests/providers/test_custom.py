@@ -1,4 +1,5 @@
-"""`custom`: the contract, a module in the home folder, what its space holds, and each way a class can be wrong."""
+"""`custom`: the contract, a module in the home folder, what its space holds, and each way a class
+can be wrong."""
 
 import itertools
 import sys

@@ -1,4 +1,5 @@
-"""`hf`: the same vectors as sentence-transformers, from one conversion that every later process reuses."""
+"""`hf`: the same vectors as sentence-transformers, from one conversion that every later process
+reuses."""
 
 import json
 import shutil
@@ -42,7 +43,8 @@ def test_hf_keeps_the_contract(home: Path) -> None:
 
 def test_its_space_says_what_the_model_is(home: Path) -> None:
     space = Hf(model=MINILM).space
-    # Of weights, tokenizer and configuration: it is the same on every machine, or vectors would be made again.
+    # Of weights, tokenizer and configuration: it is the same on every machine, or vectors would be
+    # made again.
     assert space.revision == "fc27240912cfa4800d55ef19fae732fbe3ab2c16562e158b72870ec1eec46cdb"
     assert (space.dimensions, space.max_tokens, space.pooling, space.normalized) == (
         384,

@@ -1,7 +1,9 @@
-"""`hf` against sentence-transformers: models of many makes, tiny and with random weights, go through unchanged.
+"""`hf` against sentence-transformers: models of many makes, tiny and with random weights, go
+through unchanged.
 
-Each case builds a model folder (about 32 dimensions, two layers, a tokenizer trained on the texts below), then
-compares what the provider gives for both input types with `encode_document` and `encode_query` on the same folder.
+Each case builds a model folder (about 32 dimensions, two layers, a tokenizer trained on the texts
+below), then compares what the provider gives for both input types with `encode_document` and
+`encode_query` on the same folder.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def tokenizer(
     unknown: str,
     **options: Any,
 ) -> Any:
-    """A small tokenizer of one kind, which puts `front` and `back` around a text; as transformers wraps it."""
+    """A small tokenizer of one kind, which puts `front` and `back` around a text; as transformers
+    wraps it."""
     import transformers
 
     wrapper: Any = transformers.PreTrainedTokenizerFast
@@ -467,7 +470,8 @@ def test_a_model_goes_through_unchanged(name: str, apart: Path) -> None:
 
 
 def test_a_static_model_goes_through_unchanged(apart: Path) -> None:
-    """No network at all: the mean of its tokens' vectors, without special tokens and without a limit."""
+    """No network at all: the mean of its tokens' vectors, without special tokens and without a
+    limit."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding

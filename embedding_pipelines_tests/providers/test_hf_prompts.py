@@ -1,4 +1,5 @@
-"""`hf` with prompts that a model's files do not name: its family's, or the user's; against sentence-transformers."""
+"""`hf` with prompts that a model's files do not name: its family's, or the user's; against
+sentence-transformers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +56,8 @@ def hf(name: str, **options: Any) -> Hf:
 
 
 def check(home: Path, provider: Hf, prompts: dict[str, str]) -> None:
-    """The provider's vectors are those of sentence-transformers with these prompts, and its space says so."""
+    """The provider's vectors are those of sentence-transformers with these prompts, and its space
+    says so."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(home / provider.model), device="cpu", local_files_only=True)

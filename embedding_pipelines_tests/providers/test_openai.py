@@ -1,4 +1,5 @@
-"""What OpenAI's documented interface makes of texts, faults and odd replies; other servers that speak it included."""
+"""What OpenAI's documented interface makes of texts, faults and odd replies; other servers that
+speak it included."""
 
 import base64
 import threading

@@ -1,4 +1,5 @@
-"""`tei`: the contract, limits as the server states them, and which of its 413s concerns the call and which a text."""
+"""`tei`: the contract, limits as the server states them, and which of its 413s concerns the call
+and which a text."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""`tensorflow`: what can be told without loading a model; TensorFlow itself is no part of the development install."""
+"""`tensorflow`: what can be told without loading a model; TensorFlow itself is no part of the
+development install."""
 
 import sys
 from pathlib import Path

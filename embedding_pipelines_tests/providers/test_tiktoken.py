@@ -1,4 +1,5 @@
-"""The converted vocabulary counts as tiktoken does, and one that cannot be had is told with the remedy."""
+"""The converted vocabulary counts as tiktoken does, and one that cannot be had is told with the
+remedy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ SAMPLES = [*WORDS, *SPACES, "'s", "'LL", "'LLama", "'ſ", "1", "12345", "<|endof
 
 
 def ranks() -> dict[bytes, int]:
-    """All bytes, then half the pieces of the words and spaces, in an order that has nothing to do with their length."""
+    """All bytes, then half the pieces of the words and spaces, in an order that has nothing to do
+    with their length."""
     found = {
         text[start:end]
         for word in [*WORDS, *SPACES]
@@ -68,7 +70,8 @@ def test_characters_of_all_kinds_are_cut_as_tiktoken_does(encoding: tiktoken.Enc
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Empty cache folders and a network that leads nowhere; the folder that keeps the converted vocabulary."""
+    """Empty cache folders and a network that leads nowhere; the folder that keeps the converted
+    vocabulary."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "tiktoken"))
     for scheme in ("http", "https", "all"):

@@ -1,4 +1,5 @@
-"""`voyage`: the contract, its wire format in base64, and a model of version 4 that embeds queries for another."""
+"""`voyage`: the contract, its wire format in base64, and a model of version 4 that embeds queries
+for another."""
 
 import base64
 from collections.abc import Iterator
@@ -204,7 +205,8 @@ def test_vectors_of_different_lengths_are_a_failure(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> None:
-    """Documents of another model are another space all the same: who changes to a better one wants its vectors."""
+    """Documents of another model are another space all the same: who changes to a better one wants
+    its vectors."""
     both = voyage(server, model="voyage-4-large", query_model="voyage-4-lite")
     assert (
         both.space.id

@@ -1,4 +1,5 @@
-"""`word2vec`: the contract, every format of file, texts without a known word, and learning from one's own texts."""
+"""`word2vec`: the contract, every format of file, texts without a known word, and learning from
+one's own texts."""
 
 import gzip
 import os

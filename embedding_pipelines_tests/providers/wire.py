@@ -1,7 +1,8 @@
 """A real HTTP server on loopback that speaks a provider's documented format, and fails as it does.
 
-A test gives it a `Dialect`: how a request is read, and how vectors and errors are written. Faults are taken from a
-queue, one per request, or drawn at random by `chance`. It keeps account of every text that it was paid for.
+A test gives it a `Dialect`: how a request is read, and how vectors and errors are written. Faults
+are taken from a queue, one per request, or drawn at random by `chance`. It keeps account of every
+text that it was paid for.
 """
 
 import json
@@ -29,16 +30,12 @@ Body = dict[str, Any]
 class Fault:
     """What happens to one request instead of the right answer. `kind`:
 
-    status   an HTTP error `status`, as the dialect words it, with `headers`
-    reset    the connection is torn down, nothing was computed
-    drip     the right answer, a few bytes at a time, over `seconds`
-    fewer    200 with one vector too few
-    reversed the right vectors in another order (the index, where there is one, still tells which is which)
-    nan      200, one row is NaN
-    zero     200, one row is zero
-    alike    200, all rows are the same vector
-    short    200, vectors of half the dimensions
-    inside   200 with an error in it
+    status   an HTTP error `status`, as the dialect words it, with `headers` reset    the connection
+    is torn down, nothing was computed drip     the right answer, a few bytes at a time, over
+    `seconds` fewer    200 with one vector too few reversed the right vectors in another order (the
+    index, where there is one, still tells which is which) nan      200, one row is NaN zero
+    200, one row is zero alike    200, all rows are the same vector short    200, vectors of half
+    the dimensions inside   200 with an error in it
     """
 
     kind: str

@@ -1,4 +1,5 @@
-"""What a candidate is worth: wrong ones are stopped, each by the check that knows why, and right ones are not."""
+"""What a candidate is worth: wrong ones are stopped, each by the check that knows why, and right
+ones are not."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -71,7 +72,8 @@ def live(home: Path) -> int:
 
 
 def vandalize(context: StepContext, change: Callable[[Vectors], Vectors]) -> None:
-    """Change the vectors of the table, and nothing else, as a faulty step would have written them."""
+    """Change the vectors of the table, and nothing else, as a faulty step would have written
+    them."""
     state = table_state(context)
     assert state is not None
     table = context.spec.store.table(context.warehouse.tables, state.table)
@@ -556,7 +558,8 @@ def test_judgements_of_strangers_are_refused(home: Path) -> None:
 
 
 def test_figures_of_other_judgements_are_not_compared(home: Path) -> None:
-    """Documents that were judged wrongly: the figures of the right ones are no better and no worse."""
+    """Documents that were judged wrongly: the figures of the right ones are no better and no
+    worse."""
     rows = texts(60)
     write_csv(home, "a.csv", rows)
     queries = [{"_id": f"q{i}", "text": str(rows[i][1])} for i in range(20)]

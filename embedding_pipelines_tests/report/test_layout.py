@@ -1,4 +1,5 @@
-"""The map: clusters stay together, known points stay where they are, and a new fit keeps the arrangement."""
+"""The map: clusters stay together, known points stay where they are, and a new fit keeps the
+arrangement."""
 
 import numpy as np
 import pytest

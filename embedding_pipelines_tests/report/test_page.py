@@ -1,4 +1,5 @@
-"""The report: what stands in the page, where points of the map go, and texts that would like to be markup."""
+"""The report: what stands in the page, where points of the map go, and texts that would like to be
+markup."""
 
 import json
 import re

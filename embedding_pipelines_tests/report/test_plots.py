@@ -1,4 +1,5 @@
-"""The charts: what can be drawn is drawn, what cannot is left to a sentence, and equal figures make equal bytes."""
+"""The charts: what can be drawn is drawn, what cannot is left to a sentence, and equal figures make
+equal bytes."""
 
 import xml.etree.ElementTree as ET
 from typing import Any

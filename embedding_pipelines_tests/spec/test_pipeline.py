@@ -1,4 +1,5 @@
-"""`PipelineSpec`: short forms, names, and that every option is in the fingerprint of what it changes."""
+"""`PipelineSpec`: short forms, names, and that every option is in the fingerprint of what it
+changes."""
 
 from typing import Any
 

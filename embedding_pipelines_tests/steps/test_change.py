@@ -1,4 +1,5 @@
-"""After any change of the source the table is that of a rebuild from nothing, and only new texts were embedded."""
+"""After any change of the source the table is that of a rebuild from nothing, and only new texts
+were embedded."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""codec and embeddings: fitted once and kept, anew where asked for; wrong sizes and orders are told."""
+"""codec and embeddings: fitted once and kept, anew where asked for; wrong sizes and orders are
+told."""
 
 import dataclasses
 import os

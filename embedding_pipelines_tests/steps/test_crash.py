@@ -1,5 +1,5 @@
-"""A run that dies at any write is made up for by the next: same table, nothing embedded twice, and the live
-release is searchable all the time.
+"""A run that dies at any write is made up for by the next: same table, nothing embedded twice, and
+the live release is searchable all the time.
 """
 
 import os

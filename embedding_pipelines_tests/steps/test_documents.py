@@ -1,4 +1,5 @@
-"""documents: only changed files are read, bad records are told, and a refused source leaves everything as it was."""
+"""documents: only changed files are read, bad records are told, and a refused source leaves
+everything as it was."""
 
 from pathlib import Path
 

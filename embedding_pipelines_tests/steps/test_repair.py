@@ -1,4 +1,5 @@
-"""A warehouse that lost something, or a source that plays tricks: a run puts it right or says what to do."""
+"""A warehouse that lost something, or a source that plays tricks: a run puts it right or says what
+to do."""
 
 import json
 import os

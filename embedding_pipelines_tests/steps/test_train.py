@@ -1,4 +1,5 @@
-"""A provider that learns from the pipeline's own texts: once, kept, and again when its options change."""
+"""A provider that learns from the pipeline's own texts: once, kept, and again when its options
+change."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of partitions fixed."""
+"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of partitions
+fixed."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""Tables of clustered vectors in every code, and how well a search finds in them what is nearest."""
+"""Tables of clustered vectors in every code, and how well a search finds in them what is
+nearest."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def add(
 def recall(
     table: LanceTable, codec: CodecChain, vectors: np.ndarray, names: list[int], queries: np.ndarray
 ) -> float:
-    """Share of the 10 nearest by the codec's own codes, computed exactly, that the search returns."""
+    """Share of the 10 nearest by the codec's own codes, computed exactly, that the search
+    returns."""
     codes, asked = codec.encode(vectors), asked_with(codec, queries)
     if codec.metric == "hamming":
         bits, wanted = np.unpackbits(codes, axis=1), np.unpackbits(asked, axis=1)

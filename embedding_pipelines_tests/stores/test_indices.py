@@ -1,4 +1,5 @@
-"""The indices of `lancedb`: recall, growth, unindexed rows, changes of kind, and which codes can have which."""
+"""The indices of `lancedb`: recall, growth, unindexed rows, changes of kind, and which codes can
+have which."""
 
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,8 @@ def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_
 def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when_another_is_wanted(
     tmp_path: Path,
 ) -> None:
-    """With the refine factor that suits it; measured on 12,000 vectors, of which 2,000 came after its training."""
+    """With the refine factor that suits it; measured on 12,000 vectors, of which 2,000 came after
+    its training."""
     codec, vectors, queries = (
         CodecChain([], DIMENSIONS),
         clustered(12_000, DIMENSIONS),

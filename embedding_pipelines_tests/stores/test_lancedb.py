@@ -64,7 +64,8 @@ def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
 
 
 def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
-    """It is read from file names: compared after every kind of change that a table here goes through."""
+    """It is read from file names: compared after every kind of change that a table here goes
+    through."""
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
 
     def agree() -> int:
@@ -131,7 +132,8 @@ def test_a_manifest_that_is_cut_short_is_no_version(tmp_path: Path) -> None:
 
 
 def test_a_filter_finds_its_rows_wherever_they_lie(tmp_path: Path) -> None:
-    """They may all be in partitions far from the query, as when it is about something else than the filter."""
+    """They may all be in partitions far from the query, as when it is about something else than the
+    filter."""
     vectors = np.random.default_rng(0).normal(0, 0.02, (20_000, 16)).astype(np.float32)
     vectors[::2, 0] += 1
     vectors[1::2, 0] -= (

@@ -1,4 +1,5 @@
-"""int8 codes without an index: one byte a number on disk, and an exact search by this project's own scan."""
+"""int8 codes without an index: one byte a number on disk, and an exact search by this project's own
+scan."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -150,7 +151,8 @@ def test_a_query_is_not_rounded_so_that_scores_are_nearer_to_the_cosines(
 def test_a_table_takes_the_bytes_of_its_codes_on_disk(
     tmp_path: Path, compression: str, index: str, bytes_per_vector: float
 ) -> None:
-    """Beside the same table without vectors' worth of numbers: what the rest of a row takes is left out."""
+    """Beside the same table without vectors' worth of numbers: what the rest of a row takes is left
+    out."""
     vectors = clustered(5_000, 384)
     codec, least = (
         fitted(compression, vectors),

@@ -1,7 +1,8 @@
 """A tokenizer for models whose own is not at hand: counts from above, so that texts cut by it fit.
 
-Pieces of up to four ASCII letters, three digits, one sign, and one character of any other script. Byte-pair
-vocabularies need fewer tokens for prose; what they need more for (rare signs, emoji) the service itself refuses.
+Pieces of up to four ASCII letters, three digits, one sign, and one character of any other script.
+Byte-pair vocabularies need fewer tokens for prose; what they need more for (rare signs, emoji) the
+service itself refuses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What providers behind a network share: their options, one HTTP request, and what an answer means.
 
-A provider makes one request and raises what it meant. Waiting, retrying and splitting are decided in one place for
-all of them, `embedding/asking.py` and `embedding/embed.py`; the SDKs' own retries are switched off.
+A provider makes one request and raises what it meant. Waiting, retrying and splitting are decided
+in one place for all of them, `embedding/asking.py` and `embedding/embed.py`; the SDKs' own retries
+are switched off.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _MAKING = threading.Lock()
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 SECRETS: dict[str, str] = {}
-"""Keys that a program was given otherwise than by its environment, by the name that `api_key_env` then holds."""
+"""Keys that a program was given otherwise than by its environment, by the name that `api_key_env`
+then holds."""
 
 
 class Busy(ProviderError):
@@ -57,7 +59,8 @@ class Busy(ProviderError):
 
 
 class Unreachable(ProviderError):
-    """A fault on the way or in the service (timeout, reset, 500): the same request may well succeed later."""
+    """A fault on the way or in the service (timeout, reset, 500): the same request may well succeed
+    later."""
 
 
 class Garbled(Unreachable):
@@ -73,7 +76,8 @@ class TooLarge(ProviderError):
 
 
 class Service(Provider):
-    """Options of every provider behind a network. Names of environment variables, never a secret."""
+    """Options of every provider behind a network. Names of environment variables, never a
+    secret."""
 
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service asks for none."""
@@ -92,15 +96,17 @@ class Service(Provider):
     timeout_seconds: float = Field(60.0, gt=0)
     concurrent_requests: int = Field(8, ge=1, le=256)
     requests_per_minute: float | None = Field(None, gt=0)
-    """What the account allows, if known; shared by all runs of this machine. Else 429s alone slow requests down."""
+    """What the account allows, if known; shared by all runs of this machine. Else 429s alone slow
+    requests down."""
 
     tokens_per_minute: float | None = Field(None, gt=0)
     usd_per_million_tokens: float | None = Field(None, ge=0, le=MAX_PRICE)
     """Overrides the published price."""
 
     tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, a `tokenizer.json` below the home folder, or
-    "estimate", from above. Default: the service's own where it is known, else the estimate."""
+    """Whose tokenizer counts: a model of the Hugging Face hub, a `tokenizer.json` below the home
+    folder, or "estimate", from above. Default: the service's own where it is known, else the
+    estimate."""
 
     @property
     @abstractmethod
@@ -109,7 +115,8 @@ class Service(Provider):
 
     @property
     def flow_key(self) -> str:
-        """Whose requests are counted together: everybody's with this key at this address. Tells nothing of the key."""
+        """Whose requests are counted together: everybody's with this key at this address. Tells
+        nothing of the key."""
         return digest(self.address.encode(), (self.api_key or "").encode()).hex()
 
     @property
@@ -134,7 +141,8 @@ class Service(Provider):
 
     @property
     def bearer(self) -> dict[str, str]:
-        """The key as most services want it, in the header `authorization`; empty without a key. Raises as `api_key`."""
+        """The key as most services want it, in the header `authorization`; empty without a key.
+        Raises as `api_key`."""
         key = self.api_key
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
@@ -153,13 +161,15 @@ class Service(Provider):
 
     @abstractmethod
     def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        """One request. Raises Busy, Unreachable, BadInput or TooLarge; ProviderError for what ends the run."""
+        """One request. Raises Busy, Unreachable, BadInput or TooLarge; ProviderError for what ends
+        the run."""
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self.ask(inputs, input_type).vectors
 
     def json_of(self, content: bytes) -> Any:
-        """What a reply that says 200 holds. Raises Unreachable if it is no JSON, such as a gateway's own page."""
+        """What a reply that says 200 holds. Raises Unreachable if it is no JSON, such as a
+        gateway's own page."""
         try:
             return json.loads(content)
         except ValueError as error:
@@ -169,7 +179,8 @@ class Service(Provider):
             ) from error
 
     def quoted(self, body: str) -> str:
-        """The sentence in an error's body, without the key: before it is cut, and once JSON is read."""
+        """The sentence in an error's body, without the key: before it is cut, and once JSON is
+        read."""
         return self.redacted(spoken(self.redacted(body)))
 
     def redacted(self, words: str) -> str:
@@ -281,7 +292,8 @@ def spoken(body: str) -> str:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as `retry-after-ms` or `retry-after` (seconds or a date) say; None without either."""
+    """Seconds to wait as `retry-after-ms` or `retry-after` (seconds or a date) say; None without
+    either."""
     from datetime import UTC, datetime
 
     found = {name.lower(): value for name, value in headers.items()}

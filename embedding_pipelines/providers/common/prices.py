@@ -1,6 +1,8 @@
-"""What is published about models: sizes, limits, prices, retirement. Facts only; a model not listed works as well.
+"""What is published about models: sizes, limits, prices, retirement. Facts only; a model not listed
+works as well.
 
-Prices are USD per million input tokens as in litellm 1.109.1's table, which quotes the vendors' pages.
+Prices are USD per million input tokens as in litellm 1.109.1's table, which quotes the vendors'
+pages.
 """
 
 import re
@@ -48,7 +50,8 @@ MODELS: dict[str, ModelFacts] = {
     "cohere:embed-english-light-v3.0": replace(COHERE_3, dimensions=384),
     # litellm 1.109.1 says 100 USD here, a thousand times the price of its sisters: not believed.
     "cohere:embed-multilingual-light-v3.0": replace(COHERE_3, dimensions=384),
-    # Tokens per request: docs.voyageai.com/reference/embeddings-api; the family: blog.voyageai.com/2026/01/15/voyage-4.
+    # Tokens per request: docs.voyageai.com/reference/embeddings-api; the family:
+    # blog.voyageai.com/2026/01/15/voyage-4.
     "voyage:voyage-4-large": replace(VOYAGE_4, usd=0.12, request_tokens=120_000),
     "voyage:voyage-4": replace(VOYAGE_4, usd=0.06, request_tokens=320_000),
     "voyage:voyage-4-lite": replace(VOYAGE_4, usd=0.02, request_tokens=1_000_000),
@@ -65,7 +68,8 @@ MODELS: dict[str, ModelFacts] = {
     ),
     "gemini:gemini-embedding-2": ModelFacts(3072, 8192, 0.20, 0.10, range(128, 3072)),
     "ollama:nomic-embed-text": ModelFacts(768, 8192, 0.0, shorter=(64, 128, 256, 512)),
-    # Local models: their cards on huggingface.co. What counts in a run is what the model's own files say.
+    # Local models: their cards on huggingface.co. What counts in a run is what the model's own
+    # files say.
     "hf:google-bert/bert-base-uncased": ModelFacts(768, 512, 0.0),
     "hf:sentence-transformers/all-MiniLM-L6-v2": ModelFacts(384, 256, 0.0),
     "hf:sentence-transformers/all-mpnet-base-v2": ModelFacts(768, 384, 0.0),
@@ -85,8 +89,9 @@ MODELS: dict[str, ModelFacts] = {
     "hf:google/embeddinggemma-300m": ModelFacts(768, 2_048, 0.0),
 }
 
-# Open models that were trained so that vectors may be cut to a prefix, by the last part of their name, as Hugging Face
-# and ollama have them. Source: their cards on huggingface.co ("Matryoshka" or "MRL"; gte: "elastic").
+# Open models that were trained so that vectors may be cut to a prefix, by the last part of their
+# name, as Hugging Face and ollama have them. Source: their cards on huggingface.co ("Matryoshka" or
+# "MRL"; gte: "elastic").
 MATRYOSHKA = re.compile(
     r".*matryoshka.*|.*-mrl-.*|nomic-embed-text-v(1\.5|2).*|modernbert-embed-(base|large)|mxbai-embed-(2d-)?large.*"
     r"|mxbai-embed-xsmall.*|snowflake-arctic-embed(2|-m-v1\.5|-[ml]-v2\.0)|qwen3-embedding.*|embeddinggemma.*"
@@ -95,7 +100,8 @@ MATRYOSHKA = re.compile(
 
 
 def is_trained_for_truncation(kind: str, model: str) -> bool:
-    """Whether the first numbers of its vectors are known to stand for all of them, as those of Matryoshka models do."""
+    """Whether the first numbers of its vectors are known to stand for all of them, as those of
+    Matryoshka models do."""
     facts, name = (
         facts_of(kind, model),
         model.rstrip("/").rpartition("/")[2].partition(":")[0].lower(),
@@ -117,7 +123,8 @@ def published_price(kind: str, model: str) -> float | None:
 def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
     """How many dimensions the vectors will have: `wanted`, or the model's own number.
 
-    Raises ValueError if the model cannot give `wanted`, with the numbers it can, and if nobody knows its own.
+    Raises ValueError if the model cannot give `wanted`, with the numbers it can, and if nobody
+    knows its own.
     """
     facts = facts_of(kind, model)
     if facts is None:
@@ -134,8 +141,8 @@ def chosen_dimensions(kind: str, model: str, wanted: int | None) -> int:
 
 
 def dimensions_to_ask(kind: str, model: str, wanted: int | None) -> int | None:
-    """`wanted` as a request says it; None for the model's own number: Cohere's version 3 and Voyage's models before
-    3.5 know no such parameter."""
+    """`wanted` as a request says it; None for the model's own number: Cohere's version 3 and
+    Voyage's models before 3.5 know no such parameter."""
     facts = facts_of(kind, model)
     return None if facts is not None and wanted == facts.dimensions else wanted
 

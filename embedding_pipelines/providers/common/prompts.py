@@ -1,6 +1,8 @@
-"""What asymmetric models want before a query and before a document, by family, where the model's own files do not say.
+"""What asymmetric models want before a query and before a document, by family, where the model's
+own files do not say.
 
-Leaving it out costs quality unseen: E5's MRR 0.764 instead of 0.850, nomic's hit@1 84% instead of 88%.
+Leaving it out costs quality unseen: E5's MRR 0.764 instead of 0.850, nomic's hit@1 84% instead of
+88%.
 """
 
 import re
@@ -9,8 +11,8 @@ from collections.abc import Mapping
 SENTENCE = "Represent this sentence for searching relevant passages: "
 TASK = "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"
 
-# A family is known by a pattern in its name, the first that fits; sources are the models' own cards. Not here, since
-# their cards want nothing: all-MiniLM, bge-m3, gte-base and the like.
+# A family is known by a pattern in its name, the first that fits; sources are the models' own
+# cards. Not here, since their cards want nothing: all-MiniLM, bge-m3, gte-base and the like.
 PROMPTS: dict[str, dict[str, str]] = {
     r"e5-(small|base|large|mistral-7b)-instruct": {"query": f"{TASK}Query: "},
     r"e5-(small|base|large)": {"query": "query: ", "document": "passage: "},
@@ -30,9 +32,11 @@ PROMPTS: dict[str, dict[str, str]] = {
 
 
 def prompts_of(model: str, own: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The text before "query" and "document": the user's `own`, else the family's; empty without either.
+    """The text before "query" and "document": the user's `own`, else the family's; empty without
+    either.
 
-    Only the last part of a name counts, so that neither an organisation nor a folder is taken for a family.
+    Only the last part of a name counts, so that neither an organisation nor a folder is taken for a
+    family.
     """
     if own is not None:
         return dict(own)

@@ -1,6 +1,8 @@
-"""Vectors as replies write them, read with distrust: how many, of one length, of numbers, in the range of their type.
+"""Vectors as replies write them, read with distrust: how many, of one length, of numbers, in the
+range of their type.
 
-A service's quantized types become float32 here, so that everything behind a provider sees one kind of array.
+A service's quantized types become float32 here, so that everything behind a provider sees one kind
+of array.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.providers.common.http import Garbled, Service
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
-# binary and ubinary are the same bits in two ways of writing a byte; both are asked for in the one without a sign.
+# binary and ubinary are the same bits in two ways of writing a byte; both are asked for in the one
+# without a sign.
 WIRE_TYPES = {
     "float": "float",
     "int8": "int8",
@@ -49,7 +52,8 @@ def count_within(reply: Any, *path: str) -> int | None:
 
 
 def listed(service: Service, reply: Any, *path: str) -> list[Any]:
-    """The list at `path`. Raises Unreachable, with what the reply says instead, where there is none."""
+    """The list at `path`. Raises Unreachable, with what the reply says instead, where there is
+    none."""
     found = within(reply, *path)
     if isinstance(found, list):
         return found
@@ -60,7 +64,8 @@ def listed(service: Service, reply: Any, *path: str) -> list[Any]:
 def in_order(
     service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]
 ) -> Vectors:
-    """float32[count, d] of a list without an index, entry by entry; raises as `listed` and `stacked`."""
+    """float32[count, d] of a list without an index, entry by entry; raises as `listed` and
+    `stacked`."""
     found = listed(service, reply, *path)
     if len(found) != count:
         raise Garbled(
@@ -70,10 +75,11 @@ def in_order(
 
 
 def placed(service: Service, entries: Sequence[Any], count: int) -> list[Any]:
-    """The `embedding` of the entry for each of `count` texts, by its `index`; None for a text that was left out.
+    """The `embedding` of the entry for each of `count` texts, by its `index`; None for a text that
+    was left out.
 
-    Where no entry has an index, they are in order. Raises Garbled for an index that cannot be, and for another number
-    of entries than texts where there is none.
+    Where no entry has an index, they are in order. Raises Garbled for an index that cannot be, and
+    for another number of entries than texts where there is none.
     """
     where = f"{service.kind} at {service.address}"
     indices = [within(entry, "index") for entry in entries]
@@ -95,7 +101,8 @@ def placed(service: Service, entries: Sequence[Any], count: int) -> list[Any]:
 def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
     """float32[n, d] of n entries, each read by `read`; a row of NaN for None.
 
-    Raises Unreachable for entries that cannot be read, are empty, of different lengths, or all None.
+    Raises Unreachable for entries that cannot be read, are empty, of different lengths, or all
+    None.
     """
     where = f"{service.kind} at {service.address}"
     try:
@@ -122,9 +129,9 @@ def numbers(entry: Any) -> Vectors:
 def as_float(service: Service, found: Vectors, dtype: str) -> Vectors:
     """float32[n, d] of what the service calls `dtype`, given its numbers as float32[n, d].
 
-    float and int8 as they are; uint8 less 128; ubinary, whose numbers hold eight bits each, the first dimension in
-    the highest: -1 and 1 per bit, whose dot product is d less twice the Hamming distance. Raises Unreachable for
-    numbers that are none of `dtype`.
+    float and int8 as they are; uint8 less 128; ubinary, whose numbers hold eight bits each, the
+    first dimension in the highest: -1 and 1 per bit, whose dot product is d less twice the Hamming
+    distance. Raises Unreachable for numbers that are none of `dtype`.
     """
     if dtype == "float":
         return found

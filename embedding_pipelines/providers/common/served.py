@@ -1,4 +1,5 @@
-"""What providers of a server of one's own share: the room that a prompt leaves, and a reply's rows as an array."""
+"""What providers of a server of one's own share: the room that a prompt leaves, and a reply's rows
+as an array."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SPECIAL_TOKENS = (
 
 
 def prompts_by_input_type(model: str, own: Mapping[InputType, str] | None) -> dict[str, str]:
-    """What stands before a text, by input type: the user's `own`, else what the family of `model` asks for."""
+    """What stands before a text, by input type: the user's `own`, else what the family of `model`
+    asks for."""
     return prompts_of(
         model,
         None if own is None else {str(input_type): prompt for input_type, prompt in own.items()},

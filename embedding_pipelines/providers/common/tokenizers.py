@@ -1,4 +1,5 @@
-"""Whose tokenizer counts, where a service has none of its own at hand: a file's, a hub model's, or an estimate."""
+"""Whose tokenizer counts, where a service has none of its own at hand: a file's, a hub model's, or
+an estimate."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
 def uncut(tokenizer: Tokenizer) -> Tokenizer:
-    """The same one, which neither pads nor cuts as its file says: what it counts is the text's own tokens."""
+    """The same one, which neither pads nor cuts as its file says: what it counts is the text's own
+    tokens."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -23,7 +25,8 @@ def uncut(tokenizer: Tokenizer) -> Tokenizer:
 
 @functools.lru_cache(maxsize=8)
 def load_tokenizer(name: str | None) -> Tokenizer:
-    """The tokenizer of a file below the home folder or of a hub model; an estimate for None and "estimate".
+    """The tokenizer of a file below the home folder or of a hub model; an estimate for None and
+    "estimate".
 
     Raises ConfigError if it cannot be had.
     """

@@ -1,4 +1,5 @@
-"""The published facts: each row is plausible, and what a model cannot do is said with what it can."""
+"""The published facts: each row is plausible, and what a model cannot do is said with what it
+can."""
 
 from datetime import date
 

@@ -1,4 +1,5 @@
-"""Which names belong to which family, and what that family's card wants; and which names belong to none."""
+"""Which names belong to which family, and what that family's card wants; and which names belong to
+none."""
 
 import pytest
 
