@@ -3,7 +3,7 @@
 EmbeddingPipelinesError            what went wrong, where, what to do next
 ├── ConfigError                    a pipeline file, an option or an environment variable
 ├── SourceError                    a missing file, a wrong column, duplicate ids, too many bad rows
-├── ProviderError                  a model that cannot be loaded, a reply that cannot be believed
+├── ProviderError                  the model is unavailable or returned an invalid reply
 ├── BudgetError                    a run has spent what it may
 ├── SpaceMismatchError             vectors of two spaces would meet
 ├── CompressionError               a codec that cannot be fitted or applied
@@ -38,7 +38,31 @@ class SourceError(EmbeddingPipelinesError):
 
 
 class ProviderError(EmbeddingPipelinesError):
-    """The embedding model is not to be had, or its reply cannot be believed."""
+    """The model is unavailable or returned an invalid reply. Its subclasses say what to do next."""
+
+
+class Busy(ProviderError):
+    """Flow control (429, 503): send the same request again, later."""
+
+    def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unreachable(ProviderError):
+    """A fault on the way or in the service (timeout, reset, 500): the same request may succeed."""
+
+
+class InvalidReply(Unreachable):
+    """A reply with status 200 that makes no sense: probably billed, and worth nothing."""
+
+
+class BadInput(ProviderError):
+    """The service rejects a text of this request (400, 422) and always will."""
+
+
+class TooLarge(ProviderError):
+    """The request holds too much, though each text may be right (413): split it."""
 
 
 class BudgetError(EmbeddingPipelinesError):

@@ -1,9 +1,10 @@
-"""What every provider does: text in, vectors out, and an honest account of what it is."""
+"""The contract of all providers: options in a file, which open a live model that embeds texts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 InputType = Literal["document", "query"]
 Vectors = NDArray[np.float32]
+NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
 NORM_TOLERANCE = (
     1e-3  # float32 rounding over 4,096 dimensions stays below 1e-5; half precision below 1e-3
@@ -39,15 +41,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What one request brought: vectors float32[n, d] in the order of its texts."""
+class Response:
+    """What one request returned: vectors float32[n, d] in the order of its texts."""
 
     vectors: Vectors  # a row of NaN for a text that the service left out
     tokens: int | None = None  # as the service bills them; None if it does not say
     copies: Mapping[Space, Vectors] = field(
         default_factory=dict
     )  # the same texts in other spaces, for nothing more
-    refused: Mapping[int, str] = field(default_factory=dict)  # rows of NaN that stay so, and why
+    rejected: Mapping[int, str] = field(default_factory=dict)  # rows of NaN that stay so, and why
 
 
 @dataclass(frozen=True)
@@ -94,84 +96,117 @@ class BatchService(ABC):
         again."""
 
 
-class Provider(Choice):
-    """One embedding model. The options are the object; models load at first use, once per
-    process."""
+@dataclass(frozen=True)
+class RateLimit:
+    """Whose requests share one pace, and what the account allows, if that is stated."""
+
+    key: str  # a digest: tells nothing of the API key that is part of it
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+
+
+class ProviderOptions(Choice):
+    """What a pipeline file says of its model: frozen, pure data. `open` makes the live model."""
+
+    @abstractmethod
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> "EmbeddingModel":
+        """The live model. Loads nothing and calls nobody: what is expensive waits until it is used.
+
+        `home` is what relative paths start from; `folder` is where a model that `trains` keeps its
+        result; `secrets` are looked up by name before the environment is.
+        """
+
+    @property
+    def price(self) -> float | None:
+        """USD per million tokens of direct requests; 0 on this machine, None if unknown."""
+        return 0.0
+
+    @property
+    def batch_price(self) -> float | None:
+        """As `price`, for batch jobs."""
+        return self.price
+
+    @property
+    def uses_batch_jobs(self) -> bool:
+        """Whether documents go through batch jobs. Queries and checks never do."""
+        return False
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is trained on the pipeline's own texts before it can embed."""
+        return False
+
+
+class EmbeddingModel(ABC):
+    """A live model: client or engine, tokenizer, identity and limits. Any number of threads may
+    use it; whoever opened it closes it.
+
+    `space`, `limits` and the tokenizer are read once, at first use. That may load a model's files
+    or make a request, and raises ProviderError if the model is unavailable.
+    """
+
+    rate_limit: RateLimit | None = None  # None: nobody limits requests, and each is made once
+    batch_service: BatchService | None = None
+
+    def __init__(self, options: ProviderOptions) -> None:
+        self.options = options
 
     @property
     @abstractmethod
     def space(self) -> Space:
-        """The identity of the vectors this provider makes."""
+        """The identity of the vectors."""
 
     @property
     @abstractmethod
     def limits(self) -> Limits: ...
 
+    @property
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
         """The model's own tokenizer, for counting and cutting."""
 
     @property
     def tokenizer_digest(self) -> str:
-        """What decides how texts are counted and cut, without loading the tokenizer where that is
-        dear."""
-        return digest(self.tokenizer().to_str().encode()).hex()
-
-    def pinned(self, folder: Path) -> Self:
-        """The same provider without a file of the user's that may change: `folder` keeps a copy.
-        For releases."""
-        return self
-
-    @property
-    def price(self) -> float | None:
-        """USD per million tokens; 0 for what runs on this machine, None if nobody knows. Of direct
-        requests, as queries and whatever is measured always are."""
-        return 0.0
-
-    @property
-    def batch_price(self) -> float | None:
-        """As `price`, of what goes through `batches`."""
-        return self.price
-
-    @property
-    def learns(self) -> bool:
-        """Whether it is made from the pipeline's own texts before it can embed."""
-        return False
-
-    def learn(self, texts: Iterable[str]) -> None:
-        """Learn from `texts`, read once, and keep what was learnt; only of a provider that
-        `learns`."""
-        raise NotImplementedError(f"{self.kind} does not learn")
-
-    def kept_in(self, folder: str) -> Self:
-        """The same provider, with what it learns kept in `folder` (relative to the home folder)."""
-        return self
+        """Identifies how texts are counted and cut, without loading a tokenizer that is large."""
+        return digest(self.tokenizer.to_str().encode()).hex()
 
     @property
     def computed_by(self) -> str:
-        """Library, device and precision that the last vectors were computed in, for reports; empty
-        for a service."""
+        """Library, device and precision of the last vectors, for reports; empty for a service."""
         return ""
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        """As `embed`, with what else the reply says."""
-        return Reply(self.embed(inputs, input_type))
+    @abstractmethod
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        """One request: vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
 
-    @property
-    def answers_later(self) -> bool:
-        """Whether documents go through `batches`, as the user asks for it."""
-        return False
+        Raises ProviderError if the model is unavailable; a service Busy, Unreachable, BadInput or
+        TooLarge where that says what to do next.
+        """
 
-    def batches(self) -> BatchService:
-        """The service's batch interface; only of a provider that `answers_later`."""
-        raise NotImplementedError(f"{self.kind} has no batch interface")
+    def release_options(self, folder: Path) -> ProviderOptions:
+        """The options that a release records. A user's file that may change is copied to `folder`
+        first, and the options name the copy."""
+        return self.options
+
+    def close(self) -> None:
+        """Free connections and memory; closing twice does no harm."""
+        return  # most models hold neither
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class TrainableModel(EmbeddingModel):
+    """A model that is trained on the pipeline's own texts."""
 
     @abstractmethod
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        """Vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
-
-        Raises ProviderError when the model cannot be had or does not answer.
-        """
+    def train(self, texts: Iterable[str]) -> None:
+        """Train on `texts`, read once, and keep the result. Raises SourceError if they are too few."""
 
 
 def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:

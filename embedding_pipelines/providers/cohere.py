@@ -8,15 +8,16 @@ and ubinary, which are the same bits, as -1 and 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
-from embedding_pipelines.providers.common.http import Remote
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
     chosen_dimensions,
     dimensions_to_ask,
@@ -40,8 +41,8 @@ OWN_TOKENS = 8  # kept free for what the service puts around a text, by its inpu
 INPUT_TYPES: dict[InputType, str] = {"document": "search_document", "query": "search_query"}
 
 
-class Cohere(Remote):
-    """One model; over-long texts are refused by the service, never cut unseen."""
+class Cohere(RemoteOptions):
+    """One model; the service rejects texts that are too long and never cuts them unseen."""
 
     kind: Literal["cohere"] = "cohere"
     base_url: str = "https://api.cohere.com"
@@ -64,80 +65,91 @@ class Cohere(Remote):
             )
         if (
             chosen_dimensions(self.kind, self.model, self.dimensions) % 8
-            and "ubinary" in self._wire_types
+            and "ubinary" in self.wire_types
         ):
             raise ValueError("packed bits need dimensions that are a multiple of 8")
         return self
 
     @property
-    def space(self) -> Space:
-        return self._space_of(self._wire_types[0])
+    def wire_types(self) -> list[str]:
+        """`embedding_types` as requests name them."""
+        return [WIRE_TYPES[name] for name in self.embedding_types]
 
-    @property
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> CohereModel:
+        return CohereModel(self, home, secrets)
+
+
+class CohereModel(RemoteModel):
+    options: Cohere
+
+    @functools.cached_property
+    def space(self) -> Space:
+        return self._space_of(self.options.wire_types[0])
+
+    @functools.cached_property
     def limits(self) -> Limits:
-        facts = facts_of(self.kind, self.model)
-        most = facts.max_tokens if facts else MAX_TOKENS
+        entry = facts_of(self.options.kind, self.options.model)
+        most = entry.max_tokens if entry else MAX_TOKENS
         # No total of a request is documented: as much as 96 texts of version 3 or one of the later
         # ones.
         return Limits(
             most - OWN_TOKENS,
             max(most, REQUEST_TEXTS * MAX_TOKENS),
             REQUEST_TEXTS,
-            self.concurrent_requests,
+            self.options.concurrent_requests,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        options, names = self.options, self.options.wire_types
         if not inputs:
-            return Reply(np.empty((0, self.space.dimensions), np.float32))
+            return self.empty_response()
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": options.model,
             "texts": list(inputs),
-            "input_type": self.task or INPUT_TYPES[input_type],
-            "embedding_types": self._wire_types,
+            "input_type": options.task or INPUT_TYPES[input_type],
+            "embedding_types": names,
             "truncate": "NONE",
         }
-        size = dimensions_to_ask(self.kind, self.model, self.dimensions)
+        size = dimensions_to_ask(options.kind, options.model, options.dimensions)
         if size is not None:
             body["output_dimension"] = size
         reply = self.request("/v2/embed", body, self.bearer)
-        first, *others = (self._vectors(reply, name, len(inputs)) for name in self._wire_types)
-        copies = {
-            self._space_of(name): found
-            for name, found in zip(self._wire_types[1:], others, strict=True)
-        }
-        return Reply(first, count_within(reply, "meta", "billed_units", "input_tokens"), copies)
+        vectors, *others = (self._vectors(reply, name, len(inputs)) for name in names)
+        copies = {self._space_of(name): copy for name, copy in zip(names[1:], others, strict=True)}
+        tokens = count_within(reply, "meta", "billed_units", "input_tokens")
+        return Response(vectors, tokens, copies)
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all, and what Cohere means by a trial key's 429 and by 498."""
-        said = f"{self.kind} at {self.address} answered {status}: {self.quoted(body)}"
+        said = f"{self.options.kind} at {self.address} answered {status}: {self.quoted(body)}"
         if status == 429 and "/ month" in body:
             return ProviderError(
                 f"{said} The trial key is used up for this month; nothing is lost."
             )
         if status == 498:  # "invalid token", docs.cohere.com/reference/errors
-            return ProviderError(f"{said} Check the key: api_key_env is {self.api_key_env!r}.")
+            key = self.options.api_key_env
+            return ProviderError(f"{said} Check the key: api_key_env is {key!r}.")
         return super().fault(status, body, headers)
 
-    @property
-    def _wire_types(self) -> list[str]:
-        return [WIRE_TYPES[name] for name in self.embedding_types]
-
     def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
-        found = as_float(self, in_order(self, reply, ("embeddings", name), count, numbers), name)
-        return (
-            unit(found) if name == "float" else found
-        )  # Cohere does not say that shortened ones are of unit length
+        numbers_of = in_order(self, reply, ("embeddings", name), count, numbers)
+        vectors = as_float(self, numbers_of, name)
+        # Cohere does not say that shortened ones are of unit length.
+        return unit(vectors) if name == "float" else vectors
 
     def _space_of(self, name: str) -> Space:
-        facts = facts_of(self.kind, self.model)
+        options = self.options
+        entry = facts_of(options.kind, options.model)
         return Space(
-            provider=self.kind,
-            model=self.model,
+            provider=options.kind,
+            model=options.model,
             revision="v2",  # of the interface; Cohere's models carry theirs in their names
-            dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
+            dimensions=chosen_dimensions(options.kind, options.model, options.dimensions),
             pooling="service",
-            prompts={input_type: self.task or name for input_type, name in INPUT_TYPES.items()},
-            max_tokens=facts.max_tokens if facts else MAX_TOKENS,
+            prompts={input_type: options.task or name for input_type, name in INPUT_TYPES.items()},
+            max_tokens=entry.max_tokens if entry else MAX_TOKENS,
             normalized=name == "float",
             dtype=DTYPES[name],
         )

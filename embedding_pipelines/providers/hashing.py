@@ -8,71 +8,84 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    EmbeddingModel,
+    InputType,
+    Limits,
+    ProviderOptions,
+    Response,
+    Vectors,
+)
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-RECIPE = "1"  # raise it when the vectors change
+VERSION = "1"  # raise it when the vectors change
 
 
-class Hashing(Provider):
+class Hashing(ProviderOptions):
     """Sum of one random unit direction per lower-case word, normalized."""
 
     kind: Literal["hashing"] = "hashing"
     dimensions: int = Field(64, ge=8, le=4096)
     max_tokens: int = Field(256, ge=4)
 
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> HashingModel:
+        return HashingModel(self)
+
+
+class HashingModel(EmbeddingModel):
+    options: Hashing
+
     @property
     def space(self) -> Space:
         return Space(
-            provider=self.kind,
+            provider=self.options.kind,
             model="words",
-            revision=RECIPE,
-            dimensions=self.dimensions,
+            revision=VERSION,
+            dimensions=self.options.dimensions,
             pooling="sum",
             prompts={},
-            max_tokens=self.max_tokens,
+            max_tokens=self.options.max_tokens,
             normalized=True,
             dtype="float32",
         )
 
     @property
     def limits(self) -> Limits:
-        return Limits(max_tokens=self.max_tokens, request_tokens=65_536, request_texts=1_024)
+        return Limits(self.options.max_tokens, request_tokens=65_536, request_texts=1_024)
 
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return _tokenizer()
+        from tokenizers import Tokenizer, models, pre_tokenizers
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        vectors = np.zeros((len(inputs), self.dimensions), np.float32)
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        return tokenizer
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        dimensions = self.options.dimensions
+        vectors = np.zeros((len(inputs), dimensions), np.float32)
         for row, text in enumerate(inputs):
-            words = text.lower().split() or [""]
-            for word in words:
-                vectors[row] += _direction(word, self.dimensions)
+            for word in text.lower().split() or [""]:
+                vectors[row] += _direction(word, dimensions)
             if not vectors[row].any():  # words that cancel out still need a direction
-                vectors[row] = _direction(text, self.dimensions)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors
+                vectors[row] = _direction(text, dimensions)
+        return Response(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 @functools.lru_cache(maxsize=100_000)
 def _direction(word: str, dimensions: int) -> Vectors:
     seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
     return np.random.default_rng(seed).standard_normal(dimensions, dtype=np.float32)
-
-
-@functools.cache
-def _tokenizer() -> Tokenizer:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return tokenizer

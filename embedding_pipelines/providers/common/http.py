@@ -1,7 +1,7 @@
 """What providers behind a network share: their options, one HTTP request, and what an answer means.
 
 A provider makes one request and raises what it meant. Waiting, retrying and splitting are decided
-in one place for all of them, `embedding/asking.py` and `embedding/embed.py`; the SDKs' own retries
+in one place for all of them, `embedding/request.py` and `embedding/embed.py`; the SDKs' own retries
 are switched off.
 """
 
@@ -13,17 +13,32 @@ import os
 import re
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import numpy as np
 from pydantic import Field, field_validator
 
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Reply, Vectors
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    EmbeddingModel,
+    ProviderOptions,
+    RateLimit,
+    Response,
+)
 from embedding_pipelines.providers.common.prices import published_price
-from embedding_pipelines.providers.common.tokenizers import load_tokenizer, tokenizer_digest
+from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -41,43 +56,12 @@ TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation sa
     "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
 )  # fmt: skip
 
-_MAKING = threading.Lock()
-
+SPECIAL_TOKENS = 2  # most models put one before and one after a text; the estimate counts none
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
-SECRETS: dict[str, str] = {}
-"""Keys that a program was given otherwise than by its environment, by the name that `api_key_env`
-then holds."""
 
-
-class Busy(ProviderError):
-    """Flow control (429, 503): nothing is wrong with the request, it came too early."""
-
-    def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(text)
-        self.retry_after_seconds = retry_after_seconds
-
-
-class Unreachable(ProviderError):
-    """A fault on the way or in the service (timeout, reset, 500): the same request may well succeed
-    later."""
-
-
-class Garbled(Unreachable):
-    """A reply that makes no sense, though it says 200: probably billed, and worth nothing."""
-
-
-class BadInput(ProviderError):
-    """The service refuses a text of this request, for ever (400, 422)."""
-
-
-class TooLarge(ProviderError):
-    """The request holds too much, though each text may be right (413)."""
-
-
-class Service(Provider):
-    """Options of every provider behind a network. Names of environment variables, never a
-    secret."""
+class ServiceOptions(ProviderOptions):
+    """Options of every provider behind a network. Names of environment variables, never a secret."""
 
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service asks for none."""
@@ -85,11 +69,11 @@ class Service(Provider):
     @field_validator("api_key_env")
     @classmethod
     def _is_a_name(cls, name: str | None) -> str | None:
-        """What is none may be the key itself, so the error does not repeat it."""
+        """What is no name may be the key itself, so the error does not repeat it."""
         if name is not None and not VARIABLE.fullmatch(name):
             raise ValueError(
-                "is no name of an environment variable. Write one, such as MY_API_KEY, and set it to the key; the key "
-                "itself does not belong in this file, and is not shown here"
+                "is not the name of an environment variable. Write one, such as MY_API_KEY, and "
+                "set it to the key; the key itself does not belong in this file, and is not shown"
             )
         return name
 
@@ -109,73 +93,98 @@ class Service(Provider):
     estimate."""
 
     @property
+    def price(self) -> float | None:
+        """USD per million tokens: the user's, else the published one; None if unknown."""
+        own = self.usd_per_million_tokens
+        return published_price(self.kind, getattr(self, "model", "")) if own is None else own
+
+
+class ServiceModel(EmbeddingModel):
+    """A model behind a network. One request at a time is made here; `embedding/request.py` waits,
+    retries and splits."""
+
+    options: ServiceOptions
+
+    def __init__(
+        self, options: ServiceOptions, home: Path, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> None:
+        super().__init__(options)
+        self._home, self._secrets, self._opening = home, secrets, threading.Lock()
+
+    @property
     @abstractmethod
     def address(self) -> str:
         """Where the service is, for errors and for counting requests."""
 
     @property
-    def flow_key(self) -> str:
-        """Whose requests are counted together: everybody's with this key at this address. Tells
-        nothing of the key."""
-        return digest(self.address.encode(), (self.api_key or "").encode()).hex()
+    def rate_limit(self) -> RateLimit:  # type: ignore[override]
+        """Everybody's requests with this key at this address share one pace."""
+        key = digest(self.address.encode(), (self.api_key or "").encode()).hex()
+        return RateLimit(key, self.options.requests_per_minute, self.options.tokens_per_minute)
 
     @property
     def api_key(self) -> str | None:
         """The secret. Raises ConfigError if the variable that should hold it is not set."""
-        if self.api_key_env is None:
+        name = self.options.api_key_env
+        if name is None:
             return None
-        key = secret(self.api_key_env)
+        key = self._secret(name)
+        kind = self.options.kind
         if not key:
             raise ConfigError(
-                f"{self.kind}: the environment variable {self.api_key_env} is not set; it should hold the API key. "
+                f"{kind}: the environment variable {name} is not set; it should hold the API key. "
                 "Set it, or name another one with api_key_env."
             )
-        if not (
-            key.isascii() and key.isprintable()
-        ):  # no header can hold it, and the error about that would show it
+        if not (key.isascii() and key.isprintable()):  # no header can hold it
             raise ConfigError(
-                f"{self.kind}: the environment variable {self.api_key_env} holds line breaks or characters that no API "
-                "key has. Set it again."
+                f"{kind}: the environment variable {name} holds line breaks or characters that no "
+                "API key has. Set it again."
             )
         return key
 
     @property
     def bearer(self) -> dict[str, str]:
-        """The key as most services want it, in the header `authorization`; empty without a key.
-        Raises as `api_key`."""
+        """The key in the header `authorization`; empty without a key. Raises as `api_key`."""
         key = self.api_key
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
-    @property
-    def price(self) -> float | None:
-        """USD per million tokens: the user's, else the published one; None if nobody knows."""
-        own = self.usd_per_million_tokens
-        return published_price(self.kind, getattr(self, "model", "")) if own is None else own
-
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_of)
+        return load_tokenizer(self.options.tokenizer_of, self._home)
 
-    @property
+    @functools.cached_property
     def tokenizer_digest(self) -> str:
-        return tokenizer_digest(self.tokenizer_of)
+        return digest(self.tokenizer.to_str().encode()).hex()
 
-    @abstractmethod
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        """One request. Raises Busy, Unreachable, BadInput or TooLarge; ProviderError for what ends
-        the run."""
+    def room(self, max_tokens: int, prompts: Mapping[str, str]) -> int:
+        """How many tokens of a document fit beside its prompt and the special tokens.
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        return self.ask(inputs, input_type).vectors
+        Raises ConfigError if none do.
+        """
+        prompt, size = prompts.get("document", ""), 0
+        if prompt:
+            size = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
+        left = max_tokens - SPECIAL_TOKENS - size
+        if left < 1:
+            raise ConfigError(
+                f"{self.options.kind}: the prompt of documents takes {size} of the {max_tokens} "
+                "tokens that the model reads, which leaves none for a text. Shorten it with prompts."
+            )
+        return left
+
+    def empty_response(self) -> Response:
+        """What a request without texts returns; nobody is called."""
+        return Response(np.empty((0, self.space.dimensions), np.float32))
 
     def json_of(self, content: bytes) -> Any:
-        """What a reply that says 200 holds. Raises Unreachable if it is no JSON, such as a
+        """The JSON of a reply with status 200. Raises Unreachable if it holds none, such as a
         gateway's own page."""
         try:
             return json.loads(content)
         except ValueError as error:
             words = self.redacted(content.decode(errors="replace"))[:WORDS]
             raise Unreachable(
-                f"{self.kind} at {self.address} answered 200 without JSON: {words!r}"
+                f"{self.options.kind} at {self.address} answered 200 without JSON: {words!r}"
             ) from error
 
     def quoted(self, body: str) -> str:
@@ -185,12 +194,15 @@ class Service(Provider):
 
     def redacted(self, words: str) -> str:
         """Without the key, should the service repeat it."""
-        key = secret(self.api_key_env or "")
+        key = self._secret(self.options.api_key_env or "")
         return words.replace(key, "***") if key else words
 
+    def _secret(self, name: str) -> str:
+        return (self._secrets.get(name) or os.environ.get(name, "")).strip()
 
-class Remote(Service):
-    """A provider behind HTTP."""
+
+class RemoteOptions(ServiceOptions):
+    """Options of a provider behind HTTP."""
 
     base_url: str
 
@@ -201,7 +213,8 @@ class Remote(Service):
         parts = urlsplit(url)
         if "@" in url or parts.query or parts.fragment:
             raise ValueError(
-                "an address holds no password, query or key: name an environment variable with api_key_env"
+                "an address holds no password, query or key: name an environment variable with "
+                "api_key_env"
             )
         try:
             port = parts.port
@@ -213,9 +226,27 @@ class Remote(Service):
             raise ValueError("is no address of a service; write e.g. http://localhost:8080")
         return url.rstrip("/")
 
+
+class RemoteModel(ServiceModel):
+    """A model behind HTTP. Its connections stay open until it is closed."""
+
+    options: RemoteOptions
+
     @property
     def address(self) -> str:
-        return self.base_url
+        return self.options.base_url
+
+    @functools.cached_property
+    def _client(self) -> Client:
+        import httpx2
+
+        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)
+        return httpx2.Client(limits=limits, timeout=self.options.timeout_seconds)
+
+    def close(self) -> None:
+        client = self.__dict__.pop("_client", None)
+        if client is not None:
+            client.close()
 
     def request(
         self,
@@ -223,18 +254,15 @@ class Remote(Service):
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """POST `body` as JSON (GET without one) and return the reply's JSON; raises as `ask`."""
+        """POST `body` as JSON (GET without one) and return the reply's JSON; raises as `embed`."""
         import httpx2
 
-        url = self.base_url + path
+        url = self.address + path
+        method = "GET" if body is None else "POST"
+        with self._opening:  # threads that begin together share one client
+            client = self._client
         try:
-            reply = _client().request(
-                "GET" if body is None else "POST",
-                url,
-                json=body,
-                headers=headers,
-                timeout=self.timeout_seconds,
-            )
+            reply = client.request(method, url, json=body, headers=headers)
         except httpx2.HTTPError as error:
             words = f"{type(error).__name__} {error}".rstrip(" .")
             raise Unreachable(f"{url} cannot be reached: {words}.") from error
@@ -245,7 +273,7 @@ class Remote(Service):
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """What an HTTP error means, in the service's own words and without the key."""
         words = self.quoted(body)
-        said = f"{self.kind} at {self.base_url} answered {status}: {words}"
+        said = f"{self.options.kind} at {self.address} answered {status}: {words}"
         if status == 429 and any(sign in body for sign in SPENT):
             return ProviderError(
                 f"{said} The account's quota is used up: top it up, then run again; nothing is lost."
@@ -260,19 +288,14 @@ class Remote(Service):
             return BadInput(said)
         if status in (401, 403):
             where = (
-                f"the key in {self.api_key_env}"
-                if self.api_key_env
+                f"the key in {self.options.api_key_env}"
+                if self.options.api_key_env
                 else "api_key_env, which is not set"
             )
             return ProviderError(f"{said} Check {where}, and that its account may use this model.")
         if status in (402, 404, 405, 410):
             return ProviderError(f"{said} Check model and base_url.")
         return Unreachable(said)
-
-
-def secret(name: str) -> str:
-    """What SECRETS or the environment hold under a name; empty without either."""
-    return (SECRETS.get(name) or os.environ.get(name, "")).strip()
 
 
 def spoken(body: str) -> str:
@@ -308,16 +331,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _client() -> Client:
-    """One for the process: its connections are kept open, and it may be used by several threads."""
-    with _MAKING:  # else threads that begin together would each make one
-        return _made_client()
-
-
-@functools.cache
-def _made_client() -> Client:
-    import httpx2
-
-    return httpx2.Client(limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64))

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.errors import InvalidReply
 from embedding_pipelines.providers.base import Vectors
-from embedding_pipelines.providers.common.http import Garbled, Service
+from embedding_pipelines.providers.common.http import ServiceModel
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 # binary and ubinary are the same bits in two ways of writing a byte; both are asked for in the one
@@ -51,68 +52,78 @@ def count_within(reply: Any, *path: str) -> int | None:
     return int(found) if type(found) in (int, float) and math.isfinite(found) else None
 
 
-def listed(service: Service, reply: Any, *path: str) -> list[Any]:
+def listed(service: ServiceModel, reply: Any, *path: str) -> list[Any]:
     """The list at `path`. Raises Unreachable, with what the reply says instead, where there is
     none."""
     found = within(reply, *path)
     if isinstance(found, list):
         return found
     words = service.quoted(json.dumps(reply))
-    raise Garbled(f"{service.kind} at {service.address} answered without vectors: {words}")
+    raise InvalidReply(
+        f"{service.options.kind} at {service.address} answered without vectors: {words}"
+    )
 
 
 def in_order(
-    service: Service, reply: Any, path: Sequence[str], count: int, read: Callable[[Any], Vectors]
+    service: ServiceModel,
+    reply: Any,
+    path: Sequence[str],
+    count: int,
+    read: Callable[[Any], Vectors],
 ) -> Vectors:
     """float32[count, d] of a list without an index, entry by entry; raises as `listed` and
     `stacked`."""
     found = listed(service, reply, *path)
     if len(found) != count:
-        raise Garbled(
-            f"{service.kind} at {service.address} returned {len(found)} vectors for {count} texts, and no index."
+        raise InvalidReply(
+            f"{service.options.kind} at {service.address} returned {len(found)} vectors for {count} texts, and no index."
         )
     return stacked(service, found, read)
 
 
-def placed(service: Service, entries: Sequence[Any], count: int) -> list[Any]:
+def placed(service: ServiceModel, entries: Sequence[Any], count: int) -> list[Any]:
     """The `embedding` of the entry for each of `count` texts, by its `index`; None for a text that
     was left out.
 
-    Where no entry has an index, they are in order. Raises Garbled for an index that cannot be, and
+    Where no entry has an index, they are in order. Raises InvalidReply for an index that cannot be, and
     for another number of entries than texts where there is none.
     """
-    where = f"{service.kind} at {service.address}"
+    where = f"{service.options.kind} at {service.address}"
     indices = [within(entry, "index") for entry in entries]
     vectors = [within(entry, "embedding") for entry in entries]
     if all(index is None for index in indices):
         if len(vectors) != count:
-            raise Garbled(
+            raise InvalidReply(
                 f"{where} returned {len(vectors)} vectors for {count} texts, and no index."
             )
         return vectors
     found: dict[int, Any] = {}
     for index, vector in zip(indices, vectors, strict=True):
         if type(index) is not int or not 0 <= index < count or index in found:
-            raise Garbled(f"{where} returned the index {index!r} out of place, for {count} texts.")
+            raise InvalidReply(
+                f"{where} returned the index {index!r} out of place, for {count} texts."
+            )
         found[index] = vector
     return [found.get(row) for row in range(count)]
 
 
-def stacked(service: Service, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
+def stacked(service: ServiceModel, found: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
     """float32[n, d] of n entries, each read by `read`; a row of NaN for None.
 
     Raises Unreachable for entries that cannot be read, are empty, of different lengths, or all
     None.
     """
-    where = f"{service.kind} at {service.address}"
+    where = f"{service.options.kind} at {service.address}"
     try:
         with np.errstate(over="ignore"):
             rows = [None if entry is None else read(entry) for entry in found]
     except (ValueError, TypeError, OverflowError) as error:
-        raise Garbled(f"{where} returned a vector that cannot be read: {error}.") from error
+        raise InvalidReply(f"{where} returned a vector that cannot be read: {error}.") from error
     shapes = {row.shape for row in rows if row is not None}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or shape == (0,):
-        raise Garbled(f"{where} returned no vectors, empty ones, or vectors of different lengths.")
+        raise InvalidReply(
+            f"{where} returned no vectors, empty ones, or vectors of different lengths."
+        )
     missing = np.full(shape, np.nan, np.float32)
     return np.stack([missing if row is None else row for row in rows])
 
@@ -126,7 +137,7 @@ def numbers(entry: Any) -> Vectors:
     return np.array(entry, np.float64).astype(np.float32)
 
 
-def as_float(service: Service, found: Vectors, dtype: str) -> Vectors:
+def as_float(service: ServiceModel, found: Vectors, dtype: str) -> Vectors:
     """float32[n, d] of what the service calls `dtype`, given its numbers as float32[n, d].
 
     float and int8 as they are; uint8 less 128; ubinary, whose numbers hold eight bits each, the
@@ -139,7 +150,9 @@ def as_float(service: Service, found: Vectors, dtype: str) -> Vectors:
     missing: NDArray[np.bool_] = np.asarray(np.isnan(found).any(axis=1))
     known = np.where(missing[:, None], 0, found)
     if ((known < lowest) | (known > highest) | (known != np.rint(known))).any():
-        raise Garbled(f"{service.kind} at {service.address} returned numbers that are no {dtype}.")
+        raise InvalidReply(
+            f"{service.options.kind} at {service.address} returned numbers that are no {dtype}."
+        )
     if dtype == "ubinary":
         vectors = np.unpackbits(known.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1
     else:

@@ -3,15 +3,15 @@ an estimate."""
 
 from __future__ import annotations
 
-import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+PIECE = r"[A-Za-z]{1,4}|[0-9]{1,3}|\s+|[^A-Za-z0-9\s]"
 ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
@@ -23,33 +23,38 @@ def uncut(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-@functools.lru_cache(maxsize=8)
-def load_tokenizer(name: str | None) -> Tokenizer:
-    """The tokenizer of a file below the home folder or of a hub model; an estimate for None and
-    "estimate".
+def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
+    """The tokenizer of a file below `home` or of a hub model; the estimate for None and "estimate".
 
-    Raises ConfigError if it cannot be had.
+    Raises ConfigError if there is neither.
     """
     from tokenizers import Tokenizer
 
-    from embedding_pipelines.home import home
-    from embedding_pipelines.providers.common.estimate import estimate
-
-    if name in (None, ESTIMATE):
+    if name is None or name == ESTIMATE:
         return estimate()
     try:
-        file = home() / name
+        file = home / name
         return uncut(
             Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
         )
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
-            f"tokenizer_of: {name!r} is neither a file below {home()} nor a model of the Hugging Face hub ({error}). "
-            "Write tokenizer_of: estimate to count tokens from above."
+            f"tokenizer_of: {name!r} is neither a file below {home} nor a model of the Hugging "
+            f"Face hub ({error}). Write tokenizer_of: estimate to count tokens from above."
         ) from error
 
 
-@functools.lru_cache(maxsize=8)
-def tokenizer_digest(name: str | None) -> str:
-    """What decides how `load_tokenizer(name)` counts."""
-    return digest(load_tokenizer(name).to_str().encode()).hex()
+def estimate() -> Tokenizer:
+    """Counts from above, so that texts cut by it fit; its ids mean nothing.
+
+    Pieces of up to four ASCII letters, three digits, one sign, and one character of any other
+    script. Byte-pair vocabularies need fewer tokens for prose; what they need more for (rare signs,
+    emoji) the service itself rejects.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(PIECE), "isolated")]
+    )
+    return tokenizer
