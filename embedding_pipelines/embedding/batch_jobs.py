@@ -21,16 +21,15 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS
 from embedding_pipelines.embedding.request import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, TRIES
-from embedding_pipelines.errors import ProviderError, StoreError
+from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable
 from embedding_pipelines.providers.base import (
     BatchService,
     BatchState,
     BatchText,
+    EmbeddingModel,
     InputType,
-    Provider,
     faulty_rows,
 )
-from embedding_pipelines.providers.common.http import Busy, Service, Unreachable
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Batches:
     def __init__(
         self,
         folder: Path,
-        provider: Provider,
+        model: EmbeddingModel,
         service: BatchService,
         cache: EmbeddingCache,
         input_type: InputType,
@@ -101,8 +100,8 @@ class Batches:
             tries,
         )
         self._space, self._address = (
-            provider.space,
-            provider.address if isinstance(provider, Service) else "",
+            model.space,
+            getattr(model, "address", ""),
         )
         self._left = folder / f"{self._space.id}-{input_type}.refused"
         # A batch gave them no vector that can be believed. They are asked for directly, which says

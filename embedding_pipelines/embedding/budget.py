@@ -3,7 +3,7 @@
 import threading
 
 from embedding_pipelines.errors import BudgetError, ConfigError
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.spec.pipeline import Budget
 
 
@@ -20,15 +20,15 @@ class BudgetTracker:
 
     @classmethod
     def of(
-        cls, budget: Budget | None, provider: Provider, in_batches: bool = False
+        cls, budget: Budget | None, options: ProviderOptions, in_batches: bool = False
     ) -> "BudgetTracker":
         """For direct requests, or for batches. Raises ConfigError for a budget in dollars where
         nobody knows the price."""
-        price = provider.batch_price if in_batches else provider.price
+        price = options.batch_price if in_batches else options.price
         if budget is not None and budget.usd is not None and price is None:
             raise ConfigError(
-                f"budget.usd is {budget.usd}, but no price is known for {provider.kind} model "
-                f"{getattr(provider, 'model', '')!r}. State it with usd_per_million_tokens, or give budget.tokens."
+                f"budget.usd is {budget.usd}, but no price is known for {options.kind} model "
+                f"{getattr(options, 'model', '')!r}. State it with usd_per_million_tokens, or give budget.tokens."
             )
         return cls(budget, price)
 

@@ -1,4 +1,4 @@
-"""From texts to vectors through the cache: only texts it does not know reach the provider.
+"""From texts to vectors through the cache: only texts it does not know reach the model.
 
 A stream: while the provider computes `limits.concurrent_requests` calls, the next windows are read
 and looked up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A
@@ -26,9 +26,8 @@ from embedding_pipelines.embedding.packing import calls
 from embedding_pipelines.embedding.request import Asked, Usage
 from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
 from embedding_pipelines.embedding.workers import Workers
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors, faulty_rows
-from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
+from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, faulty_rows
 
 WINDOWS_AHEAD = (
     3  # of 4,096 texts at most: enough to reach past the end of a partition while it is finished
@@ -42,7 +41,7 @@ TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right repl
 
 def embed(
     batches: Iterable[pa.RecordBatch],
-    provider: Provider,
+    model: EmbeddingModel,
     cache: EmbeddingCache,
     input_type: InputType,
     advance: Callable[[int], None],
@@ -60,7 +59,7 @@ def embed(
     """
     source = iter(batches)
     with _Flow(
-        provider, cache, input_type, budget or BudgetTracker(), unfinished or EmbedCounts()
+        model, cache, input_type, budget or BudgetTracker(), unfinished or EmbedCounts()
     ) as flow:
         batch: pa.RecordBatch | None = None
         while True:
@@ -73,7 +72,7 @@ def embed(
             else:
                 window = flow.windows.popleft()
                 advance(window.tokens - window.counts.embedded_tokens)
-                yield window.embedded(provider.space.dimensions)
+                yield window.embedded(model.space.dimensions)
 
 
 @dataclass
@@ -88,20 +87,20 @@ class _Flow:
 
     def __init__(
         self,
-        provider: Provider,
+        model: EmbeddingModel,
         cache: EmbeddingCache,
         input_type: InputType,
         budget: BudgetTracker,
         unfinished: EmbedCounts,
     ) -> None:
         self.windows: deque[Window] = deque()
-        self._provider, self._cache, self._input_type, self._budget = (
-            provider,
+        self._model, self._cache, self._input_type, self._budget = (
+            model,
             cache,
             input_type,
             budget,
         )
-        self._space, self._limits, self._unfinished = provider.space, provider.limits, unfinished
+        self._space, self._limits, self._unfinished = model.space, model.limits, unfinished
         self._queue: deque[Call] = deque()
         self._calls: dict[Future[_Answer], Call] = {}
         self._asked: set[bytes] = set()  # keys of both
@@ -181,7 +180,7 @@ class _Flow:
             call = self._queue.popleft()
             call.handed_out = time.perf_counter()
             self._calls[
-                self._workers.submit(_ask, self._provider, call, self._input_type, self._stop)
+                self._workers.submit(_ask, self._model, call, self._input_type, self._stop)
             ] = call
 
     def _cut_to_the_budget(self) -> None:
@@ -209,9 +208,9 @@ class _Flow:
             del self._calls[ended]
             self._spend(call, call.usage)
             return self._refused(call, refusal)
-        reply = answer.asked.reply
+        reply = answer.asked.response
         wrong = faulty_rows(reply.vectors, call.texts, self._space)
-        faults = {row: fault for row, fault in wrong.items() if row not in reply.refused}
+        faults = {row: fault for row, fault in wrong.items() if row not in reply.rejected}
         good = [row for row in range(len(call.texts)) if row not in wrong]
         self._keep(call, answer.asked, good)
         del self._calls[ended]
@@ -219,7 +218,7 @@ class _Flow:
         if len(faults) == len(call.texts):
             self._prove(call)
         self._land({call.keys[row]: reply.vectors[row] for row in good})
-        for row, words in reply.refused.items():
+        for row, words in reply.rejected.items():
             self._reject(call, row, words)
         self._ask_for_rows_again(call, faults)
         return sum(call.tokens[row] for row in good)
@@ -275,7 +274,7 @@ class _Flow:
             return
         usage = Usage()
         try:
-            prove(self._provider, self._input_type, self._stop, doubt, usage)
+            prove(self._model, self._input_type, self._stop, doubt, usage)
         finally:
             self._spend(call, usage)
         self._right_at = time.perf_counter()
@@ -284,9 +283,9 @@ class _Flow:
         """Commit the right vectors of a reply, and what came with them for nothing."""
         if not good:
             return
-        self._cache.put([call.keys[row] for row in good], asked.reply.vectors[list(good)])
+        self._cache.put([call.keys[row] for row in good], asked.response.vectors[list(good)])
         self._right_at = time.perf_counter()
-        for space, vectors in asked.reply.copies.items():
+        for space, vectors in asked.response.copies.items():
             with contextlib.suppress(
                 ProviderError
             ):  # of a wrong shape: it was free, and who wants it asks for it
@@ -302,7 +301,7 @@ class _Flow:
         counts.calls += 1
         counts.embedded += len(good)
         counts.embedded_tokens += sum(call.tokens[row] for row in good)
-        call.usage.add(sum(call.tokens), asked.reply.tokens)
+        call.usage.add(sum(call.tokens), asked.response.tokens)
         self._spend(call, call.usage)
         counts.retries += asked.retries
         counts.request_seconds += asked.seconds
@@ -353,7 +352,9 @@ class _Flow:
             with contextlib.suppress(
                 ProviderError
             ):  # of a wrong shape: another failure is being told
-                faults = faulty_rows(answer.result().asked.reply.vectors, call.texts, self._space)
+                faults = faulty_rows(
+                    answer.result().asked.response.vectors, call.texts, self._space
+                )
                 good = [row for row in range(len(call.texts)) if row not in faults]
                 self._keep(call, answer.result().asked, good)
                 self._count(call, answer.result(), good)
@@ -361,9 +362,11 @@ class _Flow:
             self._unfinished.add(window.counts)
 
 
-def _ask(provider: Provider, call: Call, input_type: InputType, stop: threading.Event) -> _Answer:
+def _ask(
+    model: EmbeddingModel, call: Call, input_type: InputType, stop: threading.Event
+) -> _Answer:
     started = time.perf_counter()
     asked = ask_in_doubt(
-        provider, call.texts, input_type, sum(call.tokens), stop, call.tries, call.usage
+        model, call.texts, input_type, sum(call.tokens), stop, call.tries, call.usage
     )
     return _Answer(asked, started, time.perf_counter())

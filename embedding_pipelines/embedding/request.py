@@ -1,5 +1,5 @@
 """One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way.
-For every provider.
+For every model.
 
 What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed`
 splits a call, a search tells its user.
@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.limiter import Limiter, Stopped
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Reply
-from embedding_pipelines.providers.common.http import Busy, Garbled, Service, Unreachable
+from embedding_pipelines.errors import Busy, ProviderError, Unreachable
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
 TRIES = 6  # of a request that fails on its way; the waits between them add up to 15 seconds at most, 8 usually
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
@@ -47,14 +46,14 @@ class Usage:
 class Asked:
     """A reply and what it took."""
 
-    reply: Reply
+    response: Response
     seconds: float = 0.0  # from the last sending to its answer
     retries: int = 0  # requests that were sent before it in vain
     waited_seconds: float = 0.0  # for its turn
 
 
 def ask_patiently(
-    provider: Provider,
+    model: EmbeddingModel,
     inputs: Sequence[str],
     input_type: InputType,
     tokens: int = 0,
@@ -62,15 +61,15 @@ def ask_patiently(
     tries: int = TRIES,
     usage: Usage | None = None,
 ) -> Asked:
-    """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of
+    """`model.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of
     tokens. `bill` is told what replies before the last one cost.
 
     Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set
     meanwhile.
     """
-    if not isinstance(provider, Service):
+    if model.rate_limit is None:
         started = time.perf_counter()
-        return Asked(provider.ask(inputs, input_type), time.perf_counter() - started)
+        return Asked(model.embed(inputs, input_type), time.perf_counter() - started)
     from tenacity import (
         Retrying,
         retry_if_exception_type,
@@ -78,7 +77,7 @@ def ask_patiently(
         wait_random_exponential,
     )
 
-    request = _Request(provider, inputs, input_type, tokens, stop, usage or Usage())
+    request = _Request(model, inputs, input_type, tokens, stop, usage or Usage())
     return Retrying(
         retry=retry_if_exception_type(Unreachable),
         stop=stop_after_attempt(tries),
@@ -90,7 +89,7 @@ def ask_patiently(
 
 @dataclass
 class _Request:
-    provider: Service
+    model: EmbeddingModel
     inputs: Sequence[str]
     input_type: InputType
     tokens: int
@@ -101,13 +100,13 @@ class _Request:
 
     def send(self) -> Asked:
         """Until the service lets it in."""
-        limiter, first = _limiter(self.provider), 0.0  # when it was first refused
+        limiter, first = _limiter(self.model), 0.0  # when it was first refused
         while True:
             self.waited_seconds += limiter.wait(self.tokens, self.stop)
             self.sent += 1
             started, sent_at = time.perf_counter(), time.time()
             try:
-                reply = self.provider.ask(self.inputs, self.input_type)
+                reply = self.model.embed(self.inputs, self.input_type)
             except Busy as refusal:
                 seconds = refusal.retry_after_seconds or 0.0
                 if (
@@ -122,16 +121,16 @@ class _Request:
                         f"{refusal} It has said so for {minutes:.0f} minutes. Run again later: nothing that was "
                         "embedded is lost."
                     ) from refusal
-            except Garbled:
+            except InvalidReply:
                 self.usage.add(self.tokens, None)
                 raise
             else:
                 limiter.succeeded()
-                wanted = (len(self.inputs), self.provider.space.dimensions)
+                wanted = (len(self.inputs), self.model.space.dimensions)
                 if reply.vectors.shape != wanted:
                     self.usage.add(self.tokens, reply.tokens)
-                    raise Garbled(
-                        f"{self.provider.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
+                    raise InvalidReply(
+                        f"{self.model.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
                         "always does, the model or its `dimensions` is another than the pipeline file says."
                     )
                 seconds = time.perf_counter() - started
@@ -143,9 +142,11 @@ class _Request:
         self.waited_seconds += seconds
 
 
-def _limiter(provider: Service) -> Limiter:
+def _limiter(model: EmbeddingModel) -> Limiter:
+    rate = model.rate_limit
+    assert rate is not None
     with _OPENING:  # else threads that begin together would each open one
-        return _opened(provider.flow_key, provider.requests_per_minute, provider.tokens_per_minute)
+        return _opened(rate.key, rate.requests_per_minute, rate.tokens_per_minute)
 
 
 @functools.cache

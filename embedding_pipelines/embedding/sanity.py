@@ -5,9 +5,8 @@ import threading
 from collections.abc import Sequence
 
 from embedding_pipelines.embedding.request import Asked, Usage, ask_patiently
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors, checked
-from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
+from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, checked
 
 PROOFS = 3  # that a service is asked for: it may answer wrongly once, as it may with any text
 # No model takes these for the same.
@@ -18,7 +17,7 @@ UNLIKE_TEXTS = (
 
 
 def prove(
-    provider: Provider,
+    model: EmbeddingModel,
     input_type: InputType,
     stop: threading.Event,
     doubt: ProviderError | None,
@@ -30,13 +29,13 @@ def prove(
     `bill` is told what the proof cost.
     """
     try:
-        _proof(provider, input_type, stop, usage)
+        _proof(model, input_type, stop, usage)
     except (BadInput, TooLarge, Unreachable) as error:
         raise doubt or error from error
 
 
 def ask_in_doubt(
-    provider: Provider,
+    model: EmbeddingModel,
     texts: Sequence[str],
     input_type: InputType,
     tokens: int,
@@ -48,27 +47,27 @@ def ask_in_doubt(
     believed the second time if the provider tells other texts apart. Raises ProviderError if it
     does not.
     """
-    asked = ask_patiently(provider, texts, input_type, tokens, stop, tries, usage)
+    asked = ask_patiently(model, texts, input_type, tokens, stop, tries, usage)
     if _is_constant(asked):
-        usage.add(tokens, asked.reply.tokens)
-        asked = ask_patiently(provider, texts, input_type, tokens, stop, tries, usage)
+        usage.add(tokens, asked.response.tokens)
+        asked = ask_patiently(model, texts, input_type, tokens, stop, tries, usage)
         if _is_constant(asked):
             try:
-                _refuse_constant(provider, texts, input_type, stop, usage)
+                _refuse_constant(model, texts, input_type, stop, usage)
             except ProviderError:
-                usage.add(tokens, asked.reply.tokens)  # of no use either
+                usage.add(tokens, asked.response.tokens)  # of no use either
                 raise
     return asked
 
 
 def _is_constant(asked: Asked) -> bool:
     """Whether several texts got one and the same vector."""
-    vectors = asked.reply.vectors
+    vectors = asked.response.vectors
     return len(vectors) > 1 and bool((vectors == vectors[0]).all())
 
 
 def _refuse_constant(
-    provider: Provider,
+    model: EmbeddingModel,
     batch: Sequence[str],
     input_type: InputType,
     stop: threading.Event,
@@ -79,30 +78,30 @@ def _refuse_constant(
     Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
     vectors alone prove nothing: it is then asked for two texts that no model confuses.
     """
-    proof = _proof(provider, input_type, stop, usage)
+    proof = _proof(model, input_type, stop, usage)
     if proof is not None and (proof[0] == proof[1]).all():
         raise ProviderError(
-            f"{provider.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
+            f"{model.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
         )
 
 
 def _proof(
-    provider: Provider, input_type: InputType, stop: threading.Event, usage: Usage
+    model: EmbeddingModel, input_type: InputType, stop: threading.Event, usage: Usage
 ) -> Vectors | None:
     """What the provider makes of texts that no model refuses or confuses; None of a model that
     knows none of their words, and says so. Raises as `ask_patiently`, and ProviderError for vectors
     that are wrong PROOFS times.
     """
     for left in reversed(range(PROOFS)):
-        asked = ask_patiently(provider, UNLIKE_TEXTS, input_type, 0, stop, usage=usage)
-        billed = asked.reply.tokens or 0
+        asked = ask_patiently(model, UNLIKE_TEXTS, input_type, 0, stop, usage=usage)
+        billed = asked.response.tokens or 0
         usage.add(
             billed, billed
         )  # nobody has counted these texts: they tell nothing of how the service counts
-        if asked.reply.refused:
+        if asked.response.rejected:
             return None
         try:
-            return checked(asked.reply.vectors, UNLIKE_TEXTS, provider.space)
+            return checked(asked.response.vectors, UNLIKE_TEXTS, model.space)
         except ProviderError:
             if not left:
                 raise
