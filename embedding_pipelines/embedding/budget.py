@@ -1,10 +1,13 @@
 """What a run may cost: tokens and US dollars, held by what the provider says it billed."""
 
 import threading
+from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import BudgetError, ConfigError
 from embedding_pipelines.providers.base import ProviderOptions
-from embedding_pipelines.spec.pipeline import Budget
+
+if TYPE_CHECKING:
+    from embedding_pipelines.spec.pipeline import Budget
 
 
 class BudgetTracker:
@@ -12,15 +15,17 @@ class BudgetTracker:
     learned so far."""
 
     def __init__(
-        self, budget: Budget | None = None, usd_per_million_tokens: float | None = None
+        self, budget: "Budget | None" = None, usd_per_million_tokens: float | None = None
     ) -> None:
-        self._budget, self.price = budget or Budget(), usd_per_million_tokens
+        self._tokens = budget.tokens if budget else None
+        self._usd = budget.usd if budget else None
+        self.price = usd_per_million_tokens
         self.counted = self.billed = 0  # tokens: by the tokenizer, and on the bill
         self._lock = threading.Lock()
 
     @classmethod
     def of(
-        cls, budget: Budget | None, options: ProviderOptions, in_batches: bool = False
+        cls, budget: "Budget | None", options: ProviderOptions, in_batches: bool = False
     ) -> "BudgetTracker":
         """For direct requests, or for batches. Raises ConfigError for a budget in dollars where
         nobody knows the price."""
@@ -35,9 +40,9 @@ class BudgetTracker:
     @property
     def limit(self) -> float:
         """Tokens that may be billed."""
-        limits = [float(self._budget.tokens)] if self._budget.tokens is not None else []
-        if self._budget.usd is not None and self.price:
-            limits.append(self._budget.usd / self.price * 1e6)
+        limits = [float(self._tokens)] if self._tokens is not None else []
+        if self._usd is not None and self.price:
+            limits.append(self._usd / self.price * 1e6)
         return min(limits, default=float("inf"))
 
     def holds(self, tokens: int) -> bool:
@@ -58,8 +63,8 @@ class BudgetTracker:
 
     def is_empty(self) -> BudgetError:
         spent = f"{self.billed:,} tokens" + ("" if self.usd is None else f", {self.usd:.4f} USD")
-        given = [f"{self._budget.usd} USD"] if self._budget.usd is not None else []
-        given += [f"{self._budget.tokens:,} tokens"] if self._budget.tokens is not None else []
+        given = [f"{self._usd} USD"] if self._usd is not None else []
+        given += [f"{self._tokens:,} tokens"] if self._tokens is not None else []
         return BudgetError(
             f"The budget of this run ({', '.join(given)}) is used up: it has spent {spent}, and the next request "
             "would go beyond. What was paid for is kept; the next run goes on from there with a budget of its own."

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.batch import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.packing import calls
 from embedding_pipelines.embedding.request import Asked, Usage
 from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
@@ -32,6 +33,8 @@ from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vector
 WINDOWS_AHEAD = (
     3  # of 4,096 texts at most: enough to reach past the end of a partition while it is finished
 )
+
+BATCH_TEXTS = 4_096  # that `embed_all` looks up at once
 
 PATIENCE_SECONDS = (
     10.0  # for calls that are out when something fails or the user stops; a local one takes 3
@@ -73,6 +76,46 @@ def embed(
                 window = flow.windows.popleft()
                 advance(window.tokens - window.counts.embedded_tokens)
                 yield window.embedded(model.space.dimensions)
+
+
+@dataclass
+class Embeddings:
+    """Vectors float32[n, d] in the order of n texts; a row of NaN for a text in `rejected`, with
+    the provider's reason."""
+
+    vectors: Vectors
+    rejected: dict[int, str]
+    usage: EmbedCounts
+
+
+def embed_all(
+    texts: Sequence[str],
+    model: EmbeddingModel,
+    cache: EmbeddingCache | None,
+    input_type: InputType = "document",
+    budget: BudgetTracker | None = None,
+) -> Embeddings:
+    """The vectors of texts, through the cache if there is one. Tokens are counted here.
+
+    Raises as `embed`.
+    """
+    whole = Embeddings(
+        np.empty((len(texts), model.space.dimensions), np.float32), {}, EmbedCounts()
+    )
+    with cache or EmbeddingCache(IN_MEMORY) as store:
+        parts = embed(_counted(texts, model), model, store, input_type, lambda _: None, budget)
+        for first, part in zip(range(0, len(texts), BATCH_TEXTS), parts, strict=True):
+            whole.vectors[first : first + len(part.vectors)] = part.vectors
+            whole.rejected |= {first + row: reason for row, reason in part.rejected.items()}
+            whole.usage.add(part.counts)
+    return whole
+
+
+def _counted(texts: Sequence[str], model: EmbeddingModel) -> Iterator[pa.RecordBatch]:
+    for first in range(0, len(texts), BATCH_TEXTS):
+        part = list(texts[first : first + BATCH_TEXTS])
+        tokens = [len(entry.ids) for entry in model.tokenizer.encode_batch_fast(part)]
+        yield pa.RecordBatch.from_pydict({"text": part, "tokens": pa.array(tokens, pa.int32())})
 
 
 @dataclass
@@ -123,7 +166,7 @@ class _Flow:
         texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
         first = {text: row for row, text in reversed(list(enumerate(texts)))}
         keys = {text: self._cache.key(self._space.id, self._input_type, text) for text in first}
-        known = self._cache.get(
+        known = self._cache.get_many(
             [key for key in keys.values() if key not in self._asked], self._space.dimensions
         )
         rejected = {key: self._rejected[key] for key in keys.values() if key in self._rejected}
@@ -283,7 +326,7 @@ class _Flow:
         """Commit the right vectors of a reply, and what came with them for nothing."""
         if not good:
             return
-        self._cache.put([call.keys[row] for row in good], asked.response.vectors[list(good)])
+        self._cache.put_many([call.keys[row] for row in good], asked.response.vectors[list(good)])
         self._right_at = time.perf_counter()
         for space, vectors in asked.response.copies.items():
             with contextlib.suppress(
@@ -294,7 +337,7 @@ class _Flow:
                 keys = [
                     self._cache.key(space.id, self._input_type, call.texts[row]) for row in sound
                 ]
-                self._cache.put(keys, vectors[sound])
+                self._cache.put_many(keys, vectors[sound])
 
     def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
         counts, asked = call.window.counts, answer.asked

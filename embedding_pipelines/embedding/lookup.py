@@ -36,5 +36,5 @@ def look_up(
         }
         new = {key: text for key, text in keyed.items() if key not in seen}
         seen.update(new)
-        known = cache.get(list(new), space.dimensions)
+        known = cache.get_many(list(new), space.dimensions)
         yield LookedUp(len(known), {key: text for key, text in new.items() if key not in known})

@@ -17,7 +17,7 @@ def tokens_to_measure(context: StepContext, provider: Provider, cache: Embedding
     space, tokenizer = provider.space, provider.tokenizer()
     texts = dict.fromkeys(_texts(context))
     keys = {text: cache.key(space.id, text[1], text[0]) for text in texts}
-    known = cache.get(list(keys.values()), space.dimensions)
+    known = cache.get_many(list(keys.values()), space.dimensions)
     new = sum(len(tokenizer.encode(text[0]).ids) for text, key in keys.items() if key not in known)
     return new + _asked_anew(context, provider)
 
