@@ -1,4 +1,4 @@
-"""One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way.
+"""One request and its patience: waits for its slot, obeys refusals, repeats what failed on the way.
 For every provider.
 
 What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed`
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from platformdirs import user_state_path
 
-from embedding_pipelines.embedding.limiter import Limiter, Stopped
+from embedding_pipelines.embedding.limiter import Cancelled, Limiter
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import InputType, Provider, Reply
 from embedding_pipelines.providers.common.http import Busy, Garbled, Service, Unreachable
@@ -50,7 +50,7 @@ class Asked:
     reply: Reply
     seconds: float = 0.0  # from the last sending to its answer
     retries: int = 0  # requests that were sent before it in vain
-    waited_seconds: float = 0.0  # for its turn
+    waited_seconds: float = 0.0  # for its slot
 
 
 def ask_patiently(
@@ -65,7 +65,7 @@ def ask_patiently(
     """`provider.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of
     tokens. `bill` is told what replies before the last one cost.
 
-    Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set
+    Raises what `ask` raises but Busy; Unreachable after `tries`; Cancelled when `stop` is set
     meanwhile.
     """
     if not isinstance(provider, Service):
@@ -111,7 +111,7 @@ class _Request:
             except Busy as refusal:
                 seconds = refusal.retry_after_seconds or 0.0
                 if (
-                    limiter.refused(sent_at, refusal.retry_after_seconds)
+                    limiter.record_refusal(sent_at, refusal.retry_after_seconds)
                     and seconds >= LONG_WAIT_SECONDS
                 ):
                     LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
@@ -126,7 +126,7 @@ class _Request:
                 self.usage.add(self.tokens, None)
                 raise
             else:
-                limiter.succeeded()
+                limiter.record_success()
                 wanted = (len(self.inputs), self.provider.space.dimensions)
                 if reply.vectors.shape != wanted:
                     self.usage.add(self.tokens, reply.tokens)
@@ -139,7 +139,7 @@ class _Request:
 
     def sleep(self, seconds: float) -> None:
         if self.stop.wait(seconds):
-            raise Stopped
+            raise Cancelled
         self.waited_seconds += seconds
 
 
@@ -153,5 +153,5 @@ def _opened(
     key: str, requests_per_minute: float | None, tokens_per_minute: float | None
 ) -> Limiter:
     """One per key and process; the file is one for all users of this account on this machine."""
-    path = user_state_path("embedding-pipelines") / "pace.sqlite"
-    return Limiter(path, key, requests_per_minute, tokens_per_minute)
+    path = user_state_path("embedding-pipelines") / "pace" / f"{key}.json"
+    return Limiter(path, requests_per_minute, tokens_per_minute)
