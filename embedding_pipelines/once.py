@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -15,15 +15,9 @@ class once(Generic[T]):
     def __init__(self, make: Callable[[Any], T]) -> None:
         self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
 
-    @overload
-    def __get__(self, owner: None, cls: type) -> Self: ...
-
-    @overload
-    def __get__(self, owner: object, cls: type) -> T: ...
-
-    def __get__(self, owner: object | None, cls: type) -> Self | T:
+    def __get__(self, owner: Any, cls: type) -> T:
         if owner is None:
-            return self
+            return self  # type: ignore[return-value]  # of the class, as a property does
         values = vars(owner)  # once the value is there, Python finds it without coming here
         with values.setdefault("_once", threading.RLock()):
             if self._name not in values:

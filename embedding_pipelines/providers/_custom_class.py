@@ -142,14 +142,15 @@ def _importable(home: Path) -> Iterator[None]:
         own = {
             top
             for top in {name.partition(".")[0] for name in names} - before
-            if (spec := PathFinder.find_spec(top, [str(home)])) and _is_of(sys.modules[top], spec)
+            if (spec := PathFinder.find_spec(top, [str(home)]))
+            and _is_of(sys.modules.get(top), spec)
         }
         for name in names:
             if name.partition(".")[0] in own:
                 del sys.modules[name]
 
 
-def _is_of(module: ModuleType, spec: ModuleSpec) -> bool:
+def _is_of(module: ModuleType | None, spec: ModuleSpec) -> bool:
     """Whether a module is the one that `spec` is of: the same file, or the same folder of one
     without a file."""
     if spec.origin is None:
