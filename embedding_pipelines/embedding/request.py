@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.limiter import Limiter, Stopped
-from embedding_pipelines.errors import Busy, InvalidReply, Unreachable
+from embedding_pipelines.errors import Busy, InvalidReply, ProviderError, Unreachable
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
 TRIES = 6  # of a request that fails on its way; the waits between them add up to 15 seconds at most, 8 usually
