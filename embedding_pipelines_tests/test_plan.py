@@ -13,8 +13,8 @@ from embedding_pipelines.plan import Plan
 from embedding_pipelines.plan import plan as make_plan
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
+    run_of,
     run_steps,
     write_csv,
     write_pipeline,
@@ -43,7 +43,7 @@ def write(home: Path, server: WireServer, more: str = "") -> None:
 
 
 def plan(home: Path) -> Plan:
-    context = context_of(home, "tales")
+    context = run_of(home, "tales")
     return make_plan(context, context.spec.model)
 
 

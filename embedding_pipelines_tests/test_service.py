@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
@@ -23,7 +24,6 @@ from embedding_pipelines.embedding.cache import EmbeddingCache as VectorCache
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.providers import _tiktoken, ollama
-from embedding_pipelines.providers.common.estimate import estimate
 from embedding_pipelines.providers.common.prompts import SENTENCE
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService

@@ -52,7 +52,7 @@ class Ours(System):
 
         from embedding_pipelines.providers.hf import Hf
 
-        Hf(model=MODEL).embed(["one text, so that the model is converted"], "document")
+        Hf(model=MODEL).open(folder).embed(["one text, so that the model is converted"], "document")
 
     def sync(self, folder: Path) -> Synced:
         raise NotImplementedError("the command line is what is measured")
@@ -60,7 +60,7 @@ class Ours(System):
     def dump(self, folder: Path) -> Stored:
         """What a searcher would see: the live release."""
         from embedding_pipelines.errors import ReleaseError
-        from embedding_pipelines.steps.release import live_release
+        from embedding_pipelines.releases import live_release
         from embedding_pipelines.storage.warehouse import Warehouse
 
         warehouse = Warehouse(folder)

@@ -9,6 +9,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain, unit
 from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.releases import Release
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.release import Release
-from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, PipelineFolder
+from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, Warehouse
 from embedding_pipelines.stores.base import Table
 
 Rows = NDArray[np.int64]  # places in a table
@@ -39,6 +40,7 @@ class Opened:
     release: Release
     table: Table
     codec: CodecChain
+    home: Path
 
     @property
     def space(self) -> Space:
@@ -108,10 +110,11 @@ class _Partition:
         return self.old_at[alike], self.new_at[alike]
 
 
-def open_release(folder: PipelineFolder, release: Release) -> Opened:
+def open_release(warehouse: Warehouse, release: Release) -> Opened:
     """Raises CompressionError if its codec is gone or damaged."""
-    table = release.spec.store.table(folder.tables, release.table)
-    return Opened(release, table, CodecChain.load(folder.codecs / release.codec))
+    table = release.spec.store.table(warehouse.tables, release.table)
+    path = warehouse.pipeline(release.spec.name).codecs / release.codec
+    return Opened(release, table, CodecChain.load(path), warehouse.home)
 
 
 def compare_documents(before: Opened, after: Opened) -> Documents:

@@ -1,4 +1,4 @@
-"""canaries: whether provider and stored vectors can still be believed. Both ask the provider, past
+"""canaries: whether provider and stored vectors can still be believed. Both ask the model, past
 the cache.
 
 Frozen canaries notice a service that has silently changed its model: the same texts, other vectors.
@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors
 from embedding_pipelines.quality.queries import answered, chunk_rows, embed_texts
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.stores.base import Table
 
 CANARIES = (
@@ -37,15 +37,15 @@ CANARIES = (
 )
 
 
-def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracker) -> float:
+def canary_cosine(run: Run, model: EmbeddingModel, budget: BudgetTracker) -> float:
     """The least cosine of the canaries' vectors with those of the first time, in either input type;
     1.0 the first time.
 
     What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
     """
-    path = context.warehouse.root / "canaries" / f"{provider.space.id}.npz"
+    path = run.warehouse.root / "canaries" / f"{model.space.id}.npz"
     fresh = {
-        input_type: _asked_anew(provider, CANARIES, input_type, budget)
+        input_type: _asked_anew(model, CANARIES, input_type, budget)
         for input_type in get_args(InputType)
     }
     frozen = _load(path)
@@ -64,8 +64,8 @@ def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracke
 
 
 def stored_cosine(
-    context: StepContext,
-    provider: Provider,
+    run: Run,
+    model: EmbeddingModel,
     codec: CodecChain,
     table: Table,
     wanted: int,
@@ -77,7 +77,7 @@ def stored_cosine(
 
     Both are compared as the codec leaves them. Raises as `embed`.
     """
-    texts = _some_texts(context, wanted, seed)
+    texts = _some_texts(run, wanted, seed)
     stored: dict[str, Vectors] = {}
     wanted_ids = pa.array(texts, pa.string())
     for batch in table.scan(["chunk_id", VECTOR]):
@@ -90,7 +90,7 @@ def stored_cosine(
     names = sorted(stored)
     if not names:
         return 1.0, []
-    fresh = _asked_anew(provider, [texts[name] for name in names], "document", budget)
+    fresh = _asked_anew(model, [texts[name] for name in names], "document", budget)
     sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
     right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
     near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
@@ -109,7 +109,7 @@ def cosines(left: Vectors, right: Vectors) -> Vectors:
 
 
 def _asked_anew(
-    provider: Provider, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
+    model: EmbeddingModel, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
 ) -> Vectors:
     """Vectors straight from the provider: the cache that they go through is empty and thrown
     away."""
@@ -117,16 +117,15 @@ def _asked_anew(
         tempfile.TemporaryDirectory() as folder,
         EmbeddingCache(Path(folder) / "cache.sqlite") as cache,
     ):
-        return embed_texts(provider, cache, texts, input_type, budget)
+        return embed_texts(model, cache, texts, input_type, budget)
 
 
-def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
+def _some_texts(run: Run, wanted: int, seed: int) -> dict[str, str]:
     """Some `wanted` chunks' texts by id, as many of each partition, others for another seed."""
     generator = np.random.default_rng(seed)
     found: dict[str, str] = {}
     made = {
-        partition: context.folder.chunks.manifest(partition)
-        for partition in context.spec.partition_names
+        partition: run.folder.chunks.manifest(partition) for partition in run.spec.partition_names
     }
     filled = [(partition, entry.rows) for partition, entry in made.items() if entry and entry.rows]
     generator.shuffle(filled)
@@ -134,7 +133,7 @@ def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
         share = min(-(-(wanted - len(found)) // (len(filled) - at)), rows)
         if share:
             chosen = np.sort(generator.choice(rows, share, replace=False))
-            picked = chunk_rows(context, partition, chosen, ["chunk_id", "text"])
+            picked = chunk_rows(run, partition, chosen, ["chunk_id", "text"])
             found |= dict(
                 zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
             )

@@ -19,11 +19,11 @@ from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.report.map import map_of
 from embedding_pipelines.report.pareto import described, searched
 from embedding_pipelines.report.plots import ABSENT, SIZE, figures
 from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS
-from embedding_pipelines.steps.release import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json
 
 SLIGHT = 0.001  # of a measure: a change that is not worth a word

@@ -135,11 +135,11 @@ class PipelineFolder:
             folder / "embeddings" / "waiting.json"
         )  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
-        self.spent = folder / "embeddings" / "spent.json"  # tokens, seconds and USD of all runs
-        self.model = folder / "model" / "learnt.json"
+        self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
+        self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"
-        self.verified = folder / "verified.json"
+        self.checks = folder / "checks.json"
         self.quality = folder / "quality"
         self.history = self.quality / "history.jsonl"  # a line per release: what was measured
         self.queries = self.quality / "queries.json"  # what it was measured with
@@ -166,6 +166,10 @@ class PipelineFolder:
                 f"Pipeline {self.folder.name!r} is being run by another process. Wait for it to end, then try again."
             ) from error
 
+    def has_lock(self, name: Literal["step", "run"]) -> bool:
+        """Whether anybody has ever held this lock."""
+        return (self.folder / f"{name}.lock").exists()
+
     def fix_partitions(self, partitions: int) -> None:
         """Remember the number of partitions at the first run; ConfigError if it has changed
         since."""
@@ -183,9 +187,12 @@ class PipelineFolder:
 class Warehouse:
     """The folder below which everything produced is kept."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, pipelines: Path | None = None) -> None:
+        """`pipelines` holds the pipelines' folders in place of the usual one: a copy for reading."""
         self.home = home
         self.root = warehouse_folder(home)
+        self.is_copy = pipelines is not None
+        self.pipelines = pipelines or self.root / "pipelines"
         self.cache = self.root / "cache.sqlite"
         self.tables = self.root / "tables"
         self.batches = self.root / "batches"  # texts that are with a service
@@ -207,7 +214,21 @@ class Warehouse:
             ) from error
 
     def pipeline(self, name: str) -> PipelineFolder:
-        return PipelineFolder(self.root / "pipelines" / name, self.tables)
+        return PipelineFolder(self.pipelines / name, self.tables)
+
+    def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
+        """A warehouse whose documents and chunks of one pipeline can be written without changing
+        this one's: files are links, which a write replaces."""
+        source, target = self.pipelines / name, folder / name
+        target.mkdir(parents=True)
+        for entry in source.iterdir() if source.is_dir() else ():
+            if entry.name in ("documents", "chunks"):
+                (target / entry.name).mkdir()
+                for file in entry.iterdir():
+                    (target / entry.name / file.name).symlink_to(file)
+            else:
+                (target / entry.name).symlink_to(entry)
+        return Warehouse(self.home, folder)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

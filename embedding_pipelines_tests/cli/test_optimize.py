@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.cli import optimize as cli_optimize
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.codec import codec_path, fitted_for
-from embedding_pipelines.steps.release import read_releases
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, write_csv
+from embedding_pipelines_tests.chain import run_of, write_csv
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.optimize.test_optimizer import PIPELINE, write_things
 from embedding_pipelines_tests.runs import run_whole
@@ -110,7 +110,7 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     command: Command, built: Path
 ) -> None:
     assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     before = codec_path(context, context.spec.model.space)
     write_csv(
         built,
@@ -124,7 +124,7 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
     assert said.code == 1
     assert "required_metrics_hold" in said.err
-    fitted = fitted_for(context_of(built, "p"), context.spec.model.space)
+    fitted = fitted_for(run_of(built, "p"), context.spec.model.space)
     assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
     assert codec_path(context, context.spec.model.space) == before
 

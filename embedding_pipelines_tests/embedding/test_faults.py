@@ -32,8 +32,8 @@ from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import ask_again, spent
 from embedding_pipelines_tests.chain import (
     checks_of,
-    context_of,
     live_rows,
+    run_of,
     run_steps,
     write_csv,
     write_pipeline,
@@ -307,7 +307,7 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         server.poisoned = {"text number 7": "Not this one."}.get
         run_steps(home, "p")
         assert live_rows(home, "p").keys() == {f"d{n}#0" for n in range(60) if n != 7}
-        context, asked = context_of(home, "p"), len(server.requests)
+        context, asked = run_of(home, "p"), len(server.requests)
         told = pq.read_table(context.folder.rejected_texts).to_pylist()
         assert [(row["chunk_id"], row["text"]) for row in told] == [("d7#0", "text number 7")]
         assert "Not this one." in told[0]["reason"]
@@ -483,7 +483,7 @@ def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_midd
         model = f"{{provider: openai, model: little, {options}}}"
         budget = "budget: {tokens: 60}\n"
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}{budget}")
-        context = context_of(home, "p")
+        context = run_of(home, "p")
         with pytest.raises(BudgetError):
             run_steps(home, "p")
         assert 0 < len(server.billed) < 60

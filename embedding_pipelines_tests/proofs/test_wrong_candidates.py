@@ -17,7 +17,7 @@ from embedding_pipelines.providers.base import InputType, Limits, Provider, Vect
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
-from embedding_pipelines_tests.chain import checks_of, context_of, run_steps, write_pipeline
+from embedding_pipelines_tests.chain import checks_of, run_of, run_steps, write_pipeline
 from embedding_pipelines_tests.quality.test_checks import failed, live, outcomes, vandalize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
@@ -108,11 +108,11 @@ class Deaf(Faulty):
 
 def failed_behind(home: Path, fault: type[Faulty]) -> list[str]:
     """The checks that stop a candidate made through a fault."""
-    return failed(list(outcomes(home, fault(inner=context_of(home, "p").spec.model)).values()))
+    return failed(list(outcomes(home, fault(inner=run_of(home, "p").spec.model)).values()))
 
 
 def test_shuffled_vectors_are_stopped(released: Path) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
     assert "vectors_belong_to_their_texts" in failed(checks_of(context))
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
@@ -124,7 +124,7 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
         vectors[::10] = 0
         return vectors
 
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     vandalize(context, zeroed)
     assert failed(checks_of(context)) == ["vectors_are_sound"]
     with pytest.raises(ReleaseError, match="vectors_are_sound"):

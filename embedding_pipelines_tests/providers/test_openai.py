@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers import _tiktoken
-from embedding_pipelines.providers.common.estimate import estimate
 from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.providers.voyage import Voyage

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from embedding_pipelines.preprocessing.chunk import Chunk
 from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.run import Run
 from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import (
@@ -19,7 +20,6 @@ from embedding_pipelines.spec.pipeline import (
     fingerprint,
     partition_of,
 )
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.chunks import chunk_configuration
 from embedding_pipelines.steps.codec import fitted_for
 from embedding_pipelines.steps.documents import source_configuration
@@ -100,7 +100,7 @@ def changed(option: str, value: Any) -> PipelineSpec:
 def settings(spec: PipelineSpec) -> dict[str, str]:
     from pathlib import Path
 
-    context, space = StepContext(spec, Warehouse(Path("/nowhere"))), spec.model.space
+    context, space = Run(spec, Warehouse(Path("/nowhere"))), spec.model.space
     return {
         "documents": source_configuration(context),
         "chunks": chunk_configuration(context, spec.model),

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from embedding_pipelines.steps.unchanged import _reports
 
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.plan import plan
 from embedding_pipelines.search import search
-from embedding_pipelines.steps.unchanged import _reports
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
     report,
+    run_of,
     run_steps,
     top,
     write_csv,
@@ -60,14 +60,14 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     assert (again.changed, again.statistics["revision"]) == (False, first.statistics["revision"])
     rows = live_rows(home, "p")
     assert rows.keys() == before.keys() | {"new#0"}
-    refused = pq.read_table(context_of(home, "p").folder.rejected_texts).to_pylist()
+    refused = pq.read_table(run_of(home, "p").folder.rejected_texts).to_pylist()
     assert [(row["chunk_id"], row["text"]) for row in refused] == [("alien#0", "xylophone zither")]
     assert "No word of it" in refused[0]["reason"]
     with pytest.raises(ConfigError, match="'zither' has no vector: No word of it"):
         search(home, "p", "zither")
-    assert all(made is not None and not made.changed for made in _reports(context_of(home, "p")))
+    assert all(made is not None and not made.changed for made in _reports(run_of(home, "p")))
 
-    kept = context_of(home, "p").folder.model.parent / "vectors.bin"
+    kept = run_of(home, "p").folder.model.parent / "vectors.bin"
     kept.write_bytes(kept.read_bytes()[:100])
     mended = report(run_steps(home, "p"), "model")
     assert mended.changed
@@ -87,7 +87,7 @@ def test_plan_learns_too_and_calls_nobody_refused_a_new_row(home: Path) -> None:
     corpus(home)
     write_csv(home, "b.csv", [("silent", "!!! ???", "t2")])
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     made = plan(context, context.spec.model)
     assert (made.rows_new, made.tokens > 0, made.usd) == (201, True, 0)
     run_steps(home, "p")
