@@ -90,5 +90,5 @@ def test_what_was_released_with_a_reason_or_given_up_is_not_held_back(home: Path
     assert status(home)["held_back"] is None
     write_pipeline(home, "p", demanding + "compression: [int8]\n")
     context = run_of(home, "p")
-    release(context, context.spec.model.space, "the disk is full")
+    release(context, "the disk is full")
     assert status(home)["held_back"] is None

@@ -111,22 +111,22 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
 ) -> None:
     assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
     context = run_of(built, "p")
-    before = codec_path(context, context.spec.model.space)
+    before = codec_path(context)
     write_csv(
         built,
         "b.csv",
         [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)],
     )
     run_whole(built, "p")
-    assert codec_path(context, context.spec.model.space) == before
+    assert codec_path(context) == before
     path = built / "pipelines" / "p.yaml"
     path.write_text(file_of(built) + "evaluation: {require: {recall_at_10: 1.1}}\n")
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
     assert said.code == 1
     assert "required_metrics_hold" in said.err
-    fitted = fitted_for(run_of(built, "p"), context.spec.model.space)
+    fitted = fitted_for(run_of(built, "p"), context.model.space)
     assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
-    assert codec_path(context, context.spec.model.space) == before
+    assert codec_path(context) == before
 
 
 def test_ctrl_c_in_the_run_puts_the_file_back(

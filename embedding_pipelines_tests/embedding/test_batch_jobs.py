@@ -27,9 +27,7 @@ from embedding_pipelines.providers import _openai_batch
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import Budget
-from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.steps.embeddings import spent, write_embeddings
 from embedding_pipelines_tests.chain import (
     live_rows,
     run_of,
@@ -651,14 +649,14 @@ def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_kno
         server.finish(name)
         if server.out:
             waits(zoo)
-            assert spent(context)["usd"] == pytest.approx(
+            assert context.usage()["usd"] == pytest.approx(
                 sum(billed(server)) * LATER / 1e6, abs=1e-8
             )
     reports = embedded(zoo)
     check_vectors(zoo, server, {title for _, title, _ in LONG})
     assert server.direct == [ODD_ONE]
     direct = len(ODD_ONE.split()) * DIRECT
-    assert spent(context)["usd"] == pytest.approx(
+    assert context.usage()["usd"] == pytest.approx(
         (sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8
     )
     last = billed(server)[-1]  # the others were told by the runs that waited
@@ -689,22 +687,20 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
 ) -> None:
     known_model(zoo, measured="evaluation: {known_items: 4}\n")
     context = run_of(zoo, "zoo")
-    made = plan(context, context.spec.model)
+    made = plan(context)
     assert made.tokens > 0
-    assert made.tokens_to_measure > 0
+    assert made.tokens_to_check > 0
     assert made.usd == pytest.approx(
-        (made.tokens * LATER + made.tokens_to_measure * DIRECT) / 1e6, abs=1e-6
+        (made.tokens * LATER + made.tokens_to_check * DIRECT) / 1e6, abs=1e-6
     )
     server.fate = lambda text: "refused" if text == ODD_ONE else None
     waits(zoo)
     server.finish_all()
     with EmbeddingCache(context.warehouse.cache) as cache:
         opened(zoo, cache).collect()
-    left = plan(context, context.spec.model)
+    left = plan(context)
     assert left.texts_to_embed == 1
-    assert left.usd == pytest.approx(
-        (left.tokens + left.tokens_to_measure) * DIRECT / 1e6, abs=1e-6
-    )
+    assert left.usd == pytest.approx((left.tokens + left.tokens_to_check) * DIRECT / 1e6, abs=1e-6)
 
 
 def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:

@@ -29,7 +29,7 @@ from embedding_pipelines.providers.base import InputType, Limits, Reply
 from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import ask_again, spent
+from embedding_pipelines.steps.embeddings import retry_rejected
 from embedding_pipelines_tests.chain import (
     checks_of,
     live_rows,
@@ -321,7 +321,7 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         assert (counted.statistics["documents"], counted.statistics["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")
-        assert ask_again(context) == 1
+        assert retry_rejected(context) == 1
         assert (
             pipeline_status(context.spec, context.warehouse)["rejected_texts"] == 1
         )  # until a run asks
@@ -488,12 +488,12 @@ def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_midd
             run_steps(home, "p")
         assert 0 < len(server.billed) < 60
         usd = sum(server.billed.values()) * 3 * 2 / 1e6
-        assert spent(context)["usd"] == pytest.approx(usd, abs=1e-8)
-        assert spent(context)["embedded_tokens"] > 0
+        assert context.usage()["usd"] == pytest.approx(usd, abs=1e-8)
+        assert context.usage()["embedded_tokens"] > 0
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
         run_steps(home, "p")
         assert len(server.billed) == 60
-        assert spent(context)["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
+        assert context.usage()["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
 
 
 SCRIPT = """

@@ -60,7 +60,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_to_embeddings(home: Path) -> None:
     context = run_of(home, "p")
-    for step, _ in steps(context, context.spec.model):
+    for step, _ in steps(context):
         if step == "codec":
             return
 
@@ -102,7 +102,7 @@ def all_files(home: Path) -> dict[str, bytes]:
 
 def told_apart(context: Run) -> tuple[Corpus, Asked]:
     """The vectors, and 40 of them with a little noise as queries."""
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     vectors = np.concatenate(list(corpus.blocks()))
     noise = np.random.default_rng(5).standard_normal((40, DIMENSIONS), dtype=np.float32)
     return corpus, corpus.asked(vectors[::17][:40] + noise / 20)
@@ -170,7 +170,7 @@ def test_a_table_with_an_index_is_asked_itself(context: Run) -> None:
 
 
 def test_bytes_are_those_on_disk_index_included(context: Run) -> None:
-    corpus = Corpus(with_store(context, index="none"), context.spec.model.space)
+    corpus = Corpus(with_store(context, index="none"))
 
     def fit(choice: Compression) -> CodecChain:
         return CodecChain.fit(choice, corpus.blocks, DIMENSIONS)
@@ -189,7 +189,7 @@ def test_bytes_are_those_on_disk_index_included(context: Run) -> None:
 
 
 def test_trial_tables_are_gone_whatever_happens(context: Run) -> None:
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     folder = context.folder.folder / "trial"
     (folder / "left.lance").mkdir(parents=True)  # by a process that was killed
     trials = Trials(corpus)
@@ -204,11 +204,11 @@ def test_trial_tables_are_gone_whatever_happens(context: Run) -> None:
 def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(
     context: Run,
 ) -> None:
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     chains = {choice: CodecChain.fit(choice, corpus.blocks, DIMENSIONS) for choice in CHAINS[:6]}
 
     def tried(given: Run, choice: Compression) -> list[tuple[str, float]]:
-        found = settings(Corpus(given, given.spec.model.space), choice, chains[choice])
+        found = settings(Corpus(given), choice, chains[choice])
         return [(setting.store.index, setting.bytes_per_vector) for setting in found]  # type: ignore[attr-defined]
 
     assert tried(context, (Int8(),)) == [("none", 64)]
@@ -268,7 +268,7 @@ def test_pca_without_dimensions_says_how_many_keep_how_much(context: Run) -> Non
         ConfigError, match=r"strongest (\d+) keep 90%, (\d+) keep 95%, (\d+) keep 99%"
     ) as error:
         tune(context, Wish(("pca",)))
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     codec = CodecChain.fit((Pca(dimensions=64),), corpus.blocks, DIMENSIONS).codecs[0]
     kept = np.cumsum(codec.arrays()["spectrum"])
     for share in (0.9, 0.95, 0.99):
@@ -477,14 +477,14 @@ def test_fitting_anew_is_a_new_line_beside_the_old_one(home: Path) -> None:
     write_things(home, PIPELINE + "compression: [{kind: pca, dimensions: 16}]\n")
     run_steps(home, "p")
     context = run_of(home, "p")
-    space = context.spec.model.space
-    old, path = load_codec(context, space), codec_path(context, space)
+    space = context.model.space
+    old, path = load_codec(context), codec_path(context)
     write_csv(
         home, "b.csv", [(f"new-{number}", f"other words {number}", "c") for number in range(300)]
     )
     run_to_embeddings(home)
-    assert load_codec(context, space).id == old.id
+    assert load_codec(context).id == old.id
     fit_anew(context)
-    assert load_codec(context, space).id != old.id
+    assert load_codec(context).id != old.id
     assert path is not None
     assert path.exists()

@@ -32,7 +32,7 @@ RUN = """
 from embedding_pipelines.home import home
 from embedding_pipelines_tests.chain import run_of, steps
 context, vectors = run_of(home(), "captions"), 0
-for step, report in steps(context, context.spec.model):
+for step, report in steps(context):
     vectors += report.statistics["vectors"] if step == "embeddings" else 0
     if step == "codec":
         break

@@ -34,7 +34,7 @@ from embedding_pipelines.home import home
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines_tests.chain import run_of
 context = run_of(home(), "million")
-print(json.dumps(fit_codec(context, context.spec.model.space).statistics))
+print(json.dumps(fit_codec(context, context.model.space).statistics))
 """
 
 
@@ -43,7 +43,7 @@ def million(home: Path) -> Iterator[Path]:
     """A home whose pipeline has a million embeddings, 1.4 GB, gone again after the test."""
     write_pipeline(home, "million", PIPELINE)
     context = run_of(home, "million")
-    shards, space = context.folder.embeddings, context.spec.model.space
+    shards, space = context.folder.embeddings, context.model.space
     schema = embeddings_schema(DIMENSIONS, space.id)
     for number, partition in enumerate(context.spec.partition_names):
         shards.write(partition, schema, _batches(number, schema), "", space.id, {})

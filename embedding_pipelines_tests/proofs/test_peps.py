@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines_tests.chain import run_of, write_pipeline
 

@@ -37,7 +37,7 @@ def embedded(shared: Path, proof_home: Path) -> Path:
         )
     write_pipeline(proof_home, "captions", PIPELINE)
     context = run_of(proof_home, "captions")
-    for step, _ in steps(context, context.spec.model):
+    for step, _ in steps(context):
         if step == "codec":
             break
     return proof_home
@@ -76,7 +76,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
             row["caption"]
             for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)
         ]
-    asked = Corpus(context, context.spec.model.space).asked(searcher.provider.embed(texts, "query"))
+    asked = Corpus(context).asked(searcher.provider.embed(texts, "query"))
     names = [
         name
         for partition in context.spec.partition_names

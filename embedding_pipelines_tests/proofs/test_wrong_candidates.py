@@ -116,7 +116,7 @@ def test_shuffled_vectors_are_stopped(released: Path) -> None:
     vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
     assert "vectors_belong_to_their_texts" in failed(checks_of(context))
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
-        release(context, context.spec.model.space)
+        release(context)
 
 
 def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
     vandalize(context, zeroed)
     assert failed(checks_of(context)) == ["vectors_are_sound"]
     with pytest.raises(ReleaseError, match="vectors_are_sound"):
-        release(context, context.spec.model.space, "even with a reason")
+        release(context, "even with a reason")
 
 
 def test_queries_embedded_by_another_model_are_stopped(released: Path) -> None:

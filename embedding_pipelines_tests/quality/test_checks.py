@@ -15,14 +15,13 @@ from embedding_pipelines.providers.base import InputType, Provider, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.canaries import CANARIES
 from embedding_pipelines.quality.check import STRUCTURE, Check
-from embedding_pipelines.quality.structure import current_checks, current_verify
 from embedding_pipelines.releases import live_release, release
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.evaluation import CHECKS, METRICS
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import spent
+from embedding_pipelines.steps.checks import Checks, current_checks
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import read_json, write_json
 from embedding_pipelines_tests.chain import (
@@ -119,8 +118,8 @@ class Prompted(Hashing):
 
 def outcomes(home: Path, provider: Provider) -> dict[str, Check]:
     """The checks of a candidate that another provider makes; it is not released."""
-    for step, found in steps(run_of(home, "p"), provider):
-        if step == "verify":
+    for step, found in steps(run_of(home, "p", provider)):
+        if step == "checks":
             return {check.name: check for check in found}
     raise AssertionError
 
@@ -140,7 +139,7 @@ def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(
     )
     assert found["vectors_are_sound"].passed
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(released) == 1
 
 
@@ -159,7 +158,7 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released:
         "Not measured, since vectors_are_sound failed."
     }
     with pytest.raises(ReleaseError, match="vectors_are_sound"):
-        release(context, context.spec.model.space, "I want it all the same")
+        release(context, "I want it all the same")
     assert live(released) == 1
 
 
@@ -219,7 +218,7 @@ def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) 
         run_steps(released, "p")
     assert live(released) == 1
     context = run_of(released, "p")
-    made = release(context, context.spec.model.space, "the disk is full")
+    made = release(context, "the disk is full")
     assert made.changed
     assert live(released) == 2
     assert live_release(context.folder).forced == "the disk is full"
@@ -434,7 +433,7 @@ def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
     write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
     context = run_of(released, "p")
     assert failed(checks_of(context)) == ["required_metrics_hold"]
-    assert current_verify(context) is None
+    assert Checks().current(context) is None
 
 
 def test_one_wrong_partition_of_four_is_stopped(released: Path) -> None:
@@ -499,9 +498,9 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
     assert not checks["vectors_belong_to_their_texts"].passed
     assert not checks["vectors_belong_to_their_texts"].blocks
     assert current_checks(run_of(home, "p")) is not None  # who cannot pay is not asked again
-    before = spent(run_of(home, "p"))
+    before = run_of(home, "p").usage()
     run_steps(home, "p")
-    assert spent(run_of(home, "p")) == before
+    assert run_of(home, "p").usage() == before
     write(home, "budget: {tokens: 20000}\n")
     run_steps(home, "p")
     assert current_checks(run_of(home, "p")) is not None
@@ -541,7 +540,7 @@ def test_a_table_that_was_emptied_is_held_back(released: Path) -> None:
         "The table is empty; release 1 has 700 rows. If it must be"
     )
     context = run_of(released, "p")
-    assert release(context, context.spec.model.space, "we have closed").changed
+    assert release(context, "we have closed").changed
 
 
 def test_judgements_of_strangers_are_refused(home: Path) -> None:

@@ -20,7 +20,7 @@ from embedding_pipelines.spec.pipeline import (
     fingerprint,
     partition_of,
 )
-from embedding_pipelines.steps.chunks import chunk_configuration
+from embedding_pipelines.steps.chunks import _configuration
 from embedding_pipelines.steps.codec import fitted_for
 from embedding_pipelines.steps.documents import source_configuration
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -100,12 +100,12 @@ def changed(option: str, value: Any) -> PipelineSpec:
 def settings(spec: PipelineSpec) -> dict[str, str]:
     from pathlib import Path
 
-    context, space = Run(spec, Warehouse(Path("/nowhere"))), spec.model.space
+    context = Run(spec, Warehouse(Path("/nowhere")))
     return {
         "documents": source_configuration(context),
-        "chunks": chunk_configuration(context, spec.model),
-        "embeddings": space.id,
-        "codec": fitted_for(context, space),
+        "chunks": _configuration(context),
+        "embeddings": context.model.space.id,
+        "codec": fitted_for(context),
         "vector_store": spec.store.layout,
     }
 

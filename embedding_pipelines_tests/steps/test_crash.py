@@ -103,7 +103,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def die(home: Path, at: int, after: bool) -> tuple[bool, list[str]]:
     """Run until the fuse blows; whether it did, and what was embedded until then."""
-    recording = Recording(inner=run_of(home, "p").spec.model, request_texts=1)
+    recording = Recording(run_of(home, "p").model, request_texts=1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         watch(Fuse(at, after), monkeypatch)
         try:

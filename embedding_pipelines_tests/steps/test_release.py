@@ -13,16 +13,11 @@ import pytest
 
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.evaluation import CHECKS
-from embedding_pipelines.steps.release import (
-    current_release,
-    live_release,
-    read_releases,
-    release,
-    rollback,
-)
+from embedding_pipelines.steps.release import ReleaseStep, release
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
 from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest, write_json
 from embedding_pipelines.stores._lance import connect as _connect
@@ -93,7 +88,7 @@ def with_first_vector(value: float) -> Callable[[pa.Table], pa.Table]:
 def test_unsound_embeddings_are_stopped(built: Path, value: float, fault: str) -> None:
     spoil_embeddings(built, with_first_vector(value))
     context = run_of(built, "p")
-    update_vector_store(context, context.spec.model.space)
+    update_vector_store(context)
     checks = {check.name: check for check in checks_of(context)}
     assert not checks["vectors_are_sound"].passed
     assert fault in checks["vectors_are_sound"].sentence
@@ -104,7 +99,7 @@ def test_embeddings_that_are_no_numbers_do_not_even_reach_the_table(built: Path)
     spoil_embeddings(built, with_first_vector(np.nan))
     context = run_of(built, "p")
     with pytest.raises(CompressionError, match=r"1 of .* vectors hold NaN"):
-        update_vector_store(context, context.spec.model.space)
+        update_vector_store(context)
     assert live(built) == 1
     assert top(built, "p", "text number 5") == ["id-5"]
 
@@ -119,7 +114,7 @@ def spoil_embeddings(home: Path, change: Callable[[pa.Table], pa.Table]) -> None
 def run_to_embeddings(home: Path) -> None:
     """As a run that ends before the codec."""
     context = run_of(home, "p")
-    for step, _ in steps(context, context.spec.model):
+    for step, _ in steps(context):
         if step == "codec":
             return
 
@@ -127,7 +122,7 @@ def run_to_embeddings(home: Path) -> None:
 def refuse_release(home: Path, check: str) -> None:
     context = run_of(home, "p")
     with pytest.raises(ReleaseError, match=check):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(home) == 1
     assert top(home, "p", "text number 5") == ["id-5"]
 
@@ -222,7 +217,7 @@ def test_a_dropped_embedding_row_never_reaches_the_table(built: Path) -> None:
     spoil_embeddings(built, lambda table: table.slice(1))
     context = run_of(built, "p")
     with pytest.raises(StoreError, match="chunks and embeddings differ"):
-        update_vector_store(context, context.spec.model.space)
+        update_vector_store(context)
     assert live(built) == 1
     assert top(built, "p", "text number 5") == ["id-5"]
 
@@ -231,9 +226,9 @@ def test_a_version_that_was_not_checked_is_not_released(built: Path) -> None:
     context = run_of(built, "p")
     write_csv(built, "a.csv", rows(39))
     run_to_embeddings(built)
-    update_vector_store(context, context.spec.model.space)
+    update_vector_store(context)
     with pytest.raises(ReleaseError, match="was not checked"):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(built) == 1
 
 
@@ -292,15 +287,15 @@ def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_ne
     three: Path,
 ) -> None:
     context = run_of(three, "p")
-    history, space = context.folder.history, context.spec.model.space
+    history, space = context.folder.history, context.model.space
     lines = history.read_text().splitlines()
-    assert current_release(context, space) is not None
+    assert ReleaseStep().current(context) is not None
     for torn in ("", lines[-1][:20]):  # by a power cut
         history.write_text("\n".join(lines[:-1]) + "\n" + torn)
-        assert current_release(context, space) is None
+        assert ReleaseStep().current(context) is None
         for _ in range(2):
             assert not report(run_steps(three, "p"), "release").changed
-        assert current_release(context, space) is not None
+        assert ReleaseStep().current(context) is not None
         now = history.read_text().splitlines()
         assert [json.loads(line)["release"] for line in now if line != torn] == [1, 2, 3]
 
