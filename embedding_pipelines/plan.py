@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.lookup import LookedUp, look_up
-from embedding_pipelines.embedding.packing import calls
+from embedding_pipelines.embedding.lookup import Lookup, look_up
+from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.quality.cost import tokens_to_measure
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import steps_of
@@ -93,7 +93,7 @@ def _count(run: Run) -> Plan:
     if is_trained and (result.rows_new or result.rows_changed or result.rows_deleted):
         result.tokens_to_check = tokens_to_measure(run)
     later = result.tokens - direct
-    budget = BudgetTracker.of(spec.budget, options, in_batches=later > 0)
+    budget = BudgetTracker.of(spec.budget, options, batch_jobs=later > 0)
     result.within_budget = budget.holds(later or direct)
     if options.price is not None and options.batch_price is not None:
         direct += result.tokens_to_check
@@ -152,7 +152,7 @@ def _count_texts(run: Run, result: Plan, is_trained: bool) -> int:
         look_up(batches, model.space, "document", run.cache) if is_trained else _misses(batches)
     )
     for texts in looked_up:
-        unsent = {key: text for key, text in texts.unknown.items() if key not in waiting}
+        unsent = {key: text for key, text in texts.misses.items() if key not in waiting}
         at_once = (
             tokens
             for key, (_, tokens) in unsent.items()
@@ -160,24 +160,24 @@ def _count_texts(run: Run, result: Plan, is_trained: bool) -> int:
         )
         direct += sum(at_once)
         misses = list(unsent.values())
-        result.texts_waiting += len(texts.unknown) - len(misses)
-        result.cache_hits += texts.known
+        result.texts_waiting += len(texts.misses) - len(misses)
+        result.cache_hits += texts.hits
         result.texts_to_embed += len(misses)
         result.tokens += sum(tokens for _, tokens in misses)
         sizes = [len(text.encode()) for text, _ in misses]
         tokens_of = [tokens for _, tokens in misses]
-        result.requests += sum(1 for _ in calls(tokens_of, model.limits, sizes))
+        result.requests += sum(1 for _ in pack(tokens_of, model.limits, sizes))
     return direct
 
 
-def _misses(batches: Iterable[pa.RecordBatch]) -> Iterator[LookedUp]:
+def _misses(batches: Iterable[pa.RecordBatch]) -> Iterator[Lookup]:
     """Every text once, as for a model that is still to be trained: its space is new."""
     seen: set[str] = set()
     for batch in batches:
         texts = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
         new = {text: tokens for text, tokens in texts.items() if text not in seen}
         seen.update(new)
-        yield LookedUp(0, {text.encode(): (text, tokens) for text, tokens in new.items()})
+        yield Lookup(0, {text.encode(): (text, tokens) for text, tokens in new.items()})
 
 
 def _in_batch_jobs(run: Run) -> tuple[set[bytes], set[bytes]]:

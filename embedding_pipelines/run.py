@@ -42,7 +42,7 @@ class Run:
 
     @functools.cached_property
     def cache(self) -> EmbeddingCache:
-        return EmbeddingCache(self.warehouse.cache)
+        return EmbeddingCache(self.warehouse.cache, read_only=self.warehouse.is_copy)
 
     def release_options(self) -> ProviderOptions:
         """The model's options as a release records them: a file that may change is copied."""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain, Codes
-from embedding_pipelines.embedding.request import ask_patiently
+from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import EmbeddingModel, Vectors, checked
 from embedding_pipelines.releases import live_release
@@ -25,7 +25,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
 
 MAX_K = 10_000
-TRIES_OF_QUERIES = 3  # somebody is waiting
+ATTEMPTS = 3  # of a query: somebody is waiting
 
 
 class Hit(BaseModel):
@@ -70,6 +70,7 @@ class Searcher:
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
         self._opened = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)
+        self._sender = Sender(self.model)
         self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
 
     def close(self) -> None:
@@ -92,7 +93,7 @@ class Searcher:
         text = self.release.spec.preprocessing.clean.text(query)
         if not text:
             raise ConfigError("The query is empty once it is cleaned. Write at least one word.")
-        response = ask_patiently(self.model, [text], "query", tries=TRIES_OF_QUERIES).response
+        response = self._sender.send(Request([text], "query", attempts=ATTEMPTS))
         for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = checked(response.vectors, [text], self.model.space)[0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
+from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
@@ -48,6 +49,11 @@ class Recording(EmbeddingModel):
         self.calls.append(list(inputs))
         self.texts.extend(inputs)
         return self.inner.embed(inputs, input_type)
+
+
+def hashing(**options: Any) -> EmbeddingModel:
+    """An open model that needs no weights."""
+    return Hashing(**options).open(Path())
 
 
 def write_pipeline(home: Path, name: str, text: str) -> Path:

@@ -119,7 +119,7 @@ def _vectors(
     provider refuses; and how many texts the provider was called for."""
     space, release = opened.space, opened.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
-    known = cache.get(list(keys.values()), space.dimensions)
+    known = cache.get_many(list(keys.values()), space.dimensions)
     missing = [text for text, key in keys.items() if key not in known]
     if missing:
         budget = BudgetTracker.of(release.spec.budget, release.spec.model)

@@ -1,109 +1,89 @@
-"""What is held of a stream of texts while it is embedded: windows, the calls for what they lack,
-and counts."""
+"""A batch of texts while some of its vectors are pending, the requests for them, and what comes
+out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from embedding_pipelines.embedding.request import TRIES, Usage
+from embedding_pipelines.embedding.budget import Usage
+from embedding_pipelines.embedding.request import Request
 from embedding_pipelines.providers.base import Vectors
 
-TRIES_OF_PARTS = (
-    2  # of half a call: what failed as a whole TRIES times is hardly the network's fault
-)
-
 
 @dataclass
-class EmbedCounts:
-    """What embedding took. `texts` counts each text of a window once, however often it occurs."""
+class Embeddings:
+    """Vectors float32[n, d] in the order of n texts; a row of NaN for a text in `rejected`, with
+    the provider's reason."""
 
-    texts: int = 0
-    from_cache: int = 0
-    embedded: int = 0
-    embedded_tokens: int = 0
-    calls: int = 0
-    provider_seconds: float = 0.0  # during which at least one call was out
-    rejected: int = 0
-    billed_tokens: int = (
-        0  # as the provider counts, by its tokenizer where it does not say; with what was in vain
-    )
-    retries: int = 0
-    request_seconds: float = 0.0  # from sending to answer, summed over calls
-    waited_seconds: float = 0.0  # for their turn
-
-    def add(self, other: "EmbedCounts") -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-@dataclass
-class Embedded:
-    """One window: what was asked, and its vectors float32[rows, d] in the same order; NaN for
-    rejected rows."""
-
-    batch: pa.RecordBatch
     vectors: Vectors
-    counts: EmbedCounts
-    rejected: dict[int, str]  # row -> why the provider gave no vector for its text
+    rejected: dict[int, str]
+    usage: Usage
 
 
 @dataclass
-class Window:
-    batch: pa.RecordBatch
-    keys: list[bytes]  # per row
-    known: dict[bytes, Vectors]
-    awaited: set[bytes]
-    tokens: int
-    counts: EmbedCounts = field(default_factory=EmbedCounts)
+class EmbeddedBatch(Embeddings):
+    """One batch with its vectors."""
 
+    rows: pa.RecordBatch
+
+
+@dataclass
+class Batch:
+    """A batch while it waits. Texts are named by their keys in the cache."""
+
+    rows: pa.RecordBatch
+    keys: list[bytes]  # of each row
+    vectors: dict[bytes, Vectors] = field(default_factory=dict)
     rejected: dict[bytes, str] = field(default_factory=dict)
+    pending: set[bytes] = field(default_factory=set)
+    usage: Usage = field(default_factory=Usage)
 
-    def embedded(self, dimensions: int) -> Embedded:
+    @classmethod
+    def of(cls, rows: pa.RecordBatch, key_of: Callable[[str], bytes]) -> Self:
+        """`rows` have the columns `text` and `tokens`."""
+        texts = rows["text"].to_pylist()
+        keys = {text: key_of(text) for text in texts}
+        return cls(rows, [keys[text] for text in texts], pending=set(keys.values()))
+
+    def embedded(self, dimensions: int) -> EmbeddedBatch:
+        """What is yielded, once nothing is pending."""
+        missing = np.full(dimensions, np.nan, np.float32)
+        vectors = np.stack([self.vectors.get(key, missing) for key in self.keys])
         rejected = {
             row: self.rejected[key] for row, key in enumerate(self.keys) if key in self.rejected
         }
-        nothing = np.full(dimensions, np.nan, np.float32)
-        vectors = np.stack([self.known.get(key, nothing) for key in self.keys])
-        return Embedded(self.batch, vectors, self.counts, rejected)
+        return EmbeddedBatch(vectors, rejected, self.usage, self.rows)
 
 
 @dataclass
-class Call:
-    """Texts for the provider; `window` is the one that needed them first."""
+class BatchRequest(Request):
+    """A request for texts that `batch` was the first to need."""
 
-    keys: list[bytes]
-    texts: list[str]
-    tokens: list[int]
-    window: Window
-    tries: int = TRIES  # of the request
-    wrong_rows: int = 0  # how often its texts came back with a wrong vector
-    is_part: bool = False  # of a call that was refused or too large
-    is_last: bool = False  # one text that could not be had once already, though the service could be reached then
-    handed_out: float = 0.0  # by the clock `time.perf_counter`
-    usage: Usage = field(default_factory=Usage)  # of all that its requests were answered with
+    keys: Sequence[bytes] = ()
+    batch: Batch = field(kw_only=True)
+    is_part: bool = False  # of a request that failed or was too large
+    is_final: bool = False  # one text that failed alone before
+    submitted_at: float = 0.0  # by the clock `time.perf_counter`, as the next two
+    started_at: float = 0.0
+    ended_at: float = 0.0
 
-    def part(self, rows: Sequence[int], tries: int, wrong_rows: int = 0) -> "Call":
-        """Some of its texts as a call of their own."""
-        keys, texts = [self.keys[row] for row in rows], [self.texts[row] for row in rows]
-        return Call(
-            keys,
-            texts,
-            [self.tokens[row] for row in rows],
-            self.window,
-            tries,
-            wrong_rows,
+    def part(self, positions: Sequence[int]) -> Self:
+        """Some of its texts as a request of their own."""
+        return replace(
+            self,
+            inputs=[self.inputs[at] for at in positions],
+            tokens=[self.tokens[at] for at in positions],
+            keys=[self.keys[at] for at in positions],
+            usage=Usage(),
             is_part=True,
+            is_final=False,
         )
 
-    def once_more(self) -> "Call":
-        """The same as its last attempt, with all patience."""
-        again = self.part(range(len(self.texts)), TRIES, self.wrong_rows)
-        again.is_last = True
-        return again
-
-    def halves(self, tries: int, wrong_rows: int = 0) -> list["Call"]:
-        middle = len(self.texts) // 2
-        parts = (range(middle), range(middle, len(self.texts)))
-        return [self.part(rows, tries, wrong_rows) for rows in parts]
+    def halves(self, attempts: int | None = None) -> list[Self]:
+        """Two parts, each sent `attempts` times at most; by default as often as the whole."""
+        middle = len(self.inputs) // 2
+        parts = (range(middle), range(middle, len(self.inputs)))
+        return [replace(self.part(half), attempts=attempts or self.attempts) for half in parts]

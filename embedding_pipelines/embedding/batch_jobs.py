@@ -278,7 +278,7 @@ class Batches:
         ):  # asked directly, the service has to prove itself
             faults = set(range(len(part)))
         good = [row for row in range(len(part)) if row not in faults]
-        self._cache.put([keys[row] for row in good], vectors[good])
+        self._cache.put_many([keys[row] for row in good], vectors[good])
         self.refused.update(keys[row] for row in faults)
 
     def _patiently(self, call: Callable[[], Found]) -> Found:

@@ -1,113 +1,229 @@
-"""The cache: each vector that was ever made, found again by what it was made from.
+"""The embedding cache: every vector that was ever computed, filed under what it was computed from.
 
-One SQLite file for all pipelines. Key: 128 bits over space id, input type and the exact text, so
-renamed files, duplicate texts, a second pipeline and a model switched back cost nothing, and two
-models never serve each other's vectors. Values: float32, little-endian.
+One SQLite file for all pipelines and programs. Key: 128 bits over space id, input type and the
+exact text, so renamed files, duplicate texts, a second pipeline and a model switched back cost
+nothing, and two models never serve each other's vectors. Values: float32, little-endian.
 """
 
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from embedding_pipelines.errors import StoreError
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.errors import ProviderError, StoreError
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, checked
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.space import Space
 
-LOOKUP_KEYS = (
-    4_096  # per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766)
-)
+# Per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766).
+LOOKUP_KEYS = 4_096
 BUSY_SECONDS = 60.0  # another process writes one batch at a time, in milliseconds
+FILE_NAME = "cache.sqlite"
+IN_MEMORY = Path(":memory:")  # SQLite's name for a database that is gone when it is closed
 
 assert sys.byteorder == "little", "the cache stores little-endian float32"
 
 
 class EmbeddingCache:
-    """A durable map from (space, input type, text) to float32[d]. Safe for several processes at
-    once."""
+    """A durable map from (space, input type, text) to float32[d], for any number of threads and
+    processes.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._readable_errors("opened"):
-            self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
-            # Before the first table; of no effect later. 384-d rows of 1.6 kB waste 20% of a page
-            # of 4,096 bytes, 2% of this one; look-ups are as fast (measured: 137,000 to 186,000 a
-            # second with either).
-            self._database.execute("PRAGMA page_size = 8192")
-            # WAL: readers never wait for the writer. NORMAL: a killed process loses nothing that
-            # was committed; a power cut may lose the last commits, which are then embedded again.
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
-            self._database.execute(
-                "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
-            )
+    Within `with` the file stays open; else each call opens it and closes it again. `read_only`
+    neither creates nor changes a file, and takes one that is missing for an empty cache.
+
+    For programs, `get`, `set` and `get_or_create` take a text and its model: an open model, its
+    `Space`, or any name that stands for one model in one configuration. A vector never goes stale:
+    a changed model is another space.
+    """
+
+    def __init__(
+        self,
+        path: Path | str | None = None,
+        *,
+        cache_dir: Path | str = ".embedding_cache",
+        read_only: bool = False,
+    ) -> None:
+        self.path = Path(cache_dir) / FILE_NAME if path is None else Path(path)
+        self.read_only = read_only
+        self._database: sqlite3.Connection | None = None
+        self._users = 0  # `with` blocks that hold it open
+        self._lock = threading.RLock()
 
     @staticmethod
     def key(space_id: str, input_type: InputType, text: str) -> bytes:
         """What a vector is filed under, 16 bytes."""
         return digest(space_id.encode(), input_type.encode(), text.encode())
 
-    def get(self, keys: Sequence[bytes], dimensions: int) -> dict[bytes, Vectors]:
-        """The known ones among `keys`, each float32[dimensions]; a value of another size is not
-        believed."""
-        found: dict[bytes, Vectors] = {}
-        for start in range(0, len(keys), LOOKUP_KEYS):
-            part = keys[start : start + LOOKUP_KEYS]
-            marks = ",".join("?" * len(part))
-            statement = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"
-            with (
-                self._readable_errors("read"),
-                closing(self._database.execute(statement, part)) as rows,
-            ):
-                for key, value in rows:
-                    if len(value) == 4 * dimensions:
-                        found[key] = np.frombuffer(value, np.float32)
-        return found
+    def get_many(self, keys: Sequence[bytes], dimensions: int | None) -> dict[bytes, Vectors]:
+        """The hits among `keys`, each float32[dimensions], read-only; None: of any size. A value of
+        another size is a miss."""
+        hits: dict[bytes, Vectors] = {}
+        with self._open("read") as database:
+            for start in range(0, len(keys), LOOKUP_KEYS):
+                part = keys[start : start + LOOKUP_KEYS]
+                marks = ",".join("?" * len(part))
+                statement = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"
+                with closing(database.execute(statement, part)) as rows:
+                    for key, value in rows:
+                        if dimensions is None or len(value) == 4 * dimensions:
+                            hits[key] = np.frombuffer(value, np.float32)
+        return hits
 
-    def put(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+    def put_many(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         """File vectors float32[len(keys), d] in one transaction; after it returns a kill loses
-        nothing."""
+        nothing. Raises StoreError if the cache is read-only."""
+        if self.read_only:
+            raise StoreError(f"The cache {self.path} is open for reading only.")
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
-        with self._readable_errors("written"):
-            self._database.execute("BEGIN IMMEDIATE")
+        with self._open("written") as database:
+            database.execute("BEGIN IMMEDIATE")
             try:
                 rows = zip(keys, values, strict=True)
-                self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-                self._database.execute("COMMIT")
+                database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+                database.execute("COMMIT")
             except BaseException:
-                if self._database.in_transaction:  # SQLite itself ends it when the disk is full
-                    self._database.execute("ROLLBACK")
+                if database.in_transaction:  # SQLite itself ends it when the disk is full
+                    database.execute("ROLLBACK")
                 raise
 
+    def get(
+        self, text: str, model: EmbeddingModel | Space | str, input_type: InputType = "document"
+    ) -> Vectors | None:
+        """The vector float32[d] of a text, None if it is not in the cache."""
+        name, space = _identity(model)
+        key = self.key(name, input_type, text)
+        vector = self.get_many([key], space.dimensions if space else None).get(key)
+        return None if vector is None else vector.copy()
+
+    def set(
+        self,
+        text: str,
+        model: EmbeddingModel | Space | str,
+        vector: Sequence[float] | Vectors,
+        input_type: InputType = "document",
+    ) -> None:
+        """File a vector [d]. Raises ProviderError for one that no text of this model can have."""
+        name, space = _identity(model)
+        row = np.asarray(vector, np.float32)
+        if space is not None:
+            checked(row[None], [text], space)
+        elif row.ndim != 1 or not row.any() or not np.isfinite(row).all():
+            raise ProviderError(
+                f"{name}: a vector is a row of finite numbers, not all of them 0. Nothing was stored."
+            )
+        self.put_many([self.key(name, input_type, text)], row[None])
+
+    def get_or_create(
+        self,
+        text: str,
+        model: EmbeddingModel | Space | str,
+        embed: Callable[[str], Sequence[float] | Vectors],
+        input_type: InputType = "document",
+    ) -> Vectors:
+        """float32[d]; `embed(text)`, which is then filed, if it is not in the cache. Raises as
+        `set`."""
+        vector = self.get(text, model, input_type)
+        if vector is None:
+            vector = np.array(embed(text), np.float32)
+            self.set(text, model, vector, input_type)
+        return vector
+
+    def __len__(self) -> int:
+        with self._open("read") as database:
+            return int(database.execute("SELECT count(*) FROM vectors").fetchone()[0])
+
+    def __enter__(self) -> Self:
+        with self._lock, self._readable_errors("opened"):
+            if self._database is None and not self.read_only:
+                self._database = self._connect()
+            self._users += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                self.close()
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+            self._database = None
+
     @contextmanager
-    def _readable_errors(self, done: str) -> Iterator[None]:
+    def _open(self, use: str) -> Iterator[sqlite3.Connection]:
+        """The database, for this thread alone."""
+        with self._lock, self, self._readable_errors(use):
+            if self._database is not None:
+                yield self._database
+                return
+            with closing(self._connect_to_read()) as database:
+                yield database
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        database = _connect(str(self.path))
+        try:
+            # Before the first table; of no effect later. 384-d rows of 1.6 kB waste 20% of a page
+            # of 4,096 bytes, 2% of this one; look-ups are as fast (measured: 137,000 to 186,000 a
+            # second with either).
+            database.execute("PRAGMA page_size = 8192")
+            # WAL: readers never wait for the writer. NORMAL: a killed process loses nothing that
+            # was committed; a power cut may lose the last commits, which are then embedded again.
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            _create_table(database)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """For one call: how it is opened depends on whether another process writes now."""
+        if not self.path.exists() or not self.path.stat().st_size:
+            database = _connect(str(IN_MEMORY))
+            _create_table(database)
+            return database
+        # With both files beside it, the last commits are read from there, and neither is changed.
+        # Else `immutable`, since SQLite would create them to read.
+        beside = [self.path.with_name(self.path.name + ending) for ending in ("-wal", "-shm")]
+        in_use = all(path.exists() for path in beside)
+        mode = "mode=ro&readonly_shm=1" if in_use else "immutable=1"
+        return _connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True)
+
+    @contextmanager
+    def _readable_errors(self, use: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise StoreError(
-                f"The cache {self.path} cannot be {done}: {error}. If the file is damaged, move it away; "
-                "its vectors are then made anew."
+                f"The cache {self.path} cannot be {use}: {error}. If the file is damaged, move it "
+                "away; its vectors are then computed again."
             ) from error
 
-    def __len__(self) -> int:
-        return int(self._database.execute("SELECT count(*) FROM vectors").fetchone()[0])
 
-    def close(self) -> None:
-        self._database.close()
+def _connect(name: str, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        name, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=uri
+    )
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def _create_table(database: sqlite3.Connection) -> None:
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+    )
+
+
+def _identity(model: EmbeddingModel | Space | str) -> tuple[str, Space | None]:
+    """What a model's vectors are filed under, and its space where that is known."""
+    if isinstance(model, str):
+        return model, None
+    space = model if isinstance(model, Space) else model.space
+    return space.id, space

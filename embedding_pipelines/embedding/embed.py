@@ -1,42 +1,53 @@
-"""From texts to vectors through the cache: only texts it does not know reach the model.
+"""From texts to vectors through the cache: only texts that are not in it reach the model.
 
-A stream: while the provider computes `limits.concurrent_requests` calls, the next windows are read
-and looked up, and finished calls are committed. What is held in memory is WINDOWS_AHEAD windows. A
-call that the provider refuses is halved until the text that it refuses stands alone; all others
-land.
+    batches ──▶ look up ──── hits ───────────────────────▶ vectors ──▶ yielded in order
+                   │                                          ▲
+                 misses, packed                               │ committed to the cache
+                   ▼                                          │
+                 queue ── within the budget ──▶ out ── reply ─┤
+                   ▲                             │            │ rows with a wrong vector
+                   │                           fault          │
+                   └──────── halves, or once more ◀───────────┘ ── a text alone ──▶ rejected
+
+A stream: while the model computes `limits.concurrent_requests` requests, the next batches are read
+and looked up, and the replies of others are committed. BATCHES_AHEAD batches are in memory. What a
+fault means for the texts of its request stands in `request.POLICY`.
 """
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, replace
-from types import TracebackType
+from dataclasses import replace
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.embedding.batch import TRIES_OF_PARTS, Call, EmbedCounts, Embedded, Window
-from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.embedding.packing import calls
-from embedding_pipelines.embedding.request import Asked, Usage
-from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
+from embedding_pipelines.embedding.batch import Batch, BatchRequest, EmbeddedBatch, Embeddings
+from embedding_pipelines.embedding.budget import BudgetTracker, Usage
+from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
+from embedding_pipelines.embedding.packing import pack
+from embedding_pipelines.embedding.request import ATTEMPTS, Sender, WrongVector, rule_for
+from embedding_pipelines.embedding.sanity import send_verified, verify_provider
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, faulty_rows
-
-WINDOWS_AHEAD = (
-    3  # of 4,096 texts at most: enough to reach past the end of a partition while it is finished
+from embedding_pipelines.providers.base import (
+    EmbeddingModel,
+    InputType,
+    Limits,
+    Response,
+    Vectors,
+    faulty_rows,
 )
 
-PATIENCE_SECONDS = (
-    10.0  # for calls that are out when something fails or the user stops; a local one takes 3
-)
-TRIES_OF_ROWS = 2  # of a text whose vector was wrong in an otherwise right reply
+# Of 4,096 texts at most: enough to reach past the end of a partition while it is finished.
+BATCHES_AHEAD = 3
+BATCH_TEXTS = 4_096  # that `embed_all` looks up at once
+# For requests that are out when something fails or the user stops; one to a local model takes 3.
+PATIENCE_SECONDS = 10.0
 
 
 def embed(
@@ -46,44 +57,92 @@ def embed(
     input_type: InputType,
     advance: Callable[[int], None],
     budget: BudgetTracker | None = None,
-    unfinished: EmbedCounts | None = None,
-) -> Iterator[Embedded]:
+    unfinished: Usage | None = None,
+    *,
+    limits: Limits | None = None,
+    attempts: int = ATTEMPTS,
+) -> Iterator[EmbeddedBatch]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `advance` is told the tokens finished. Each call is committed to the cache when it has ended,
-    and calls that are out when something fails are waited for and committed too, within
-    PATIENCE_SECONDS. A process that is killed loses what is out: `limits.concurrent_requests` calls
-    and one more. What windows took that never come back, since something failed, is added to
-    `unfinished`. Raises ProviderError when the model cannot be had, BudgetError when the next call
-    would cost more than `budget` holds.
+    `advance` is given the tokens of texts that are done. `limits` are the model's by default, and
+    each request is sent `attempts` times at most while the model is unreachable.
+
+    The vectors of each reply are committed to the cache when it has come, also of requests that are
+    out when something fails, within PATIENCE_SECONDS. A process that is killed loses what is out:
+    `limits.concurrent_requests` requests and one more. What batches took that never come back,
+    since something failed, is added to `unfinished`. Raises ProviderError if the model is
+    unavailable, BudgetError if the next request would cost more than `budget` holds.
     """
     source = iter(batches)
-    with _Flow(
-        model, cache, input_type, budget or BudgetTracker(), unfinished or EmbedCounts()
-    ) as flow:
-        batch: pa.RecordBatch | None = None
+    stream = _Stream(model, cache, input_type, budget or BudgetTracker(), limits, attempts)
+    with stream.closing(unfinished or Usage()):
+        rows: pa.RecordBatch | None = None
         while True:
-            while flow.has_room and (batch := next(source, None)) is not None:
-                flow.open(batch)
-            if not flow.windows:
+            while stream.has_room and (rows := next(source, None)) is not None:
+                stream.add(rows)
+            if not stream.batches:
                 return
-            if flow.windows[0].awaited:
-                advance(flow.finish_calls())
+            if stream.batches[0].pending:
+                advance(stream.finish_requests())
             else:
-                window = flow.windows.popleft()
-                advance(window.tokens - window.counts.embedded_tokens)
-                yield window.embedded(model.space.dimensions)
+                batch = stream.batches.popleft()
+                advance(pc.sum(batch.rows["tokens"]).as_py() - batch.usage.embedded_tokens)
+                yield batch.embedded(model.space.dimensions)
 
 
-@dataclass
-class _Answer:
-    asked: Asked
-    started: float
-    ended: float
+def embed_all(
+    texts: Sequence[str],
+    model: EmbeddingModel,
+    cache: EmbeddingCache | None,
+    input_type: InputType = "document",
+    budget: BudgetTracker | None = None,
+    *,
+    tokens: Sequence[int] | None = None,
+    limits: Limits | None = None,
+    attempts: int = ATTEMPTS,
+) -> Embeddings:
+    """The vectors of all texts, through the cache if there is one.
+
+    `tokens` are counted by the model's tokenizer unless they are given. Raises as `embed`.
+    """
+    count, size = len(texts), model.space.dimensions
+    whole = Embeddings(np.empty((count, size), np.float32), {}, Usage())
+    with cache or EmbeddingCache(IN_MEMORY) as store:
+        batches = _batches(texts, tokens, model)
+        parts = embed(
+            batches,
+            model,
+            store,
+            input_type,
+            lambda _: None,
+            budget,
+            limits=limits,
+            attempts=attempts,
+        )
+        for first, part in zip(range(0, count, BATCH_TEXTS), parts, strict=True):
+            whole.vectors[first : first + len(part.vectors)] = part.vectors
+            whole.rejected |= {first + row: reason for row, reason in part.rejected.items()}
+            whole.usage.add(part.usage)
+    return whole
 
 
-class _Flow:
-    """Windows that wait for vectors, calls that wait for their turn, and calls that are out."""
+def count_tokens(texts: Sequence[str], model: EmbeddingModel) -> list[int]:
+    """Of each text, special tokens included."""
+    return [len(entry.ids) for entry in model.tokenizer.encode_batch_fast(list(texts))]
+
+
+def _batches(
+    texts: Sequence[str], tokens: Sequence[int] | None, model: EmbeddingModel
+) -> Iterator[pa.RecordBatch]:
+    for first in range(0, len(texts), BATCH_TEXTS):
+        part = slice(first, first + BATCH_TEXTS)
+        counts = count_tokens(texts[part], model) if tokens is None else tokens[part]
+        columns = {"text": list(texts[part]), "tokens": pa.array(counts, pa.int32())}
+        yield pa.RecordBatch.from_pydict(columns)
+
+
+class _Stream:
+    """Batches with pending vectors, requests in the queue, and requests that are out."""
 
     def __init__(
         self,
@@ -91,282 +150,227 @@ class _Flow:
         cache: EmbeddingCache,
         input_type: InputType,
         budget: BudgetTracker,
-        unfinished: EmbedCounts,
+        limits: Limits | None,
+        attempts: int,
     ) -> None:
-        self.windows: deque[Window] = deque()
-        self._model, self._cache, self._input_type, self._budget = (
-            model,
-            cache,
-            input_type,
-            budget,
-        )
-        self._space, self._limits, self._unfinished = model.space, model.limits, unfinished
-        self._queue: deque[Call] = deque()
-        self._calls: dict[Future[_Answer], Call] = {}
-        self._asked: set[bytes] = set()  # keys of both
+        self.batches: deque[Batch] = deque()
+        self._cache, self._budget, self._attempts = cache, budget, attempts
+        self._input_type: InputType = input_type
+        self._space, self._limits = model.space, limits or model.limits
+        self._queue: deque[BatchRequest] = deque()
+        self._out: dict[Future[Response], BatchRequest] = {}
+        self._requested: set[bytes] = set()  # keys of both
         self._rejected: dict[bytes, str] = {}
-        self._right_at = (
-            0.0  # when the provider last gave a right vector, by the clock `time.perf_counter`
-        )
-        self._busy_until = 0.0
-        self._stop = threading.Event()
-        self._workers = Workers(self._limits.concurrent_requests)
+        # When the provider last gave a right vector, and until when its time is counted, by the
+        # clock `time.perf_counter`.
+        self._right_at = self._counted_until = 0.0
+        self._sender, self._workers = Sender(model), Workers(self._limits.concurrent_requests)
 
     @property
     def has_room(self) -> bool:
-        return len(self.windows) < WINDOWS_AHEAD and not self._queue
+        return len(self.batches) < BATCHES_AHEAD and not self._queue
 
-    def open(self, batch: pa.RecordBatch) -> None:
-        """Look a window's texts up and hand out what nobody knows and nobody was asked yet."""
-        if not batch.num_rows:
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Look a batch up, and request the misses that are not requested yet."""
+        if not rows.num_rows:
             return
-        texts, tokens = batch["text"].to_pylist(), batch["tokens"].to_pylist()
-        first = {text: row for row, text in reversed(list(enumerate(texts)))}
-        keys = {text: self._cache.key(self._space.id, self._input_type, text) for text in first}
-        known = self._cache.get(
-            [key for key in keys.values() if key not in self._asked], self._space.dimensions
-        )
-        rejected = {key: self._rejected[key] for key in keys.values() if key in self._rejected}
-        awaited = {key for key in keys.values() if key not in known and key not in rejected}
-        total = pc.sum(batch["tokens"]).as_py()
-        window = Window(
-            batch, [keys[text] for text in texts], known, awaited, total, rejected=rejected
-        )
-        missing = [
-            row
-            for text, row in first.items()
-            if keys[text] in awaited and keys[text] not in self._asked
-        ]
-        window.counts.texts = len(first)
-        window.counts.from_cache = len(first) - len(missing) - len(rejected)
-        window.counts.rejected = len(rejected)
-        self.windows.append(window)
-        sizes = (
-            [len(texts[row].encode()) for row in missing] if self._limits.request_bytes else None
-        )
-        for call in calls([tokens[row] for row in missing], self._limits, sizes):
-            rows = [missing[at] for at in call]
-            asked = [window.keys[row] for row in rows]
-            self._queue.append(
-                Call(asked, [texts[row] for row in rows], [tokens[row] for row in rows], window)
-            )
-            self._asked.update(asked)
-        self._hand_out()
+        batch = Batch.of(rows, self._key)
+        texts, usage = batch.pending, batch.usage
+        batch.vectors = self._cache.get_many(list(texts - self._requested), self._space.dimensions)
+        batch.rejected = {key: self._rejected[key] for key in texts & self._rejected.keys()}
+        batch.pending = texts - batch.vectors.keys() - batch.rejected.keys()
+        misses = batch.pending - self._requested
+        usage.texts, usage.rejected = len(texts), len(batch.rejected)
+        usage.cache_hits = len(texts) - len(misses) - len(batch.rejected)
+        self.batches.append(batch)
+        self._queue.extend(self._requests(batch, misses))
+        self._requested |= misses
+        self._submit()
 
-    def finish_calls(self) -> int:
-        """Wait until a call has ended, commit each that has and hand its vectors out; the tokens of
-        all that ended."""
-        ended, _ = wait(self._calls, return_when=FIRST_COMPLETED)
-        tokens = sum(self._finish(answer) for answer in list(self._calls) if answer in ended)
-        self._hand_out()
+    def finish_requests(self) -> int:
+        """Wait until a request has ended, and finish each that has; the tokens of the texts that
+        got vectors."""
+        ended, _ = wait(self._out, return_when=FIRST_COMPLETED)
+        tokens = sum(self._finish(future) for future in list(self._out) if future in ended)
+        self._submit()
         return tokens
 
-    def _hand_out(self) -> None:
-        """One more than are computed at a time, so that none waits for the next."""
-        while self._queue and len(self._calls) <= self._limits.concurrent_requests:
-            if (
-                len(self._queue[0].texts) > self._limits.request_texts
-            ):  # which it has learned meanwhile
-                too_large = self._queue.popleft()
-                self._queue.extendleft(
-                    reversed(too_large.halves(too_large.tries, too_large.wrong_rows))
-                )
-                continue
-            out = sum(sum(call.tokens) for call in self._calls.values())
-            if not self._budget.holds(out + sum(self._queue[0].tokens)):
-                if self._calls:
-                    return  # what is out may bring back less than was reckoned
-                self._cut_to_the_budget()
-            call = self._queue.popleft()
-            call.handed_out = time.perf_counter()
-            self._calls[
-                self._workers.submit(_ask, self._model, call, self._input_type, self._stop)
-            ] = call
-
-    def _cut_to_the_budget(self) -> None:
-        """Put what can still be paid for of the first call before the rest of it. Raises
-        BudgetError if nothing can."""
-        call = self._queue[0]
-        rows = [
-            row
-            for row in range(len(call.tokens))
-            if self._budget.holds(sum(call.tokens[: row + 1]))
-        ]
-        if not rows:
-            raise self._budget.is_empty()
-        rest = call.part(range(len(rows), len(call.texts)), call.tries, call.wrong_rows)
-        self._queue[0] = rest
-        self._queue.appendleft(call.part(rows, call.tries, call.wrong_rows))
-
-    def _finish(self, ended: "Future[_Answer]") -> int:
-        """Settle a call: its vectors are committed, what was refused is asked again in parts or
-        rejected."""
-        call = self._calls[ended]
+    @contextlib.contextmanager
+    def closing(self, unfinished: Usage) -> Iterator[Self]:
+        """In the end, commit and count what requests that are out still bring within
+        PATIENCE_SECONDS; those not begun are not sent."""
         try:
-            answer = ended.result()
-        except (BadInput, TooLarge, Unreachable) as refusal:
-            del self._calls[ended]
-            self._spend(call, call.usage)
-            return self._refused(call, refusal)
-        reply = answer.asked.response
-        wrong = faulty_rows(reply.vectors, call.texts, self._space)
-        faults = {row: fault for row, fault in wrong.items() if row not in reply.rejected}
-        good = [row for row in range(len(call.texts)) if row not in wrong]
-        self._keep(call, answer.asked, good)
-        del self._calls[ended]
-        self._count(call, answer, good)
-        if len(faults) == len(call.texts):
-            self._prove(call)
-        self._land({call.keys[row]: reply.vectors[row] for row in good})
-        for row, words in reply.rejected.items():
-            self._reject(call, row, words)
-        self._ask_for_rows_again(call, faults)
-        return sum(call.tokens[row] for row in good)
-
-    def _ask_for_rows_again(self, call: Call, faults: dict[int, str]) -> None:
-        """Texts whose vectors were wrong: together, then in halves, and what stands alone
-        TRIES_OF_ROWS times more."""
-        tries, wrong_rows = call.tries, call.wrong_rows + 1
-        if 0 < len(faults) < len(call.texts):
-            self._queue.appendleft(call.part(list(faults), tries, wrong_rows))
-        elif len(faults) > 1:
-            self._queue.extendleft(reversed(call.halves(tries, wrong_rows)))
-        elif faults and call.wrong_rows < TRIES_OF_ROWS:
-            self._queue.appendleft(call.part([0], tries, wrong_rows))
-        elif faults:
-            self._reject(call, 0, f"The provider returned {faults[0]}.")
-
-    def _refused(self, call: Call, refusal: ProviderError) -> int:
-        """Halve a call, or reject its one text, once it is known that the provider does give right
-        vectors.
-
-        A text that could not be had on the way is asked for once more before: the service may have
-        been away.
-        """
-        is_alone, was_away = len(call.texts) == 1, isinstance(refusal, Unreachable)
-        if was_away:
-            self._right_at = (
-                0.0  # what came while this call was out may have come before the service went away
-            )
-        if is_alone or not isinstance(refusal, TooLarge):
-            self._prove(call, refusal)
-        if is_alone and (call.is_last or not was_away):
-            self._reject(call, 0, str(refusal))
-            return 0
-        if (
-            isinstance(refusal, TooLarge) and not call.is_part
-        ):  # for the rest of the run; one huge text says no more
-            most = min(self._limits.request_texts, len(call.texts) // 2)
-            self._limits = replace(self._limits, request_texts=most)
-        parts = (
-            [call.once_more()]
-            if is_alone
-            else call.halves(TRIES_OF_PARTS if was_away else call.tries)
-        )
-        self._queue.extendleft(reversed(parts))
-        call.window.counts.retries += 1
-        return 0
-
-    def _prove(self, call: Call, doubt: ProviderError | None = None) -> None:
-        """ProviderError unless the provider has given a right vector since `call` went out, or does
-        so now."""
-        if self._right_at >= call.handed_out:
-            return
-        usage = Usage()
-        try:
-            prove(self._model, self._input_type, self._stop, doubt, usage)
+            yield self
         finally:
-            self._spend(call, usage)
-        self._right_at = time.perf_counter()
+            self._sender.cancel()
+            out = {future: self._out[future] for future in self._out if not future.cancel()}
+            self._workers.close()
+            for future in wait(out, PATIENCE_SECONDS).done:
+                if future.exception() is None:
+                    self._commit(out[future], future.result())
+                self._spend(out[future].batch, out[future].usage)
+            for batch in self.batches:
+                unfinished.add(batch.usage)
 
-    def _keep(self, call: Call, asked: Asked, good: Sequence[int]) -> None:
-        """Commit the right vectors of a reply, and what came with them for nothing."""
-        if not good:
-            return
-        self._cache.put([call.keys[row] for row in good], asked.response.vectors[list(good)])
-        self._right_at = time.perf_counter()
-        for space, vectors in asked.response.copies.items():
-            with contextlib.suppress(
-                ProviderError
-            ):  # of a wrong shape: it was free, and who wants it asks for it
-                faults = faulty_rows(vectors, call.texts, space)
-                sound = [row for row in good if row not in faults]
-                keys = [
-                    self._cache.key(space.id, self._input_type, call.texts[row]) for row in sound
-                ]
-                self._cache.put(keys, vectors[sound])
+    def _key(self, text: str) -> bytes:
+        return self._cache.key(self._space.id, self._input_type, text)
 
-    def _count(self, call: Call, answer: _Answer, good: Sequence[int]) -> None:
-        counts, asked = call.window.counts, answer.asked
-        counts.calls += 1
-        counts.embedded += len(good)
-        counts.embedded_tokens += sum(call.tokens[row] for row in good)
-        call.usage.add(sum(call.tokens), asked.response.tokens)
-        self._spend(call, call.usage)
-        counts.retries += asked.retries
-        counts.request_seconds += asked.seconds
-        counts.waited_seconds += asked.waited_seconds
-        counts.provider_seconds += max(0.0, answer.ended - max(answer.started, self._busy_until))
-        self._busy_until = max(self._busy_until, answer.ended)
+    def _requests(self, batch: Batch, misses: set[bytes]) -> Iterator[BatchRequest]:
+        rows: dict[bytes, int] = {}
+        for row, key in enumerate(batch.keys):
+            if key in misses:
+                rows.setdefault(key, row)
+        keys = list(rows)
+        part = batch.rows.take(pa.array(rows.values(), pa.int32()))
+        texts, tokens = part["text"].to_pylist(), part["tokens"].to_pylist()
+        sizes = [len(text.encode()) for text in texts] if self._limits.request_bytes else None
+        whole = BatchRequest(
+            texts, self._input_type, tokens, self._attempts, keys=keys, batch=batch
+        )
+        for positions in pack(tokens, self._limits, sizes):
+            yield replace(whole.part(positions), is_part=False)
 
-    def _spend(self, call: Call, usage: Usage) -> None:
-        call.window.counts.billed_tokens += usage.billed
-        self._budget.spend(usage.counted, usage.billed)
-
-    def _land(self, vectors: dict[bytes, Vectors]) -> None:
-        self._asked.difference_update(vectors)
-        for window in self.windows:
-            for key in window.awaited & vectors.keys():
-                window.awaited.remove(key)
-                window.known[key] = vectors[key]
-
-    def _reject(self, call: Call, row: int, reason: str) -> None:
-        key = call.keys[row]
-        self._asked.discard(key)
-        self._rejected[key] = reason
-        call.window.counts.rejected += 1
-        for window in self.windows:
-            if key in window.awaited:
-                window.awaited.remove(key)
-                window.rejected[key] = reason
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Keep and count what calls that are out still bring within PATIENCE_SECONDS; those not
-        begun are not made."""
-        self._stop.set()
-        out = {answer: call for answer, call in self._calls.items() if not answer.cancel()}
-        self._workers.close()
-        for answer in wait(out, PATIENCE_SECONDS).done:
-            call = out[answer]
-            if answer.exception() is not None:
-                self._spend(call, call.usage)
+    def _submit(self) -> None:
+        """One more than are computed at a time, so that none waits for the next."""
+        while self._queue and len(self._out) <= self._limits.concurrent_requests:
+            if len(self._queue[0].inputs) > self._limits.request_texts:  # which were lowered since
+                self._queue.extendleft(reversed(self._queue.popleft().halves()))
                 continue
-            with contextlib.suppress(
-                ProviderError
-            ):  # of a wrong shape: another failure is being told
-                faults = faulty_rows(
-                    answer.result().asked.response.vectors, call.texts, self._space
-                )
-                good = [row for row in range(len(call.texts)) if row not in faults]
-                self._keep(call, answer.result().asked, good)
-                self._count(call, answer.result(), good)
-        for window in self.windows:
-            self._unfinished.add(window.counts)
+            out = sum(sum(request.tokens) for request in self._out.values())
+            if not self._budget.holds(out + sum(self._queue[0].tokens)):
+                if self._out:
+                    return  # what is out may cost less than was reckoned
+                self._cut_to_budget()
+            request = self._queue.popleft()
+            request.submitted_at = time.perf_counter()
+            self._out[self._workers.submit(_send, self._sender, request)] = request
+
+    def _cut_to_budget(self) -> None:
+        """Put what can still be paid for of the first request before the rest of it. Raises
+        BudgetError if nothing can."""
+        request = self._queue[0]
+        totals = np.cumsum(request.tokens)
+        count = sum(self._budget.holds(int(total)) for total in totals)
+        if not count:
+            raise self._budget.exhausted_error()
+        self._queue[0] = request.part(range(count, len(totals)))
+        self._queue.appendleft(request.part(range(count)))
+
+    def _finish(self, future: "Future[Response]") -> int:
+        """Commit the vectors of a request that has ended, and see to the texts that got none."""
+        request = self._out[future]
+        try:
+            response = future.result()
+        except (BadInput, TooLarge, Unreachable) as fault:
+            del self._out[future]
+            self._spend(request.batch, request.usage)
+            self._recover(request, fault)
+            return 0
+        sound, faults = self._commit(request, response)
+        del self._out[future]
+        self._spend(request.batch, request.usage)
+        self._deliver({request.keys[at]: response.vectors[at] for at in sound})
+        for at, reason in response.rejected.items():
+            self._reject(request, at, reason)
+        if 0 < len(faults) < len(request.inputs):
+            self._queue.appendleft(request.part(list(faults)))
+        elif faults:
+            self._recover(request, WrongVector(f"The provider returned {faults[0]}."))
+        return sum(request.tokens[at] for at in sound)
+
+    def _recover(self, request: BatchRequest, fault: ProviderError) -> None:
+        """What a fault means for the texts of its request, by `request.POLICY`: the provider is
+        verified, then they are halved; a text alone is requested once more, or rejected."""
+        rule, is_alone = rule_for(fault), len(request.inputs) == 1
+        if isinstance(fault, Unreachable):
+            # What came while this request was out may have come before the service went away.
+            self._right_at = 0.0
+        if is_alone or rule.probe:
+            self._verify(request, fault)
+        if not is_alone:
+            if isinstance(fault, TooLarge) and not request.is_part:
+                # For the rest of the stream. A part says no more: it may hold one huge text.
+                texts = min(self._limits.request_texts, len(request.inputs) // 2)
+                self._limits = replace(self._limits, request_texts=texts)
+            attempts = min(rule.half_attempts or request.attempts, request.attempts)
+            self._queue.extendleft(reversed(request.halves(attempts)))
+        elif rule.repeat_alone and not request.is_final:
+            again = replace(request.part([0]), attempts=self._attempts, is_final=True)
+            self._queue.appendleft(again)
+        else:
+            self._reject(request, 0, str(fault))
+
+    def _verify(self, request: BatchRequest, fault: ProviderError) -> None:
+        """ProviderError unless the provider has given a right vector since the request was
+        submitted, or does so now."""
+        if self._right_at >= request.submitted_at:
+            return
+        doubt, usage = None if isinstance(fault, WrongVector) else fault, Usage()
+        try:
+            verify_provider(self._sender, self._input_type, usage, doubt, self._attempts)
+        finally:
+            self._spend(request.batch, usage)
+        self._right_at = time.perf_counter()
+
+    def _commit(
+        self, request: BatchRequest, response: Response
+    ) -> tuple[list[int], dict[int, str]]:
+        """Commit the right vectors of a reply, and count them: their positions, and what is wrong
+        with others that the provider did not reject itself."""
+        faults = faulty_rows(response.vectors, request.inputs, self._space)
+        sound = [at for at in range(len(request.inputs)) if at not in faults]
+        if sound:
+            self._cache.put_many([request.keys[at] for at in sound], response.vectors[sound])
+            self._right_at = time.perf_counter()
+            self._commit_copies(request, response, sound)
+        usage = request.batch.usage
+        usage.embedded += len(sound)
+        usage.embedded_tokens += sum(request.tokens[at] for at in sound)
+        usage.provider_seconds += max(
+            0.0, request.ended_at - max(request.started_at, self._counted_until)
+        )
+        self._counted_until = max(self._counted_until, request.ended_at)
+        return sound, {at: words for at, words in faults.items() if at not in response.rejected}
+
+    def _commit_copies(
+        self, request: BatchRequest, response: Response, sound: Sequence[int]
+    ) -> None:
+        """The vectors of other spaces that came for nothing. Whoever wants one that is wrong
+        requests it."""
+        for space, vectors in response.copies.items():
+            with contextlib.suppress(ProviderError):  # of a wrong shape
+                faults = faulty_rows(vectors, request.inputs, space)
+                right = [at for at in sound if at not in faults]
+                texts = [request.inputs[at] for at in right]
+                keys = [self._cache.key(space.id, self._input_type, text) for text in texts]
+                self._cache.put_many(keys, vectors[right])
+
+    def _spend(self, batch: Batch, usage: Usage) -> None:
+        batch.usage.add(usage)
+        self._budget.spend(usage.counted_tokens, usage.billed_tokens)
+
+    def _deliver(self, vectors: dict[bytes, Vectors]) -> None:
+        self._requested.difference_update(vectors)
+        for batch in self.batches:
+            for key in batch.pending & vectors.keys():
+                batch.pending.remove(key)
+                batch.vectors[key] = vectors[key]
+
+    def _reject(self, request: BatchRequest, at: int, reason: str) -> None:
+        key = request.keys[at]
+        self._requested.discard(key)
+        self._rejected[key] = reason
+        request.batch.usage.rejected += 1
+        for batch in self.batches:
+            if key in batch.pending:
+                batch.pending.remove(key)
+                batch.rejected[key] = reason
 
 
-def _ask(
-    model: EmbeddingModel, call: Call, input_type: InputType, stop: threading.Event
-) -> _Answer:
-    started = time.perf_counter()
-    asked = ask_in_doubt(
-        model, call.texts, input_type, sum(call.tokens), stop, call.tries, call.usage
-    )
-    return _Answer(asked, started, time.perf_counter())
+def _send(sender: Sender, request: BatchRequest) -> Response:
+    """In a thread of its own."""
+    request.started_at = time.perf_counter()
+    try:
+        return send_verified(sender, request)
+    finally:
+        request.ended_at = time.perf_counter()

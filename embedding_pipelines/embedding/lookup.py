@@ -1,8 +1,7 @@
-"""Which texts of a stream the cache does not know: what a run would ask for, told before anybody is
-asked.
+"""Find the texts of a stream that are not in the cache, before any is requested.
 
-`embed` looks its windows up itself, for it needs more: the vectors of what is known, and what is
-out already.
+`embed` looks its batches up by itself: it needs the vectors of hits too, and knows what is requested
+already.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,25 +15,25 @@ from embedding_pipelines.space import Space
 
 
 @dataclass(frozen=True)
-class LookedUp:
+class Lookup:
     """The texts of one batch that no batch before it had."""
 
-    known: int  # how many of them the cache has
-    unknown: dict[bytes, tuple[str, int]]  # by key: text and tokens
+    hits: int  # how many of them are in the cache
+    misses: dict[bytes, tuple[str, int]]  # the others by key: text and tokens
 
 
 def look_up(
     batches: Iterable[pa.RecordBatch], space: Space, input_type: InputType, cache: EmbeddingCache
-) -> Iterator[LookedUp]:
+) -> Iterator[Lookup]:
     """Each batch in turn, each text once. Batches need the columns `text` and `tokens`."""
-    seen: set[bytes] = set()
+    earlier: set[bytes] = set()
     for batch in batches:
         texts = zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True)
         keyed = {
             cache.key(space.id, input_type, text): (text, tokens)
             for text, tokens in dict(texts).items()
         }
-        new = {key: text for key, text in keyed.items() if key not in seen}
-        seen.update(new)
-        known = cache.get(list(new), space.dimensions)
-        yield LookedUp(len(known), {key: text for key, text in new.items() if key not in known})
+        new = {key: text for key, text in keyed.items() if key not in earlier}
+        earlier.update(new)
+        hits = cache.get_many(list(new), space.dimensions)
+        yield Lookup(len(hits), {key: text for key, text in new.items() if key not in hits})

@@ -1,158 +1,175 @@
-"""One request and its patience: waits for its turn, obeys refusals, repeats what failed on the way.
-For every model.
-
-What the service says of the texts themselves (too many, one of them wrong) is the caller's: `embed`
-splits a call, a search tells its user.
-"""
+"""Send one request to a model, with rate limiting and retries, and say what each fault means for its
+texts."""
 
 import functools
 import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from platformdirs import user_state_path
 
+from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.limiter import Limiter, Stopped
-from embedding_pipelines.errors import Busy, InvalidReply, ProviderError, Unreachable
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    InvalidReply,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
-TRIES = 6  # of a request that fails on its way; the waits between them add up to 15 seconds at most, 8 usually
-FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
-BUSY_PATIENCE_SECONDS = 900.0  # of nothing but refusals to one request
-LONG_WAIT_SECONDS = 10.0  # that somebody may wonder about
-NEVER = threading.Event()
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between attempts, doubled each time
+BUSY_SECONDS = 900.0  # of nothing but refusals to one request, until it fails
+LONG_WAIT_SECONDS = 10.0  # waits as long as this are logged
 LOGGER = logging.getLogger(__name__)
 
-_OPENING = threading.Lock()
 
-
-@dataclass
-class Usage:
-    """Tokens that were paid for. It is filled while requests are made, so it is right however they
-    end."""
-
-    counted: int = 0  # by the model's tokenizer
-    billed: int = 0
-
-    def add(self, counted: int, billed: int | None) -> None:
-        """`billed` as the service says, None where it does not."""
-        self.counted += counted
-        self.billed += counted if billed is None else billed
+class WrongVector(ProviderError):
+    """A reply in order holds a vector that can be none: NaN, zero, not of unit length."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A reply and what it took."""
+class Rule:
+    """What follows a fault. Several texts are halved in the end, and a text alone is rejected."""
 
-    response: Response
-    seconds: float = 0.0  # from the last sending to its answer
-    retries: int = 0  # requests that were sent before it in vain
-    waited_seconds: float = 0.0  # for its turn
-
-
-def ask_patiently(
-    model: EmbeddingModel,
-    inputs: Sequence[str],
-    input_type: InputType,
-    tokens: int = 0,
-    stop: threading.Event = NEVER,
-    tries: int = TRIES,
-    usage: Usage | None = None,
-) -> Asked:
-    """`model.ask`, as often as it takes. `tokens` are those of all inputs, for the pace of
-    tokens. `bill` is told what replies before the last one cost.
-
-    Raises what `ask` raises but Busy; Unreachable after `tries`; Stopped when `stop` is set
-    meanwhile.
-    """
-    if model.rate_limit is None:
-        started = time.perf_counter()
-        return Asked(model.embed(inputs, input_type), time.perf_counter() - started)
-    from tenacity import (
-        Retrying,
-        retry_if_exception_type,
-        stop_after_attempt,
-        wait_random_exponential,
+    attempts: int = 1  # how often the same request is sent
+    half_attempts: int | None = None  # how often each half is then sent; None: as its whole
+    repeat_alone: bool = False  # whether a text alone gets a second request before it is rejected
+    probe: bool = (
+        True  # whether the provider is probed before halving; before rejecting it always is
     )
 
-    request = _Request(model, inputs, input_type, tokens, stop, usage or Usage())
-    return Retrying(
-        retry=retry_if_exception_type(Unreachable),
-        stop=stop_after_attempt(tries),
-        wait=wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
-        sleep=request.sleep,
-        reraise=True,
-    )(request.send)
+
+# Busy is none of these: the same request is sent again when the rate limit lets it, for BUSY_SECONDS.
+POLICY: dict[type[ProviderError], Rule] = {
+    # 6 attempts: 15 seconds of waits at most, 8 usually. What failed so often as a whole is hardly
+    # the network's fault, and a text that fails alone is not to blame for an outage.
+    Unreachable: Rule(attempts=6, half_attempts=2, repeat_alone=True),
+    WrongVector: Rule(repeat_alone=True),
+    BadInput: Rule(),
+    TooLarge: Rule(probe=False),
+}
+ATTEMPTS = POLICY[Unreachable].attempts
+
+
+def rule_for(fault: ProviderError) -> Rule:
+    return next(POLICY[kind] for kind in type(fault).__mro__ if kind in POLICY)
 
 
 @dataclass
-class _Request:
-    model: EmbeddingModel
+class Request:
+    """Texts for one call to a model, and what the call took so far."""
+
     inputs: Sequence[str]
     input_type: InputType
-    tokens: int
-    stop: threading.Event
-    usage: Usage
-    sent: int = 0
-    waited_seconds: float = 0.0
+    tokens: Sequence[int] = ()  # of each, by the model's tokenizer; empty: not counted
+    attempts: int = ATTEMPTS
+    usage: Usage = field(default_factory=Usage)
 
-    def send(self) -> Asked:
-        """Until the service lets it in."""
-        limiter, first = _limiter(self.model), 0.0  # when it was first refused
+    def bill(self, billed: int | None) -> None:
+        """Add what a reply cost. Texts that nobody counted say nothing of how the service counts."""
+        self.usage.bill(sum(self.tokens) if self.tokens else billed or 0, billed)
+
+
+class Sender:
+    """The way to one open model: requests from any number of threads keep one rate limit, and can be
+    cancelled together."""
+
+    def __init__(self, model: EmbeddingModel) -> None:
+        self.model = model
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Whoever waits for the rate limit or before another attempt stops waiting."""
+        self._cancelled.set()
+
+    def send(self, request: Request) -> Response:
+        """The reply, with vectors float32[n, d] in the order of the inputs.
+
+        Raises what `EmbeddingModel.embed` raises but Busy; Unreachable after `request.attempts`;
+        Stopped once `cancel` was called. A model without a rate limit is called once.
+        """
+        if self.model.rate_limit is None:
+            return self._call(request)
+        from tenacity import (
+            Retrying,
+            retry_if_exception_type,
+            stop_after_attempt,
+            wait_random_exponential,
+        )
+
+        return Retrying(
+            retry=retry_if_exception_type(Unreachable),
+            stop=stop_after_attempt(request.attempts),
+            wait=wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
+            sleep=lambda seconds: self._sleep(seconds, request),
+            reraise=True,
+        )(self._call_when_allowed, request)
+
+    @functools.cached_property
+    def _limiter(self) -> Limiter:
+        """Its file is one for all users of this key on this machine's account."""
+        rate = self.model.rate_limit
+        assert rate is not None
+        path = user_state_path("embedding-pipelines") / "pace.sqlite"
+        return Limiter(path, rate.key, rate.requests_per_minute, rate.tokens_per_minute)
+
+    def _call_when_allowed(self, request: Request) -> Response:
+        """Call until the service is not busy."""
+        busy_since = 0.0
         while True:
-            self.waited_seconds += limiter.wait(self.tokens, self.stop)
-            self.sent += 1
-            started, sent_at = time.perf_counter(), time.time()
+            request.usage.wait_seconds += self._limiter.wait(sum(request.tokens), self._cancelled)
+            sent_at = time.time()
             try:
-                reply = self.model.embed(self.inputs, self.input_type)
+                response = self._call(request)
             except Busy as refusal:
-                seconds = refusal.retry_after_seconds or 0.0
-                if (
-                    limiter.refused(sent_at, refusal.retry_after_seconds)
-                    and seconds >= LONG_WAIT_SECONDS
-                ):
-                    LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
-                first = first or time.monotonic()
-                if time.monotonic() - first > BUSY_PATIENCE_SECONDS:
-                    minutes = BUSY_PATIENCE_SECONDS / 60
-                    raise ProviderError(
-                        f"{refusal} It has said so for {minutes:.0f} minutes. Run again later: nothing that was "
-                        "embedded is lost."
-                    ) from refusal
-            except InvalidReply:
-                self.usage.add(self.tokens, None)
-                raise
+                busy_since = busy_since or time.monotonic()
+                self._heed(refusal, sent_at, time.monotonic() - busy_since)
             else:
-                limiter.succeeded()
-                wanted = (len(self.inputs), self.model.space.dimensions)
-                if reply.vectors.shape != wanted:
-                    self.usage.add(self.tokens, reply.tokens)
-                    raise InvalidReply(
-                        f"{self.model.space} returned an array of shape {reply.vectors.shape} for {wanted}. If it "
-                        "always does, the model or its `dimensions` is another than the pipeline file says."
-                    )
-                seconds = time.perf_counter() - started
-                return Asked(reply, seconds, self.sent - 1, self.waited_seconds)
+                self._limiter.succeeded()
+                return response
 
-    def sleep(self, seconds: float) -> None:
-        if self.stop.wait(seconds):
+    def _heed(self, refusal: Busy, sent_at: float, busy_seconds: float) -> None:
+        """Slow everybody down. Raises ProviderError once the service was busy for too long."""
+        seconds = refusal.retry_after_seconds
+        is_news = self._limiter.refused(sent_at, seconds)
+        if is_news and seconds is not None and seconds >= LONG_WAIT_SECONDS:
+            LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
+        if busy_seconds > BUSY_SECONDS:
+            raise ProviderError(
+                f"{refusal} It has said so for {BUSY_SECONDS / 60:.0f} minutes. Run again later: "
+                "nothing that was embedded is lost."
+            ) from refusal
+
+    def _call(self, request: Request) -> Response:
+        """One call, on the usage of its request. Raises InvalidReply for an array of a wrong
+        shape."""
+        usage, started = request.usage, time.perf_counter()
+        try:
+            response = self.model.embed(request.inputs, request.input_type)
+        except ProviderError as fault:
+            usage.retries += 1
+            if isinstance(fault, InvalidReply):
+                request.bill(None)
+            raise
+        request.bill(response.tokens)
+        shape = (len(request.inputs), self.model.space.dimensions)
+        if response.vectors.shape != shape:
+            usage.retries += 1
+            raise InvalidReply(
+                f"{self.model.space} returned an array of shape {response.vectors.shape} for "
+                f"{shape}. If it always does, the model or its `dimensions` is another than the "
+                "pipeline file says."
+            )
+        usage.requests += 1
+        usage.request_seconds += time.perf_counter() - started
+        return response
+
+    def _sleep(self, seconds: float, request: Request) -> None:
+        if self._cancelled.wait(seconds):
             raise Stopped
-        self.waited_seconds += seconds
-
-
-def _limiter(model: EmbeddingModel) -> Limiter:
-    rate = model.rate_limit
-    assert rate is not None
-    with _OPENING:  # else threads that begin together would each open one
-        return _opened(rate.key, rate.requests_per_minute, rate.tokens_per_minute)
-
-
-@functools.cache
-def _opened(
-    key: str, requests_per_minute: float | None, tokens_per_minute: float | None
-) -> Limiter:
-    """One per key and process; the file is one for all users of this account on this machine."""
-    path = user_state_path("embedding-pipelines") / "pace.sqlite"
-    return Limiter(path, key, requests_per_minute, tokens_per_minute)
+        request.usage.wait_seconds += seconds

@@ -1,14 +1,11 @@
-"""Whether a provider can be believed at all: before a text is blamed, it is asked for texts that
-nobody refuses."""
+"""The sanity probe: before rejecting a user's text, verify the provider with two known-good texts."""
 
-import threading
-from collections.abc import Sequence
-
-from embedding_pipelines.embedding.request import Asked, Usage, ask_patiently
+from embedding_pipelines.embedding.budget import Usage
+from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Response, Vectors, checked
 
-PROOFS = 3  # that a service is asked for: it may answer wrongly once, as it may with any text
+PROBES = 3  # a service may answer wrongly once, as it may with any text
 # No model takes these for the same.
 UNLIKE_TEXTS = (
     "The harbour was full of fishing boats.",
@@ -16,92 +13,51 @@ UNLIKE_TEXTS = (
 )
 
 
-def prove(
-    model: EmbeddingModel,
+def verify_provider(
+    sender: Sender,
     input_type: InputType,
-    stop: threading.Event,
-    doubt: ProviderError | None,
     usage: Usage,
+    doubt: ProviderError | None = None,
+    attempts: int = ATTEMPTS,
 ) -> None:
-    """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses these
-    texts too.
-
-    `bill` is told what the proof cost.
-    """
+    """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses the
+    known-good texts too. What the probe took is added to `usage`."""
     try:
-        _proof(model, input_type, stop, usage)
+        _probe(sender, input_type, usage, attempts)
     except (BadInput, TooLarge, Unreachable) as error:
         raise doubt or error from error
 
 
-def ask_in_doubt(
-    model: EmbeddingModel,
-    texts: Sequence[str],
-    input_type: InputType,
-    tokens: int,
-    stop: threading.Event,
-    tries: int,
-    usage: Usage,
-) -> Asked:
-    """As `ask_patiently`. Several texts with one and the same vector are asked for again, and
-    believed the second time if the provider tells other texts apart. Raises ProviderError if it
-    does not.
-    """
-    asked = ask_patiently(model, texts, input_type, tokens, stop, tries, usage)
-    if _is_constant(asked):
-        usage.add(tokens, asked.response.tokens)
-        asked = ask_patiently(model, texts, input_type, tokens, stop, tries, usage)
-        if _is_constant(asked):
-            try:
-                _refuse_constant(model, texts, input_type, stop, usage)
-            except ProviderError:
-                usage.add(tokens, asked.response.tokens)  # of no use either
-                raise
-    return asked
-
-
-def _is_constant(asked: Asked) -> bool:
-    """Whether several texts got one and the same vector."""
-    vectors = asked.response.vectors
-    return len(vectors) > 1 and bool((vectors == vectors[0]).all())
-
-
-def _refuse_constant(
-    model: EmbeddingModel,
-    batch: Sequence[str],
-    input_type: InputType,
-    stop: threading.Event,
-    usage: Usage,
-) -> None:
-    """ProviderError if the provider gives every text the same vector, as a broken service does.
+def send_verified(sender: Sender, request: Request) -> Response:
+    """As `Sender.send`. Several texts with one and the same vector are requested again, and the
+    second reply counts if the provider tells other texts apart.
 
     Some texts are the same to a model ("Apple" and "apple", two signs it does not know), so equal
-    vectors alone prove nothing: it is then asked for two texts that no model confuses.
+    vectors alone prove nothing. Raises ProviderError if it gives all texts the same vector.
     """
-    proof = _proof(model, input_type, stop, usage)
-    if proof is not None and (proof[0] == proof[1]).all():
+    for _ in range(2):
+        response = sender.send(request)
+        vectors = response.vectors
+        if len(vectors) < 2 or (vectors != vectors[0]).any():
+            return response
+    probe = _probe(sender, request.input_type, request.usage, request.attempts)
+    if probe is not None and (probe[0] == probe[1]).all():
         raise ProviderError(
-            f"{model.space} returned one and the same vector for {len(batch)} different texts. Nothing was stored."
+            f"{sender.model.space} returned one and the same vector for {len(vectors)} different "
+            "texts. Nothing was stored."
         )
+    return response
 
 
-def _proof(
-    model: EmbeddingModel, input_type: InputType, stop: threading.Event, usage: Usage
-) -> Vectors | None:
-    """What the provider makes of texts that no model refuses or confuses; None of a model that
-    knows none of their words, and says so. Raises as `ask_patiently`, and ProviderError for vectors
-    that are wrong PROOFS times.
-    """
-    for left in reversed(range(PROOFS)):
-        asked = ask_patiently(model, UNLIKE_TEXTS, input_type, 0, stop, usage=usage)
-        billed = asked.response.tokens or 0
-        usage.add(
-            billed, billed
-        )  # nobody has counted these texts: they tell nothing of how the service counts
-        if asked.response.rejected:
+def _probe(sender: Sender, input_type: InputType, usage: Usage, attempts: int) -> Vectors | None:
+    """The vectors of the known-good texts; None of a model that knows none of their words and says
+    so. Raises as `Sender.send`, and ProviderError for vectors that are wrong PROBES times."""
+    for left in reversed(range(PROBES)):
+        response = sender.send(Request(UNLIKE_TEXTS, input_type, attempts=attempts, usage=usage))
+        if response.rejected:
             return None
         try:
-            return checked(asked.response.vectors, UNLIKE_TEXTS, model.space)
+            return checked(response.vectors, UNLIKE_TEXTS, sender.model.space)
         except ProviderError:
             if not left:
                 raise

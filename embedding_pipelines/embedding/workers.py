@@ -1,5 +1,4 @@
-"""Threads that make provider calls. A call that never ends does not keep the process from
-ending."""
+"""Threads that make requests. A request that never ends does not keep the process from ending."""
 
 import threading
 from collections.abc import Callable
@@ -9,11 +8,11 @@ from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
-NAME = "provider-call"
+NAME = "provider-request"
 
 
 class Workers:
-    """`number` threads that take calls in order. Daemons, unlike those of `concurrent.futures`."""
+    """`number` threads that take tasks in order. Daemons, unlike those of `concurrent.futures`."""
 
     def __init__(self, number: int) -> None:
         self._tasks: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
@@ -31,7 +30,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Take no more calls; each thread ends with the one that it is making."""
+        """Take no more tasks; each thread ends with the one at which it is."""
         for _ in self._threads:
             self._tasks.put(None)
 
@@ -48,7 +47,8 @@ class Workers:
 
 
 def is_busy() -> bool:
-    """Whether a call is out that nobody waits for any more; threads without one end meanwhile."""
+    """Whether a request is out that nobody waits for any more; threads without one end
+    meanwhile."""
     for thread in threading.enumerate():
         if thread.name == NAME:
             thread.join(1)

@@ -16,7 +16,7 @@ def tokens_to_measure(run: Run) -> int:
     space, tokenizer = run.model.space, run.model.tokenizer
     texts = dict.fromkeys(_texts(run))
     keys = {text: run.cache.key(space.id, text[1], text[0]) for text in texts}
-    known = run.cache.get(list(keys.values()), space.dimensions)
+    known = run.cache.get_many(list(keys.values()), space.dimensions)
     new = sum(len(tokenizer.encode(text[0]).ids) for text, key in keys.items() if key not in known)
     return new + _asked_anew(run)
 

@@ -210,7 +210,7 @@ def _known(path: Path, release: Release, texts: Sequence[str]) -> Iterator[tuple
     space = release.space.compressed(None)
     keys = {EmbeddingCache.key(space.id, "query", text): text for text in texts}
     with EmbeddingCache(path) as cache:
-        vectors: Mapping[bytes, Vectors] = cache.get(list(keys), space.dimensions)
+        vectors: Mapping[bytes, Vectors] = cache.get_many(list(keys), space.dimensions)
     yield from ((text, vectors[key]) for key, text in keys.items() if key in vectors)
 
 

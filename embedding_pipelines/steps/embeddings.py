@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
-from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
+from embedding_pipelines.embedding.batch import EmbeddedBatch
 from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
-from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
@@ -36,7 +36,7 @@ class Embeddings(Step):
     inputs = ("chunks", "train")
     partitioned = True
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
-    sentence = "{vectors}: {embedded} embedded, {from_cache:,} from the cache"
+    sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
     row_statistic = "vectors"
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
@@ -49,8 +49,8 @@ class Embeddings(Step):
         manifest = run.folder.embeddings.current(partition, inputs, run.model.space.id)
         if manifest is None:
             return None
-        counts = EmbedCounts(rejected=manifest.statistics.get("rejected", 0))
-        return StepReport(self.name, False, _statistics(manifest, counts, None), partition)
+        usage = Usage(rejected=manifest.statistics.get("rejected", 0))
+        return StepReport(self.name, False, _statistics(manifest, usage, None), partition)
 
     def work(
         self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
@@ -62,7 +62,7 @@ class Embeddings(Step):
         cost is on record.
         """
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
-        stale, unfinished, progress = [], EmbedCounts(), _Progress(run, partitions)
+        stale, unfinished, progress = [], Usage(), _Progress(run, partitions)
         for partition in partitions:
             report = self.current(run, partition)
             if report is None:
@@ -108,7 +108,7 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
     a batch job rejected is left for a direct request, which says why. Raises NotYet while a text
     of these partitions is in a batch job.
     """
-    model, budget = run.model, BudgetTracker.of(run.spec.budget, run.spec.model, in_batches=True)
+    model, budget = run.model, BudgetTracker.of(run.spec.budget, run.spec.model, batch_jobs=True)
     service = model.batch_service
     assert service is not None
     with run.warehouse.batches_lock():
@@ -121,8 +121,8 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
             shards, columns = run.folder.chunks, ["text", "tokens"]
             chunks = (batch for name in partitions for batch in shards.read(name, columns))
             for texts in look_up(chunks, model.space, "document", run.cache):
-                needed.update(texts.unknown)
-                for key, (text, tokens) in texts.unknown.items():
+                needed.update(texts.misses)
+                for key, (text, tokens) in texts.misses.items():
                     if key not in pending and key not in jobs.refused:
                         yield key, text, tokens
 
@@ -201,9 +201,11 @@ def _chunks(run: Run, partition: str) -> Manifest:
     return manifest
 
 
-def _write(run: Run, partition: str, embedded: Iterator[Embedded], collected: int) -> StepReport:
+def _write(
+    run: Run, partition: str, embedded: Iterator[EmbeddedBatch], collected: int
+) -> StepReport:
     """`collected` tokens were billed before, in batch jobs, for texts that are in the cache now."""
-    source, model, counts = _chunks(run, partition), run.model, EmbedCounts()
+    source, model, usage = _chunks(run, partition), run.model, Usage()
     price, batch_price = run.spec.model.price, run.spec.model.batch_price
     schema = embeddings_schema(model.space.dimensions, model.space.id)
     statistics: dict[str, Any] = {}
@@ -212,44 +214,44 @@ def _write(run: Run, partition: str, embedded: Iterator[Embedded], collected: in
         left, rejected = source.rows, []
         while left:
             part = next(embedded)
-            left -= part.batch.num_rows
-            counts.add(part.counts)
-            _add_usage(run, part.counts, price)  # at once: it is paid for, whatever comes
+            left -= part.rows.num_rows
+            usage.add(part.usage)
+            _add_usage(run, part.usage, price)  # at once: it is paid for, whatever comes
             rejected += [_rejection(partition, part, row) for row in part.rejected]
-            columns = [part.batch["chunk_id"], _column(part)]
+            columns = [part.rows["chunk_id"], _column(part)]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
-        counts.rejected = len(rejected)  # rows, not texts
-        statistics.update(rejected=len(rejected), **rates(asdict(counts)))
+        usage.rejected = len(rejected)  # rows, not texts
+        statistics.update(rejected=len(rejected), **rates(asdict(usage)))
         _write_rejected(run, partition, rejected)
 
     shards = run.folder.embeddings
     manifest = shards.write(partition, schema, rows(), source.digest, model.space.id, statistics)
-    usd = (counts.billed_tokens * (price or 0) + collected * (batch_price or 0)) / 1e6
-    counts.billed_tokens += collected
-    report = _statistics(manifest, counts, usd if price else None) | {"space": str(model.space)}
-    if counts.embedded and model.computed_by:
+    usd = (usage.billed_tokens * (price or 0) + collected * (batch_price or 0)) / 1e6
+    usage.billed_tokens += collected
+    report = _statistics(manifest, usage, usd if price else None) | {"space": str(model.space)}
+    if usage.embedded and model.computed_by:
         report["computed_by"] = model.computed_by
     return StepReport(Embeddings.name, True, report, partition)
 
 
-def _add_usage(run: Run, counts: EmbedCounts, price: float | None) -> None:
-    run.add_usage(counts.embedded_tokens, counts.provider_seconds, counts.billed_tokens, price)
+def _add_usage(run: Run, usage: Usage, price: float | None) -> None:
+    run.add_usage(usage.embedded_tokens, usage.provider_seconds, usage.billed_tokens, price)
 
 
-def _column(part: Embedded) -> pa.FixedSizeListArray:
+def _column(part: EmbeddedBatch) -> pa.FixedSizeListArray:
     """The column `vector`: null for what was rejected."""
-    missing = np.zeros(part.batch.num_rows, bool)
+    missing = np.zeros(part.rows.num_rows, bool)
     missing[list(part.rejected)] = True
     values, dimensions = pa.array(part.vectors.ravel()), part.vectors.shape[1]
     mask = pa.array(missing) if part.rejected else None
     return pa.FixedSizeListArray.from_arrays(values, dimensions, mask=mask)
 
 
-def _rejection(partition: str, part: Embedded, row: int) -> dict[str, str]:
+def _rejection(partition: str, part: EmbeddedBatch, row: int) -> dict[str, str]:
     return {
         "partition": partition,
-        "chunk_id": part.batch["chunk_id"][row].as_py(),
-        "text": part.batch["text"][row].as_py(),
+        "chunk_id": part.rows["chunk_id"][row].as_py(),
+        "text": part.rows["text"][row].as_py(),
         "reason": part.rejected[row],
     }
 
@@ -287,11 +289,11 @@ def check_dimensions(run: Run) -> None:
     )
 
 
-def _statistics(manifest: Manifest, counts: EmbedCounts, usd: float | None) -> dict[str, Any]:
+def _statistics(manifest: Manifest, usage: Usage, usd: float | None) -> dict[str, Any]:
     return {
         "vectors": manifest.rows - manifest.statistics.get("rejected", 0),
         "size_bytes": manifest.size_bytes,
-        **asdict(counts),
+        **asdict(usage),
         **({} if usd is None else {"usd": round(usd, 6)}),
-        **rates(asdict(counts)),
+        **rates(asdict(usage)),
     }

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.embedding.cache import LOOKUP_KEYS, EmbeddingCache
-from embedding_pipelines.errors import StoreError
+from embedding_pipelines.errors import ProviderError, StoreError
 
 text = st.text(max_size=6)
 
@@ -46,30 +47,30 @@ def keys(count: int, first: int = 0) -> list[bytes]:
 def test_what_was_put_is_got_bit_by_bit_and_nothing_else(tmp_path: Path) -> None:
     count = 2 * LOOKUP_KEYS + 10
     with EmbeddingCache(tmp_path / "folder" / "cache.sqlite") as cache:
-        cache.put(keys(count), vectors(count))
-        cache.put([], vectors(0))
+        cache.put_many(keys(count), vectors(count))
+        cache.put_many([], vectors(0))
         assert len(cache) == count
     with EmbeddingCache(tmp_path / "folder" / "cache.sqlite") as cache:
-        found = cache.get(keys(count + 5), 4)
-        assert cache.get([], 4) == {}
+        found = cache.get_many(keys(count + 5), 4)
+        assert cache.get_many([], 4) == {}
     assert set(found) == set(keys(count))
     assert np.array_equal(np.stack([found[key] for key in keys(count)]), vectors(count))
 
 
 def test_a_value_of_another_size_is_not_believed_and_can_be_replaced(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
-        cache.put(keys(1), vectors(1, 3))
-        assert cache.get(keys(1), 4) == {}
-        cache.put(keys(1), vectors(1, 4))
-        assert cache.get(keys(1), 4)[keys(1)[0]].tolist() == [0, 1, 2, 3]
+        cache.put_many(keys(1), vectors(1, 3))
+        assert cache.get_many(keys(1), 4) == {}
+        cache.put_many(keys(1), vectors(1, 4))
+        assert cache.get_many(keys(1), 4)[keys(1)[0]].tolist() == [0, 1, 2, 3]
 
 
 def test_a_batch_is_stored_whole_or_not_at_all(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         with pytest.raises(ValueError, match="zip"):
-            cache.put(keys(3), vectors(2))
+            cache.put_many(keys(3), vectors(2))
         assert len(cache) == 0
-        cache.put(keys(3), vectors(3))
+        cache.put_many(keys(3), vectors(3))
         assert len(cache) == 3
 
 
@@ -81,7 +82,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 first = int(sys.argv[2])
 with EmbeddingCache(Path(sys.argv[1])) as cache:
     for n in range(200 if len(sys.argv) == 3 else 100_000):
-        cache.put(keys(10, first + 10 * n), vectors(10))
+        cache.put_many(keys(10, first + 10 * n), vectors(10))
         print(first + 10 * n, flush=True)
 """
 
@@ -95,7 +96,7 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     with EmbeddingCache(path) as cache:
         assert len(cache) == 3_000 + 2_000  # the first two overlap by half
-        assert cache.get(keys(10, 990), 4).keys() == set(keys(10, 990))
+        assert cache.get_many(keys(10, 990), 4).keys() == set(keys(10, 990))
 
 
 def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
             if line.endswith("\n"):
                 last = int(line)
     with EmbeddingCache(path) as cache:
-        found = cache.get(keys(last + 10), 4)
+        found = cache.get_many(keys(last + 10), 4)
         assert len(found) == last + 10
         assert len(cache) in (last + 10, last + 20)  # committed just before it could be told
 
@@ -126,13 +127,16 @@ def test_a_damaged_file_is_told_and_what_to_do(tmp_path: Path, content: bytes) -
     path = tmp_path / "cache.sqlite"
     path.write_bytes(content)
     with pytest.raises(StoreError, match=r"cache\.sqlite cannot be opened: .*move it away"):
-        EmbeddingCache(path)
+        EmbeddingCache(path).__enter__()
+    with pytest.raises(StoreError, match="move it away"):
+        EmbeddingCache(path, read_only=True).get_many(keys(1), 4)
+    assert path.read_bytes() == content
 
 
 def test_a_file_that_is_damaged_further_in_is_told_too(tmp_path: Path) -> None:
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path) as cache:
-        cache.put(keys(5_000), vectors(5_000))
+        cache.put_many(keys(5_000), vectors(5_000))
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     database.close()
@@ -140,4 +144,99 @@ def test_a_file_that_is_damaged_further_in_is_told_too(tmp_path: Path) -> None:
     content[8_192:] = b"\xff" * (len(content) - 8_192)
     path.write_bytes(content)
     with EmbeddingCache(path) as cache, pytest.raises(StoreError, match="move it away"):
-        cache.get(keys(5_000), 4)
+        cache.get_many(keys(5_000), 4)
+
+
+def content(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """All files of a folder: when they were changed, and what they hold."""
+    return {
+        path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.iterdir())
+    }
+
+
+def test_a_missing_file_is_read_as_an_empty_cache_and_stays_missing(tmp_path: Path) -> None:
+    with EmbeddingCache(tmp_path / "folder" / "cache.sqlite", read_only=True) as cache:
+        assert cache.get_many(keys(2), 4) == {}
+        assert len(cache) == 0
+        with pytest.raises(StoreError, match="open for reading only"):
+            cache.put_many(keys(1), vectors(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_only_changes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with EmbeddingCache(path) as cache:
+        cache.put_many(keys(10), vectors(10))
+    before = content(tmp_path)
+    with EmbeddingCache(path, read_only=True) as cache:
+        assert cache.get_many(keys(20), 4).keys() == set(keys(10))
+        assert [path.name for path in tmp_path.iterdir()] == ["cache.sqlite"]
+    assert content(tmp_path) == before
+
+
+def test_reading_only_sees_what_a_killed_writer_committed_and_changes_no_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "cache.sqlite"
+    command = [sys.executable, "-c", WRITER, str(path), "0", "endless"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        for _ in range(20):
+            assert writer.stdout.readline()
+        writer.send_signal(signal.SIGKILL)
+    before = content(tmp_path)
+    assert len(before) == 3  # with the log that the writer left
+    with EmbeddingCache(path, read_only=True) as cache:
+        assert len(cache.get_many(keys(200), 4)) == 200
+    assert content(tmp_path) == before
+
+
+def test_reading_only_sees_what_another_commits_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with EmbeddingCache(path, read_only=True) as reader, EmbeddingCache(path) as writer:
+        assert len(reader) == 0
+        writer.put_many(keys(3), vectors(3))
+        assert reader.get_many(keys(3), 4).keys() == set(keys(3))
+        writer.put_many(keys(5), vectors(5))
+        assert len(reader) == 5
+
+
+def test_each_call_opens_the_file_and_closes_it_again(tmp_path: Path) -> None:
+    cache = EmbeddingCache(cache_dir=tmp_path / "own")
+    assert list(tmp_path.iterdir()) == []
+    cache.put_many(keys(1), vectors(1))
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["cache.sqlite"]
+    assert len(cache) == 1
+    with cache, cache:
+        assert len(cache) == 1
+        assert len(list((tmp_path / "own").iterdir())) == 3
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["cache.sqlite"]
+
+
+def test_threads_share_one_cache_whoever_closes_it_first(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache.sqlite")
+
+    def write(first: int) -> None:
+        with cache:
+            for number in range(first, first + 100, 10):
+                cache.put_many(keys(10, number), vectors(10))
+                assert len(cache.get_many(keys(10, number), 4)) == 10
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(0, 800, 100)))
+    assert len(cache) == 800
+
+
+def test_a_name_stands_for_a_model_whose_space_nobody_knows(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache.sqlite")
+    cache.set("a fox", "my-model", [3, 4])
+    vector = cache.get("a fox", "my-model")
+    assert vector is not None
+    assert vector.tolist() == [3, 4]
+    assert cache.get("a fox", "another-model") is None
+    assert cache.get("a fox", "my-model", "query") is None
+    assert cache.get_or_create("a fox", "my-model", lambda text: [0.0]).tolist() == [3, 4]
+    for wrong in ([], [0.0, 0.0], [float("nan")], [[1.0]]):
+        with pytest.raises(ProviderError, match="Nothing was stored"):
+            cache.set("a hen", "my-model", wrong)
+    assert len(cache) == 1

@@ -21,7 +21,7 @@ def batch(*texts: str) -> pa.RecordBatch:
 def test_each_text_is_told_once_whether_it_is_known_or_not(tmp_path: Path) -> None:
     with EmbeddingCache(tmp_path / "cache.sqlite") as cache:
         known = cache.key(SPACE.id, "document", "known")
-        cache.put([known], np.ones((1, 8), np.float32))
+        cache.put_many([known], np.ones((1, 8), np.float32))
         batches = [
             batch("known", "new", "known", "new"),
             batch("newer", "new", "known"),

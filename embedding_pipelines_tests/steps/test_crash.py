@@ -92,7 +92,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every rename, every commit to the cache and every commit to the table passes the fuse."""
     monkeypatch.setattr(os, "replace", fuse.wrap(os.replace))
     monkeypatch.setattr(Path, "replace", fuse.wrap(Path.replace))
-    monkeypatch.setattr(EmbeddingCache, "put", fuse.wrap(EmbeddingCache.put))
+    monkeypatch.setattr(EmbeddingCache, "put_many", fuse.wrap(EmbeddingCache.put_many))
     for method in ("apply", "index", "keep"):
         monkeypatch.setattr(LanceTable, method, fuse.wrap(getattr(LanceTable, method)))
     from lancedb.table import LanceTable as Lance

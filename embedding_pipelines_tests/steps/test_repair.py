@@ -124,7 +124,7 @@ def test_a_lost_partition_is_made_anew(
     )
 
 
-@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "verified.json"])
+@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "checks.json"])
 def test_a_damaged_file_is_named_with_what_to_do(built: Path, name: str) -> None:
     path = run_of(built, "p").folder.folder / name
     path.write_text("{")
