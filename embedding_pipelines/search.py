@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.embedding.request import ask_patiently
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers.base import Provider, Vectors, checked
+from embedding_pipelines.providers.base import Provider, checked
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.space import Space, refuse_mixing
 from embedding_pipelines.steps.release import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 MAX_K = 10_000
 TRIES_OF_QUERIES = 3  # somebody is waiting
@@ -142,9 +142,7 @@ def nearest(
     )
     distances = found["_distance"].to_numpy()
     if rescored:
-        width = found.schema.field(VECTOR_COPY).type.list_size
-        copies = pc.list_flatten(found[VECTOR_COPY]).to_numpy().reshape(-1, width)
-        scores = codec.rescore(vector, copies)
+        scores = codec.rescore(vector, to_matrix(found[VECTOR_COPY]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
         found, scores = found.drop_columns(VECTOR_COPY).take(best), scores[best]
     else:

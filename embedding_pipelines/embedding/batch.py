@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from embedding_pipelines.embedding.request import TRIES, Usage
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.vectors import Vectors
 
 TRIES_OF_PARTS = (
     2  # of half a call: what failed as a whole TRIES times is hardly the network's fault

@@ -16,8 +16,9 @@ from typing import Self
 import numpy as np
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.vectors import Vectors
 
 LOOKUP_KEYS = (
     4_096  # per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766)

@@ -27,8 +27,9 @@ from embedding_pipelines.embedding.request import Asked, Usage
 from embedding_pipelines.embedding.sanity import ask_in_doubt, prove
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors, faulty_rows
+from embedding_pipelines.providers.base import InputType, Provider, faulty_rows
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
+from embedding_pipelines.vectors import Vectors
 
 WINDOWS_AHEAD = (
     3  # of 4,096 texts at most: enough to reach past the end of a partition while it is finished

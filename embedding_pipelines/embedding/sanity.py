@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from embedding_pipelines.embedding.request import Asked, Usage, ask_patiently
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Provider, checked
 from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
+from embedding_pipelines.vectors import Vectors
 
 PROOFS = 3  # that a service is asked for: it may answer wrongly once, as it may with any text
 # No model takes these for the same.

@@ -17,6 +17,7 @@ from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.optimize.candidates import Compression, Point, as_options, best, mark_front
 from embedding_pipelines.optimize.compare import Swept, sweep
@@ -34,7 +35,6 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.embeddings import add_to_spent, refuse_wrong_dimensions
-from embedding_pipelines.storage.warehouse import write_json
 
 QUERIES = 2_000  # to choose by, and as many again to certify. The bound of so many with a mean of 0.993 is 0.991
 ENERGIES = (0.9, 0.95, 0.99)  # that PCA may keep, as a guide to its dimensions

@@ -21,13 +21,13 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K, Neighbours, recall
 from embedding_pipelines.optimize.candidates import Compression
-from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_numbers, nearest, queries
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed
@@ -75,13 +75,7 @@ class Corpus:
         done = 0
         for partition in self.context.spec.partition_names:
             for batch in self.context.folder.embeddings.read(partition, [VECTOR]):
-                vectors = (
-                    batch[VECTOR]
-                    .drop_null()
-                    .flatten()
-                    .to_numpy()
-                    .reshape(-1, self.space.dimensions)
-                )
+                vectors = to_matrix(batch[VECTOR].drop_null())
                 done += len(vectors)
                 self.context.progress.update("optimize", done, self.rows, "vectors")
                 if len(vectors):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
+from embedding_pipelines.files import delete, list_files, read_json, write_atomic, write_json
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.metrics.drift import Sketch, drift
 from embedding_pipelines.quality.canaries import canary_cosine, stored_cosine
@@ -22,7 +23,6 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.embeddings import add_to_spent
 from embedding_pipelines.steps.release import Release, read_releases, searched_alike
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 CANARY_COSINE = 0.995  # the same model in other precisions and batches: 0.9996 and above
 STORED_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones
@@ -327,18 +327,15 @@ def _keep(candidate: Candidate, measured: Measured) -> None:
     """Remember each query's figure and a sketch of the vectors, for the candidates after this
     one."""
     folder = candidate.context.folder
-    folder.quality.mkdir(parents=True, exist_ok=True)
     kept = {_name(entry.table, entry.version) for entry in read_releases(folder).releases}
-    for path in folder.quality.glob("*-*-*.*"):
+    for path in list_files(folder.quality, "*-*-*.*"):
         if path.stem not in kept:
-            path.unlink()
+            delete(path)
     name = _name(candidate.name, candidate.version)
     write_json(folder.queries, {"queries": measured.queries})
     write_json(folder.quality / f"{name}.json", {"per_query": measured.per_query})
     if measured.sketch is not None:
-        draft = folder.quality / f".{name}.npz"
-        draft.write_bytes(measured.sketch.to_bytes())
-        draft.replace(folder.quality / f"{name}.npz")
+        write_atomic(folder.quality / f"{name}.npz", measured.sketch.to_bytes())
 
 
 def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]:

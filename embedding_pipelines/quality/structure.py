@@ -15,6 +15,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider
 from embedding_pipelines.quality.check import Check
@@ -29,8 +30,8 @@ from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.embeddings import without_vector
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
-from embedding_pipelines.storage.warehouse import read_json, write_json
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import to_matrix
 
 
 def verify(
@@ -236,8 +237,7 @@ def _vectors_are_sound(
     }
     for partition in context.spec.partition_names:
         for batch in context.folder.embeddings.read(partition, [VECTOR]):
-            column = batch[VECTOR].drop_null()
-            vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
+            vectors = to_matrix(batch[VECTOR].drop_null())
             norms = np.linalg.norm(vectors, axis=1)
             finite = np.isfinite(norms)
             statistics["vectors"] += len(vectors)
@@ -248,13 +248,8 @@ def _vectors_are_sound(
                     (np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum()
                 )
     for batch in table.scan([VECTOR]):
-        if (
-            batch.num_rows and codec.dtype != "binary"
-        ):  # of packed bits every pattern is sound, 0 too
-            codes = (
-                batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
-            )
-            norms = np.linalg.norm(codes, axis=1)
+        if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+            norms = np.linalg.norm(to_matrix(batch[VECTOR]).astype(np.float32), axis=1)
             statistics["table_zero_or_not_finite"] += int(
                 (~np.isfinite(norms) | (norms == 0)).sum()
             )

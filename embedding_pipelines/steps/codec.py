@@ -13,14 +13,14 @@ from typing import Any
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, StoreError
+from embedding_pipelines.files import list_files, read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import fingerprint
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 
 def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepReport:
@@ -71,7 +71,7 @@ def load_codec(context: StepContext, space: Space) -> CodecChain:
 def codec_path(context: StepContext, space: Space) -> Path | None:
     """Where the codec in force for vectors of `space` is kept, None if none was fitted yet."""
     wanted = fitted_for(context, space)
-    found = {path.name: path for path in context.folder.codecs.glob(f"{wanted}-*.npz")}
+    found = {path.name: path for path in list_files(context.folder.codecs, f"{wanted}-*.npz")}
     named = found.get(_in_force(context).get(wanted, ""))
     return named or max(
         found.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None
@@ -116,7 +116,7 @@ def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors
     done = 0
     for partition in context.spec.partition_names:
         for batch in context.folder.embeddings.read(partition, [VECTOR]):
-            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, space.dimensions)
+            vectors = to_matrix(batch[VECTOR].drop_null())
             done += len(vectors)
             context.progress.update("codec", done, total, "vectors")
             yield vectors

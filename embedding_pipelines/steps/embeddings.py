@@ -23,13 +23,15 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.storage.warehouse import Manifest, read_json, write_json, write_table
+from embedding_pipelines.storage.warehouse import Manifest, write_table
+from embedding_pipelines.vectors import to_column
 
 
 def write_embeddings(
@@ -146,7 +148,7 @@ def _note(context: StepContext, tags: set[str]) -> None:
     if tags:
         write_json(context.folder.waiting, {"batches": sorted(tags)})
     else:
-        context.folder.waiting.unlink(missing_ok=True)
+        delete(context.folder.waiting)
 
 
 def current_embeddings(context: StepContext, partition: str, space: Space) -> StepReport | None:
@@ -266,9 +268,7 @@ def _vectors(window: Embedded) -> pa.FixedSizeListArray:
     """The column `vector`: null for what was rejected."""
     missing = np.zeros(window.batch.num_rows, bool)
     missing[list(window.rejected)] = True
-    values, dimensions = pa.array(window.vectors.ravel()), window.vectors.shape[1]
-    mask = pa.array(missing) if window.rejected else None
-    return pa.FixedSizeListArray.from_arrays(values, dimensions, mask=mask)
+    return to_column(window.vectors, nulls=missing)
 
 
 def _rejection(partition: str, window: Embedded, row: int) -> dict[str, str]:

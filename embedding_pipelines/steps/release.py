@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.quality.check import STRUCTURE, Check
@@ -22,7 +23,7 @@ from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import spent
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json, write_json
+from embedding_pipelines.storage.warehouse import PipelineFolder
 
 
 class Release(BaseModel):

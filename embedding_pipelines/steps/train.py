@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.spec.pipeline import fingerprint
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 
 def learn_model(context: StepContext, provider: Provider) -> StepReport:

@@ -8,6 +8,7 @@ nothing.
 from collections.abc import Iterator
 from pathlib import Path
 
+from embedding_pipelines.files import read_json
 from embedding_pipelines.home import instance_folder
 from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.quality.structure import current_verify
@@ -20,7 +21,7 @@ from embedding_pipelines.steps.embeddings import current_embeddings, refuse_wron
 from embedding_pipelines.steps.release import current_release, pinned_model, read_releases
 from embedding_pipelines.steps.train import current_model
 from embedding_pipelines.steps.vector_store import current_vector_store
-from embedding_pipelines.storage.warehouse import Warehouse, read_json
+from embedding_pipelines.storage.warehouse import Warehouse
 
 
 def unchanged(home: Path, spec: PipelineSpec) -> list[StepReport] | None:

@@ -13,16 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.compression.base import CodecChain, Codes, code_width
+from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import without_vector
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
+from embedding_pipelines.storage.warehouse import parsed
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
+from embedding_pipelines.vectors import to_column, to_matrix
 
 
 @dataclass
@@ -139,18 +141,10 @@ def encoded(
     codes = [codec.encode(vectors), codec.encode_copies(vectors)]
     columns = vector_columns(store, codec)
     return {
-        column.name: _as_column(made, column)
+        column.name: to_column(made, column.type)
         for column, made in zip(columns, codes, strict=False)
         if made is not None
     }
-
-
-def _as_column(codes: Codes, column: pa.Field) -> pa.FixedSizeListArray:
-    number = column.type.value_type
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number),
-        column.type.list_size,
-    )
 
 
 def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
@@ -274,7 +268,7 @@ def _table_rows(
     codec: CodecChain,
     schema: pa.Schema,
 ) -> pa.RecordBatch:
-    vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
+    vectors = to_matrix(embeddings[VECTOR])
     made = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.measure import measure
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.schemas import embeddings_schema
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.chain import context_of, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

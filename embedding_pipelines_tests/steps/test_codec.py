@@ -10,6 +10,7 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ConfigError, StoreError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.chain import StepContext
@@ -17,7 +18,6 @@ from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import codec_path, fit_codec, fitted_for, load_codec
 from embedding_pipelines.steps.release import live_release, read_releases, rollback
 from embedding_pipelines.steps.vector_store import update_vector_store
-from embedding_pipelines.storage.warehouse import read_json
 from embedding_pipelines_tests.chain import (
     context_of,
     live_rows,
