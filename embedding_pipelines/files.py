@@ -65,13 +65,11 @@ def create_only(path: Path, data: bytes | str) -> bool:
     """Write a file unless there is one; whether it was written. Of several writers one succeeds."""
     if path.exists():
         return False
-    with draft_beside(path) as draft:
+    with draft_beside(path) as draft, contextlib.suppress(FileExistsError):
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return False
-    return True
+        os.link(draft, path)
+        return True
+    return False
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -13,12 +13,8 @@ from embedding_pipelines.vectors import Vectors
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
 
-ITEM_BYTES: dict[Dtype, int] = {
-    "float32": 4,
-    "float16": 2,
-    "int8": 1,
-    "binary": 1,
-}  # binary: of one packed byte
+# Of one number; of binary, one byte of packed bits.
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}
 
 
 def checked(vectors: Vectors, dimensions: int | None, where: str, first: int = 0) -> Vectors:

@@ -239,10 +239,8 @@ def _cosines(
     old_rows, new_rows = partition.pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
-        left, right = (
-            _vectors(before, partition.old, old_part),
-            _vectors(after, partition.new, new_part),
-        )
+        left = _vectors(before, partition.old, old_part)
+        right = _vectors(after, partition.new, new_part)
         cosines = cosine(left, right, both_zero=1)  # which have no direction to change
         yield partition.new["document_id"].take(new_part).to_pylist(), cosines
 

@@ -266,7 +266,8 @@ class Batches:
                 part = []
         self._commit(part)
         if self.refused:
-            self._record(self._left, "".join(f"{key.hex()}\n" for key in sorted(self.refused)))
+            lines = "".join(f"{key.hex()}\n" for key in sorted(self.refused))
+            write_atomic(self._left, lines, durable=True)
 
     def _commit(self, part: list[BatchText]) -> None:
         if not part:
@@ -301,11 +302,8 @@ class Batches:
             ) from error
 
     def _write(self, batch: Batch) -> None:
-        self._record(self._path(batch), json.dumps(asdict(batch)))
-
-    def _record(self, path: Path, content: str) -> None:
         """On the disk before it returns: what is lost in a power cut would be paid for again."""
-        write_atomic(path, content, durable=True)
+        write_atomic(self._path(batch), json.dumps(asdict(batch)), durable=True)
 
     def _forget(self, batch: Batch) -> None:
         delete(self._path(batch))

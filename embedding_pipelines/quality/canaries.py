@@ -55,12 +55,9 @@ def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracke
         with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **fresh)  # type: ignore[arg-type]
         return 1.0
-    return float(
-        min(
-            cosine(np.nan_to_num(frozen[name]), np.nan_to_num(vectors), both_zero=1).min(initial=1)
-            for name, vectors in fresh.items()
-        )  # 1 as well where the provider refused the text, then and now
-    )
+    # A text that is refused has NaN, here zeros: 1 where it was refused then and now.
+    pairs = ((np.nan_to_num(frozen[name]), np.nan_to_num(fresh[name])) for name in fresh)
+    return float(min(cosine(then, now, both_zero=1).min(initial=1) for then, now in pairs))
 
 
 def stored_cosine(

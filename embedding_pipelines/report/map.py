@@ -99,10 +99,9 @@ def _read(table: Table, release: Release, codec: CodecChain, progress: Progress)
         chosen = batch.filter(
             pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_())
         )
-        if chosen.num_rows:
-            parts.append(codec.decode(to_matrix(chosen[VECTOR])))
-            for name, values in rows.items():
-                values += chosen[name].to_pylist()
+        parts.append(codec.decode(to_matrix(chosen[VECTOR])))
+        for name, values in rows.items():
+            values += chosen[name].to_pylist()
     metadata = {name: rows[name] for name in names}
     return _Points(
         rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata

@@ -266,9 +266,8 @@ def add_to_spent(context: StepContext, counts: EmbedCounts, price: float | None)
 
 def _vectors(window: Embedded) -> pa.FixedSizeListArray:
     """The column `vector`: null for what was rejected."""
-    missing = np.zeros(window.batch.num_rows, bool)
-    missing[list(window.rejected)] = True
-    return to_column(window.vectors, nulls=missing)
+    rejected = np.isin(np.arange(window.batch.num_rows), list(window.rejected))
+    return to_column(window.vectors, nulls=rejected)
 
 
 def _rejection(partition: str, window: Embedded, row: int) -> dict[str, str]:

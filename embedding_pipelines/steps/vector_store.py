@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,7 +23,7 @@ from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import without_vector
 from embedding_pipelines.storage.warehouse import parsed
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
-from embedding_pipelines.vectors import to_column, to_matrix
+from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 
 @dataclass
@@ -134,17 +133,11 @@ def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     return columns
 
 
-def encoded(
-    store: Store, codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]
-) -> dict[str, pa.FixedSizeListArray]:
+def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
     """float32[n, d] as these columns, by name."""
-    codes = [codec.encode(vectors), codec.encode_copies(vectors)]
-    columns = vector_columns(store, codec)
-    return {
-        column.name: to_column(made, column.type)
-        for column, made in zip(columns, codes, strict=False)
-        if made is not None
-    }
+    matrices = codec.encode(vectors), codec.encode_copies(vectors)
+    pairs = zip(vector_columns(store, codec), matrices, strict=False)
+    return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
 
 
 def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:

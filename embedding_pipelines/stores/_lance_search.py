@@ -141,9 +141,5 @@ def _cosines(
     for first in range(0, len(codes), SCAN_ROWS):
         numbers = codes[first : first + SCAN_ROWS].astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
-        yield (
-            first,
-            np.divide(
-                numbers @ asked, lengths, out=np.full_like(lengths, np.nan), where=lengths > 0
-            ),
-        )
+        near = np.full_like(lengths, np.nan)
+        yield first, np.divide(numbers @ asked, lengths, out=near, where=lengths > 0)
