@@ -20,7 +20,7 @@ from embedding_pipelines.releases import Release, Releases
 from embedding_pipelines.search import Searcher, SearchResult
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
 from embedding_pipelines.steps.vector_store import encoded
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 
 Vectors = NDArray[np.float32]
 NAME = "captions"  # of the pipeline and its table

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain, Codes
@@ -23,6 +22,7 @@ from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.space import Space, refuse_mixing
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 MAX_K = 10_000
 ATTEMPTS = 3  # of a query: somebody is waiting
@@ -158,9 +158,7 @@ def nearest(
     )
     distances = found["_distance"].to_numpy()
     if rescored:
-        width = found.schema.field(VECTOR_COPY).type.list_size
-        copies = pc.list_flatten(found[VECTOR_COPY]).to_numpy().reshape(-1, width)
-        scores = codec.rescore(vector, copies)
+        scores = codec.rescore(vector, to_matrix(found[VECTOR_COPY]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
         found, scores = found.drop_columns(VECTOR_COPY).take(best), scores[best]
     else:

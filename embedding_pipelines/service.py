@@ -26,11 +26,12 @@ from embedding_pipelines.home import home
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Limits, Provider, checked
 from embedding_pipelines.providers.common.estimate import estimate
 from embedding_pipelines.providers.common.http import Service
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, Warehouse
+from embedding_pipelines.vectors import Vectors
 
 log = logging.getLogger(__name__)
 

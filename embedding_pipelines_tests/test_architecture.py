@@ -18,7 +18,17 @@ from embedding_pipelines.stores.base import Store
 PACKAGE = Path(__file__).parent.parent / "embedding_pipelines"
 MAX_LINES = 300
 
-LEAVES = {"__init__", "schemas", "plugins", "errors", "space", "home", "progress"}
+LEAVES = {
+    "__init__",
+    "vectors",
+    "files",
+    "schemas",
+    "plugins",
+    "errors",
+    "space",
+    "home",
+    "progress",
+}
 STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "evaluation"}
 COMPOSITION = {
     "pipeline", "pipeline_files", "pipeline_edit", "pipeline_ids", "warehouse", "embedding", "steps", "search",

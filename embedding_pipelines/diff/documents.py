@@ -23,6 +23,7 @@ from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 Rows = NDArray[np.int64]  # places in a table
 
@@ -242,19 +243,13 @@ def _cosines(
     old_rows, new_rows = partition.pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
-        left, right = (
-            _vectors(before, partition.old, old_part),
-            _vectors(after, partition.new, new_part),
-        )
-        cosines = np.einsum("ij,ij->i", unit(left), unit(right))
-        cosines[~left.any(axis=1) & ~right.any(axis=1)] = (
-            1  # a vector of zeros has no direction to change
-        )
+        left = _vectors(before, partition.old, old_part)
+        right = _vectors(after, partition.new, new_part)
+        cosines = cosine(left, right, both_zero=1)  # which have no direction to change
         yield partition.new["document_id"].take(new_part).to_pylist(), cosines
 
 
 def _vectors(opened: Opened, table: pa.Table, rows: Rows) -> Vectors:
     """What a release's codes stand for, float32[len(rows), d]."""
-    codes = table[VECTOR].take(rows).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     kind = "uint8" if opened.codec.dtype == "binary" else opened.codec.dtype
-    return opened.codec.decode(codes.reshape(len(rows), -1).astype(kind))
+    return opened.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))

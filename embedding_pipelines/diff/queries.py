@@ -13,11 +13,13 @@ import numpy as np
 from embedding_pipelines.diff.documents import Opened, Sampled
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.files import read_json
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import embed_texts
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import refuse_mixing
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json
+from embedding_pipelines.storage.warehouse import PipelineFolder
+from embedding_pipelines.vectors import Vectors
 
 TOP = 10
 CHUNKS_FOR_DOCUMENTS = (

@@ -15,6 +15,7 @@ from embedding_pipelines.compression.base import CodecChain, Compressor, check_c
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.optimize.candidates import Compression, Point, as_options, best, mark_front
 from embedding_pipelines.optimize.compare import Swept, sweep

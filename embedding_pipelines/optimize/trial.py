@@ -27,6 +27,7 @@ from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_numbers, nearest, queries
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed

@@ -8,6 +8,7 @@ import dagster as dg
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.report.page import read_history, spectrum

@@ -8,12 +8,12 @@ so that a machine that has it needs neither tiktoken nor the download.
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -112,8 +112,5 @@ def _ranks() -> Mapping[bytes, int]:
 
 def _keep(tokenizer: Tokenizer, file: Path) -> None:
     """Whole or not at all, whoever else does the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as folder:
-        draft = Path(folder) / file.name
+    with replacing(file) as draft:
         tokenizer.save(str(draft), pretty=False)
-        draft.replace(file)

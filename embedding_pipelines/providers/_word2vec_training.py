@@ -1,8 +1,6 @@
 """Word vectors learnt from a pipeline's own texts, by gensim; the same texts and options give the
 same file."""
 
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.files import draft_beside, replacing
 from embedding_pipelines.providers._word2vec_files import required
 from embedding_pipelines.providers._word2vec_words import words_of
 
@@ -40,9 +39,7 @@ def train(texts: Iterable[str], options: Training, path: Path) -> None:
     frequent enough.
     """
     word2vec = required("gensim.models.word2vec")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        corpus, draft = Path(folder) / "corpus.txt", Path(folder) / "vectors.bin"
+    with replacing(path) as draft, draft_beside(path) as corpus:
         count = _write_words(texts, corpus)
         model = word2vec.Word2Vec(
             vector_size=options.dimensions,
@@ -61,7 +58,6 @@ def train(texts: Iterable[str], options: Training, path: Path) -> None:
             )
         model.train(sentences, total_examples=model.corpus_count, epochs=options.epochs)
         model.wv.save_word2vec_format(str(draft), binary=True)
-        os.replace(draft, path)
 
 
 def _write_words(texts: Iterable[str], corpus: Path) -> int:

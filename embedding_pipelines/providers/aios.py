@@ -30,10 +30,11 @@ from embedding_pipelines.providers.common.http import (
     retry_after,
     spoken,
 )
-from embedding_pipelines.providers.common.replies import in_order, numbers, placed, unit
+from embedding_pipelines.providers.common.replies import in_order, numbers, placed
 from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import unit
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]

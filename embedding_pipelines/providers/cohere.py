@@ -31,9 +31,9 @@ from embedding_pipelines.providers.common.replies import (
     count_within,
     in_order,
     numbers,
-    unit,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import unit
 
 REQUEST_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
 MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has

@@ -4,7 +4,6 @@ Face hub."""
 from __future__ import annotations
 
 import functools
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
+from embedding_pipelines.files import write_atomic
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.backend import Precision
 from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
@@ -105,13 +105,7 @@ class Hf(Provider):
             return self
         kept = folder / f"{self._engine.dtype}.txt"
         if not kept.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(
-                prefix=".", dir=folder
-            ) as apart:  # another pipeline may pin the same
-                draft = Path(apart) / kept.name
-                draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
-                draft.replace(kept)
+            write_atomic(kept, "\n".join(self._engine.samples) + "\n")
         return self.model_copy(update={"calibration": kept.relative_to(home()).as_posix()})
 
     @property

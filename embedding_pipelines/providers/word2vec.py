@@ -8,9 +8,7 @@ KeyedVectors; also gzipped.
 from __future__ import annotations
 
 import functools
-import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from pydantic import model_validator
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
 from embedding_pipelines.providers._word2vec_training import Training, train
@@ -119,12 +118,9 @@ class Word2vec(Provider):
     def pinned(self, folder: Path) -> Self:
         kept = folder / content_sha256(self._path)[:32] / self._path.name
         if not kept.exists():
-            kept.parent.mkdir(parents=True, exist_ok=True)
             for part in reversed(parts(self._path)):  # the file that is looked for comes last
-                handle, draft = tempfile.mkstemp(dir=kept.parent)
-                os.close(handle)
-                shutil.copyfile(part, draft)
-                os.replace(draft, kept.parent / part.name)
+                with replacing(kept.parent / part.name) as draft:
+                    shutil.copyfile(part, draft)
         option = "learnt" if self.learns else "vectors"
         return self.model_copy(update={option: kept.relative_to(home()).as_posix()})
 

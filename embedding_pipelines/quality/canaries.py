@@ -24,6 +24,7 @@ from embedding_pipelines.quality.queries import answered, chunk_rows, embed_text
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 CANARIES = (
     "The harbour was full of fishing boats.",
@@ -50,17 +51,12 @@ def canary_cosine(run: Run, model: EmbeddingModel, budget: BudgetTracker) -> flo
     }
     frozen = _load(path)
     if frozen is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(
-            dir=path.parent, suffix=".tmp"
-        )  # pipelines of one space run side by side
-        with open(handle, "wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **fresh)  # type: ignore[arg-type]
-        Path(draft).replace(path)
         return 1.0
-    return float(
-        min(cosines(frozen[input_type], fresh[input_type]).min(initial=1.0) for input_type in fresh)
-    )
+    # A text that is refused has NaN, here zeros: 1 where it was refused then and now.
+    pairs = ((np.nan_to_num(frozen[name]), np.nan_to_num(fresh[name])) for name in fresh)
+    return float(min(cosine(then, now, both_zero=1).min(initial=1) for then, now in pairs))
 
 
 def stored_cosine(
@@ -83,7 +79,7 @@ def stored_cosine(
     for batch in table.scan(["chunk_id", VECTOR]):
         found = batch.filter(pc.is_in(batch["chunk_id"], wanted_ids))
         if found.num_rows:
-            codes = found[VECTOR].flatten().to_numpy().reshape(found.num_rows, -1)
+            codes = to_matrix(found[VECTOR])
             stored |= dict(
                 zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True)
             )
@@ -93,19 +89,10 @@ def stored_cosine(
     fresh = _asked_anew(model, [texts[name] for name in names], "document", budget)
     sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
     right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
-    near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
+    near = np.where(
+        sound, cosine(np.stack([stored[name] for name in names]), right, both_zero=1), 1.0
+    )
     return float(near.min()), [names[row] for row in np.argsort(near)]
-
-
-def cosines(left: Vectors, right: Vectors) -> Vectors:
-    """Cosine of each row of float32[n, d] with the same row of the other; 1 where both are refused
-    or zero."""
-    left, right = np.nan_to_num(left), np.nan_to_num(right)
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    products = np.einsum("ij,ij->i", left, right)
-    nothing = (np.linalg.norm(left, axis=1) == 0) & (np.linalg.norm(right, axis=1) == 0)
-    found: Vectors = np.where(nothing, 1.0, products / np.where(lengths == 0, 1, lengths))
-    return found
 
 
 def _asked_anew(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
+from embedding_pipelines.files import delete, list_files, read_json, write_atomic, write_json
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.metrics.drift import Sketch, drift
 from embedding_pipelines.quality.canaries import canary_cosine, stored_cosine
@@ -323,16 +324,14 @@ def _keep(candidate: Candidate, measured: Measured) -> None:
     folder = candidate.run.folder
     folder.quality.mkdir(parents=True, exist_ok=True)
     kept = {_name(entry.table, entry.version) for entry in read_releases(folder).releases}
-    for path in folder.quality.glob("*-*-*.*"):
+    for path in list_files(folder.quality, "*-*-*.*"):
         if path.stem not in kept:
-            path.unlink()
+            delete(path)
     name = _name(candidate.name, candidate.version)
     write_json(folder.queries, {"queries": measured.queries})
     write_json(folder.quality / f"{name}.json", {"per_query": measured.per_query})
     if measured.sketch is not None:
-        draft = folder.quality / f".{name}.npz"
-        draft.write_bytes(measured.sketch.to_bytes())
-        draft.replace(folder.quality / f"{name}.npz")
+        write_atomic(folder.quality / f"{name}.npz", measured.sketch.to_bytes())
 
 
 def _kept(run: Run, release: Release) -> dict[str, dict[str, float]]:

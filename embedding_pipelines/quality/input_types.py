@@ -13,6 +13,7 @@ from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.queries import embed_texts
+from embedding_pipelines.vectors import cosine
 
 
 def input_types_differ(
@@ -44,10 +45,10 @@ def input_types_differ(
             "", True, "Not judged: the model has no vectors for the texts that would tell."
         )
     fault = same_for_both_input_types(found["query"], found["document"], prompts)
-    cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
+    likeness = float(cosine(found["query"], found["document"]).mean())
     return Check(
         "",
         fault is None,
         fault or "Queries and documents get vectors of their own.",
-        {"cosine": cosine},
+        {"cosine": likeness},
     )

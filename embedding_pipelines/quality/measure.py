@@ -38,6 +38,7 @@ from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, nearest
 from embedding_pipelines.search import queries as asked_with
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 JUDGED_K = 100  # chunks that a judged query asks for
 SAMPLE = 5_000  # vectors that are looked at among themselves
@@ -145,7 +146,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
         "duplicate_rate": doubles.rate,
         "near_duplicate_rate": _near_duplicates(near, near_ids),
         "short_rate": short / first,
-        "codec_cosine": float(cosines(sample, kept).mean()),
+        "codec_cosine": float(cosine(sample, kept, both_zero=1).mean()),
     }
     told = [row for row, label in enumerate(labels) if label is not None]
     if len(told) > K:
@@ -183,7 +184,7 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
                 yield _Block(
                     partition,
                     embeddings["chunk_id"].to_pylist(),
-                    embeddings[VECTOR].flatten().to_numpy().reshape(embeddings.num_rows, -1),
+                    to_matrix(embeddings[VECTOR]),
                     pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py(),
                     chunks[label].to_pylist() if label else [],
                 )
@@ -272,7 +273,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
         agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
         return agreeing
-    return cosines(left.astype(np.float32), right.astype(np.float32))
+    return cosine(left, right, both_zero=1)
 
 
 def _index_recall(candidate: Candidate, queries: Vectors) -> float:
@@ -280,9 +281,8 @@ def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     codec, table = candidate.codec, candidate.table
     exact = ExactSearch(as_numbers(codec, asked_with(codec, queries)), TIES * K)
     for batch in table.scan(["chunk_id", VECTOR], version=candidate.version):
-        if batch.num_rows:
-            codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
-            exact.add(batch["chunk_id"].to_pylist(), as_numbers(codec, codes))
+        codes = as_numbers(codec, to_matrix(batch[VECTOR]))
+        exact.add(batch["chunk_id"].to_pylist(), codes)
     found = [
         nearest(table, codec, vector, K, None, candidate.version)["chunk_id"].to_pylist()
         for vector in queries

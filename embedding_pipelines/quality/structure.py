@@ -131,13 +131,8 @@ def _vectors_are_sound(candidate: Candidate) -> Check:
                     (np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum()
                 )
     for batch in table.scan([VECTOR]):
-        if (
-            batch.num_rows and codec.dtype != "binary"
-        ):  # of packed bits every pattern is sound, 0 too
-            codes = (
-                batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
-            )
-            norms = np.linalg.norm(codes, axis=1)
+        if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+            norms = np.linalg.norm(to_matrix(batch[VECTOR]).astype(np.float32), axis=1)
             statistics["table_zero_or_not_finite"] += int(
                 (~np.isfinite(norms) | (norms == 0)).sum()
             )

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import judged_queries, scored_pairs
 from embedding_pipelines.run import Run
@@ -26,7 +27,7 @@ from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.spill import Spill
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json, write_table
+from embedding_pipelines.storage.warehouse import parsed, write_table
 
 SHOWN_REJECTIONS = 3
 

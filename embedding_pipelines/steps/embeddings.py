@@ -22,6 +22,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run

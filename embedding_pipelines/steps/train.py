@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import TrainableModel
 from embedding_pipelines.run import Run

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.compression.base import CodecChain, Codes, code_width
+from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
@@ -25,6 +25,7 @@ from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
 from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
+from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 
 @dataclass
@@ -143,25 +144,11 @@ def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     return columns
 
 
-def encoded(
-    store: Store, codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]
-) -> dict[str, pa.FixedSizeListArray]:
+def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
     """float32[n, d] as these columns, by name."""
-    codes = [codec.encode(vectors), codec.encode_copies(vectors)]
-    columns = vector_columns(store, codec)
-    return {
-        column.name: _as_column(made, column)
-        for column, made in zip(columns, codes, strict=False)
-        if made is not None
-    }
-
-
-def _as_column(codes: Codes, column: pa.Field) -> pa.FixedSizeListArray:
-    number = column.type.value_type
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number),
-        column.type.list_size,
-    )
+    matrices = codec.encode(vectors), codec.encode_copies(vectors)
+    pairs = zip(vector_columns(store, codec), matrices, strict=False)
+    return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
 
 
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:
@@ -283,7 +270,7 @@ def _table_rows(
     codec: CodecChain,
     schema: pa.Schema,
 ) -> pa.RecordBatch:
-    vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
+    vectors = to_matrix(embeddings[VECTOR])
     made = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

@@ -21,6 +21,7 @@ from embedding_pipelines.diff.documents import (
 from embedding_pipelines.diff.queries import Question, compare_answers
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.providers.base import InputType, Reply
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.releases import live_release, read_releases, rollback

@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.providers.base import InputType, Vectors
@@ -15,7 +16,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.measure import measure
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.schemas import embeddings_schema
 from embedding_pipelines_tests.chain import run_of, write_pipeline
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, unit
+from embedding_pipelines.compression.base import CodecChain, Compressor
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.report import map as report_map
 from embedding_pipelines.report.map import KINDS, TEXT_CHARACTERS, _column

@@ -16,7 +16,6 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.chunks import Chunks
 from embedding_pipelines.steps.codec import Codec, codec_path, fit_codec, fitted_for, load_codec
 from embedding_pipelines.steps.vector_store import update_vector_store
-from embedding_pipelines.storage.warehouse import read_json
 from embedding_pipelines_tests.chain import (
     live_rows,
     report,

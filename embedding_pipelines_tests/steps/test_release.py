@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
@@ -19,7 +20,7 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.steps.release import ReleaseStep, release
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
-from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest, write_json
+from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest
 from embedding_pipelines.stores._lance import connect as _connect
 from embedding_pipelines_tests.chain import (
     checks_of,

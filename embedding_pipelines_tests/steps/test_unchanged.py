@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.files import write_json
 from embedding_pipelines.home import instance_folder
 from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport

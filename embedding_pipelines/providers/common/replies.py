@@ -159,10 +159,3 @@ def as_float(service: ServiceModel, found: Vectors, dtype: str) -> Vectors:
         vectors = known - (ZERO_OF_UINT8 if dtype == "uint8" else 0)
     vectors[missing] = np.nan
     return vectors.astype(np.float32, copy=False)
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """float32[n, d] of length 1; zero rows stay zero, for the checks to find."""
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.where(norms == 0, 1, norms)).astype(np.float32, copy=False)
