@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json, write_json
+from embedding_pipelines.storage.warehouse import PipelineFolder
 
 
 class Release(BaseModel):

@@ -4,10 +4,11 @@ import functools
 from typing import Any, Self
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json, write_json
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 
 class Run:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers.base import EmbeddingModel, Vectors, checked
+from embedding_pipelines.providers.base import EmbeddingModel, checked
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.space import Space, refuse_mixing

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import CodecChain, unit
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.releases import Release
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.space import Space

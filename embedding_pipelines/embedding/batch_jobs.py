@@ -21,6 +21,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS
 from embedding_pipelines.embedding.request import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, TRIES
 from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable
+from embedding_pipelines.files import delete, list_files, write_atomic
 from embedding_pipelines.providers.base import (
     BatchService,
     BatchState,

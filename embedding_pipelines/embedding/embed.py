@@ -39,9 +39,9 @@ from embedding_pipelines.providers.base import (
     InputType,
     Limits,
     Response,
-    Vectors,
     faulty_rows,
 )
+from embedding_pipelines.vectors import Vectors
 
 # Of 4,096 texts at most: enough to reach past the end of a partition while it is finished.
 BATCHES_AHEAD = 3

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.vectors import Vectors
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
 

@@ -22,9 +22,9 @@ from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.inference.cache import kept_folder
 from embedding_pipelines.inference.conversion import converted, load_tokenizer, prompted
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.schemas import digest
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -20,7 +20,7 @@ import numpy as np
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision, damaged
 from embedding_pipelines.inference.torch import forward
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -33,7 +33,6 @@ from embedding_pipelines.spec.evaluation import Optimized
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.embeddings import check_dimensions
-from embedding_pipelines.storage.warehouse import write_json
 
 QUERIES = 2_000  # to choose by, and as many again to certify. The bound of so many with a mean of 0.993 is 0.991
 ENERGIES = (0.9, 0.95, 0.99)  # that PCA may keep, as a guide to its dimensions

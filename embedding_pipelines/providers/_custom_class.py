@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Provider
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.vectors import Vectors
 
 
 @dataclass(frozen=True)

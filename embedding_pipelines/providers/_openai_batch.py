@@ -11,10 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, Unreachable
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, InputType
-from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.providers.common.replies import count_within, listed, within
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers.common.http import Remote, Unreachable
+from embedding_pipelines.errors import ConfigError, Unreachable
+from embedding_pipelines.providers.common.http import Remote
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -27,7 +27,7 @@ from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.inference.backend import damaged
 from embedding_pipelines.inference.cache import kept_folder
 from embedding_pipelines.inference.weights import file_sha256
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.vectors import Vectors
 
 CACHE_LAYOUT = "1"  # raise it when what is cached changes
 ALL_WORDS = "words.json"

@@ -18,23 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 import numpy as np
 from pydantic import Field, field_validator
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers._aios_wire import METHOD, message
-from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
-from embedding_pipelines.providers.common.http import (
-    BadInput,
-    Busy,
-    Service,
-    TooLarge,
-    Unreachable,
-    retry_after,
-    spoken,
-)
+from embedding_pipelines.providers.base import InputType, Limits, Reply
+from embedding_pipelines.providers.common.http import Service, retry_after, spoken
 from embedding_pipelines.providers.common.replies import in_order, numbers, placed
 from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 InputType = Literal["document", "query"]
-Vectors = NDArray[np.float32]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
 NORM_TOLERANCE = (

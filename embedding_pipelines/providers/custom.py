@@ -29,11 +29,11 @@ from pydantic import ConfigDict, Field, JsonValue, field_validator
 
 from embedding_pipelines.home import home
 from embedding_pipelines.providers._custom_class import Loaded, load
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

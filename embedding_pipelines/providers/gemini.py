@@ -16,13 +16,13 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
-from embedding_pipelines.providers.common.http import Busy, Remote, retry_after
+from embedding_pipelines.errors import Busy, ProviderError
+from embedding_pipelines.providers.base import InputType, Limits, Reply
+from embedding_pipelines.providers.common.http import Remote, retry_after
 from embedding_pipelines.providers.common.prices import chosen_dimensions, facts_of
 from embedding_pipelines.providers.common.replies import count_within, in_order, numbers, within
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, unit
 
 REQUEST_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
 REQUEST_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini API states nothing

@@ -14,9 +14,10 @@ from pydantic import model_validator
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.backend import Precision
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import BadInput, ConfigError, ProviderError, Unreachable
 from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import BadInput, Remote, Unreachable
+from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.replies import in_order, numbers
 from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import BASE_URL, client, is_openai, told, unsent
-from embedding_pipelines.providers.base import BatchService, InputType, Limits, Reply, Vectors
+from embedding_pipelines.providers.base import BatchService, InputType, Limits, Reply
 from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.prices import (
     ModelFacts,
@@ -35,6 +35,7 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

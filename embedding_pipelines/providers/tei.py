@@ -11,9 +11,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import BadInput, Remote, TooLarge, Unreachable
+from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.replies import in_order, numbers
 from embedding_pipelines.providers.common.served import prompts_by_input_type, room
 from embedding_pipelines.space import Space

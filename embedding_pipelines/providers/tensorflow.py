@@ -19,10 +19,10 @@ from pydantic import Field
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.weights import file_sha256
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
-from embedding_pipelines.providers.common.http import Remote, TooLarge
+from embedding_pipelines.errors import ProviderError, TooLarge
+from embedding_pipelines.providers.base import InputType, Limits, Reply
+from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.prices import (
     chosen_dimensions,
     dimensions_to_ask,
@@ -34,6 +34,7 @@ from embedding_pipelines.providers.common.replies import (
     stacked,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 REQUEST_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here
 REQUEST_TOKENS = 120_000  # of a model whose own total is not listed: the least of the text models

@@ -23,8 +23,9 @@ from embedding_pipelines.home import home
 from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
 from embedding_pipelines.providers._word2vec_training import Training, train
 from embedding_pipelines.providers._word2vec_words import word_tokenizer, words_of
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Reply, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider, Reply
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

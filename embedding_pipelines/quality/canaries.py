@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors
+from embedding_pipelines.files import replacing
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.quality.queries import answered, chunk_rows, embed_texts
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR

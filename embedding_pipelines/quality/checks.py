@@ -21,7 +21,6 @@ from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS, Effect
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 CANARY_COSINE = 0.995  # the same model in other precisions and batches: 0.9996 and above
 STORED_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones

@@ -22,8 +22,6 @@ from embedding_pipelines.metrics.labels import knn_accuracy
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K, recall
 from embedding_pipelines.metrics.retrieval import judged
 from embedding_pipelines.metrics.similarity import cosine_spearman
-from embedding_pipelines.providers.base import Vectors
-from embedding_pipelines.quality.canaries import cosines
 from embedding_pipelines.quality.queries import (
     Judged,
     KnownQuery,

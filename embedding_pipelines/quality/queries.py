@@ -18,9 +18,10 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.known_items import known_item
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
+from embedding_pipelines.vectors import Vectors
 
 WINDOW = 4_096  # texts that are handed to `embed` at once
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")

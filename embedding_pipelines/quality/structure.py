@@ -13,6 +13,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.embeddings import rejected_chunks
+from embedding_pipelines.vectors import to_matrix
 
 
 def check_structure(candidate: Candidate) -> list[Check]:

@@ -21,11 +21,10 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.releases import Release
 from embedding_pipelines.report.layout import MAX_POINTS, SCHEMA, Layout, beside, layout, needs_fit
 from embedding_pipelines.schemas import VECTOR, digest
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json, write_table
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, write_table
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 

@@ -23,7 +23,7 @@ from embedding_pipelines.report.map import map_of
 from embedding_pipelines.report.pareto import described, searched
 from embedding_pipelines.report.plots import ABSENT, SIZE, figures
 from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SLIGHT = 0.001  # of a measure: a change that is not worth a word
 TEMPLATE = Path(__file__).with_name("report.html")

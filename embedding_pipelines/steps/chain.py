@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_pipelines import steps
+from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import read_json
 
 
 def _discover() -> tuple[Step, ...]:

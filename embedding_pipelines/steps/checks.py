@@ -13,6 +13,7 @@ from typing import Any
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.checks import check_quality, enabled_checks
@@ -24,7 +25,7 @@ from embedding_pipelines.spec.pipeline import fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
+from embedding_pipelines.storage.warehouse import parsed
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from typing import Any
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, StoreError
-from embedding_pipelines.files import list_files, read_json, write_json
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines.vectors import Vectors
 
 
 class Codec(Step):

@@ -22,14 +22,14 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.files import delete, read_json, write_json
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import Manifest, read_json, write_json, write_table
+from embedding_pipelines.storage.warehouse import Manifest, write_table
 
 
 class Embeddings(Step):

@@ -15,7 +15,6 @@ from embedding_pipelines.providers.base import TrainableModel
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 
 class Train(Step):

@@ -23,7 +23,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
+from embedding_pipelines.storage.warehouse import parsed
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 

@@ -17,8 +17,9 @@ from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import WINDOWS_AHEAD, embed
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Reply
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import Recording
 
 

@@ -24,9 +24,8 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.sanity import PROOFS, UNLIKE_TEXTS
-from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError
+from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError, Unreachable
 from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import Unreachable
 from embedding_pipelines.spec.pipeline import Budget
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.embeddings import retry_rejected

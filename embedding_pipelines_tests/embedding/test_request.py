@@ -13,11 +13,11 @@ from pydantic import PrivateAttr
 from embedding_pipelines.embedding import request as asking
 from embedding_pipelines.embedding.limiter import Stopped
 from embedding_pipelines.embedding.request import TRIES, ask_patiently
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers._openai_sdk import client
-from embedding_pipelines.providers.base import InputType, Vectors
-from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.embedding.service import DIALECT, little
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 

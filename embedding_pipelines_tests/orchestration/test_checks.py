@@ -10,13 +10,14 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.run import Run
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,

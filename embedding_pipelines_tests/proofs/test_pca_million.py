@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.measure import measure
 from embedding_pipelines.schemas import embeddings_schema
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.chain import run_of, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

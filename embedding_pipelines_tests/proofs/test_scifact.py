@@ -23,6 +23,7 @@ from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors, unit
 from embedding_pipelines_tests.chain import live_rows, run_of, write_pipeline
 from embedding_pipelines_tests.rankings import mean_ndcg
 from embedding_pipelines_tests.runs import Collected, run_whole

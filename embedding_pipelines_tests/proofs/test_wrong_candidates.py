@@ -13,10 +13,11 @@ import pytest
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import checks_of, run_of, run_steps, write_pipeline
 from embedding_pipelines_tests.quality.test_checks import failed, live, outcomes, vandalize
 

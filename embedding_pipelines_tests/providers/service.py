@@ -3,8 +3,15 @@ own dialect."""
 
 import pytest
 
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.common.http import BadInput, Busy, Remote, TooLarge, Unreachable
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
+from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines_tests.providers.wire import Fault, WireServer
 
 KEY = "sk-not-to-be-seen-0123456789"

@@ -20,12 +20,19 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
 from embedding_pipelines.providers import aios
 from embedding_pipelines.providers._aios_wire import message
 from embedding_pipelines.providers.aios import Aios
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.common.http import BadInput, Busy, Garbled, TooLarge, Unreachable
+from embedding_pipelines.providers.common.http import Garbled
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.providers.contract import check_provider
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.common.http import Busy
+from embedding_pipelines.errors import Busy, ConfigError, ProviderError
 from embedding_pipelines.providers.custom import Custom
 from embedding_pipelines_tests.providers.contract import check_provider
 

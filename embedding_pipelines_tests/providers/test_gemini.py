@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.common.http import Busy, Unreachable
+from embedding_pipelines.errors import Busy, ProviderError, Unreachable
 from embedding_pipelines.providers.gemini import Gemini
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
@@ -19,14 +19,7 @@ from embedding_pipelines_tests.providers.service import (
     check_service,
     refusal,
 )
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 WIDTH = 128
 OLD, NEW = "gemini-embedding-001", "gemini-embedding-2"

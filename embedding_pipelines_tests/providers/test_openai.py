@@ -13,20 +13,20 @@ import pytest
 from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
 from embedding_pipelines.providers import _tiktoken
-from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.providers.voyage import Voyage
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 SECRET = "sk-proj-4711-secret"
 DIMENSIONS = 64

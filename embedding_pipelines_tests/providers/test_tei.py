@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    ConfigError,
+    ProviderError,
+    TooLarge,
+    Unreachable,
+)
 from embedding_pipelines.providers import tei
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.common.http import BadInput, Busy, TooLarge, Unreachable
 from embedding_pipelines.providers.tei import Tei
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 TEXTS = ["a cat", "a dog", "a bird"]
 INFO: Body = {

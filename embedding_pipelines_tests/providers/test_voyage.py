@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.common.http import BadInput, TooLarge, Unreachable
 from embedding_pipelines.providers.voyage import Voyage
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
@@ -21,14 +21,7 @@ from embedding_pipelines_tests.providers.service import (
     check_service,
     refusal,
 )
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 WIDTH = 256
 

@@ -12,7 +12,7 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError, ProviderError, ReleaseError
 from embedding_pipelines.files import read_json, write_json
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Provider
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.canaries import CANARIES
 from embedding_pipelines.quality.check import STRUCTURE, Check
@@ -24,6 +24,7 @@ from embedding_pipelines.spec.evaluation import CHECKS, METRICS
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.checks import Checks, current_checks
 from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import (
     checks_of,
     report,

@@ -17,7 +17,7 @@ from embedding_pipelines.report import map as report_map
 from embedding_pipelines.report.map import KINDS, TEXT_CHARACTERS, _column
 from embedding_pipelines.report.page import Report, read_history, write_report
 from embedding_pipelines.report.plots import COST, DRIFT, RECALL, SIZE, VARIANCE
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> & 'quoted' \" fox"

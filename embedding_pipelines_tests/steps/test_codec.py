@@ -9,6 +9,7 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ConfigError, StoreError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR

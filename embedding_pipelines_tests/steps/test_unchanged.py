@@ -16,7 +16,7 @@ from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.steps.chain import up_to_date
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import run_whole
