@@ -1,5 +1,4 @@
-"""The models that have a short name or published facts, in one table. A model that is not in it
-works as well."""
+"""All models with a short name or published figures, in one table. Any other works as well."""
 
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.common.prices import MODELS, PRICES_OF
@@ -14,7 +13,9 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     (0: free, on one's own machine), `retires` a date such as "2028-05-14", `revision` the commit on
     the hub that an alias stands for. What is not known is None.
     """
-    names: list[tuple[str, str | None]] = [(str(named), alias) for alias, named in ALIASES.items()]
+    names: list[tuple[str, str | None]] = [
+        (str(target), alias) for alias, target in ALIASES.items()
+    ]
     names += [(model, None) for model in MODELS.keys() - {name for name, _ in names}]
     return [
         _row(model, alias)
@@ -24,15 +25,15 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
 
 def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:
     kind, _, model = name.partition(":")
-    facts = MODELS.get(name)
+    entry = MODELS.get(name)
     return {
         "alias": alias,
         "provider": kind,
         "model": model or None,
-        "dimensions": facts.dimensions if facts else None,
-        "context": facts.max_tokens if facts else None,
-        "usd_per_million": facts.usd if facts else None,
-        "usd_batch": facts.usd_batch if facts else None,
-        "retires": facts.retires.isoformat() if facts and facts.retires else None,
+        "dimensions": entry.dimensions if entry else None,
+        "context": entry.max_tokens if entry else None,
+        "usd_per_million": entry.usd_per_million if entry else None,
+        "usd_batch": entry.usd_batch if entry else None,
+        "retires": entry.retires.isoformat() if entry and entry.retires else None,
         "revision": ALIASES[alias].revision if alias else None,
     }

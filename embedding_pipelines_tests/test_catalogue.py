@@ -8,7 +8,7 @@ import pytest
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
 from embedding_pipelines.plugins import choices
-from embedding_pipelines.providers.aliases import ALIASES, Named
+from embedding_pipelines.providers.aliases import ALIASES, ModelName
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.providers.common.prices import MODELS
 
@@ -54,7 +54,7 @@ def test_a_row_says_what_is_published() -> None:
 
 @pytest.mark.parametrize(("alias", "named"), ALIASES.items())
 def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(
-    alias: str, named: Named
+    alias: str, named: ModelName
 ) -> None:
     assert alias == alias.lower()
     assert ":" not in alias

@@ -258,7 +258,7 @@ class Batches:
                 continue
             if text.vector is not None and len(text.vector) == self._space.dimensions:
                 part.append(text)
-            elif text.vector is not None or text.is_refused:
+            elif text.vector is not None or text.is_rejected:
                 self.refused.add(bytes.fromhex(text.id))
             if len(part) == COLLECTED_AT_ONCE:
                 self._commit(part)

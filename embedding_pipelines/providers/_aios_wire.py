@@ -5,9 +5,10 @@ instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); a server that i
 speaks this one.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
+
+from embedding_pipelines.extras import need
 
 METHOD = "/BlockInferenceService/infer"
 
@@ -36,26 +37,19 @@ MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
 }
 
 
-@functools.cache
-def message(name: str) -> Any:
-    """The class of one message, e.g. `message("AIOSPacket")(data="{}")`."""
-    from google.protobuf import message_factory  # type: ignore[import-untyped]
-
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(name))
-
-
-@functools.cache
-def _pool() -> Any:
-    """A pool of our own: names without a package may be taken in the common one."""
-    from google.protobuf import descriptor_pb2, descriptor_pool
-
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="aios_service.proto", syntax="proto3")
+def message_classes() -> dict[str, Any]:
+    """The class of each message by name, e.g. `message_classes()["AIOSPacket"](data="{}")`."""
+    # A pool of our own: names without a package may be taken in the common one.
+    pool = need("google.protobuf.descriptor_pool", "aios").DescriptorPool()
+    descriptors = need("google.protobuf.descriptor_pb2", "aios")
+    factory = need("google.protobuf.message_factory", "aios")
+    kinds = descriptors.FieldDescriptorProto
+    file = descriptors.FileDescriptorProto(name="aios_service.proto", syntax="proto3")
     for name, fields in MESSAGES.items():
-        described = file.message_type.add(name=name)
+        message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
             if kind in MESSAGES:
-                described.field.add(
+                message.field.add(
                     name=field,
                     number=number,
                     label=kinds.LABEL_REPEATED,
@@ -64,9 +58,8 @@ def _pool() -> Any:
                 )
             else:
                 scalar = kinds.Type.Value(f"TYPE_{kind.upper()}")
-                described.field.add(
+                message.field.add(
                     name=field, number=number, label=kinds.LABEL_OPTIONAL, type=scalar
                 )
-    pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return pool
+    return {name: factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in MESSAGES}

@@ -7,13 +7,13 @@ so that a machine that has it needs neither tiktoken nor the download.
 
 from __future__ import annotations
 
-import functools
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.files import replacing
+from embedding_pipelines.extras import need
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -36,28 +36,29 @@ def cl100k_digest() -> str:
     return digest(ENCODING.encode(), RECIPE.encode()).hex()
 
 
-@functools.cache
 def cl100k() -> Tokenizer:
     """The tokenizer of OpenAI's embedding models. Special tokens in a text count as the text they
     are.
 
-    Raises ConfigError if it has to be made and tiktoken or its vocabulary cannot be had.
+    Raises ConfigError if it has to be converted and tiktoken or its vocabulary is unavailable.
     """
     from platformdirs import user_cache_path
     from tokenizers import Tokenizer
 
-    kept = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{RECIPE}.json"
-    if not kept.is_file():
-        tokenizer = converted(_ranks())
-        _keep(tokenizer, kept)
+    file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{RECIPE}.json"
+    if not file.is_file():
+        tokenizer = convert(_ranks())
+        _save(tokenizer, file)
         return tokenizer
     try:
-        return Tokenizer.from_file(str(kept))
+        return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ConfigError(f"{kept} is damaged ({error}). Delete it: it is made anew.") from error
+        raise ConfigError(
+            f"{file} is damaged ({error}). Delete it: it is made again at the next run."
+        ) from error
 
 
-def converted(ranks: Mapping[bytes, int]) -> Tokenizer:
+def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
     """A tokenizer from tiktoken's ranks by byte sequence, for texts split by PATTERN.
 
     tiktoken joins the neighbours that make the token of lowest rank; `tokenizers` wants each such
@@ -95,22 +96,22 @@ def _letters() -> list[str]:
 
 
 def _ranks() -> Mapping[bytes, int]:
+    tiktoken = need("tiktoken", "openai")
     try:
-        import tiktoken
-    except ImportError as error:
-        raise ConfigError(
-            f"OpenAI's models count tokens with tiktoken: pip install 'embedding-pipelines[openai]'. {OTHERWISE}"
-        ) from error
-    try:
-        return tiktoken.get_encoding(ENCODING)._mergeable_ranks
+        ranks: Mapping[bytes, int] = tiktoken.get_encoding(ENCODING)._mergeable_ranks
+        return ranks
     except (OSError, ValueError) as error:  # no network, or a file that is not what it should be
         raise ConfigError(
-            f"tiktoken cannot get the vocabulary {ENCODING} ({type(error).__name__}: {error}). Let it download once, "
-            f"or put the file into a folder that TIKTOKEN_CACHE_DIR names. {OTHERWISE}"
+            f"tiktoken cannot get the vocabulary {ENCODING} ({type(error).__name__}: {error}). "
+            "Let it download once, or put the file into a folder that TIKTOKEN_CACHE_DIR names. "
+            f"{OTHERWISE}"
         ) from error
 
 
-def _keep(tokenizer: Tokenizer, file: Path) -> None:
+def _save(tokenizer: Tokenizer, file: Path) -> None:
     """Whole or not at all, whoever else does the same."""
-    with replacing(file) as draft:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as folder:
+        draft = Path(folder) / file.name
         tokenizer.save(str(draft), pretty=False)
+        draft.replace(file)

@@ -1,8 +1,8 @@
 """`aios`: a block of AIOS (OpenOS.AI), asked by gRPC. One request is one `infer` of a list of
 texts.
 
-A reply's vectors are found wherever AIOS's blocks are known to put them; what is found is counted
-and measured, since nothing in the format says how many there should be.
+A reply's vectors are read from wherever AIOS's blocks are known to put them, then counted and
+measured, since nothing in the format says how many there should be.
 """
 
 from __future__ import annotations
@@ -12,51 +12,51 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers._aios_wire import METHOD, message
-from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import Service, retry_after, spoken
-from embedding_pipelines.providers.common.replies import in_order, numbers, placed
-from embedding_pipelines.providers.common.served import prompts_by_input_type, room
+from embedding_pipelines.extras import need
+from embedding_pipelines.providers._aios_wire import METHOD, message_classes
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.common.http import (
+    ServiceModel,
+    ServiceOptions,
+    error_sentence,
+    once,
+    retry_after,
+)
+from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.providers.common.replies import (
+    order_by_index,
+    read_numbers,
+    unit,
+    vectors_at,
+)
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]
 
 REQUEST_TEXTS = 32
-REQUEST_BYTES = (
-    1_000_000  # a gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts
-)
-PLACES = (
-    "embeddings",
-    "embedding",
-    "data",
-    "reply",
-)  # where a block puts its vectors, alone or one inside another
+# A gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts.
+REQUEST_BYTES = 1_000_000
+# Where a block puts its vectors, alone or one inside another.
+PLACES = ("embeddings", "embedding", "data", "reply")
 CHANNEL = (
     ("grpc.enable_retries", 0),  # repeating is decided elsewhere
-    (
-        "grpc.max_receive_message_length",
-        -1,
-    ),  # 32 vectors of 8,192 numbers in JSON exceed the usual 4 MB
-    (
-        "grpc.max_reconnect_backoff_ms",
-        5_000,
-    ),  # a server that came back is found while the request is still repeated
+    # 32 vectors of 8,192 numbers in JSON exceed the usual 4 MB.
+    ("grpc.max_receive_message_length", -1),
+    # A server that came back is reached while the request is still repeated.
+    ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
-_SESSION, _NUMBERS = uuid.uuid4().hex, itertools.count(1)
 
-
-class Aios(Service):
+class Aios(ServiceOptions):
     """One embedding block. The service says nothing of its model, so the options do."""
 
     kind: Literal["aios"] = "aios"
@@ -101,132 +101,157 @@ class Aios(Service):
             )
         return url
 
-    @property
-    def address(self) -> str:
-        return self.grpc_url
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> AiosModel:
+        return AiosModel(self, home, secrets)
+
+
+class AiosModel(ServiceModel):
+    """A channel to the server; its connection is made again when it breaks."""
+
+    options: Aios
+
+    def __init__(self, options: Aios, home: Path, secrets: Mapping[str, str] = NO_SECRETS) -> None:
+        super().__init__(options, home, secrets)
+        self._session, self._numbers = uuid.uuid4().hex, itertools.count(1)
 
     @property
+    def address(self) -> str:
+        return self.options.grpc_url
+
+    @functools.cached_property
     def space(self) -> Space:
-        choice = json.dumps([self.selection_query, self.gen_params], sort_keys=True)
+        options = self.options
+        choice = json.dumps([options.selection_query, options.gen_params], sort_keys=True)
         return Space(
-            provider=self.kind,
-            model=self.model or self.grpc_url,
+            provider=options.kind,
+            model=options.model or options.grpc_url,
             revision=digest(choice.encode()).hex(),
-            dimensions=self.dimensions,
+            dimensions=options.dimensions,
             pooling="the block's own",
             prompts=self._prompts,
-            max_tokens=self.max_tokens,
-            normalized=self.normalize,
+            max_tokens=options.max_tokens,
+            normalized=options.normalize,
             dtype="float32",
         )
 
-    @property
+    @functools.cached_property
     def limits(self) -> Limits:
         return Limits(
-            max_tokens=room(self, self.max_tokens, self._prompts),
-            request_tokens=REQUEST_TEXTS * self.max_tokens,
+            max_tokens=self.room(self.options.max_tokens, self._prompts),
+            request_tokens=REQUEST_TEXTS * self.options.max_tokens,
             request_texts=REQUEST_TEXTS,
-            concurrent_requests=self.concurrent_requests,
+            concurrent_requests=self.options.concurrent_requests,
             request_bytes=REQUEST_BYTES,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if not inputs:
-            return Reply(np.empty((0, self.dimensions), np.float32))
+            return self.empty_response()
         prompt = self._prompts.get(input_type, "")
         body = {
             "mode": "embedding",
-            "gen_params": self.gen_params,
+            "gen_params": self.options.gen_params,
             "texts": [prompt + text for text in inputs],
         }
-        vectors = self._believed(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
-        return Reply(unit(vectors) if self.normalize else vectors)
+        vectors = self._read(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
+        return Response(unit(vectors) if self.options.normalize else vectors)
+
+    def close(self) -> None:
+        channel = self.__dict__.pop("_channel", None)
+        if channel is not None:
+            channel.close()
+
+    @once
+    def _channel(self) -> grpc.Channel:
+        grpc = need("grpc", "aios")
+        if self.options.tls:
+            credentials = grpc.ssl_channel_credentials()
+            return grpc.secure_channel(self.address, credentials, options=CHANNEL)
+        return grpc.insecure_channel(self.address, options=CHANNEL)
+
+    @once
+    def _messages(self) -> dict[str, Any]:
+        return message_classes()
 
     def _infer(self, data: str) -> str:
-        """`data` of the reply. Raises as `ask`."""
-        import grpc
-
-        packet = message("BlockInferencePacket")(
-            block_id=self.model,
-            session_id=_SESSION,
-            seq_no=next(_NUMBERS),
+        """`data` of the reply. Raises as `embed`."""
+        options, query = self.options, self.options.selection_query
+        packet = self._messages["BlockInferencePacket"](
+            block_id=options.model,
+            session_id=self._session,
+            seq_no=next(self._numbers),
             data=data,
-            query_parameters=json.dumps({"selection_query": self.selection_query})
-            if self.selection_query
-            else "",
+            query_parameters=json.dumps({"selection_query": query}) if query else "",
             ts=time.time(),
         )
-        infer = _channel(self.grpc_url, self.tls).unary_unary(
+        infer = self._channel.unary_unary(
             METHOD,
             request_serializer=type(packet).SerializeToString,
-            response_deserializer=message("AIOSPacket").FromString,
+            response_deserializer=self._messages["AIOSPacket"].FromString,
         )
+        metadata = tuple(self.bearer.items())
         try:
-            return str(
-                infer(
-                    packet, timeout=self.timeout_seconds, metadata=tuple(self.bearer.items())
-                ).data
-            )
-        except grpc.RpcError as error:
-            raise self._fault(
-                error
-            ) from None  # its own text repeats this one's, with addresses of sockets
+            return str(infer(packet, timeout=options.timeout_seconds, metadata=metadata).data)
+        except need("grpc", "aios").RpcError as error:
+            # Without the cause: its own text repeats this one's, with addresses of sockets.
+            raise self._fault(error) from None
 
-    def _believed(self, data: str, count: int) -> Vectors:
+    def _read(self, data: str, count: int) -> Vectors:
         """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other
         dimensions."""
-        said = f"aios at {self.grpc_url} answered"
         try:
             body = json.loads(data)
         except ValueError:
-            raise Unreachable(f"{said} without JSON: {self.quoted(data)}") from None
+            raise Unreachable(f"{self.where} answered without JSON: {self.quote(data)}") from None
         if _error_in(body):
-            words = spoken(self.redacted(json.dumps(_error_in(body), ensure_ascii=False)))
-            raise Unreachable(f"{said} with an error: {words}")
+            words = error_sentence(self.redact(json.dumps(_error_in(body), ensure_ascii=False)))
+            raise Unreachable(f"{self.where} answered with an error: {words}")
         rows = _vectors_in(body)
         if _has_entries(rows):
-            rows = placed(self, rows, count)
+            rows = order_by_index(self, rows, count)
         elif isinstance(rows, list) and rows and isinstance(rows[0], float | int):
             rows = [rows]  # one vector, without a list around it
-        vectors = in_order(self, body if rows is None else rows, (), count, numbers)
-        if vectors.shape[1] != self.dimensions:
+        vectors = vectors_at(self, body if rows is None else rows, (), count, read_numbers)
+        if vectors.shape[1] != self.options.dimensions:
             raise ProviderError(
-                f"{said} with vectors of {vectors.shape[1]} dimensions for {self.dimensions}. Set dimensions to "
-                f"{vectors.shape[1]}, or choose another block. Nothing of this call was stored."
+                f"{self.where} answered with vectors of {vectors.shape[1]} dimensions for "
+                f"{self.options.dimensions}. Set dimensions to {vectors.shape[1]}, or choose "
+                "another block. Nothing of this request was stored."
             )
         return vectors
 
     def _fault(self, error: grpc.RpcError) -> ProviderError:
         """What a gRPC status means, in the service's own words and without the key."""
-        code, words = error.code().name, self.quoted(error.details() or "no details")
-        said = f"aios at {self.grpc_url} answered {code}: {words}"
+        options = self.options
+        code, words = error.code().name, self.quote(error.details() or "no details")
+        problem = f"{self.where} answered {code}: {words}"
         if code == "RESOURCE_EXHAUSTED":
             if "larger than max" in words:
-                return TooLarge(said)
+                return TooLarge(problem)
             trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-            return Busy(said, retry_after(trailing))
+            return Busy(problem, retry_after(trailing))
         if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
-            return BadInput(said)
+            return BadInput(problem)
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            where = (
-                f"the key in {self.api_key_env}"
-                if self.api_key_env
-                else "api_key_env, which is not set"
-            )
-            return ProviderError(f"{said} Check {where}.")
+            name = options.api_key_env
+            key = f"the key in {name}" if name else "api_key_env, which is not set"
+            return ProviderError(f"{problem} Check {key}.")
         if code in ("NOT_FOUND", "FAILED_PRECONDITION"):
-            return ProviderError(f"{said} Check model ({self.model!r}) and selection_query.")
+            return ProviderError(f"{problem} Check model ({options.model!r}) and selection_query.")
         if code == "UNIMPLEMENTED":
-            return ProviderError(f"{said} There is no BlockInferenceService there: check grpc_url.")
-        if code == "DEADLINE_EXCEEDED":
-            said = (
-                f"aios at {self.grpc_url} did not answer within {self.timeout_seconds:g} s. {words}"
+            return ProviderError(
+                f"{problem} There is no BlockInferenceService there: check grpc_url."
             )
-        return Unreachable(said)
+        if code == "DEADLINE_EXCEEDED":
+            limit = f"{options.timeout_seconds:g} s"
+            return Unreachable(f"{self.where} did not answer within {limit}. {words}")
+        return Unreachable(problem)
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_input_type(self.model, self.prompts)
+        return prompts_of(self.options.model, self.options.prompts)
 
 
 def _error_in(body: object) -> object:
@@ -252,13 +277,3 @@ def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
         and bool(rows)
         and all(isinstance(row, dict) and "embedding" in row for row in rows)
     )
-
-
-@functools.cache
-def _channel(target: str, tls: bool) -> grpc.Channel:
-    """One per target and process; its connection is made again when it breaks."""
-    import grpc
-
-    if tls:
-        return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=CHANNEL)
-    return grpc.insecure_channel(target, options=CHANNEL)

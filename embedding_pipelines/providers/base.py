@@ -58,7 +58,7 @@ class BatchText:
     id: str
     vector: Vectors | None
     words: str = ""
-    is_refused: bool = False  # for ever; else the text may be sent again
+    is_rejected: bool = False  # for ever; else the text may be sent again
 
 
 @dataclass(frozen=True)

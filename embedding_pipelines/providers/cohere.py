@@ -16,24 +16,24 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
-    chosen_dimensions,
+    choose_dimensions,
     dimensions_to_ask,
-    facts_of,
+    published,
 )
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
     ElementType,
     as_float,
-    count_within,
-    in_order,
-    numbers,
+    count_at,
+    read_numbers,
+    unit,
+    vectors_at,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors, unit
 
 REQUEST_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
 MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has
@@ -58,13 +58,13 @@ class Cohere(RemoteOptions):
     """The first is what the pipeline uses; the others are kept for other pipelines."""
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> Self:
+    def _check_combination(self) -> Self:
         if len({WIRE_TYPES[name] for name in self.embedding_types}) < len(self.embedding_types):
             raise ValueError(
                 "embedding_types names one type twice; binary and ubinary are the same bits"
             )
         if (
-            chosen_dimensions(self.kind, self.model, self.dimensions) % 8
+            choose_dimensions(self.kind, self.model, self.dimensions) % 8
             and "ubinary" in self.wire_types
         ):
             raise ValueError("packed bits need dimensions that are a multiple of 8")
@@ -86,11 +86,11 @@ class CohereModel(RemoteModel):
 
     @functools.cached_property
     def space(self) -> Space:
-        return self._space_of(self.options.wire_types[0])
+        return self._space_in(self.options.wire_types[0])
 
     @functools.cached_property
     def limits(self) -> Limits:
-        entry = facts_of(self.options.kind, self.options.model)
+        entry = published(self.options.kind, self.options.model)
         most = entry.max_tokens if entry else MAX_TOKENS
         # No total of a request is documented: as much as 96 texts of version 3 or one of the later
         # ones.
@@ -117,36 +117,36 @@ class CohereModel(RemoteModel):
             body["output_dimension"] = size
         reply = self.request("/v2/embed", body, self.bearer)
         vectors, *others = (self._vectors(reply, name, len(inputs)) for name in names)
-        copies = {self._space_of(name): copy for name, copy in zip(names[1:], others, strict=True)}
-        tokens = count_within(reply, "meta", "billed_units", "input_tokens")
+        copies = {self._space_in(name): copy for name, copy in zip(names[1:], others, strict=True)}
+        tokens = count_at(reply, "meta", "billed_units", "input_tokens")
         return Response(vectors, tokens, copies)
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all, and what Cohere means by a trial key's 429 and by 498."""
-        said = f"{self.options.kind} at {self.address} answered {status}: {self.quoted(body)}"
+        problem = f"{self.where} answered {status}: {self.quote(body)}"
         if status == 429 and "/ month" in body:
             return ProviderError(
-                f"{said} The trial key is used up for this month; nothing is lost."
+                f"{problem} The trial key is used up for this month; nothing is lost."
             )
         if status == 498:  # "invalid token", docs.cohere.com/reference/errors
             key = self.options.api_key_env
-            return ProviderError(f"{said} Check the key: api_key_env is {key!r}.")
+            return ProviderError(f"{problem} Check the key: api_key_env is {key!r}.")
         return super().fault(status, body, headers)
 
     def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
-        numbers_of = in_order(self, reply, ("embeddings", name), count, numbers)
-        vectors = as_float(self, numbers_of, name)
+        codes = vectors_at(self, reply, ("embeddings", name), count, read_numbers)
+        vectors = as_float(self, codes, name)
         # Cohere does not say that shortened ones are of unit length.
         return unit(vectors) if name == "float" else vectors
 
-    def _space_of(self, name: str) -> Space:
+    def _space_in(self, name: str) -> Space:
         options = self.options
-        entry = facts_of(options.kind, options.model)
+        entry = published(options.kind, options.model)
         return Space(
             provider=options.kind,
             model=options.model,
             revision="v2",  # of the interface; Cohere's models carry theirs in their names
-            dimensions=chosen_dimensions(options.kind, options.model, options.dimensions),
+            dimensions=choose_dimensions(options.kind, options.model, options.dimensions),
             pooling="service",
             prompts={input_type: options.task or name for input_type, name in INPUT_TYPES.items()},
             max_tokens=entry.max_tokens if entry else MAX_TOKENS,

@@ -6,30 +6,33 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ConfigError, ProviderError, Unreachable
-from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import Remote
-from embedding_pipelines.providers.common.replies import in_order, numbers
-from embedding_pipelines.providers.common.served import prompts_by_input_type, room
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
+from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.providers.common.replies import (
+    count_at,
+    read_numbers,
+    value_at,
+    vectors_at,
+)
 from embedding_pipelines.space import Space
 
 DEFAULT_CONTEXT = 4_096  # tokens; Ollama's own default, which longer models exceed only if asked to
-REQUEST_TEXTS = 64  # the server computes a call's texts one by one: more bring nothing and lose more when one fails
+# The server computes a request's texts one by one: more bring nothing and lose more when one fails.
+REQUEST_TEXTS = 64
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last"}  # numbers of GGUF's `pooling_type`
-RUNNER_GONE = (
-    "eof",
-    "connection re",
-    "runner",
-)  # words of a 400 that blames the text for a crash of the model's process
+# Words of a 400 that blames the text for a crash of the model's process.
+RUNNER_GONE = ("eof", "connection re", "runner")
 
 
 @dataclass(frozen=True)
-class Facts:
+class Description:
     """What the server says of a model."""
 
     digest: str  # of its manifest: weights, template and parameters
@@ -40,8 +43,8 @@ class Facts:
     dtype: str
 
 
-class Ollama(Remote):
-    """One model of an Ollama server. What the server says of the model is read once per process."""
+class Ollama(RemoteOptions):
+    """One model of an Ollama server."""
 
     kind: Literal["ollama"] = "ollama"
     model: str
@@ -63,57 +66,65 @@ class Ollama(Remote):
     family asks for."""
 
     @property
-    def space(self) -> Space:
-        facts = self._facts
-        if self.dimensions is not None and self.dimensions > facts.dimensions:
-            raise ConfigError(
-                f"ollama: {self.model} gives {facts.dimensions} dimensions, not {self.dimensions}. Lower dimensions."
-            )
-        return Space(
-            provider=self.kind,
-            model=self.model,
-            revision=facts.digest,
-            dimensions=self.dimensions or facts.dimensions,
-            pooling=facts.pooling,
-            prompts=self._prompts,
-            max_tokens=self._context,
-            normalized=True,
-            dtype=facts.dtype,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            max_tokens=room(self, self._context, self._prompts),
-            request_tokens=REQUEST_TEXTS * self._context,
-            request_texts=REQUEST_TEXTS,
-            concurrent_requests=self.concurrent_requests,
-        )
-
-    @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens or 0.0
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> OllamaModel:
+        return OllamaModel(self, home, secrets)
+
+
+class OllamaModel(RemoteModel):
+    options: Ollama
+
+    @functools.cached_property
+    def space(self) -> Space:
+        options, description = self.options, self._description
+        if options.dimensions is not None and options.dimensions > description.dimensions:
+            raise ConfigError(
+                f"ollama: {options.model} gives {description.dimensions} dimensions, not "
+                f"{options.dimensions}. Lower dimensions."
+            )
+        return Space(
+            provider=options.kind,
+            model=options.model,
+            revision=description.digest,
+            dimensions=options.dimensions or description.dimensions,
+            pooling=description.pooling,
+            prompts=self._prompts,
+            max_tokens=self._context,
+            normalized=True,
+            dtype=description.dtype,
+        )
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        return Limits(
+            max_tokens=self.room(self._context, self._prompts),
+            request_tokens=REQUEST_TEXTS * self._context,
+            request_texts=REQUEST_TEXTS,
+            concurrent_requests=self.options.concurrent_requests,
+        )
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if not inputs:
-            return Reply(np.empty((0, self.space.dimensions), np.float32))
-        prompt = self._prompts.get(input_type, "")
+            return self.empty_response()
+        options, prompt = self.options, self._prompts.get(input_type, "")
         body: dict[str, Any] = {
-            "model": self.model,
+            "model": options.model,
             "input": [prompt + text for text in inputs],
             "truncate": False,
             # A pooled text must fit one batch of the runner, which crashes otherwise.
             "options": {"num_ctx": self._context, "num_batch": self._context},
         }
-        if self.dimensions is not None:
-            body["dimensions"] = self.dimensions
-        if self.keep_alive is not None:
-            body["keep_alive"] = self.keep_alive
-        found = self.request("/api/embed", body, self.bearer)
-        said = found if isinstance(found, dict) else {}
-        vectors = in_order(self, found, ("embeddings",), len(inputs), numbers)
-        tokens = said.get("prompt_eval_count")
-        return Reply(vectors, tokens if isinstance(tokens, int) else None)
+        if options.dimensions is not None:
+            body["dimensions"] = options.dimensions
+        if options.keep_alive is not None:
+            body["keep_alive"] = options.keep_alive
+        reply = self.request("/api/embed", body, self.bearer)
+        vectors = vectors_at(self, reply, ("embeddings",), len(inputs), read_numbers)
+        return Response(vectors, count_at(reply, "prompt_eval_count"))
 
     def request(
         self,
@@ -133,72 +144,62 @@ class Ollama(Remote):
             raise
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        words = self.quoted(body)
-        said = f"{self.kind} at {self.base_url} answered {status}: {words}"
+        words = self.quote(body)
+        problem = f"{self.where} answered {status}: {words}"
         if status == 404:
             return ProviderError(
-                f"{said} Fetch the model with `ollama pull {self.model}`, or check model."
+                f"{problem} Fetch the model with `ollama pull {self.options.model}`, or check model."
             )
         if "does not support embed" in words:
-            return ProviderError(f"{said} Choose an embedding model, e.g. nomic-embed-text.")
+            return ProviderError(f"{problem} Choose an embedding model, e.g. nomic-embed-text.")
         if "context length" in words:  # with 400 or 500, as the version has it
-            return BadInput(said)
+            return BadInput(problem)
         if status == 400 and any(sign in words.lower() for sign in RUNNER_GONE):
-            return Unreachable(said)
+            return Unreachable(problem)
         return super().fault(status, body, headers)
 
     @property
     def _context(self) -> int:
-        facts = self._facts
-        return min(self.num_ctx or facts.preset_context, facts.context)
+        description = self._description
+        return min(self.options.num_ctx or description.preset_context, description.context)
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_input_type(self.model, self.prompts)
+        return prompts_of(self.options.model, self.options.prompts)
 
-    @property
-    def _facts(self) -> Facts:
-        return _facts(self._asker)
+    @once
+    def _description(self) -> Description:
+        model = self.options.model
+        digest = self._read_digest()
+        reply = self.request("/api/show", {"model": model}, self.bearer)
+        try:
+            info = reply["model_info"]
+            family = info["general.architecture"]
+            preset = re.search(r"^num_ctx\s+(\d+)", reply.get("parameters") or "", re.MULTILINE)
+            return Description(
+                digest=digest,
+                dimensions=int(info[f"{family}.embedding_length"]),
+                context=int(info[f"{family}.context_length"]),
+                preset_context=int(preset[1]) if preset else DEFAULT_CONTEXT,
+                pooling=POOLING.get(info.get(f"{family}.pooling_type"), "as the model's file says"),
+                dtype=str((reply.get("details") or {}).get("quantization_level") or "unknown"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Unreachable(
+                f"{self.where}: /api/show lacks what it should say of {model} ({error!r}). "
+                "Update the server: Ollama 0.4 and later say it."
+            ) from error
 
-    @property
-    def _asker(self) -> Self:
-        """The same without what cannot be hashed, to remember by."""
-        return self.model_copy(update={"prompts": None})
-
-
-@functools.lru_cache(maxsize=32)
-def _facts(ollama: Ollama) -> Facts:
-    digest = _digest(ollama)
-    shown = ollama.request("/api/show", {"model": ollama.model}, ollama.bearer)
-    try:
-        info = shown["model_info"]
-        family = info["general.architecture"]
-        preset = re.search(r"^num_ctx\s+(\d+)", shown.get("parameters") or "", re.MULTILINE)
-        return Facts(
-            digest=digest,
-            dimensions=int(info[f"{family}.embedding_length"]),
-            context=int(info[f"{family}.context_length"]),
-            preset_context=int(preset[1]) if preset else DEFAULT_CONTEXT,
-            pooling=POOLING.get(info.get(f"{family}.pooling_type"), "as the model's file says"),
-            dtype=str((shown.get("details") or {}).get("quantization_level") or "unknown"),
+    def _read_digest(self) -> str:
+        """`/api/show` does not say it: the list of what was pulled does."""
+        models = value_at(self.request("/api/tags", headers=self.bearer), "models")
+        if not isinstance(models, list):
+            raise Unreachable(f"{self.where}: /api/tags lists no models.")
+        model = self.options.model
+        name = model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
+        for entry in models:
+            if str(entry.get("name", "")).lower() == name.lower() and entry.get("digest"):
+                return str(entry["digest"])
+        raise ProviderError(
+            f"{self.where} has no model {model!r}. Fetch it with `ollama pull {model}`."
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Unreachable(
-            f"ollama at {ollama.base_url}: /api/show lacks what it should say of {ollama.model} ({error!r}). "
-            "Ollama 0.4 and later say it."
-        ) from error
-
-
-def _digest(ollama: Ollama) -> str:
-    """`/api/show` does not tell it: the list of what was pulled does."""
-    found = ollama.request("/api/tags", headers=ollama.bearer)
-    models = found.get("models") if isinstance(found, dict) else None
-    if not isinstance(models, list):
-        raise Unreachable(f"ollama at {ollama.base_url}: /api/tags lists no models.")
-    wanted = ollama.model if ":" in ollama.model.rsplit("/", 1)[-1] else f"{ollama.model}:latest"
-    for model in models:
-        if str(model.get("name", "")).lower() == wanted.lower() and model.get("digest"):
-            return str(model["digest"])
-    raise ProviderError(
-        f"ollama at {ollama.base_url} has no model {ollama.model!r}. Fetch it with `ollama pull {ollama.model}`."
-    )

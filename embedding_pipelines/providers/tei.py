@@ -1,24 +1,25 @@
-"""`tei`: a server of Hugging Face's Text Embeddings Inference. What it serves and what it takes, it
-says itself."""
+"""`tei`: a server of Hugging Face's Text Embeddings Inference, which says itself what it serves and
+what it takes."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import Remote
-from embedding_pipelines.providers.common.replies import in_order, numbers
-from embedding_pipelines.providers.common.served import prompts_by_input_type, room
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
+from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
 from embedding_pipelines.space import Space
 
-REQUEST_BYTES = 1_500_000  # the server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts
+# The server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts.
+REQUEST_BYTES = 1_500_000
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Info:
     batch_tokens: int
 
 
-class Tei(Remote):
-    """A model behind Text Embeddings Inference. `/info` is read once per process."""
+class Tei(RemoteOptions):
+    """A model behind Text Embeddings Inference."""
 
     kind: Literal["tei"] = "tei"
     base_url: str = "http://localhost:8080"
@@ -48,105 +49,98 @@ class Tei(Remote):
     family asks for."""
 
     @property
-    def space(self) -> Space:
-        return Space(
-            provider=self.kind,
-            model=self._info.model,
-            revision=self._info.revision,
-            dimensions=self.dimensions or _dimensions(self._asker),
-            pooling=self._info.pooling,
-            prompts=self._prompts,
-            max_tokens=self._info.max_input_tokens,
-            normalized=True,
-            dtype=self._info.dtype,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        info = self._info
-        return Limits(
-            max_tokens=room(self, info.max_input_tokens, self._prompts),
-            request_tokens=max(info.batch_tokens, info.max_input_tokens),
-            request_texts=info.batch_texts,
-            concurrent_requests=self.concurrent_requests,
-            request_bytes=REQUEST_BYTES,
-        )
-
-    @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens or 0.0
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        if not inputs:
-            return Reply(np.empty((0, self.space.dimensions), np.float32))
-        prompt = self._prompts.get(input_type, "")
-        return Reply(
-            in_order(
-                self, self._embed([prompt + text for text in inputs]), (), len(inputs), numbers
-            )
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> TeiModel:
+        return TeiModel(self, home, secrets)
+
+
+class TeiModel(RemoteModel):
+    options: Tei
+
+    @functools.cached_property
+    def space(self) -> Space:
+        info = self._info
+        # `/info` does not say how long a vector is: one is asked for.
+        size = self.options.dimensions or self._vectors(["dimensions"]).shape[1]
+        return Space(
+            provider=self.options.kind,
+            model=info.model,
+            revision=info.revision,
+            dimensions=size,
+            pooling=info.pooling,
+            prompts=self._prompts,
+            max_tokens=info.max_input_tokens,
+            normalized=True,
+            dtype=info.dtype,
         )
 
+    @functools.cached_property
+    def limits(self) -> Limits:
+        info = self._info
+        return Limits(
+            max_tokens=self.room(info.max_input_tokens, self._prompts),
+            request_tokens=max(info.batch_tokens, info.max_input_tokens),
+            request_texts=info.batch_texts,
+            concurrent_requests=self.options.concurrent_requests,
+            request_bytes=REQUEST_BYTES,
+        )
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        if not inputs:
+            return self.empty_response()
+        prompt = self._prompts.get(input_type, "")
+        return Response(self._vectors([prompt + text for text in inputs]))
+
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        # 413 is every kind of `Validation`: a call of too many texts, one text that is too long or
-        # empty, an option.
+        # 413 is every kind of `Validation`: a request of too many texts, one text that is too long
+        # or empty, an option.
         if status == 413 and "error_type" in body:
-            said = f"{self.kind} at {self.base_url} answered {status}: {self.quoted(body)}"
+            problem = f"{self.where} answered {status}: {self.quote(body)}"
             if "batch size" in body:
-                return TooLarge(said)
+                return TooLarge(problem)
             if "dimensions" in body:
-                return ProviderError(f"{said} Check dimensions.")
-            return BadInput(said)
+                return ProviderError(f"{problem} Check dimensions.")
+            return BadInput(problem)
         return super().fault(status, body, headers)
 
-    def _embed(self, texts: list[str]) -> Any:
+    def _vectors(self, texts: list[str]) -> Vectors:
         body = {"inputs": texts, "truncate": False, "normalize": True}
-        if self.dimensions is not None:
-            body["dimensions"] = self.dimensions
-        return self.request("/embed", body, self.bearer)
+        if self.options.dimensions is not None:
+            body["dimensions"] = self.options.dimensions
+        reply = self.request("/embed", body, self.bearer)
+        return vectors_at(self, reply, (), len(texts), read_numbers)
 
     @property
     def _prompts(self) -> dict[str, str]:
-        return prompts_by_input_type(self._info.model, self.prompts)
+        return prompts_of(self._info.model, self.options.prompts)
 
-    @property
+    @once
     def _info(self) -> Info:
-        return _info(self._asker)
-
-    @property
-    def _asker(self) -> Self:
-        """The same without what cannot be hashed, to remember by."""
-        return self.model_copy(update={"prompts": None})
-
-
-@functools.lru_cache(maxsize=32)
-def _info(tei: Tei) -> Info:
-    found = tei.request("/info", headers=tei.bearer)
-    try:
-        pooling = found["model_type"]["embedding"]["pooling"]
-    except (KeyError, TypeError):
-        kind = found.get("model_type") if isinstance(found, dict) else found
-        raise ProviderError(
-            f"tei at {tei.base_url} serves no embedding model: its model_type is {kind!r}. Check base_url."
-        ) from None
-    try:
-        return Info(
-            model=str(found["model_id"]),
-            revision=str(
-                found.get("model_sha") or "main"
-            ),  # null if the server was started without --revision
-            dtype=str(found["model_dtype"]),
-            pooling=str(pooling),
-            max_input_tokens=int(found["max_input_length"]),
-            batch_texts=int(found["max_client_batch_size"]),
-            batch_tokens=int(found["max_batch_tokens"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unreachable(
-            f"tei at {tei.base_url}: /info lacks what it should say ({error!r})."
-        ) from error
-
-
-@functools.lru_cache(maxsize=32)
-def _dimensions(tei: Tei) -> int:
-    """`/info` does not say: the length of one vector."""
-    return int(in_order(tei, tei._embed(["dimensions"]), (), 1, numbers).shape[1])
+        reply = self.request("/info", headers=self.bearer)
+        try:
+            pooling = reply["model_type"]["embedding"]["pooling"]
+        except (KeyError, TypeError):
+            kind = reply.get("model_type") if isinstance(reply, dict) else reply
+            raise ProviderError(
+                f"{self.where} serves no embedding model: its model_type is {kind!r}. Check "
+                "base_url."
+            ) from None
+        try:
+            return Info(
+                model=str(reply["model_id"]),
+                # null if the server was started without --revision
+                revision=str(reply.get("model_sha") or "main"),
+                dtype=str(reply["model_dtype"]),
+                pooling=str(pooling),
+                max_input_tokens=int(reply["max_input_length"]),
+                batch_texts=int(reply["max_client_batch_size"]),
+                batch_tokens=int(reply["max_batch_tokens"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unreachable(
+                f"{self.where}: /info lacks what it should say ({error!r})."
+            ) from error

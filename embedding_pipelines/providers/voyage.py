@@ -8,33 +8,33 @@ documents. Vectors come back as base64, which is about a quarter of the bytes of
 
 from __future__ import annotations
 
-import base64
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError, TooLarge
-from embedding_pipelines.providers.base import InputType, Limits, Reply
-from embedding_pipelines.providers.common.http import Remote
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
-    chosen_dimensions,
+    choose_dimensions,
     dimensions_to_ask,
-    facts_of,
+    published,
 )
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
     ElementType,
     as_float,
-    count_within,
-    listed,
-    placed,
-    stacked,
+    count_at,
+    list_at,
+    order_by_index,
+    read_base64,
+    stack,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
 
 REQUEST_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numbers here
 REQUEST_TOKENS = 120_000  # of a model whose own total is not listed: the least of the text models
@@ -45,8 +45,8 @@ TOO_MANY_TOKENS = "tokens per submitted batch"  # in the words of a 400
 BYTES_OF = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
 
 
-class Voyage(Remote):
-    """One model; over-long texts are refused by the service, never cut unseen."""
+class Voyage(RemoteOptions):
+    """One model; the service rejects texts that are too long and never cuts them unseen."""
 
     kind: Literal["voyage"] = "voyage"
     base_url: str = "https://api.voyageai.com/v1"
@@ -62,84 +62,82 @@ class Voyage(Remote):
     and 1."""
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> Self:
-        if (
-            chosen_dimensions(self.kind, self.model, self.dimensions) % 8
-            and self._wire_type == "ubinary"
-        ):
+    def _check_combination(self) -> Self:
+        dimensions = choose_dimensions(self.kind, self.model, self.dimensions)
+        if dimensions % 8 and self.wire_type == "ubinary":
             raise ValueError("packed bits need dimensions that are a multiple of 8")
-        own, other = (
-            facts_of(self.kind, self.model),
-            facts_of(self.kind, self.query_model or self.model),
-        )
+        own = published(self.kind, self.model)
+        other = published(self.kind, self.query_model or self.model)
         if self.query_model is not None and not (
             own and other and own.family and own.family == other.family
         ):
             raise ValueError(
-                f"query_model {self.query_model!r} is not known to be of one family with {self.model!r}"
+                f"query_model {self.query_model!r} is not known to be of one family with "
+                f"{self.model!r}"
             )
         return self
 
     @property
+    def wire_type(self) -> str:
+        """`output_dtype` as requests name it."""
+        return WIRE_TYPES[self.output_dtype]
+
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> VoyageModel:
+        return VoyageModel(self, home, secrets)
+
+
+class VoyageModel(RemoteModel):
+    options: Voyage
+
+    @functools.cached_property
     def space(self) -> Space:
-        facts = facts_of(self.kind, self.model)
+        options, entry = self.options, published(self.options.kind, self.options.model)
         return Space(
-            provider=self.kind,
-            model=self.model,
+            provider=options.kind,
+            model=options.model,
             revision="v1",  # of the interface; Voyage's models carry theirs in their names
-            dimensions=chosen_dimensions(self.kind, self.model, self.dimensions),
+            dimensions=choose_dimensions(options.kind, options.model, options.dimensions),
             pooling="service",
-            prompts={
-                "document": "document",
-                "query": "query",
-            },  # as `input_type`; the service adds its sentences
-            max_tokens=facts.max_tokens if facts else MAX_TOKENS,
-            normalized=self._wire_type == "float",
-            dtype=DTYPES[self._wire_type],
+            # As `input_type`; the service adds its sentences.
+            prompts={"document": "document", "query": "query"},
+            max_tokens=entry.max_tokens if entry else MAX_TOKENS,
+            normalized=options.wire_type == "float",
+            dtype=DTYPES[options.wire_type],
         )
 
-    @property
+    @functools.cached_property
     def limits(self) -> Limits:
-        facts = facts_of(self.kind, self.model)
+        entry = published(self.options.kind, self.options.model)
         return Limits(
-            max_tokens=(facts.max_tokens if facts else MAX_TOKENS) - PROMPT_TOKENS,
-            request_tokens=(facts and facts.request_tokens) or REQUEST_TOKENS,
+            max_tokens=(entry.max_tokens if entry else MAX_TOKENS) - PROMPT_TOKENS,
+            request_tokens=(entry and entry.request_tokens) or REQUEST_TOKENS,
             request_texts=REQUEST_TEXTS,
-            concurrent_requests=self.concurrent_requests,
+            concurrent_requests=self.options.concurrent_requests,
         )
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if not inputs:
-            return Reply(np.empty((0, self.space.dimensions), np.float32))
+            return self.empty_response()
+        options, dtype = self.options, self.options.wire_type
         body: dict[str, Any] = {
-            "model": (self.query_model or self.model) if input_type == "query" else self.model,
+            "model": (options.query_model if input_type == "query" else None) or options.model,
             "input": list(inputs),
             "input_type": input_type,
             "truncation": False,
-            "output_dtype": self._wire_type,
+            "output_dtype": dtype,
             "encoding_format": "base64",
         }
-        size = dimensions_to_ask(self.kind, self.model, self.dimensions)
+        size = dimensions_to_ask(options.kind, options.model, options.dimensions)
         if size is not None:
             body["output_dimension"] = size
         reply = self.request("/embeddings", body, self.bearer)
-        found = stacked(self, placed(self, listed(self, reply, "data"), len(inputs)), self._read)
-        return Reply(
-            as_float(self, found, self._wire_type), count_within(reply, "usage", "total_tokens")
-        )
+        entries = order_by_index(self, list_at(self, reply, "data"), len(inputs))
+        codes = stack(self, entries, lambda entry: read_base64(entry, BYTES_OF[dtype]))
+        return Response(as_float(self, codes, dtype), count_at(reply, "usage", "total_tokens"))
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """As for all; a 400 for too many tokens in one request is nobody's text's fault."""
         fault = super().fault(status, body, headers)
         return TooLarge(str(fault)) if status == 400 and TOO_MANY_TOKENS in body else fault
-
-    @property
-    def _wire_type(self) -> str:
-        return WIRE_TYPES[self.output_dtype]
-
-    def _read(self, entry: Any) -> Vectors:
-        if not isinstance(entry, str):
-            raise ValueError("it is not in base64")
-        return np.frombuffer(
-            base64.b64decode(entry, validate=True), BYTES_OF[self._wire_type]
-        ).astype(np.float32)

@@ -1,6 +1,6 @@
-"""What providers behind a network share: their options, one HTTP request, and what an answer means.
+"""What providers behind a network share: their options, one HTTP request, and what a reply means.
 
-A provider makes one request and raises what it meant. Waiting, retrying and splitting are decided
+A model makes one request and raises what the reply means. Waiting, retrying and splitting are decided
 in one place for all of them, `embedding/request.py` and `embedding/embed.py`; the SDKs' own retries
 are switched off.
 """
@@ -13,10 +13,10 @@ import os
 import re
 import threading
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -45,19 +45,24 @@ if TYPE_CHECKING:
     from httpx2 import Client
     from tokenizers import Tokenizer
 
-MAX_PRICE = 5.0  # USD per million tokens; the dearest embedding model known costs 0.20. Above it a price is a typo.
+# USD per million tokens; the dearest published embedding model costs 0.20. Above it a price is a
+# typo.
+MAX_PRICE = 5.0
 WORDS = 300  # characters of a service's own words that an error quotes
-SPENT = (
-    "insufficient_quota",
-    "billing_hard_limit",
-    "exceeded your current quota",
-)  # a 429 that waiting does not mend
+# In the words of a 429 that waiting does not mend.
+QUOTA_EXHAUSTED = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")
 TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
-    "max_tokens_per_request", "tokens per request", "too many inputs", "batch size", "list should have at most",
-)  # fmt: skip
-
+    "max_tokens_per_request",
+    "tokens per request",
+    "too many inputs",
+    "batch size",
+    "list should have at most",
+)
 SPECIAL_TOKENS = 2  # most models put one before and one after a text; the estimate counts none
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+M = TypeVar("M", bound="ServiceModel")
+T = TypeVar("T")
 
 
 class ServiceOptions(ProviderOptions):
@@ -99,6 +104,23 @@ class ServiceOptions(ProviderOptions):
         return published_price(self.kind, getattr(self, "model", "")) if own is None else own
 
 
+class once(Generic[M, T]):
+    """A property of a live model: the first thread that needs it makes it, the others wait for it.
+
+    Unlike functools.cached_property, whose value two threads may make at once.
+    """
+
+    def __init__(self, make: Callable[[M], T]) -> None:
+        self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
+
+    def __get__(self, model: M, owner: type[M]) -> T:
+        with model.opening:
+            if self._name not in model.__dict__:
+                model.__dict__[self._name] = self._make(model)
+            value: T = model.__dict__[self._name]
+            return value
+
+
 class ServiceModel(EmbeddingModel):
     """A model behind a network. One request at a time is made here; `embedding/request.py` waits,
     retries and splits."""
@@ -109,12 +131,18 @@ class ServiceModel(EmbeddingModel):
         self, options: ServiceOptions, home: Path, secrets: Mapping[str, str] = NO_SECRETS
     ) -> None:
         super().__init__(options)
-        self._home, self._secrets, self._opening = home, secrets, threading.Lock()
+        self._home, self._secrets = home, secrets
+        self.opening = threading.RLock()  # for what is made or read once: see `once`
 
     @property
     @abstractmethod
     def address(self) -> str:
         """Where the service is, for errors and for counting requests."""
+
+    @property
+    def where(self) -> str:
+        """How errors begin: the provider and its address."""
+        return f"{self.options.kind} at {self.address}"
 
     @property
     def rate_limit(self) -> RateLimit:  # type: ignore[override]
@@ -182,17 +210,15 @@ class ServiceModel(EmbeddingModel):
         try:
             return json.loads(content)
         except ValueError as error:
-            words = self.redacted(content.decode(errors="replace"))[:WORDS]
-            raise Unreachable(
-                f"{self.options.kind} at {self.address} answered 200 without JSON: {words!r}"
-            ) from error
+            words = self.redact(content.decode(errors="replace"))[:WORDS]
+            raise Unreachable(f"{self.where} answered 200 without JSON: {words!r}") from error
 
-    def quoted(self, body: str) -> str:
+    def quote(self, body: str) -> str:
         """The sentence in an error's body, without the key: before it is cut, and once JSON is
         read."""
-        return self.redacted(spoken(self.redacted(body)))
+        return self.redact(error_sentence(self.redact(body)))
 
-    def redacted(self, words: str) -> str:
+    def redact(self, words: str) -> str:
         """Without the key, should the service repeat it."""
         key = self._secret(self.options.api_key_env or "")
         return words.replace(key, "***") if key else words
@@ -236,7 +262,7 @@ class RemoteModel(ServiceModel):
     def address(self) -> str:
         return self.options.base_url
 
-    @functools.cached_property
+    @once
     def _client(self) -> Client:
         import httpx2
 
@@ -259,10 +285,8 @@ class RemoteModel(ServiceModel):
 
         url = self.address + path
         method = "GET" if body is None else "POST"
-        with self._opening:  # threads that begin together share one client
-            client = self._client
         try:
-            reply = client.request(method, url, json=body, headers=headers)
+            reply = self._client.request(method, url, json=body, headers=headers)
         except httpx2.HTTPError as error:
             words = f"{type(error).__name__} {error}".rstrip(" .")
             raise Unreachable(f"{url} cannot be reached: {words}.") from error
@@ -272,45 +296,46 @@ class RemoteModel(ServiceModel):
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
         """What an HTTP error means, in the service's own words and without the key."""
-        words = self.quoted(body)
-        said = f"{self.options.kind} at {self.address} answered {status}: {words}"
-        if status == 429 and any(sign in body for sign in SPENT):
+        problem = f"{self.where} answered {status}: {self.quote(body)}"
+        if status == 429 and any(sign in body for sign in QUOTA_EXHAUSTED):
             return ProviderError(
-                f"{said} The account's quota is used up: top it up, then run again; nothing is lost."
+                f"{problem} The account's quota is used up: top it up, then run again; nothing is lost."
             )
         if status in (429, 503, 529):
-            return Busy(said, retry_after(headers))
+            return Busy(problem, retry_after(headers))
         if status == 413 or (
             status in (400, 422) and any(sign in body.lower() for sign in TOO_LARGE)
         ):
-            return TooLarge(said)
+            return TooLarge(problem)
         if status in (400, 422):
-            return BadInput(said)
+            return BadInput(problem)
         if status in (401, 403):
             where = (
                 f"the key in {self.options.api_key_env}"
                 if self.options.api_key_env
                 else "api_key_env, which is not set"
             )
-            return ProviderError(f"{said} Check {where}, and that its account may use this model.")
+            return ProviderError(
+                f"{problem} Check {where}, and that its account may use this model."
+            )
         if status in (402, 404, 405, 410):
-            return ProviderError(f"{said} Check model and base_url.")
-        return Unreachable(said)
+            return ProviderError(f"{problem} Check model and base_url.")
+        return Unreachable(problem)
 
 
-def spoken(body: str) -> str:
+def error_sentence(body: str) -> str:
     """The sentence in an error's body, whichever of the usual shapes it has."""
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except ValueError:
-        found = body
-    while isinstance(found, dict | list):
-        if isinstance(found, list):
-            found = found[0] if found else ""
+        value = body
+    while isinstance(value, dict | list):
+        if isinstance(value, list):
+            value = value[0] if value else ""
         else:
-            keys = [key for key in ("error", "message", "detail", "msg") if found.get(key)]
-            found = found[keys[0]] if keys else json.dumps(found)
-    words = " ".join(str(found).split())[:WORDS]
+            keys = [key for key in ("error", "message", "detail", "msg") if value.get(key)]
+            value = value[keys[0]] if keys else json.dumps(value)
+    words = " ".join(str(value).split())[:WORDS]
     return words if words.endswith((".", "!", "?")) else f"{words}."
 
 
@@ -319,11 +344,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     either."""
     from datetime import UTC, datetime
 
-    found = {name.lower(): value for name, value in headers.items()}
+    lower = {name.lower(): value for name, value in headers.items()}
     try:
-        if "retry-after-ms" in found:
-            return max(0.0, float(found["retry-after-ms"]) / 1000)
-        value = found.get("retry-after")
+        if "retry-after-ms" in lower:
+            return max(0.0, float(lower["retry-after-ms"]) / 1000)
+        value = lower.get("retry-after")
         if value is None:
             return None
         if value.replace(".", "", 1).isdigit():

@@ -8,6 +8,8 @@ Leaving it out costs quality unseen: E5's MRR 0.764 instead of 0.850, nomic's hi
 import re
 from collections.abc import Mapping
 
+from embedding_pipelines.providers.base import InputType
+
 SENTENCE = "Represent this sentence for searching relevant passages: "
 TASK = "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"
 
@@ -31,7 +33,9 @@ PROMPTS: dict[str, dict[str, str]] = {
 }
 
 
-def prompts_of(model: str, own: Mapping[str, str] | None = None) -> dict[str, str]:
+def prompts_of(
+    model: str, own: Mapping[InputType, str] | Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The text before "query" and "document": the user's `own`, else the family's; empty without
     either.
 
@@ -39,7 +43,7 @@ def prompts_of(model: str, own: Mapping[str, str] | None = None) -> dict[str, st
     family.
     """
     if own is not None:
-        return dict(own)
+        return dict(own.items())
     name = model.lower().rstrip("/").rsplit("/", 1)[-1]
     for family, prompts in PROMPTS.items():
         if re.search(rf"(?<![a-z0-9])({family})", name):
