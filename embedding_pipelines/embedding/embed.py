@@ -107,7 +107,7 @@ def embed_all(
     """
     count, size = len(texts), model.space.dimensions
     whole = Embeddings(np.empty((count, size), np.float32), {}, Usage())
-    with cache or EmbeddingCache(IN_MEMORY) as store:
+    with EmbeddingCache(IN_MEMORY) if cache is None else cache as store:
         batches = _batches(texts, tokens, model)
         parts = embed(
             batches,

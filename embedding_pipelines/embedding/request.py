@@ -1,4 +1,4 @@
-"""Send one request to a model, with rate limiting and retries, and say what each fault means for its
+"""Send one request to a model, with rate limiting and retries; and what each fault means for the
 texts."""
 
 import functools
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.budget import Usage
-from embedding_pipelines.embedding.limiter import Limiter, Stopped
+from embedding_pipelines.embedding.limiter import Cancelled, Limiter
 from embedding_pipelines.errors import (
     BadInput,
     Busy,
@@ -39,9 +39,7 @@ class Rule:
     attempts: int = 1  # how often the same request is sent
     half_attempts: int | None = None  # how often each half is then sent; None: as its whole
     repeat_alone: bool = False  # whether a text alone gets a second request before it is rejected
-    probe: bool = (
-        True  # whether the provider is probed before halving; before rejecting it always is
-    )
+    probe: bool = True  # before halving; before a text is rejected the provider always is probed
 
 
 # Busy is none of these: the same request is sent again when the rate limit lets it, for BUSY_SECONDS.
@@ -91,7 +89,7 @@ class Sender:
         """The reply, with vectors float32[n, d] in the order of the inputs.
 
         Raises what `EmbeddingModel.embed` raises but Busy; Unreachable after `request.attempts`;
-        Stopped once `cancel` was called. A model without a rate limit is called once.
+        Cancelled once `cancel` was called. A model without a rate limit is called once.
         """
         if self.model.rate_limit is None:
             return self._call(request)
@@ -112,11 +110,11 @@ class Sender:
 
     @functools.cached_property
     def _limiter(self) -> Limiter:
-        """Its file is one for all users of this key on this machine's account."""
+        """Its file is one for all processes of this user that use the same key of the service."""
         rate = self.model.rate_limit
         assert rate is not None
-        path = user_state_path("embedding-pipelines") / "pace.sqlite"
-        return Limiter(path, rate.key, rate.requests_per_minute, rate.tokens_per_minute)
+        path = user_state_path("embedding-pipelines") / "pace" / f"{rate.key}.json"
+        return Limiter(path, rate.requests_per_minute, rate.tokens_per_minute)
 
     def _call_when_allowed(self, request: Request) -> Response:
         """Call until the service is not busy."""
@@ -130,13 +128,13 @@ class Sender:
                 busy_since = busy_since or time.monotonic()
                 self._heed(refusal, sent_at, time.monotonic() - busy_since)
             else:
-                self._limiter.succeeded()
+                self._limiter.record_success()
                 return response
 
     def _heed(self, refusal: Busy, sent_at: float, busy_seconds: float) -> None:
         """Slow everybody down. Raises ProviderError once the service was busy for too long."""
         seconds = refusal.retry_after_seconds
-        is_news = self._limiter.refused(sent_at, seconds)
+        is_news = self._limiter.record_refusal(sent_at, seconds)
         if is_news and seconds is not None and seconds >= LONG_WAIT_SECONDS:
             LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
         if busy_seconds > BUSY_SECONDS:
@@ -171,5 +169,5 @@ class Sender:
 
     def _sleep(self, seconds: float, request: Request) -> None:
         if self._cancelled.wait(seconds):
-            raise Stopped
+            raise Cancelled
         request.usage.wait_seconds += seconds

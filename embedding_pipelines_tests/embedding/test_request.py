@@ -11,7 +11,7 @@ import pytest
 from pydantic import PrivateAttr
 
 from embedding_pipelines.embedding import request as asking
-from embedding_pipelines.embedding.limiter import Stopped
+from embedding_pipelines.embedding.limiter import Cancelled
 from embedding_pipelines.embedding.request import TRIES, ask_patiently
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers._openai_sdk import client
@@ -169,7 +169,7 @@ def test_a_service_that_stays_busy_for_too_long_is_told_in_a_sentence(
     assert len(server.requests) > 1
 
 
-def test_patience_is_with_refusals_and_not_with_the_wait_for_a_turn(
+def test_patience_is_with_refusals_and_not_with_the_wait_for_a_slot(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "BUSY_PATIENCE_SECONDS", 0.5)
@@ -178,11 +178,11 @@ def test_patience_is_with_refusals_and_not_with_the_wait_for_a_turn(
     server.faults.append(Fault("status", 429, "Slow down.", {"retry-after-ms": "1"}))
     assert (
         ask_patiently(provider, TEXTS, "document").retries == 1
-    )  # though its turn was a second away
+    )  # though its slot was a second away
 
 
 @pytest.mark.alone
-def test_who_is_stopped_waits_neither_for_a_turn_nor_for_another_try(
+def test_who_cancels_waits_neither_for_a_slot_nor_for_another_try(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 60)
@@ -193,7 +193,7 @@ def test_who_is_stopped_waits_neither_for_a_turn_nor_for_another_try(
         started = time.monotonic()
         with serve(DIALECT) as other:  # with a pace of its own
             other.faults.append(fault)
-            with pytest.raises(Stopped):
+            with pytest.raises(Cancelled):
                 ask_patiently(little(other), TEXTS, "document", stop=stop)
         assert time.monotonic() - started < 1.5
 

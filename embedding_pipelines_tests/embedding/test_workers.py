@@ -1,4 +1,4 @@
-"""Calls run side by side, in order; one that never ends holds nobody up."""
+"""Tasks run side by side, in order; one that never ends holds nobody up."""
 
 import subprocess
 import sys

@@ -12,14 +12,16 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 
 Vectors = NDArray[np.float32]
@@ -30,12 +32,16 @@ Body = dict[str, Any]
 class Fault:
     """What happens to one request instead of the right answer. `kind`:
 
-    status   an HTTP error `status`, as the dialect words it, with `headers` reset    the connection
-    is torn down, nothing was computed drip     the right answer, a few bytes at a time, over
-    `seconds` fewer    200 with one vector too few reversed the right vectors in another order (the
-    index, where there is one, still tells which is which) nan      200, one row is NaN zero
-    200, one row is zero alike    200, all rows are the same vector short    200, vectors of half
-    the dimensions inside   200 with an error in it
+    status    an HTTP error `status`, as the dialect words it, with `headers`
+    reset     the connection is torn down, nothing was computed
+    drip      the right answer, a few bytes at a time, over `seconds`
+    fewer     200 with one vector too few
+    reversed  the right vectors in another order (the index, where there is one, still says whose)
+    nan       200, one row is NaN
+    zero      200, one row is zero
+    alike     200, all rows are the same vector
+    short     200, vectors of half the dimensions
+    inside    200 with an error in it
     """
 
     kind: str
@@ -80,6 +86,12 @@ class WireServer(ThreadingHTTPServer):
         self.billed: Counter[str] = Counter()  # texts answered with 200
         self.headers: list[dict[str, str]] = []
         self._random, self._lock = random.Random(0), threading.Lock()
+        self._hashing = Hashing(dimensions=dimensions).open(Path())
+        self.models = ExitStack()
+
+    def open(self, options: ProviderOptions) -> Any:
+        """The live model; it is closed when the server ends."""
+        return self.models.enter_context(options.open(Path()))
 
     @property
     def url(self) -> str:
@@ -87,7 +99,7 @@ class WireServer(ThreadingHTTPServer):
 
     def vectors(self, texts: list[str]) -> Vectors:
         """float32[n, dimensions], unit length; near texts get near vectors."""
-        return Hashing(dimensions=self.dimensions).embed(texts, "document")
+        return self._hashing.embed(texts, "document").vectors
 
     def draw(self) -> Fault | None:
         with self._lock:
@@ -197,6 +209,7 @@ def serve(
     try:
         yield server
     finally:
+        server.models.close()
         server.shutdown()
         server.server_close()
         thread.join()
