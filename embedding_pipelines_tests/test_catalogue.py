@@ -8,8 +8,8 @@ import pytest
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
 from embedding_pipelines.plugins import choices
-from embedding_pipelines.providers.aliases import ALIASES, ModelName
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.aliases import ALIASES, Alias
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.common.prices import MODELS
 
 ROWS = catalogue()
@@ -54,11 +54,11 @@ def test_a_row_says_what_is_published() -> None:
 
 @pytest.mark.parametrize(("alias", "named"), ALIASES.items())
 def test_an_alias_is_a_provider_a_model_and_of_the_hub_s_models_a_commit(
-    alias: str, named: ModelName
+    alias: str, named: Alias
 ) -> None:
     assert alias == alias.lower()
     assert ":" not in alias
-    assert named.provider in choices("providers", Provider)
+    assert named.provider in choices("providers", ProviderOptions)
     assert bool(named.revision) == (named.provider == "hf")
     assert row(alias)["revision"] == named.revision
     if named.revision:

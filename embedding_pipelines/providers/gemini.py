@@ -119,7 +119,8 @@ class GeminiModel(RemoteModel):
             return super().fault(status, body, headers)
         if any("PerDay" in quota for quota in _quotas(body)):
             return ProviderError(
-                f"{problem} Today's quota is used up: run again tomorrow or raise it; nothing is lost."
+                f"{problem} Today's quota is used up: run again tomorrow or raise it; nothing is "
+                "lost."
             )
         seconds = _retry_delay(body)
         return Busy(problem, retry_after(headers) if seconds is None else seconds)

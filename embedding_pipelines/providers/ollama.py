@@ -148,7 +148,8 @@ class OllamaModel(RemoteModel):
         problem = f"{self.where} answered {status}: {words}"
         if status == 404:
             return ProviderError(
-                f"{problem} Fetch the model with `ollama pull {self.options.model}`, or check model."
+                f"{problem} Fetch the model with `ollama pull {self.options.model}`, or check "
+                "model."
             )
         if "does not support embed" in words:
             return ProviderError(f"{problem} Choose an embedding model, e.g. nomic-embed-text.")

@@ -15,14 +15,16 @@ import socket
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 
 Body = dict[str, Any]
@@ -90,6 +92,12 @@ class BatchServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, Stored] = {}
         self._number, self.lock = 0, threading.Lock()
+        self._hashing = Hashing(dimensions=dimensions).open(Path())
+        self.models = ExitStack()
+
+    def open(self, options: ProviderOptions) -> Any:
+        """The live model; it is closed when the server ends."""
+        return self.models.enter_context(options.open(Path()))
 
     @property
     def url(self) -> str:
@@ -141,7 +149,7 @@ class BatchServer(ThreadingHTTPServer):
 
     def vector(self, text: str) -> Any:
         """float32[dimensions], unit length; near texts get near vectors."""
-        return Hashing(dimensions=self.dimensions).embed([text], "document")[0]
+        return self._hashing.embed([text], "document").vectors[0]
 
     def submitted(self) -> Counter[str]:
         """How often each text is in a batch."""
@@ -425,6 +433,7 @@ def serve_batches(dimensions: int = 64, key: str | None = None) -> Iterator[Batc
     try:
         yield server
     finally:
+        server.models.close()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # broken connections are wanted here, and no news
@@ -24,20 +25,21 @@ from embedding_pipelines.errors import (
     BadInput,
     Busy,
     ConfigError,
+    InvalidReply,
     ProviderError,
     TooLarge,
     Unreachable,
 )
-from embedding_pipelines.providers import aios
-from embedding_pipelines.providers._aios_wire import message
-from embedding_pipelines.providers.aios import Aios
+from embedding_pipelines.providers._aios_wire import message_classes
+from embedding_pipelines.providers.aios import Aios, AiosModel
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.common.http import Garbled
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.providers.contract import check_provider
 
 TEXTS = ["a cat", "a dog", "a bird"]
 ROWS = [[3.0, 4.0], [0.0, 2.0], [1.0, 0.0]]
+HASHING = Hashing().open(Path())
+CLASSES = message_classes()
 Reply = Callable[[list[str], grpc.ServicerContext], Any]  # the JSON of the reply, or its text
 
 
@@ -51,14 +53,15 @@ class Block(grpc.GenericRpcHandler):
         self.called, self.released = threading.Event(), threading.Event()
         self.address = ""
         self.server: grpc.Server
+        self.models = ExitStack()
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         if details.method != "/BlockInferenceService/infer":
             return None
         return grpc.unary_unary_rpc_method_handler(
             self._infer,
-            request_deserializer=message("BlockInferencePacket").FromString,
-            response_serializer=message("AIOSPacket").SerializeToString,
+            request_deserializer=CLASSES["BlockInferencePacket"].FromString,
+            response_serializer=CLASSES["AIOSPacket"].SerializeToString,
         )
 
     def _infer(self, packet: Any, context: grpc.ServicerContext) -> Any:
@@ -67,23 +70,23 @@ class Block(grpc.GenericRpcHandler):
         self.called.set()
         said = self.reply(json.loads(packet.data)["texts"], context)
         data = said if isinstance(said, str) else json.dumps(said)
-        return message("AIOSPacket")(
+        return CLASSES["AIOSPacket"](
             session_id=packet.session_id, seq_no=packet.seq_no, data=data, ts=packet.ts
         )
 
 
 def shaped(texts: list[str], context: grpc.ServicerContext) -> Any:
-    return {"data": {"embeddings": Hashing().embed(texts, "document").tolist()}}
+    return {"data": {"embeddings": HASHING.embed(texts, "document").vectors.tolist()}}
 
 
-def refusing(code: grpc.StatusCode, words: str, **trailing: str) -> Reply:
-    def refuse(texts: list[str], context: grpc.ServicerContext) -> Any:
+def failing(code: grpc.StatusCode, words: str, **trailing: str) -> Reply:
+    def fail(texts: list[str], context: grpc.ServicerContext) -> Any:
         context.set_trailing_metadata(
             tuple((name.replace("_", "-"), value) for name, value in trailing.items())
         )
         context.abort(code, words)
 
-    return refuse
+    return fail
 
 
 @contextmanager
@@ -97,9 +100,9 @@ def serving() -> Iterator[Block]:
     try:
         yield block
     finally:
+        block.models.close()
         block.released.set()
         block.server.stop(None).wait()
-        aios._channel.cache_clear()
 
 
 @pytest.fixture
@@ -108,8 +111,9 @@ def block() -> Iterator[Block]:
         yield running
 
 
-def model_at(block: Block, **options: Any) -> Aios:
-    return Aios(**{"grpc_url": block.address, "model": "embedder-7", "dimensions": 2, **options})
+def model_at(block: Block, **options: Any) -> AiosModel:
+    base = {"grpc_url": block.address, "model": "embedder-7", "dimensions": 2}
+    return block.models.enter_context(Aios(**{**base, **options}).open(Path()))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +130,7 @@ def test_aios_keeps_the_contract(block: Block, options: dict[str, Any]) -> None:
 
 def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
     block.reply = lambda *_: {"data": {"embeddings": ROWS}}
-    provider = model_at(
+    model = model_at(
         block,
         gen_params={"truncate": False},
         selection_query={"region": "eu"},
@@ -134,7 +138,7 @@ def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
     )
     before = time.time()
     for input_type in ("query", "document"):
-        provider.embed(TEXTS, input_type)
+        model.embed(TEXTS, input_type)
     first, second = block.packets
     assert first.block_id == "embedder-7"
     assert json.loads(first.data) == {
@@ -153,15 +157,15 @@ def test_a_request_is_one_packet_of_all_texts(block: Block) -> None:
 
 
 def test_the_bytes_on_the_wire_are_those_of_the_published_numbering() -> None:
-    packet = message("BlockInferencePacket")(
+    packet = CLASSES["BlockInferencePacket"](
         block_id="b", session_id="s", seq_no=1, data="d", query_parameters="q"
     )
     assert packet.SerializeToString() == b"\x0a\x01b\x1a\x01s\x20\x01\x32\x01d\x3a\x01q"
     assert (
-        message("AIOSPacket")(session_id="s", seq_no=1, data="d").SerializeToString()
+        CLASSES["AIOSPacket"](session_id="s", seq_no=1, data="d").SerializeToString()
         == b"\x0a\x01s\x10\x01\x22\x01d"
     )
-    with_file = message("AIOSPacket")(files=[{"metadata": "m", "file_data": b"f"}])
+    with_file = CLASSES["AIOSPacket"](files=[{"metadata": "m", "file_data": b"f"}])
     assert with_file.SerializeToString() == b"\x3a\x06\x0a\x01m\x12\x01f"
 
 
@@ -187,19 +191,24 @@ def entries(*indices: int | None) -> list[dict[str, Any]]:
         {"data": ROWS},
     ],
 )
-def test_vectors_are_found_wherever_a_block_puts_them(block: Block, reply: Any) -> None:
+def test_vectors_are_read_wherever_a_block_puts_them(block: Block, reply: Any) -> None:
     block.reply = lambda *_: reply
     expected = np.array([[0.6, 0.8], [0, 1], [1, 0]], np.float32)
-    np.testing.assert_allclose(model_at(block).embed(TEXTS, "document"), expected, atol=1e-7)
+    np.testing.assert_allclose(
+        model_at(block).embed(TEXTS, "document").vectors, expected, atol=1e-7
+    )
     np.testing.assert_array_equal(
-        model_at(block, normalize=False).embed(TEXTS, "document"), np.array(ROWS, np.float32)
+        model_at(block, normalize=False).embed(TEXTS, "document").vectors,
+        np.array(ROWS, np.float32),
     )
 
 
 @pytest.mark.parametrize("reply", [{"data": {"embedding": [3, 4]}}, {"embedding": [[3, 4]]}])
 def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
     block.reply = lambda *_: reply
-    np.testing.assert_allclose(model_at(block).embed(["a cat"], "query"), [[0.6, 0.8]], atol=1e-7)
+    np.testing.assert_allclose(
+        model_at(block).embed(["a cat"], "query").vectors, [[0.6, 0.8]], atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -237,23 +246,23 @@ def test_a_reply_that_is_none_is_a_fault_on_the_way(block: Block, reply: Any, sa
         model_at(block).embed(TEXTS, "document")
 
 
-def test_vectors_that_cannot_be_placed_were_billed_in_vain(block: Block) -> None:
+def test_vectors_whose_index_is_wrong_are_an_invalid_reply(block: Block) -> None:
     block.reply = lambda *_: {"data": {"data": [*entries(0), *entries(0)]}}
-    with pytest.raises(Garbled):
+    with pytest.raises(InvalidReply):
         model_at(block).embed(TEXTS, "document")
 
 
-def test_a_row_that_cannot_be_believed_is_left_to_who_checks(block: Block) -> None:
+def test_an_invalid_row_is_left_to_who_checks(block: Block) -> None:
     rows = [[1.0, 0.0], [math.nan, 1.0], [0.0, 0.0]]
     block.reply = lambda *_: {"data": {"embeddings": rows}}
-    provider = model_at(block)
-    found = faulty_rows(provider.embed(TEXTS, "document"), TEXTS, provider.space)
+    model = model_at(block)
+    found = faulty_rows(model.embed(TEXTS, "document").vectors, TEXTS, model.space)
     assert found == {1: "NaN or infinity", 2: "a zero vector"}
 
 
 def test_a_text_that_was_left_out_is_a_row_of_nan(block: Block) -> None:
     block.reply = lambda *_: {"data": {"data": entries(2, 0)}}
-    found = model_at(block, normalize=False).embed(TEXTS, "document")
+    found = model_at(block, normalize=False).embed(TEXTS, "document").vectors
     np.testing.assert_array_equal(found, [ROWS[0], [np.nan, np.nan], ROWS[2]])
 
 
@@ -262,7 +271,7 @@ def test_other_dimensions_than_declared_end_the_run(block: Block) -> None:
     with pytest.raises(
         ProviderError, match=r"2 dimensions for 768\. Set dimensions to 2"
     ) as caught:
-        Aios(grpc_url=block.address).embed(TEXTS, "document")
+        model_at(block, model="", dimensions=768).embed(TEXTS, "document")
     assert type(caught.value) is ProviderError
 
 
@@ -283,7 +292,7 @@ def test_other_dimensions_than_declared_end_the_run(block: Block) -> None:
     ],
 )
 def test_what_a_status_means(block: Block, code: str, kind: type[ProviderError], says: str) -> None:
-    block.reply = refusing(grpc.StatusCode[code], "so it is")
+    block.reply = failing(grpc.StatusCode[code], "so it is")
     with pytest.raises(ProviderError) as caught:
         model_at(block).embed(TEXTS, "document")
     assert type(caught.value) is kind
@@ -292,7 +301,7 @@ def test_what_a_status_means(block: Block, code: str, kind: type[ProviderError],
 
 
 def test_flow_control_says_when_to_come_back_and_size_is_no_flow_control(block: Block) -> None:
-    block.reply = refusing(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota", retry_after="2.5")
+    block.reply = failing(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota", retry_after="2.5")
     with pytest.raises(Busy) as caught:
         model_at(block).embed(TEXTS, "document")
     assert caught.value.retry_after_seconds == 2.5
@@ -319,10 +328,10 @@ def test_a_block_that_does_not_answer_in_time_is_left(block: Block) -> None:
 
 
 def test_a_server_that_is_gone_or_goes_while_the_call_is_out_is_unreachable(block: Block) -> None:
-    provider = model_at(block)
+    model = model_at(block)
     block.reply = lambda *_: block.released.wait(10)
     with futures.ThreadPoolExecutor(1) as pool:
-        call = pool.submit(provider.embed, TEXTS, "document")
+        call = pool.submit(model.embed, TEXTS, "document")
         assert block.called.wait(5)
         block.server.stop(0)
         with pytest.raises(Unreachable, match=f"aios at {block.address} answered"):
@@ -330,7 +339,7 @@ def test_a_server_that_is_gone_or_goes_while_the_call_is_out_is_unreachable(bloc
     block.released.set()
     block.server.stop(0).wait()
     with pytest.raises(Unreachable, match="answered UNAVAILABLE"):
-        provider.embed(TEXTS, "document")
+        model.embed(TEXTS, "document")
 
 
 class Tunnel:
@@ -383,11 +392,23 @@ def test_a_connection_that_breaks_in_the_middle_of_a_call_is_a_fault_on_the_way(
             call.result(5)
 
 
+def test_a_channel_belongs_to_one_model_and_is_closed_with_it(block: Block) -> None:
+    first, second = model_at(block, dimensions=64), model_at(block, dimensions=64, tls=True)
+    channel = first._channel
+    assert first.embed(TEXTS, "document").vectors.shape == (3, 64)
+    assert first._channel is channel is not second._channel
+    first.close()
+    first.close()
+    with pytest.raises(ValueError, match="closed channel"):
+        channel.unary_unary("/BlockInferenceService/infer")(b"")
+    assert first.embed(TEXTS, "document").vectors.shape == (3, 64)  # over a channel of its own
+
+
 def test_a_target_may_be_a_name(block: Block) -> None:
-    provider = model_at(
+    model = model_at(
         block, grpc_url=f"dns:///localhost:{block.address.rpartition(':')[2]}", dimensions=64
     )
-    assert provider.embed(TEXTS, "document").shape == (3, 64)
+    assert model.embed(TEXTS, "document").vectors.shape == (3, 64)
 
 
 def test_a_plain_server_does_not_answer_where_tls_is_asked_for(block: Block) -> None:
@@ -417,38 +438,38 @@ def test_the_space_holds_all_that_picks_and_changes_the_block(block: Block) -> N
     assert model_at(block, prompts={"document": "one two "}).limits.max_tokens == 512 - 2 - 2
 
 
-def test_the_key_is_sent_and_told_to_nobody(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_shown_to_nobody(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOS_KEY", "sk-secret")
-    provider = model_at(block, api_key_env="AIOS_KEY", dimensions=64)
-    provider.embed(TEXTS, "document")
+    model = model_at(block, api_key_env="AIOS_KEY", dimensions=64)
+    model.embed(TEXTS, "document")
     assert block.metadata[0]["authorization"] == "Bearer sk-secret"
-    told = [
-        repr(provider),
-        provider.model_dump_json(),
-        provider.space.model_dump_json(),
-        provider.flow_key,
+    texts = [
+        repr(model.options),
+        model.options.model_dump_json(),
+        model.space.model_dump_json(),
+        model.rate_limit.key,
     ]
     for reply in (
-        refusing(grpc.StatusCode.UNAUTHENTICATED, "no such key: sk-secret"),
-        refusing(grpc.StatusCode.UNAUTHENTICATED, "x" * 295 + "sk-secret"),
+        failing(grpc.StatusCode.UNAUTHENTICATED, "no such key: sk-secret"),
+        failing(grpc.StatusCode.UNAUTHENTICATED, "x" * 295 + "sk-secret"),
         lambda *_: {"error": "no such key: sk-secret"},
         lambda *_: {"nothing": "sk-secret"},
         lambda *_: "sk-secret",
     ):
         block.reply = reply
         with pytest.raises(ProviderError) as caught:
-            provider.embed(TEXTS, "document")
+            model.embed(TEXTS, "document")
         assert caught.value.__cause__ is None
-        told.append(str(caught.value))
-    assert not any("sk-" in text for text in told)
-    assert "Check the key in AIOS_KEY" in told[4]
+        texts.append(str(caught.value))
+    assert not any("sk-" in text for text in texts)
+    assert "Check the key in AIOS_KEY" in texts[4]
     monkeypatch.delenv("AIOS_KEY")
     with pytest.raises(ConfigError, match="the environment variable AIOS_KEY is not set"):
-        provider.embed(TEXTS, "document")
+        model.embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize("key", ["sk-sec\nret", "sk-secret\u2019"])
-def test_a_key_that_cannot_be_one_is_told_without_showing_it(
+def test_a_key_that_cannot_be_one_is_an_error_that_does_not_show_it(
     block: Block, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIOS_KEY", key)
@@ -474,6 +495,6 @@ def test_a_key_that_cannot_be_one_is_told_without_showing_it(
         ({"grpc_url": "localhost:50052", "base_url": "http://x"}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, Any], says: str) -> None:
+def test_a_wrong_option_is_an_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Aios(**options)

@@ -1,6 +1,7 @@
 """`cohere`: the contract, its wire format, and other embedding types at the price of one."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,15 +9,14 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import Busy, ProviderError, Unreachable
-from embedding_pipelines.providers.cohere import Cohere
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.providers.cohere import Cohere, CohereModel
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
     TEXTS,
     check_secrecy,
     check_service,
-    refusal,
+    fault_of,
 )
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
@@ -69,10 +69,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
         yield running
 
 
-def cohere(server: WireServer, **options: Any) -> Cohere:
-    return Cohere.model_validate(
-        {"model": "embed-v4.0", "dimensions": WIDTH, "base_url": server.url, **options}
-    )
+def cohere(server: WireServer, **options: Any) -> CohereModel:
+    base = {"model": "embed-v4.0", "dimensions": WIDTH, "base_url": server.url}
+    model: CohereModel = server.open(Cohere.model_validate({**base, **options}))
+    return model
 
 
 @pytest.mark.parametrize("name", [*ALL_TYPES, "binary"])
@@ -81,9 +81,9 @@ def test_cohere_keeps_the_contract(server: WireServer, name: str) -> None:
 
 
 def test_faults_mean_what_they_say(server: WireServer) -> None:
-    provider = cohere(server)
-    check_service(provider, server)
-    fewer = refusal(provider, server, Fault("fewer"))
+    model = cohere(server)
+    check_service(model, server)
+    fewer = fault_of(model, server, Fault("fewer"))
     assert isinstance(fewer, Unreachable)
     assert "3 vectors for 4 texts" in str(fewer)
 
@@ -97,19 +97,19 @@ def test_the_key_stays_in_the_environment(
 def test_a_wrong_key_ends_the_run(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COHERE_API_KEY", "another")
     with pytest.raises(ProviderError, match=r"answered 401: .* Check the key in COHERE_API_KEY"):
-        cohere(server).ask(TEXTS, "query")
+        cohere(server).embed(TEXTS, "query")
 
 
 def test_a_trial_key_waits_a_minute_but_not_a_month(server: WireServer) -> None:
     said = "You are using a Trial key, which is limited to {} API calls / {}."
     assert (
-        type(refusal(cohere(server), server, Fault("status", 429, said.format(100, "minute"))))
+        type(fault_of(cohere(server), server, Fault("status", 429, said.format(100, "minute"))))
         is Busy
     )
-    spent = refusal(cohere(server), server, Fault("status", 429, said.format(1000, "month")))
+    spent = fault_of(cohere(server), server, Fault("status", 429, said.format(1000, "month")))
     assert type(spent) is ProviderError
     assert (
-        type(refusal(cohere(server), server, Fault("status", 498, "invalid token")))
+        type(fault_of(cohere(server), server, Fault("status", 498, "invalid token")))
         is ProviderError
     )
 
@@ -123,9 +123,9 @@ def test_a_trial_key_waits_a_minute_but_not_a_month(server: WireServer) -> None:
     ],
 )
 def test_what_is_asked(server: WireServer, task: str | None, document: str, query: str) -> None:
-    provider = cohere(server, task=task)
-    assert provider.ask(TEXTS, "document").tokens == 12
-    provider.ask(TEXTS[:1], "query")
+    model = cohere(server, task=task)
+    assert model.embed(TEXTS, "document").tokens == 12
+    model.embed(TEXTS[:1], "query")
     expected = {
         "model": "embed-v4.0",
         "texts": TEXTS,
@@ -136,30 +136,31 @@ def test_what_is_asked(server: WireServer, task: str | None, document: str, quer
     }
     assert server.requests == [expected, {**expected, "texts": TEXTS[:1], "input_type": query}]
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert provider.space.prompts == {"document": document, "query": query}
+    assert model.space.prompts == {"document": document, "query": query}
 
 
 def test_other_types_cost_nothing_and_are_what_another_pipeline_would_get(
     server: WireServer,
 ) -> None:
-    provider = cohere(server, embedding_types=ALL_TYPES)
-    reply = provider.ask(TEXTS, "document")
+    model = cohere(server, embedding_types=ALL_TYPES)
+    reply = model.embed(TEXTS, "document")
     assert len(server.requests) == 1
     assert reply.copies.keys() == {
         cohere(server, embedding_types=[name]).space for name in ALL_TYPES[1:]
     }
     for name in ALL_TYPES[1:]:
         other = cohere(server, embedding_types=[name])
-        assert np.array_equal(reply.copies[other.space], other.embed(TEXTS, "document"))
-        assert other.space.id != provider.space.id
+        assert np.array_equal(reply.copies[other.space], other.embed(TEXTS, "document").vectors)
+        assert other.space.id != model.space.id
         assert not other.space.normalized
-    assert provider.space == cohere(server).space
+    assert model.space == cohere(server).space
 
 
 def test_each_type_as_float32(server: WireServer) -> None:
     exact = server.vectors(TEXTS)
     found = {
-        name: cohere(server, embedding_types=[name]).embed(TEXTS, "document") for name in ALL_TYPES
+        name: cohere(server, embedding_types=[name]).embed(TEXTS, "document").vectors
+        for name in ALL_TYPES
     }
     assert np.allclose(found["float"], exact)
     assert np.array_equal(found["int8"], np.clip(np.rint(exact * 400), -128, 127))
@@ -196,7 +197,7 @@ def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, vectors
         DIALECT.path, DIALECT.texts, lambda *_: {"embeddings": {"float": vectors}}, DIALECT.error
     )
     with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=r"^cohere at http"):
-        cohere(server).ask(TEXTS, "document")
+        cohere(server).embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_numbers_that_are_not_of_the_type_are_a_failure(
         DIALECT.error,
     )
     with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=f"no {name}"):
-        cohere(server, embedding_types=[name]).ask(TEXTS, "document")
+        cohere(server, embedding_types=[name]).embed(TEXTS, "document")
 
 
 def test_a_vector_left_out_is_a_row_of_nan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,13 +226,14 @@ def test_a_vector_left_out_is_a_row_of_nan(monkeypatch: pytest.MonkeyPatch) -> N
         DIALECT.error,
     )
     with serve(holes, WIDTH) as server:
-        reply = cohere(server, embedding_types=["ubinary"]).ask(TEXTS[:2], "document")
+        reply = cohere(server, embedding_types=["ubinary"]).embed(TEXTS[:2], "document")
     assert np.array_equal(reply.vectors, [[1.0] * 8, [np.nan] * 8], equal_nan=True)
     assert reply.tokens is None
 
 
-def test_limits_space_and_price() -> None:
-    third, fourth = Cohere(model="embed-english-v3.0"), Cohere(model="embed-v4.0")
+def test_limits_space_and_price(tmp_path: Path) -> None:
+    third = Cohere(model="embed-english-v3.0").open(tmp_path)
+    fourth = Cohere(model="embed-v4.0").open(tmp_path)
     assert (third.space.max_tokens, third.limits.request_texts, third.space.dimensions) == (
         512,
         96,
@@ -239,7 +241,10 @@ def test_limits_space_and_price() -> None:
     )
     assert 500 < third.limits.max_tokens < 512
     assert fourth.space.max_tokens == fourth.limits.request_tokens == 128_000
-    assert (third.price, Cohere(model="embed-v4.0", usd_per_million_tokens=0).price) == (0.10, 0)
+    assert (third.options.price, Cohere(model="embed-v4.0", usd_per_million_tokens=0).price) == (
+        0.10,
+        0,
+    )
     assert Cohere(model="embed-v6.0", dimensions=100).price is None
 
 

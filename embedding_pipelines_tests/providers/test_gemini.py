@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import Busy, ProviderError, Unreachable
-from embedding_pipelines.providers.gemini import Gemini
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.providers.gemini import Gemini, GeminiModel
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
     TEXTS,
     check_secrecy,
     check_service,
-    refusal,
+    fault_of,
 )
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
@@ -62,9 +62,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
         yield running
 
 
-def gemini(server: WireServer, **options: Any) -> Gemini:
+def gemini(server: WireServer, **options: Any) -> GeminiModel:
     base = {"model": OLD, "dimensions": WIDTH, "base_url": f"{server.url}/v1beta"}
-    return Gemini.model_validate({**base, **options})
+    model: GeminiModel = server.open(Gemini.model_validate({**base, **options}))
+    return model
 
 
 @pytest.mark.parametrize("model", [OLD, NEW])
@@ -75,9 +76,9 @@ def test_gemini_keeps_the_contract(monkeypatch: pytest.MonkeyPatch, model: str) 
 
 
 def test_faults_mean_what_they_say(server: WireServer) -> None:
-    provider = gemini(server)
-    check_service(provider, server)
-    fewer = refusal(provider, server, Fault("fewer"))
+    model = gemini(server)
+    check_service(model, server)
+    fewer = fault_of(model, server, Fault("fewer"))
     assert isinstance(fewer, Unreachable)
     assert "3 vectors for 4 texts" in str(fewer)
 
@@ -88,10 +89,10 @@ def test_the_key_stays_in_the_environment(
     check_secrecy(gemini(server), monkeypatch)
 
 
-def test_the_old_model_is_told_the_task_type(server: WireServer) -> None:
-    provider = gemini(server)
+def test_the_old_model_reads_the_task_type(server: WireServer) -> None:
+    model = gemini(server)
     for input_type, task_type in (("document", "RETRIEVAL_DOCUMENT"), ("query", "RETRIEVAL_QUERY")):
-        provider.ask(TEXTS[:2], input_type)  # type: ignore[arg-type]
+        model.embed(TEXTS[:2], input_type)  # type: ignore[arg-type]
         assert server.requests[-1] == {
             "requests": [
                 {
@@ -103,7 +104,7 @@ def test_the_old_model_is_told_the_task_type(server: WireServer) -> None:
                 for text in TEXTS[:2]
             ]
         }
-        assert provider.space.prompts[input_type] == task_type
+        assert model.space.prompts[input_type] == task_type
     assert server.headers[0]["x-goog-api-key"] == KEY
     assert "authorization" not in server.headers[0]
 
@@ -111,9 +112,9 @@ def test_the_old_model_is_told_the_task_type(server: WireServer) -> None:
 def test_the_new_model_reads_the_task_in_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     with serve(dialect(NEW), 3072) as server:
-        provider = gemini(server, model=NEW, dimensions=None)
-        provider.ask(TEXTS[:1], "document")
-        provider.ask(TEXTS[:1], "query")
+        model = gemini(server, model=NEW, dimensions=None)
+        model.embed(TEXTS[:1], "document")
+        model.embed(TEXTS[:1], "query")
     asked = [body["requests"] for body in server.requests]
     assert [each[0]["content"]["parts"][0]["text"] for each in asked] == [
         "title: none | text: one cat",
@@ -123,12 +124,12 @@ def test_the_new_model_reads_the_task_in_the_text(monkeypatch: pytest.MonkeyPatc
 
 
 def test_vectors_are_normalized_and_zero_stays_zero(server: WireServer) -> None:
-    provider = gemini(server)
-    assert np.allclose(provider.embed(TEXTS, "document"), server.vectors(TEXTS), atol=1e-6)
+    model = gemini(server)
+    assert np.allclose(model.embed(TEXTS, "document").vectors, server.vectors(TEXTS), atol=1e-6)
     server.faults.extend([Fault("zero"), Fault("nan")])
-    norms = np.linalg.norm(provider.embed(TEXTS, "document"), axis=1)
+    norms = np.linalg.norm(model.embed(TEXTS, "document").vectors, axis=1)
     assert np.allclose(norms, [1, 1, 0, 1])
-    norms = np.linalg.norm(provider.embed(TEXTS, "document"), axis=1)
+    norms = np.linalg.norm(model.embed(TEXTS, "document").vectors, axis=1)
     assert np.allclose(norms, [1, 1, np.nan, 1], equal_nan=True)
 
 
@@ -154,7 +155,7 @@ def test_a_minutes_quota_is_waited_for(
     server: WireServer, delay: str | None, seconds: float
 ) -> None:
     said = quota(["EmbedContentRequestsPerMinutePerProjectPerModel-FreeTier"], delay)
-    error = refusal(gemini(server), server, Fault("status", 429, said, {"retry-after": "30"}))
+    error = fault_of(gemini(server), server, Fault("status", 429, said, {"retry-after": "30"}))
     assert isinstance(error, Busy)
     assert error.retry_after_seconds == seconds
     assert "answered 429: You exceeded your current quota" in str(error)
@@ -165,7 +166,7 @@ def test_a_days_quota_ends_the_run(server: WireServer) -> None:
         ["EmbedContentRequestsPerMinute", "EmbedContentRequestsPerDayPerProjectPerModel-FreeTier"],
         "40s",
     )
-    error = refusal(gemini(server), server, Fault("status", 429, said))
+    error = fault_of(gemini(server), server, Fault("status", 429, said))
     assert type(error) is ProviderError
     assert "run again tomorrow" in str(error)
 
@@ -173,7 +174,7 @@ def test_a_days_quota_ends_the_run(server: WireServer) -> None:
 @pytest.mark.parametrize("details", ["x", [5], [{"violations": 5}], [{"retryDelay": "s"}]])
 def test_odd_details_are_passed_over(server: WireServer, details: Any) -> None:
     said = json.dumps({"message": "Slow down.", "details": details})
-    assert type(refusal(gemini(server), server, Fault("status", 429, said))) is Busy
+    assert type(fault_of(gemini(server), server, Fault("status", 429, said))) is Busy
 
 
 def test_a_400_that_is_no_texts_fault_ends_the_run(server: WireServer) -> None:
@@ -181,14 +182,14 @@ def test_a_400_that_is_no_texts_fault_ends_the_run(server: WireServer) -> None:
         "message": "API key not valid.",
         "details": [{"reason": "API_KEY_INVALID", "domain": "googleapis.com"}],
     }
-    error = refusal(gemini(server), server, Fault("status", 400, json.dumps(invalid)))
+    error = fault_of(gemini(server), server, Fault("status", 400, json.dumps(invalid)))
     assert type(error) is ProviderError
     assert "API key not valid. Check the key: api_key_env is 'GEMINI_API_KEY'." in str(error)
     abroad = {
         "message": "User location is not supported for the API use.",
         "status": "FAILED_PRECONDITION",
     }
-    error = refusal(gemini(server), server, Fault("status", 400, json.dumps(abroad)))
+    error = fault_of(gemini(server), server, Fault("status", 400, json.dumps(abroad)))
     assert type(error) is ProviderError
     assert "User location is not supported" in str(error)
 
@@ -210,34 +211,39 @@ def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, vectors
     usual = dialect(OLD)
     odd = Dialect(usual.path, usual.texts, lambda *_: {"embeddings": vectors}, error)
     with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=r"^gemini at http"):
-        gemini(server).ask(TEXTS, "document")
+        gemini(server).embed(TEXTS, "document")
 
 
-def test_tokens_where_the_reply_tells_them(
+def test_tokens_where_the_reply_has_them(
     monkeypatch: pytest.MonkeyPatch, server: WireServer
 ) -> None:
-    assert gemini(server).ask(TEXTS, "document").tokens is None
+    assert gemini(server).embed(TEXTS, "document").tokens is None
     usual = dialect(OLD)
     reply = {"embeddings": [{"values": [1.0]}], "usageMetadata": {"promptTokenCount": 6}}
     telling = Dialect(usual.path, usual.texts, lambda *_: reply, error)
     with serve(telling, WIDTH) as other:
-        assert gemini(other).ask(TEXTS[:1], "document").tokens == 6
+        assert gemini(other).embed(TEXTS[:1], "document").tokens == 6
 
 
-def test_limits_space_and_price() -> None:
-    old, new = Gemini(model=OLD), Gemini(model=NEW)
+def test_limits_space_and_price(tmp_path: Path) -> None:
+    old, new = (Gemini(model=name).open(tmp_path) for name in (OLD, NEW))
+    short = Gemini(model=OLD, dimensions=768).open(tmp_path)
     assert (old.limits.max_tokens, old.limits.request_texts, old.space.dimensions) == (
         2048,
         100,
         3072,
     )
     assert 8_000 < new.limits.max_tokens < new.space.max_tokens == 8192
-    assert (old.price, new.price, Gemini(model=OLD, usd_per_million_tokens=0.01).price) == (
+    assert (
+        old.options.price,
+        new.options.price,
+        Gemini(model=OLD, usd_per_million_tokens=0.01).price,
+    ) == (
         0.15,
         0.20,
         0.01,
     )
-    assert len({old.space.id, new.space.id, Gemini(model=OLD, dimensions=768).space.id}) == 3
+    assert len({old.space.id, new.space.id, short.space.id}) == 3
     assert old.space.normalized
 
 

@@ -1,4 +1,4 @@
-"""`ollama`: the contract, the documented requests, and what each of the server's refusals means."""
+"""`ollama`: the contract, the documented requests, and what each of the server's errors means."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,10 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import BadInput, Busy, ConfigError, ProviderError, Unreachable
-from embedding_pipelines.providers import ollama
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.ollama import Ollama
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.providers.ollama import Ollama, OllamaModel
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
@@ -60,20 +58,16 @@ DIALECT = Dialect(
 )
 
 
-@pytest.fixture(autouse=True)
-def _forgetful() -> None:
-    """A port may be given out again, to a server that says other things."""
-    ollama._facts.cache_clear()
-
-
 @pytest.fixture
 def server() -> Iterator[WireServer]:
     with serve(DIALECT) as running:
         yield running
 
 
-def model_at(server: WireServer, **options: Any) -> Ollama:
-    return Ollama(model="nomic-embed-text", base_url=server.url, timeout_seconds=5, **options)
+def model_at(server: WireServer, **options: Any) -> OllamaModel:
+    base = {"model": "nomic-embed-text", "base_url": server.url, "timeout_seconds": 5}
+    model: OllamaModel = server.open(Ollama.model_validate({**base, **options}))
+    return model
 
 
 @pytest.mark.parametrize("prompts", [None, {}, {"query": "Q: ", "document": "D: "}])
@@ -82,8 +76,8 @@ def test_ollama_keeps_the_contract(server: WireServer, prompts: Any) -> None:
 
 
 def test_a_request_is_as_the_documentation_has_it(server: WireServer) -> None:
-    provider = model_at(server, prompts={"query": "search_query: "}, keep_alive="30m")
-    reply = provider.ask(TEXTS, "query")
+    model = model_at(server, prompts={"query": "search_query: "}, keep_alive="30m")
+    reply = model.embed(TEXTS, "query")
     assert server.requests == [
         {
             "model": "nomic-embed-text",
@@ -96,17 +90,17 @@ def test_a_request_is_as_the_documentation_has_it(server: WireServer) -> None:
     assert "authorization" not in server.headers[0]
     assert reply.tokens == 9
     assert np.allclose(reply.vectors, server.vectors(server.requests[0]["input"]), atol=1e-6)
-    provider.ask(TEXTS, "document")
+    model.embed(TEXTS, "document")
     assert server.requests[1]["input"] == TEXTS
 
 
 def test_the_space_is_what_the_server_says_of_the_model(server: WireServer) -> None:
-    provider = model_at(server, prompts={"document": "a b c "})
-    space = provider.space
+    model = model_at(server, prompts={"document": "a b c "})
+    space = model.space
     assert (space.revision, space.dimensions, space.max_tokens) == (DIGEST, 64, 2048)
     assert (space.pooling, space.dtype, space.normalized) == ("mean", "F16", True)
-    assert provider.limits.max_tokens == 2048 - 2 - 3
-    assert provider.limits.concurrent_requests == 2
+    assert model.limits.max_tokens == 2048 - 2 - 3
+    assert model.limits.concurrent_requests == 2
     assert server.requests == []  # it took no embedding
     others = [
         model_at(server, prompts={}),
@@ -130,16 +124,18 @@ def test_the_context_is_asked_for_and_is_never_longer_than_the_models(
     facts = {**shown(**{"nomic-bert.context_length": trained}), "parameters": parameters}
     dialect = replace(DIALECT, others={**DIALECT.others, "/api/show": lambda body: facts})
     with serve(dialect) as server:
-        provider = model_at(server, num_ctx=asked)
-        provider.embed(["a cat"], "document")
-        assert provider.space.max_tokens == loaded
+        model = model_at(server, num_ctx=asked)
+        model.embed(["a cat"], "document")
+        assert model.space.max_tokens == loaded
         assert server.requests[0]["options"]["num_ctx"] == loaded
 
 
 def test_shorter_vectors_are_asked_for() -> None:
     with serve(DIALECT, dimensions=32) as server:
-        provider = model_at(server, dimensions=32)
-        assert provider.embed(TEXTS, "document").shape == (3, provider.space.dimensions) == (3, 32)
+        model = model_at(server, dimensions=32)
+        assert (
+            model.embed(TEXTS, "document").vectors.shape == (3, model.space.dimensions) == (3, 32)
+        )
         assert server.requests[0]["dimensions"] == 32
         with pytest.raises(ConfigError, match="gives 64 dimensions, not 65"):
             model_at(server, dimensions=65).space  # noqa: B018
@@ -179,7 +175,7 @@ def test_shorter_vectors_are_asked_for() -> None:
         ),
     ],
 )
-def test_what_a_refusal_means(
+def test_what_an_error_means(
     server: WireServer, status: int, message: str, kind: type[ProviderError], says: str
 ) -> None:
     server.faults.append(Fault("status", status, message))
@@ -190,7 +186,7 @@ def test_what_a_refusal_means(
     assert server.url in str(caught.value)
 
 
-def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None:
+def test_when_to_come_back_is_read_from_the_reply(server: WireServer) -> None:
     server.faults.append(Fault("status", 429, "too many requests", {"Retry-After": "7"}))
     with pytest.raises(Busy) as caught:
         model_at(server).embed(TEXTS, "document")
@@ -214,12 +210,10 @@ def test_a_reply_that_is_none_is_a_fault_on_the_way(
 
 
 @pytest.mark.parametrize(("kind", "says"), [("nan", "NaN or infinity"), ("zero", "a zero vector")])
-def test_a_row_that_cannot_be_believed_is_left_to_who_checks(
-    server: WireServer, kind: str, says: str
-) -> None:
-    provider = model_at(server)
+def test_an_invalid_row_is_left_to_who_checks(server: WireServer, kind: str, says: str) -> None:
+    model = model_at(server)
     server.faults.append(Fault(kind))
-    assert faulty_rows(provider.embed(TEXTS, "document"), TEXTS, provider.space) == {1: says}
+    assert faulty_rows(model.embed(TEXTS, "document").vectors, TEXTS, model.space) == {1: says}
 
 
 @pytest.mark.parametrize(
@@ -234,17 +228,17 @@ def test_a_row_that_cannot_be_believed_is_left_to_who_checks(
         [[[1.0]], [[2.0]], [[3.0]]],
     ],
 )
-def test_vectors_that_are_none_are_told(rows: object) -> None:
+def test_vectors_that_are_none_are_an_error(rows: object) -> None:
     with serve(replace(DIALECT, answer=lambda *_: {"embeddings": rows})) as server:
-        provider = model_at(server)
+        model = model_at(server)
         with pytest.raises(Unreachable, match="ollama at http://127"):
-            provider.embed(TEXTS, "document")
+            model.embed(TEXTS, "document")
 
 
 def test_null_is_a_row_that_is_missing_and_too_large_a_number_is_infinite() -> None:
     rows = [[1.0, 0], None, [1e39, None]]
     with serve(replace(DIALECT, answer=lambda *_: {"embeddings": rows})) as server:
-        found = model_at(server).embed(TEXTS, "document")
+        found = model_at(server).embed(TEXTS, "document").vectors
     np.testing.assert_array_equal(
         found, np.array([[1, 0], [np.nan, np.nan], [np.inf, np.nan]], np.float32)
     )
@@ -252,20 +246,20 @@ def test_null_is_a_row_that_is_missing_and_too_large_a_number_is_infinite() -> N
 
 def test_a_server_that_is_not_running_is_one_sentence() -> None:
     with serve(DIALECT) as gone:
-        provider = model_at(gone)
+        model = model_at(gone)
     with pytest.raises(
         Unreachable, match="Is Ollama running there\\? Start it with `ollama serve`"
     ):
-        provider.embed(TEXTS, "document")
+        model.embed(TEXTS, "document")
 
 
-def test_a_model_that_was_not_pulled_is_told_with_the_command(server: WireServer) -> None:
+def test_a_model_that_was_not_pulled_is_an_error_with_the_command(server: WireServer) -> None:
     for model in ("mxbai-embed-large", "nomic-embed-text:v1"):
         with pytest.raises(
             ProviderError, match=f"has no model '{model}'. Fetch it with `ollama pull {model}`"
         ):
-            Ollama(model=model, base_url=server.url).space  # noqa: B018
-    assert Ollama(model="Nomic-Embed-Text:LATEST", base_url=server.url).space.revision == DIGEST
+            model_at(server, model=model).space  # noqa: B018
+    assert model_at(server, model="Nomic-Embed-Text:LATEST").space.revision == DIGEST
 
 
 @pytest.mark.parametrize(
@@ -277,7 +271,7 @@ def test_a_model_that_was_not_pulled_is_told_with_the_command(server: WireServer
         ("/api/show", ["x"]),
     ],
 )
-def test_a_server_that_does_not_describe_its_model_is_told(path: str, said: object) -> None:
+def test_a_server_that_does_not_describe_its_model_is_an_error(path: str, said: object) -> None:
     with (
         serve(replace(DIALECT, others={**DIALECT.others, path: lambda body: said})) as server,
         pytest.raises(Unreachable, match=path),
@@ -285,21 +279,25 @@ def test_a_server_that_does_not_describe_its_model_is_told(path: str, said: obje
         model_at(server).space  # noqa: B018
 
 
-def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_KEY", "sk-secret")
     with serve(replace(DIALECT, key="Bearer sk-secret")) as server:
-        provider = model_at(server, api_key_env="OLLAMA_KEY")
-        provider.embed(TEXTS, "document")
-        told = [repr(provider), provider.model_dump_json(), provider.space.model_dump_json()]
+        model = model_at(server, api_key_env="OLLAMA_KEY")
+        model.embed(TEXTS, "document")
+        texts = [
+            repr(model.options),
+            model.options.model_dump_json(),
+            model.space.model_dump_json(),
+        ]
         for words in ("no such key: sk-secret", "x" * 295 + "sk-secret"):
             server.faults.append(Fault("status", 401, words))
             with pytest.raises(ProviderError, match="Check the key in OLLAMA_KEY") as caught:
-                provider.embed(TEXTS, "document")
-            told.append(str(caught.value))
-        assert not any("sk-" in text for text in told)
+                model.embed(TEXTS, "document")
+            texts.append(str(caught.value))
+        assert not any("sk-" in text for text in texts)
         monkeypatch.delenv("OLLAMA_KEY")
         with pytest.raises(ConfigError, match="the environment variable OLLAMA_KEY is not set"):
-            provider.embed(TEXTS, "document")
+            model.embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(
@@ -312,12 +310,12 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         ({"truncate": True}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, Any], says: str) -> None:
+def test_a_wrong_option_is_an_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Ollama(**{"model": "nomic-embed-text", **options})
 
 
-def test_a_prompt_that_leaves_no_room_is_told(server: WireServer) -> None:
-    provider = model_at(server, num_ctx=16, prompts={"document": "word " * 20})
+def test_a_prompt_that_leaves_no_room_is_an_error(server: WireServer) -> None:
+    model = model_at(server, num_ctx=16, prompts={"document": "word " * 20})
     with pytest.raises(ConfigError, match="takes 20 of the 16 tokens"):
-        provider.limits  # noqa: B018
+        model.limits  # noqa: B018

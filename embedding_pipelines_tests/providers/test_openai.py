@@ -2,10 +2,12 @@
 speak it included."""
 
 import base64
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from embedding_pipelines.errors import (
     Unreachable,
 )
 from embedding_pipelines.providers import _tiktoken
-from embedding_pipelines.providers.openai import Openai
+from embedding_pipelines.providers.common.tokenizers import estimate
+from embedding_pipelines.providers.openai import Openai, OpenaiModel
 from embedding_pipelines.providers.voyage import Voyage
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
@@ -66,23 +69,21 @@ def dialect(reply: Any = None, key: str | None = None) -> Dialect:
     )
 
 
-def local(server: WireServer, **options: Any) -> Openai:
-    """A model that nobody knows, behind a server without a key."""
-    return Openai(
-        **{"base_url": f"{server.url}/v1", "model": "my-model", "dimensions": DIMENSIONS, **options}
-    )
+def local(server: WireServer, **options: Any) -> OpenaiModel:
+    """A model that is not published, behind a server without a key."""
+    base = {"base_url": f"{server.url}/v1", "model": "my-model", "dimensions": DIMENSIONS}
+    model: OpenaiModel = server.open(Openai(**{**base, **options}))
+    return model
 
 
-def own(server: WireServer, **options: Any) -> Openai:
+def own(server: WireServer, **options: Any) -> OpenaiModel:
     """One of OpenAI's models, with a key."""
-    known = {
+    base = {
         "model": "text-embedding-3-small",
-        "dimensions": DIMENSIONS,
         "tokenizer_of": "estimate",
+        "api_key_env": "OPENAI_API_KEY",
     }
-    return Openai(
-        **{"base_url": f"{server.url}/v1", "api_key_env": "OPENAI_API_KEY", **known, **options}
-    )
+    return local(server, **{**base, **options})
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_contract_of_an_unknown_model_with_prompts(server: WireServer) -> None:
 
 
 def test_a_request_as_documented(server: WireServer) -> None:
-    reply = own(server).ask(TEXTS, "document")
+    reply = own(server).embed(TEXTS, "document")
     assert server.requests == [
         {
             "model": "text-embedding-3-small",
@@ -123,24 +124,24 @@ def test_a_request_as_documented(server: WireServer) -> None:
 def test_prompts_stand_before_the_text_of_their_input_type_and_in_the_space(
     server: WireServer,
 ) -> None:
-    provider = local(server, model="org/e5-small")
-    for input_type, prompt in provider.space.prompts.items():
-        provider.embed(["a fox"], "query" if input_type == "query" else "document")
+    model = local(server, model="org/e5-small")
+    for input_type, prompt in model.space.prompts.items():
+        model.embed(["a fox"], "query" if input_type == "query" else "document")
         assert server.requests[-1]["input"] == [f"{prompt}a fox"]
-    assert provider.space.prompts == {"query": "query: ", "document": "passage: "}
-    assert provider.space.id != local(server, model="org/e5-small", prompts={}).space.id
-    assert provider.limits.max_tokens < local(server).limits.max_tokens
+    assert model.space.prompts == {"query": "query: ", "document": "passage: "}
+    assert model.space.id != local(server, model="org/e5-small", prompts={}).space.id
+    assert model.limits.max_tokens < local(server).limits.max_tokens
 
 
 def test_dimensions_are_sent_only_where_they_are_understood() -> None:
     with serve(dialect(), 1536) as server:
         for model in ("text-embedding-3-small", "text-embedding-ada-002"):
-            own(server, model=model, dimensions=None).ask(["x"], "query")
-            own(server, model=model, dimensions=1536).ask(["x"], "query")
+            own(server, model=model, dimensions=None).embed(["x"], "query")
+            own(server, model=model, dimensions=1536).embed(["x"], "query")
     assert all("dimensions" not in body for body in server.requests)
     with serve(dialect(), DIMENSIONS) as server:
-        local(server).ask(["x"], "query")
-        local(server, send_dimensions=True).ask(["x"], "query")
+        local(server).embed(["x"], "query")
+        local(server, send_dimensions=True).embed(["x"], "query")
     assert [body.get("dimensions") for body in server.requests] == [None, DIMENSIONS]
 
 
@@ -150,17 +151,18 @@ def test_a_key_goes_to_the_service_it_belongs_to(
     monkeypatch.setenv("OPENAI_ORG_ID", "org-1")
     monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-1")
     assert Openai(model="text-embedding-3-small").api_key_env == "OPENAI_API_KEY"
-    assert local(server).api_key_env is None
+    assert local(server).options.api_key_env is None
     assert (
         Openai(
             model="m", dimensions=8, base_url="https://api.openai.com.example.org/v1"
         ).api_key_env
         is None
     )
-    assert Openai.model_validate_json(own(server).model_dump_json()) == own(server)
-    local(server).ask(["x"], "query")
+    options = own(server).options
+    assert Openai.model_validate_json(options.model_dump_json()) == options
+    local(server).embed(["x"], "query")
     assert not {"authorization", "openai-organization", "openai-project"} & server.headers[0].keys()
-    local(server, api_key_env="OPENAI_API_KEY").ask(["x"], "query")
+    local(server, api_key_env="OPENAI_API_KEY").embed(["x"], "query")
     assert server.headers[1]["authorization"] == f"Bearer {SECRET}"
     assert "openai-organization" not in server.headers[1]
 
@@ -168,7 +170,7 @@ def test_a_key_goes_to_the_service_it_belongs_to(
 def test_a_missing_key_is_named(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(ConfigError, match="the environment variable OPENAI_API_KEY is not set"):
-        own(server).ask(["x"], "query")
+        own(server).embed(["x"], "query")
     assert not server.requests
 
 
@@ -178,12 +180,12 @@ def test_a_key_that_no_header_can_hold_is_not_shown(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with pytest.raises(ConfigError, match="OPENAI_API_KEY") as caught:
-        own(server).ask(["x"], "query")
+        own(server).embed(["x"], "query")
     assert "sk-" not in str(caught.value)
 
 
 def test_the_key_is_in_no_text(server: WireServer) -> None:
-    provider = own(server)
+    model = own(server)
     server.faults.extend(
         [
             Fault("status", 401, f"Incorrect API key provided: {SECRET}."),
@@ -191,14 +193,14 @@ def test_the_key_is_in_no_text(server: WireServer) -> None:
         ]
     )
     texts = [
-        repr(provider),
-        str(provider),
-        provider.model_dump_json(),
-        provider.space.model_dump_json(),
+        repr(model.options),
+        str(model.options),
+        model.options.model_dump_json(),
+        model.space.model_dump_json(),
     ]
     for _ in range(2):
         with pytest.raises(ProviderError) as caught:
-            provider.ask(["x"], "query")
+            model.embed(["x"], "query")
         texts += [str(caught.value), repr(caught.value)]
     assert not [text for text in texts if SECRET in text]
     assert "***" in texts[-2]
@@ -240,16 +242,16 @@ def test_errors_mean_what_the_service_means(
 ) -> None:
     server.faults.append(Fault("status", status, message, {"x-should-retry": "true"}))
     with pytest.raises(ProviderError, match=said) as caught:
-        own(server).ask(["x"], "query")
+        own(server).embed(["x"], "query")
     assert type(caught.value) is kind
     assert message.rstrip(".") in str(caught.value)
     assert len(server.requests) == 1  # the SDK does not try again
 
 
-def test_when_to_come_back_is_told(server: WireServer) -> None:
+def test_when_to_come_back_is_read_from_the_reply(server: WireServer) -> None:
     server.faults.append(Fault("status", 429, headers={"retry-after": "7"}))
     with pytest.raises(Busy) as caught:
-        own(server).ask(["x"], "query")
+        own(server).embed(["x"], "query")
     assert caught.value.retry_after_seconds == 7
     assert len(server.requests) == 1
 
@@ -257,19 +259,19 @@ def test_when_to_come_back_is_told(server: WireServer) -> None:
 def test_what_fails_on_the_way_is_unreachable(server: WireServer) -> None:
     server.faults.append(Fault("reset"))
     with pytest.raises(Unreachable, match="cannot be reached: "):
-        local(server).ask(["x"], "query")
+        local(server).embed(["x"], "query")
     assert len(server.requests) == 1
     server.latency_seconds = 0.3
     with pytest.raises(Unreachable, match="ReadTimeout"):
-        local(server, timeout_seconds=0.05).ask(["x"], "query")
+        local(server, timeout_seconds=0.05).embed(["x"], "query")
     with pytest.raises(Unreachable, match=r"ConnectError.*refused"):
-        local(server, base_url="http://127.0.0.1:9/v1").ask(["x"], "query")
+        local(server, base_url="http://127.0.0.1:9/v1").embed(["x"], "query")
 
 
 def test_the_reply_says_which_vector_is_whose(server: WireServer) -> None:
     server.faults.extend([Fault("reversed"), Fault("fewer")])
-    assert np.array_equal(local(server).embed(TEXTS, "document"), server.vectors(TEXTS))
-    fewer = local(server).embed(TEXTS, "document")
+    assert np.array_equal(local(server).embed(TEXTS, "document").vectors, server.vectors(TEXTS))
+    fewer = local(server).embed(TEXTS, "document").vectors
     assert np.array_equal(fewer[:-1], server.vectors(TEXTS)[:-1])
     assert np.isnan(fewer[-1]).all()
 
@@ -277,12 +279,12 @@ def test_the_reply_says_which_vector_is_whose(server: WireServer) -> None:
 def test_numbers_and_replies_without_an_index_are_taken() -> None:
     rows = [{"embedding": [1, 0.5]}, {"embedding": [0, -1e-3]}]
     with serve(dialect({"data": rows, "usage": {"prompt_tokens": 0, "total_tokens": 0}})) as server:
-        reply = local(server, dimensions=2).ask(["a", "b"], "query")
+        reply = local(server, dimensions=2).embed(["a", "b"], "query")
         assert reply.vectors.dtype == np.float32
         assert np.allclose(reply.vectors, [[1, 0.5], [0, -1e-3]])
         assert reply.tokens is None
         with pytest.raises(Unreachable, match="returned 2 vectors for 3 texts, and no index"):
-            local(server, dimensions=2).ask(["a", "b", "c"], "query")
+            local(server, dimensions=2).embed(["a", "b", "c"], "query")
 
 
 @pytest.mark.parametrize(
@@ -325,29 +327,33 @@ def test_numbers_and_replies_without_an_index_are_taken() -> None:
         ({"data": [{"index": 0, "embedding": 1.0}]}, "no list of numbers"),
     ],
 )
-def test_what_cannot_be_believed_is_a_failure(reply: Any, said: str) -> None:
+def test_an_invalid_reply_is_a_failure(reply: Any, said: str) -> None:
     with serve(dialect(reply)) as server, pytest.raises(Unreachable, match=said):
-        local(server, dimensions=2).ask(["a", "b"], "query")
+        local(server, dimensions=2).embed(["a", "b"], "query")
 
 
-def test_a_page_in_place_of_json() -> None:
+def test_a_page_in_place_of_json(tmp_path: Path) -> None:
     said = "answered 200 without JSON: '<html>Gateway of the hotel"
     with serving(b"<html>Gateway of the hotel</html>") as url:
-        for provider in (
-            Openai(base_url=url, model="m", dimensions=2),
-            Voyage(base_url=url, model="voyage-4", api_key_env=None),
+        options = Openai(base_url=url, model="m", dimensions=2, mode="batch")
+        for each in (options, Voyage(base_url=url, model="voyage-4", api_key_env=None)):
+            answer = f"^{each.kind} at {url} {said}"
+            with each.open(tmp_path) as model, pytest.raises(Unreachable, match=answer):
+                model.embed(["a"], "query")
+        with (
+            options.open(tmp_path) as openai,
+            pytest.raises(Unreachable, match=f"^openai at {url} {said}"),
         ):
-            with pytest.raises(Unreachable, match=f"^{provider.kind} at {url} {said}"):
-                provider.ask(["a"], "query")
-        batches = Openai(base_url=url, model="m", dimensions=2, mode="batch").batches()
-        with pytest.raises(Unreachable, match=f"^openai at {url} {said}"):
-            batches.submit({"a": "a text"}, "document", "tag")
+            openai.batch_service.submit({"a": "a text"}, "document", "tag")
 
 
-def test_vectors_of_other_dimensions_are_left_for_the_caller_to_refuse(server: WireServer) -> None:
-    assert local(server, dimensions=32).embed(TEXTS, "document").shape == (len(TEXTS), DIMENSIONS)
+def test_vectors_of_other_dimensions_are_left_for_the_caller_to_reject(server: WireServer) -> None:
+    assert local(server, dimensions=32).embed(TEXTS, "document").vectors.shape == (
+        len(TEXTS),
+        DIMENSIONS,
+    )
     server.faults.append(Fault("short"))
-    assert own(server).embed(TEXTS, "document").shape == (len(TEXTS), DIMENSIONS // 2)
+    assert own(server).embed(TEXTS, "document").vectors.shape == (len(TEXTS), DIMENSIONS // 2)
 
 
 @pytest.mark.parametrize(
@@ -379,40 +385,31 @@ def test_vectors_of_other_dimensions_are_left_for_the_caller_to_refuse(server: W
         ),
     ],
 )
-def test_wrong_options_are_told_when_the_file_loads(options: dict[str, Any], said: str) -> None:
+def test_wrong_options_are_errors_when_the_file_loads(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         Openai(**options)
 
 
-def test_limits_and_space_say_what_is_known() -> None:
-    known = Openai(model="text-embedding-3-large", tokenizer_of="estimate")
-    assert (
-        known.limits.request_texts,
-        known.limits.request_tokens,
-        known.limits.request_bytes,
-    ) == (
-        2_048,
-        300_000,
-        1_200_000,
-    )
-    assert (known.space.max_tokens, known.space.dimensions, known.space.normalized) == (
-        8_191,
-        3_072,
-        True,
-    )
-    other = Openai(model="my-model", dimensions=8, base_url="http://localhost:1/v1")
+def test_limits_and_space_say_what_is_published(tmp_path: Path) -> None:
+    def model(**options: Any) -> OpenaiModel:
+        return Openai(**options).open(tmp_path)
+
+    large = {"model": "text-embedding-3-large", "tokenizer_of": "estimate"}
+    limits, space = model(**large).limits, model(**large).space
+    assert (limits.request_texts, limits.request_tokens) == (2_048, 300_000)
+    assert limits.request_bytes == 1_200_000
+    assert (space.max_tokens, space.dimensions, space.normalized) == (8_191, 3_072, True)
+    options = {"model": "my-model", "dimensions": 8, "base_url": "http://localhost:1/v1"}
+    other = model(**options)
     assert (other.space.max_tokens, other.space.normalized) == (512, False)
     assert other.limits.request_bytes is None
-    long = other.model_copy(update={"max_tokens": 32_768})
+    long = model(**options, max_tokens=32_768)
     assert other.limits.max_tokens < long.limits.max_tokens <= long.limits.request_tokens
-    moved = Openai(model="my-model", dimensions=8, base_url="http://gpu:1/v1", api_key_env="K")
-    assert other.space != moved.space  # two servers may call different models alike
-    same = [provider.model_copy(update={"revision": "weights 7"}) for provider in (other, moved)]
-    assert same[0].space == same[1].space
-    assert (
-        known.space
-        == known.model_copy(update={"base_url": "https://me.openai.azure.com/openai/v1"}).space
-    )
+    elsewhere = {**options, "base_url": "http://gpu:1/v1", "api_key_env": "K"}
+    assert other.space != model(**elsewhere).space  # two servers may call different models alike
+    same = [model(**each, revision="weights 7").space for each in (options, elsewhere)]
+    assert same[0] == same[1]
+    assert space == model(**large, base_url="https://me.openai.azure.com/openai/v1").space
 
 
 def test_prices_are_the_published_ones_or_the_users() -> None:
@@ -433,12 +430,38 @@ def test_prices_are_the_published_ones_or_the_users() -> None:
     )
 
 
-def test_whose_tokenizer_counts(server: WireServer) -> None:
-    known = Openai(model="text-embedding-3-small")
-    assert known.tokenizer_digest == _tiktoken.cl100k_digest()
-    for provider in (own(server), local(server)):
-        assert provider.tokenizer() is estimate()
-        assert provider.tokenizer_digest != known.tokenizer_digest
+def test_whose_tokenizer_counts(server: WireServer, tmp_path: Path) -> None:
+    published = Openai(model="text-embedding-3-small").open(tmp_path)
+    assert published.tokenizer_digest == _tiktoken.cl100k_digest()
+    for model in (own(server), local(server)):
+        assert model.tokenizer.to_str() == estimate().to_str()
+        assert model.tokenizer_digest != published.tokenizer_digest
+
+
+def test_the_sdk_belongs_to_the_model_and_is_closed_with_it(server: WireServer) -> None:
+    first, second = own(server), local(server)
+    assert first.sdk is first.sdk is not second.sdk
+    sdk = first.sdk
+    first.embed(["x"], "query")
+    first.close()
+    first.close()
+    assert sdk.is_closed()
+    assert not second.sdk.is_closed()
+    second.embed(["x"], "query")
+    assert first.embed(["x"], "query").tokens == 3  # an SDK of its own, again
+    assert [headers.get("authorization") for headers in server.headers] == [
+        f"Bearer {SECRET}",
+        None,
+        f"Bearer {SECRET}",
+    ]
+
+
+def test_a_missing_sdk_names_the_extra_that_holds_it(
+    server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[openai\]'"):
+        local(server).embed(["x"], "query")
 
 
 @contextmanager

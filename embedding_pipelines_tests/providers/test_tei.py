@@ -17,10 +17,8 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
-from embedding_pipelines.providers import tei
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.tei import Tei
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.providers.tei import Tei, TeiModel
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
@@ -68,21 +66,15 @@ DIALECT = Dialect(
 )
 
 
-@pytest.fixture(autouse=True)
-def _forgetful() -> None:
-    """A port may be given out again, to a server that says other things."""
-    tei._info.cache_clear()
-    tei._dimensions.cache_clear()
-
-
 @pytest.fixture
 def server() -> Iterator[WireServer]:
     with serve(DIALECT) as running:
         yield running
 
 
-def model_at(server: WireServer, **options: Any) -> Tei:
-    return Tei(base_url=server.url, timeout_seconds=5, **options)
+def model_at(server: WireServer, **options: Any) -> TeiModel:
+    model: TeiModel = server.open(Tei(base_url=server.url, timeout_seconds=5, **options))
+    return model
 
 
 @pytest.mark.parametrize("options", [{}, {"dimensions": 64, "prompts": {}}])
@@ -91,8 +83,8 @@ def test_tei_keeps_the_contract(server: WireServer, options: dict[str, Any]) -> 
 
 
 def test_a_request_is_as_the_documentation_has_it(server: WireServer) -> None:
-    provider = model_at(server, dimensions=64)
-    vectors = provider.embed(TEXTS, "query")
+    model = model_at(server, dimensions=64)
+    vectors = model.embed(TEXTS, "query").vectors
     assert server.requests == [
         {
             "inputs": ["query: a cat", "query: a dog", "query: a bird"],
@@ -103,15 +95,15 @@ def test_a_request_is_as_the_documentation_has_it(server: WireServer) -> None:
     ]
     assert "authorization" not in server.headers[0]
     assert np.allclose(vectors, server.vectors(server.requests[0]["inputs"]), atol=1e-6)
-    provider.embed(TEXTS, "document")
+    model.embed(TEXTS, "document")
     assert server.requests[1]["inputs"][0] == "passage: a cat"
     model_at(server, prompts={"query": "Q: "}).embed(TEXTS, "document")
     assert server.requests[2] == {"inputs": TEXTS, "truncate": False, "normalize": True}
 
 
 def test_space_and_limits_are_what_the_server_says(server: WireServer) -> None:
-    provider = model_at(server, prompts={"document": "a b "}, concurrent_requests=3)
-    space, limits = provider.space, provider.limits
+    model = model_at(server, prompts={"document": "a b "}, concurrent_requests=3)
+    space, limits = model.space, model.limits
     assert (space.model, space.revision) == (INFO["model_id"], INFO["model_sha"])
     assert (space.dtype, space.pooling, space.max_tokens, space.dimensions) == (
         "float16",
@@ -125,18 +117,18 @@ def test_space_and_limits_are_what_the_server_says(server: WireServer) -> None:
         32,
     )
     assert limits.concurrent_requests == 3
-    assert provider.price == 0
+    assert model.options.price == 0
     assert model_at(server, prompts={}).space.id != space.id
-    assert (
-        len(server.requests) == 2
-    )  # one text for the number of dimensions, per set of options but prompts
+    assert len(server.requests) == 2  # one text for the number of dimensions, per open model
 
 
 def test_dimensions_are_asked_for_once_and_not_at_all_where_they_are_named(
     server: WireServer,
 ) -> None:
+    model = model_at(server)
     for _ in range(3):
-        assert model_at(server).space.dimensions == 64
+        assert model.space.dimensions == 64
+        model.close()
     assert len(server.requests) == 1
     assert model_at(server, dimensions=32).space.dimensions == 32
     assert len(server.requests) == 1
@@ -144,9 +136,9 @@ def test_dimensions_are_asked_for_once_and_not_at_all_where_they_are_named(
 
 def test_a_server_that_takes_less_than_one_long_text_in_a_batch_still_takes_one() -> None:
     with serve(info(max_input_length=8192, max_batch_tokens=4096, model_sha=None)) as server:
-        provider = model_at(server)
-        assert provider.limits.request_tokens == 8192
-        assert provider.space.revision == "main"
+        model = model_at(server)
+        assert model.limits.request_tokens == 8192
+        assert model.space.revision == "main"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +165,7 @@ def test_a_server_that_takes_less_than_one_long_text_in_a_batch_still_takes_one(
         (500, "Internal Server Error", Unreachable),
     ],
 )
-def test_what_a_refusal_means(
+def test_what_an_error_means(
     server: WireServer, status: int, message: str, kind: type[ProviderError]
 ) -> None:
     server.faults.append(Fault("status", status, message))
@@ -190,7 +182,7 @@ def test_a_413_of_a_proxy_or_the_payload_limit_is_the_calls() -> None:
             model_at(server).embed(TEXTS, "document")
 
 
-def test_when_to_come_back_is_taken_from_the_refusal(server: WireServer) -> None:
+def test_when_to_come_back_is_read_from_the_reply(server: WireServer) -> None:
     server.faults.append(Fault("status", 429, "Model is overloaded", {"Retry-After": "3"}))
     with pytest.raises(Busy) as caught:
         model_at(server).embed(TEXTS, "document")
@@ -214,15 +206,13 @@ def test_a_reply_that_is_none_is_a_fault_on_the_way(
 
 
 @pytest.mark.parametrize(("kind", "says"), [("nan", "NaN or infinity"), ("zero", "a zero vector")])
-def test_a_row_that_cannot_be_believed_is_left_to_who_checks(
-    server: WireServer, kind: str, says: str
-) -> None:
-    provider = model_at(server, dimensions=64)
+def test_an_invalid_row_is_left_to_who_checks(server: WireServer, kind: str, says: str) -> None:
+    model = model_at(server, dimensions=64)
     server.faults.append(Fault(kind))
-    assert faulty_rows(provider.embed(TEXTS, "document"), TEXTS, provider.space) == {1: says}
+    assert faulty_rows(model.embed(TEXTS, "document").vectors, TEXTS, model.space) == {1: says}
 
 
-def test_a_server_that_serves_no_embeddings_is_told() -> None:
+def test_a_server_that_serves_no_embeddings_is_an_error() -> None:
     with (
         serve(info(model_type={"reranker": {"id2label": {}, "label2id": {}}})) as server,
         pytest.raises(
@@ -233,7 +223,7 @@ def test_a_server_that_serves_no_embeddings_is_told() -> None:
 
 
 @pytest.mark.parametrize("missing", ["model_id", "max_input_length", "max_batch_tokens"])
-def test_a_server_that_does_not_describe_itself_is_told(missing: str) -> None:
+def test_a_server_that_does_not_describe_itself_is_an_error(missing: str) -> None:
     said = {name: value for name, value in INFO.items() if name != missing}
     with (
         serve(replace(DIALECT, others={"/info": lambda body: said})) as server,
@@ -243,7 +233,7 @@ def test_a_server_that_does_not_describe_itself_is_told(missing: str) -> None:
 
 
 @pytest.mark.parametrize("said", [[], "x", None, {}])
-def test_what_is_no_tei_at_all_is_told(said: object) -> None:
+def test_what_is_no_tei_at_all_is_an_error(said: object) -> None:
     with (
         serve(replace(DIALECT, others={"/info": lambda body: said})) as server,
         pytest.raises(ProviderError, match="Check base_url"),
@@ -251,27 +241,27 @@ def test_what_is_no_tei_at_all_is_told(said: object) -> None:
         model_at(server).space  # noqa: B018
 
 
-def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEI_KEY", "sk-secret")
     with serve(replace(DIALECT, key="Bearer sk-secret")) as server:
-        provider = model_at(server, api_key_env="TEI_KEY")
-        provider.embed(TEXTS, "document")
+        model = model_at(server, api_key_env="TEI_KEY")
+        model.embed(TEXTS, "document")
         server.faults.extend(
             [Fault("status", 401, "no: sk-secret"), Fault("status", 413, "no: sk-secret")]
         )
-        with pytest.raises(ProviderError, match="Check the key in TEI_KEY") as refused:
-            provider.embed(TEXTS, "document")
+        with pytest.raises(ProviderError, match="Check the key in TEI_KEY") as unauthorized:
+            model.embed(TEXTS, "document")
         with pytest.raises(BadInput) as invalid:
-            provider.embed(TEXTS, "document")
-        told = [
-            *map(str, (refused.value, invalid.value)),
-            repr(provider),
-            provider.model_dump_json(),
+            model.embed(TEXTS, "document")
+        texts = [
+            *map(str, (unauthorized.value, invalid.value)),
+            repr(model.options),
+            model.options.model_dump_json(),
         ]
-        assert not any("sk-secret" in text for text in [*told, provider.space.model_dump_json()])
+        assert not any("sk-secret" in text for text in [*texts, model.space.model_dump_json()])
         monkeypatch.delenv("TEI_KEY")
         with pytest.raises(ConfigError, match="the environment variable TEI_KEY is not set"):
-            provider.embed(TEXTS, "document")
+            model.embed(TEXTS, "document")
 
 
 @pytest.mark.parametrize(
@@ -284,6 +274,6 @@ def test_the_key_is_sent_and_told_to_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         ({"model": "e5"}, "Extra inputs are not permitted"),
     ],
 )
-def test_a_wrong_option_is_told(options: dict[str, Any], says: str) -> None:
+def test_a_wrong_option_is_an_error(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Tei(**options)

@@ -1,7 +1,6 @@
-"""The converted vocabulary counts as tiktoken does, and one that cannot be had is told with the
-remedy."""
+"""The converted vocabulary counts as tiktoken does, and the error for one that is unavailable
+names the remedy."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ def encoding() -> tiktoken.Encoding:
     return tiktoken.Encoding("small", pat_str=pattern, mergeable_ranks=ranks(), special_tokens={})
 
 
-TOKENIZER = _tiktoken.converted(ranks())
+TOKENIZER = _tiktoken.convert(ranks())
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -69,7 +68,7 @@ def test_characters_of_all_kinds_are_cut_as_tiktoken_does(encoding: tiktoken.Enc
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty cache folders and a network that leads nowhere; the folder that keeps the converted
     vocabulary."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -78,12 +77,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")
         monkeypatch.setenv(f"{scheme.upper()}_PROXY", "http://127.0.0.1:9")
     monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
-    _tiktoken.cl100k.cache_clear()
-    yield tmp_path / "cache" / "embedding-pipelines" / "tokenizers"
-    _tiktoken.cl100k.cache_clear()
+    return tmp_path / "cache" / "embedding-pipelines" / "tokenizers"
 
 
-def test_a_vocabulary_that_cannot_be_had_is_told_with_the_remedy(machine: Path) -> None:
+def test_an_unavailable_vocabulary_is_an_error_with_the_remedy(machine: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"ProxyError.*TIKTOKEN_CACHE_DIR names\. Or write tokenizer_of: estimate"
     ):
@@ -95,12 +92,10 @@ def test_what_was_converted_is_kept_and_needs_tiktoken_no_more(
     machine: Path, encoding: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tiktoken.registry.ENCODINGS, _tiktoken.ENCODING, encoding)
-    made = _tiktoken.cl100k().encode("the cat sleeps").ids
+    ids = _tiktoken.cl100k().encode("the cat sleeps").ids
     monkeypatch.delitem(tiktoken.registry.ENCODINGS, _tiktoken.ENCODING)
-    _tiktoken.cl100k.cache_clear()
-    assert (
-        _tiktoken.cl100k().encode("the cat sleeps").ids == made == encoding.encode("the cat sleeps")
-    )
+    again = _tiktoken.cl100k().encode("the cat sleeps").ids
+    assert again == ids == encoding.encode("the cat sleeps")
     assert [path.name for path in machine.iterdir()] == ["cl100k_base-1.json"]
 
 

@@ -3,6 +3,7 @@ for another."""
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,14 @@ from pydantic import ValidationError
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
-from embedding_pipelines.providers.voyage import Voyage
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.providers.voyage import Voyage, VoyageModel
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
     TEXTS,
     check_secrecy,
     check_service,
-    refusal,
+    fault_of,
 )
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
@@ -64,9 +64,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WireServer]:
         yield running
 
 
-def voyage(server: WireServer, **options: Any) -> Voyage:
+def voyage(server: WireServer, **options: Any) -> VoyageModel:
     base = {"model": "voyage-4", "dimensions": WIDTH, "base_url": f"{server.url}/v1"}
-    return Voyage.model_validate({**base, **options})
+    model: VoyageModel = server.open(Voyage.model_validate({**base, **options}))
+    return model
 
 
 def answering(reply: Any) -> Dialect:
@@ -91,7 +92,7 @@ def test_the_key_stays_in_the_environment(
 def test_a_wrong_key_ends_the_run(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOYAGE_API_KEY", "another")
     with pytest.raises(ProviderError, match=r"answered 401: .* Check the key in VOYAGE_API_KEY"):
-        voyage(server).ask(TEXTS, "query")
+        voyage(server).embed(TEXTS, "query")
 
 
 def test_too_many_tokens_in_a_batch_are_no_texts_fault(server: WireServer) -> None:
@@ -99,15 +100,15 @@ def test_too_many_tokens_in_a_batch_are_no_texts_fault(server: WireServer) -> No
         "Request to model 'voyage-4' failed. The max allowed tokens per submitted batch is 320000."
     )
     text = "Request to model 'voyage-4' failed. The example at index 0 in your batch has too many tokens."
-    large = refusal(voyage(server), server, Fault("status", 400, batch))
+    large = fault_of(voyage(server), server, Fault("status", 400, batch))
     assert type(large) is TooLarge
     assert batch in str(large)
-    assert type(refusal(voyage(server), server, Fault("status", 400, text))) is BadInput
+    assert type(fault_of(voyage(server), server, Fault("status", 400, text))) is BadInput
 
 
 @pytest.mark.parametrize("input_type", ["document", "query"])
 def test_what_is_asked(server: WireServer, input_type: Any) -> None:
-    assert voyage(server).ask(TEXTS, input_type).tokens == 20
+    assert voyage(server).embed(TEXTS, input_type).tokens == 20
     assert server.requests == [
         {
             "model": "voyage-4",
@@ -128,14 +129,14 @@ def test_its_own_dimensions_are_not_asked_for(server: WireServer) -> None:
 
 
 def test_the_index_tells_which_is_which_and_what_is_missing(server: WireServer) -> None:
-    provider = voyage(server)
-    whole = provider.embed(TEXTS, "document")
+    model = voyage(server)
+    whole = model.embed(TEXTS, "document").vectors
     assert np.allclose(whole, server.vectors(TEXTS))
     server.faults.extend([Fault("reversed"), Fault("fewer")])
-    assert np.array_equal(provider.embed(TEXTS, "document"), whole)
-    fewer = provider.embed(TEXTS, "document")
+    assert np.array_equal(model.embed(TEXTS, "document").vectors, whole)
+    fewer = model.embed(TEXTS, "document").vectors
     assert np.array_equal(fewer[:3], whole[:3])
-    assert faulty_rows(fewer, TEXTS, provider.space) == {3: "NaN or infinity"}
+    assert faulty_rows(fewer, TEXTS, model.space) == {3: "NaN or infinity"}
 
 
 def test_each_type_as_float32(server: WireServer) -> None:
@@ -148,11 +149,11 @@ def test_each_type_as_float32(server: WireServer) -> None:
         "binary": signs,
         "ubinary": signs,
     }.items():
-        provider = voyage(server, output_dtype=dtype)
-        found = provider.embed(TEXTS, "document")
+        model = voyage(server, output_dtype=dtype)
+        found = model.embed(TEXTS, "document").vectors
         assert found.dtype == np.float32
         assert np.array_equal(found, expected)
-        assert not provider.space.normalized
+        assert not model.space.normalized
 
 
 ROW = base64.b64encode(np.zeros(4, "<f4").tobytes()).decode()
@@ -184,7 +185,7 @@ def test_what_is_no_vector_is_a_failure(monkeypatch: pytest.MonkeyPatch, data: A
         serve(answering({"data": data}), WIDTH) as server,
         pytest.raises(Unreachable, match=r"^voyage at http"),
     ):
-        voyage(server).ask(TEXTS[:1], "document")
+        voyage(server).embed(TEXTS[:1], "document")
 
 
 def test_vectors_of_different_lengths_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +195,7 @@ def test_vectors_of_different_lengths_are_a_failure(monkeypatch: pytest.MonkeyPa
         serve(answering({"data": data}), WIDTH) as server,
         pytest.raises(Unreachable, match="different lengths"),
     ):
-        voyage(server).ask(TEXTS[:2], "document")
+        voyage(server).embed(TEXTS[:2], "document")
 
 
 def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> None:
@@ -214,15 +215,17 @@ def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> 
             Voyage(model=model, query_model=query_model)
 
 
-def test_limits_and_price() -> None:
+def test_limits_and_price(tmp_path: Path) -> None:
     totals = {
         "voyage-4-large": 120_000,
         "voyage-4": 320_000,
         "voyage-4-lite": 1_000_000,
         "voyage-3.5": 320_000,
     }
-    assert {model: Voyage(model=model).limits.request_tokens for model in totals} == totals
-    limits = Voyage(model="voyage-9", dimensions=64).limits
+    assert {
+        name: Voyage(model=name).open(tmp_path).limits.request_tokens for name in totals
+    } == totals
+    limits = Voyage(model="voyage-9", dimensions=64).open(tmp_path).limits
     assert (limits.request_tokens, limits.request_texts) == (120_000, 1_000)
     assert Voyage(model="voyage-4").price == 0.06
     assert Voyage(model="voyage-4", usd_per_million_tokens=0).price == 0

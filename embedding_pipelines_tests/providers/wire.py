@@ -77,9 +77,7 @@ class WireServer(ThreadingHTTPServer):
         self.dialect, self.dimensions, self.latency_seconds = dialect, dimensions, latency_seconds
         self.faults: deque[Fault] = deque()
         self.chance: Callable[[random.Random], Fault | None] = lambda _: None
-        self.poisoned: Callable[[str], str | None] = lambda _: (
-            None
-        )  # a text's own refusal, as a 400
+        self.poisoned: Callable[[str], str | None] = lambda _: None  # a text's own fault, as a 400
         self.most_texts: int | None = None  # of a request; a larger one gets a 413
         self.requests: list[Body] = []
         self.times: list[float] = []
@@ -143,9 +141,9 @@ class _Handler(BaseHTTPRequestHandler):
                 socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00"
             )
             return self.connection.close()
-        refusals = [refusal for text in texts if (refusal := server.poisoned(text)) is not None]
-        if refusals:
-            return self._send(400, dialect.error(400, refusals[0]))
+        faults = [words for text in texts if (words := server.poisoned(text)) is not None]
+        if faults:
+            return self._send(400, dialect.error(400, faults[0]))
         if fault is not None and fault.kind == "inside":
             return self._send(200, dialect.error(500, fault.message))
         time.sleep(server.latency_seconds)

@@ -1,8 +1,8 @@
 """What providers behind a network share: their options, one HTTP request, and what a reply means.
 
-A model makes one request and raises what the reply means. Waiting, retrying and splitting are decided
-in one place for all of them, `embedding/request.py` and `embedding/embed.py`; the SDKs' own retries
-are switched off.
+A model makes one request and raises what the reply means. Waiting, retrying and splitting are
+decided in one place for all of them, `embedding/request.py` and `embedding/embed.py`; the SDKs' own
+retries are switched off.
 """
 
 from __future__ import annotations
@@ -299,7 +299,8 @@ class RemoteModel(ServiceModel):
         problem = f"{self.where} answered {status}: {self.quote(body)}"
         if status == 429 and any(sign in body for sign in QUOTA_EXHAUSTED):
             return ProviderError(
-                f"{problem} The account's quota is used up: top it up, then run again; nothing is lost."
+                f"{problem} The account's quota is used up: top it up, then run again; nothing is "
+                "lost."
             )
         if status in (429, 503, 529):
             return Busy(problem, retry_after(headers))

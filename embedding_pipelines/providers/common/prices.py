@@ -62,8 +62,8 @@ MODELS: Mapping[str, PublishedModel] = MappingProxyType(read_table())
 # "MRL"; gte: "elastic").
 MATRYOSHKA = re.compile(
     r".*matryoshka.*|.*-mrl-.*|nomic-embed-text-v(1\.5|2).*|modernbert-embed-(base|large)"
-    r"|mxbai-embed-(2d-)?large.*|mxbai-embed-xsmall.*|snowflake-arctic-embed(2|-m-v1\.5|-[ml]-v2\.0)"
-    r"|qwen3-embedding.*|embeddinggemma.*|jina-embeddings-v[345].*|jina-clip-v2"
+    r"|mxbai-embed-(2d-)?large.*|mxbai-embed-xsmall.*"
+    r"|snowflake-arctic-embed(2|-m-v1\.5|-[ml]-v2\.0)|qwen3-embedding.*|embeddinggemma.*|jina-embeddings-v[345].*|jina-clip-v2"
     r"|gte-multilingual-base|voyage-4-nano"
 )
 
@@ -97,8 +97,8 @@ def choose_dimensions(kind: str, model: str, dimensions: int | None) -> int:
     if entry is None:
         if dimensions is None:
             raise ValueError(
-                f"{kind} model {model!r} is not in the table of published models: say with "
-                "`dimensions` how long its vectors are"
+                f"nothing is published about {kind} model {model!r}: say with `dimensions` how "
+                "long its vectors are"
             )
         return dimensions
     if dimensions in (None, entry.dimensions) or dimensions in entry.other_dimensions:

@@ -1,6 +1,7 @@
-"""The published facts: each row is plausible, and what a model cannot do is said with what it
-can."""
+"""The table of published models: each row is plausible, and what a model cannot do is said with
+what it can."""
 
+import csv
 from datetime import date
 
 import pytest
@@ -9,31 +10,40 @@ from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.prices import (
     MODELS,
     PRICES_OF,
-    ModelFacts,
-    chosen_dimensions,
+    TABLE,
+    PublishedModel,
+    choose_dimensions,
     dimensions_to_ask,
-    facts_of,
     is_trained_for_truncation,
+    published,
     published_price,
 )
 
 
+def test_every_row_counts_and_is_complete() -> None:
+    with TABLE.open(encoding="utf-8", newline="") as lines:
+        header, *rows = csv.reader(lines)
+    assert len(rows) == len(MODELS)  # no model stands there twice
+    assert {len(row) for row in rows} == {len(header)}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_each_row_is_plausible(name: str) -> None:
-    facts = MODELS[name]
+    entry = MODELS[name]
     kind, model = name.split(":", 1)
     assert kind.isidentifier()
     assert model == model.strip() != ""
-    assert 64 <= facts.dimensions <= 4096
-    assert 256 <= facts.max_tokens <= 128_000
-    assert facts.usd is None or 0 <= facts.usd <= MAX_PRICE
-    assert facts.usd_batch is None or (facts.usd is not None and 0 < facts.usd_batch <= facts.usd)
-    assert facts.dimensions not in facts.shorter
-    assert all(number > 0 for number in facts.shorter)
-    assert facts.request_tokens is None or facts.request_tokens >= facts.max_tokens
-    assert facts.retires is None or facts.retires > PRICES_OF
-    if isinstance(facts.shorter, range):  # `chosen_dimensions` lists it as first to own
-        assert (facts.shorter.stop, facts.shorter.step) == (facts.dimensions, 1)
+    assert 64 <= entry.dimensions <= 4096
+    assert 256 <= entry.max_tokens <= 128_000
+    price, batch_price = entry.usd_per_million, entry.usd_batch
+    assert price is None or 0 <= price <= MAX_PRICE
+    assert batch_price is None or (price is not None and 0 < batch_price <= price)
+    assert entry.dimensions not in entry.other_dimensions
+    assert all(number > 0 for number in entry.other_dimensions)
+    assert entry.request_tokens is None or entry.request_tokens >= entry.max_tokens
+    assert entry.retires is None or entry.retires > PRICES_OF
+    if isinstance(entry.other_dimensions, range):  # `choose_dimensions` lists it as first to own
+        assert (entry.other_dimensions.stop, entry.other_dimensions.step) == (entry.dimensions, 1)
 
 
 @pytest.mark.parametrize(
@@ -50,34 +60,38 @@ def test_each_row_is_plausible(name: str) -> None:
     ],
 )
 def test_the_best_known_models(name: str, dimensions: int, max_tokens: int, usd: float) -> None:
-    facts = MODELS[name]
-    assert (facts.dimensions, facts.max_tokens, facts.usd) == (dimensions, max_tokens, usd)
+    entry = MODELS[name]
+    assert (entry.dimensions, entry.max_tokens, entry.usd_per_million) == (
+        dimensions,
+        max_tokens,
+        usd,
+    )
 
 
 def test_models_of_a_family_can_stand_in_for_each_other() -> None:
     families: dict[tuple[str, str], set[tuple[object, ...]]] = {}
-    for name, facts in MODELS.items():
-        if facts.family is not None:
+    for name, entry in MODELS.items():
+        if entry.family is not None:
             kind = name.split(":")[0]
-            same = (facts.dimensions, facts.max_tokens, tuple(facts.shorter))
-            families.setdefault((kind, facts.family), set()).add(same)
+            same = (entry.dimensions, entry.max_tokens, tuple(entry.other_dimensions))
+            families.setdefault((kind, entry.family), set()).add(same)
     assert families.keys() == {("voyage", "voyage-4")}
     assert all(len(unlike) == 1 for unlike in families.values())
 
 
 def test_what_is_not_listed_has_no_price() -> None:
-    assert facts_of("openai", "tomorrow") is None
+    assert published("openai", "tomorrow") is None
     assert published_price("openai", "tomorrow") is None
     assert published_price("voyage", "voyage-4-nano") is None
     assert published_price("ollama", "nomic-embed-text") == 0.0
 
 
 def test_dimensions_are_the_models_own_or_one_it_was_trained_for() -> None:
-    assert chosen_dimensions("openai", "text-embedding-3-small", None) == 1536
-    assert chosen_dimensions("openai", "text-embedding-3-small", 256) == 256
-    assert chosen_dimensions("voyage", "voyage-4", 2048) == 2048
-    assert chosen_dimensions("cohere", "embed-english-v3.0", 1024) == 1024
-    assert chosen_dimensions("openai", "tomorrow", 77) == 77
+    assert choose_dimensions("openai", "text-embedding-3-small", None) == 1536
+    assert choose_dimensions("openai", "text-embedding-3-small", 256) == 256
+    assert choose_dimensions("voyage", "voyage-4", 2048) == 2048
+    assert choose_dimensions("cohere", "embed-english-v3.0", 1024) == 1024
+    assert choose_dimensions("openai", "tomorrow", 77) == 77
 
 
 def test_a_models_own_dimensions_are_not_asked_for() -> None:
@@ -106,12 +120,12 @@ def test_what_a_model_cannot_give_is_said_with_what_it_can(
     kind: str, model: str, wanted: int | None, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        chosen_dimensions(kind, model, wanted)
+        choose_dimensions(kind, model, wanted)
 
 
 def test_a_retirement_is_a_date() -> None:
     assert MODELS["gemini:gemini-embedding-001"].retires == date(2028, 5, 14)
-    assert ModelFacts(8, 8).retires is None
+    assert PublishedModel(8, 8).retires is None
 
 
 @pytest.mark.parametrize(

@@ -19,13 +19,13 @@ def minilm() -> str:
     return str(folder / "tokenizer.json")
 
 
-def test_a_text_has_as_many_tokens_as_it_has(minilm: str) -> None:
-    found = load_tokenizer(minilm).encode_batch(["cat", "cat " * 200, "cat " * 5_000])
+def test_a_text_has_as_many_tokens_as_it_has(minilm: str, tmp_path: Path) -> None:
+    found = load_tokenizer(minilm, tmp_path).encode_batch(["cat", "cat " * 200, "cat " * 5_000])
     assert [len(encoding.ids) for encoding in found] == [3, 202, 5_002]
 
 
-def test_a_prompt_takes_its_own_tokens_and_no_more(minilm: str) -> None:
-    server = Openai(model="m", dimensions=8, base_url="http://localhost:1/v1", tokenizer_of=minilm)
-    assert (
-        room(server, 512, {"document": "passage: "}) == 512 - 2 - 2
-    )  # "passage", ":", [CLS] and [SEP]
+def test_a_prompt_takes_its_own_tokens_and_no_more(minilm: str, tmp_path: Path) -> None:
+    options = Openai(model="m", dimensions=8, base_url="http://localhost:1/v1", tokenizer_of=minilm)
+    model = options.open(tmp_path)
+    # "passage", ":", [CLS] and [SEP]
+    assert model.room(512, {"document": "passage: "}) == 512 - 2 - 2
