@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from embedding_pipelines.errors import Busy, ProviderError, Unreachable
 from embedding_pipelines.providers.cohere import Cohere, CohereModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import BadInput, Busy, ConfigError, ProviderError, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.ollama import Ollama, OllamaModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from embedding_pipelines.providers.common.served import room
 
 from embedding_pipelines.inference.weights import model_folder
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
