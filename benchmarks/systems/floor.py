@@ -17,7 +17,7 @@ from benchmarks.exact import Vectors
 from benchmarks.systems import MODEL, Stored, Synced, System, lance_rows
 
 TABLE = "documents"
-WINDOW_TEXTS = 1_024  # of one call to the engine; as many calls at once as the provider says
+WINDOW_TEXTS = 1_024  # of one call to the engine; as many calls at once as the model says
 
 
 class Floor(System):
@@ -89,7 +89,7 @@ class Floor(System):
     def _embed(texts: list[str]) -> list[Vectors]:
         from embedding_pipelines.providers.hf import Hf
 
-        provider = Hf(model=MODEL)
+        model = Hf(model=MODEL).open(Path())
         order = sorted(
             range(len(texts)), key=lambda i: -len(texts[i])
         )  # texts of like length together
@@ -97,12 +97,12 @@ class Floor(System):
             order[start : start + WINDOW_TEXTS] for start in range(0, len(order), WINDOW_TEXTS)
         ]
         vectors: dict[int, Vectors] = {}
-        with ThreadPoolExecutor(provider.limits.concurrent_requests if texts else 1) as pool:
-            called = pool.map(
-                lambda window: provider.embed([texts[i] for i in window], "document"), windows
+        with ThreadPoolExecutor(model.limits.concurrent_requests if texts else 1) as pool:
+            responses = pool.map(
+                lambda window: model.embed([texts[i] for i in window], "document"), windows
             )
-            for window, found in zip(windows, called, strict=True):
-                vectors.update(zip(window, found, strict=True))
+            for window, response in zip(windows, responses, strict=True):
+                vectors.update(zip(window, response.vectors, strict=True))
         return [vectors[i] for i in range(len(texts))]
 
 

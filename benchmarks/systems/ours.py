@@ -52,7 +52,8 @@ class Ours(System):
 
         from embedding_pipelines.providers.hf import Hf
 
-        Hf(model=MODEL).open(folder).embed(["one text, so that the model is converted"], "document")
+        with Hf(model=MODEL).open(folder) as model:
+            model.embed(["one text, so that the model is converted"], "document")
 
     def sync(self, folder: Path) -> Synced:
         raise NotImplementedError("the command line is what is measured")

@@ -1,4 +1,4 @@
-"""Folders that are made once and then kept, such as those of converted models: whole, or not
+"""Folders that are filled once and then stay, such as those of converted models: whole, or not
 there."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def kept_folder(folder: Path, marker: str) -> Iterator[Path]:
+def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
     """A draft of `folder` to fill, which takes its place once the body has ended well.
 
     `marker` is the file without which the folder counts as damaged. Concurrent processes fill

@@ -1,14 +1,13 @@
 """A sentence-transformers model on this machine: texts in batches of like length, and the backend
 that computes.
 
-A model is loaded when it is first to embed: what it is (`facts`) is known without.
+A model is loaded when it is first to embed; what its files say of it (`config`) is read before.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +18,16 @@ import numpy as np
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.inference.cache import kept_folder
-from embedding_pipelines.inference.conversion import converted, load_tokenizer, prompted
-from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    Vectors,
+)
+from embedding_pipelines.inference.cache import fill_folder
+from embedding_pipelines.inference.conversion import convert, load_tokenizer, with_prompts
+from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors, unit
 
@@ -41,8 +46,8 @@ CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of
 class Engine:
     """One model, for any number of threads.
 
-    `prompts` by input type replace what the model's own files name; `usual` ones are taken where
-    these name none.
+    `prompts` by input type ("document", "query") replace what the model's own files name; `usual`
+    ones are taken where these name none.
     """
 
     def __init__(
@@ -55,21 +60,22 @@ class Engine:
     ) -> None:
         self.folder, self.precision = folder, precision
         self.samples = calibration_texts(calibration) if calibration else []
-        self._cache, own = converted(folder)
-        wanted = prompts if prompts is not None else own.prompts or usual or {}
-        self.facts = own if wanted == own.prompts else prompted(own, wanted, self.tokenizer)
+        self._cache, own = convert(folder)
+        prompts = prompts if prompts is not None else own.prompts or usual or {}
+        self.config = own if prompts == own.prompts else with_prompts(own, prompts, self.tokenizer)
         self._own_prompts = own.prompts
-        self._loading = threading.Lock()
+        # Lowered where a device runs out of memory.
+        self._max_batch_tokens = self._max_in_flight = sys.maxsize
 
     @property
     def dtype(self) -> str:
         """The precision, of int8 with a digest of the texts it is calibrated on: others make other
         vectors."""
-        return f"int8-{self._calibrated_on}" if self.precision == "int8" else self.precision
+        return f"int8-{self._calibration}" if self.precision == "int8" else self.precision
 
     @property
-    def _calibrated_on(self) -> str:
-        prompt = self.facts.prompts.get("document", "")
+    def _calibration(self) -> str:
+        prompt = self.config.prompts.get("document", "")
         foreign = [prompt] if prompt != self._own_prompts.get("document", "") else []
         return digest(*(text.encode() for text in self.samples + foreign)).hex()
 
@@ -77,66 +83,75 @@ class Engine:
     def request_tokens(self) -> int:
         return ACCELERATOR_REQUEST_TOKENS if _torch.accelerator() else REQUEST_TOKENS
 
-    @functools.cached_property
+    @once
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self._cache)
 
-    @functools.cached_property
+    @once
     def _cutting_tokenizer(self) -> Tokenizer:
         tokenizer = load_tokenizer(self._cache)
-        tokenizer.enable_truncation(self.facts.max_tokens, direction=self.facts.cut)
+        tokenizer.enable_truncation(self.config.max_tokens, direction=self.config.cut)
         return tokenizer
 
     @property
-    def backend(self) -> Backend:
-        """Loaded at first use. Raises ProviderError if this machine cannot compute in the wanted
-        precision."""
-        with self._loading:
-            return self._backend
+    def batch_tokens(self) -> int:
+        """Of one batch, padding included: what the backend says, or what its memory has room for."""
+        return min(self.backend.batch_tokens, self._max_batch_tokens)
 
-    @functools.cached_property
-    def _backend(self) -> Backend:
+    @property
+    def in_flight(self) -> int:
+        """Batches that are started before the first is finished."""
+        return min(self.backend.in_flight, self._max_in_flight)
+
+    @once
+    def backend(self) -> Backend:
+        """Loaded at first use. Raises ProviderError if this machine cannot compute in
+        `precision`."""
         device = _torch.accelerator()
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
         if self.precision == "int8":
             return _openvino.OpenVino(self._quantized(), "int8")
-        if self.facts.problem:
+        if self.config.problem:
             log.warning(
                 "%s: torch runs this model, OpenVINO cannot: %s",
                 self.folder.name,
-                self.facts.problem,
+                self.config.problem,
             )
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 
     def _quantized(self) -> Path:
         """The graph in int8, made at first use and kept beside the other."""
-        folder = self._cache / f"int8-{self._calibrated_on}"
-        if self.facts.problem:
+        folder = self._cache / f"int8-{self._calibration}"
+        if self.config.problem:
             raise ProviderError(
-                f"{self.folder.name}: no int8, for OpenVINO cannot run it: {self.facts.problem}"
+                f"{self.folder.name}: OpenVINO cannot run this model, so there is no int8 of it "
+                f"({self.config.problem}). Set precision to 'auto'."
             )
         graph = folder / "model.xml"
         if not graph.exists():
             ids = self._ids(self.samples, "document")
-            with kept_folder(folder, graph.name) as draft:
+            with fill_folder(folder, graph.name) as draft:
                 _openvino.quantize(self._cache / graph.name, ids, draft / graph.name)
         return graph
 
-    def embed(self, texts: Sequence[str], input_type: InputType) -> Vectors:
+    def embed(self, texts: Sequence[str], input_type: str) -> Vectors:
         """float32[len(texts), d], each text after its input type's prompt; what is too long is cut
         at the model's limit."""
-        vectors = np.empty((len(texts), self.facts.dimensions), np.float32)
-        self._compute(self._ids(texts, input_type), vectors, self.facts.unpooled.get(input_type, 0))
-        if self.facts.normalized and self.backend.precision != "float32":
-            vectors = unit(vectors)  # half precision is 0.4% off
+        vectors = np.empty((len(texts), self.config.dimensions), np.float32)
+        self._compute(
+            self._ids(texts, input_type), vectors, self.config.unpooled.get(input_type, 0)
+        )
+        if self.config.normalized and self.backend.precision != "float32":
+            # Half precision is 0.4% off the unit length.
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
-    def _ids(self, texts: Sequence[str], input_type: InputType) -> list[list[int]]:
-        prompt = self.facts.prompts.get(input_type, "")
+    def _ids(self, texts: Sequence[str], input_type: str) -> list[list[int]]:
+        prompt = self.config.prompts.get(input_type, "")
         encodings = self._cutting_tokenizer.encode_batch_fast(
-            [prompt + text for text in texts], add_special_tokens=self.facts.special_tokens
+            [prompt + text for text in texts], add_special_tokens=self.config.special_tokens
         )
         return [entry.ids for entry in encodings]
 
@@ -146,39 +161,36 @@ class Engine:
         A batch that has no room is tried once more alone, then in halves.
         """
         backend = self.backend
-        waiting = deque(token_batches([len(entry) for entry in ids], backend.batch_tokens))
+        waiting = deque(token_batches([len(entry) for entry in ids], self.batch_tokens))
         running: deque[tuple[Any, list[int]]] = deque()
         while waiting or running:
             try:
-                if waiting and len(running) < backend.in_flight:
+                if waiting and len(running) < self.in_flight:
                     rows = waiting.popleft()
                     running.append((backend.start(*self._padded(ids, rows, unpooled)), rows))
                 else:
                     handle, rows = running.popleft()
                     vectors[rows] = backend.finish(handle)
             except OutOfMemory as error:
-                alone = backend.in_flight == 1 and not running
-                waiting.extendleft(
-                    self._halves(rows, len(ids[rows[0]]), error) if alone else [rows]
-                )
-                backend.in_flight = 1
+                alone = self.in_flight == 1 and not running
+                self._max_in_flight = 1
+                again = self._halves(rows, len(ids[rows[0]]), error) if alone else [rows]
+                waiting.extendleft(again)
 
     def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
         """Both halves of a batch that has no room even alone; later batches are cut as small from
         the start."""
-        backend = self.backend
+        device = self.backend.name
         if len(rows) == 1:
             raise ProviderError(
-                f"{self.folder.name}: no memory for a single text of {width} tokens on {backend.name}: {error} "
-                "Free some, or set preprocessing.chunk.max_tokens lower."
+                f"{self.folder.name}: no memory for a single text of {width} tokens on {device}: "
+                f"{error} Free some, or set preprocessing.chunk.max_tokens lower."
             ) from error
-        if (
-            len(rows) * width <= backend.batch_tokens
-        ):  # else it was cut before the budget was lowered
-            backend.batch_tokens = len(rows) * width // 2
+        if len(rows) * width <= self.batch_tokens:  # else it was cut before the limit was lowered
+            self._max_batch_tokens = len(rows) * width // 2
             log.warning(
                 "%s: out of memory on %s; from now on %d tokens at a time",
-                *(self.folder.name, backend.name, backend.batch_tokens),
+                *(self.folder.name, device, self._max_batch_tokens),
             )
         middle = len(rows) // 2
         return [rows[middle:], rows[:middle]]
@@ -187,7 +199,7 @@ class Engine:
         self, ids: list[list[int]], rows: list[int], unpooled: int
     ) -> tuple[Array, Array, Array]:
         width = max(1, len(ids[rows[0]]))
-        tokens = np.full((len(rows), width), self.facts.pad_id, np.int64)
+        tokens = np.full((len(rows), width), self.config.pad_id, np.int64)
         mask = np.zeros((len(rows), width), np.int64)
         for line, row in enumerate(rows):
             tokens[line, : len(ids[row])] = ids[row]
@@ -232,8 +244,8 @@ def calibration_texts(path: Path) -> list[str]:
         ) from error
     if len(lines) < MIN_CALIBRATION_TEXTS:
         raise ProviderError(
-            f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} or more. "
-            "Write some hundred of your own, one a line."
+            f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} "
+            "or more. Write some hundred of your own, one a line."
         )
-    chosen = np.linspace(0, len(lines) - 1, min(len(lines), CALIBRATION_TEXTS)).round().astype(int)
-    return [lines[at] for at in chosen]
+    count = min(len(lines), CALIBRATION_TEXTS)
+    return [lines[at] for at in np.linspace(0, len(lines) - 1, count).round().astype(int)]

@@ -18,9 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision, damaged
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    Vectors,
+    damage_error,
+)
 from embedding_pipelines.inference.torch import forward
-from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,7 +39,7 @@ OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO'
 
 # Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds
 # the guard of a static of its C++ and waits for Python, the other the reverse (seen once in some
-# dozen runs).
+# dozen runs). These statics belong to the process, and so does the lock.
 IN_TURN = threading.Lock()
 
 
@@ -53,8 +59,8 @@ class OpenVino(Backend):
         has_bfloat16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and not has_bfloat16:
             raise ProviderError(
-                "This processor does not compute in bfloat16. Set precision to 'auto', which takes bfloat16 where "
-                "the processor has it and float32 elsewhere, or to 'float32'."
+                "This processor does not compute in bfloat16. Set precision to 'auto', which takes "
+                "bfloat16 where the processor has it and float32 elsewhere, or to 'float32'."
             )
         self.precision = "int8" if precision == "int8" else "float32"
         if precision == "bfloat16" or (precision == "auto" and has_bfloat16):
@@ -64,7 +70,7 @@ class OpenVino(Backend):
         try:
             self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
-            raise damaged(graph.parent, str(error).strip().splitlines()[-1]) from error
+            raise damage_error(graph.parent, str(error).strip().splitlines()[-1]) from error
         self._idle: deque[Any] = deque()
         one = np.ones((1, 1), np.int64)
         self.finish(self.start(one, one, one))  # by one thread alone: see IN_TURN
@@ -76,12 +82,12 @@ class OpenVino(Backend):
         except IndexError:
             with IN_TURN:
                 request = self._compiled.create_infer_request()
-        with _readable(), IN_TURN:
+        with _translate_errors(), IN_TURN:
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
-        with _readable():
+        with _translate_errors():
             handle.wait()
         with IN_TURN:
             vectors = np.array(handle.get_output_tensor(0).data, np.float32)
@@ -90,7 +96,7 @@ class OpenVino(Backend):
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as
     ProviderError."""
     try:
@@ -156,11 +162,11 @@ def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
     rows = [np.array([sample], np.int64) for sample in samples]
     data = nncf.Dataset([{0: row, 1: np.ones_like(row), 2: np.ones_like(row)} for row in rows])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
-        made = nncf.quantize(
+        quantized = nncf.quantize(
             openvino.Core().read_model(graph),
             data,
             subset_size=len(rows),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
         )
-    openvino.save_model(made, path, compress_to_fp16=False)
+    openvino.save_model(quantized, path, compress_to_fp16=False)

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    Vectors,
+)
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,20 +58,20 @@ class Torch(Backend):
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         import torch
 
-        with self._turn, _readable(), torch.inference_mode():
+        with self._turn, _translate_errors(), torch.inference_mode():
             return forward(
                 self._model,
-                *(self._moved(torch.from_numpy(part)) for part in (tokens, mask, pooled)),
+                *(self._on_device(torch.from_numpy(part)) for part in (tokens, mask, pooled)),
             )
 
     def finish(self, handle: Any) -> Vectors:
-        with _readable():
+        with _translate_errors():
             vectors: Vectors = handle.float().cpu().numpy()
         return vectors
 
-    def _moved(self, tensor: Any) -> Any:
-        pinned = tensor.pin_memory() if self._device == "cuda" else tensor
-        return pinned.to(self._device, non_blocking=True)
+    def _on_device(self, tensor: Any) -> Any:
+        source = tensor.pin_memory() if self._device == "cuda" else tensor
+        return source.to(self._device, non_blocking=True)
 
 
 def _fastest(device: Device) -> str:
@@ -80,7 +85,7 @@ def _fastest(device: Device) -> str:
 
 
 @contextlib.contextmanager
-def _readable() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     import torch
 
     try:
@@ -108,9 +113,8 @@ def accelerator() -> Device | None:
     else:
         spec = importlib.util.find_spec("torch")
         places = spec.submodule_search_locations if spec else None
-        built_for = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
-        built = bool(built_for.get("cuda") or built_for.get("hip"))
-        may_have = built and (
+        version = runpy.run_path(str(Path(places[0]) / "version.py")) if places else {}
+        may_have = bool(version.get("cuda") or version.get("hip")) and (
             platform.system() != "Linux" or any(Path(device).exists() for device in GPU_DEVICES)
         )
     if not may_have:
@@ -135,11 +139,9 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     first, *others = model
     bag = getattr(first, "embedding", None)
     if isinstance(bag, EmbeddingBag):
-        seen = mask.unsqueeze(-1).to(bag.weight.dtype)
-        features = {
-            "sentence_embedding": (embedding(tokens, bag.weight) * seen).sum(1)
-            / seen.sum(1).clamp(min=1)
-        }
+        weights = mask.unsqueeze(-1).to(bag.weight.dtype)
+        total = (embedding(tokens, bag.weight) * weights).sum(1)
+        features = {"sentence_embedding": total / weights.sum(1).clamp(min=1)}
     else:
         features = first({"input_ids": tokens, "attention_mask": mask})
         features["attention_mask"] = pooled

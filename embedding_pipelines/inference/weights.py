@@ -128,12 +128,12 @@ def _from_package(model: str) -> Path | None:
         return None
     folder = Path(spec.submodule_search_locations[0]) / packaged.subfolder
     weights = folder / "model.safetensors"
-    found = file_sha256(weights) if weights.is_file() else "no such file"
-    if found != packaged.sha256:
+    sha256 = file_sha256(weights) if weights.is_file() else "no such file"
+    if sha256 != packaged.sha256:
         raise ProviderError(
-            f"{weights}: the package {packaged.package!r} does not carry the official weights of {model!r} "
-            f"(SHA-256 {found}, official {packaged.sha256}). Uninstall the package to load the model from "
-            "the hub, or name a folder with the official files."
+            f"{weights}: the package {packaged.package!r} does not carry the official weights of "
+            f"{model!r} (SHA-256 {sha256}, official {packaged.sha256}). Uninstall the package to "
+            "load the model from the hub, or name a folder with the official files."
         )
     return folder
 
@@ -153,9 +153,10 @@ def _from_hub(model: str, revision: str | None) -> Path:
         return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ProviderError(
-            f"Model {model!r}{f' at commit {revision}' if revision else ''} is no folder below the home folder, is "
-            f"carried by no installed package, and the Hugging Face hub did not give it: {_first_line(error)} Check "
-            "the name, the network, or install the extra 'offline' for all-MiniLM-L6-v2."
+            f"Model {model!r}{f' at commit {revision}' if revision else ''} is no folder below the "
+            "home folder, is carried by no installed package, and the Hugging Face hub did not "
+            f"give it: {_first_line(error)} Check the name, the network, or install the extra "
+            "'offline' for all-MiniLM-L6-v2."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A user's own class: found by its import path, made once, asked, and believed only as far as its
+"""A user's own class: imported by its path, made once, called, and believed only as far as its
 answer is checked."""
 
 from __future__ import annotations
@@ -6,33 +6,36 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import InputType, Provider
+from embedding_pipelines.providers.base import InputType, ProviderOptions, Vectors
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
 
+# Where modules are looked for, and which are there by name, belongs to the process, and so does the
+# lock: one class is imported at a time.
+IMPORTING = threading.RLock()
+
 
 @dataclass(frozen=True)
-class Loaded:
+class Instance:
     """An instance of a user's class, and what it says of itself."""
 
     name: str  # "my_package.my_module:MyModel", for errors
     dimensions: int
     revision: str
     call: Callable[[list[str], InputType], Any]
-    one_at_a_time: threading.Lock
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         """float32[n, dimensions]; ProviderError if the class fails or answers anything else."""
@@ -42,160 +45,165 @@ class Loaded:
             raise
         except Exception as error:
             raise ProviderError(
-                f"{self.name} failed on {len(inputs)} texts: {_said(error)}. Mend the class."
+                f"{self.name} failed on {len(inputs)} texts: {_describe(error)}. Mend the class."
             ) from error
-        wanted = (len(inputs), self.dimensions)
-        vectors = self._array(answer, wanted)
-        if vectors.shape != wanted:
+        vectors = self._array(answer, len(inputs))
+        if vectors.shape != (len(inputs), self.dimensions):
             raise ProviderError(
-                f"{self.name} returned an array of shape {vectors.shape} for {len(inputs)} texts of {self.dimensions} "
-                "dimensions. Return one row for each text, and set `dimensions` to the length of a row."
+                f"{self.name} returned an array of shape {vectors.shape} for {len(inputs)} texts of "
+                f"{self.dimensions} dimensions. Return one row for each text, and set `dimensions` "
+                "to the length of a row."
             )
-        with np.errstate(over="ignore"):  # becomes infinity, which is refused where it is used
+        with np.errstate(over="ignore"):  # becomes infinity, which is rejected where it is used
             return vectors.astype(np.float32)
 
-    def _array(self, answer: Any, wanted: tuple[int, int]) -> NDArray[Any]:
-        remedy = f"Return a list of {wanted[0]} rows of {wanted[1]} numbers, or such an array."
+    def _array(self, answer: Any, rows: int) -> NDArray[Any]:
+        remedy = f"Return a list of {rows} rows of {self.dimensions} numbers, or such an array."
+        kind = type(answer).__name__
         try:
             vectors: NDArray[Any] = np.asarray(answer)
         except Exception as error:  # ragged lists; tensors of a GPU
-            found = f"a {type(answer).__name__} that is no table of numbers"
             raise ProviderError(
-                f"{self.name} returned {found} ({_said(error)}). {remedy}"
+                f"{self.name} returned a {kind} that is no table of numbers ({_describe(error)}). "
+                f"{remedy}"
             ) from error
         if vectors.dtype.kind not in "fiu":
-            raise ProviderError(
-                f"{self.name} returned a {type(answer).__name__}, not numbers. {remedy}"
-            )
+            raise ProviderError(f"{self.name} returned a {kind}, not numbers. {remedy}")
         return vectors
 
 
-def load(home: Path, cls: str, options: str) -> Loaded:
-    """An instance of `cls` made with `options`, a JSON object. Raises ConfigError saying what it
-    lacks."""
-    with _importable(home, cls.partition(".")[0].partition(":")[0]) as own:
-        found = _class(home, cls, own)
+def load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
+    """An instance of `cls` made with `options`. Raises ConfigError saying what it lacks."""
+    with IMPORTING, _importable(home):
+        user_class = _class(home, cls)
         try:
-            instance = found(**json.loads(options))
+            instance = user_class(**options)
         except Exception as error:
+            names = ", ".join(map(repr, options)) or "(none)"
             raise ConfigError(
-                f"custom: {cls} cannot be made with options {_names(options)}: {_said(error)}. Mend the options or the "
-                "class."
+                f"custom: {cls} cannot be made with options {names}: {_describe(error)}. Mend the "
+                "options or the class."
             ) from error
-    return Loaded(
-        cls,
-        _dimensions(instance, cls),
-        _revision(instance, cls),
-        _call(instance, cls),
-        threading.Lock(),
-    )
+        revision = _revision(instance, cls)
+    return Instance(cls, _dimensions(instance, cls), revision, _call(instance, cls))
 
 
-def _class(home: Path, cls: str, own: str | None) -> type:
-    """The class itself; `own` is the file of its package where that lies in the home folder."""
+def _class(home: Path, cls: str) -> type:
     module_name, _, class_name = cls.partition(":")
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        where = f"neither below {home} nor installed"
-        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
+        reason = f"{_describe(error)}. Mend the module"
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
             f"{error.name}."
-        )
-        reason = (
-            f"there is no such module, {where}. Mend `cls`"
-            if missing
-            else f"{_said(error)}. Mend the module"
-        )
+        ):
+            reason = f"there is no such module, neither below {home} nor installed. Correct `cls`"
         raise ConfigError(f"custom: the module of {cls} cannot be imported: {reason}.") from error
     top = module_name.partition(".")[0]
-    loaded = getattr(sys.modules[top], "__file__", None) or "Python itself"
-    if own and not (Path(loaded).exists() and Path(loaded).samefile(own)):
+    own = PathFinder.find_spec(top, [str(home)])
+    if own is not None and own.origin and not _is_of(sys.modules[top], own):
+        loaded_from = getattr(sys.modules[top], "__file__", None) or "Python itself"
         raise ConfigError(
-            f"custom: {own} is not what Python knows as {top!r}, which is already loaded from {loaded}. "
-            "Give yours another name."
+            f"custom: {own.origin} is not what Python knows as {top!r}, which is already loaded "
+            f"from {loaded_from}. Give yours another name."
         )
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
+    value = getattr(module, class_name, None)
+    if not isinstance(value, type):
         raise ConfigError(
-            f"custom: {getattr(module, '__file__', None) or module_name} has no class {class_name!r}. Mend `cls`."
+            f"custom: {getattr(module, '__file__', None) or module_name} has no class "
+            f"{class_name!r}. Correct `cls`."
         )
-    if issubclass(found, Provider):
+    if issubclass(value, ProviderOptions):
         raise ConfigError(
-            f"custom: {cls} is a provider of its own. Register it in your package's pyproject.toml under "
-            '[project.entry-points."embedding_pipelines.providers"], and choose it by its kind.'
+            f"custom: {cls} is a provider of its own. Register it in your package's pyproject.toml "
+            'under [project.entry-points."embedding_pipelines.providers"], and choose it by its '
+            "kind."
         )
-    return found
+    return value
 
 
 @contextlib.contextmanager
-def _importable(home: Path, package: str) -> Iterator[str | None]:
-    """The file of `package` if that lies in the home folder; inside the block it is imported from
-    there.
+def _importable(home: Path) -> Iterator[None]:
+    """Inside the block modules of the home folder are imported from there; afterwards those that
+    came with it are known to whoever holds them, and no longer by name.
 
     No byte code is written there: it is told from its source by the second, so a quick edit could
     go unseen.
     """
     importlib.invalidate_caches()
-    spec = PathFinder.find_spec(package, [str(home)])
-    if spec is None:
-        yield None
-        return
-    written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    before, write_none = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(home))
     try:
-        yield spec.origin
+        yield
     finally:
         sys.path.remove(str(home))
-        sys.dont_write_bytecode = written
+        sys.dont_write_bytecode = write_none
+        names = sys.modules.keys() - before
+        own = {
+            top
+            for top in {name.partition(".")[0] for name in names} - before
+            if (spec := PathFinder.find_spec(top, [str(home)]))
+            and _is_of(sys.modules.get(top), spec)
+        }
+        for name in names:
+            if name.partition(".")[0] in own:
+                del sys.modules[name]
+
+
+def _is_of(module: ModuleType | None, spec: ModuleSpec) -> bool:
+    """Whether a module is the one that `spec` is of: the same file, or the same folder of one
+    without a file."""
+    if spec.origin is None:
+        return list(getattr(module, "__path__", ())) == list(spec.submodule_search_locations or ())
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).exists() and Path(file).samefile(spec.origin)
 
 
 def _dimensions(instance: object, cls: str) -> int:
-    found = getattr(instance, "dimensions", getattr(instance, "dims", None))
-    if not isinstance(found, int | np.integer) or isinstance(found, bool) or found < 1:
-        said = "says nothing of" if found is None else f"says {found!r} of"
+    value = getattr(instance, "dimensions", getattr(instance, "dims", None))
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        says = "says nothing of" if value is None else f"says {value!r} of"
         raise ConfigError(
-            f"custom: {cls} {said} the length of its vectors. Give it an attribute `dimensions` (or `dims`), a number."
+            f"custom: {cls} {says} the length of its vectors. Give it an attribute `dimensions` "
+            "(or `dims`), a number."
         )
-    return int(found)
+    return int(value)
 
 
 def _revision(instance: object, cls: str) -> str:
     """What the class says, else the digest of the file that it is written in."""
-    found = getattr(instance, "revision", None)
-    if isinstance(found, str | int):
-        return str(found)
-    if found is not None:
+    value = getattr(instance, "revision", None)
+    if isinstance(value, str | int):
+        return str(value)
+    if value is not None:
         raise ConfigError(
-            f"custom: the `revision` of {cls} is a {type(found).__name__}, not a string. Mend the class."
+            f"custom: the `revision` of {cls} is a {type(value).__name__}, not a string. Mend the "
+            "class."
         )
     try:
         file = Path(inspect.getfile(type(instance)))
         return digest(file.read_bytes()).hex()
     except (TypeError, OSError) as error:
         raise ConfigError(
-            f"custom: the source of {cls} cannot be read ({_said(error)}). Give the class an attribute `revision` that "
-            "changes when its vectors change."
+            f"custom: the source of {cls} cannot be read ({_describe(error)}). Give the class an "
+            "attribute `revision` that changes when its vectors change."
         ) from error
 
 
 def _call(instance: object, cls: str) -> Callable[[list[str], InputType], Any]:
-    embed, generate_batch = (
-        getattr(instance, "embed", None),
-        getattr(instance, "generate_batch", None),
-    )
+    embed: Any = getattr(instance, "embed", None)
+    generate_batch: Any = getattr(instance, "generate_batch", None)
     if callable(embed):
         return lambda texts, input_type: embed(texts, input_type)
     if callable(generate_batch):
         return lambda texts, _: generate_batch(texts)
     raise ConfigError(
-        f"custom: {cls} has no method embed(texts, input_type) -> float32[n, d], nor generate_batch(texts). Add one."
+        f"custom: {cls} has no method embed(texts, input_type) -> float32[n, d], nor "
+        "generate_batch(texts). Add one."
     )
 
 
-def _names(options: str) -> str:
-    return ", ".join(repr(name) for name in json.loads(options)) or "(none)"
-
-
-def _said(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     words = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -24,10 +24,9 @@ from typing import IO, Any, cast
 import numpy as np
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.inference.backend import damaged
-from embedding_pipelines.inference.cache import kept_folder
+from embedding_pipelines.inference.backend import Vectors, damage_error
+from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import file_sha256
-from embedding_pipelines.vectors import Vectors
 
 CACHE_LAYOUT = "1"  # raise it when what is cached changes
 ALL_WORDS = "words.json"
@@ -35,9 +34,9 @@ LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All that a pickle of KeyedVectors names. Whatever else a file asks for is refused, so that opening
-# it runs no code.
-PICKLED = {
+# All that a pickle of KeyedVectors names. Whatever else a file asks for is rejected, so that
+# opening it runs no code.
+PICKLE_NAMES = {
     *(
         ("gensim.models.keyedvectors", name)
         for name in ("KeyedVectors", "Word2VecKeyedVectors", "Vocab")
@@ -52,15 +51,18 @@ PICKLED = {
 
 @dataclass(frozen=True)
 class WordVectors:
-    """float32[words, d], mapped into memory, and which word stands in which row."""
+    """float32[words, d], mapped into memory, which word stands in which row, and the file that they
+    are from."""
 
+    path: Path
+    sha256: str  # of the file's content
     rows: dict[str, int]
     vectors: Vectors
 
-    def known(self, words: Sequence[str]) -> list[int]:
-        """Rows of the words there are, each as it is written, else in lower case."""
-        found = (self.rows.get(word, self.rows.get(word.lower(), -1)) for word in words)
-        return [row for row in found if row >= 0]
+    def rows_of(self, words: Sequence[str]) -> list[int]:
+        """Rows of the words that have one, each as it is written, else in lower case."""
+        rows = (self.rows.get(word, self.rows.get(word.lower(), -1)) for word in words)
+        return [row for row in rows if row >= 0]
 
 
 def parts(path: Path) -> list[Path]:
@@ -68,37 +70,40 @@ def parts(path: Path) -> list[Path]:
     is none."""
     if not path.is_file():
         raise ProviderError(
-            f"{path}: there is no such file of word vectors. Put it there, or mend `vectors`."
+            f"{path}: there is no such file of word vectors. Put it there, or correct `vectors`."
         )
-    return [path, *sorted(Path(found) for found in glob.glob(f"{glob.escape(str(path))}.*.npy"))]
+    return [path, *sorted(Path(name) for name in glob.glob(f"{glob.escape(str(path))}.*.npy"))]
 
 
 def content_sha256(path: Path) -> str:
     """SHA-256 over the content of all parts; read once per process as long as they do not
     change."""
-    found = [file_sha256(part) for part in parts(path)]
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+    digests = [file_sha256(part) for part in parts(path)]
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def opened(path: Path, content: str) -> WordVectors:
-    """The vectors of a file whose `content_sha256` is `content`.
+def load_vectors(path: Path) -> WordVectors:
+    """The vectors of a file.
 
     Raises ProviderError if the file is in none of the formats, or ends too early.
     """
     from platformdirs import user_cache_path
 
-    cache = user_cache_path("embedding-pipelines") / f"{content[:32]}-word2vec-{CACHE_LAYOUT}"
+    sha256 = content_sha256(path)
+    cache = user_cache_path("embedding-pipelines") / f"{sha256[:32]}-word2vec-{CACHE_LAYOUT}"
     if not (cache / ALL_WORDS).exists():
-        _convert(path, cache)
+        _fill(cache, path)
     try:
         words: list[str] = json.loads((cache / ALL_WORDS).read_text(encoding="utf-8"))
         vectors = np.memmap(cache / "vectors.f32", np.float32, "r").reshape(len(words), -1)
     except (OSError, ValueError) as error:
-        raise damaged(cache, error) from error
-    return WordVectors({word: row for row, word in enumerate(words)}, vectors)
+        raise damage_error(cache, error) from error
+    return WordVectors(path, sha256, {word: row for row, word in enumerate(words)}, vectors)
 
 
-def required(module: str) -> Any:
+def import_gensim(module: str) -> Any:
     """A module of gensim; ConfigError if gensim is not installed."""
     try:
         return import_module(module)
@@ -109,9 +114,9 @@ def required(module: str) -> Any:
         ) from error
 
 
-def _convert(path: Path, cache: Path) -> None:
-    """Fill the cache folder."""
-    with kept_folder(cache, ALL_WORDS) as draft:
+def _fill(cache: Path, path: Path) -> None:
+    """Fill the cache folder of the file at `path`."""
+    with fill_folder(cache, ALL_WORDS) as draft:
         words: dict[str, None] = {}
         with (draft / "vectors.f32").open("wb") as file:
             try:
@@ -120,22 +125,22 @@ def _convert(path: Path, cache: Path) -> None:
                         words[word] = None
                         file.write(vector.tobytes())
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise _refused(path, f"it cannot be unpacked ({error})") from error
+                raise _unreadable(path, f"it cannot be unpacked ({error})") from error
         if not words:
-            raise _refused(path, "it holds no word")
+            raise _unreadable(path, "it holds no word")
         (draft / ALL_WORDS).write_text(json.dumps(list(words)), encoding="utf-8")
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
     """Words and their vectors float32[d], one by one; the format is told by the first two lines."""
-    with _unpacked(path) as file:
+    with _open(path) as file:
         first = file.readline(LINE_BYTES)
         if first[:1] == b"\x80":
-            yield from _pickled(path)
+            yield from _keyed_vectors(path)
             return
         fields = first.split()
         if len(fields) < 2:
-            raise _refused(
+            raise _unreadable(
                 path, "its first line is no word with numbers" if first else "it is empty"
             )
         if len(fields) > 2 or not all(field.isdigit() for field in fields):
@@ -143,25 +148,26 @@ def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
             return
         count, dimensions = int(fields[0]), int(fields[1])
         if not 0 < dimensions <= MAX_DIMENSIONS:
-            raise _refused(path, f"its first line speaks of vectors of {dimensions:,} numbers")
-        at = file.tell()
+            raise _unreadable(path, f"its first line speaks of vectors of {dimensions:,} numbers")
+        start = file.tell()
         second = file.readline(LINE_BYTES)
-        file.seek(at)
-        text = _vector(second, dimensions) is not None
-        found = _text(path, file, dimensions, 2) if text else _binary(path, file, count, dimensions)
-        read = 0
-        for entry in found:
+        file.seek(start)
+        if _vector(second, dimensions) is not None:
+            entries = _text(path, file, dimensions, 2)
+        else:
+            entries = _binary(path, file, count, dimensions)
+        number = 0
+        for number, entry in enumerate(entries, 1):  # noqa: B007 - how many there were
             yield entry
-            read += 1
-        if read < count:
-            raise _refused(path, f"it ends after {read:,} of {count:,} words")
+        if number < count:
+            raise _unreadable(path, f"it ends after {number:,} of {count:,} words")
 
 
-def _unpacked(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes]:
     """The file open for reading, through gzip if it begins as such files do."""
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if is_gzip else path.open("rb")
 
 
 def _text(
@@ -170,10 +176,10 @@ def _text(
     for number, line in enumerate(lines, start):
         if not line.strip():
             continue
-        found = _vector(line, dimensions)
-        if found is None:
-            raise _refused(path, f"line {number:,} is not a word and {dimensions} numbers")
-        yield found
+        entry = _vector(line, dimensions)
+        if entry is None:
+            raise _unreadable(path, f"line {number:,} is not a word and {dimensions} numbers")
+        yield entry
 
 
 def _vector(line: bytes, dimensions: int) -> tuple[str, Vectors] | None:
@@ -196,7 +202,7 @@ def _binary(
         while (byte := file.read(1)) not in (b" ", b""):
             word += byte
             if len(word) > WORD_BYTES:
-                raise _refused(path, "it is neither text nor in word2vec's binary format")
+                raise _unreadable(path, "it is neither text nor in word2vec's binary format")
         numbers = file.read(4 * dimensions)
         if len(numbers) < 4 * dimensions:
             return
@@ -205,35 +211,35 @@ def _binary(
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core").replace(
-            "__builtin__", "builtins"
-        )  # their older names
-        if (module, name) not in PICKLED:
+        # By their present names, should the file have older ones.
+        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
+        if (module, name) not in PICKLE_NAMES:
             raise pickle.UnpicklingError(
                 f"it holds {module}.{name}, which is no part of word vectors"
             )
         return super().find_class(module, name)
 
 
-def _pickled(path: Path) -> Iterator[tuple[str, Vectors]]:
-    required("gensim.models.keyedvectors")
+def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
+    import_gensim("gensim.models.keyedvectors")
     try:
-        with _unpacked(path) as file:
-            found = _Unpickler(file).load()
-        compressed, named = found._adapt_by_suffix(str(path))
-        found._load_specials(str(path), None, compressed, named)
-        words, vectors = found.index_to_key, np.asarray(found.vectors, np.float32)
+        with _open(path) as file:
+            table = _Unpickler(file).load()
+        compress, suffix = table._adapt_by_suffix(str(path))
+        table._load_specials(str(path), None, compress, suffix)
+        words, vectors = table.index_to_key, np.asarray(table.vectors, np.float32)
     except Exception as error:  # a damaged pickle raises anything
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _refused(
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _unreadable(
             path,
-            f"gensim's KeyedVectors cannot be read from it ({said}); of a model, save `model.wv`",
+            f"gensim's KeyedVectors cannot be read from it ({reason}); of a model, save `model.wv`",
         ) from error
     yield from zip(words, vectors, strict=True)
 
 
-def _refused(path: Path, reason: str) -> ProviderError:
+def _unreadable(path: Path, reason: str) -> ProviderError:
     return ProviderError(
-        f"{path}: this is no file of word vectors that can be read: {reason}. Name one in word2vec's text or binary "
-        "format, GloVe's or fastText's text, or one that gensim's KeyedVectors.save wrote."
+        f"{path}: this is no file of word vectors that can be read: {reason}. Name one in "
+        "word2vec's text or binary format, GloVe's or fastText's text, or one that gensim's "
+        "KeyedVectors.save wrote."
     )

@@ -1,4 +1,4 @@
-"""Word vectors learnt from a pipeline's own texts, by gensim; the same texts and options give the
+"""Word vectors trained on a pipeline's own texts, by gensim; the same texts and options give the
 same file."""
 
 import zlib
@@ -8,20 +8,19 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.files import draft_beside, replacing
-from embedding_pipelines.providers._word2vec_files import required
-from embedding_pipelines.providers._word2vec_words import words_of
+from embedding_pipelines.providers._word2vec_files import import_gensim
+from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 
 
 class Training(BaseModel):
-    """How word2vec learns: skip-gram's counterpart CBOW with five negative samples, gensim's own
+    """How word2vec is trained: skip-gram's counterpart CBOW with five negative samples, gensim's own
     defaults else."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dimensions: int = Field(100, ge=2, le=4096)
     window: int = Field(5, ge=1)
-    """Words to the left and to the right that a word is learnt from."""
+    """Words to the left and to the right that a word's vector is trained on."""
 
     min_count: int = Field(2, ge=1)
     """Rarer words are left out, and have no vector."""
@@ -30,31 +29,33 @@ class Training(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
-def train(texts: Iterable[str], options: Training, path: Path) -> None:
-    """Learn from `texts` and write `path`, in word2vec's binary format; a reader never meets half
+def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
+    """Train on `texts` and write `path`, in word2vec's binary format; a reader never meets half
     of it.
 
     `texts` is read once: its words are kept in a temporary file beside `path`, which each epoch
     reads. Memory is bounded by the number of different words. Raises SourceError if no word is
     frequent enough.
     """
-    word2vec = required("gensim.models.word2vec")
-    with replacing(path) as draft, draft_beside(path) as corpus:
+    word2vec = import_gensim("gensim.models.word2vec")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        corpus, draft = Path(folder) / "corpus.txt", Path(folder) / "vectors.bin"
         count = _write_words(texts, corpus)
         model = word2vec.Word2Vec(
             vector_size=options.dimensions,
             window=options.window,
             min_count=options.min_count,
             seed=options.seed,
-            workers=1,  # several threads learn in an order that differs from run to run
+            workers=1,  # several threads train in an order that differs from run to run
             hashfxn=_hash,
         )
         sentences = word2vec.LineSentence(str(corpus))
         model.build_vocab(sentences)
         if not len(model.wv):
             raise SourceError(
-                f"word2vec: no word occurs {options.min_count} times or more in the {count:,} texts to learn from. "
-                "Lower train.min_count, or give the pipeline more text."
+                f"word2vec: no word occurs {options.min_count} times or more in the {count:,} "
+                "texts to train on. Lower train.min_count, or give the pipeline more text."
             )
         model.train(sentences, total_examples=model.corpus_count, epochs=options.epochs)
         model.wv.save_word2vec_format(str(draft), binary=True)
@@ -62,10 +63,10 @@ def train(texts: Iterable[str], options: Training, path: Path) -> None:
 
 def _write_words(texts: Iterable[str], corpus: Path) -> int:
     """One text a line, its words in lower case; returns how many texts there were."""
-    count = 0
+    count, tokenizer = 0, word_tokenizer()
     with corpus.open("w", encoding="utf-8") as file:
         for text in texts:
-            file.write(" ".join(words_of(text.lower())) + "\n")
+            file.write(" ".join(split_words(text.lower(), tokenizer)) + "\n")
             count += 1
     return count
 

@@ -1,21 +1,14 @@
-"""What a word is, for learning word vectors and for looking them up: a run of letters, marks and
+"""What a word is, for training word vectors and for looking them up: a run of letters, marks and
 digits."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text as they are written; signs and white space are left out."""
-    return [word for word, _ in word_tokenizer().pre_tokenizer.pre_tokenize_str(text)]
-
-
-@functools.cache
 def word_tokenizer() -> Tokenizer:
     """Counts words; its ids mean nothing."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -23,3 +16,9 @@ def word_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+"), "removed", invert=True)
     return tokenizer
+
+
+def split_words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The words of a text as they are written; signs and white space are left out. `tokenizer`
+    is a `word_tokenizer()`."""
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

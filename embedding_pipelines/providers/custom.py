@@ -11,7 +11,8 @@
 Without an attribute `revision` the source file of the class stands for it: an edited file makes a
 new space. A class whose vectors depend on more, such as weights or another module, says so with a
 `revision` of its own. What it needs from the home folder it imports at the top of its module or in
-its constructor.
+its constructor; once it is made, Python no longer knows the home folder's modules by name, so that
+those of two home folders may be called the same.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, JsonValue, field_validator
 
-from embedding_pipelines.home import home
-from embedding_pipelines.providers._custom_class import Loaded, load
-from embedding_pipelines.providers.base import InputType, Limits, Provider
+from embedding_pipelines.once import forget, once
+from embedding_pipelines.providers._custom_class import Instance, load
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    EmbeddingModel,
+    InputType,
+    Limits,
+    ProviderOptions,
+    Response,
+)
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
@@ -38,20 +46,12 @@ from embedding_pipelines.vectors import Vectors, unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SECRETS = (
-    "api_key",
-    "apikey",
-    "password",
-    "secret",
-    "access_token",
-    "auth_token",
-)  # as an option's name ends
-
-_ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same instance
+# As an option's name ends.
+SECRET_NAMES = ("api_key", "apikey", "password", "secret", "access_token", "auth_token")
 
 
-class Custom(Provider):
-    """A user's class, made once per process with `options` as its keyword arguments."""
+class Custom(ProviderOptions):
+    """A user's class, made once per open model with `options` as its keyword arguments."""
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -91,71 +91,82 @@ class Custom(Provider):
     @field_validator("options")
     @classmethod
     def _hold_no_secret(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        found = [
-            name
-            for name in _names(options)
-            if name.lower().endswith(SECRETS) or name.lower() == "token"
-        ]
-        if found:
-            raise ValueError(
-                f"{found[0]!r} looks like a secret, and a pipeline file holds none: "
-                "have the class read it from an environment variable"
-            )
+        for name in _names(options):
+            if name.lower().endswith(SECRET_NAMES) or name.lower() == "token":
+                raise ValueError(
+                    f"{name!r} looks like a secret, and a pipeline file holds none: "
+                    "have the class read it from an environment variable"
+                )
         return options
-
-    @property
-    def space(self) -> Space:
-        options = self._canonical_options
-        return Space(
-            provider=self.kind,
-            model=self.cls if options == "{}" else f"{self.cls} {options}",
-            revision=self._loaded.revision,
-            dimensions=self._loaded.dimensions,
-            pooling="own",
-            prompts={},
-            max_tokens=self.max_tokens,
-            normalized=self.normalize,
-            dtype="float32",
-        )
 
     @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens
 
-    @property
-    def limits(self) -> Limits:
-        return Limits(
-            max_tokens=self.max_tokens,
-            request_tokens=self.max_tokens * self.request_texts,
-            request_texts=self.request_texts,
-            concurrent_requests=self.concurrent_requests,
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> CustomModel:
+        return CustomModel(self, home)
+
+
+class CustomModel(EmbeddingModel):
+    options: Custom
+
+    def __init__(self, options: Custom, home: Path) -> None:
+        super().__init__(options)
+        self._home = home
+        is_alone = options.concurrent_requests == 1
+        self._slot = threading.Lock() if is_alone else contextlib.nullcontext()
+
+    @functools.cached_property
+    def space(self) -> Space:
+        options, instance = self.options, self._instance
+        arguments = json.dumps(
+            options.options, sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )
+        return Space(
+            provider=options.kind,
+            model=f"{options.cls} {arguments}" if options.options else options.cls,
+            revision=instance.revision,
+            dimensions=instance.dimensions,
+            pooling="own",
+            prompts={},
+            max_tokens=options.max_tokens,
+            normalized=options.normalize,
+            dtype="float32",
         )
 
+    @property
+    def limits(self) -> Limits:
+        options = self.options
+        return Limits(
+            max_tokens=options.max_tokens,
+            request_tokens=options.max_tokens * options.request_texts,
+            request_texts=options.request_texts,
+            concurrent_requests=options.concurrent_requests,
+        )
+
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_of)
+        return load_tokenizer(self.options.tokenizer_of, self._home)
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        loaded = self._loaded
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        instance = self._instance
         if not inputs:
-            return np.empty((0, loaded.dimensions), np.float32)
-        with loaded.one_at_a_time if self.concurrent_requests == 1 else contextlib.nullcontext():
-            vectors = loaded.embed(inputs, input_type)
-        return unit(vectors) if self.normalize else vectors
+            return Response(np.empty((0, instance.dimensions), np.float32))
+        with self._slot:
+            vectors = instance.embed(inputs, input_type)
+        return Response(unit(vectors) if self.options.normalize else vectors)
 
-    @property
-    def _canonical_options(self) -> str:
-        return json.dumps(self.options, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    def close(self) -> None:
+        forget(self, "_instance")
 
-    @property
-    def _loaded(self) -> Loaded:
-        with _ONE_AT_A_TIME:
-            return _loaded(home(), self.cls, self._canonical_options)
-
-
-@functools.lru_cache(maxsize=8)
-def _loaded(home: Path, cls: str, options: str) -> Loaded:
-    """One instance per home folder, class, options and process."""
-    return load(home, cls, options)
+    @once
+    def _instance(self) -> Instance:
+        options = self.options.model_dump()[
+            "options"
+        ]  # a copy: the class may change what it is given
+        return load(self._home, self.options.cls, options)
 
 
 def _names(value: JsonValue) -> list[str]:

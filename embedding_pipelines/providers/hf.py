@@ -4,17 +4,23 @@ Face hub."""
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
-from embedding_pipelines.files import write_atomic
-from embedding_pipelines.home import home
 from embedding_pipelines.inference.backend import Precision
-from embedding_pipelines.providers.base import InputType, Limits, Provider
+from embedding_pipelines.once import forget, once
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    EmbeddingModel,
+    InputType,
+    Limits,
+    ProviderOptions,
+    Response,
+)
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
@@ -25,12 +31,11 @@ if TYPE_CHECKING:
     from embedding_pipelines.inference.encoder import Engine
 
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
-CONCURRENT_REQUESTS = 2  # one is computed while the other is tokenized, and none waits for the last batch of the other
+# One is computed while the other is tokenized, and none waits for the last batch of the other.
+CONCURRENT_REQUESTS = 2
 
-_ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same engine
 
-
-class Hf(Provider):
+class Hf(ProviderOptions):
     """A local model. Pooling, truncation, normalization and, unless given, prompts are what its own
     files say."""
 
@@ -47,14 +52,15 @@ class Hf(Provider):
     fitted on."""
 
     prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"); a input type left out gets
+    """What stands before a text, by input type ("query", "document"); one that is left out gets
     none. Default: what the model's own files name, else what its family's cards ask for."""
 
     @model_validator(mode="after")
     def _int8_is_calibrated(self) -> Self:
         if self.precision == "int8" and self.calibration is None:
             raise ValueError(
-                "precision 'int8' is calibrated on your own texts: name a file with calibration, one text a line"
+                "precision 'int8' is calibrated on your own texts: name a file with calibration, "
+                "one text a line"
             )
         if self.precision != "int8" and self.calibration is not None:
             raise ValueError(
@@ -62,81 +68,88 @@ class Hf(Provider):
             )
         return self
 
-    @property
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> HfModel:
+        return HfModel(self, home)
+
+
+class HfModel(EmbeddingModel):
+    options: Hf
+
+    def __init__(self, options: Hf, home: Path) -> None:
+        super().__init__(options)
+        self._home = home
+
+    @functools.cached_property
     def space(self) -> Space:
-        facts = self._engine.facts
+        config = self._engine.config
         return Space(
-            provider=self.kind,
-            model=self.model,
-            revision=facts.revision,
-            dimensions=facts.dimensions,
-            pooling=facts.pooling,
-            prompts=facts.prompts,
-            max_tokens=facts.max_tokens,
-            normalized=facts.normalized,
+            provider=self.options.kind,
+            model=self.options.model,
+            revision=config.revision,
+            dimensions=config.dimensions,
+            pooling=config.pooling,
+            prompts=config.prompts,
+            max_tokens=config.max_tokens,
+            normalized=config.normalized,
             dtype=self._engine.dtype,
         )
 
-    @property
+    @functools.cached_property
     def limits(self) -> Limits:
         return Limits(
-            max_tokens=self._engine.facts.max_document_tokens,
+            max_tokens=self._engine.config.max_document_tokens,
             request_tokens=self._engine.request_tokens,
             request_texts=REQUEST_TEXTS,
             concurrent_requests=CONCURRENT_REQUESTS,
         )
 
+    @property
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
 
     @property
     def tokenizer_digest(self) -> str:
-        return self._engine.facts.tokenizer
+        return self._engine.config.tokenizer
 
     @property
     def computed_by(self) -> str:
         backend = self._engine.backend
         return f"{backend.name}, {backend.precision}"
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        return self._engine.embed(inputs, input_type)
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        return Response(self._engine.embed(inputs, input_type))
 
-    def pinned(self, folder: Path) -> Self:
-        if self.calibration is None:
-            return self
-        kept = folder / f"{self._engine.dtype}.txt"
-        if not kept.exists():
-            write_atomic(kept, "\n".join(self._engine.samples) + "\n")
-        return self.model_copy(update={"calibration": kept.relative_to(home()).as_posix()})
+    def release_options(self, folder: Path) -> Hf:
+        if self.options.calibration is None:
+            return self.options
+        copy = folder / f"{self._engine.dtype}.txt"
+        if not copy.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            # In a folder of its own: another pipeline may copy the same texts at the same time.
+            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as drafts:
+                draft = Path(drafts) / copy.name
+                draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
+                draft.replace(copy)
+        calibration = copy.relative_to(self._home).as_posix()
+        return self.options.model_copy(update={"calibration": calibration})
 
-    @property
+    def close(self) -> None:
+        forget(self, "_engine")
+
+    @once
     def _engine(self) -> Engine:
-        with _ONE_AT_A_TIME:
-            prompts = (
-                None
-                if self.prompts is None
-                else tuple(
-                    sorted((str(input_type), text) for input_type, text in self.prompts.items())
-                )
-            )
-            return _engine(
-                self.model, self.revision, home(), self.precision, self.calibration, prompts
-            )
+        from embedding_pipelines.inference.encoder import Engine
+        from embedding_pipelines.inference.weights import model_folder
 
-
-@functools.lru_cache(maxsize=4)
-def _engine(
-    model: str,
-    revision: str | None,
-    home: Path,
-    precision: Precision,
-    calibration: str | None,
-    prompts: tuple[tuple[str, str], ...] | None,
-) -> Engine:
-    """One engine per model, precision, prompts and process, however many pipelines use it."""
-    from embedding_pipelines.inference.encoder import Engine
-    from embedding_pipelines.inference.weights import model_folder
-
-    texts = home / calibration if calibration else None
-    own = None if prompts is None else dict(prompts)
-    return Engine(model_folder(model, revision, home), precision, texts, own, prompts_of(model))
+        options = self.options
+        return Engine(
+            model_folder(options.model, options.revision, self._home),
+            options.precision,
+            self._home / options.calibration if options.calibration else None,
+            {str(input_type): text for input_type, text in options.prompts.items()}
+            if options.prompts is not None
+            else None,
+            prompts_of(options.model),
+        )

@@ -6,8 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -17,9 +16,18 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.home import home
 from embedding_pipelines.inference.weights import file_sha256
-from embedding_pipelines.providers.base import InputType, Limits, Provider
+from embedding_pipelines.once import forget, once
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    EmbeddingModel,
+    InputType,
+    Limits,
+    ProviderOptions,
+    Response,
+    Vectors,
+)
+from embedding_pipelines.providers.common.replies import unit
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit
@@ -27,10 +35,8 @@ from embedding_pipelines.vectors import Vectors, unit
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_ONE_AT_A_TIME = threading.Lock()  # threads that ask first at the same time get the same model
 
-
-class Tensorflow(Provider):
+class Tensorflow(ProviderOptions):
     """A local model in TensorFlow's own format; it takes texts as they are and tokenizes them
     itself."""
 
@@ -54,124 +60,127 @@ class Tensorflow(Provider):
 
     request_texts: int = Field(64, ge=1)
 
-    @property
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> TensorflowModel:
+        return TensorflowModel(self, home)
+
+
+class TensorflowModel(EmbeddingModel):
+    options: Tensorflow
+
+    def __init__(self, options: Tensorflow, home: Path) -> None:
+        super().__init__(options)
+        self._home, self._folder = home, home / options.model
+
+    @functools.cached_property
     def space(self) -> Space:
-        model = self._model
+        options, signature = self.options, self._signature
         return Space(
-            provider=self.kind,
-            model=f"{Path(self.model).name} {self.signature}:{model.output}",
-            revision=_folder_sha256(self._folder),
-            dimensions=model.dimensions,
+            provider=options.kind,
+            model=f"{Path(options.model).name} {options.signature}:{signature.output}",
+            revision=signature.sha256,
+            dimensions=signature.dimensions,
             pooling="own",
             prompts={},
-            max_tokens=self.max_tokens,
-            normalized=self.normalize,
+            max_tokens=options.max_tokens,
+            normalized=options.normalize,
             dtype="float32",
         )
 
     @property
     def limits(self) -> Limits:
-        return Limits(
-            max_tokens=self.max_tokens,
-            request_tokens=self.max_tokens * self.request_texts,
-            request_texts=self.request_texts,
-        )
+        most, texts = self.options.max_tokens, self.options.request_texts
+        return Limits(max_tokens=most, request_tokens=most * texts, request_texts=texts)
 
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_of)
+        return load_tokenizer(self.options.tokenizer_of, self._home)
 
     @property
     def computed_by(self) -> str:
         return f"tensorflow {_tensorflow().__version__}"
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        model = self._model
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        signature = self._signature
         if not inputs:
-            return np.empty((0, model.dimensions), np.float32)
-        vectors = model.run(inputs)
-        return unit(vectors) if self.normalize else vectors
+            return Response(np.empty((0, signature.dimensions), np.float32))
+        vectors = signature.run(inputs)
+        return Response(unit(vectors) if self.options.normalize else vectors)
 
-    @property
-    def _folder(self) -> Path:
-        folder = home() / self.model
-        if not (folder / "saved_model.pb").is_file():
+    def close(self) -> None:
+        forget(self, "_signature")
+
+    @once
+    def _signature(self) -> _Signature:
+        if not (self._folder / "saved_model.pb").is_file():
             raise ProviderError(
-                f"{folder}: this is no SavedModel folder: it holds no saved_model.pb. Name one that "
-                "tf.saved_model.save wrote."
+                f"{self._folder}: this is no SavedModel folder: it holds no saved_model.pb. Name "
+                "one that tf.saved_model.save wrote."
             )
-        return folder
-
-    @property
-    def _model(self) -> _Model:
-        with _ONE_AT_A_TIME:
-            folder = self._folder
-            return _loaded(folder, _folder_sha256(folder), self.signature, self.output)
+        return _load(self._folder, self.options.signature, self.options.output)
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A signature of a SavedModel. `keeper` is the loaded model, whose variables end with it."""
+class _Signature:
+    """A signature of a SavedModel. `model` is the whole of it, whose variables end with it."""
 
+    sha256: str  # of the folder
+    model: Any
     call: Callable[..., Any]
-    keeper: Any
     input: str
     output: str
-    dimensions: int
+    dimensions: int = 0
 
     def run(self, inputs: Sequence[str]) -> Vectors:
         """float32[n, dimensions]. Raises ProviderError if the graph fails."""
         tf = _tensorflow()
         texts = tf.constant([text.encode() for text in inputs])  # as bytes: a text may hold NUL
         try:
-            found = self.call(**{self.input: texts})[self.output].numpy()
+            vectors = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
             raise ProviderError(
-                f"tensorflow: the model failed on {len(inputs)} texts: {_said(error)}."
+                f"tensorflow: the model failed on {len(inputs)} texts: {_first_line(error)}."
             ) from error
-        return np.asarray(found, np.float32)
+        return np.asarray(vectors, np.float32)
 
 
-@functools.lru_cache(maxsize=4)
-def _loaded(folder: Path, content: str, signature: str, output: str | None) -> _Model:
-    """One model per folder, content and process, however many pipelines use it."""
-    tf = _tensorflow()
+def _load(folder: Path, name: str, output: str | None) -> _Signature:
+    tf, sha256 = _tensorflow(), _folder_sha256(folder)
     try:
-        keeper = tf.saved_model.load(str(folder))
+        model = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds for a damaged folder
         raise ProviderError(
-            f"{folder}: TensorFlow cannot load this SavedModel ({_said(error)}). Save it again with "
-            "tf.saved_model.save."
+            f"{folder}: TensorFlow cannot load this SavedModel ({_first_line(error)}). Save it "
+            "again with tf.saved_model.save."
         ) from error
-    if signature not in keeper.signatures:
-        raise ConfigError(_choose(folder, "signature", signature, keeper.signatures))
-    call = keeper.signatures[signature]
+    if name not in model.signatures:
+        raise ConfigError(_choose(folder, "signature", name, model.signatures))
+    call = model.signatures[name]
     (_, inputs), outputs = call.structured_input_signature, call.structured_outputs
     if len(inputs) != 1 or next(iter(inputs.values())).dtype != tf.string:
-        found = ", ".join(f"{name} ({spec.dtype.name})" for name, spec in inputs.items())
+        types = ", ".join(f"{name} ({spec.dtype.name})" for name, spec in inputs.items())
         raise ConfigError(
-            f"{folder}: the signature {signature!r} takes {found}; it should take one batch of strings."
+            f"{folder}: the signature {name!r} takes {types}; it should take one batch of strings."
         )
     if output is None and len(outputs) == 1:
         output = next(iter(outputs))
     if output is None or output not in outputs:
         raise ConfigError(_choose(folder, "output", output, outputs))
-    made = _Model(call, keeper, next(iter(inputs)), output, 0)
-    probe = made.run(["probe", "another"])  # the graph need not say how long its vectors are
-    if probe.ndim != 2 or len(probe) != 2:
+    signature = _Signature(sha256, model, call, next(iter(inputs)), output)
+    shape = signature.run(["probe", "another"]).shape  # the graph need not say how long vectors are
+    if len(shape) != 2 or shape[0] != 2:
         raise ConfigError(
-            f"{folder}: the output {output!r} is of shape {probe.shape} for two texts; it should be one vector each."
+            f"{folder}: the output {output!r} is of shape {shape} for two texts; it should be one "
+            "vector each. Set `output` to another one."
         )
-    return replace(made, dimensions=probe.shape[1])
+    return replace(signature, dimensions=shape[1])
 
 
-def _choose(folder: Path, option: str, wanted: str | None, found: Any) -> str:
-    listed = ", ".join(repr(name) for name in found) or "none"
-    lacks = (
-        f"has several: {listed}"
-        if wanted is None
-        else f"has no {option} {wanted!r}; it has {listed}"
-    )
-    return f"{folder}: the model {lacks}. Set `{option}` to the one that gives vectors."
+def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -> str:
+    choices = ", ".join(repr(choice) for choice in names) or "none"
+    lack = f"several: {choices}" if name is None else f"no {option} {name!r}; it has {choices}"
+    return f"{folder}: the model has {lack}. Set `{option}` to the one that gives vectors."
 
 
 def _tensorflow() -> Any:
@@ -193,5 +202,5 @@ def _folder_sha256(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _said(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

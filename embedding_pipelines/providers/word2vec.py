@@ -1,4 +1,4 @@
-"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or learnt from the
+"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or trained on the
 pipeline's texts.
 
 Files in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's
@@ -9,66 +9,96 @@ from __future__ import annotations
 
 import functools
 import shutil
-import threading
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import model_validator
 
-from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.files import replacing
-from embedding_pipelines.home import home
-from embedding_pipelines.providers._word2vec_files import WordVectors, content_sha256, opened, parts
-from embedding_pipelines.providers._word2vec_training import Training, train
-from embedding_pipelines.providers._word2vec_words import word_tokenizer, words_of
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Reply
+from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.once import forget, once
+from embedding_pipelines.providers._word2vec_files import (
+    WordVectors,
+    content_sha256,
+    load_vectors,
+    parts,
+)
+from embedding_pipelines.providers._word2vec_training import Training, train_vectors
+from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
+from embedding_pipelines.providers.base import (
+    NO_SECRETS,
+    InputType,
+    Limits,
+    ProviderOptions,
+    Response,
+    TrainableModel,
+)
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-RECIPE = "1"  # raise it when the vectors of the same file change
-LEARNT = "vectors.bin"
+VERSION = "1"  # raise it when the vectors of the same file change
+RESULT = "vectors.bin"  # of training, in the pipeline's own folder
 NO_WORD = "No word of it is among the word vectors."
 MAX_TOKENS = 10_000  # a mean over more words is the same for every text
 
-_ONE_AT_A_TIME = threading.Lock()  # a file is opened once, whoever asks first
 
-
-class Word2vec(Provider):
-    """Mean of the vectors of a text's known words. A text without a known word gets a row of NaN:
-    it has no vector."""
+class Word2vec(ProviderOptions):
+    """Mean of the vectors of a text's words, those without one left out. A text of which no word
+    has a vector has none either, and is rejected."""
 
     kind: Literal["word2vec"] = "word2vec"
     vectors: str | None = None
     """The file of word vectors, below the home folder."""
 
     train: Training | None = None
-    """Learn the vectors from the pipeline's own texts; `train: {}` takes the defaults."""
+    """Train the vectors on the pipeline's own texts; `train: {}` takes the defaults."""
 
-    learnt: str | None = None
-    """Where the learnt ones are kept, below the home folder; the pipeline has a place for them."""
+    trained: str | None = None
+    """In a release: the file that training wrote, below the home folder."""
 
     @model_validator(mode="after")
     def _has_a_file(self) -> Self:
-        if self.vectors is not None and (self.train is not None or self.learnt is not None):
-            raise ValueError("`vectors` are read and `train` learns others: keep one of them")
+        if self.vectors is not None and (self.train is not None or self.trained is not None):
+            raise ValueError("`vectors` are read and `train` makes others: keep one of them")
         if self.vectors is None and self.train is None:
             raise ValueError(
-                "name a file of word vectors with `vectors`, or have them learnt from your own texts with `train: {}`"
+                "name a file of word vectors with `vectors`, or have them trained on your own "
+                "texts with `train: {}`"
             )
         return self
 
     @property
+    def trains(self) -> bool:
+        return self.train is not None and self.trained is None
+
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> Word2vecModel:
+        return Word2vecModel(self, home, folder)
+
+
+class Word2vecModel(TrainableModel):
+    options: Word2vec
+
+    def __init__(self, options: Word2vec, home: Path, folder: Path | None) -> None:
+        super().__init__(options)
+        self._home = home
+        name = options.vectors or options.trained
+        self._path = home / name if name else folder / RESULT if folder else None
+
+    @functools.cached_property
     def space(self) -> Space:
+        words = self._words
         return Space(
-            provider=self.kind,
-            model=self._path.name,
-            revision=f"{RECIPE}-{content_sha256(self._path)}",
-            dimensions=self._words.vectors.shape[1],
+            provider=self.options.kind,
+            model=words.path.name,
+            revision=f"{VERSION}-{words.sha256}",
+            dimensions=words.vectors.shape[1],
             pooling="mean",
             prompts={},
             max_tokens=MAX_TOKENS,
@@ -80,73 +110,58 @@ class Word2vec(Provider):
     def limits(self) -> Limits:
         return Limits(max_tokens=MAX_TOKENS, request_tokens=65_536, request_texts=4_096)
 
+    @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         return word_tokenizer()
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        vectors = self.embed(inputs, input_type)
-        rows = np.flatnonzero(np.isnan(vectors[:, 0]))
-        return Reply(vectors, refused=dict.fromkeys(map(int, rows), NO_WORD))
-
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        known = self._words
-        vectors = np.full((len(inputs), known.vectors.shape[1]), np.nan, np.float32)
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        words = self._words
+        vectors = np.full((len(inputs), words.vectors.shape[1]), np.nan, np.float32)
         for row, text in enumerate(inputs):
-            rows = known.known(words_of(text)[:MAX_TOKENS])
+            rows = words.rows_of(split_words(text, self.tokenizer)[:MAX_TOKENS])
             if not rows:
                 continue
-            mean = known.vectors[rows].mean(axis=0, dtype=np.float64)
+            mean = words.vectors[rows].mean(axis=0, dtype=np.float64)
             length = np.linalg.norm(mean)
             if 0 < length < np.inf:  # words that cancel out have no direction
                 vectors[row] = mean / length
-        return vectors
+        without = np.flatnonzero(np.isnan(vectors[:, 0]))
+        return Response(vectors, rejected=dict.fromkeys(map(int, without), NO_WORD))
 
-    @property
-    def learns(self) -> bool:
-        return self.train is not None
+    def train(self, texts: Iterable[str]) -> None:
+        training, path = self.options.train, self._path
+        if not self.options.trains or training is None or path is None:
+            raise ConfigError("word2vec: only a pipeline's model with `train` can be trained.")
+        train_vectors(texts, training, path)
+        forget(self, "_words", "space")
 
-    def learn(self, texts: Iterable[str]) -> None:
-        assert self.train is not None
-        train(texts, self.train, self._kept)
+    def release_options(self, folder: Path) -> Word2vec:
+        words = self._words
+        copy = folder / words.sha256[:32] / words.path.name
+        if not copy.exists():
+            if content_sha256(words.path) != words.sha256:
+                raise ProviderError(
+                    f"{words.path}: this file has changed since the run began, so that a release "
+                    "would not hold the vectors that were used. Run the pipeline again."
+                )
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            for part in reversed(parts(words.path)):  # the file that is looked for comes last
+                handle, draft = tempfile.mkstemp(dir=copy.parent)
+                os.close(handle)
+                shutil.copyfile(part, draft)
+                os.replace(draft, copy.parent / part.name)
+        option = "vectors" if self.options.train is None else "trained"
+        return self.options.model_copy(update={option: copy.relative_to(self._home).as_posix()})
 
-    def kept_in(self, folder: str) -> Self:
-        return (
-            self
-            if self.train is None or self.learnt
-            else self.model_copy(update={"learnt": f"{folder}/{LEARNT}"})
-        )
+    def close(self) -> None:
+        forget(self, "_words")
 
-    def pinned(self, folder: Path) -> Self:
-        kept = folder / content_sha256(self._path)[:32] / self._path.name
-        if not kept.exists():
-            for part in reversed(parts(self._path)):  # the file that is looked for comes last
-                with replacing(kept.parent / part.name) as draft:
-                    shutil.copyfile(part, draft)
-        option = "learnt" if self.learns else "vectors"
-        return self.model_copy(update={option: kept.relative_to(home()).as_posix()})
-
-    @property
-    def _path(self) -> Path:
-        name = self.learnt if self.learns else self.vectors
-        if name is None or (self.learns and not (home() / name).is_file()):
-            raise ConfigError(
-                "word2vec: the vectors are learnt from the pipeline's own texts, which has not been done. Run the "
-                "pipeline's `model` step, or name a file of vectors with `vectors`."
-            )
-        return home() / name
-
-    @property
-    def _kept(self) -> Path:
-        assert self.learnt is not None  # a pipeline has set it
-        return home() / self.learnt
-
-    @property
+    @once
     def _words(self) -> WordVectors:
-        with _ONE_AT_A_TIME:
-            return _opened(self._path, content_sha256(self._path))
-
-
-@functools.lru_cache(maxsize=4)
-def _opened(path: Path, content: str) -> WordVectors:
-    """One table of words per file and process, however many pipelines use it."""
-    return opened(path, content)
+        path = self._path
+        if path is None or (self.options.train is not None and not path.is_file()):
+            raise ConfigError(
+                "word2vec: the vectors are trained on the pipeline's own texts, which has not been "
+                "done. Run the pipeline's `model` step, or name a file of vectors with `vectors`."
+            )
+        return load_vectors(path)

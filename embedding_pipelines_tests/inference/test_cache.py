@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from embedding_pipelines.inference.cache import kept_folder
+from embedding_pipelines.inference.cache import fill_folder
 
-MARKER = "facts.json"
+MARKER = "config.json"
 
 
 def fill(folder: Path, content: str) -> None:
@@ -18,7 +18,7 @@ def fill(folder: Path, content: str) -> None:
 
 
 def test_what_was_filled_takes_its_place_and_leaves_no_draft(tmp_path: Path) -> None:
-    with kept_folder(tmp_path / "cache" / "model", MARKER) as draft:
+    with fill_folder(tmp_path / "cache" / "model", MARKER) as draft:
         fill(draft, "whole")
         assert not (tmp_path / "cache" / "model").exists()
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["model"]
@@ -26,7 +26,7 @@ def test_what_was_filled_takes_its_place_and_leaves_no_draft(tmp_path: Path) -> 
 
 
 def fail(folder: Path) -> None:
-    with kept_folder(folder, MARKER) as draft:
+    with fill_folder(folder, MARKER) as draft:
         fill(draft, "half")
         raise OSError("the disk is full")
 
@@ -38,7 +38,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_of_several_wins(tmp_path: Path) -> None:
-    with kept_folder(tmp_path / "model", MARKER) as draft:
+    with fill_folder(tmp_path / "model", MARKER) as draft:
         fill(draft, "second")
         fill(tmp_path / "model", "first")
     assert (tmp_path / "model" / MARKER).read_text() == "first"
@@ -52,13 +52,13 @@ def test_nothing_is_removed_where_nothing_is_damaged(
     removed: list[Path] = []
     remove = shutil.rmtree
 
-    def noted(path: Path, **options: Any) -> None:
+    def note(path: Path, **options: Any) -> None:
         removed.append(path)
         remove(path, **options)
 
-    monkeypatch.setattr(shutil, "rmtree", noted)
+    monkeypatch.setattr(shutil, "rmtree", note)
     for content in ("first", "second"):
-        with kept_folder(tmp_path / "model", MARKER) as draft:
+        with fill_folder(tmp_path / "model", MARKER) as draft:
             fill(draft, content)
     assert tmp_path / "model" not in removed
     assert (tmp_path / "model" / MARKER).read_text() == "first"
@@ -67,7 +67,7 @@ def test_nothing_is_removed_where_nothing_is_damaged(
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.bin").write_bytes(b"half")
-    with kept_folder(tmp_path / "model", MARKER) as draft:
+    with fill_folder(tmp_path / "model", MARKER) as draft:
         fill(draft, "whole")
     assert [path.name for path in (tmp_path / "model").iterdir()] == [MARKER]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
-from embedding_pipelines.inference.backend import Backend, OutOfMemory
+from embedding_pipelines.inference.backend import Backend, OutOfMemory, Vectors
 from embedding_pipelines.inference.encoder import (
     CALIBRATION_TEXTS,
     Engine,
@@ -95,16 +95,17 @@ def test_what_does_not_fit_is_halved_until_it_does(
     fails_in: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(MINILM, "float32")
-    backend = engine.__dict__["_backend"] = Small(8, fails_in)
+    backend = engine.__dict__["backend"] = Small(8, fails_in)
     texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
     expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
     assert engine.embed(texts, "document")[:, 0].tolist() == expected
-    assert backend.room // 2 < backend.batch_tokens <= backend.room
-    assert backend.in_flight == 1
+    assert backend.room // 2 < engine.batch_tokens <= backend.room
+    assert engine.in_flight == 1
+    assert (backend.batch_tokens, backend.in_flight) == (64, 2)  # what it says stays as it is
     assert "out of memory on a small device" in caplog.text
     caplog.clear()
     assert engine.embed(texts[:1], "document")[:, 0].tolist() == expected[:1]
-    assert not caplog.text  # it has learned
+    assert not caplog.text  # the engine remembers what fits
     with pytest.raises(
         ProviderError, match="no memory for a single text of 22 tokens on a small device: no room"
     ):
@@ -119,7 +120,7 @@ def test_a_model_is_loaded_when_it_is_first_to_embed(
 
     monkeypatch.setattr(_openvino, "OpenVino", refuse)
     engine = Engine(MINILM, "float32")
-    assert engine.facts.dimensions == 384
+    assert engine.config.dimensions == 384
     assert engine.request_tokens > 0
     with pytest.raises(AssertionError, match="loaded"):
         engine.embed(["a cat"], "document")
@@ -184,7 +185,10 @@ def test_memory_that_torch_cannot_have_is_told_from_other_failures(
 
 
 def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> None:
-    code = "import sys; from embedding_pipelines.providers import _torch; print(_torch.accelerator(), *sys.modules)"
+    code = (
+        "import sys; from embedding_pipelines.inference.torch import accelerator;"
+        "print(accelerator(), *sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     if torch.version.cuda is None and sys.platform == "linux":
         assert done.stdout.split()[0] == "None"
@@ -216,48 +220,50 @@ def test_int8_is_made_once_for_the_users_own_texts(
     home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    provider = Hf(model=NAME, precision="int8", calibration=calibration)
+    options = Hf(model=NAME, precision="int8", calibration=calibration)
+    model = options.open(home)
     texts = sentences()[1::2]
-    found = provider.embed(texts, "document")
-    assert cosines(found, Engine(MINILM, "float32").embed(texts, "document")).mean() >= 0.95
-    assert provider.space.dtype.startswith("int8-")
+    vectors = model.embed(texts, "document").vectors
+    assert cosines(vectors, Engine(MINILM, "float32").embed(texts, "document")).mean() >= 0.95
+    assert model.space.dtype.startswith("int8-")
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("made again")
 
     monkeypatch.setattr(_openvino, "quantize", refuse)
     again = Engine(MINILM, "int8", home / calibration)
-    assert cosines(again.embed(texts, "document"), found).min() >= 0.9999
-    pinned = provider.pinned(home / "data" / "warehouse" / "calibration")
+    assert cosines(again.embed(texts, "document"), vectors).min() >= 0.9999
+    folder = home / "data" / "warehouse" / "calibration"
+    recorded = model.release_options(folder)
     (home / calibration).unlink()  # a release does not depend on it
-    assert pinned.space.id == provider.space.id
-    assert pinned.pinned(home / "data" / "warehouse" / "calibration") == pinned
+    release = recorded.open(home)
+    assert release.space.id == model.space.id
+    assert release.release_options(folder) == recorded
     assert again.backend.precision == "int8"
     (home / "others.txt").write_text("another text of mine\n" * 20)
-    assert Hf(model=NAME, precision="int8", calibration="others.txt").space.id != provider.space.id
+    others = options.model_copy(update={"calibration": "others.txt"}).open(home)
+    assert others.space.id != model.space.id
 
 
-def test_pipelines_that_pin_the_same_texts_at_once_do_not_meet(
+def test_pipelines_that_release_the_same_texts_at_once_do_not_meet(
     home: Path, calibration: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider, folder = (
-        Hf(model=NAME, precision="int8", calibration=calibration),
-        home / "data" / "kept",
-    )
-    pinned: list[Hf] = []
+    model = Hf(model=NAME, precision="int8", calibration=calibration).open(home)
+    folder = home / "data" / "releases"
+    options: list[Hf] = []
     replace = os.replace
 
     def replace_after_another(*paths: Any) -> None:
-        if not pinned:
+        if not options:
             monkeypatch.setattr(os, "replace", replace)
-            pinned.append(provider.pinned(folder))
+            options.append(model.release_options(folder))
         replace(*paths)
 
     monkeypatch.setattr(os, "replace", replace_after_another)
-    assert [provider.pinned(folder)] == pinned
-    kept = home / str(pinned[0].calibration)
-    assert list(folder.iterdir()) == [kept]
-    assert kept.read_text(encoding="utf-8").splitlines() == calibration_texts(home / calibration)
+    assert [model.release_options(folder)] == options
+    copy = home / str(options[0].calibration)
+    assert list(folder.iterdir()) == [copy]
+    assert copy.read_text(encoding="utf-8").splitlines() == calibration_texts(home / calibration)
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,10 @@ def texts_of(shared: Path, corpus: str) -> list[str]:
 def test_less_than_three_in_a_hundred_tokens_are_padding(
     shared: Path, proof_home: Path, corpus: str
 ) -> None:
-    provider = Hf(model="sentence-transformers/all-MiniLM-L6-v2")
-    limits, texts = provider.limits, texts_of(shared, corpus)
+    model = Hf(model="sentence-transformers/all-MiniLM-L6-v2").open(proof_home)
+    limits, texts = model.limits, texts_of(shared, corpus)
     partitions: dict[int, list[int]] = {}
-    for number, entry in enumerate(provider.tokenizer().encode_batch_fast(texts)):
+    for number, entry in enumerate(model.tokenizer.encode_batch_fast(texts)):
         partitions.setdefault(partition_of(str(number), PARTITIONS), []).append(
             min(len(entry), limits.max_tokens)
         )

@@ -15,7 +15,6 @@ import pytest
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference.encoder import Engine
 from embedding_pipelines.inference.weights import model_folder, revision_sha256
-from embedding_pipelines.providers import hf
 from embedding_pipelines.providers.hf import Hf
 from embedding_pipelines_tests.providers.contract import TEXTS, check_provider
 
@@ -38,11 +37,11 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def test_hf_keeps_the_contract(home: Path) -> None:
-    check_provider(Hf(model=MINILM))
+    check_provider(Hf(model=MINILM).open(home))
 
 
 def test_its_space_says_what_the_model_is(home: Path) -> None:
-    space = Hf(model=MINILM).space
+    space = Hf(model=MINILM).open(home).space
     # Of weights, tokenizer and configuration: it is the same on every machine, or vectors would be
     # made again.
     assert space.revision == "fc27240912cfa4800d55ef19fae732fbe3ab2c16562e158b72870ec1eec46cdb"
@@ -76,29 +75,33 @@ def test_vectors_are_those_of_sentence_transformers_in_order(home: Path, referen
     texts = [
         " ".join(random.choice(words, size=n)) for n in random.integers(1, 320, size=20)
     ] + TEXTS
-    found = Hf(model=MINILM).embed(texts, "document")
-    assert cosines(found, reference.encode(texts, show_progress_bar=False)).min() >= 0.9999
+    vectors = Hf(model=MINILM).open(home).embed(texts, "document").vectors
+    assert cosines(vectors, reference.encode(texts, show_progress_bar=False)).min() >= 0.9999
 
 
 CODE = """
 import json, sys
+from pathlib import Path
 from embedding_pipelines.providers.hf import Hf
-provider = Hf(model=sys.argv[1])
-vector = provider.embed(["a cat"], "query")[0]
-print(json.dumps({"torch": "torch" in sys.modules, "first": float(vector[0]), "limit": provider.limits.max_tokens}))
+model = Hf(model=sys.argv[1]).open(Path(sys.argv[2]))
+loaded = {"before": any(name in sys.modules for name in ("openvino", "tokenizers"))}
+vector = model.embed(["a cat"], "query").vectors[0]
+loaded["torch"] = "torch" in sys.modules
+print(json.dumps(loaded | {"first": float(vector[0]), "limit": model.limits.max_tokens}))
 """
 
 
 def test_a_second_process_neither_converts_nor_imports_torch(home: Path) -> None:
-    vector = Hf(model=MINILM).embed(["a cat"], "query")[0]  # converts if nobody did
+    # Converts if nobody did.
+    vector = Hf(model=MINILM).open(home).embed(["a cat"], "query").vectors[0]
     for _ in range(3):  # more than once: it must also end well, whatever its threads are doing
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, MINILM], capture_output=True, text=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, "")
-        told = json.loads(done.stdout)
-        assert not told["torch"]
-        assert told["first"] == pytest.approx(float(vector[0]), abs=1e-5)
+        command = [sys.executable, "-c", CODE, MINILM, str(home)]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (process.returncode, process.stderr) == (0, "")
+        output = json.loads(process.stdout)
+        assert not output["before"]  # opening loads nothing
+        assert not output["torch"]
+        assert output["first"] == pytest.approx(float(vector[0]), abs=1e-5)
 
 
 @pytest.mark.slow
@@ -118,16 +121,16 @@ def test_a_folder_whose_configuration_differs_does_not_share_the_conversion(
     (folder / "sentence_bert_config.json").write_text(
         '{"max_seq_length": 32, "do_lower_case": false}'
     )
-    edited = Hf(model="models/edited")
+    edited = Hf(model="models/edited").open(home)
     assert edited.space.prompts == {"query": "question: ", "document": "passage: "}
     assert edited.space.max_tokens == 32
     assert edited.limits.max_tokens == 30  # "passage" and ":"
     own = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     texts = ["a cat on the roof", "word " * 200]
-    document, query = edited.embed(texts, "document"), edited.embed(texts, "query")
+    document, query = (edited.embed(texts, kind).vectors for kind in ("document", "query"))
     assert cosines(document, own.encode_document(texts, show_progress_bar=False)).min() >= 0.9999
     assert cosines(query, own.encode_query(texts, show_progress_bar=False)).min() >= 0.9999
-    assert Hf(model=MINILM).space.max_tokens == 256
+    assert Hf(model=MINILM).open(home).space.max_tokens == 256
 
 
 def test_another_tokenizer_makes_another_space_and_a_folder_name_does_not(home: Path) -> None:
@@ -159,19 +162,20 @@ def test_a_model_that_openvino_cannot_convert_runs_on_torch(
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setattr(_openvino, "save_graph", cannot)
     engine = Engine(model_folder(MINILM, None, home), "auto")
-    found = engine.embed(TEXTS, "document")
+    vectors = engine.embed(TEXTS, "document")
     assert engine.backend.name.startswith("torch")
-    assert cosines(found, reference.encode(TEXTS, show_progress_bar=False)).min() >= 0.9999
+    assert cosines(vectors, reference.encode(TEXTS, show_progress_bar=False)).min() >= 0.9999
 
 
 def test_a_folder_that_is_no_model_is_one_error(home: Path) -> None:
     folder = home / "models" / "broken"
     folder.mkdir(parents=True)
+    model = Hf(model="models/broken").open(home)
     with pytest.raises(ProviderError, match="no weights found"):
-        Hf(model="models/broken").space  # noqa: B018
+        model.space  # noqa: B018
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ProviderError, match="not a model that sentence-transformers can load"):
-        Hf(model="models/broken").space  # noqa: B018
+        model.space  # noqa: B018
 
 
 @pytest.mark.slow
@@ -186,23 +190,42 @@ def test_a_damaged_cache_is_named_with_what_to_do(home: Path, monkeypatch) -> No
     (cache / "tokenizer.json").write_text("{")
     with pytest.raises(ProviderError, match=r"cannot be loaded .*it is then made again"):
         Engine(folder, "float32").embed(["a cat"], "document")
-    (cache / "facts.json").unlink()
+    (cache / "config.json").unlink()
     assert Engine(folder, "float32").embed(["a cat"], "document").shape == (1, 384)  # made again
 
 
-def test_threads_that_ask_first_at_once_get_one_engine(home: Path, monkeypatch) -> None:
-    made = []
+def test_threads_that_embed_first_at_once_get_one_engine(home: Path, monkeypatch) -> None:
+    engines = []
 
     def make(*arguments: object) -> Engine:
-        made.append(arguments)
+        engines.append(Engine(*arguments))
         time.sleep(0.2)
-        return Engine(*arguments)
+        return engines[-1]
 
-    hf._engine.cache_clear()
     monkeypatch.setattr("embedding_pipelines.inference.encoder.Engine", make)
+    model = Hf(model=MINILM).open(home)
     with ThreadPoolExecutor(4) as pool:
-        assert (
-            len({space.id for space in pool.map(lambda _: Hf(model=MINILM).space, range(4))}) == 1
+        spaces = list(pool.map(lambda _: Hf(model=MINILM).open(home).space, range(2)))
+        assert len(engines) == 2  # of two open models, which share nothing
+        assert {model.space.id for _ in pool.map(lambda _: model.space, range(4))} == {
+            space.id for space in spaces
+        }
+    assert len(engines) == 3
+
+
+def test_two_homes_in_one_process_each_have_their_own_model(tmp_path: Path, reference) -> None:
+    options, lengths = Hf(model="models/mine", precision="float32"), {"first": 32, "second": 16}
+    for name, length in lengths.items():
+        folder = tmp_path / name / "models" / "mine"
+        shutil.copytree(model_folder(MINILM, None, tmp_path), folder)
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    models = {name: options.open(tmp_path / name) for name in lengths}
+    text = "the warm roof of the court " * 10
+    with ThreadPoolExecutor(2) as pool:
+        vectors = dict(
+            pool.map(lambda name: (name, models[name].embed([text], "query").vectors[0]), models)
         )
-    assert len(made) == 1
-    hf._engine.cache_clear()
+    assert {name: model.space.max_tokens for name, model in models.items()} == lengths
+    assert models["first"].space.id != models["second"].space.id
+    assert vectors["first"] @ vectors["second"] < 0.9999
+    assert not (tmp_path / "models").exists()

@@ -25,7 +25,7 @@ from tokenizers import (
     trainers,
 )
 
-from embedding_pipelines.providers.hf import Hf
+from embedding_pipelines.providers.hf import Hf, HfModel
 
 HIDDEN, HEADS, LAYERS, LIMIT = 32, 4, 2, 48
 SPREAD = (
@@ -427,38 +427,38 @@ def apart(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def check(folder: Path, texts: Sequence[str] = TEXTS) -> Hf:
+def check(folder: Path, texts: Sequence[str] = TEXTS) -> HfModel:
     """The provider's vectors are those of sentence-transformers, in any order and company."""
     from sentence_transformers import SentenceTransformer
 
     own = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
-    provider = Hf(model=f"models/{folder.name}", precision="float32")
+    options = Hf(model=f"models/{folder.name}", precision="float32")
+    model = options.open(folder.parent.parent)
     encode = {"document": own.encode_document, "query": own.encode_query}
     for input_type in ("document", "query"):
-        wanted: Any = np.asarray(
+        expected: Any = np.asarray(
             encode[input_type](list(texts), show_progress_bar=False), np.float32
         )
-        assert np.isfinite(wanted).all()
-        assert wanted.shape == (len(texts), provider.space.dimensions)
-        norms = np.linalg.norm(wanted, axis=1, keepdims=True)
-        assert not provider.space.normalized or np.allclose(norms, 1, atol=1e-4)
-        length = np.where(
-            norms == 0, 1, norms
-        )  # a text without tokens is a zero vector for some models
-        found = provider.embed(texts, input_type) / length
-        wanted = wanted / length
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
-        cosines = (found * wanted).sum(axis=1) / np.maximum(np.linalg.norm(found, axis=1), 1e-12)
+        assert np.isfinite(expected).all()
+        assert expected.shape == (len(texts), model.space.dimensions)
+        norms = np.linalg.norm(expected, axis=1, keepdims=True)
+        assert not model.space.normalized or np.allclose(norms, 1, atol=1e-4)
+        # A text without tokens is a zero vector for some models.
+        length = np.where(norms == 0, 1, norms)
+        vectors = model.embed(texts, input_type).vectors / length
+        expected = expected / length
+        np.testing.assert_allclose(vectors, expected, atol=1e-4)
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1), 1e-12)
+        cosines = (vectors * expected).sum(axis=1) / lengths
         assert cosines[norms[:, 0] > 0].min() >= 0.9999
-        np.testing.assert_allclose(
-            provider.embed(texts[::-1], input_type)[::-1] / length, wanted, atol=1e-4
-        )
-        alone = np.concatenate([provider.embed([texts[row]], input_type) for row in ALONE])
-        np.testing.assert_allclose(alone / length[ALONE], wanted[ALONE], atol=1e-4)
-        assert np.median(wanted @ wanted.T) < 0.99, (
+        backwards = model.embed(texts[::-1], input_type).vectors
+        np.testing.assert_allclose(backwards[::-1] / length, expected, atol=1e-4)
+        alone = np.concatenate([model.embed([texts[row]], input_type).vectors for row in ALONE])
+        np.testing.assert_allclose(alone / length[ALONE], expected[ALONE], atol=1e-4)
+        assert np.median(expected @ expected.T) < 0.99, (
             "the case shows nothing: all texts have the same vector"
         )
-    return provider
+    return model
 
 
 @pytest.mark.parametrize("name", CASES)

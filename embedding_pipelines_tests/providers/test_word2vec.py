@@ -1,5 +1,5 @@
-"""`word2vec`: the contract, every format of file, texts without a known word, and learning from
-one's own texts."""
+"""`word2vec`: the contract, every format of file, texts of which no word has a vector, and
+training on one's own texts."""
 
 import gzip
 import os
@@ -20,10 +20,10 @@ from embedding_pipelines.errors import (
     ProviderError,
     SourceError,
 )
-from embedding_pipelines.providers._word2vec_training import Training, train
-from embedding_pipelines.providers._word2vec_words import words_of
+from embedding_pipelines.providers._word2vec_training import Training, train_vectors
+from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.providers.word2vec import Word2vec
+from embedding_pipelines.providers.word2vec import NO_WORD, Word2vec, Word2vecModel
 from embedding_pipelines_tests.providers import contract
 
 WORDS = ["paris", "Paris", "cat", "warm", "über", "漢字"]
@@ -53,9 +53,9 @@ def binary() -> bytes:
 def save_keyed_vectors(path: Path, sep_limit: int, pickle_protocol: int = 4) -> None:
     from gensim.models import KeyedVectors
 
-    found = KeyedVectors(ROWS.shape[1])
-    found.add_vectors(WORDS, ROWS)
-    found.save(str(path), sep_limit=sep_limit, pickle_protocol=pickle_protocol)
+    table = KeyedVectors(ROWS.shape[1])
+    table.add_vectors(WORDS, ROWS)
+    table.save(str(path), sep_limit=sep_limit, pickle_protocol=pickle_protocol)
 
 
 def save_as_numpy_1_did(path: Path) -> None:
@@ -96,101 +96,132 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def opened(home: Path, name: str = "words") -> Word2vecModel:
+    return Word2vec(vectors=name).open(home)
+
+
 def test_word2vec_keeps_the_contract(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [
-        text if words_of(text) else f"blank{at}" for at, text in enumerate(contract.TEXTS)
-    ]  # "" has no vector
+    tokenizer = word_tokenizer()
+    texts = [  # "" has no vector
+        text if split_words(text, tokenizer) else f"blank{at}"
+        for at, text in enumerate(contract.TEXTS)
+    ]
     monkeypatch.setattr(contract, "TEXTS", texts)
-    words = sorted({word.lower() for text in texts for word in words_of(text)})
-    rows = Hashing(dimensions=64).embed(words, "document")
+    words = sorted({word.lower() for text in texts for word in split_words(text, tokenizer)})
+    rows = Hashing(dimensions=64).open(home).embed(words, "document").vectors
     (home / "words.txt").write_bytes(header(words, rows) + text_lines(words, rows))
-    contract.check_provider(Word2vec(vectors="words.txt"))
+    contract.check_provider(opened(home, "words.txt"))
 
 
-@pytest.mark.parametrize("made", FORMATS)
-def test_every_format_gives_the_mean_of_the_words(home: Path, made: str) -> None:
-    FORMATS[made](home / "words")
-    provider = Word2vec(vectors="words")
-    assert provider.space.dimensions == 8
-    assert provider.space.revision != ""
-    found = provider.embed(["A CAT, so warm!", "漢字 ÜBER", "cat cat warm"], "document")
-    assert np.allclose(found[0], unit(ROWS[2] + ROWS[3]), atol=1e-6)
-    assert np.allclose(found[1], unit(ROWS[5] + ROWS[4]), atol=1e-6)
-    assert np.allclose(found[2], unit(2 * ROWS[2] + ROWS[3]), atol=1e-6)
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_mean_of_the_words(home: Path, form: str) -> None:
+    FORMATS[form](home / "words")
+    model = opened(home)
+    assert model.space.dimensions == 8
+    assert model.space.revision != ""
+    texts = ["A CAT, so warm!", "漢字 ÜBER", "cat cat warm"]
+    vectors = model.embed(texts, "document").vectors
+    assert np.allclose(vectors[0], unit(ROWS[2] + ROWS[3]), atol=1e-6)
+    assert np.allclose(vectors[1], unit(ROWS[5] + ROWS[4]), atol=1e-6)
+    assert np.allclose(vectors[2], unit(2 * ROWS[2] + ROWS[3]), atol=1e-6)
 
 
 def test_a_word_is_looked_up_as_written_then_in_lower_case(home: Path) -> None:
     (home / "words").write_bytes(binary())
-    found = Word2vec(vectors="words").embed(["Paris", "paris", "PARIS", "Cat"], "query")
+    vectors = opened(home).embed(["Paris", "paris", "PARIS", "Cat"], "query").vectors
     assert np.allclose(
-        found, [unit(ROWS[1]), unit(ROWS[0]), unit(ROWS[0]), unit(ROWS[2])], atol=1e-6
+        vectors, [unit(ROWS[1]), unit(ROWS[0]), unit(ROWS[0]), unit(ROWS[2])], atol=1e-6
     )
 
 
-def test_a_text_without_a_known_word_has_no_vector(home: Path) -> None:
+def test_a_text_of_which_no_word_has_a_vector_is_rejected(home: Path) -> None:
     (home / "words").write_bytes(text_lines(["cat", "anticat"], np.stack([ROWS[0], -ROWS[0]])))
-    found = Word2vec(vectors="words").embed(["dog", "", " ... ", "cat", "cat anticat"], "document")
-    assert np.isnan(found).all(axis=1).tolist() == [True, True, True, False, True]
+    response = opened(home).embed(["dog", "", " ... ", "cat", "cat anticat"], "document")
+    assert np.isnan(response.vectors).all(axis=1).tolist() == [True, True, True, False, True]
+    assert response.rejected == dict.fromkeys((0, 1, 2, 4), NO_WORD)
 
 
 def test_the_space_is_the_file_s_content_wherever_it_lies(home: Path) -> None:
     (home / "words").write_bytes(binary())
     (home / "other").mkdir()
     (home / "other/words").write_bytes(binary())
-    first = Word2vec(vectors="words")
-    assert first.space == Word2vec(vectors="other/words").space
-    was = first.space
+    first = opened(home)
+    assert first.space == opened(home, "other/words").space
     (home / "words").write_bytes(header() + text_lines())
-    assert first.space.id != was.id
-    assert first.space.dimensions == 8
+    edited = opened(home)
+    assert edited.space.id != first.space.id  # which is what it was opened with
+    assert edited.space.dimensions == 8
+
+
+def test_two_homes_in_one_process_each_have_their_own_words(tmp_path: Path) -> None:
+    homes = [tmp_path / "first", tmp_path / "second"]
+    for number, home in enumerate(homes):
+        home.mkdir()
+        (home / "words").write_bytes(text_lines(["cat"], ROWS[number : number + 1]))
+    models = [opened(home) for home in homes]
+    assert models[0].space.id != models[1].space.id
+    for number, model in enumerate(models):
+        assert np.allclose(model.embed(["cat"], "query").vectors, unit(ROWS[number]), atol=1e-6)
 
 
 def test_the_arrays_beside_a_file_belong_to_it(home: Path) -> None:
     save_keyed_vectors(home / "words", 0)
-    was = Word2vec(vectors="words").space
+    before = opened(home).space
     np.save(home / "words.vectors.npy", 2 * ROWS)
-    assert Word2vec(vectors="words").space != was
+    assert opened(home).space != before
 
 
 def test_a_file_is_read_once_and_then_mapped_into_memory(home: Path) -> None:
     (home / "words").write_bytes(binary())
-    Word2vec(vectors="words").embed(["cat"], "document")
-    kept = list((home / "cache/embedding-pipelines").iterdir())
-    assert [sorted(file.name for file in folder.iterdir()) for folder in kept] == [
-        ["vectors.f32", "words.json"]
-    ]
-    os.utime(kept[0] / "words.json", ns=(0, 0))
+    opened(home).embed(["cat"], "document")
+    (cache,) = (home / "cache/embedding-pipelines").iterdir()
+    assert sorted(file.name for file in cache.iterdir()) == ["vectors.f32", "words.json"]
+    os.utime(cache / "words.json", ns=(0, 0))
     (home / "again").write_bytes(binary())
-    Word2vec(vectors="again").embed(["cat"], "document")
-    assert (kept[0] / "words.json").stat().st_mtime_ns == 0
+    opened(home, "again").embed(["cat"], "document")
+    assert (cache / "words.json").stat().st_mtime_ns == 0
 
 
 def test_a_damaged_copy_is_named_and_made_again_once_removed(home: Path) -> None:
     (home / "words").write_bytes(binary())
-    Word2vec(vectors="words").embed(["cat"], "query")
-    kept = next((home / "cache/embedding-pipelines").iterdir())
-    (kept / "vectors.f32").write_bytes(b"\0" * 7)
+    opened(home).embed(["cat"], "query")
+    (cache,) = (home / "cache/embedding-pipelines").iterdir()
+    (cache / "vectors.f32").write_bytes(b"\0" * 7)
     (home / "again").write_bytes(binary())
     with pytest.raises(ProviderError, match="Delete this folder") as caught:
-        Word2vec(vectors="again").embed(["cat"], "query")
-    assert str(kept) in str(caught.value)
-    shutil.rmtree(kept)
-    assert np.allclose(Word2vec(vectors="again").embed(["cat"], "query"), unit(ROWS[2]), atol=1e-6)
+        opened(home, "again").embed(["cat"], "query")
+    assert str(cache) in str(caught.value)
+    shutil.rmtree(cache)
+    assert np.allclose(
+        opened(home, "again").embed(["cat"], "query").vectors, unit(ROWS[2]), atol=1e-6
+    )
 
 
-@pytest.mark.parametrize("made", ["word2vec binary", "KeyedVectors in two files"])
-def test_a_pinned_provider_outlives_a_new_file(home: Path, made: str) -> None:
-    FORMATS[made](home / "words")
-    provider = Word2vec(vectors="words")
-    was, vectors = provider.space, provider.embed(["cat"], "query")
-    pinned = provider.pinned(home / "data/warehouse/p/calibration")
-    assert provider.pinned(home / "data/warehouse/p/calibration") == pinned
+@pytest.mark.parametrize("form", ["word2vec binary", "KeyedVectors in two files"])
+def test_a_release_outlives_a_new_file(home: Path, form: str) -> None:
+    FORMATS[form](home / "words")
+    model, folder = opened(home), home / "data/warehouse/p/calibration"
+    vectors = model.embed(["cat"], "query").vectors
+    options = model.release_options(folder)
+    assert model.release_options(folder) == options
     (home / "words").write_bytes(text_lines(["cat"], ROWS[:1]))
     shutil.rmtree(home / "cache")
-    assert provider.space != was
-    again = Word2vec.model_validate_json(pinned.model_dump_json())
-    assert again.space == was
-    assert np.array_equal(again.embed(["cat"], "query"), vectors)
+    assert opened(home).space != model.space
+    release = Word2vec.model_validate_json(options.model_dump_json()).open(home)
+    assert release.space == model.space
+    assert np.array_equal(release.embed(["cat"], "query").vectors, vectors)
+
+
+def test_a_file_that_changes_during_a_run_is_not_released(home: Path) -> None:
+    (home / "words").write_bytes(binary())
+    model = opened(home)
+    model.embed(["cat"], "document")
+    (home / "words").write_bytes(text_lines(["cat"], ROWS[:1]))
+    with pytest.raises(
+        ProviderError, match=r"words: this file has changed.*Run the pipeline again"
+    ):
+        model.release_options(home / "data/warehouse/p/calibration")
+    assert not (home / "data").exists()
 
 
 class Evil:
@@ -220,13 +251,13 @@ class Evil:
         (b"\x80\x04rubbish", "KeyedVectors cannot be read"),
     ],
 )
-def test_what_is_no_file_of_vectors_is_refused(
+def test_what_is_no_file_of_vectors_is_rejected(
     home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, said: str
 ) -> None:
     monkeypatch.chdir(home)
     (home / "words").write_bytes(content)
     with pytest.raises(ProviderError, match=said) as caught:
-        _ = Word2vec(vectors="words").space
+        _ = opened(home).space
     assert str(home / "words") in str(caught.value)
     assert not (home / "pwned").exists()
     assert not any((home / "cache/embedding-pipelines").iterdir())
@@ -239,31 +270,34 @@ def test_of_a_whole_model_the_vectors_are_asked_for(home: Path) -> None:
     with pytest.raises(
         ProviderError, match=r"word2vec\.Word2Vec, which is no part.*save `model\.wv`"
     ):
-        _ = Word2vec(vectors="words").space
+        _ = opened(home).space
 
 
 def test_a_missing_file_is_named(home: Path) -> None:
     with pytest.raises(ProviderError, match="no such file of word vectors") as caught:
-        Word2vec(vectors="gone.txt").embed(["cat"], "query")
+        opened(home, "gone.txt").embed(["cat"], "query")
     assert str(home / "gone.txt") in str(caught.value)
 
 
-def test_options_that_say_nothing_of_vectors_are_refused() -> None:
+def test_options_that_say_nothing_of_vectors_are_rejected(home: Path) -> None:
     with pytest.raises(ValidationError, match="name a file of word vectors with `vectors`"):
         Word2vec()
     with pytest.raises(ValidationError, match="dimension"):
         Word2vec.model_validate({"train": {"dimension": 100}})
     with pytest.raises(ValidationError, match="keep one of them"):  # the file would be overwritten
         Word2vec(vectors="glove.txt", train=Training())
-    with pytest.raises(ConfigError, match="Run the pipeline's `model` step"):
-        _ = Word2vec(train=Training()).space
+    for folder in (None, home / "data/warehouse/p"):
+        with pytest.raises(ConfigError, match="Run the pipeline's `model` step"):
+            _ = Word2vec(train=Training()).open(home, folder).space
+    with pytest.raises(ConfigError, match="can be trained"):
+        Word2vec(train=Training()).open(home).train(["a cat"])
 
 
 @pytest.mark.parametrize(
     "needs_gensim",
     [
-        lambda home: Word2vec(vectors="words").embed(["cat"], "query"),
-        lambda home: train(["a cat"], Training(), home / "out"),
+        lambda home: opened(home).embed(["cat"], "query"),
+        lambda home: Word2vec(train=Training()).open(home, home / "out").train(["a cat"]),
     ],
 )
 def test_without_gensim_one_line_says_what_to_install(
@@ -296,31 +330,57 @@ CORPUS = [
 OPTIONS = Training(dimensions=16, window=3, epochs=10)
 
 
-def test_learnt_vectors_have_geometry_and_a_space(home: Path) -> None:
-    train(iter(CORPUS), OPTIONS, home / "data/warehouse/p/words.bin")
-    provider = Word2vec(learnt="data/warehouse/p/words.bin", train=OPTIONS)
-    near, same, far = provider.embed(["Cat, meat", "dog bread", "judge claim"], "document")
+def test_trained_vectors_have_geometry_and_a_space(home: Path) -> None:
+    folder, options = home / "data/warehouse/p", Word2vec(train=OPTIONS)
+    assert options.trains
+    model = options.open(home, folder)
+    model.train(iter(CORPUS))
+    texts = ["Cat, meat", "dog bread", "judge claim"]
+    near, same, far = model.embed(texts, "document").vectors
     assert near @ same > near @ far + 0.1
-    assert provider.space.dimensions == 16
-    assert [file.name for file in (home / "data/warehouse/p").iterdir()] == ["words.bin"]
+    assert model.space.dimensions == 16
+    assert [file.name for file in folder.iterdir()] == ["vectors.bin"]
 
 
-def test_learning_again_gives_the_same_file_in_another_process(home: Path) -> None:
+def test_a_model_that_is_trained_again_has_another_space_and_its_release_the_old_one(
+    home: Path,
+) -> None:
+    model = Word2vec(train=OPTIONS).open(home, home / "data/warehouse/p")
+    model.train(CORPUS)
+    space, vectors = model.space, model.embed(["a cat eats"], "query").vectors
+    options = model.release_options(home / "data/warehouse/p/calibration")
+    assert options.train == OPTIONS
+    assert not options.trains
+    assert options.trained is not None
+    assert options.trained.startswith("data/warehouse/p/calibration/")
+    model.train([text.replace("cat", "horse") for text in CORPUS])
+    assert model.space != space
+    assert model.embed(["a cat eats"], "query").vectors.tolist() != vectors.tolist()
+    release = Word2vec.model_validate_json(options.model_dump_json()).open(home)
+    assert release.space == space
+    assert np.array_equal(release.embed(["a cat eats"], "query").vectors, vectors)
+    with pytest.raises(ConfigError, match="can be trained"):
+        release.train(CORPUS)
+
+
+def test_training_again_gives_the_same_file_in_another_process(home: Path) -> None:
     texts = CORPUS * 20  # more words than gensim gives to one thread at once
-    train(texts, Training(dimensions=16, epochs=5), home / "here.bin")
+    train_vectors(texts, Training(dimensions=16, epochs=5), home / "here.bin")
     code = (
-        "from pathlib import Path; from embedding_pipelines.providers._word2vec_training import Training, train;"
-        f"train({CORPUS!r} * 20, Training(dimensions=16, epochs=5), Path({str(home / 'there.bin')!r}))"
+        "from pathlib import Path\n"
+        "from embedding_pipelines.providers._word2vec_training import Training, train_vectors\n"
+        f"options, path = Training(dimensions=16, epochs=5), Path({str(home / 'there.bin')!r})\n"
+        f"train_vectors({CORPUS!r} * 20, options, path)"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONHASHSEED": "7"}
     )
     assert (home / "here.bin").read_bytes() == (home / "there.bin").read_bytes()
-    train(texts, Training(dimensions=16, epochs=5, seed=1), home / "there.bin")
+    train_vectors(texts, Training(dimensions=16, epochs=5, seed=1), home / "there.bin")
     assert (home / "here.bin").read_bytes() != (home / "there.bin").read_bytes()
 
 
-def test_learning_that_fails_leaves_the_old_file(home: Path) -> None:
+def test_training_that_fails_leaves_the_old_file(home: Path) -> None:
     (home / "words").write_bytes(binary())
 
     def broken() -> Iterator[str]:
@@ -328,11 +388,11 @@ def test_learning_that_fails_leaves_the_old_file(home: Path) -> None:
         raise SourceError("the disk is gone")
 
     with pytest.raises(SourceError, match="the disk is gone"):
-        train(broken(), OPTIONS, home / "words")
+        train_vectors(broken(), OPTIONS, home / "words")
     for texts in ([], ["every word once"]):
         with pytest.raises(
             EmbeddingPipelinesError, match=f"2 times or more in the {len(texts)} texts"
         ):
-            train(texts, OPTIONS, home / "words")
+            train_vectors(texts, OPTIONS, home / "words")
     assert (home / "words").read_bytes() == binary()
     assert [file.name for file in home.iterdir()] == ["words"]
