@@ -1,5 +1,5 @@
-"""Ten thousand texts through a service that fails in every way it can: what lands, what is refused,
-what is paid."""
+"""Ten thousand texts through a service that fails in every way it can: what is stored, rejected and
+paid for."""
 
 import os
 import random
@@ -11,40 +11,29 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding import request as asking
-from embedding_pipelines.embedding.batch import EmbedCounts, Embedded
-from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding import request as request_module
+from embedding_pipelines.embedding.batch import EmbeddedBatch
+from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
-from embedding_pipelines.embedding.sanity import PROOFS, UNLIKE_TEXTS
+from embedding_pipelines.embedding.request import ATTEMPTS
+from embedding_pipelines.embedding.sanity import PROBES, UNLIKE_TEXTS
 from embedding_pipelines.errors import BudgetError, ConfigError, ProviderError, Unreachable
-from embedding_pipelines.providers.base import InputType, Limits, Reply
+from embedding_pipelines.providers.base import InputType, Limits, Response
+from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.spec.pipeline import Budget
-from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import retry_rejected
-from embedding_pipelines_tests.chain import (
-    checks_of,
-    live_rows,
-    run_of,
-    run_steps,
-    write_csv,
-    write_pipeline,
-)
-from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.embedding.service import (
     DIALECT,
     REQUEST_TEXTS,
     TEXTS,
     Little,
+    batches,
     little,
-    windows,
+    little_options,
 )
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
@@ -72,11 +61,11 @@ def faulty(random: random.Random) -> Fault | None:
 
 def through(
     server: WireServer, cache: EmbeddingCache, texts: list[str], **options: object
-) -> tuple[list[Embedded], EmbedCounts]:
+) -> tuple[list[EmbeddedBatch], Usage]:
     budget = options.pop("budget", None)
-    found = list(
+    embedded = list(
         embed(
-            windows(texts),
+            batches(texts),
             little(server, **options),
             cache,
             "document",
@@ -84,44 +73,44 @@ def through(
             budget,
         )
     )
-    counts = EmbedCounts()
-    for window in found:
-        counts.add(window.counts)
-    return found, counts
+    usage = Usage()
+    for batch in embedded:
+        usage.add(batch.usage)
+    return embedded, usage
 
 
-def test_every_good_text_lands_once_and_every_bad_one_is_refused_with_the_services_words(
+def test_every_good_text_lands_once_and_every_bad_one_is_rejected_with_the_services_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.02)
     texts = [f"text number {n} about {n % 97} and {n % 89}" for n in range(TEXTS)]
     bad = {texts[n]: f"This model does not speak of {n}." for n in (17, 4_711, 4_712, 9_999)}
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance, server.poisoned = faulty, bad.get
-        found, counts = through(server, cache, texts)
-        refused = {
-            window.batch["text"][row].as_py(): reason
-            for window in found
-            for row, reason in window.rejected.items()
+        embedded, usage = through(server, cache, texts)
+        rejected = {
+            batch.rows["text"][row].as_py(): reason
+            for batch in embedded
+            for row, reason in batch.rejected.items()
         }
-        assert refused.keys() == bad.keys()
-        assert all(bad[text] in reason for text, reason in refused.items())
-        vectors = np.concatenate([window.vectors for window in found])
+        assert rejected.keys() == bad.keys()
+        assert all(bad[text] in reason for text, reason in rejected.items())
+        vectors = np.concatenate([batch.vectors for batch in embedded])
         good = np.array([text not in bad for text in texts])
         assert np.allclose(
             vectors[good], server.vectors([text for text in texts if text not in bad]), atol=1e-5
         )
         assert np.isnan(vectors[~good]).all()
-        assert len(cache) == counts.embedded == TEXTS - len(bad)
-        assert counts.rejected == len(bad)
-        assert counts.retries > 20
+        assert len(cache) == usage.embedded == TEXTS - len(bad)
+        assert usage.rejected == len(bad)
+        assert usage.retries > 20
         assert sum(server.billed.values()) <= 1.02 * (TEXTS - len(bad))
         assert not server.billed.keys() & bad.keys()
 
-        _, counts = through(
+        _, usage = through(
             server, cache, texts
         )  # the bad ones are asked for again, the good ones are not
-        assert (counts.embedded, counts.rejected) == (0, len(bad))
+        assert (usage.embedded, usage.rejected) == (0, len(bad))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +132,7 @@ def test_what_waiting_cannot_mend_ends_the_run_at_once(
         server.chance = lambda _: fault
         with pytest.raises(ProviderError, match=message):
             through(server, cache, [f"text {n}" for n in range(2_000)])
-        assert len(server.requests) <= 2 * little(server).concurrent_requests
+        assert len(server.requests) <= 2 * little(server).options.concurrent_requests
 
 
 def test_a_service_that_refuses_everything_is_not_bisected_to_the_last_text(tmp_path: Path) -> None:
@@ -151,14 +140,14 @@ def test_a_service_that_refuses_everything_is_not_bisected_to_the_last_text(tmp_
         server.chance = lambda _: Fault("status", 400, "Unknown parameter: 'encoding_format'.")
         with pytest.raises(ProviderError, match="Unknown parameter"):
             through(server, cache, [f"text {n}" for n in range(2_000)])
-        assert len(server.requests) <= 2 * little(server).concurrent_requests + 2
+        assert len(server.requests) <= 2 * little(server).options.concurrent_requests + 2
 
 
 @pytest.mark.parametrize("kind", ["fewer", "short", "alike", "inside"])
 def test_a_service_that_always_answers_wrongly_fails_the_run_and_nothing_is_stored(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
 
     def wrong(_: random.Random) -> Fault | None:
         return Fault(kind, message="no upstream")
@@ -186,7 +175,9 @@ def test_a_service_that_breaks_in_the_middle_ends_the_run_and_no_text_is_blamed(
         assert 0 < len(cache) <= 1_000 - REQUEST_TEXTS
 
 
-def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path: Path) -> None:
+def test_a_text_that_spoils_its_whole_request_is_rejected_and_the_others_land(
+    tmp_path: Path,
+) -> None:
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         right = server.vectors
 
@@ -194,25 +185,25 @@ def test_a_text_that_spoils_its_whole_call_is_found_and_the_others_land(tmp_path
             return right(texts) * np.float32("nan") if "text 7" in texts else right(texts)
 
         server.vectors = vectors  # type: ignore[method-assign]
-        found, counts = through(server, cache, [f"text {n}" for n in range(100)])
-        assert [window.rejected.keys() for window in found] == [{7}]
-        assert (counts.embedded, counts.rejected, len(cache)) == (99, 1, 99)
+        embedded, usage = through(server, cache, [f"text {n}" for n in range(100)])
+        assert [batch.rejected.keys() for batch in embedded] == [{7}]
+        assert (usage.embedded, usage.rejected, len(cache)) == (99, 1, 99)
 
 
-def test_a_call_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
+def test_a_request_that_is_too_large_for_the_service_is_halved_and_no_text_is_lost(
     tmp_path: Path,
 ) -> None:
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.most_texts = 10
-        _, counts = through(server, cache, [f"text {n}" for n in range(2_000)])
-        assert (counts.embedded, counts.rejected, len(cache)) == (2_000, 0, 2_000)
+        _, usage = through(server, cache, [f"text {n}" for n in range(2_000)])
+        assert (usage.embedded, usage.rejected, len(cache)) == (2_000, 0, 2_000)
         refused = [body for body in server.requests if len(body["input"]) > 10]
         assert len(refused) < 120  # the size is learned: found out for each call, it would be 240
         assert set(server.billed.values()) == {1}
 
 
 @pytest.mark.alone
-def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -> None:
+def test_refusals_slow_everybody_down_and_the_request_stays_whole(tmp_path: Path) -> None:
     """A service that lets 40 requests a second in: nearly all of it is used, and few are turned
     away."""
     allowed, seconds = 40, 6
@@ -234,11 +225,11 @@ def test_refusals_slow_everybody_down_and_the_call_stays_whole(tmp_path: Path) -
 
         server.chance = limited
         texts = [f"text {n}" for n in range(allowed * seconds * REQUEST_TEXTS)]
-        _, counts = through(server, cache, texts)
+        _, usage = through(server, cache, texts)
         took = server.times[-1] - server.times[0]
         assert set(server.billed.values()) == {1}
-        assert counts.calls == len(texts) / REQUEST_TEXTS
-        assert counts.retries < 0.2 * counts.calls
+        assert usage.requests == len(texts) / REQUEST_TEXTS
+        assert usage.retries < 0.2 * usage.requests
         assert took < seconds / 0.7
 
 
@@ -267,18 +258,18 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
         runs = 0
         while True:
             runs += 1
-            provider = little(server, usd_per_million_tokens=2.0)
+            model = little(server, usd_per_million_tokens=2.0)
             tokens = Budget(usd=0.01)  # 5,000 tokens
             before = sum(server.billed.values())
             try:
                 list(
                     embed(
-                        windows(texts),
-                        provider,
+                        batches(texts),
+                        model,
                         cache,
                         "document",
                         lambda n: None,
-                        BudgetTracker.of(tokens, provider),
+                        BudgetTracker.of(tokens, model.options),
                     )
                 )
             except BudgetError as error:
@@ -292,60 +283,24 @@ def test_a_budget_ends_the_run_keeps_what_was_paid_and_no_text_is_paid_twice(
         assert set(server.billed.values()) == {1}
         assert len(server.billed) == len(texts) == len(cache)
         with pytest.raises(ConfigError, match=r"budget\.usd.*usd_per_million_tokens"):
-            BudgetTracker.of(Budget(usd=1), little(server))
+            BudgetTracker.of(Budget(usd=1), little_options(server))
 
 
-def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
-    """Through the steps: it is missing in the table, its neighbours are there, and a mended service
-    takes it in."""
-    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\npartitions: 4\n"
-    with serve(DIALECT, DIMENSIONS) as server:
-        model = f"{{provider: openai, model: little, dimensions: {DIMENSIONS}, base_url: '{server.url}/v1'}}"
-        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
-        server.poisoned = {"text number 7": "Not this one."}.get
-        run_steps(home, "p")
-        assert live_rows(home, "p").keys() == {f"d{n}#0" for n in range(60) if n != 7}
-        context, asked = run_of(home, "p"), len(server.requests)
-        told = pq.read_table(context.folder.rejected_texts).to_pylist()
-        assert [(row["chunk_id"], row["text"]) for row in told] == [("d7#0", "text number 7")]
-        assert "Not this one." in told[0]["reason"]
-        run_steps(home, "p")
-        assert len(server.requests) == asked
-        write_csv(
-            home, "b.csv", [("alone", "text number 7", "x")]
-        )  # refused too: the table stays as it was
-        run_steps(home, "p")
-        (counted, *_) = checks_of(context)
-        assert (counted.statistics["documents"], counted.statistics["rejected_texts"]) == (61, 2)
-        (home / "data" / "b.csv").unlink()
-        run_steps(home, "p")
-        assert retry_rejected(context) == 1
-        assert (
-            pipeline_status(context.spec, context.warehouse)["rejected_texts"] == 1
-        )  # until a run asks
-        server.poisoned = lambda _: None
-        run_steps(home, "p")
-        assert len(live_rows(home, "p")) == 60
-        assert {server.billed[f"text number {n}"] for n in range(60)} == {1}
-        assert pq.read_table(context.folder.rejected_texts).num_rows == 0
-
-
-def test_a_budget_smaller_than_a_call_is_used_all_the_same(tmp_path: Path) -> None:
+def test_a_budget_smaller_than_a_request_is_used_all_the_same(tmp_path: Path) -> None:
     texts = [f"some text number {n}" for n in range(30)]
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         for done in (10, 20, 30):
             budget = BudgetTracker(Budget(tokens=43))
             try:
                 list(
-                    embed(windows(texts), little(server), cache, "document", lambda n: None, budget)
+                    embed(batches(texts), little(server), cache, "document", lambda n: None, budget)
                 )
             except BudgetError:
                 assert done < 30
             assert len(cache) == done
         assert set(server.billed.values()) == {1}
         more = embed(
-            windows(["one more text"]),
+            batches(["one more text"]),
             little(server),
             cache,
             "document",
@@ -362,7 +317,7 @@ def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
         budget = BudgetTracker()
         list(
             embed(
-                windows(["text one", "text two"]),
+                batches(["text one", "text two"]),
                 little(server),
                 cache,
                 "document",
@@ -373,24 +328,24 @@ def test_replies_in_vain_are_spent_too(tmp_path: Path) -> None:
         assert budget.billed == 3 * 4
 
 
-PROOF = sum(len(text.split()) for text in UNLIKE_TEXTS)  # as the service bills it
+PROBE = sum(len(text.split()) for text in UNLIKE_TEXTS)  # as the service bills it
 
 
 @pytest.mark.parametrize(
     ("faults", "in_vain"),
-    [([Fault("inside")] * asking.TRIES, asking.TRIES * 4), ([Fault("alike")] * 2, 4)],
+    [([Fault("inside")] * ATTEMPTS, ATTEMPTS * 4), ([Fault("alike")] * 2, 4)],
     ids=["no vectors, then halved", "twice the same"],
 )
-def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
+def test_what_a_failed_request_and_a_probe_were_billed_with_is_spent_and_counted(
     tmp_path: Path, faults: list[Fault], in_vain: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.faults.extend(faults)
         budget = BudgetTracker()
-        _, counts = through(server, cache, ["text one", "text two"], budget=budget)
-        assert counts.embedded == 2
-        assert budget.billed == counts.billed_tokens == in_vain + PROOF + 4
+        _, usage = through(server, cache, ["text one", "text two"], budget=budget)
+        assert usage.embedded == 2
+        assert budget.billed == usage.billed_tokens == in_vain + PROBE + 4
         assert (
             budget.counted == budget.billed
         )  # the service counts as we do: replies in vain do not say otherwise
@@ -398,19 +353,19 @@ def test_what_a_refused_call_and_a_proof_were_billed_with_is_spent_and_counted(
 
 @pytest.mark.parametrize(
     ("kind", "paid"),
-    [("alike", 2 * 4 + PROOF), ("nan", 4 + PROOFS * PROOF), ("inside", asking.TRIES * 4)],
+    [("alike", 2 * 4 + PROBE), ("nan", 4 + PROBES * PROBE), ("inside", ATTEMPTS * 4)],
 )
-def test_what_a_run_that_fails_was_billed_with_is_told(
+def test_what_a_run_that_fails_was_billed_with_is_in_its_usage(
     tmp_path: Path, kind: str, paid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
-    budget, unfinished = BudgetTracker(), EmbedCounts()
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
+    budget, unfinished = BudgetTracker(), Usage()
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
         server.chance = lambda _: Fault(kind, message="no upstream")
         right = server.vectors
         if kind == "nan":  # of all rows
             server.vectors = lambda texts: right(texts) * np.float32("nan")  # type: ignore[method-assign]
-        texts = windows(["text one", "text two"])
+        texts = batches(["text one", "text two"])
         with pytest.raises(ProviderError):
             list(
                 embed(texts, little(server), cache, "document", lambda n: None, budget, unfinished)
@@ -419,80 +374,48 @@ def test_what_a_run_that_fails_was_billed_with_is_told(
 
 
 class Restarting(Little):
-    """Takes one text per request. Once the text "first" has its vector it is away, until it is
-    asked for a proof."""
+    """Takes one text per request. Once the first text has its vector it is away, until it is
+    probed."""
 
-    gone_for_ever: str = ""  # a text that no request can hold
-    _first_landed: threading.Event = PrivateAttr(default_factory=threading.Event)
-    _back: threading.Event = PrivateAttr(default_factory=threading.Event)
-    _asked: Counter[str] = PrivateAttr(default_factory=Counter)
+    def __init__(self, options: Openai, gone_for_ever: str) -> None:
+        super().__init__(options, Path())
+        self.gone_for_ever = gone_for_ever  # a text that no request can hold
+        self.first_landed, self.back = threading.Event(), threading.Event()
+        self.calls = Counter[str]()
 
     @property
-    def limits(self) -> Limits:
-        return Limits(256, 8_192, 1, self.concurrent_requests)
+    def limits(self) -> Limits:  # type: ignore[override]
+        return Limits(256, 8_192, 1, self.options.concurrent_requests)
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        self._asked.update(inputs)
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        self.calls.update(inputs)
         if tuple(inputs) == UNLIKE_TEXTS:
-            self._back.set()
+            self.back.set()
         elif inputs[0] != "the first text of all":
-            assert self._first_landed.wait(10)
-            if not self._back.is_set() or inputs[0] == self.gone_for_ever:
+            assert self.first_landed.wait(10)
+            if not self.back.is_set() or inputs[0] == self.gone_for_ever:
                 raise Unreachable("It cannot be reached.")
-        return super().ask(inputs, input_type)
+        return super().embed(inputs, input_type)
 
 
 @pytest.mark.parametrize("gone_for_ever", ["", "text 3"])
-def test_an_outage_blames_no_text_though_others_landed_while_the_call_was_out(
+def test_an_outage_blames_no_text_though_others_landed_while_the_request_was_out(
     tmp_path: Path, gone_for_ever: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
-        options: dict[str, Any] = {
-            "base_url": f"{server.url}/v1",
-            "model": "little",
-            "dimensions": DIMENSIONS,
-        }
-        provider = Restarting(gone_for_ever=gone_for_ever, **options)
-        texts = [
-            "the first text of all",
-            *(f"text {n}" for n in range(provider.concurrent_requests)),
-        ]
-
-        def landed(tokens: int) -> None:
-            provider._first_landed.set()
-
-        (found,) = embed(windows(texts), provider, cache, "document", landed)
-    refused = {texts[row] for row in found.rejected}
-    assert refused == ({gone_for_ever} if gone_for_ever else set())
-    assert len(texts) - len(refused) == found.counts.embedded
-    if gone_for_ever:  # only after a second time with all patience, and a proof after either
-        assert provider._asked[gone_for_ever] == 2 * asking.TRIES
-
-
-def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_middle(
-    home: Path,
-) -> None:
-    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
-    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}\npartitions: 1\n"
-    with serve(DIALECT, DIMENSIONS) as server:
-        options = (
-            f"dimensions: {DIMENSIONS}, base_url: '{server.url}/v1', usd_per_million_tokens: 2"
-        )
-        model = f"{{provider: openai, model: little, {options}}}"
-        budget = "budget: {tokens: 60}\n"
-        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}{budget}")
-        context = run_of(home, "p")
-        with pytest.raises(BudgetError):
-            run_steps(home, "p")
-        assert 0 < len(server.billed) < 60
-        usd = sum(server.billed.values()) * 3 * 2 / 1e6
-        assert context.usage()["usd"] == pytest.approx(usd, abs=1e-8)
-        assert context.usage()["embedded_tokens"] > 0
-        write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
-        run_steps(home, "p")
-        assert len(server.billed) == 60
-        assert context.usage()["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
+        model = Restarting(little_options(server), gone_for_ever)
+        concurrent = model.options.concurrent_requests
+        texts = ["the first text of all", *(f"text {n}" for n in range(concurrent))]
+        with model:
+            (batch,) = embed(
+                batches(texts), model, cache, "document", lambda tokens: model.first_landed.set()
+            )
+    rejected = {texts[row] for row in batch.rejected}
+    assert rejected == ({gone_for_ever} if gone_for_ever else set())
+    assert len(texts) - len(rejected) == batch.usage.embedded
+    if gone_for_ever:  # only after a second request with all attempts, and a probe after either
+        assert model.calls[gone_for_ever] == 2 * ATTEMPTS
 
 
 SCRIPT = """
@@ -500,16 +423,17 @@ import sys
 from pathlib import Path
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines_tests.embedding.service import Little, windows
+from embedding_pipelines_tests.embedding.service import Little, batches
+from embedding_pipelines.providers.openai import Openai
 url, path, count = sys.argv[1:]
-provider = Little(base_url=url, model="little", dimensions=64)
+model = Little(Openai(base_url=url, model="little", dimensions=64), Path())
 texts = [f"text {n}" for n in range(int(count))]
 with EmbeddingCache(Path(path)) as cache:
-    list(embed(windows(texts), provider, cache, "document", lambda tokens: None))
+    list(embed(batches(texts), model, cache, "document", lambda tokens: None))
 """
 
 
-def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(
+def test_a_killed_process_pays_again_for_nothing_but_the_requests_that_were_out(
     tmp_path: Path,
 ) -> None:
     count = 3_000
@@ -540,7 +464,7 @@ def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(
                 continue
             assert process.wait() == 0
             break
-        out = Little.model_fields["concurrent_requests"].default + 1
+        out = Openai.model_fields["concurrent_requests"].default + 1
         with EmbeddingCache(tmp_path / "l") as cache:
             assert len(cache) == count
             assert len(server.billed) == count
@@ -549,11 +473,11 @@ def test_a_killed_process_pays_again_for_nothing_but_the_calls_that_were_out(
         assert twice[1] > 0
 
 
-def test_a_text_whose_vector_was_wrong_once_is_asked_for_as_patiently_as_any_other(
+def test_a_text_whose_vector_was_wrong_once_is_sent_as_often_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
     with serve(DIALECT, DIMENSIONS) as server, EmbeddingCache(tmp_path / "l") as cache:
-        server.faults.extend([Fault("nan"), *[Fault("status", 500)] * (asking.TRIES - 1)])
-        _, counts = through(server, cache, ["one text", "another text", "and a third"])
-        assert (counts.embedded, counts.rejected, len(cache)) == (3, 0, 3)
+        server.faults.extend([Fault("nan"), *[Fault("status", 500)] * (ATTEMPTS - 1)])
+        _, usage = through(server, cache, ["one text", "another text", "and a third"])
+        assert (usage.embedded, usage.rejected, len(cache)) == (3, 0, 3)
