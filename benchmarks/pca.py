@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import measure
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.compression.pca import Pca
+from embedding_pipelines.vectors import unit
 
 BLOCK_ROWS = 4_096  # as the pipeline reads its shards
 Rows = NDArray[np.float32]

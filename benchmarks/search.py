@@ -83,16 +83,17 @@ def load(vectors: int, queries: int, work: Path) -> Data:
 
 def _vectors(spec: PipelineSpec, rows: Sequence[dict[str, str]], start: Path) -> Vectors:
     """Of the rows' captions; a longer file that was left by an earlier run is cut."""
-    path = start.with_name(f"{start.name}-{spec.model.space.id[:12]}.npy")
+    model = spec.model.open(start.parent)
+    path = start.with_name(f"{start.name}-{model.space.id[:12]}.npy")
     if path.exists() and len(kept := np.load(path, mmap_mode="r")) >= len(rows):
         return np.array(kept[: len(rows)])
-    vectors = np.empty((len(rows), spec.model.space.dimensions), np.float32)
+    vectors = np.empty((len(rows), model.space.dimensions), np.float32)
     order = sorted(
         range(len(rows)), key=lambda at: len(rows[at]["caption"])
     )  # alike in length: little padding
     for first in range(0, len(order), EMBED_TEXTS):
         part = order[first : first + EMBED_TEXTS]
-        vectors[part] = spec.model.embed([rows[at]["caption"] for at in part], "document")
+        vectors[part] = model.embed([rows[at]["caption"] for at in part], "document").vectors
         print(f"embedded {first + len(part):,} of {len(rows):,} captions", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, vectors)

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from embedding_pipelines import schemas
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.files import write_json
+from embedding_pipelines.releases import Release, Releases
 from embedding_pipelines.search import Searcher, SearchResult
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
-from embedding_pipelines.steps.release import Release, Releases
 from embedding_pipelines.steps.vector_store import encoded
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 
 Vectors = NDArray[np.float32]
 NAME = "captions"  # of the pipeline and its table
@@ -76,7 +77,7 @@ def project(data: Data, home: Path) -> System:
     warehouse, codec, space = (
         Warehouse(home),
         CodecChain([], data.vectors.shape[1]),
-        data.spec.model.space,
+        data.spec.model.open(home).space,
     )
     folder, table = warehouse.pipeline(NAME), data.spec.store.table(warehouse.tables, NAME)
     stored = space.compressed(codec.id)
@@ -91,7 +92,7 @@ def project(data: Data, home: Path) -> System:
     codec.save(folder.codecs / "codec.npz")
     release = Release(
         number=1, table=NAME, version=version, rows=len(data.rows), space=stored, codec="codec.npz",
-        cleaning=data.spec.preprocessing.clean.recipe, spec=data.spec, released_at=datetime.now(UTC), checks={},
+        cleaning=data.spec.preprocessing.clean.version, spec=data.spec, released_at=datetime.now(UTC), checks={},
     )  # fmt: skip
     write_json(folder.releases, Releases(live=1, releases=[release]).model_dump(mode="json"))
     searcher = Searcher(warehouse, NAME)

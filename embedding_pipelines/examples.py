@@ -13,7 +13,6 @@ import ast
 import csv
 import io
 import json
-import os
 import re
 import sys
 import sysconfig
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.files import write_atomic
 
 _PIPELINES = ("stdlib.yaml", "unicode.yaml")
 # Applications, grammars, generated text; distutils is deprecated and gone from Python 3.12 on.
@@ -185,13 +185,7 @@ def _write(path: Path, data: bytes, rows: int, skipped: tuple[str, ...] = ()) ->
     """Replace a file in one rename, unless it holds these bytes already."""
     if path.exists() and path.read_bytes() == data:
         return Written(path, rows, False, skipped)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_atomic(path, data)
     return Written(path, rows, True, skipped)
 
 

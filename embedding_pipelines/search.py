@@ -7,25 +7,25 @@ file is not looked at.
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from embedding_pipelines.compression.base import CodecChain, Codes
-from embedding_pipelines.embedding.request import ask_patiently
+from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.providers.base import Provider, Vectors, checked
+from embedding_pipelines.providers.base import EmbeddingModel, checked
+from embedding_pipelines.releases import live_release
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.space import Space, refuse_mixing
-from embedding_pipelines.steps.release import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 MAX_K = 10_000
-TRIES_OF_QUERIES = 3  # somebody is waiting
+ATTEMPTS = 3  # of a query: somebody is waiting
 
 
 class Hit(BaseModel):
@@ -56,17 +56,32 @@ class SearchResult(BaseModel):
 
 
 class Searcher:
-    """The live release of a pipeline, opened for any number of queries.
+    """The live release of a pipeline, opened for any number of queries; close it, or use it in a
+    `with` block. A `model` that is handed in stays open.
 
     Raises ReleaseError if nothing was released yet.
     """
 
-    def __init__(self, warehouse: Warehouse, pipeline: str) -> None:
+    def __init__(
+        self, warehouse: Warehouse, pipeline: str, model: EmbeddingModel | None = None
+    ) -> None:
         folder = warehouse.pipeline(pipeline)
         self.release = live_release(folder)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
-        self.provider: Provider = self.release.spec.model
+        self._opened = model is None
+        self.model = model or self.release.spec.model.open(warehouse.home)
+        self._sender = Sender(self.model)
         self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
+
+    def close(self) -> None:
+        if self._opened:
+            self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def search(self, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
         """The `k` chunks nearest to `query` among those that pass `filter`, nearest first.
@@ -78,11 +93,11 @@ class Searcher:
         text = self.release.spec.preprocessing.clean.text(query)
         if not text:
             raise ConfigError("The query is empty once it is cleaned. Write at least one word.")
-        reply = ask_patiently(self.provider, [text], "query", tries=TRIES_OF_QUERIES).reply
-        for words in reply.refused.values():
+        response = self._sender.send(Request([text], "query", attempts=ATTEMPTS))
+        for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
-        vector = checked(reply.vectors, [text], self.provider.space)[0]
-        return self._nearest(vector, self.provider.space, query, k, filter, started)
+        vector = checked(response.vectors, [text], self.model.space)[0]
+        return self._nearest(vector, self.model.space, query, k, filter, started)
 
     def search_vector(
         self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
@@ -121,7 +136,8 @@ def search(
     home: Path, pipeline: str, query: str, k: int = 10, filter: str | None = None
 ) -> SearchResult:
     """One query to a pipeline's live release; see `Searcher.search`."""
-    return Searcher(Warehouse(home), pipeline).search(query, k, filter)
+    with Searcher(Warehouse(home), pipeline) as searcher:
+        return searcher.search(query, k, filter)
 
 
 def nearest(
@@ -142,9 +158,7 @@ def nearest(
     )
     distances = found["_distance"].to_numpy()
     if rescored:
-        width = found.schema.field(VECTOR_COPY).type.list_size
-        copies = pc.list_flatten(found[VECTOR_COPY]).to_numpy().reshape(-1, width)
-        scores = codec.rescore(vector, copies)
+        scores = codec.rescore(vector, to_matrix(found[VECTOR_COPY]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
         found, scores = found.drop_columns(VECTOR_COPY).take(best), scores[best]
     else:

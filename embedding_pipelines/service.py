@@ -19,10 +19,11 @@ from embedding_pipelines.home import home as home_of_environment
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, ProviderOptions, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, ProviderOptions
 from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors
 
 log = logging.getLogger(__name__)
 

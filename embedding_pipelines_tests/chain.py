@@ -1,5 +1,5 @@
-"""Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the provider
-is asked."""
+"""Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the model is
+sent."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,41 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import PrivateAttr
 
-from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
-from embedding_pipelines.quality import structure as verify
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
+from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.check import Check
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.steps import chunks, codec, documents, embeddings, release, vector_store
-from embedding_pipelines.steps import train as model
-from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.checks import current_checks, run_checks
 from embedding_pipelines.storage.warehouse import Warehouse
 
-STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "verify", "release")
 
+class Recording(EmbeddingModel):
+    """Another model, with every text that it was sent to embed."""
 
-class Recording(Provider):
-    """Another provider, with every text that it was asked to embed."""
-
-    kind: str = "recording"
-    inner: Provider
-    request_texts: int | None = None  # smaller calls than the provider's own
-    _texts: list[str] = PrivateAttr(default_factory=list)
-    _calls: list[list[str]] = PrivateAttr(default_factory=list)
-
-    @property
-    def texts(self) -> list[str]:
-        return self._texts
-
-    @property
-    def calls(self) -> list[list[str]]:
-        return self._calls
+    def __init__(self, inner: EmbeddingModel, request_texts: int | None = None) -> None:
+        """`request_texts`: smaller requests than the model's own."""
+        super().__init__(inner.options)
+        self.inner, self._request_texts = inner, request_texts
+        self.texts: list[str] = []
+        self.calls: list[list[str]] = []
 
     @property
     def space(self) -> Space:
@@ -50,15 +39,21 @@ class Recording(Provider):
     @property
     def limits(self) -> Limits:
         own = self.inner.limits
-        return dataclasses.replace(own, request_texts=self.request_texts or own.request_texts)
+        return dataclasses.replace(own, request_texts=self._request_texts or own.request_texts)
 
+    @property
     def tokenizer(self) -> Any:
-        return self.inner.tokenizer()
+        return self.inner.tokenizer
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        self._calls.append(list(inputs))
-        self._texts.extend(inputs)
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        self.calls.append(list(inputs))
+        self.texts.extend(inputs)
         return self.inner.embed(inputs, input_type)
+
+
+def hashing(**options: Any) -> EmbeddingModel:
+    """An open model that needs no weights."""
+    return Hashing(**options).open(Path())
 
 
 def write_pipeline(home: Path, name: str, text: str) -> Path:
@@ -80,52 +75,43 @@ def write_csv(
     return path
 
 
-def context_of(home: Path, name: str) -> StepContext:
-    return StepContext(find_pipeline(name, home), Warehouse(home))
+def run_of(home: Path, name: str, model: EmbeddingModel | None = None) -> Run:
+    return Run(find_pipeline(name, home), Warehouse(home), model=model)
 
 
-def steps(context: StepContext, provider: Provider) -> Iterator[tuple[str, Any]]:
-    """Every step in turn; what it reports, of `verify` its checks."""
-    names = context.spec.partition_names
-    yield "documents", documents.write_documents(context)
-    for partition in names:
-        yield "chunks", chunks.write_chunks(context, partition, provider)
-    if provider.learns:
-        yield "model", model.learn_model(context, provider)
-    embeddings.refuse_wrong_dimensions(context, provider)
-    with EmbeddingCache(context.warehouse.cache) as cache:
-        for report in embeddings.write_embeddings(
-            context, names, provider, cache, lambda tokens: None
-        ):
-            yield "embeddings", report
-    yield "codec", codec.fit_codec(context, provider.space)
-    yield "vector_store", vector_store.update_vector_store(context, provider.space)
-    yield "verify", checks_of(context, provider)
-    yield "release", release.release(context, provider.space)
+def steps(run: Run) -> Iterator[tuple[str, Any]]:
+    """Every step in turn; what it reports, of `checks` the outcomes.
+
+    A recording model is not asked by checks, so that it has on record what was embedded.
+    """
+    asked = run
+    if isinstance(run.model, Recording):
+        asked = Run(run.spec, run.warehouse, model=run.model.inner)
+    for step in steps_of(run.spec):
+        if step.name == "checks":
+            yield step.name, checks_of(asked)
+            continue
+        for report in step.work(run, run.spec.partition_names):
+            yield step.name, report
 
 
-def checks_of(context: StepContext, provider: Provider | None = None) -> list[Check]:
-    """What `verify` finds; a recording provider is not asked, so that it has on record what was
-    embedded."""
-    asked = provider or context.spec.model
-    with EmbeddingCache(context.warehouse.cache) as cache:
-        return verify.verify(
-            context, asked.inner if isinstance(asked, Recording) else asked, cache
-        )[1]
+def checks_of(run: Run) -> list[Check]:
+    """The outcomes of all checks; those that need not be repeated as they are on record."""
+    record = current_checks(run)
+    return (record if record and record.is_settled else run_checks(run)).checks
 
 
-def run_steps(home: Path, name: str, provider: Provider | None = None) -> list[StepReport]:
+def run_steps(home: Path, name: str, model: EmbeddingModel | None = None) -> list[StepReport]:
     """documents to release; raises what the first failing step raises."""
-    context = context_of(home, name)
-    return [
-        found for step, found in steps(context, provider or context.spec.model) if step != "verify"
-    ]
+    with run_of(home, name, model) as run:
+        return [result for step, result in steps(run) if step != "checks"]
 
 
 def run_recorded(home: Path, name: str) -> tuple[list[StepReport], list[str]]:
-    """As `run_steps`, with the texts that reached the provider."""
-    recording = Recording(inner=context_of(home, name).spec.model)
-    return run_steps(home, name, recording), recording.texts
+    """As `run_steps`, with the texts that reached the model."""
+    with run_of(home, name) as run:
+        recording = Recording(run.model)
+        return run_steps(home, name, recording), recording.texts
 
 
 def report(reports: Sequence[StepReport], step: str) -> StepReport:

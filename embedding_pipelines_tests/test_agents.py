@@ -21,19 +21,13 @@ from embedding_pipelines.agents import (
     generators,
     generators_of_subject,
 )
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.common.http import SECRETS, BadInput
+from embedding_pipelines.errors import BadInput, ConfigError, ProviderError
+from embedding_pipelines.providers.common.http import SECRETS
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.test_aios import Block, serving
 from embedding_pipelines_tests.providers.test_openai import answer, error
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 OPENAI: dict[str, Any] = {
     "llm_type": "embeddings",

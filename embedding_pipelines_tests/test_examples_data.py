@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 import sysconfig
 from collections import Counter
@@ -224,10 +225,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(
     write_examples(tmp_path)
     (tiny / "shutil.py").write_text('"Other files."')
 
-    def full(self: Path, target: Path) -> Path:
+    def full(draft: Path, target: Path) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         write_examples(tmp_path)
     folder = tmp_path / "data" / "stdlib"

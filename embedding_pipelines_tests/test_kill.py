@@ -62,7 +62,7 @@ WRITTEN_LATE = [
     "tables/*/data/*",
     "tables/*/_versions/*",
     "*/*/vector_store.json",
-    "*/*/verified.json",
+    "*/*/checks.json",
     "tables/*/_refs/**/*",
 ]
 

@@ -13,8 +13,8 @@ from embedding_pipelines.plan import Plan
 from embedding_pipelines.plan import plan as make_plan
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
+    run_of,
     run_steps,
     write_csv,
     write_pipeline,
@@ -43,8 +43,8 @@ def write(home: Path, server: WireServer, more: str = "") -> None:
 
 
 def plan(home: Path) -> Plan:
-    context = context_of(home, "tales")
-    return make_plan(context, context.spec.model)
+    context = run_of(home, "tales")
+    return make_plan(context)
 
 
 def run(home: Path, server: WireServer) -> dict[str, float]:
@@ -93,7 +93,7 @@ def key(server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_asks_nobody_and_needs_no_key(home: Path, server: WireServer) -> None:
     made = plan(home)
     assert not server.requests
-    assert (made.pipeline, made.rows_new, made.texts_to_embed, made.texts_known) == (
+    assert (made.pipeline, made.rows_new, made.texts_to_embed, made.cache_hits) == (
         "tales",
         300,
         300,
@@ -143,7 +143,7 @@ def test_duplicates_moved_rows_and_texts_that_are_known_cost_nothing(
     write_csv(home, "b.csv", [*copies, *twins])
     made = plan(home)
     assert (made.rows_new, made.texts_to_embed, made.requests) == (140, 1, 1)
-    assert made.texts_known >= 100
+    assert made.cache_hits >= 100
     assert run(home, server) == said(made)
 
 
@@ -225,10 +225,10 @@ def test_a_pipeline_that_another_process_is_at_work_on_is_not_waited_for(
 def test_what_the_checks_will_ask_for_is_in_the_price(home: Path, server: WireServer) -> None:
     write(home, server, "evaluation: {known_items: 20}\n")
     made = plan(home)
-    assert made.usd == pytest.approx((made.tokens + made.tokens_to_measure) * 5.0 / 1e6, abs=1e-6)
-    assert made.tokens_to_measure > 0
+    assert made.usd == pytest.approx((made.tokens + made.tokens_to_check) * 5.0 / 1e6, abs=1e-6)
+    assert made.tokens_to_check > 0
     did = run(home, server)
     assert did["texts_to_embed"] > made.texts_to_embed  # with those of the checks
     asked = sum(len(text.split()) for body in server.requests for text in body["input"])
-    assert asked <= made.tokens + made.tokens_to_measure
-    assert plan(home).tokens_to_measure == 0  # nothing has changed
+    assert asked <= made.tokens + made.tokens_to_check
+    assert plan(home).tokens_to_check == 0  # nothing has changed

@@ -8,11 +8,10 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMismatchError, StoreError
-from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.search import Searcher, nearest, search
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.stores.tables import add, build, fitted
@@ -49,7 +48,7 @@ def test_the_nearest_comes_first_with_score_place_and_metadata(searcher: Searche
     assert best.metadata == {"Cat": "odd", "year": 7}
     scores = [hit.score for hit in result.hits]
     assert scores == sorted(scores, reverse=True)
-    vectors = Hashing().embed(["animal7 room2", "animal7 in room2"], "query")
+    vectors = hashing().embed(["animal7 room2", "animal7 in room2"], "query").vectors
     assert best.score == pytest.approx(float(vectors[0] @ vectors[1]), abs=1e-3)
     assert result.milliseconds > 0
 
@@ -96,10 +95,10 @@ def test_k_has_bounds(searcher: Searcher, k: int) -> None:
 
 
 def test_a_vector_of_another_space_is_refused_with_the_remedy(searcher: Searcher) -> None:
-    own = Hashing()
-    vector = own.embed(["animal7 in room2"], "query")[0]
+    own = hashing()
+    vector = own.embed(["animal7 in room2"], "query").vectors[0]
     assert searcher.search_vector(vector, own.space, 1).hits[0].document_id == "id-7"
-    other = Hashing(max_tokens=100)  # the same dimensions are not the same space
+    other = hashing(max_tokens=100)  # the same dimensions are not the same space
     with pytest.raises(
         SpaceMismatchError, match=r"Query it with hashing:words, or run `embedding-pipelines run p`"
     ):
@@ -111,7 +110,7 @@ def test_a_vector_of_another_space_is_refused_with_the_remedy(searcher: Searcher
 def test_a_model_whose_weights_changed_is_refused(
     searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedding_pipelines.providers.hashing.RECIPE", "2")
+    monkeypatch.setattr("embedding_pipelines.providers.hashing.VERSION", "2")
     with pytest.raises(SpaceMismatchError, match="cannot be compared"):
         searcher.search("animal7")
 
@@ -160,7 +159,7 @@ def rescored(home: Path) -> Searcher:
 def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> None:
     asked = "animal7 room2"
     hits = rescored.search(asked, 10).hits
-    query, *vectors = Hashing().embed([asked, *(hit.text for hit in hits)], "query")
+    query, *vectors = hashing().embed([asked, *(hit.text for hit in hits)], "query").vectors
     scores = [hit.score for hit in hits]
     assert scores == pytest.approx([float(query @ vector) for vector in vectors], abs=0.01)
     assert scores == sorted(scores, reverse=True)
@@ -171,7 +170,7 @@ def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searche
     release, table = rescored.release, rescored._table
     assert table.schema(release.version).field(VECTOR_COPY).type == pa.list_(pa.int8(), 64)
     assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
-    vector = Hashing().embed(["animal7"], "query")[0]
+    vector = hashing().embed(["animal7"], "query").vectors[0]
     found = nearest(table, rescored.codec, vector, 3, None, release.version)
     own = ["chunk_id", "document_id", "start", "end", "text", "Cat", "year"]
     assert found.column_names == [*own, "score"]

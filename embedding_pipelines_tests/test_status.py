@@ -10,7 +10,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
 WORD = "far "
@@ -89,6 +89,6 @@ def test_what_was_released_with_a_reason_or_given_up_is_not_held_back(home: Path
     write_pipeline(home, "p", demanding)  # as a refused `optimize` puts the file back
     assert status(home)["held_back"] is None
     write_pipeline(home, "p", demanding + "compression: [int8]\n")
-    context = context_of(home, "p")
-    release(context, context.spec.model.space, "the disk is full")
+    context = run_of(home, "p")
+    release(context, "the disk is full")
     assert status(home)["held_back"] is None

@@ -61,7 +61,7 @@ class Ours(System):
     def dump(self, folder: Path) -> Stored:
         """What a searcher would see: the live release."""
         from embedding_pipelines.errors import ReleaseError
-        from embedding_pipelines.steps.release import live_release
+        from embedding_pipelines.releases import live_release
         from embedding_pipelines.storage.warehouse import Warehouse
 
         warehouse = Warehouse(folder)

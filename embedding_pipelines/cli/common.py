@@ -14,6 +14,8 @@ from embedding_pipelines.home import home as home_folder
 from embedding_pipelines.home import pipelines_folder
 
 if TYPE_CHECKING:
+    from embedding_pipelines.progress import Progress
+    from embedding_pipelines.run import Run
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
@@ -59,14 +61,12 @@ def valid_specs(names: list[str] | None) -> list["PipelineSpec"]:
     return specs
 
 
-def ask_again(specs: list["PipelineSpec"]) -> None:
-    """Have the next run ask for what providers refused."""
-    from embedding_pipelines.steps.chain import StepContext
-    from embedding_pipelines.steps.embeddings import ask_again as ask_again_one
+def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":
+    """A pipeline at work in the home folder's warehouse."""
+    from embedding_pipelines.run import Run
     from embedding_pipelines.storage.warehouse import Warehouse
 
-    for spec in specs:
-        ask_again_one(StepContext(spec, Warehouse(home_folder())))
+    return Run(spec, Warehouse(home_folder()), progress)
 
 
 def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[str, Any]:
@@ -75,11 +75,15 @@ def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[s
     With a reason only what was made before is released, though checks of its quality failed.
     """
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.steps.unchanged import unchanged
+    from embedding_pipelines.home import instance_folder
+    from embedding_pipelines.steps.chain import up_to_date
 
     run_id, problem = None, ""
     with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
-        reports = unchanged(home_folder(), spec) if not force_reason else None
+        reports = None
+        if not force_reason:
+            with open_run(spec) as run:
+                reports = up_to_date(run, instance_folder(home_folder()))
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
@@ -119,14 +123,10 @@ def stopped(sentence: str) -> NoReturn:
 def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
     """What a run of a pipeline would do, or the error that stands in its way."""
     from embedding_pipelines.plan import plan
-    from embedding_pipelines.steps.chain import StepContext
-    from embedding_pipelines.storage.warehouse import Warehouse
 
     try:
-        return {
-            **vars(plan(StepContext(spec, Warehouse(home_folder())), spec.model)),
-            "error": None,
-        }
+        with open_run(spec) as run:
+            return {**vars(plan(run)), "error": None}
     except EmbeddingPipelinesError as error:
         return {"pipeline": spec.name, "error": str(error)}
 
@@ -136,13 +136,11 @@ def evaluation_problem(spec: "PipelineSpec") -> str:
     if not (spec.evaluation.queries or spec.evaluation.pairs):
         return ""
     from embedding_pipelines.quality.queries import judged_queries, scored_pairs
-    from embedding_pipelines.steps.chain import StepContext
-    from embedding_pipelines.storage.warehouse import Warehouse
 
-    context = StepContext(spec, Warehouse(home_folder()))
+    run = open_run(spec)
     try:
-        judged_queries(context)
-        scored_pairs(context)
+        judged_queries(run)
+        scored_pairs(run)
     except EmbeddingPipelinesError as error:
         return f"{spec.name}: {error}"
     return ""

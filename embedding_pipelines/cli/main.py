@@ -21,13 +21,13 @@ from embedding_pipelines.cli.common import (
     AsJson,
     Name,
     Names,
-    ask_again,
     complain,
     emit,
     evaluation_problem,
     fail,
     known_name,
     no_pipelines,
+    open_run,
     plan_one,
     run_one,
     specs_and_problems,
@@ -135,7 +135,10 @@ def run(
     if not as_json:
         complain(problems)
     if retry_rejected:
-        ask_again(specs)
+        from embedding_pipelines.steps.embeddings import retry_rejected as retry
+
+        for spec in specs:
+            retry(open_run(spec))
     results = []
     for spec in specs:
         try:

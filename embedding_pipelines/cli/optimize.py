@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import AsJson, complain, emit, run_one, stopped, valid_specs
+from embedding_pipelines.cli.common import (
+    AsJson,
+    complain,
+    emit,
+    open_run,
+    run_one,
+    stopped,
+    valid_specs,
+)
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.home import home as home_folder
 
@@ -71,15 +79,16 @@ def optimize(
 
 def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.optimize.optimizer import fit_anew, tune
+    from embedding_pipelines.optimize.optimizer import refit, tune
     from embedding_pipelines.spec.edit import edited
     from embedding_pipelines.spec.load import pipeline_files
-    from embedding_pipelines.steps.chain import StepContext
     from embedding_pipelines.steps.codec import unless_it_fails
-    from embedding_pipelines.storage.warehouse import Warehouse
 
-    with TerminalProgress(make_console(quiet=as_json), spec.name) as progress:
-        tuned = tune(StepContext(spec, Warehouse(home_folder()), progress), wish)
+    with (
+        TerminalProgress(make_console(quiet=as_json), spec.name) as progress,
+        open_run(spec, progress) as run,
+    ):
+        tuned = tune(run, wish)
     if not as_json:
         _show(tuned)
     if tuned.problem:
@@ -90,9 +99,12 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         )
         raise typer.Exit(1)
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
-    context = StepContext(tuned.spec, Warehouse(home_folder()))
-    with edited(path, tuned.options, tuned.spec), unless_it_fails(context):
-        fit_anew(context)
+    with (
+        open_run(tuned.spec) as run,
+        edited(path, tuned.options, tuned.spec),
+        unless_it_fails(run),
+    ):
+        refit(run)
         result = run_one(tuned.spec, quiet=as_json)
         if result["error"]:
             raise ReleaseError(

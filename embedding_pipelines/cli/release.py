@@ -49,7 +49,7 @@ def rollback(
 ) -> None:
     """Make an earlier release live again."""
     from embedding_pipelines.cli.terminal import counted
-    from embedding_pipelines.steps.release import rollback as go_back
+    from embedding_pipelines.releases import rollback as go_back
     from embedding_pipelines.storage.warehouse import Warehouse
 
     name = known_name(name)

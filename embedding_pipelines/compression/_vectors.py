@@ -1,4 +1,4 @@
-"""What all ways to compress share about vectors: their types, checks and unit length. Nothing of a
+"""What all ways to compress share about vectors: the types of codes and checks. Nothing of a
 codec."""
 
 from collections.abc import Iterable, Iterator
@@ -8,32 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.vectors import Vectors
 
-Vectors = NDArray[np.float32]
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
 
-ITEM_BYTES: dict[Dtype, int] = {
-    "float32": 4,
-    "float16": 2,
-    "int8": 1,
-    "binary": 1,
-}  # binary: of one packed byte
-
-_SMALLEST = (
-    1e-30  # a sum of squares that float32 still holds to its last digit; above 3e38 it overflows
-)
-
-
-def unit(vectors: Vectors) -> Vectors:
-    """Rows scaled to length 1, float32; rows of zeros stay so."""
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    if not (squares.min(initial=np.inf) > _SMALLEST and squares.max(initial=0) < np.inf):
-        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    lengths = np.sqrt(squares).astype(np.float32)
-    lengths[lengths == 0] = 1
-    scaled: Vectors = vectors / lengths[:, None]
-    return scaled
+# Of one number; of binary, one byte of packed bits.
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}
 
 
 def checked(vectors: Vectors, dimensions: int | None, where: str, first: int = 0) -> Vectors:

@@ -25,13 +25,13 @@ from embedding_pipelines.compression._vectors import (
     ITEM_BYTES,
     Codes,
     Dtype,
-    Vectors,
     checked,
     code_width,
     sound,
-    unit,
 )
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.files import write_atomic
+from embedding_pipelines.vectors import Vectors, unit
 
 __all__ = [
     "Codec",
@@ -39,10 +39,8 @@ __all__ = [
     "Codes",
     "Compressor",
     "Dtype",
-    "Vectors",
     "check_chain",
     "code_width",
-    "unit",
 ]
 
 Metric = Literal["cosine", "hamming"]
@@ -327,13 +325,7 @@ class CodecChain:
 
     def save(self, path: Path) -> None:
         """One file, written beside `path` and renamed, so that no reader meets half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.tmp")  # one name: the pipeline is locked
-        try:
-            draft.write_bytes(self.to_bytes())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_atomic(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors
+from embedding_pipelines.compression.base import Codec, Compressor
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
+from embedding_pipelines.vectors import Vectors
 
 _COPIES: dict[str, Compressor] = {"int8": Int8(), "float16": Float16()}
 

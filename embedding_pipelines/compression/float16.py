@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors
+from embedding_pipelines.compression.base import Codec, Compressor
+from embedding_pipelines.vectors import Vectors
 
 
 class Float16Codec(Codec):

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors
+from embedding_pipelines.compression.base import Codec, Compressor
 from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.vectors import Vectors
 
 _LARGEST = 127  # -128 stays unused, so that v and -v have opposite codes
 

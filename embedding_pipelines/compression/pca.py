@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors, unit
+from embedding_pipelines.compression.base import Codec, Compressor
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.vectors import Vectors, unit
 
 # Rows whose products are taken in float32 at once; the sums over blocks are float64. Measured
 # against float64 throughout on 100,000 captions (MiniLM): the directions of PCA-128 are off by

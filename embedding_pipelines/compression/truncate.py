@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor, Vectors, unit
+from embedding_pipelines.compression.base import Codec, Compressor
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.vectors import Vectors, unit
 
 
 class TruncateCodec(Codec):

@@ -18,8 +18,8 @@ from embedding_pipelines.diff.queries import (
 )
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BudgetError, ProviderError, ReleaseError, SpaceMismatchError
+from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.spec.evaluation import HIGHER, METRICS
-from embedding_pipelines.steps.release import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SECTIONS = ("source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation")
@@ -83,7 +83,7 @@ def diff(
     they need is damaged.
     """
     folder = warehouse.pipeline(pipeline)
-    old, new = (open_release(folder, release) for release in _pair(folder, before, after))
+    old, new = (open_release(warehouse, release) for release in _pair(folder, before, after))
     documents, problems = compare_documents(old, new), []
     neighbours, queries = None, None
     with EmbeddingCache(warehouse.cache) as cache:

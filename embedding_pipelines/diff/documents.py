@@ -9,19 +9,20 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import CodecChain, unit
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.releases import Release
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.release import Release
-from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, PipelineFolder
+from embedding_pipelines.storage.warehouse import ROW_GROUP_ROWS, Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 Rows = NDArray[np.int64]  # places in a table
 
@@ -39,6 +40,7 @@ class Opened:
     release: Release
     table: Table
     codec: CodecChain
+    home: Path
 
     @property
     def space(self) -> Space:
@@ -108,10 +110,11 @@ class _Partition:
         return self.old_at[alike], self.new_at[alike]
 
 
-def open_release(folder: PipelineFolder, release: Release) -> Opened:
+def open_release(warehouse: Warehouse, release: Release) -> Opened:
     """Raises CompressionError if its codec is gone or damaged."""
-    table = release.spec.store.table(folder.tables, release.table)
-    return Opened(release, table, CodecChain.load(folder.codecs / release.codec))
+    table = release.spec.store.table(warehouse.tables, release.table)
+    path = warehouse.pipeline(release.spec.name).codecs / release.codec
+    return Opened(release, table, CodecChain.load(path), warehouse.home)
 
 
 def compare_documents(before: Opened, after: Opened) -> Documents:
@@ -239,19 +242,13 @@ def _cosines(
     old_rows, new_rows = partition.pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
-        left, right = (
-            _vectors(before, partition.old, old_part),
-            _vectors(after, partition.new, new_part),
-        )
-        cosines = np.einsum("ij,ij->i", unit(left), unit(right))
-        cosines[~left.any(axis=1) & ~right.any(axis=1)] = (
-            1  # a vector of zeros has no direction to change
-        )
+        left = _vectors(before, partition.old, old_part)
+        right = _vectors(after, partition.new, new_part)
+        cosines = cosine(left, right, both_zero=1)  # which have no direction to change
         yield partition.new["document_id"].take(new_part).to_pylist(), cosines
 
 
 def _vectors(opened: Opened, table: pa.Table, rows: Rows) -> Vectors:
     """What a release's codes stand for, float32[len(rows), d]."""
-    codes = table[VECTOR].take(rows).combine_chunks().flatten().to_numpy(zero_copy_only=False)
     kind = "uint8" if opened.codec.dtype == "binary" else opened.codec.dtype
-    return opened.codec.decode(codes.reshape(len(rows), -1).astype(kind))
+    return opened.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))

@@ -13,11 +13,13 @@ import numpy as np
 from embedding_pipelines.diff.documents import Opened, Sampled
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.files import read_json
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import embed_texts
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import refuse_mixing
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json
+from embedding_pipelines.storage.warehouse import PipelineFolder
+from embedding_pipelines.vectors import Vectors
 
 TOP = 10
 CHUNKS_FOR_DOCUMENTS = (
@@ -122,16 +124,16 @@ def _vectors(
     known = cache.get_many(list(keys.values()), space.dimensions)
     missing = [text for text, key in keys.items() if key not in known]
     if missing:
-        provider = release.spec.model
-        refuse_mixing(
-            provider.space,
-            space.id,
-            f"Release {release.number} of {release.spec.name!r}",
-            "Its model is no longer the one it was made with; compare releases that are of today's model.",
-        )
-        made = embed_texts(
-            provider, cache, missing, input_type, BudgetTracker.of(release.spec.budget, provider)
-        )
+        budget = BudgetTracker.of(release.spec.budget, release.spec.model)
+        with release.spec.model.open(opened.home) as model:
+            refuse_mixing(
+                model.space,
+                space.id,
+                f"Release {release.number} of {release.spec.name!r}",
+                "Its model is no longer the one it was made with; compare releases of today's "
+                "model.",
+            )
+            made = embed_texts(model, cache, missing, input_type, budget)
         known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
     rows = [known[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import Request
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.vectors import Vectors
 
 
 @dataclass

@@ -6,7 +6,6 @@ cache: whichever process comes next, after a reboot too, finds it, and no text i
 """
 
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS
 from embedding_pipelines.embedding.request import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, TRIES
 from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable
+from embedding_pipelines.files import delete, list_files, write_atomic
 from embedding_pipelines.providers.base import (
     BatchService,
     BatchState,
@@ -194,7 +194,7 @@ class Batches:
     def on_record(self) -> list[Batch]:
         """Those of this service, space and input type, oldest first."""
         wanted = (self._address, self._space.id, self._input_type)
-        found = [_read(path) for path in sorted(self._folder.glob("*.json"))]
+        found = [_read(path) for path in list_files(self._folder, "*.json")]
         mine = [
             batch for batch in found if (batch.address, batch.space, batch.input_type) == wanted
         ]
@@ -265,7 +265,8 @@ class Batches:
                 part = []
         self._commit(part)
         if self.refused:
-            self._replace(self._left, "".join(f"{key.hex()}\n" for key in sorted(self.refused)))
+            lines = "".join(f"{key.hex()}\n" for key in sorted(self.refused))
+            write_atomic(self._left, lines, durable=True)
 
     def _commit(self, part: list[BatchText]) -> None:
         if not part:
@@ -300,20 +301,11 @@ class Batches:
             ) from error
 
     def _write(self, batch: Batch) -> None:
-        self._replace(self._path(batch), json.dumps(asdict(batch)))
-
-    def _replace(self, path: Path, content: str) -> None:
         """On the disk before it returns: what is lost in a power cut would be paid for again."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        draft = self._folder / f".{path.name}.draft"
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        write_atomic(self._path(batch), json.dumps(asdict(batch)), durable=True)
 
     def _forget(self, batch: Batch) -> None:
-        self._path(batch).unlink(missing_ok=True)
+        delete(self._path(batch))
 
     def _path(self, batch: Batch) -> Path:
         return self._folder / f"{batch.tag}.json"

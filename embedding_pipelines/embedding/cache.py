@@ -16,9 +16,10 @@ from typing import Self
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError, StoreError
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Vectors, checked
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, checked
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 # Per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766).
 LOOKUP_KEYS = 4_096

@@ -39,9 +39,9 @@ from embedding_pipelines.providers.base import (
     InputType,
     Limits,
     Response,
-    Vectors,
     faulty_rows,
 )
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -3,7 +3,8 @@
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import InputType, Response, Vectors, checked
+from embedding_pipelines.providers.base import InputType, Response, checked
+from embedding_pipelines.vectors import Vectors
 
 PROBES = 3  # a service may answer wrongly once, as it may with any text
 # No model takes these for the same.

@@ -29,6 +29,7 @@ from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.conversion import convert, load_tokenizer, with_prompts
 from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors
+
 Halves = NDArray[np.float16]
 Floats = NDArray[np.float64]
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.metrics.neighbours import nearest_others
-
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors, unit
 
 K = 10
 
@@ -34,7 +33,7 @@ def health(sample: Vectors) -> dict[str, float]:
     if not np.isfinite(lengths).all():
         raise ValueError("A vector holds NaN or infinity.")
     found = {"mean_norm": float(lengths.mean())} if len(sample) else {}
-    units = sample[lengths > 0] / lengths[lengths > 0, None]
+    units = unit(sample[lengths > 0])
     n = len(units)
     if n:
         found["effective_rank"] = _effective_rank(units)

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors
 
 SAME = 1e-6  # in any component; the same text in two batches differs by more, two input types of one model by 1e-2
 

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedding_pipelines.metrics.neighbours import nearest_others
-
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors
 
 
 def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = 10) -> float:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors, unit
+
 Ids = Sequence[str] | NDArray[np.integer[Any]]
 
 K = 10  # neighbours that recall is measured by
@@ -138,12 +139,7 @@ def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[n
         raise ValueError(
             f"An array of shape {vectors.shape} holds no vectors [n, {dimensions or 'd'}]."
         )
-    greatest = np.abs(vectors).max(
-        axis=1, initial=0
-    )  # divided by first: squares of very small numbers are zero
-    if not np.isfinite(greatest).all():
+    if not np.isfinite(vectors).all():
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
-    rows = np.flatnonzero(greatest)
-    units = (vectors[rows] / greatest[rows, None]).astype(np.float32, copy=False)
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
-    return units, rows
+    rows = np.flatnonzero(vectors.any(axis=1))
+    return unit(vectors[rows]).astype(np.float32, copy=False), rows

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors, cosine, unit
+
 Numbers = NDArray[np.floating[Any] | np.integer[Any]]
 Floats = NDArray[np.floating[Any]]
 
@@ -22,7 +23,7 @@ def cosine_similarity(a: Numbers, b: Numbers) -> float:
     """Cosine of the angle between two vectors [d], in [-1, 1]. Raises ValueError for other
     shapes."""
     a, b = _pair(a, b)
-    return float(np.clip(_unit(a[None])[0] @ _unit(b[None])[0], -1, 1))
+    return float(cosine(a[None], b[None])[0])
 
 
 def euclidean_distance(a: Numbers, b: Numbers) -> float:
@@ -54,12 +55,12 @@ def find_most_similar(
         )
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
-    direction = _unit(_finite(query)[None])[0]
+    direction = unit(_finite(query)[None])[0]
     blocks = (
         documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS)
     )
     cosines = np.clip(
-        np.concatenate([np.empty(0), *(_unit(_finite(block)) @ direction for block in blocks)]),
+        np.concatenate([np.empty(0), *(unit(_finite(block)) @ direction for block in blocks)]),
         -1,
         1,
     )
@@ -74,8 +75,8 @@ def normalize_embedding(embedding: Numbers) -> Floats:
         raise ValueError(
             f"An array of shape {vector.shape} is not one vector: give [d], or use normalize_batch."
         )
-    unit: Floats = normalize_batch(vector[None])[0]
-    return unit
+    direction: Floats = normalize_batch(vector[None])[0]
+    return direction
 
 
 def normalize_batch(embeddings: Numbers) -> Floats:
@@ -85,7 +86,7 @@ def normalize_batch(embeddings: Numbers) -> Floats:
     if vectors.ndim != 2:
         raise ValueError(f"An array of shape {vectors.shape} is no batch of vectors: give [n, d].")
     precision = vectors.dtype if np.issubdtype(vectors.dtype, np.floating) else np.float64
-    return _unit(_finite(vectors)).astype(precision)
+    return unit(_finite(vectors)).astype(precision)
 
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
@@ -100,10 +101,7 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
         )
-    cosines = (left * right).sum(axis=1) / (
-        np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    )
-    return float(spearmanr(cosines, scores).statistic)
+    return float(spearmanr(cosine(left, right), scores).statistic)
 
 
 def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -120,12 +118,3 @@ def _finite(array: Numbers) -> NDArray[np.float64]:
     if not np.isfinite(numbers).all():
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
     return numbers
-
-
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows at unit length; divided by their greatest part first, or the squares of very large ones
-    are infinite."""
-    greatest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
-    rows = rows / np.where(greatest == 0, 1, greatest)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(length == 0, 1, length)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedding_pipelines.compression._vectors import sound, unit
-from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors
+from embedding_pipelines.compression._vectors import sound
+from embedding_pipelines.compression.base import CodecChain, Compressor
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
+from embedding_pipelines.vectors import Vectors, unit
 
 Compression = tuple[Compressor, ...]
 

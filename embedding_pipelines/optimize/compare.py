@@ -110,7 +110,7 @@ def sweep(
     found = sorted(found, key=lambda setting: setting.bytes_per_vector)[:MOST_TABLES]
     chosen = None
     for number, setting in enumerate(found):
-        corpus.context.progress.update("optimize", number, len(found), "tables")
+        corpus.run.progress.update("optimize", number, len(found), "tables")
         if chosen is None:
             made += _measured(trials, setting, f"trial-{number}", tuning, floor, is_open=True)
             smallest = (
@@ -130,7 +130,7 @@ def settings(corpus: Corpus, compression: Compression, chain: CodecChain) -> Ite
     """The ways in which the pipeline's store can keep and index the codes of a chain, as far as
     they differ."""
     seen: set[str] = set()
-    for store, is_indexed in _stores(corpus.context.spec.store, corpus.rows):
+    for store, is_indexed in _stores(corpus.run.spec.store, corpus.rows):
         try:
             store.check(chain.dtype, chain.dimensions)
         except ConfigError:

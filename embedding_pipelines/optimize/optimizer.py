@@ -13,10 +13,9 @@ import numpy as np
 
 from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
-from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.optimize.candidates import Compression, Point, as_options, best, mark_front
 from embedding_pipelines.optimize.compare import Swept, sweep
@@ -28,13 +27,12 @@ from embedding_pipelines.quality.queries import (
     judged_queries,
     known_item_queries,
 )
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.evaluation import Optimized
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import fit_codec
-from embedding_pipelines.steps.embeddings import add_to_spent, refuse_wrong_dimensions
-from embedding_pipelines.storage.warehouse import write_json
+from embedding_pipelines.steps.embeddings import check_dimensions
 
 QUERIES = 2_000  # to choose by, and as many again to certify. The bound of so many with a mean of 0.993 is 0.991
 ENERGIES = (0.9, 0.95, 0.99)  # that PCA may keep, as a guide to its dimensions
@@ -100,44 +98,44 @@ class Wish:
         return " ".join([*self.methods, *([str(self.dimensions)] if self.dimensions else [])])
 
 
-def tune(context: StepContext, wish: Wish) -> Tuned:
+def tune(run: Run, wish: Wish) -> Tuned:
     """Measure what the user has chosen, or find the best; write the evidence.
 
     Raises ConfigError for a wish that cannot be fulfilled or a pipeline that was never run,
     CompressionError if the queries are too few to prove the floor, BusyError while the pipeline is
     being run. Raises as `embed`.
     """
-    with context.folder.lock("run", timeout_seconds=0):
-        context.progress.update("optimize", 0, None, "queries")
-        corpus = Corpus(context, context.spec.model.space)
+    with run.folder.lock("run", timeout_seconds=0):
+        run.progress.update("optimize", 0, None, "queries")
+        corpus = Corpus(run)
         with Trials(corpus) as trials:
             return (
-                _swept(context, corpus, trials, wish)
+                _swept(run, corpus, trials, wish)
                 if wish.is_auto
-                else _measured(context, corpus, trials, wish)
+                else _measured(run, corpus, trials, wish)
             )
 
 
-def fit_anew(context: StepContext) -> None:
+def refit(run: Run) -> None:
     """Fit the pipeline's codec to what its vectors are now: a new release line, beside the one that
     was.
 
     Raises BusyError while the pipeline is being run.
     """
-    with context.folder.lock("run", timeout_seconds=0), context.folder.lock():
-        fit_codec(context, context.spec.model.space, again=True)
+    with run.folder.lock("run", timeout_seconds=0), run.folder.lock():
+        fit_codec(run)
 
 
-def _measured(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
+def _measured(run: Run, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
     """One compression, in the store as it is configured."""
     compression = _compression(corpus, wish)
-    spec = context.spec.model_copy(update={"compression": compression})
+    spec = run.spec.model_copy(update={"compression": compression})
     dimensions = check_chain(compression, corpus.space.dimensions)
-    refuse_wrong_dimensions(StepContext(spec, context.warehouse), spec.model)
+    check_dimensions(Run(spec, run.warehouse, model=run.model))
     spec.store.check(compression[-1].codec.dtype, dimensions)
-    asked, origin = _asked(context, corpus, QUERIES)
+    asked, origin = _asked(run, corpus, QUERIES)
     if wish.floor is not None:
-        _refuse_unprovable(context, wish.floor, len(asked), DOUBT)
+        _refuse_unprovable(run, wish.floor, len(asked), DOUBT)
     chain = CodecChain.fit(compression, corpus.blocks, corpus.space.dimensions)
     trial = trials.make(spec.store, chain, "chosen")
     found = vars(trial.searched(asked)) if len(asked) else {}
@@ -146,25 +144,25 @@ def _measured(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) 
     point.chosen = wish.floor is None or (point.lower_bound or 0.0) >= wish.floor
     mark_front([point])
     queries = {"tuning": len(asked), "held_out": 0, "from": origin}
-    return _tuned(context, wish, Swept([point]), spec, queries)
+    return _tuned(run, wish, Swept([point]), spec, queries)
 
 
-def _swept(context: StepContext, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
+def _swept(run: Run, corpus: Corpus, trials: Trials, wish: Wish) -> Tuned:
     """The cheapest of all compressions and indices."""
     assert wish.floor is not None
-    asked, origin = _asked(context, corpus, 2 * QUERIES)
+    asked, origin = _asked(run, corpus, 2 * QUERIES)
     half = len(asked) // 2
-    _refuse_unprovable(context, wish.floor, half, DOUBT / 2)
-    only = wish.dimensions or context.spec.output_dim
+    _refuse_unprovable(run, wish.floor, half, DOUBT / 2)
+    only = wish.dimensions or run.spec.output_dim
     swept = sweep(
         corpus, trials, asked.part(half), asked.part(2 * half, half), wish.floor, wish.most_ms, only
     )
-    spec = context.spec
+    spec = run.spec
     chosen = _chosen(swept.points)
     if chosen is not None:
         spec = spec.model_copy(update={"compression": chosen.compression, "store": swept.store})
     queries = {"tuning": half, "held_out": half, "from": origin}
-    return _tuned(context, wish, swept, spec, queries)
+    return _tuned(run, wish, swept, spec, queries)
 
 
 def _compression(corpus: Corpus, wish: Wish) -> Compression:
@@ -190,27 +188,26 @@ def _compression(corpus: Corpus, wish: Wish) -> Compression:
     )
 
 
-def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]]:
+def _asked(run: Run, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]]:
     """Up to `wanted` queries in an order that says nothing of them, and how many of them come from
     where.
 
     The judged queries of the pipeline come first; what they lack is taken from the corpus.
     """
-    spec, given = context.spec, judged_queries(context)
+    spec, given = run.spec, judged_queries(run)
     texts = dict.fromkeys(
         map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given"
     )
-    for item in known_item_queries(context, wanted):
+    for item in known_item_queries(run, wanted):
         if len(texts) < wanted:
             texts.setdefault(item.query, "corpus")
     texts.pop("", None)
     names = sorted(texts, key=lambda text: digest(text.encode()))[:wanted]
     budget = BudgetTracker.of(spec.budget, spec.model)
     try:
-        with EmbeddingCache(context.warehouse.cache) as cache:
-            vectors = embed_texts(spec.model, cache, names, "query", budget)
+        vectors = embed_texts(run.model, run.cache, names, "query", budget)
     finally:
-        add_to_spent(context, EmbedCounts(billed_tokens=budget.billed), spec.model.price)
+        run.add_usage(billed_tokens=budget.billed, price=spec.model.price)
     told = answered(vectors)
     origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
     return corpus.asked(vectors[told]), {
@@ -218,21 +215,19 @@ def _asked(context: StepContext, corpus: Corpus, wanted: int) -> tuple[Asked, di
     }
 
 
-def _refuse_unprovable(context: StepContext, floor: float, queries: int, doubt: float) -> None:
+def _refuse_unprovable(run: Run, floor: float, queries: int, doubt: float) -> None:
     """CompressionError if so many queries could not prove the floor even if all of them found
     everything."""
     reached = lower_bound(np.ones(queries), 1 - doubt) if queries else 0.0
     if floor > reached:
         raise CompressionError(
-            f"Pipeline {context.spec.name!r}: {queries} queries cannot prove a recall of {floor:g}, even if every one "
+            f"Pipeline {run.spec.name!r}: {queries} queries cannot prove a recall of {floor:g}, even if every one "
             f"of them found everything: that would prove {reached:.4f}. Lower --floor, or give more queries by "
             "evaluation.queries or more documents. Nothing was changed."
         )
 
 
-def _tuned(
-    context: StepContext, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]
-) -> Tuned:
+def _tuned(run: Run, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[str, Any]) -> Tuned:
     """The outcome, with its evidence written. `spec` is the pipeline with what was chosen, if
     something was."""
     evidence = {
@@ -244,11 +239,11 @@ def _tuned(
         "queries": asked,
         "points": [point.statistics for point in swept.points],
     }
-    write_json(context.folder.tuning, evidence)
+    write_json(run.folder.tuning, evidence)
     chosen = _chosen(swept.points)
     if chosen is None:
-        return Tuned(_refusal(context, wish, swept), context.spec, {}, swept.points, evidence)
-    plain = CodecChain([], spec.model.space.dimensions).bytes_per_vector
+        return Tuned(_refusal(run, wish, swept), run.spec, {}, swept.points, evidence)
+    plain = CodecChain([], run.model.space.dimensions).bytes_per_vector
     optimized = Optimized(
         measured_on=datetime.now(UTC).date(),
         method=wish.name,
@@ -267,9 +262,7 @@ def _tuned(
         ("compression",): as_options(chosen.compression),
         ("optimized",): optimized.model_dump(exclude_none=True),
     }
-    changed = {
-        name: value for name, value in spec.store if value != getattr(context.spec.store, name)
-    }
+    changed = {name: value for name, value in spec.store if value != getattr(run.spec.store, name)}
     if changed:
         options |= {("store", "kind"): spec.store.kind} | {
             ("store", name): value for name, value in changed.items()
@@ -283,14 +276,14 @@ def _chosen(points: list[Point]) -> Point | None:
     return next((point for point in points if point.chosen), None)
 
 
-def _refusal(context: StepContext, wish: Wish, swept: Swept) -> str:
+def _refusal(run: Run, wish: Wish, swept: Swept) -> str:
     point = best(swept.points)
     assert point is not None
     what = "no compression is" if wish.is_auto else f"{wish.name} is not"
     held = ", which other queries did not confirm" if point.certified is False else ""
     slow = f" and {point.p50_ms:.0f} ms" if point.p50_ms is not None else ""
     return (
-        f"Pipeline {context.spec.name!r}: {what} proven to keep a recall of {wish.floor:g}"
+        f"Pipeline {run.spec.name!r}: {what} proven to keep a recall of {wish.floor:g}"
         f"{f' in {wish.most_ms:g} ms a search' if wish.is_auto else ''}. The best is {point}: recall@10 "
         f"{point.recall_at_10:.4f}, at least {point.lower_bound:.4f} with 95% confidence{held}, at "
         f"{point.bytes_per_vector:,.0f} bytes a vector{slow}. Nothing was changed. Lower --floor, or "

@@ -21,13 +21,12 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.confidence import lower_bound
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K, Neighbours, recall
 from embedding_pipelines.optimize.candidates import Compression
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_numbers, nearest, queries
-from embedding_pipelines.space import Space
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
+from embedding_pipelines.vectors import Vectors
 
 FIRST_LOOK = 500  # queries after which what finds too little is given up
 WARM_UP = 10  # searches that are not timed
@@ -57,15 +56,13 @@ class Corpus:
     """The vectors of a pipeline as they were last embedded. Raises ConfigError if there are none of
     this space."""
 
-    def __init__(self, context: StepContext, space: Space) -> None:
-        self.context, self.space = context, space
-        made = [
-            context.folder.embeddings.manifest(partition)
-            for partition in context.spec.partition_names
-        ]
+    def __init__(self, run: Run) -> None:
+        self.run, self.space = run, run.model.space
+        space = self.space
+        made = [run.folder.embeddings.manifest(partition) for partition in run.spec.partition_names]
         self.rows = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in made if entry)
         if not self.rows or any(entry is None or entry.configuration != space.id for entry in made):
-            name = context.spec.name
+            name = run.spec.name
             raise ConfigError(
                 f"Pipeline {name!r} has no vectors of {space} to measure with. Run `embedding-pipelines run {name}`."
             )
@@ -73,8 +70,8 @@ class Corpus:
     def blocks(self) -> Iterator[Vectors]:
         """All vectors, float32[n_i, d]."""
         done = 0
-        for partition in self.context.spec.partition_names:
-            for batch in self.context.folder.embeddings.read(partition, [VECTOR]):
+        for partition in self.run.spec.partition_names:
+            for batch in self.run.folder.embeddings.read(partition, [VECTOR]):
                 vectors = (
                     batch[VECTOR]
                     .drop_null()
@@ -83,7 +80,7 @@ class Corpus:
                     .reshape(-1, self.space.dimensions)
                 )
                 done += len(vectors)
-                self.context.progress.update("optimize", done, self.rows, "vectors")
+                self.run.progress.update("optimize", done, self.rows, "vectors")
                 if len(vectors):
                     yield vectors
 
@@ -183,7 +180,7 @@ class Trials:
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
-        self._folder: Path = corpus.context.folder.folder / "trial"
+        self._folder: Path = corpus.run.folder.folder / "trial"
         self._numbers: int | None = None
 
     def __enter__(self) -> "Trials":

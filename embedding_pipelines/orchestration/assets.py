@@ -21,6 +21,7 @@ from embedding_pipelines.orchestration.metadata import asset_metadata, column_sc
 from embedding_pipelines.orchestration.partitions import partition_keys, partitions
 from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.releases import release as make_release
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import StepContext
@@ -28,7 +29,6 @@ from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_embeddings
-from embedding_pipelines.steps.release import release as make_release
 from embedding_pipelines.steps.train import learn_model
 from embedding_pipelines.steps.vector_store import update_vector_store
 

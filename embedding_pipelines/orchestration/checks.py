@@ -18,9 +18,9 @@ from embedding_pipelines.orchestration.assets import (
 from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.quality.checks import wanted_checks
 from embedding_pipelines.quality.structure import verify
+from embedding_pipelines.releases import live_release, read_releases
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.release import live_release, read_releases
 from embedding_pipelines.steps.vector_store import table_state
 
 

@@ -11,6 +11,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from sqlalchemy import Connection, Engine, StaticPool, create_engine
 
+from embedding_pipelines.files import create_only
 from embedding_pipelines.home import home, instance_folder
 
 LEAN = """\
@@ -46,10 +47,7 @@ BUSY_SECONDS = 60  # another process writes one event at a time
 def made_instance_folder(home: Path) -> Path:
     """The instance's folder; made, with a lean dagster.yaml, if it is not there."""
     folder = instance_folder(home)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "dagster.yaml"
-    if not settings.exists():
-        settings.write_text(LEAN, encoding="utf-8")
+    create_only(folder / "dagster.yaml", LEAN)
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
+from embedding_pipelines.files import write_json
 from embedding_pipelines.home import instance_folder
 from embedding_pipelines.orchestration.assets import key, turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
@@ -15,7 +16,7 @@ from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
 HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder

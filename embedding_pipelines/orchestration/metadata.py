@@ -8,11 +8,12 @@ import dagster as dg
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.report.page import read_history, spectrum
 from embedding_pipelines.report.plots import figures
-from embedding_pipelines.steps.release import read_releases
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json
+from embedding_pipelines.storage.warehouse import PipelineFolder
 
 ROWS = {  # the fact of a step that counts its rows
     "documents": "documents",

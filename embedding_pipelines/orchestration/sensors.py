@@ -16,13 +16,14 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.storage.warehouse import Warehouse, read_json
+from embedding_pipelines.storage.warehouse import Warehouse
 
 TICK_SECONDS = 30
 AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batches

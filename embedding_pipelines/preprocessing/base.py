@@ -51,9 +51,9 @@ class Preprocessing(BaseModel):
     chunk: Chunk | None = Chunk()
 
     @property
-    def recipe(self) -> str:
+    def version(self) -> str:
         """All that decides what chunks a document gives, but for the tokenizer and its limit."""
-        return f"{self.clean.recipe} {self.chunk.recipe if self.chunk else 'chunk/none'}"
+        return f"{self.clean.version} {self.chunk.version if self.chunk else 'chunk/none'}"
 
     def process(
         self, documents: Iterable[pa.RecordBatch], tokenizer: Tokenizer, limit: int, counts: Counts

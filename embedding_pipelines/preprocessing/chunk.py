@@ -54,7 +54,7 @@ class Chunk(BaseModel):
         return self
 
     @property
-    def recipe(self) -> str:
+    def version(self) -> str:
         """The options and the splitter's version, for fingerprints; the tokenizer belongs to the
         model."""
         version = importlib.metadata.version("semantic-text-splitter")

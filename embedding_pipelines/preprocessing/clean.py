@@ -62,18 +62,18 @@ class Clean(BaseModel):
     line."""
 
     @property
-    def recipe(self) -> str:
+    def version(self) -> str:
         """The switches that are on and the versions that matter to them, for fingerprints and
         releases."""
         on = [
             name for name in ("repair", "normalize", "control", "whitespace") if getattr(self, name)
         ]
-        recipe = f"clean/{_VERSION}:{','.join(on) or 'none'}"
+        version = f"clean/{_VERSION}:{','.join(on) or 'none'}"
         if self.repair:
-            recipe += f";ftfy={importlib.metadata.version('ftfy')}"
+            version += f";ftfy={importlib.metadata.version('ftfy')}"
         if self.normalize:
-            recipe += f";unicode={unicodedata.unidata_version}"
-        return recipe
+            version += f";unicode={unicodedata.unidata_version}"
+        return version
 
     def text(self, text: str) -> str:
         """One cleaned text, possibly empty; never raises."""

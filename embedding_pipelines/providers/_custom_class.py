@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers.base import InputType, ProviderOptions, Vectors
 from embedding_pipelines.schemas import digest
+from embedding_pipelines.vectors import Vectors
 
 # Where modules are looked for, and which are there by name, belongs to the process, and so does the
 # lock: one class is imported at a time.

@@ -1,8 +1,6 @@
 """Word vectors trained on a pipeline's own texts, by gensim; the same texts and options give the
 same file."""
 
-import os
-import tempfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,7 +59,6 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
             )
         model.train(sentences, total_examples=model.corpus_count, epochs=options.epochs)
         model.wv.save_word2vec_format(str(draft), binary=True)
-        os.replace(draft, path)
 
 
 def _write_words(texts: Iterable[str], corpus: Path) -> int:

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers._aios_wire import METHOD, message_classes
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import (
     ServiceModel,
     ServiceOptions,
@@ -38,6 +38,7 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]

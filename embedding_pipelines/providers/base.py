@@ -8,18 +8,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors as Vectors  # which others import from here
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 InputType = Literal["document", "query"]
-Vectors = NDArray[np.float32]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
 NORM_TOLERANCE = (

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
     choose_dimensions,
@@ -34,6 +34,7 @@ from embedding_pipelines.providers.common.replies import (
     vectors_at,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 REQUEST_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
 MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has

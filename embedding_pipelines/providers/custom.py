@@ -39,9 +39,9 @@ from embedding_pipelines.providers.base import (
     Response,
 )
 from embedding_pipelines.providers.common.http import MAX_PRICE
-from embedding_pipelines.providers.common.replies import unit
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

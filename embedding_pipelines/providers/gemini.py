@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import Busy, ProviderError
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, retry_after
 from embedding_pipelines.providers.common.prices import choose_dimensions, published
 from embedding_pipelines.providers.common.replies import (
@@ -29,6 +29,7 @@ from embedding_pipelines.providers.common.replies import (
     vectors_at,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 REQUEST_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
 REQUEST_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini API states nothing

@@ -22,9 +22,9 @@ from embedding_pipelines.providers.base import (
     Limits,
     ProviderOptions,
     Response,
-    Vectors,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -25,7 +25,7 @@ from embedding_pipelines.providers._openai_sdk import (
     request_headers,
     translated_errors,
 )
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
 from embedding_pipelines.providers.common.prices import (
     PublishedModel,
@@ -42,6 +42,7 @@ from embedding_pipelines.providers.common.replies import (
     stack,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -12,11 +12,12 @@ from typing import Literal
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 # The server's --payload-limit is 2 MB; JSON's escapes and commas come on top of the texts.
 REQUEST_BYTES = 1_500_000

@@ -8,7 +8,6 @@ KeyedVectors; also gzipped.
 from __future__ import annotations
 
 import functools
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +36,7 @@ from embedding_pipelines.providers.base import (
     TrainableModel,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

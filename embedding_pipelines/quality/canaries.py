@@ -1,4 +1,4 @@
-"""canaries: whether provider and stored vectors can still be believed. Both ask the provider, past
+"""canaries: whether provider and stored vectors can still be believed. Both ask the model, past
 the cache.
 
 Frozen canaries notice a service that has silently changed its model: the same texts, other vectors.
@@ -19,11 +19,13 @@ import pyarrow.compute as pc
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.files import replacing
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.quality.queries import answered, chunk_rows, embed_texts
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 CANARIES = (
     "The harbour was full of fishing boats.",
@@ -37,35 +39,30 @@ CANARIES = (
 )
 
 
-def canary_cosine(context: StepContext, provider: Provider, budget: BudgetTracker) -> float:
+def canary_cosine(run: Run, model: EmbeddingModel, budget: BudgetTracker) -> float:
     """The least cosine of the canaries' vectors with those of the first time, in either input type;
     1.0 the first time.
 
     What is frozen is kept per space in the warehouse, for all pipelines. Raises as `embed`.
     """
-    path = context.warehouse.root / "canaries" / f"{provider.space.id}.npz"
+    path = run.warehouse.root / "canaries" / f"{model.space.id}.npz"
     fresh = {
-        input_type: _asked_anew(provider, CANARIES, input_type, budget)
+        input_type: _asked_anew(model, CANARIES, input_type, budget)
         for input_type in get_args(InputType)
     }
     frozen = _load(path)
     if frozen is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(
-            dir=path.parent, suffix=".tmp"
-        )  # pipelines of one space run side by side
-        with open(handle, "wb") as file:
+        with replacing(path) as draft, draft.open("wb") as file:
             np.savez(file, **fresh)  # type: ignore[arg-type]
-        Path(draft).replace(path)
         return 1.0
-    return float(
-        min(cosines(frozen[input_type], fresh[input_type]).min(initial=1.0) for input_type in fresh)
-    )
+    # A text that is refused has NaN, here zeros: 1 where it was refused then and now.
+    pairs = ((np.nan_to_num(frozen[name]), np.nan_to_num(fresh[name])) for name in fresh)
+    return float(min(cosine(then, now, both_zero=1).min(initial=1) for then, now in pairs))
 
 
 def stored_cosine(
-    context: StepContext,
-    provider: Provider,
+    run: Run,
+    model: EmbeddingModel,
     codec: CodecChain,
     table: Table,
     wanted: int,
@@ -77,39 +74,30 @@ def stored_cosine(
 
     Both are compared as the codec leaves them. Raises as `embed`.
     """
-    texts = _some_texts(context, wanted, seed)
+    texts = _some_texts(run, wanted, seed)
     stored: dict[str, Vectors] = {}
     wanted_ids = pa.array(texts, pa.string())
     for batch in table.scan(["chunk_id", VECTOR]):
         found = batch.filter(pc.is_in(batch["chunk_id"], wanted_ids))
         if found.num_rows:
-            codes = found[VECTOR].flatten().to_numpy().reshape(found.num_rows, -1)
+            codes = to_matrix(found[VECTOR])
             stored |= dict(
                 zip(found["chunk_id"].to_pylist(), codec.decode(_codes(codec, codes)), strict=True)
             )
     names = sorted(stored)
     if not names:
         return 1.0, []
-    fresh = _asked_anew(provider, [texts[name] for name in names], "document", budget)
+    fresh = _asked_anew(model, [texts[name] for name in names], "document", budget)
     sound = answered(fresh)  # what the provider refuses today tells nothing about what is stored
     right = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
-    near = np.where(sound, cosines(np.stack([stored[name] for name in names]), right), 1.0)
+    near = np.where(
+        sound, cosine(np.stack([stored[name] for name in names]), right, both_zero=1), 1.0
+    )
     return float(near.min()), [names[row] for row in np.argsort(near)]
 
 
-def cosines(left: Vectors, right: Vectors) -> Vectors:
-    """Cosine of each row of float32[n, d] with the same row of the other; 1 where both are refused
-    or zero."""
-    left, right = np.nan_to_num(left), np.nan_to_num(right)
-    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    products = np.einsum("ij,ij->i", left, right)
-    nothing = (np.linalg.norm(left, axis=1) == 0) & (np.linalg.norm(right, axis=1) == 0)
-    found: Vectors = np.where(nothing, 1.0, products / np.where(lengths == 0, 1, lengths))
-    return found
-
-
 def _asked_anew(
-    provider: Provider, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
+    model: EmbeddingModel, texts: Sequence[str], input_type: InputType, budget: BudgetTracker
 ) -> Vectors:
     """Vectors straight from the provider: the cache that they go through is empty and thrown
     away."""
@@ -117,16 +105,15 @@ def _asked_anew(
         tempfile.TemporaryDirectory() as folder,
         EmbeddingCache(Path(folder) / "cache.sqlite") as cache,
     ):
-        return embed_texts(provider, cache, texts, input_type, budget)
+        return embed_texts(model, cache, texts, input_type, budget)
 
 
-def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
+def _some_texts(run: Run, wanted: int, seed: int) -> dict[str, str]:
     """Some `wanted` chunks' texts by id, as many of each partition, others for another seed."""
     generator = np.random.default_rng(seed)
     found: dict[str, str] = {}
     made = {
-        partition: context.folder.chunks.manifest(partition)
-        for partition in context.spec.partition_names
+        partition: run.folder.chunks.manifest(partition) for partition in run.spec.partition_names
     }
     filled = [(partition, entry.rows) for partition, entry in made.items() if entry and entry.rows]
     generator.shuffle(filled)
@@ -134,7 +121,7 @@ def _some_texts(context: StepContext, wanted: int, seed: int) -> dict[str, str]:
         share = min(-(-(wanted - len(found)) // (len(filled) - at)), rows)
         if share:
             chosen = np.sort(generator.choice(rows, share, replace=False))
-            picked = chunk_rows(context, partition, chosen, ["chunk_id", "text"])
+            picked = chunk_rows(run, partition, chosen, ["chunk_id", "text"])
             found |= dict(
                 zip(picked["chunk_id"].to_pylist(), picked["text"].to_pylist(), strict=True)
             )

@@ -24,7 +24,7 @@ class Check:
     sentence: str
     statistics: dict[str, Any] = field(default_factory=dict)
     effect: Effect = "block"  # what it does if it did not pass
-    told: bool = (
+    conclusive: bool = (
         True  # whether it is settled; False: a service was away, and the next run asks again
     )
 

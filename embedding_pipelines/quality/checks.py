@@ -9,20 +9,18 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from embedding_pipelines.embedding.batch import EmbedCounts
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
+from embedding_pipelines.files import delete, list_files, read_json, write_atomic, write_json
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.metrics.drift import Sketch, drift
 from embedding_pipelines.quality.canaries import canary_cosine, stored_cosine
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.input_types import input_types_differ
 from embedding_pipelines.quality.measure import Candidate, Measured, measure
+from embedding_pipelines.releases import Release, read_releases, search_alike
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS, Effect
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.embeddings import add_to_spent
-from embedding_pipelines.steps.release import Release, read_releases, searched_alike
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 CANARY_COSINE = 0.995  # the same model in other precisions and batches: 0.9996 and above
 STORED_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones
@@ -57,12 +55,12 @@ class Evidence:
         then come later."""
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
-        context = self.candidate.context
-        space = self.candidate.provider.space.compressed(self.candidate.codec.id)
-        return space == self.live.space and searched_alike(context.spec, self.live.spec)
+        run = self.candidate.run
+        space = self.candidate.run.model.space.compressed(self.candidate.codec.id)
+        return space == self.live.space and search_alike(run.spec, self.live.spec)
 
 
-def wanted_checks(spec: PipelineSpec) -> dict[str, Effect]:
+def enabled_checks(spec: PipelineSpec) -> dict[str, Effect]:
     """The checks of a pipeline and what each does when it fails."""
     chosen = spec.evaluation.checks
     effects = {name: chosen.get(name, default) for name, (default, _) in CHECKS.items()}
@@ -75,16 +73,14 @@ def check_quality(candidate: Candidate, rows: int) -> tuple[list[Check], dict[st
 
     What was released by force is live whatever its checks say: they warn.
     """
-    context = candidate.context
-    known = read_releases(context.folder)
+    run = candidate.run
+    known = read_releases(run.folder)
     live = known.get(known.live)
     try:
         evidence = Evidence(candidate, measure(candidate), live, rows)
         outcomes = _outcomes(evidence)
     finally:  # whatever has been paid for
-        add_to_spent(
-            context, EmbedCounts(billed_tokens=candidate.budget.billed), candidate.provider.price
-        )
+        run.add_usage(billed_tokens=candidate.budget.billed, price=run.spec.model.price)
     _keep(candidate, evidence.measured)
     return outcomes, evidence.measured.metrics
 
@@ -99,13 +95,13 @@ def _outcomes(evidence: Evidence) -> list[Check]:
         and live.forced
         and (live.table, live.version) == (candidate.name, candidate.version)
     )
-    for name, effect in wanted_checks(candidate.context.spec).items():
+    for name, effect in enabled_checks(candidate.run.spec).items():
         try:
             outcome = TAKE[name](evidence)
         except EmbeddingPipelinesError as error:
             told = isinstance(error, BudgetError)
             outcome, effect = (
-                Check(name, False, f"It could not be told: {error}", told=told),
+                Check(name, False, f"It could not be told: {error}", conclusive=told),
                 "warn",
             )
         outcomes.append(replace(outcome, name=name, effect="warn" if forced else effect))
@@ -114,14 +110,14 @@ def _outcomes(evidence: Evidence) -> list[Check]:
 
 def _provider_is_unchanged(evidence: Evidence) -> Check:
     cosine = canary_cosine(
-        evidence.candidate.context, evidence.candidate.provider, evidence.candidate.budget
+        evidence.candidate.run, evidence.candidate.run.model, evidence.candidate.budget
     )
     evidence.measured.metrics["canary_cosine"] = round(cosine, 6)
     sentence = (
         f"The frozen canaries are at a cosine of {cosine:.4f} or more to those of the first time."
     )
     if cosine < CANARY_COSINE:
-        space = evidence.candidate.provider.space
+        space = evidence.candidate.run.model.space
         sentence = (
             f"The provider gives other vectors for the same texts than it used to (cosine {cosine:.4f}): "
             f"{space.provider}:{space.model} was changed under its name. What is stored and what is asked no longer "
@@ -132,10 +128,8 @@ def _provider_is_unchanged(evidence: Evidence) -> Check:
 
 def _vectors_belong(evidence: Evidence) -> Check:
     of = evidence.candidate
-    wanted, seed = of.context.spec.evaluation.embedded_again, of.version
-    cosine, worst = stored_cosine(
-        of.context, of.provider, of.codec, of.table, wanted, seed, of.budget
-    )
+    wanted, seed = of.run.spec.evaluation.embedded_again, of.version
+    cosine, worst = stored_cosine(of.run, of.run.model, of.codec, of.table, wanted, seed, of.budget)
     evidence.measured.metrics["stored_cosine"] = round(cosine, 6)
     passed = cosine >= (STORED_COSINE_OF_BITS if of.codec.dtype == "binary" else STORED_COSINE)
     sentence = (
@@ -154,7 +148,7 @@ def _vectors_belong(evidence: Evidence) -> Check:
 
 def _input_types(evidence: Evidence) -> Check:
     return input_types_differ(
-        evidence.candidate.provider, evidence.candidate.cache, evidence.candidate.budget
+        evidence.candidate.run.model, evidence.candidate.run.cache, evidence.candidate.budget
     )
 
 
@@ -203,7 +197,7 @@ def _index(evidence: Evidence) -> Check:
 
 def _required(evidence: Evidence) -> Check:
     metrics, faults, statistics = evidence.measured.metrics, [], {}
-    for name, bound in evidence.candidate.context.spec.evaluation.require.items():
+    for name, bound in evidence.candidate.run.spec.evaluation.require.items():
         found, higher = metrics.get(name), METRICS[name][0] == HIGHER
         statistics[name] = found
         if found is None and name == "mean_shift":
@@ -226,7 +220,7 @@ def _required(evidence: Evidence) -> Check:
 
 def _not_worse(evidence: Evidence) -> Check:
     live = evidence.live
-    before = _kept(evidence.candidate.context, live) if live else {}
+    before = _kept(evidence.candidate.run, live) if live else {}
     if live is None or not before:
         return Check("", True, "There is no live release with figures to compare with.")
     must = f"If it must be: `embedding-pipelines release {live.spec.name} --force --reason …`."
@@ -235,7 +229,7 @@ def _not_worse(evidence: Evidence) -> Check:
             "", False, f"The table is empty; release {live.number} has {live.rows} rows. {must}"
         )
     may_lose, faults, said, statistics = (
-        evidence.candidate.context.spec.evaluation.may_lose,
+        evidence.candidate.run.spec.evaluation.may_lose,
         [],
         [],
         {},
@@ -275,7 +269,7 @@ def _healthy(evidence: Evidence) -> Check:
         for name, most in USUAL.items()
         if statistics[name] > most
     ]
-    dimensions = evidence.candidate.provider.space.dimensions
+    dimensions = evidence.candidate.run.model.space.dimensions
     if statistics["effective_rank"] < LEAST_RANK * dimensions:
         faults.append(
             f"effective_rank is {statistics['effective_rank']:.1f} of {dimensions} dimensions"
@@ -290,14 +284,14 @@ def _drifted(evidence: Evidence) -> Check:
     if now is None:
         said = f"The table is empty; release {live.number} has {live.rows:,} rows."
         return Check("", live.rows == 0, said)
-    space = evidence.candidate.provider.space
+    space = evidence.candidate.run.model.space
     if live.space.compressed(None) != space:
         return Check(
             "",
             True,
             f"Release {live.number} is of another space; their vectors cannot be compared.",
         )
-    before = _kept_sketch(evidence.candidate.context, live)
+    before = _kept_sketch(evidence.candidate.run, live)
     if before is None:
         return Check("", True, f"Of release {live.number} no sketch is kept.")
     found = drift(now, before)
@@ -326,36 +320,32 @@ TAKE: dict[str, Callable[[Evidence], Check]] = {
 def _keep(candidate: Candidate, measured: Measured) -> None:
     """Remember each query's figure and a sketch of the vectors, for the candidates after this
     one."""
-    folder = candidate.context.folder
+    folder = candidate.run.folder
     folder.quality.mkdir(parents=True, exist_ok=True)
     kept = {_name(entry.table, entry.version) for entry in read_releases(folder).releases}
-    for path in folder.quality.glob("*-*-*.*"):
+    for path in list_files(folder.quality, "*-*-*.*"):
         if path.stem not in kept:
-            path.unlink()
+            delete(path)
     name = _name(candidate.name, candidate.version)
     write_json(folder.queries, {"queries": measured.queries})
     write_json(folder.quality / f"{name}.json", {"per_query": measured.per_query})
     if measured.sketch is not None:
-        draft = folder.quality / f".{name}.npz"
-        draft.write_bytes(measured.sketch.to_bytes())
-        draft.replace(folder.quality / f"{name}.npz")
+        write_atomic(folder.quality / f"{name}.npz", measured.sketch.to_bytes())
 
 
-def _kept(context: StepContext, release: Release) -> dict[str, dict[str, float]]:
+def _kept(run: Run, release: Release) -> dict[str, dict[str, float]]:
     """Each query's figures of a release; empty if they were not kept."""
-    found = (
-        read_json(context.folder.quality / f"{_name(release.table, release.version)}.json") or {}
-    )
+    found = read_json(run.folder.quality / f"{_name(release.table, release.version)}.json") or {}
     per_query: dict[str, dict[str, float]] = found.get("per_query", {})
     return per_query
 
 
-def _kept_sketch(context: StepContext, release: Release) -> Sketch | None:
+def _kept_sketch(run: Run, release: Release) -> Sketch | None:
     """What is remembered of a release's vectors; None if nothing is, or nothing that can be
     read."""
     try:
         return Sketch.from_bytes(
-            (context.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes()
+            (run.folder.quality / f"{_name(release.table, release.version)}.npz").read_bytes()
         )
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -9,32 +9,35 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
 from embedding_pipelines.metrics.input_types import same_for_both_input_types
-from embedding_pipelines.providers.base import InputType, Provider
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.queries import embed_texts
+from embedding_pipelines.vectors import cosine
 
 
-def input_types_differ(provider: Provider, cache: EmbeddingCache, budget: BudgetTracker) -> Check:
+def input_types_differ(
+    model: EmbeddingModel, cache: EmbeddingCache, budget: BudgetTracker
+) -> Check:
     """Whether the prompts or input types that the model wants reach it: the same texts in both
     input types tell.
 
     They are asked for once per space, through the cache. Raises as `embed`.
     """
-    prompts = provider.space.prompts
+    prompts = model.space.prompts
     if prompts.get("query", "") == prompts.get("document", ""):
-        wanted = prompts_of(provider.space.model)
+        wanted = prompts_of(model.space.model)
         if wanted.get("query", "") == wanted.get("document", ""):
             return Check("", True, "The model makes no difference between queries and documents.")
         return Check(
             "",
             False,
-            f"{provider.space.model} wants {wanted.get('query', '')!r} before a query and "
+            f"{model.space.model} wants {wanted.get('query', '')!r} before a query and "
             f"{wanted.get('document', '')!r} before a document, and is told neither: searches find less so. "
             "Leave out model.prompts, or give these.",
         )
     found = {
-        input_type: embed_texts(provider, cache, UNLIKE_TEXTS, input_type, budget)
+        input_type: embed_texts(model, cache, UNLIKE_TEXTS, input_type, budget)
         for input_type in get_args(InputType)
     }
     if not np.isfinite([found[input_type] for input_type in found]).all():
@@ -42,10 +45,10 @@ def input_types_differ(provider: Provider, cache: EmbeddingCache, budget: Budget
             "", True, "Not judged: the model has no vectors for the texts that would tell."
         )
     fault = same_for_both_input_types(found["query"], found["document"], prompts)
-    cosine = float((found["query"] * found["document"]).sum(axis=1).mean())
+    likeness = float(cosine(found["query"], found["document"]).mean())
     return Check(
         "",
         fault is None,
         fault or "Queries and documents get vectors of their own.",
-        {"cosine": cosine},
+        {"cosine": likeness},
     )

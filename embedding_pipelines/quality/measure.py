@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.drift import Sketch
 from embedding_pipelines.metrics.health import DuplicateCount, health
@@ -23,8 +22,6 @@ from embedding_pipelines.metrics.labels import knn_accuracy
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K, recall
 from embedding_pipelines.metrics.retrieval import judged
 from embedding_pipelines.metrics.similarity import cosine_spearman
-from embedding_pipelines.providers.base import Provider, Vectors
-from embedding_pipelines.quality.canaries import cosines
 from embedding_pipelines.quality.queries import (
     Judged,
     KnownQuery,
@@ -34,11 +31,12 @@ from embedding_pipelines.quality.queries import (
     known_item_queries,
     scored_pairs,
 )
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, nearest
 from embedding_pipelines.search import queries as asked_with
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 JUDGED_K = 100  # chunks that a judged query asks for
 SAMPLE = 5_000  # vectors that are looked at among themselves
@@ -65,9 +63,7 @@ class Measured:
 class Candidate:
     """A table version, and what its searches need."""
 
-    context: StepContext
-    provider: Provider
-    cache: EmbeddingCache
+    run: Run
     codec: CodecChain
     table: Table
     name: str  # of the table
@@ -79,14 +75,14 @@ class Candidate:
 def measure(candidate: Candidate) -> Measured:
     """Every figure that the pipeline's data and options allow. Raises as `embed`, and ConfigError
     for its files."""
-    spec, made = candidate.context.spec, Measured()
+    spec, made = candidate.run.spec, Measured()
     budget = candidate.budget
-    known = known_item_queries(candidate.context, spec.evaluation.known_items)
+    known = known_item_queries(candidate.run, spec.evaluation.known_items)
     vectors = embed_texts(
-        candidate.provider, candidate.cache, [item.query for item in known], "query", budget
+        candidate.run.model, candidate.run.cache, [item.query for item in known], "query", budget
     )
     rests = embed_texts(
-        candidate.provider, candidate.cache, [item.rest for item in known], "document", budget
+        candidate.run.model, candidate.run.cache, [item.rest for item in known], "document", budget
     )
     told = answered(vectors) & answered(rests)
     known = [item for item, sound in zip(known, told, strict=True) if sound]
@@ -106,7 +102,7 @@ def measure(candidate: Candidate) -> Measured:
 def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> ExactSearch:
     """The exact neighbours of the queries in the model's own space, and what concerns the vectors
     alone."""
-    spec, folder = candidate.context.spec, candidate.context.folder
+    spec, folder = candidate.run.spec, candidate.run.folder
     generator, codec = np.random.default_rng(spec.seed), candidate.codec
     total = sum(
         entry.rows
@@ -116,7 +112,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
     chosen = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
     exact, doubles, made.sketch = ExactSearch(queries, TIES * K), DuplicateCount(), Sketch()
     near, near_ids = (
-        ExactSearch(np.empty((0, candidate.provider.space.dimensions), np.float32), 2),
+        ExactSearch(np.empty((0, candidate.run.model.space.dimensions), np.float32), 2),
         list[str](),
     )
     parts, labels, first, short = (
@@ -148,7 +144,7 @@ def _look_at_all(candidate: Candidate, queries: Vectors, made: Measured) -> Exac
         "duplicate_rate": doubles.rate,
         "near_duplicate_rate": _near_duplicates(near, near_ids),
         "short_rate": short / first,
-        "codec_cosine": float(cosines(sample, kept).mean()),
+        "codec_cosine": float(cosine(sample, kept, both_zero=1).mean()),
     }
     told = [row for row, label in enumerate(labels) if label is not None]
     if len(told) > K:
@@ -170,7 +166,7 @@ class _Block:
 
 
 def _blocks(candidate: Candidate) -> Iterator[_Block]:
-    spec, folder = candidate.context.spec, candidate.context.folder
+    spec, folder = candidate.run.spec, candidate.run.folder
     label = spec.evaluation.label
     columns = ["tokens", *([label] if label else [])]
     for partition in spec.partition_names:
@@ -186,7 +182,7 @@ def _blocks(candidate: Candidate) -> Iterator[_Block]:
                 yield _Block(
                     partition,
                     embeddings["chunk_id"].to_pylist(),
-                    embeddings[VECTOR].flatten().to_numpy().reshape(embeddings.num_rows, -1),
+                    to_matrix(embeddings[VECTOR]),
                     pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py(),
                     chunks[label].to_pylist() if label else [],
                 )
@@ -221,7 +217,7 @@ def _search_known_items(
     )
     ranks: dict[str, float] = {}
     for number, (item, vector, score) in enumerate(zip(known, queries, scores, strict=True)):
-        candidate.context.progress.update("checks", number, len(known), "searches")
+        candidate.run.progress.update("checks", number, len(known), "searches")
         started = time.perf_counter()
         hits = nearest(candidate.table, candidate.codec, vector, K, None, candidate.version)
         milliseconds.append((time.perf_counter() - started) * 1000)
@@ -275,7 +271,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
         agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
         return agreeing
-    return cosines(left.astype(np.float32), right.astype(np.float32))
+    return cosine(left, right, both_zero=1)
 
 
 def _index_recall(candidate: Candidate, queries: Vectors) -> float:
@@ -283,9 +279,8 @@ def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     codec, table = candidate.codec, candidate.table
     exact = ExactSearch(as_numbers(codec, asked_with(codec, queries)), TIES * K)
     for batch in table.scan(["chunk_id", VECTOR], version=candidate.version):
-        if batch.num_rows:
-            codes = batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1)
-            exact.add(batch["chunk_id"].to_pylist(), as_numbers(codec, codes))
+        codes = as_numbers(codec, to_matrix(batch[VECTOR]))
+        exact.add(batch["chunk_id"].to_pylist(), codes)
     found = [
         nearest(table, codec, vector, K, None, candidate.version)["chunk_id"].to_pylist()
         for vector in queries
@@ -294,13 +289,13 @@ def _index_recall(candidate: Candidate, queries: Vectors) -> float:
 
 
 def _search_judged(candidate: Candidate, budget: BudgetTracker, made: Measured) -> None:
-    asked = judged_queries(candidate.context)
+    asked = judged_queries(candidate.run)
     if asked is None:
         return
     _refuse_strangers(candidate, asked)
     names = list(asked.queries)
     vectors = embed_texts(
-        candidate.provider, candidate.cache, list(asked.queries.values()), "query", budget
+        candidate.run.model, candidate.run.cache, list(asked.queries.values()), "query", budget
     )
     run: dict[str, Mapping[str, float]] = {}
     for name, vector, told in zip(names, vectors, answered(vectors), strict=True):
@@ -345,12 +340,12 @@ def _refuse_strangers(candidate: Candidate, asked: Judged) -> None:
 
 
 def _compare_pairs(candidate: Candidate, budget: BudgetTracker, made: Measured) -> None:
-    pairs = scored_pairs(candidate.context)
+    pairs = scored_pairs(candidate.run)
     if not pairs:
         return
     texts = [left for left, _, _ in pairs] + [right for _, right, _ in pairs]
     left, right = np.split(
-        embed_texts(candidate.provider, candidate.cache, texts, "document", budget), 2
+        embed_texts(candidate.run.model, candidate.run.cache, texts, "document", budget), 2
     )
     told = answered(left) & answered(right)
     codec = candidate.codec

@@ -18,9 +18,10 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.known_items import known_item
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
-from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.vectors import Vectors
 
 WINDOW = 4_096  # texts that are handed to `embed` at once
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
@@ -50,19 +51,19 @@ class Judged:
     gains: dict[str, dict[str, int]]
 
 
-def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list[KnownQuery]:
+def known_item_queries(run: Run, wanted: int, skip: int = 0) -> list[KnownQuery]:
     """Up to `wanted` queries from the corpus, always the same while their documents are; `skip`
     goes past the first.
 
     They are of the first partitions, which hold a random part of the documents, in the order of the
     documents' digests.
     """
-    has_title = len(getattr(context.spec.source, "text", ())) > 1
+    has_title = len(getattr(run.spec.source, "text", ())) > 1
     found: list[KnownQuery] = []
-    for partition in context.spec.partition_names:
+    for partition in run.spec.partition_names:
         if len(found) >= skip + wanted:
             break
-        for name, text in _first_chunks(context, partition):
+        for name, text in _first_chunks(run, partition):
             item = known_item(text, text.partition("\n")[0] if has_title else None)
             if item is not None:
                 own = digest(item.query.encode(), item.rest.encode()).hex()
@@ -72,30 +73,30 @@ def known_item_queries(context: StepContext, wanted: int, skip: int = 0) -> list
     return found[skip:]
 
 
-def _first_chunks(context: StepContext, partition: str) -> Iterator[tuple[str, str]]:
+def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of
     their digests."""
     first: dict[bytes, int] = {}  # row by digest
     done = 0
-    for batch in context.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
+    for batch in run.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
         for row in np.flatnonzero(batch["start"].to_numpy() == 0):
             first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
         done += batch.num_rows
     ordered = np.array([row for _, row in sorted(first.items())], np.int64)
     for start in range(0, len(ordered), WINDOW):
         window = ordered[start : start + WINDOW]
-        rows = chunk_rows(context, partition, np.sort(window), ["document_id", "text"])
+        rows = chunk_rows(run, partition, np.sort(window), ["document_id", "text"])
         for row in rows.take(np.argsort(np.argsort(window))).to_pylist():
             yield row["document_id"], row["text"]
 
 
 def chunk_rows(
-    context: StepContext, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
+    run: Run, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
 ) -> pa.Table:
     """Some columns of the rows of these numbers, which rise; no more of the partition is in memory
     than a batch."""
     found, done = [], 0
-    for batch in context.folder.chunks.read(partition, list(columns)):
+    for batch in run.folder.chunks.read(partition, list(columns)):
         start, end = np.searchsorted(rows, [done, done + batch.num_rows])
         found.append(batch.take(pa.array(rows[start:end] - done)))
         done += batch.num_rows
@@ -103,7 +104,7 @@ def chunk_rows(
 
 
 def embed_texts(
-    provider: Provider,
+    model: EmbeddingModel,
     cache: EmbeddingCache,
     texts: Sequence[str],
     input_type: InputType,
@@ -111,8 +112,8 @@ def embed_texts(
 ) -> Vectors:
     """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises
     as `embed`."""
-    tokenizer = provider.tokenizer()
-    parts = [np.empty((0, provider.space.dimensions), np.float32)]
+    tokenizer = model.tokenizer
+    parts = [np.empty((0, model.space.dimensions), np.float32)]
     batches = (
         pa.RecordBatch.from_pydict(
             {"text": list(window), "tokens": [len(tokenizer.encode(text).ids) for text in window]}
@@ -120,7 +121,7 @@ def embed_texts(
         for start in range(0, len(texts), WINDOW)
         if (window := texts[start : start + WINDOW])
     )
-    for made in embed(batches, provider, cache, input_type, lambda tokens: None, budget):
+    for made in embed(batches, model, cache, input_type, lambda tokens: None, budget):
         vectors = made.vectors.copy()
         vectors[list(made.rejected)] = np.nan
         parts.append(vectors)
@@ -133,17 +134,17 @@ def answered(vectors: Vectors) -> NDArray[np.bool_]:
     return rows
 
 
-def judged_queries(context: StepContext) -> Judged | None:
+def judged_queries(run: Run) -> Judged | None:
     """The queries of the pipeline's files that have a judgement, None if the pipeline names no
     files.
 
     Raises ConfigError for a file that is not there or lacks a column.
     """
-    options = context.spec.evaluation
+    options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
         return None
     gains: dict[str, dict[str, int]] = {}
-    for query, document, gain in _columns(context, options.qrels, "qrels", QREL_COLUMNS):
+    for query, document, gain in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
         worth = _number(gain, options.qrels)
         if not worth.is_integer():
             raise ConfigError(
@@ -151,8 +152,7 @@ def judged_queries(context: StepContext) -> Judged | None:
             )
         gains.setdefault(query, {})[document] = int(worth)
     texts = {
-        row[0]: row[1]
-        for row in _columns(context, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
+        row[0]: row[1] for row in _columns(run, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
     }
     judged = {
         query: found for query, found in gains.items() if query in texts and max(found.values()) > 0
@@ -164,30 +164,30 @@ def judged_queries(context: StepContext) -> Judged | None:
     return Judged({query: texts[query] for query in judged}, judged)
 
 
-def scored_pairs(context: StepContext) -> list[tuple[str, str, float]]:
+def scored_pairs(run: Run) -> list[tuple[str, str, float]]:
     """Sentence pairs with the score that people gave; empty if the pipeline names no file."""
-    path = context.spec.evaluation.pairs
+    path = run.spec.evaluation.pairs
     if path is None:
         return []
-    rows = _columns(context, path, "pairs", PAIR_COLUMNS)
+    rows = _columns(run, path, "pairs", PAIR_COLUMNS)
     return [(left, right, _number(score, path)) for left, right, score in rows]
 
 
-def evaluation_files(context: StepContext) -> list[Path]:
+def evaluation_files(run: Run) -> list[Path]:
     """The files that `evaluation:` names."""
-    options = context.spec.evaluation
+    options = run.spec.evaluation
     return [
-        context.warehouse.home / name
+        run.warehouse.home / name
         for name in (options.queries, options.qrels, options.pairs)
         if name
     ]
 
 
 def _columns(
-    context: StepContext, name: str, option: str, wanted: Sequence[Sequence[str]]
+    run: Run, name: str, option: str, wanted: Sequence[Sequence[str]]
 ) -> Iterator[tuple[str, ...]]:
     """Some columns, each under one of several names, of a JSON Lines, CSV or tab-separated file."""
-    path = context.warehouse.home / name
+    path = run.warehouse.home / name
     try:
         rows = list(_rows(path))
     except OSError as error:

@@ -3,151 +3,37 @@
 The checks of this file concern the table itself; what it is worth is judged by `quality.py`.
 """
 
-import json
-import os
-from dataclasses import asdict
-from pathlib import Path
-
 import numpy as np
 import pyarrow.compute as pc
 
-from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.errors import ReleaseError
-from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import NORM_TOLERANCE, Provider
+from embedding_pipelines.providers.base import NORM_TOLERANCE
 from embedding_pipelines.quality.check import Check
-from embedding_pipelines.quality.checks import check_quality, wanted_checks
 from embedding_pipelines.quality.measure import Candidate
-from embedding_pipelines.quality.queries import evaluation_files
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
-from embedding_pipelines.space import Space
-from embedding_pipelines.spec.pipeline import fingerprint
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.steps.embeddings import without_vector
-from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
-from embedding_pipelines.storage.warehouse import read_json, write_json
-from embedding_pipelines.stores.base import Table
+from embedding_pipelines.steps.embeddings import rejected_chunks
+from embedding_pipelines.vectors import to_matrix
 
 
-def verify(
-    context: StepContext, provider: Provider, cache: EmbeddingCache
-) -> tuple[StepReport, list[Check]]:
-    """Check the newest version of the table, take its measures, and remember both for `release`.
-
-    What passed before is not looked at again, until the table, `evaluation:` or one of its files
-    changes.
-    """
-    space, codec = provider.space, load_codec(context, provider.space)
-    table, name = open_table(context, codec, space)
-    state = table_state(context)
-    if state is None or (state.table, state.version) != (name, table.version):
-        raise ReleaseError(
-            f"Pipeline {context.spec.name!r}: the table was not completely written with the present "
-            f"configuration. Run `embedding-pipelines run {context.spec.name}`."
-        )
-    known = current_checks(context)
-    if known is not None and not any(check.blocks for check in known):
-        return _report(context, known, changed=False), known
-    checks = [
-        _counts_add_up(context, table),
-        _vectors_are_sound(context, space, codec, table),
-        _dimensions_match(context, space, codec, table),
-        _space_is_one(context, space, codec, table),
+def check_structure(candidate: Candidate) -> list[Check]:
+    """The outcome of every check of the table itself."""
+    return [
+        _counts_add_up(candidate),
+        _vectors_are_sound(candidate),
+        _dimensions_match(candidate),
+        _space_is_one(candidate),
     ]
-    metrics: dict[str, float] = {}
-    broken = ", ".join(check.name for check in checks if not check.passed)
-    if broken:  # what is broken cannot be measured
-        said = f"Not measured, since {broken} failed."
-        checks += [
-            Check(quality, False, said, effect="warn") for quality in wanted_checks(context.spec)
-        ]
-    else:
-        budget, has_index = BudgetTracker.of(context.spec.budget, provider), state.trained_rows > 0
-        candidate = Candidate(
-            context, provider, cache, codec, table, name, state.version, has_index, budget
-        )
-        judged, metrics = check_quality(candidate, state.rows)
-        checks += judged
-    verified = {
-        "table": name,
-        "version": state.version,
-        "made_from": _made_from(context, state),
-        "metrics": metrics,
-        "checks": [asdict(check) for check in checks],
-    }
-    write_json(context.folder.verified, verified)
-    return _report(context, checks, changed=True), checks
 
 
-def current_checks(context: StepContext) -> list[Check] | None:
-    """As `known_checks`; None too if a check could not be told and has to be asked again."""
-    checks = known_checks(context)
-    return checks if checks is not None and all(check.told for check in checks) else None
-
-
-def known_checks(context: StepContext) -> list[Check] | None:
-    """The outcomes for the table as it is and all that they depend on; None if it was never checked
-    so."""
-    known, state = read_json(context.folder.verified), table_state(context)
-    if (
-        not known
-        or state is None
-        or (known["table"], known["version"]) != (state.table, state.version)
-    ):
-        return None
-    if known["made_from"] != _made_from(context, state):
-        return None
-    return [Check(**check) for check in known["checks"]]
-
-
-def current_verify(context: StepContext) -> StepReport | None:
-    """The report of checks that were made and need not be made again, None if there is something to
-    check."""
-    known = current_checks(context)
-    if known is None or any(check.blocks for check in known):
-        return None
-    return _report(context, known, changed=False)
-
-
-def _report(context: StepContext, checks: list[Check], changed: bool) -> StepReport:
-    metrics = (read_json(context.folder.verified) or {})["metrics"]
-    return StepReport(
-        "checks",
-        changed,
-        {"checks": len(checks), "passed": sum(c.passed for c in checks), **metrics},
-    )
-
-
-def _made_from(context: StepContext, state: TableState) -> str:
-    files = [
-        f"{path} {stat.st_size} {stat.st_mtime_ns}"
-        for path in evaluation_files(context)
-        if (stat := _stat(path))
-    ]
-    partitions = json.dumps(state.partitions, sort_keys=True)
-    spec = context.spec
-    wanted = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
-    return fingerprint(partitions, *wanted, str(spec.seed), str(spec.budget), *files)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _counts_add_up(context: StepContext, table: Table) -> Check:
-    folder, names = context.folder, context.spec.partition_names
+def _counts_add_up(candidate: Candidate) -> Check:
+    run, table = candidate.run, candidate.table
+    folder, names = run.folder, run.spec.partition_names
     chunk_statistics = [
         made.statistics for partition in names if (made := folder.chunks.manifest(partition))
     ]
     statistics = {
-        "read_from_files": sum(entry.rows for entry in known_files(context).values()),
+        "read_from_files": sum(entry.rows for entry in known_files(run).values()),
         "documents": sum(
             made.rows for partition in names if (made := folder.documents.manifest(partition))
         ),
@@ -162,9 +48,7 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
         "rejected_texts": 0,  # chunks that the provider refused
         "rejected_documents": 0,  # of which it refused every chunk
         "table_rows": table.rows(),
-        "partitions_behind_their_documents": sum(
-            _behind(context, partition) for partition in names
-        ),
+        "partitions_behind_their_documents": sum(_behind(run, partition) for partition in names),
     }
     ids: set[str] = set()
     doubled = 0
@@ -180,7 +64,7 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
             doubled += batch.num_rows - (len(ids) - before)
             documents.update(pc.unique(batch["document_id"]).to_pylist())
         documents_in_table += len(documents)
-        refused = without_vector(context, partition)
+        refused = rejected_chunks(run, partition)
         statistics["rejected_texts"] += len(refused)
         statistics["rejected_documents"] += len(
             {name.rpartition("#")[0] for name in refused} - documents
@@ -215,18 +99,18 @@ def _counts_add_up(context: StepContext, table: Table) -> Check:
     )
 
 
-def _behind(context: StepContext, partition: str) -> bool:
+def _behind(run: Run, partition: str) -> bool:
     """Whether a partition's chunks were made from other documents than it holds now."""
     documents, chunks = (
-        context.folder.documents.manifest(partition),
-        context.folder.chunks.manifest(partition),
+        run.folder.documents.manifest(partition),
+        run.folder.chunks.manifest(partition),
     )
     return documents is None or chunks is None or chunks.inputs != documents.digest
 
 
-def _vectors_are_sound(
-    context: StepContext, space: Space, codec: CodecChain, table: Table
-) -> Check:
+def _vectors_are_sound(candidate: Candidate) -> Check:
+    run, codec, table = candidate.run, candidate.codec, candidate.table
+    space = run.model.space
     statistics = {
         "vectors": 0,
         "not_finite": 0,
@@ -234,8 +118,8 @@ def _vectors_are_sound(
         "not_normalized": 0,
         "table_zero_or_not_finite": 0,
     }
-    for partition in context.spec.partition_names:
-        for batch in context.folder.embeddings.read(partition, [VECTOR]):
+    for partition in run.spec.partition_names:
+        for batch in run.folder.embeddings.read(partition, [VECTOR]):
             column = batch[VECTOR].drop_null()
             vectors = column.flatten().to_numpy().reshape(len(column), column.type.list_size)
             norms = np.linalg.norm(vectors, axis=1)
@@ -248,13 +132,8 @@ def _vectors_are_sound(
                     (np.abs(norms[finite] - 1) > NORM_TOLERANCE).sum()
                 )
     for batch in table.scan([VECTOR]):
-        if (
-            batch.num_rows and codec.dtype != "binary"
-        ):  # of packed bits every pattern is sound, 0 too
-            codes = (
-                batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1).astype(np.float32)
-            )
-            norms = np.linalg.norm(codes, axis=1)
+        if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+            norms = np.linalg.norm(to_matrix(batch[VECTOR]).astype(np.float32), axis=1)
             statistics["table_zero_or_not_finite"] += int(
                 (~np.isfinite(norms) | (norms == 0)).sum()
             )
@@ -267,11 +146,13 @@ def _vectors_are_sound(
     return Check("vectors_are_sound", not faults, sentence, statistics)
 
 
-def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
-    shards = context.folder.embeddings
+def _dimensions_match(candidate: Candidate) -> Check:
+    run, codec, table = candidate.run, candidate.codec, candidate.table
+    space = run.model.space
+    shards = run.folder.embeddings
     embedded = {
         schema.field(VECTOR).type.list_size
-        for partition in context.spec.partition_names
+        for partition in run.spec.partition_names
         if (schema := shards.schema(partition)) is not None
     }
     width = table.schema().field(VECTOR).type.list_size
@@ -291,14 +172,16 @@ def _dimensions_match(context: StepContext, space: Space, codec: CodecChain, tab
     )
 
 
-def _space_is_one(context: StepContext, space: Space, codec: CodecChain, table: Table) -> Check:
+def _space_is_one(candidate: Candidate) -> Check:
+    run, codec, table = candidate.run, candidate.codec, candidate.table
+    space = run.model.space
     partitions = {
         made.configuration
-        for partition in context.spec.partition_names
-        if (made := context.folder.embeddings.manifest(partition))
+        for partition in run.spec.partition_names
+        if (made := run.folder.embeddings.manifest(partition))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
-    wanted = stored_space(space, codec).id
+    wanted = space.compressed(codec.id).id
     passed = partitions == {space.id} and stored == wanted
     statistics = {"embeddings": sorted(partitions), "table": stored, "queries": wanted}
     return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", statistics)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from embedding_pipelines.vectors import Vectors, unit
 
 MAX_POINTS = 50_000  # of 384 dimensions: UMAP takes 84 s of processor time, on one core; a browser draws them smoothly
 FEW = (
@@ -75,19 +75,19 @@ def layout(
     """
     if len(ids) > MAX_POINTS or len(ids) != len(vectors) or len(set(ids)) != len(ids):
         raise ValueError(f"A map takes {MAX_POINTS} vectors at most, each with an id of its own.")
-    unit = _unit(vectors)
+    units = unit(vectors)
     known = _known(ids, before)
     if before is None or not (known >= 0).any():
-        return Layout(list(ids), _fitted(unit, None, seed), np.ones(len(ids), np.bool_))
+        return Layout(list(ids), _fitted(units, None, seed), np.ones(len(ids), np.bool_))
     old = known >= 0
     xy = np.empty((len(ids), 2), np.float32)
     xy[old] = before.xy[known[old]]
-    xy[~old] = beside(unit[~old], unit[old], xy[old])
+    xy[~old] = beside(units[~old], units[old], xy[old])
     if not needs_fit(ids, before):
         fitted = np.where(old, before.fitted[known], False)
         return Layout(list(ids), xy, fitted)
     return Layout(
-        list(ids), _aligned(_fitted(unit, xy, seed), xy, old), np.ones(len(ids), np.bool_)
+        list(ids), _aligned(_fitted(units, xy, seed), xy, old), np.ones(len(ids), np.bool_)
     )
 
 
@@ -106,11 +106,11 @@ def beside(vectors: Vectors, known: Vectors, xy: Vectors) -> Vectors:
     The mean of the places of the nearest, of which the very nearest counts most; only of those that
     lie together, since between two clusters there is nothing.
     """
-    unit, known = _unit(vectors), _unit(known)
+    units, known = unit(vectors), unit(known)
     count = min(BESIDE, len(known))
-    placed = np.empty((len(unit), 2), np.float32)
-    for first in range(0, len(unit), BLOCK):
-        cosines = unit[first : first + BLOCK] @ known.T
+    placed = np.empty((len(units), 2), np.float32)
+    for first in range(0, len(units), BLOCK):
+        cosines = units[first : first + BLOCK] @ known.T
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
         found = np.take_along_axis(cosines, nearest, axis=1)
         pulls = np.exp((found - found.max(axis=1, keepdims=True)) / FALL_OFF)
@@ -131,11 +131,11 @@ def _known(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
     return np.fromiter((rows.get(name, -1) for name in ids), np.int64, len(ids))
 
 
-def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
+def _fitted(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
     """What UMAP makes of unit vectors, float32[n, 2], beginning at `start` or at the two strongest
     directions."""
-    plane = _plane(unit) if start is None else start
-    if len(unit) < FEW:
+    plane = _plane(units) if start is None else start
+    if len(units) < FEW:
         return plane
     jitter = np.random.default_rng(seed).normal(
         scale=JITTER * (float(np.ptp(plane)) or 1.0), size=plane.shape
@@ -155,18 +155,18 @@ def _fitted(unit: Vectors, start: Vectors | None, seed: int) -> Vectors:
             learning_rate=1.0 if start is None else GENTLY,
             n_epochs=None if start is None else GENTLE_EPOCHS,
         )
-        placed = model.fit_transform(unit)
+        placed = model.fit_transform(units)
     return np.ascontiguousarray(placed, np.float32)
 
 
-def _plane(unit: Vectors) -> Vectors:
+def _plane(units: Vectors) -> Vectors:
     """Rows on their two strongest directions, float32[n, 2]; the largest entry of each direction is
     positive."""
-    centred = unit - unit.mean(axis=0) if len(unit) else unit
+    centred = units - units.mean(axis=0) if len(units) else units
     _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     directions = directions[:, ::-1][:, :2]
     peaks = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None, :], axis=0)
-    plane = np.zeros((len(unit), 2), np.float32)
+    plane = np.zeros((len(units), 2), np.float32)
     plane[:, : directions.shape[1]] = centred @ (directions * np.sign(peaks)).astype(np.float32)
     return plane
 
@@ -181,11 +181,3 @@ def _aligned(placed: Vectors, xy: Vectors, old: NDArray[np.bool_]) -> Vectors:
     scale = float(strengths.sum()) / spread if spread > 0 and strengths.sum() > 0 else 1.0
     aligned: Vectors = ((placed - start) @ (left @ right) * scale + to).astype(np.float32)
     return aligned
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Vectors = np.divide(
-        vectors, lengths, out=np.zeros_like(vectors, np.float32), where=lengths > 0
-    )
-    return unit

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.providers.base import Vectors
+from embedding_pipelines.releases import Release
 from embedding_pipelines.report.layout import MAX_POINTS, SCHEMA, Layout, beside, layout, needs_fit
 from embedding_pipelines.schemas import VECTOR, digest
-from embedding_pipelines.steps.release import Release
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json, write_table
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, write_table
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 TEXT_CHARACTERS = 200  # of a text that the map shows
 KINDS = 20  # of a column that have a colour of their own
@@ -98,11 +99,9 @@ def _read(table: Table, release: Release, codec: CodecChain, progress: Progress)
         chosen = batch.filter(
             pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_())
         )
-        if chosen.num_rows:
-            codes = chosen[VECTOR].flatten().to_numpy().reshape(chosen.num_rows, -1)
-            parts.append(codec.decode(codes))
-            for name, values in rows.items():
-                values += chosen[name].to_pylist()
+        parts.append(codec.decode(to_matrix(chosen[VECTOR])))
+        for name, values in rows.items():
+            values += chosen[name].to_pylist()
     metadata = {name: rows[name] for name in names}
     return _Points(
         rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata

@@ -7,8 +7,6 @@ is measured, no provider is called, and no pipeline file is needed.
 
 import base64
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +15,15 @@ from typing import Any
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json, write_atomic
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.report.map import map_of
 from embedding_pipelines.report.pareto import described, searched
 from embedding_pipelines.report.plots import ABSENT, SIZE, figures
 from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, METRICS
-from embedding_pipelines.steps.release import Release, live_release, read_releases
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SLIGHT = 0.001  # of a measure: a change that is not worth a word
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -70,7 +69,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         map=shown,
     )
     path = warehouse.root / "reports" / f"{name}.html"
-    _replace(path, page)
+    write_atomic(path, page)
     points, queries = len(shown["x"]), len(shown["queries"]["x"])
     return Report(
         path, name, release.number, release.rows, points, queries, list(pictures), len(page)
@@ -241,18 +240,3 @@ def _render(**values: Any) -> bytes:
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it: whoever has the page open never reads half of
-    one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise

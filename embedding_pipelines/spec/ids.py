@@ -11,10 +11,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
-from embedding_pipelines.storage.warehouse import read_json, write_json
 
 NUMBER = re.compile(r"[0-9]+")  # which no name is: names begin with a letter
 

@@ -13,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -22,7 +21,7 @@ from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type
 from embedding_pipelines.preprocessing.base import Preprocessing
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
@@ -30,12 +29,12 @@ from embedding_pipelines.stores.base import Store
 
 if TYPE_CHECKING:
     AnySource = Source
-    AnyProvider = Provider
+    AnyProvider = ProviderOptions
     AnyCompressor = Compressor
     AnyStore = Store
 else:
     AnySource = choice_type("sources", Source)
-    AnyProvider = choice_type("providers", Provider)
+    AnyProvider = choice_type("providers", ProviderOptions)
     AnyCompressor = choice_type("compression", Compressor)
     AnyStore = choice_type("stores", Store)
 
@@ -138,13 +137,8 @@ class PipelineSpec(BaseModel):
             )
         return name
 
-    @field_validator("model")
-    @classmethod
-    def _learns_in_its_own_folder(cls, model: Provider, info: ValidationInfo) -> Provider:
-        return model.kept_in(f"data/warehouse/pipelines/{info.data.get('name')}/model")
-
     @model_validator(mode="after")
-    def _knows_its_label(self) -> Self:
+    def _label_is_a_column(self) -> Self:
         label, known = self.evaluation.label, getattr(self.source, "metadata_types", {})
         if label is not None and label not in known:
             there = f"there are {', '.join(known)}" if known else "source.metadata names none"
@@ -152,7 +146,7 @@ class PipelineSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _knows_what_it_costs(self) -> Self:
+    def _price_is_known(self) -> Self:
         if self.budget is not None and self.budget.usd is not None and self.model.price is None:
             raise ValueError(
                 "budget.usd: nobody knows the price of this model; state it with model.usd_per_million_tokens, or give "

@@ -1,20 +1,75 @@
-"""What every step is given."""
+"""The chain: every step of this folder, in the order the data takes."""
 
-from dataclasses import dataclass, field
+import graphlib
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
 
-from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines import steps
+from embedding_pipelines.files import read_json
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.steps.base import Step
 
 
-@dataclass(frozen=True)
-class StepContext:
-    """One pipeline at work in one warehouse."""
+def _discover() -> tuple[Step, ...]:
+    """One object of each Step class, after the steps that it reads from."""
+    found: dict[str, Step] = {}
+    for module in pkgutil.iter_modules(steps.__path__, f"{steps.__name__}."):
+        if module.name == __name__:
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, Step) and value is not Step:
+                found[value.name] = value()
+    order = graphlib.TopologicalSorter({name: step.inputs for name, step in found.items()})
+    return tuple(found[name] for name in order.static_order())
 
-    spec: PipelineSpec
-    warehouse: Warehouse
-    progress: Progress = field(default_factory=Silent)
 
-    @property
-    def folder(self) -> PipelineFolder:
-        return self.warehouse.pipeline(self.spec.name)
+CHAIN: tuple[Step, ...] = _discover()
+
+
+def steps_of(spec: PipelineSpec) -> tuple[Step, ...]:
+    """The steps that a pipeline has."""
+    return tuple(step for step in CHAIN if step.applies(spec))
+
+
+def step_named(name: str) -> Step:
+    return next(step for step in CHAIN if step.name == name)
+
+
+def work_all(run: Run) -> Iterator[StepReport]:
+    """Bring a pipeline up to date from the source to the release, without Dagster; each step holds
+    the pipeline's lock. Raises what the first failing step raises."""
+    for step in steps_of(run.spec):
+        with run.folder.lock():
+            yield from step.work(run, run.spec.partition_names)
+
+
+def up_to_date(run: Run, instance: Path) -> list[StepReport] | None:
+    """What every step would report if there is nothing to do, else None.
+
+    Nothing is written, and neither the model nor the store's library is loaded where files say
+    enough. None too if the last whole run is not on record in the Dagster `instance` of today (its
+    web UI would never learn of it), if another model was released, or if anything is damaged: a run
+    then repairs it or names it.
+    """
+    reports = []
+    try:
+        is_recorded = read_json(run.folder.last_run) == {"instance": str(instance)}
+        if not is_recorded or not (instance / "dagster.yaml").is_file():
+            return None
+        with run.folder.lock("run", timeout_seconds=0):  # else another process is at work on it
+            released = read_releases(run.folder).releases[-1].spec.model
+            if released not in (run.spec.model, run.release_options()):
+                return None  # another model may have to be fetched first
+            for step in steps_of(run.spec):
+                report = step.whole(run)
+                if report is None:
+                    return None
+                reports.append(report)
+    except Exception:  # noqa: BLE001  # a run repairs or names it, where its history shows it
+        return None
+    return reports

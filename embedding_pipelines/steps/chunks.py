@@ -3,9 +3,9 @@
 A document that has not changed keeps its chunks; only new and changed ones are cut again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,95 +13,103 @@ import pyarrow.compute as pc
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
-from embedding_pipelines.spec.pipeline import fingerprint
-from embedding_pipelines.steps.chain import StepContext
-
-if TYPE_CHECKING:
-    from embedding_pipelines.storage.warehouse import Manifest
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.storage.warehouse import Manifest
 
 
-def write_chunks(context: StepContext, partition: str, provider: Provider) -> StepReport:
-    """Bring one partition of chunks up to date with its documents.
+class Chunks(Step):
+    name = "chunks"
+    inputs = ("documents",)
+    partitioned = True
+    description = "Cleaned text, cut to what the model can take, with exact character offsets."
+    sentence = "{chunks}, {tokens}, {empty}"
+    row_statistic = "chunks"
 
-    Raises ConfigError if the chunk size does not fit the model, ProviderError if it cannot be
-    loaded.
-    """
-    configuration = chunk_configuration(context, provider)
-    current = current_chunks(context, partition, configuration)
-    if current is not None:
-        return current
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {"python", "parquet"}
 
-    documents, shards = context.folder.documents, context.folder.chunks
-    source = _source(context, partition)
-    made = shards.manifest(partition)
-    reusable = made is not None and made.configuration == configuration
-    old = (
-        _identities(shards.read_columns(partition, ["document_id", DOCUMENT_DIGEST]))
-        if reusable
-        else set()
-    )
-    kept = old & _identities(documents.read_columns(partition, ["document_id", DOCUMENT_DIGEST]))
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return chunks_schema(spec.source.metadata_types)
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        assert partition is not None
+        inputs = _documents(run, partition).digest
+        manifest = run.folder.chunks.current(partition, inputs, _configuration(run))
+        return _report(manifest, partition, changed=False) if manifest else None
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        """Raises ConfigError if the chunk size does not fit the model, ProviderError if the model
+        cannot be loaded."""
+        for number, partition in enumerate(partitions, 1):
+            yield self.current(run, partition) or _write(run, partition)
+            run.progress.update(self.name, number, len(partitions), "partitions")
+
+
+def _configuration(run: Run) -> str:
+    """Fingerprint of how a text is cleaned and cut, the tokenizer's own definition included."""
+    preprocessing, limit = run.spec.preprocessing, str(run.model.limits.max_tokens)
+    columns = str(chunks_schema(run.spec.source.metadata_types))
+    return fingerprint(preprocessing.version, limit, columns, run.model.tokenizer_digest)
+
+
+def _write(run: Run, partition: str) -> StepReport:
+    documents, shards, configuration = run.folder.documents, run.folder.chunks, _configuration(run)
+    source, before = _documents(run, partition), shards.manifest(partition)
+    columns = ["document_id", DOCUMENT_DIGEST]
+    unchanged: set[tuple[str, bytes]] = set()
+    if before is not None and before.configuration == configuration:
+        unchanged = _identities(shards.read_columns(partition, columns))
+        unchanged &= _identities(documents.read_columns(partition, columns))
     counts = Counts()
     statistics: dict[str, int] = {}
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in shards.read(partition) if kept else ():
-            chosen = batch.filter(_mask(batch, kept))
-            counts.chunks += chosen.num_rows
-            counts.tokens += pc.sum(chosen["tokens"]).as_py() or 0
-            counts.truncated += chosen["truncated"].true_count
-            yield chosen
+        for batch in shards.read(partition) if unchanged else ():
+            reused = batch.filter(_mask(batch, unchanged))
+            counts.chunks += reused.num_rows
+            counts.tokens += pc.sum(reused["tokens"]).as_py() or 0
+            counts.truncated += reused["truncated"].true_count
+            yield reused
         changed = (
-            batch.filter(pc.invert(_mask(batch, kept))) for batch in documents.read(partition)
+            batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
         )
-        yield from context.spec.preprocessing.process(
-            changed, provider.tokenizer(), provider.limits.max_tokens, counts
+        model = run.model
+        yield from run.spec.preprocessing.process(
+            changed, model.tokenizer, model.limits.max_tokens, counts
         )
-        counts.documents += len(kept)
-        statistics.update(asdict(counts), reused_documents=len(kept))
+        counts.documents += len(unchanged)
+        statistics.update(asdict(counts), reused_documents=len(unchanged))
 
-    schema = chunks_schema(context.spec.source.metadata_types)
+    schema = chunks_schema(run.spec.source.metadata_types)
     manifest = shards.write(partition, schema, rows(), source.digest, configuration, statistics)
-    return StepReport("chunks", True, _statistics(manifest), partition)
+    return _report(manifest, partition, changed=True)
 
 
-def current_chunks(context: StepContext, partition: str, configuration: str) -> StepReport | None:
-    """The report of a partition that is up to date, None if there is something to do."""
-    made = context.folder.chunks.current(
-        partition, _source(context, partition).digest, configuration
-    )
-    return StepReport("chunks", False, _statistics(made), partition) if made else None
+def _report(manifest: Manifest, partition: str, changed: bool) -> StepReport:
+    statistics = {**manifest.statistics, "size_bytes": manifest.size_bytes}
+    return StepReport(Chunks.name, changed, statistics, partition)
 
 
-def chunk_configuration(context: StepContext, provider: Provider) -> str:
-    """All that decides how a text is cleaned and cut, the tokenizer's own definition included."""
-    preprocessing = context.spec.preprocessing
-    columns = str(chunks_schema(context.spec.source.metadata_types))
-    limit = str(provider.limits.max_tokens)
-    return fingerprint(preprocessing.recipe, limit, columns, provider.tokenizer_digest)
-
-
-def _source(context: StepContext, partition: str) -> "Manifest":
-    source = context.folder.documents.manifest(partition)
-    if source is None:
+def _documents(run: Run, partition: str) -> Manifest:
+    manifest = run.folder.documents.manifest(partition)
+    if manifest is None:
         raise StoreError(
-            f"Partition {partition!r} of {context.spec.name!r} has no documents: materialize them first."
+            f"Partition {partition!r} of {run.spec.name!r} has no documents: materialize "
+            "'documents' first."
         )
-    return source
-
-
-def _statistics(manifest: "Manifest") -> dict[str, int]:
-    return {**manifest.statistics, "size_bytes": manifest.size_bytes}
+    return manifest
 
 
 def _identities(table: pa.Table | None) -> set[tuple[str, bytes]]:
     if table is None:
         return set()
-    return set(
-        zip(table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist(), strict=True)
-    )
+    ids, digests = table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist()
+    return set(zip(ids, digests, strict=True))
 
 
 def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.Array:

@@ -1,107 +1,116 @@
 """codec: the compression is fitted once to all embeddings, and kept.
 
-It is found again by what it was fitted for (compression and space), so new data does not move the
-space under the vectors that are already stored. Which fitted file is in force a pointer says:
-fitting anew writes a file beside the old one, which the releases that were made with it keep, and
-moves the pointer.
+A codec is identified by what it was fitted for (compression and space), so new data does not move
+the space of the vectors that are already stored. A pointer says which file is in force: a refit
+writes a file beside the old one, which its releases keep, and moves the pointer.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.space import Space
-from embedding_pipelines.spec.pipeline import fingerprint
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.vectors import Vectors
 
 
-def fit_codec(context: StepContext, space: Space, again: bool = False) -> StepReport:
-    """Fit and keep the pipeline's codec for vectors of `space`, if that was not done before, or is
-    to be done `again`.
+class Codec(Step):
+    name = "codec"
+    inputs = ("embeddings",)
+    description = "The compression, fitted once for this model and kept, used for documents and queries alike."
+    sentence = "{dimensions:,} x {dtype}, {bytes_per_vector} each"
+
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {"numpy"}
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        path = codec_path(run)
+        return StepReport(self.name, False, _statistics(run, path)) if path else None
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        """The option `refit` fits the codec to the current embeddings, and a new table follows."""
+        refit = (options or {}).get("refit", False)
+        yield (None if refit else self.current(run)) or fit_codec(run)
+
+
+def fit_codec(run: Run) -> StepReport:
+    """Fit the pipeline's codec to its current embeddings and put it in force.
 
     Raises CompressionError if there are too few vectors to fit it to.
     """
-    current = None if again else current_codec(context, space)
-    if current is not None:
-        return current
-    made = (context.folder.embeddings.manifest(name) for name in context.spec.partition_names)
-    total = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in made if entry)
-    if context.spec.compression and not total:
+    spec, space = run.spec, run.model.space
+    manifests = (run.folder.embeddings.manifest(name) for name in spec.partition_names)
+    total = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in manifests if entry)
+    if spec.compression and not total:
         raise CompressionError(
-            f"Pipeline {context.spec.name!r}: there is no text to fit the compression on, since no document was "
-            "read or all of them are empty. Add documents, or leave out compression until there are some."
+            f"Pipeline {spec.name!r}: there is no text to fit the compression on, since no document "
+            "was read or all of them are empty. Add documents, or leave out compression until "
+            "there are some."
         )
-    _warn_of_truncation(context, space)
-    fitted = CodecChain.fit(
-        context.spec.compression, lambda: _vectors(context, space, total), space.dimensions
-    )
-    # Its own id is in the name: one that is fitted anew never takes the place of one that a release
-    # names.
-    path = context.folder.codecs / f"{fitted_for(context, space)}-{fitted.id[:16]}.npz"
-    fitted.save(path)
-    write_json(_pointer(context), {**_in_force(context), fitted_for(context, space): path.name})
-    return StepReport("codec", True, _statistics(context, path))
+    _warn_of_truncation(run)
+    codec = CodecChain.fit(spec.compression, lambda: _vectors(run, total), space.dimensions)
+    # Its own id is in the name: a refitted codec never replaces one that a release names.
+    path = run.folder.codecs / f"{fitted_for(run)}-{codec.id[:16]}.npz"
+    codec.save(path)
+    write_json(_pointer(run), {**_in_force(run), fitted_for(run): path.name})
+    return StepReport(Codec.name, True, _statistics(run, path))
 
 
-def current_codec(context: StepContext, space: Space) -> StepReport | None:
-    """The report of a codec that was fitted before, None if there is none."""
-    path = codec_path(context, space)
-    return StepReport("codec", False, _statistics(context, path)) if path else None
-
-
-def load_codec(context: StepContext, space: Space) -> CodecChain:
+def load_codec(run: Run) -> CodecChain:
     """The codec that `fit_codec` kept. Raises CompressionError if there is none."""
-    path = codec_path(context, space)
+    path = codec_path(run)
     if path is None:
         raise CompressionError(
-            f"Pipeline {context.spec.name!r}: its codec is not fitted yet. Materialize 'codec' first, or run "
-            f"`embedding-pipelines run {context.spec.name}`."
+            f"Pipeline {run.spec.name!r}: its codec is not fitted yet. Materialize 'codec' first, or run "
+            f"`embedding-pipelines run {run.spec.name}`."
         )
     return CodecChain.load(path)
 
 
-def codec_path(context: StepContext, space: Space) -> Path | None:
-    """Where the codec in force for vectors of `space` is kept, None if none was fitted yet."""
-    wanted = fitted_for(context, space)
-    found = {path.name: path for path in context.folder.codecs.glob(f"{wanted}-*.npz")}
-    named = found.get(_in_force(context).get(wanted, ""))
+def codec_path(run: Run) -> Path | None:
+    """The file of the codec in force for the pipeline's space, None if none was fitted yet."""
+    key = fitted_for(run)
+    files = {path.name: path for path in run.folder.codecs.glob(f"{key}-*.npz")}
+    named = files.get(_in_force(run).get(key, ""))
     return named or max(
-        found.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None
+        files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None
     )
 
 
-def fitted_for(context: StepContext, space: Space) -> str:
-    """What a codec is found again by: the compression and the space."""
-    return fingerprint(*context.spec.compression, space.id)[:16]
+def fitted_for(run: Run) -> str:
+    """Identifies what a codec was fitted for: the compression and the space."""
+    return fingerprint(*run.spec.compression, run.model.space.id)[:16]
 
 
 @contextlib.contextmanager
-def unless_it_fails(context: StepContext) -> Iterator[None]:
+def unless_it_fails(run: Run) -> Iterator[None]:
     """Put the codecs that were in force back in force if the body raises."""
-    before = _in_force(context)
+    before = _in_force(run)
     try:
         yield
     except BaseException:
-        write_json(_pointer(context), before)
+        write_json(_pointer(run), before)
         raise
 
 
-def _pointer(context: StepContext) -> Path:
-    return context.folder.codecs / "current.json"
+def _pointer(run: Run) -> Path:
+    return run.folder.codecs / "current.json"
 
 
-def _in_force(context: StepContext) -> dict[str, str]:
+def _in_force(run: Run) -> dict[str, str]:
     """The file in force by what it was fitted for. A pointer that is lost or damaged names none."""
     try:
-        found: Any = read_json(_pointer(context))
+        found: Any = read_json(_pointer(run))
     except StoreError:
         return {}
     return (
@@ -111,29 +120,30 @@ def _in_force(context: StepContext) -> dict[str, str]:
     )
 
 
-def _vectors(context: StepContext, space: Space, total: int) -> Iterator[Vectors]:
-    """All embeddings, partition by partition, blocks float32[n_i, space.dimensions]."""
-    done = 0
-    for partition in context.spec.partition_names:
-        for batch in context.folder.embeddings.read(partition, [VECTOR]):
-            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, space.dimensions)
+def _vectors(run: Run, total: int) -> Iterator[Vectors]:
+    """All embeddings, partition by partition, blocks float32[n_i, d]."""
+    done, dimensions = 0, run.model.space.dimensions
+    for partition in run.spec.partition_names:
+        for batch in run.folder.embeddings.read(partition, [VECTOR]):
+            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, dimensions)
             done += len(vectors)
-            context.progress.update("codec", done, total, "vectors")
+            run.progress.update("codec", done, total, "vectors")
             yield vectors
 
 
-def _warn_of_truncation(context: StepContext, space: Space) -> None:
+def _warn_of_truncation(run: Run) -> None:
     """A note where vectors are cut that were not made for it."""
-    cut = any(choice.kind == "truncate" for choice in context.spec.compression)
+    space = run.model.space
+    cut = any(choice.kind == "truncate" for choice in run.spec.compression)
     if cut and not is_trained_for_truncation(space.provider, space.model):
-        context.progress.note(
-            f"{context.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not known to be "
+        run.progress.note(
+            f"{run.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not known to be "
             "trained for that (Matryoshka). `pca` of the same dimensions keeps more of them."
         )
 
 
-def _statistics(context: StepContext, path: Path) -> dict[str, Any]:
-    codec, optimized = CodecChain.load(path), context.spec.optimized
+def _statistics(run: Run, path: Path) -> dict[str, Any]:
+    codec, optimized = CodecChain.load(path), run.spec.optimized
     energies = [part.statistics()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
     return {
         "codec": codec.id,

@@ -7,7 +7,7 @@ last: a run that dies in between is made up for by the next one, even if the fil
 as they were.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +18,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import judged_queries, scored_pairs
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, stored_documents_schema
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
-from embedding_pipelines.spec.pipeline import fingerprint
-from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.spill import Spill
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json, write_table
+from embedding_pipelines.storage.warehouse import parsed, write_table
 
 SHOWN_REJECTIONS = 3
 
@@ -42,20 +44,44 @@ class FileStatistics:
     notes: list[str] = field(default_factory=list)
 
 
-def write_documents(context: StepContext) -> StepReport:
+class Documents(Step):
+    name = "documents"
+    description = (
+        "Canonical rows of the source in partitions. Unchanged files are skipped; bad records go to "
+        "a table of their own, with file, row and reason."
+    )
+    sentence = "{documents} from {files}, {rejected:,} rejected"
+    row_statistic = "documents"
+
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {spec.source.kind, "parquet"}
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return stored_documents_schema(spec.source.metadata_types)
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        return _current(run, *_compared(run))
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        yield write_documents(run)
+
+
+def write_documents(run: Run) -> StepReport:
     """Bring all partitions of documents up to date with the source.
 
     Raises SourceError for files that cannot be read as the pipeline says, duplicate ids, and more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
     ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
-    judged_queries(context)
-    scored_pairs(context)
-    spec, folder = context.spec, context.folder
+    judged_queries(run)
+    scored_pairs(run)
+    spec, folder = run.spec, run.folder
     folder.fix_partitions(spec.partitions)
-    configuration = source_configuration(context)
-    listing, known, unchanged = _compared(context)
-    current = _current(context, listing, known, unchanged)
+    configuration = source_configuration(run)
+    listing, known, unchanged = _compared(run)
+    current = _current(run, listing, known, unchanged)
     if current is not None:
         return current
 
@@ -67,20 +93,20 @@ def write_documents(context: StepContext) -> StepReport:
     ):
         files = {name: known[name] for name in unchanged}
         for number, file in enumerate(changed):
-            context.progress.update("documents", number, len(changed), "files")
-            files[file.name] = _read_file(context, file, spill)
+            run.progress.update("documents", number, len(changed), "files")
+            files[file.name] = _read_file(run, file, spill)
         spill.close()
-        _refuse_too_many_rejections(context, files, spill)
+        _refuse_too_many_rejections(run, files, spill)
         for partition in spec.partition_names:
-            _refuse_duplicates(context, partition, spill, unchanged)
-        _remember(context, {name: known[name] for name in sorted(unchanged)}, whole=False)
+            _refuse_duplicates(run, partition, spill, unchanged)
+        _remember(run, {name: known[name] for name in sorted(unchanged)}, whole=False)
         written = 0
         for partition in spec.partition_names:
-            written += _write_partition(context, partition, spill, unchanged, configuration)
-        _write_rejected(context, spill, unchanged)
-    context.progress.update("documents", len(changed), len(changed), "files")
+            written += _write_partition(run, partition, spill, unchanged, configuration)
+        _write_rejected(run, spill, unchanged)
+    run.progress.update("documents", len(changed), len(changed), "files")
     ordered = {file.name: files[file.name] for file in listing}
-    _remember(context, ordered, whole=True)
+    _remember(run, ordered, whole=True)
     return StepReport(
         "documents",
         True,
@@ -88,38 +114,30 @@ def write_documents(context: StepContext) -> StepReport:
     )
 
 
-def current_documents(context: StepContext) -> StepReport | None:
-    """The report of documents that are up to date with the source, None if there is something to
-    do."""
-    return _current(context, *_compared(context))
-
-
-def _compared(context: StepContext) -> tuple[list[SourceFile], dict[str, FileStatistics], set[str]]:
+def _compared(run: Run) -> tuple[list[SourceFile], dict[str, FileStatistics], set[str]]:
     """The files that are there, those that were read, and the names of those that are still the
     same."""
-    listing = context.spec.source.files(context.warehouse.home)
-    known = (
-        known_files(context) if _has_all_partitions(context, source_configuration(context)) else {}
-    )
+    listing = run.spec.source.files(run.warehouse.home)
+    known = known_files(run) if _has_all_partitions(run, source_configuration(run)) else {}
     return listing, known, {file.name for file in listing if _same(file, known.get(file.name))}
 
 
 def _current(
-    context: StepContext,
+    run: Run,
     listing: list[SourceFile],
     known: dict[str, FileStatistics],
     unchanged: set[str],
 ) -> StepReport | None:
-    if _is_whole(context) and len(unchanged) == len(listing) == len(known):
+    if _is_whole(run) and len(unchanged) == len(listing) == len(known):
         return StepReport("documents", False, _statistics(known, changed_files=0))
     return None
 
 
-def known_files(context: StepContext) -> dict[str, FileStatistics]:
+def known_files(run: Run) -> dict[str, FileStatistics]:
     """The files as they were last read, by name; none if the source's options have changed
     since."""
-    state = read_json(context.folder.files) or {}
-    if state.get("configuration") != source_configuration(context):
+    state = read_json(run.folder.files) or {}
+    if state.get("configuration") != source_configuration(run):
         return {}
     files = {
         name: parsed(FileStatistics, statistics) for name, statistics in state["files"].items()
@@ -127,28 +145,26 @@ def known_files(context: StepContext) -> dict[str, FileStatistics]:
     return {name: statistics for name, statistics in files.items() if statistics is not None}
 
 
-def _has_all_partitions(context: StepContext, configuration: str) -> bool:
-    made = [
-        context.folder.documents.manifest(partition) for partition in context.spec.partition_names
-    ]
+def _has_all_partitions(run: Run, configuration: str) -> bool:
+    made = [run.folder.documents.manifest(partition) for partition in run.spec.partition_names]
     return all(entry is not None and entry.configuration == configuration for entry in made)
 
 
-def _is_whole(context: StepContext) -> bool:
+def _is_whole(run: Run) -> bool:
     """Whether the last run wrote all partitions, so that they hold just the known files."""
-    return bool((read_json(context.folder.files) or {}).get("whole"))
+    return bool((read_json(run.folder.files) or {}).get("whole"))
 
 
-def _remember(context: StepContext, files: dict[str, FileStatistics], whole: bool) -> None:
+def _remember(run: Run, files: dict[str, FileStatistics], whole: bool) -> None:
     statistics = {name: vars(entry) for name, entry in files.items()}
     write_json(
-        context.folder.files,
-        {"configuration": source_configuration(context), "whole": whole, "files": statistics},
+        run.folder.files,
+        {"configuration": source_configuration(run), "whole": whole, "files": statistics},
     )
 
 
-def source_configuration(context: StepContext) -> str:
-    return fingerprint(context.spec.source)
+def source_configuration(run: Run) -> str:
+    return fingerprint(run.spec.source)
 
 
 def _same(file: SourceFile, known: FileStatistics | None) -> bool:
@@ -173,7 +189,7 @@ def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[st
     }
 
 
-def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileStatistics:
+def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
     statistics = FileStatistics(file.stamp, file.size_bytes)
 
     def reject(rejection: Rejection) -> None:
@@ -181,20 +197,20 @@ def _read_file(context: StepContext, file: SourceFile, spill: Spill) -> FileStat
         spill.reject(rejection)
 
     log = ReadLog(reject=reject)
-    for batch in context.spec.source.read(file, log):
+    for batch in run.spec.source.read(file, log):
         statistics.rows += batch.num_rows
-        spill.add(batch, context.spec.partitions, context.spec.partition_names)
+        spill.add(batch, run.spec.partitions, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
     for note in log.notes:
-        context.progress.note(note)
+        run.progress.note(note)
     return statistics
 
 
 def _write_partition(
-    context: StepContext, partition: str, spill: Spill, unchanged: set[str], configuration: str
+    run: Run, partition: str, spill: Spill, unchanged: set[str], configuration: str
 ) -> bool:
     """Write one partition if it lost or gained rows; whether it did."""
-    shards = context.folder.documents
+    shards = run.folder.documents
     names = pa.array(sorted(unchanged), pa.string())
     before = shards.read_columns(partition, ["source_file"])
     made = shards.manifest(partition)
@@ -207,7 +223,7 @@ def _write_partition(
         kept = pc.is_in(before["source_file"], value_set=names)
         if pc.all(kept, min_count=0).as_py():
             return False
-    schema = stored_documents_schema(context.spec.source.metadata_types)
+    schema = stored_documents_schema(run.spec.source.metadata_types)
 
     def rows() -> Iterator[pa.RecordBatch]:
         if unchanged:
@@ -219,17 +235,13 @@ def _write_partition(
     return True
 
 
-def _refuse_duplicates(
-    context: StepContext, partition: str, spill: Spill, unchanged: set[str]
-) -> None:
+def _refuse_duplicates(run: Run, partition: str, spill: Spill, unchanged: set[str]) -> None:
     """SourceError if an id stands in two places; equal ids are always in the same partition."""
     new = spill.places(partition)
     if new is None:
         return
     tables = [new]
-    before = (
-        context.folder.documents.read_columns(partition, new.column_names) if unchanged else None
-    )
+    before = run.folder.documents.read_columns(partition, new.column_names) if unchanged else None
     if before is not None:
         names = pa.array(sorted(unchanged), pa.string())
         tables.insert(0, before.filter(pc.is_in(before["source_file"], value_set=names)))
@@ -248,9 +260,9 @@ def _refuse_duplicates(
     )
 
 
-def _write_rejected(context: StepContext, spill: Spill, unchanged: set[str]) -> None:
+def _write_rejected(run: Run, spill: Spill, unchanged: set[str]) -> None:
     """The rejected table: what is known of unchanged files, and what reading the others refused."""
-    path = context.folder.rejected
+    path = run.folder.rejected
     known = pq.read_table(path) if path.exists() else REJECTED.empty_table()
     kept = known.filter(pc.is_in(known["file"], value_set=pa.array(sorted(unchanged), pa.string())))
     write_table(path, REJECTED, _chained(kept.to_batches(), spill.rejections()))
@@ -261,14 +273,12 @@ def _chained(*parts: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from part
 
 
-def _refuse_too_many_rejections(
-    context: StepContext, files: dict[str, FileStatistics], spill: Spill
-) -> None:
+def _refuse_too_many_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) -> None:
     rejected = sum(statistics.rejected for statistics in files.values())
     total = rejected + sum(statistics.rows for statistics in files.values())
-    if context.spec.source.allows(rejected, total):
+    if run.spec.source.allows(rejected, total):
         return
-    path = context.folder.rejected_by_failure
+    path = run.folder.rejected_by_failure
     write_table(path, REJECTED, spill.rejections())
     first = next(spill.rejections(), REJECTED.empty_table())
     shown = [
@@ -277,7 +287,7 @@ def _refuse_too_many_rejections(
     ]
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
-        f"({context.spec.source.max_rejected}) allows. The first:\n"
+        f"({run.spec.source.max_rejected}) allows. The first:\n"
         + "\n".join(shown)
         + f"\nThose of this run are in {path}. "
         "Mend the source or raise source.max_rejected; the previous documents stay in force."

@@ -1,264 +1,147 @@
-"""release: the `live` pointer moves to a table version, unless a check of it blocks.
+"""release: the `live` pointer moves to the newest table version, unless a check blocks it."""
 
-Each release keeps the whole resolved configuration it was made with, so searching it needs no
-pipeline file: a changed file never changes what is live.
-"""
-
-import contextlib
-import json
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Provider
-from embedding_pipelines.quality.check import STRUCTURE, Check
-from embedding_pipelines.space import Space
+from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import (
+    Release,
+    Releases,
+    append_history,
+    is_readable,
+    newest_number,
+    read_releases,
+    serve_alike,
+    write_releases,
+)
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.checks import CheckRecord, read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.embeddings import spent
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
-from embedding_pipelines.storage.warehouse import PipelineFolder, read_json, write_json
 
 
-class Release(BaseModel):
-    """One table version that may be searched."""
+class ReleaseStep(Step):
+    name = "release"
+    inputs = ("checks",)
+    description = (
+        "Moves the live pointer to the newest table version, if all blocking checks passed."
+    )
+    sentence = "release {release}, live: {live}"
+    row_statistic = "rows"
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {spec.store.kind}
 
-    number: int
-    table: str
-    version: int
-    rows: int
-    space: Space  # of the vectors in the table, codec included
-    codec: str  # file name below the pipeline's codec folder
-    cleaning: str  # the recipe that documents were cleaned by
-    spec: PipelineSpec
-    released_at: datetime
-    checks: dict[str, bool]
-    metrics: dict[str, float] = {}
-    forced: str = ""  # why it was released though checks of its quality failed
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        """The newest release is live and serves what a run would release now."""
+        releases, state = read_releases(run.folder), table_state(run)
+        if (
+            state is None
+            or not releases.releases
+            or releases.live != releases.releases[-1].number
+            or newest_number(run.folder) < releases.live  # a kill kept it out of the history
+        ):
+            return None
+        newest = releases.releases[-1]
+        if not serve_alike(newest, _next(run, releases, state)):
+            return None
+        return StepReport(self.name, False, _statistics(newest, releases))
 
-
-class Releases(BaseModel):
-    """All releases that are kept, oldest first, and which one is live."""
-
-    live: int | None = None
-    releases: list[Release] = []
-
-    def get(self, number: int | None) -> Release | None:
-        return next((release for release in self.releases if release.number == number), None)
-
-
-def read_releases(folder: PipelineFolder) -> Releases:
-    return Releases.model_validate(read_json(folder.releases) or {})
-
-
-def live_release(folder: PipelineFolder) -> Release:
-    """The release that searches read. Raises ReleaseError if there is none yet."""
-    releases = read_releases(folder)
-    release = releases.get(releases.live)
-    if release is None:
-        raise ReleaseError(
-            f"Pipeline {folder.folder.name!r} has no release yet. Run `embedding-pipelines run {folder.folder.name}`."
-        )
-    return release
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        """The option `force_reason` says why to release a table that quality checks block."""
+        yield release(run, (options or {}).get("force_reason", ""))
 
 
-def release(context: StepContext, space: Space, force_reason: str = "") -> StepReport:
+def release(run: Run, force_reason: str = "") -> StepReport:
     """Make the newest table version live, unless the newest release is just that: running again
     without changes neither adds a release nor undoes a rollback.
 
-    Raises ReleaseError unless just this version passed every check that blocks. A reason lets it
-    pass though it is worth less than it should be; a table that is broken is never released.
+    Raises ReleaseError unless just this version passed every check that blocks. A reason overrules
+    the checks of quality; a table whose structure is broken is never released.
     """
-    state, verified = table_state(context), read_json(context.folder.verified)
-    configured = open_table(context, load_codec(context, space), space)[
-        1
-    ]  # the file may have changed since
-    if (
-        state is None
-        or state.table != configured
-        or not verified
-        or (verified["table"], verified["version"]) != (state.table, state.version)
-    ):
+    name = run.spec.name
+    state, record = table_state(run), read_checks(run)
+    _, configured = open_table(run, load_codec(run))  # the file may have changed since
+    if state is None or state.table != configured or record is None or not record.is_of(state):
         raise ReleaseError(
-            f"Pipeline {context.spec.name!r}: the newest table version was not checked. "
-            f"Run `embedding-pipelines run {context.spec.name}` first."
+            f"Pipeline {name!r}: the newest table version was not checked. Run "
+            f"`embedding-pipelines run {name}` first."
         )
-    checks = [Check(**check) for check in verified["checks"]]
-    failed = [check.name for check in checks if check.blocks]
+    failed = [check.name for check in record.checks if check.blocks]
     if failed and not (force_reason and STRUCTURE.keys().isdisjoint(failed)):
         raise ReleaseError(
-            f"Pipeline {context.spec.name!r}: table version {state.version} failed {', '.join(failed)}; "
-            "the previous release stays live."
+            f"Pipeline {name!r}: table version {state.version} failed {', '.join(failed)}; the "
+            "previous release stays live."
         )
-    known = _without_lost(context, read_releases(context.folder))
-    made = _next(context, space, known, state).model_copy(
-        update={
-            "checks": {check.name: check.passed for check in checks},
-            "metrics": verified.get("metrics", {}),
-            "forced": force_reason if failed else "",
-        }
-    )
-    if known.releases and _serve_alike(known.releases[-1], made) and known.get(known.live):
-        if (
-            _last_in_history(context) < known.releases[-1].number
-        ):  # a run was killed before it was written down
-            _remember(context, known.releases[-1])
-            _drop_tables(context, known)
-        return StepReport("release", False, _statistics(known.releases[-1], known))
-    kept = [*known.releases, made][-context.spec.store.keep_releases :]
-    releases = Releases(live=made.number, releases=kept)
-    _keep_tables(context, releases, made.table)
-    write_json(context.folder.releases, releases.model_dump(mode="json"))
-    _remember(context, made)
-    _drop_tables(context, releases)
-    return StepReport("release", True, _statistics(made, releases))
+    releases = _drop_lost(run, read_releases(run.folder))
+    candidate = _candidate(run, releases, state, record, force_reason if failed else "")
+    newest = releases.releases[-1] if releases.releases else None
+    if newest and serve_alike(newest, candidate) and releases.get(releases.live):
+        if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
+            append_history(run.folder, newest, run.usage())
+            _drop_tables(run, releases)
+        return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
+    keep = [*releases.releases, candidate][-run.spec.store.keep_releases :]
+    releases = Releases(live=candidate.number, releases=keep)
+    _tag_tables(run, releases, candidate.table)
+    write_releases(run.folder, releases)
+    append_history(run.folder, candidate, run.usage())
+    _drop_tables(run, releases)
+    return StepReport(ReleaseStep.name, True, _statistics(candidate, releases))
 
 
-def current_release(context: StepContext, space: Space) -> StepReport | None:
-    """The report if the newest release is live and serves what a run would release now, else
-    None."""
-    known, state = read_releases(context.folder), table_state(context)
-    if state is None or not known.releases or known.live != known.releases[-1].number:
-        return None
-    newest = known.releases[-1]
-    if (
-        _last_in_history(context) < newest.number
-    ):  # `release` writes down what a kill kept out of it
-        return None
-    same = _serve_alike(newest, _next(context, space, known, state))
-    return StepReport("release", False, _statistics(newest, known)) if same else None
-
-
-def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
-    """Move the live pointer back to the release before, or to release `to`; returns (from, to).
-
-    Raises ReleaseError if there is no such release.
-    """
-    name = folder.folder.name
-    with folder.lock(timeout_seconds=0):
-        releases, current = read_releases(folder), live_release(folder)
-        older = [entry for entry in releases.releases if entry.number < current.number]
-        target = releases.get(to) if to is not None else (older[-1] if older else None)
-        if target is None:
-            kept = ", ".join(str(entry.number) for entry in releases.releases)
-            which = f"no release {to}" if to is not None else f"no release before {current.number}"
-            raise ReleaseError(
-                f"Pipeline {name!r} has {which} to go back to; kept are: {kept}. `--to` names one, a newer one too."
-            )
-        if not readable(folder, target):
-            raise ReleaseError(
-                f"Pipeline {name!r}: the table or codec of release {target.number} is gone or damaged, so it cannot "
-                f"be searched; release {current.number} stays live."
-            )
-        write_json(
-            folder.releases,
-            releases.model_copy(update={"live": target.number}).model_dump(mode="json"),
-        )
-    return current, target
-
-
-def readable(folder: PipelineFolder, entry: Release) -> bool:
-    """Whether a release's table version and its codec are there and are its own."""
-    try:
-        entry.spec.store.table(folder.tables, entry.table).rows(entry.version)
-        return CodecChain.load(folder.codecs / entry.codec).id == entry.space.codec
-    except (StoreError, CompressionError):
-        return False
-
-
-def _next(context: StepContext, space: Space, known: Releases, state: TableState) -> Release:
-    """What releasing the newest table version makes."""
-    codec, codec_file = load_codec(context, space), codec_path(context, space)
-    assert codec_file is not None  # it was just loaded
+def _next(run: Run, releases: Releases, state: TableState) -> Release:
+    """What releasing the newest table version makes, without its checks."""
+    path = codec_path(run)
+    assert path is not None  # callers have loaded it
+    spec = run.spec
+    numbers = [entry.number for entry in releases.releases]
     return Release(
-        number=max(
-            [
-                known.live or 0,
-                _last_in_history(context),
-                *(entry.number for entry in known.releases),
-            ]
-        )
-        + 1,
+        number=max([releases.live or 0, newest_number(run.folder), *numbers]) + 1,
         table=state.table,
         version=state.version,
         rows=state.rows,
-        space=stored_space(space, codec),
-        codec=codec_file.name,
-        cleaning=context.spec.preprocessing.clean.recipe,
-        spec=context.spec.model_copy(update={"model": pinned_model(context)}),
+        space=stored_space(run, load_codec(run)),
+        codec=path.name,
+        cleaning=spec.preprocessing.clean.version,
+        spec=spec.model_copy(update={"model": run.release_options()}),
         released_at=datetime.now(UTC),
         checks={},
+        override=run.override,
     )
 
 
-def _serve_alike(one: Release, other: Release) -> bool:
-    """Whether two releases answer every query alike: same rows, same model, same cleaning, same
-    codec, same search."""
-    return all(
-        getattr(one, name) == getattr(other, name)
-        for name in ("table", "version", "space", "codec", "cleaning")
-    ) and (one.spec.model == other.spec.model and searched_alike(one.spec, other.spec))
+def _candidate(
+    run: Run, releases: Releases, state: TableState, record: CheckRecord, reason: str
+) -> Release:
+    return _next(run, releases, state).model_copy(
+        update={
+            "checks": {check.name: check.passed for check in record.checks},
+            "metrics": record.metrics,
+            "forced": reason,
+        }
+    )
 
 
-def searched_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
-    """Whether queries are cleaned and tables searched alike."""
-    serving = [
-        (spec.preprocessing, spec.store.model_dump(exclude={"keep_releases"}))
-        for spec in (one, other)
-    ]
-    return serving[0] == serving[1]
-
-
-def _last_in_history(context: StepContext) -> int:
-    """The number of the last release that was ever made, 0 before; of one that was lost too."""
-    found = [0]
-    with contextlib.suppress(OSError):  # never written
-        for line in context.folder.history.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn
-                found.append(json.loads(line)["release"])
-    return max(found)
-
-
-def _remember(context: StepContext, made: Release) -> None:
-    """Add a release to the history of the pipeline, which outlives the releases that are kept."""
-    line = {
-        "release": made.number,
-        "released_at": made.released_at.isoformat(),
-        "space": made.space.compressed(None).id,
-        "codec": made.space.codec,
-        "rows": made.rows,
-        "metrics": made.metrics,
-        "checks": made.checks,
-        "forced": made.forced,
-        **spent(context),
-    }
-    context.folder.quality.mkdir(parents=True, exist_ok=True)
-    history = context.folder.history
-    before = history.read_bytes() if history.exists() else b""
-    torn = bool(before) and not before.endswith(b"\n")
-    with history.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _without_lost(context: StepContext, known: Releases) -> Releases:
-    """The releases that can still be read; of others nothing is left to keep or to go back to."""
-    kept = [entry for entry in known.releases if readable(context.folder, entry)]
-    lost = [str(entry.number) for entry in known.releases if entry not in kept]
+def _drop_lost(run: Run, releases: Releases) -> Releases:
+    """The releases that can still be read; nothing of the others is left to go back to."""
+    readable = [entry for entry in releases.releases if is_readable(run.folder, entry)]
+    lost = [str(entry.number) for entry in releases.releases if entry not in readable]
     if lost:
-        context.progress.note(
-            f"{context.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped."
+        run.progress.note(
+            f"{run.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped."
         )
-    return known.model_copy(update={"releases": kept})
+    return releases.model_copy(update={"releases": readable})
 
 
-def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
+def _tag_tables(run: Run, releases: Releases, newest: str) -> None:
     """Tag the versions of kept releases before the pointer moves."""
     for name in {entry.table for entry in releases.releases} | {newest}:
         versions = {
@@ -266,32 +149,27 @@ def _keep_tables(context: StepContext, releases: Releases, newest: str) -> None:
             for entry in releases.releases
             if entry.table == name
         }
-        context.spec.store.table(context.warehouse.tables, name).keep(versions)
+        run.spec.store.table(run.warehouse.tables, name).keep(versions)
 
 
-def pinned_model(context: StepContext) -> Provider:
-    """The pipeline's model as a release names it: with copies of the user's files that may
-    change."""
-    return context.spec.model.pinned(context.warehouse.root / "calibration")
-
-
-def _drop_tables(context: StepContext, releases: Releases) -> None:
+def _drop_tables(run: Run, releases: Releases) -> None:
     """Remove this pipeline's tables that no kept release needs."""
-    store, folder = context.spec.store, context.warehouse.tables
+    store, folder = run.spec.store, run.warehouse.tables
     needed = {entry.table for entry in releases.releases}
     for name in store.names(folder):
-        if name not in needed and name.rpartition("-")[0] == context.spec.name:
+        if name not in needed and name.rpartition("-")[0] == run.spec.name:
             store.drop(folder, name)
 
 
-def _statistics(made: Release, releases: Releases) -> dict[str, Any]:
+def _statistics(release: Release, releases: Releases) -> dict[str, Any]:
     return {
-        "release": made.number,
+        "release": release.number,
         "live": releases.live,
-        "table": made.table,
-        "version": made.version,
-        "rows": made.rows,
-        "space": str(made.space),
+        "table": release.table,
+        "version": release.version,
+        "rows": release.rows,
+        "space": str(release.space),
         "kept_releases": [entry.number for entry in releases.releases],
-        **made.metrics,
+        **({"override": release.override} if release.override else {}),
+        **release.metrics,
     }

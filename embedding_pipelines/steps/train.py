@@ -1,69 +1,79 @@
-"""model: a provider that learns from the pipeline's own texts does so once, and again when its
-options change.
+"""train: a model that is trained on the pipeline's own texts, once, and again when its options
+change.
 
-New data does not teach it again: all vectors would change, and every text would have to be embedded
-anew.
+New data does not train it again: all vectors would change, and every text would have to be embedded
+again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import Provider
-from embedding_pipelines.spec.pipeline import fingerprint
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines.providers.base import TrainableModel
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
 
 
-def learn_model(context: StepContext, provider: Provider) -> StepReport:
-    """Let the provider learn from all chunks. Raises SourceError if there is too little to learn
-    from."""
-    current = current_model(context, provider)
-    if current is not None:
-        return current
-    statistics = {"texts": 0}
+class Train(Step):
+    name = "train"
+    inputs = ("chunks",)
+    description = "Trained once on the pipeline's own chunks, and again when its options change."
+    sentence = "trained on {texts:,} texts, {dimensions:,} dimensions"
 
-    def texts() -> Iterator[str]:
-        for partition in context.spec.partition_names:
-            if context.folder.chunks.manifest(partition) is None:
-                raise StoreError(
-                    f"Partition {partition!r} of {context.spec.name!r} has no chunks: materialize them first."
-                )
-            for batch in context.folder.chunks.read(partition, ["text"]):
-                statistics["texts"] += batch.num_rows
-                yield from batch["text"].to_pylist()
+    def applies(self, spec: PipelineSpec) -> bool:
+        return spec.model.trains
 
-    provider.learn(texts())
-    made = {
-        "configuration": fingerprint(provider),
-        "revision": provider.space.revision,
-        "statistics": statistics,
-    }
-    write_json(context.folder.model, made)
-    return StepReport("model", True, _statistics(statistics, provider))
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {spec.model.kind}
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        record = read_json(run.folder.model)
+        if record is None or record["configuration"] != fingerprint(run.spec.model):
+            return None
+        try:
+            statistics = _statistics(run, record["texts"])
+        except EmbeddingPipelinesError:  # the trained file is lost or damaged
+            return None
+        if statistics["revision"] != record["revision"]:
+            return None
+        return StepReport(self.name, False, statistics)
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        """Raises SourceError if there are too few texts to train on."""
+        yield self.current(run) or self._train(run)
+
+    def _train(self, run: Run) -> StepReport:
+        texts, model = 0, run.model
+        assert isinstance(model, TrainableModel)
+
+        def read() -> Iterator[str]:
+            nonlocal texts
+            for partition in run.spec.partition_names:
+                if run.folder.chunks.manifest(partition) is None:
+                    raise StoreError(
+                        f"Partition {partition!r} of {run.spec.name!r} has no chunks: materialize "
+                        "'chunks' first."
+                    )
+                for batch in run.folder.chunks.read(partition, ["text"]):
+                    texts += batch.num_rows
+                    yield from batch["text"].to_pylist()
+
+        model.train(read())
+        statistics = _statistics(run, texts)
+        record = {
+            "configuration": fingerprint(run.spec.model),
+            "revision": statistics["revision"],
+            "texts": texts,
+        }
+        write_json(run.folder.model, record)
+        return StepReport(self.name, True, statistics)
 
 
-def current_model(context: StepContext, provider: Provider) -> StepReport | None:
-    """The report of a model that was learnt with the present options, None if there is something to
-    do."""
-    made = read_json(context.folder.model)
-    if made is None or made["configuration"] != fingerprint(provider):
-        return None
-    try:
-        statistics = _statistics(made["statistics"], provider)
-    except EmbeddingPipelinesError:  # what was learnt is lost or damaged
-        return None
-    return (
-        StepReport("model", False, statistics)
-        if statistics["revision"] == made["revision"]
-        else None
-    )
-
-
-def _statistics(statistics: dict[str, Any], provider: Provider) -> dict[str, Any]:
-    return {
-        **statistics,
-        "dimensions": provider.space.dimensions,
-        "revision": provider.space.revision,
-    }
+def _statistics(run: Run, texts: int) -> dict[str, Any]:
+    space = run.model.space
+    return {"texts": texts, "dimensions": space.dimensions, "revision": space.revision}

@@ -5,24 +5,27 @@ table beside the old one. What was last written is remembered with the table's v
 disagree (a run died in between), every partition is compared again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.compression.base import CodecChain, Codes, code_width
+from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
 from embedding_pipelines.space import Space
-from embedding_pipelines.steps.chain import StepContext
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.embeddings import without_vector
-from embedding_pipelines.storage.warehouse import parsed, read_json, write_json
+from embedding_pipelines.steps.embeddings import rejected_chunks
+from embedding_pipelines.storage.warehouse import parsed
 from embedding_pipelines.stores.base import NUMBERS, Store, Table
+from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 
 @dataclass
@@ -48,77 +51,86 @@ class Difference:
     add: dict[str, list[bool]] = field(default_factory=dict)  # partition -> per row of its shard
 
 
-def update_vector_store(context: StepContext, space: Space) -> StepReport:
+class VectorStore(Step):
+    name = "vector_store"
+    inputs = ("chunks", "embeddings", "codec")
+    description = "The searchable table, brought up to date by row differences, and its index."
+    sentence = "{rows}: {added:,} added, {removed:,} removed"
+    row_statistic = "rows"
+
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        return {spec.store.kind}
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        if codec_path(run) is None:
+            return None
+        codec, state = load_codec(run), table_state(run)
+        table, name = open_table(run, codec)
+        if (
+            state is None
+            or not _intact(run, state, name, table.version)
+            or state.partitions != _wanted(run)
+        ):
+            return None
+        return StepReport(self.name, False, _statistics(table, state, codec, 0, 0))
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        yield self.current(run) or update_vector_store(run)
+
+
+def update_vector_store(run: Run) -> StepReport:
     """Make the table hold just the chunks of all partitions, with their vectors encoded.
 
     Raises StoreError if chunks and embeddings of a partition do not belong together.
     """
-    current = current_vector_store(context, space)
-    if current is not None:
-        return current
-    codec = load_codec(context, space)
-    table, name = open_table(context, codec, space)
-    state = table_state(context)
-    wanted = _wanted(context)
-    intact = _intact(context, state, name, table.version)
+    codec = load_codec(run)
+    table, name = open_table(run, codec)
+    state = table_state(run)
+    wanted = _wanted(run)
+    intact = _intact(run, state, name, table.version)
     done = state.partitions if state is not None and intact else {}
     stale = [partition for partition in wanted if done.get(partition) != wanted[partition]]
 
-    difference = _difference(context, table, stale)
+    difference = _difference(run, table, stale)
     added = sum(sum(rows) for rows in difference.add.values())
-    schema = _schema(context, codec, space)
-    context.progress.update("vector_store", 0, added, "rows")
+    schema = _schema(run, codec)
+    run.progress.update("vector_store", 0, added, "rows")
     before = {**state.trained_before, state.table: state.trained_rows} if state is not None else {}
     trained = before.pop(name, 0)
     if table.version is None:
-        _forget_releases(context, name)
+        _forget_releases(run, name)
         trained = 0
     if difference.remove or added or not intact:
-        table.apply(schema, difference.remove, _rows(context, difference, codec, schema, added))
+        table.apply(schema, difference.remove, _rows(run, difference, codec, schema, added))
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    kept = context.spec.store.names(context.warehouse.tables)
+    kept = run.spec.store.names(run.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in kept}
-    state = TableState(
-        name, version, wanted, trained, context.spec.store.layout, table.rows(), before
-    )
-    write_json(context.folder.table_state, asdict(state))
+    state = TableState(name, version, wanted, trained, run.spec.store.layout, table.rows(), before)
+    write_json(run.folder.table_state, asdict(state))
     return StepReport(
         "vector_store", True, _statistics(table, state, codec, added, len(difference.remove))
     )
 
 
-def current_vector_store(context: StepContext, space: Space) -> StepReport | None:
-    """The report of a table that is up to date, None if there is something to do."""
-    if codec_path(context, space) is None:
-        return None
-    codec, state = load_codec(context, space), table_state(context)
-    table, name = open_table(context, codec, space)
-    if (
-        state is None
-        or not _intact(context, state, name, table.version)
-        or state.partitions != _wanted(context)
-    ):
-        return None
-    return StepReport("vector_store", False, _statistics(table, state, codec, 0, 0))
-
-
-def open_table(context: StepContext, codec: CodecChain, space: Space) -> tuple[Table, str]:
+def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
     """The table that the pipeline as it is now configured belongs in, and its name."""
-    schema = _schema(context, codec, space)
-    content = digest(stored_space(space, codec).id.encode(), str(schema).encode()).hex()
-    name = f"{context.spec.name}-{content[:12]}"
-    return context.spec.store.table(context.warehouse.tables, name), name
+    schema = _schema(run, codec)
+    content = digest(stored_space(run, codec).id.encode(), str(schema).encode()).hex()
+    name = f"{run.spec.name}-{content[:12]}"
+    return run.spec.store.table(run.warehouse.tables, name), name
 
 
-def stored_space(space: Space, codec: CodecChain) -> Space:
+def stored_space(run: Run, codec: CodecChain) -> Space:
     """The space of the vectors in the table."""
-    return space.compressed(codec.id)
+    return run.model.space.compressed(codec.id)
 
 
-def table_state(context: StepContext) -> TableState | None:
-    return parsed(TableState, read_json(context.folder.table_state))
+def table_state(run: Run) -> TableState | None:
+    return parsed(TableState, read_json(run.folder.table_state))
 
 
 def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
@@ -132,53 +144,37 @@ def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     return columns
 
 
-def encoded(
-    store: Store, codec: CodecChain, vectors: np.ndarray[Any, np.dtype[np.float32]]
-) -> dict[str, pa.FixedSizeListArray]:
+def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
     """float32[n, d] as these columns, by name."""
-    codes = [codec.encode(vectors), codec.encode_copies(vectors)]
-    columns = vector_columns(store, codec)
-    return {
-        column.name: _as_column(made, column)
-        for column, made in zip(columns, codes, strict=False)
-        if made is not None
-    }
+    matrices = codec.encode(vectors), codec.encode_copies(vectors)
+    pairs = zip(vector_columns(store, codec), matrices, strict=False)
+    return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
 
 
-def _as_column(codes: Codes, column: pa.Field) -> pa.FixedSizeListArray:
-    number = column.type.value_type
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(codes.astype(number.to_pandas_dtype(), copy=False).ravel(), number),
-        column.type.list_size,
-    )
-
-
-def _schema(context: StepContext, codec: CodecChain, space: Space) -> pa.Schema:
-    codes, *copies = vector_columns(context.spec.store, codec)
-    schema = table_schema(
-        context.spec.source.metadata_types, codes.type, stored_space(space, codec).id
-    )
+def _schema(run: Run, codec: CodecChain) -> pa.Schema:
+    codes, *copies = vector_columns(run.spec.store, codec)
+    schema = table_schema(run.spec.source.metadata_types, codes.type, stored_space(run, codec).id)
     for column in copies:
         schema = schema.append(column)
     return schema
 
 
-def _forget_releases(context: StepContext, name: str) -> None:
+def _forget_releases(run: Run, name: str) -> None:
     """A table that was lost is made anew, and counts its versions from 1 again: no release may name
     the old ones."""
-    known = read_json(context.folder.releases)
+    known = read_json(run.folder.releases)
     if known and any(entry["table"] == name for entry in known["releases"]):
         known["releases"] = [entry for entry in known["releases"] if entry["table"] != name]
-        write_json(context.folder.releases, known)
+        write_json(run.folder.releases, known)
 
 
-def _wanted(context: StepContext) -> dict[str, str]:
-    return {partition: _inputs(context, partition) for partition in context.spec.partition_names}
+def _wanted(run: Run) -> dict[str, str]:
+    return {partition: _inputs(run, partition) for partition in run.spec.partition_names}
 
 
-def _intact(context: StepContext, state: TableState | None, name: str, version: int | None) -> bool:
+def _intact(run: Run, state: TableState | None, name: str, version: int | None) -> bool:
     """Whether the table is just what the last completed update left."""
-    layout = context.spec.store.layout
+    layout = run.spec.store.layout
     return state is not None and (state.table, state.version, state.store) == (
         name,
         version,
@@ -186,9 +182,9 @@ def _intact(context: StepContext, state: TableState | None, name: str, version: 
     )
 
 
-def _inputs(context: StepContext, partition: str) -> str:
-    chunks = context.folder.chunks.manifest(partition)
-    embeddings = context.folder.embeddings.manifest(partition)
+def _inputs(run: Run, partition: str) -> str:
+    chunks = run.folder.chunks.manifest(partition)
+    embeddings = run.folder.embeddings.manifest(partition)
     if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
         never = chunks is None or embeddings is None
         problem = (
@@ -197,19 +193,19 @@ def _inputs(context: StepContext, partition: str) -> str:
             else "holds embeddings that are not those of its chunks"
         )
         raise StoreError(
-            f"Pipeline {context.spec.name!r}: partition {partition!r} {problem}. Materialize 'chunks' and 'embeddings' of "
-            f"it first, or run the whole pipeline: `embedding-pipelines run {context.spec.name}`."
+            f"Pipeline {run.spec.name!r}: partition {partition!r} {problem}. Materialize 'chunks' and 'embeddings' of "
+            f"it first, or run the whole pipeline: `embedding-pipelines run {run.spec.name}`."
         )
     return f"{chunks.digest}+{embeddings.digest}"
 
 
-def _difference(context: StepContext, table: Table, stale: list[str]) -> Difference:
+def _difference(run: Run, table: Table, stale: list[str]) -> Difference:
     difference = Difference()
     for partition in stale:
         columns = ["chunk_id", "chunk_digest"]
-        wanted = context.folder.chunks.read_columns(partition, columns)
+        wanted = run.folder.chunks.read_columns(partition, columns)
         assert wanted is not None
-        ids, refused = wanted["chunk_id"].to_pylist(), without_vector(context, partition)
+        ids, refused = wanted["chunk_id"].to_pylist(), rejected_chunks(run, partition)
         digests = [None if name in refused else content for name, content in _pairs(wanted)]
         stored: dict[str, bytes | None] = {}
         if table.version is not None:
@@ -236,7 +232,7 @@ def _pairs(rows: pa.Table | pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
 
 
 def _rows(
-    context: StepContext, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
+    run: Run, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
 ) -> Iterator[pa.RecordBatch]:
     done = 0
     for partition, wanted in difference.add.items():
@@ -244,25 +240,25 @@ def _rows(
             continue
         first = 0
         pairs = zip(
-            context.folder.chunks.read(partition),
-            context.folder.embeddings.read(partition),
+            run.folder.chunks.read(partition),
+            run.folder.embeddings.read(partition),
             strict=True,
         )
         for chunks, embeddings in pairs:
             if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
                 raise StoreError(
-                    f"Partition {partition!r} of {context.spec.name!r}: chunks and embeddings differ."
+                    f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ."
                 )
             mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
             if not pc.any(mask, min_count=0).as_py():
                 continue
-            store = context.spec.store
+            store = run.spec.store
             rows = _table_rows(
                 chunks.filter(mask), embeddings.filter(mask), partition, store, codec, schema
             )
             done += rows.num_rows
-            context.progress.update("vector_store", done, total, "rows")
+            run.progress.update("vector_store", done, total, "rows")
             yield rows
 
 
@@ -274,7 +270,7 @@ def _table_rows(
     codec: CodecChain,
     schema: pa.Schema,
 ) -> pa.RecordBatch:
-    vectors = embeddings[VECTOR].flatten().to_numpy().reshape(chunks.num_rows, -1)
+    vectors = to_matrix(embeddings[VECTOR])
     made = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
     columns = [made[name] if name in made else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)

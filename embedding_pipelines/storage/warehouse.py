@@ -8,18 +8,25 @@ order is also the one an object store needs; only this file would change for one
 
 import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from embedding_pipelines.errors import BusyError, ConfigError, StoreError
+from embedding_pipelines.files import (
+    delete,
+    draft_beside,
+    list_files,
+    move,
+    read_json,
+    replacing,
+    write_json,
+)
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.schemas import DIGEST_BYTES
 
@@ -105,18 +112,17 @@ class Shards:
     ) -> Manifest:
         """Replace the partition; `statistics` is read after `batches` is used up, so a generator
         may fill it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _draft(self.folder / partition) as draft:
+        with draft_beside(self.folder / partition) as draft:
             rows = _write_parquet(draft, schema, batches)
             content = file_digest(draft)
             shard = self.folder / f"{partition}-{content[:16]}.parquet"
             size = draft.stat().st_size
-            os.replace(draft, shard)
+            move(draft, shard)
         made = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
         write_json(self.folder / f"{partition}.json", asdict(made))
-        for other in self.folder.glob(f"{partition}-*.parquet"):
+        for other in list_files(self.folder, f"{partition}-*.parquet"):
             if other != shard:
-                other.unlink(missing_ok=True)
+                delete(other)
         return made
 
 
@@ -135,11 +141,11 @@ class PipelineFolder:
             folder / "embeddings" / "waiting.json"
         )  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
-        self.spent = folder / "embeddings" / "spent.json"  # tokens, seconds and USD of all runs
-        self.model = folder / "model" / "learnt.json"
+        self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
+        self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
         self.table_state = folder / "vector_store.json"
-        self.verified = folder / "verified.json"
+        self.checks = folder / "checks.json"
         self.quality = folder / "quality"
         self.history = self.quality / "history.jsonl"  # a line per release: what was measured
         self.queries = self.quality / "queries.json"  # what it was measured with
@@ -166,6 +172,10 @@ class PipelineFolder:
                 f"Pipeline {self.folder.name!r} is being run by another process. Wait for it to end, then try again."
             ) from error
 
+    def has_lock(self, name: Literal["step", "run"]) -> bool:
+        """Whether anybody has ever held this lock."""
+        return (self.folder / f"{name}.lock").exists()
+
     def fix_partitions(self, partitions: int) -> None:
         """Remember the number of partitions at the first run; ConfigError if it has changed
         since."""
@@ -183,9 +193,12 @@ class PipelineFolder:
 class Warehouse:
     """The folder below which everything produced is kept."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, pipelines: Path | None = None) -> None:
+        """`pipelines` holds the pipelines' folders in place of the usual one: a copy for reading."""
         self.home = home
         self.root = warehouse_folder(home)
+        self.is_copy = pipelines is not None
+        self.pipelines = pipelines or self.root / "pipelines"
         self.cache = self.root / "cache.sqlite"
         self.tables = self.root / "tables"
         self.batches = self.root / "batches"  # texts that are with a service
@@ -207,21 +220,21 @@ class Warehouse:
             ) from error
 
     def pipeline(self, name: str) -> PipelineFolder:
-        return PipelineFolder(self.root / "pipelines" / name, self.tables)
+        return PipelineFolder(self.pipelines / name, self.tables)
 
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file. Raises StoreError if it is
-    damaged."""
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise StoreError(
-            f"{path} is damaged: {error}. Put back a copy of it, or delete it and run the pipeline; "
-            "vectors are not lost by that."
-        ) from error
+    def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
+        """A warehouse whose documents and chunks of one pipeline can be written without changing
+        this one's: files are links, which a write replaces."""
+        source, target = self.pipelines / name, folder / name
+        target.mkdir(parents=True)
+        for entry in source.iterdir() if source.is_dir() else ():
+            if entry.name in ("documents", "chunks"):
+                (target / entry.name).mkdir()
+                for file in entry.iterdir():
+                    (target / entry.name / file.name).symlink_to(file)
+            else:
+                (target / entry.name).symlink_to(entry)
+        return Warehouse(self.home, folder)
 
 
 def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
@@ -233,21 +246,10 @@ def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
         return None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _draft(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(draft, path)
-
-
 def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Replace one Parquet file in one rename; returns its rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _draft(path) as draft:
-        rows = _write_parquet(draft, schema, batches)
-        os.replace(draft, path)
-    return rows
+    with replacing(path) as draft:
+        return _write_parquet(draft, schema, batches)
 
 
 def file_digest(path: Path) -> str:
@@ -296,16 +298,3 @@ def _regrouped(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator
                 waiting, rows, size = [], 0, 0
     if waiting:
         yield pa.Table.from_batches(waiting, schema).combine_chunks()
-
-
-@contextlib.contextmanager
-def _draft(target: Path) -> Iterator[Path]:
-    """A draft file beside its target, gone again unless it was renamed.
-
-    Its name is fixed, because the pipeline is locked: what a killed process left is overwritten.
-    """
-    draft = target.with_name(f".{target.name}.tmp")
-    try:
-        yield draft
-    finally:
-        draft.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
 from embedding_pipelines.stores._lance import lancedb, named, short, wait
 from embedding_pipelines.stores.base import Metric
+from embedding_pipelines.vectors import to_matrix, unit
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncQueryBase
@@ -81,7 +82,9 @@ class Searched:
         """
         asked = np.asarray(vector, np.float32)
         query = self.table.query().select([VECTOR]).with_row_id()
-        distances, rows = wait(_compared(query.where(filter) if filter else query, _unit(asked)))
+        distances, rows = wait(
+            _compared(query.where(filter) if filter else query, unit(asked[None])[0])
+        )
         if len(rows) > k:
             nearest = np.argpartition(distances, k - 1)[:k]
             distances, rows = distances[nearest], rows[nearest]
@@ -122,7 +125,7 @@ async def _compared(
     """Cosine distance float32[n] and row number uint64[n] of all rows but those of zeros."""
     distances, rows = [np.empty(0, np.float32)], [np.empty(0, np.uint64)]
     async for batch in await query.to_batches(max_batch_length=BATCH_ROWS):
-        codes = batch[VECTOR].flatten().to_numpy().reshape(-1, len(asked))
+        codes = to_matrix(batch[VECTOR])
         for first, near in _cosines(codes, asked):
             matched = np.flatnonzero(np.isfinite(near))
             distances.append(1 - near[matched])
@@ -138,14 +141,5 @@ def _cosines(
     for first in range(0, len(codes), SCAN_ROWS):
         numbers = codes[first : first + SCAN_ROWS].astype(np.float32)
         lengths = np.sqrt(np.einsum("ij,ij->i", numbers, numbers))
-        yield (
-            first,
-            np.divide(
-                numbers @ asked, lengths, out=np.full_like(lengths, np.nan), where=lengths > 0
-            ),
-        )
-
-
-def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    length = np.linalg.norm(vector)
-    return vector / length if length else vector
+        near = np.full_like(lengths, np.nan)
+        yield first, np.divide(numbers @ asked, lengths, out=near, where=lengths > 0)

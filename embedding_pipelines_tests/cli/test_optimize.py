@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.cli import optimize as cli_optimize
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.codec import codec_path, fitted_for
-from embedding_pipelines.steps.release import read_releases
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, write_csv
+from embedding_pipelines_tests.chain import run_of, write_csv
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.optimize.test_optimizer import PIPELINE, write_things
 from embedding_pipelines_tests.runs import run_whole
@@ -110,23 +110,23 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     command: Command, built: Path
 ) -> None:
     assert command("optimize", "p", "--method", "pca", "--dimensions", "48").code == 0
-    context = context_of(built, "p")
-    before = codec_path(context, context.spec.model.space)
+    context = run_of(built, "p")
+    before = codec_path(context)
     write_csv(
         built,
         "b.csv",
         [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)],
     )
     run_whole(built, "p")
-    assert codec_path(context, context.spec.model.space) == before
+    assert codec_path(context) == before
     path = built / "pipelines" / "p.yaml"
     path.write_text(file_of(built) + "evaluation: {require: {recall_at_10: 1.1}}\n")
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
     assert said.code == 1
     assert "required_metrics_hold" in said.err
-    fitted = fitted_for(context_of(built, "p"), context.spec.model.space)
+    fitted = fitted_for(run_of(built, "p"), context.model.space)
     assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
-    assert codec_path(context, context.spec.model.space) == before
+    assert codec_path(context) == before
 
 
 def test_ctrl_c_in_the_run_puts_the_file_back(

@@ -15,12 +15,11 @@ from embedding_pipelines.compression.base import (
     Codec,
     CodecChain,
     Compressor,
-    Vectors,
     check_chain,
     code_width,
-    unit,
 )
 from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.vectors import Vectors, unit
 
 NUMPY_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "binary": np.uint8}
 

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_pipelines import plugins
-from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, check_chain, unit
+from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8, Int8Codec
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.vectors import Vectors, unit
 from embedding_pipelines_tests.compression.contract import clustered, fitted, overlap
 
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_pipelines.compression.base import CodecChain, unit
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.pca import Pca
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import check_compressor, clustered, fitted
 
 

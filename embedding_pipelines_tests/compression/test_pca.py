@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, unit
+from embedding_pipelines.compression.base import CodecChain, Compressor
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.vectors import Vectors, unit
 from embedding_pipelines_tests.compression.contract import check_compressor, clustered, overlap
 
 

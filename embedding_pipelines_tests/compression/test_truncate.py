@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import check_compressor, clustered
 
 

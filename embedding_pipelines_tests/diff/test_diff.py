@@ -21,11 +21,12 @@ from embedding_pipelines.diff.documents import (
 from embedding_pipelines.diff.queries import Question, compare_answers
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.providers.base import InputType, Reply
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.steps.release import live_release, read_releases, rollback
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, read_json, write_json
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
 

@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from embedding_pipelines.providers.base import Limits
 from embedding_pipelines.providers.openai import Openai, OpenaiModel
-from embedding_pipelines_tests.providers.wire import Body, Dialect, Vectors, WireServer
+from embedding_pipelines.vectors import Vectors
+from embedding_pipelines_tests.providers.wire import Body, Dialect, WireServer
 
 TEXTS = 10_000
 REQUEST_TEXTS = 25

@@ -27,12 +27,10 @@ from embedding_pipelines.providers import _openai_batch
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import Budget
-from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines.steps.embeddings import spent, write_embeddings
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
+    run_of,
     run_steps,
     top,
     write_csv,
@@ -87,7 +85,7 @@ def embedded(
 ) -> list[StepReport]:
     """A run up to the embeddings, of some partitions or all, with all objects new, as another
     process has them."""
-    context = context_of(home, name)
+    context = run_of(home, name)
     provider = context.spec.model
     write_documents(context)
     for partition in context.spec.partition_names:
@@ -112,7 +110,7 @@ def waits(home: Path, name: str = "zoo") -> str:
 
 def vectors(home: Path, name: str = "zoo") -> dict[str, Any]:
     """The vector of each text; None if it was refused."""
-    context = context_of(home, name)
+    context = run_of(home, name)
     found: dict[str, Any] = {}
     for partition in context.spec.partition_names:
         texts = context.folder.chunks.read_columns(partition, ["text"])
@@ -140,7 +138,7 @@ def records(home: Path) -> list[dict[str, Any]]:
 
 def noted(home: Path) -> set[str]:
     """The tags of the batches for whose end the sensor asks for a run."""
-    path = context_of(home, "zoo").folder.waiting
+    path = run_of(home, "zoo").folder.waiting
     return set(json.loads(path.read_text())["batches"]) if path.exists() else set()
 
 
@@ -149,7 +147,7 @@ def tags(home: Path) -> set[str]:
 
 
 def rejected(home: Path) -> dict[str, str]:
-    path = context_of(home, "zoo").folder.rejected_texts
+    path = run_of(home, "zoo").folder.rejected_texts
     return (
         {row["text"]: row["reason"] for row in pq.read_table(path).to_pylist()}
         if path.exists()
@@ -158,7 +156,7 @@ def rejected(home: Path) -> dict[str, str]:
 
 
 def opened(home: Path, cache: EmbeddingCache, **options: Any) -> Batches:
-    context = context_of(home, "zoo")
+    context = run_of(home, "zoo")
     provider = context.spec.model
     return Batches(
         context.warehouse.batches, provider, provider.batches(), cache, "document", **options
@@ -432,7 +430,7 @@ def test_a_batch_that_failed_as_a_whole_is_an_error_in_the_services_words_and_th
         embedded(zoo)
     assert first in str(caught.value)
     assert len(records(zoo)) == 1  # of the third: the second was collected all the same
-    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+    with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
         assert len(cache) == len(server.batches[second].texts())
     assert waits(zoo).startswith("7 texts are with the service in 2 batches")
     assert third in {record["id"] for record in records(zoo)}
@@ -513,7 +511,7 @@ def test_the_same_model_at_another_address_has_batches_of_its_own(
 def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submitted(
     zoo: Path, server: BatchServer
 ) -> None:
-    tokens = plan(context_of(zoo, "zoo"), context_of(zoo, "zoo").spec.model).tokens
+    tokens = plan(run_of(zoo, "zoo"), run_of(zoo, "zoo").spec.model).tokens
     each = tokens // 12
     pipeline(zoo, server, more=f"budget: {{tokens: {5 * each + each // 2}}}\n")
     for submitted in (5, 10):
@@ -532,7 +530,7 @@ def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submi
 def test_what_was_submitted_before_a_budget_or_a_failure_ended_the_run_is_noted_for_the_sensor(
     zoo: Path, server: BatchServer
 ) -> None:
-    tokens = plan(context_of(zoo, "zoo"), context_of(zoo, "zoo").spec.model).tokens
+    tokens = plan(run_of(zoo, "zoo"), run_of(zoo, "zoo").spec.model).tokens
     pipeline(zoo, server, more=f"budget: {{tokens: {tokens // 2}}}\n")
     with pytest.raises(BudgetError):
         embedded(zoo)
@@ -586,7 +584,7 @@ def test_a_run_of_some_partitions_forgets_nothing_that_the_others_wait_for(
     waits(zoo)
     everything = tags(zoo)
     assert (len(everything), noted(zoo)) == (12, everything)
-    context = context_of(zoo, "zoo")
+    context = run_of(zoo, "zoo")
     first, second = context.spec.partition_names
     of_first = context.folder.chunks.read_columns(first, ["text"])
     assert of_first is not None
@@ -646,19 +644,19 @@ def test_what_batches_and_direct_requests_cost_is_on_record_as_soon_as_it_is_kno
     batches_of(5, zoo)
     server.fate = lambda text: "refused" if text == ODD_ONE else None
     waits(zoo)
-    context = context_of(zoo, "zoo")
+    context = run_of(zoo, "zoo")
     for name in server.out:
         server.finish(name)
         if server.out:
             waits(zoo)
-            assert spent(context)["usd"] == pytest.approx(
+            assert context.usage()["usd"] == pytest.approx(
                 sum(billed(server)) * LATER / 1e6, abs=1e-8
             )
     reports = embedded(zoo)
     check_vectors(zoo, server, {title for _, title, _ in LONG})
     assert server.direct == [ODD_ONE]
     direct = len(ODD_ONE.split()) * DIRECT
-    assert spent(context)["usd"] == pytest.approx(
+    assert context.usage()["usd"] == pytest.approx(
         (sum(billed(server)) * LATER + direct) / 1e6, abs=1e-8
     )
     last = billed(server)[-1]  # the others were told by the runs that waited
@@ -681,30 +679,28 @@ def test_what_was_collected_is_on_record_though_another_batch_has_failed(
     with pytest.raises(ProviderError, match="Enqueued token limit"):
         embedded(zoo)
     (tokens,) = billed(server)
-    assert spent(context_of(zoo, "zoo"))["usd"] == pytest.approx(tokens * LATER / 1e6, abs=1e-8)
+    assert spent(run_of(zoo, "zoo"))["usd"] == pytest.approx(tokens * LATER / 1e6, abs=1e-8)
 
 
 def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the_full_one(
     zoo: Path, server: BatchServer
 ) -> None:
     known_model(zoo, measured="evaluation: {known_items: 4}\n")
-    context = context_of(zoo, "zoo")
-    made = plan(context, context.spec.model)
+    context = run_of(zoo, "zoo")
+    made = plan(context)
     assert made.tokens > 0
-    assert made.tokens_to_measure > 0
+    assert made.tokens_to_check > 0
     assert made.usd == pytest.approx(
-        (made.tokens * LATER + made.tokens_to_measure * DIRECT) / 1e6, abs=1e-6
+        (made.tokens * LATER + made.tokens_to_check * DIRECT) / 1e6, abs=1e-6
     )
     server.fate = lambda text: "refused" if text == ODD_ONE else None
     waits(zoo)
     server.finish_all()
     with EmbeddingCache(context.warehouse.cache) as cache:
         opened(zoo, cache).collect()
-    left = plan(context, context.spec.model)
+    left = plan(context)
     assert left.texts_to_embed == 1
-    assert left.usd == pytest.approx(
-        (left.tokens + left.tokens_to_measure) * DIRECT / 1e6, abs=1e-6
-    )
+    assert left.usd == pytest.approx((left.tokens + left.tokens_to_check) * DIRECT / 1e6, abs=1e-6)
 
 
 def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:
@@ -904,7 +900,7 @@ def test_what_has_ended_is_named_alike_until_something_new_has(
     zoo: Path, server: BatchServer
 ) -> None:
     waits(zoo)
-    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+    with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
         assert opened(zoo, cache).ended() == []
         server.finish_all()
         (tag,) = opened(zoo, cache).ended()
@@ -918,7 +914,7 @@ def test_a_submission_that_fails_again_is_no_news(zoo: Path, server: BatchServer
         server.faults["create"].extend([Fault("status", 500)] * TRIES)
         with pytest.raises(ProviderError):
             embedded(zoo)
-        with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+        with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
             names += opened(zoo, cache).ended()
     assert len(names) == 2
     assert len(set(names)) == 1
@@ -930,7 +926,7 @@ def test_one_try_is_one_request(zoo: Path, server: BatchServer) -> None:
     server.faults["retrieve"].extend([Fault("status", 500)] * 9)
     started = time.monotonic()
     with (
-        EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache,
+        EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache,
         pytest.raises(ProviderError),
     ):
         opened(zoo, cache, tries=1).ended()
@@ -948,7 +944,7 @@ def test_a_real_batch_holds_what_the_guide_says() -> None:
 def test_tokens_are_learnt_from_the_bill(zoo: Path, server: BatchServer) -> None:
     waits(zoo)
     server.finish_all()
-    with EmbeddingCache(context_of(zoo, "zoo").warehouse.cache) as cache:
+    with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
         batches = opened(zoo, cache)
         batches.collect()
         assert batches.tokens == 12 * 6

@@ -16,8 +16,9 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import BATCHES_AHEAD, embed, embed_all
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response, Vectors
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.recording import Recording
 
 

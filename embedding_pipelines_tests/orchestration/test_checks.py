@@ -7,15 +7,17 @@ from pathlib import Path
 import dagster as dg
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.run import Run
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,
@@ -27,7 +29,7 @@ from embedding_pipelines_tests.orchestration.support import (
 
 def vandalize(home: Path, spec: PipelineSpec) -> None:
     """Take a row out of the table as if the vector store had lost it, unnoticed."""
-    context = StepContext(spec, Warehouse(home))
+    context = Run(spec, Warehouse(home))
     state = table_state(context)
     assert state is not None
     table = spec.store.table(context.warehouse.tables, state.table)

@@ -169,7 +169,7 @@ def test_the_recipe_tells_all_options_apart() -> None:
         {"chunk": {"overlap": 0}},
         *({"clean": {name: False}} for name in Clean.model_fields),
     ]
-    assert len({Preprocessing.model_validate(each).recipe for each in options}) == len(options)
+    assert len({Preprocessing.model_validate(each).version for each in options}) == len(options)
 
 
 @pytest.mark.slow

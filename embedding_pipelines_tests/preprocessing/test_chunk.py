@@ -211,9 +211,9 @@ def test_an_overlap_of_more_than_half_is_refused_with_the_largest_that_goes() ->
 
 
 def test_the_recipe_names_options_and_the_splitters_version() -> None:
-    recipe = Chunk(max_tokens=256).recipe
-    assert recipe.startswith("chunk/1:max_tokens=256,overlap=32;semantic-text-splitter=")
-    assert recipe != Chunk(max_tokens=256, overlap=31).recipe
+    version = Chunk(max_tokens=256).version
+    assert version.startswith("chunk/1:max_tokens=256,overlap=32;semantic-text-splitter=")
+    assert version != Chunk(max_tokens=256, overlap=31).version
 
 
 @kinds

@@ -120,11 +120,11 @@ def test_surrogate_pairs_become_their_character_and_lone_ones_the_replacement() 
 
 
 def test_the_recipe_names_the_switches_and_the_versions_that_matter() -> None:
-    recipe = Clean().recipe
-    assert recipe.startswith("clean/1:repair,normalize,control,whitespace;ftfy=")
-    assert recipe.endswith(f";unicode={unicodedata.unidata_version}")
-    assert Clean(repair=False, normalize=False).recipe == "clean/1:control,whitespace"
-    assert OFF.recipe == "clean/1:none"
+    version = Clean().version
+    assert version.startswith("clean/1:repair,normalize,control,whitespace;ftfy=")
+    assert version.endswith(f";unicode={unicodedata.unidata_version}")
+    assert Clean(repair=False, normalize=False).version == "clean/1:control,whitespace"
+    assert OFF.version == "clean/1:none"
 
 
 def test_unknown_switches_are_refused() -> None:

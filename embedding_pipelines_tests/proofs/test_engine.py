@@ -30,9 +30,9 @@ model: {provider: hashing, dimensions: 384}
 """
 RUN = """
 from embedding_pipelines.home import home
-from embedding_pipelines_tests.chain import context_of, steps
-context, vectors = context_of(home(), "captions"), 0
-for step, report in steps(context, context.spec.model):
+from embedding_pipelines_tests.chain import run_of, steps
+context, vectors = run_of(home(), "captions"), 0
+for step, report in steps(context):
     vectors += report.statistics["vectors"] if step == "embeddings" else 0
     if step == "codec":
         break

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.measure import measure
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.schemas import embeddings_schema
-from embedding_pipelines_tests.chain import context_of, write_pipeline
+from embedding_pipelines.vectors import unit
+from embedding_pipelines_tests.chain import run_of, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -32,9 +32,9 @@ FIT = """
 import json
 from embedding_pipelines.home import home
 from embedding_pipelines.steps.codec import fit_codec
-from embedding_pipelines_tests.chain import context_of
-context = context_of(home(), "million")
-print(json.dumps(fit_codec(context, context.spec.model.space).statistics))
+from embedding_pipelines_tests.chain import run_of
+context = run_of(home(), "million")
+print(json.dumps(fit_codec(context, context.model.space).statistics))
 """
 
 
@@ -42,8 +42,8 @@ print(json.dumps(fit_codec(context, context.spec.model.space).statistics))
 def million(home: Path) -> Iterator[Path]:
     """A home whose pipeline has a million embeddings, 1.4 GB, gone again after the test."""
     write_pipeline(home, "million", PIPELINE)
-    context = context_of(home, "million")
-    shards, space = context.folder.embeddings, context.spec.model.space
+    context = run_of(home, "million")
+    shards, space = context.folder.embeddings, context.model.space
     schema = embeddings_schema(DIMENSIONS, space.id)
     for number, partition in enumerate(context.spec.partition_names):
         shards.write(partition, schema, _batches(number, schema), "", space.id, {})

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.steps.chunks import write_chunks
 from embedding_pipelines.steps.documents import write_documents
-from embedding_pipelines_tests.chain import context_of, write_pipeline
+from embedding_pipelines_tests.chain import run_of, write_pipeline
 
 pytestmark = [pytest.mark.slow]
 
@@ -22,7 +21,7 @@ LONGEST_WORDS = 15_851
 def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) -> None:
     path = shared / "peps" / "peps.jsonl"
     write_pipeline(proof_home, "peps", PIPELINE.format(path=path, id="id", text="text"))
-    context = context_of(proof_home, "peps")
+    context = run_of(proof_home, "peps")
     provider = context.spec.model
     tokenizer, limit = provider.tokenizer(), provider.limits.max_tokens
     assert limit == 256

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_pipelines.compression.base import CodecChain, Compressor, Vectors, unit
+from embedding_pipelines.compression.base import CodecChain, Compressor
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca
@@ -23,7 +23,8 @@ from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, live_rows, write_pipeline
+from embedding_pipelines.vectors import Vectors, unit
+from embedding_pipelines_tests.chain import live_rows, run_of, write_pipeline
 from embedding_pipelines_tests.rankings import mean_ndcg
 from embedding_pipelines_tests.runs import Collected, run_whole
 
@@ -75,7 +76,7 @@ def vectors(
     first_run: Collected, proof_home: Path, shared: Path
 ) -> tuple[list[str], Vectors, list[str], Vectors]:
     """Document ids and their vectors, query ids and theirs, as the model gives them."""
-    context = context_of(proof_home, "scifact")
+    context = run_of(proof_home, "scifact")
     ids, blocks = [], []
     for partition in context.spec.partition_names:
         for batch in context.folder.embeddings.read(partition):

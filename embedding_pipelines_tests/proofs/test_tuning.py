@@ -15,7 +15,7 @@ from embedding_pipelines.optimize.trial import Corpus
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.edit import edited
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import context_of, run_steps, steps, write_pipeline
+from embedding_pipelines_tests.chain import run_of, run_steps, steps, write_pipeline
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
@@ -36,8 +36,8 @@ def embedded(shared: Path, proof_home: Path) -> Path:
             "".join(itertools.islice(file, CAPTIONS + 1))
         )
     write_pipeline(proof_home, "captions", PIPELINE)
-    context = context_of(proof_home, "captions")
-    for step, _ in steps(context, context.spec.model):
+    context = run_of(proof_home, "captions")
+    for step, _ in steps(context):
         if step == "codec":
             break
     return proof_home
@@ -45,7 +45,7 @@ def embedded(shared: Path, proof_home: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(embedded: Path) -> Tuned:
-    return tune(context_of(embedded, "captions"), Wish(("auto",), floor=FLOOR))
+    return tune(run_of(embedded, "captions"), Wish(("auto",), floor=FLOOR))
 
 
 def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None:
@@ -66,17 +66,17 @@ def test_the_released_table_finds_what_was_promised_of_it(
     """Other captions are asked, which are not in the corpus at all."""
     path = embedded / "pipelines" / "captions.yaml"
     with edited(path, tuned.options, tuned.spec):
-        fit_anew(context_of(embedded, "captions"))
+        fit_anew(run_of(embedded, "captions"))
         run_steps(embedded, "captions")
     searcher = Searcher(Warehouse(embedded), "captions")
-    release, context = searcher.release, context_of(embedded, "captions")
+    release, context = searcher.release, run_of(embedded, "captions")
     assert release.spec.compression == tuned.spec.compression
     with (shared / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
         texts = [
             row["caption"]
             for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)
         ]
-    asked = Corpus(context, context.spec.model.space).asked(searcher.provider.embed(texts, "query"))
+    asked = Corpus(context).asked(searcher.provider.embed(texts, "query"))
     names = [
         name
         for partition in context.spec.partition_names
@@ -94,7 +94,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
 
 
 def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Path) -> None:
-    context = context_of(embedded, "captions")
+    context = run_of(embedded, "captions")
     before = (embedded / "pipelines" / "captions.yaml").read_bytes()
     refused = tune(context, Wish(("auto",), 96, FLOOR))
     assert "no compression is proven to keep a recall of 0.99" in refused.problem

@@ -13,11 +13,12 @@ import pytest
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
+from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
-from embedding_pipelines_tests.chain import checks_of, context_of, run_steps, write_pipeline
+from embedding_pipelines.vectors import Vectors
+from embedding_pipelines_tests.chain import checks_of, run_of, run_steps, write_pipeline
 from embedding_pipelines_tests.quality.test_checks import failed, live, outcomes, vandalize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
@@ -108,15 +109,15 @@ class Deaf(Faulty):
 
 def failed_behind(home: Path, fault: type[Faulty]) -> list[str]:
     """The checks that stop a candidate made through a fault."""
-    return failed(list(outcomes(home, fault(inner=context_of(home, "p").spec.model)).values()))
+    return failed(list(outcomes(home, fault(inner=run_of(home, "p").spec.model)).values()))
 
 
 def test_shuffled_vectors_are_stopped(released: Path) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
     assert "vectors_belong_to_their_texts" in failed(checks_of(context))
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
-        release(context, context.spec.model.space)
+        release(context)
 
 
 def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
@@ -124,11 +125,11 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped(released: Path) -> None:
         vectors[::10] = 0
         return vectors
 
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     vandalize(context, zeroed)
     assert failed(checks_of(context)) == ["vectors_are_sound"]
     with pytest.raises(ReleaseError, match="vectors_are_sound"):
-        release(context, context.spec.model.space, "even with a reason")
+        release(context, "even with a reason")
 
 
 def test_queries_embedded_by_another_model_are_stopped(released: Path) -> None:

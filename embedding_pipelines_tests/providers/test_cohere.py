@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from embedding_pipelines.errors import Busy, ProviderError, Unreachable
 from embedding_pipelines.providers.cohere import Cohere, CohereModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
@@ -18,14 +19,7 @@ from embedding_pipelines_tests.providers.service import (
     check_service,
     fault_of,
 )
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 ALL_TYPES = ("float", "int8", "uint8", "ubinary")
 WIDTH = 256

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from embedding_pipelines.errors import Busy, ProviderError, Unreachable
 from embedding_pipelines.providers.gemini import Gemini, GeminiModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
@@ -19,14 +20,7 @@ from embedding_pipelines_tests.providers.service import (
     check_service,
     fault_of,
 )
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 WIDTH = 128
 OLD, NEW = "gemini-embedding-001", "gemini-embedding-2"

@@ -11,15 +11,9 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import BadInput, Busy, ConfigError, ProviderError, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.ollama import Ollama, OllamaModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 DIGEST = "0a109f422b47e3a30ba2b10eca18548e944e8a23073ee3f3e947efcf3c45e59f"
 TEXTS = ["a cat", "a dog", "a bird"]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import (
@@ -26,15 +27,9 @@ from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.providers.openai import Openai, OpenaiModel
 from embedding_pipelines.providers.voyage import Voyage
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 SECRET = "sk-proj-4711-secret"
 DIMENSIONS = 64

@@ -19,15 +19,9 @@ from embedding_pipelines.errors import (
 )
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.tei import Tei, TeiModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 TEXTS = ["a cat", "a dog", "a bird"]
 INFO: Body = {

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.voyage import Voyage, VoyageModel
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.contract import check_provider
 from embedding_pipelines_tests.providers.service import (
     KEY,
@@ -21,14 +22,7 @@ from embedding_pipelines_tests.providers.service import (
     check_service,
     fault_of,
 )
-from embedding_pipelines_tests.providers.wire import (
-    Body,
-    Dialect,
-    Fault,
-    Vectors,
-    WireServer,
-    serve,
-)
+from embedding_pipelines_tests.providers.wire import Body, Dialect, Fault, WireServer, serve
 
 WIDTH = 256
 

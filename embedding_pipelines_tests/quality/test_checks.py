@@ -11,24 +11,24 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import ConfigError, ProviderError, ReleaseError
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.providers.base import InputType, Provider
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.canaries import CANARIES
 from embedding_pipelines.quality.check import STRUCTURE, Check
-from embedding_pipelines.quality.structure import current_checks, current_verify
+from embedding_pipelines.releases import live_release, release
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.evaluation import CHECKS, METRICS
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.embeddings import spent
-from embedding_pipelines.steps.release import live_release, release
+from embedding_pipelines.steps.checks import Checks, current_checks
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.storage.warehouse import read_json, write_json
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import (
     checks_of,
-    context_of,
     report,
+    run_of,
     run_steps,
     steps,
     write_csv,
@@ -68,10 +68,10 @@ def failed(checks: Sequence[Check]) -> list[str]:
 
 
 def live(home: Path) -> int:
-    return live_release(context_of(home, "p").folder).number
+    return live_release(run_of(home, "p").folder).number
 
 
-def vandalize(context: StepContext, change: Callable[[Vectors], Vectors]) -> None:
+def vandalize(context: Run, change: Callable[[Vectors], Vectors]) -> None:
     """Change the vectors of the table, and nothing else, as a faulty step would have written
     them."""
     state = table_state(context)
@@ -119,8 +119,8 @@ class Prompted(Hashing):
 
 def outcomes(home: Path, provider: Provider) -> dict[str, Check]:
     """The checks of a candidate that another provider makes; it is not released."""
-    for step, found in steps(context_of(home, "p"), provider):
-        if step == "verify":
+    for step, found in steps(run_of(home, "p", provider)):
+        if step == "checks":
             return {check.name: check for check in found}
     raise AssertionError
 
@@ -131,7 +131,7 @@ def outcomes(home: Path, provider: Provider) -> dict[str, Check]:
 def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(
     released: Path,
 ) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     vandalize(context, lambda vectors: np.random.default_rng(0).permutation(vectors))
     found = {check.name: check for check in checks_of(context)}
     assert "vectors_belong_to_their_texts" in failed(list(found.values()))
@@ -140,12 +140,12 @@ def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(
     )
     assert found["vectors_are_sound"].passed
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(released) == 1
 
 
 def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released: Path) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
 
     def zeroed(vectors: Vectors) -> Vectors:
         vectors[::10] = 0
@@ -159,7 +159,7 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released:
         "Not measured, since vectors_are_sound failed."
     }
     with pytest.raises(ReleaseError, match="vectors_are_sound"):
-        release(context, context.spec.model.space, "I want it all the same")
+        release(context, "I want it all the same")
     assert live(released) == 1
 
 
@@ -218,8 +218,8 @@ def test_a_worse_candidate_is_held_back_until_somebody_says_why(released: Path) 
     with pytest.raises(ReleaseError, match="not_worse_than_live"):
         run_steps(released, "p")
     assert live(released) == 1
-    context = context_of(released, "p")
-    made = release(context, context.spec.model.space, "the disk is full")
+    context = run_of(released, "p")
+    made = release(context, "the disk is full")
     assert made.changed
     assert live(released) == 2
     assert live_release(context.folder).forced == "the disk is full"
@@ -262,7 +262,7 @@ def test_a_table_that_has_only_grown_may_find_things_later(released: Path) -> No
 
 
 def test_measures_are_those_that_are_published_and_stand_with_the_release(released: Path) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     metrics = live_release(context.folder).metrics
     assert metrics.keys() <= METRICS.keys()
     always = {
@@ -301,7 +301,7 @@ def test_the_user_s_own_queries_pairs_and_labels_are_measured(home: Path) -> Non
         "label: cat, require: {ndcg_at_10: 0.99, pair_spearman: 0.9}}\n",
     )
     run_steps(home, "p")
-    metrics = live_release(context_of(home, "p").folder).metrics
+    metrics = live_release(run_of(home, "p").folder).metrics
     assert metrics["ndcg_at_10"] == metrics["mrr_at_10"] == metrics["judged_recall_at_10"] == 1.0
     assert metrics["pair_spearman"] == pytest.approx(1)
     assert 0 <= metrics["knn_accuracy"] <= 1
@@ -363,12 +363,12 @@ def test_what_a_check_does_is_the_user_s_choice(home: Path) -> None:
         "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_metrics_hold: warn}}\n",
     )
     run_steps(home, "p")
-    assert live_release(context_of(home, "p").folder).checks["required_metrics_hold"] is False
+    assert live_release(run_of(home, "p").folder).checks["required_metrics_hold"] is False
     write(
         home,
         "evaluation: {require: {known_item_mrr: 1.5}, checks: {required_metrics_hold: off}}\n",
     )
-    assert "required_metrics_hold" not in {check.name for check in checks_of(context_of(home, "p"))}
+    assert "required_metrics_hold" not in {check.name for check in checks_of(run_of(home, "p"))}
 
 
 def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
@@ -381,26 +381,26 @@ def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
         def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
             raise AssertionError("nobody is asked")
 
-    assert not failed(checks_of(context_of(released, "p"), Silent()))
+    assert not failed(checks_of(run_of(released, "p"), Silent()))
 
 
 def test_what_passed_is_not_measured_again(released: Path) -> None:
-    context = context_of(released, "p")
-    before = read_json(context.folder.verified)
+    context = run_of(released, "p")
+    before = read_json(context.folder.checks)
 
     class Silent(Hashing):
         def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
             raise AssertionError("nobody is asked")
 
     checks_of(context, Silent())
-    assert read_json(context.folder.verified) == before
+    assert read_json(context.folder.checks) == before
 
 
 def test_figures_of_releases_that_are_gone_are_removed(released: Path) -> None:
     for run in range(8):
         write_csv(released, "b.csv", [(f"extra-{run}", f"text {run}", "x")])
         run_steps(released, "p")
-    kept = context_of(released, "p").folder.quality
+    kept = run_of(released, "p").folder.quality
     assert len(list(kept.glob("p-*.json"))) <= 6
     assert len(kept.joinpath("history.jsonl").read_text().splitlines()) == 9
 
@@ -420,10 +420,10 @@ def test_other_data_is_told_and_released(released: Path) -> None:
 
 
 def test_a_search_that_looks_less_closely_is_measured_anew(released: Path) -> None:
-    before = read_json(context_of(released, "p").folder.verified)
+    before = read_json(run_of(released, "p").folder.checks)
     write(released, "store: {kind: lancedb, nprobes: 1}\n")
-    checks_of(context_of(released, "p"))
-    after = read_json(context_of(released, "p").folder.verified)
+    checks_of(run_of(released, "p"))
+    after = read_json(run_of(released, "p").folder.checks)
     assert before is not None
     assert after is not None
     assert before["version"] == after["version"]
@@ -432,13 +432,13 @@ def test_a_search_that_looks_less_closely_is_measured_anew(released: Path) -> No
 
 def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
     write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     assert failed(checks_of(context)) == ["required_metrics_hold"]
-    assert current_verify(context) is None
+    assert Checks().current(context) is None
 
 
 def test_one_wrong_partition_of_four_is_stopped(released: Path) -> None:
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     state = table_state(context)
     assert state is not None
     table = context.spec.store.table(context.warehouse.tables, state.table)
@@ -460,7 +460,7 @@ def test_other_numbers_of_kept_releases_make_no_release(released: Path) -> None:
 
 @pytest.mark.parametrize("damage", [b"", b"PK", b"not a sketch"])
 def test_a_damaged_sketch_of_the_live_release_is_none(released: Path, damage: bytes) -> None:
-    (path,) = context_of(released, "p").folder.quality.glob("*.npz")
+    (path,) = run_of(released, "p").folder.quality.glob("*.npz")
     path.write_bytes(damage)
     write_csv(released, "b.csv", [("new", "one more text of words", "x")])
     run_steps(released, "p")
@@ -473,16 +473,14 @@ def test_scores_without_an_order_are_no_measure_and_pass_no_bound(home: Path) ->
     write(home, "evaluation: {pairs: pairs.csv, require: {pair_spearman: 0.5}}\n")
     with pytest.raises(ReleaseError, match="required_metrics_hold"):
         run_steps(home, "p")
-    check = {check.name: check for check in checks_of(context_of(home, "p"))}[
-        "required_metrics_hold"
-    ]
+    check = {check.name: check for check in checks_of(run_of(home, "p"))}["required_metrics_hold"]
     assert check.sentence == "pair_spearman was not measured"
 
 
 def test_a_label_that_is_no_column_is_refused_when_the_file_is_read(home: Path) -> None:
     write(home, "evaluation: {label: nope}\n")
     with pytest.raises(ConfigError, match="'nope' is no metadata column; there are cat"):
-        context_of(home, "p")
+        run_of(home, "p")
 
 
 def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: Path) -> None:
@@ -493,20 +491,20 @@ def test_the_checks_have_the_budget_of_a_run_and_their_cost_is_on_record(home: P
     write(home, "budget: {tokens: 100}\n")
     write_csv(home, "b.csv", [("new", "one more text of words", "x")])
     run_steps(home, "p")
-    checks = {check.name: check for check in checks_of(context_of(home, "p"))}
+    checks = {check.name: check for check in checks_of(run_of(home, "p"))}
     assert (
         "The budget of this run (100 tokens) is used up"
         in checks["vectors_belong_to_their_texts"].sentence
     )
     assert not checks["vectors_belong_to_their_texts"].passed
     assert not checks["vectors_belong_to_their_texts"].blocks
-    assert current_checks(context_of(home, "p")) is not None  # who cannot pay is not asked again
-    before = spent(context_of(home, "p"))
+    assert current_checks(run_of(home, "p")) is not None  # who cannot pay is not asked again
+    before = run_of(home, "p").usage()
     run_steps(home, "p")
-    assert spent(context_of(home, "p")) == before
+    assert run_of(home, "p").usage() == before
     write(home, "budget: {tokens: 20000}\n")
     run_steps(home, "p")
-    assert current_checks(context_of(home, "p")) is not None
+    assert current_checks(run_of(home, "p")) is not None
 
 
 class Away(Hashing):
@@ -524,7 +522,7 @@ def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released
     assert not found["provider_is_unchanged"].blocks
     assert "could not be told: The service is away." in found["provider_is_unchanged"].sentence
     assert found["not_worse_than_live"].blocks
-    context = context_of(released, "p")
+    context = run_of(released, "p")
     assert current_checks(context) is None
     assert "not_worse_than_live" in pipeline_status(context.spec, context.warehouse)["held_back"]
     assert all(check.told for check in checks_of(context))
@@ -536,14 +534,14 @@ def test_a_table_that_was_emptied_is_held_back(released: Path) -> None:
     with pytest.raises(ReleaseError, match="not_worse_than_live"):
         run_steps(released, "p")
     assert live(released) == 1
-    checks = {check.name: check for check in checks_of(context_of(released, "p"))}
+    checks = {check.name: check for check in checks_of(run_of(released, "p"))}
     assert not checks["data_has_not_drifted"].passed
     assert checks["data_has_not_drifted"].sentence == "The table is empty; release 1 has 700 rows."
     assert checks["not_worse_than_live"].sentence.startswith(
         "The table is empty; release 1 has 700 rows. If it must be"
     )
-    context = context_of(released, "p")
-    assert release(context, context.spec.model.space, "we have closed").changed
+    context = run_of(released, "p")
+    assert release(context, "we have closed").changed
 
 
 def test_judgements_of_strangers_are_refused(home: Path) -> None:
@@ -573,7 +571,7 @@ def test_figures_of_other_judgements_are_not_compared(home: Path) -> None:
     judge(0)
     run_steps(home, "p")
     judge(1)
-    found = checks_of(context_of(home, "p"))
+    found = checks_of(run_of(home, "p"))
     assert not failed(found)
     (compared,) = [check for check in found if check.name == "not_worse_than_live"]
     assert "no query in common" in compared.sentence

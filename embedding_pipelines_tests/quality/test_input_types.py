@@ -7,10 +7,11 @@ import pytest
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.providers.base import InputType, Vectors
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.input_types import input_types_differ
 from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import Recording
 
 

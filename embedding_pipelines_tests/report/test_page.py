@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.progress import Silent
 from embedding_pipelines.report import map as report_map
 from embedding_pipelines.report.map import KINDS, TEXT_CHARACTERS, _column
 from embedding_pipelines.report.page import Report, read_history, write_report
 from embedding_pipelines.report.plots import COST, DRIFT, RECALL, SIZE, VARIANCE
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
-from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> & 'quoted' \" fox"
 PIPELINE = """\
@@ -133,7 +134,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "confidence": 0.95,
         "queries": {"tuning": 500, "held_out": 400, "from": "corpus"},
     }
-    write_json(context_of(home, "p").folder.tuning, {**tuning, "points": [{**point, **figures}]})
+    write_json(run_of(home, "p").folder.tuning, {**tuning, "points": [{**point, **figures}]})
     return home
 
 
@@ -173,7 +174,7 @@ def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
     )
     write_csv(home, "a.csv", rows(6), HEADER)
     run_steps(home, "p")
-    context_of(home, "p").folder.queries.unlink()
+    run_of(home, "p").folder.queries.unlink()
     found, page, _ = written(home)
     assert (found.charts, found.queries, found.release, found.points) == ([], 0, 1, 6)
     for words in (
@@ -233,7 +234,7 @@ def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> N
 
 
 def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page) -> None:
-    asked = json.loads(context_of(built, "p").folder.queries.read_text())["queries"]
+    asked = json.loads(run_of(built, "p").folder.queries.read_text())["queries"]
     assert page.map["queries"]["texts"] == list(dict.fromkeys(query["text"] for query in asked))
     places = np.array([page.map["x"], page.map["y"]]).T
     origin = places[page.map["documents"].index(asked[0]["from"])]
@@ -242,7 +243,7 @@ def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page)
 
 
 def test_queries_that_the_cache_does_not_know_are_left_out(built: Path) -> None:
-    folder = context_of(built, "p").folder
+    folder = run_of(built, "p").folder
     kept = json.loads(folder.queries.read_text())
     write_json(
         folder.queries,
@@ -283,7 +284,7 @@ def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
     }
     assert {name for name in old if new[name] == old[name]} == old.keys() - {"d19"}
     for damage in (b"no parquet", b""):
-        (path,) = (context_of(home, "p").folder.folder / "maps").glob("*.parquet")
+        (path,) = (run_of(home, "p").folder.folder / "maps").glob("*.parquet")
         path.write_bytes(damage)
         assert len(written(home)[2]) == 1  # made anew
 
@@ -350,7 +351,7 @@ def test_a_pipeline_that_was_never_released_is_refused(home: Path) -> None:
 
 
 def test_damaged_files_are_named(built: Path) -> None:
-    folder = context_of(built, "p").folder
+    folder = run_of(built, "p").folder
     lines = folder.history.read_text()
     try:
         folder.history.write_text(lines + "{half\n")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from embedding_pipelines.preprocessing.chunk import Chunk
 from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.run import Run
 from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import (
@@ -19,8 +20,7 @@ from embedding_pipelines.spec.pipeline import (
     fingerprint,
     partition_of,
 )
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.chunks import chunk_configuration
+from embedding_pipelines.steps.chunks import _configuration
 from embedding_pipelines.steps.codec import fitted_for
 from embedding_pipelines.steps.documents import source_configuration
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -100,12 +100,12 @@ def changed(option: str, value: Any) -> PipelineSpec:
 def settings(spec: PipelineSpec) -> dict[str, str]:
     from pathlib import Path
 
-    context, space = StepContext(spec, Warehouse(Path("/nowhere"))), spec.model.space
+    context = Run(spec, Warehouse(Path("/nowhere")))
     return {
         "documents": source_configuration(context),
-        "chunks": chunk_configuration(context, spec.model),
-        "embeddings": space.id,
-        "codec": fitted_for(context, space),
+        "chunks": _configuration(context),
+        "embeddings": context.model.space.id,
+        "codec": fitted_for(context),
         "vector_store": spec.store.layout,
     }
 

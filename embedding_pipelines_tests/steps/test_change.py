@@ -17,9 +17,9 @@ from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
-    context_of,
     live_rows,
     report,
+    run_of,
     run_recorded,
     run_steps,
     top,
@@ -140,15 +140,13 @@ def test_two_texts_that_the_model_cannot_tell_apart_are_no_fault(home: Path) -> 
 
 def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path) -> None:
     before = (built / "data" / "b.csv").stat()
-    manifests = [context_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)]
+    manifests = [run_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)]
     write_csv(built, "c.csv", [*rows(500, 600), ("id-7", "again", "c1")])
     with pytest.raises(
         SourceError, match=r"c\.csv:102: document id 'id-7' stands at data/a\.csv:9 too"
     ):
-        write_documents(context_of(built, "p"))
-    assert [
-        context_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)
-    ] == manifests
+        write_documents(run_of(built, "p"))
+    assert [run_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)] == manifests
     (built / "data" / "c.csv").unlink()
     assert (built / "data" / "b.csv").stat().st_mtime_ns == before.st_mtime_ns
     assert not any(entry.changed for entry in run_steps(built, "p"))
@@ -157,7 +155,7 @@ def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path
 @pytest.mark.parametrize("missing", ["documents", "chunks", "embeddings"])
 def test_a_lost_partition_is_made_again(built: Path, missing: str) -> None:
     before = live_rows(built, "p")
-    (getattr(context_of(built, "p").folder, missing).folder / "b02.json").unlink()
+    (getattr(run_of(built, "p").folder, missing).folder / "b02.json").unlink()
     assert run_recorded(built, "p")[1] == []
     assert_same_rows(live_rows(built, "p"), before)
 

@@ -1,7 +1,6 @@
 """codec and embeddings: fitted once and kept, anew where asked for; wrong sizes and orders are
 told."""
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -10,18 +9,18 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ConfigError, StoreError
+from embedding_pipelines.files import read_json
+from embedding_pipelines.releases import live_release, read_releases, rollback
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.chunks import write_chunks
-from embedding_pipelines.steps.codec import codec_path, fit_codec, fitted_for, load_codec
-from embedding_pipelines.steps.release import live_release, read_releases, rollback
+from embedding_pipelines.steps.chunks import Chunks
+from embedding_pipelines.steps.codec import Codec, codec_path, fit_codec, fitted_for, load_codec
 from embedding_pipelines.steps.vector_store import update_vector_store
-from embedding_pipelines.storage.warehouse import read_json
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
     report,
+    run_of,
     run_steps,
     top,
     write_csv,
@@ -52,22 +51,23 @@ def fitted(home: Path, compression: str, again: bool = False) -> Passes:
     """What is seen while the codec is fitted to vectors that are there already."""
     write_pipeline(home, "p", HASHING + f"compression: {compression}\n")
     seen = Passes()
-    context = dataclasses.replace(context_of(home, "p"), progress=seen)
-    fit_codec(context, context.spec.model.space, again)
+    run = run_of(home, "p")
+    run.progress = seen
+    list(Codec().work(run, [], {"refit": again}))
     return seen
 
 
-def two_codecs(home: Path) -> tuple[StepContext, Path, Path]:
+def two_codecs(home: Path) -> tuple[Run, Path, Path]:
     """A pipeline whose codec was fitted, and fitted anew when there was more; both files."""
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
-    context = context_of(home, "p")
-    first = codec_path(context, context.spec.model.space)
+    context = run_of(home, "p")
+    first = codec_path(context)
     write_csv(home, "b.csv", OTHER_ROWS)
     run_steps(home, "p")
-    fit_codec(context, context.spec.model.space, again=True)
-    second = codec_path(context, context.spec.model.space)
+    fit_codec(context)
+    second = codec_path(context)
     assert first is not None
     assert second is not None
     return context, first, second
@@ -99,16 +99,16 @@ def test_two_homes_fit_the_same_codec_to_the_same_data(home: Path, tmp_path_fact
 
 
 def load_id(home: Path) -> str:
-    context = context_of(home, "p")
-    return load_codec(context, context.spec.model.space).id
+    context = run_of(home, "p")
+    return load_codec(context).id
 
 
 def test_a_damaged_codec_is_told(home: Path) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
-    context = context_of(home, "p")
-    codec_path(context, context.spec.model.space).write_bytes(b"half a file")
+    context = run_of(home, "p")
+    codec_path(context).write_bytes(b"half a file")
     with pytest.raises(CompressionError, match="no codec that can be read"):
         run_steps(home, "p")
 
@@ -154,10 +154,10 @@ def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
-    context = context_of(home, "p")
-    before = codec_path(context, context.spec.model.space)
-    fit_codec(context, context.spec.model.space, again=True)
-    assert codec_path(context, context.spec.model.space) == before
+    context = run_of(home, "p")
+    before = codec_path(context)
+    fit_codec(context)
+    assert codec_path(context) == before
     assert [
         entry.changed for entry in run_steps(home, "p") if entry.step in ("vector_store", "release")
     ] == [False] * 2
@@ -165,33 +165,33 @@ def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
 
 def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(home: Path) -> None:
     context, first, second = two_codecs(home)
-    space, pointer = context.spec.model.space, context.folder.codecs / "current.json"
+    space, pointer = context.model.space, context.folder.codecs / "current.json"
     assert first != second
-    assert read_json(pointer) == {fitted_for(context, space): second.name}
-    pointer.write_text(f'{{"{fitted_for(context, space)}": "{first.name}"}}')
-    assert codec_path(context, space) == first
+    assert read_json(pointer) == {fitted_for(context): second.name}
+    pointer.write_text(f'{{"{fitted_for(context)}": "{first.name}"}}')
+    assert codec_path(context) == first
     for damaged in (
         "{half",
         "[]",
-        f'{{"{fitted_for(context, space)}": 3}}',
+        f'{{"{fitted_for(context)}": 3}}',
         '{"other": "file.npz"}',
         "{}",
         None,
     ):
         pointer.unlink() if damaged is None else pointer.write_text(damaged)
-        assert codec_path(context, space) == second
+        assert codec_path(context) == second
     os.utime(first, ns=(2 * second.stat().st_mtime_ns,) * 2)
-    assert codec_path(context, space) == first
+    assert codec_path(context) == first
     first.unlink()
-    assert codec_path(context, space) == second
+    assert codec_path(context) == second
 
 
 def test_each_compression_has_its_own_codec_in_force(home: Path) -> None:
     context, _, second = two_codecs(home)
     fitted(home, "[float16]")
-    other = context_of(home, "p")
-    assert codec_path(other, other.spec.model.space) not in (None, second)
-    assert codec_path(context, context.spec.model.space) == second
+    other = run_of(home, "p")
+    assert codec_path(other) not in (None, second)
+    assert codec_path(context) == second
 
 
 def test_vectors_are_read_once_for_each_part_that_is_fitted_to_them(home: Path) -> None:
@@ -213,8 +213,8 @@ def test_the_report_says_how_much_energy_is_kept(home: Path) -> None:
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
     statistics = report(run_steps(home, "p"), "codec").statistics
-    context = context_of(home, "p")
-    pca = load_codec(context, context.spec.model.space).codecs[0]
+    context = run_of(home, "p")
+    pca = load_codec(context).codecs[0]
     assert 0 < statistics["kept_energy"] == pca.statistics()["kept_energy"] < 1
     assert pca.arrays()["spectrum"].shape == (64,)
     write_pipeline(home, "p", HASHING)
@@ -271,10 +271,10 @@ def test_output_dim_is_checked_and_never_cut_to(home: Path) -> None:
 def test_steps_out_of_order_say_which_one_is_missing(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", ROWS)
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     with pytest.raises(StoreError, match="'b00' of 'p' has no documents: materialize them first"):
-        write_chunks(context, "b00", context.spec.model)
+        list(Chunks().work(context, ["b00"]))
     run_steps(home, "p")
     (context.folder.embeddings.folder / "b01.json").unlink()
     with pytest.raises(StoreError, match="partition 'b01' has never been embedded"):
-        update_vector_store(context, context.spec.model.space)
+        update_vector_store(context)

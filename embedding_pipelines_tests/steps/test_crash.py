@@ -16,13 +16,13 @@ import pytest
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.steps.release import read_releases, rollback
+from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines_tests.chain import (
     Recording,
     assert_same_rows,
-    context_of,
     live_rows,
+    run_of,
     run_recorded,
     run_steps,
     top,
@@ -103,7 +103,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def die(home: Path, at: int, after: bool) -> tuple[bool, list[str]]:
     """Run until the fuse blows; whether it did, and what was embedded until then."""
-    recording = Recording(inner=context_of(home, "p").spec.model, request_texts=1)
+    recording = Recording(run_of(home, "p").model, request_texts=1)
     with pytest.MonkeyPatch.context() as monkeypatch:
         watch(Fuse(at, after), monkeypatch)
         try:
@@ -128,7 +128,7 @@ def test_an_update_that_dies_at_any_write_is_made_up_for(
         shutil.copytree(released, home)  # with its modification times
         died, embedded = die(home, at, after)
         ended = not died
-        number = read_releases(context_of(home, "p").folder).live
+        number = read_releases(run_of(home, "p").folder).live
         assert len(live_rows(home, "p")) == 12
         assert top(home, "p", "old text 5") == ["id-5"]
         assert top(home, "p", "old text 0" if number == 1 else "new text zero") == ["id-0"]
@@ -136,7 +136,7 @@ def test_an_update_that_dies_at_any_write_is_made_up_for(
         assert len({*embedded, *again}) == 2
         assert len(embedded) + len(again) <= 3  # the one call that was not committed
         assert_same_rows(live_rows(home, "p"), undisturbed)
-        assert [entry.number for entry in read_releases(context_of(home, "p").folder).releases] == [
+        assert [entry.number for entry in read_releases(run_of(home, "p").folder).releases] == [
             1,
             2,
         ]
@@ -210,7 +210,7 @@ class Slow(chain.Recording):
         with (home / "embedded.log").open("a") as log:
             log.writelines(text + "\\n" for text in inputs)
         return vectors
-chain.run_steps(home, "p", Slow(inner=chain.context_of(home, "p").spec.model, request_texts=5))
+chain.run_steps(home, "p", Slow(inner=chain.run_of(home, "p").spec.model, request_texts=5))
 """
 
 
@@ -243,7 +243,7 @@ def test_a_pipeline_that_another_process_holds_is_busy(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     write_csv(home, "a.csv", OLD)
     run_steps(home, "p")
-    folder = context_of(home, "p").folder
+    folder = run_of(home, "p").folder
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom embedding_pipelines.storage.warehouse import Warehouse\n"
         "with Warehouse(Path(sys.argv[1])).pipeline('p').lock():\n print('held', flush=True)\n time.sleep(60)"

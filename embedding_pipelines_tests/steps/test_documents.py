@@ -8,14 +8,14 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.steps.documents import known_files, write_documents
-from embedding_pipelines_tests.chain import context_of, run_steps, top, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import run_of, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
 TYPED = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
 
 
 def rejected(home: Path) -> list[tuple[str, int]]:
-    rows = pq.read_table(context_of(home, "p").folder.rejected).to_pylist()
+    rows = pq.read_table(run_of(home, "p").folder.rejected).to_pylist()
     assert all(row["reason"] and row["raw"] for row in rows)
     return [(row["file"], row["row"]) for row in rows]
 
@@ -24,7 +24,7 @@ def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
     write_pipeline(home, "p", TYPED)
     write_csv(home, "a.csv", [(1, "one", 1), (2, "two", "no number")])
     write_csv(home, "b.csv", [(3, "three", "no number"), (4, "four", 4)])
-    statistics = write_documents(context_of(home, "p")).statistics
+    statistics = write_documents(run_of(home, "p")).statistics
     assert (statistics["documents"], statistics["rejected"], statistics["changed_files"]) == (
         2,
         2,
@@ -32,14 +32,14 @@ def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
     )
     assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 2)]
     write_csv(home, "b.csv", [(3, "three", 3), (4, "four", 4), (5, "five", "no")])
-    statistics = write_documents(context_of(home, "p")).statistics
+    statistics = write_documents(run_of(home, "p")).statistics
     assert (statistics["documents"], statistics["rejected"], statistics["changed_files"]) == (
         3,
         2,
         1,
     )
     assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 4)]
-    assert [statistics.rejected for statistics in known_files(context_of(home, "p")).values()] == [
+    assert [statistics.rejected for statistics in known_files(run_of(home, "p")).values()] == [
         1,
         1,
     ]
@@ -55,7 +55,7 @@ def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) 
     ):
         run_steps(home, "p")
     assert top(home, "p", "one") == ["1"]
-    assert known_files(context_of(home, "p"))["data/a.csv"].rows == 1
+    assert known_files(run_of(home, "p"))["data/a.csv"].rows == 1
     write_csv(home, "a.csv", [(1, "changed", 1)])
     run_steps(home, "p")
     assert top(home, "p", "changed") == ["1"]
@@ -68,7 +68,7 @@ def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
     with pytest.raises(
         SourceError, match=r"data/a\.csv:4: document id 'x' stands at data/a\.csv:2 too"
     ):
-        write_documents(context_of(home, "p"))
+        write_documents(run_of(home, "p"))
     assert not list(
         (home / "data" / "warehouse" / "pipelines" / "p" / "documents").glob(".reading-*")
     )
@@ -81,7 +81,7 @@ def test_changed_options_of_the_source_read_every_file_again(home: Path) -> None
     write_pipeline(home, "p", HASHING.replace("text: [title]", "text: [title, cat]"))
     run_steps(home, "p")
     assert top(home, "p", "c") == ["1"]
-    statistics = write_documents(context_of(home, "p")).statistics
+    statistics = write_documents(run_of(home, "p")).statistics
     assert statistics["changed_files"] == 0
 
 

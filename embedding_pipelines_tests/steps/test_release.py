@@ -12,25 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.evaluation import CHECKS
-from embedding_pipelines.steps.release import (
-    current_release,
-    live_release,
-    read_releases,
-    release,
-    rollback,
-)
+from embedding_pipelines.steps.release import ReleaseStep, release
 from embedding_pipelines.steps.vector_store import table_state, update_vector_store
-from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest, write_json
+from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest
 from embedding_pipelines.stores._lance import connect as _connect
 from embedding_pipelines_tests.chain import (
     checks_of,
-    context_of,
     live_rows,
     report,
+    run_of,
     run_recorded,
     run_steps,
     steps,
@@ -54,11 +50,11 @@ def built(home: Path) -> Path:
 
 
 def numbers(home: Path) -> list[int]:
-    return [entry.number for entry in read_releases(context_of(home, "p").folder).releases]
+    return [entry.number for entry in read_releases(run_of(home, "p").folder).releases]
 
 
 def live(home: Path) -> int:
-    return live_release(context_of(home, "p").folder).number
+    return live_release(run_of(home, "p").folder).number
 
 
 # --- the gate
@@ -92,8 +88,8 @@ def with_first_vector(value: float) -> Callable[[pa.Table], pa.Table]:
 @pytest.mark.parametrize(("value", "fault"), [(0.0, "1 zero"), (3.0, "1 not normalized")])
 def test_unsound_embeddings_are_stopped(built: Path, value: float, fault: str) -> None:
     spoil_embeddings(built, with_first_vector(value))
-    context = context_of(built, "p")
-    update_vector_store(context, context.spec.model.space)
+    context = run_of(built, "p")
+    update_vector_store(context)
     checks = {check.name: check for check in checks_of(context)}
     assert not checks["vectors_are_sound"].passed
     assert fault in checks["vectors_are_sound"].sentence
@@ -102,9 +98,9 @@ def test_unsound_embeddings_are_stopped(built: Path, value: float, fault: str) -
 
 def test_embeddings_that_are_no_numbers_do_not_even_reach_the_table(built: Path) -> None:
     spoil_embeddings(built, with_first_vector(np.nan))
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     with pytest.raises(CompressionError, match=r"1 of .* vectors hold NaN"):
-        update_vector_store(context, context.spec.model.space)
+        update_vector_store(context)
     assert live(built) == 1
     assert top(built, "p", "text number 5") == ["id-5"]
 
@@ -113,27 +109,27 @@ def spoil_embeddings(home: Path, change: Callable[[pa.Table], pa.Table]) -> None
     """New texts, embedded wrongly in partition b01."""
     write_csv(home, "a.csv", rows(40, "other"))
     run_to_embeddings(home)
-    spoil(context_of(home, "p").folder.embeddings, "b01", change)
+    spoil(run_of(home, "p").folder.embeddings, "b01", change)
 
 
 def run_to_embeddings(home: Path) -> None:
     """As a run that ends before the codec."""
-    context = context_of(home, "p")
-    for step, _ in steps(context, context.spec.model):
+    context = run_of(home, "p")
+    for step, _ in steps(context):
         if step == "codec":
             return
 
 
 def refuse_release(home: Path, check: str) -> None:
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     with pytest.raises(ReleaseError, match=check):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(home) == 1
     assert top(home, "p", "text number 5") == ["id-5"]
 
 
 def table_of(home: Path) -> Any:
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     state = table_state(context)
     assert state is not None
     return _connect(context.warehouse.tables).open_table(state.table)
@@ -141,7 +137,7 @@ def table_of(home: Path) -> Any:
 
 def accept_newest(home: Path) -> dict[str, Any]:
     """Pretend that the vandalised version is what the step left, and check it."""
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     state = table_state(context)
     assert state is not None
     write_json(context.folder.table_state, vars(state) | {"version": table_of(home).version})
@@ -194,25 +190,25 @@ def test_the_next_run_puts_a_vandalised_table_right(
 
 
 def test_chunks_that_are_behind_their_documents_are_stopped(built: Path) -> None:
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     spoil(context.folder.documents, "b01", lambda table: table)
     made = context.folder.documents.manifest("b01")
     assert made is not None
     write_json(context.folder.documents.folder / "b01.json", vars(replace(made, digest="0" * 32)))
-    context.folder.verified.unlink()
+    context.folder.checks.unlink()
     checks = {check.name: check for check in checks_of(context)}
     assert not checks["counts_add_up"].passed
     refuse_release(built, "counts_add_up")
 
 
 def test_embeddings_of_another_space_are_stopped(built: Path) -> None:
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     made = context.folder.embeddings.manifest("b01")
     assert made is not None
     write_json(
         context.folder.embeddings.folder / "b01.json", vars(replace(made, configuration="f" * 32))
     )
-    context.folder.verified.unlink()
+    context.folder.checks.unlink()
     checks = {check.name: check for check in checks_of(context)}
     assert [name for name, outcome in checks.items() if outcome.blocks] == ["space_is_one"]
     refuse_release(built, "space_is_one")
@@ -220,25 +216,25 @@ def test_embeddings_of_another_space_are_stopped(built: Path) -> None:
 
 def test_a_dropped_embedding_row_never_reaches_the_table(built: Path) -> None:
     spoil_embeddings(built, lambda table: table.slice(1))
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     with pytest.raises(StoreError, match="chunks and embeddings differ"):
-        update_vector_store(context, context.spec.model.space)
+        update_vector_store(context)
     assert live(built) == 1
     assert top(built, "p", "text number 5") == ["id-5"]
 
 
 def test_a_version_that_was_not_checked_is_not_released(built: Path) -> None:
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     write_csv(built, "a.csv", rows(39))
     run_to_embeddings(built)
-    update_vector_store(context, context.spec.model.space)
+    update_vector_store(context)
     with pytest.raises(ReleaseError, match="was not checked"):
-        release(context, context.spec.model.space)
+        release(context)
     assert live(built) == 1
 
 
 def test_every_release_records_the_checks_it_passed_and_its_space(built: Path) -> None:
-    made = live_release(context_of(built, "p").folder)
+    made = live_release(run_of(built, "p").folder)
     assert made.checks == dict.fromkeys((*STRUCTURE, *CHECKS), True)
     assert table_of(built).schema.metadata[SPACE_ID_KEY].decode() == made.space.id
     assert made.rows == 40
@@ -261,7 +257,7 @@ def text_of_first(home: Path) -> str:
 
 
 def test_rollback_goes_back_one_release_and_to_any_that_is_kept(three: Path) -> None:
-    folder = context_of(three, "p").folder
+    folder = run_of(three, "p").folder
     assert text_of_first(three) == "third text"
     before, now = rollback(folder, None)
     assert (before.number, now.number) == (3, 2)
@@ -277,7 +273,7 @@ def test_rollback_goes_back_one_release_and_to_any_that_is_kept(three: Path) -> 
 
 
 def test_a_run_without_changes_does_not_undo_a_rollback(three: Path) -> None:
-    rollback(context_of(three, "p").folder, 1)
+    rollback(run_of(three, "p").folder, 1)
     for _ in range(2):
         assert not report(run_steps(three, "p"), "release").changed
         assert live(three) == 1
@@ -291,16 +287,16 @@ def test_a_run_without_changes_does_not_undo_a_rollback(three: Path) -> None:
 def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_next_run(
     three: Path,
 ) -> None:
-    context = context_of(three, "p")
-    history, space = context.folder.history, context.spec.model.space
+    context = run_of(three, "p")
+    history, space = context.folder.history, context.model.space
     lines = history.read_text().splitlines()
-    assert current_release(context, space) is not None
+    assert ReleaseStep().current(context) is not None
     for torn in ("", lines[-1][:20]):  # by a power cut
         history.write_text("\n".join(lines[:-1]) + "\n" + torn)
-        assert current_release(context, space) is None
+        assert ReleaseStep().current(context) is None
         for _ in range(2):
             assert not report(run_steps(three, "p"), "release").changed
-        assert current_release(context, space) is not None
+        assert ReleaseStep().current(context) is not None
         now = history.read_text().splitlines()
         assert [json.loads(line)["release"] for line in now if line != torn] == [1, 2, 3]
 
@@ -310,7 +306,7 @@ def test_a_pipeline_without_a_release_says_what_to_do(home: Path) -> None:
     with pytest.raises(ReleaseError, match=r"has no release yet\. Run `embedding-pipelines run p`"):
         Searcher(Warehouse(home), "p")
     with pytest.raises(ReleaseError, match="has no release yet"):
-        rollback(context_of(home, "p").folder, None)
+        rollback(run_of(home, "p").folder, None)
 
 
 def test_kept_releases_stay_readable_and_the_others_go(home: Path) -> None:
@@ -320,7 +316,7 @@ def test_kept_releases_stay_readable_and_the_others_go(home: Path) -> None:
         run_steps(home, "p")
     assert numbers(home) == [5, 6, 7]
     for number, version in ((5, 4), (6, 5), (7, 6)):
-        rollback(context_of(home, "p").folder, number)
+        rollback(run_of(home, "p").folder, number)
         assert text_of_first(home) == f"version {version}"
         assert top(home, "p", "text number 7") == ["id-7"]
 
@@ -331,7 +327,7 @@ def test_a_begun_release_does_not_leave_its_tag_on_the_wrong_version(built: Path
     write_csv(built, "a.csv", rows(41))
     run_steps(built, "p")
     tags = table_of(built).tags.list()
-    assert tags["release-2"]["version"] == live_release(context_of(built, "p").folder).version
+    assert tags["release-2"]["version"] == live_release(run_of(built, "p").folder).version
 
 
 # --- a changed pipeline
@@ -347,7 +343,7 @@ CHANGES = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_a_changed_pipeline_makes_a_new_table_beside_the_old_one(built: Path, what: str) -> None:
     old_table, rows_before = (
-        live_release(context_of(built, "p").folder).table,
+        live_release(run_of(built, "p").folder).table,
         live_rows(built, "p"),
     )
     write_pipeline(built, "p", HASHING.replace(*CHANGES[what]))
@@ -356,9 +352,9 @@ def test_a_changed_pipeline_makes_a_new_table_beside_the_old_one(built: Path, wh
     assert top(built, "p", "text number 5") == ["id-5"]
     run_steps(built, "p")
     assert live(built) == 2
-    assert live_release(context_of(built, "p").folder).table != old_table
+    assert live_release(run_of(built, "p").folder).table != old_table
     assert top(built, "p", "text number 5") == ["id-5"]
-    rollback(context_of(built, "p").folder, 1)
+    rollback(run_of(built, "p").folder, 1)
     assert live_rows(built, "p") == rows_before
     assert top(built, "p", "text number 5") == ["id-5"]
     write_pipeline(built, "p", HASHING)
@@ -375,7 +371,7 @@ def test_a_table_that_no_release_needs_is_dropped(built: Path) -> None:
     for dimensions in (32, 48, 96):
         write_pipeline(built, "p", text % dimensions)
         run_steps(built, "p")
-    names = context_of(built, "p").spec.store.names(built / "data" / "warehouse" / "tables")
+    names = run_of(built, "p").spec.store.names(built / "data" / "warehouse" / "tables")
     assert sorted(name.rpartition("-")[0] for name in names) == ["other", "p", "p"]
     assert top(built, "other", "text number 5") == ["id-5"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import ReleaseError, SourceError, StoreError
-from embedding_pipelines.steps.release import read_releases, rollback
+from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
-    context_of,
     live_rows,
     report,
+    run_of,
     run_recorded,
     run_steps,
     top,
@@ -77,7 +77,7 @@ def test_what_is_switched_back_is_live_again(built: Path, before: str, after: st
     reports, texts = run_recorded(built, "p")
     assert texts == []
     assert report(reports, "release").changed
-    assert read_releases(context_of(built, "p").folder).live == 3
+    assert read_releases(run_of(built, "p").folder).live == 3
     assert_same_rows(live_rows(built, "p"), original)
     assert not report(run_steps(built, "p"), "release").changed
 
@@ -85,7 +85,7 @@ def test_what_is_switched_back_is_live_again(built: Path, before: str, after: st
 def test_a_changed_cleaning_of_queries_is_released_though_no_row_changed(built: Path) -> None:
     write_pipeline(built, "p", HASHING + "preprocessing: {clean: {whitespace: false}}\n")
     assert report(run_steps(built, "p"), "release").changed
-    releases = read_releases(context_of(built, "p").folder)
+    releases = read_releases(run_of(built, "p").folder)
     assert releases.get(releases.live).spec.preprocessing.clean.whitespace is False
 
 
@@ -108,7 +108,7 @@ def test_a_lost_partition_is_made_anew(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = context_of(built, "p").folder.folder / step
+    folder = run_of(built, "p").folder.folder / step
     (shard,) = folder.glob("b02-*.parquet")
     if damage == "shard":
         shard.unlink()
@@ -124,9 +124,9 @@ def test_a_lost_partition_is_made_anew(
     )
 
 
-@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "verified.json"])
+@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "checks.json"])
 def test_a_damaged_file_is_named_with_what_to_do(built: Path, name: str) -> None:
-    path = context_of(built, "p").folder.folder / name
+    path = run_of(built, "p").folder.folder / name
     path.write_text("{")
     with pytest.raises(StoreError, match=rf"{name} is damaged.*delete it and run"):
         run_steps(built, "p")
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_named_with_what_to_do(built: Path, name: str) -> None
 
 
 def test_a_release_whose_table_is_lost_is_dropped_and_not_gone_back_to(built: Path) -> None:
-    context = context_of(built, "p")
+    context = run_of(built, "p")
     (table,) = (built / "data" / "warehouse" / "tables").glob("*.lance")
     write_pipeline(built, "p", HASHING.replace("hashing}", "hashing, dimensions: 32}"))
     run_steps(built, "p")
@@ -155,7 +155,7 @@ def test_a_codec_fitted_anew_does_not_take_the_place_of_a_released_one(home: Pat
     write_pipeline(home, "p", PCA)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
-    context = context_of(home, "p")
+    context = run_of(home, "p")
     (codec,) = context.folder.codecs.glob("*.npz")
     kept = codec.read_bytes()
     codec.unlink()
@@ -175,7 +175,7 @@ def test_a_failed_run_leaves_the_rejected_table_that_is_in_force(home: Path) -> 
     write_pipeline(home, "p", HASHING.replace("id: id,", "id: id, max_rejected: 2,"))
     path = write_csv(home, "a.csv", [*ROWS, (1, "too", "many", "cells")])
     run_steps(home, "p")
-    folder = context_of(home, "p").folder
+    folder = run_of(home, "p").folder
     before = folder.rejected.read_bytes()
     path.write_bytes(path.read_bytes() + b'"2","x","y","z"\n' * 5)
     with pytest.raises(
@@ -195,7 +195,7 @@ def test_a_folder_that_holds_the_warehouse_is_read_without_it(home: Path) -> Non
 
 
 def test_what_another_version_laid_out_otherwise_is_made_anew(built: Path) -> None:
-    folder = context_of(built, "p").folder
+    folder = run_of(built, "p").folder
     before = live_rows(built, "p")
     for path in (folder.files, folder.table_state, folder.chunks.folder / "b01.json"):
         value = json.loads(path.read_text())

@@ -10,11 +10,11 @@ import pytest
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.plan import plan
 from embedding_pipelines.search import search
-from embedding_pipelines.steps.unchanged import _reports
+from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines_tests.chain import (
-    context_of,
     live_rows,
     report,
+    run_of,
     run_steps,
     top,
     write_csv,
@@ -44,7 +44,7 @@ def corpus(home: Path, rows: int = 200) -> None:
 def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     corpus(home)
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
-    first = report(run_steps(home, "p"), "model")
+    first = report(run_steps(home, "p"), "train")
     assert (first.changed, first.statistics["texts"], first.statistics["dimensions"]) == (
         True,
         200,
@@ -56,25 +56,27 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     before = live_rows(home, "p")
 
     write_csv(home, "b.csv", [("new", "dogs play", "t0"), ("alien", "xylophone zither", "t2")])
-    again = report(run_steps(home, "p"), "model")
+    again = report(run_steps(home, "p"), "train")
     assert (again.changed, again.statistics["revision"]) == (False, first.statistics["revision"])
     rows = live_rows(home, "p")
     assert rows.keys() == before.keys() | {"new#0"}
-    refused = pq.read_table(context_of(home, "p").folder.rejected_texts).to_pylist()
+    refused = pq.read_table(run_of(home, "p").folder.rejected_texts).to_pylist()
     assert [(row["chunk_id"], row["text"]) for row in refused] == [("alien#0", "xylophone zither")]
     assert "No word of it" in refused[0]["reason"]
     with pytest.raises(ConfigError, match="'zither' has no vector: No word of it"):
         search(home, "p", "zither")
-    assert all(made is not None and not made.changed for made in _reports(context_of(home, "p")))
+    run = run_of(home, "p")
+    reports = [step.whole(run) for step in steps_of(run.spec)]
+    assert all(made is not None and not made.changed for made in reports)
 
-    kept = context_of(home, "p").folder.model.parent / "vectors.bin"
+    kept = run_of(home, "p").folder.model.parent / "vectors.bin"
     kept.write_bytes(kept.read_bytes()[:100])
-    mended = report(run_steps(home, "p"), "model")
+    mended = report(run_steps(home, "p"), "train")
     assert mended.changed
     assert len(kept.read_bytes()) > 1_000
 
     write_pipeline(home, "p", PIPELINE.format(dimensions=32))
-    other = report(run_steps(home, "p"), "model")
+    other = report(run_steps(home, "p"), "train")
     assert (other.changed, other.statistics["dimensions"], other.statistics["texts"]) == (
         True,
         32,
@@ -87,11 +89,11 @@ def test_plan_learns_too_and_calls_nobody_refused_a_new_row(home: Path) -> None:
     corpus(home)
     write_csv(home, "b.csv", [("silent", "!!! ???", "t2")])
     write_pipeline(home, "p", PIPELINE.format(dimensions=24))
-    context = context_of(home, "p")
-    made = plan(context, context.spec.model)
+    context = run_of(home, "p")
+    made = plan(context)
     assert (made.rows_new, made.tokens > 0, made.usd) == (201, True, 0)
     run_steps(home, "p")
-    made = plan(context, context.spec.model)
+    made = plan(context)
     assert (made.rows_new, made.rows_unchanged, made.texts_to_embed) == (0, 200, 0)
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.files import write_json
 from embedding_pipelines.home import instance_folder
 from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.steps.release import rollback
-from embedding_pipelines.steps.unchanged import unchanged
-from embedding_pipelines.storage.warehouse import Warehouse, write_json
-from embedding_pipelines_tests.chain import context_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines.releases import rollback
+from embedding_pipelines.steps.chain import up_to_date
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.runs import run_whole
 
@@ -24,7 +25,7 @@ COMPRESSED = HASHING + "compression: [{kind: pca, dimensions: 16}]\n"
 
 
 def reports_of(home: Path) -> list[StepReport] | None:
-    return unchanged(home, context_of(home, "p").spec)
+    return up_to_date(run_of(home, "p"), instance_folder(home))
 
 
 @pytest.fixture

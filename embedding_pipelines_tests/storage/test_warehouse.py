@@ -10,13 +10,12 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.storage.warehouse import (
     ROW_GROUP_ROWS,
     Shards,
     Warehouse,
     file_digest,
-    read_json,
-    write_json,
     write_table,
 )
 

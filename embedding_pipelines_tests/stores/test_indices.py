@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import CodecChain, unit
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import queries as asked_with
 from embedding_pipelines.stores._lance_index import INDICES, MAX_SEGMENTS, MAX_SMALL_FILES
 from embedding_pipelines.stores.base import NUMBERS
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered, overlap
 from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fitted, indexed, recall
 

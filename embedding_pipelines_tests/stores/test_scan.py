@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embedding_pipelines.compression.base import unit
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import nearest, queries
 from embedding_pipelines.stores.lancedb import LanceTable
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fitted
 

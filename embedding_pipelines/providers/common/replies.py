@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import InvalidReply
-from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.providers.common.http import ServiceModel
+from embedding_pipelines.vectors import Vectors
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 # By element type, as requests name it. binary and ubinary are the same bits in two ways of writing

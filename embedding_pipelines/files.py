@@ -1,0 +1,102 @@
+"""The one place that writes, lists and deletes the files in which state is kept: a file is replaced
+as a whole or not at all."""
+
+import contextlib
+import glob
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from embedding_pipelines.errors import StoreError
+
+ABANDONED_SECONDS = 86_400  # since its last write; whoever wrote such a draft was killed
+
+
+@contextlib.contextmanager
+def draft_beside(path: Path) -> Iterator[Path]:
+    """The name of a draft in the folder of `path`, which is made; the draft is gone in the end
+    unless it was moved.
+
+    No two calls get the same name, so that writers need no lock. What a killed writer of the same
+    `path` left is removed a day later.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its writer, or another one, was quicker
+            if left.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                left.unlink()
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def move(draft: Path, path: Path) -> None:
+    """Put a draft in its place, in one rename; what was there is replaced."""
+    os.replace(draft, path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A draft to write, which takes the place of `path` once the body has ended well."""
+    with draft_beside(path) as draft:
+        yield draft
+        move(draft, path)
+
+
+def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:
+    """Replace a file in one rename; text is written as UTF-8.
+
+    `durable`: on the disk before it returns, so that a power cut does not lose it.
+    """
+    with replacing(path) as draft, draft.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def create_only(path: Path, data: bytes | str) -> bool:
+    """Write a file unless there is one; whether it was written. Of several writers one succeeds."""
+    if path.exists():
+        return False
+    with draft_beside(path) as draft, contextlib.suppress(FileExistsError):
+        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.link(draft, path)
+        return True
+    return False
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, None if there is no such file. Raises StoreError if it is
+    damaged."""
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(
+            f"{path} is damaged: {error}. Put back a copy of it, or delete it and run the pipeline; "
+            "vectors are not lost by that."
+        ) from error
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file in one rename."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match a glob pattern, sorted, without drafts; none if there
+    is no such folder."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def delete(path: Path) -> None:
+    """Delete a file; well if there is none."""
+    path.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""A step of the chain: whether it is up to date, and how it is brought up to date."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.pipeline import PipelineSpec
+
+
+class Step(ABC):
+    """One file of this folder each. `current` and `work` decide by the same code, so that a plan,
+    the status, a run without work and Dagster all say the same."""
+
+    name: ClassVar[str]
+    inputs: ClassVar[tuple[str, ...]] = ()  # names of the steps whose results it reads
+    partitioned: ClassVar[bool] = False
+    is_asset: ClassVar[bool] = True  # False: Dagster shows it as checks of its input
+    description: ClassVar[str]
+    sentence: ClassVar[str]  # what it did, in a line: a format string over its statistics
+    row_statistic: ClassVar[str | None] = None  # the statistic that counts its rows
+
+    def applies(self, spec: PipelineSpec) -> bool:
+        """Whether the pipeline has this step at all."""
+        return True
+
+    def kinds(self, spec: PipelineSpec) -> set[str]:
+        """Technologies that Dagster shows on the asset."""
+        return {"python"}
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema | None:
+        """The schema of what it writes, where it is known before it runs."""
+        return None
+
+    @abstractmethod
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        """The report of what is up to date, None if there is something to do. Writes nothing.
+
+        `partition` names one of a partitioned step.
+        """
+
+    @abstractmethod
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        """Bring it up to date; one report, or one per partition as each is committed.
+
+        `options` are the step's own, as Dagster's launchpad gives them. The pipeline's lock is
+        held.
+        """
+
+    def whole(self, run: Run) -> StepReport | None:
+        """As `current`, of all partitions together."""
+        if not self.partitioned:
+            return self.current(run)
+        reports = [self.current(run, partition) for partition in run.spec.partition_names]
+        done = [report for report in reports if report is not None]
+        return summed(self.name, done) if len(done) == len(reports) else None

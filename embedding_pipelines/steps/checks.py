@@ -1,0 +1,132 @@
+"""checks: what must hold of the newest table version, and what it is worth, before its release.
+
+A version that passed is not checked again until the table, `evaluation:` or one of its files
+changes; an inconclusive check is repeated by the next run.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.progress import StepReport
+from embedding_pipelines.quality.check import Check
+from embedding_pipelines.quality.checks import check_quality, enabled_checks
+from embedding_pipelines.quality.measure import Candidate
+from embedding_pipelines.quality.queries import evaluation_files
+from embedding_pipelines.quality.structure import check_structure
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.pipeline import fingerprint
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
+from embedding_pipelines.storage.warehouse import parsed
+
+
+@dataclass(frozen=True)
+class CheckRecord:
+    """The outcomes for one table version."""
+
+    table: str
+    version: int
+    inputs: str  # fingerprint of all that they depend on
+    metrics: dict[str, float]
+    checks: list[Check]
+
+    def is_of(self, state: TableState) -> bool:
+        return (self.table, self.version) == (state.table, state.version)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing has to be checked again."""
+        return all(check.conclusive and not check.blocks for check in self.checks)
+
+
+class Checks(Step):
+    name = "checks"
+    inputs = ("vector_store",)
+    is_asset = False
+    description = "Structure of the newest table version, and its quality in figures."
+    sentence = "{passed:,} of {checks:,} passed"
+
+    def current(self, run: Run, partition: str | None = None) -> StepReport | None:
+        record = current_checks(run)
+        return _report(record, changed=False) if record and record.is_settled else None
+
+    def work(
+        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
+    ) -> Iterator[StepReport]:
+        yield self.current(run) or _report(run_checks(run), changed=True)
+
+
+def run_checks(run: Run) -> CheckRecord:
+    """Check the newest version of the table and write the outcomes for `release`.
+
+    Raises ReleaseError if the table was not completely written with the present configuration.
+    """
+    codec, state = load_codec(run), table_state(run)
+    table, name = open_table(run, codec)
+    if state is None or (state.table, state.version) != (name, table.version):
+        raise ReleaseError(
+            f"Pipeline {run.spec.name!r}: the table was not completely written with the present "
+            f"configuration. Run `embedding-pipelines run {run.spec.name}`."
+        )
+    budget = BudgetTracker.of(run.spec.budget, run.spec.model)
+    candidate = Candidate(run, codec, table, name, state.version, state.trained_rows > 0, budget)
+    outcomes, metrics = check_structure(candidate), dict[str, float]()
+    failed = ", ".join(check.name for check in outcomes if not check.passed)
+    if failed:  # a broken table cannot be measured
+        reason = f"Not run, since {failed} failed."
+        outcomes += [Check(name, False, reason, effect="warn") for name in enabled_checks(run.spec)]
+    else:
+        quality, metrics = check_quality(candidate, state.rows)
+        outcomes += quality
+    record = CheckRecord(name, state.version, _inputs(run, state), metrics, outcomes)
+    write_json(run.folder.checks, asdict(record))
+    return record
+
+
+def read_checks(run: Run) -> CheckRecord | None:
+    """The outcomes of the last checks, whatever they were of; None if there are none."""
+    record = parsed(CheckRecord, read_json(run.folder.checks))
+    if record is None:
+        return None
+    checks = [Check(**check) for check in record.checks]  # type: ignore[arg-type]
+    return CheckRecord(record.table, record.version, record.inputs, record.metrics, checks)
+
+
+def current_checks(run: Run) -> CheckRecord | None:
+    """The outcomes for the table as it is and all that they depend on; None if there are none."""
+    record, state = read_checks(run), table_state(run)
+    if record is None or state is None or not record.is_of(state):
+        return None
+    return record if record.inputs == _inputs(run, state) else None
+
+
+def _inputs(run: Run, state: TableState) -> str:
+    files = []
+    for path in evaluation_files(run):
+        stat = _stat(path)
+        files += [f"{path} {stat.st_size} {stat.st_mtime_ns}"] if stat else []
+    partitions = json.dumps(state.partitions, sort_keys=True)
+    spec = run.spec
+    options = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
+    return fingerprint(partitions, *options, str(spec.seed), str(spec.budget), *files)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _report(record: CheckRecord, changed: bool) -> StepReport:
+    passed = sum(check.passed for check in record.checks)
+    statistics = {"checks": len(record.checks), "passed": passed, **record.metrics}
+    return StepReport(Checks.name, changed, statistics)

@@ -1,0 +1,77 @@
+"""Arithmetic that every part needs on a matrix of vectors: unit length, cosines, and the way to and
+from a column of Arrow."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.float32]
+
+SMALLEST = 1e-30  # a sum of squares that float32 still holds to its last digit
+
+
+def unit(vectors: NDArray[Any]) -> NDArray[Any]:
+    """The rows of [n, d] at length 1, however long or short they are; each is scaled by itself.
+
+    A zero row stays zero, a row with NaN or infinity becomes NaN. float64 stays float64, float32
+    and smaller numbers give float32.
+    """
+    rows = np.asarray(vectors, np.result_type(vectors, np.float32))
+    with np.errstate(all="ignore"):
+        squares = np.einsum("ij,ij->i", rows, rows)
+        units: NDArray[Any] = rows / np.sqrt(squares)[:, None]
+        extreme = np.flatnonzero(~((squares > SMALLEST) & (squares < np.inf)))
+        if extreme.size:  # divided by their greatest number first, so that squares are numbers
+            greatest = np.abs(rows[extreme]).max(axis=1, keepdims=True, initial=0)
+            scaled = rows[extreme] / np.where(greatest == 0, 1, greatest)
+            lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
+            units[extreme] = scaled / np.where(lengths == 0, 1, lengths)
+    return units
+
+
+def cosine(left: NDArray[Any], right: NDArray[Any], both_zero: float = 0) -> NDArray[Any]:
+    """Cosine [n] of each row of [n, d] with the same row of the other, in [-1, 1].
+
+    0 where one of the two is a zero row, `both_zero` where both are; NaN where one holds NaN or
+    infinity.
+    """
+    cosines: NDArray[Any] = np.clip(np.einsum("ij,ij->i", unit(left), unit(right)), -1, 1)
+    cosines[~left.any(axis=1) & ~right.any(axis=1)] = both_zero
+    return cosines
+
+
+def to_matrix(column: pa.FixedSizeListArray | pa.ChunkedArray) -> NDArray[Any]:
+    """A column of fixed_size_list<number>[d] as [n, d], read-only and without a copy; a column of
+    several chunks is copied.
+
+    Raises ValueError if a row is null: drop these first, so that rows and ids stay side by side.
+    """
+    if column.null_count:
+        raise ValueError(f"{column.null_count} of {len(column)} vectors are null: drop them first.")
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    values: NDArray[Any] = column.flatten().to_numpy()
+    matrix: NDArray[Any] = values.reshape(len(column), column.type.list_size)
+    return matrix
+
+
+def to_column(
+    matrix: NDArray[Any],
+    type: pa.FixedSizeListType | None = None,
+    nulls: NDArray[np.bool_] | None = None,
+) -> pa.FixedSizeListArray:
+    """[n, d] as a column of `type`, by default of the matrix's own numbers; null where `nulls` [n]
+    is true.
+
+    Nothing is copied unless the numbers have to be converted. Raises ValueError if `type` has
+    another width.
+    """
+    type = type or pa.list_(pa.from_numpy_dtype(matrix.dtype), matrix.shape[1])
+    if matrix.shape[1] != type.list_size:
+        raise ValueError(f"Vectors of {matrix.shape[1]} numbers do not fit a column of {type}.")
+    number = type.value_type
+    values = pa.array(matrix.astype(number.to_pandas_dtype(), copy=False).ravel(), number)
+    mask = None if nulls is None or not nulls.any() else pa.array(nulls)
+    return pa.FixedSizeListArray.from_arrays(values, type=type, mask=mask)

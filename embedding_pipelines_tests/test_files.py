@@ -1,0 +1,184 @@
+"""A file is replaced as a whole or not at all: whoever is killed, fails or writes beside."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import (
+    ABANDONED_SECONDS,
+    create_only,
+    delete,
+    draft_beside,
+    list_files,
+    move,
+    read_json,
+    replacing,
+    write_atomic,
+    write_json,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+NO_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]))
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+from embedding_pipelines.files import replacing
+
+with replacing(Path(sys.argv[1])) as draft, draft.open("wb") as file:
+    file.write(b"half of the new")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@settings(deadline=None)
+@given(st.binary() | NO_SURROGATES, st.booleans())
+def test_what_is_written_is_read_byte_by_byte(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes | str, durable: bool
+) -> None:
+    path = tmp_path_factory.mktemp("files") / "deep" / "state"
+    write_atomic(path, b"old")
+    write_atomic(path, data, durable)
+    assert path.read_bytes() == (data.encode() if isinstance(data, str) else data)
+    assert names(path.parent) == ["state"]
+
+
+@settings(deadline=None)
+@given(st.dictionaries(NO_SURROGATES, JSON))
+def test_json_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]
+) -> None:
+    path = tmp_path_factory.mktemp("files") / "state.json"
+    try:
+        write_json(path, value)
+    except UnicodeEncodeError:  # half a character, which no file in UTF-8 can hold
+        assert names(path.parent) == []
+    else:
+        assert read_json(path) == value
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "state[1].json"  # brackets mean something to a glob
+    write_atomic(path, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    (left,) = (name for name in names(tmp_path) if name != path.name)
+    assert (tmp_path / left).read_bytes() == b"half of the new"
+    assert list_files(tmp_path, "*") == [path]
+
+    write_atomic(path, "new")  # its writer might still be at work
+    assert names(tmp_path) == sorted([left, path.name])
+    long_ago = time.time() - ABANDONED_SECONDS - 60
+    os.utime(tmp_path / left, (long_ago, long_ago))
+    write_atomic(path, "newer")
+    assert names(tmp_path) == [path.name]
+    assert path.read_text() == "newer"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_atomic(path, "old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_atomic(path, b"new" * 4_096)
+        with pytest.raises(OSError, match="too large"):
+            create_only(tmp_path / "other", b"new" * 4_096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["state"]
+
+
+def test_a_body_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_atomic(path, "old")
+
+    def interrupted() -> None:
+        with replacing(path) as draft:
+            draft.write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["state"]
+
+
+def test_writers_side_by_side_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    contents = [f"{number}" * 20_000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomic(path, content), contents * 10))
+    assert path.read_text() in contents
+    assert names(tmp_path) == ["state"]
+
+
+def test_a_draft_gets_the_name_that_its_content_says(tmp_path: Path) -> None:
+    with draft_beside(tmp_path / "b00") as draft:
+        assert (draft.parent, draft.exists()) == (tmp_path, False)
+        draft.write_text("rows")
+        move(draft, tmp_path / "b00-1234.parquet")
+    assert names(tmp_path) == ["b00-1234.parquet"]
+
+
+def test_a_file_is_created_once_and_never_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "state"
+    assert create_only(path, "first")
+    assert not create_only(path, b"second")
+    assert path.read_text() == "first"
+    assert names(path.parent) == ["state"]
+
+
+def test_of_many_that_create_a_file_one_does(tmp_path: Path) -> None:
+    for turn in range(20):
+        path = tmp_path / f"{turn}"
+        with ThreadPoolExecutor(8) as pool:
+            created = list(pool.map(lambda who, path=path: create_only(path, f"{who}"), range(8)))
+        assert path.read_text() == f"{created.index(True)}"
+        assert created.count(True) == 1
+    assert len(names(tmp_path)) == 20
+
+
+def test_damaged_json_is_named_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    assert read_json(path) is None
+    for content in (b'{"half": ', b"\xff\xfe", b""):
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match=r"state\.json is damaged: .*delete it and run"):
+            read_json(path)
+
+
+def test_files_are_listed_in_order_without_drafts_and_deleted(tmp_path: Path) -> None:
+    assert list_files(tmp_path / "nowhere", "*.json") == []
+    for name in ("b.json", "a.json", "c.txt"):
+        write_atomic(tmp_path / name, name)
+    with draft_beside(tmp_path / "d.json") as draft:
+        draft.write_text("draft")
+        assert [path.name for path in list_files(tmp_path, "*")] == ["a.json", "b.json", "c.txt"]
+    assert [path.name for path in list_files(tmp_path, "*.json")] == ["a.json", "b.json"]
+    delete(tmp_path / "a.json")
+    delete(tmp_path / "a.json")
+    assert names(tmp_path) == ["b.json", "c.txt"]
