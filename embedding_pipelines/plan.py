@@ -14,7 +14,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from embedding_pipelines.embedding.batch_jobs import Batches
+from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import Lookup, look_up
 from embedding_pipelines.embedding.packing import pack
@@ -182,11 +182,10 @@ def _misses(batches: Iterable[pa.RecordBatch]) -> Iterator[Lookup]:
 
 def _in_batch_jobs(run: Run) -> tuple[set[bytes], set[bytes]]:
     """Keys of the texts in running batch jobs, and of those that a job has rejected."""
-    service = run.model.batch_service
-    if not run.spec.model.uses_batch_jobs or service is None:
+    if not run.spec.model.uses_batch_jobs:
         return set(), set()
-    jobs = Batches(run.warehouse.batches, run.model, service, run.cache, "document")
-    return jobs.pending(), jobs.refused
+    jobs = BatchJobs(run.warehouse.batches, run.model, run.cache, "document")
+    return jobs.pending_keys(), jobs.rejected
 
 
 def _seconds(run: Run, result: Plan) -> float | None:

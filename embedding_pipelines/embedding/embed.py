@@ -78,7 +78,7 @@ def embed(
     """
     source = iter(batches)
     stream = _Stream(model, cache, input_type, budget or BudgetTracker(), limits, attempts)
-    with stream.closing(unfinished or Usage()):
+    with cache, stream.closing(unfinished or Usage()):
         rows: pa.RecordBatch | None = None
         while True:
             while stream.has_room and (rows := next(source, None)) is not None:

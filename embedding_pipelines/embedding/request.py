@@ -5,13 +5,14 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from platformdirs import user_state_path
 
 from embedding_pipelines.embedding.budget import Usage
-from embedding_pipelines.embedding.limiter import Cancelled, Limiter
+from embedding_pipelines.embedding.limiter import LONGEST_PAUSE_SECONDS, Cancelled, Limiter
 from embedding_pipelines.errors import (
     BadInput,
     Busy,
@@ -21,6 +22,9 @@ from embedding_pipelines.errors import (
     Unreachable,
 )
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between attempts, doubled each time
 BUSY_SECONDS = 900.0  # of nothing but refusals to one request, until it fails
@@ -93,20 +97,10 @@ class Sender:
         """
         if self.model.rate_limit is None:
             return self._call(request)
-        from tenacity import (
-            Retrying,
-            retry_if_exception_type,
-            stop_after_attempt,
-            wait_random_exponential,
+        attempts = retrying(
+            request.attempts, Unreachable, sleep=lambda seconds: self._sleep(seconds, request)
         )
-
-        return Retrying(
-            retry=retry_if_exception_type(Unreachable),
-            stop=stop_after_attempt(request.attempts),
-            wait=wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS),
-            sleep=lambda seconds: self._sleep(seconds, request),
-            reraise=True,
-        )(self._call_when_allowed, request)
+        return attempts(self._call_when_allowed, request)
 
     @functools.cached_property
     def _limiter(self) -> Limiter:
@@ -171,3 +165,28 @@ class Sender:
         if self._cancelled.wait(seconds):
             raise Cancelled
         request.usage.wait_seconds += seconds
+
+
+def retrying(
+    attempts: int, *faults: type[ProviderError], sleep: Callable[[float], None] = time.sleep
+) -> "Retrying":
+    """Repeats what fails with one of `faults`, and raises the last. It waits longer each time, or
+    as long as a busy service asks."""
+    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+
+    return Retrying(
+        retry=retry_if_exception_type(faults),
+        stop=stop_after_attempt(attempts),
+        wait=_pause,
+        sleep=sleep,
+        reraise=True,
+    )
+
+
+def _pause(state: "RetryCallState") -> float:
+    from tenacity import wait_random_exponential
+
+    fault = state.outcome.exception() if state.outcome else None
+    if isinstance(fault, Busy) and fault.retry_after_seconds is not None:
+        return min(fault.retry_after_seconds, LONGEST_PAUSE_SECONDS)
+    return wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)(state)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbeddedBatch
-from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
+from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
@@ -59,7 +59,7 @@ class Embeddings(Step):
         """While one partition is written, the next ones are being embedded.
 
         Raises ProviderError if the model fails, BudgetError if the pipeline's budget is exhausted,
-        NotYet while a batch job is running; what was embedded until then is in the cache, and its
+        BatchPending while a batch job is running; what was embedded until then is in the cache, and its
         cost is on record.
         """
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
@@ -106,16 +106,14 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
     was collected.
 
     `partitions` are the stale ones; `is_whole`: they are all that the pipeline needs. A text that
-    a batch job rejected is left for a direct request, which says why. Raises NotYet while a text
-    of these partitions is in a batch job.
+    a batch job rejected is left for a direct request, which says why. Raises BatchPending while a
+    text of these partitions is in a batch job.
     """
     model, budget = run.model, BudgetTracker.of(run.spec.budget, run.spec.model, batch_jobs=True)
-    service = model.batch_service
-    assert service is not None
     with run.warehouse.batches_lock():
-        jobs = Batches(run.warehouse.batches, model, service, run.cache, "document")
+        jobs = BatchJobs(run.warehouse.batches, model, run.cache, "document")
         _collect(run, jobs)
-        pending, needed = jobs.pending(), set[bytes]()
+        pending, needed = jobs.pending_keys(), set[bytes]()
         awaited = _awaited(run)
 
         def misses() -> Iterator[tuple[bytes, str, int]]:
@@ -124,29 +122,29 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
             for texts in look_up(chunks, model.space, "document", run.cache):
                 needed.update(texts.misses)
                 for key, (text, tokens) in texts.misses.items():
-                    if key not in pending and key not in jobs.refused:
+                    if key not in pending and key not in jobs.rejected:
                         yield key, text, tokens
 
         try:
             jobs.submit(misses(), budget, lambda tag: _await(run, _awaited(run) | {tag}))
         finally:  # what was handed over has to be collected, however this ended
-            running = {job.tag: set(map(bytes.fromhex, job.keys)) for job in jobs.on_record()}
+            running = {job.tag: set(map(bytes.fromhex, job.keys)) for job in jobs.jobs()}
             mine = {tag for tag, keys in running.items() if not needed.isdisjoint(keys)}
             # Partitions that are not in this run may wait for other jobs.
             _await(run, mine | (awaited & running.keys() if is_whole else awaited))
         if mine:
-            raise NotYet(str(jobs.waiting()))
-    return jobs.tokens
+            raise BatchPending(str(jobs.running()))
+    return jobs.billed_tokens
 
 
-def _collect(run: Run, jobs: Batches) -> None:
+def _collect(run: Run, jobs: BatchJobs) -> None:
     """Put finished vectors into the cache, and their cost on record, even if some jobs failed."""
     try:
         jobs.collect()
     finally:
-        run.add_usage(billed_tokens=jobs.tokens, price=run.spec.model.batch_price)
-    if jobs.tokens:
-        run.progress.note(f"Collected from batch jobs: {jobs.tokens:,} tokens.")
+        run.add_usage(billed_tokens=jobs.billed_tokens, price=run.spec.model.batch_price)
+    if jobs.billed_tokens:
+        run.progress.note(f"Collected from batch jobs: {jobs.billed_tokens:,} tokens.")
 
 
 def _awaited(run: Run) -> set[str]:

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedding_pipelines.embedding import batch_jobs as batches_module
-from embedding_pipelines.embedding.batch_jobs import Batches, NotYet
+from embedding_pipelines.embedding import request as request_module
+from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.embedding.request import TRIES
+from embedding_pipelines.embedding.request import ATTEMPTS
 from embedding_pipelines.errors import BudgetError, ProviderError, StoreError
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import StepReport
@@ -27,7 +27,7 @@ from embedding_pipelines.providers import _openai_batch
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import Budget
-from embedding_pipelines.steps.documents import write_documents
+from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines_tests.chain import (
     live_rows,
     run_of,
@@ -49,7 +49,7 @@ ODD = "animal number 3 of the zoo"
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_KEY", KEY)
-    monkeypatch.setattr(batches_module, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(request_module, "FIRST_WAIT_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -85,14 +85,15 @@ def embedded(
 ) -> list[StepReport]:
     """A run up to the embeddings, of some partitions or all, with all objects new, as another
     process has them."""
-    context = run_of(home, name)
-    provider = context.spec.model
-    write_documents(context)
-    for partition in context.spec.partition_names:
-        write_chunks(context, partition, provider)
-    with EmbeddingCache(context.warehouse.cache) as cache:
-        names = context.spec.partition_names if partitions is None else partitions
-        return list(write_embeddings(context, names, provider, cache, lambda tokens: None))
+    with run_of(home, name) as run:
+        every = run.spec.partition_names
+        for step, names in (
+            ("documents", every),
+            ("chunks", every),
+            ("embeddings", every if partitions is None else partitions),
+        ):
+            reports = list(step_named(step).work(run, names))
+        return reports
 
 
 def batches_of(texts: int, zoo: Path) -> None:
@@ -103,7 +104,7 @@ def batches_of(texts: int, zoo: Path) -> None:
 
 def waits(home: Path, name: str = "zoo") -> str:
     """What a run says that has to wait."""
-    with pytest.raises(NotYet) as caught:
+    with pytest.raises(BatchPending) as caught:
         embedded(home, name)
     return str(caught.value)
 
@@ -155,19 +156,16 @@ def rejected(home: Path) -> dict[str, str]:
     )
 
 
-def opened(home: Path, cache: EmbeddingCache, **options: Any) -> Batches:
-    context = run_of(home, "zoo")
-    provider = context.spec.model
-    return Batches(
-        context.warehouse.batches, provider, provider.batches(), cache, "document", **options
-    )
+def opened(home: Path, cache: EmbeddingCache, **options: Any) -> BatchJobs:
+    run = run_of(home, "zoo")
+    return BatchJobs(run.warehouse.batches, run.model, cache, "document", **options)
 
 
 def test_texts_are_submitted_once_awaited_collected_and_released(
     zoo: Path, server: BatchServer
 ) -> None:
     said = waits(zoo)
-    assert said.startswith("12 texts are with the service in 1 batches since 20")
+    assert said.startswith("12 texts are in 1 batch job since 20")
     assert "0 of them done" in said
     assert waits(zoo) == said
     assert (server.asked["upload"], server.asked["create"], server.asked["embed"]) == (1, 1, 0)
@@ -210,7 +208,7 @@ def test_only_new_texts_are_submitted_when_files_change(zoo: Path, server: Batch
     assert waits(zoo).startswith("1 texts are")
     assert len(live_rows(zoo, "zoo")) == 12
     write_csv(zoo, "zoo_last.csv", [("b2", "another new animal", "zoo")])
-    assert waits(zoo).startswith("2 texts are with the service in 2 batches")
+    assert waits(zoo).startswith("2 texts are in 2 batch jobs")
     server.finish_all()
     run_steps(zoo, "zoo")
     assert len(live_rows(zoo, "zoo")) == 14
@@ -220,11 +218,11 @@ def test_only_new_texts_are_submitted_when_files_change(zoo: Path, server: Batch
 RUN = """
 from pathlib import Path
 import os
-from embedding_pipelines.embedding.batch_jobs import NotYet
+from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines_tests.embedding.test_batch_jobs import embedded
 try:
     print(len(embedded(Path(os.environ["EMBEDDING_PIPELINES_HOME"]))))
-except NotYet as waiting:
+except BatchPending as waiting:
     print(waiting)
 """
 
@@ -237,8 +235,8 @@ def elsewhere() -> str:
 
 
 def test_another_process_collects_what_one_submitted(zoo: Path, server: BatchServer) -> None:
-    assert elsewhere().startswith("12 texts are with the service")
-    assert elsewhere().startswith("12 texts are with the service")
+    assert elsewhere().startswith("12 texts are in 1 batch job")
+    assert elsewhere().startswith("12 texts are in 1 batch job")
     server.finish_all()
     assert elsewhere() == "2"
     check_vectors(zoo, server)
@@ -432,7 +430,7 @@ def test_a_batch_that_failed_as_a_whole_is_an_error_in_the_services_words_and_th
     assert len(records(zoo)) == 1  # of the third: the second was collected all the same
     with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
         assert len(cache) == len(server.batches[second].texts())
-    assert waits(zoo).startswith("7 texts are with the service in 2 batches")
+    assert waits(zoo).startswith("7 texts are in 2 batch jobs")
     assert third in {record["id"] for record in records(zoo)}
     server.finish_all()
     embedded(zoo)
@@ -444,10 +442,10 @@ def test_more_texts_than_a_batch_holds_become_several(
     zoo: Path, server: BatchServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches_of(5, zoo)
-    assert waits(zoo).startswith("12 texts are with the service in 3 batches")
+    assert waits(zoo).startswith("12 texts are in 3 batch jobs")
     assert sorted(len(batch.lines) for batch in server.batches.values()) == [2, 5, 5]
     server.finish(server.out[1])
-    assert waits(zoo).startswith("7 texts are with the service in 2 batches")
+    assert waits(zoo).startswith("7 texts are in 2 batch jobs")
     server.finish_all()
     embedded(zoo)
     check_vectors(zoo, server)
@@ -473,7 +471,7 @@ def test_two_pipelines_of_one_model_share_what_is_with_the_service(
     pipeline(zoo, server, "park")
     write_csv(zoo, "park.csv", [*ANIMALS, ("p1", "a bench in the park", "park")])
     waits(zoo)
-    assert waits(zoo, "park").startswith("13 texts are with the service in 2 batches")
+    assert waits(zoo, "park").startswith("13 texts are in 2 batch jobs")
     assert set(server.submitted().values()) == {1}
     server.finish(server.out[0])
     assert waits(zoo, "park").startswith("1 texts are")
@@ -502,7 +500,7 @@ def test_the_same_model_at_another_address_has_batches_of_its_own(
     waits(zoo)
     with serve_batches(DIMENSIONS) as other:
         pipeline(zoo, other, "zoo")
-        assert waits(zoo).startswith("12 texts are with the service in 1 batches")
+        assert waits(zoo).startswith("12 texts are in 1 batch job")
         assert (len(server.batches), len(other.batches)) == (1, 1)
         assert server.asked["retrieve"] == 1
         assert other.asked["retrieve"] == 1
@@ -511,14 +509,14 @@ def test_the_same_model_at_another_address_has_batches_of_its_own(
 def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submitted(
     zoo: Path, server: BatchServer
 ) -> None:
-    tokens = plan(run_of(zoo, "zoo"), run_of(zoo, "zoo").spec.model).tokens
+    tokens = plan(run_of(zoo, "zoo")).tokens
     each = tokens // 12
     pipeline(zoo, server, more=f"budget: {{tokens: {5 * each + each // 2}}}\n")
     for submitted in (5, 10):
         with pytest.raises(BudgetError, match="What was paid for is kept"):
             embedded(zoo)
         assert sum(server.submitted().values()) == submitted
-    assert waits(zoo).startswith("12 texts are with the service in 3 batches")
+    assert waits(zoo).startswith("12 texts are in 3 batch jobs")
     assert set(server.submitted()) == TEXTS
     assert set(server.submitted().values()) == {1}
     server.finish_all()
@@ -530,7 +528,7 @@ def test_a_budget_ends_before_the_text_that_goes_beyond_and_keeps_what_was_submi
 def test_what_was_submitted_before_a_budget_or_a_failure_ended_the_run_is_noted_for_the_sensor(
     zoo: Path, server: BatchServer
 ) -> None:
-    tokens = plan(run_of(zoo, "zoo"), run_of(zoo, "zoo").spec.model).tokens
+    tokens = plan(run_of(zoo, "zoo")).tokens
     pipeline(zoo, server, more=f"budget: {{tokens: {tokens // 2}}}\n")
     with pytest.raises(BudgetError):
         embedded(zoo)
@@ -590,7 +588,7 @@ def test_a_run_of_some_partitions_forgets_nothing_that_the_others_wait_for(
     assert of_first is not None
     theirs = set(of_first["text"].to_pylist())
     assert 0 < len(theirs) < 12
-    with pytest.raises(NotYet):
+    with pytest.raises(BatchPending):
         embedded(zoo, partitions=[first])
     assert noted(zoo) == everything
     for name in server.out:
@@ -679,7 +677,7 @@ def test_what_was_collected_is_on_record_though_another_batch_has_failed(
     with pytest.raises(ProviderError, match="Enqueued token limit"):
         embedded(zoo)
     (tokens,) = billed(server)
-    assert spent(run_of(zoo, "zoo"))["usd"] == pytest.approx(tokens * LATER / 1e6, abs=1e-8)
+    assert run_of(zoo, "zoo").usage()["usd"] == pytest.approx(tokens * LATER / 1e6, abs=1e-8)
 
 
 def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the_full_one(
@@ -706,7 +704,7 @@ def test_a_plan_reckons_batches_at_their_price_and_what_is_asked_directly_at_the
 def test_a_budget_in_dollars_holds_twice_as_much_in_batches() -> None:
     provider, budget = Openai(model=KNOWN, mode="batch"), Budget(usd=0.01)
     assert BudgetTracker.of(budget, provider).limit == pytest.approx(0.01 / DIRECT * 1e6)
-    assert BudgetTracker.of(budget, provider, in_batches=True).limit == pytest.approx(
+    assert BudgetTracker.of(budget, provider, batch_jobs=True).limit == pytest.approx(
         0.01 / LATER * 1e6
     )
 
@@ -773,13 +771,13 @@ def test_a_service_that_keeps_failing_is_an_error_and_the_next_run_goes_on(
         waits(zoo)
         server.finish_all()
     before = server.asked[step]
-    server.faults[step].extend([Fault("status", 500)] * TRIES)
+    server.faults[step].extend([Fault("status", 500)] * ATTEMPTS)
     with pytest.raises(
         ProviderError,
         match=r"answered 500: The server had an error.*stays on record: run again later",
     ):
         embedded(zoo)
-    assert server.asked[step] == before + TRIES
+    assert server.asked[step] == before + ATTEMPTS
     if step in ("upload", "create"):
         waits(zoo)
         server.finish_all()
@@ -793,7 +791,7 @@ def test_a_batch_whose_making_was_never_answered_is_adopted_by_the_next_run(
     zoo: Path, server: BatchServer
 ) -> None:
     server.faults["create"].append(Fault("deaf"))
-    server.faults["list"].extend([Fault("status", 500)] * TRIES)
+    server.faults["list"].extend([Fault("status", 500)] * ATTEMPTS)
     with pytest.raises(ProviderError, match="stays on record"):
         embedded(zoo)
     assert records(zoo)[0]["id"] is None
@@ -901,21 +899,21 @@ def test_what_has_ended_is_named_alike_until_something_new_has(
 ) -> None:
     waits(zoo)
     with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
-        assert opened(zoo, cache).ended() == []
+        assert opened(zoo, cache).finished() == []
         server.finish_all()
-        (tag,) = opened(zoo, cache).ended()
+        (tag,) = opened(zoo, cache).finished()
         assert tag == records(zoo)[0]["tag"]
-        assert opened(zoo, cache).ended() == [tag]
+        assert opened(zoo, cache).finished() == [tag]
 
 
 def test_a_submission_that_fails_again_is_no_news(zoo: Path, server: BatchServer) -> None:
     names = []
     for _ in range(2):
-        server.faults["create"].extend([Fault("status", 500)] * TRIES)
+        server.faults["create"].extend([Fault("status", 500)] * ATTEMPTS)
         with pytest.raises(ProviderError):
             embedded(zoo)
         with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
-            names += opened(zoo, cache).ended()
+            names += opened(zoo, cache).finished()
     assert len(names) == 2
     assert len(set(names)) == 1
 
@@ -929,14 +927,14 @@ def test_one_try_is_one_request(zoo: Path, server: BatchServer) -> None:
         EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache,
         pytest.raises(ProviderError),
     ):
-        opened(zoo, cache, tries=1).ended()
+        opened(zoo, cache, attempts=1).finished()
     assert server.asked["retrieve"] == before + 1
     assert time.monotonic() - started < 5
 
 
 def test_a_real_batch_holds_what_the_guide_says() -> None:
-    provider = Openai(model="my-model", dimensions=8, base_url="http://127.0.0.1:9/v1")
-    service = provider.batches()
+    options = Openai(model="my-model", dimensions=8, base_url="http://127.0.0.1:9/v1")
+    service = options.open(Path()).batch_service
     assert service.max_texts == 50_000
     assert 150_000_000 < service.max_bytes < 200_000_000
 
@@ -945,10 +943,10 @@ def test_tokens_are_learnt_from_the_bill(zoo: Path, server: BatchServer) -> None
     waits(zoo)
     server.finish_all()
     with EmbeddingCache(run_of(zoo, "zoo").warehouse.cache) as cache:
-        batches = opened(zoo, cache)
-        batches.collect()
-        assert batches.tokens == 12 * 6
-        assert batches.waiting() is None
-        assert batches.pending() == set()
-        batches.submit([], BudgetTracker(Budget(tokens=0)))
+        jobs = opened(zoo, cache)
+        jobs.collect()
+        assert jobs.billed_tokens == 12 * 6
+        assert jobs.running() is None
+        assert jobs.pending_keys() == set()
+        jobs.submit([], BudgetTracker(Budget(tokens=0)))
     assert server.asked["create"] == 1

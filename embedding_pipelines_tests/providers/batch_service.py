@@ -92,7 +92,6 @@ class BatchServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, Stored] = {}
         self._number, self.lock = 0, threading.Lock()
-        self._hashing = Hashing(dimensions=dimensions).open(Path())
         self.models = ExitStack()
 
     def open(self, options: ProviderOptions) -> Any:
@@ -149,7 +148,7 @@ class BatchServer(ThreadingHTTPServer):
 
     def vector(self, text: str) -> Any:
         """float32[dimensions], unit length; near texts get near vectors."""
-        return self._hashing.embed([text], "document").vectors[0]
+        return Hashing(dimensions=self.dimensions).open(Path()).embed([text], "document").vectors[0]
 
     def submitted(self) -> Counter[str]:
         """How often each text is in a batch."""
