@@ -17,7 +17,6 @@ from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.embedding.service import DIALECT, little
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 from embedding_pipelines_tests.recording import Recording
