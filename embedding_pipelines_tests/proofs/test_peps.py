@@ -41,7 +41,7 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
 
     covered = dict.fromkeys(documents, 0)  # how far a document's chunks have come
     for partition in context.spec.partition_names:
-        write_chunks(context, partition, provider)
+        list(Chunks().work(context, [partition]))
         for batch in context.folder.chunks.read(partition):
             rows = batch.to_pylist()
             counts = [
