@@ -1,7 +1,6 @@
 """Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the model is
 sent."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,46 +8,17 @@ from typing import Any
 import numpy as np
 
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
+from embedding_pipelines.providers.base import EmbeddingModel
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.check import Check
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.space import Space
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, run_checks
 from embedding_pipelines.storage.warehouse import Warehouse
-
-
-class Recording(EmbeddingModel):
-    """Another model, with every text that it was sent to embed."""
-
-    def __init__(self, inner: EmbeddingModel, request_texts: int | None = None) -> None:
-        """`request_texts`: smaller requests than the model's own."""
-        super().__init__(inner.options)
-        self.inner, self._request_texts = inner, request_texts
-        self.texts: list[str] = []
-        self.calls: list[list[str]] = []
-
-    @property
-    def space(self) -> Space:
-        return self.inner.space
-
-    @property
-    def limits(self) -> Limits:
-        own = self.inner.limits
-        return dataclasses.replace(own, request_texts=self._request_texts or own.request_texts)
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.inner.tokenizer
-
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        self.calls.append(list(inputs))
-        self.texts.extend(inputs)
-        return self.inner.embed(inputs, input_type)
+from embedding_pipelines_tests.recording import Recording
 
 
 def hashing(**options: Any) -> EmbeddingModel:
