@@ -23,7 +23,7 @@ from embedding_pipelines.diff.queries import Question, compare_answers
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
-from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.providers.base import InputType, Response
 from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import VECTOR

@@ -10,7 +10,7 @@ import pytest
 from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.metrics.neighbours import Neighbours, recall
 from embedding_pipelines.optimize import optimizer as tune_step
-from embedding_pipelines.optimize.optimizer import Tuned, Wish, tune
+from embedding_pipelines.optimize.optimizer import Tuned, Wish, refit, tune
 from embedding_pipelines.optimize.trial import Corpus
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.edit import edited
