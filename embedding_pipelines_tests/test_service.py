@@ -16,29 +16,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
-from embedding_pipelines.embedding.cache import EmbeddingCache as VectorCache
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.metrics.similarity import cosine_similarity
-from embedding_pipelines.providers import _tiktoken, ollama
+from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers.common.prompts import SENTENCE
+from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.providers import test_cohere, test_ollama, test_tiktoken
 from embedding_pipelines_tests.providers.service import KEY
 from embedding_pipelines_tests.providers.test_openai import answer, dialect
-from embedding_pipelines_tests.providers.wire import Body, Fault, WireServer, serve
+from embedding_pipelines_tests.providers.wire import Body, Fault, Vectors, WireServer, serve
 
 TEXTS = ["a red fox", "a red dog", "the court dismissed the appeal"]
 LOCAL = EmbeddingConfig(provider="hashing")
+HASHING_MODEL = Hashing().open(Path())
 
 machine = test_tiktoken.machine
 
@@ -48,7 +47,6 @@ def _offline(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing was embedded before, and nothing in the environment leads to OpenAI."""
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    ollama._facts.cache_clear()
 
 
 @pytest.fixture
@@ -123,8 +121,8 @@ def test_input_types_prompts_revisions_and_normalization_are_in_the_key(
     symmetric.embed("x", "query")
     of_another_server(server, "m", prompts={"document": "passage: "}).embed("x")
     assert sent(server) == [["x"], ["x"], ["passage: x"]]
-    cache, space = EmbeddingCache(tmp_path / "cache.sqlite"), Hashing().space
-    cache.set("x", space, Hashing().embed(["x"], "document")[0])
+    cache, space = EmbeddingCache(tmp_path / "cache.sqlite"), HASHING_MODEL.space
+    cache.set("x", space, HASHING_MODEL.embed(["x"], "document").vectors[0])
     assert cache.get("x", space) is not None
     assert cache.get("x", space, "query") is None
     for field, value in {
@@ -140,7 +138,7 @@ def test_input_types_prompts_revisions_and_normalization_are_in_the_key(
 def test_a_vector_that_is_known_is_never_made_again_whatever_its_numbers(tmp_path: Path) -> None:
     """D2: only None is a miss."""
     cache, made = EmbeddingCache(str(tmp_path / "cache.sqlite")), []
-    space = Hashing(dimensions=8).space
+    space = Hashing(dimensions=8).open(Path()).space
 
     def make(text: str) -> Vectors:
         made.append(text)
@@ -159,7 +157,10 @@ def test_a_vector_that_is_known_is_never_made_again_whatever_its_numbers(tmp_pat
     "vector", [[], [1.0] * 7, [[1.0] * 8], [0.0] * 8, [float("nan")] * 8, [1.0] * 8]
 )
 def test_what_can_be_no_vector_of_the_space_is_not_filed(tmp_path: Path, vector: Any) -> None:
-    cache, space = EmbeddingCache(tmp_path / "cache.sqlite"), Hashing(dimensions=8).space
+    cache, space = (
+        EmbeddingCache(tmp_path / "cache.sqlite"),
+        Hashing(dimensions=8).open(Path()).space,
+    )
     with pytest.raises(ProviderError, match="Nothing"):
         cache.get_or_create("x", space, lambda _: vector)
     assert cache.get("x", space) is None
@@ -214,7 +215,7 @@ def test_the_prompt_of_bge_stands_before_queries_only(server: WireServer) -> Non
         ["a fox"],
         ["Represent this sentence for searching relevant passages: a fox"],
     ]
-    assert found.provider.space.prompts == {"query": SENTENCE}
+    assert found.model.space.prompts == {"query": SENTENCE}
 
 
 def test_ollama_gets_a_list_in_one_request() -> None:
@@ -234,12 +235,12 @@ import sys
 from pathlib import Path
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
-first, hashing = int(sys.argv[2]), Hashing()
+first, hashing = int(sys.argv[2]), Hashing().open(Path())
 cache = EmbeddingCache(Path(sys.argv[1]))
 service = EmbeddingService(EmbeddingConfig(model="hashing"), cache)
 for n in range(first, first + 40):
     service.embed_batch([f"text {n}", f"other {n}"])
-    cache.set(f"text {n}", hashing.space, hashing.embed([f"text {n}"], "query")[0], "query")
+    cache.set(f"text {n}", hashing, hashing.embed([f"text {n}"], "query").vectors[0], "query")
 """
 
 
@@ -250,12 +251,12 @@ def test_several_processes_write_at_once_and_lose_nothing(tmp_path: Path) -> Non
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), first]) for first in ("0", "20")
     ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    with VectorCache(path) as cache:
+    with EmbeddingCache(path) as cache:
         assert len(cache) == 60 * 3
-    cache, space = EmbeddingCache(path), Hashing().space
+    cache, space = EmbeddingCache(path), HASHING_MODEL.space
     for n in range(60):
         assert np.array_equal(
-            cache.get(f"text {n}", space), Hashing().embed([f"text {n}"], "document")[0]
+            cache.get(f"text {n}", space), HASHING_MODEL.embed([f"text {n}"], "document").vectors[0]
         )
     assert [file.name for file in path.parent.iterdir()] == ["cache.sqlite"]
 
@@ -291,7 +292,8 @@ def test_a_zero_vector_is_refused_and_has_no_similarity(server: WireServer) -> N
     found = service(server)
     with pytest.raises(ProviderError, match="a zero vector"):
         found.similarity("one", "one")
-    assert EmbeddingCache().get("one", found.provider.space) is None
+    assert found.cache is not None
+    assert found.cache.get("one", found.model) is None
     assert cosine_similarity(np.zeros(3), np.ones(3)) == 0
 
 
@@ -314,7 +316,7 @@ def test_a_model_s_price_is_known_and_of_a_day(
     """D12: prices change, so they stand with their date."""
     rows = [row for row in catalogue() if (row["provider"], row["model"]) == (provider, model)]
     assert {(row["dimensions"], row["context"]) for row in rows} == {(dimensions, context)}
-    price = EmbeddingService(EmbeddingConfig(provider=provider, model=model)).provider.price
+    price = EmbeddingService(EmbeddingConfig(provider=provider, model=model)).model.options.price
     assert {row["usd_per_million"] for row in rows} == {price}
     assert date(2026, 1, 1) <= PRICES_ARE_OF
 
@@ -322,7 +324,7 @@ def test_a_model_s_price_is_known_and_of_a_day(
 def test_a_text_that_is_too_long_is_told_before_anything_is_paid(server: WireServer) -> None:
     """Pitfall 1, for a model whose tokens are estimated; the limit is a document's."""
     found = of_another_server(server, "org/e5-small", max_tokens=40)
-    limit = found.provider.limits.max_tokens
+    limit = found.model.limits.max_tokens
     with pytest.raises(ConfigError) as caught:
         found.embed_batch(["short", "far " * 41])
     said = str(caught.value)
@@ -338,7 +340,7 @@ def test_a_text_that_is_too_long_is_told_before_anything_is_paid(server: WireSer
 def test_the_prompt_of_queries_takes_its_part_of_what_is_read(server: WireServer) -> None:
     """Pitfall 1, for a prompt that documents do not have."""
     found = of_another_server(server, "bge-small-en", max_tokens=60)
-    limit, prompt = found.provider.limits.max_tokens, len(estimate().encode(SENTENCE).ids)
+    limit, prompt = found.model.limits.max_tokens, len(estimate().encode(SENTENCE).ids)
     assert found.embed("far " * limit).shape == (64,)
     with pytest.raises(
         ConfigError, match=f"{limit} tokens at most; of a query, .* reads {limit - prompt}"
@@ -358,7 +360,7 @@ def test_openai_s_tokens_are_counted_exactly_where_an_estimate_is_not_enough(
     with pytest.raises(ConfigError, match="tiktoken cannot get the vocabulary"):
         found.embed(long)
     assert found.embed("short").shape == (64,)
-    _tiktoken._keep(test_tiktoken.TOKENIZER, machine / "cl100k_base-1.json")
+    _tiktoken._save(test_tiktoken.TOKENIZER, machine / "cl100k_base-1.json")
     assert found.embed(long).shape == (64,)
     with pytest.raises(ConfigError, match=r"has [\d,]+ tokens; of a document, .* reads 8,189"):
         found.embed(long * 2)
@@ -460,7 +462,7 @@ def test_a_cache_may_be_elsewhere(server: WireServer, home: Path, tmp_path: Path
     cache = EmbeddingCache(tmp_path / "own" / "vectors.sqlite")
     found = service(server, cache=cache)
     vector = found.embed("x")
-    assert np.array_equal(cache.get("x", found.provider.space), vector)
+    assert np.array_equal(cache.get("x", found.model), vector)
     assert not Warehouse(home).cache.exists()
 
 
@@ -512,13 +514,13 @@ def test_the_log_tells_how_much_and_how_long_and_no_content(
 def test_a_model_is_a_provider_s_own_or_an_alias(
     config: dict[str, Any], kind: str, model: str
 ) -> None:
-    provider: Any = EmbeddingService(EmbeddingConfig(**config)).provider
+    provider: Any = EmbeddingService(EmbeddingConfig(**config)).model.options
     assert (provider.kind, provider.model) == (kind, model)
 
 
 def test_a_folder_below_the_home_is_a_model_of_that_name(home: Path) -> None:
     (home / "mine").mkdir()
-    provider: Any = EmbeddingService(EmbeddingConfig(provider="local", model="mine")).provider
+    provider: Any = EmbeddingService(EmbeddingConfig(provider="local", model="mine")).model.options
     assert provider.model == "mine"
 
 

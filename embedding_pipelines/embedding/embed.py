@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,9 @@ from embedding_pipelines.providers.base import (
     faulty_rows,
 )
 from embedding_pipelines.vectors import Vectors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Of 4,096 texts at most: enough to reach past the end of a partition while it is finished.
 BATCHES_AHEAD = 3
@@ -126,9 +129,10 @@ def embed_all(
     return whole
 
 
-def count_tokens(texts: Sequence[str], model: EmbeddingModel) -> list[int]:
+def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
     """Of each text, special tokens included."""
-    return [len(entry.ids) for entry in model.tokenizer.encode_batch_fast(list(texts))]
+    parts = (texts[first : first + BATCH_TEXTS] for first in range(0, len(texts), BATCH_TEXTS))
+    return [len(entry.ids) for part in parts for entry in tokenizer.encode_batch_fast(list(part))]
 
 
 def _batches(
@@ -136,7 +140,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     for first in range(0, len(texts), BATCH_TEXTS):
         part = slice(first, first + BATCH_TEXTS)
-        counts = count_tokens(texts[part], model) if tokens is None else tokens[part]
+        counts = count_tokens(texts[part], model.tokenizer) if tokens is None else tokens[part]
         columns = {"text": list(texts[part]), "tokens": pa.array(counts, pa.int32())}
         yield pa.RecordBatch.from_pydict(columns)
 
