@@ -18,7 +18,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, run_checks
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.recording import Recording as Recording
+from embedding_pipelines_tests.recording import Recording
 
 
 def hashing(**options: Any) -> EmbeddingModel:

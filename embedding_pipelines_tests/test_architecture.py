@@ -21,7 +21,7 @@ from embedding_pipelines.stores.base import Store
 PACKAGE = Path(__file__).parent.parent / "embedding_pipelines"
 
 LEAVES = {
-    "__init__", "errors", "extras", "files", "home", "plugins", "progress", "schemas", "space", "vectors",
+    "__init__", "errors", "extras", "files", "home", "once", "plugins", "progress", "schemas", "space", "vectors",
 }  # fmt: skip
 STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "metrics"}
 GROUPS: tuple[set[str], ...] = (  # from the bottom

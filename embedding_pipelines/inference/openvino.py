@@ -23,10 +23,10 @@ from embedding_pipelines.inference.backend import (
     Backend,
     OutOfMemory,
     Precision,
-    Vectors,
     damage_error,
 )
 from embedding_pipelines.inference.torch import forward
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

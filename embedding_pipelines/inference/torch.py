@@ -13,13 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.errors import ProviderError
-from embedding_pipelines.inference.backend import (
-    Array,
-    Backend,
-    OutOfMemory,
-    Precision,
-    Vectors,
-)
+from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

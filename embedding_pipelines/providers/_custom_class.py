@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.providers.base import InputType, ProviderOptions, Vectors
+from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
 

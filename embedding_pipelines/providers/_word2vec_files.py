@@ -24,9 +24,10 @@ from typing import IO, Any, cast
 import numpy as np
 
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.inference.backend import Vectors, damage_error
+from embedding_pipelines.inference.backend import damage_error
 from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import file_sha256
+from embedding_pipelines.vectors import Vectors
 
 CACHE_LAYOUT = "1"  # raise it when what is cached changes
 ALL_WORDS = "words.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.files import draft_beside, replacing
 from embedding_pipelines.providers._word2vec_files import import_gensim
 from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 
@@ -38,9 +39,7 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
     frequent enough.
     """
     word2vec = import_gensim("gensim.models.word2vec")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        corpus, draft = Path(folder) / "corpus.txt", Path(folder) / "vectors.bin"
+    with replacing(path) as draft, draft_beside(path) as corpus:
         count = _write_words(texts, corpus)
         model = word2vec.Word2Vec(
             vector_size=options.dimensions,

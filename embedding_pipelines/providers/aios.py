@@ -20,25 +20,24 @@ from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
+from embedding_pipelines.once import once
 from embedding_pipelines.providers._aios_wire import METHOD, message_classes
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
 from embedding_pipelines.providers.common.http import (
     ServiceModel,
     ServiceOptions,
     error_sentence,
-    once,
     retry_after,
 )
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.providers.common.replies import (
     order_by_index,
     read_numbers,
-    unit,
     vectors_at,
 )
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.vectors import Vectors, unit
 
 if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]

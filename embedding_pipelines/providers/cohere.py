@@ -30,11 +30,10 @@ from embedding_pipelines.providers.common.replies import (
     as_float,
     count_at,
     read_numbers,
-    unit,
     vectors_at,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.vectors import Vectors, unit
 
 REQUEST_TEXTS = 96  # of a request, docs.cohere.com/reference/embed
 MAX_TOKENS = 512  # of a model that is not listed: the least that Cohere has

@@ -41,7 +41,7 @@ from embedding_pipelines.providers.base import (
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors, unit
+from embedding_pipelines.vectors import unit
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -24,12 +24,11 @@ from embedding_pipelines.providers.common.prices import choose_dimensions, publi
 from embedding_pipelines.providers.common.replies import (
     count_at,
     read_numbers,
-    unit,
     value_at,
     vectors_at,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.vectors import Vectors, unit
 
 REQUEST_TEXTS = 100  # "at most 100 requests can be in one batch", the service's own words
 REQUEST_TOKENS = 20_000  # what Vertex AI states for the same models; the Gemini API states nothing

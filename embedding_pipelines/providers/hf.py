@@ -23,7 +23,6 @@ from embedding_pipelines.providers.base import (
 )
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 
 from embedding_pipelines.extras import need
+from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers._openai_sdk import (
@@ -26,7 +27,7 @@ from embedding_pipelines.providers._openai_sdk import (
     translated_errors,
 )
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
-from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
     PublishedModel,
     choose_dimensions,

@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
-from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions, once
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
 from embedding_pipelines.space import Space

@@ -25,9 +25,7 @@ from embedding_pipelines.providers.base import (
     Limits,
     ProviderOptions,
     Response,
-    Vectors,
 )
-from embedding_pipelines.providers.common.replies import unit
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
@@ -18,6 +17,7 @@ import numpy as np
 from pydantic import model_validator
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers._word2vec_files import (
     WordVectors,
@@ -36,7 +36,6 @@ from embedding_pipelines.providers.base import (
     TrainableModel,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -144,12 +143,9 @@ class Word2vecModel(TrainableModel):
                     f"{words.path}: this file has changed since the run began, so that a release "
                     "would not hold the vectors that were used. Run the pipeline again."
                 )
-            copy.parent.mkdir(parents=True, exist_ok=True)
             for part in reversed(parts(words.path)):  # the file that is looked for comes last
-                handle, draft = tempfile.mkstemp(dir=copy.parent)
-                os.close(handle)
-                shutil.copyfile(part, draft)
-                os.replace(draft, copy.parent / part.name)
+                with replacing(copy.parent / part.name) as draft:
+                    shutil.copyfile(part, draft)
         option = "vectors" if self.options.train is None else "trained"
         return self.options.model_copy(update={option: copy.relative_to(self._home).as_posix()})
 

@@ -19,7 +19,7 @@ from embedding_pipelines.providers.hashing import Hashing
 
 
 def hashed(texts: list[str]) -> Vectors:
-    return Hashing(dimensions=64).embed(texts, "document")
+    return Hashing(dimensions=64).open(Path()).embed(texts, "document").vectors
 
 
 class HashedRight:

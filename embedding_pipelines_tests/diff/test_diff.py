@@ -1,6 +1,7 @@
 """What `diff` says of two releases: documents, options, measures, and what searches answer."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from embedding_pipelines.diff.queries import Question, compare_answers
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
-from embedding_pipelines.providers.base import InputType, Reply
-from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.providers.base import InputType, Response
+from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
@@ -133,7 +134,7 @@ def folder_of(home: Path) -> PipelineFolder:
 
 
 def live(home: Path) -> Opened:
-    return open_release(folder_of(home), live_release(folder_of(home)))
+    return open_release(Warehouse(home), live_release(folder_of(home)))
 
 
 def with_vector(home: Path, vector: list[float]) -> Opened:
@@ -218,7 +219,7 @@ def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Pa
     released(home, rows(2 * SAMPLED))
     released(home, rows(2 * SAMPLED - 10), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
     before, after = (
-        open_release(folder_of(home), release)
+        open_release(Warehouse(home), release)
         for release in read_releases(folder_of(home)).releases
     )
     forth, back = compare_documents(before, after).sample, compare_documents(after, before).sample
@@ -274,21 +275,26 @@ def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Pat
     assert compared(home).queries is None
 
 
-class Refusing(Hashing):
+class Rejecting(HashingModel):
     """Hashing that has no vector for a certain text."""
 
-    def ask(self, inputs: Sequence[str], input_type: InputType) -> Reply:
-        refused = {row: "too rude" for row, text in enumerate(inputs) if text == "rude"}
-        vectors = self.embed(inputs, input_type)
-        vectors[list(refused)] = np.nan
-        return Reply(vectors, refused=refused)
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        rejected = {row: "too rude" for row, text in enumerate(inputs) if text == "rude"}
+        vectors = super().embed(inputs, input_type).vectors
+        vectors[list(rejected)] = np.nan
+        return Response(vectors, rejected=rejected)
+
+
+class RejectingOptions(Hashing):
+    def open(self, home: Path, folder: Path | None = None, secrets: Any = None) -> Rejecting:
+        return Rejecting(self)
 
 
 def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -> None:
     released(home, rows(40))
     here = live(home)
-    spec = here.release.spec.model_copy(update={"model": Refusing()})
-    asked = Opened(here.release.model_copy(update={"spec": spec}), here.table, here.codec)
+    spec = here.release.spec.model_copy(update={"model": RejectingOptions()})
+    asked = replace(here, release=here.release.model_copy(update={"spec": spec}))
     questions = [Question("a", "rude", "rude"), Question("b", "red fox", "red fox")]
     with EmbeddingCache(Warehouse(home).cache) as cache:
         found = compare_answers(asked, asked, cache, questions, "query")

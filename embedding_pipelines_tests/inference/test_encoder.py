@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
-from embedding_pipelines.inference.backend import Backend, OutOfMemory, Vectors
+from embedding_pipelines.inference.backend import Backend, OutOfMemory
 from embedding_pipelines.inference.encoder import (
     CALIBRATION_TEXTS,
     Engine,

@@ -18,7 +18,7 @@ from embedding_pipelines.metrics.neighbours import recall
 from embedding_pipelines.optimize import optimizer as tune_step
 from embedding_pipelines.optimize.candidates import Compression
 from embedding_pipelines.optimize.compare import settings
-from embedding_pipelines.optimize.optimizer import Tuned, Wish, fit_anew, tune
+from embedding_pipelines.optimize.optimizer import Tuned, Wish, refit, tune
 from embedding_pipelines.optimize.trial import Asked, Corpus, Trials, by_codes
 from embedding_pipelines.run import Run
 from embedding_pipelines.search import nearest
@@ -477,14 +477,13 @@ def test_fitting_anew_is_a_new_line_beside_the_old_one(home: Path) -> None:
     write_things(home, PIPELINE + "compression: [{kind: pca, dimensions: 16}]\n")
     run_steps(home, "p")
     context = run_of(home, "p")
-    space = context.model.space
     old, path = load_codec(context), codec_path(context)
     write_csv(
         home, "b.csv", [(f"new-{number}", f"other words {number}", "c") for number in range(300)]
     )
     run_to_embeddings(home)
     assert load_codec(context).id == old.id
-    fit_anew(context)
+    refit(context)
     assert load_codec(context).id != old.id
     assert path is not None
     assert path.exists()

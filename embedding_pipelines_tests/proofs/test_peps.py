@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.steps.chunks import Chunks
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines_tests.chain import run_of, write_pipeline
 
@@ -22,8 +23,7 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
     path = shared / "peps" / "peps.jsonl"
     write_pipeline(proof_home, "peps", PIPELINE.format(path=path, id="id", text="text"))
     context = run_of(proof_home, "peps")
-    provider = context.spec.model
-    tokenizer, limit = provider.tokenizer(), provider.limits.max_tokens
+    tokenizer, limit = context.model.tokenizer, context.model.limits.max_tokens
     assert limit == 256
     assert write_documents(context).statistics["documents"] == DOCUMENTS
 
@@ -41,7 +41,7 @@ def test_every_chunk_fits_and_no_text_is_lost(shared: Path, proof_home: Path) ->
 
     covered = dict.fromkeys(documents, 0)  # how far a document's chunks have come
     for partition in context.spec.partition_names:
-        write_chunks(context, partition, provider)
+        list(Chunks().work(context, [partition]))
         for batch in context.folder.chunks.read(partition):
             rows = batch.to_pylist()
             counts = [

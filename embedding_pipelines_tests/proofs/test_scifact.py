@@ -84,7 +84,12 @@ def vectors(
             blocks.append(batch[VECTOR].flatten().to_numpy().reshape(batch.num_rows, -1))
     queries, judgements = _judged(shared)
     asked = context.spec.preprocessing.clean.texts([queries[name] for name in judgements])
-    return ids, np.concatenate(blocks), list(judgements), context.spec.model.embed(asked, "query")
+    return (
+        ids,
+        np.concatenate(blocks),
+        list(judgements),
+        context.model.embed(asked, "query").vectors,
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,12 @@ def test_the_published_spearman_is_reached(shared: Path, proof_home: Path) -> No
     texts = spec.preprocessing.clean.texts(
         [row[side] for side in ("sentence1", "sentence2") for row in rows]
     )
-    tokenizer = spec.model.tokenizer()
+    model = spec.model.open(proof_home)
+    tokenizer = model.tokenizer
     tokens = [len(tokenizer.encode(text).ids) for text in texts]
     batch = pa.RecordBatch.from_pydict({"text": texts, "tokens": tokens})
     with EmbeddingCache(proof_home / "cache.sqlite") as cache:
-        (embedded,) = embed([batch], spec.model, cache, "document", lambda tokens: None)
+        (embedded,) = embed([batch], model, cache, "document", lambda tokens: None)
     vectors = embedded.vectors
     spearman = cosine_spearman(
         vectors[:PAIRS], vectors[PAIRS:], [float(row["score"]) for row in rows]

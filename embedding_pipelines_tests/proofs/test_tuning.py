@@ -10,7 +10,7 @@ import pytest
 from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.metrics.neighbours import Neighbours, recall
 from embedding_pipelines.optimize import optimizer as tune_step
-from embedding_pipelines.optimize.optimizer import Tuned, Wish, fit_anew, tune
+from embedding_pipelines.optimize.optimizer import Tuned, Wish, refit, tune
 from embedding_pipelines.optimize.trial import Corpus
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.edit import edited
@@ -66,7 +66,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
     """Other captions are asked, which are not in the corpus at all."""
     path = embedded / "pipelines" / "captions.yaml"
     with edited(path, tuned.options, tuned.spec):
-        fit_anew(run_of(embedded, "captions"))
+        refit(run_of(embedded, "captions"))
         run_steps(embedded, "captions")
     searcher = Searcher(Warehouse(embedded), "captions")
     release, context = searcher.release, run_of(embedded, "captions")
@@ -76,7 +76,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
             row["caption"]
             for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)
         ]
-    asked = Corpus(context).asked(searcher.provider.embed(texts, "query"))
+    asked = Corpus(context).asked(searcher.model.embed(texts, "query").vectors)
     names = [
         name
         for partition in context.spec.partition_names
@@ -87,7 +87,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
         [[names[row] for row in rows] for rows in asked.exact.ids], asked.exact.cosines
     )
     found = [
-        [hit.chunk_id for hit in searcher.search_vector(vector, searcher.provider.space).hits]
+        [hit.chunk_id for hit in searcher.search_vector(vector, searcher.model.space).hits]
         for vector in asked.vectors
     ]
     assert recall(found, truth).mean() > 0.985

@@ -2,13 +2,8 @@
 
 import numpy as np
 
-from embedding_pipelines.providers.base import (
-    NORM_TOLERANCE,
-    EmbeddingModel,
-    InputType,
-    Vectors,
-    checked,
-)
+from embedding_pipelines.providers.base import NORM_TOLERANCE, EmbeddingModel, InputType, checked
+from embedding_pipelines.vectors import Vectors
 
 TEXTS = [
     "A cat sleeps on the warm roof.",

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding_pipelines.providers.common.estimate import estimate
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import (

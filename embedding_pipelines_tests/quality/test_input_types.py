@@ -12,7 +12,7 @@ from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.quality.input_types import input_types_differ
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
-from embedding_pipelines_tests.chain import Recording
+from embedding_pipelines_tests.recording import Recording
 
 
 class Prompted(Recording):

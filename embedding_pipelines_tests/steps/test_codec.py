@@ -165,7 +165,7 @@ def test_fitting_again_to_the_same_vectors_changes_nothing(home: Path) -> None:
 
 def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(home: Path) -> None:
     context, first, second = two_codecs(home)
-    space, pointer = context.model.space, context.folder.codecs / "current.json"
+    pointer = context.folder.codecs / "current.json"
     assert first != second
     assert read_json(pointer) == {fitted_for(context): second.name}
     pointer.write_text(f'{{"{fitted_for(context)}": "{first.name}"}}')

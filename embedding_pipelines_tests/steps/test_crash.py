@@ -19,7 +19,6 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines_tests.chain import (
-    Recording,
     assert_same_rows,
     live_rows,
     run_of,
@@ -29,6 +28,7 @@ from embedding_pipelines_tests.chain import (
     write_csv,
     write_pipeline,
 )
+from embedding_pipelines_tests.recording import Recording
 
 PIPELINE = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
@@ -202,15 +202,16 @@ RUNNER = """
 import sys, time
 from pathlib import Path
 from embedding_pipelines_tests import chain
+from embedding_pipelines_tests.recording import Recording
 home = Path(sys.argv[1])
-class Slow(chain.Recording):
+class Slow(Recording):
     def embed(self, inputs, input_type):
         time.sleep(0.02)
         vectors = super().embed(inputs, input_type)
         with (home / "embedded.log").open("a") as log:
             log.writelines(text + "\\n" for text in inputs)
         return vectors
-chain.run_steps(home, "p", Slow(inner=chain.run_of(home, "p").spec.model, request_texts=5))
+chain.run_steps(home, "p", Slow(chain.run_of(home, "p").model, request_texts=5))
 """
 
 

@@ -288,7 +288,7 @@ def test_a_release_that_a_kill_kept_out_of_the_history_is_written_down_by_the_ne
     three: Path,
 ) -> None:
     context = run_of(three, "p")
-    history, space = context.folder.history, context.model.space
+    history = context.folder.history
     lines = history.read_text().splitlines()
     assert ReleaseStep().current(context) is not None
     for torn in ("", lines[-1][:20]):  # by a power cut

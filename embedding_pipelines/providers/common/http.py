@@ -11,12 +11,11 @@ import functools
 import json
 import os
 import re
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -30,6 +29,7 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import (
     NO_SECRETS,
     EmbeddingModel,
@@ -60,9 +60,6 @@ TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation sa
 )
 SPECIAL_TOKENS = 2  # most models put one before and one after a text; the estimate counts none
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-
-M = TypeVar("M", bound="ServiceModel")
-T = TypeVar("T")
 
 
 class ServiceOptions(ProviderOptions):
@@ -104,23 +101,6 @@ class ServiceOptions(ProviderOptions):
         return published_price(self.kind, getattr(self, "model", "")) if own is None else own
 
 
-class once(Generic[M, T]):
-    """A property of a live model: the first thread that needs it makes it, the others wait for it.
-
-    Unlike functools.cached_property, whose value two threads may make at once.
-    """
-
-    def __init__(self, make: Callable[[M], T]) -> None:
-        self._make, self._name, self.__doc__ = make, make.__name__, make.__doc__
-
-    def __get__(self, model: M, owner: type[M]) -> T:
-        with model.opening:
-            if self._name not in model.__dict__:
-                model.__dict__[self._name] = self._make(model)
-            value: T = model.__dict__[self._name]
-            return value
-
-
 class ServiceModel(EmbeddingModel):
     """A model behind a network. One request at a time is made here; `embedding/request.py` waits,
     retries and splits."""
@@ -132,7 +112,6 @@ class ServiceModel(EmbeddingModel):
     ) -> None:
         super().__init__(options)
         self._home, self._secrets = home, secrets
-        self.opening = threading.RLock()  # for what is made or read once: see `once`
 
     @property
     @abstractmethod

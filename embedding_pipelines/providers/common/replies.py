@@ -156,12 +156,5 @@ def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
     return floats.astype(np.float32, copy=False)
 
 
-def unit(vectors: Vectors) -> Vectors:
-    """float32[n, d] of length 1; zero rows stay zero, for the checks to find."""
-    with np.errstate(all="ignore"):
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.where(norms == 0, 1, norms)).astype(np.float32, copy=False)
-
-
 def _no_index(service: ServiceModel, vectors: int, texts: int) -> str:
     return f"{service.where} returned {vectors} vectors for {texts} texts, and no index."
