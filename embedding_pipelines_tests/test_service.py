@@ -534,7 +534,7 @@ def test_a_folder_below_the_home_is_a_model_of_that_name(home: Path) -> None:
         ({"model": "minilm", "dimensions": 128}, "dimensions: Extra inputs are not permitted"),
         ({"model": "unheard-of"}, "say with `dimensions` how long its vectors are"),
         ({"options": {"mode": "batch"}}, "leave out mode"),
-        ({"options": {"api_key_env": KEY}}, "is no name of an environment variable"),
+        ({"options": {"api_key_env": KEY}}, "is not the name of an environment variable"),
     ],
 )
 def test_what_a_provider_cannot_be_told_is_refused_at_once(
