@@ -13,16 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.embedding.texts import WINDOW
+from embedding_pipelines.embedding.texts import embed_texts as embed_texts
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.known_items import known_item
-from embedding_pipelines.providers.base import InputType, Provider, Vectors
+from embedding_pipelines.providers.base import Vectors
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
 from embedding_pipelines.steps.chain import StepContext
 
-WINDOW = 4_096  # texts that are handed to `embed` at once
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
 QREL_COLUMNS = (
     ("query-id", "query_id"),
@@ -100,31 +98,6 @@ def chunk_rows(
         found.append(batch.take(pa.array(rows[start:end] - done)))
         done += batch.num_rows
     return pa.Table.from_batches(found)
-
-
-def embed_texts(
-    provider: Provider,
-    cache: EmbeddingCache,
-    texts: Sequence[str],
-    input_type: InputType,
-    budget: BudgetTracker | None = None,
-) -> Vectors:
-    """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises
-    as `embed`."""
-    tokenizer = provider.tokenizer()
-    parts = [np.empty((0, provider.space.dimensions), np.float32)]
-    batches = (
-        pa.RecordBatch.from_pydict(
-            {"text": list(window), "tokens": [len(tokenizer.encode(text).ids) for text in window]}
-        )
-        for start in range(0, len(texts), WINDOW)
-        if (window := texts[start : start + WINDOW])
-    )
-    for made in embed(batches, provider, cache, input_type, lambda tokens: None, budget):
-        vectors = made.vectors.copy()
-        vectors[list(made.rejected)] = np.nan
-        parts.append(vectors)
-    return np.concatenate(parts)
 
 
 def answered(vectors: Vectors) -> NDArray[np.bool_]:
