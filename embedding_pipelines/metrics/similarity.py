@@ -90,12 +90,10 @@ def normalize_batch(embeddings: Numbers) -> Floats:
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
     """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in
-    [-1, 1].
+    [-1, 1]; NaN where all are equal.
 
     `left` and `right` are float32[n, d] in one space, with no zero vector; n is at least 2.
     """
-    from scipy.stats import spearmanr
-
     if not len(left) == len(right) == len(scores):
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
@@ -103,7 +101,14 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
     cosines = (left * right).sum(axis=1) / (
         np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     )
-    return float(spearmanr(cosines, scores).statistic)
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(_ranks(cosines), _ranks(np.asarray(scores)))[0, 1])
+
+
+def _ranks(values: Numbers) -> Floats:
+    """The place of each of [n] in ascending order; equal ones share the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[inverse]
 
 
 def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -9,6 +9,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from embedding_pipelines.extras import need
+
 METHOD = "/BlockInferenceService/infer"
 
 # Field: number and type; a type that is no scalar is a repeated message of that name.
@@ -39,16 +41,15 @@ MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
 @functools.cache
 def message(name: str) -> Any:
     """The class of one message, e.g. `message("AIOSPacket")(data="{}")`."""
-    from google.protobuf import message_factory  # type: ignore[import-untyped]
-
+    message_factory = need("google.protobuf.message_factory", "aios")
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(name))
 
 
 @functools.cache
 def _pool() -> Any:
     """A pool of our own: names without a package may be taken in the common one."""
-    from google.protobuf import descriptor_pb2, descriptor_pool
-
+    descriptor_pb2 = need("google.protobuf.descriptor_pb2", "aios")
+    descriptor_pool = need("google.protobuf.descriptor_pool", "aios")
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="aios_service.proto", syntax="proto3")
     for name, fields in MESSAGES.items():

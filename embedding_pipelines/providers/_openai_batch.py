@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.providers._openai_sdk import client, told, unsent
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, InputType
 from embedding_pipelines.providers.common.http import Unreachable
@@ -74,8 +75,7 @@ class OpenaiBatches(BatchService):
         return self._id(self._provider.json_of(made.content))
 
     def find(self, tag: str) -> str | None:
-        from openai import omit
-
+        omit = need("openai", "openai").omit
         after: str | None = None
         for _ in range(PAGES):
             with told(self._provider):
@@ -139,8 +139,7 @@ class OpenaiBatches(BatchService):
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
     def _retrieved(self, batch: str) -> Any:
-        import openai
-
+        openai = need("openai", "openai")
         with told(self._provider):
             try:
                 reply = self._client.batches.with_raw_response.retrieve(
@@ -159,8 +158,8 @@ class OpenaiBatches(BatchService):
     def _lines(self, file: str) -> Iterator[bytes]:
         """The lines of a file; none if it is gone, as results are after a month."""
         import httpx2
-        import openai
 
+        openai = need("openai", "openai")
         rest = b""
         with told(self._provider):
             try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import need
 from embedding_pipelines.providers.common.http import Remote, Unreachable
 
 if TYPE_CHECKING:
@@ -35,22 +35,17 @@ def client(base_url: str, key: str | None) -> OpenAI:
 
 @functools.cache
 def _made(base_url: str, key: str | None) -> OpenAI:
-    try:
-        from openai import OpenAI
-    except ImportError as error:
-        raise ConfigError(
-            "The provider openai needs OpenAI's SDK: pip install 'embedding-pipelines[openai]'."
-        ) from error
+    sdk = need("openai", "openai")
     # Without one, the SDK would look for a key of its own accord; `unsent` keeps this one from
     # being sent.
-    return OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)
+    made: OpenAI = sdk.OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)
+    return made
 
 
 def unsent(base_url: str, key: str | None) -> dict[str, Any]:
     """Headers of each request that the SDK would fill from the environment, or with a key that is
     none."""
-    from openai import omit
-
+    omit = need("openai", "openai").omit
     theirs = {} if is_openai(base_url) else {"openai-organization": omit, "openai-project": omit}
     return theirs if key else {**theirs, "authorization": omit}
 
@@ -61,8 +56,7 @@ def told(provider: Remote) -> Iterator[None]:
 
     Without their cause, too: the service may repeat the key, and a traceback would show it.
     """
-    import openai
-
+    openai = need("openai", "openai")
     try:
         yield
     except openai.APIStatusError as error:

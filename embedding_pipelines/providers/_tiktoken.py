@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import need
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -95,14 +96,10 @@ def _letters() -> list[str]:
 
 
 def _ranks() -> Mapping[bytes, int]:
+    tiktoken = need("tiktoken", "openai")
     try:
-        import tiktoken
-    except ImportError as error:
-        raise ConfigError(
-            f"OpenAI's models count tokens with tiktoken: pip install 'embedding-pipelines[openai]'. {OTHERWISE}"
-        ) from error
-    try:
-        return tiktoken.get_encoding(ENCODING)._mergeable_ranks
+        ranks: Mapping[bytes, int] = tiktoken.get_encoding(ENCODING)._mergeable_ranks
+        return ranks
     except (OSError, ValueError) as error:  # no network, or a file that is not what it should be
         raise ConfigError(
             f"tiktoken cannot get the vocabulary {ENCODING} ({type(error).__name__}: {error}). Let it download once, "

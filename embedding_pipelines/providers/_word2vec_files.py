@@ -17,13 +17,13 @@ import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import damaged
 from embedding_pipelines.inference.cache import kept_folder
 from embedding_pipelines.inference.weights import file_sha256
@@ -96,17 +96,6 @@ def opened(path: Path, content: str) -> WordVectors:
     except (OSError, ValueError) as error:
         raise damaged(cache, error) from error
     return WordVectors({word: row for row, word in enumerate(words)}, vectors)
-
-
-def required(module: str) -> Any:
-    """A module of gensim; ConfigError if gensim is not installed."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"word2vec: this needs gensim, which cannot be imported ({error}). "
-            "Install it: pip install 'embedding-pipelines[word2vec]'"
-        ) from error
 
 
 def _convert(path: Path, cache: Path) -> None:
@@ -216,7 +205,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, Vectors]]:
-    required("gensim.models.keyedvectors")
+    need("gensim.models.keyedvectors", "word2vec")
     try:
         with _unpacked(path) as file:
             found = _Unpickler(file).load()

@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.providers._word2vec_files import required
+from embedding_pipelines.extras import need
 from embedding_pipelines.providers._word2vec_words import words_of
 
 
@@ -39,7 +39,7 @@ def train(texts: Iterable[str], options: Training, path: Path) -> None:
     reads. Memory is bounded by the number of different words. Raises SourceError if no word is
     frequent enough.
     """
-    word2vec = required("gensim.models.word2vec")
+    word2vec = need("gensim.models.word2vec", "word2vec")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
         corpus, draft = Path(folder) / "corpus.txt", Path(folder) / "vectors.bin"

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.providers._aios_wire import METHOD, message
 from embedding_pipelines.providers.base import InputType, Limits, Reply, Vectors
 from embedding_pipelines.providers.common.http import (
@@ -151,8 +152,7 @@ class Aios(Service):
 
     def _infer(self, data: str) -> str:
         """`data` of the reply. Raises as `ask`."""
-        import grpc
-
+        grpc = need("grpc", "aios")
         packet = message("BlockInferencePacket")(
             block_id=self.model,
             session_id=_SESSION,
@@ -264,8 +264,7 @@ def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
 @functools.cache
 def _channel(target: str, tls: bool) -> grpc.Channel:
     """One per target and process; its connection is made again when it breaks."""
-    import grpc
-
+    grpc = need("grpc", "aios")
     if tls:
         return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options=CHANNEL)
     return grpc.insecure_channel(target, options=CHANNEL)

@@ -140,8 +140,10 @@ def _engine(
 ) -> Engine:
     """One engine per model, precision, prompts and process, however many pipelines use it."""
     from embedding_pipelines.inference.encoder import Engine
+    from embedding_pipelines.inference.openvino import load
     from embedding_pipelines.inference.weights import model_folder
 
+    load()  # before a model is downloaded that nothing here could run
     texts = home / calibration if calibration else None
     own = None if prompts is None else dict(prompts)
     return Engine(model_folder(model, revision, home), precision, texts, own, prompts_of(model))

@@ -9,7 +9,6 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.home import home
 from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.providers.base import InputType, Limits, Provider, Vectors
@@ -176,13 +176,7 @@ def _choose(folder: Path, option: str, wanted: str | None, found: Any) -> str:
 
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr else
-    try:
-        return import_module("tensorflow")
-    except ImportError as error:
-        raise ConfigError(
-            f"tensorflow: the package tensorflow cannot be imported ({error}). "
-            "Install it: pip install 'embedding-pipelines[tensorflow]'"
-        ) from error
+    return need("tensorflow", "tensorflow")
 
 
 def _folder_sha256(folder: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.extras import need
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
 from embedding_pipelines.report.map import map_of
@@ -227,12 +228,10 @@ def _shown(picture: bytes | None) -> str | None:
 
 
 def _render(**values: Any) -> bytes:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    script = need("plotly.offline", "report").get_plotlyjs()
+    jinja2 = need("jinja2", "report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
@@ -240,7 +239,8 @@ def _render(**values: Any) -> bytes:
         "separators": (",", ":"),
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
+    page: str = template.render(**values, plotly=script)
+    return page.encode()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Backend, OutOfMemory
@@ -184,7 +184,7 @@ def test_memory_that_torch_cannot_have_is_told_from_other_failures(
 
 
 def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> None:
-    code = "import sys; from embedding_pipelines.providers import _torch; print(_torch.accelerator(), *sys.modules)"
+    code = "import sys; from embedding_pipelines.inference import torch; print(torch.accelerator(), *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     if torch.version.cuda is None and sys.platform == "linux":
         assert done.stdout.split()[0] == "None"
@@ -293,5 +293,5 @@ def test_int8_without_nncf_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ProviderError, match="Install the extra 'int8'"):
+    with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[int8\]'"):
         _openvino.quantize(Path("model.xml"), [[1]], home / "int8.xml")

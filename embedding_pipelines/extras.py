@@ -1,0 +1,29 @@
+"""The optional parts of an installation: an import that fails for want of one names its extra."""
+
+from importlib import import_module
+from types import ModuleType
+
+from embedding_pipelines.errors import ConfigError
+
+FEATURES = {  # by extra of pyproject.toml: what does not work without it
+    "aios": "The provider aios",
+    "evaluation": "An evaluation with qrels",
+    "explore": "Exploring a table",
+    "int8": "Precision int8",
+    "local": "A model on this machine",
+    "openai": "The provider openai",
+    "report": "A report",
+    "tensorflow": "The provider tensorflow",
+    "word2vec": "Training word2vec",
+}
+
+
+def need(module: str, extra: str) -> ModuleType:
+    """Import `module`, which the extra installs. Raises ConfigError with the command to run."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{FEATURES[extra]} needs the package {module.partition('.')[0]} ({error}); "
+            f"run: pip install 'embedding-pipelines[{extra}]'"
+        ) from error
