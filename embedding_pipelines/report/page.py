@@ -215,12 +215,10 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _render(**values: Any) -> bytes:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    script = need("plotly.offline", "report").get_plotlyjs()
+    jinja2 = need("jinja2", "report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
