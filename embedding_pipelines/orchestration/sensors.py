@@ -15,9 +15,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.environment import home
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
-from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
