@@ -88,7 +88,7 @@ def project(data: Data, home: Path) -> System:
     seconds = time.perf_counter() - started
     version = table.version
     assert version is not None
-    table.keep({"release-1": version})
+    table.tag({"release-1": version})
     codec.save(folder.codecs / "codec.npz")
     release = Release(
         number=1, table=NAME, version=version, rows=len(data.rows), space=stored, codec="codec.npz",

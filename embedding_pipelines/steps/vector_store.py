@@ -24,7 +24,7 @@ from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
 from embedding_pipelines.storage.warehouse import parsed
-from embedding_pipelines.stores.base import NUMBERS, Store, Table
+from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 
@@ -136,10 +136,10 @@ def table_state(run: Run) -> TableState | None:
 def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     """The table's columns of vectors: the codes, and their finer copies if the codec keeps some."""
     width = code_width(codec.dimensions, codec.dtype)
-    columns = [pa.field(VECTOR, pa.list_(store.number(codec.dtype), width))]
+    columns = [pa.field(VECTOR, pa.list_(store.column_type(codec.dtype), width))]
     if codec.copy is not None:
         columns.append(
-            pa.field(VECTOR_COPY, pa.list_(NUMBERS[codec.copy.dtype], codec.copy.dimensions))
+            pa.field(VECTOR_COPY, pa.list_(NUMBER_TYPES[codec.copy.dtype], codec.copy.dimensions))
         )
     return columns
 

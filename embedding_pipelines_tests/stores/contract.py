@@ -119,8 +119,8 @@ def check_store(store: Store, folder: Path) -> None:
             table.search(vectors_of(["d"])[0], 1, "cosine", wrong, second)
         assert ".rs" not in str(caught.value)
 
-    table.keep({"release-1": first, "release-2": second})
-    table.keep({"release-2": second})
+    table.tag({"release-1": first, "release-2": second})
+    table.tag({"release-2": second})
     assert table.version == second
     assert table.rows(second) == 4
     store.table(folder, "pipeline-2").apply(SCHEMA, [], [batch(["x"])])
