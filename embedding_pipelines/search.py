@@ -18,7 +18,7 @@ from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import EmbeddingModel, checked
 from embedding_pipelines.releases import live_release
-from embedding_pipelines.schemas import VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.space import Space, refuse_mixing
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
@@ -152,15 +152,15 @@ def nearest(
     CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
     filter.
     """
-    asked, rescored = queries(codec, vector[None, :])[0], codec.copy is not None
+    asked, rescored = queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
     found = table.search(
-        asked, k * codec.oversample, codec.metric, filter, version, copies=rescored
+        asked, k * codec.oversample, codec.metric, filter, version, rescoring=rescored
     )
     distances = found["_distance"].to_numpy()
     if rescored:
-        scores = codec.rescore(vector, to_matrix(found[VECTOR_COPY]))
+        scores = codec.rescore(vector, to_matrix(found[RESCORING_VECTOR]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
-        found, scores = found.drop_columns(VECTOR_COPY).take(best), scores[best]
+        found, scores = found.drop_columns(RESCORING_VECTOR).take(best), scores[best]
     else:
         scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
     return found.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))

@@ -72,12 +72,12 @@ class Table(ABC):
         metric: Metric,
         filter: str | None,
         version: int,
-        copies: bool = False,
+        rescoring: bool = False,
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on
-        the metadata columns. With `copies` the rows hold `vector_copy` too, of a table that has it.
+        the metadata columns. With `rescoring` the rows hold `rescoring_vector` too, of a table that has it.
         Raises StoreError if the filter is wrong.
         """
 

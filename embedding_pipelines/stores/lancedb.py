@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.schemas import VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores._lance import Watched, connect, opening, quoted, short, wait
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, bring_up_to_date, tidy
 from embedding_pipelines.stores._lance_search import (
@@ -161,11 +161,11 @@ class LanceTable(Table):
         metric: Metric,
         filter: str | None,
         version: int,
-        copies: bool = False,
+        rescoring: bool = False,
     ) -> pa.Table:
         opened = self._open_for_search(version)
         checked_filter(filter)
-        columns = [*opened.columns, VECTOR_COPY] if copies else opened.columns
+        columns = [*opened.columns, RESCORING_VECTOR] if rescoring else opened.columns
         try:
             if opened.scanned:
                 return opened.by_scan(vector, k, filter, columns)
