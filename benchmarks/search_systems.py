@@ -80,7 +80,7 @@ def project(data: Data, home: Path) -> System:
         data.spec.model.open(home).space,
     )
     folder, table = warehouse.pipeline(NAME), data.spec.store.table(warehouse.tables, NAME)
-    stored = space.compressed(codec.id)
+    stored = space.with_codec(codec.id)
     rows = _table_rows(data, codec, stored.id)
     started = time.perf_counter()
     table.apply(rows.schema, [], rows.to_batches(ADD_ROWS))

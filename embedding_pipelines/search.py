@@ -19,7 +19,7 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.base import EmbeddingModel, checked
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.schemas import RESCORING_VECTOR
-from embedding_pipelines.space import Space, refuse_mixing
+from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
@@ -113,8 +113,8 @@ class Searcher:
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
         release = self.release
-        refuse_mixing(
-            space.compressed(self.codec.id),
+        require_same_space(
+            space.with_codec(self.codec.id),
             release.space.id,
             f"Release {release.number} of {release.spec.name!r}",
             f"Query it with {release.space.provider}:{release.space.model}, or run "

@@ -23,7 +23,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
-from embedding_pipelines.storage.warehouse import parsed
+from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
@@ -126,11 +126,11 @@ def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
 
 def stored_space(run: Run, codec: CodecChain) -> Space:
     """The space of the vectors in the table."""
-    return run.model.space.compressed(codec.id)
+    return run.model.space.with_codec(codec.id)
 
 
 def table_state(run: Run) -> TableState | None:
-    return parsed(TableState, read_json(run.folder.table_state))
+    return parse_state(TableState, read_json(run.folder.table_state))
 
 
 def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:

@@ -59,7 +59,7 @@ class Shards:
         """The partition's manifest, None if the partition was never written, is lost or cut short:
         it is then made anew."""
         try:
-            made = parsed(Manifest, read_json(self.folder / f"{partition}.json"))
+            made = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
         except StoreError:
             return None
         return made if made and _size(self.folder / made.shard) == made.size_bytes else None
@@ -237,7 +237,7 @@ class Warehouse:
         return Warehouse(self.home, folder)
 
 
-def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
+def parse_state(kind: type[State], found: dict[str, Any] | None) -> State | None:
     """A state as its dataclass; None if there is none, or if another version of this package laid
     it out otherwise: it counts as never written, and what it stands for is made anew."""
     try:
