@@ -35,7 +35,7 @@ def asset_metadata(report: StepReport) -> dict[str, Any]:
 def pictures(folder: PipelineFolder) -> dict[str, dg.MarkdownMetadataValue]:
     """The charts of the report on the newest release, as Markdown that holds them."""
     codec = CodecChain.load(folder.codecs / read_releases(folder).releases[-1].codec)
-    drawn = figures(read_history(folder), read_json(folder.tuning), *spectrum(codec))
+    drawn = figures(read_history(folder), read_json(folder.optimization), *spectrum(codec))
     return {
         title: dg.MetadataValue.md(
             f"![{title}](data:image/png;base64,{base64.b64encode(picture).decode()})"

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Point = Mapping[str, Any]  # of quality/tuning.json
+Point = Mapping[str, Any]  # of quality/optimization.json
 
 FRONT, OTHER, CHOSEN, INK = "#1f5a99", "#8a919c", "#c8501e", "#2b2f36"
 LABEL_HEIGHT = 0.04  # of the chart: a label nearer to another one would cover it

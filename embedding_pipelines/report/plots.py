@@ -76,7 +76,7 @@ def figures(
     missing.
 
     `history` holds the lines of quality/history.jsonl, parsed, in any order; `tuning` is
-    quality/tuning.json; `spectrum` float32[d] the share of energy of every principal direction,
+    quality/optimization.json; `spectrum` float32[d] the share of energy of every principal direction,
     strongest first; `dimensions` how many of them the codec keeps.
     """
     import matplotlib
