@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines.orchestration.build import home_definitions
 
 

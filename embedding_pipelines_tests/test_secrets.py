@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ConfigError, Unreachable
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.orchestration.resources import ProviderResource
 from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.replies import listed

@@ -19,7 +19,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
 from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema
 from embedding_pipelines.orchestration.partitions import partition_keys, partitions
-from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.progress import StepReport, sum_reports
 from embedding_pipelines.providers.base import Provider
 from embedding_pipelines.releases import release as make_release
 from embedding_pipelines.space import Space
@@ -310,7 +310,7 @@ def _by_partition(
     except BaseException:
         record()
         raise
-    step.progress.finish(_timed(summed(asset, reports), started))
+    step.progress.finish(_timed(sum_reports(asset, reports), started))
 
 
 def _timed(report: StepReport, started: float) -> StepReport:

@@ -11,8 +11,8 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from sqlalchemy import Connection, Engine, StaticPool, create_engine
 
+from embedding_pipelines.environment import home, instance_folder
 from embedding_pipelines.files import create_only
-from embedding_pipelines.home import home, instance_folder
 
 LEAN = """\
 # Written once; yours to change.

@@ -10,8 +10,8 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, ValidationError
 
+from embedding_pipelines.environment import home
 from embedding_pipelines.errors import BusyError, ConfigError
-from embedding_pipelines.home import home
 from embedding_pipelines.plugins import parse
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import Provider

@@ -15,9 +15,9 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.environment import home
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
-from embedding_pipelines.home import home
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
@@ -124,13 +124,13 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
     )
     def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         warehouse = Warehouse(home())
-        marker, nothing = warehouse.pipeline(spec.name).waiting, "no text is with the service"
+        marker, nothing = warehouse.pipeline(spec.name).batch_jobs, "no text is with the service"
         if not marker.exists():
             return dg.SensorResult(skip_reason=nothing)
         try:
             # Within the lock nobody replaces or removes the marker.
             with (
-                warehouse.batches_lock(timeout_seconds=0),
+                warehouse.batch_jobs_lock(timeout_seconds=0),
                 EmbeddingCache(warehouse.cache) as cache,
             ):
                 mine = set((read_json(marker) or {"batches": []})["batches"])
@@ -138,7 +138,7 @@ def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.Se
                     return dg.SensorResult(skip_reason=nothing)
                 service = spec.model.batches()
                 batches = Batches(
-                    warehouse.batches, spec.model, service, cache, "document", tries=1
+                    warehouse.batch_jobs, spec.model, service, cache, "document", tries=1
                 )
                 collected = mine - {
                     batch.tag for batch in batches.on_record()

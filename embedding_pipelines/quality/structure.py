@@ -181,7 +181,7 @@ def _space_is_one(candidate: Candidate) -> Check:
         if (made := run.folder.embeddings.manifest(partition))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
-    wanted = space.compressed(codec.id).id
+    wanted = space.with_codec(codec.id).id
     passed = partitions == {space.id} and stored == wanted
     statistics = {"embeddings": sorted(partitions), "table": stored, "queries": wanted}
     return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", statistics)

@@ -27,7 +27,7 @@ from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.spill import Spill
-from embedding_pipelines.storage.warehouse import parsed, write_table
+from embedding_pipelines.storage.warehouse import parse_state, write_table
 
 SHOWN_REJECTIONS = 3
 
@@ -140,7 +140,7 @@ def known_files(run: Run) -> dict[str, FileStatistics]:
     if state.get("configuration") != source_configuration(run):
         return {}
     files = {
-        name: parsed(FileStatistics, statistics) for name, statistics in state["files"].items()
+        name: parse_state(FileStatistics, statistics) for name, statistics in state["files"].items()
     }
     return {name: statistics for name, statistics in files.items() if statistics is not None}
 

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.orchestration.assets import provider_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions

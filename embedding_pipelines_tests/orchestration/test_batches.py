@@ -255,7 +255,7 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     run(spec, instance)
     server.finish_all()
     before = sum(server.asked.values())
-    with Warehouse(home).batches_lock():
+    with Warehouse(home).batch_jobs_lock():
         assert (
             skipped(tick(spec, instance))
             == "Texts are just being collected from a service or handed to it."
@@ -276,7 +276,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
     spec = later(home, server)
     run(spec, instance)
     server.finish_all()
-    marker, lock = Warehouse(home).pipeline("notes").waiting, Warehouse.batches_lock
+    marker, lock = Warehouse(home).pipeline("notes").batch_jobs, Warehouse.batch_jobs_lock
 
     @contextlib.contextmanager
     def contended(warehouse: Warehouse, **options: Any) -> Iterator[None]:
@@ -287,7 +287,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
         if when == "after":
             marker.unlink()
 
-    monkeypatch.setattr(Warehouse, "batches_lock", contended)
+    monkeypatch.setattr(Warehouse, "batch_jobs_lock", contended)
     result = tick(spec, instance)
     assert bool(result.run_requests) == (when == "after")
     assert when == "after" or skipped(result) == "no text is with the service"
@@ -354,7 +354,7 @@ def test_the_sensor_asks_for_a_run_whoever_collected_the_texts_and_again_if_it_f
     server.finish_all()
     assert run(find_pipeline("others", home), instance).success
     first = asked(tick(spec, instance)).run_key
-    marker = Warehouse(home).pipeline("notes").waiting
+    marker = Warehouse(home).pipeline("notes").batch_jobs
     os.utime(marker, (time.time() - 1_000, time.time() - 1_000))
     assert asked(tick(spec, instance)).run_key != first
     assert run(spec, instance).success

@@ -53,7 +53,7 @@ def started(home: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
 COMMAND = "sys.argv[1:] = ['run', 'notes']\nfrom embedding_pipelines.cli.main import main\nmain()"
 AS_SCHEDULED = """
 import dagster as dg
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.orchestration.support import run
