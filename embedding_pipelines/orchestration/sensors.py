@@ -22,7 +22,7 @@ from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.storage.warehouse import Warehouse
 
 TICK_SECONDS = 30
@@ -96,7 +96,7 @@ def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg
         warehouse = Warehouse(home())
         try:
             files = spec.source.files(warehouse.home)
-            known = known_files(StepContext(spec, warehouse))
+            known = read_files(StepContext(spec, warehouse))
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = {file.name: file.stamp for file in files}
