@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.errors import ConfigError, Unreachable
 from embedding_pipelines.orchestration.resources import ModelResource
-from embedding_pipelines.providers.common.http import Remote, Unreachable
+from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.replies import listed
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.spec.pipeline import PipelineSpec

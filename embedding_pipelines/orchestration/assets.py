@@ -14,10 +14,10 @@ from typing import Any
 
 import dagster as dg
 
-from embedding_pipelines.embedding.batch_jobs import NotYet
-from embedding_pipelines.orchestration.chain import Run, Step, steps_of
+from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import (
+    asset_inputs,
     asset_key,
     asset_metadata,
     data_version,
@@ -26,15 +26,18 @@ from embedding_pipelines.orchestration.metadata import (
 from embedding_pipelines.orchestration.partitions import partitions
 from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
 from embedding_pipelines.orchestration.schedules import freshness
-from embedding_pipelines.progress import Progress, StepReport, summed
+from embedding_pipelines.progress import Progress, StepReport, sum_reports
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.chain import steps_of
 
 SOURCE = "source"  # the asset that stands for the files; no step makes it
 
 
 def pipeline_assets(spec: PipelineSpec, home: Path) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """The source of a pipeline and an asset for each of its steps, in the order the data takes."""
-    steps = steps_of(spec)
+    steps = [step for step in steps_of(spec) if step.is_asset]
     return [source_asset(spec), *(build_asset(step, steps, spec, home) for step in steps)]
 
 
@@ -60,15 +63,17 @@ def open_run(
     model: ModelResource,
     progress: Progress,
     log: dg.DagsterLogManager,
-    **options: Any,
 ) -> Run:
-    """The pipeline for a step of this Dagster run: with the run's model, held against other runs.
+    """The pipeline for a step of this Dagster run: with the run's model, which all steps share,
+    held against other runs.
 
     Raises ConfigError if the launchpad names a wrong model.
     """
-    run = Run(model.choose(spec), warehouse.open(home), progress, **options)
-    warehouse.hold(run.folder, log)
-    return run
+    opened, options = warehouse.open(home), model.choose(spec)
+    folder = opened.pipeline(spec.name)
+    live = model.open(options, opened.home, folder.model.parent)
+    warehouse.hold(folder, log)
+    return Run(spec, opened, progress, live, options)
 
 
 def build_asset(
@@ -84,20 +89,20 @@ def build_asset(
         model: ModelResource,
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        options = context.op_execution_context.op_config or {}
         with readable_errors():
-            run = open_run(spec, home, warehouse, model, progress, context.log, **options)
+            run = open_run(spec, home, warehouse, model, progress, context.log)
         names = sorted(context.partition_keys) if step.partitioned else spec.partition_names
-        try:
-            report = _perform(context, step, run, names)
-        except NotYet as waiting:
-            progress.note(str(waiting))
-            return
-        progress.finish(report)
-        yield dg.MaterializeResult(
-            metadata={} if step.partitioned else asset_metadata(step, report, run),
-            data_version=data_version(step, run, names, report),
-        )
+        with run:
+            try:
+                report = _perform(context, step, run, names)
+            except BatchPending as waiting:
+                progress.note(str(waiting))
+                return
+            progress.finish(report)
+            yield dg.MaterializeResult(
+                metadata={} if step.partitioned else asset_metadata(step, report, run),
+                data_version=data_version(step, run, names, report),
+            )
 
     return asset
 
@@ -107,7 +112,7 @@ def _decorator(
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that Dagster shows of a step before it ran."""
     names = {other.name for other in steps}
-    inputs = [name for name in step.inputs if name in names] or [SOURCE]
+    inputs = [name for name in asset_inputs(step) if name in names] or [SOURCE]
     options = {
         option.name: dg.Field(
             type(option.default),
@@ -157,7 +162,7 @@ def _perform(
     started = lap = time.perf_counter()
     try:
         with readable_errors(), run.folder.lock():
-            for report in step.work(run, names):
+            for report in step.work(run, names, context.op_execution_context.op_config):
                 seconds, lap = time.perf_counter() - lap, time.perf_counter()
                 reports.append(replace(report, seconds=seconds))
     except BaseException:
@@ -177,4 +182,4 @@ def _perform(
         context.add_asset_metadata(
             asset_metadata(step, report, run), partition_key=report.partition
         )
-    return replace(summed(step.name, reports), seconds=time.perf_counter() - started)
+    return replace(sum_reports(step.name, reports), seconds=time.perf_counter() - started)

@@ -52,7 +52,7 @@ def pipeline_definitions(
         schedules=[schedule for schedule in schedules if schedule is not None],
         sensors=[
             *(pipeline_sensor(spec, home) for spec in specs),
-            *(batch_sensor(spec, home) for spec in specs if spec.model.answers_later),
+            *(batch_sensor(spec, home) for spec in specs if spec.model.uses_batch_jobs),
         ],
         resources={**RESOURCES, **resources},
     )

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import dagster as dg
 
-from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.orchestration.assets import open_run
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
-from embedding_pipelines.quality.checks import wanted_checks
-from embedding_pipelines.quality.structure import verify
+from embedding_pipelines.quality.checks import enabled_checks
 from embedding_pipelines.releases import live_release, read_releases
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.vector_store import table_state
 
 
@@ -28,7 +28,7 @@ def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefini
 
 
 def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
-    effects = wanted_checks(spec)
+    effects = enabled_checks(spec)
     texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
         dg.AssetCheckSpec(
@@ -52,8 +52,11 @@ def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
         started = time.perf_counter()
         with readable_errors():
             run = open_run(spec, home, warehouse, model, progress, context.log)
-            with run.folder.lock(), EmbeddingCache(run.warehouse.cache) as cache:
-                report, outcomes = verify(run, run.spec.model, cache)
+            with run, run.folder.lock():
+                (report,) = step_named("checks").work(run, spec.partition_names)
+                record = current_checks(run)
+        assert record is not None
+        outcomes = record.checks
         progress.finish(replace(report, seconds=time.perf_counter() - started))
         selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in outcomes:

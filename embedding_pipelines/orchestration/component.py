@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import BaseModel, ConfigDict, Field
 
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines.orchestration.build import home_definitions, pipeline_definitions
 from embedding_pipelines.spec.pipeline import PipelineSpec
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from embedding_pipelines.home import instance_folder
+from embedding_pipelines.environment import instance_folder
+from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance

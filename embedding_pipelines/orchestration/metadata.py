@@ -6,10 +6,12 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from embedding_pipelines.orchestration.chain import Run, Step
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.storage.warehouse import Shards
 
 
@@ -17,11 +19,21 @@ def asset_key(spec: PipelineSpec, name: str) -> dg.AssetKey:
     return dg.AssetKey([spec.name, name])
 
 
+def asset_inputs(step: Step) -> list[str]:
+    """The assets that a step reads: checks are none, so what they check stands for them."""
+    names: list[str] = []
+    for name in step.inputs:
+        other = step_named(name)
+        names += [name] if other.is_asset else asset_inputs(other)
+    return names
+
+
 def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
     """A report's statistics, the number of rows where Dagster looks for it, and where the data
     is."""
-    statistics = {name: value for name, value in report.statistics.items() if name != step.rows}
-    rows = {"dagster/row_count": report.statistics[step.rows]} if step.rows else {}
+    counter = step.row_statistic
+    statistics = {name: value for name, value in report.statistics.items() if name != counter}
+    rows = {"dagster/row_count": report.statistics[counter]} if counter else {}
     timing = {"seconds": round(report.seconds, 3), "changed": report.changed}
     return {**rows, **statistics, **timing, **_links(step, report, run)}
 
@@ -39,17 +51,17 @@ def data_version(step: Step, run: Run, names: Sequence[str], report: StepReport)
 
 def table_columns(steps: Sequence[Step], step: Step, spec: PipelineSpec) -> dict[str, Any]:
     """The columns of a step that has rows, and which columns of its inputs they come from."""
-    if step.schema is None:
+    schema = step.columns(spec)
+    if schema is None:
         return {}
-    schema = step.schema(spec)
     inputs = [
-        (asset_key(spec, other.name), set(other.schema(spec).names))
+        (asset_key(spec, other.name), set(columns.names))
         for other in steps
-        if other.name in step.inputs and other.schema is not None
+        if other.name in step.inputs and (columns := other.columns(spec)) is not None
     ]
     lineage = {}
     for column in schema.names:
-        origin = step.computed_from.get(column, column)
+        origin = step.lineage.get(column, column)
         keys = [key for key, names in inputs if origin in names]
         lineage[column] = [dg.TableColumnDep(key, origin) for key in keys]
     return {

@@ -11,9 +11,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError
 
-from embedding_pipelines.environment import home
 from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.progress import Progress, StepReport
+from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
@@ -71,17 +71,19 @@ class ModelResource(dg.ConfigurableResource[Any]):
         "single options of the file's model.",
     )
 
-    def choose(self, spec: PipelineSpec) -> PipelineSpec:
-        """The pipeline with the model of this run.
+    _models: dict[str, EmbeddingModel] = PrivateAttr(default_factory=dict)
+
+    def choose(self, spec: PipelineSpec) -> ProviderOptions:
+        """The options of this run's model.
 
         Raises ConfigError for wrong options, without their values: one may be a key.
         """
         if not self.kind and not self.options:
-            return spec
+            return spec.model
         model = {} if self.kind else spec.model.model_dump(mode="json", exclude_defaults=True)
         model = {**model, "kind": self.kind or spec.model.kind, **self.options}
         try:
-            return PipelineSpec.model_validate({**dict(spec), "model": model})
+            return PipelineSpec.model_validate({**dict(spec), "model": model}).model
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()
@@ -90,6 +92,17 @@ class ModelResource(dg.ConfigurableResource[Any]):
                 f"The run's model for pipeline {spec.name!r} is wrong: {problems}. "
                 "Correct `resources: model: config:` in the launchpad."
             ) from None
+
+    def open(self, options: ProviderOptions, home: Path, folder: Path) -> EmbeddingModel:
+        """The live model of these options, one for all steps of the run; closed when it ends."""
+        key = f"{folder} {options.model_dump_json()}"
+        if key not in self._models:
+            self._models[key] = options.open(home, folder)
+        return self._models[key]
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        for model in self._models.values():
+            model.close()
 
 
 class LogProgress:

@@ -13,19 +13,17 @@ from pathlib import Path
 
 import dagster as dg
 
-from embedding_pipelines.embedding.batch_jobs import Batches
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.environment import home
+from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.orchestration.assets import SOURCE
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.storage.warehouse import read_json
+from embedding_pipelines.steps.documents import read_files
 
 TICK_SECONDS = 30
 AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batch jobs
@@ -105,14 +103,14 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     def source_sensor(
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
     ) -> dg.SensorResult:
-        step = StepContext(spec, warehouse.open(home))
+        run = Run(spec, warehouse.open(home))
         try:
-            files = spec.source.files(step.warehouse.home)
-            known = known_files(step)
+            files = spec.source.files(run.warehouse.home)
+            record = read_files(run)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = {file.name: file.stamp for file in files}
-        read = {name: tuple(statistics.stamp) for name, statistics in known.items()}
+        read = {name: tuple(statistics.stamp) for name, statistics in record.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
             asked = "" if changes.is_empty else "; a run was asked for already"
@@ -150,21 +148,20 @@ def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
     ) -> dg.SensorResult:
         opened = warehouse.open(home)
-        marker, nothing = opened.pipeline(spec.name).waiting, "no text is with the service"
+        marker, nothing = opened.pipeline(spec.name).batch_jobs, "No batch job is running."
         if not marker.exists():
             return dg.SensorResult(skip_reason=nothing)
         try:
             # Within the lock nobody replaces or removes the marker.
-            with opened.batches_lock(timeout_seconds=0), EmbeddingCache(opened.cache) as cache:
+            with opened.batch_jobs_lock(timeout_seconds=0), Run(spec, opened) as run:
                 mine = set((read_json(marker) or {"batches": []})["batches"])
                 if not mine:
                     return dg.SensorResult(skip_reason=nothing)
-                service = spec.model.batches()
-                batches = Batches(opened.batches, spec.model, service, cache, "document", tries=1)
+                jobs = BatchJobs(opened.batch_jobs, run.model, run.cache, "document", attempts=1)
                 # Those that another pipeline's run has collected are on record no more.
-                collected = mine - {batch.tag for batch in batches.on_record()}
-                ready = sorted({*collected, *batches.ended()})
-                reason = "" if ready else str(batches.waiting())
+                collected = mine - {job.tag for job in jobs.jobs()}
+                ready = sorted({*collected, *jobs.finished()})
+                reason = "" if ready else str(jobs.running())
                 # Dagster starts one run per key: if that one failed, it is asked for again after a
                 # while.
                 again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)

@@ -21,7 +21,7 @@ from embedding_pipelines.quality.measure import Candidate
 from embedding_pipelines.quality.queries import evaluation_files
 from embedding_pipelines.quality.structure import check_structure
 from embedding_pipelines.run import Run
-from embedding_pipelines.spec.pipeline import fingerprint
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
@@ -53,6 +53,9 @@ class Checks(Step):
     is_asset = False
     description = "Structure of the newest table version, and its quality in figures."
     sentence = "{passed:,} of {checks:,} passed"
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.evaluation)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         record = current_checks(run)

@@ -18,7 +18,7 @@ from embedding_pipelines.providers.common.prices import is_trained_for_truncatio
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.base import Option, Step
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 
@@ -29,6 +29,13 @@ class Codec(Step):
         "The compression, fitted once for this model and kept, for documents and queries alike."
     )
     sentence = "{dimensions:,} x {dtype}, {bytes_per_vector} each"
+    identity = ("codec",)
+    options = (
+        Option("refit", False, "Refit the codec on the current embeddings; writes a new table."),
+    )
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(*spec.compression)
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {"numpy"}

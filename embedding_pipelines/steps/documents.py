@@ -54,6 +54,9 @@ class Documents(Step):
     sentence = "{documents} from {files}, {rejected:,} rejected"
     row_statistic = "documents"
 
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.source)
+
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.source.kind, "parquet"}
 

@@ -5,10 +5,10 @@ table of rejected texts. It is sent again when its partition has other chunks, o
 told to (`run --retry-rejected`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.storage.warehouse import Manifest, write_table
 
@@ -39,6 +39,13 @@ class Embeddings(Step):
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
     row_statistic = "vectors"
+    lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.model)
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return embeddings_schema(1, "")
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.model.kind, "parquet"}

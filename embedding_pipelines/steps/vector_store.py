@@ -5,9 +5,9 @@ table beside the old one. What was last written is remembered with the table's v
 disagree (a run died in between), every partition is compared again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +19,7 @@ from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
@@ -57,6 +57,14 @@ class VectorStore(Step):
     description = "The searchable table, brought up to date by row differences, and its index."
     sentence = "{rows}: {added:,} added, {removed:,} removed"
     row_statistic = "rows"
+    identity = ("table", "version")
+    lineage: ClassVar[Mapping[str, str]] = {"partition": "document_id"}
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.store.layout)
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.store.kind}

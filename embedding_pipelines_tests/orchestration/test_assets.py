@@ -60,7 +60,7 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     graph = pipeline_definitions([spec], home).resolve_asset_graph()
     assert graph.get(dg.AssetKey(["w", "embeddings"])).parent_keys == {
         dg.AssetKey(["w", "chunks"]),
-        dg.AssetKey(["w", "model"]),
+        dg.AssetKey(["w", "train"]),
     }
     result = run(spec, instance)
     assert result.success

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import dagster as dg
 import pytest
 
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import RESOURCES

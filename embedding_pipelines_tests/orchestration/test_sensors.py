@@ -7,7 +7,7 @@ import dagster as dg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.sensors import Listing, changed
