@@ -1,9 +1,5 @@
-"""Embeddings for agents: this package's providers under the names of the agents' SDK, and nothing
-but names.
-
-A generator gives plain lists of floats. How a model is asked, repeated and believed is the
-providers' and `embedding/asking.py`'s.
-"""
+"""Embeddings for agents: the embedding service under the names of the agents' SDK. A generator gives
+plain lists of floats."""
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics
 from embedding_pipelines.agents.generators import (
