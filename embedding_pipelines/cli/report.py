@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Write one HTML page on a pipeline's quality and open it.
 
-    Measures, checks, charts over releases, and a map of the space. No model is called.
+    Metrics, checks, charts over releases, and a map of the space. No model is called.
     """
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.report.page import write_report

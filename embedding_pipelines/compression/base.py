@@ -13,7 +13,7 @@ import itertools
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -39,8 +39,10 @@ __all__ = [
     "Codes",
     "Compressor",
     "Dtype",
+    "as_options",
     "check_chain",
     "code_width",
+    "describe_chain",
 ]
 
 Metric = Literal["cosine", "hamming"]
@@ -348,3 +350,22 @@ def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -
         if name.startswith(prefix)
     }
     return choice.codec.load(stage, own)
+
+
+def as_options(chain: Sequence[Compressor]) -> list[dict[str, Any]]:
+    """A chain as a pipeline file says it, without what goes without saying."""
+    return [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in chain]
+
+
+def describe_chain(options: Sequence[Mapping[str, Any]]) -> str:
+    """A chain, as a pipeline file says it, in a few words: `pca 128, int8`; `float32` for none."""
+    return (
+        ", ".join(
+            " ".join(
+                f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
+                for name, value in choice.items()
+            )
+            for choice in options
+        )
+        or "float32"
+    )

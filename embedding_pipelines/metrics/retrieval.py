@@ -7,6 +7,8 @@ ir-measures", 2022), which asks trec_eval's own code.
 
 from collections.abc import Mapping
 
+from embedding_pipelines.extras import need
+
 Gains = Mapping[str, Mapping[str, float]]
 
 METRICS = {  # as this project calls them, as ir-measures does
@@ -26,8 +28,7 @@ def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, di
     no document answers is left out. Raises ValueError if no query is left, or a gain is no whole
     number.
     """
-    import ir_measures
-
+    ir_measures = need("ir_measures", "evaluation")
     answerable = {
         query: _whole(query, gains)
         for query, gains in qrels.items()

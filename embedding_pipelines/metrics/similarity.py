@@ -91,12 +91,10 @@ def normalize_batch(embeddings: Numbers) -> Floats:
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
     """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in
-    [-1, 1].
+    [-1, 1]; NaN where all are equal.
 
     `left` and `right` are float32[n, d] in one space, with no zero vector; n is at least 2.
     """
-    from scipy.stats import spearmanr
-
     if not len(left) == len(right) == len(scores):
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."

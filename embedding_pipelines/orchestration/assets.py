@@ -17,7 +17,7 @@ from embedding_pipelines.embedding.batch_jobs import NotYet
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.orchestration.failures import Refused
-from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema, pictures
+from embedding_pipelines.orchestration.metadata import asset_metadata, column_schema
 from embedding_pipelines.orchestration.partitions import partition_keys, partitions
 from embedding_pipelines.progress import StepReport, summed
 from embedding_pipelines.providers.base import Provider
@@ -244,12 +244,7 @@ def _release(spec: PipelineSpec) -> dg.AssetsDefinition:
     @_asset(spec, "release", {spec.store.kind}, deps=["vector_store"])
     def release(context: AssetExecutionContext, config: ReleaseConfig) -> dg.MaterializeResult[Any]:
         space = space_of(context, spec)
-        made = _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
-        try:
-            context.add_asset_metadata(pictures(step_context(context, spec).folder))
-        except EmbeddingPipelinesError as error:
-            context.log.warning(f"Released, without pictures: {error}")
-        return made
+        return _whole(context, spec, lambda step: make_release(step, space, config.force_reason))
 
     return release
 

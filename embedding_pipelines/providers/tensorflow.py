@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -183,13 +182,7 @@ def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -
 
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr else
-    try:
-        return import_module("tensorflow")
-    except ImportError as error:
-        raise ConfigError(
-            f"tensorflow: the package tensorflow cannot be imported ({error}). "
-            "Install it: pip install 'embedding-pipelines[tensorflow]'"
-        ) from error
+    return need("tensorflow", "tensorflow")
 
 
 def _folder_sha256(folder: Path) -> str:

@@ -17,6 +17,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.run import Run
@@ -143,6 +144,7 @@ def judged_queries(run: Run) -> Judged | None:
     options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
         return None
+    need("ir_measures", "evaluation")  # before a run pays for what it could not measure
     gains: dict[str, dict[str, int]] = {}
     for query, document, gain in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
         worth = _number(gain, options.qrels)

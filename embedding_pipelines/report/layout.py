@@ -10,7 +10,7 @@ is taken from it.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -144,9 +144,7 @@ def _fitted(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
         warnings.simplefilter(
             "ignore"
         )  # at import about TensorFlow; later about points with no neighbour but their like
-        from umap import UMAP
-
-        model: Any = UMAP(
+        model = need("umap", "report").UMAP(
             n_neighbors=NEIGHBOURS,
             metric="cosine",
             init=(plane + jitter).astype(np.float32),
