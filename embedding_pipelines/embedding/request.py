@@ -1,7 +1,6 @@
 """Send one request to a model, with rate limiting and retries; and what each fault means for the
 texts."""
 
-import functools
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Sender:
         )
         return attempts(self._call_when_allowed, request)
 
-    @functools.cached_property
+    @once
     def _limiter(self) -> Limiter:
         """Its file is one for all processes of this user that use the same key of the service."""
         rate = self.model.rate_limit
