@@ -14,9 +14,9 @@ from embedding_pipelines.schemas import VECTOR_COPY
 from embedding_pipelines.search import Searcher, nearest, search
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write_pipeline
-from embedding_pipelines_tests.recording import Recording
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.recording import Recording
 from embedding_pipelines_tests.stores.tables import add, build, fitted
 
 ROWS = [
@@ -308,8 +308,8 @@ def test_no_queries_and_no_hits_are_empty_tables_of_the_same_columns(typed: Sear
 
 
 def test_many_queries_are_embedded_in_few_calls_and_once(typed: Searcher) -> None:
-    recording = Recording(inner=Hashing())
-    typed.provider = recording
+    recording = Recording(hashing())
+    typed.model = recording
     queries = [f"fox {number % 50}" for number in range(120)]
     typed.search_many(queries, 1)
     assert sorted(recording.texts) == sorted(set(queries))
@@ -319,8 +319,8 @@ def test_many_queries_are_embedded_in_few_calls_and_once(typed: Searcher) -> Non
 
 
 def test_what_no_query_can_be_is_refused_before_anything_is_embedded(typed: Searcher) -> None:
-    recording = Recording(inner=Hashing())
-    typed.provider = recording
+    recording = Recording(hashing())
+    typed.model = recording
     missing = pd.Series(["tea", None])
     for queries, k, words in (
         (["tea", " \x00"], 1, r"queries\[1\] is empty once it is cleaned"),
@@ -331,10 +331,10 @@ def test_what_no_query_can_be_is_refused_before_anything_is_embedded(typed: Sear
     ):
         with pytest.raises(ConfigError, match=words):
             typed.search_many(queries, k)
-    typed.provider = Recording(inner=Hashing(max_tokens=100))
+    typed.model = Recording(hashing(max_tokens=100))
     with pytest.raises(SpaceMismatchError, match="embedding-pipelines run p"):
         typed.search_many(["tea"])
-    assert recording.texts == typed.provider.texts == []
+    assert recording.texts == typed.model.texts == []
 
 
 def test_without_pandas_the_extra_is_named(

@@ -51,8 +51,7 @@ class Torch(Backend):
         self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
-        import torch
-
+        torch = need("torch", "local")
         with self._turn, _translate_errors(), torch.inference_mode():
             return forward(
                 self._model,
@@ -80,8 +79,7 @@ def _fastest(device: Device) -> str:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    import torch
-
+    torch = need("torch", "local")
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -130,9 +128,9 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     first, *others = model
     features: dict[str, Tensor]
     bag = getattr(first, "embedding", None)
-    if isinstance(bag, EmbeddingBag):
+    if isinstance(bag, torch.nn.EmbeddingBag):
         weights = mask.unsqueeze(-1).to(bag.weight.dtype)
-        total = (embedding(tokens, bag.weight) * weights).sum(1)
+        total = (torch.nn.functional.embedding(tokens, bag.weight) * weights).sum(1)
         features = {"sentence_embedding": total / weights.sum(1).clamp(min=1)}
     else:
         features = first({"input_ids": tokens, "attention_mask": mask})

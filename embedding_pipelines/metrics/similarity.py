@@ -99,7 +99,16 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
         )
-    return float(spearmanr(cosine(left, right), scores).statistic)
+    with np.errstate(invalid="ignore"):
+        ranks = _ranks(cosine(left, right)), _ranks(np.asarray(scores))
+        return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: Numbers) -> NDArray[np.float64]:
+    """The place of each of [n] in ascending order; equal ones share the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    places: NDArray[np.float64] = (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return places
 
 
 def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

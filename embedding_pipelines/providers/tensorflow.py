@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers.base import (

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_pipelines.extras import need
 from embedding_pipelines.vectors import Vectors, unit
 
 MAX_POINTS = 50_000  # of 384 dimensions: UMAP takes 84 s of processor time, on one core; a browser draws them smoothly

@@ -14,6 +14,7 @@ from typing import Any
 from embedding_pipelines.compression.base import CodecChain, as_options, describe_chain
 from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.extras import need
 from embedding_pipelines.files import read_json, write_atomic
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
@@ -226,4 +227,5 @@ def _render(**values: Any) -> bytes:
         "separators": (",", ":"),
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
+    page: str = template.render(**values, plotly=script)
+    return page.encode()
