@@ -130,8 +130,8 @@ class EmbeddingService:
     def _count_tokens(self, texts: Sequence[str], input_type: InputType) -> list[int]:
         """Of each text. Raises ConfigError for one that the model would not read whole."""
         model, prompts, options = self.model, self.model.space.prompts, self.model.options
-        # OpenAI's vocabulary is fetched only for texts that the estimate, which is from above, finds
-        # too long.
+        # OpenAI's vocabulary is fetched only for texts that the estimate, which is from above,
+        # finds too long.
         is_rough = isinstance(options, ServiceOptions) and options.tokenizer_of is None
         for is_estimate in (True, False) if is_rough else (False,):
             tokenizer = estimate() if is_estimate else model.tokenizer

@@ -1,5 +1,7 @@
-"""Embeddings for agents: the embedding service under the names of the agents' SDK. A generator gives
-plain lists of floats."""
+"""Embeddings for agents: the embedding service under the names of the agents' SDK.
+
+A generator gives plain lists of floats.
+"""
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics
 from embedding_pipelines.agents.generators import (

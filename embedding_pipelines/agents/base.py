@@ -85,8 +85,8 @@ class AbstractEmbeddingGenerator:
     """Base of all generators; one's own overrides `_infer`, or `_infer_batch` where a model takes
     many texts at once.
 
-    Public attributes are its parameters. Calls of an overridden `generate` or `generate_batch` are in
-    its metrics too.
+    Public attributes are its parameters. Calls of an overridden `generate` or `generate_batch` are
+    in its metrics too.
     """
 
     provider = "custom"  # as metrics name it

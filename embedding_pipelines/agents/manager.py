@@ -66,7 +66,8 @@ class EmbeddingGeneratorManager:
     def _named(self, name: str) -> AbstractEmbeddingGenerator:
         if name not in self._generators:
             raise ConfigError(
-                f"No generator is called {name!r}; there are {', '.join(self._generators) or 'none'}."
+                f"No generator is called {name!r}; there are "
+                f"{', '.join(self._generators) or 'none'}."
             )
         return self._generators[name]
 
