@@ -21,8 +21,8 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, checked
 from embedding_pipelines.releases import live_release
-from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, VECTOR_COPY
-from embedding_pipelines.space import Space, refuse_mixing
+from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
+from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
@@ -198,8 +198,8 @@ class Searcher:
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
         release = self.release
-        refuse_mixing(
-            space.compressed(self.codec.id),
+        require_same_space(
+            space.with_codec(self.codec.id),
             release.space.id,
             f"Release {release.number} of {release.spec.name!r}",
             f"Query it with {release.space.provider}:{release.space.model}, or run "
@@ -227,15 +227,15 @@ def nearest(
     CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
     filter.
     """
-    asked, rescored = queries(codec, vector[None, :])[0], codec.copy is not None
+    asked, rescored = queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
     found = table.search(
-        asked, k * codec.oversample, codec.metric, filter, version, copies=rescored
+        asked, k * codec.oversample, codec.metric, filter, version, rescoring=rescored
     )
     distances = found["_distance"].to_numpy()
     if rescored:
-        scores = codec.rescore(vector, to_matrix(found[VECTOR_COPY]))
+        scores = codec.rescore(vector, to_matrix(found[RESCORING_VECTOR]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
-        found, scores = found.drop_columns(VECTOR_COPY).take(best), scores[best]
+        found, scores = found.drop_columns(RESCORING_VECTOR).take(best), scores[best]
     else:
         scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
     return found.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))

@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from embedding_pipelines.embedding.cache import EmbeddingCache as EmbeddingCache
 from embedding_pipelines.embedding.embed import count_tokens, embed_all
+from embedding_pipelines.environment import home as home_of_environment
 from embedding_pipelines.errors import BadInput, ConfigError
-from embedding_pipelines.home import home as home_of_environment
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMismatchError, StoreError
-from embedding_pipelines.schemas import VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, nearest, search
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write_pipeline
@@ -171,7 +171,7 @@ def test_rescored_scores_are_cosines_and_in_their_order(rescored: Searcher) -> N
 
 def test_copies_are_kept_in_the_table_and_given_to_no_searcher(rescored: Searcher) -> None:
     release, table = rescored.release, rescored._table
-    assert table.schema(release.version).field(VECTOR_COPY).type == pa.list_(pa.int8(), 64)
+    assert table.schema(release.version).field(RESCORING_VECTOR).type == pa.list_(pa.int8(), 64)
     assert rescored.search("animal7", 1).hits[0].metadata.keys() == {"Cat", "year"}
     vector = hashing().embed(["animal7"], "query").vectors[0]
     found = nearest(table, rescored.codec, vector, 3, None, release.version)

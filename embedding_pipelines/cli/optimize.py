@@ -14,8 +14,8 @@ from embedding_pipelines.cli.common import (
     stopped,
     valid_specs,
 )
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, ReleaseError
-from embedding_pipelines.home import home as home_folder
 
 if TYPE_CHECKING:
     from embedding_pipelines.optimize.candidates import Point

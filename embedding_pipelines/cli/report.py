@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embedding_pipelines.cli.common import AsJson, Name, emit, known_name
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.environment import home as home_folder
 
 
 def add_to(app: typer.Typer) -> None:

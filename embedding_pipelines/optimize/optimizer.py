@@ -239,7 +239,7 @@ def _tuned(run: Run, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[s
         "queries": asked,
         "points": [point.statistics for point in swept.points],
     }
-    write_json(run.folder.tuning, evidence)
+    write_json(run.folder.optimization, evidence)
     chosen = _chosen(swept.points)
     if chosen is None:
         return Tuned(_refusal(run, wish, swept), run.spec, {}, swept.points, evidence)

@@ -1,30 +1,81 @@
 """Metadata: a step's report as Dagster shows it; what is numeric is plotted over runs."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
+from embedding_pipelines.orchestration.chain import Run, Step
 from embedding_pipelines.progress import StepReport
-
-ROWS = {  # the fact of a step that counts its rows
-    "documents": "documents",
-    "chunks": "chunks",
-    "embeddings": "vectors",
-    "vector_store": "rows",
-    "release": "rows",
-}
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.storage.warehouse import Shards
 
 
-def asset_metadata(report: StepReport) -> dict[str, Any]:
-    """A report's statistics, with the number of rows where Dagster looks for it."""
-    rows = ROWS.get(report.step)
-    statistics = {name: value for name, value in report.statistics.items() if name != rows}
-    count = {"dagster/row_count": report.statistics[rows]} if rows else {}
-    return {**count, **statistics, "seconds": round(report.seconds, 3), "changed": report.changed}
+def asset_key(spec: PipelineSpec, name: str) -> dg.AssetKey:
+    return dg.AssetKey([spec.name, name])
 
 
-def column_schema(fields: Iterable[pa.Field]) -> dg.TableSchema:
-    """An Arrow schema as Dagster's table of columns."""
-    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in fields])
+def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
+    """A report's statistics, the number of rows where Dagster looks for it, and where the data
+    is."""
+    statistics = {name: value for name, value in report.statistics.items() if name != step.rows}
+    rows = {"dagster/row_count": report.statistics[step.rows]} if step.rows else {}
+    timing = {"seconds": round(report.seconds, 3), "changed": report.changed}
+    return {**rows, **statistics, **timing, **_links(step, report, run)}
+
+
+def data_version(step: Step, run: Run, names: Sequence[str], report: StepReport) -> dg.DataVersion:
+    """The version of what the step made: a digest over its shards, or what identifies its data."""
+    shards = getattr(run.folder, step.name, None)
+    if isinstance(shards, Shards):
+        manifests = [shards.manifest(partition) for partition in names]
+        parts = [manifest.digest for manifest in manifests if manifest is not None]
+    else:
+        parts = [str(report.statistics[name]) for name in step.identity]
+    return dg.DataVersion(fingerprint(*parts))
+
+
+def table_columns(steps: Sequence[Step], step: Step, spec: PipelineSpec) -> dict[str, Any]:
+    """The columns of a step that has rows, and which columns of its inputs they come from."""
+    if step.schema is None:
+        return {}
+    schema = step.schema(spec)
+    inputs = [
+        (asset_key(spec, other.name), set(other.schema(spec).names))
+        for other in steps
+        if other.name in step.inputs and other.schema is not None
+    ]
+    lineage = {}
+    for column in schema.names:
+        origin = step.computed_from.get(column, column)
+        keys = [key for key, names in inputs if origin in names]
+        lineage[column] = [dg.TableColumnDep(key, origin) for key in keys]
+    return {
+        "dagster/column_schema": column_schema(schema),
+        "dagster/column_lineage": dg.TableColumnLineage(lineage),
+    }
+
+
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """An Arrow schema as Dagster's table of columns. How long a vector is, and of which numbers,
+    is known only when the model is open."""
+    types = {field.name: "vector" if field.name == VECTOR else str(field.type) for field in schema}
+    return dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()])
+
+
+def _links(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
+    """Where the shards, the table and the report are."""
+    shards = getattr(run.folder, step.name, None)
+    links: dict[str, Any] = {}
+    if isinstance(shards, Shards):
+        links["dagster/uri"] = shards.folder.as_uri()
+    if "table" in report.statistics:
+        links["dagster/table_name"] = report.statistics["table"]
+        links["dagster/uri"] = run.warehouse.tables.as_uri()
+    if "release" in report.statistics:
+        page = run.warehouse.root / "reports" / f"{run.spec.name}.html"
+        command = f"`embedding-pipelines report {run.spec.name}` writes {page}"
+        links["report"] = dg.MetadataValue.path(page) if page.exists() else command
+    return links

@@ -56,7 +56,7 @@ class Evidence:
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
         run = self.candidate.run
-        space = self.candidate.run.model.space.compressed(self.candidate.codec.id)
+        space = self.candidate.run.model.space.with_codec(self.candidate.codec.id)
         return space == self.live.space and search_alike(run.spec, self.live.spec)
 
 
@@ -285,7 +285,7 @@ def _drifted(evidence: Evidence) -> Check:
         said = f"The table is empty; release {live.number} has {live.rows:,} rows."
         return Check("", live.rows == 0, said)
     space = evidence.candidate.run.model.space
-    if live.space.compressed(None) != space:
+    if live.space.with_codec(None) != space:
         return Check(
             "",
             True,

@@ -90,7 +90,7 @@ def measure(candidate: Candidate) -> Measured:
     made.queries = [{"id": item.id, "text": item.query, "from": item.document_id} for item in known]
     exact = _look_at_all(candidate, vectors, made)
     _search_known_items(candidate, known, vectors, rests, exact, made)
-    if candidate.has_index and candidate.codec.copy is None and len(known):
+    if candidate.has_index and candidate.codec.rescoring_codec is None and len(known):
         made.metrics["index_recall_at_10"] = _index_recall(candidate, vectors[:NEIGHBOURS])
     _search_judged(candidate, budget, made)
     _compare_pairs(candidate, budget, made)
@@ -261,7 +261,7 @@ def _reciprocal_rank(item: KnownQuery, rows: list[tuple[str, str, float]], score
 
 def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
     """The score that a search would give each document float32[n, d] for its query."""
-    copies = codec.encode_copies(documents)
+    copies = codec.encode_rescoring(documents)
     if copies is not None:
         return np.array(
             [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]

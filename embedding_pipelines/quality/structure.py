@@ -11,7 +11,7 @@ from embedding_pipelines.quality.check import Check
 from embedding_pipelines.quality.measure import Candidate
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
-from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.embeddings import rejected_chunks
 from embedding_pipelines.vectors import to_matrix
 
@@ -33,7 +33,7 @@ def _counts_add_up(candidate: Candidate) -> Check:
         made.statistics for partition in names if (made := folder.chunks.manifest(partition))
     ]
     statistics = {
-        "read_from_files": sum(entry.rows for entry in known_files(run).values()),
+        "read_from_files": sum(entry.rows for entry in read_files(run).values()),
         "documents": sum(
             made.rows for partition in names if (made := folder.documents.manifest(partition))
         ),
@@ -181,7 +181,7 @@ def _space_is_one(candidate: Candidate) -> Check:
         if (made := run.folder.embeddings.manifest(partition))
     }
     stored = (table.schema().metadata or {}).get(SPACE_ID_KEY, b"").decode()
-    wanted = space.compressed(codec.id).id
+    wanted = space.with_codec(codec.id).id
     passed = partitions == {space.id} and stored == wanted
     statistics = {"embeddings": sorted(partitions), "table": stored, "queries": wanted}
     return Check("space_is_one", passed, f"table {stored[:12]}, queries {wanted[:12]}", statistics)

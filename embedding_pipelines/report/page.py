@@ -54,7 +54,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     codec = CodecChain.load(folder.codecs / release.codec)
     progress.update("report", 0, release.rows, "rows")
     shown = map_of(warehouse, release, codec, progress)
-    history, tuning = read_history(folder), read_json(folder.tuning)
+    history, tuning = read_history(folder), read_json(folder.optimization)
     figures = {
         title: figure.to_dict()
         for title, figure in charts(history, tuning, *_spectrum(codec)).items()

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.progress import StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
@@ -58,4 +58,4 @@ class Step(ABC):
             return self.current(run)
         reports = [self.current(run, partition) for partition in run.spec.partition_names]
         done = [report for report in reports if report is not None]
-        return summed(self.name, done) if len(done) == len(reports) else None
+        return sum_reports(self.name, done) if len(done) == len(reports) else None

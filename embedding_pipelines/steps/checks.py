@@ -25,7 +25,7 @@ from embedding_pipelines.spec.pipeline import fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
-from embedding_pipelines.storage.warehouse import parsed
+from embedding_pipelines.storage.warehouse import parse_state
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def run_checks(run: Run) -> CheckRecord:
 
 def read_checks(run: Run) -> CheckRecord | None:
     """The outcomes of the last checks, whatever they were of; None if there are none."""
-    record = parsed(CheckRecord, read_json(run.folder.checks))
+    record = parse_state(CheckRecord, read_json(run.folder.checks))
     if record is None:
         return None
     checks = [Check(**check) for check in record.checks]  # type: ignore[arg-type]

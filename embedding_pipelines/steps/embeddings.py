@@ -72,7 +72,9 @@ class Embeddings(Step):
                 progress.advance(_chunks(run, partition).statistics["tokens"])
                 yield report
         is_whole, collected = set(partitions) == set(run.spec.partition_names), 0
-        if run.spec.model.uses_batch_jobs and (stale or (is_whole and run.folder.waiting.exists())):
+        if run.spec.model.uses_batch_jobs and (
+            stale or (is_whole and run.folder.batch_jobs.exists())
+        ):
             collected = _through_batch_jobs(run, stale, is_whole)
         chunks, columns = run.folder.chunks, ["chunk_id", "text", "tokens"]
         batches = (batch for name in stale for batch in chunks.read(name, columns))
@@ -110,8 +112,8 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
     text of these partitions is in a batch job.
     """
     model, budget = run.model, BudgetTracker.of(run.spec.budget, run.spec.model, batch_jobs=True)
-    with run.warehouse.batches_lock():
-        jobs = BatchJobs(run.warehouse.batches, model, run.cache, "document")
+    with run.warehouse.batch_jobs_lock():
+        jobs = BatchJobs(run.warehouse.batch_jobs, model, run.cache, "document")
         _collect(run, jobs)
         pending, needed = jobs.pending_keys(), set[bytes]()
         awaited = _awaited(run)
@@ -150,17 +152,17 @@ def _collect(run: Run, jobs: BatchJobs) -> None:
 def _awaited(run: Run) -> set[str]:
     """Tags of the batch jobs that the pipeline waits for: its sensor asks for a run when one has
     ended."""
-    return set((read_json(run.folder.waiting) or {"batches": []})["batches"])
+    return set((read_json(run.folder.batch_jobs) or {"batches": []})["batches"])
 
 
 def _await(run: Run, tags: set[str]) -> None:
-    """Replace what `_awaited` returns, while the warehouse's `batches_lock` is held."""
+    """Replace what `_awaited` returns, while the warehouse's `batch_jobs_lock` is held."""
     if tags == _awaited(run):  # the file's time tells the sensor when to ask again
         return
     if tags:
-        write_json(run.folder.waiting, {"batches": sorted(tags)})
+        write_json(run.folder.batch_jobs, {"batches": sorted(tags)})
     else:
-        run.folder.waiting.unlink(missing_ok=True)
+        run.folder.batch_jobs.unlink(missing_ok=True)
 
 
 def retry_rejected(run: Run) -> int:

@@ -149,7 +149,7 @@ def _tag_tables(run: Run, releases: Releases, newest: str) -> None:
             for entry in releases.releases
             if entry.table == name
         }
-        run.spec.store.table(run.warehouse.tables, name).keep(versions)
+        run.spec.store.table(run.warehouse.tables, name).tag(versions)
 
 
 def _drop_tables(run: Run, releases: Releases) -> None:

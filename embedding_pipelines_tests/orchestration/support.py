@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.orchestration.assets import provider_key
+from embedding_pipelines.home import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.providers.base import InputType
@@ -107,8 +107,9 @@ def run(
     **options: Any,
 ) -> dg.ExecuteInProcessResult:
     """One run over all partitions, as a schedule or a sensor asks for it."""
-    resources = {provider_key(spec): provider} if provider else {}
-    job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
+    if provider is not None:
+        spec = spec.model_copy(update={"model": provider})
+    job = pipeline_definitions([spec], home_folder()).resolve_job_def(spec.name)
     return job.execute_in_process(
         instance=instance, tags=all_partitions(spec), raise_on_error=False, **options
     )

@@ -141,7 +141,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "confidence": 0.95,
         "queries": {"tuning": 500, "held_out": 400, "from": "corpus"},
     }
-    write_json(run_of(home, "p").folder.tuning, {**tuning, "points": [{**point, **figures}]})
+    write_json(run_of(home, "p").folder.optimization, {**tuning, "points": [{**point, **figures}]})
     return home
 
 
