@@ -22,8 +22,8 @@ from embedding_pipelines.agents import (
     generators,
     generators_of_subject,
 )
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import BadInput, ConfigError, ProviderError
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.test_aios import Block, serving

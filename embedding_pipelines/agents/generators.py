@@ -6,8 +6,8 @@ from typing import Any
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Vector
 from embedding_pipelines.agents.keys import resolve_key
+from embedding_pipelines.environment import home
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.home import home
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.service import EmbeddingConfig, EmbeddingService
 
