@@ -64,7 +64,7 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     }
     result = run(spec, instance)
     assert result.success
-    assert Counter(asset for asset, _ in materialized(instance, result.run_id))["model"] == 1
+    assert Counter(asset for asset, _ in materialized(instance, result.run_id))["train"] == 1
     assert live_rows(home, "w") == 40
 
 
