@@ -10,9 +10,9 @@ import pytest
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import live_release
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.steps.release import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import top
 from embedding_pipelines_tests.orchestration.support import (

@@ -197,9 +197,7 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     spec = later(home, server)
     assert skipped(tick(spec, instance)) == "No batch job is running."
     run(spec, instance)
-    assert skipped(tick(spec, instance)).startswith(
-        "40 texts are in 1 batch job since"
-    )
+    assert skipped(tick(spec, instance)).startswith("40 texts are in 1 batch job since")
     server.finish_all()
     request = asked(tick(spec, instance))
     assert (
