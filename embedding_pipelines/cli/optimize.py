@@ -72,7 +72,7 @@ def optimize(
 def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.optimize.optimizer import fit_anew, tune
-    from embedding_pipelines.spec.edit import edited
+    from embedding_pipelines.spec.edit import edit_pipeline
     from embedding_pipelines.spec.load import pipeline_files
     from embedding_pipelines.steps.chain import StepContext
     from embedding_pipelines.steps.codec import unless_it_fails
@@ -91,7 +91,7 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         raise typer.Exit(1)
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     context = StepContext(tuned.spec, Warehouse(home_folder()))
-    with edited(path, tuned.options, tuned.spec), unless_it_fails(context):
+    with edit_pipeline(path, tuned.options, tuned.spec), unless_it_fails(context):
         fit_anew(context)
         result = run_one(tuned.spec, quiet=as_json)
         if result["error"]:
