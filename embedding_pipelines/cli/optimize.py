@@ -19,7 +19,7 @@ from embedding_pipelines.errors import ConfigError, ReleaseError
 
 if TYPE_CHECKING:
     from embedding_pipelines.optimize.candidates import Point
-    from embedding_pipelines.optimize.optimizer import Tuned, Wish
+    from embedding_pipelines.optimize.optimize import Goal, OptimizeResult
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
 FLOOR = 0.99  # of what `auto` finds, if the user names none
@@ -63,23 +63,23 @@ def optimize(
     its evidence, and the pipeline is run. Otherwise nothing is changed. Without a floor, what you
     name is measured and taken as it is.
     """
-    from embedding_pipelines.optimize.optimizer import Wish
+    from embedding_pipelines.optimize.optimize import Goal
 
     given = [text for text in (name, pipeline_id) if text is not None]
     if len(given) != 1:
         raise ConfigError("optimize: name one pipeline, as PIPELINE or by --pipeline-id.")
     (spec,) = valid_specs(given)
     floor = FLOOR if floor is None and method == ["auto"] else floor
-    wish = Wish(tuple(method), dimensions, floor, max_ms)
+    goal = Goal(tuple(method), dimensions, floor, max_ms)
     try:
-        _optimize(spec, wish, as_json)
+        _optimize(spec, goal, as_json)
     except KeyboardInterrupt:
         stopped(f"The file of {spec.name!r} is as it was.")
 
 
-def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
+def _optimize(spec: "PipelineSpec", goal: "Goal", as_json: bool) -> None:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.optimize.optimizer import refit, tune
+    from embedding_pipelines.optimize.optimize import optimize_pipeline, refit
     from embedding_pipelines.spec.edit import edit_pipeline
     from embedding_pipelines.spec.load import pipeline_files
     from embedding_pipelines.steps.codec import unless_it_fails
@@ -88,52 +88,52 @@ def _optimize(spec: "PipelineSpec", wish: "Wish", as_json: bool) -> None:
         TerminalProgress(make_console(quiet=as_json), spec.name) as progress,
         open_run(spec, progress) as run,
     ):
-        tuned = tune(run, wish)
+        outcome = optimize_pipeline(run, goal)
     if not as_json:
-        _show(tuned)
-    if tuned.problem:
+        _show(outcome)
+    if outcome.problem:
         emit(
-            {"error": tuned.problem, **_statistics(spec, tuned)},
+            {"error": outcome.problem, **_statistics(spec, outcome)},
             as_json,
-            lambda: complain([tuned.problem]),
+            lambda: complain([outcome.problem]),
         )
         raise typer.Exit(1)
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
-        open_run(tuned.spec) as run,
-        edit_pipeline(path, tuned.options, tuned.spec),
+        open_run(outcome.spec) as run,
+        edit_pipeline(path, outcome.options, outcome.spec),
         unless_it_fails(run),
     ):
         refit(run)
-        result = run_one(tuned.spec, quiet=as_json)
+        result = run_one(outcome.spec, quiet=as_json)
         if result["error"]:
             raise ReleaseError(
                 f"{result['error']}\nThe file of {spec.name!r} is as it was, so there is nothing to force "
                 "now. To have it all the same, write the compression into the file, run the pipeline, then force it."
             )
-    emit({**_statistics(spec, tuned), "run": result}, as_json, lambda: None)
+    emit({**_statistics(spec, outcome), "run": result}, as_json, lambda: None)
 
 
-def _statistics(spec: "PipelineSpec", tuned: "Tuned") -> dict[str, Any]:
+def _statistics(spec: "PipelineSpec", outcome: "OptimizeResult") -> dict[str, Any]:
     optimized = (
-        tuned.spec.optimized.model_dump(mode="json")
-        if tuned.spec.optimized and not tuned.problem
+        outcome.spec.optimized.model_dump(mode="json")
+        if outcome.spec.optimized and not outcome.problem
         else None
     )
-    return {"pipeline": spec.name, "optimized": optimized, "evidence": tuned.evidence}
+    return {"pipeline": spec.name, "optimized": optimized, "evidence": outcome.evidence}
 
 
-def _show(tuned: "Tuned") -> None:
+def _show(outcome: "OptimizeResult") -> None:
     from embedding_pipelines.cli.terminal import make_console, print_table
 
     front = sorted(
-        (point for point in tuned.points if point.on_front),
+        (point for point in outcome.points if point.on_front),
         key=lambda point: point.bytes_per_vector,
     )
     if front:
         print_table(make_console(), [_row(point) for point in front])
-    if tuned.spec.optimized is not None and not tuned.problem:
-        found = tuned.spec.optimized
+    if outcome.spec.optimized is not None and not outcome.problem:
+        found = outcome.spec.optimized
         print(
             f"{found.bytes_per_vector} bytes a vector on disk, {found.times_smaller} times less than float32 alone."
         )
