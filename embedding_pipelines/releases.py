@@ -1,7 +1,7 @@
-"""Releases: which table versions may be searched, which one is live, and the way back.
+"""Releases: the table versions that may be searched, the live one, and rollback.
 
-A release holds the whole configuration that it was made with, the options of the model that ran
-included, so searching it needs no pipeline file: an edited file never changes what is live.
+A release holds its whole configuration, with the options of the model that ran. So a search needs
+no pipeline file, and an edited file never changes what is live.
 """
 
 import contextlib
@@ -34,18 +34,26 @@ class Release(BaseModel):
     released_at: datetime
     checks: dict[str, bool]
     metrics: dict[str, float] = {}
-    forced: str = ""  # why it was released though checks failed
-    override: str = ""  # the model that ran in place of the pipeline file's; empty: the file's own
+    forced: str = ""  # the reason to release it although checks failed
+    override: str = ""  # the model that ran instead of the pipeline file's, if it was another
 
 
 class Releases(BaseModel):
-    """All releases that are kept, oldest first, and which one is live."""
+    """All stored releases, oldest first, and the number of the live one."""
 
     live: int | None = None
     releases: list[Release] = []
 
     def get(self, number: int | None) -> Release | None:
         return next((release for release in self.releases if release.number == number), None)
+
+    def previous(self, number: int) -> Release | None:
+        """The newest release that is older than `number`."""
+        return next((entry for entry in reversed(self.releases) if entry.number < number), None)
+
+    @property
+    def numbers(self) -> str:
+        return ", ".join(str(release.number) for release in self.releases)
 
 
 def read_releases(folder: PipelineFolder) -> Releases:
@@ -57,7 +65,7 @@ def write_releases(folder: PipelineFolder, releases: Releases) -> None:
 
 
 def live_release(folder: PipelineFolder) -> Release:
-    """The release that searches read. Raises ReleaseError if there is none yet."""
+    """The release that searches read. Raises ReleaseError without one."""
     releases = read_releases(folder)
     release = releases.get(releases.live)
     if release is None:
@@ -69,33 +77,31 @@ def live_release(folder: PipelineFolder) -> Release:
 
 
 def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
-    """Move the live pointer back to the release before, or to release `to`; returns (from, to).
+    """Move the live pointer to the previous release, or to release `to`; returns (from, to).
 
-    Raises ReleaseError if there is no such release.
+    Raises ReleaseError if there is none, or if it is not readable.
     """
     name = folder.folder.name
     with folder.lock(timeout_seconds=0):
         releases, current = read_releases(folder), live_release(folder)
-        older = [entry for entry in releases.releases if entry.number < current.number]
-        target = releases.get(to) if to is not None else (older[-1] if older else None)
+        target = releases.previous(current.number) if to is None else releases.get(to)
         if target is None:
-            numbers = ", ".join(str(entry.number) for entry in releases.releases)
-            which = f"no release {to}" if to is not None else f"no release before {current.number}"
+            which = f"before {current.number}" if to is None else f"{to}"
             raise ReleaseError(
-                f"Pipeline {name!r} has {which} to go back to; kept are: {numbers}. `--to` names "
-                "one, a newer one too."
+                f"Pipeline {name!r} has no release {which}; it has {releases.numbers}. Name one, "
+                "older or newer, with `--to`."
             )
         if not is_readable(folder, target):
             raise ReleaseError(
-                f"Pipeline {name!r}: the table or codec of release {target.number} is gone or "
-                f"damaged, so it cannot be searched; release {current.number} stays live."
+                f"Pipeline {name!r}: release {target.number} cannot be searched, since its table "
+                f"or codec is gone or damaged. Release {current.number} stays live."
             )
         write_releases(folder, releases.model_copy(update={"live": target.number}))
     return current, target
 
 
 def is_readable(folder: PipelineFolder, release: Release) -> bool:
-    """Whether a release's table version and its codec are there and are its own."""
+    """Whether a release's table version and its own codec exist."""
     try:
         release.spec.store.table(folder.tables, release.table).rows(release.version)
         return CodecChain.load(folder.codecs / release.codec).id == release.space.codec
@@ -104,25 +110,21 @@ def is_readable(folder: PipelineFolder, release: Release) -> bool:
 
 
 def search_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
-    """Whether queries are cleaned and tables searched alike."""
-    left, right = (
-        (spec.preprocessing, spec.store.model_dump(exclude={"keep_releases"}))
-        for spec in (one, other)
-    )
-    return left == right
+    """Whether two pipelines clean queries and search tables in the same way."""
+    stores = [spec.store.model_dump(exclude={"keep_releases"}) for spec in (one, other)]
+    return one.preprocessing == other.preprocessing and stores[0] == stores[1]
 
 
 def serve_alike(one: Release, other: Release) -> bool:
-    """Whether two releases answer every query alike: same rows, same model, same cleaning, same
-    codec, same search."""
+    """Whether two releases return the same results for every query."""
     names = ("table", "version", "space", "codec", "cleaning")
     same = all(getattr(one, name) == getattr(other, name) for name in names)
     return same and one.spec.model == other.spec.model and search_alike(one.spec, other.spec)
 
 
 def newest_number(folder: PipelineFolder) -> int:
-    """The number of the newest release on record in the history, 0 before the first; the release
-    itself may be lost."""
+    """The number of the newest release in the history, which may be lost itself; 0 before the
+    first."""
     numbers = [0]
     with contextlib.suppress(OSError):  # never written
         for line in folder.history.read_text(encoding="utf-8").splitlines():
@@ -132,7 +134,7 @@ def newest_number(folder: PipelineFolder) -> int:
 
 
 def append_history(folder: PipelineFolder, release: Release, usage: dict[str, float]) -> None:
-    """Add a release to the pipeline's history, which outlives the releases that are kept."""
+    """Add a release to the pipeline's history, which outlives the release."""
     line = {
         "release": release.number,
         "released_at": release.released_at.isoformat(),

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from embedding_pipelines.diff.diff import Diff
-    from embedding_pipelines.diff.documents import Documents
-    from embedding_pipelines.diff.queries import Answers
+    from embedding_pipelines.diff.documents import DocumentChanges
+    from embedding_pipelines.diff.queries import ResultChanges
 
 SHOWN = 20  # of each kind; --json has more
 SHOWN_CHARACTERS = 60  # of a query or of a text
@@ -100,7 +100,7 @@ def _show(console: "Console", found: "Diff") -> None:
         _show_answers(console, found.queries, "query", "first ten documents")
 
 
-def _kinds(documents: "Documents") -> dict[str, Any]:
+def _kinds(documents: "DocumentChanges") -> dict[str, Any]:
     return {kind: getattr(documents, kind) for kind in ("new", "gone", "changed", "moved")}
 
 
@@ -109,7 +109,7 @@ def _show_metrics(console: "Console", found: "Diff") -> None:
 
     rows = [
         {
-            "measure": change.measure,
+            "metric": change.metric,
             f"release {found.before.release}": _figure(change.before),
             f"release {found.after.release}": _figure(change.after),
             "difference": _figure(change.difference, "+"),
@@ -123,7 +123,7 @@ def _show_metrics(console: "Console", found: "Diff") -> None:
 
 
 def _show_answers(
-    console: "Console", answers: "Answers", kind: Literal["document", "query"], places: str
+    console: "Console", answers: "ResultChanges", kind: Literal["document", "query"], places: str
 ) -> None:
     from embedding_pipelines.cli.terminal import print_table, printable
 
@@ -132,7 +132,7 @@ def _show_answers(
     overlap = f", mean overlap {mean:.3f}" if mean is not None else ""
     refused = f"; {answers.without_vector:,} have no vector" if answers.without_vector else ""
     console.print(
-        f"\n{changed:,} of {answers.asked:,} {asked} have other {places}{overlap}{refused}",
+        f"\n{changed:,} of {answers.count:,} {asked} have other {places}{overlap}{refused}",
         soft_wrap=True,
     )
     calls = answers.embedded_before + answers.embedded_after
@@ -146,8 +146,8 @@ def _show_answers(
             "overlap": f"{change.overlap:.2f}",
             **({"document": change.id} if kind == "document" else {}),
             "text": printable(change.text)[:SHOWN_CHARACTERS],
-            "came": _ids(change.came, len(change.came)),
-            "went": _ids(change.went, len(change.went)),
+            "added": _ids(change.added, len(change.added)),
+            "removed": _ids(change.removed, len(change.removed)),
         }
         for change in answers.changed[:SHOWN]
     ]

@@ -1,20 +1,23 @@
-"""diff: what changed from one release to another: options, measures, documents, and what searches
-answer.
+"""Compares two releases: options, metrics, documents, and the results of searches.
 
-Only kept releases can be compared; nothing of them is changed. What has to be embedded for it goes
-to the cache.
+Both must still be stored, and neither is changed. New embeddings of queries go to the cache.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from embedding_pipelines.diff.documents import Documents, Opened, compare_documents, open_release
+from embedding_pipelines.diff.documents import (
+    DocumentChanges,
+    ReleaseTable,
+    compare_documents,
+    open_release,
+)
 from embedding_pipelines.diff.queries import (
-    Answers,
-    as_questions,
-    compare_answers,
-    measured_queries,
+    ResultChanges,
+    compare_results,
+    neighbour_queries,
+    stored_queries,
 )
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BudgetError, ProviderError, ReleaseError, SpaceMismatchError
@@ -34,13 +37,12 @@ class Side:
     rows: int
     space: str  # before compression
     codec: str
-    forced: str  # why it was released though checks of its quality failed
+    forced: str  # the reason to release it although checks failed
 
 
 @dataclass(frozen=True)
 class OptionChange:
-    """An option by its path in the pipeline file; None where it is not given or unknown to the
-    choice."""
+    """An option by its path in the pipeline file; None where a release has none."""
 
     option: str
     before: Any
@@ -49,100 +51,87 @@ class OptionChange:
 
 @dataclass(frozen=True)
 class MetricChange:
-    """A measure of both releases; None where it was not taken."""
+    """A metric of both releases; None where a release has none."""
 
-    measure: str
+    metric: str
     before: float | None
     after: float | None
     difference: float | None
-    better: bool | None  # None: the same, or there is nothing to compare
+    better: bool | None  # None: equal, not comparable, or without a direction
 
 
 @dataclass(frozen=True)
 class Diff:
-    """All that changed."""
+    """All changes from one release to another."""
 
     pipeline: str
     before: Side
     after: Side
     options: list[OptionChange]
     metrics: list[MetricChange]
-    documents: Documents
-    neighbours: Answers | None  # of sampled documents, where the releases are of two spaces
-    queries: Answers | None  # None: none were measured yet
+    documents: DocumentChanges
+    neighbours: ResultChanges | None  # of a sample of documents; None if the space is the same
+    queries: ResultChanges | None  # None: the pipeline has no queries yet
     problems: list[str]  # why a part is missing
 
 
 def diff(
     warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None
 ) -> Diff:
-    """What changed from release `before` (default: the one before the other) to `after` (default:
-    the live one).
+    """The changes from release `before` (default: the previous one) to `after` (default: the live
+    one).
 
-    Raises ReleaseError if there are no two such releases, StoreError or CompressionError if what
-    they need is damaged.
+    Raises ReleaseError without two such releases, StoreError or CompressionError if their tables or
+    codecs are damaged.
     """
     folder = warehouse.pipeline(pipeline)
     old, new = (open_release(warehouse, release) for release in _pair(folder, before, after))
-    documents, problems = compare_documents(old, new), []
-    neighbours, queries = None, None
+    documents = compare_documents(old, new)
+    neighbours, queries, problems = None, None, []
     with EmbeddingCache(warehouse.cache) as cache:
         try:
             if documents.sample:
-                neighbours = compare_answers(
-                    old, new, cache, as_questions(documents.sample), "document"
-                )
-            asked = measured_queries(folder, old, new)
-            if asked:
-                queries = compare_answers(old, new, cache, asked, "query")
+                pairs = neighbour_queries(documents.sample)
+                neighbours = compare_results(old, new, cache, pairs, "document")
+            pairs = stored_queries(folder, old, new)
+            if pairs:
+                queries = compare_results(old, new, cache, pairs, "query")
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
-            problems.append(f"What searches answer could not be compared: {error}")
+            problems.append(f"The results of searches are not compared: {error}")
     return Diff(
         pipeline,
-        _side(old),
-        _side(new),
-        list(_options(old.release, new.release)),
-        list(_metrics(old.release, new.release)),
-        documents,
-        neighbours,
-        queries,
-        problems,
+        before=_side(old),
+        after=_side(new),
+        options=list(_options(old.release, new.release)),
+        metrics=list(_metrics(old.release, new.release)),
+        documents=documents,
+        neighbours=neighbours,
+        queries=queries,
+        problems=problems,
     )
 
 
 def _pair(folder: PipelineFolder, before: int | None, after: int | None) -> tuple[Release, Release]:
     releases, live, name = read_releases(folder), live_release(folder), folder.folder.name
-    kept = f"kept are: {', '.join(str(entry.number) for entry in releases.releases)}."
     new = live if after is None else releases.get(after)
     if new is None:
-        raise ReleaseError(f"Pipeline {name!r} has no release {after}; {kept}")
-    older = [entry for entry in releases.releases if entry.number < new.number]
-    old = releases.get(before) if before is not None else (older[-1] if older else None)
+        raise ReleaseError(f"Pipeline {name!r} has no release {after}; it has {releases.numbers}.")
+    old = releases.previous(new.number) if before is None else releases.get(before)
     if old is None:
-        which = (
-            f"no release {before}"
-            if before is not None
-            else f"no release before {new.number} to compare it with"
-        )
-        raise ReleaseError(f"Pipeline {name!r} has {which}; {kept}")
+        which = f"before {new.number} to compare it with" if before is None else f"{before}"
+        raise ReleaseError(f"Pipeline {name!r} has no release {which}; it has {releases.numbers}.")
     if old == new:
         raise ReleaseError(
-            f"Pipeline {name!r}: release {new.number} cannot differ from itself. Name another; {kept}"
+            f"Pipeline {name!r}: release {new.number} cannot differ from itself. Name another one "
+            f"of {releases.numbers}."
         )
     return old, new
 
 
-def _side(opened: Opened) -> Side:
-    release = opened.release
-    released_at = release.released_at.isoformat(timespec="seconds")
-    return Side(
-        release.number,
-        released_at,
-        release.rows,
-        str(opened.space),
-        opened.codec.id,
-        release.forced,
-    )
+def _side(table: ReleaseTable) -> Side:
+    release, codec = table.release, table.codec.id
+    date = release.released_at.isoformat(timespec="seconds")
+    return Side(release.number, date, release.rows, str(table.space), codec, release.forced)
 
 
 def _options(before: Release, after: Release) -> Iterator[OptionChange]:
@@ -153,19 +142,19 @@ def _options(before: Release, after: Release) -> Iterator[OptionChange]:
 
 
 def _flat(release: Release) -> dict[str, Any]:
-    """The options that decide what a release holds, by path; a list is one value."""
-    found: dict[str, Any] = {}
+    """The options that decide the contents of a release, by path; a list is one value."""
+    options: dict[str, Any] = {}
 
     def enter(path: str, value: Any) -> None:
         if isinstance(value, Mapping):
             for name, part in value.items():
                 enter(f"{path}.{name}", part)
         else:
-            found[path] = value
+            options[path] = value
 
     for section, value in release.spec.model_dump(mode="json", include=set(SECTIONS)).items():
         enter(section, value)
-    return found
+    return options
 
 
 def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:

@@ -1,13 +1,11 @@
-"""Which documents two releases differ in: new, gone, of another text, or with vectors of another
-direction.
+"""Finds the documents in which two releases differ: new, gone, with another text or another vector.
 
-Partition by partition, so that memory holds one partition of each release, whatever the size of the
-table.
+It compares partition by partition, so that memory holds one partition of each release.
 """
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,15 +24,13 @@ from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
 Rows = NDArray[np.int64]  # places in a table
 
-SAME_DIRECTION = (
-    0.999  # cosine; batch shapes alone cost 1e-5, the precisions of `auto` less than 1e-3
-)
-LISTED = 1_000  # ids that are kept of each kind, the first by name; all are counted
-SAMPLED = 200  # documents whose neighbourhoods stand for all
+SAME_DIRECTION = 0.999  # cosine; batch shapes cost 1e-5, the precisions of `auto` less than 1e-3
+MAX_IDS = 1_000  # of each kind, the first by name; counts include all
+SAMPLE_DOCUMENTS = 200  # whose neighbourhoods represent all
 
 
 @dataclass(frozen=True)
-class Opened:
+class ReleaseTable:
     """A release with its table and its codec."""
 
     release: Release
@@ -49,21 +45,20 @@ class Opened:
 
 
 @dataclass
-class Listed:
-    """How many, and the first LISTED of them by name."""
+class IdList:
+    """A number of documents, and the first MAX_IDS of their ids."""
 
     count: int = 0
     ids: list[str] = field(default_factory=list)
 
-    def add(self, ids: Iterable[str]) -> None:
-        found = list(ids)
-        self.count += len(found)
-        self.ids = heapq.nsmallest(LISTED, [*self.ids, *found])
+    def add(self, ids: Collection[str]) -> None:
+        self.count += len(ids)
+        self.ids = heapq.nsmallest(MAX_IDS, [*self.ids, *ids])
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A document of both releases, of the same text."""
+class SampleDocument:
+    """A document with the same text in both releases."""
 
     document_id: str
     before: str  # its first chunk's text in each
@@ -71,30 +66,25 @@ class Sampled:
 
 
 @dataclass
-class Documents:
-    """What became of the documents. A text is what the chunks of a document say together, white
-    space apart."""
+class DocumentChanges:
+    """Documents by what changed. The text of a document is that of all its chunks, white space
+    apart."""
 
     before: int = 0
     after: int = 0
-    new: Listed = field(default_factory=Listed)
-    gone: Listed = field(default_factory=Listed)
-    changed: Listed = field(default_factory=Listed)  # of another text
-    moved: Listed | None = (
-        None  # of the same text, elsewhere in the space; None: the spaces are two
-    )
-    compared_chunks: int = 0  # of both releases, with the same id and text
-    mean_cosine: float | None = (
-        None  # of these chunks' vectors in one release with those in the other
-    )
-    sample: list[Sampled] = field(
-        default_factory=list
-    )  # stable: by hash of the id; only where the spaces are two
+    new: IdList = field(default_factory=IdList)
+    gone: IdList = field(default_factory=IdList)
+    changed: IdList = field(default_factory=IdList)  # with another text
+    moved: IdList | None = None  # same text, another direction; None if the spaces differ
+    compared_chunks: int = 0  # with the same id and text in both releases
+    mean_cosine: float | None = None  # of these chunks' vectors in both releases
+    # Only if the spaces differ; by hash of the id, and so the same for any two releases.
+    sample: list[SampleDocument] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Partition:
-    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other are of
+    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other have
     the same chunk id."""
 
     old: pa.Table
@@ -102,112 +92,105 @@ class _Partition:
     old_at: Rows
     new_at: Rows
 
-    def pairs(self, equal: str) -> tuple[Rows, Rows]:
-        """The pairs of chunks that are also equal in a column."""
-        alike = pc.equal(
-            self.old[equal].take(self.old_at), self.new[equal].take(self.new_at)
-        ).to_numpy()
-        return self.old_at[alike], self.new_at[alike]
+    def equal_pairs(self, column: str) -> tuple[Rows, Rows]:
+        """The pairs of chunks with equal values in a column."""
+        old, new = self.old[column].take(self.old_at), self.new[column].take(self.new_at)
+        is_equal = pc.equal(old, new).to_numpy()
+        return self.old_at[is_equal], self.new_at[is_equal]
 
 
-def open_release(warehouse: Warehouse, release: Release) -> Opened:
-    """Raises CompressionError if its codec is gone or damaged."""
+def open_release(warehouse: Warehouse, release: Release) -> ReleaseTable:
+    """A release's table and codec. Raises CompressionError if the codec is gone or damaged."""
     table = release.spec.store.table(warehouse.tables, release.table)
     path = warehouse.pipeline(release.spec.name).codecs / release.codec
-    return Opened(release, table, CodecChain.load(path), warehouse.home)
+    return ReleaseTable(release, table, CodecChain.load(path), warehouse.home)
 
 
-def compare_documents(before: Opened, after: Opened) -> Documents:
-    """Every document of two releases of one pipeline. Raises StoreError if a table cannot be
-    read."""
-    one_space, total = before.space == after.space, 0.0
-    found = Documents(moved=Listed() if one_space else None)
-    columns = [
-        "chunk_id",
-        "document_id",
-        "start",
-        "text",
-        "chunk_digest",
-        *([VECTOR] if one_space else []),
-    ]
+def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChanges:
+    """All documents of two releases of one pipeline. Raises StoreError for an unreadable table."""
+    changes, total = DocumentChanges(), 0.0
+    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest"]
+    if before.space == after.space:
+        changes.moved = IdList()
+        columns.append(VECTOR)
     for partition in after.release.spec.partition_names:
-        total += _compare_partition(found, before, after, _read(before, after, partition, columns))
-    if found.compared_chunks:
-        found.mean_cosine = total / found.compared_chunks
-    return found
+        rows = _read(before, after, partition, columns)
+        total += _compare_partition(changes, before, after, rows)
+    if changes.compared_chunks:
+        changes.mean_cosine = total / changes.compared_chunks
+    return changes
 
 
 def _compare_partition(
-    found: Documents, before: Opened, after: Opened, partition: _Partition
+    changes: DocumentChanges, before: ReleaseTable, after: ReleaseTable, partition: _Partition
 ) -> float:
-    """Enter a partition; the sum of the cosines of what could be compared."""
-    same = _count(found, partition)
-    if found.moved is None:
-        found.sample = _sampled(found.sample, partition, same)
+    """Add a partition's changes; returns the sum of its chunks' cosines."""
+    same = _compare_texts(changes, partition)
+    if changes.moved is None:
+        changes.sample = _extend_sample(changes.sample, partition, same)
         return 0.0
     moved, total = set[str](), 0.0
     for names, cosines in _cosines(before, after, partition):
         total += float(cosines.sum())
-        found.compared_chunks += len(cosines)
+        changes.compared_chunks += len(cosines)
         moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
-    found.moved.add(moved & same)
+    changes.moved.add(moved & same)
     return total
 
 
-def _read(before: Opened, after: Opened, partition: str, columns: Sequence[str]) -> _Partition:
+def _read(
+    before: ReleaseTable, after: ReleaseTable, partition: str, columns: Sequence[str]
+) -> _Partition:
     old, new = _rows(before, partition, columns), _rows(after, partition, columns)
     places = pc.index_in(new["chunk_id"], value_set=old["chunk_id"])
     new_at = np.flatnonzero(pc.is_valid(places).to_numpy())
     return _Partition(old, new, places.take(new_at).to_numpy().astype(np.int64), new_at)
 
 
-def _rows(opened: Opened, partition: str, columns: Sequence[str]) -> pa.Table:
-    version = opened.release.version
-    batches = list(opened.table.scan(columns, partition, version))
-    if batches:
-        return pa.Table.from_batches(batches)
-    schema = opened.table.schema(version)
-    return pa.schema([schema.field(name) for name in columns]).empty_table()
-
-
-def _count(found: Documents, partition: _Partition) -> set[str]:
-    """Enter a partition's documents; the ids of those whose text is the same in both."""
-    old, new = (
-        set(pc.unique(rows["document_id"]).to_pylist()) for rows in (partition.old, partition.new)
+def _rows(table: ReleaseTable, partition: str, columns: Sequence[str]) -> pa.Table:
+    version = table.release.version
+    schema = table.table.schema(version)
+    return pa.Table.from_batches(
+        table.table.scan(columns, partition, version),
+        pa.schema([schema.field(name) for name in columns]),
     )
-    found.before += len(old)
-    found.after += len(new)
-    found.new.add(new - old)
-    found.gone.add(old - new)
+
+
+def _compare_texts(changes: DocumentChanges, partition: _Partition) -> set[str]:
+    """Add a partition's documents; returns the ids of those with the same text in both."""
+    old = set(pc.unique(partition.old["document_id"]).to_pylist())
+    new = set(pc.unique(partition.new["document_id"]).to_pylist())
+    changes.before += len(old)
+    changes.after += len(new)
+    changes.new.add(new - old)
+    changes.gone.add(old - new)
     both = old & new
-    suspects = both & _touched(partition)
+    suspects = both & _documents_of_other_chunks(partition)
     old_texts, new_texts = _texts(partition.old, suspects), _texts(partition.new, suspects)
     changed = {name for name in suspects if old_texts[name] != new_texts[name]}
-    found.changed.add(changed)
+    changes.changed.add(changed)
     return both - changed
 
 
-def _touched(partition: _Partition) -> set[str]:
-    """Documents with a chunk that is not the same in both releases, text, place and metadata."""
-    touched: set[str] = set()
-    for rows, same in zip(
-        (partition.old, partition.new), partition.pairs("chunk_digest"), strict=True
-    ):
-        other = np.ones(len(rows), bool)
-        other[same] = False
-        touched.update(rows["document_id"].filter(pa.array(other)).to_pylist())
-    return touched
+def _documents_of_other_chunks(partition: _Partition) -> set[str]:
+    """Documents with a chunk whose text, place or metadata differs."""
+    old_rows, new_rows = partition.equal_pairs("chunk_digest")
+    documents: set[str] = set()
+    for table, equal in ((partition.old, old_rows), (partition.new, new_rows)):
+        differs = np.ones(len(table), bool)
+        differs[equal] = False
+        documents.update(table["document_id"].filter(pa.array(differs)).to_pylist())
+    return documents
 
 
 def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:
-    """Digest of the text of each document: its chunks put together by their places, so that it does
-    not matter how they were cut."""
+    """The digest of each document's text, however it is cut into chunks."""
     texts = {}
     for name, chunks in _chunks(rows, names).items():
-        parts, reached = [], 0
+        parts, end = [], 0
         for start, text in sorted(chunks):
-            parts.append(text[max(0, reached - start) :])
-            reached = max(reached, start + len(text))
+            parts.append(text[max(0, end - start) :])
+            end = max(end, start + len(text))
         texts[name] = digest("".join("".join(parts).split()).encode())
     return texts
 
@@ -222,33 +205,37 @@ def _chunks(rows: pa.Table, names: set[str]) -> dict[str, list[tuple[int, str]]]
     return chunks
 
 
-def _sampled(known: Sequence[Sampled], partition: _Partition, same: set[str]) -> list[Sampled]:
-    """The SAMPLED documents with the smallest hashes, of those known and those of a partition."""
-    names = set(heapq.nsmallest(SAMPLED, same, key=_place))
+def _extend_sample(
+    sample: Sequence[SampleDocument], partition: _Partition, same: set[str]
+) -> list[SampleDocument]:
+    """The SAMPLE_DOCUMENTS with the smallest hashes, of a sample and of a partition."""
+    names = set(heapq.nsmallest(SAMPLE_DOCUMENTS, same, key=_hash))
     old, new = _chunks(partition.old, names), _chunks(partition.new, names)
-    found = [Sampled(name, min(old[name])[1], min(new[name])[1]) for name in names]
-    return heapq.nsmallest(SAMPLED, [*known, *found], key=lambda entry: _place(entry.document_id))
+    more = [SampleDocument(name, min(old[name])[1], min(new[name])[1]) for name in names]
+    return heapq.nsmallest(
+        SAMPLE_DOCUMENTS, [*sample, *more], key=lambda entry: _hash(entry.document_id)
+    )
 
 
-def _place(document_id: str) -> bytes:
+def _hash(document_id: str) -> bytes:
     return digest(document_id.encode())
 
 
 def _cosines(
-    before: Opened, after: Opened, partition: _Partition
+    before: ReleaseTable, after: ReleaseTable, partition: _Partition
 ) -> Iterator[tuple[list[str], Vectors]]:
     """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n]
     of their vectors."""
-    old_rows, new_rows = partition.pairs("text")
+    old_rows, new_rows = partition.equal_pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
-        old_part, new_part = (rows[start : start + ROW_GROUP_ROWS] for rows in (old_rows, new_rows))
-        left = _vectors(before, partition.old, old_part)
-        right = _vectors(after, partition.new, new_part)
-        cosines = cosine(left, right, both_zero=1)  # which have no direction to change
-        yield partition.new["document_id"].take(new_part).to_pylist(), cosines
+        part = slice(start, start + ROW_GROUP_ROWS)
+        left = _vectors(before, partition.old, old_rows[part])
+        right = _vectors(after, partition.new, new_rows[part])
+        cosines = cosine(left, right, both_zero=1)  # no direction, so no change of it
+        yield partition.new["document_id"].take(new_rows[part]).to_pylist(), cosines
 
 
-def _vectors(opened: Opened, table: pa.Table, rows: Rows) -> Vectors:
-    """What a release's codes stand for, float32[len(rows), d]."""
-    kind = "uint8" if opened.codec.dtype == "binary" else opened.codec.dtype
-    return opened.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))
+def _vectors(release: ReleaseTable, table: pa.Table, rows: Rows) -> Vectors:
+    """A release's decoded vectors, float32[len(rows), d]."""
+    kind = "uint8" if release.codec.dtype == "binary" else release.codec.dtype
+    return release.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))

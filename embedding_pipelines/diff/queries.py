@@ -1,8 +1,7 @@
-"""What two releases answer to the same questions: whose first ten documents changed, what came and
-what went.
+"""Compares the results of two releases for the same queries: documents added and removed.
 
-Each release is asked in its own space, as a searcher asks it. Vectors come from the cache; the
-model is loaded and asked only for texts that are not in it.
+Each release is searched in its own space, as by a searcher. Vectors come from the cache; the model
+is loaded only for texts that are not in it.
 """
 
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_pipelines.diff.documents import Opened, Sampled
+from embedding_pipelines.diff.documents import ReleaseTable, SampleDocument
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json
@@ -22,138 +21,131 @@ from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.vectors import Vectors
 
 TOP = 10
-CHUNKS_FOR_DOCUMENTS = (
-    3 * TOP
-)  # of which TOP other documents are taken: a document has several chunks
+CHUNKS_FOR_DOCUMENTS = 3 * TOP  # enough for TOP documents with several chunks each
 
 
 @dataclass(frozen=True)
-class Question:
-    """What both releases are asked, in the words that each of them embeds."""
+class QueryPair:
+    """One query, as each release cleans it."""
 
     id: str
     before: str
     after: str
-    own: str = ""  # a document that is no answer: the question is its text
+    own: str = ""  # a document that counts as no result, since the query is its text
 
 
 @dataclass(frozen=True)
-class Change:
-    """A question with other answers. `overlap` is the share of the longer list that stands in
-    both."""
+class ResultChange:
+    """A query with other results. `overlap` is the share of the longer list that is in both."""
 
     id: str
     text: str
     overlap: float
-    came: list[str]
-    went: list[str]
+    added: list[str]
+    removed: list[str]
 
 
 @dataclass
-class Answers:
-    """How far two releases agree."""
+class ResultChanges:
+    """How far the results of two releases agree."""
 
-    asked: int = 0  # questions that have a vector in both
+    count: int = 0  # of queries with a vector in both
     mean_overlap: float | None = None
-    changed: list[Change] = field(default_factory=list)  # least overlap first
-    without_vector: int = 0  # questions that a provider refuses
-    embedded_before: int = 0  # texts that a provider was called for
+    changed: list[ResultChange] = field(default_factory=list)  # the least overlap first
+    without_vector: int = 0  # queries that a provider rejects
+    embedded_before: int = 0  # texts that were not in the cache
     embedded_after: int = 0
 
 
-def measured_queries(folder: PipelineFolder, before: Opened, after: Opened) -> list[Question]:
-    """The queries that were measured last, cleaned as each release cleans: the user's own, else
-    those that were taken from documents; [] if nothing was measured yet."""
-    stored = (read_json(folder.queries) or {"queries": []})["queries"]
-    stored = [entry for entry in stored if not entry["from"]] or stored
-    cleaned = [opened.release.spec.preprocessing.clean.text for opened in (before, after)]
-    asked = [
-        Question(entry["id"], *(clean(entry["text"]) for clean in cleaned)) for entry in stored
+def stored_queries(
+    folder: PipelineFolder, before: ReleaseTable, after: ReleaseTable
+) -> list[QueryPair]:
+    """The queries of the last checks: the user's own, else those from documents; [] before the
+    first checks."""
+    entries = (read_json(folder.queries) or {"queries": []})["queries"]
+    entries = [entry for entry in entries if not entry["from"]] or entries
+    clean_before, clean_after = (
+        table.release.spec.preprocessing.clean.text for table in (before, after)
+    )
+    pairs = [
+        QueryPair(entry["id"], clean_before(entry["text"]), clean_after(entry["text"]))
+        for entry in entries
     ]
-    return [question for question in asked if question.before and question.after]
+    return [pair for pair in pairs if pair.before and pair.after]
 
 
-def as_questions(sample: Sequence[Sampled]) -> list[Question]:
-    """Documents as questions for their neighbours."""
+def neighbour_queries(sample: Sequence[SampleDocument]) -> list[QueryPair]:
+    """Queries for the neighbours of documents."""
     return [
-        Question(entry.document_id, entry.before, entry.after, own=entry.document_id)
+        QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
         for entry in sample
     ]
 
 
-def compare_answers(
-    before: Opened,
-    after: Opened,
+def compare_results(
+    before: ReleaseTable,
+    after: ReleaseTable,
     cache: EmbeddingCache,
-    questions: Sequence[Question],
+    pairs: Sequence[QueryPair],
     input_type: InputType,
-) -> Answers:
-    """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in
-    the cache cannot be embedded as it was for the release."""
-    found = Answers()
-    old, found.embedded_before = _vectors(
-        before, cache, [question.before for question in questions], input_type
-    )
-    new, found.embedded_after = _vectors(
-        after, cache, [question.after for question in questions], input_type
-    )
+) -> ResultChanges:
+    """Search both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in
+    the cache cannot be embedded as for the release."""
+    changes = ResultChanges()
+    old_texts, new_texts = [pair.before for pair in pairs], [pair.after for pair in pairs]
+    old, changes.embedded_before = _vectors(before, cache, old_texts, input_type)
+    new, changes.embedded_after = _vectors(after, cache, new_texts, input_type)
     overlaps = []
-    for question, left, right in zip(questions, old, new, strict=True):
+    for pair, left, right in zip(pairs, old, new, strict=True):
         if not np.isfinite(left).all() or not np.isfinite(right).all():
-            found.without_vector += 1
+            changes.without_vector += 1
             continue
-        change = _change(
-            question, _top(before, left, question.own), _top(after, right, question.own)
-        )
+        change = _change(pair, _top(before, left, pair.own), _top(after, right, pair.own))
         overlaps.append(change.overlap)
-        if change.came or change.went:
-            found.changed.append(change)
-    found.asked = len(overlaps)
-    found.mean_overlap = float(np.mean(overlaps)) if overlaps else None
-    found.changed.sort(key=lambda change: (change.overlap, change.id))
-    return found
+        if change.added or change.removed:
+            changes.changed.append(change)
+    changes.count = len(overlaps)
+    changes.mean_overlap = float(np.mean(overlaps)) if overlaps else None
+    changes.changed.sort(key=lambda change: (change.overlap, change.id))
+    return changes
 
 
 def _vectors(
-    opened: Opened, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
+    table: ReleaseTable, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
 ) -> tuple[Vectors, int]:
-    """Vectors float32[len(texts), d] in a release's space before compression, NaN for what its
-    provider refuses; and how many texts the provider was called for."""
-    space, release = opened.space, opened.release
+    """Vectors float32[len(texts), d] in a release's space before compression, NaN for rejected
+    texts; and the number of texts that were not in the cache."""
+    space, release = table.space, table.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
-    known = cache.get_many(list(keys.values()), space.dimensions)
-    missing = [text for text, key in keys.items() if key not in known]
+    vectors = cache.get_many(list(keys.values()), space.dimensions)
+    missing = [text for text, key in keys.items() if key not in vectors]
     if missing:
         budget = BudgetTracker.of(release.spec.budget, release.spec.model)
-        with release.spec.model.open(opened.home) as model:
+        with release.spec.model.open(table.home) as model:
             require_same_space(
                 model.space,
                 space.id,
                 f"Release {release.number} of {release.spec.name!r}",
-                "Its model is no longer the one it was made with; compare releases of today's "
-                "model.",
+                "The model has changed since this release; compare releases of the current model.",
             )
-            made = embed_texts(model, cache, missing, input_type, budget)
-        known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
-    rows = [known[keys[text]] for text in texts]
+            new = embed_texts(model, cache, missing, input_type, budget)
+        vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
+    rows = [vectors[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)
 
 
-def _top(opened: Opened, vector: Vectors, own: str) -> list[str]:
-    """The first TOP documents as a search shows them; of a document's neighbours, the first TOP
-    others."""
+def _top(table: ReleaseTable, vector: Vectors, own: str) -> list[str]:
+    """The first TOP documents of a search, without `own`."""
     k = CHUNKS_FOR_DOCUMENTS if own else TOP
-    found = nearest(opened.table, opened.codec, vector, k, None, opened.release.version)
-    documents = dict.fromkeys(found["document_id"].to_pylist())
+    hits = nearest(table.table, table.codec, vector, k, None, table.release.version)
+    documents = dict.fromkeys(hits["document_id"].to_pylist())
     documents.pop(own, None)
     return list(documents)[:TOP]
 
 
-def _change(question: Question, old: Sequence[str], new: Sequence[str]) -> Change:
-    came, went = (
-        [name for name in new if name not in old],
-        [name for name in old if name not in new],
-    )
+def _change(pair: QueryPair, old: Sequence[str], new: Sequence[str]) -> ResultChange:
+    added = [name for name in new if name not in old]
+    removed = [name for name in old if name not in new]
     longer = max(len(old), len(new))
-    overlap = (len(new) - len(came)) / longer if longer else 1.0
-    return Change(question.id, question.after, overlap, came, went)
+    overlap = (len(new) - len(added)) / longer if longer else 1.0
+    return ResultChange(pair.id, pair.after, overlap, added, removed)

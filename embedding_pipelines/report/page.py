@@ -109,7 +109,7 @@ def _spectrum(codec: CodecChain) -> tuple[Any, int | None]:
 
 def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
-    numbers = ", ".join(str(entry.number) for entry in read_releases(folder).releases)
+    numbers = read_releases(folder).numbers
     size, plain = codec.bytes_per_vector, 4 * space.dimensions
     compression = f"none: {size:,} bytes a vector"
     if spec.compression:

@@ -1,4 +1,4 @@
-"""What `diff` says of two releases: documents, options, measures, and what searches answer."""
+"""The changes between two releases: documents, options, metrics, and the results of searches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ import pytest
 
 from embedding_pipelines.diff.diff import Diff, diff
 from embedding_pipelines.diff.documents import (
-    LISTED,
-    SAMPLED,
-    Documents,
-    Listed,
-    Opened,
+    MAX_IDS,
+    SAMPLE_DOCUMENTS,
+    DocumentChanges,
+    IdList,
+    ReleaseTable,
     compare_documents,
     open_release,
 )
-from embedding_pipelines.diff.queries import Question, compare_answers
+from embedding_pipelines.diff.queries import QueryPair, compare_results
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
@@ -31,8 +31,7 @@ from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
 
-# Nothing is measured: some of these releases are worse than the one before, which is not the matter
-# here.
+# Without checks: some of these releases are worse than the previous one, which does not matter here.
 PIPELINE = PLAIN + UNMEASURED
 
 COLOURS = ("red", "green", "blue", "amber", "black")
@@ -46,17 +45,17 @@ def rows(n: int = 40) -> list[tuple[str, str, str]]:
     ]
 
 
-def released(home: Path, content: Sequence[Sequence[object]], pipeline: str = PIPELINE) -> None:
+def release(home: Path, content: Sequence[Sequence[object]], pipeline: str = PIPELINE) -> None:
     write_pipeline(home, "p", pipeline)
     write_csv(home, "a.csv", content)
     run_steps(home, "p")
 
 
-def compared(home: Path, before: int | None = None, after: int | None = None) -> Diff:
+def compare(home: Path, before: int | None = None, after: int | None = None) -> Diff:
     return diff(Warehouse(home), "p", before, after)
 
 
-def ask(home: Path, *texts: str, source: str = "") -> None:
+def write_queries(home: Path, *texts: str, source: str = "") -> None:
     """Leave queries as a measurement leaves them."""
     queries = [
         {"id": f"q{place}", "text": text, "from": source} for place, text in enumerate(texts)
@@ -68,76 +67,81 @@ def ask(home: Path, *texts: str, source: str = "") -> None:
 
 
 def test_documents_that_are_new_gone_and_changed_are_told_apart(home: Path) -> None:
-    released(home, rows(40))
-    released(home, [*rows(38)[1:], ("id-38", "another text", "c0"), ("id-99", "red fox", "c0")])
-    found = compared(home).documents
-    assert (found.before, found.after) == (40, 39)
-    assert (found.new, found.gone, found.changed) == (
-        Listed(1, ["id-99"]),
-        Listed(2, ["id-0", "id-39"]),
-        Listed(1, ["id-38"]),
+    release(home, rows(40))
+    release(home, [*rows(38)[1:], ("id-38", "another text", "c0"), ("id-99", "red fox", "c0")])
+    changes = compare(home).documents
+    assert (changes.before, changes.after) == (40, 39)
+    assert (changes.new, changes.gone, changes.changed) == (
+        IdList(1, ["id-99"]),
+        IdList(2, ["id-0", "id-39"]),
+        IdList(1, ["id-38"]),
     )
-    assert found.moved == Listed()
-    assert found.compared_chunks == 37
-    assert found.mean_cosine == pytest.approx(1, abs=1e-6)
+    assert changes.moved == IdList()
+    assert changes.compared_chunks == 37
+    assert changes.mean_cosine == pytest.approx(1, abs=1e-6)
 
 
 def test_the_other_way_round_new_and_gone_change_places(home: Path) -> None:
-    released(home, rows(40))
-    released(home, rows(39))
-    found = compared(home, 2, 1)
-    assert (found.before.release, found.after.release) == (2, 1)
-    assert (found.documents.new.ids, found.documents.gone.ids) == (["id-39"], [])
+    release(home, rows(40))
+    release(home, rows(39))
+    changes = compare(home, 2, 1)
+    assert (changes.before.release, changes.after.release) == (2, 1)
+    assert (changes.documents.new.ids, changes.documents.gone.ids) == (["id-39"], [])
 
 
 def test_a_table_that_was_empty_can_be_compared(home: Path) -> None:
-    released(home, [])
-    released(home, rows(3))
-    found = compared(home).documents
-    assert (found.before, found.after, found.new.count, found.mean_cosine) == (0, 3, 3, None)
+    release(home, [])
+    release(home, rows(3))
+    changes = compare(home).documents
+    assert (changes.before, changes.after, changes.new.count, changes.mean_cosine) == (
+        0,
+        3,
+        3,
+        None,
+    )
 
 
 def test_texts_that_are_only_cut_otherwise_are_not_changed(home: Path) -> None:
     long = ("long", " ".join(f"word{n}" for n in range(60)), "c")
-    released(home, [*rows(9), long])
-    released(
+    release(home, [*rows(9), long])
+    release(
         home, [*rows(9), long], PIPELINE + "preprocessing: {chunk: {max_tokens: 10, overlap: 4}}\n"
     )
-    found = compared(home)
-    assert found.after.rows > found.before.rows
-    assert found.documents.changed == Listed()
-    assert found.documents.compared_chunks == 9
-    assert [(change.option, change.after) for change in found.options] == [
+    changes = compare(home)
+    assert changes.after.rows > changes.before.rows
+    assert changes.documents.changed == IdList()
+    assert changes.documents.compared_chunks == 9
+    assert [(change.option, change.after) for change in changes.options] == [
         ("preprocessing.chunk.max_tokens", 10),
         ("preprocessing.chunk.overlap", 4),
     ]
 
 
 def test_a_vector_that_points_elsewhere_is_moved_whatever_its_text(home: Path) -> None:
-    released(home, rows(40))
+    release(home, rows(40))
     before, after = live(home), with_vector(home, [1.0] + [0.0] * 63)
-    found = compare_documents(before, after)
-    assert found.moved == Listed(1, ["id-3"])
-    assert found.mean_cosine is not None
-    assert found.mean_cosine < 0.999
+    changes = compare_documents(before, after)
+    assert changes.moved == IdList(1, ["id-3"])
+    assert changes.mean_cosine is not None
+    assert changes.mean_cosine < 0.999
 
 
 def test_vectors_of_zeros_have_not_moved_but_one_that_became_zero_has(home: Path) -> None:
-    released(home, rows(40))
+    release(home, rows(40))
     before, zeros = live(home), with_vector(home, [0.0] * 64)
-    assert compare_documents(before, zeros).moved == Listed(1, ["id-3"])
-    assert compare_documents(zeros, zeros).moved == Listed()
+    assert compare_documents(before, zeros).moved == IdList(1, ["id-3"])
+    assert compare_documents(zeros, zeros).moved == IdList()
 
 
 def folder_of(home: Path) -> PipelineFolder:
     return Warehouse(home).pipeline("p")
 
 
-def live(home: Path) -> Opened:
+def live(home: Path) -> ReleaseTable:
     return open_release(Warehouse(home), live_release(folder_of(home)))
 
 
-def with_vector(home: Path, vector: list[float]) -> Opened:
+def with_vector(home: Path, vector: list[float]) -> ReleaseTable:
     """The live release, of a table in which somebody replaced a vector."""
     here = live(home)
     schema = here.table.schema()
@@ -149,9 +153,8 @@ def with_vector(home: Path, vector: list[float]) -> Opened:
     ]
     changed = pa.RecordBatch.from_pylist([row | {VECTOR: vector}], schema=schema)
     here.table.apply(schema, ["id-3#0"], [changed])
-    return Opened(
-        here.release.model_copy(update={"version": here.table.version}), here.table, here.codec
-    )
+    changed_release = here.release.model_copy(update={"version": here.table.version})
+    return replace(here, release=changed_release)
 
 
 @pytest.mark.parametrize(
@@ -160,37 +163,37 @@ def with_vector(home: Path, vector: list[float]) -> Opened:
 def test_what_a_compression_does_to_vectors_counts_as_a_move(
     home: Path, compression: str, moved: int
 ) -> None:
-    released(home, rows(40))
-    released(home, rows(40), PIPELINE + f"compression: [{compression}]\n")
-    found = compared(home)
-    assert found.documents.moved is not None
-    assert (found.documents.moved.count, found.documents.compared_chunks) == (moved, 40)
-    assert found.before.space == found.after.space
-    assert found.before.codec != found.after.codec
-    assert [change.option for change in found.options] == ["compression"]
-    assert found.options[0].before == []
+    release(home, rows(40))
+    release(home, rows(40), PIPELINE + f"compression: [{compression}]\n")
+    changes = compare(home)
+    assert changes.documents.moved is not None
+    assert (changes.documents.moved.count, changes.documents.compared_chunks) == (moved, 40)
+    assert changes.before.space == changes.after.space
+    assert changes.before.codec != changes.after.codec
+    assert [change.option for change in changes.options] == ["compression"]
+    assert changes.options[0].before == []
 
 
 def test_all_documents_are_counted_and_the_first_by_name_are_listed() -> None:
-    found = Listed()
+    changes = IdList()
     for start in (3_000, 0):
-        found.add(f"{number:04}" for number in range(start, start + 2 * LISTED))
-    assert found.count == 4 * LISTED
-    assert found.ids == [f"{number:04}" for number in range(LISTED)]
+        changes.add([f"{number:04}" for number in range(start, start + 2 * MAX_IDS)])
+    assert changes.count == 4 * MAX_IDS
+    assert changes.ids == [f"{number:04}" for number in range(MAX_IDS)]
 
 
 # --- two spaces
 
 
 def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> None:
-    released(home, rows(40))
-    released(home, rows(39), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
-    found = compared(home)
-    assert found.documents.moved is None
-    assert found.before.space != found.after.space
-    neighbours = found.neighbours
+    release(home, rows(40))
+    release(home, rows(39), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
+    changes = compare(home)
+    assert changes.documents.moved is None
+    assert changes.before.space != changes.after.space
+    neighbours = changes.neighbours
     assert neighbours is not None
-    assert neighbours.asked == 39
+    assert neighbours.count == 39
     assert neighbours.mean_overlap is not None
     assert 0.3 < neighbours.mean_overlap < 1
     assert (neighbours.embedded_before, neighbours.embedded_after) == (
@@ -200,30 +203,34 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
     overlaps = [change.overlap for change in neighbours.changed]
     assert overlaps == sorted(overlaps)
     for change in neighbours.changed:
-        assert change.id not in [*change.came, *change.went]
-        assert len(change.came) == len(change.went) == round(10 * (1 - change.overlap))
+        assert change.id not in [*change.added, *change.removed]
+        assert len(change.added) == len(change.removed) == round(10 * (1 - change.overlap))
 
 
 def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) -> None:
     distinct = [
         (f"id-{n}", f"{COLOURS[n % 5]} {THINGS[n % 8]} word{n} other{n}", "c") for n in range(40)
     ]
-    released(home, distinct)
-    released(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
-    neighbours = compared(home).neighbours
+    release(home, distinct)
+    release(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
+    neighbours = compare(home).neighbours
     assert neighbours is not None
-    assert (neighbours.asked, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
+    assert (neighbours.count, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
 
 
 def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Path) -> None:
-    released(home, rows(2 * SAMPLED))
-    released(home, rows(2 * SAMPLED - 10), PIPELINE.replace("hashing}", "hashing, dimensions: 16}"))
+    release(home, rows(2 * SAMPLE_DOCUMENTS))
+    release(
+        home,
+        rows(2 * SAMPLE_DOCUMENTS - 10),
+        PIPELINE.replace("hashing}", "hashing, dimensions: 16}"),
+    )
     before, after = (
         open_release(Warehouse(home), release)
         for release in read_releases(folder_of(home)).releases
     )
     forth, back = compare_documents(before, after).sample, compare_documents(after, before).sample
-    assert len({entry.document_id for entry in forth}) == SAMPLED
+    assert len({entry.document_id for entry in forth}) == SAMPLE_DOCUMENTS
     assert [entry.document_id for entry in forth] == [entry.document_id for entry in back]
 
 
@@ -231,48 +238,48 @@ def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Pa
 
 
 def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: Path) -> None:
-    released(home, rows(8))
-    released(home, [*rows(7), ("id-99", "purple snow", "c0")])
-    ask(home, "purple snow", "  ")
-    queries = compared(home).queries
+    release(home, rows(8))
+    release(home, [*rows(7), ("id-99", "purple snow", "c0")])
+    write_queries(home, "purple snow", "  ")
+    queries = compare(home).queries
     assert queries is not None
-    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (
+    assert (queries.count, queries.embedded_before, queries.embedded_after) == (
         1,
         1,
         0,
     )  # one model, one cache
     (change,) = queries.changed
-    assert (change.came, change.went, change.overlap) == (["id-99"], ["id-7"], 7 / 8)
+    assert (change.added, change.removed, change.overlap) == (["id-99"], ["id-7"], 7 / 8)
     assert queries.mean_overlap == 7 / 8
-    again = compared(home).queries
+    again = compare(home).queries
     assert again is not None
     assert again.embedded_before == 0
 
 
 def test_queries_are_asked_in_each_releases_own_space_and_the_worst_come_first(home: Path) -> None:
-    released(home, rows(40))
-    released(home, rows(40), PIPELINE.replace("hashing}", "hashing, dimensions: 8}"))
-    ask(home, "red fox", "green tea", "blue whale")
-    queries = compared(home).queries
+    release(home, rows(40))
+    release(home, rows(40), PIPELINE.replace("hashing}", "hashing, dimensions: 8}"))
+    write_queries(home, "red fox", "green tea", "blue whale")
+    queries = compare(home).queries
     assert queries is not None
-    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
+    assert (queries.count, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
     assert [change.overlap for change in queries.changed] == sorted(
         change.overlap for change in queries.changed
     )
 
 
 def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Path) -> None:
-    released(home, rows(8))
-    released(home, rows(7))
+    release(home, rows(8))
+    release(home, rows(7))
     own = {"id": "own", "text": "red fox", "from": ""}
     taken = {"id": "taken", "text": "green tea", "from": "id-1"}
     queries = folder_of(home).queries
-    for stored, asked in (([own, taken], 1), ([taken], 1), ([], None)):
-        write_json(queries, {"queries": stored})
-        found = compared(home).queries
-        assert (found.asked if found else None) == asked
+    for entries, count in (([own, taken], 1), ([taken], 1), ([], None)):
+        write_json(queries, {"queries": entries})
+        changes = compare(home).queries
+        assert (changes.count if changes else None) == count
     queries.unlink()
-    assert compared(home).queries is None
+    assert compare(home).queries is None
 
 
 class Rejecting(HashingModel):
@@ -286,33 +293,32 @@ class Rejecting(HashingModel):
 
 
 class RejectingOptions(Hashing):
-    def open(self, home: Path, folder: Path | None = None, secrets: Any = None) -> Rejecting:
-        return Rejecting(self)
+    model_class = Rejecting
 
 
 def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -> None:
-    released(home, rows(40))
+    release(home, rows(40))
     here = live(home)
     spec = here.release.spec.model_copy(update={"model": RejectingOptions()})
-    asked = replace(here, release=here.release.model_copy(update={"spec": spec}))
-    questions = [Question("a", "rude", "rude"), Question("b", "red fox", "red fox")]
+    table = replace(here, release=here.release.model_copy(update={"spec": spec}))
+    pairs = [QueryPair("a", "rude", "rude"), QueryPair("b", "red fox", "red fox")]
     with EmbeddingCache(Warehouse(home).cache) as cache:
-        found = compare_answers(asked, asked, cache, questions, "query")
-    assert (found.asked, found.without_vector, found.mean_overlap) == (1, 1, 1)
+        changes = compare_results(table, table, cache, pairs, "query")
+    assert (changes.count, changes.without_vector, changes.mean_overlap) == (1, 1, 1)
 
 
 def test_a_model_that_is_no_longer_the_same_leaves_the_documents_comparable(home: Path) -> None:
-    released(home, rows(8))
-    released(home, rows(7))
-    ask(home, "red fox")
+    release(home, rows(8))
+    release(home, rows(7))
+    write_queries(home, "red fox")
     edit_release(home, 1, lambda entry: entry["space"].update(revision="lost"))
     edit_release(home, 2, lambda entry: entry["space"].update(revision="lost"))
-    found = compared(home)
-    assert found.documents.gone.ids == ["id-7"]
-    assert found.queries is None
-    (problem,) = found.problems
+    changes = compare(home)
+    assert changes.documents.gone.ids == ["id-7"]
+    assert changes.queries is None
+    (problem,) = changes.problems
     assert "Release 1 of 'p' holds vectors of space" in problem
-    assert "compare releases that are of today's model" in problem
+    assert "compare releases of the current model" in problem
 
 
 def edit_release(home: Path, number: int, edit: Callable[[dict[str, Any]], Any]) -> None:
@@ -323,29 +329,29 @@ def edit_release(home: Path, number: int, edit: Callable[[dict[str, Any]], Any])
     write_json(path, stored)
 
 
-# --- options and measures
+# --- options and metrics
 
 
 def test_changed_options_have_their_path_and_both_values(home: Path) -> None:
-    released(home, rows(40))
+    release(home, rows(40))
     other = PIPELINE.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
-    released(
+    release(
         home,
         rows(40),
         other
         + "compression: [int8]\nstore: {kind: lancedb, keep_releases: 3}\nschedule: '@daily'\n",
     )
-    found = {change.option: (change.before, change.after) for change in compared(home).options}
-    assert found == {
+    changes = {change.option: (change.before, change.after) for change in compare(home).options}
+    assert changes == {
         "model.dimensions": (64, 32),
         "compression": ([], [{"kind": "int8"}]),
         "store.keep_releases": (5, 3),
     }
 
 
-def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> None:
-    released(home, rows(8))
-    released(home, rows(7))
+def test_metrics_of_both_are_compared_by_the_way_that_is_better(home: Path) -> None:
+    release(home, rows(8))
+    release(home, rows(7))
     edit_release(
         home,
         1,
@@ -359,7 +365,7 @@ def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> 
         lambda entry: entry.update(metrics={"ndcg_at_10": 0.75, "duplicate_rate": 0.1, "own": 2}),
     )
     metrics = [
-        (change.measure, change.difference, change.better) for change in compared(home).metrics
+        (change.metric, change.difference, change.better) for change in compare(home).metrics
     ]
     assert metrics == [
         ("ndcg_at_10", 0.25, True),
@@ -367,7 +373,7 @@ def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> 
         ("hubness", None, None),
         ("own", None, None),
     ]
-    assert [change.better for change in compared(home, 2, 1).metrics] == [False, None, None, None]
+    assert [change.better for change in compare(home, 2, 1).metrics] == [False, None, None, None]
 
 
 # --- which releases
@@ -376,38 +382,38 @@ def test_measures_of_both_are_compared_by_the_way_that_is_better(home: Path) -> 
 def test_what_cannot_be_compared_is_refused_with_what_is_kept(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     with pytest.raises(ReleaseError, match="has no release yet"):
-        compared(home)
-    released(home, rows(8))
-    with pytest.raises(ReleaseError, match="no release before 1 to compare it with; kept are: 1"):
-        compared(home)
-    released(home, rows(7))
-    with pytest.raises(ReleaseError, match="has no release 9; kept are: 1, 2"):
-        compared(home, 9)
-    with pytest.raises(ReleaseError, match="has no release 9; kept are: 1, 2"):
-        compared(home, 1, 9)
+        compare(home)
+    release(home, rows(8))
+    with pytest.raises(ReleaseError, match="no release before 1 to compare it with; it has 1"):
+        compare(home)
+    release(home, rows(7))
+    with pytest.raises(ReleaseError, match="has no release 9; it has 1, 2"):
+        compare(home, 9)
+    with pytest.raises(ReleaseError, match="has no release 9; it has 1, 2"):
+        compare(home, 1, 9)
     with pytest.raises(ReleaseError, match="release 2 cannot differ from itself"):
-        compared(home, 2)
+        compare(home, 2)
 
 
 def test_the_live_release_is_compared_with_the_one_before_it(home: Path) -> None:
     for count in (8, 7, 6):
-        released(home, rows(count))
-    assert numbers(compared(home)) == (2, 3)
+        release(home, rows(count))
+    assert numbers(compare(home)) == (2, 3)
     rollback(folder_of(home), 2)
-    assert numbers(compared(home)) == (1, 2)
-    assert numbers(compared(home, 3)) == (3, 2)
-    assert numbers(compared(home, 1, 3)) == (1, 3)
-    assert compared(home, 1, 3).documents.gone == Listed(2, ["id-6", "id-7"])
+    assert numbers(compare(home)) == (1, 2)
+    assert numbers(compare(home, 3)) == (3, 2)
+    assert numbers(compare(home, 1, 3)) == (1, 3)
+    assert compare(home, 1, 3).documents.gone == IdList(2, ["id-6", "id-7"])
 
 
-def numbers(found: Diff) -> tuple[int, int]:
-    return found.before.release, found.after.release
+def numbers(changes: Diff) -> tuple[int, int]:
+    return changes.before.release, changes.after.release
 
 
 def test_comparing_changes_nothing_of_the_releases(home: Path) -> None:
-    released(home, rows(8))
-    released(home, rows(7))
+    release(home, rows(8))
+    release(home, rows(7))
     folder = folder_of(home)
     stored = folder.releases.read_text()
-    assert isinstance(compared(home).documents, Documents)
+    assert isinstance(compare(home).documents, DocumentChanges)
     assert folder.releases.read_text() == stored

@@ -264,7 +264,7 @@ def test_rollback_goes_back_one_release_and_to_any_that_is_kept(three: Path) -> 
     assert text_of_first(three) == "second text"
     rollback(folder, 1)
     assert text_of_first(three) == "text number 0"
-    with pytest.raises(ReleaseError, match="no release before 1 to go back to; kept are: 1, 2, 3"):
+    with pytest.raises(ReleaseError, match="no release before 1; it has 1, 2, 3"):
         rollback(folder, None)
     with pytest.raises(ReleaseError, match="no release 9"):
         rollback(folder, 9)

@@ -142,7 +142,7 @@ def test_a_release_whose_table_is_lost_is_dropped_and_not_gone_back_to(built: Pa
     run_steps(built, "p")
     shutil.rmtree(table)
     with pytest.raises(
-        ReleaseError, match=r"table or codec of release 1 is gone or damaged.*release 2 stays live"
+        ReleaseError, match=r"release 1 cannot be searched.*gone or damaged. Release 2 stays live"
     ):
         rollback(context.folder, 1)
     write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
