@@ -1,1 +1,1 @@
-"""The local engine: token ids in, vectors out. It knows no pipeline."""
+"""The engine for models on this machine: texts in, vectors out. It knows no pipeline."""

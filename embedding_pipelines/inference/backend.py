@@ -1,5 +1,4 @@
-"""What runs a local model: padded token ids in, vectors out, a few batches at a time. No
-tokenizing, no texts."""
+"""The contract of backends, which run a local model: padded token ids in, vectors out."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -9,40 +8,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.vectors import Vectors
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
 Array = NDArray[np.int64]
-Vectors = NDArray[np.float32]
 
 
 class OutOfMemory(Exception):
-    """The device has no room for this batch. Never seen by users: the engine tries smaller ones."""
+    """The device has no memory for this batch. The engine then tries smaller ones."""
 
 
 def damage_error(folder: Path, reason: object) -> ProviderError:
-    """What to raise when files of a converted model cannot be read."""
+    """The error for files in the cache that are not readable."""
     return ProviderError(
-        f"{folder}: the converted model cannot be loaded ({reason}). Delete this folder: it is "
-        "then made again."
+        f"{folder}: the converted model is damaged ({reason}). Delete this folder; the next run "
+        "makes it again."
     )
 
 
 class Backend(ABC):
-    """One model on one device; any number of threads may use it. Nobody changes what it says."""
+    """One model on one device; any number of threads may use it."""
 
     name: str  # library and device, for reports
-    precision: str  # what it really computes in: one of those, or "float16"
-    batch_tokens: int  # of one batch at most, padding included
-    in_flight: int  # batches that are started before the first is finished, at most
+    precision: str  # of the computation: a Precision other than "auto", or "float16"
+    batch_tokens: int  # per batch at most, padding included
+    in_flight: int  # batches to start before the first is finished, at most
 
     @abstractmethod
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
-        """Begin with token ids [n, width], the mask of real ones and of those that pooling counts.
+        """Start a batch: token ids [n, width], a mask of real ones, and of those that pooling
+        counts.
 
-        A handle for `finish`. May raise OutOfMemory.
+        Returns a handle for `finish`. May raise OutOfMemory.
         """
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:
-        """Wait for a batch: float32[n, d]. May raise OutOfMemory; ProviderError for what else goes
-        wrong."""
+        """Wait for a batch: float32[n, d]. May raise OutOfMemory, or ProviderError for other
+        failures."""

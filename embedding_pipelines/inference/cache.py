@@ -1,5 +1,4 @@
-"""Folders that are filled once and then stay, such as those of converted models: whole, or not
-there."""
+"""Writes folders of the cache, such as converted models: complete, or not at all."""
 
 from __future__ import annotations
 
@@ -13,11 +12,10 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
-    """A draft of `folder` to fill, which takes its place once the body has ended well.
+    """A draft to fill, which becomes `folder` once the body has succeeded.
 
-    `marker` is the file without which the folder counts as damaged. Concurrent processes fill
-    drafts side by side and the first one wins: what it put there may be open by now, so it is not
-    removed.
+    A folder without the file `marker` counts as damaged and is replaced. Of several processes the
+    first one wins, since others may have its files open by then.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -25,7 +23,7 @@ def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
         yield draft
         try:
             os.rename(draft, folder)
-        except OSError:  # there is one, which is as good unless it was damaged
+        except OSError:  # the folder exists
             if not (folder / marker).exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # another process was first

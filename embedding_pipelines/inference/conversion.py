@@ -1,9 +1,7 @@
-"""What a sentence-transformers model's files say, and its converted graph: made once, kept in the
-user's cache folder.
+"""Converts a sentence-transformers model once, into a folder of the user's cache.
 
-A cache folder belongs to one digest of the model's files and one version of OpenVINO. It holds
-`config.json`, `tokenizer.json` and, unless OpenVINO cannot run the model, `model.xml` and
-`model.bin`.
+A folder belongs to one digest of the model's files and one version of OpenVINO. It holds
+`config.json`, `tokenizer.json` and, if OpenVINO can run the model, `model.xml` and `model.bin`.
 """
 
 from __future__ import annotations
@@ -27,40 +25,37 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from tokenizers import Tokenizer
 
-CACHE_LAYOUT = "7"  # raise it when what is cached changes
+CACHE_LAYOUT = "7"  # raise it when the files in the cache change
 CONFIG = "config.json"
-MAX_TOKENS = 8_192  # of a text, where a model says infinity
-PROMPT_NAMES = {
-    "document": ("document", "passage", "corpus"),
-    "query": ("query",),
-}  # as models call them
+MAX_TOKENS = 8_192  # of a text, for models without a limit
+# By input type, as models call them.
+PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model's own files say about its vectors."""
+    """The description of a model's vectors, from its own files."""
 
     revision: str
     dimensions: int
     max_tokens: int
-    max_document_tokens: int  # what a document's prompt leaves of max_tokens
+    max_document_tokens: int  # max_tokens less the document's prompt
     pooling: str
     normalized: bool
     prompts: dict[str, str]  # by input type
     pad_id: int
     pools_prompts: bool
-    # By input type: tokens of the prompt that pooling leaves out, [CLS] included.
-    unpooled: dict[str, int]
-    cut: str  # the side at which texts that are too long lose their end
+    unpooled: dict[str, int]  # by input type: tokens of the prompt outside pooling, [CLS] included
+    cut: str  # the side at which long texts are cut
     special_tokens: bool
     tokenizer: str  # digest of its definition
-    problem: str  # why OpenVINO cannot run it; empty if it can
+    problem: str  # why OpenVINO cannot run the model; empty if it can
 
 
 def convert(folder: Path) -> tuple[Path, ModelConfig]:
-    """The cache folder of a model, filled if it is not, and its configuration. Raises ProviderError
-    if it is no model."""
-    weights_sha256(folder)  # a folder without weights is rejected before anything is loaded
+    """A model's folder in the cache, converted if necessary, and its configuration. Raises
+    ProviderError for a folder without a model."""
+    weights_sha256(folder)  # raises without weights, before anything is loaded
     cache = _cache_folder(folder_sha256(folder))
     if not (cache / CONFIG).exists():
         _fill(cache, folder)
@@ -70,32 +65,30 @@ def convert(folder: Path) -> tuple[Path, ModelConfig]:
 def with_prompts(
     config: ModelConfig, prompts: Mapping[str, str], tokenizer: Tokenizer
 ) -> ModelConfig:
-    """The configuration with other prompts by input type than the model's own files name; an empty
-    one is none.
+    """The configuration with other prompts by input type than the model's own.
 
     Raises ProviderError if a prompt leaves no room for a text.
     """
     prompts = {input_type: prompt for input_type, prompt in prompts.items() if prompt}
-    tokens = {
-        input_type: len(tokenizer.encode(text, add_special_tokens=False).ids)
-        for input_type, text in prompts.items()
-    }
-    around = tokenizer.num_special_tokens_to_add(False)
-    for input_type, count in tokens.items():
-        if count + around >= config.max_tokens:
+    special = tokenizer.num_special_tokens_to_add(False)
+    tokens: dict[str, int] = {}
+    unpooled: dict[str, int] = {}
+    for input_type, prompt in prompts.items():
+        count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+        if count + special >= config.max_tokens:
             raise ProviderError(
-                f"prompts: the one for {input_type!r} has {count} tokens and leaves no room for a "
-                f"text: the model reads {config.max_tokens}. Write a shorter one."
+                f"prompts: that of {input_type!r} has {count} of the {config.max_tokens} tokens "
+                "that the model reads and leaves no room for a text. Write a shorter one."
             )
-    unpooled = {}
-    if not config.pools_prompts:
-        unpooled = {name: _prompt_length(text, tokenizer) for name, text in prompts.items()}
+        tokens[input_type] = count
+        if not config.pools_prompts:
+            unpooled[input_type] = _prompt_length(prompt, tokenizer)
     left = config.max_tokens - tokens.get("document", 0)
     return replace(config, prompts=prompts, max_document_tokens=left, unpooled=unpooled)
 
 
 def load_tokenizer(cache: Path) -> Tokenizer:
-    """The model's own, which neither pads nor cuts."""
+    """The model's own tokenizer, without padding and truncation."""
     from tokenizers import Tokenizer
 
     try:
@@ -116,18 +109,16 @@ def _cache_folder(content: str) -> Path:
 
 
 def _fill(cache: Path, folder: Path) -> None:
-    """Fill the cache folder of the model in `folder`."""
     model = _torch.load(folder)
     with fill_folder(cache, CONFIG) as draft:
-        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).save(
-            str(draft / "tokenizer.json")
-        )
+        tokenizer = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
+        tokenizer.save(str(draft / "tokenizer.json"))
         problem = ""
         try:
             _openvino.save_graph(model, draft / "model.xml")
         except (OSError, MemoryError):
-            raise  # of this machine and moment, not of the model
-        except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's own share no class
+            raise  # the model is not the cause
+        except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
             problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             for half in draft.glob("model.*"):
                 half.unlink()
@@ -140,16 +131,11 @@ def _config(
 ) -> ModelConfig:
     modules = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    prompts = {
-        input_type: prompt
-        for input_type, names in PROMPT_NAMES.items()
-        if (prompt := _prompt(model, names))
-    }
+    prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
+    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
-        raise ProviderError(
-            f"{folder}: the model does not say how many dimensions its vectors have."
-        )
+        raise ProviderError(f"{folder}: the model does not declare the dimensions of its vectors.")
     max_tokens = int(min(model.max_seq_length or 512, MAX_TOKENS))
     tokens = len(tokenizer.encode(prompts.get("document", ""), add_special_tokens=False).ids)
     pools_prompts = pooling is None or pooling.include_prompt
@@ -176,14 +162,14 @@ def _config(
 
 
 def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
-    """Tokens before the text: the prompt's and a special one in front, not the one at the end."""
+    """Tokens before the text: a special one in front and the prompt's."""
     encoding = tokenizer.encode(prompt)
     return len(encoding.ids) - (encoding.special_tokens_mask[-1] if encoding.ids else 0)
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
-    """The prompt of an input type, chosen as sentence-transformers' `encode_document` and
-    `encode_query` do."""
+    """The prompt of an input type, as sentence-transformers' `encode_document` and `encode_query`
+    choose it."""
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""

@@ -1,7 +1,6 @@
-"""A sentence-transformers model on this machine: texts in batches of like length, and the backend
-that computes.
+"""Embeds texts with a sentence-transformers model on this machine, in batches of similar length.
 
-A model is loaded when it is first to embed; what its files say of it (`config`) is read before.
+Its configuration is read at once; the model itself is loaded with the first texts.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Tokens of one provider call. Three are out at a time, and a killed run repeats them: 4 s on two
-# AVX2 cores.
+# Tokens of one request. Three are computed at a time, which a killed run repeats: 4 s on two AVX2
+# cores.
 REQUEST_TOKENS, ACCELERATOR_REQUEST_TOKENS = 8_192, 131_072
-MOST_PADDING = 0.03  # of a batch, if it is of some size
+MOST_PADDING = 0.03  # of a batch, unless it is small
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
 
 class Engine:
     """One model, for any number of threads.
 
-    `prompts` by input type ("document", "query") replace what the model's own files name; `usual`
-    ones are taken where these name none.
+    `prompts` by input type ("document", "query") replace the model's own; `defaults` apply if it
+    has none.
     """
 
     def __init__(
@@ -50,12 +49,13 @@ class Engine:
         precision: Precision,
         calibration: Path | None = None,
         prompts: Mapping[str, str] | None = None,
-        usual: Mapping[str, str] | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.precision = folder, precision
-        self.samples = calibration_texts(calibration) if calibration else []
+        self.samples = read_samples(calibration) if calibration else []
         self._cache, own = convert(folder)
-        prompts = prompts if prompts is not None else own.prompts or usual or {}
+        if prompts is None:
+            prompts = own.prompts or defaults or {}
         self.config = own if prompts == own.prompts else with_prompts(own, prompts, self.tokenizer)
         self._own_prompts = own.prompts
         # Lowered where a device runs out of memory.
@@ -63,8 +63,7 @@ class Engine:
 
     @property
     def dtype(self) -> str:
-        """The precision, of int8 with a digest of the texts it is calibrated on: others make other
-        vectors."""
+        """The precision; int8 with a digest of its calibration texts, which decide the vectors."""
         return f"int8-{self._calibration}" if self.precision == "int8" else self.precision
 
     @property
@@ -89,24 +88,23 @@ class Engine:
 
     @property
     def batch_tokens(self) -> int:
-        """Of one batch, padding included: what the backend says, or what its memory has room
-        for."""
+        """Per batch, padding included: the backend's number, or less if its memory is too small."""
         return min(self.backend.batch_tokens, self._max_batch_tokens)
 
     @property
     def in_flight(self) -> int:
-        """Batches that are started before the first is finished."""
+        """Batches to start before the first is finished."""
         return min(self.backend.in_flight, self._max_in_flight)
 
     @once
     def backend(self) -> Backend:
-        """Loaded at first use. Raises ProviderError if this machine cannot compute in
+        """The model on its device. Raises ProviderError if this machine cannot compute in
         `precision`."""
         device = _torch.accelerator()
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
         if self.precision == "int8":
-            return _openvino.OpenVino(self._quantized(), "int8")
+            return _openvino.OpenVino(self._quantize(), "int8")
         if self.config.problem:
             log.warning(
                 "%s: torch runs this model, OpenVINO cannot: %s",
@@ -116,12 +114,12 @@ class Engine:
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 
-    def _quantized(self) -> Path:
-        """The graph in int8, made at first use and kept beside the other."""
+    def _quantize(self) -> Path:
+        """The graph in int8, in the cache beside the other."""
         folder = self._cache / f"int8-{self._calibration}"
         if self.config.problem:
             raise ProviderError(
-                f"{self.folder.name}: OpenVINO cannot run this model, so there is no int8 of it "
+                f"{self.folder.name}: OpenVINO cannot run this model, which int8 needs "
                 f"({self.config.problem}). Set precision to 'auto'."
             )
         graph = folder / "model.xml"
@@ -132,13 +130,12 @@ class Engine:
         return graph
 
     def embed(self, texts: Sequence[str], input_type: str) -> Vectors:
-        """float32[len(texts), d], each text after its input type's prompt; what is too long is cut
-        at the model's limit."""
-        vectors = np.empty((len(texts), self.config.dimensions), np.float32)
-        self._compute(
-            self._ids(texts, input_type), vectors, self.config.unpooled.get(input_type, 0)
-        )
-        if self.config.normalized and self.backend.precision != "float32":
+        """float32[len(texts), d], each text after its input type's prompt and cut at the model's
+        limit."""
+        config = self.config
+        vectors = np.empty((len(texts), config.dimensions), np.float32)
+        self._compute(self._ids(texts, input_type), vectors, config.unpooled.get(input_type, 0))
+        if config.normalized and self.backend.precision != "float32":
             # Half precision is 0.4% off the unit length.
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
@@ -153,7 +150,7 @@ class Engine:
     def _compute(self, ids: list[list[int]], vectors: Vectors, unpooled: int) -> None:
         """Fill `vectors` for token ids, `in_flight` batches at a time.
 
-        A batch that has no room is tried once more alone, then in halves.
+        A batch without room on the device is repeated alone, then in halves.
         """
         backend = self.backend
         waiting = deque(token_batches([len(entry) for entry in ids], self.batch_tokens))
@@ -167,21 +164,20 @@ class Engine:
                     handle, rows = running.popleft()
                     vectors[rows] = backend.finish(handle)
             except OutOfMemory as error:
-                alone = self.in_flight == 1 and not running
+                is_alone = self.in_flight == 1 and not running
                 self._max_in_flight = 1
-                again = self._halves(rows, len(ids[rows[0]]), error) if alone else [rows]
-                waiting.extendleft(again)
+                parts = self._halve(rows, len(ids[rows[0]]), error) if is_alone else [rows]
+                waiting.extendleft(parts)
 
-    def _halves(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
-        """Both halves of a batch that has no room even alone; later batches are cut as small from
-        the start."""
+    def _halve(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
+        """Halve a batch that has no room even alone; later batches are as small from the start."""
         device = self.backend.name
         if len(rows) == 1:
             raise ProviderError(
                 f"{self.folder.name}: no memory for a single text of {width} tokens on {device}: "
                 f"{error} Free some, or set preprocessing.chunk.max_tokens lower."
             ) from error
-        if len(rows) * width <= self.batch_tokens:  # else it was cut before the limit was lowered
+        if len(rows) * width <= self.batch_tokens:  # else the limit is already lower
             self._max_batch_tokens = len(rows) * width // 2
             log.warning(
                 "%s: out of memory on %s; from now on %d tokens at a time",
@@ -207,7 +203,7 @@ class Engine:
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
 
-    A group that has a quarter of the budget also ends where more than MOST_PADDING of it would be
+    A group of a quarter of the budget or more also ends before more than MOST_PADDING of it is
     padding.
     """
     groups: list[list[int]] = []
@@ -217,30 +213,28 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
         fits = padded <= budget and (
             real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded
         )
-        if groups and fits:
-            groups[-1].append(row)
-            real += lengths[row]
-        else:
-            groups.append([row])
-            real = lengths[row]
+        if not (groups and fits):
+            groups.append([])
+            real = 0
+        groups[-1].append(row)
+        real += lengths[row]
     return groups
 
 
-def calibration_texts(path: Path) -> list[str]:
-    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if there are too
+def read_samples(path: Path) -> list[str]:
+    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if it has too
     few."""
     try:
-        lines = [
-            line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ProviderError(
-            f"{path}: the calibration texts of precision 'int8' cannot be read: {error}"
+            f"{path}: the calibration texts of precision 'int8' are not readable: {error}"
         ) from error
+    lines = [line for line in lines if line]
     if len(lines) < MIN_CALIBRATION_TEXTS:
         raise ProviderError(
-            f"{path}: holds {len(lines)} texts, and int8 is calibrated on {MIN_CALIBRATION_TEXTS} "
-            "or more. Write some hundred of your own, one a line."
+            f"{path}: holds {len(lines)} texts, and int8 needs {MIN_CALIBRATION_TEXTS} or more. "
+            "Write some hundred of your own, one a line."
         )
     count = min(len(lines), CALIBRATION_TEXTS)
     return [lines[at] for at in np.linspace(0, len(lines) - 1, count).round().astype(int)]

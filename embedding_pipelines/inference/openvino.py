@@ -1,5 +1,4 @@
-"""Runs a converted graph (transformer, pooling, normalization) on this machine's processor with
-OpenVINO."""
+"""Runs a converted graph (transformer, pooling, normalization) on the processor with OpenVINO."""
 
 from __future__ import annotations
 
@@ -33,27 +32,26 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-# Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two
-# cores; a stream for every two of more cores is a guess.
+# Parallel inferences, so that the small layers of one leave no core idle. Measured with two cores;
+# a stream for every two of more cores is a guess.
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
 OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
 
-# Two threads that are the first to call OpenVINO's binding lock each other out for ever: one holds
-# the guard of a static of its C++ and waits for Python, the other the reverse (seen once in some
-# dozen runs). These statics belong to the process, and so does the lock.
-IN_TURN = threading.Lock()
+# Two threads that make the first calls of OpenVINO's binding can deadlock: one holds the guard of a
+# static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
+# These statics belong to the process, and so does the lock.
+BINDING_LOCK = threading.Lock()
 
 
 class OpenVino(Backend):
-    """One compiled graph. Requests are waited for one by one, not by openvino's AsyncInferQueue:
-    its threads call back into Python, and a process that ends just then is aborted (measured: one
-    in two)."""
+    """One compiled graph. Not with openvino's AsyncInferQueue: its threads call back into Python,
+    which aborts a process that ends at that moment (measured: one in two)."""
 
     # Padding included. Measured on two AVX2 cores, MiniLM: 512 to 2,048 within 8% of one another,
     # 4,096 up to 20% slower (the activations leave the cache).
     batch_tokens = 1_024
-    in_flight = STREAMS + 1  # a stream that ends finds the next request waiting
+    in_flight = STREAMS + 1  # one waits, so that no stream is idle
 
     def __init__(self, graph: Path, precision: Precision) -> None:
         openvino = load()
@@ -75,23 +73,23 @@ class OpenVino(Backend):
             raise damage_error(graph.parent, str(error).strip().splitlines()[-1]) from error
         self._idle: deque[Any] = deque()
         one = np.ones((1, 1), np.int64)
-        self.finish(self.start(one, one, one))  # by one thread alone: see IN_TURN
+        self.finish(self.start(one, one, one))  # in one thread only: see BINDING_LOCK
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         try:
             request = self._idle.popleft()
         except IndexError:
-            with IN_TURN:
+            with BINDING_LOCK:
                 request = self._compiled.create_infer_request()
-        with _translate_errors(), IN_TURN:
+        with _translate_errors(), BINDING_LOCK:
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
         with _translate_errors():
             handle.wait()
-        with IN_TURN:
+        with BINDING_LOCK:
             vectors = np.array(handle.get_output_tensor(0).data, np.float32)
         self._idle.append(handle)
         return vectors
@@ -99,32 +97,31 @@ class OpenVino(Backend):
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    """RuntimeError of an inference as OutOfMemory, which is mended by smaller batches, or as
-    ProviderError."""
+    """Raise errors of an inference as OutOfMemory or ProviderError."""
     try:
         yield
     except MemoryError as error:
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        words = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         if any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise OutOfMemory(words) from error
         raise ProviderError(f"OpenVINO could not compute: {words}") from error
 
 
 def load() -> Any:
-    """OpenVINO without its telemetry: importing it would fork this process and tell Google
-    Analytics of each start."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without
+    """Import OpenVINO without its telemetry, which would fork this process and report each start to
+    Google Analytics."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     return need("openvino", "local")
 
 
 def save_graph(model: SentenceTransformer, path: Path) -> None:
-    """Convert a model as a whole and save it in float32; RuntimeError and others if it cannot be
-    converted."""
+    """Convert a whole model and save it in float32; raises RuntimeError and others if OpenVINO
+    cannot convert it."""
     torch, openvino = need("torch", "local"), load()
 
-    class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]  # imported when it is called
+    class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
             self.model = model
@@ -142,10 +139,8 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
 
 
 def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
-    """Save the graph with int8 weights and activations, scaled by what the samples (token ids)
-    activate.
-
-    Raises ConfigError if NNCF is not installed.
+    """Save the graph with int8 weights and activations, scaled by the activations of samples (token
+    ids). Raises ConfigError without NNCF.
     """
     openvino, nncf = load(), need("nncf", "int8")
     nncf.set_log_level(logging.ERROR)

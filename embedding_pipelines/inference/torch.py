@@ -1,4 +1,4 @@
-"""Runs a model with torch: on CUDA and MPS, and on a processor where OpenVINO cannot convert it."""
+"""Runs a model with torch: on CUDA and MPS, and on a processor if OpenVINO cannot convert it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Device = Literal["cuda", "mps", "cpu"]
 
-# Accelerators want large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half
-# precision. What does not fit is halved until it does.
+# Accelerators need large batches: 32,768 tokens of MiniLM take about 0.6 GB of activations in half
+# precision. The engine halves a batch that does not fit.
 BATCH_TOKENS: dict[Device, int] = {"cuda": 32_768, "mps": 8_192, "cpu": 2_048}
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Windows' under Linux
 
@@ -32,13 +32,13 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, Win
 class Torch(Backend):
     """The sentence-transformers modules themselves, fed with token ids."""
 
-    in_flight = 2  # on an accelerator the next batch is queued while one is computed
+    in_flight = 2  # an accelerator queues the next batch while it computes one
 
     def __init__(self, folder: Path, device: Device, precision: Precision) -> None:
         torch = need("torch", "local")
         if precision == "int8":
             raise ProviderError(
-                f"precision 'int8' is for processors; this model runs on {device}. Set it to "
+                f"precision 'int8' is for processors, and this model runs on {device}. Set it to "
                 "'auto'."
             )
         self._device = device
@@ -47,17 +47,14 @@ class Torch(Backend):
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
         self._model = model.to(getattr(torch, self.precision)).eval()
-        # On a processor one batch takes all cores; two at once would only stand in each other's
-        # way.
-        self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
+        # On a processor one batch takes all cores.
+        self._slot: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         torch = need("torch", "local")
-        with self._turn, _translate_errors(), torch.inference_mode():
-            return forward(
-                self._model,
-                *(self._on_device(torch.from_numpy(part)) for part in (tokens, mask, pooled)),
-            )
+        with self._slot, _translate_errors(), torch.inference_mode():
+            tensors = [self._on_device(torch.from_numpy(part)) for part in (tokens, mask, pooled)]
+            return forward(self._model, *tensors)
 
     def finish(self, handle: Any) -> Vectors:
         with _translate_errors():
@@ -70,8 +67,7 @@ class Torch(Backend):
 
 
 def _fastest(device: Device) -> str:
-    """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models
-    overflow in float16."""
+    """Half precision on CUDA only, and bfloat16 where possible: some models overflow in float16."""
     torch = need("torch", "local")
     if device != "cuda":
         return "float32"
@@ -88,19 +84,16 @@ def _translate_errors() -> Iterator[None]:
             torch.cuda.empty_cache()
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(
-            error
-        ):  # MPS, processors
-            raise OutOfMemory(str(error)) from error
-        raise ProviderError(
-            f"torch could not compute: {str(error).strip().splitlines()[0]}"
-        ) from error
+        words = str(error)
+        if "out of memory" in words or "can't allocate memory" in words:  # MPS, processors
+            raise OutOfMemory(words) from error
+        raise ProviderError(f"torch could not compute: {words.strip().splitlines()[0]}") from error
 
 
 @functools.cache
 def accelerator() -> Device | None:
-    """`cuda` or `mps` if this machine has one that torch can use. Torch is imported only if it may
-    be so."""
+    """`cuda` or `mps` if torch can use one on this machine. Imports torch only if that is
+    possible."""
     if platform.system() == "Darwin":
         may_have = platform.machine() == "arm64"
     else:
@@ -119,11 +112,10 @@ def accelerator() -> Device | None:
 
 
 def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
-    """What a model makes of padded token ids; `pooled` is the mask less a prompt that is not to
-    count.
+    """The vectors of padded token ids; `pooled` is the mask of the tokens that pooling counts.
 
-    The modules one by one, and a static model's words by a mask: what it is given else is one long
-    row.
+    Applies the modules one by one; a static model's words by a mask, since it takes one long row
+    otherwise.
     """
     torch = need("torch", "local")
     first, *others = model
@@ -142,7 +134,7 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
 
 
 def load(folder: Path) -> SentenceTransformer:
-    """The model in float32 on the processor. Raises ProviderError if its files are not a model."""
+    """The model in float32 on the processor. Raises ProviderError for files of no model."""
     library = need("sentence_transformers", "local")
     quiet = need("transformers.utils.logging", "local")
     quiet.disable_progress_bar()
@@ -154,5 +146,5 @@ def load(folder: Path) -> SentenceTransformer:
         return model
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ProviderError(
-            f"{folder}: not a model that sentence-transformers can load: {error}"
+            f"{folder}: sentence-transformers cannot load this model: {error}"
         ) from error

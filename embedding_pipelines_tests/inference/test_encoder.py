@@ -30,7 +30,7 @@ from embedding_pipelines.inference.backend import Backend, OutOfMemory
 from embedding_pipelines.inference.encoder import (
     CALIBRATION_TEXTS,
     Engine,
-    calibration_texts,
+    read_samples,
     token_batches,
 )
 from embedding_pipelines.inference.weights import model_folder
@@ -263,7 +263,7 @@ def test_pipelines_that_release_the_same_texts_at_once_do_not_meet(
     assert [model.release_options(folder)] == options
     copy = home / str(options[0].calibration)
     assert list(folder.iterdir()) == [copy]
-    assert copy.read_text(encoding="utf-8").splitlines() == calibration_texts(home / calibration)
+    assert copy.read_text(encoding="utf-8").splitlines() == read_samples(home / calibration)
 
 
 @pytest.mark.parametrize(
@@ -282,16 +282,16 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, str], me
 def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Path) -> None:
     path = home / "texts.txt"
     with pytest.raises(ProviderError, match="cannot be read"):
-        calibration_texts(path)
+        read_samples(path)
     path.write_text("one\n\n two \n")
     with pytest.raises(ProviderError, match="holds 2 texts"):
-        calibration_texts(path)
+        read_samples(path)
     path.write_text("\n".join(map(str, range(1_000))))
-    texts = calibration_texts(path)
+    texts = read_samples(path)
     assert len(texts) == CALIBRATION_TEXTS
     assert (texts[0], texts[-1]) == ("0", "999")
     path.write_text("\n".join(map(str, range(199))))
-    assert calibration_texts(path)[-1] == "198"
+    assert read_samples(path)[-1] == "198"
 
 
 def test_int8_without_nncf_says_what_to_install(
