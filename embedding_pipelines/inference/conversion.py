@@ -77,8 +77,8 @@ def with_prompts(
         count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
         if count + special >= config.max_tokens:
             raise ProviderError(
-                f"prompts: that of {input_type!r} has {count} of the {config.max_tokens} tokens "
-                "that the model reads and leaves no room for a text. Write a shorter one."
+                f"prompts: that of {input_type!r} has {count} tokens and leaves no room for a text: "
+                f"the model reads {config.max_tokens}. Write a shorter one."
             )
         tokens[input_type] = count
         if not config.pools_prompts:

@@ -281,7 +281,7 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, str], me
 
 def test_calibration_texts_are_spread_over_the_file_and_must_be_enough(home: Path) -> None:
     path = home / "texts.txt"
-    with pytest.raises(ProviderError, match="cannot be read"):
+    with pytest.raises(ProviderError, match="are not readable"):
         read_samples(path)
     path.write_text("one\n\n two \n")
     with pytest.raises(ProviderError, match="holds 2 texts"):
