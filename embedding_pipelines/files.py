@@ -1,5 +1,5 @@
-"""The one place that writes, lists and deletes the files in which state is kept: a file is replaced
-as a whole or not at all."""
+"""The one place that writes, lists and deletes the files of state; it replaces a file as a whole or
+not at all."""
 
 import contextlib
 import glob
@@ -13,22 +13,22 @@ from typing import Any, cast
 
 from embedding_pipelines.errors import StoreError
 
-ABANDONED_SECONDS = 86_400  # since its last write; whoever wrote such a draft was killed
+ABANDONED_SECONDS = 86_400  # since its last write: the writer of such a draft was killed
 
 
 @contextlib.contextmanager
 def draft_beside(path: Path) -> Iterator[Path]:
-    """The name of a draft in the folder of `path`, which is made; the draft is gone in the end
-    unless it was moved.
+    """The name of a draft in the folder of `path`, which is created; a draft that was not moved is
+    deleted in the end.
 
-    No two calls get the same name, so that writers need no lock. What a killed writer of the same
-    `path` left is removed a day later.
+    Names are unique, so that writers need no lock. Drafts of killed writers of `path` are deleted a
+    day later.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # its writer, or another one, was quicker
-            if left.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                left.unlink()
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if other.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                other.unlink()
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield draft
@@ -37,22 +37,21 @@ def draft_beside(path: Path) -> Iterator[Path]:
 
 
 def move(draft: Path, path: Path) -> None:
-    """Put a draft in its place, in one rename; what was there is replaced."""
+    """Replace `path` by a draft, in one rename."""
     os.replace(draft, path)
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write, which takes the place of `path` once the body has ended well."""
+    """A draft to write, which replaces `path` once the body has succeeded."""
     with draft_beside(path) as draft:
         yield draft
         move(draft, path)
 
 
 def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:
-    """Replace a file in one rename; text is written as UTF-8.
-
-    `durable`: on the disk before it returns, so that a power cut does not lose it.
+    """Replace a file in one rename; text becomes UTF-8. `durable`: wait until it is on the disk, so
+    that a power cut does not lose it.
     """
     with replacing(path) as draft, draft.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -62,7 +61,7 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:
 
 
 def create_only(path: Path, data: bytes | str) -> bool:
-    """Write a file unless there is one; whether it was written. Of several writers one succeeds."""
+    """Write a file unless it exists; True if it did not. Of several writers one succeeds."""
     if path.exists():
         return False
     with draft_beside(path) as draft, contextlib.suppress(FileExistsError):
@@ -73,16 +72,15 @@ def create_only(path: Path, data: bytes | str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file, None if there is no such file. Raises StoreError if it is
-    damaged."""
+    """The object in a JSON file; None without the file. Raises StoreError for a damaged one."""
     try:
         return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise StoreError(
-            f"{path} is damaged: {error}. Put back a copy of it, or delete it and run the pipeline; "
-            "vectors are not lost by that."
+            f"{path} is damaged: {error}. Restore a copy, or delete it and run the pipeline; that "
+            "loses no vectors."
         ) from error
 
 
@@ -92,11 +90,10 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names match a glob pattern, sorted, without drafts; none if there
-    is no such folder."""
+    """The files of a folder whose names match a glob pattern, sorted, without drafts."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def delete(path: Path) -> None:
-    """Delete a file; well if there is none."""
+    """Delete a file, if it exists."""
     path.unlink(missing_ok=True)

@@ -1,10 +1,11 @@
-"""One pipeline at work in one warehouse: what every step, check and verb is given."""
+"""One run of a pipeline in a warehouse, the argument of every step, check and verb."""
 
 import functools
 from typing import Any, Self
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.once import forget
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -12,11 +13,12 @@ from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 
 class Run:
-    """A pipeline's configuration with what it works on; close it, or use it in a `with` block.
+    """A pipeline's configuration with warehouse, model, cache and progress; close it, or use it in
+    a `with` block.
 
-    The model and the embedding cache are opened when they are first used and closed with the run;
-    a `model` that is handed in stays open. `options` replace the model of the pipeline file for
-    this run: `spec.model` is what runs, and `override` says so.
+    Model and cache are opened at first use and closed with the run, which leaves a given `model`
+    open. `options` replace the pipeline file's model for this run, in `spec.model`, and `override`
+    holds them as text.
     """
 
     def __init__(
@@ -33,28 +35,26 @@ class Run:
             self.override = options.model_dump_json(exclude_defaults=True)
         self.spec, self.warehouse, self.progress = spec, warehouse, progress or Silent()
         self.folder: PipelineFolder = warehouse.pipeline(spec.name)
-        self._lent = model
+        self._given_model = model
 
     @functools.cached_property
     def model(self) -> EmbeddingModel:
-        """The live model; opening it loads nothing yet."""
+        """The live model, which loads nothing yet."""
         home = self.warehouse.home
-        return self._lent or self.spec.model.open(home, self.folder.model.parent)
+        return self._given_model or self.spec.model.open(home, self.folder.model.parent)
 
     @functools.cached_property
     def cache(self) -> EmbeddingCache:
         return EmbeddingCache(self.warehouse.cache, read_only=self.warehouse.is_copy)
 
     def release_options(self) -> ProviderOptions:
-        """The model's options as a release records them: a file that may change is copied."""
+        """The model's options as a release records them, with copies of files that may change."""
         return self.model.release_options(self.warehouse.root / "calibration")
 
     def close(self) -> None:
-        opened = vars(self)
-        if "model" in opened and self._lent is None:
-            opened.pop("model").close()
-        if "cache" in opened:
-            opened.pop("cache").close()
+        if self._given_model is None:
+            forget(self, "model")
+        forget(self, "cache")
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +63,7 @@ class Run:
         self.close()
 
     def usage(self) -> dict[str, float]:
-        """What the pipeline has embedded in its life: tokens, seconds of the provider and USD."""
+        """The pipeline's sums so far: tokens, seconds of the provider and USD."""
         names = ("embedded_tokens", "provider_seconds", "usd")
         return read_json(self.folder.usage) or dict.fromkeys(names, 0)
 
@@ -74,7 +74,7 @@ class Run:
         billed_tokens: int = 0,
         price: float | None = None,
     ) -> None:
-        """Add what texts, a batch job or checks have taken; `price` in USD per million tokens."""
+        """Add the usage of texts, a batch job or checks; `price` in USD per million tokens."""
         if not embedded_tokens and not billed_tokens:
             return
         more: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """The one read path: query → clean → embed as a query → codec → store → SearchResult.
 
-Everything comes from the release that is read, its model and its cleaning included; the pipeline
-file is not looked at.
+Everything comes from the release, its model and its cleaning included; the pipeline file has no
+part in it.
 """
 
 import time
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_K = 10_000
-ATTEMPTS = 3  # of a query: somebody is waiting
+ATTEMPTS = 3  # of a query, since a user waits
 HIT_COLUMNS = {
     "score": pa.float32(),
     **{name: CHUNK_COLUMNS[name] for name in ("chunk_id", "document_id", "start", "end", "text")},
@@ -39,7 +39,7 @@ HIT_COLUMNS = {
 
 
 class Hit(BaseModel):
-    """One chunk that was found."""
+    """One chunk of a search's results."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Hit(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """What search, command line, API and client all return."""
+    """The results of one query, for command line, API and client alike."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,18 +70,19 @@ class SearchResult(BaseModel):
         Types are those of `as_frame`. Raises ConfigError without pandas.
         """
         metadata = {name: None for hit in self.hits for name in hit.metadata}
-        columns = {
-            name: pa.array([getattr(hit, name) for hit in self.hits], kind)
-            for name, kind in HIT_COLUMNS.items()
-        } | {name: pa.array([hit.metadata.get(name) for hit in self.hits]) for name in metadata}
+        columns = {}
+        for name, kind in HIT_COLUMNS.items():
+            columns[name] = pa.array([getattr(hit, name) for hit in self.hits], kind)
+        for name in metadata:
+            columns[name] = pa.array([hit.metadata.get(name) for hit in self.hits])
         return as_frame(pa.table(columns))
 
 
 class Searcher:
-    """The live release of a pipeline, opened for any number of queries; close it, or use it in a
-    `with` block. A `model` that is handed in stays open.
+    """Searches a pipeline's live release; close it, or use it in a `with` block. It leaves a given
+    `model` open.
 
-    Raises ReleaseError if nothing was released yet.
+    Raises ReleaseError without a release.
     """
 
     def __init__(
@@ -90,14 +91,14 @@ class Searcher:
         folder = warehouse.pipeline(pipeline)
         self.release = live_release(folder)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
-        self._opened = model is None
+        self._owns_model = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)
         self._sender = Sender(self.model)
         self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
         self._cache = warehouse.cache
 
     def close(self) -> None:
-        if self._opened:
+        if self._owns_model:
             self.model.close()
 
     def __enter__(self) -> Self:
@@ -109,8 +110,8 @@ class Searcher:
     def search(self, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
         """The `k` chunks nearest to `query` among those that pass `filter`, nearest first.
 
-        Raises ConfigError for an empty query, SpaceMismatchError if the model is no longer the one
-        the release was made with, StoreError for a wrong filter.
+        Raises ConfigError for an empty query, SpaceMismatchError if the model has changed since the
+        release, StoreError for a wrong filter.
         """
         started = time.perf_counter()
         text = self._clean(query, "The query")
@@ -123,13 +124,13 @@ class Searcher:
     def search_many(
         self, queries: "Iterable[str] | pd.Series", k: int = 10, filter: str | None = None
     ) -> "pd.DataFrame":
-        """The hits of many queries, which are embedded together and kept in the embedding cache.
+        """The hits of many queries, embedded together and through the embedding cache.
 
         `queries` is a list of texts or a column of a DataFrame. The columns are query, rank (from
-        1) and those of `SearchResult.to_pandas`; the index is the query's: that of its column, else
-        its place in the list, so that `frame.join(result.drop(columns="query"))` puts hits beside
-        what they answer. Metadata of a name that is taken gets the prefix `metadata_`. Raises as
-        `search`, and ConfigError without pandas.
+        1) and those of `SearchResult.to_pandas`; metadata of the name query or rank gets the prefix
+        `metadata_`. The index is the query's, in its column or in the list, so that
+        `frame.join(result.drop(columns="query"))` puts hits beside queries. Raises as `search`, and
+        ConfigError without pandas.
         """
         pandas = need("pandas", "explore")
         if isinstance(queries, str | pandas.DataFrame):
@@ -137,7 +138,7 @@ class Searcher:
             raise ConfigError(f"queries is one {kind}: give a list of texts, or one column.")
         index = queries.index if isinstance(queries, pandas.Series) else None
         queries = list(queries)
-        self._refuse(self.model.space, k)
+        self._check(self.model.space, k)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
         embeddings = embed_all(texts, self.model, EmbeddingCache(self._cache), "query")
         for row, reason in embeddings.rejected.items():
@@ -145,55 +146,53 @@ class Searcher:
         types = self.release.spec.source.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
         parts = [schema.empty_table()]
-        for vector in embeddings.vectors:
+        rows: list[int] = []
+        ranks: list[int] = []
+        for row, vector in enumerate(embeddings.vectors):
             hits = nearest(self._table, self.codec, vector, k, filter, self.release.version)
             parts.append(hits.select(schema.names).cast(schema))
-        counts = [len(part) for part in parts[1:]]
-        rows = np.repeat(np.arange(len(queries)), counts)
-        ranks = [rank for count in counts for rank in range(1, count + 1)]
+            rows += [row] * len(hits)
+            ranks += range(1, len(hits) + 1)
         names = {name: f"metadata_{name}" for name in ("query", "rank")}
-        hits = pa.concat_tables(parts).rename_columns(
-            [names.get(name, name) for name in schema.names]
-        )
+        hits = pa.concat_tables(parts)
+        hits = hits.rename_columns([names.get(name, name) for name in schema.names])
         hits = hits.add_column(0, "rank", pa.array(ranks, pa.int32()))
         hits = hits.add_column(0, "query", pa.array([queries[row] for row in rows], pa.string()))
-        return as_frame(hits).set_axis(index.take(rows) if index is not None else rows)
+        return as_frame(hits).set_axis(rows if index is None else index.take(rows))
 
     def search_vector(
         self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
     ) -> SearchResult:
-        """As `search`, for a query vector float32[d] that was made elsewhere, in `space`."""
-        return self._nearest(
-            np.asarray(vector, np.float32), space, "", k, filter, time.perf_counter()
-        )
+        """As `search`, for a vector float32[d] of a query in `space`."""
+        started = time.perf_counter()
+        return self._nearest(np.asarray(vector, np.float32), space, "", k, filter, started)
 
     def _nearest(
         self, vector: Vectors, space: Space, query: str, k: int, filter: str | None, started: float
     ) -> SearchResult:
-        self._refuse(space, k)
+        self._check(space, k)
         release = self.release
-        found = nearest(self._table, self.codec, vector, k, filter, release.version)
-        hits = [_hit(row) for row in found.to_pylist()]
+        rows = nearest(self._table, self.codec, vector, k, filter, release.version).to_pylist()
         return SearchResult(
             pipeline=release.spec.name,
             release=release.number,
             space_id=release.space.id,
             query=query,
-            hits=hits,
+            hits=[_hit(row) for row in rows],
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
         )
 
     def _clean(self, query: str, name: str) -> str:
-        """The query as documents are cleaned; ConfigError, which begins with `name`, if nothing is
-        left of it."""
+        """The query, cleaned as documents are; ConfigError, which begins with `name`, for an empty
+        one."""
         if not isinstance(query, str):
-            raise ConfigError(f"{name} is {query!r}, which is no text. Write at least one word.")
+            raise ConfigError(f"{name} is {query!r}, not a text. Write at least one word.")
         text = self.release.spec.preprocessing.clean.text(query)
         if not text:
-            raise ConfigError(f"{name} is empty once it is cleaned. Write at least one word.")
+            raise ConfigError(f"{name} is empty after cleaning. Write at least one word.")
         return text
 
-    def _refuse(self, space: Space, k: int) -> None:
+    def _check(self, space: Space, k: int) -> None:
         """ConfigError for a wrong k, SpaceMismatchError for a space that is not the release's."""
         if not 1 <= k <= MAX_K:
             raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
@@ -221,36 +220,33 @@ def nearest(
     """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest
     first.
 
-    Their columns are those of the table that a searcher is given, and `score` float32: the cosine;
-    for bits without finer copies the share of them that agree. Where there are copies, `oversample`
-    times as many rows as are wanted are found by their codes and ranked again by their copies.
-    CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
-    filter.
+    Their columns are the table's and `score` float32: the cosine, or the share of equal bits for a
+    binary codec without rescoring vectors. With rescoring vectors, the codes give `oversample`
+    times `k` rows, and these vectors rank them. Raises CompressionError for a vector of another
+    shape or one that is not finite, StoreError for a wrong filter.
     """
-    asked, rescored = queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
-    found = table.search(
-        asked, k * codec.oversample, codec.metric, filter, version, rescoring=rescored
-    )
-    distances = found["_distance"].to_numpy()
-    if rescored:
-        scores = codec.rescore(vector, to_matrix(found[RESCORING_VECTOR]))
-        best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
-        found, scores = found.drop_columns(RESCORING_VECTOR).take(best), scores[best]
+    code, rescoring = encode_queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
+    rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring)
+    if rescoring:
+        scores = codec.rescore(vector, to_matrix(rows[RESCORING_VECTOR]))
+        best = np.argsort(-scores, kind="stable")[:k]  # of equals the one with the nearer code
+        rows, scores = rows.drop_columns(RESCORING_VECTOR).take(best), scores[best]
     else:
+        distances = rows["_distance"].to_numpy()
         scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
-    return found.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
+    return rows.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
 
 
-def queries(codec: CodecChain, vectors: Vectors) -> Codes:
-    """What a table is asked with for queries float32[n, d] of the model's own space.
+def encode_queries(codec: CodecChain, vectors: Vectors) -> Codes:
+    """Queries float32[n, d] of the model's own space as a table compares them.
 
-    Their codes; but of int8 what is coded, not rounded: the cosine with a code needs no rounding on
-    both sides. On 100,000 captions (MiniLM, 384 dimensions, 300 queries) recall@10 is 0.992 so, and
-    0.987 with rounded queries.
+    These are their codes, but of int8 the numbers before rounding: a cosine with a code needs no
+    rounding on both sides. On 100,000 captions (MiniLM, 384 dimensions, 300 queries) recall@10 is
+    0.992 so, and 0.987 with rounded queries.
     """
     if codec.dtype != "int8":
         return codec.encode(vectors)
-    vectors = CodecChain([], codec.input_dimensions).encode(vectors)  # as it is, once it is valid
+    vectors = CodecChain([], codec.input_dimensions).encode(vectors)  # unchanged, but checked
     for stage in codec.codecs[:-1]:
         vectors = stage.encode(vectors)
     return vectors
@@ -259,16 +255,13 @@ def queries(codec: CodecChain, vectors: Vectors) -> Codes:
 def as_numbers(codec: CodecChain, codes: Vectors) -> Vectors:
     """Codes as vectors whose cosines order them as the table does."""
     if codec.metric == "hamming":
-        return (
-            np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions).astype(np.float32)
-            * 2
-            - 1
-        )
+        bits = np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions)
+        return bits.astype(np.float32) * 2 - 1
     return codes.astype(np.float32)
 
 
 def as_frame(rows: pa.Table) -> "pd.DataFrame":
-    """Arrow rows as a DataFrame whose types do not depend on which values are missing.
+    """Arrow rows as a DataFrame, with the same types whether values are missing or not.
 
     Whole numbers are Int64, booleans boolean, days and times datetime64; a vector is an array
     float32[d]. Raises ConfigError without pandas.

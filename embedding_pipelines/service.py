@@ -1,5 +1,4 @@
-"""An embedding service for programs: texts in, vectors out, by `embed_all` and the cache that
-pipelines fill."""
+"""An embedding service for programs: texts in, vectors out, with the pipelines' embedding cache."""
 
 import contextlib
 import logging
@@ -33,10 +32,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EmbeddingConfig(BaseModel):
-    """`provider`: "local" (the same as "hf") or the kind of any other. `model`: its name there, or
-    an alias.
+    """`provider` is "local" (the same as "hf") or any other kind; `model` its name there, or an
+    alias.
 
-    An alias that stands without a provider brings its own.
+    An alias without a provider brings its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -45,7 +44,7 @@ class EmbeddingConfig(BaseModel):
     model: str = "text-embedding-3-small"
     dimensions: int | None = Field(None, ge=1)  # shorter vectors, of a model that can give them
     batch_size: int | None = Field(100, ge=1)
-    """Texts per request at most, within the provider's own limit; None: that limit."""
+    """Texts per request at most; None: the provider's own limit, which always holds."""
 
     cache_enabled: bool = True
     options: dict[str, Any] = {}
@@ -53,14 +52,12 @@ class EmbeddingConfig(BaseModel):
 
 
 class EmbeddingService:
-    """Vectors for all texts of a call, or an error; what was embedded until then is in the cache.
+    """Returns vectors for all texts of a call, or raises an error; finished vectors stay in the
+    cache.
 
-    `home` is the home folder, by default as the environment says when the service is made; `cache`
-    is by default the one that its pipelines use. `secrets` are looked up by name before the
-    environment is. Any number of threads may use a service.
-
-    `close()` frees the model's connections and memory, as happens when nobody has the service any
-    more.
+    `home` is by default the environment's home folder at this moment, and `cache` the one of its
+    pipelines. `secrets`, by name, come before the environment's variables. Any number of threads
+    may use a service. `close()` frees connections and memory; so does garbage collection.
     """
 
     def __init__(
@@ -75,10 +72,10 @@ class EmbeddingService:
         if self.config.cache_enabled:
             self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
         self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        self._open = contextlib.ExitStack()  # the model, and the cache from its first use on
-        self._open.callback(self.model.close)
+        self._resources = contextlib.ExitStack()  # the model, and the cache from its first use on
+        self._resources.callback(self.model.close)
         self._holds_cache = False
-        self.close = weakref.finalize(self, self._open.close)
+        self.close = weakref.finalize(self, self._resources.close)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
@@ -88,18 +85,18 @@ class EmbeddingService:
     def embed_batch(self, texts: Sequence[str], input_type: InputType = "document") -> Vectors:
         """float32[n, d] in the order of `texts`.
 
-        Raises ConfigError, before anything is requested, for an empty text and for one longer than
-        the model reads; BadInput for a text that the provider rejects; ProviderError if the model
-        is unavailable.
+        Raises ConfigError, before any request, for an empty text and for one longer than the model
+        reads; BadInput for a text that the provider rejects; ProviderError if the model is
+        unavailable.
         """
-        _refuse_unusable(texts, input_type)
+        _check_texts(texts, input_type)
         if self.cache is not None and not self._holds_cache:
-            self._open.enter_context(self.cache)  # opened for each call, it would cost more
+            self._resources.enter_context(self.cache)  # opening it for each call would cost more
             self._holds_cache = True
         started, limits = time.perf_counter(), self.model.limits
-        limits = replace(
-            limits, request_texts=min(limits.request_texts, self.config.batch_size or 1_000_000)
-        )
+        if self.config.batch_size is not None:
+            most = min(limits.request_texts, self.config.batch_size)
+            limits = replace(limits, request_texts=most)
         tokens = self._count_tokens(texts, input_type)
         result = embed_all(texts, self.model, self.cache, input_type, tokens=tokens, limits=limits)
         log.info(
@@ -114,7 +111,7 @@ class EmbeddingService:
             others = len(result.rejected) - 1
             more = f", and {others:,} more" if others else ""
             cached = "" if self.cache is None else " The vectors of the others are in the cache."
-            raise BadInput(f"No vector for {_named(texts[row], row)}{more}: {reason}{cached}")
+            raise BadInput(f"No vector for {_describe(texts[row], row)}{more}: {reason}{cached}")
         return result.vectors
 
     def similarity(self, text1: str, text2: str) -> float:
@@ -128,18 +125,17 @@ class EmbeddingService:
         self.close()
 
     def _count_tokens(self, texts: Sequence[str], input_type: InputType) -> list[int]:
-        """Of each text. Raises ConfigError for one that the model would not read whole."""
+        """The number of each text. Raises ConfigError for a text that is too long for the model."""
         model, prompts, options = self.model, self.model.space.prompts, self.model.options
-        # OpenAI's vocabulary is fetched only for texts that the estimate, which is from above,
-        # finds too long.
-        is_rough = isinstance(options, ServiceOptions) and options.tokenizer_of is None
-        for is_estimate in (True, False) if is_rough else (False,):
+        # Estimate first where that is possible: OpenAI's vocabulary may have to be downloaded, and
+        # only texts that exceed the estimate need it.
+        can_estimate = isinstance(options, ServiceOptions) and options.tokenizer_of is None
+        for is_estimate in (True, False) if can_estimate else (False,):
             tokenizer = estimate() if is_estimate else model.tokenizer
-            own, usual = count_tokens(
-                [prompts.get(input_type, ""), prompts.get("document", "")], tokenizer
-            )
-            # The limit is what documents' prompts leave.
-            limit = model.limits.max_tokens - max(0, own - usual)
+            pair = [prompts.get(input_type, ""), prompts.get("document", "")]
+            own, documents = count_tokens(pair, tokenizer)
+            # The model's limit excludes the prompt of documents.
+            limit = model.limits.max_tokens - max(0, own - documents)
             tokens = count_tokens(texts, tokenizer)
             longest = max(tokens, default=0)
             if longest <= limit:
@@ -148,15 +144,14 @@ class EmbeddingService:
         row = tokens.index(longest)
         exact = " Or name the model's tokenizer with options.tokenizer_of, which counts exactly."
         raise ConfigError(
-            f"{_named(texts[row], row)} has {longest:,} tokens{' at most' if is_estimate else ''}; "
-            f"of a {input_type}, {model.space} reads {limit:,}. Nothing is cut unseen: divide it "
-            f"into chunks.{exact if is_estimate else ''}"
+            f"{_describe(texts[row], row)} has {longest:,} "
+            f"tokens{' at most' if is_estimate else ''}; of a {input_type}, {model.space} reads "
+            f"{limit:,}. Divide the text into chunks.{exact if is_estimate else ''}"
         )
 
 
 def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
-    """Raises ConfigError for a provider that does not exist, and for options that it does not
-    have."""
+    """The provider's options. Raises ConfigError for an unknown provider or option."""
     explicit, base_url = config.model_fields_set, None
     kind = "hf" if config.provider == "local" else config.provider
     alias = ALIASES.get(config.model)
@@ -168,19 +163,13 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
     if kind not in kinds:
         raise ConfigError(f"provider is {kind!r}: write 'local' or one of {', '.join(kinds)}.")
     if kind == "hf" and model and "/" not in model and not (home / model).is_dir():
-        model = f"sentence-transformers/{model}"  # as that library takes a bare name
+        model = f"sentence-transformers/{model}"  # as that library completes a bare name
     if kind == "openai":
         base_url = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
-    usual = {
-        "model": model,
-        "revision": revision,
-        "dimensions": config.dimensions,
-        "base_url": base_url,
-    }
+    values = {"model": model, "revision": revision, "dimensions": config.dimensions}
+    values = {name: value for name, value in {**values, "base_url": base_url}.items() if value}
     try:
-        options: Any = kinds[kind].model_validate(
-            {name: value for name, value in usual.items() if value} | config.options
-        )
+        options: Any = kinds[kind].model_validate(values | config.options)
     except ValidationError as error:
         faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
         raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
@@ -188,21 +177,21 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         raise ConfigError(
             f"provider {kind!r}: a service does not wait for a batch job; leave out mode."
         )
-    opened: ProviderOptions = options
-    return opened
+    result: ProviderOptions = options
+    return result
 
 
-def _refuse_unusable(texts: Sequence[str], input_type: str) -> None:
+def _check_texts(texts: Sequence[str], input_type: str) -> None:
     if input_type not in ("document", "query"):
         raise ConfigError(f"input_type is {input_type!r}: write 'document' or 'query'.")
     if isinstance(texts, str):
         raise ConfigError("embed_batch takes a list of texts; give a single one to embed.")
     for row, text in enumerate(texts):
         if not text.strip():
-            raise ConfigError(f"texts[{row}] is empty: no vector can mean nothing. Leave it out.")
+            raise ConfigError(f"texts[{row}] is empty. Leave it out: it has no meaning to embed.")
         if SURROGATE.search(text):
-            raise ConfigError(f"texts[{row}] holds half a character, a lone surrogate: replace it.")
+            raise ConfigError(f"texts[{row}] holds half a character, a lone surrogate. Replace it.")
 
 
-def _named(text: str, row: int) -> str:
+def _describe(text: str, row: int) -> str:
     return f"texts[{row}] ({text[:80]!r})"

@@ -1,5 +1,4 @@
-"""Arithmetic that every part needs on a matrix of vectors: unit length, cosines, and the way to and
-from a column of Arrow."""
+"""Arithmetic on a matrix of vectors: unit length, cosines, conversion from and to Arrow columns."""
 
 from typing import Any
 
@@ -9,21 +8,21 @@ from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
 
-SMALLEST = 1e-30  # a sum of squares that float32 still holds to its last digit
+SMALLEST = 1e-30  # a sum of squares that float32 holds to its last digit
 
 
 def unit(vectors: NDArray[Any]) -> NDArray[Any]:
-    """The rows of [n, d] at length 1, however long or short they are; each is scaled by itself.
+    """The rows of [n, d] at length 1, from any length.
 
-    A zero row stays zero, a row with NaN or infinity becomes NaN. float64 stays float64, float32
-    and smaller numbers give float32.
+    A zero row stays zero; a row with NaN or infinity becomes NaN. float64 stays float64; float32
+    and smaller types give float32.
     """
     rows = np.asarray(vectors, np.result_type(vectors, np.float32))
     with np.errstate(all="ignore"):
         squares = np.einsum("ij,ij->i", rows, rows)
         units: NDArray[Any] = rows / np.sqrt(squares)[:, None]
         extreme = np.flatnonzero(~((squares > SMALLEST) & (squares < np.inf)))
-        if extreme.size:  # divided by their greatest number first, so that squares are numbers
+        if extreme.size:  # divide by the greatest number first: squares would over- or underflow
             greatest = np.abs(rows[extreme]).max(axis=1, keepdims=True, initial=0)
             scaled = rows[extreme] / np.where(greatest == 0, 1, greatest)
             lengths = np.linalg.norm(scaled, axis=1, keepdims=True)
@@ -34,8 +33,7 @@ def unit(vectors: NDArray[Any]) -> NDArray[Any]:
 def cosine(left: NDArray[Any], right: NDArray[Any], both_zero: float = 0) -> NDArray[Any]:
     """Cosine [n] of each row of [n, d] with the same row of the other, in [-1, 1].
 
-    0 where one of the two is a zero row, `both_zero` where both are; NaN where one holds NaN or
-    infinity.
+    0 if one of the two is a zero row, `both_zero` if both are; NaN if one holds NaN or infinity.
     """
     cosines: NDArray[Any] = np.clip(np.einsum("ij,ij->i", unit(left), unit(right)), -1, 1)
     cosines[~left.any(axis=1) & ~right.any(axis=1)] = both_zero
@@ -43,10 +41,9 @@ def cosine(left: NDArray[Any], right: NDArray[Any], both_zero: float = 0) -> NDA
 
 
 def to_matrix(column: pa.FixedSizeListArray | pa.ChunkedArray) -> NDArray[Any]:
-    """A column of fixed_size_list<number>[d] as [n, d], read-only and without a copy; a column of
-    several chunks is copied.
+    """A column of fixed_size_list<number>[d] as [n, d], read-only; a copy only of several chunks.
 
-    Raises ValueError if a row is null: drop these first, so that rows and ids stay side by side.
+    Raises ValueError for null rows: drop them first, with their ids.
     """
     if column.null_count:
         raise ValueError(f"{column.null_count} of {len(column)} vectors are null: drop them first.")
@@ -65,8 +62,7 @@ def to_column(
     """[n, d] as a column of `type`, by default of the matrix's own numbers; null where `nulls` [n]
     is true.
 
-    Nothing is copied unless the numbers have to be converted. Raises ValueError if `type` has
-    another width.
+    Copies only to convert numbers. Raises ValueError if `type` has another width.
     """
     type = type or pa.list_(pa.from_numpy_dtype(matrix.dtype), matrix.shape[1])
     if matrix.shape[1] != type.list_size:

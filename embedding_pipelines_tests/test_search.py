@@ -63,7 +63,7 @@ def test_the_query_is_cleaned_as_the_documents_were(searcher: Searcher) -> None:
         == clean[0].document_id
     )
     for query in ("", "  \n", "\x00"):
-        with pytest.raises(ConfigError, match="The query is empty once it is cleaned"):
+        with pytest.raises(ConfigError, match="The query is empty after cleaning"):
             searcher.search(query)
 
 
@@ -323,8 +323,8 @@ def test_what_no_query_can_be_is_refused_before_anything_is_embedded(typed: Sear
     typed.model = recording
     missing = pd.Series(["tea", None])
     for queries, k, words in (
-        (["tea", " \x00"], 1, r"queries\[1\] is empty once it is cleaned"),
-        (missing, 1, r"queries\[1\] is nan, which is no text"),
+        (["tea", " \x00"], 1, r"queries\[1\] is empty after cleaning"),
+        (missing, 1, r"queries\[1\] is nan, not a text"),
         ("tea", 1, "queries is one str: give a list"),
         (missing.to_frame(), 1, "queries is one DataFrame: give a list"),
         (["tea"], 0, "k is 0"),

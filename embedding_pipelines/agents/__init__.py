@@ -1,7 +1,5 @@
-"""Embeddings for agents: the embedding service under the names of the agents' SDK.
-
-A generator gives plain lists of floats.
-"""
+"""The names of the agents' SDK on top of the embedding service; vectors are plain lists of
+floats."""
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics
 from embedding_pipelines.agents.generators import (

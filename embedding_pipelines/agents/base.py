@@ -1,5 +1,4 @@
-"""What every generator is, one's own included: an interface, parameters, and metrics of its
-calls."""
+"""The base of all generators, built in or not: interface, parameters, and metrics of calls."""
 
 import functools
 import threading
@@ -18,23 +17,22 @@ from embedding_pipelines.metrics.similarity import normalize_embedding
 
 Vector = Sequence[float] | NDArray[np.floating[Any]]
 
-RECENT_CALLS = 1_000  # what a generator remembers one by one
+RECENT_CALLS = 1_000  # that a generator stores one by one
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `generate` or `generate_batch`, as its caller saw it: waits and retries
-    included."""
+    """One call of `generate` or `generate_batch`, with waits and retries."""
 
     provider: str
     batch_size: int
-    dims: int | None  # None: it failed, or there was no text
+    dims: int | None  # None: it failed, or it had no text
     latency_seconds: float
 
 
 @dataclass
 class Metrics:
-    """All calls of one generator in sum, and the last RECENT_CALLS each."""
+    """Sums over all calls of a generator, and its last RECENT_CALLS."""
 
     calls: int = 0
     failures: int = 0
@@ -56,12 +54,11 @@ _OUTERMOST: ContextVar[object] = ContextVar("outermost generator", default=None)
 
 
 def _count_calls(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`generate` or `generate_batch` with its calls in `metrics`; one that the generator itself
-    makes is part of it."""
+    """`generate` or `generate_batch` with its calls in `metrics`, but for calls within a call."""
     is_batch = method.__name__ == "generate_batch"
 
     @functools.wraps(method)
-    def counted(self: "AbstractEmbeddingGenerator", texts: Any) -> Any:
+    def counting(self: "AbstractEmbeddingGenerator", texts: Any) -> Any:
         if _OUTERMOST.get() is self:
             return method(self, texts)
         token, started, result = _OUTERMOST.set(self), time.perf_counter(), None
@@ -71,22 +68,19 @@ def _count_calls(method: Callable[..., Any]) -> Callable[..., Any]:
             _OUTERMOST.reset(token)
             seconds = time.perf_counter() - started
             vector = next(iter(result or ()), None) if is_batch else result
-            size, dims = (
-                len(list(texts)) if is_batch else 1,
-                None if vector is None else len(vector),
-            )
+            size = len(list(texts)) if is_batch else 1
+            dims = None if vector is None else len(vector)
             self.metrics.add(Call(self.provider, size, dims, seconds), failed=result is None)
         return result
 
-    return counted
+    return counting
 
 
 class AbstractEmbeddingGenerator:
-    """Base of all generators; one's own overrides `_infer`, or `_infer_batch` where a model takes
-    many texts at once.
+    """Base of all generators. A subclass overrides `_infer`, or `_infer_batch` if its model takes
+    many texts at once; its public attributes are its parameters.
 
-    Public attributes are its parameters. Calls of an overridden `generate` or `generate_batch` are
-    in its metrics too.
+    It may override `generate` and `generate_batch`, too; its metrics count their calls.
     """
 
     provider = "custom"  # as metrics name it
@@ -113,16 +107,13 @@ class AbstractEmbeddingGenerator:
         return [self._post(vector) for vector in self._infer_batch(texts)]
 
     def set_parameter(self, key: str, value: Any) -> None:
-        """Change a parameter; the next call heeds it. Raises ConfigError for one that the generator
-        does not have."""
+        """Change a parameter for the next calls. Raises ConfigError for an unknown one."""
         self.get_parameter(key)
         setattr(self, key, value)
 
     def get_parameter(self, key: str) -> Any:
-        """A parameter's value. Raises ConfigError for one that the generator does not have."""
-        names = sorted(
-            name for name in vars(self) if not name.startswith("_") and name != "metrics"
-        )
+        """A parameter's value. Raises ConfigError for an unknown one."""
+        names = sorted(name for name in vars(self) if name[0] != "_" and name != "metrics")
         if key not in names:
             raise ConfigError(
                 f"{type(self).__name__} has no parameter {key!r}; it has "
@@ -139,8 +130,7 @@ class AbstractEmbeddingGenerator:
         return [self._infer(text) for text in texts]
 
     def _post(self, vec: Vector) -> list[float]:
-        """Plain floats; at unit length if `normalize` says so, but for a zero vector, which stays
-        one."""
+        """Plain floats, with `normalize` at unit length; a zero vector stays one."""
         vector = np.asarray(vec, np.float64)
         numbers: list[float] = (normalize_embedding(vector) if self.normalize else vector).tolist()
         return numbers

@@ -1,4 +1,4 @@
-"""The generators for OpenAI, Hugging Face and AIOS: faces on the embedding service."""
+"""The generators for OpenAI, Hugging Face and AIOS, on top of the embedding service."""
 
 import logging
 from collections.abc import Sequence
@@ -17,11 +17,10 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 class _ServiceGenerator(AbstractEmbeddingGenerator):
-    """A face on an embedding service, whose model is opened again when a parameter was changed.
+    """A generator with an embedding service, which a changed parameter replaces.
 
-    `input_type` says which of an asymmetric model's inputs texts are. `cache_enabled`: vectors are
-    looked up in the embedding cache of the home folder, as the environment names it when the
-    generator is made.
+    `input_type` is that of the texts, for asymmetric models. `cache_enabled`: use the embedding
+    cache of the home folder that the environment names when the generator is made.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             raise ConfigError(f"input_type is {self.input_type!r}: write 'document' or 'query'.")
 
     def _options(self) -> dict[str, Any]:
-        """The provider's own; None stands for its default."""
+        """The provider's options; None for a default."""
         raise NotImplementedError
 
     def _infer(self, text: str) -> Vector:
@@ -74,7 +73,7 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             raise TypeError("generate_batch takes a list of texts; give a single one to generate.")
         if not texts:
             return []
-        service = self._opened_service()
+        service = self._current_service()
         space = service.model.space
         if self.dims not in (None, space.dimensions):
             raise ProviderError(
@@ -82,8 +81,8 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             )
         return list(service.embed_batch(texts, self.input_type))
 
-    def _opened_service(self) -> EmbeddingService:
-        """The service of the parameters as they are now."""
+    def _current_service(self) -> EmbeddingService:
+        """The service of the current parameters."""
         options = {name: value for name, value in self._options().items() if value is not None}
         config = EmbeddingConfig(
             provider=self.provider,
@@ -92,17 +91,17 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             options=options,
         )
         if self._service is None or self._service.config != config:
-            # Another thread may still use the one before: it closes when nobody has it any more.
+            # Another thread may still use the old one, which closes when the last reference goes.
             self._service = EmbeddingService(config, home=self._home, secrets=self._secrets)
         return self._service
 
 
 class OpenAIEmbeddingGenerator(_ServiceGenerator):
-    """OpenAI's models, or a server that speaks as they do at `base_url` (default: $OPENAI_BASE_URL,
-    else OpenAI).
+    """OpenAI's models, or a server with the same interface at `base_url` (default:
+    $OPENAI_BASE_URL, else OpenAI).
 
-    `api_key`: the key itself, which is kept out of every text; or "env:NAME", or "file:/path" that
-    holds it. Default: OPENAI_API_KEY. `dims` asks for vectors of that length.
+    `api_key` is the key itself, which no text ever shows, "env:NAME", or "file:/path". Default:
+    OPENAI_API_KEY. `dims` requests vectors of that length.
     """
 
     provider = "openai"
@@ -133,8 +132,8 @@ class OpenAIEmbeddingGenerator(_ServiceGenerator):
 
 
 class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
-    """A local sentence-transformers model. A `device` that this machine lacks is named in the log,
-    and done without."""
+    """A local sentence-transformers model on the best device of this machine. Another `device` gets
+    a warning in the log."""
 
     provider = "hf"
 
@@ -159,16 +158,16 @@ class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
     def _options(self) -> dict[str, Any]:
         return {"model": self.model_name}
 
-    def _opened_service(self) -> EmbeddingService:
-        before, service = self._service, super()._opened_service()
+    def _current_service(self) -> EmbeddingService:
+        before, service = self._service, super()._current_service()
         if service is not before:
             _log_device(self.device.split(":")[0])
         return service
 
 
 class AIOSEmbeddings(_ServiceGenerator):
-    """A block of AIOS behind gRPC: `block_id`, or the one that `selection_query` finds. `api_key`
-    as with OpenAI's."""
+    """A block of AIOS over gRPC: `block_id`, or the one that `selection_query` picks. `api_key` as
+    for OpenAI."""
 
     provider = "aios"
 
@@ -202,11 +201,8 @@ class AIOSEmbeddings(_ServiceGenerator):
 
 
 def _log_device(device: str) -> None:
-    """A model runs on the best device that this machine has, whatever was asked for."""
     from embedding_pipelines.inference.torch import accelerator
 
     best = accelerator() or "cpu"
     if best != device:
-        log.warning(
-            "device: %r was asked for; this machine's is %r, and models run on that", device, best
-        )
+        log.warning("device is %r, but models run on %r, the best of this machine", device, best)

@@ -1,4 +1,4 @@
-"""What an agent's specification says of embedding models, and the generators that it means."""
+"""Builds generators from the embedding models of an agent's specification."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from embedding_pipelines.errors import ConfigError
 
 EMBEDDINGS = "embeddings"
 
-# By the block id's prefix: the generator, and which of its arguments the rest of the id is.
+# By the block id's prefix: the generator, and the argument for the rest of the id.
 BACKENDS: dict[str, tuple[type[AbstractEmbeddingGenerator], str]] = {
     "openai": (OpenAIEmbeddingGenerator, "model"),
     "hf": (HuggingFaceEmbeddingGenerator, "model_name"),
@@ -41,7 +41,7 @@ class EmbeddingGeneratorManager:
         self._generators: dict[str, AbstractEmbeddingGenerator] = {}
 
     def register_generator(self, name: str, generator: AbstractEmbeddingGenerator) -> None:
-        """Give a generator a name; an earlier one of that name is replaced."""
+        """Name a generator; it replaces an earlier one of that name."""
         self._generators[name] = generator
 
     def generate(self, name: str, text: str) -> list[float]:
@@ -75,27 +75,29 @@ class EmbeddingGeneratorManager:
 def build_embeddings_from_model_item(
     item: Mapping[str, Any] | ModelItem,
 ) -> AbstractEmbeddingGenerator:
-    """The generator that a model item means; a missing `llm_type` is taken for "embeddings".
+    """The generator of a model item, whose `llm_type` is "embeddings" by default.
 
-    Raises ConfigError for what is wrong in it, and NotImplementedError for an unknown backend.
+    Raises ConfigError for a wrong item, and NotImplementedError for an unknown backend.
     """
     item = _item(item)
     if item.llm_type != EMBEDDINGS:
         raise ConfigError(
-            f"{item.llm_block_id}: llm_type is {item.llm_type!r}, and must be {EMBEDDINGS!r}."
+            f"{item.llm_block_id}: llm_type is {item.llm_type!r}; write {EMBEDDINGS!r}."
         )
     kind, _, target = item.llm_block_id.partition(":")
     if not item.llm_block_id.startswith(f"{kind}:") or kind not in BACKENDS:
         raise NotImplementedError(f"Unknown embeddings backend for {item.llm_block_id}")
     cls, target_argument = BACKENDS[kind]
     if not isinstance(item.llm_parameters, Mapping):
-        raise ConfigError(f"{item.llm_block_id}: llm_parameters is no mapping of names to values.")
+        raise ConfigError(
+            f"{item.llm_block_id}: llm_parameters is not a mapping of names to values."
+        )
     arguments = dict(item.llm_parameters)
     model = arguments.pop("model", None)
     if model and target and model != target:
         raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters.model is {model!r}, which is another one. Keep "
-            "one of them."
+            f"{item.llm_block_id}: llm_parameters.model is another one, {model!r}. Keep one of "
+            "them."
         )
     if target or model:
         arguments[target_argument] = target or model
@@ -109,14 +111,11 @@ def build_embeddings_from_model_item(
     if unknown:
         allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
         raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; known are {allowed}."
+            f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; write one of {allowed}."
         )
-    required = [
-        name for name, parameter in parameters.items() if parameter.default is parameter.empty
-    ]
-    missing = [name for name in required if name not in arguments]
-    if missing:
-        raise ConfigError(f"{item.llm_block_id}: llm_parameters.{missing[0]} is missing.")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ConfigError(f"{item.llm_block_id}: llm_parameters.{name} is missing.")
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -124,20 +123,18 @@ def build_embeddings_from_model_item(
 
 
 def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
-    """A manager with all embedding models of a subject's specification, by block id; other models
-    are left out.
+    """A manager with the embedding models of a subject's specification, by block id.
 
-    Raises as `build_embeddings_from_model_item`, and ConfigError if there is no such model, or one
-    twice.
+    Raises as `build_embeddings_from_model_item`, and ConfigError for no such model, or one twice.
     """
     where = f"subject {spec.get('subject_id')!r}"
     models = spec.get("models")
     if not isinstance(models, list):
-        raise ConfigError(f"{where}: models is missing, or no list.")
+        raise ConfigError(f"{where}: models is missing, or not a list.")
     manager = EmbeddingGeneratorManager()
     for number, model in enumerate(models):
         if not isinstance(model, Mapping) or "llm_type" not in model:
-            raise ConfigError(f"{where}: models[{number}] does not say its llm_type.")
+            raise ConfigError(f"{where}: models[{number}] has no llm_type.")
         if model["llm_type"] != EMBEDDINGS:
             continue
         try:
@@ -146,7 +143,7 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
             raise ConfigError(f"{where}: models[{number}]: {error}") from error
         if name in manager.metrics:
             raise ConfigError(
-                f"{where}: models[{number}] is {name} again. Keep one, or build them one by one."
+                f"{where}: models[{number}] repeats {name}. Keep one, or build them one by one."
             )
         manager.register_generator(name, generator)
     if not manager.metrics:

@@ -22,7 +22,7 @@ from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K, Neighbo
 from embedding_pipelines.optimize.candidates import Compression
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import as_numbers, nearest, queries
+from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
 from embedding_pipelines.vectors import Vectors, to_matrix
@@ -104,12 +104,10 @@ def search_codes(
 
     One pass over the vectors serves all chains, and a second one those with rescoring vectors.
     """
-    searches = {
-        name: ExactSearch(
-            as_numbers(chain, queries(chain, query_set.vectors)), K * chain.oversample
-        )
-        for name, chain in chains.items()
-    }
+    searches: dict[Compression, ExactSearch] = {}
+    for name, chain in chains.items():
+        numbers = as_numbers(chain, encode_queries(chain, query_set.vectors))
+        searches[name] = ExactSearch(numbers, K * chain.oversample)
     for rows, block in corpus.numbered_blocks():
         for name, search in searches.items():
             search.add(rows, as_numbers(chains[name], chains[name].encode(block)))

@@ -33,8 +33,7 @@ from embedding_pipelines.quality.queries import (
 )
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
-from embedding_pipelines.search import as_numbers, nearest
-from embedding_pipelines.search import queries as asked_with
+from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
@@ -266,7 +265,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
         return np.array(
             [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]
         )
-    left, right = asked_with(codec, queries), codec.encode(documents)
+    left, right = encode_queries(codec, queries), codec.encode(documents)
     if codec.metric == "hamming":
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
         agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
@@ -277,7 +276,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
 def _index_recall(candidate: Candidate, queries: Vectors) -> float:
     """How much of the exact ten nearest codes the index finds."""
     codec, table = candidate.codec, candidate.table
-    exact = ExactSearch(as_numbers(codec, asked_with(codec, queries)), TIES * K)
+    exact = ExactSearch(as_numbers(codec, encode_queries(codec, queries)), TIES * K)
     for batch in table.scan(["chunk_id", VECTOR], version=candidate.version):
         codes = as_numbers(codec, to_matrix(batch[VECTOR]))
         exact.add(batch["chunk_id"].to_pylist(), codes)

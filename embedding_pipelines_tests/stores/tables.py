@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.schemas import DIGEST, digest, table_schema
-from embedding_pipelines.search import queries as asked_with
+from embedding_pipelines.search import encode_queries
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
@@ -58,7 +58,7 @@ def recall(
 ) -> float:
     """Share of the 10 nearest by the codec's own codes, computed exactly, that the search
     returns."""
-    codes, asked = codec.encode(vectors), asked_with(codec, queries)
+    codes, asked = codec.encode(vectors), encode_queries(codec, queries)
     if codec.metric == "hamming":
         bits, wanted = np.unpackbits(codes, axis=1), np.unpackbits(asked, axis=1)
         scores = -np.array([(bits != row).sum(axis=1) for row in wanted]).astype(np.float32)

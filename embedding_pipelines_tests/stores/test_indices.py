@@ -10,7 +10,7 @@ import pytest
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import queries as asked_with
+from embedding_pipelines.search import encode_queries
 from embedding_pipelines.stores._lance_index import INDICES, MAX_SEGMENTS, MAX_SMALL_FILES
 from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
@@ -55,7 +55,7 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
     assert table.index(codec.metric, 2_000) == 2_000
     assert recall(table, codec, vectors[100:2_300], left, queries) >= 0.98
 
-    query = asked_with(codec, queries[:1])[0]
+    query = encode_queries(codec, queries[:1])[0]
     version = table.version
     assert version is not None
     found = table.search(query, 50, codec.metric, "cat = 'c7'", version)

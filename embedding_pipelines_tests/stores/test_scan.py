@@ -9,7 +9,7 @@ import pytest
 
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import nearest, queries
+from embedding_pipelines.search import encode_queries, nearest
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered
@@ -133,7 +133,7 @@ def test_a_query_is_not_rounded_so_that_scores_are_nearer_to_the_cosines(
             differences.append(np.abs(1 - found["_distance"].to_numpy() - cosines).mean())
         return float(np.mean(differences))
 
-    assert error(queries(codec, asked)) < 0.8 * error(codec.encode(asked).astype(np.float32))
+    assert error(encode_queries(codec, asked)) < 0.8 * error(codec.encode(asked).astype(np.float32))
 
 
 @pytest.mark.parametrize(
