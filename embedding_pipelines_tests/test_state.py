@@ -21,7 +21,6 @@ NOT_YET = {
     "agents/",
     "embedding/request.py",
     "inference/",
-    "preprocessing/base.py",
     "providers/_word2vec_words.py",
     "providers/custom.py",
     "providers/hf.py",
