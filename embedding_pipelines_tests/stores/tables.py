@@ -17,7 +17,7 @@ from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 DIMENSIONS = 64
 
 
-def fitted(compression: str, vectors: np.ndarray) -> CodecChain:
+def fit_chain(compression: str, vectors: np.ndarray) -> CodecChain:
     """The chain that a pipeline file names so, fitted to `vectors` float32[n, d]."""
     file = f"source: {{kind: csv, path: x.csv}}\nmodel: {{provider: hashing}}\ncompression: {compression}\n"
     return CodecChain.fit(

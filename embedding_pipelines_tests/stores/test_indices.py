@@ -16,7 +16,14 @@ from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered, overlap
-from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fitted, indexed, recall
+from embedding_pipelines_tests.stores.tables import (
+    DIMENSIONS,
+    add,
+    build,
+    fit_chain,
+    indexed,
+    recall,
+)
 
 CHAINS = {
     "none": "[]",
@@ -37,7 +44,7 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
     tmp_path: Path, name: str
 ) -> None:
     vectors, queries = clustered(3_000, DIMENSIONS), clustered(40, DIMENSIONS, seed=5)
-    codec = fitted(CHAINS[name], vectors)
+    codec = fit_chain(CHAINS[name], vectors)
     table = build(tmp_path, codec)
     add(table, codec, vectors[:900], 0, [])
     assert table.index(codec.metric, 0) == 0

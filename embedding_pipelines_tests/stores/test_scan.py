@@ -13,7 +13,7 @@ from embedding_pipelines.search import nearest, queries
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered
-from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fitted
+from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fit_chain
 
 ROWS = 3_000
 
@@ -26,7 +26,7 @@ def vectors() -> np.ndarray:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> LanceTable:
     """In several files, and with rows that were removed."""
-    codec = fitted("[int8]", vectors)
+    codec = fit_chain("[int8]", vectors)
     made = build(tmp_path_factory.mktemp("int8"), codec, index="none")
     add(made, codec, np.concatenate([vectors[:1_000], vectors[:9]]), 5_000, [])
     add(made, codec, vectors[:2_500], 0, [f"{n}" for n in range(5_000, 6_009)])
@@ -37,7 +37,7 @@ def table(tmp_path_factory: pytest.TempPathFactory, vectors: np.ndarray) -> Lanc
 def expected(
     vectors: np.ndarray, query: np.ndarray, among: Sequence[int], k: int
 ) -> tuple[list[str], np.ndarray]:
-    codec = fitted("[int8]", vectors)
+    codec = fit_chain("[int8]", vectors)
     cosines = unit(codec.encode(vectors[list(among)]).astype(np.float32)) @ query
     best = np.argsort(-cosines, kind="stable")[:k]
     return [f"{among[row]}" for row in best], cosines[best]
@@ -47,7 +47,7 @@ def expected(
 def test_a_scan_finds_just_the_nearest_codes_in_their_order(
     table: LanceTable, vectors: np.ndarray, k: int
 ) -> None:
-    codec, version = fitted("[int8]", vectors), table.version
+    codec, version = fit_chain("[int8]", vectors), table.version
     assert version is not None
     for query in clustered(3, DIMENSIONS, seed=5):
         found = nearest(table, codec, query, k, None, version)
@@ -63,7 +63,7 @@ def test_a_filter_is_kept_by_a_scan_and_loses_no_rows(
     table: LanceTable, vectors: np.ndarray
 ) -> None:
     codec, version, query = (
-        fitted("[int8]", vectors),
+        fit_chain("[int8]", vectors),
         table.version,
         clustered(1, DIMENSIONS, seed=5)[0],
     )
@@ -81,7 +81,7 @@ def test_a_filter_is_kept_by_a_scan_and_loses_no_rows(
 
 
 def test_an_older_version_is_scanned_as_it_was(tmp_path: Path, vectors: np.ndarray) -> None:
-    codec = fitted("[int8]", vectors)
+    codec = fit_chain("[int8]", vectors)
     table = build(tmp_path, codec, index="none")
     add(table, codec, vectors[:500], 0, [])
     first = table.version
@@ -100,7 +100,7 @@ def test_an_older_version_is_scanned_as_it_was(tmp_path: Path, vectors: np.ndarr
 def test_codes_of_zeros_match_nothing_and_a_query_of_zeros_matches_nothing_well(
     tmp_path: Path, vectors: np.ndarray
 ) -> None:
-    codec = fitted("[int8]", vectors)
+    codec = fit_chain("[int8]", vectors)
     for index in ("none", "sq"):  # as lancedb has it
         table = build(tmp_path / index, codec, index=index)
         add(
@@ -119,7 +119,7 @@ def test_a_query_is_not_rounded_so_that_scores_are_nearer_to_the_cosines(
     table: LanceTable, vectors: np.ndarray
 ) -> None:
     codec, asked, version = (
-        fitted("[int8]", vectors),
+        fit_chain("[int8]", vectors),
         clustered(10, DIMENSIONS, seed=5),
         table.version,
     )
@@ -155,8 +155,8 @@ def test_a_table_takes_the_bytes_of_its_codes_on_disk(
     out."""
     vectors = clustered(5_000, 384)
     codec, least = (
-        fitted(compression, vectors),
-        fitted("[{kind: truncate, dimensions: 1}]", vectors),
+        fit_chain(compression, vectors),
+        fit_chain("[{kind: truncate, dimensions: 1}]", vectors),
     )
     table, rest = (
         build(tmp_path / "table", codec, 10_000, index=index),
