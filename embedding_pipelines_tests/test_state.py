@@ -27,7 +27,6 @@ NOT_YET = {
     "providers/tensorflow.py",
     "providers/word2vec.py",
     "service.py",
-    "stores/_lance.py",
 }
 
 CACHES = {"cache", "lru_cache"}
