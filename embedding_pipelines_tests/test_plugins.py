@@ -11,12 +11,17 @@ from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.plugins import choices, parse
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.stores.base import Store
 
-STAGES = {"sources": Source, "providers": Provider, "compression": Compressor, "stores": Store}
+STAGES = {
+    "sources": Source,
+    "providers": ProviderOptions,
+    "compression": Compressor,
+    "stores": Store,
+}
 
 
 class Elsewhere(Hashing):
@@ -42,23 +47,23 @@ def test_the_shipped_choices_are_there() -> None:
     assert {"pca", "truncate", "float16", "int8", "binary"} <= choices(
         "compression", Compressor
     ).keys()
-    assert {"hf", "hashing"} <= choices("providers", Provider).keys()
+    assert {"hf", "hashing"} <= choices("providers", ProviderOptions).keys()
     assert {"lancedb"} <= choices("stores", Store).keys()
 
 
 def test_parse_makes_the_choice_and_refuses_unknown_options() -> None:
-    assert parse("providers", Provider, {"kind": "hashing", "dimensions": 32}) == Hashing(
+    assert parse("providers", ProviderOptions, {"kind": "hashing", "dimensions": 32}) == Hashing(
         dimensions=32
     )
     for wrong in ({"kind": "nothing"}, {"kind": "hashing", "dimension": 32}, {}):
         with pytest.raises(ValidationError):
-            parse("providers", Provider, wrong)
+            parse("providers", ProviderOptions, wrong)
 
 
 def with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> dict[str, type[plugins.Choice]]:
     entry = EntryPoint("mine", value, "embedding_pipelines.providers")
     monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
-    return plugins.choices.__wrapped__("providers", Provider)
+    return plugins.choices.__wrapped__("providers", ProviderOptions)
 
 
 def test_another_package_adds_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +78,7 @@ def test_another_package_adds_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"{__name__}:Doubled", "both are 'hashing'"),
         (f"{__name__}:Missing", r"'mine' \(.*:Missing\) of another package cannot be loaded"),
         ("no_such_package:X", "'mine' .* cannot be loaded: No module named 'no_such_package'"),
-        (f"{__name__}:STAGES", "is no Provider"),
+        (f"{__name__}:STAGES", "is no ProviderOptions"),
     ],
 )
 def test_a_bad_entry_point_is_named(

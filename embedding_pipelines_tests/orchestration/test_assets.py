@@ -193,7 +193,7 @@ def test_a_run_with_another_model_releases_that_model_and_is_searched_with_it(
         result = run(spec, instance, run_config=with_model(**options))
         assert result.success
         release = live_release(Warehouse(home).pipeline("notes"))
-        assert release.space.dimensions == release.spec.model.space.dimensions == dimensions
+        assert release.space.dimensions == release.spec.model.dimensions == dimensions
         assert top(home, "notes", "note 7 on animal 0") == ["n7"]
 
 

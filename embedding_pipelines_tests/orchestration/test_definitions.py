@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import embedding_pipelines
-from embedding_pipelines.home import instance_folder
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
