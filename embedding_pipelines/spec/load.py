@@ -46,7 +46,7 @@ def find_pipeline(name: str, home: Path) -> PipelineSpec:
 def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, ConfigError]]:
     """All pipelines by name, and each broken file with its error."""
     specs: dict[str, PipelineSpec] = {}
-    broken: dict[Path, ConfigError] = {}
+    errors: dict[Path, ConfigError] = {}
     for path in pipeline_files(home):
         try:
             if path.stem in specs:
@@ -55,8 +55,8 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
                 )
             specs[path.stem] = read_pipeline(path)
         except ConfigError as error:
-            broken[path] = error
-    return specs, broken
+            errors[path] = error
+    return specs, errors
 
 
 def read_pipeline(path: Path) -> PipelineSpec:
@@ -160,8 +160,8 @@ def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[Probl
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag != TEXT_TAG:
-                shown = f" {key.value!r}" if isinstance(key, yaml.ScalarNode) and key.value else ""
-                yield line, f"the key{shown} is not text; put it in quotes"
+                name = f" {key.value!r}" if isinstance(key, yaml.ScalarNode) and key.value else ""
+                yield line, f"the key{name} is not text; put it in quotes"
             elif key.value in lines:
                 first = lines[key.value]
                 yield line, f"{key.value!r} stands twice, first in line {first}. Keep one"
