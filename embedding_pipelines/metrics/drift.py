@@ -15,6 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors
 
 Halves = NDArray[np.float16]
@@ -29,7 +31,7 @@ LEAST_ROWS = 5  # of a partition on both sides; the mean of fewer is no normal v
 
 @dataclass
 class Partition:
-    """What is known of all vectors of a partition."""
+    """Sums over all vectors of a partition."""
 
     count: int
     total: Floats  # float64[d]
@@ -66,10 +68,10 @@ class Sketch:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):
             return
-        known = self.partitions.setdefault(partition, Partition(0, np.zeros(block.shape[1]), 0.0))
-        known.count += len(block)
-        known.total += block.sum(axis=0, dtype=np.float64)
-        known.squares += float(np.square(block, dtype=np.float64).sum())
+        sums = self.partitions.setdefault(partition, Partition(0, np.zeros(block.shape[1]), 0.0))
+        sums.count += len(block)
+        sums.total += block.sum(axis=0, dtype=np.float64)
+        sums.squares += float(np.square(block, dtype=np.float64).sum())
         digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
         hashes = np.concatenate([self.hashes, np.frombuffer(digests, np.uint64)])
         halves = block.clip(-LARGEST, LARGEST).astype(np.float16)
@@ -91,15 +93,15 @@ class Sketch:
     def to_bytes(self) -> bytes:
         """An npz file without pickles."""
         file = io.BytesIO()
-        known = list(self.partitions.values())
+        sums = list(self.partitions.values())
         np.savez(
             file,
             names=np.array(list(self.partitions), np.str_),
-            counts=np.array([partition.count for partition in known], np.int64),
-            totals=np.array([partition.total for partition in known], np.float64).reshape(
-                len(known), self.sample.shape[1]
+            counts=np.array([partition.count for partition in sums], np.int64),
+            totals=np.array([partition.total for partition in sums], np.float64).reshape(
+                len(sums), self.sample.shape[1]
             ),
-            squares=np.array([partition.squares for partition in known], np.float64),
+            squares=np.array([partition.squares for partition in sums], np.float64),
             hashes=self.hashes,
             sample=self.sample,
         )
@@ -119,6 +121,20 @@ class Sketch:
             return cls(
                 partitions, file["hashes"], file["sample"].astype(np.float16)
             )  # older ones are float32
+
+
+def _mean_shift(evidence: Evidence) -> float | None:
+    now, live = evidence.sketch, evidence.live_sketch
+    return None if now is None or live is None else float(np.linalg.norm(now.mean - live.mean))
+
+
+MEAN_SHIFT = Metric(
+    "mean_shift",
+    "lower",
+    "length",
+    "length of the difference between the mean vectors of this release and the live one",
+    _mean_shift,
+)
 
 
 @dataclass(frozen=True)
@@ -192,14 +208,14 @@ def _worst_partition(now: Sketch, before: Sketch) -> tuple[str, float, float]:
     sides = [side for pair in pairs.values() for side in pair]
     spread = sum(side.squares_within for side in sides) / sum(side.count - 1 for side in sides)
     freedom = _directions_in_use(now.sample, before.sample)
-    found = []
+    shifts = []
     for name, (here, there) in pairs.items():
         squared = float(np.square(here.mean - there.mean).sum())
         usual = spread * (1 / here.count + 1 / there.count)
         p = float(chdtrc(freedom, freedom * squared / usual)) if usual else float(squared == 0)
-        found.append((p, -squared, name))
-    p, squared, name = min(found)
-    return name, float(np.sqrt(-squared)), min(1.0, p * len(found))
+        shifts.append((p, -squared, name))
+    p, squared, name = min(shifts)
+    return name, float(np.sqrt(-squared)), min(1.0, p * len(shifts))
 
 
 def _directions_in_use(x: Halves, y: Halves) -> float:

@@ -1,18 +1,20 @@
 """What vectors look like without any label: signs that a model, its pooling or its prompts are not
-used as they should.
-
-Figures only; what is usual is for others to say.
-"""
+used as they should be."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.metrics.neighbours import nearest_others
 from embedding_pipelines.vectors import Vectors, unit
 
 K = 10
+NEAR_DUPLICATE = 0.98  # cosine from which on two chunks say the same
+SHORT_TOKENS = 4  # two of them are BERT's own
 
 
 def health(sample: Vectors) -> dict[str, float]:
@@ -32,22 +34,22 @@ def health(sample: Vectors) -> dict[str, float]:
     lengths = np.linalg.norm(sample, axis=1)
     if not np.isfinite(lengths).all():
         raise ValueError("A vector holds NaN or infinity.")
-    found = {"mean_norm": float(lengths.mean())} if len(sample) else {}
+    values = {"mean_norm": float(lengths.mean())} if len(sample) else {}
     units = unit(sample[lengths > 0])
     n = len(units)
     if n:
-        found["effective_rank"] = _effective_rank(units)
+        values["effective_rank"] = _effective_rank(units)
     if n > 1:
         total = units.sum(axis=0, dtype=np.float64)
-        found["anisotropy"] = float((total @ total - n) / (n * (n - 1)))
+        values["anisotropy"] = float((total @ total - n) / (n * (n - 1)))
     if n > K:
-        found["hubness"] = _skewness(np.bincount(nearest_others(units, K)[0].ravel(), minlength=n))
-    return found
+        values["hubness"] = _skewness(np.bincount(nearest_others(units, K)[0].ravel(), minlength=n))
+    return values
 
 
-class DuplicateCount:
-    """How many vectors came before, bit by bit the same; blocks float32[n, d] as they come, 8 bytes
-    kept for each row.
+class DistinctVectors:
+    """How many vectors differ, bit by bit; blocks float32[n, d] as they come, 8 bytes kept for each
+    row.
 
     Rows are told apart by 64-bit hashes: among ten million, a wrong duplicate has a chance of 3 in
     a million.
@@ -63,10 +65,9 @@ class DuplicateCount:
         self._hashes.append(np.frombuffer(digests, np.uint64))
 
     @property
-    def rate(self) -> float:
-        """The share of all rows so far that came before, in [0, 1); 0 without rows."""
-        hashes = np.concatenate(self._hashes)
-        return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
+    def distinct(self) -> int:
+        """How many rows so far did not come before."""
+        return len(np.unique(np.concatenate(self._hashes)))
 
 
 def _effective_rank(units: Vectors) -> float:
@@ -81,3 +82,67 @@ def _skewness(counts: NDArray[np.int64]) -> float:
     spread = counts - counts.mean()
     deviation = np.sqrt((spread**2).mean())
     return float((spread**3).mean() / deviation**3) if deviation else 0.0
+
+
+def _of_sample(name: str) -> Callable[[Evidence], float | None]:
+    return lambda evidence: evidence.once(_health).get(name)
+
+
+def _health(evidence: Evidence) -> dict[str, float]:
+    return {} if evidence.sample is None else health(evidence.sample)
+
+
+def _near_duplicates(evidence: Evidence) -> float | None:
+    cosines = evidence.nearest_other
+    return None if cosines is None else float(np.mean(cosines >= NEAR_DUPLICATE))
+
+
+def _share(count: Callable[[Evidence], int]) -> Callable[[Evidence], float | None]:
+    return lambda evidence: count(evidence) / evidence.vectors if evidence.vectors else None
+
+
+DUPLICATES = Metric(
+    "duplicate_rate",
+    "lower",
+    "share",
+    "share of vectors that came before",
+    _share(lambda evidence: evidence.vectors - evidence.distinct),
+)
+NEAR_DUPLICATES = Metric(
+    "near_duplicate_rate",
+    "lower",
+    "share",
+    f"share of sampled chunks with another one at a cosine of {NEAR_DUPLICATE} or more",
+    _near_duplicates,
+)
+SHORT = Metric(
+    "short_rate",
+    "lower",
+    "share",
+    f"share of chunks of {SHORT_TOKENS} tokens or fewer, special tokens included",
+    _share(lambda evidence: evidence.short_texts),
+)
+EFFECTIVE_RANK = Metric(
+    "effective_rank",
+    "higher",
+    "dimensions",
+    "dimensions that the vectors really use: e to the entropy of the energies",
+    _of_sample("effective_rank"),
+)
+ANISOTROPY = Metric(
+    "anisotropy",
+    "lower",
+    "cosine",
+    "mean cosine of two random vectors",
+    _of_sample("anisotropy"),
+)
+HUBNESS = Metric(
+    "hubness",
+    "lower",
+    "skewness",
+    "skewness of how often a vector is among the ten nearest of others",
+    _of_sample("hubness"),
+)
+MEAN_NORM = Metric(
+    "mean_norm", "neither", "length", "mean length of the vectors", _of_sample("mean_norm")
+)

@@ -15,15 +15,16 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.quality.check import Check
-from embedding_pipelines.quality.checks import check_quality, enabled_checks
-from embedding_pipelines.quality.measure import Candidate
+from embedding_pipelines.quality.base import Outcome
+from embedding_pipelines.quality.evaluate import evaluate
+from embedding_pipelines.quality.evidence import Candidate
 from embedding_pipelines.quality.queries import evaluation_files
-from embedding_pipelines.quality.structure import check_structure
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
 from embedding_pipelines.storage.warehouse import parsed
 
@@ -36,7 +37,7 @@ class CheckRecord:
     version: int
     inputs: str  # fingerprint of all that they depend on
     metrics: dict[str, float]
-    checks: list[Check]
+    checks: list[Outcome]
 
     def is_of(self, state: TableState) -> bool:
         return (self.table, self.version) == (state.table, state.version)
@@ -76,17 +77,21 @@ def run_checks(run: Run) -> CheckRecord:
             f"Pipeline {run.spec.name!r}: the table was not completely written with the present "
             f"configuration. Run `embedding-pipelines run {run.spec.name}`."
         )
-    budget = BudgetTracker.of(run.spec.budget, run.spec.model)
-    candidate = Candidate(run, codec, table, name, state.version, state.trained_rows > 0, budget)
-    outcomes, metrics = check_structure(candidate), dict[str, float]()
-    failed = ", ".join(check.name for check in outcomes if not check.passed)
-    if failed:  # a broken table cannot be measured
-        reason = f"Not run, since {failed} failed."
-        outcomes += [Check(name, False, reason, effect="warn") for name in enabled_checks(run.spec)]
-    else:
-        quality, metrics = check_quality(candidate, state.rows)
-        outcomes += quality
-    record = CheckRecord(name, state.version, _inputs(run, state), metrics, outcomes)
+    releases = read_releases(run.folder)
+    candidate = Candidate(
+        run=run,
+        codec=codec,
+        table=table,
+        name=name,
+        version=state.version,
+        rows=state.rows,
+        has_index=state.trained_rows > 0,
+        source_rows=sum(file.rows for file in known_files(run).values()),
+        live=releases.get(releases.live),
+        budget=BudgetTracker.of(run.spec.budget, run.spec.model),
+    )
+    outcomes = evaluate(candidate)
+    record = CheckRecord(name, state.version, _inputs(run, state), candidate.metrics, outcomes)
     write_json(run.folder.checks, asdict(record))
     return record
 
@@ -96,7 +101,7 @@ def read_checks(run: Run) -> CheckRecord | None:
     record = parsed(CheckRecord, read_json(run.folder.checks))
     if record is None:
         return None
-    checks = [Check(**check) for check in record.checks]  # type: ignore[arg-type]
+    checks = [Outcome(**check) for check in record.checks]  # type: ignore[arg-type]
     return CheckRecord(record.table, record.version, record.inputs, record.metrics, checks)
 
 

@@ -1,0 +1,17 @@
+"""vectors_are_sound: every vector has a direction, and the length that the model promises."""
+
+from embedding_pipelines.quality.base import Check, Outcome
+from embedding_pipelines.quality.evidence import Candidate
+
+
+class VectorsAreSound(Check):
+    name = "vectors_are_sound"
+    is_structural = True
+    description = "No vector is zero, NaN or infinite; normalized models give unit length."
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        faults = {fault: count for fault, count in candidate.faults.items() if count}
+        vectors = faults.pop("vectors", 0)
+        words = (f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
+        sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound")
+        return self.outcome(not faults, sentence, dict(candidate.faults))
