@@ -80,7 +80,7 @@ def project(data: Data, home: Path) -> System:
         data.spec.model.open(home).space,
     )
     folder, table = warehouse.pipeline(NAME), data.spec.store.table(warehouse.tables, NAME)
-    stored = space.compressed(codec.id)
+    stored = space.with_codec(codec.id)
     rows = _table_rows(data, codec, stored.id)
     started = time.perf_counter()
     table.apply(rows.schema, [], rows.to_batches(ADD_ROWS))
@@ -88,7 +88,7 @@ def project(data: Data, home: Path) -> System:
     seconds = time.perf_counter() - started
     version = table.version
     assert version is not None
-    table.keep({"release-1": version})
+    table.tag({"release-1": version})
     codec.save(folder.codecs / "codec.npz")
     release = Release(
         number=1, table=NAME, version=version, rows=len(data.rows), space=stored, codec="codec.npz",

@@ -184,7 +184,7 @@ def _in_batch_jobs(run: Run) -> tuple[set[bytes], set[bytes]]:
     """Keys of the texts in running batch jobs, and of those that a job has rejected."""
     if not run.spec.model.uses_batch_jobs:
         return set(), set()
-    jobs = BatchJobs(run.warehouse.batches, run.model, run.cache, "document")
+    jobs = BatchJobs(run.warehouse.batch_jobs, run.model, run.cache, "document")
     return jobs.pending_keys(), jobs.rejected
 
 

@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from embedding_pipelines.errors import ConfigError
 
-
 T = TypeVar("T")
 
 

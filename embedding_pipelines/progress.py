@@ -64,7 +64,7 @@ def rates(statistics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def summed(step: str, reports: Iterable[StepReport]) -> StepReport:
+def sum_reports(step: str, reports: Iterable[StepReport]) -> StepReport:
     """The reports of a step's partitions as one: counts added up, rates taken anew."""
     reports = list(reports)
     statistics: dict[str, Any] = {}

@@ -136,7 +136,7 @@ def append_history(folder: PipelineFolder, release: Release, usage: dict[str, fl
     line = {
         "release": release.number,
         "released_at": release.released_at.isoformat(),
-        "space": release.space.compressed(None).id,
+        "space": release.space.with_codec(None).id,
         "codec": release.space.codec,
         "rows": release.rows,
         "metrics": release.metrics,

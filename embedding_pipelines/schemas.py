@@ -42,7 +42,7 @@ TABLE_COLUMNS: dict[str, pa.DataType] = {
 } | {"partition": pa.string()}
 
 VECTOR = "vector"
-VECTOR_COPY = "vector_copy"  # a finer code of the same vector, for rescoring
+RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector, for rescoring
 
 REJECTED = pa.schema(
     [
@@ -67,7 +67,7 @@ RESERVED = frozenset(
         *CHUNK_COLUMNS,
         *TABLE_COLUMNS,
         VECTOR,
-        VECTOR_COPY,
+        RESCORING_VECTOR,
         DOCUMENT_DIGEST,
         "score",
         *STORE_COLUMNS,

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from embedding_pipelines.embedding.cache import EmbeddingCache as EmbeddingCache
 from embedding_pipelines.embedding.embed import count_tokens, embed_all
+from embedding_pipelines.environment import home as home_of_environment
 from embedding_pipelines.errors import BadInput, ConfigError
-from embedding_pipelines.home import home as home_of_environment
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES
@@ -70,6 +71,7 @@ class EmbeddingService:
         if self.config.cache_enabled:
             self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
         self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
+        self._close = weakref.finalize(self, self.model.close)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
@@ -110,8 +112,9 @@ class EmbeddingService:
         return cosine_similarity(*self.embed_batch([text1, text2]))
 
     def close(self) -> None:
-        """Free the model's connections and memory."""
-        self.model.close()
+        """Free the model's connections and memory, as happens when nobody has the service any
+        more."""
+        self._close()
 
     def __enter__(self) -> Self:
         return self

@@ -37,7 +37,7 @@ class Space(BaseModel):
     def __hash__(self) -> int:
         return hash(self.id)  # pydantic's own fails on the dict in `prompts`
 
-    def compressed(self, codec_id: str | None) -> "Space":
+    def with_codec(self, codec_id: str | None) -> "Space":
         """The space of this space's vectors once `codec_id` has encoded them; None: before any
         compression."""
         # Not `model_copy`: it would carry the cached id along.
@@ -48,7 +48,7 @@ class Space(BaseModel):
         return f"{self.id[:12]} ({self.provider}:{self.model}, {self.dimensions} dimensions{codec})"
 
 
-def refuse_mixing(wanted: Space, found_id: str, where: str, remedy: str) -> None:
+def require_same_space(wanted: Space, found_id: str, where: str, remedy: str) -> None:
     """Raise SpaceMismatchError unless `found_id` is the id of `wanted`."""
     if wanted.id != found_id:
         raise SpaceMismatchError(

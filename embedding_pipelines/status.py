@@ -8,7 +8,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.checks import current_checks
-from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Shards, Warehouse
 
@@ -17,7 +17,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     """Releases, rows of every step, rejected records, and files that differ from those last
     read."""
     run = Run(spec, warehouse)
-    releases, files = read_releases(run.folder), known_files(run)
+    releases, files = read_releases(run.folder), read_files(run)
     live = releases.get(releases.live)
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
@@ -74,7 +74,7 @@ def _source(run: Run) -> str:
         listing = run.spec.source.files(run.warehouse.home)
     except EmbeddingPipelinesError as error:
         return str(error)
-    read = {name: tuple(statistics.stamp) for name, statistics in known_files(run).items()}
+    read = {name: tuple(statistics.stamp) for name, statistics in read_files(run).items()}
     found = {file.name: file.stamp for file in listing}
     new, gone = len(found.keys() - read.keys()), len(read.keys() - found.keys())
     changed = sum(found[name] != read[name] for name in found.keys() & read.keys())

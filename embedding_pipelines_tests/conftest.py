@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 
 PLAIN = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}

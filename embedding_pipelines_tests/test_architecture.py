@@ -26,7 +26,7 @@ LEAVES = {
 STAGES = {"sources", "preprocessing", "providers", "compression", "stores", "metrics"}
 GROUPS: tuple[set[str], ...] = (  # from the bottom
     LEAVES,
-    {"storage", "inference"},
+    {"storage", "inference", "environment"},
     STAGES,
     {"spec", "catalogue", "examples"},
     {"embedding"},
@@ -41,7 +41,7 @@ GROUPS: tuple[set[str], ...] = (  # from the bottom
 )
 BELOW_STAGES = {"providers": {"inference"}}  # a stage imports leaves alone, but for this
 DAGSTER = {"orchestration", "definitions"}
-KNOWS_THE_ENVIRONMENT = {"cli", "orchestration", "definitions", "service", "agents"}
+READS_THE_ENVIRONMENT = {"cli", "orchestration", "definitions", "service", "agents"}
 HEAVY = {"torch", "lancedb", "openvino", "sentence_transformers", "transformers", "pandas", "sklearn", "dagster"}  # fmt: skip
 PLUGINS: dict[str, type[Choice]] = {
     "sources": Source,
@@ -122,11 +122,8 @@ def test_only_orchestration_and_definitions_import_dagster_by_its_public_names()
 
 
 def test_only_the_front_reads_the_environment_for_the_home() -> None:
-    readers = {_part(path) for path in MODULES for name in _imports(path) if name in HOME_READERS}
-    assert readers <= KNOWS_THE_ENVIRONMENT
-
-
-HOME_READERS = {"embedding_pipelines.home.home", "embedding_pipelines.home.instance_folder"}
+    readers = {_part(path) for path in MODULES if "environment" in _own_imports(path)}
+    assert readers <= READS_THE_ENVIRONMENT
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

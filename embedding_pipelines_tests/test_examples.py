@@ -10,8 +10,8 @@ import pytest
 import typer.main
 
 from embedding_pipelines.cli.main import app
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.examples import write_examples
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.sources.base import SourceFile
 from embedding_pipelines.spec.load import parse_pipeline, pipeline_files, read_pipeline

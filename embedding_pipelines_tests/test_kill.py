@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import assert_same_rows, live_rows, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE

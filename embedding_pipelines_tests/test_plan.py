@@ -42,9 +42,9 @@ def write(home: Path, server: WireServer, more: str = "") -> None:
     write_pipeline(home, "tales", PIPELINE.format(url=server.url) + measured)
 
 
-def plan(home: Path) -> Plan:
-    context = run_of(home, "tales")
-    return make_plan(context)
+def plan(home: Path, name: str = "tales") -> Plan:
+    with run_of(home, name) as run:
+        return make_plan(run)
 
 
 def run(home: Path, server: WireServer) -> dict[str, float]:
@@ -155,15 +155,42 @@ def test_a_text_that_was_refused_is_not_planned_again(home: Path, server: WireSe
     assert plan(home).rows_unchanged == 299
 
 
+def contents(home: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file of the warehouse with its bytes and its time."""
+    folder = home / "data" / "warehouse"
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 @pytest.mark.usefixtures("key")
-def test_a_run_after_a_plan_does_not_read_the_files_again(
-    home: Path, server: WireServer, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_leaves_the_warehouse_byte_for_byte_as_it_was(
+    home: Path, server: WireServer
 ) -> None:
-    made = plan(home)
-    reports = run_steps(home, "tales")
-    changed = {report.step: report.changed for report in reports}
-    assert (changed["documents"], changed["chunks"], changed["embeddings"]) == (False, False, True)
-    assert sum(len(body["input"]) for body in server.requests) == made.texts_to_embed
+    assert plan(home).rows_new == 300
+    assert not (home / "data" / "warehouse").exists()
+    run_steps(home, "tales")
+    before = contents(home)
+    write_csv(home, "b.csv", [("new", "a tale that is new", "x")])
+    (home / "data" / "a.csv").unlink()
+    changes = plan(home)
+    assert (changes.rows_new, changes.rows_deleted) == (1, 300)
+    assert contents(home) == before
+
+
+def test_a_plan_trains_no_model(home: Path) -> None:
+    train = "model: {provider: word2vec, train: {dimensions: 16, min_count: 1}}\npartitions: 2\n"
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\n"
+    write_pipeline(home, "words", source + train)
+    write_csv(
+        home, "w.csv", [(row, f"word{row % 7} is near word{row % 5}", "x") for row in range(50)]
+    )
+    changes = plan(home, "words")
+    assert (changes.rows_new, changes.cache_hits) == (50, 0)
+    assert changes.texts_to_embed == 35
+    assert not (home / "data" / "warehouse").exists()
 
 
 @pytest.mark.usefixtures("key")

@@ -11,17 +11,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ConfigError, Unreachable
-from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.orchestration.resources import ProviderResource
+from embedding_pipelines.orchestration.resources import ModelResource
 from embedding_pipelines.providers.common.http import Remote
 from embedding_pipelines.providers.common.replies import listed
 from embedding_pipelines.providers.openai import Openai
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
 from embedding_pipelines_tests.embedding.service import DIALECT
@@ -243,13 +243,13 @@ def test_an_answer_without_vectors_is_quoted_without_a_part_of_the_key(
 def test_a_wrong_override_of_a_provider_in_dagster_is_told_without_its_value(
     options: dict[str, str],
 ) -> None:
-    resource = ProviderResource(kind="openai", options={"model": "m", "dimensions": 8, **options})
-    said = f"The options of provider 'openai' are wrong: openai.{next(iter(options))}: "
-    with (
-        dg.build_init_resource_context() as context,
-        pytest.raises(ConfigError, match=said) as caught,
-    ):
-        resource.create_resource(context)
+    spec = PipelineSpec.model_validate(
+        {"name": "p", "source": {"kind": "csv", "path": "a.csv"}, "model": "hashing"}
+    )
+    resource = ModelResource(kind="openai", options={"model": "m", "dimensions": 8, **options})
+    problem = f"model for pipeline 'p' is wrong: model.openai.{next(iter(options))}: "
+    with pytest.raises(ConfigError, match=problem) as caught:
+        resource.choose(spec)
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__

@@ -28,12 +28,13 @@ from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.providers import test_cohere, test_ollama, test_tiktoken
 from embedding_pipelines_tests.providers.service import KEY
 from embedding_pipelines_tests.providers.test_openai import answer, dialect
-from embedding_pipelines_tests.providers.wire import Body, Fault, Vectors, WireServer, serve
+from embedding_pipelines_tests.providers.wire import Body, Fault, WireServer, serve
 
 TEXTS = ["a red fox", "a red dog", "the court dismissed the appeal"]
 LOCAL = EmbeddingConfig(provider="hashing")
@@ -534,7 +535,7 @@ def test_a_folder_below_the_home_is_a_model_of_that_name(home: Path) -> None:
         ({"model": "minilm", "dimensions": 128}, "dimensions: Extra inputs are not permitted"),
         ({"model": "unheard-of"}, "say with `dimensions` how long its vectors are"),
         ({"options": {"mode": "batch"}}, "leave out mode"),
-        ({"options": {"api_key_env": KEY}}, "is no name of an environment variable"),
+        ({"options": {"api_key_env": KEY}}, "is not the name of an environment variable"),
     ],
 )
 def test_what_a_provider_cannot_be_told_is_refused_at_once(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from embedding_pipelines.errors import SpaceMismatchError
-from embedding_pipelines.space import Space, refuse_mixing
+from embedding_pipelines.space import Space, require_same_space
 
 FIELDS: dict[str, Any] = {
     "provider": "hf",
@@ -55,14 +55,14 @@ def test_each_field_makes_another_space(field: str) -> None:
 def test_a_compressed_space_is_another_one_and_depends_on_the_codec() -> None:
     space = Space(**FIELDS)
     assert space.id  # cached, and not carried along
-    assert len({space.id, space.compressed("a").id, space.compressed("b").id}) == 3
-    assert space.compressed("a").compressed("b") == space.compressed("b")
+    assert len({space.id, space.with_codec("a").id, space.with_codec("b").id}) == 3
+    assert space.with_codec("a").with_codec("b") == space.with_codec("b")
 
 
 def test_mixing_is_refused_with_both_spaces_and_the_remedy() -> None:
     space, other = Space(**FIELDS), Space(**{**FIELDS, "model": "another"})
-    refuse_mixing(space, space.id, "Table 'x'", "Do this.")
+    require_same_space(space, space.id, "Table 'x'", "Do this.")
     with pytest.raises(SpaceMismatchError, match=r"Table 'x' holds vectors.*Do this\.") as caught:
-        refuse_mixing(space, other.id, "Table 'x'", "Do this.")
+        require_same_space(space, other.id, "Table 'x'", "Do this.")
     assert other.id[:12] in str(caught.value)
     assert space.id[:12] in str(caught.value)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
-from embedding_pipelines.home import home as home_folder
 from embedding_pipelines.home import pipelines_folder
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[s
     With a reason only what was made before is released, though checks of its quality failed.
     """
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.home import instance_folder
+    from embedding_pipelines.environment import instance_folder
     from embedding_pipelines.steps.chain import up_to_date
 
     run_id, problem = None, ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedding_pipelines.cli.common import AsJson, Name, complain, emit, known_name
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.environment import home as home_folder
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -34,9 +34,10 @@ from embedding_pipelines.cli.common import (
     stopped,
     valid_specs,
 )
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
-from embedding_pipelines.home import HOME_VARIABLE, pipelines_folder
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.home import pipelines_folder
 
 app = typer.Typer(
     help="Keep a released, checked, searchable vector store true to changing data.",

@@ -14,8 +14,8 @@ from embedding_pipelines.cli.common import (
     stopped,
     valid_specs,
 )
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, ReleaseError
-from embedding_pipelines.home import home as home_folder
 
 if TYPE_CHECKING:
     from embedding_pipelines.optimize.candidates import Point
@@ -140,7 +140,7 @@ def _show(tuned: "Tuned") -> None:
 
 
 def _row(point: "Point") -> dict[str, str]:
-    from embedding_pipelines.optimize.candidates import named
+    from embedding_pipelines.compression.base import as_options, describe_chain
 
     figures = {
         "bytes": f"{point.bytes_per_vector:,.0f}",
@@ -152,7 +152,7 @@ def _row(point: "Point") -> dict[str, str]:
     }
     index = point.index + (f" x{point.refine}" if point.refine else "")
     return {
-        "compression": named(point.compression),
+        "compression": describe_chain(as_options(point.compression)),
         "index": index,
         **figures,
         "": "chosen" if point.chosen else "",

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from embedding_pipelines.cli.common import AsJson, Name, emit, known_name, run_one, valid_specs
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, ReleaseError
-from embedding_pipelines.home import home as home_folder
 
 
 def add_to(app: typer.Typer) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from embedding_pipelines.cli.common import AsJson, Name, emit, known_name
-from embedding_pipelines.home import home as home_folder
+from embedding_pipelines.environment import home as home_folder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Write one HTML page on a pipeline's quality and open it.
 
-    Measures, checks, charts over releases, and a map of the space. No model is called.
+    Metrics, checks, charts over releases, and a map of the space. No model is called.
     """
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.report.page import write_report

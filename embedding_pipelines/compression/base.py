@@ -13,7 +13,7 @@ import itertools
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -39,8 +39,10 @@ __all__ = [
     "Codes",
     "Compressor",
     "Dtype",
+    "as_options",
     "check_chain",
     "code_width",
+    "describe_chain",
 ]
 
 Metric = Literal["cosine", "hamming"]
@@ -59,7 +61,7 @@ class Codec(ABC):
     kind: ClassVar[str]
     dtype: ClassVar[Dtype] = "float32"
     metric: ClassVar[Metric] = "cosine"
-    copy: "Codec | None" = (
+    rescoring_codec: "Codec | None" = (
         None  # a finer code of the same vectors, kept beside this one for rescoring
     )
     oversample: int = 1  # how many times as many as are wanted to find and rescore
@@ -89,7 +91,7 @@ class Codec(ABC):
     def bytes_per_vector(self) -> int:
         """Of one stored code and its copy."""
         own = code_width(self.dimensions, self.dtype) * ITEM_BYTES[self.dtype]
-        return own + (self.copy.bytes_per_vector if self.copy else 0)
+        return own + (self.rescoring_codec.bytes_per_vector if self.rescoring_codec else 0)
 
     @abstractmethod
     def _encode(self, vectors: Vectors) -> Codes: ...
@@ -224,9 +226,9 @@ class CodecChain:
         return schemas.digest(*parts).hex() if parts else IDENTITY
 
     @property
-    def copy(self) -> Codec | None:
+    def rescoring_codec(self) -> Codec | None:
         """The codec of the finer copies that are kept for rescoring; None: there are none."""
-        return self.codecs[-1].copy if self.codecs else None
+        return self.codecs[-1].rescoring_codec if self.codecs else None
 
     @property
     def oversample(self) -> int:
@@ -256,10 +258,14 @@ class CodecChain:
             codes = codec.decode(codes)
         return codes if self.codecs else checked(codes, self.input_dimensions, "compression.decode")
 
-    def encode_copies(self, vectors: Vectors) -> Codes | None:
+    def encode_rescoring(self, vectors: Vectors) -> Codes | None:
         """The finer codes of float32[n, input_dimensions] as `copy` makes them; None without
         copies."""
-        return self.copy.encode(self._before_last(vectors)) if self.copy else None
+        return (
+            self.rescoring_codec.encode(self._before_last(vectors))
+            if self.rescoring_codec
+            else None
+        )
 
     def rescore(self, vector: Vectors, copies: Codes) -> Vectors:
         """Cosines float32[n] of one vector float32[input_dimensions] with the vectors behind
@@ -267,8 +273,10 @@ class CodecChain:
 
         Only of a chain with copies; what they were made with, `copy`, decodes them.
         """
-        assert self.copy is not None
-        found: Vectors = unit(self.copy.decode(copies)) @ unit(self._before_last(vector[None]))[0]
+        assert self.rescoring_codec is not None
+        found: Vectors = (
+            unit(self.rescoring_codec.decode(copies)) @ unit(self._before_last(vector[None]))[0]
+        )
         return found
 
     def _before_last(self, vectors: Vectors) -> Vectors:
@@ -348,3 +356,22 @@ def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -
         if name.startswith(prefix)
     }
     return choice.codec.load(stage, own)
+
+
+def as_options(chain: Sequence[Compressor]) -> list[dict[str, Any]]:
+    """A chain as a pipeline file says it, without what goes without saying."""
+    return [{"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in chain]
+
+
+def describe_chain(options: Sequence[Mapping[str, Any]]) -> str:
+    """A chain, as a pipeline file says it, in a few words: `pca 128, int8`; `float32` for none."""
+    return (
+        ", ".join(
+            " ".join(
+                f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
+                for name, value in choice.items()
+            )
+            for choice in options
+        )
+        or "float32"
+    )

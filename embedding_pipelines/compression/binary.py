@@ -35,7 +35,7 @@ class BinaryCodec(Codec):
 
     def __init__(self, dimensions: int, copy: Codec | None, oversample: int) -> None:
         super().__init__(dimensions, dimensions)
-        self.copy = copy
+        self.rescoring_codec = copy
         self.oversample = oversample if copy else 1
 
     def _encode(self, vectors: Vectors) -> NDArray[np.uint8]:
@@ -46,12 +46,16 @@ class BinaryCodec(Codec):
         return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(self.dimensions))
 
     def statistics(self) -> dict[str, Any]:
-        copy = {"kind": self.copy.kind, **self.copy.statistics()} if self.copy else None
-        return {**super().statistics(), "oversample": self.oversample, "copy": copy}
+        copy = (
+            {"kind": self.rescoring_codec.kind, **self.rescoring_codec.statistics()}
+            if self.rescoring_codec
+            else None
+        )
+        return {**super().statistics(), "oversample": self.oversample, "rescoring": copy}
 
     @classmethod
     def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        copy = statistics["copy"]
+        copy = statistics["rescoring"]
         kept = (
             _COPIES[copy["kind"]].codec.load(copy, {}) if copy else None
         )  # neither of the two holds arrays

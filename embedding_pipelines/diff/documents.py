@@ -45,7 +45,7 @@ class Opened:
     @property
     def space(self) -> Space:
         """The space of its vectors before compression."""
-        return self.release.space.compressed(None)
+        return self.release.space.with_codec(None)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.files import read_json
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.search import nearest
-from embedding_pipelines.space import refuse_mixing
+from embedding_pipelines.space import require_same_space
 from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.vectors import Vectors
 
@@ -126,7 +126,7 @@ def _vectors(
     if missing:
         budget = BudgetTracker.of(release.spec.budget, release.spec.model)
         with release.spec.model.open(opened.home) as model:
-            refuse_mixing(
+            require_same_space(
                 model.space,
                 space.id,
                 f"Release {release.number} of {release.spec.name!r}",

@@ -75,7 +75,7 @@ class BatchJobs:
     """All jobs of one service, space and input type that are on record below `folder`, whichever
     pipeline submitted them.
 
-    Each request is sent up to `attempts` times. Hold the warehouse's `batches_lock` meanwhile. A
+    Each request is sent up to `attempts` times. Hold the warehouse's `batch_jobs_lock` meanwhile. A
     failure on the way is a ProviderError, and the jobs stay on record.
     """
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
@@ -30,6 +31,7 @@ from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
 # Parallel inferences, so that one stream's small layers do not leave a core idle. Measured with two
 # cores; a stream for every two of more cores is a guess.
@@ -114,26 +116,20 @@ def load() -> Any:
     """OpenVINO without its telemetry: importing it would fork this process and tell Google
     Analytics of each start."""
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then does without
-    import openvino
-
-    return openvino
+    return need("openvino", "local")
 
 
 def save_graph(model: SentenceTransformer, path: Path) -> None:
     """Convert a model as a whole and save it in float32; RuntimeError and others if it cannot be
     converted."""
-    import torch
+    torch, openvino = need("torch", "local"), load()
 
-    openvino = load()
-
-    class Graph(torch.nn.Module):
+    class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]  # imported when it is called
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(
-            self, tokens: torch.Tensor, mask: torch.Tensor, pooled: torch.Tensor
-        ) -> torch.Tensor:
+        def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
             return forward(self.model, tokens, mask, pooled)
 
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
@@ -149,15 +145,9 @@ def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
     """Save the graph with int8 weights and activations, scaled by what the samples (token ids)
     activate.
 
-    Raises ProviderError if NNCF is not installed.
+    Raises ConfigError if NNCF is not installed.
     """
-    openvino = load()
-    try:
-        import nncf
-    except ImportError as error:
-        raise ProviderError(
-            "precision 'int8' needs NNCF. Install the extra 'int8', or set precision to 'auto'."
-        ) from error
+    openvino, nncf = load(), need("nncf", "int8")
     nncf.set_log_level(logging.ERROR)
     rows = [np.array([sample], np.int64) for sample in samples]
     data = nncf.Dataset([{0: row, 1: np.ones_like(row), 2: np.ones_like(row)} for row in rows])

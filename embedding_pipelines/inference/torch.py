@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.vectors import Vectors
 
@@ -34,8 +35,7 @@ class Torch(Backend):
     in_flight = 2  # on an accelerator the next batch is queued while one is computed
 
     def __init__(self, folder: Path, device: Device, precision: Precision) -> None:
-        import torch
-
+        torch = need("torch", "local")
         if precision == "int8":
             raise ProviderError(
                 f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'."
@@ -51,8 +51,7 @@ class Torch(Backend):
         self._turn: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
-        import torch
-
+        torch = need("torch", "local")
         with self._turn, _translate_errors(), torch.inference_mode():
             return forward(
                 self._model,
@@ -72,8 +71,7 @@ class Torch(Backend):
 def _fastest(device: Device) -> str:
     """Half precision on CUDA alone, and not float16 where bfloat16 is to be had: some models
     overflow in float16."""
-    import torch
-
+    torch = need("torch", "local")
     if device != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
@@ -81,8 +79,7 @@ def _fastest(device: Device) -> str:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    import torch
-
+    torch = need("torch", "local")
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -114,8 +111,7 @@ def accelerator() -> Device | None:
         )
     if not may_have:
         return None
-    import torch
-
+    torch = need("torch", "local")
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else None
@@ -128,14 +124,13 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     The modules one by one, and a static model's words by a mask: what it is given else is one long
     row.
     """
-    from torch.nn import EmbeddingBag
-    from torch.nn.functional import embedding
-
+    torch = need("torch", "local")
     first, *others = model
+    features: dict[str, Tensor]
     bag = getattr(first, "embedding", None)
-    if isinstance(bag, EmbeddingBag):
+    if isinstance(bag, torch.nn.EmbeddingBag):
         weights = mask.unsqueeze(-1).to(bag.weight.dtype)
-        total = (embedding(tokens, bag.weight) * weights).sum(1)
+        total = (torch.nn.functional.embedding(tokens, bag.weight) * weights).sum(1)
         features = {"sentence_embedding": total / weights.sum(1).clamp(min=1)}
     else:
         features = first({"input_ids": tokens, "attention_mask": mask})
@@ -147,14 +142,15 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
 
 def load(folder: Path) -> SentenceTransformer:
     """The model in float32 on the processor. Raises ProviderError if its files are not a model."""
-    from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
-
-    quiet: Any = transformers_logging
+    library = need("sentence_transformers", "local")
+    quiet = need("transformers.utils.logging", "local")
     quiet.disable_progress_bar()
     quiet.set_verbosity_error()
     try:
-        return SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        model: SentenceTransformer = library.SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True
+        )
+        return model
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ProviderError(
             f"{folder}: not a model that sentence-transformers can load: {error}"

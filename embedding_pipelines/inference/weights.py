@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 
 
 @dataclass(frozen=True)
@@ -139,19 +140,21 @@ def _from_package(model: str) -> Path | None:
 
 
 def _from_hub(model: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    download = need("huggingface_hub", "local").snapshot_download
+    hub = need("huggingface_hub.errors", "local")
     try:
         folder = Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"]
-            )
+            download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.safetensors"])
         )
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
-            snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
+            download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except (
+        hub.HfHubHTTPError,
+        hub.HFValidationError,
+        hub.LocalEntryNotFoundError,
+        OSError,
+    ) as error:
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is no folder below the "
             "home folder, is carried by no installed package, and the Hugging Face hub did not "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.base import Metric
 from embedding_pipelines.metrics.evidence import Evidence
 
@@ -33,8 +34,7 @@ def by_query(
     0; one that no document answers is left out. Raises ValueError if no query is left, or a
     relevance is no whole number.
     """
-    import ir_measures
-
+    ir_measures = need("ir_measures", "evaluation")
     answerable = {
         query: _whole(query, relevance)
         for query, relevance in qrels.items()

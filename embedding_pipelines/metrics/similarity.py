@@ -93,17 +93,24 @@ def normalize_batch(embeddings: Numbers) -> Floats:
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
     """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in
-    [-1, 1].
+    [-1, 1]; NaN where all are equal.
 
     `left` and `right` are float32[n, d] in one space, with no zero vector; n is at least 2.
     """
-    from scipy.stats import spearmanr
-
     if not len(left) == len(right) == len(scores):
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
         )
-    return float(spearmanr(cosine(left, right), scores).statistic)
+    with np.errstate(invalid="ignore"):
+        ranks = _ranks(cosine(left, right)), _ranks(np.asarray(scores))
+        return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: Numbers) -> NDArray[np.float64]:
+    """The place of each of [n] in ascending order; equal ones share the mean of their places."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    places: NDArray[np.float64] = (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return places
 
 
 def _pair(a: Numbers, b: Numbers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embedding_pipelines.compression._vectors import sound
-from embedding_pipelines.compression.base import CodecChain, Compressor
+from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, describe_chain
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
@@ -61,26 +61,8 @@ class Point:
 
     def __str__(self) -> str:
         index = "no index" if self.index == "none" else f"index {self.index}"
-        return f"{named(self.compression)} with {index}{f', refine {self.refine}' if self.refine else ''}"
-
-
-def as_options(compression: Compression) -> list[dict[str, Any]]:
-    """As a pipeline file says it, without what goes without saying."""
-    return [
-        {"kind": choice.kind, **choice.model_dump(exclude_defaults=True)} for choice in compression
-    ]
-
-
-def named(compression: Compression) -> str:
-    """In words: `pca 128, int8`."""
-    parts = []
-    for option in as_options(compression):
-        words = [
-            f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
-            for name, value in option.items()
-        ]
-        parts.append(" ".join(words))
-    return ", ".join(parts) or "float32"
+        chain = describe_chain(as_options(self.compression))
+        return f"{chain} with {index}{f', refine {self.refine}' if self.refine else ''}"
 
 
 def candidates(

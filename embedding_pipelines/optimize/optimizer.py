@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
+from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
-from embedding_pipelines.optimize.candidates import Compression, Point, as_options, best, mark_front
+from embedding_pipelines.optimize.candidates import Compression, Point, best, mark_front
 from embedding_pipelines.optimize.compare import Swept, sweep
 from embedding_pipelines.optimize.trial import DOUBT, Asked, Corpus, Trials
 from embedding_pipelines.plugins import choices, parse
@@ -235,7 +235,7 @@ def _tuned(run: Run, wish: Wish, swept: Swept, spec: PipelineSpec, asked: dict[s
         "queries": asked,
         "points": [point.statistics for point in swept.points],
     }
-    write_json(run.folder.tuning, evidence)
+    write_json(run.folder.optimization, evidence)
     chosen = _chosen(swept.points)
     if chosen is None:
         return Tuned(_refusal(run, wish, swept), run.spec, {}, swept.points, evidence)

@@ -116,7 +116,10 @@ def by_codes(
             search.add(rows, as_numbers(chains[name], chains[name].encode(block)))
     found = {name: search.result().ids for name, search in searches.items()}
     return found | _by_copies(
-        corpus, {name: chain for name, chain in chains.items() if chain.copy}, found, asked
+        corpus,
+        {name: chain for name, chain in chains.items() if chain.rescoring_codec},
+        found,
+        asked,
     )
 
 
@@ -245,7 +248,7 @@ def _by_copies(
     for rows, block in corpus.numbered() if chains else ():
         for name, chain in chains.items():
             start, end = np.searchsorted(wanted[name], [rows[0], rows[-1] + 1])
-            parts[name].append(chain.encode_copies(block[wanted[name][start:end] - rows[0]]))
+            parts[name].append(chain.encode_rescoring(block[wanted[name][start:end] - rows[0]]))
     ranked: dict[Compression, list[list[int]]] = {}
     for name, chain in chains.items():
         copies = np.concatenate(parts[name])

@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.orchestration.assets import pipeline_assets, provider_key, turn_key
-from embedding_pipelines.orchestration.checks import pipeline_checks
-from embedding_pipelines.orchestration.resources import (
-    ProgressResource,
-    ProviderResource,
-    TurnResource,
-    WarehouseResource,
-)
+from embedding_pipelines.orchestration.assets import pipeline_assets
+from embedding_pipelines.orchestration.checks import broken_file, pipeline_checks
+from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
 from embedding_pipelines.spec.load import read_pipelines
@@ -26,58 +19,40 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 
 def home_definitions(home: Path) -> dg.Definitions:
     """All pipelines of a home folder. A broken file takes down nothing but itself: it stands in the
-    graph as one asset that carries its error."""
+    graph as an asset with its error and a failing check."""
     specs, broken = read_pipelines(home)
+    parts = [pipeline_definitions(specs.values(), home)]
     for path, error in broken.items():
         dg.get_dagster_logger().error(f"{path} is left out:\n{error}")
-    definitions = pipeline_definitions(specs.values())
-    return dg.Definitions.merge(
-        definitions, dg.Definitions(assets=[_broken(*item) for item in broken.items()])
-    )
+        parts.append(broken_file(path, re.sub(r"[^A-Za-z0-9_]", "_", path.stem), str(error)))
+    return dg.Definitions.merge(*parts)
 
 
-def pipeline_definitions(specs: Iterable[PipelineSpec], **resources: Any) -> dg.Definitions:
-    """The definitions of some pipelines; `resources` replace those of the same key."""
+def pipeline_definitions(
+    specs: Iterable[PipelineSpec], home: Path, **resources: Any
+) -> dg.Definitions:
+    """The definitions of some pipelines below a home folder; `resources` replace those of the same
+    key."""
     specs = list(specs)
-    jobs = {spec.name: pipeline_job(spec) for spec in specs}
-    schedules = [
-        schedule for spec in specs if (schedule := pipeline_schedule(spec, jobs[spec.name]))
+    jobs = [
+        dg.define_asset_job(
+            spec.name,
+            selection=dg.AssetSelection.groups(spec.name),
+            description=f"Brings {spec.name!r} up to date, from its source to its release.",
+            # A process per step would load the model and its libraries again in each.
+            executor_def=dg.in_process_executor,
+        )
+        for spec in specs
     ]
+    schedules = [pipeline_schedule(spec) for spec in specs]
     return dg.Definitions(
-        assets=[asset for spec in specs for asset in pipeline_assets(spec)],
-        asset_checks=[check for spec in specs for check in pipeline_checks(spec)],
-        jobs=list(jobs.values()),
-        schedules=schedules,
+        assets=[asset for spec in specs for asset in pipeline_assets(spec, home)],
+        asset_checks=[check for spec in specs for check in pipeline_checks(spec, home)],
+        jobs=jobs,
+        schedules=[schedule for schedule in schedules if schedule is not None],
         sensors=[
-            *(pipeline_sensor(spec, jobs[spec.name]) for spec in specs),
-            *(batch_sensor(spec, jobs[spec.name]) for spec in specs if spec.model.answers_later),
+            *(pipeline_sensor(spec, home) for spec in specs),
+            *(batch_sensor(spec, home) for spec in specs if spec.model.uses_batch_jobs),
         ],
-        resources={
-            "warehouse": WarehouseResource(),
-            "progress": ProgressResource(),
-            **{provider_key(spec): ProviderResource.of(spec.model) for spec in specs},
-            **{turn_key(spec): TurnResource(pipeline=spec.name) for spec in specs},
-            **resources,
-        },
-        # Few and full runs: a process per step would load model and libraries again in each.
-        executor=dg.in_process_executor,
-    )
-
-
-def pipeline_job(spec: PipelineSpec) -> UnresolvedAssetJobDefinition:
-    """The job that brings a pipeline up to date, from its source to its release."""
-    return dg.define_asset_job(
-        spec.name,
-        selection=dg.AssetSelection.groups(spec.name),
-        description=f"Brings pipeline {spec.name!r} up to date, from its source to its release.",
-    )
-
-
-def _broken(path: Path, error: ConfigError) -> dg.AssetSpec:
-    name = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)
-    return dg.AssetSpec(
-        key=[name, "broken_pipeline_file"],
-        group_name=name,
-        kinds={"error"},
-        description=f"`{path.name}` is left out until it is mended:\n\n```\n{error}\n```",
+        resources={**RESOURCES, **resources},
     )

@@ -1,40 +1,39 @@
-"""Asset checks: what `steps/verify.py` finds, shown on the table and in the way of a wrong
+"""Asset checks: what the core finds in a new table, shown on the table and in the way of a wrong
 release."""
 
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.orchestration.assets import (
-    key,
-    provider_of,
-    readable_errors,
-    resource_keys,
-    step_context,
-)
+from embedding_pipelines.orchestration.assets import open_run
+from embedding_pipelines.orchestration.failures import readable_errors
+from embedding_pipelines.orchestration.metadata import asset_key
+from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
+from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.check import STRUCTURE
-from embedding_pipelines.quality.checks import wanted_checks
-from embedding_pipelines.quality.structure import verify
+from embedding_pipelines.quality.checks import enabled_checks
 from embedding_pipelines.releases import live_release, read_releases
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.vector_store import table_state
 
 
-def pipeline_checks(spec: PipelineSpec) -> list[dg.AssetChecksDefinition]:
-    return [_table_checks(spec), _release_check(spec)]
+def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefinition]:
+    return [_table_checks(spec, home), _release_check(spec, home)]
 
 
-def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
-    effects = wanted_checks(spec)
+def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
+    effects = enabled_checks(spec)
     texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
         dg.AssetCheckSpec(
             name,
-            asset=key(spec, "vector_store"),
+            asset=asset_key(spec, "vector_store"),
             blocking=effects.get(name, "block") == "block",
             description=text,
         )
@@ -42,24 +41,31 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     ]
 
     @dg.multi_asset_check(
-        name=f"{spec.name}_table_checks",
-        specs=specs,
-        can_subset=True,
-        required_resource_keys=resource_keys(spec),
+        name=f"{spec.name}_table_checks", specs=specs, can_subset=True, pool=spec.name
     )
-    def table_checks(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        step, started = step_context(context, spec), time.perf_counter()
-        with readable_errors(), step.folder.lock(), EmbeddingCache(step.warehouse.cache) as cache:
-            report, outcomes = verify(step, provider_of(context, spec), cache)
-        step.progress.finish(replace(report, seconds=time.perf_counter() - started))
-        selected = {chosen.name for chosen in context.selected_asset_check_keys}
+    def table_checks(
+        context: dg.AssetCheckExecutionContext,
+        warehouse: WarehouseResource,
+        model: ModelResource,
+        progress: dg.ResourceParam[Progress],
+    ) -> Iterator[dg.AssetCheckResult]:
+        started = time.perf_counter()
+        with readable_errors():
+            run = open_run(spec, home, warehouse, model, progress, context.log)
+            with run, run.folder.lock():
+                (report,) = step_named("checks").work(run, spec.partition_names)
+                record = current_checks(run)
+        assert record is not None
+        outcomes = record.checks
+        progress.finish(replace(report, seconds=time.perf_counter() - started))
+        selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in outcomes:
             if not outcome.passed and not any(other.blocks for other in outcomes):
-                step.progress.note(f"{outcome.name}: {outcome.sentence}")
+                progress.note(f"{outcome.name}: {outcome.sentence}")
             if outcome.name in selected:
                 yield dg.AssetCheckResult(
                     passed=outcome.passed,
-                    asset_key=key(spec, "vector_store"),
+                    asset_key=asset_key(spec, "vector_store"),
                     check_name=outcome.name,
                     severity=dg.AssetCheckSeverity.ERROR
                     if outcome.effect == "block"
@@ -71,27 +77,28 @@ def _table_checks(spec: PipelineSpec) -> dg.AssetChecksDefinition:
     return table_checks
 
 
-def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
+def _release_check(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         name="released_version_is_checked",
-        asset=key(spec, "release"),
-        description="The live release passed its checks; after a rollback it may be older than the newest one.",
-        required_resource_keys=resource_keys(spec),
+        asset=asset_key(spec, "release"),
+        description="The live release passed its checks; after a rollback it may be older than "
+        "the newest one.",
+        pool=spec.name,
     )
-    def released_version_is_checked(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        step = step_context(context, spec)
+    def released_version_is_checked(
+        context: dg.AssetCheckExecutionContext,
+        warehouse: WarehouseResource,
+        model: ModelResource,
+        progress: dg.ResourceParam[Progress],
+    ) -> dg.AssetCheckResult:
         with readable_errors():
-            live, newest = live_release(step.folder), read_releases(step.folder).releases[-1]
-        state, unproved = (
-            table_state(step),
-            [name for name in STRUCTURE if not live.checks.get(name)],
-        )
-        is_newest = state is not None and (newest.table, newest.version) == (
-            state.table,
-            state.version,
-        )
-        faults = [f"it did not pass {', '.join(unproved)}"] if unproved else []
-        faults += [] if is_newest else [f"the table has moved on since release {newest.number}"]
+            run = open_run(spec, home, warehouse, model, progress, context.log)
+            live, newest = live_release(run.folder), read_releases(run.folder).releases[-1]
+        state = table_state(run)
+        failed = [name for name in STRUCTURE if not live.checks.get(name)]
+        faults = [f"it did not pass {', '.join(failed)}"] if failed else []
+        if state is None or (newest.table, newest.version) != (state.table, state.version):
+            faults.append(f"the table has moved on since release {newest.number}")
         return dg.AssetCheckResult(
             passed=not faults,
             description=f"live: release {live.number}, {live.table} version {live.version}"
@@ -100,3 +107,25 @@ def _release_check(spec: PipelineSpec) -> dg.AssetChecksDefinition:
         )
 
     return released_version_is_checked
+
+
+def broken_file(path: Path, name: str, error: str) -> dg.Definitions:
+    """A pipeline file that cannot be read, as an asset with its error and a check that fails."""
+    key = dg.AssetKey([name, "pipeline_file"])
+    asset = dg.AssetSpec(
+        key,
+        group_name=name,
+        description=f"`{path.name}` is left out until it is corrected:\n\n```\n{error}\n```",
+        metadata={"path": dg.MetadataValue.path(path), "error": error},
+    )
+
+    @dg.asset_check(
+        name="is_valid", asset=key, description="The pipeline file was readable when it was loaded."
+    )
+    def is_valid() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(
+            passed=False,
+            description=f"{error}\nCorrect the file, then reload the definitions.",
+        )
+
+    return dg.Definitions(assets=[asset], asset_checks=[is_valid])

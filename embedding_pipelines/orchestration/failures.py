@@ -1,24 +1,21 @@
-"""Failures: how a step that went wrong is told, on the run's page and on the command line."""
+"""Failures: how a step that went wrong is reported, on the run's page and on the command line."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
-from dagster._core.errors import DagsterUserCodeProcessError
-from dagster._core.events import RunFailureReason
-from dagster_shared.error import SerializableErrorInfo
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
 
 
-class Refused(DagsterUserCodeProcessError, dg.Failure):
-    """An error that a user can mend: its sentence, no traceback and no retries.
-
-    Dagster shows an error that came over from another process as that process told it. That is the
-    one way to keep its own frames off the screen of somebody who has misspelt a column.
-    """
-
-    def __init__(self, error: EmbeddingPipelinesError) -> None:
-        told = SerializableErrorInfo(message=f"{error}\n", stack=[], cls_name=type(error).__name__)
-        super().__init__(str(error), user_code_process_error_infos=[told])  # type: ignore[no-untyped-call]
-        self.allow_retries = False
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """An error that the user can fix fails the step with its sentence, without retries."""
+    try:
+        yield
+    except EmbeddingPipelinesError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
 
 
 def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
@@ -26,33 +23,34 @@ def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     failures = (
         event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE
     )
-    reason = RunFailureReason.UNEXPECTED_TERMINATION
-    return any(failure.job_failure_data.failure_reason is reason for failure in failures)
+    reasons = (event.job_failure_data.failure_reason for event in failures)
+    return any(reason is not None and reason.name == "UNEXPECTED_TERMINATION" for reason in reasons)
 
 
 def problem_of(result: dg.ExecuteInProcessResult) -> str:
     """Why a run failed: a step's own sentence, else that of the checks that are in the way, else
     the exception that nobody expected, with the place to look."""
-    failed = [
+    checks = [
         f"{evaluation.check_name}: {evaluation.description}"
         for evaluation in result.get_asset_check_evaluations()
         if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     ]
-    if failed:
+    if checks:
         return "Checks stand in the way of the release:\n" + "\n".join(
-            f"  {line}" for line in failed
+            f"  {line}" for line in checks
         )
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data
             if failure.user_failure_data is not None and failure.user_failure_data.description:
                 return failure.user_failure_data.description
-            return f"Step {event.step_key!r} failed: {_unexpected(failure.error)} {_where(result.run_id)}"
+            reason = _unexpected(failure.error)
+            return f"Step {event.step_key!r} failed: {reason} {_where(result.run_id)}"
     last = [event.message for event in result.all_events if event.message][-1:]
     return f"{last[0] if last else 'No event says why.'} {_where(result.run_id)}"
 
 
-def _unexpected(error: SerializableErrorInfo | None) -> str:
+def _unexpected(error: Any) -> str:
     """Type, message and place of the exception that Dagster wrapped."""
     if error is None:
         return "no reason is on record."
@@ -63,4 +61,7 @@ def _unexpected(error: SerializableErrorInfo | None) -> str:
 
 
 def _where(run_id: str) -> str:
-    return f"This should not happen. The whole traceback is in the log of run {run_id}: `dagster dev` shows it."
+    return (
+        "This should not happen. The whole traceback is in the log of run "
+        f"{run_id}: `dagster dev` shows it."
+    )

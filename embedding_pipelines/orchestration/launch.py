@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import write_json
-from embedding_pipelines.home import instance_folder
-from embedding_pipelines.orchestration.assets import key, turn_key
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
+from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.orchestration.resources import WarehouseResource
+from embedding_pipelines.orchestration.resources import LockedWarehouseResource
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -45,12 +44,8 @@ def run_pipeline(
         open_instance(home) as instance,
     ):
         _end_dead_runs(instance, home, spec)
-        resources = {
-            "progress": progress,
-            "warehouse": WarehouseResource(folder=str(home)),
-            turn_key(spec): dg.ResourceDefinition.none_resource(),  # the lock is held already
-        }
-        job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
+        resources = {"progress": progress, "warehouse": LockedWarehouseResource()}
+        job = pipeline_definitions([spec], home, **resources).resolve_job_def(spec.name)
         tags = {**all_partitions(spec), **NO_RETRIES, HOME_TAG: str(home)}
         forced = (
             {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}}
@@ -63,9 +58,9 @@ def run_pipeline(
                 tags=tags,
                 raise_on_error=False,
                 run_config={**QUIET, **forced},
-                asset_selection=[key(spec, "release")] if force_reason else None,
+                asset_selection=[asset_key(spec, "release")] if force_reason else None,
             )
-        except (KeyboardInterrupt, DagsterExecutionInterruptedError) as error:
+        except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             _end_dead_runs(instance, home, spec)  # this one
             raise KeyboardInterrupt from error
         if was_interrupted(result):

@@ -1,49 +1,93 @@
 """Metadata: a step's report as Dagster shows it; what is numeric is plotted over runs."""
 
-import base64
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
-from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.releases import read_releases
-from embedding_pipelines.report.page import read_history, spectrum
-from embedding_pipelines.report.plots import figures
-from embedding_pipelines.storage.warehouse import PipelineFolder
-
-ROWS = {  # the fact of a step that counts its rows
-    "documents": "documents",
-    "chunks": "chunks",
-    "embeddings": "vectors",
-    "vector_store": "rows",
-    "release": "rows",
-}
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.storage.warehouse import Shards
 
 
-def asset_metadata(report: StepReport) -> dict[str, Any]:
-    """A report's statistics, with the number of rows where Dagster looks for it."""
-    rows = ROWS.get(report.step)
-    statistics = {name: value for name, value in report.statistics.items() if name != rows}
-    count = {"dagster/row_count": report.statistics[rows]} if rows else {}
-    return {**count, **statistics, "seconds": round(report.seconds, 3), "changed": report.changed}
+def asset_key(spec: PipelineSpec, name: str) -> dg.AssetKey:
+    return dg.AssetKey([spec.name, name])
 
 
-def pictures(folder: PipelineFolder) -> dict[str, dg.MarkdownMetadataValue]:
-    """The charts of the report on the newest release, as Markdown that holds them."""
-    codec = CodecChain.load(folder.codecs / read_releases(folder).releases[-1].codec)
-    drawn = figures(read_history(folder), read_json(folder.tuning), *spectrum(codec))
+def asset_inputs(step: Step) -> list[str]:
+    """The assets that a step reads: checks are none, so what they check stands for them."""
+    names: list[str] = []
+    for name in step.inputs:
+        other = step_named(name)
+        names += [name] if other.is_asset else asset_inputs(other)
+    return names
+
+
+def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
+    """A report's statistics, the number of rows where Dagster looks for it, and where the data
+    is."""
+    counter = step.row_statistic
+    statistics = {name: value for name, value in report.statistics.items() if name != counter}
+    rows = {"dagster/row_count": report.statistics[counter]} if counter else {}
+    timing = {"seconds": round(report.seconds, 3), "changed": report.changed}
+    return {**rows, **statistics, **timing, **_links(step, report, run)}
+
+
+def data_version(step: Step, run: Run, names: Sequence[str], report: StepReport) -> dg.DataVersion:
+    """The version of what the step made: a digest over its shards, or what identifies its data."""
+    shards = getattr(run.folder, step.name, None)
+    if isinstance(shards, Shards):
+        manifests = [shards.manifest(partition) for partition in names]
+        parts = [manifest.digest for manifest in manifests if manifest is not None]
+    else:
+        parts = [str(report.statistics[name]) for name in step.identity]
+    return dg.DataVersion(fingerprint(*parts))
+
+
+def table_columns(steps: Sequence[Step], step: Step, spec: PipelineSpec) -> dict[str, Any]:
+    """The columns of a step that has rows, and which columns of its inputs they come from."""
+    schema = step.columns(spec)
+    if schema is None:
+        return {}
+    inputs = [
+        (asset_key(spec, other.name), set(columns.names))
+        for other in steps
+        if other.name in step.inputs and (columns := other.columns(spec)) is not None
+    ]
+    lineage = {}
+    for column in schema.names:
+        origin = step.lineage.get(column, column)
+        keys = [key for key, names in inputs if origin in names]
+        lineage[column] = [dg.TableColumnDep(key, origin) for key in keys]
     return {
-        title: dg.MetadataValue.md(
-            f"![{title}](data:image/png;base64,{base64.b64encode(picture).decode()})"
-        )
-        for title, picture in drawn.items()
+        "dagster/column_schema": column_schema(schema),
+        "dagster/column_lineage": dg.TableColumnLineage(lineage),
     }
 
 
-def column_schema(fields: Iterable[pa.Field]) -> dg.TableSchema:
-    """An Arrow schema as Dagster's table of columns."""
-    return dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in fields])
+def column_schema(schema: pa.Schema) -> dg.TableSchema:
+    """An Arrow schema as Dagster's table of columns. How long a vector is, and of which numbers,
+    is known only when the model is open."""
+    types = {field.name: "vector" if field.name == VECTOR else str(field.type) for field in schema}
+    return dg.TableSchema([dg.TableColumn(name, kind) for name, kind in types.items()])
+
+
+def _links(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
+    """Where the shards, the table and the report are."""
+    shards = getattr(run.folder, step.name, None)
+    links: dict[str, Any] = {}
+    if isinstance(shards, Shards):
+        links["dagster/uri"] = shards.folder.as_uri()
+    if "table" in report.statistics:
+        links["dagster/table_name"] = report.statistics["table"]
+        links["dagster/uri"] = run.warehouse.tables.as_uri()
+    if "release" in report.statistics:
+        page = run.warehouse.root / "reports" / f"{run.spec.name}.html"
+        command = f"`embedding-pipelines report {run.spec.name}` writes {page}"
+        links["report"] = dg.MetadataValue.path(page) if page.exists() else command
+    return links

@@ -1,7 +1,6 @@
-"""Partitions: the partitions of a pipeline, and how a run is told to take all of them at once."""
+"""Partitions: those of a pipeline, and how a run is told to take all of them at once."""
 
 import dagster as dg
-from dagster import AssetExecutionContext
 
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
@@ -15,8 +14,3 @@ def partitions(spec: PipelineSpec) -> dg.StaticPartitionsDefinition:
 def all_partitions(spec: PipelineSpec) -> dict[str, str]:
     """Tags of a run over every partition; with `single_run` policies the whole chain is one run."""
     return {RANGE_START: spec.partition_names[0], RANGE_END: spec.partition_names[-1]}
-
-
-def partition_keys(context: AssetExecutionContext) -> list[str]:
-    """The partitions that this run is to do, in order."""
-    return sorted(context.partition_keys)

@@ -1,81 +1,108 @@
-"""Resources: the core's providers, warehouse and progress, as Dagster configures and shows them,
-and a run's turn on its pipeline."""
+"""Resources that all pipelines share: the warehouse, the model of a run, and a run's progress.
+
+They are defined once, so that any number of components in one project use the same objects.
+"""
 
 import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from embedding_pipelines.errors import BusyError, ConfigError
-from embedding_pipelines.home import home
-from embedding_pipelines.plugins import parse
 from embedding_pipelines.progress import Progress, StepReport
-from embedding_pipelines.providers.base import Provider
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 LOG_SECONDS = 10.0  # between two lines of progress in a run's log
 
 
-class ProviderResource(dg.ConfigurableResource[Provider]):
-    """An embedding provider: its kind, and its options as in a pipeline file. Both can be
-    overridden per run."""
+class WarehouseResource(dg.ConfigurableResource[Any]):
+    """The warehouse below a home folder, and the locks that one run holds in it."""
 
-    kind: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    folder: str = Field(default="", description="The home folder; empty: that of the definitions.")
+    _locks: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
+    _pipelines: set[Path] = PrivateAttr(default_factory=set)
 
-    @classmethod
-    def of(cls, provider: Provider) -> "ProviderResource":
-        """The resource that makes an equal provider."""
-        options = provider.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)
-        return cls(kind=provider.kind, options=options)
+    def open(self, home: Path) -> Warehouse:
+        """The warehouse; `home` is the home folder of the definitions."""
+        return Warehouse(Path(self.folder) if self.folder else home)
 
-    def create_resource(self, context: dg.InitResourceContext) -> Provider:
-        """Raises ConfigError for wrong options, without what stands in them: it may be a key."""
+    def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
+        """Wait until no other run is at work on the pipeline, then keep others out until this run
+        ends.
+
+        Pools make runs wait in Dagster's queue. This lock is for runs that do not come from there
+        (the command line, `dg launch`): between the steps of another run, a step would meet
+        partitions of which only half is done.
+        """
+        if pipeline.folder in self._pipelines:
+            return
         try:
-            provider: Provider = parse("providers", Provider, {"kind": self.kind, **self.options})
+            self._locks.enter_context(pipeline.lock("run", timeout_seconds=0))
+        except BusyError:
+            log.info(f"Waiting for the run of pipeline {pipeline.folder.name!r} that is under way.")
+            self._locks.enter_context(pipeline.lock("run"))
+        self._pipelines.add(pipeline.folder)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        self._locks.close()
+
+
+class LockedWarehouseResource(WarehouseResource):
+    """The warehouse for a process that holds the pipeline's lock already."""
+
+    def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
+        pass
+
+
+class ModelResource(dg.ConfigurableResource[Any]):
+    """The embedding model of a run: the pipeline's own, unless the launchpad names another."""
+
+    kind: str = Field(
+        default="", description="The provider for this run; empty: that of the pipeline's file."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The provider's options, as in a pipeline file. Without a kind they change "
+        "single options of the file's model.",
+    )
+
+    _models: dict[str, EmbeddingModel] = PrivateAttr(default_factory=dict)
+
+    def choose(self, spec: PipelineSpec) -> ProviderOptions:
+        """The options of this run's model.
+
+        Raises ConfigError for wrong options, without their values: one may be a key.
+        """
+        if not self.kind and not self.options:
+            return spec.model
+        model = {} if self.kind else spec.model.model_dump(mode="json", exclude_defaults=True)
+        model = {**model, "kind": self.kind or spec.model.kind, **self.options}
+        try:
+            return PipelineSpec.model_validate({**dict(spec), "model": model}).model
         except ValidationError as error:
-            wrong = "; ".join(
+            problems = "; ".join(
                 f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()
             )
             raise ConfigError(
-                f"The options of provider {self.kind!r} are wrong: {wrong}."
+                f"The run's model for pipeline {spec.name!r} is wrong: {problems}. "
+                "Correct `resources: model: config:` in the launchpad."
             ) from None
-        return provider
 
+    def open(self, options: ProviderOptions, home: Path, folder: Path) -> EmbeddingModel:
+        """The live model of these options, one for all steps of the run; closed when it ends."""
+        key = f"{folder} {options.model_dump_json()}"
+        if key not in self._models:
+            self._models[key] = options.open(home, folder)
+        return self._models[key]
 
-class WarehouseResource(dg.ConfigurableResource[Warehouse]):
-    """The warehouse below a home folder (empty: EMBEDDING_PIPELINES_HOME, else the current
-    directory)."""
-
-    folder: str = ""
-
-    def create_resource(self, context: dg.InitResourceContext) -> Warehouse:
-        return Warehouse(Path(self.folder) if self.folder else home())
-
-
-class TurnResource(dg.ConfigurableResource[None]):
-    """A run's turn: runs of one pipeline, whoever started them, come one after the other. In the
-    middle of another run the steps of this one would find partitions of which only half is done."""
-
-    pipeline: str
-
-    @contextlib.contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[None]:
-        folder = Warehouse(home()).pipeline(self.pipeline)
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(folder.lock("run", timeout_seconds=0))
-            except BusyError:
-                assert context.log is not None
-                context.log.info(
-                    f"Waiting for the run of pipeline {self.pipeline!r} that is under way."
-                )
-                held.enter_context(folder.lock("run"))
-            yield
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        for model in self._models.values():
+            model.close()
 
 
 class LogProgress:
@@ -95,14 +122,20 @@ class LogProgress:
 
     def finish(self, report: StepReport) -> None:
         statistics = ", ".join(f"{name}: {value}" for name, value in report.statistics.items())
-        self._log.info(
-            f"{report.step} {'done' if report.changed else 'unchanged'} ({report.seconds:.1f} s): {statistics}"
-        )
+        state = "done" if report.changed else "unchanged"
+        self._log.info(f"{report.step} {state} ({report.seconds:.1f} s): {statistics}")
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):
-    """Where steps say how far they are: the run's log. The command line puts its bar here."""
+    """Where steps report their progress: the run's log. The command line puts its bar here."""
 
     def create_resource(self, context: dg.InitResourceContext) -> Progress:
         assert context.log is not None
         return LogProgress(context.log)
+
+
+RESOURCES: dict[str, Any] = {
+    "warehouse": WarehouseResource(),
+    "model": ModelResource(),
+    "progress": ProgressResource(),
+}

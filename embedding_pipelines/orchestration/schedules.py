@@ -1,15 +1,30 @@
-"""Schedules: one per pipeline that asks for it; each run takes all partitions."""
+"""Schedules: one per pipeline that asks for it, and how fresh that keeps its release."""
+
+from datetime import timedelta
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
+NAMED = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+}
+# The longest time between two runs if a field of the schedule, in its order, names some values only.
+LONGEST = (
+    timedelta(hours=1),
+    timedelta(days=1),
+    timedelta(days=31),
+    timedelta(days=366),
+    timedelta(days=7),
+)
 
-def pipeline_schedule(
-    spec: PipelineSpec, job: UnresolvedAssetJobDefinition
-) -> dg.ScheduleDefinition | None:
+
+def pipeline_schedule(spec: PipelineSpec) -> dg.ScheduleDefinition | None:
     """The schedule that the pipeline file asks for; it runs as soon as a daemon does, as the file
     says so."""
     if spec.schedule is None:
@@ -17,7 +32,7 @@ def pipeline_schedule(
 
     @dg.schedule(
         name=f"{spec.name}_schedule",
-        job=job,
+        job_name=spec.name,
         cron_schedule=spec.schedule,
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description=f"Brings {spec.name!r} up to date at {spec.schedule!r}.",
@@ -28,3 +43,15 @@ def pipeline_schedule(
         )
 
     return schedule
+
+
+def freshness(spec: PipelineSpec) -> dg.FreshnessPolicy | None:
+    """One scheduled run in a row without a release warns, two fail."""
+    if spec.schedule is None:
+        return None
+    fields = NAMED.get(spec.schedule.strip(), spec.schedule).split()
+    longest = max(
+        (span for span, field in zip(LONGEST, fields, strict=True) if field not in ("*", "?")),
+        default=timedelta(minutes=1),
+    )
+    return dg.FreshnessPolicy.time_window(fail_window=longest * 2.5, warn_window=longest * 1.5)

@@ -1,34 +1,35 @@
 """Sensors: each pipeline has one that sees new, changed and deleted files and asks for one run; a
-pipeline whose provider answers later has another, that asks for one when a batch has ended.
+pipeline whose provider answers later has another, that asks for one when a batch job has ended.
 
 `changed` is the whole logic of the first, a pure function; the sensor only lists files and passes
-on what it says.
+on its answer.
 """
 
 import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import dagster as dg
-from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from embedding_pipelines.embedding.batch_jobs import Batches
-from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
-from embedding_pipelines.home import home
+from embedding_pipelines.orchestration.assets import SOURCE
+from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.resources import WarehouseResource
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.chain import StepContext
-from embedding_pipelines.steps.documents import known_files
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.steps.documents import read_files
 
 TICK_SECONDS = 30
-AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batches
-BATCH_TICK_SECONDS = 60  # a batch takes minutes to hours
+AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batch jobs
+BATCH_TICK_SECONDS = 60  # a batch job takes minutes to hours
 SHOWN_FILES = 5
+DATA_VERSION_TAG = "dagster/data_version"
 
 Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
 
@@ -66,9 +67,9 @@ def changed(
 
     The cursor remembers for what a run was last asked, and how many were asked for: the same files
     with the same settings ask once, even if that run fails; files that go and come back ask again,
-    and so does a mended pipeline file.
+    and so does a corrected pipeline file.
     """
-    asked, count = json.loads(cursor) if cursor else (None, 0)
+    last, count = json.loads(cursor) if cursor else (None, 0)
     new = sorted(listing.keys() - read.keys())
     deleted = sorted(read.keys() - listing.keys())
     modified = sorted(
@@ -77,74 +78,90 @@ def changed(
     changes = Changes(new, modified, deleted)
     if changes.is_empty:
         return changes, json.dumps([None, count])
-    wanted = digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
-    if wanted == asked:
-        return changes, json.dumps([asked, count])
-    return replace(changes, run_key=f"{wanted}:{count + 1}"), json.dumps([wanted, count + 1])
+    version = listing_version(listing, settings)
+    if version == last:
+        return changes, json.dumps([last, count])
+    return replace(changes, run_key=f"{version}:{count + 1}"), json.dumps([version, count + 1])
 
 
-def pipeline_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    """Asks for one run over all partitions when the source's files differ from those last read."""
+def listing_version(listing: Listing, settings: str = "") -> str:
+    """A digest of the files' names, sizes and times, and of the options they are read with."""
+    return digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
+
+
+def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
+    """Asks for one run over all partitions when the source's files differ from those last read,
+    and reports those files as the source's new version."""
 
     @dg.sensor(
         name=f"{spec.name}_source_sensor",
-        job=job,
+        job_name=spec.name,
         minimum_interval_seconds=TICK_SECONDS,
-        description=f"Asks for one run of {spec.name!r} when files of its source are new, changed or deleted.",
+        description=f"Asks for one run of {spec.name!r} when files of its source are new, changed "
+        "or deleted.",
     )
-    def source_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        warehouse = Warehouse(home())
+    def source_sensor(
+        context: dg.SensorEvaluationContext, warehouse: WarehouseResource
+    ) -> dg.SensorResult:
+        run = Run(spec, warehouse.open(home))
         try:
-            files = spec.source.files(warehouse.home)
-            known = known_files(StepContext(spec, warehouse))
+            files = spec.source.files(run.warehouse.home)
+            record = read_files(run)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = {file.name: file.stamp for file in files}
-        read = {name: tuple(statistics.stamp) for name, statistics in known.items()}
+        read = {name: tuple(statistics.stamp) for name, statistics in record.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
             asked = "" if changes.is_empty else "; a run was asked for already"
             return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
-        return dg.SensorResult(run_requests=[request], cursor=cursor)
+        observation = dg.AssetObservation(
+            asset_key(spec, SOURCE),
+            description=str(changes),
+            metadata={
+                "files": len(files),
+                "size_bytes": sum(file.size_bytes for file in files),
+                "new": len(changes.new),
+                "changed": len(changes.changed),
+                "deleted": len(changes.deleted),
+            },
+            tags={DATA_VERSION_TAG: listing_version(listing)},
+        )
+        return dg.SensorResult(run_requests=[request], asset_events=[observation], cursor=cursor)
 
     return source_sensor
 
 
-def batch_sensor(spec: PipelineSpec, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     """Asks for a run when texts that were with the service have come back."""
 
     @dg.sensor(
         name=f"{spec.name}_batch_sensor",
-        job=job,
+        job_name=spec.name,
         minimum_interval_seconds=BATCH_TICK_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,  # the pipeline file asks for it
         description=f"Asks for a run of {spec.name!r} when a batch of its texts has been embedded.",
     )
-    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        warehouse = Warehouse(home())
-        marker, nothing = warehouse.pipeline(spec.name).waiting, "no text is with the service"
+    def sensor(
+        context: dg.SensorEvaluationContext, warehouse: WarehouseResource
+    ) -> dg.SensorResult:
+        opened = warehouse.open(home)
+        marker, nothing = opened.pipeline(spec.name).batch_jobs, "No batch job is running."
         if not marker.exists():
             return dg.SensorResult(skip_reason=nothing)
         try:
             # Within the lock nobody replaces or removes the marker.
-            with (
-                warehouse.batches_lock(timeout_seconds=0),
-                EmbeddingCache(warehouse.cache) as cache,
-            ):
+            with opened.batch_jobs_lock(timeout_seconds=0), Run(spec, opened) as run:
                 mine = set((read_json(marker) or {"batches": []})["batches"])
                 if not mine:
                     return dg.SensorResult(skip_reason=nothing)
-                service = spec.model.batches()
-                batches = Batches(
-                    warehouse.batches, spec.model, service, cache, "document", tries=1
-                )
-                collected = mine - {
-                    batch.tag for batch in batches.on_record()
-                }  # by another pipeline's run
-                ready = sorted({*collected, *batches.ended()})
-                reason = "" if ready else str(batches.waiting())
+                jobs = BatchJobs(opened.batch_jobs, run.model, run.cache, "document", attempts=1)
+                # Those that another pipeline's run has collected are on record no more.
+                collected = mine - {job.tag for job in jobs.jobs()}
+                ready = sorted({*collected, *jobs.finished()})
+                reason = "" if ready else str(jobs.running())
                 # Dagster starts one run per key: if that one failed, it is asked for again after a
                 # while.
                 again = int((time.time() - marker.stat().st_mtime) / AGAIN_SECONDS)

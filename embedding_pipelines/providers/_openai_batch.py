@@ -29,7 +29,7 @@ PAGE, PAGES = 100, 10  # batches that are looked through for a tag; the newest c
 FILE_BYTES = 200_000_000  # of a batch of embeddings, as the guide states it
 READ_BYTES = 1 << 20  # of a result at a time; one of 50,000 texts has hundreds of megabytes
 REMEDY = (
-    "If it is gone for good, delete its record below data/warehouse/batches: its texts are then "
+    "If it is gone for good, delete its record below data/warehouse/batch_jobs: its texts are then "
     "sent again."
 )
 

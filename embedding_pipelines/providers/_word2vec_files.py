@@ -17,13 +17,13 @@ import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import damage_error
 from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import file_sha256
@@ -102,17 +102,6 @@ def load_vectors(path: Path) -> WordVectors:
     except (OSError, ValueError) as error:
         raise damage_error(cache, error) from error
     return WordVectors(path, sha256, {word: row for row, word in enumerate(words)}, vectors)
-
-
-def import_gensim(module: str) -> Any:
-    """A module of gensim; ConfigError if gensim is not installed."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"word2vec: this needs gensim, which cannot be imported ({error}). "
-            "Install it: pip install 'embedding-pipelines[word2vec]'"
-        ) from error
 
 
 def _fill(cache: Path, path: Path) -> None:
@@ -222,7 +211,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
-    import_gensim("gensim.models.keyedvectors")
+    need("gensim.models.keyedvectors", "word2vec")
     try:
         with _open(path) as file:
             table = _Unpickler(file).load()

@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.extras import need
 from embedding_pipelines.files import draft_beside, replacing
-from embedding_pipelines.providers._word2vec_files import import_gensim
 from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 
 
@@ -38,7 +38,7 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
     reads. Memory is bounded by the number of different words. Raises SourceError if no word is
     frequent enough.
     """
-    word2vec = import_gensim("gensim.models.word2vec")
+    word2vec = need("gensim.models.word2vec", "word2vec")
     with replacing(path) as draft, draft_beside(path) as corpus:
         count = _write_words(texts, corpus)
         model = word2vec.Word2Vec(

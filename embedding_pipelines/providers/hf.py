@@ -140,8 +140,10 @@ class HfModel(EmbeddingModel):
     @once
     def _engine(self) -> Engine:
         from embedding_pipelines.inference.encoder import Engine
+        from embedding_pipelines.inference.openvino import load
         from embedding_pipelines.inference.weights import model_folder
 
+        load()  # before a model is downloaded that nothing here could run
         options = self.options
         return Engine(
             model_folder(options.model, options.revision, self._home),

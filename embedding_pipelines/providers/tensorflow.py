@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.extras import need
 from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers.base import (
@@ -183,13 +183,7 @@ def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -
 
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr else
-    try:
-        return import_module("tensorflow")
-    except ImportError as error:
-        raise ConfigError(
-            f"tensorflow: the package tensorflow cannot be imported ({error}). "
-            "Install it: pip install 'embedding-pipelines[tensorflow]'"
-        ) from error
+    return need("tensorflow", "tensorflow")
 
 
 def _folder_sha256(folder: Path) -> str:

@@ -158,6 +158,6 @@ class Word2vecModel(TrainableModel):
         if path is None or (self.options.train is not None and not path.is_file()):
             raise ConfigError(
                 "word2vec: the vectors are trained on the pipeline's own texts, which has not been "
-                "done. Run the pipeline's `model` step, or name a file of vectors with `vectors`."
+                "done. Run the pipeline's `train` step, or name a file of vectors with `vectors`."
             )
         return load_vectors(path)

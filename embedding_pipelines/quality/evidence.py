@@ -100,7 +100,7 @@ class Candidate(Evidence):
         later."""
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
-        space = self.run.model.space.compressed(self.codec.id)
+        space = self.run.model.space.with_codec(self.codec.id)
         return space == self.live.space and search_alike(self.run.spec, self.live.spec)
 
     def embed(self, texts: Sequence[str], input_type: InputType, use_cache: bool = True) -> Vectors:
@@ -237,7 +237,7 @@ def _read_table(candidate: Candidate) -> None:
     width = table.schema(candidate.version).field(VECTOR).type.list_size
     fits = width == code_width(codec.dimensions, codec.dtype)
     exact: ExactSearch | None = None
-    if candidate.has_index and codec.copy is None and len(first) and fits:
+    if candidate.has_index and codec.rescoring_codec is None and len(first) and fits:
         exact = ExactSearch(as_numbers(codec, as_queries(codec, first)), TIES * K)
     chosen = pa.array(list(candidate.texts), pa.string())
     rejected = {name.rpartition("#")[0] for name in candidate.rejected}
@@ -301,7 +301,7 @@ def _search_known_items(candidate: Candidate) -> None:
 
 def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
     """The score that a search would give each document float32[n, d] for its query."""
-    copies = codec.encode_copies(documents)
+    copies = codec.encode_rescoring(documents)
     if copies is not None:
         return np.array(
             [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.embedding.embed import count_tokens
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.run import Run
@@ -139,6 +140,7 @@ def read_qrels(run: Run) -> Qrels | None:
     options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
         return None
+    need("ir_measures", "evaluation")  # before a run pays for what it could not measure
     relevance: dict[str, dict[str, int]] = {}
     for query, document, score in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
         grade = _number(score, options.qrels)

@@ -10,12 +10,13 @@ is taken from it.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_pipelines.extras import need
 from embedding_pipelines.vectors import Vectors, unit
 
 MAX_POINTS = 50_000  # of 384 dimensions: UMAP takes 84 s of processor time, on one core; a browser draws them smoothly
@@ -144,9 +145,7 @@ def _fitted(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
         warnings.simplefilter(
             "ignore"
         )  # at import about TensorFlow; later about points with no neighbour but their like
-        from umap import UMAP
-
-        model: Any = UMAP(
+        model = need("umap", "report").UMAP(
             n_neighbors=NEIGHBOURS,
             metric="cosine",
             init=(plane + jitter).astype(np.float32),

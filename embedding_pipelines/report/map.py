@@ -128,7 +128,7 @@ def _placed(
 ) -> Layout:
     """Where the points are: where they were before, as far as that is known. The layout is kept for
     the next map."""
-    path = folder.folder / "maps" / f"{release.space.compressed(None).id[:16]}.parquet"
+    path = folder.folder / "maps" / f"{release.space.with_codec(None).id[:16]}.parquet"
     before, ids = _kept(path), points.ids
     if needs_fit(ids, before):
         progress.note(
@@ -206,7 +206,7 @@ def _known(path: Path, release: Release, texts: Sequence[str]) -> Iterator[tuple
     """Queries with their vectors, of those that the cache knows."""
     if not path.exists():
         return
-    space = release.space.compressed(None)
+    space = release.space.with_codec(None)
     keys = {EmbeddingCache.key(space.id, "query", text): text for text in texts}
     with EmbeddingCache(path) as cache:
         vectors: Mapping[bytes, Vectors] = cache.get_many(list(keys), space.dimensions)

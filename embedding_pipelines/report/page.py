@@ -5,24 +5,23 @@ It holds everything it shows and asks no network. What it says is read from the 
 is measured, no provider is called, and no pipeline file is needed.
 """
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.compression.base import CodecChain, as_options, describe_chain
 from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.extras import need
 from embedding_pipelines.files import read_json, write_atomic
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import Release, live_release, read_releases
+from embedding_pipelines.report.charts import ABSENT, SIZE, charts, describe_search
 from embedding_pipelines.report.map import map_of
-from embedding_pipelines.report.pareto import described, searched
-from embedding_pipelines.report.plots import ABSENT, SIZE, figures
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SLIGHT = 0.001  # of a measure: a change that is not worth a word
@@ -55,14 +54,17 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     codec = CodecChain.load(folder.codecs / release.codec)
     progress.update("report", 0, release.rows, "rows")
     shown = map_of(warehouse, release, codec, progress)
-    history, tuning = read_history(folder), read_json(folder.tuning)
-    pictures = figures(history, tuning, *spectrum(codec), form="svg")
+    history, tuning = read_history(folder), read_json(folder.optimization)
+    figures = {
+        title: figure.to_dict()
+        for title, figure in charts(history, tuning, *_spectrum(codec)).items()
+    }
     page = _render(
         release=release,
         statistics=_statistics(warehouse, release, codec),
         metrics=_metrics(release, history),
         checks=_checks(release),
-        charts={title: _shown(pictures.get(title)) for title in ABSENT},
+        charts=figures,
         absent=ABSENT,
         size=SIZE,
         tuning=_tuning(tuning),
@@ -72,7 +74,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     write_atomic(path, page)
     points, queries = len(shown["x"]), len(shown["queries"]["x"])
     return Report(
-        path, name, release.number, release.rows, points, queries, list(pictures), len(page)
+        path, name, release.number, release.rows, points, queries, list(figures), len(page)
     )
 
 
@@ -96,7 +98,7 @@ def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
     return found
 
 
-def spectrum(codec: CodecChain) -> tuple[Any, int | None]:
+def _spectrum(codec: CodecChain) -> tuple[Any, int | None]:
     """The share of energy of every principal direction, float32[d], and how many the codec keeps;
     None without PCA."""
     return next(
@@ -109,12 +111,7 @@ def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> di
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
     kept = [str(entry.number) for entry in read_releases(folder).releases]
     stored, plain = codec.bytes_per_vector, 4 * space.dimensions
-    chain = described(
-        [
-            {"kind": choice.kind, **choice.model_dump(exclude_defaults=True)}
-            for choice in spec.compression
-        ]
-    )
+    chain = describe_chain(as_options(spec.compression))
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
     prompts = ", ".join(
         f"{input_type}: {prompt!r}" for input_type, prompt in space.prompts.items() if prompt
@@ -208,8 +205,8 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
     )
     rows = [
         {
-            "chain": described(point["compression"]),
-            "index": searched(point),
+            "chain": describe_chain(point["compression"]),
+            "index": describe_search(point),
             "bytes": f"{point['bytes_per_vector']:,.0f}",
             "figures": [_figure(point.get(name)) for name in names],
             "chosen": bool(point.get("chosen")),
@@ -219,21 +216,11 @@ def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {**tuning, "rows": rows, "measured": len(tuning["points"])}
 
 
-def _shown(picture: bytes | None) -> str | None:
-    return (
-        None
-        if picture is None
-        else f"data:image/svg+xml;base64,{base64.b64encode(picture).decode()}"
-    )
-
-
 def _render(**values: Any) -> bytes:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    script = need("plotly.offline", "report").get_plotlyjs()
+    jinja2 = need("jinja2", "report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {
         "ensure_ascii": False,
@@ -241,4 +228,5 @@ def _render(**values: Any) -> bytes:
         "separators": (",", ":"),
     }
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(**values, plotly=Markup(get_plotlyjs())).encode()
+    page: str = template.render(**values, plotly=script)
+    return page.encode()

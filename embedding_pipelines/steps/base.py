@@ -1,14 +1,24 @@
 """A step of the chain: whether it is up to date, and how it is brought up to date."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from embedding_pipelines.progress import StepReport, summed
+from embedding_pipelines.progress import StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a user may say for one run of a step."""
+
+    name: str
+    default: bool | str
+    description: str
 
 
 class Step(ABC):
@@ -22,6 +32,9 @@ class Step(ABC):
     description: ClassVar[str]
     sentence: ClassVar[str]  # what it did, in a line: a format string over its statistics
     row_statistic: ClassVar[str | None] = None  # the statistic that counts its rows
+    identity: ClassVar[tuple[str, ...]] = ()  # statistics that tell its versions apart
+    lineage: ClassVar[Mapping[str, str]] = {}  # column -> the input's column, if named otherwise
+    options: ClassVar[tuple[Option, ...]] = ()
 
     def applies(self, spec: PipelineSpec) -> bool:
         """Whether the pipeline has this step at all."""
@@ -30,6 +43,10 @@ class Step(ABC):
     def kinds(self, spec: PipelineSpec) -> set[str]:
         """Technologies that Dagster shows on the asset."""
         return {"python"}
+
+    @abstractmethod
+    def configuration(self, spec: PipelineSpec) -> str:
+        """Fingerprint of the options that decide its data."""
 
     def columns(self, spec: PipelineSpec) -> pa.Schema | None:
         """The schema of what it writes, where it is known before it runs."""
@@ -48,8 +65,7 @@ class Step(ABC):
     ) -> Iterator[StepReport]:
         """Bring it up to date; one report, or one per partition as each is committed.
 
-        `options` are the step's own, as Dagster's launchpad gives them. The pipeline's lock is
-        held.
+        `options` are values of the step's own `options`, by name. The pipeline's lock is held.
         """
 
     def whole(self, run: Run) -> StepReport | None:
@@ -58,4 +74,4 @@ class Step(ABC):
             return self.current(run)
         reports = [self.current(run, partition) for partition in run.spec.partition_names]
         done = [report for report in reports if report is not None]
-        return summed(self.name, done) if len(done) == len(reports) else None
+        return sum_reports(self.name, done) if len(done) == len(reports) else None

@@ -21,12 +21,12 @@ from embedding_pipelines.quality.evidence import Candidate
 from embedding_pipelines.quality.queries import evaluation_files
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.spec.pipeline import fingerprint
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
-from embedding_pipelines.steps.documents import known_files
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
-from embedding_pipelines.storage.warehouse import parsed
+from embedding_pipelines.storage.warehouse import parse_state
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,9 @@ class Checks(Step):
     is_asset = False
     description = "Structure of the newest table version, and its quality in figures."
     sentence = "{passed:,} of {checks:,} passed"
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.evaluation)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         record = current_checks(run)
@@ -86,7 +89,7 @@ def run_checks(run: Run) -> CheckRecord:
         version=state.version,
         rows=state.rows,
         has_index=state.trained_rows > 0,
-        source_rows=sum(file.rows for file in known_files(run).values()),
+        source_rows=sum(file.rows for file in read_files(run).values()),
         live=releases.get(releases.live),
         budget=BudgetTracker.of(run.spec.budget, run.spec.model),
     )
@@ -98,7 +101,7 @@ def run_checks(run: Run) -> CheckRecord:
 
 def read_checks(run: Run) -> CheckRecord | None:
     """The outcomes of the last checks, whatever they were of; None if there are none."""
-    record = parsed(CheckRecord, read_json(run.folder.checks))
+    record = parse_state(CheckRecord, read_json(run.folder.checks))
     if record is None:
         return None
     checks = [Outcome(**check) for check in record.checks]  # type: ignore[arg-type]

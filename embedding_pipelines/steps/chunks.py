@@ -3,9 +3,9 @@
 A document that has not changed keeps its chunks; only new and changed ones are cut again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +27,13 @@ class Chunks(Step):
     description = "Cleaned text, cut to what the model can take, with exact character offsets."
     sentence = "{chunks}, {tokens}, {empty}"
     row_statistic = "chunks"
+    lineage: ClassVar[Mapping[str, str]] = {
+        "chunk_id": "document_id",
+        **dict.fromkeys(("start", "end", "tokens", "truncated", "chunk_digest"), "text"),
+    }
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.preprocessing.version)
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {"python", "parquet"}

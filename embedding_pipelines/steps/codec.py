@@ -18,15 +18,24 @@ from embedding_pipelines.providers.common.prices import is_trained_for_truncatio
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.steps.base import Option, Step
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 
 class Codec(Step):
     name = "codec"
     inputs = ("embeddings",)
-    description = "The compression, fitted once for this model and kept, used for documents and queries alike."
+    description = (
+        "The compression, fitted once for this model and kept, for documents and queries alike."
+    )
     sentence = "{dimensions:,} x {dtype}, {bytes_per_vector} each"
+    identity = ("codec",)
+    options = (
+        Option("refit", False, "Refit the codec on the current embeddings; writes a new table."),
+    )
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(*spec.compression)
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {"numpy"}
@@ -53,9 +62,9 @@ def fit_codec(run: Run) -> StepReport:
     total = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in manifests if entry)
     if spec.compression and not total:
         raise CompressionError(
-            f"Pipeline {spec.name!r}: there is no text to fit the compression on, since no document "
-            "was read or all of them are empty. Add documents, or leave out compression until "
-            "there are some."
+            f"Pipeline {spec.name!r}: there is no text to fit the compression on, since no "
+            "document was read or all of them are empty. Add documents, or leave out compression "
+            "until there are some."
         )
     _warn_of_truncation(run)
     codec = CodecChain.fit(spec.compression, lambda: _vectors(run, total), space.dimensions)
@@ -71,8 +80,8 @@ def load_codec(run: Run) -> CodecChain:
     path = codec_path(run)
     if path is None:
         raise CompressionError(
-            f"Pipeline {run.spec.name!r}: its codec is not fitted yet. Materialize 'codec' first, or run "
-            f"`embedding-pipelines run {run.spec.name}`."
+            f"Pipeline {run.spec.name!r}: its codec is not fitted yet. Materialize 'codec' first, "
+            f"or run `embedding-pipelines run {run.spec.name}`."
         )
     return CodecChain.load(path)
 
@@ -81,10 +90,9 @@ def codec_path(run: Run) -> Path | None:
     """The file of the codec in force for the pipeline's space, None if none was fitted yet."""
     key = fitted_for(run)
     files = {path.name: path for path in run.folder.codecs.glob(f"{key}-*.npz")}
-    named = files.get(_in_force(run).get(key, ""))
-    return named or max(
-        files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None
-    )
+    if _in_force(run).get(key) in files:
+        return files[_in_force(run)[key]]
+    return max(files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
 def fitted_for(run: Run) -> str:
@@ -110,22 +118,20 @@ def _pointer(run: Run) -> Path:
 def _in_force(run: Run) -> dict[str, str]:
     """The file in force by what it was fitted for. A pointer that is lost or damaged names none."""
     try:
-        found: Any = read_json(_pointer(run))
+        pointer: Any = read_json(_pointer(run))
     except StoreError:
         return {}
-    return (
-        {name: file for name, file in found.items() if isinstance(file, str)}
-        if isinstance(found, dict)
-        else {}
-    )
+    if not isinstance(pointer, dict):
+        return {}
+    return {key: file for key, file in pointer.items() if isinstance(file, str)}
 
 
 def _vectors(run: Run, total: int) -> Iterator[Vectors]:
     """All embeddings, partition by partition, blocks float32[n_i, d]."""
-    done, dimensions = 0, run.model.space.dimensions
+    done = 0
     for partition in run.spec.partition_names:
         for batch in run.folder.embeddings.read(partition, [VECTOR]):
-            vectors = batch[VECTOR].drop_null().flatten().to_numpy().reshape(-1, dimensions)
+            vectors = to_matrix(batch[VECTOR].drop_null())
             done += len(vectors)
             run.progress.update("codec", done, total, "vectors")
             yield vectors
@@ -137,8 +143,8 @@ def _warn_of_truncation(run: Run) -> None:
     cut = any(choice.kind == "truncate" for choice in run.spec.compression)
     if cut and not is_trained_for_truncation(space.provider, space.model):
         run.progress.note(
-            f"{run.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not known to be "
-            "trained for that (Matryoshka). `pca` of the same dimensions keeps more of them."
+            f"{run.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not "
+            "known to be trained for that (Matryoshka). `pca` of the same dimensions keeps more."
         )
 
 

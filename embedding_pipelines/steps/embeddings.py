@@ -5,10 +5,10 @@ table of rejected texts. It is sent again when its partition has other chunks, o
 told to (`run --retry-rejected`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from embedding_pipelines.progress import StepReport, rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.storage.warehouse import Manifest, write_table
 
@@ -39,6 +39,13 @@ class Embeddings(Step):
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
     row_statistic = "vectors"
+    lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.model)
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return embeddings_schema(1, "")
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.model.kind, "parquet"}
@@ -72,7 +79,9 @@ class Embeddings(Step):
                 progress.advance(_chunks(run, partition).statistics["tokens"])
                 yield report
         is_whole, collected = set(partitions) == set(run.spec.partition_names), 0
-        if run.spec.model.uses_batch_jobs and (stale or (is_whole and run.folder.waiting.exists())):
+        if run.spec.model.uses_batch_jobs and (
+            stale or (is_whole and run.folder.batch_jobs.exists())
+        ):
             collected = _through_batch_jobs(run, stale, is_whole)
         chunks, columns = run.folder.chunks, ["chunk_id", "text", "tokens"]
         batches = (batch for name in stale for batch in chunks.read(name, columns))
@@ -110,8 +119,8 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
     text of these partitions is in a batch job.
     """
     model, budget = run.model, BudgetTracker.of(run.spec.budget, run.spec.model, batch_jobs=True)
-    with run.warehouse.batches_lock():
-        jobs = BatchJobs(run.warehouse.batches, model, run.cache, "document")
+    with run.warehouse.batch_jobs_lock():
+        jobs = BatchJobs(run.warehouse.batch_jobs, model, run.cache, "document")
         _collect(run, jobs)
         pending, needed = jobs.pending_keys(), set[bytes]()
         awaited = _awaited(run)
@@ -150,17 +159,17 @@ def _collect(run: Run, jobs: BatchJobs) -> None:
 def _awaited(run: Run) -> set[str]:
     """Tags of the batch jobs that the pipeline waits for: its sensor asks for a run when one has
     ended."""
-    return set((read_json(run.folder.waiting) or {"batches": []})["batches"])
+    return set((read_json(run.folder.batch_jobs) or {"batches": []})["batches"])
 
 
 def _await(run: Run, tags: set[str]) -> None:
-    """Replace what `_awaited` returns, while the warehouse's `batches_lock` is held."""
+    """Replace what `_awaited` returns, while the warehouse's `batch_jobs_lock` is held."""
     if tags == _awaited(run):  # the file's time tells the sensor when to ask again
         return
     if tags:
-        write_json(run.folder.waiting, {"batches": sorted(tags)})
+        write_json(run.folder.batch_jobs, {"batches": sorted(tags)})
     else:
-        run.folder.waiting.unlink(missing_ok=True)
+        run.folder.batch_jobs.unlink(missing_ok=True)
 
 
 def retry_rejected(run: Run) -> int:

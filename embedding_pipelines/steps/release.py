@@ -18,8 +18,8 @@ from embedding_pipelines.releases import (
     write_releases,
 )
 from embedding_pipelines.run import Run
-from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.base import Step
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.base import Option, Step
 from embedding_pipelines.steps.checks import CheckRecord, read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
@@ -33,6 +33,13 @@ class ReleaseStep(Step):
     )
     sentence = "release {release}, live: {live}"
     row_statistic = "rows"
+    identity = ("release",)
+    options = (
+        Option("force_reason", "", "Why to release what quality checks block; empty: do not."),
+    )
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.evaluation, spec.store)
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.store.kind}
@@ -149,7 +156,7 @@ def _tag_tables(run: Run, releases: Releases, newest: str) -> None:
             for entry in releases.releases
             if entry.table == name
         }
-        run.spec.store.table(run.warehouse.tables, name).keep(versions)
+        run.spec.store.table(run.warehouse.tables, name).tag(versions)
 
 
 def _drop_tables(run: Run, releases: Releases) -> None:

@@ -22,9 +22,13 @@ class Train(Step):
     inputs = ("chunks",)
     description = "Trained once on the pipeline's own chunks, and again when its options change."
     sentence = "trained on {texts:,} texts, {dimensions:,} dimensions"
+    identity = ("revision",)
 
     def applies(self, spec: PipelineSpec) -> bool:
         return spec.model.trains
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.model)
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.model.kind}

@@ -5,9 +5,9 @@ table beside the old one. What was last written is remembered with the table's v
 disagree (a run died in between), every partition is compared again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,14 +17,14 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import VECTOR, VECTOR_COPY, digest, table_schema
+from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
-from embedding_pipelines.storage.warehouse import parsed
-from embedding_pipelines.stores.base import NUMBERS, Store, Table
+from embedding_pipelines.storage.warehouse import parse_state
+from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
 from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 
@@ -57,6 +57,14 @@ class VectorStore(Step):
     description = "The searchable table, brought up to date by row differences, and its index."
     sentence = "{rows}: {added:,} added, {removed:,} removed"
     row_statistic = "rows"
+    identity = ("table", "version")
+    lineage: ClassVar[Mapping[str, str]] = {"partition": "document_id"}
+
+    def configuration(self, spec: PipelineSpec) -> str:
+        return fingerprint(spec.store.layout)
+
+    def columns(self, spec: PipelineSpec) -> pa.Schema:
+        return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
         return {spec.store.kind}
@@ -126,27 +134,32 @@ def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
 
 def stored_space(run: Run, codec: CodecChain) -> Space:
     """The space of the vectors in the table."""
-    return run.model.space.compressed(codec.id)
+    return run.model.space.with_codec(codec.id)
 
 
 def table_state(run: Run) -> TableState | None:
-    return parsed(TableState, read_json(run.folder.table_state))
+    return parse_state(TableState, read_json(run.folder.table_state))
 
 
 def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     """The table's columns of vectors: the codes, and their finer copies if the codec keeps some."""
     width = code_width(codec.dimensions, codec.dtype)
-    columns = [pa.field(VECTOR, pa.list_(store.number(codec.dtype), width))]
-    if codec.copy is not None:
+    columns = [pa.field(VECTOR, pa.list_(store.column_type(codec.dtype), width))]
+    if codec.rescoring_codec is not None:
         columns.append(
-            pa.field(VECTOR_COPY, pa.list_(NUMBERS[codec.copy.dtype], codec.copy.dimensions))
+            pa.field(
+                RESCORING_VECTOR,
+                pa.list_(
+                    NUMBER_TYPES[codec.rescoring_codec.dtype], codec.rescoring_codec.dimensions
+                ),
+            )
         )
     return columns
 
 
 def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
     """float32[n, d] as these columns, by name."""
-    matrices = codec.encode(vectors), codec.encode_copies(vectors)
+    matrices = codec.encode(vectors), codec.encode_rescoring(vectors)
     pairs = zip(vector_columns(store, codec), matrices, strict=False)
     return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
 

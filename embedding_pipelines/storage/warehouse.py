@@ -59,7 +59,7 @@ class Shards:
         """The partition's manifest, None if the partition was never written, is lost or cut short:
         it is then made anew."""
         try:
-            made = parsed(Manifest, read_json(self.folder / f"{partition}.json"))
+            made = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
         except StoreError:
             return None
         return made if made and _size(self.folder / made.shard) == made.size_bytes else None
@@ -137,8 +137,8 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
-        self.waiting = (
-            folder / "embeddings" / "waiting.json"
+        self.batch_jobs = (
+            folder / "embeddings" / "batch_jobs.json"
         )  # batches that hold texts of this pipeline
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
@@ -149,7 +149,7 @@ class PipelineFolder:
         self.quality = folder / "quality"
         self.history = self.quality / "history.jsonl"  # a line per release: what was measured
         self.queries = self.quality / "queries.json"  # what it was measured with
-        self.tuning = self.quality / "tuning.json"  # what `optimize` measured
+        self.optimization = self.quality / "optimization.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
         self.last_run = folder / "last_run.json"
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
@@ -201,18 +201,18 @@ class Warehouse:
         self.pipelines = pipelines or self.root / "pipelines"
         self.cache = self.root / "cache.sqlite"
         self.tables = self.root / "tables"
-        self.batches = self.root / "batches"  # texts that are with a service
+        self.batch_jobs = self.root / "batch_jobs"  # texts that are with a service
 
     @contextlib.contextmanager
-    def batches_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
+    def batch_jobs_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
         """Held while texts are collected from a service or handed to it: pipelines of one model
         share them.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
-        self.batches.mkdir(parents=True, exist_ok=True)
+        self.batch_jobs.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.batches / ".lock", timeout=timeout_seconds):
+            with FileLock(self.batch_jobs / ".lock", timeout=timeout_seconds):
                 yield
         except Timeout as error:
             raise BusyError(
@@ -237,7 +237,7 @@ class Warehouse:
         return Warehouse(self.home, folder)
 
 
-def parsed(kind: type[State], found: dict[str, Any] | None) -> State | None:
+def parse_state(kind: type[State], found: dict[str, Any] | None) -> State | None:
     """A state as its dataclass; None if there is none, or if another version of this package laid
     it out otherwise: it counts as never written, and what it stands for is made anew."""
     try:

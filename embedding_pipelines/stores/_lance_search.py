@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.stores._lance import lancedb, named, short, wait
 from embedding_pipelines.stores.base import Metric
 from embedding_pipelines.vectors import to_matrix, unit
@@ -103,7 +103,9 @@ async def searched(folder: Path, name: str, version: int) -> Searched:
     table = await (await lancedb().connect_async(folder)).open_table(name)
     await table.checkout(version)
     schema = await table.schema()
-    columns = [column for column in schema.names if column not in (VECTOR, VECTOR_COPY, *INTERNAL)]
+    columns = [
+        column for column in schema.names if column not in (VECTOR, RESCORING_VECTOR, *INTERNAL)
+    ]
     return Searched(table, columns, schema.field(VECTOR).type.value_type == pa.int8())
 
 

@@ -15,7 +15,7 @@ from embedding_pipelines.plugins import Choice
 Metric = Literal["cosine", "hamming"]
 
 # The numbers that codes are made of, as Arrow keeps them; binary: eight bits in each.
-NUMBERS: dict[str, pa.DataType] = {
+NUMBER_TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
     "float16": pa.float16(),
     "int8": pa.int8(),
@@ -45,7 +45,7 @@ class Table(ABC):
     def index(self, metric: Metric, trained_rows: int) -> int:
         """Bring the table into its final form for this version: not scattered over many small
         files, with the vector index that the store's options name where it is large enough for one,
-        and without old versions that `keep` does not name.
+        and without old versions that `tag` does not name.
 
         What is small enough may wait: searches find all rows, indexed or not.
 
@@ -72,17 +72,17 @@ class Table(ABC):
         metric: Metric,
         filter: str | None,
         version: int,
-        copies: bool = False,
+        rescoring: bool = False,
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on
-        the metadata columns. With `copies` the rows hold `vector_copy` too, of a table that has it.
+        the metadata columns. With `rescoring` the rows hold `rescoring_vector` too, of a table that has it.
         Raises StoreError if the filter is wrong.
         """
 
     @abstractmethod
-    def keep(self, versions: Mapping[str, int]) -> None:
+    def tag(self, versions: Mapping[str, int]) -> None:
         """Let these versions (by tag) outlive what `index` removes, and no others."""
 
     @abstractmethod
@@ -105,9 +105,9 @@ class Store(Choice):
         kept.
         """
 
-    def number(self, dtype: str) -> pa.DataType:
+    def column_type(self, dtype: str) -> pa.DataType:
         """What one number of such codes is in the table's column of vectors."""
-        return NUMBERS[dtype]
+        return NUMBER_TYPES[dtype]
 
     @property
     def layout(self) -> str:

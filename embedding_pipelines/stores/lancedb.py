@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.schemas import VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores._lance import Watched, connect, opening, quoted, short, wait
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, bring_up_to_date, tidy
 from embedding_pipelines.stores._lance_search import (
@@ -23,7 +23,7 @@ from embedding_pipelines.stores._lance_search import (
     filter_error,
     searched,
 )
-from embedding_pipelines.stores.base import NUMBERS, Metric, Store, Table
+from embedding_pipelines.stores.base import NUMBER_TYPES, Metric, Store, Table
 
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
@@ -69,8 +69,8 @@ class Lancedb(Store):
                 f"{dimensions}. Use 'sq', or reduce them to {dimensions - dimensions % divisor} by compression."
             )
 
-    def number(self, dtype: str) -> pa.DataType:
-        return pa.float16() if dtype == "int8" and self.index != "none" else NUMBERS[dtype]
+    def column_type(self, dtype: str) -> pa.DataType:
+        return pa.float16() if dtype == "int8" and self.index != "none" else NUMBER_TYPES[dtype]
 
     @property
     def layout(self) -> str:
@@ -161,11 +161,11 @@ class LanceTable(Table):
         metric: Metric,
         filter: str | None,
         version: int,
-        copies: bool = False,
+        rescoring: bool = False,
     ) -> pa.Table:
         opened = self._open_for_search(version)
         checked_filter(filter)
-        columns = [*opened.columns, VECTOR_COPY] if copies else opened.columns
+        columns = [*opened.columns, RESCORING_VECTOR] if rescoring else opened.columns
         try:
             if opened.scanned:
                 return opened.by_scan(vector, k, filter, columns)
@@ -179,7 +179,7 @@ class LanceTable(Table):
                 f"Table {self.name!r} version {version} cannot be searched: {short(error)}"
             ) from error
 
-    def keep(self, versions: Mapping[str, int]) -> None:
+    def tag(self, versions: Mapping[str, int]) -> None:
         tags = self._open().tags
         found = {name: tag["version"] for name, tag in tags.list().items()}
         for name in found.keys() - versions.keys():

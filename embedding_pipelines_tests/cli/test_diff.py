@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.files import write_json
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command

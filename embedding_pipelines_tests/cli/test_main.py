@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedding_pipelines import __version__
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command

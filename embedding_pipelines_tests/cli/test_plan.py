@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command

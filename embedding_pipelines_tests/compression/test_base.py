@@ -127,9 +127,9 @@ def test_whatever_was_fitted_otherwise_makes_another_id(place: int, stage: str) 
     changed = CodecChain.from_bytes(chain.to_bytes(), "here")
     _, pca, binary = changed.codecs
     assert isinstance(pca, PcaCodec)
-    assert isinstance(binary.copy, Int8Codec)
+    assert isinstance(binary.rescoring_codec, Int8Codec)
     if stage == "scale":
-        binary.copy.scale = float(np.nextafter(binary.copy.scale, 1))
+        binary.rescoring_codec.scale = float(np.nextafter(binary.rescoring_codec.scale, 1))
     elif stage == "oversample":
         binary.oversample += 1
     else:
@@ -154,7 +154,7 @@ def test_the_bytes_of_a_vector_are_those_of_its_codes(
 ) -> None:
     vectors = clustered(30, 64)
     chain = fitted(compressors, vectors)
-    copies = chain.encode_copies(vectors)
+    copies = chain.encode_rescoring(vectors)
     assert chain.bytes_per_vector == expected
     assert (
         chain.encode(vectors).nbytes + (copies.nbytes if copies is not None else 0) == 30 * expected

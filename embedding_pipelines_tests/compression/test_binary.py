@@ -41,15 +41,15 @@ def test_copies_are_kept_in_the_precision_that_is_asked_for_and_their_bytes_coun
 ) -> None:
     vectors = clustered(50, 64)
     chain = fitted([Binary.model_validate({"rescore": rescore, "oversample": 6})], vectors)
-    copies = chain.encode_copies(vectors)
+    copies = chain.encode_rescoring(vectors)
     assert chain.bytes_per_vector == 8 + copy_bytes
-    if chain.copy is None:
+    if chain.rescoring_codec is None:
         assert (rescore, copies, chain.oversample) == ("none", None, 1)
     else:
-        assert (chain.copy.kind, chain.oversample) == (rescore, 6)
+        assert (chain.rescoring_codec.kind, chain.oversample) == (rescore, 6)
         assert copies is not None
         assert copies.nbytes == 50 * copy_bytes
-        assert np.array_equal(copies, chain.copy.encode(vectors))
+        assert np.array_equal(copies, chain.rescoring_codec.encode(vectors))
 
 
 def test_a_chain_with_copies_comes_back_from_its_file_with_them(tmp_path: Path) -> None:
@@ -58,16 +58,19 @@ def test_a_chain_with_copies_comes_back_from_its_file_with_them(tmp_path: Path) 
     chain.save(tmp_path / "codec.npz")
     loaded = CodecChain.load(tmp_path / "codec.npz")
     assert (loaded.id, loaded.statistics(), loaded.oversample) == (chain.id, chain.statistics(), 3)
-    copies = chain.encode_copies(vectors)
+    copies = chain.encode_rescoring(vectors)
     assert copies is not None
-    assert np.array_equal(loaded.encode_copies(vectors), copies)
+    assert np.array_equal(loaded.encode_rescoring(vectors), copies)
     assert np.array_equal(loaded.rescore(vectors[0], copies), chain.rescore(vectors[0], copies))
 
 
 def test_rescoring_ranks_the_best_by_bits_as_their_own_vectors_do() -> None:
     vectors, queries = clustered(2_000, 96), clustered(100, 96, seed=1)
     chain = fitted([Binary()], vectors)
-    copies, exact = chain.encode_copies(vectors), np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    copies, exact = (
+        chain.encode_rescoring(vectors),
+        np.argsort(-(queries @ vectors.T), axis=1)[:, :10],
+    )
     assert copies is not None
     bits, wanted = (
         np.unpackbits(chain.encode(vectors), axis=1),
@@ -90,7 +93,7 @@ def test_cosines_with_vectors_of_zeros_are_zero() -> None:
     vectors = clustered(20, 32)
     chain = fitted([Binary()], vectors)
     vectors[3] = 0
-    copies = chain.encode_copies(vectors)
+    copies = chain.encode_rescoring(vectors)
     assert copies is not None
     assert chain.rescore(vectors[1], copies)[3] == 0
     assert not chain.rescore(vectors[3], copies).any()
@@ -108,11 +111,11 @@ def test_rescored_cosines_are_the_exact_ones_within_the_error_of_the_copies(
 ) -> None:
     vectors = np.random.default_rng(seed).normal(size=(40, dimensions)).astype(np.float32)
     chain = fitted([Binary.model_validate({"rescore": rescore})], vectors)
-    copies = chain.encode_copies(vectors * np.float32(length))
+    copies = chain.encode_rescoring(vectors * np.float32(length))
     assert copies is not None
     # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by
     # its own length.
-    scale = chain.statistics()["codecs"][0]["copy"].get("scale", 2**-10)
+    scale = chain.statistics()["codecs"][0]["rescoring"].get("scale", 2**-10)
     found = chain.rescore(vectors[7] * np.float32(length), copies)
     assert found == pytest.approx(
         unit(vectors) @ unit(vectors)[7], abs=scale * np.sqrt(dimensions) + 1e-5

@@ -133,13 +133,13 @@ def check_vectors(
 
 def records(home: Path) -> list[dict[str, Any]]:
     """The files of batches in the warehouse."""
-    found = sorted((home / "data" / "warehouse" / "batches").glob("*.json"))
+    found = sorted((home / "data" / "warehouse" / "batch_jobs").glob("*.json"))
     return [json.loads(path.read_text()) for path in found]
 
 
 def noted(home: Path) -> set[str]:
     """The tags of the batches for whose end the sensor asks for a run."""
-    path = run_of(home, "zoo").folder.waiting
+    path = run_of(home, "zoo").folder.batch_jobs
     return set(json.loads(path.read_text())["batches"]) if path.exists() else set()
 
 
@@ -158,7 +158,7 @@ def rejected(home: Path) -> dict[str, str]:
 
 def opened(home: Path, cache: EmbeddingCache, **options: Any) -> BatchJobs:
     run = run_of(home, "zoo")
-    return BatchJobs(run.warehouse.batches, run.model, cache, "document", **options)
+    return BatchJobs(run.warehouse.batch_jobs, run.model, cache, "document", **options)
 
 
 def test_texts_are_submitted_once_awaited_collected_and_released(
@@ -281,7 +281,7 @@ def test_a_batch_is_found_by_its_tag_though_others_came_after_it(
 ) -> None:
     waits(zoo)
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(
+    (zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json").write_text(
         json.dumps({**record, "id": None})
     )
     (stored,) = server.batches.values()
@@ -305,7 +305,7 @@ def test_what_was_never_submitted_and_is_not_found_is_submitted(
     waits(zoo)
     server.batches.clear()
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batches" / f"{record['tag']}.json").write_text(
+    (zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json").write_text(
         json.dumps({**record, "id": None})
     )
     waits(zoo)
@@ -827,7 +827,7 @@ def test_a_batch_that_the_service_does_not_know_is_not_paid_for_again_but_told(
             ProviderError, match=r"does not know batch batch_\d+: No batch found.*another key"
         ) as caught:
             embedded(zoo)
-    assert "data/warehouse/batches" in str(caught.value)
+    assert "data/warehouse/batch_jobs" in str(caught.value)
     assert server.asked["create"] == 1
     server.batches.update(kept)
     server.finish_all()
@@ -886,7 +886,7 @@ def test_a_service_whose_vectors_have_other_dimensions_fails_the_run_and_is_not_
 
 def test_a_damaged_record_is_named(zoo: Path, server: BatchServer) -> None:
     waits(zoo)
-    (path,) = (zoo / "data" / "warehouse" / "batches").glob("*.json")
+    (path,) = (zoo / "data" / "warehouse" / "batch_jobs").glob("*.json")
     for content in ("{", "[]", '{"tag": "x"}'):
         path.write_text(content)
         with pytest.raises(StoreError, match=f"{path.name} is damaged"):

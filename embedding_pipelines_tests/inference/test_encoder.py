@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Backend, OutOfMemory
@@ -299,5 +299,5 @@ def test_int8_without_nncf_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ProviderError, match="Install the extra 'int8'"):
+    with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[int8\]'"):
         _openvino.quantize(Path("model.xml"), [[1]], home / "int8.xml")

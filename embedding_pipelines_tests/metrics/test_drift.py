@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 import pytest
+from scipy.special import chdtrc
 
-from embedding_pipelines.metrics.drift import SAMPLE, Drift, Sketch, drift
+from embedding_pipelines.metrics.drift import SAMPLE, Drift, Sketch, _chance, drift
 from embedding_pipelines_tests.compression.contract import clustered
 
 PARTITIONS = 8
@@ -83,6 +84,13 @@ def test_a_small_change_to_shared_documents_is_no_drift() -> None:
     found = drift(sketch(vectors), sketch(vectors[:-30]))
     assert found.p_value > 0.5
     assert found.worst_partition_p > 0.5
+
+
+@pytest.mark.parametrize("freedom", [1.0, 1.7, 30.0, 384.0])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.7, 1.0, 1.3, 2.0, 9.0])
+def test_the_chance_of_a_sum_of_squares_is_scipys(freedom: float, share: float) -> None:
+    expected = chdtrc(freedom, freedom * share)
+    assert _chance(freedom * share, freedom) == pytest.approx(expected, rel=1e-3, abs=1e-200)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

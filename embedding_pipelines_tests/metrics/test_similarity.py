@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
 
 from embedding_pipelines.metrics import similarity
 from embedding_pipelines.metrics.similarity import (
@@ -29,6 +30,17 @@ def test_the_order_alone_counts() -> None:
     assert cosine_spearman(LEFT, RIGHT, [5.0, 4.9, 0.0]) == pytest.approx(1.0)
     assert cosine_spearman(LEFT, RIGHT, [1, 2, 3]) == pytest.approx(-1.0)
     assert cosine_spearman(LEFT, RIGHT, [2, 3, 1]) == pytest.approx(0.5)
+
+
+def test_ties_share_their_rank_as_scipy_has_it() -> None:
+    random = np.random.default_rng(0)
+    left, right = random.integers(0, 3, (2, 60, 2)).astype(np.float32) + 1
+    scores = random.integers(0, 5, 60).tolist()
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = (left * right).sum(axis=1) / lengths
+    expected = spearmanr(cosines, scores).statistic
+    assert cosine_spearman(left, right, scores) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(cosine_spearman(left, left * 2, [1] * 60))
 
 
 def test_pairs_of_unequal_number_are_refused() -> None:

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
+from embedding_pipelines.compression.base import (
+    CodecChain,
+    Compressor,
+    as_options,
+    check_chain,
+    describe_chain,
+)
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
@@ -13,13 +19,11 @@ from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.optimize.candidates import (
     Point,
-    as_options,
     best,
     candidates,
     choices,
     fitted,
     mark_front,
-    named,
 )
 from embedding_pipelines.plugins import parse
 
@@ -96,9 +100,9 @@ def test_options_are_those_of_a_pipeline_file() -> None:
 
 
 def test_names_are_short() -> None:
-    assert named(()) == "float32"
-    assert named((Pca(dimensions=16), Int8())) == "pca 16, int8"
-    assert named((Binary(oversample=16),)) == "binary oversample 16"
+    assert describe_chain(as_options(())) == "float32"
+    assert describe_chain(as_options((Pca(dimensions=16), Int8()))) == "pca 16, int8"
+    assert describe_chain(as_options((Binary(oversample=16),))) == "binary oversample 16"
     assert str(Point((Int8(),), "none", None, 16.0)) == "int8 with no index"
     assert str(Point((Int8(),), "rq", 40, 16.0)) == "int8 with index rq, refine 40"
 

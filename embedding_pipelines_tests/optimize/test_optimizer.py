@@ -78,7 +78,7 @@ def with_store(context: Run, **options: Any) -> Run:
 
 
 def evidence_of(context: Run) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(context.folder.tuning.read_text())
+    found: dict[str, Any] = json.loads(context.folder.optimization.read_text())
     return found
 
 
@@ -86,7 +86,7 @@ def all_files(home: Path) -> dict[str, bytes]:
     """Everything that a pipeline is made of, but for what may be written: queries' vectors and
     evidence."""
     written = {
-        "tuning.json",
+        "optimization.json",
         "cache.sqlite",
         "cache.sqlite-wal",
         "cache.sqlite-shm",

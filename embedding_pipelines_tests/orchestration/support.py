@@ -4,25 +4,23 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from pydantic import PrivateAttr
 
-from embedding_pipelines.home import HOME_VARIABLE
-from embedding_pipelines.orchestration.assets import provider_key
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Response
+from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.spec.evaluation import Evaluation
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.vectors import Vectors
 
 PARTITIONS = 4
 NOTES = f"""\
@@ -37,14 +35,14 @@ evaluation: {{known_items: 8}}
 # What a process does that embeds slowly: it says that it has begun, and goes on when it may.
 SLOW = """\
 import os, pathlib, sys, time
-from embedding_pipelines.providers.hashing import Hashing
-embed, begun, go = Hashing.embed, pathlib.Path(os.environ["BEGUN"]), pathlib.Path(os.environ["GO"])
+from embedding_pipelines.providers.hashing import HashingModel
+embed, begun, go = HashingModel.embed, pathlib.Path(os.environ["BEGUN"]), pathlib.Path(os.environ["GO"])
 def slow(self, inputs, input_type):
     begun.touch()
     while not go.exists():
         time.sleep(0.05)
     return embed(self, inputs, input_type)
-Hashing.embed = slow
+HashingModel.embed = slow
 """
 
 
@@ -53,12 +51,21 @@ class Failing(Hashing):
 
     calls: int
     error: str = "the model is gone"
-    _made: int = PrivateAttr(default=0)
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        self._made += 1
-        if self._made > self.calls:
-            raise RuntimeError(self.error)
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> "FailingModel":
+        return FailingModel(self)
+
+
+class FailingModel(HashingModel):
+    options: Failing
+    calls = 0
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        self.calls += 1
+        if self.calls > self.options.calls:
+            raise RuntimeError(self.options.error)
         return super().embed(inputs, input_type)
 
 
@@ -107,8 +114,9 @@ def run(
     **options: Any,
 ) -> dg.ExecuteInProcessResult:
     """One run over all partitions, as a schedule or a sensor asks for it."""
-    resources = {provider_key(spec): provider} if provider else {}
-    job = pipeline_definitions([spec], **resources).resolve_job_def(spec.name)
+    if provider is not None:
+        spec = spec.model_copy(update={"model": provider})
+    job = pipeline_definitions([spec], home_folder()).resolve_job_def(spec.name)
     return job.execute_in_process(
         instance=instance, tags=all_partitions(spec), raise_on_error=False, **options
     )

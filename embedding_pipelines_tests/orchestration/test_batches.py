@@ -12,8 +12,10 @@ from typing import Any, Literal
 import dagster as dg
 import pytest
 
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -56,9 +58,11 @@ def later(home: Path, server: BatchServer) -> PipelineSpec:
 
 
 def tick(spec: PipelineSpec, instance: dg.DagsterInstance) -> dg.SensorResult:
-    definitions = pipeline_definitions([spec])
+    definitions = pipeline_definitions([spec], home_folder())
     sensor = definitions.resolve_sensor_def(f"{spec.name}_batch_sensor")
-    with dg.build_sensor_context(instance=instance, definitions=definitions) as context:
+    with dg.build_sensor_context(
+        instance=instance, definitions=definitions, resources=RESOURCES
+    ) as context:
         result = sensor(context)
     assert isinstance(result, dg.SensorResult)
     return result
@@ -179,9 +183,9 @@ def test_a_batch_that_failed_fails_the_run_in_the_services_words(
 def test_only_a_pipeline_that_is_answered_later_has_the_sensor_and_it_is_on(
     home: Path, server: BatchServer
 ) -> None:
-    names = {sensor.name for sensor in pipeline_definitions([notes(home)]).sensors or ()}
+    names = {sensor.name for sensor in pipeline_definitions([notes(home)], home).sensors or ()}
     assert names == {"notes_source_sensor"}
-    sensors = pipeline_definitions([later(home, server)]).sensors or ()
+    sensors = pipeline_definitions([later(home, server)], home).sensors or ()
     on = {sensor.name: getattr(sensor, "default_status", None) for sensor in sensors}
     assert on.keys() == {"notes_source_sensor", "notes_batch_sensor"}
     assert on["notes_batch_sensor"] is dg.DefaultSensorStatus.RUNNING
@@ -202,7 +206,7 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
         asked(tick(spec, instance)).run_key == request.run_key
     )  # so that the daemon starts one run
     assert request.tags == all_partitions(spec)
-    job = pipeline_definitions([spec]).resolve_job_def("notes")
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
     assert live_rows(home) == 40
     assert skipped(tick(spec, instance)) == "no text is with the service"
@@ -255,7 +259,7 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     run(spec, instance)
     server.finish_all()
     before = sum(server.asked.values())
-    with Warehouse(home).batches_lock():
+    with Warehouse(home).batch_jobs_lock():
         assert (
             skipped(tick(spec, instance))
             == "Texts are just being collected from a service or handed to it."
@@ -276,7 +280,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
     spec = later(home, server)
     run(spec, instance)
     server.finish_all()
-    marker, lock = Warehouse(home).pipeline("notes").waiting, Warehouse.batches_lock
+    marker, lock = Warehouse(home).pipeline("notes").batch_jobs, Warehouse.batch_jobs_lock
 
     @contextlib.contextmanager
     def contended(warehouse: Warehouse, **options: Any) -> Iterator[None]:
@@ -287,7 +291,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
         if when == "after":
             marker.unlink()
 
-    monkeypatch.setattr(Warehouse, "batches_lock", contended)
+    monkeypatch.setattr(Warehouse, "batch_jobs_lock", contended)
     result = tick(spec, instance)
     assert bool(result.run_requests) == (when == "after")
     assert when == "after" or skipped(result) == "no text is with the service"
@@ -354,7 +358,7 @@ def test_the_sensor_asks_for_a_run_whoever_collected_the_texts_and_again_if_it_f
     server.finish_all()
     assert run(find_pipeline("others", home), instance).success
     first = asked(tick(spec, instance)).run_key
-    marker = Warehouse(home).pipeline("notes").waiting
+    marker = Warehouse(home).pipeline("notes").batch_jobs
     os.utime(marker, (time.time() - 1_000, time.time() - 1_000))
     assert asked(tick(spec, instance)).run_key != first
     assert run(spec, instance).success

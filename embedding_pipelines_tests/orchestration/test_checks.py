@@ -68,7 +68,7 @@ def test_a_vandalized_table_is_not_released_and_the_run_fails(
 def test_one_check_can_be_run_alone(home: Path, instance: dg.DagsterInstance) -> None:
     spec = notes(home)
     run(spec, instance)
-    definitions = pipeline_definitions([spec])
+    definitions = pipeline_definitions([spec], home)
     key = dg.AssetCheckKey(dg.AssetKey(["notes", "vector_store"]), "space_is_one")
     job = dg.define_asset_job("one_check", dg.AssetSelection.checks(key))
     resolved = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job])).resolve_job_def(
@@ -85,7 +85,7 @@ def test_a_table_that_moved_on_without_a_release_is_told(
     run(spec, instance)
     write_notes(home, "b", range(40, 45))
     path = dg.AssetKey(["notes", "release"])
-    definitions = pipeline_definitions([spec])
+    definitions = pipeline_definitions([spec], home)
     upstream = definitions.resolve_implicit_global_asset_job_def()
     keys = [
         dg.AssetKey(["notes", name])

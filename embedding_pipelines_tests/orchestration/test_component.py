@@ -40,7 +40,15 @@ def test_a_defs_file_becomes_the_chain_of_assets() -> None:
             }
     assert keys == {
         f"notes/{name}"
-        for name in ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
+        for name in (
+            "source",
+            "documents",
+            "chunks",
+            "embeddings",
+            "codec",
+            "vector_store",
+            "release",
+        )
     }
 
 

@@ -41,7 +41,15 @@ def test_every_asset_says_what_it_is_and_whose(home: Path) -> None:
     definitions = home_definitions(home)
     dg.Definitions.validate_loadable(definitions)
     specs = specs_of(definitions)
-    assert set(specs) == {"documents", "chunks", "embeddings", "codec", "vector_store", "release"}
+    assert set(specs) == {
+        "source",
+        "documents",
+        "chunks",
+        "embeddings",
+        "codec",
+        "vector_store",
+        "release",
+    }
     for spec in specs.values():
         assert spec.group_name == "notes"
         assert list(spec.owners) == ["team:search", "ada@example.org"]
@@ -86,11 +94,18 @@ def test_a_broken_file_stands_in_the_graph_with_its_error_and_the_others_are_up(
     dg.Definitions.validate_loadable(definitions)
     specs = specs_of(definitions)
     assert "release" in specs
-    placeholder = specs["broken_pipeline_file"]
+    placeholder = specs["pipeline_file"]
     assert placeholder.group_name == "wrong_name"
     assert placeholder.description is not None
     assert "wrong-name.yaml:1: source.path: is missing." in placeholder.description
     assert "'nothing' is no known alias" in placeholder.description
+    check = dg.AssetCheckKey(placeholder.key, "is_valid")
+    job = dg.define_asset_job("check_file", dg.AssetSelection.checks(check))
+    both = dg.Definitions.merge(definitions, dg.Definitions(jobs=[job]))
+    result = both.resolve_job_def("check_file").execute_in_process()
+    (evaluation,) = result.get_asset_check_evaluations()
+    assert not evaluation.passed
+    assert "wrong-name.yaml:1: source.path: is missing." in (evaluation.description or "")
 
 
 def test_an_empty_home_has_no_assets_and_no_error(home: Path) -> None:

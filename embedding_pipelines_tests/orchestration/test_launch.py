@@ -12,11 +12,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.events import DagsterEventType
-from dagster._core.instance.ref import InstanceRef
+from sqlalchemy import NullPool, create_engine, text
 
 from embedding_pipelines.errors import BusyError
-from embedding_pipelines.orchestration import assets
+from embedding_pipelines.orchestration import chain
 from embedding_pipelines.orchestration.instance import made_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
@@ -53,7 +52,7 @@ def started(home: Path, code: str) -> Iterator[subprocess.Popen[bytes]]:
 COMMAND = "sys.argv[1:] = ['run', 'notes']\nfrom embedding_pipelines.cli.main import main\nmain()"
 AS_SCHEDULED = """
 import dagster as dg
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines_tests.orchestration.support import run
@@ -86,7 +85,7 @@ def test_a_bug_is_told_with_its_type_its_words_and_where_to_look(
     def broken(*given: object) -> None:
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr(assets, "write_chunks", broken)
+    monkeypatch.setattr(chain, "write_chunks", broken)
     outcome = run_pipeline(home, notes(home), Silent())
     assert "Step 'notes__chunks' failed: ZeroDivisionError: nothing to divide by" in outcome.problem
     assert "test_launch.py" in outcome.problem
@@ -139,19 +138,27 @@ def test_of_two_runs_at_once_the_second_waits_and_both_end_well(
     assert "Waiting for the run of pipeline 'notes' that is under way." in told
 
 
-def test_events_go_through_one_connection_per_file_and_other_processes_see_them(home: Path) -> None:
+def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_see_its_events(
+    home: Path,
+) -> None:
     spec = notes(home)
-    with open_instance(home) as instance:
-        storage = instance.event_log_storage
-        assert "_connect" in vars(storage)  # Dagster's own opens the file for every event
-    assert "_connect" not in vars(storage)
+
+    def synchronous() -> object:
+        engine = create_engine(f"sqlite:///{home / 'any.db'}", poolclass=NullPool)
+        with engine.connect() as connection:
+            return connection.execute(text("PRAGMA synchronous")).scalar()
+
+    waits = synchronous()
+    with open_instance(home):
+        assert (waits, synchronous()) == (2, 1)
+    assert synchronous() == waits
     run_id = run_pipeline(home, spec, Silent()).run_id
-    reference = InstanceRef.from_dir(str(made_instance_folder(home)))
-    with dg.DagsterInstance.from_ref(reference) as other:  # as the web interface reads it
+    folder = str(made_instance_folder(home))
+    with dg.DagsterInstance.local_temp(folder) as other:  # as the web interface reads it
         kinds = Counter(
             entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event
         )
-        assert kinds[DagsterEventType.RUN_SUCCESS] == 1
+        assert kinds[dg.DagsterEventType.RUN_SUCCESS] == 1
         assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(
             spec.partition_names
         )

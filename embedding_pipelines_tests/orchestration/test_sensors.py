@@ -7,7 +7,9 @@ import dagster as dg
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.sensors import Listing, changed
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -79,10 +81,10 @@ def test_what_was_read_asks_for_nothing(listing: Listing, other: Listing, settin
 def tick(
     spec: PipelineSpec, instance: dg.DagsterInstance, cursor: str | None = None
 ) -> dg.SensorResult:
-    definitions = pipeline_definitions([spec])
+    definitions = pipeline_definitions([spec], home_folder())
     sensor = definitions.resolve_sensor_def(f"{spec.name}_source_sensor")
     with dg.build_sensor_context(
-        instance=instance, cursor=cursor, definitions=definitions
+        instance=instance, cursor=cursor, definitions=definitions, resources=RESOURCES
     ) as context:
         result = sensor(context)
     assert isinstance(result, dg.SensorResult)
@@ -100,7 +102,7 @@ def test_a_tick_asks_for_one_run_over_all_partitions_and_that_run_works(
 ) -> None:
     spec = notes(home)
     result = tick(spec, instance)
-    job = pipeline_definitions([spec]).resolve_job_def("notes")
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(asked(result).tags)).success
     assert live_rows(home) == 40
     quiet = tick(spec, instance, result.cursor)
@@ -186,10 +188,10 @@ def test_a_damaged_list_of_files_is_a_reason_to_skip(
 
 def test_a_schedule_asks_for_all_partitions(home: Path, instance: dg.DagsterInstance) -> None:
     spec = notes(home)
-    schedule = pipeline_definitions([spec]).resolve_schedule_def("notes_schedule")
+    schedule = pipeline_definitions([spec], home).resolve_schedule_def("notes_schedule")
     due = datetime(2026, 1, 1, 2, tzinfo=UTC)
     data = schedule.evaluate_tick(dg.build_schedule_context(instance, scheduled_execution_time=due))
     assert data.run_requests is not None
     (request,) = data.run_requests
-    job = pipeline_definitions([spec]).resolve_job_def("notes")
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success

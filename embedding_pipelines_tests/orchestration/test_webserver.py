@@ -60,11 +60,14 @@ def test_the_web_interface_sees_good_and_broken_pipelines(
         client = TestClient(create_app_from_workspace_process_context(context, ""))
         nodes = client.post("/graphql", json={"query": ASSETS}).json()["data"]["assetNodes"]
     found = {"/".join(node["assetKey"]["path"]): node for node in nodes}
-    assert set(found) == {*(f"notes/{name}" for name in STEPS), "broken/broken_pipeline_file"}
+    assert set(found) == {
+        *(f"notes/{name}" for name in ("source", *STEPS)),
+        "broken/pipeline_file",
+    }
     assert found["notes/release"]["groupName"] == "notes"
     assert {"team": "search"} in found["notes/release"]["owners"]
     assert found["notes/vector_store"]["kinds"] == ["lancedb"]
-    assert "is no known alias" in found["broken/broken_pipeline_file"]["description"]
+    assert "is no known alias" in found["broken/pipeline_file"]["description"]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

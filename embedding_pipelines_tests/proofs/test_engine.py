@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.measure import measure
 from embedding_pipelines.embedding.packing import calls
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.inference.encoder import token_batches
 from embedding_pipelines.inference.openvino import OpenVino
 from embedding_pipelines.providers.hf import Hf
@@ -29,7 +29,7 @@ source: {kind: csv, path: data/captions.csv, id: id, text: [caption], metadata: 
 model: {provider: hashing, dimensions: 384}
 """
 RUN = """
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines_tests.chain import run_of, steps
 context, vectors = run_of(home(), "captions"), 0
 for step, report in steps(context):

@@ -30,7 +30,7 @@ compression: [{kind: pca, dimensions: 128}]
 """
 FIT = """
 import json
-from embedding_pipelines.home import home
+from embedding_pipelines.environment import home
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines_tests.chain import run_of
 context = run_of(home(), "million")

@@ -130,7 +130,7 @@ def _exact_search(
     near = np.argsort(
         -(asked.astype(np.float32) @ unit(codes.astype(np.float32)).T), axis=1, kind="stable"
     )
-    copies = chain.encode_copies(documents)
+    copies = chain.encode_rescoring(documents)
     if copies is None:
         return list(near[:, :k])
     found = []

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ReleaseError
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.providers.base import InputType, Limits, Provider
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.space import Space

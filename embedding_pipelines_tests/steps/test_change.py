@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines.storage.warehouse import Warehouse

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import BusyError
-from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines_tests.chain import (

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
-from embedding_pipelines.steps.documents import known_files, write_documents
+from embedding_pipelines.steps.documents import read_files, write_documents
 from embedding_pipelines_tests.chain import run_of, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
@@ -39,7 +39,7 @@ def test_rejected_records_of_unchanged_files_are_remembered(home: Path) -> None:
         1,
     )
     assert rejected(home) == [("data/a.csv", 3), ("data/b.csv", 4)]
-    assert [statistics.rejected for statistics in known_files(run_of(home, "p")).values()] == [
+    assert [statistics.rejected for statistics in read_files(run_of(home, "p")).values()] == [
         1,
         1,
     ]
@@ -55,7 +55,7 @@ def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) 
     ):
         run_steps(home, "p")
     assert top(home, "p", "one") == ["1"]
-    assert known_files(run_of(home, "p"))["data/a.csv"].rows == 1
+    assert read_files(run_of(home, "p"))["data/a.csv"].rows == 1
     write_csv(home, "a.csv", [(1, "changed", 1)])
     run_steps(home, "p")
     assert top(home, "p", "changed") == ["1"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import write_json
-from embedding_pipelines.home import instance_folder
 from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import rollback

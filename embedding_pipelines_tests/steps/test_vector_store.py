@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.schemas import VECTOR, VECTOR_COPY
+from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
@@ -99,11 +99,11 @@ def test_copies_come_and_go_with_the_codec(built: Path) -> None:
     for compression, kept in (("[binary]", True), ("[{kind: binary, rescore: none}]", False)):
         write(built, compression, "index_rows: 256")
         run_steps(built, "p")
-        assert (VECTOR_COPY in live_rows(built, "p")["id-3#0"]) is kept
+        assert (RESCORING_VECTOR in live_rows(built, "p")["id-3#0"]) is kept
         assert index_of(built) == "IvfFlat"
     write(built, "[{kind: binary, rescore: float16}]", "index: none")
     run_steps(built, "p")
-    assert isinstance(live_rows(built, "p")["id-3#0"][VECTOR_COPY][0], float)
+    assert isinstance(live_rows(built, "p")["id-3#0"][RESCORING_VECTOR][0], float)
     assert index_of(built) is None
 
 

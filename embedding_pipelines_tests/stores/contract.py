@@ -9,9 +9,9 @@ import pytest
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import (
     DIGEST,
+    RESCORING_VECTOR,
     SPACE_ID_KEY,
     VECTOR,
-    VECTOR_COPY,
     digest,
     table_schema,
 )
@@ -21,7 +21,7 @@ WIDTH = 8
 SCHEMA = table_schema(
     {"cat": "string", "year": "int"}, pa.list_(pa.float32(), WIDTH), "space-of-the-test"
 )
-SCHEMA = SCHEMA.append(pa.field(VECTOR_COPY, pa.list_(pa.int8(), WIDTH)))
+SCHEMA = SCHEMA.append(pa.field(RESCORING_VECTOR, pa.list_(pa.int8(), WIDTH)))
 
 
 def vectors_of(names: list[str]) -> np.ndarray:
@@ -50,7 +50,9 @@ def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
         "cat": pa.array([name[-1] for name in names], pa.string()),
         "year": pa.array([2000 + len(name) for name in names], pa.int64()),
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),
-        VECTOR_COPY: pa.FixedSizeListArray.from_arrays(pa.array(copies_of(names).ravel()), WIDTH),
+        RESCORING_VECTOR: pa.FixedSizeListArray.from_arrays(
+            pa.array(copies_of(names).ravel()), WIDTH
+        ),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
@@ -99,11 +101,11 @@ def check_store(store: Store, folder: Path) -> None:
     assert found[0]["chunk_id"] == "d"
     assert found[0]["_distance"] == pytest.approx(0, abs=1e-5)
     assert [row["_distance"] for row in found] == sorted(row["_distance"] for row in found)
-    assert not {VECTOR, VECTOR_COPY} & found[0].keys()
+    assert not {VECTOR, RESCORING_VECTOR} & found[0].keys()
     with_copies = table.search(
-        vectors_of(["d"])[0], 3, "cosine", None, second, copies=True
+        vectors_of(["d"])[0], 3, "cosine", None, second, rescoring=True
     ).to_pylist()
-    assert [row.pop(VECTOR_COPY) for row in with_copies] == copies_of(
+    assert [row.pop(RESCORING_VECTOR) for row in with_copies] == copies_of(
         [row["chunk_id"] for row in found]
     ).tolist()
     assert with_copies == found
@@ -119,8 +121,8 @@ def check_store(store: Store, folder: Path) -> None:
             table.search(vectors_of(["d"])[0], 1, "cosine", wrong, second)
         assert ".rs" not in str(caught.value)
 
-    table.keep({"release-1": first, "release-2": second})
-    table.keep({"release-2": second})
+    table.tag({"release-1": first, "release-2": second})
+    table.tag({"release-2": second})
     assert table.version == second
     assert table.rows(second) == 4
     store.table(folder, "pipeline-2").apply(SCHEMA, [], [batch(["x"])])

@@ -12,7 +12,7 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import queries as asked_with
 from embedding_pipelines.stores._lance_index import INDICES, MAX_SEGMENTS, MAX_SMALL_FILES
-from embedding_pipelines.stores.base import NUMBERS
+from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered, overlap
@@ -231,7 +231,7 @@ def test_an_index_that_cannot_be_is_refused_before_anything_is_built(
 
 
 @pytest.mark.parametrize("index", ["sq", "none"])
-@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("dtype", NUMBER_TYPES)
 def test_the_usual_index_and_none_suit_all_codes_of_all_widths(index: Any, dtype: str) -> None:
     for dimensions in (1, 7, 384):
         Lancedb(index=index).check(dtype, dimensions)

@@ -45,7 +45,7 @@ def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_
             **{tag: older for tag, older in kept.items() if tag != f"release-{n - 2}"},
             f"release-{n}": version,
         }
-        table.keep(kept)
+        table.tag(kept)
         if n < MAX_SMALL_FILES - 1:
             assert table.size_bytes() - grown < 0.1 * whole
     versions = {entry["version"] for entry in table._open().list_versions()}
@@ -83,7 +83,7 @@ def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
     table.index("cosine", 0)
     first = agree()
     assert first > before
-    table.keep({"release-1": first})
+    table.tag({"release-1": first})
     assert agree() == first
     for n in range(12):  # into numbers of two digits, and small files to fold into one
         table.apply(SCHEMA, [], [batch([f"new{n}"])])
@@ -91,7 +91,7 @@ def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
     table.index("cosine", 300)
     second = agree()
     assert second > 15
-    table.keep({"release-2": second})
+    table.tag({"release-2": second})
     agree()
     assert table.rows(second) == 310
     handle = table._open()

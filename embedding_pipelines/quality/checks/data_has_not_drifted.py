@@ -15,7 +15,7 @@ class DataHasNotDrifted(Check):
 
     def collect(self, candidate: Candidate) -> None:
         live, space = candidate.live, candidate.run.model.space
-        if live is not None and live.space.compressed(None) == space:
+        if live is not None and live.space.with_codec(None) == space:
             candidate.live_sketch = sketch_of(candidate.run, live)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
@@ -25,7 +25,7 @@ class DataHasNotDrifted(Check):
         if now is None:
             sentence = f"The table is empty; release {live.number} has {live.rows:,} rows."
             return self.outcome(live.rows == 0, sentence)
-        if live.space.compressed(None) != candidate.run.model.space:
+        if live.space.with_codec(None) != candidate.run.model.space:
             sentence = f"Skipped: release {live.number} is of another space."
             return self.outcome(True, sentence)
         if before is None:

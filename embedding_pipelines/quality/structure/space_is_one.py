@@ -16,7 +16,7 @@ class SpaceIsOne(Check):
         embedded = {entry.configuration for entry in manifests if entry}
         metadata = candidate.table.schema(candidate.version).metadata or {}
         stored = metadata.get(SPACE_ID_KEY, b"").decode()
-        queries = space.compressed(candidate.codec.id).id
+        queries = space.with_codec(candidate.codec.id).id
         return self.outcome(
             embedded == {space.id} and stored == queries,
             f"table {stored[:12]}, queries {queries[:12]}",

@@ -1,0 +1,290 @@
+"""The charts of a pipeline's quality: plain numbers in, plotly's figures out. Nothing is measured
+here."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_pipelines.compression.base import describe_chain
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+Line = Mapping[str, Any]  # of the history: a release
+Point = Mapping[str, Any]  # of quality/tuning.json: a candidate
+
+VARIANCE, SIZE = "Explained variance", "Size against recall"
+RECALL, LATENCY, DRIFT = "Quality over releases", "Latency over releases", "Drift over releases"
+THROUGHPUT, COST = "Throughput over releases", "Cost over releases"
+
+# title -> what its axis says, and the metrics that share it, as they are called in the legend
+LINES: dict[str, tuple[str, dict[str, str]]] = {
+    RECALL: (
+        "share, 1 is best",
+        {
+            "recall_at_10": "recall@10 against exact search",
+            "index_recall_at_10": "recall@10 of the index alone",
+            "known_item_mrr": "known items, reciprocal rank",
+            "ndcg_at_10": "judged queries, nDCG@10",
+        },
+    ),
+    LATENCY: (
+        "milliseconds a search",
+        {"search_p50_ms": "median", "search_p95_ms": "95th percentile"},
+    ),
+    DRIFT: ("length of the shift", {"mean_shift": "shift of the mean vector"}),
+    THROUGHPUT: ("tokens embedded a second", {"tokens_per_second": "tokens a second"}),
+    COST: ("USD spent on the release", {"usd": "USD"}),
+}
+# title -> what is said where there is nothing to draw
+ABSENT = {
+    VARIANCE: "No principal components were fitted: the compression of this pipeline has no `pca`.",
+    SIZE: "Nothing was tuned yet. `embedding-pipelines optimize NAME --method auto` measures what "
+    "can be saved.",
+    RECALL: "Fewer than two releases were measured: a line over releases needs two.",
+    LATENCY: "Fewer than two releases have measured times of searches.",
+    DRIFT: "Drift is measured from the second release on, so that a line needs three.",
+    THROUGHPUT: "Fewer than two releases embedded texts: what the cache holds is not embedded "
+    "again.",
+    COST: "Nothing was paid for: the model runs here, its price is not known, or there is one "
+    "release only.",
+}
+
+COLOURS = ("#1f5a99", "#c8501e", "#3f7f4c", "#7a5195")
+FRONT, CHOSEN, INK, PALE = COLOURS[0], COLOURS[1], "#2b2f36", "#8a919c"
+AXIS: dict[str, Any] = {
+    "showline": True,
+    "linecolor": PALE,
+    "gridcolor": "#dfe3e8",
+    "zeroline": False,
+    "automargin": True,
+    "title": {"font": {"size": 12}},
+}
+STYLE = {
+    "xaxis": {**AXIS, "showgrid": False},
+    "yaxis": AXIS,
+    "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+    "font": {"size": 12, "color": INK},
+    "colorway": COLOURS,
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    "hovermode": "closest",
+    "dragmode": False,
+}
+RULE: dict[str, Any] = {"color": PALE, "width": 1, "dash": "dot"}
+LABEL_HEIGHT = 0.05  # of the chart: a label nearer to another one would cover it
+FEW_RELEASES = 12  # each of them has a tick
+
+
+def charts(
+    history: Sequence[Line],
+    tuning: Mapping[str, Any] | None,
+    spectrum: NDArray[np.float32] | None,
+    dimensions: int | None = None,
+) -> dict[str, Figure]:
+    """Title -> figure of all that can be drawn; ABSENT says why another is missing.
+
+    `history` holds the lines of quality/history.jsonl, parsed, in any order; `tuning` is
+    quality/tuning.json; `spectrum` float32[d] the share of energy of every principal direction,
+    strongest first; `dimensions` how many of them the codec keeps.
+    """
+    releases = _with_expenses(_latest(history))
+    figures = {
+        VARIANCE: _variance(spectrum, dimensions),
+        SIZE: _sizes(tuning),
+        **{title: _over_releases(title, releases) for title in LINES},
+    }
+    return {title: figure for title, figure in figures.items() if figure is not None}
+
+
+def describe_search(point: Point) -> str:
+    """Its index and how much is refined: `sq ×2`; empty if the point does not say."""
+    index, refine = point.get("index"), point.get("refine")
+    words = ["no index" if index == "none" else index, f"×{refine}" if refine else None]
+    return " ".join(filter(None, words))
+
+
+def _latest(history: Sequence[Line]) -> list[Line]:
+    """The last line of each release, by number."""
+    lines = {line["release"]: line for line in history}
+    return [lines[number] for number in sorted(lines)]
+
+
+def _with_expenses(releases: Sequence[Line]) -> list[Line]:
+    """Each release with what it took itself: the history holds what the pipeline has spent in its
+    life."""
+    lines: list[Line] = []
+    for before, now in zip([{}, *releases], releases, strict=False):
+        names = ("embedded_tokens", "provider_seconds", "usd")
+        tokens, seconds, usd = (_growth(before, now, name) for name in names)
+        pace = tokens / seconds if seconds else None
+        lines.append({**now, "tokens_per_second": pace, "usd": usd if tokens else None})
+    return lines
+
+
+def _growth(before: Line, now: Line, name: str) -> float:
+    """By how much a sum has grown; one that is less than it was has begun anew."""
+    old, new = before.get(name) or 0.0, now.get(name) or 0.0
+    return float(new - old if new >= old else new)
+
+
+def _variance(spectrum: NDArray[np.float32] | None, dimensions: int | None) -> Figure | None:
+    if spectrum is None or not len(spectrum):
+        return None
+    shares = np.round(np.cumsum([0.0, *spectrum]), 5).tolist()
+    figure = _figure("principal directions", "share of squared length")
+    figure.update_xaxes(range=[0, len(spectrum)])
+    figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
+    words = "%{x} dimensions keep %{y:.1%}<extra></extra>"
+    fill = {"fill": "tozeroy", "fillcolor": "rgba(31, 90, 153, 0.08)"}
+    figure.add_scatter(y=shares, mode="lines", hovertemplate=words, **fill)
+    if dimensions is not None and 0 < dimensions < len(shares):
+        share, is_left = shares[dimensions], dimensions < 0.5 * len(spectrum)
+        figure.add_scatter(
+            x=[dimensions, dimensions, 0],
+            y=[0.02, share, share],
+            mode="lines+markers+text",
+            line={**RULE, "dash": "dash"},
+            marker={"color": CHOSEN, "size": [0, 9, 0], "opacity": 1},
+            text=[f"{dimensions} dimensions keep {share:.1%}"],
+            textposition="top right" if is_left else "top left",
+            hoverinfo="skip",
+        )
+    return figure
+
+
+def _sizes(tuning: Mapping[str, Any] | None) -> Figure | None:
+    """Bytes a vector against recall; bars reach down to the lower bound. None if nothing was
+    measured."""
+    points = [
+        point for point in (tuning or {}).get("points", ()) if point.get("recall_at_10") is not None
+    ]
+    if not points:
+        return None
+    assert tuning
+    points.sort(key=lambda point: (point["bytes_per_vector"], point["recall_at_10"]))
+    figure = _figure("bytes a vector", "recall@10 against exact search", showlegend=True)
+    _add_points(figure, [point for point in points if not point.get("on_front")], "measured")
+    front = [point for point in points if point.get("on_front")]
+    _add_points(figure, front, "on the Pareto front", FRONT, 9)
+    figure.update_traces(
+        {
+            "mode": "lines+markers+text",
+            "line": {"shape": "hv", "width": 1},
+            "text": _labels(front),
+            "textposition": "top left",
+            "textfont": {"size": 11},
+        },
+        {"name": "on the Pareto front"},
+    )
+    chosen = [point for point in points if point.get("chosen")]
+    _add_points(figure, chosen, "chosen", CHOSEN, 17, "star")
+    if tuning.get("floor") is not None:
+        words = {"text": f"floor {tuning['floor']:g}", "font": {"color": CHOSEN}}
+        line = {"line": {**RULE, "color": CHOSEN}, "annotation_position": "top left"}
+        figure.add_hline(tuning["floor"], annotation=words, **line)
+    sizes = [point["bytes_per_vector"] for point in points]
+    room = [math.log10(min(sizes) / 4), math.log10(max(sizes) * 1.5)]  # on the left for labels
+    figure.update_xaxes(type="log", dtick=math.log10(2), tickformat=",.0f", range=room)
+    return figure
+
+
+def _add_points(
+    figure: Figure,
+    points: Sequence[Point],
+    name: str,
+    colour: str = PALE,
+    size: float = 6,
+    symbol: str = "circle",
+) -> None:
+    if not points:
+        return
+    recalls = [point["recall_at_10"] for point in points]
+    bounds = [point.get("lower_bound") for point in points]
+    down = [
+        0.0 if bound is None else max(0.0, recall - bound)
+        for recall, bound in zip(recalls, bounds, strict=True)
+    ]
+    figure.add_scatter(
+        name=name,
+        x=[point["bytes_per_vector"] for point in points],
+        y=recalls,
+        error_y={"symmetric": False, "array": [0.0] * len(down), "arrayminus": down, "width": 3},
+        mode="markers",
+        marker={"color": colour, "size": size, "symbol": symbol},
+        hovertext=[_words(point) for point in points],
+        hovertemplate="%{hovertext}<br>%{x:,.0f} bytes, recall %{y:.4f}<extra></extra>",
+    )
+
+
+def _words(point: Point) -> str:
+    words = filter(None, (describe_chain(point["compression"]), describe_search(point)))
+    return html.escape(" · ".join(words), quote=False)  # plotly reads a few tags
+
+
+def _labels(front: Sequence[Point]) -> list[str]:
+    """What points of the front are, the chosen one first, where no other label stands."""
+    recalls = [point["recall_at_10"] for point in front]
+    height = LABEL_HEIGHT * (max(recalls) - min(recalls)) if recalls else 0.0
+    labels: dict[int, str] = {}
+    for row in sorted(range(len(front)), key=lambda row: not front[row].get("chosen")):
+        if all(abs(recalls[row] - recalls[other]) > height for other in labels):
+            labels[row] = _words(front[row])
+    return [labels.get(row, "") for row in range(len(front))]
+
+
+def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
+    axis, names = LINES[title]
+    figure = _figure("release", axis)
+    for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
+        values = {
+            line["release"]: value for line in releases if (value := _value(line, name)) is not None
+        }
+        if len(values) > 1 and (title != COST or any(values.values())):
+            figure.add_scatter(
+                name=label,
+                x=list(values),
+                y=list(values.values()),
+                mode="lines+markers",
+                line_color=colour,
+                hovertemplate=f"release %{{x}}: %{{y:.4~g}}<extra>{label}</extra>",
+            )
+    if not figure.data:
+        return None
+    _mark_changes(figure, releases)
+    figure.update_layout(showlegend=len(figure.data) > 1)
+    figure.update_xaxes(dtick=1 if len(releases) <= FEW_RELEASES else None)
+    figure.update_yaxes(rangemode="normal" if title == RECALL else "tozero")
+    return figure
+
+
+def _value(line: Line, name: str) -> float | None:
+    """A metric of a release, or what it took itself; None if it has none."""
+    value = line.get("metrics", {}).get(name, line.get(name))
+    return None if value is None or not np.isfinite(value) else float(value)
+
+
+def _mark_changes(figure: Figure, releases: Sequence[Line]) -> None:
+    """A thin line where vectors began to come from another model or another compression."""
+    numbers = {number for trace in figure.data for number in trace.x}
+    for before, now in itertools.pairwise(releases):
+        change = "new model" if before["space"] != now["space"] else "new compression"
+        is_same = (before["space"], before["codec"]) == (now["space"], now["codec"])
+        place = (before["release"] + now["release"]) / 2
+        if not is_same and min(numbers) < place < max(numbers):
+            words = {"text": change, "textangle": -90, "font": {"size": 10, "color": PALE}}
+            line = {"line": RULE, "annotation_position": "bottom left"}
+            figure.add_vline(place, annotation=words, **line)
+
+
+def _figure(x: str, y: str, **layout: Any) -> Figure:
+    from plotly.graph_objects import Figure
+
+    figure = Figure(layout={"template": {"layout": STYLE}, "showlegend": False, **layout})
+    return figure.update_xaxes(title_text=x).update_yaxes(title_text=y)
