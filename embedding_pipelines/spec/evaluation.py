@@ -47,7 +47,7 @@ class Evaluation(BaseModel):
                     f"require: {name!r} is no metric that can be better or worse."
                     f"{did_you_mean(name, directed)} Write one of {', '.join(directed)}"
                 )
-        checks = names("quality.checks")  # which import this file
+        checks = names("quality.checks") if self.checks else []  # which import this file
         for name in self.checks:
             if name not in checks:
                 raise ValueError(

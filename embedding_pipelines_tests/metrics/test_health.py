@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.metrics.health import DuplicateCount, health
+from embedding_pipelines.metrics.health import DistinctVectors, health
 from embedding_pipelines_tests.compression.contract import clustered
 
 RANDOM = np.random.default_rng(0).normal(size=(2_000, 64)).astype(np.float32)
@@ -66,16 +66,16 @@ def test_what_a_sample_is_too_small_for_is_left_out() -> None:
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=6))
-def test_duplicates_are_rows_that_came_before(blocks: list[list[int]]) -> None:
-    count = DuplicateCount()
+def test_distinct_are_rows_that_did_not_come_before(blocks: list[list[int]]) -> None:
+    count = DistinctVectors()
     for rows in blocks:
         count.add(RANDOM[rows])
     rows = [row for block in blocks for row in block]
-    assert count.rate == pytest.approx(1 - len(set(rows)) / len(rows) if rows else 0)
+    assert count.distinct == len(set(rows))
 
 
 def test_near_is_not_the_same_and_zero_has_no_sign() -> None:
-    count = DuplicateCount()
+    count = DistinctVectors()
     count.add(np.array([[1, 0], [1, -0.0], [1, 1e-7], [1, 0]], np.float32))
     count.add(np.asfortranarray(np.array([[1, 0], [5, 6]], np.float32)))
-    assert count.rate == 0.5
+    assert count.distinct == 3
