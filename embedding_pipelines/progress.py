@@ -46,8 +46,8 @@ class Silent:
 # digits).
 RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
-    "seconds_per_request": ("request_seconds", "calls", 3),
-    "texts_per_request": ("embedded", "calls", 1),
+    "seconds_per_request": ("request_seconds", "requests", 3),
+    "texts_per_request": ("embedded", "requests", 1),
 }
 
 

@@ -17,7 +17,7 @@ from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.recording import Recording
-from embedding_pipelines_tests.stores.tables import add, build, fitted
+from embedding_pipelines_tests.stores.tables import add, build, fit_chain
 
 ROWS = [
     (f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)
@@ -192,7 +192,7 @@ def test_more_oversampling_finds_more_of_the_nearest(tmp_path: Path) -> None:
     exact = np.argsort(-asked @ vectors.T, axis=1)[:, :10].tolist()
     shares = []
     for oversample in (1, 4, 32):
-        codec = fitted(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
+        codec = fit_chain(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
         table = build(tmp_path, codec)
         add(table, codec, vectors, 0, [])
         assert table.index(codec.metric, 0) == 3_000
@@ -217,7 +217,7 @@ def test_a_vector_of_another_shape_or_without_numbers_is_refused(
     tmp_path: Path, chain: str
 ) -> None:
     vectors = clustered(300, 64)
-    codec = fitted(chain, vectors)
+    codec = fit_chain(chain, vectors)
     table = build(tmp_path, codec)
     add(table, codec, vectors, 0, [])
     assert table.version is not None

@@ -36,7 +36,7 @@ SENTENCES = {
     "documents": "{documents} from {files}, {rejected:,} rejected",
     "chunks": "{chunks}, {tokens}, {empty}",
     "model": "learnt from {texts:,} texts, {dimensions:,} dimensions",
-    "embeddings": "{vectors}: {embedded} embedded, {from_cache:,} from the cache",
+    "embeddings": "{vectors}: {embedded} embedded, {cache_hits:,} from the cache",
     "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
     "vector_store": "{rows}: {added:,} added, {removed:,} removed",
     "checks": "{passed:,} of {checks:,} passed",

@@ -25,7 +25,7 @@ STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents": 1, "files": 1, "rejected": 0},
     "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
     "model": {"texts": 2, "dimensions": 16},
-    "embeddings": {"vectors": 2, "embedded": 1, "from_cache": 1, "tokens_per_second": 5_000},
+    "embeddings": {"vectors": 2, "embedded": 1, "cache_hits": 1, "tokens_per_second": 5_000},
     "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
     "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},

@@ -97,7 +97,7 @@ def test_a_run_that_has_to_wait_ends_well_and_says_for_what(
     for _ in range(2):
         result = run(spec, instance)
         assert result.success
-        assert "40 texts are with the service in 1 batches since" in said(instance, result.run_id)
+        assert "40 texts are in 1 batch job since" in said(instance, result.run_id)
         assert made(instance, result.run_id) == {"documents", "chunks"}
         partitions = [
             partition
@@ -149,7 +149,7 @@ def test_a_release_stays_live_while_a_change_is_awaited(
     waiting = run(spec, instance)
     assert waiting.success
     assert made(instance, waiting.run_id) == {"documents", "chunks"}
-    assert "1 texts are with the service" in said(instance, waiting.run_id)
+    assert "1 texts are in 1 batch job" in said(instance, waiting.run_id)
     assert live_rows(home) == 40
     server.finish_all()
     assert run(spec, instance).success
@@ -195,11 +195,9 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     home: Path, instance: dg.DagsterInstance, server: BatchServer
 ) -> None:
     spec = later(home, server)
-    assert skipped(tick(spec, instance)) == "no text is with the service"
+    assert skipped(tick(spec, instance)) == "No batch job is running."
     run(spec, instance)
-    assert skipped(tick(spec, instance)).startswith(
-        "40 texts are with the service in 1 batches since"
-    )
+    assert skipped(tick(spec, instance)).startswith("40 texts are in 1 batch job since")
     server.finish_all()
     request = asked(tick(spec, instance))
     assert (
@@ -209,7 +207,7 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
     assert live_rows(home) == 40
-    assert skipped(tick(spec, instance)) == "no text is with the service"
+    assert skipped(tick(spec, instance)) == "No batch job is running."
 
 
 def test_another_batch_that_ends_is_another_reason_to_ask(
@@ -294,7 +292,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
     monkeypatch.setattr(Warehouse, "batch_jobs_lock", contended)
     result = tick(spec, instance)
     assert bool(result.run_requests) == (when == "after")
-    assert when == "after" or skipped(result) == "no text is with the service"
+    assert when == "after" or skipped(result) == "No batch job is running."
 
 
 def test_what_was_handed_over_before_the_budget_ended_is_waited_for(
@@ -330,7 +328,7 @@ def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_en
     later(home, server)
     waiting = command(home, "embedding-pipelines", "run", "notes")
     assert waiting.returncode == 0, waiting.stderr
-    assert "notes note: 40 texts are with the service in 1 batches since" in waiting.stdout
+    assert "notes note: 40 texts are in 1 batch job since" in waiting.stdout
     assert "run the pipeline again later" in waiting.stdout
     assert "release" not in waiting.stdout
     assert "Traceback" not in waiting.stdout + waiting.stderr
@@ -363,4 +361,4 @@ def test_the_sensor_asks_for_a_run_whoever_collected_the_texts_and_again_if_it_f
     assert asked(tick(spec, instance)).run_key != first
     assert run(spec, instance).success
     assert live_rows(home) == 40
-    assert skipped(tick(spec, instance)) == "no text is with the service"
+    assert skipped(tick(spec, instance)) == "No batch job is running."

@@ -126,6 +126,33 @@ def test_new_changed_and_deleted_files_are_seen(home: Path, instance: dg.Dagster
     assert live_rows(home) == 19
 
 
+def test_a_tick_that_asks_for_a_run_observes_the_source(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec, source = notes(home), dg.AssetKey(["notes", "source"])
+    documents = dg.AssetKey(["notes", "documents"])
+    versions = []
+    cursor: str | None = None
+    for rows in (range(40), range(41)):
+        write_notes(home, rows=rows)
+        result = tick(spec, instance, cursor)
+        (observation,) = result.asset_events
+        assert isinstance(observation, dg.AssetObservation)
+        assert observation.asset_key == source
+        assert observation.metadata["files"] == dg.IntMetadataValue(1)
+        instance.report_runless_asset_event(observation)  # as the daemon does
+        versions.append(observation.tags["dagster/data_version"])
+        cursor = result.cursor
+        run(spec, instance)
+        event = instance.get_latest_materialization_event(documents)
+        assert event is not None
+        assert event.asset_materialization is not None
+        tags = event.asset_materialization.tags or {}
+        assert tags["dagster/input_data_version/notes/source"] == versions[-1]
+        assert not tick(spec, instance, cursor).asset_events
+    assert versions[0] != versions[1]
+
+
 def asked_cursor(result: dg.SensorResult) -> str | None:
     assert asked(result).run_key
     return result.cursor
