@@ -11,9 +11,7 @@ import importlib
 import importlib.metadata
 import operator
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
@@ -33,25 +31,13 @@ class Choice(BaseModel):
 
 def objects(folder: str, kind: type[T]) -> dict[str, T]:
     """All objects of `kind`, a class with a `name`, by name: those at the top of a folder's files
-    and one of each subclass there, then those of entry points.
+    and one of each subclass there. Entry points of `embedding_pipelines.<folder>` come after.
 
-    Raises ConfigError for two of one name, and for an entry point that cannot be loaded.
+    Raises ConfigError for two of one name, and for an entry point that is none.
     """
-    values = [
-        value
-        for module in _modules(folder)
-        for value in vars(module).values()
-        if not isinstance(value, type) or value.__module__ == module.__name__
-    ]
-    result: dict[str, T] = {}
-    for value in [*values, *map(_load, _entry_points(folder))]:
-        if isinstance(value, type) and issubclass(value, kind) and value is not kind:
-            value = value()
-        if isinstance(value, kind):
-            name: str = value.name  # type: ignore[attr-defined]
-            if result.setdefault(name, value) is not value:
-                raise ConfigError(f"{folder}: there are two objects named {name!r}. Rename one.")
-    return result
+    members = _members(folder, kind)
+    values = [member() if isinstance(member, type) else member for member in members]
+    return _unique(folder, [(value.name, value) for value in values])
 
 
 def names(folder: str) -> list[str]:
@@ -69,26 +55,8 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     modules import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come
     after.
     """
-    classes = [
-        value
-        for module in _modules(stage)
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-    ]
-    for entry in _entry_points(stage):
-        classes.append(_loaded(entry, base))
-    found: dict[str, type[Choice]] = {}
-    for cls in classes:
-        kind = _kind(cls)
-        if kind in found:
-            raise ConfigError(
-                f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one."
-            )
-        if kind is not None:
-            found[kind] = cls
-    return found
+    classes = [cls for cls in _members(stage, base) if isinstance(cls, type)]
+    return _unique(stage, [(kind, cls) for cls in classes if (kind := _kind(cls)) is not None])
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
@@ -104,34 +72,50 @@ def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
-def _modules(folder: str) -> Iterator[ModuleType]:
+def _members(folder: str, kind: type) -> list[Any]:
+    """The objects of `kind` and the subclasses of it in a folder's files, then in entry points."""
     package = importlib.import_module(f"embedding_pipelines.{folder}")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        yield importlib.import_module(module.name)
+    modules = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    members = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if _is_member(value, kind)
+        and (not isinstance(value, type) or value.__module__ == module.__name__)
+    ]
+    for entry in _entry_points(folder):
+        where = f"The entry point {entry.name!r} ({entry.value}) of another package"
+        try:
+            members.append(entry.load())
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{where} cannot be loaded: {error}. Fix or uninstall that package."
+            ) from error
+        if not _is_member(members[-1], kind):
+            raise ConfigError(f"{where} is no {kind.__name__}. Fix or uninstall that package.")
+    return members
+
+
+def _is_member(value: object, kind: type) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, kind) and value is not kind
+    return isinstance(value, kind)
+
+
+def _unique(folder: str, members: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in members:
+        if result.setdefault(name, value) is not value:
+            modules = f"{value.__module__} and {result[name].__module__}"
+            raise ConfigError(f"{folder}: {modules} both are {name!r}. Remove one.")
+    return result
 
 
 def _entry_points(folder: str) -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group=f"embedding_pipelines.{folder}")
-
-
-def _loaded(entry: importlib.metadata.EntryPoint, base: type[T]) -> type[T]:
-    cls = _load(entry)
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{_where(entry)} is no {base.__name__}. Fix or uninstall that package.")
-    return cls
-
-
-def _load(entry: importlib.metadata.EntryPoint) -> Any:
-    try:
-        return entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{_where(entry)} cannot be loaded: {error}. Fix or uninstall that package."
-        ) from error
-
-
-def _where(entry: importlib.metadata.EntryPoint) -> str:
-    return f"The entry point {entry.name!r} ({entry.value}) of another package"
 
 
 def _kind(cls: type[Choice]) -> str | None:

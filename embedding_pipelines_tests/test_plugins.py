@@ -108,7 +108,11 @@ def test_objects_are_those_of_the_files_and_of_other_packages(
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("HUBNESS", "two objects named 'hubness'"), ("Missing", "cannot be loaded")],
+    [
+        ("HUBNESS", "both are 'hubness'"),
+        ("Missing", "cannot be loaded"),
+        ("STAGES", "is no Metric"),
+    ],
 )
 def test_an_object_that_is_there_twice_or_not_at_all_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str, message: str

@@ -6,22 +6,25 @@ from typing import Literal
 
 from embedding_pipelines.metrics.evidence import Evidence
 
+Direction = Literal["higher", "lower", "neither"]
+Measure = Callable[[Evidence], float | None]
+ByQuery = Callable[[Evidence], Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Metric:
-    """Adding one is writing it at the top of a file of this folder; `registry` finds it there.
+    """`measure` computes from arrays and counts alone; None where the evidence does not allow it.
 
-    `measure` computes from arrays and counts alone; None where the evidence does not allow it.
-    `per_query` has a value in [0, 1] for each query, by what identifies the query for as long as
+    `by_query` has a value in [0, 1] for each query, by what identifies the query for as long as
     nothing about it changes: a candidate and the live release are compared by them.
     """
 
     name: str
-    direction: Literal["higher", "lower", "neither"]  # which is better
+    direction: Direction  # which is better
     unit: str
     description: str
-    measure: Callable[[Evidence], float | None]
-    per_query: Callable[[Evidence], Mapping[str, float]] | None = None
+    measure: Measure
+    by_query: ByQuery | None = None
 
     def meets(self, value: float, bound: float) -> bool:
         """Whether a value is no worse than `bound`."""
@@ -30,3 +33,12 @@ class Metric:
     def improves(self, change: float) -> bool | None:
         """Whether a change is one for the better; None if it is neither."""
         return None if not change or self.direction == "neither" else self.meets(change, 0)
+
+
+def metric(
+    direction: Direction, unit: str, by_query: ByQuery | None = None
+) -> Callable[[Measure], Metric]:
+    """Make a function at the top of a file of this folder a metric, with its name and docstring."""
+    return lambda measure: Metric(
+        measure.__name__, direction, unit, measure.__doc__ or "", measure, by_query
+    )

@@ -11,12 +11,12 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors
 
@@ -85,24 +85,19 @@ class Sketch:
         """float64[d], of all vectors. Raises ValueError if there are none."""
         if not self.partitions:
             raise ValueError("There are no vectors to compare.")
-        total = sum(partition.count for partition in self.partitions.values())
-        mean: Floats = (
-            np.sum([partition.total for partition in self.partitions.values()], axis=0) / total
-        )
-        return mean
+        sums = self.partitions.values()
+        total: Floats = np.sum([part.total for part in sums], axis=0)
+        return total / sum(part.count for part in sums)
 
     def to_bytes(self) -> bytes:
         """An npz file without pickles."""
-        file = io.BytesIO()
-        sums = list(self.partitions.values())
+        file, sums = io.BytesIO(), self.partitions.values()
         np.savez(
             file,
-            names=np.array(list(self.partitions), np.str_),
-            counts=np.array([partition.count for partition in sums], np.int64),
-            totals=np.array([partition.total for partition in sums], np.float64).reshape(
-                len(sums), self.sample.shape[1]
-            ),
-            squares=np.array([partition.squares for partition in sums], np.float64),
+            names=list(self.partitions),
+            counts=[part.count for part in sums],
+            totals=[part.total for part in sums],
+            squares=[part.squares for part in sums],
             hashes=self.hashes,
             sample=self.sample,
         )
@@ -112,30 +107,16 @@ class Sketch:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            rows: Any = zip(
-                file["names"], file["counts"], file["totals"], file["squares"], strict=True
-            )
-            partitions = {
-                str(name): Partition(int(count), total, float(squares))
-                for name, count, total, squares in rows
-            }
-            return cls(
-                partitions, file["hashes"], file["sample"].astype(np.float16)
-            )  # older ones are float32
+            names, counts = file["names"].tolist(), file["counts"].tolist()
+            parts = map(Partition, counts, file["totals"], file["squares"].tolist())
+            return cls(dict(zip(names, parts, strict=True)), file["hashes"], file["sample"])
 
 
-def _mean_shift(evidence: Evidence) -> float | None:
+@metric("lower", "length")
+def mean_shift(evidence: Evidence) -> float | None:
+    """Length of the difference between the mean vectors of this release and the live one."""
     now, live = evidence.sketch, evidence.live_sketch
     return None if now is None or live is None else float(np.linalg.norm(now.mean - live.mean))
-
-
-MEAN_SHIFT = Metric(
-    "mean_shift",
-    "lower",
-    "length",
-    "length of the difference between the mean vectors of this release and the live one",
-    _mean_shift,
-)
 
 
 @dataclass(frozen=True)
@@ -144,9 +125,7 @@ class Drift:
 
     mean_shift: float  # length of the difference of the means of all vectors
     p_value: float  # of the samples: how often a random split of both is as far apart
-    worst_partition: (
-        str  # the least likely one; empty if no partition has rows enough on both sides
-    )
+    worst_partition: str  # the least likely one; empty if none has rows enough on both sides
     worst_partition_shift: float  # length of the difference of its means
     worst_partition_p: float  # times the number of partitions, 1 at most (Bonferroni)
 

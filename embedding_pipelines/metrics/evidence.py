@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -66,8 +64,3 @@ class Evidence:
             self._results[compute] = compute(self)
         result: T = self._results[compute]
         return result
-
-
-def least_cosine(cosines: Vectors | None) -> float:
-    """The least of some cosines; 1 of none."""
-    return 1.0 if cosines is None else float(np.min(cosines, initial=1))

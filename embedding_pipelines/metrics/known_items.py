@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence, Search
 
 MIN_WORDS = 3  # fewer name a thing ("Deep learning", "Hi all,") rather than ask for one text
@@ -122,24 +122,15 @@ def _ranks(evidence: Evidence) -> dict[str, float]:
     return {search.id: reciprocal_rank(search) for search in evidence.searches}
 
 
-def _mrr(evidence: Evidence) -> float | None:
-    ranks = list(evidence.once(_ranks).values())
+@metric("higher", "share", by_query=_ranks)
+def known_item_mrr(evidence: Evidence) -> float | None:
+    """Mean reciprocal rank (first 10) of the document that a query was taken from."""
+    ranks = list(_ranks(evidence).values())
     return float(np.mean(ranks)) if ranks else None
 
 
-def _recall(evidence: Evidence) -> float | None:
-    ranks = evidence.once(_ranks).values()
+@metric("higher", "share")
+def known_item_recall(evidence: Evidence) -> float | None:
+    """Share of these documents among the first 10."""
+    ranks = _ranks(evidence).values()
     return float(np.mean([rank > 0 for rank in ranks])) if ranks else None
-
-
-MRR = Metric(
-    "known_item_mrr",
-    "higher",
-    "share",
-    "mean reciprocal rank (first 10) of the document that a query was taken from",
-    _mrr,
-    per_query=lambda evidence: evidence.once(_ranks),
-)
-RECALL = Metric(
-    "known_item_recall", "higher", "share", "share of these documents among the first 10", _recall
-)

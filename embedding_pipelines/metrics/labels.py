@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.metrics.neighbours import K, nearest_others
 from embedding_pipelines.vectors import Vectors
 
 
-def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) -> float:
+def leave_one_out_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) -> float:
     """The share of vectors float32[n, d] whose k nearest others, by cosine, vote for their label;
     in [0, 1].
 
@@ -35,17 +35,12 @@ def knn_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) -> float:
     return right / len(labels)
 
 
-def _accuracy(evidence: Evidence) -> float | None:
+@metric("higher", "share")
+def knn_accuracy(evidence: Evidence) -> float | None:
+    """Share of chunks whose 10 nearest neighbours vote for their own label."""
     rows = [row for row, label in enumerate(evidence.labels) if label is not None]
     if evidence.decoded is None or len(rows) <= K:
         return None
-    return knn_accuracy(evidence.decoded[rows], [str(evidence.labels[row]) for row in rows])
-
-
-KNN_ACCURACY = Metric(
-    "knn_accuracy",
-    "higher",
-    "share",
-    "share of chunks whose 10 nearest neighbours vote for their own label",
-    _accuracy,
-)
+    return leave_one_out_accuracy(
+        evidence.decoded[rows], [str(evidence.labels[row]) for row in rows]
+    )

@@ -1,13 +1,13 @@
 """Exact search, the truth that every other search is measured against: all vectors are compared,
 block after block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors, unit
 
@@ -145,30 +145,20 @@ def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[n
     return unit(vectors[rows]).astype(np.float32, copy=False), rows
 
 
-def _recall_against(
-    exact: Callable[[Evidence], Neighbours | None],
-) -> Callable[[Evidence], float | None]:
-    def measure(evidence: Evidence) -> float | None:
-        nearest = exact(evidence)
-        if nearest is None or not nearest.ids:
-            return None
-        searches = evidence.searches[: len(nearest.ids)]
-        return float(recall([[hit[0] for hit in each.hits] for each in searches], nearest).mean())
-
-    return measure
+@metric("higher", "share")
+def recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the exact ten nearest in the model's own space that a search finds."""
+    return _mean_recall(evidence, evidence.exact)
 
 
-RECALL = Metric(
-    "recall_at_10",
-    "higher",
-    "share",
-    "share of the exact ten nearest in the model's own space that a search finds",
-    _recall_against(lambda evidence: evidence.exact),
-)
-INDEX_RECALL = Metric(
-    "index_recall_at_10",
-    "higher",
-    "share",
-    "share of the exact ten nearest codes that the index finds",
-    _recall_against(lambda evidence: evidence.exact_codes),
-)
+@metric("higher", "share")
+def index_recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the exact ten nearest codes that the index finds."""
+    return _mean_recall(evidence, evidence.exact_codes)
+
+
+def _mean_recall(evidence: Evidence, exact: Neighbours | None) -> float | None:
+    if exact is None or not exact.ids:
+        return None
+    searches = evidence.searches[: len(exact.ids)]
+    return float(recall([[hit[0] for hit in search.hits] for search in searches], exact).mean())

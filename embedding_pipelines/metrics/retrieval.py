@@ -5,12 +5,12 @@ They are computed by ir-measures (MacAvaney, Macdonald and Ounis, "Streamlining 
 ir-measures", 2022), which asks trec_eval's own code.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from embedding_pipelines.extras import need
-from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence
 
 Qrels = Mapping[str, Mapping[str, float]]  # relevance by document, by query
@@ -23,7 +23,7 @@ NAMES = {  # as this project calls them, as ir-measures does
 }
 
 
-def by_query(
+def values_by_query(
     rankings: Mapping[str, Mapping[str, float]], qrels: Qrels
 ) -> dict[str, dict[str, float]]:
     """By query with a relevant document, the four of NAMES, each in [0, 1].
@@ -60,50 +60,38 @@ def _whole(query: str, relevance: Mapping[str, float]) -> dict[str, int]:
 
 
 def _values(evidence: Evidence) -> dict[str, dict[str, float]]:
-    return by_query(evidence.rankings, evidence.qrels) if evidence.qrels else {}
+    return values_by_query(evidence.rankings, evidence.qrels) if evidence.qrels else {}
 
 
-def _mean(name: str) -> Callable[[Evidence], float | None]:
-    def measure(evidence: Evidence) -> float | None:
-        values = [value[name] for value in evidence.once(_values).values()]
-        return float(np.mean(values)) if values else None
-
-    return measure
+def _mean(evidence: Evidence, name: str) -> float | None:
+    values = [value[name] for value in evidence.once(_values).values()]
+    return float(np.mean(values)) if values else None
 
 
 def _ndcg_by_query(evidence: Evidence) -> dict[str, float]:
-    """By query and its judgements together: figures of other judgements are none to compare
-    with."""
     values = evidence.once(_values)
     return {evidence.query_ids[query]: value["ndcg_at_10"] for query, value in values.items()}
 
 
-NDCG = Metric(
-    "ndcg_at_10",
-    "higher",
-    "share",
-    "nDCG@10 of the queries with relevance judgements",
-    _mean("ndcg_at_10"),
-    per_query=_ndcg_by_query,
-)
-RECALL_10 = Metric(
-    "judged_recall_at_10",
-    "higher",
-    "share",
-    "share of the relevant documents among the first 10",
-    _mean("judged_recall_at_10"),
-)
-RECALL_100 = Metric(
-    "judged_recall_at_100",
-    "higher",
-    "share",
-    "share of the relevant documents among the first 100",
-    _mean("judged_recall_at_100"),
-)
-MRR = Metric(
-    "mrr_at_10",
-    "higher",
-    "share",
-    "mean reciprocal rank of the first relevant document among the first 10",
-    _mean("mrr_at_10"),
-)
+@metric("higher", "share", by_query=_ndcg_by_query)
+def ndcg_at_10(evidence: Evidence) -> float | None:
+    """nDCG@10 of the queries with relevance judgements."""
+    return _mean(evidence, "ndcg_at_10")
+
+
+@metric("higher", "share")
+def judged_recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the relevant documents among the first 10."""
+    return _mean(evidence, "judged_recall_at_10")
+
+
+@metric("higher", "share")
+def judged_recall_at_100(evidence: Evidence) -> float | None:
+    """Share of the relevant documents among the first 100."""
+    return _mean(evidence, "judged_recall_at_100")
+
+
+@metric("higher", "share")
+def mrr_at_10(evidence: Evidence) -> float | None:
+    """Mean reciprocal rank of the first relevant document among the first 10."""
+    return _mean(evidence, "mrr_at_10")

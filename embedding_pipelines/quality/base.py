@@ -1,12 +1,15 @@
 """What a check is, and what it comes to."""
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.evidence import Candidate as Candidate  # for the files of checks
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.evaluation import Effect
+
+MIN_ROWS = 500  # below, ten results are too large a part of the table
 
 
 @dataclass(frozen=True)
@@ -27,31 +30,37 @@ class Outcome:
         return not self.passed and self.effect == "block"
 
 
-MIN_ROWS = 500  # below, ten results are too large a part of the table
-
-
 class Check(ABC):
-    """One file each, which has the check's name: in `structure` what must hold of the table itself,
-    in `checks` what the user may turn off."""
+    """One file each: its name is the check's, its docstring the description. Those in `structure`
+    must hold of the table itself, those in `checks` the user may turn off."""
 
-    name: ClassVar[str]
     effect: ClassVar[Effect] = "block"  # unless `evaluation.checks` says another
-    is_structural: ClassVar[bool] = False
     needs_stored_codes: ClassVar[bool] = False  # with the texts of their chunks
-    description: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def description(self) -> str:
+        return " ".join((sys.modules[type(self).__module__].__doc__ or "").split())
+
+    @property
+    def is_structural(self) -> bool:
+        return ".structure." in type(self).__module__
 
     def cost(self, run: Run) -> int:
         """Tokens at most that `collect` has embedded."""
         return 0
 
     def collect(self, candidate: Candidate) -> None:
-        """Have the provider embed what `evaluate` or a metric compares. If it raises, the check is
-        inconclusive."""
-        return  # most checks need nothing more than every candidate has
+        """Read or embed what `evaluate` or a metric compares and no other candidate needs. If it
+        raises, the check is inconclusive."""
+        return  # most checks need no more than what is gathered of every candidate
 
     @abstractmethod
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Compare what was gathered; nothing is read or embedded here."""
+        """Compare what was gathered."""
 
     def outcome(
         self, passed: bool, sentence: str, statistics: dict[str, Any] | None = None

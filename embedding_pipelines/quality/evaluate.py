@@ -53,31 +53,32 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
                 Outcome(check.name, False, reason, effect="warn") for check in quality
             ]
         search(candidate)
-        errors = {check.name: _collect(check, candidate) for check in quality}
+        errors: dict[str, EmbeddingPipelinesError] = {}
+        for check in quality:
+            try:
+                check.collect(candidate)
+            except EmbeddingPipelinesError as error:
+                errors[check.name] = error
     finally:  # whatever has been paid for
         run.add_usage(billed_tokens=candidate.budget.billed, price=run.spec.model.price)
     _measure(candidate)
     keep_figures(candidate)
     return outcomes + [
-        _outcome(check, candidate, on[check.name], errors[check.name]) for check in quality
+        _outcome(check, candidate, on[check.name], errors.get(check.name)) for check in quality
     ]
 
 
 def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
     """Rows of some chunks by partition, as many of each, others for another version; none if no
     check looks at them."""
-    most = candidate.run.spec.evaluation.embedded_again
     if not any(CHECKS[name].needs_stored_codes for name in names):
         return {}
+    spec, shards = candidate.run.spec, candidate.run.folder.chunks
+    manifests = [(name, shards.manifest(name)) for name in spec.partition_names]
+    sizes = [(name, entry.rows) for name, entry in manifests if entry and entry.rows]
     generator = np.random.default_rng(candidate.version)
-    manifests = {
-        name: candidate.run.folder.chunks.manifest(name)
-        for name in candidate.run.spec.partition_names
-    }
-    sizes = [(name, entry.rows) for name, entry in manifests.items() if entry and entry.rows]
     generator.shuffle(sizes)
-    rows: dict[str, NDArray[np.int64]] = {}
-    left = most
+    rows, left = dict[str, NDArray[np.int64]](), spec.evaluation.embedded_again
     for at, (name, size) in enumerate(sizes):
         share = min(-(-left // (len(sizes) - at)), size)
         if share:
@@ -86,20 +87,12 @@ def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArra
     return rows
 
 
-def _collect(check: Check, candidate: Candidate) -> EmbeddingPipelinesError | None:
-    try:
-        check.collect(candidate)
-    except EmbeddingPipelinesError as error:
-        return error
-    return None
-
-
 def _measure(candidate: Candidate) -> None:
     for metric in METRICS.values():
         value = metric.measure(candidate)
         if value is not None and math.isfinite(value):
             candidate.metrics[metric.name] = round(value, 6)
-        figures = metric.per_query(candidate) if metric.per_query else {}
+        figures = metric.by_query(candidate) if metric.by_query else {}
         if figures:
             candidate.query_metrics[metric.name] = dict(figures)
 

@@ -1,9 +1,9 @@
 """A candidate for a release, and what is gathered of it: one pass over embeddings and chunks, one
 over the table, then a search for each query as a user would make it."""
 
-import functools
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.drift import Sketch
 from embedding_pipelines.metrics.evidence import Evidence, Search
-from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctVectors
+from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctCount
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K
 from embedding_pipelines.providers.base import NORM_TOLERANCE, InputType
 from embedding_pipelines.quality.queries import (
@@ -65,7 +65,7 @@ class Candidate(Evidence):
     judgements: Qrels | None = None
     has_judged_document: bool = False  # in the table
     # Faults by name, and how many vectors have them.
-    faults: dict[str, int] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
     rejected: list[str] = field(default_factory=list)  # ids of the chunks without a vector
     rejected_documents: int = 0  # of whose chunks none is in the table
     documents: int = 0  # in the table
@@ -76,23 +76,6 @@ class Candidate(Evidence):
     collected: dict[str, Any] = field(default_factory=dict)  # by check, for itself
     metrics: dict[str, float] = field(default_factory=dict)
     query_metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by metric, by query
-
-    @functools.cached_property
-    def shard_dimensions(self) -> set[int]:
-        shards = self.run.folder.embeddings
-        schemas = (shards.schema(partition) for partition in self.run.spec.partition_names)
-        return {schema.field(VECTOR).type.list_size for schema in schemas if schema is not None}
-
-    @functools.cached_property
-    def is_aligned(self) -> bool:
-        """Whether each chunk has its row of embeddings, and these have the model's dimensions: else
-        there is nothing to measure."""
-        folder, names = self.run.folder, self.run.spec.partition_names
-        pairs = [(folder.chunks.manifest(name), folder.embeddings.manifest(name)) for name in names]
-        return self.shard_dimensions <= {self.run.model.space.dimensions} and all(
-            (chunks.rows if chunks else 0) == (embeddings.rows if embeddings else 0)
-            for chunks, embeddings in pairs
-        )
 
     @property
     def has_only_grown(self) -> bool:
@@ -117,12 +100,11 @@ def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> Non
     `chosen` are the rows, by partition and rising, of the chunks whose text and code to keep.
     """
     candidate.judgements = read_qrels(candidate.run)
-    most = candidate.run.spec.evaluation.known_items if candidate.is_aligned else 0
-    candidate.items = known_item_queries(candidate.run, most)
-    queries = candidate.embed([item.query for item in candidate.items], "query")
-    targets = candidate.embed([item.target for item in candidate.items], "document")
+    items = known_item_queries(candidate.run, candidate.run.spec.evaluation.known_items)
+    queries = candidate.embed([item.query for item in items], "query")
+    targets = candidate.embed([item.target for item in items], "document")
     sound = has_vector(queries) & has_vector(targets)
-    candidate.items = list(itertools.compress(candidate.items, sound))
+    candidate.items = list(itertools.compress(items, sound))
     candidate.queries, candidate.targets = queries[sound], targets[sound]
     _read_embeddings(candidate, chosen)
     _read_table(candidate)
@@ -138,16 +120,6 @@ def search(candidate: Candidate) -> None:
     _embed_pairs(candidate)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Chunks of a partition that have a sound vector."""
-
-    partition: str
-    ids: list[str]
-    vectors: Vectors
-    chunks: pa.RecordBatch
-
-
 def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
     """The exact neighbours of the queries in the model's own space, and what concerns the vectors
     alone."""
@@ -156,83 +128,78 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
     total = sum(manifest.rows for manifest in manifests if manifest)
     generator = np.random.default_rng(run.spec.seed)
     numbers = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
-    exact, distinct, sketch = ExactSearch(candidate.queries, TIES * K), DistinctVectors(), Sketch()
-    near = ExactSearch(np.empty((0, run.model.space.dimensions), np.float32), 2)
-    near_ids, parts = list[str](), list[Vectors]()
-    for block in _blocks(candidate, chosen):
+    exact, distinct, sketch = ExactSearch(candidate.queries, TIES * K), DistinctCount(), Sketch()
+    near, near_ids, sample = ExactSearch(candidate.queries[:0], 2), list[str](), list[Vectors]()
+    for partition, ids, vectors, chunks in _blocks(candidate, chosen):
         if not near_ids:
-            count = len(block.ids)
-            some = generator.choice(count, min(count, NEIGHBOURS), replace=False)
-            near, near_ids = ExactSearch(block.vectors[some], 2), [block.ids[row] for row in some]
-        for exact_search in (exact, near):
-            exact_search.add(block.ids, block.vectors)
-        distinct.add(block.vectors)
-        sketch.add(block.partition, block.ids, block.vectors)
-        first, last = candidate.vectors, candidate.vectors + len(block.ids)
-        rows = numbers[(numbers >= first) & (numbers < last)] - first
-        candidate.vectors = last
-        candidate.short_texts += pc.sum(pc.less_equal(block.chunks["tokens"], SHORT_TOKENS)).as_py()
-        parts.append(block.vectors[rows])
-        candidate.labels += block.chunks[label].take(pa.array(rows)).to_pylist() if label else []
+            some = generator.choice(len(ids), min(len(ids), NEIGHBOURS), replace=False)
+            near, near_ids = ExactSearch(vectors[some], 2), [ids[row] for row in some]
+        exact.add(ids, vectors)
+        near.add(ids, vectors)
+        distinct.add_vectors(vectors)
+        sketch.add(partition, ids, vectors)
+        start, end = np.searchsorted(numbers, [candidate.vectors, candidate.vectors + len(ids)])
+        rows = numbers[start:end] - candidate.vectors
+        sample.append(vectors[rows])
+        candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
+        candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
+        candidate.vectors += len(ids)
     candidate.exact = exact.result()
     if candidate.vectors:
         candidate.distinct, candidate.sketch = distinct.distinct, sketch
-        candidate.sample = np.concatenate(parts)
+        candidate.sample = np.concatenate(sample)
         candidate.nearest_other = _nearest_other(near, near_ids)
 
 
-def _blocks(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> Iterator[_Block]:
-    """Read all partitions, counting faults on the way; nothing is yielded of shards that are not
-    aligned."""
-    run, faults, is_aligned = candidate.run, candidate.faults, candidate.is_aligned
-    label, normalized = run.spec.evaluation.label, run.model.space.normalized
-    faults |= dict.fromkeys(("vectors", "not_finite", "zero", "not_normalized"), 0)
-    nothing = np.empty(0, np.int64)
+def _blocks(
+    candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]
+) -> Iterator[tuple[str, list[str], Vectors, pa.RecordBatch]]:
+    """Partition, chunk ids, vectors and chunks of all that have a sound vector; none where chunks
+    and embeddings are not of one another or of the model. Faults are counted on the way."""
+    run, space = candidate.run, candidate.run.model.space
+    label = run.spec.evaluation.label
     for partition in run.spec.partition_names:
-        wanted, done = chosen.get(partition, nothing), 0
+        wanted, done = chosen.get(partition, np.empty(0, np.int64)), 0
         columns = ["tokens", *([label] if label else []), *(["text"] if len(wanted) else [])]
-        shards = run.folder.embeddings.read(partition, ["chunk_id", VECTOR])
-        chunk_batches = run.folder.chunks.read(partition, columns) if is_aligned else None
-        for embeddings in shards:
-            mask = pc.is_valid(embeddings[VECTOR])
-            ids = embeddings["chunk_id"]
-            candidate.rejected += ids.filter(pc.invert(mask)).to_pylist()
-            vectors = to_matrix(embeddings[VECTOR].filter(mask))
+        chunk_batches = run.folder.chunks.read(partition, columns)
+        for batch in run.folder.embeddings.read(partition, ["chunk_id", VECTOR]):
+            mask = pc.is_valid(batch[VECTOR])
+            candidate.rejected += batch["chunk_id"].filter(pc.invert(mask)).to_pylist()
+            vectors = to_matrix(batch[VECTOR].filter(mask))
             norms = np.linalg.norm(vectors, axis=1)
             finite = np.isfinite(norms)
-            faults["vectors"] += len(vectors)
-            faults["not_finite"] += int((~finite).sum())
-            faults["zero"] += int((norms == 0).sum())
-            if normalized:
-                lengths = np.abs(norms[finite] - 1)
-                faults["not_normalized"] += int((lengths > NORM_TOLERANCE).sum())
-            if chunk_batches is None:
+            off = np.abs(norms[finite] - 1) > NORM_TOLERANCE
+            candidate.faults.update(
+                vectors=len(vectors),
+                not_finite=int((~finite).sum()),
+                zero=int((norms == 0).sum()),
+                not_normalized=int(off.sum()) if space.normalized else 0,
+            )
+            chunks = next(chunk_batches, None)
+            if chunks is None or (len(chunks), vectors.shape[1]) != (len(batch), space.dimensions):
                 continue
-            chunks = next(chunk_batches)
-            start, end = np.searchsorted(wanted, [done, done + len(ids)])
-            rows = pa.array(wanted[start:end] - done)
+            start, end = np.searchsorted(wanted, [done, done + len(chunks)])
+            rows, done = pa.array(wanted[start:end] - done), done + len(chunks)
             if len(rows):
-                texts = chunks["text"].take(rows).to_pylist()
-                candidate.texts |= zip(ids.take(rows).to_pylist(), texts, strict=True)
-            done += len(ids)
+                ids, texts = batch["chunk_id"].take(rows), chunks["text"].take(rows)
+                candidate.texts |= zip(ids.to_pylist(), texts.to_pylist(), strict=True)
             if finite.any():
-                names = ids.filter(mask).filter(pa.array(finite)).to_pylist()
-                sound = chunks.filter(mask).filter(pa.array(finite))
-                yield _Block(partition, names, vectors[finite], sound)
+                sound = pa.array(finite)
+                ids = batch["chunk_id"].filter(mask).filter(sound).to_pylist()
+                yield partition, ids, vectors[finite], chunks.filter(mask).filter(sound)
 
 
 def _nearest_other(near: ExactSearch, ids: list[str]) -> Vectors:
     """The cosine float32[n] of each vector with the nearest one of another id."""
-    names, cosines = near.result()
     others = [
         max((score for name, score in zip(row, scores, strict=False) if name != own), default=-1.0)
-        for own, row, scores in zip(ids, names, cosines.tolist(), strict=True)
+        for own, row, scores in zip(ids, *near.result(), strict=True)
     ]
     return np.array(others, np.float32)
 
 
 def _read_table(candidate: Candidate) -> None:
-    """The exact nearest codes of the first queries, ids, faults and the chosen rows' codes."""
+    """Ids, faults, the chosen rows' codes, and the exact nearest codes of the first queries."""
     codec, table, first = candidate.codec, candidate.table, candidate.queries[:NEIGHBOURS]
     width = table.schema(candidate.version).field(VECTOR).type.list_size
     fits = width == code_width(codec.dimensions, codec.dtype)
@@ -240,63 +207,46 @@ def _read_table(candidate: Candidate) -> None:
     if candidate.has_index and codec.rescoring_codec is None and len(first) and fits:
         exact = ExactSearch(as_numbers(codec, as_queries(codec, first)), TIES * K)
     chosen = pa.array(list(candidate.texts), pa.string())
-    rejected = {name.rpartition("#")[0] for name in candidate.rejected}
-    judged = set[str]().union(
-        *candidate.judgements.relevance.values() if candidate.judgements else ()
-    )
-    chunks, documents, rows = list[NDArray[np.int64]](), list[NDArray[np.int64]](), 0
-    candidate.faults["table_zero_or_not_finite"] = 0
+    missing = {name.rpartition("#")[0] for name in candidate.rejected}
+    judged = candidate.judgements.documents if candidate.judgements else set()
+    chunks, documents = DistinctCount(), DistinctCount()
     for batch in table.scan(["chunk_id", "document_id", VECTOR], version=candidate.version):
         ids, codes = batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR])
         names = pc.unique(batch["document_id"]).to_pylist()
-        chunks.append(_hashes(ids))
-        documents.append(_hashes(names))
-        rows += len(ids)
-        rejected.difference_update(names)
+        chunks.add_names(ids)
+        documents.add_names(names)
+        missing.difference_update(names)
         candidate.has_judged_document |= not judged.isdisjoint(names)
         finite = np.ones(len(ids), bool)
         if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
             norms = np.linalg.norm(codes.astype(np.float32), axis=1)
             finite = np.isfinite(norms)
-            candidate.faults["table_zero_or_not_finite"] += int((~finite | (norms == 0)).sum())
+            faults = int((~finite | (norms == 0)).sum())
+            candidate.faults.update(table_zero_or_not_finite=faults)
         if exact is not None:
             exact.add(list(itertools.compress(ids, finite)), as_numbers(codec, codes[finite]))
         for row in np.flatnonzero(pc.is_in(batch["chunk_id"], chosen).to_numpy(False)):
             candidate.codes[ids[row]] = codes[row].copy()
     candidate.exact_codes = exact.result() if exact else None
-    candidate.duplicate_rows = rows - _distinct(chunks)
-    candidate.documents, candidate.rejected_documents = _distinct(documents), len(rejected)
-
-
-def _hashes(names: Sequence[str]) -> NDArray[np.int64]:
-    return np.fromiter(map(hash, names), np.int64, len(names))
-
-
-def _distinct(hashes: list[NDArray[np.int64]]) -> int:
-    """How many names are different. Of ten million, two have the same hash with a probability of 3
-    in a million, and other two in the next process."""
-    return len(np.unique(np.concatenate([np.empty(0, np.int64), *hashes])))
+    candidate.rejected_documents, candidate.documents = len(missing), documents.distinct
+    candidate.duplicate_rows = chunks.all - chunks.distinct
 
 
 def _search_known_items(candidate: Candidate) -> None:
     """What users get: what each search returns, how long it takes, and how high the target passage
     of the query comes."""
-    codec, items, progress = candidate.codec, candidate.items, candidate.run.progress
+    codec, items = candidate.codec, candidate.items
     if not items:
         return
     scores = _scores(codec, candidate.queries, candidate.targets)
-    for number, (item, vector, score) in enumerate(
-        zip(items, candidate.queries, scores, strict=True)
-    ):
-        progress.update("checks", number, len(items), "searches")
+    for number, (item, vector) in enumerate(zip(items, candidate.queries, strict=True)):
+        candidate.run.progress.update("checks", number, len(items), "searches")
         started = time.perf_counter()
         rows = nearest(candidate.table, codec, vector, K, None, candidate.version)
         milliseconds = (time.perf_counter() - started) * 1000
         columns = (rows[name].to_pylist() for name in ("chunk_id", "document_id", "score"))
-        hits = list(zip(*columns, strict=True))
-        candidate.searches.append(
-            Search(item.id, item.document_id, float(score), hits, milliseconds)
-        )
+        hits, score = list(zip(*columns, strict=True)), float(scores[number])
+        candidate.searches.append(Search(item.id, item.document_id, score, hits, milliseconds))
 
 
 def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
@@ -319,23 +269,17 @@ def _search_judged_queries(candidate: Candidate) -> None:
     if qrels is None:
         return
     if not candidate.has_judged_document:
-        strangers = sorted(set[str]().union(*qrels.relevance.values()))
         raise ConfigError(
-            f"evaluation.qrels: none of its {len(strangers)} documents, such as {strangers[0]!r}, "
-            "is in the table. Write the ids that `source.id` names."
+            f"evaluation.qrels: none of its {len(qrels.documents)} documents, such as "
+            f"{min(qrels.documents)!r}, is in the table. Write the ids that `source.id` names."
         )
     vectors = candidate.embed(list(qrels.queries.values()), "query")
-    for name, vector, sound in zip(qrels.queries, vectors, has_vector(vectors), strict=True):
-        if sound:  # a query that the provider rejects finds nothing
-            rows = nearest(
-                candidate.table, candidate.codec, vector, QRELS_K, None, candidate.version
-            )
-            best: dict[str, float] = {}
-            for document, score in zip(
-                rows["document_id"].to_pylist(), rows["score"].to_pylist(), strict=True
-            ):
-                best.setdefault(document, score)  # nearest first
-            candidate.rankings[name] = best
+    for name, vector in itertools.compress(
+        zip(qrels.queries, vectors, strict=True), has_vector(vectors)
+    ):
+        rows = nearest(candidate.table, candidate.codec, vector, QRELS_K, None, candidate.version)
+        pairs = zip(rows["document_id"].to_pylist(), rows["score"].to_pylist(), strict=True)
+        candidate.rankings[name] = dict(reversed(list(pairs)))  # the nearest chunk of a document
     candidate.qrels = qrels.relevance
     candidate.query_ids = {
         name: digest(text.encode(), str(sorted(qrels.relevance[name].items())).encode()).hex()

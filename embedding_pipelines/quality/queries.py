@@ -8,6 +8,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,10 @@ class Qrels:
     queries: dict[str, str]  # text by query id
     relevance: dict[str, dict[str, int]]  # by document id, by query id
 
+    @property
+    def documents(self) -> set[str]:
+        return set[str]().union(*self.relevance.values())
+
 
 def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
     """Up to `most` queries from the corpus, always the same while their documents are.
@@ -58,26 +63,23 @@ def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
     They are of the first partitions, which hold a random part of the documents, in the order of the
     documents' digests.
     """
+    return list(islice(_known_items(run), most))
+
+
+def _known_items(run: Run) -> Iterator[KnownItemQuery]:
     has_title = len(getattr(run.spec.source, "text", ())) > 1
-    queries: list[KnownItemQuery] = []
     for partition in run.spec.partition_names:
-        if len(queries) >= most:
-            break
         for name, text in _first_chunks(run, partition):
             item = known_item(text, text.partition("\n")[0] if has_title else None)
             if item is not None:
                 own = digest(item.query.encode(), item.target.encode()).hex()
-                queries.append(KnownItemQuery(own, name, item.query, item.target))
-            if len(queries) == most:
-                break
-    return queries
+                yield KnownItemQuery(own, name, item.query, item.target)
 
 
 def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of
-    their digests."""
-    first: dict[bytes, int] = {}  # row by digest
-    done = 0
+    their digests; no more is in memory than a batch, and ROWS_AT_ONCE texts."""
+    first, done = dict[bytes, int](), 0  # row by digest
     for batch in run.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
         for row in np.flatnonzero(batch["start"].to_numpy() == 0):
             first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
@@ -85,22 +87,13 @@ def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
     ordered = np.array([row for _, row in sorted(first.items())], np.int64)
     for start in range(0, len(ordered), ROWS_AT_ONCE):
         numbers = ordered[start : start + ROWS_AT_ONCE]
-        rows = _chunk_rows(run, partition, np.sort(numbers), ["document_id", "text"])
-        for row in rows.take(np.argsort(np.argsort(numbers))).to_pylist():
-            yield row["document_id"], row["text"]
-
-
-def _chunk_rows(
-    run: Run, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
-) -> pa.Table:
-    """Some columns of the rows of these numbers, which rise; no more of the partition is in memory
-    than a batch."""
-    parts, done = [], 0
-    for batch in run.folder.chunks.read(partition, list(columns)):
-        start, end = np.searchsorted(rows, [done, done + batch.num_rows])
-        parts.append(batch.take(pa.array(rows[start:end] - done)))
-        done += batch.num_rows
-    return pa.Table.from_batches(parts)
+        rising, parts, done = np.sort(numbers), [], 0
+        for batch in run.folder.chunks.read(partition, ["document_id", "text"]):
+            low, high = np.searchsorted(rising, [done, done + batch.num_rows])
+            parts.append(batch.take(pa.array(rising[low:high] - done)))
+            done += batch.num_rows
+        rows = pa.Table.from_batches(parts).take(np.argsort(np.argsort(numbers)))
+        yield from zip(rows["document_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
 
 
 def query_tokens(run: Run) -> int:

@@ -153,18 +153,12 @@ def _measure(
 ) -> dict[str, Any]:
     metric = METRICS.get(name)
     change = now - before if now is not None and before is not None else None
-    slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
-    better = None if slight or metric is None else metric.improves(change or 0.0)
-    met = (
-        None
-        if required is None or metric is None
-        else now is not None and metric.meets(now, required)
-    )
-    bound = (
-        ""
-        if required is None
-        else f"{'≥' if metric and metric.direction == 'higher' else '≤'} {_figure(required)}"
-    )
+    is_slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
+    better = metric.improves(change or 0.0) if metric and not is_slight else None
+    met: bool | None = None
+    if metric and required is not None:
+        met = now is not None and metric.meets(now, required)
+    sign = "≥" if metric and metric.direction == "higher" else "≤"
     return {
         "name": name,
         "what": f"{metric.description} ({metric.unit})" if metric else "",
@@ -172,7 +166,7 @@ def _measure(
         "before": _figure(before),
         "change": "–" if change is None else f"{change:+.3g}" if change else "0",
         "verdict": "" if better is None else "better" if better else "worse",
-        "required": bound,
+        "required": "" if required is None else f"{sign} {_figure(required)}",
         "met": met,
         "better": metric.direction if metric else "",
     }

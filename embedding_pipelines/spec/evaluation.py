@@ -24,9 +24,8 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queries: str | None = (
-        None  # JSON Lines or CSV with id (`_id`, `query_id`) and text (`query`), as in BEIR
-    )
+    # JSON Lines or CSV with id (`_id`, `query_id`) and text (`query`), as in BEIR.
+    queries: str | None = None
     # Tab or comma separated: query id, document id, relevance, as in BEIR.
     qrels: str | None = None
     pairs: str | None = None  # CSV with sentence1, sentence2, score

@@ -4,11 +4,10 @@ A version that passed is not checked again until the table, `evaluation:` or one
 changes; an inconclusive check is repeated by the next run.
 """
 
+import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from embedding_pipelines.embedding.budget import BudgetTracker
@@ -119,19 +118,13 @@ def current_checks(run: Run) -> CheckRecord | None:
 def _inputs(run: Run, state: TableState) -> str:
     files = []
     for path in evaluation_files(run):
-        stat = _stat(path)
-        files += [f"{path} {stat.st_size} {stat.st_mtime_ns}"] if stat else []
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            files.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     partitions = json.dumps(state.partitions, sort_keys=True)
     spec = run.spec
     options = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
     return fingerprint(partitions, *options, str(spec.seed), str(spec.budget), *files)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
 
 
 def _report(record: CheckRecord, changed: bool) -> StepReport:

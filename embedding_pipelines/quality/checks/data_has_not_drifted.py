@@ -1,17 +1,14 @@
-"""data_has_not_drifted: vectors come from where those of the live release came from."""
+"""Vectors are distributed as those of the live release."""
 
 from embedding_pipelines.metrics.drift import drift
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.figures import sketch_of
 
 LEAST_P = 0.001
 
 
 class DataHasNotDrifted(Check):
-    name = "data_has_not_drifted"
     effect = "warn"
-    description = "Vectors are distributed as those of the live release."
 
     def collect(self, candidate: Candidate) -> None:
         live, space = candidate.live, candidate.run.model.space

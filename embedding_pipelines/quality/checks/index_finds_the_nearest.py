@@ -1,15 +1,11 @@
-"""index_finds_the_nearest: the approximate search is nearly the exact one."""
+"""The index finds what a comparison with every row finds."""
 
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 LEAST_RECALL = 0.95  # every index with its default refine has 0.979 and more
 
 
 class IndexFindsTheNearest(Check):
-    name = "index_finds_the_nearest"
-    description = "The index finds what a comparison with every row finds."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         recall = candidate.metrics.get("index_recall_at_10")
         if recall is None:

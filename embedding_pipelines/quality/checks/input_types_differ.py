@@ -1,5 +1,4 @@
-"""input_types_differ: a model that embeds queries otherwise than documents is told which is which;
-searches find less if it is not."""
+"""Queries and documents get vectors of their own where the model wants that."""
 
 from collections.abc import Mapping
 from typing import get_args
@@ -10,8 +9,7 @@ from embedding_pipelines.embedding.embed import count_tokens
 from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.common.prompts import prompts_of
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.run import Run
 from embedding_pipelines.vectors import Vectors, cosine
 
@@ -20,9 +18,6 @@ SAME = 1e-6
 
 
 class InputTypesDiffer(Check):
-    name = "input_types_differ"
-    description = "Queries and documents get vectors of their own where the model wants that."
-
     def cost(self, run: Run) -> int:
         if not _differ(run.model.space.prompts):
             return 0

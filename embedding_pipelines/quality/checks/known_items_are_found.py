@@ -1,15 +1,11 @@
-"""known_items_are_found: queries that were taken from documents lead back to them."""
+"""Queries from the corpus find the documents they were taken from."""
 
-from embedding_pipelines.quality.base import MIN_ROWS, Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import MIN_ROWS, Candidate, Check, Outcome
 
 LEAST_RECALL = 0.1  # queries of another model find their document by chance: 10 / rows
 
 
 class KnownItemsAreFound(Check):
-    name = "known_items_are_found"
-    description = "Queries from the corpus find the documents they were taken from."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         rows, queries = candidate.rows, len(candidate.query_metrics.get("known_item_mrr", {}))
         recall = candidate.metrics.get("known_item_recall")

@@ -1,18 +1,12 @@
-"""not_worse_than_live: nobody finds less than today, beyond chance."""
+"""No metric of queries has fallen by more than `evaluation.may_lose`, beyond chance; no table has
+become empty."""
 
 from embedding_pipelines.metrics.confidence import paired_loss
-from embedding_pipelines.quality.base import MIN_ROWS, Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import MIN_ROWS, Candidate, Check, Outcome
 from embedding_pipelines.quality.figures import query_figures
 
 
 class NotWorseThanLive(Check):
-    name = "not_worse_than_live"
-    description = (
-        "No metric of queries has fallen by more than `evaluation.may_lose`, beyond chance; no "
-        "table has become empty."
-    )
-
     def collect(self, candidate: Candidate) -> None:
         if candidate.live is not None:
             candidate.collected[self.name] = query_figures(candidate.run, candidate.live)

@@ -1,5 +1,4 @@
-"""provider_is_unchanged: the same texts get the same vectors as the first time, so that a service
-that has changed its model under its name is noticed."""
+"""Frozen canary texts get the vectors that they got the first time."""
 
 import zipfile
 from pathlib import Path
@@ -9,10 +8,8 @@ import numpy as np
 
 from embedding_pipelines.embedding.embed import count_tokens
 from embedding_pipelines.files import replacing
-from embedding_pipelines.metrics.evidence import least_cosine
 from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.run import Run
 from embedding_pipelines.vectors import Vectors, cosine
 
@@ -31,9 +28,6 @@ CANARIES = (
 
 
 class ProviderIsUnchanged(Check):
-    name = "provider_is_unchanged"
-    description = "Frozen canary texts get the vectors that they got the first time."
-
     def cost(self, run: Run) -> int:
         return len(get_args(InputType)) * sum(count_tokens(CANARIES, run.model.tokenizer))
 
@@ -58,7 +52,7 @@ class ProviderIsUnchanged(Check):
         )
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        least, space = least_cosine(candidate.canary_cosines), candidate.run.model.space
+        least, space = candidate.metrics["canary_cosine"], candidate.run.model.space
         passed = least >= LEAST_COSINE
         sentence = f"The canaries are at a cosine of {least:.4f} or more to those of the first run."
         if not passed:

@@ -1,14 +1,10 @@
-"""required_metrics_hold: the thresholds of the pipeline file."""
+"""All that the file requires under `evaluation.require`."""
 
 from embedding_pipelines.metrics.registry import METRICS
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 
 class RequiredMetricsHold(Check):
-    name = "required_metrics_hold"
-    description = "All that the file requires under `evaluation.require`."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         bounds, faults = candidate.run.spec.evaluation.require, list[str]()
         statistics = {name: candidate.metrics.get(name) for name in bounds}

@@ -1,7 +1,6 @@
-"""space_is_healthy: what a healthy space keeps to, whatever it holds."""
+"""Duplicates, short texts, hubs and unused dimensions are within what is usual."""
 
-from embedding_pipelines.quality.base import MIN_ROWS, Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import MIN_ROWS, Candidate, Check, Outcome
 
 THRESHOLDS = {  # at most; measured on this project's test corpora
     "anisotropy": 0.9,
@@ -14,9 +13,7 @@ LEAST_RANK = 0.02  # of the dimensions: fewer are in use than one in fifty
 
 
 class SpaceIsHealthy(Check):
-    name = "space_is_healthy"
     effect = "warn"
-    description = "Duplicates, short texts, hubs and unused dimensions are within what is usual."
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         names, metrics = (*THRESHOLDS, "effective_rank", "mean_norm"), candidate.metrics

@@ -1,11 +1,8 @@
-"""vectors_belong_to_their_texts: stored texts that are embedded again get the vectors beside them,
-whatever put these there."""
+"""Stored vectors are those that their texts get when embedded again."""
 
 import numpy as np
 
-from embedding_pipelines.metrics.evidence import least_cosine
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.queries import has_vector
 from embedding_pipelines.run import Run
 from embedding_pipelines.vectors import Vectors, cosine
@@ -15,9 +12,7 @@ LEAST_COSINE_OF_BITS = 0.95  # one bit in forty may lie so near to zero that it 
 
 
 class VectorsBelongToTheirTexts(Check):
-    name = "vectors_belong_to_their_texts"
     needs_stored_codes = True
-    description = "Stored vectors are those that their texts get when embedded again."
 
     def cost(self, run: Run) -> int:
         manifests = map(run.folder.chunks.manifest, run.spec.partition_names)
@@ -43,7 +38,7 @@ class VectorsBelongToTheirTexts(Check):
         candidate.collected[self.name] = [names[row] for row in np.argsort(cosines)]
 
     def evaluate(self, candidate: Candidate) -> Outcome:
-        least, worst = least_cosine(candidate.stored_cosines), candidate.collected[self.name]
+        least, worst = candidate.metrics["stored_cosine"], candidate.collected[self.name]
         is_binary = candidate.codec.dtype == "binary"
         passed = least >= (LEAST_COSINE_OF_BITS if is_binary else LEAST_COSINE)
         sentence = (

@@ -1,26 +1,17 @@
-"""counts_add_up: what was read is what is searched, but for what is empty or was rejected."""
+"""Every document is in the table through its chunks, was empty, or was rejected by the provider; none
+is lost or duplicated."""
 
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
-from embedding_pipelines.storage.warehouse import Manifest, Shards
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
+from embedding_pipelines.storage.warehouse import Manifest
 
 
 class CountsAddUp(Check):
-    name = "counts_add_up"
-    is_structural = True
-    description = (
-        "Every document is in the table through its chunks, was empty, or was rejected by the "
-        "provider; none is lost or duplicated."
-    )
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         folder, names = candidate.run.folder, candidate.run.spec.partition_names
-
-        def manifests(shards: Shards) -> list[Manifest | None]:
-            return [shards.manifest(name) for name in names]
-
-        documents, chunks = manifests(folder.documents), manifests(folder.chunks)
-        embeddings = manifests(folder.embeddings)
+        documents, chunks, embeddings = (
+            [shards.manifest(name) for name in names]
+            for shards in (folder.documents, folder.chunks, folder.embeddings)
+        )
         behind = sum(
             not before or not after or after.inputs != before.digest
             for before, after in zip(documents, chunks, strict=True)

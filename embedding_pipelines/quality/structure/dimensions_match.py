@@ -1,26 +1,23 @@
-"""dimensions_match: embeddings are as wide as the model says, and the table as the codec says."""
+"""Embeddings and table have the dimensions that model and codec promise."""
 
 from embedding_pipelines.compression.base import code_width
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.schemas import VECTOR
 
 
 class DimensionsMatch(Check):
-    name = "dimensions_match"
-    is_structural = True
-    description = "Embeddings and table have the dimensions that model and codec promise."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
-        codec, model = candidate.codec, candidate.run.model.space.dimensions
+        run, codec = candidate.run, candidate.codec
+        model = run.model.space.dimensions
+        schemas = map(run.folder.embeddings.schema, run.spec.partition_names)
+        embedded = {schema.field(VECTOR).type.list_size for schema in schemas if schema is not None}
         width = candidate.table.schema(candidate.version).field(VECTOR).type.list_size
         return self.outcome(
-            candidate.shard_dimensions <= {model}
-            and width == code_width(codec.dimensions, codec.dtype),
+            embedded <= {model} and width == code_width(codec.dimensions, codec.dtype),
             f"model {model}, table {width} ({codec.dtype})",
             {
                 "model": model,
-                "embeddings": sorted(candidate.shard_dimensions),
+                "embeddings": sorted(embedded),
                 "codec": codec.dimensions,
                 "table": width,
             },

@@ -1,15 +1,10 @@
-"""space_is_one: queries meet vectors of their own space."""
+"""All partitions and the table are of the space that queries are embedded in."""
 
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.schemas import SPACE_ID_KEY
 
 
 class SpaceIsOne(Check):
-    name = "space_is_one"
-    is_structural = True
-    description = "All partitions and the table are of the space that queries are embedded in."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         run, space = candidate.run, candidate.run.model.space
         manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)

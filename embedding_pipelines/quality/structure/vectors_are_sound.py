@@ -1,14 +1,9 @@
-"""vectors_are_sound: every vector has a direction, and the length that the model promises."""
+"""No vector is zero, NaN or infinite; normalized models give unit length."""
 
-from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 
 class VectorsAreSound(Check):
-    name = "vectors_are_sound"
-    is_structural = True
-    description = "No vector is zero, NaN or infinite; normalized models give unit length."
-
     def evaluate(self, candidate: Candidate) -> Outcome:
         faults = {fault: count for fault, count in candidate.faults.items() if count}
         vectors = faults.pop("vectors", 0)
