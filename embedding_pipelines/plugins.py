@@ -1,7 +1,7 @@
 """How a folder finds its choices, metrics and checks: those of its files, and those that other
 packages register.
 
-Adding a choice is adding a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
+To add a choice, add a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
 package registers its own under the entry point group `embedding_pipelines.<folder>`, with a dot
 between folders.
 """
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Choice(BaseModel):
-    """Base of everything a user chooses in a pipeline file: frozen, unknown keys refused."""
+    """Base of everything a user chooses in a pipeline file: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -49,26 +49,28 @@ def names(folder: str) -> list[str]:
 
 @functools.cache
 def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
-    """All concrete subclasses of `base` by kind.
+    """All concrete subclasses of `base` by kind, those of entry points last.
 
-    `stage` is a folder of this package ("sources"); every module in it is imported, so these
-    modules import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come
-    after.
+    `stage` is a folder of this package ("sources"). This imports every module in it, so these
+    import nothing heavy at their top.
     """
-    classes = [cls for cls in _members(stage, base) if isinstance(cls, type)]
-    return _unique(stage, [(kind, cls) for cls in classes if (kind := _kind(cls)) is not None])
+    classes: list[Any] = [cls for cls in _members(stage, base) if isinstance(cls, type)]
+    kinds = [(cls.model_fields["kind"].default, cls) for cls in classes]  # of a base class none
+    return _unique(stage, [(kind, cls) for kind, cls in kinds if isinstance(kind, str)])
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
     """The discriminated union of a stage's choices, for a pydantic field or `parse`."""
-    found = tuple(choices(stage, base).values())
-    union = functools.reduce(operator.or_, found)
-    return Annotated[union, Field(discriminator="kind")] if len(found) > 1 else union
+    classes = tuple(choices(stage, base).values())
+    union = functools.reduce(operator.or_, classes)
+    return Annotated[union, Field(discriminator="kind")] if len(classes) > 1 else union
 
 
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
-    """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if
-    wrong."""
+    """One choice from its options, e.g. `{"kind": "hf", "model": …}`.
+
+    Raises pydantic.ValidationError for wrong ones.
+    """
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
@@ -116,8 +118,3 @@ def _unique(folder: str, members: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry_points(folder: str) -> importlib.metadata.EntryPoints:
     return importlib.metadata.entry_points(group=f"embedding_pipelines.{folder}")
-
-
-def _kind(cls: type[Choice]) -> str | None:
-    default = cls.model_fields["kind"].default
-    return default if isinstance(default, str) else None

@@ -29,15 +29,15 @@ class Elsewhere(Hashing):
     kind: Literal["elsewhere"] = "elsewhere"
 
 
-class Doubled(Hashing):
+class Double(Hashing):
     kind: Literal["hashing"] = "hashing"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_choice_is_named_after_its_file_and_is_frozen_and_strict(stage: str) -> None:
-    found = choices(stage, STAGES[stage])
-    assert found
-    for kind, cls in found.items():
+    classes = choices(stage, STAGES[stage])
+    assert classes
+    for kind, cls in classes.items():
         assert cls.__module__ == f"embedding_pipelines.{stage}.{kind}"
         assert cls.model_config["frozen"]
         assert cls.model_config["extra"] == "forbid"
@@ -68,15 +68,15 @@ def with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> dict[str, type[pl
 
 
 def test_another_package_adds_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = with_entry(monkeypatch, f"{__name__}:Elsewhere")
-    assert found["elsewhere"] is Elsewhere
-    assert found["hashing"] is Hashing
+    classes = with_entry(monkeypatch, f"{__name__}:Elsewhere")
+    assert classes["elsewhere"] is Elsewhere
+    assert classes["hashing"] is Hashing
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (f"{__name__}:Doubled", "both are 'hashing'"),
+        (f"{__name__}:Double", "both are 'hashing'"),
         (f"{__name__}:Missing", r"'mine' \(.*:Missing\) of another package cannot be loaded"),
         ("no_such_package:X", "'mine' .* cannot be loaded: No module named 'no_such_package'"),
         (f"{__name__}:STAGES", "is no ProviderOptions"),

@@ -162,11 +162,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     [
         (
             f"api_key_env: {KEY}",
-            "model.api_key_env: is no name of an environment variable. Write one",
+            "model.api_key_env: is not the name of an environment variable. Write one",
         ),
-        (f"api_key_env: '{KEY} '", "model.api_key_env: is no name of an environment variable"),
-        ("api_key_env: ${MY_KEY}", "model.api_key_env: is no name of an environment variable"),
-        ("api_key_env: ''", "model.api_key_env: is no name of an environment variable"),
+        (f"api_key_env: '{KEY} '", "model.api_key_env: is not the name of an environment variable"),
+        ("api_key_env: ${MY_KEY}", "model.api_key_env: is not the name of an environment variable"),
+        ("api_key_env: ''", "model.api_key_env: is not the name of an environment variable"),
         (f"api_key: {KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         ("api_key: ${MY_KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         (f"token: {KEY}", "model.token: is no option here"),
@@ -218,7 +218,9 @@ def test_names_of_variables_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "9k", "my-key", "a b", "K\n", "é", KEY])
 def test_what_is_no_name_of_a_variable_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="is no name of an environment variable") as caught:
+    with pytest.raises(
+        ValidationError, match="is not the name of an environment variable"
+    ) as caught:
         Openai(base_url="http://localhost:1/v1", model="m", dimensions=8, api_key_env=name)
     [detail] = caught.value.errors()
     assert not name or name not in detail["msg"]

@@ -52,10 +52,10 @@ def check_vectors(vectors: Vectors, dimensions: int | None, where: str, first: i
     vectors = np.asarray(vectors, np.float32)
     if np.isfinite(vectors).all():
         return vectors
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     raise CompressionError(
-        f"{where}: {broken.size} of {len(vectors)} vectors hold NaN or infinity, the first is "
-        f"number {first + broken[0]}. Embed these texts again."
+        f"{where}: {bad_rows.size} of {len(vectors)} vectors hold NaN or infinity, the first is "
+        f"number {first + bad_rows[0]}. Embed these texts again."
     )
 
 

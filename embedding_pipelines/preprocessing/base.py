@@ -107,8 +107,8 @@ def _batch(
 
     `whole`: a document has one chunk, so its text is truncated if that ends early.
     """
-    stored = {*schemas.DOCUMENT_COLUMNS, schemas.DOCUMENT_DIGEST}
-    metadata = [field for field in group.schema if field.name not in stored]
+    own = {*schemas.DOCUMENT_COLUMNS, schemas.DOCUMENT_DIGEST}
+    metadata = [field for field in group.schema if field.name not in own]
     names = [field.name for field in metadata]
     values = [_canonical(row) for row in group.select(names).to_pylist()]
     ids = group["document_id"].to_pylist()

@@ -131,9 +131,9 @@ class Cutter:
     def _encode(self, texts: Sequence[str]) -> list[Encoding | None]:
         """None for white space; with offsets for texts beyond the limit, cheaply for the others."""
         encodings: list[Encoding | None] = [None] * len(texts)
-        filled = [at for at, text in enumerate(texts) if text and not text.isspace()]
-        long = [at for at in filled if len(texts[at]) >= _LONG * self._limit]
-        short = sorted(set(filled).difference(long))
+        with_text = [at for at, text in enumerate(texts) if text and not text.isspace()]
+        long = [at for at in with_text if len(texts[at]) >= _LONG * self._limit]
+        short = sorted(set(with_text).difference(long))
         fast = self._tokenizer.encode_batch_fast([texts[at] for at in short])
         for at, encoding in zip(short, fast, strict=True):
             if len(encoding) <= self._limit:

@@ -184,11 +184,11 @@ class Source(Choice):
     ) -> SourceError:
         """The error for a `column` that is not among the `columns` of a file."""
         names = list(dict.fromkeys(columns))
-        listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+        names_text = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
         option = "text" if column in self.text else "metadata"
         remedy = "one of them" if names else "a column that is there"
         return SourceError(
-            f"{where}: column {column!r} is missing; found {listed or 'none'}."
+            f"{where}: column {column!r} is missing; found {names_text or 'none'}."
             f"{did_you_mean(column, names)} "
             f"Set source.{'id' if column == self.id else option} to {remedy}.{hint}"
         )

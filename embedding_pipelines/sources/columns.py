@@ -17,7 +17,7 @@ BATCH_ROWS = 8192
 BATCH_BYTES = 16 * 2**20
 
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
-_SHOWN_CHARACTERS = 60  # of a value in a reason
+_VALUE_CHARACTERS = 60  # of a value in a reason
 
 Reasons = dict[int, str]  # position in the batch -> why this row is rejected
 
@@ -171,5 +171,5 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _show(value: pa.Scalar) -> str:
-    shown = repr(value.as_py())
-    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
+    text = repr(value.as_py())
+    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "…"

@@ -90,12 +90,12 @@ class _Cutter:
 
     def cut(self, data: bytes, final: bool) -> Generator[Records | Unclosed, None, bytes]:
         """Yield the whole records of `data`, which begins with one; return the rest."""
-        records, done = self._by_parity(data)
+        records, stop = self._by_parity(data)
         if records is not None:
             yield records
-            if not final and len(data) - done <= MAX_RECORD_BYTES:
-                return data[done:]
-        return (yield from self._by_cells(data, done, final))
+            if not final and len(data) - stop <= MAX_RECORD_BYTES:
+                return data[stop:]
+        return (yield from self._by_cells(data, stop, final))
 
     def _by_parity(self, data: bytes) -> tuple[Records | None, int]:
         """The records, fast, if every quote opens at a cell's start and closes at its end.
@@ -116,12 +116,12 @@ class _Cutter:
         starts = np.concatenate([[0], stops[:-1] + 1])[: len(stops)]
         lines = self.line + np.concatenate([[0], which[:-1] + 1])[: len(stops)]
         ends = stops - ((codes[stops] == _LF) & (codes[stops - 1] == _CR) & (stops > starts))
-        filled = ends > starts
+        is_record = ends > starts
         if not len(stops):
             return Records(b"", starts, ends, lines), 0
         self.line += int(which[-1]) + 1
-        done = int(stops[-1]) + 1
-        return Records(data[:done], starts[filled], ends[filled], lines[filled]), done
+        stop = int(stops[-1]) + 1
+        return Records(data[:stop], starts[is_record], ends[is_record], lines[is_record]), stop
 
     def _are_regular(self, codes: npt.NDArray[np.uint8], quotes: Offsets) -> bool:
         limits = np.zeros(256, dtype=bool)

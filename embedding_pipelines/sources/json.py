@@ -68,7 +68,7 @@ class Json(TextSource):
         before = 0
         for number, element in enumerate(self._elements(stream, whole), start=1):
             size, before = stream.position - before, stream.position
-            if stream.broken and _BROKEN.encode() in _dump(element):
+            if stream.has_bad_bytes and _BROKEN.encode() in _dump(element):
                 fields.reject(number, f"not valid {text.encoding}", element)
             else:
                 yield from fields.add(number, element, element, size)
@@ -117,7 +117,7 @@ class _Stream:
     def __init__(self, text: Text) -> None:
         self.file = text.file
         self.position = 0  # in bytes
-        self.broken = False
+        self.has_bad_bytes = False
         self._blocks = text.blocks()
         self._decoder = codecs.getincrementaldecoder("utf-8")(_MARK)
         self._block = memoryview(b"")
@@ -125,9 +125,9 @@ class _Stream:
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes, none at the end of the file."""
         while not self._block and (block := next(self._blocks, None)) is not None:
-            decoded = self._decoder.decode(block)
-            self.broken = self.broken or _BROKEN in decoded
-            self._block = memoryview(decoded.encode())
+            text = self._decoder.decode(block)
+            self.has_bad_bytes = self.has_bad_bytes or _BROKEN in text
+            self._block = memoryview(text.encode())
         part, self._block = self._block[:size], self._block[size:]
         self.position += len(part)
         return bytes(part)

@@ -175,8 +175,8 @@ def _bytes(file: SourceFile) -> Iterator[bytes]:
 def _escape(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeDecodeError):
         raise error
-    broken = error.object[error.start : error.end]
-    return "".join(chr(_ESCAPED + byte) for byte in broken), error.end
+    data = error.object[error.start : error.end]
+    return "".join(chr(_ESCAPED + byte) for byte in data), error.end
 
 
 _ESCAPE = "embedding_pipelines.escape"
