@@ -1,5 +1,5 @@
-"""Dagster's entry point: every pipeline in the home folder's `pipelines/`, and the components that
-`dg scaffold defs` wrote."""
+"""Dagster's entry point: every pipeline in the home folder's `pipelines/`, and what `dg scaffold
+defs` wrote into `defs/`."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ DEFS = Path(__file__).with_name("defs")
 
 @dg.definitions
 def definitions() -> dg.Definitions:
-    # Assets that are launched without a job take the location's executor, and the model is loaded
-    # once per process.
+    # Assets that are launched without a job take the location's executor: here too, the model is
+    # loaded once per run.
     parts = [home_definitions(home()), dg.Definitions(executor=dg.in_process_executor)]
-    if DEFS.is_dir():
+    if any(path.is_dir() and path.name != "__pycache__" for path in DEFS.iterdir()):
         parts.append(dg.load_from_defs_folder(path_within_project=DEFS))
     return dg.Definitions.merge(*parts)

@@ -1,6 +1,6 @@
-"""How a stage finds its choices: the classes in its folder, and those other packages register.
+"""Finds a stage's choices: the classes in its folder, and those that other packages register.
 
-Adding a choice is adding a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
+To add a choice, add a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
 package registers its own under the entry point group `embedding_pipelines.<stage>`.
 """
 
@@ -17,7 +17,7 @@ from embedding_pipelines.errors import ConfigError
 
 
 class Choice(BaseModel):
-    """Base of everything a user chooses in a pipeline file: frozen, unknown keys refused."""
+    """Base of everything a user chooses in a pipeline file: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -26,65 +26,56 @@ class Choice(BaseModel):
 
 @functools.cache
 def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
-    """All concrete subclasses of `base` by kind.
+    """All concrete subclasses of `base` by kind, those of entry points last.
 
-    `stage` is a folder of this package ("sources"); every module in it is imported, so these
-    modules import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come
-    after.
+    `stage` is a folder of this package ("sources"). This imports every module in it, so these
+    import nothing heavy at their top.
     """
     package = importlib.import_module(f"embedding_pipelines.{stage}")
-    modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(package.__path__)
-    ]
-    classes = [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-    ]
+    classes: list[type[Choice]] = []
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        own = [cls for cls in vars(module).values() if isinstance(cls, type)]
+        classes += [
+            cls for cls in own if issubclass(cls, base) and cls.__module__ == module.__name__
+        ]
     for entry in importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}"):
-        classes.append(_loaded(entry, base))
-    found: dict[str, type[Choice]] = {}
+        classes.append(_load(entry, base))
+    by_kind: dict[str, type[Choice]] = {}
     for cls in classes:
-        kind = _kind(cls)
-        if kind in found:
-            raise ConfigError(
-                f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one."
-            )
-        if kind is not None:
-            found[kind] = cls
-    return found
+        kind = cls.model_fields["kind"].default
+        if not isinstance(kind, str):  # a base class
+            continue
+        if kind in by_kind:
+            modules = f"{cls.__module__} and {by_kind[kind].__module__}"
+            raise ConfigError(f"{stage}: {modules} both are {kind!r}. Remove one.")
+        by_kind[kind] = cls
+    return by_kind
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
     """The discriminated union of a stage's choices, for a pydantic field or `parse`."""
-    found = tuple(choices(stage, base).values())
-    union = functools.reduce(operator.or_, found)
-    return Annotated[union, Field(discriminator="kind")] if len(found) > 1 else union
+    classes = tuple(choices(stage, base).values())
+    union = functools.reduce(operator.or_, classes)
+    return Annotated[union, Field(discriminator="kind")] if len(classes) > 1 else union
 
 
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
-    """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if
-    wrong."""
+    """One choice from its options, e.g. `{"kind": "hf", "model": …}`.
+
+    Raises pydantic.ValidationError for wrong ones.
+    """
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
-def _loaded(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Choice]:
+def _load(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Choice]:
     where = f"The entry point {entry.name!r} ({entry.value}) of another package"
     try:
         cls = entry.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{where} cannot be loaded: {error}. Mend or uninstall that package."
+            f"{where} cannot be loaded: {error}. Fix or uninstall that package."
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{where} is no {base.__name__}. Mend or uninstall that package.")
+        raise ConfigError(f"{where} is no {base.__name__}. Fix or uninstall that package.")
     return cls
-
-
-def _kind(cls: type[Choice]) -> str | None:
-    default = cls.model_fields["kind"].default
-    return default if isinstance(default, str) else None

@@ -1,6 +1,7 @@
 """An embedding service for programs: texts in, vectors out, by `embed_all` and the cache that
 pipelines fill."""
 
+import contextlib
 import logging
 import os
 import re
@@ -57,6 +58,9 @@ class EmbeddingService:
     `home` is the home folder, by default as the environment says when the service is made; `cache`
     is by default the one that its pipelines use. `secrets` are looked up by name before the
     environment is. Any number of threads may use a service.
+
+    `close()` frees the model's connections and memory, as happens when nobody has the service any
+    more.
     """
 
     def __init__(
@@ -71,7 +75,10 @@ class EmbeddingService:
         if self.config.cache_enabled:
             self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
         self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        self._close = weakref.finalize(self, self.model.close)
+        self._open = contextlib.ExitStack()  # the model, and the cache from its first use on
+        self._open.callback(self.model.close)
+        self._holds_cache = False
+        self.close = weakref.finalize(self, self._open.close)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
@@ -86,6 +93,9 @@ class EmbeddingService:
         is unavailable.
         """
         _refuse_unusable(texts, input_type)
+        if self.cache is not None and not self._holds_cache:
+            self._open.enter_context(self.cache)  # opened for each call, it would cost more
+            self._holds_cache = True
         started, limits = time.perf_counter(), self.model.limits
         limits = replace(
             limits, request_texts=min(limits.request_texts, self.config.batch_size or 1_000_000)
@@ -111,11 +121,6 @@ class EmbeddingService:
         """Cosine of two texts as documents, in [-1, 1]; raises as `embed_batch`."""
         return cosine_similarity(*self.embed_batch([text1, text2]))
 
-    def close(self) -> None:
-        """Free the model's connections and memory, as happens when nobody has the service any
-        more."""
-        self._close()
-
     def __enter__(self) -> Self:
         return self
 
@@ -125,8 +130,8 @@ class EmbeddingService:
     def _count_tokens(self, texts: Sequence[str], input_type: InputType) -> list[int]:
         """Of each text. Raises ConfigError for one that the model would not read whole."""
         model, prompts, options = self.model, self.model.space.prompts, self.model.options
-        # OpenAI's vocabulary is fetched only for texts that the estimate, which is from above, finds
-        # too long.
+        # OpenAI's vocabulary is fetched only for texts that the estimate, which is from above,
+        # finds too long.
         is_rough = isinstance(options, ServiceOptions) and options.tokenizer_of is None
         for is_estimate in (True, False) if is_rough else (False,):
             tokenizer = estimate() if is_estimate else model.tokenizer

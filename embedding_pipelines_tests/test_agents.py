@@ -3,6 +3,7 @@ checks and metrics."""
 
 import gc
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from embedding_pipelines.agents import (
     generators,
     generators_of_subject,
 )
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import BadInput, ConfigError, ProviderError
-from embedding_pipelines.providers.common.http import SECRETS
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.test_aios import Block, serving
@@ -59,6 +60,11 @@ def shortened(body: Body, vectors: Vectors, order: list[int]) -> Body:
     return answer(body, cut / np.linalg.norm(cut, axis=1, keepdims=True), order)
 
 
+@pytest.fixture(autouse=True)
+def _empty_home(home: Path) -> None:
+    """Nothing was embedded before."""
+
+
 @pytest.fixture
 def openai(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WireServer]:
     """OpenAI on loopback, where the SDK's own variable says it is."""
@@ -74,7 +80,12 @@ def aios(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Block]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     with serving() as block:
         block.reply = lambda texts, _: {
-            "data": {"embeddings": Hashing(dimensions=768).embed(texts, "query").tolist()}
+            "data": {
+                "embeddings": Hashing(dimensions=768)
+                .open(Path())
+                .embed(texts, "query")
+                .vectors.tolist()
+            }
         }
         yield block
 
@@ -157,7 +168,6 @@ def test_openai_s_example(openai: WireServer) -> None:
 def test_hugging_face_s_example(
     minilm: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generators._say_where.cache_clear()
     caplog.set_level("WARNING", generators.log.name)
     monkeypatch.setattr(generators.log, "handlers", [caplog.handler])
     monkeypatch.setattr(generators.log, "propagate", False)
@@ -314,13 +324,15 @@ def test_batches_are_divided_and_come_back_in_order(openai: WireServer) -> None:
         generator.generate_batch("abc")
 
 
-def test_a_busy_service_is_asked_again_and_one_that_refuses_is_not(openai: WireServer) -> None:
+def test_a_busy_service_is_asked_again_and_a_text_that_it_rejects_is_an_error(
+    openai: WireServer,
+) -> None:
     generator = OpenAIEmbeddingGenerator(api_key=KEY)
     openai.faults.append(Fault("status", 429, headers={"retry-after-ms": "1"}))
     assert is_unit(generator.generate("x"), 1536)
     openai.faults.append(Fault("status", 400, f"Key {KEY} sent a text that is too long."))
     with pytest.raises(BadInput, match=r"Key \*\*\* sent a text that is too long") as caught:
-        generator.generate("x")
+        generator.generate("y")
     assert KEY not in repr(caught.value)
 
 
@@ -339,11 +351,11 @@ def test_a_wrong_key_is_told_without_it(openai: WireServer) -> None:
 
 def test_a_key_is_kept_no_longer_than_its_generator() -> None:
     generator = OpenAIEmbeddingGenerator(api_key=KEY)
-    name = str(generator._api_key_env)
-    assert SECRETS[name] == KEY
+    assert KEY in generator._secrets.values()
+    holder = weakref.ref(generator._secrets)
     del generator
     gc.collect()
-    assert name not in SECRETS
+    assert holder() is None
 
 
 def test_a_key_s_reference_is_followed(
@@ -354,7 +366,7 @@ def test_a_key_s_reference_is_followed(
     for ref in ("env:MY_KEY", f"file:{tmp_path}/key", f"{tmp_path}/key"):
         build_embeddings_from_model_item(
             {**OPENAI, "llm_parameters": {"api_key_ref": ref}}
-        ).generate("x")
+        ).generate(ref)  # a text that is not in the cache
     found = [headers["authorization"].removeprefix("Bearer ") for headers in openai.headers]
     assert found == ["from-the-environment", "from-a-file", "from-a-file"]
     missing = build_embeddings_from_model_item(
@@ -374,7 +386,8 @@ def test_parameters_can_be_changed(openai: WireServer) -> None:
     assert manager.get_parameter("a", "dims") == 128
     assert is_unit(manager.generate("a", "x"), 128)
     with pytest.raises(
-        ConfigError, match="has no parameter 'dimension'; it has base_url, batch_size, dims"
+        ConfigError,
+        match="has no parameter 'dimension'; it has base_url, batch_size, cache_enabled, dims",
     ):
         manager.set_parameter("a", "dimension", 1)
     with pytest.raises(ConfigError, match="dims is -1"):
@@ -431,3 +444,43 @@ def test_a_generator_of_one_s_own_needs_no_more_than_a_vector() -> None:
     assert Ones().generate_batch(["", "x"]) == [[0.0] * 4, [0.5] * 4]
     with pytest.raises(NotImplementedError, match="must define _infer"):
         AbstractEmbeddingGenerator().generate("x")
+
+
+def test_no_text_is_paid_for_twice_unless_the_cache_is_off(openai: WireServer, home: Path) -> None:
+    texts = ["one", "two", "one"]
+    first, second = OpenAIEmbeddingGenerator(), OpenAIEmbeddingGenerator()
+    assert first.generate_batch(texts) == second.generate_batch(texts)
+    assert set(openai.billed.values()) == {1}
+    item = {**OPENAI, "llm_parameters": {"cache_enabled": False}}
+    build_embeddings_from_model_item(item).generate("two")
+    assert openai.billed["two"] == 2
+    with pytest.raises(ConfigError, match="cache_enabled is 'no': write true or false"):
+        first.set_parameter("cache_enabled", "no")
+
+
+def test_a_rejected_text_is_found_by_halving_and_the_others_are_in_the_cache(
+    openai: WireServer,
+) -> None:
+    openai.poisoned = lambda text: "It is against the rules." if "bad" in text else None
+    generator = OpenAIEmbeddingGenerator()
+    with pytest.raises(BadInput, match=r"texts\[2\] \('bad'\): .*against the rules"):
+        generator.generate_batch(["one", "two", "bad", "four"])
+    requests = len(openai.requests)
+    assert len(generator.generate_batch(["one", "two", "four"])) == 3
+    assert len(openai.requests) == requests
+
+
+def test_a_generator_keeps_the_home_of_its_making(
+    openai: WireServer, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any
+) -> None:
+    generator, other = OpenAIEmbeddingGenerator(), tmp_path_factory.mktemp("other")
+    monkeypatch.setenv(HOME_VARIABLE, str(other))
+    generator.generate("x")
+    assert (home / "data" / "warehouse" / "cache.sqlite").is_file()
+    assert list(other.iterdir()) == []
+
+
+def test_a_text_that_would_be_cut_is_an_error(minilm: None) -> None:
+    generator = HuggingFaceEmbeddingGenerator("sentence-transformers/all-MiniLM-L6-v2")
+    with pytest.raises(ConfigError, match=r"has 302 tokens; of a document, .* reads 256"):
+        generator.generate("cat " * 300)

@@ -37,7 +37,7 @@ GROUPS: tuple[set[str], ...] = (  # from the bottom
     {"steps"},
     {"plan", "status", "explore", "optimize", "report", "diff"},
     {"orchestration"},
-    {"definitions", "cli"},
+    {"definitions", "defs", "cli"},
 )
 BELOW_STAGES = {"providers": {"inference"}}  # a stage imports leaves alone, but for this
 DAGSTER = {"orchestration", "definitions"}

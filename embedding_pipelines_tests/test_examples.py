@@ -25,8 +25,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SHIPPED = pipeline_files(ROOT)
 SLICE_LINES = 60  # of each data file, for the quick run
 MODEL = "hf:sentence-transformers/all-MiniLM-L6-v2"
-# Of the standard library, what lies near the query in name or kind: s holds shutil, o holds os, t
-# holds tarfile.
+# Modules of the standard library near the query in name or kind: shutil, os, tarfile.
 SLOW_FILES = ("s.jsonl", "o.jsonl", "t.jsonl")
 FACES = range(0x1F600, 0x1F650)  # of the characters, the emoticons and their surroundings
 
@@ -51,8 +50,8 @@ def _blocks(*languages: str) -> list[str]:
 def _commands(program: str) -> list[list[str]]:
     """The words of every line of the README's shell blocks that calls a program."""
     lines = [line for text in _blocks("sh", "console") for line in text.splitlines()]
-    found = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [words for words in found if words and Path(words[0]).name == program]
+    commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
+    return [words for words in commands if words and Path(words[0]).name == program]
 
 
 def test_two_pipelines_are_shipped() -> None:
@@ -79,8 +78,8 @@ def test_a_shipped_pipeline_runs_from_files_to_search(
     assert reports["documents"].statistics["rejected"] == 0
     assert reports["release"].statistics["rows"] >= SLICE_LINES - 1
     searcher = Searcher(Warehouse(own_home), path.stem)
-    wanted = searcher.search("python", 1).hits[0]
-    assert searcher.search(wanted.text, 3).hits[0].score > 0.99
+    first = searcher.search("python", 1).hits[0]
+    assert searcher.search(first.text, 3).hits[0].score > 0.99
 
 
 def _copy_slice(file: SourceFile, source: Path, target: Path) -> None:
@@ -100,22 +99,17 @@ def test_the_standard_library_is_found_by_what_a_function_does(
     shutil.copytree(example_home / "pipelines", own_home / "pipelines")
     run_whole(own_home, "stdlib")
     searcher = Searcher(Warehouse(own_home), "stdlib")
-    found = [
-        hit.document_id for hit in searcher.search("copy a file and keep its timestamps", 3).hits
-    ]
-    assert "shutil.copy2" in found
+    hits = searcher.search("copy a file and keep its timestamps", 3).hits
+    assert "shutil.copy2" in [hit.document_id for hit in hits]
     only = searcher.search("copy a file", 10, "module = 'shutil'").hits
     assert {hit.metadata["module"] for hit in only} == {"shutil"}
 
 
 @pytest.mark.slow
 def test_a_character_is_found_by_what_it_shows(example_home: Path, own_home: Path) -> None:
-    lines = (
-        (example_home / "data" / "unicode" / "characters.csv")
-        .read_text(encoding="utf-8")
-        .split("\n")
-    )
-    wanted = [
+    path = example_home / "data" / "unicode" / "characters.csv"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    faces = [
         line
         for line in lines[1:-1]
         if int(line.split(",")[0].removeprefix("U+"), 16) in FACES or "CAT" in line
@@ -123,7 +117,7 @@ def test_a_character_is_found_by_what_it_shows(example_home: Path, own_home: Pat
     folder = own_home / "data" / "unicode"
     folder.mkdir(parents=True)
     (folder / "characters.csv").write_text(
-        "\n".join([lines[0], *dict.fromkeys([*lines[1:1000], *wanted]), ""]), encoding="utf-8"
+        "\n".join([lines[0], *dict.fromkeys([*lines[1:1000], *faces]), ""]), encoding="utf-8"
     )
     shutil.copytree(example_home / "pipelines", own_home / "pipelines")
     run_whole(own_home, "unicode")
@@ -166,14 +160,14 @@ def test_a_make_target_in_the_readme_is_one_that_there_is(words: list[str]) -> N
     assert set(words[1:]) <= set(targets)
 
 
-def test_every_command_line_is_told_in_the_readme() -> None:
-    told = {words[1] for words in _commands("embedding-pipelines") if len(words) > 1}
+def test_the_readme_shows_every_command() -> None:
+    names = {words[1] for words in _commands("embedding-pipelines") if len(words) > 1}
     commands = {
         command.name or command.callback.__name__
         for command in app.registered_commands
         if command.callback
     }
-    assert commands - {"version"} <= told
+    assert commands - {"version"} <= names
 
 
 @pytest.mark.parametrize("text", _blocks("python"), ids=lambda text: text.splitlines()[-1][:40])

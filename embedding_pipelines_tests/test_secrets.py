@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ConfigError, Unreachable
 from embedding_pipelines.orchestration.resources import ModelResource
-from embedding_pipelines.providers.common.http import Remote
-from embedding_pipelines.providers.common.replies import listed
+from embedding_pipelines.providers.common.http import RemoteModel
+from embedding_pipelines.providers.common.replies import list_at
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
@@ -162,11 +162,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     [
         (
             f"api_key_env: {KEY}",
-            "model.api_key_env: is no name of an environment variable. Write one",
+            "model.api_key_env: is not the name of an environment variable. Write one",
         ),
-        (f"api_key_env: '{KEY} '", "model.api_key_env: is no name of an environment variable"),
-        ("api_key_env: ${MY_KEY}", "model.api_key_env: is no name of an environment variable"),
-        ("api_key_env: ''", "model.api_key_env: is no name of an environment variable"),
+        (f"api_key_env: '{KEY} '", "model.api_key_env: is not the name of an environment variable"),
+        ("api_key_env: ${MY_KEY}", "model.api_key_env: is not the name of an environment variable"),
+        ("api_key_env: ''", "model.api_key_env: is not the name of an environment variable"),
         (f"api_key: {KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         ("api_key: ${MY_KEY}", "model.api_key: is no option here; did you mean 'api_key_env'?"),
         (f"token: {KEY}", "model.token: is no option here"),
@@ -218,7 +218,9 @@ def test_names_of_variables_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "9k", "my-key", "a b", "K\n", "é", KEY])
 def test_what_is_no_name_of_a_variable_is_refused(name: str) -> None:
-    with pytest.raises(ValidationError, match="is no name of an environment variable") as caught:
+    with pytest.raises(
+        ValidationError, match="is not the name of an environment variable"
+    ) as caught:
         Openai(base_url="http://localhost:1/v1", model="m", dimensions=8, api_key_env=name)
     [detail] = caught.value.errors()
     assert not name or name not in detail["msg"]
@@ -228,12 +230,11 @@ def test_an_answer_without_vectors_is_quoted_without_a_part_of_the_key(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    service: Remote = Openai(
-        base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY"
-    )
+    options = Openai(base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY")
+    service: RemoteModel = server.open(options)
     for padding in range(240, 301, 4):
         with pytest.raises(Unreachable, match="without vectors") as caught:
-            listed(service, {"error": "x" * padding + KEY}, "data")
+            list_at(service, {"error": "x" * padding + KEY}, "data")
         assert KEY[:6] not in str(caught.value)
 
 

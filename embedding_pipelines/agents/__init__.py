@@ -1,8 +1,6 @@
-"""Embeddings for agents: this package's providers under the names of the agents' SDK, and nothing
-but names.
+"""Embeddings for agents: the embedding service under the names of the agents' SDK.
 
-A generator gives plain lists of floats. How a model is asked, repeated and believed is the
-providers' and `embedding/asking.py`'s.
+A generator gives plain lists of floats.
 """
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics

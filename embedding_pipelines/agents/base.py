@@ -23,12 +23,12 @@ RECENT_CALLS = 1_000  # what a generator remembers one by one
 
 @dataclass(frozen=True)
 class Call:
-    """One call of `generate` or `generate_batch`, as its caller saw it: waiting and repeating
+    """One call of `generate` or `generate_batch`, as its caller saw it: waits and retries
     included."""
 
     provider: str
     batch_size: int
-    dims: int | None  # None: it failed, or was asked for nothing
+    dims: int | None  # None: it failed, or there was no text
     latency_seconds: float
 
 
@@ -52,38 +52,41 @@ class Metrics:
             self.recent.append(call)
 
 
-_measured_now: ContextVar[object] = ContextVar("_measured_now", default=None)
+_OUTERMOST: ContextVar[object] = ContextVar("outermost generator", default=None)
 
 
-def _measured(method: Callable[..., Any]) -> Callable[..., Any]:
+def _count_calls(method: Callable[..., Any]) -> Callable[..., Any]:
     """`generate` or `generate_batch` with its calls in `metrics`; one that the generator itself
     makes is part of it."""
+    is_batch = method.__name__ == "generate_batch"
 
     @functools.wraps(method)
-    def measured(self: "AbstractEmbeddingGenerator", given: Any) -> Any:
-        if _measured_now.get() is self:
-            return method(self, given)
-        token, started, found = _measured_now.set(self), time.perf_counter(), None
+    def counted(self: "AbstractEmbeddingGenerator", texts: Any) -> Any:
+        if _OUTERMOST.get() is self:
+            return method(self, texts)
+        token, started, result = _OUTERMOST.set(self), time.perf_counter(), None
         try:
-            found = method(self, given)
+            result = method(self, texts)
         finally:
-            _measured_now.reset(token)
+            _OUTERMOST.reset(token)
             seconds = time.perf_counter() - started
-            batch = list(given) if method.__name__ == "generate_batch" else [given]
-            first = found if method.__name__ == "generate" else next(iter(found or ()), None)
-            dims = None if first is None else len(first)
-            self.metrics.add(Call(self.provider, len(batch), dims, seconds), failed=found is None)
-        return found
+            vector = next(iter(result or ()), None) if is_batch else result
+            size, dims = (
+                len(list(texts)) if is_batch else 1,
+                None if vector is None else len(vector),
+            )
+            self.metrics.add(Call(self.provider, size, dims, seconds), failed=result is None)
+        return result
 
-    return measured
+    return counted
 
 
 class AbstractEmbeddingGenerator:
     """Base of all generators; one's own overrides `_infer`, or `_infer_batch` where a model takes
     many texts at once.
 
-    Public attributes are its parameters. Overridden `generate` and `generate_batch` are measured as
-    well.
+    Public attributes are its parameters. Calls of an overridden `generate` or `generate_batch` are
+    in its metrics too.
     """
 
     provider = "custom"  # as metrics name it
@@ -93,18 +96,18 @@ class AbstractEmbeddingGenerator:
         super().__init_subclass__(**options)
         for name in ("generate", "generate_batch"):
             if name in vars(cls):
-                setattr(cls, name, _measured(vars(cls)[name]))
+                setattr(cls, name, _count_calls(vars(cls)[name]))
 
     @functools.cached_property
     def metrics(self) -> Metrics:
         return Metrics()
 
-    @_measured
+    @_count_calls
     def generate(self, text: str) -> list[float]:
         """The vector of one text."""
         return self._post(self._infer(text))
 
-    @_measured
+    @_count_calls
     def generate_batch(self, texts: Sequence[str]) -> list[list[float]]:
         """A vector for each text, in their order."""
         return [self._post(vector) for vector in self._infer_batch(texts)]
@@ -117,12 +120,13 @@ class AbstractEmbeddingGenerator:
 
     def get_parameter(self, key: str) -> Any:
         """A parameter's value. Raises ConfigError for one that the generator does not have."""
-        known = sorted(
+        names = sorted(
             name for name in vars(self) if not name.startswith("_") and name != "metrics"
         )
-        if key not in known:
+        if key not in names:
             raise ConfigError(
-                f"{type(self).__name__} has no parameter {key!r}; it has {', '.join(known) or 'none'}."
+                f"{type(self).__name__} has no parameter {key!r}; it has "
+                f"{', '.join(names) or 'none'}."
             )
         return getattr(self, key)
 
@@ -138,5 +142,5 @@ class AbstractEmbeddingGenerator:
         """Plain floats; at unit length if `normalize` says so, but for a zero vector, which stays
         one."""
         vector = np.asarray(vec, np.float64)
-        found: list[float] = (normalize_embedding(vector) if self.normalize else vector).tolist()
-        return found
+        numbers: list[float] = (normalize_embedding(vector) if self.normalize else vector).tolist()
+        return numbers

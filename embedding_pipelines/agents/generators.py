@@ -1,44 +1,45 @@
-"""The generators for OpenAI, Hugging Face and AIOS: faces on the providers `openai`, `hf` and
-`aios`."""
+"""The generators for OpenAI, Hugging Face and AIOS: faces on the embedding service."""
 
-import functools
-import json
 import logging
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
-
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Vector
-from embedding_pipelines.agents.keys import key_variable
-from embedding_pipelines.embedding.packing import calls
-from embedding_pipelines.embedding.request import ask_patiently
+from embedding_pipelines.agents.keys import resolve_key
+from embedding_pipelines.environment import home
 from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.plugins import parse
-from embedding_pipelines.providers.base import InputType, Provider, checked
+from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.service import EmbeddingConfig, EmbeddingService
 
 log = logging.getLogger(__name__)
 
 DEVICES = ("cpu", "cuda", "mps")
 
 
-class _ProviderGenerator(AbstractEmbeddingGenerator):
-    """A face on one of this package's providers. `input_type` says which input type of an
-    asymmetric model texts have."""
+class _ServiceGenerator(AbstractEmbeddingGenerator):
+    """A face on an embedding service, whose model is opened again when a parameter was changed.
+
+    `input_type` says which of an asymmetric model's inputs texts are. `cache_enabled`: vectors are
+    looked up in the embedding cache of the home folder, as the environment names it when the
+    generator is made.
+    """
 
     def __init__(
-        self, normalize: bool, dims: int | None, batch_size: int | None, input_type: InputType
+        self,
+        normalize: bool,
+        dims: int | None,
+        batch_size: int | None,
+        input_type: InputType,
+        cache_enabled: bool,
+        api_key: str | None = None,
     ) -> None:
         super().__init__()
-        self.normalize, self.dims, self.batch_size, self.input_type = (
-            normalize,
-            dims,
-            batch_size,
-            input_type,
-        )
+        self.normalize, self.dims, self.batch_size = normalize, dims, batch_size
+        self.input_type: InputType = input_type
+        self.cache_enabled = cache_enabled
+        self._api_key_env, self._secrets = resolve_key(type(self).__name__, api_key)
+        self._home = home()
+        self._service: EmbeddingService | None = None
         self._check()
 
     def set_parameter(self, key: str, value: Any) -> None:
@@ -51,8 +52,9 @@ class _ProviderGenerator(AbstractEmbeddingGenerator):
             raise
 
     def _check(self) -> None:
-        if not isinstance(self.normalize, bool):
-            raise ConfigError(f"normalize is {self.normalize!r}: write true or false.")
+        for name in ("normalize", "cache_enabled"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: write true or false.")
         for name in ("dims", "batch_size"):
             number = getattr(self, name)
             if number is not None and (type(number) is not int or number < 1):
@@ -72,26 +74,30 @@ class _ProviderGenerator(AbstractEmbeddingGenerator):
             raise TypeError("generate_batch takes a list of texts; give a single one to generate.")
         if not texts:
             return []
-        options = {name: value for name, value in self._options().items() if value is not None}
-        provider = _provider(json.dumps({"kind": self.provider, **options}, sort_keys=True))
-        space, limits = provider.space, provider.limits
+        service = self._opened_service()
+        space = service.model.space
         if self.dims not in (None, space.dimensions):
             raise ProviderError(
                 f"{space}: dims is {self.dims}. Correct dims, or choose another model."
             )
-        limits = replace(
-            limits, request_texts=min(limits.request_texts, self.batch_size or limits.request_texts)
+        return list(service.embed_batch(texts, self.input_type))
+
+    def _opened_service(self) -> EmbeddingService:
+        """The service of the parameters as they are now."""
+        options = {name: value for name, value in self._options().items() if value is not None}
+        config = EmbeddingConfig(
+            provider=self.provider,
+            batch_size=self.batch_size,
+            cache_enabled=self.cache_enabled,
+            options=options,
         )
-        tokens = [len(entry.ids) for entry in provider.tokenizer().encode_batch_fast(list(texts))]
-        vectors = np.empty((len(texts), space.dimensions), np.float32)
-        for rows in calls(tokens, limits, [len(text.encode()) for text in texts]):
-            part = [texts[row] for row in rows]
-            asked = ask_patiently(provider, part, self.input_type, sum(tokens[row] for row in rows))
-            vectors[rows] = checked(asked.reply.vectors, part, space)
-        return list(vectors)
+        if self._service is None or self._service.config != config:
+            # Another thread may still use the one before: it closes when nobody has it any more.
+            self._service = EmbeddingService(config, home=self._home, secrets=self._secrets)
+        return self._service
 
 
-class OpenAIEmbeddingGenerator(_ProviderGenerator):
+class OpenAIEmbeddingGenerator(_ServiceGenerator):
     """OpenAI's models, or a server that speaks as they do at `base_url` (default: $OPENAI_BASE_URL,
     else OpenAI).
 
@@ -111,24 +117,23 @@ class OpenAIEmbeddingGenerator(_ProviderGenerator):
         timeout_s: float | None = None,
         base_url: str | None = None,
         input_type: InputType = "document",
+        cache_enabled: bool = True,
     ) -> None:
-        super().__init__(normalize, dims, batch_size, input_type)
+        super().__init__(normalize, dims, batch_size, input_type, cache_enabled, api_key)
         self.model, self.timeout_s, self.base_url = model, timeout_s, base_url
-        self._api_key_env = key_variable(self, api_key)
 
     def _options(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "dimensions": self.dims,
             "timeout_seconds": self.timeout_s,
-            "base_url": self.base_url or os.environ.get("OPENAI_BASE_URL"),
+            "base_url": self.base_url,
             "api_key_env": self._api_key_env,
-            "tokenizer_of": "estimate",  # tokens are only counted to divide calls: no vocabulary is downloaded for it
         }
 
 
-class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
-    """A local sentence-transformers model. A `device` that this machine lacks is told in the log,
+class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
+    """A local sentence-transformers model. A `device` that this machine lacks is named in the log,
     and done without."""
 
     provider = "hf"
@@ -141,9 +146,10 @@ class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
         normalize: bool = True,
         dims: int | None = None,
         input_type: InputType = "document",
+        cache_enabled: bool = True,
     ) -> None:
         self.model_name, self.device = model_name, device
-        super().__init__(normalize, dims, batch_size, input_type)
+        super().__init__(normalize, dims, batch_size, input_type, cache_enabled)
 
     def _check(self) -> None:
         super()._check()
@@ -151,11 +157,16 @@ class HuggingFaceEmbeddingGenerator(_ProviderGenerator):
             raise ConfigError(f"device is {self.device!r}: write one of {', '.join(DEVICES)}.")
 
     def _options(self) -> dict[str, Any]:
-        _say_where(self.device.split(":")[0])
         return {"model": self.model_name}
 
+    def _opened_service(self) -> EmbeddingService:
+        before, service = self._service, super()._opened_service()
+        if service is not before:
+            _log_device(self.device.split(":")[0])
+        return service
 
-class AIOSEmbeddings(_ProviderGenerator):
+
+class AIOSEmbeddings(_ServiceGenerator):
     """A block of AIOS behind gRPC: `block_id`, or the one that `selection_query` finds. `api_key`
     as with OpenAI's."""
 
@@ -172,11 +183,11 @@ class AIOSEmbeddings(_ProviderGenerator):
         api_key: str | None = None,
         batch_size: int | None = None,
         input_type: InputType = "document",
+        cache_enabled: bool = True,
     ) -> None:
-        super().__init__(normalize, dims, batch_size, input_type)
+        super().__init__(normalize, dims, batch_size, input_type, cache_enabled, api_key)
         self.grpc_url, self.timeout_s = grpc_url, timeout_s
         self.block_id, self.selection_query = block_id, selection_query
-        self._api_key_env = key_variable(self, api_key)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -190,26 +201,12 @@ class AIOSEmbeddings(_ProviderGenerator):
         }
 
 
-@functools.lru_cache(maxsize=64)
-def _provider(options: str) -> Provider:
-    """The provider that these options make, in JSON. Raises ConfigError if they are wrong."""
-    try:
-        provider: Provider = parse("providers", Provider, json.loads(options))
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in error.errors()
-        ]
-        raise ConfigError("; ".join(fault.removeprefix(": ") for fault in faults)) from None
-    return provider
-
-
-@functools.cache
-def _say_where(wanted: str) -> None:
-    """Once per device: a model runs on the best that this machine has, whatever was asked for."""
+def _log_device(device: str) -> None:
+    """A model runs on the best device that this machine has, whatever was asked for."""
     from embedding_pipelines.inference.torch import accelerator
 
-    found = accelerator() or "cpu"
-    if found != wanted:
+    best = accelerator() or "cpu"
+    if best != device:
         log.warning(
-            "device: %r was asked for; this machine's is %r, and models run on that", wanted, found
+            "device: %r was asked for; this machine's is %r, and models run on that", device, best
         )

@@ -11,7 +11,7 @@ from embedding_pipelines.agents.generators import (
     HuggingFaceEmbeddingGenerator,
     OpenAIEmbeddingGenerator,
 )
-from embedding_pipelines.agents.keys import reference
+from embedding_pipelines.agents.keys import parse_reference
 from embedding_pipelines.errors import ConfigError
 
 EMBEDDINGS = "embeddings"
@@ -35,22 +35,22 @@ class ModelItem:
 
 
 class EmbeddingGeneratorManager:
-    """Generators by name. Raises ConfigError for a name that none has."""
+    """Generators by name. Raises ConfigError for an unknown name."""
 
     def __init__(self) -> None:
         self._generators: dict[str, AbstractEmbeddingGenerator] = {}
 
     def register_generator(self, name: str, generator: AbstractEmbeddingGenerator) -> None:
-        """Make a generator known by a name; an earlier one of that name is replaced."""
+        """Give a generator a name; an earlier one of that name is replaced."""
         self._generators[name] = generator
 
     def generate(self, name: str, text: str) -> list[float]:
-        found: list[float] = self._named(name).generate(text)
-        return found
+        vector: list[float] = self._named(name).generate(text)
+        return vector
 
     def generate_batch(self, name: str, texts: Sequence[str]) -> list[list[float]]:
-        found: list[list[float]] = self._named(name).generate_batch(texts)
-        return found
+        vectors: list[list[float]] = self._named(name).generate_batch(texts)
+        return vectors
 
     def set_parameter(self, name: str, key: str, value: Any) -> None:
         self._named(name).set_parameter(key, value)
@@ -66,7 +66,8 @@ class EmbeddingGeneratorManager:
     def _named(self, name: str) -> AbstractEmbeddingGenerator:
         if name not in self._generators:
             raise ConfigError(
-                f"No generator is called {name!r}; there are {', '.join(self._generators) or 'none'}."
+                f"No generator is called {name!r}; there are "
+                f"{', '.join(self._generators) or 'none'}."
             )
         return self._generators[name]
 
@@ -76,8 +77,7 @@ def build_embeddings_from_model_item(
 ) -> AbstractEmbeddingGenerator:
     """The generator that a model item means; a missing `llm_type` is taken for "embeddings".
 
-    Raises ConfigError for what is wrong in it, and NotImplementedError for a backend that there is
-    not.
+    Raises ConfigError for what is wrong in it, and NotImplementedError for an unknown backend.
     """
     item = _item(item)
     if item.llm_type != EMBEDDINGS:
@@ -90,33 +90,35 @@ def build_embeddings_from_model_item(
     cls, target_argument = BACKENDS[kind]
     if not isinstance(item.llm_parameters, Mapping):
         raise ConfigError(f"{item.llm_block_id}: llm_parameters is no mapping of names to values.")
-    given = dict(item.llm_parameters)
-    model = given.pop("model", None)
+    arguments = dict(item.llm_parameters)
+    model = arguments.pop("model", None)
     if model and target and model != target:
         raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters.model is {model!r}, which is another one. Keep one of them."
+            f"{item.llm_block_id}: llm_parameters.model is {model!r}, which is another one. Keep "
+            "one of them."
         )
     if target or model:
-        given[target_argument] = target or model
-    if "api_key_ref" in given:
-        ref = given.pop("api_key_ref")
-        given["api_key"] = given.get("api_key") or reference(ref)
-    known = inspect.signature(cls).parameters
-    if "selection_query" in known:
-        given["selection_query"] = item.llm_selection_query
-    unknown = sorted(given.keys() - known.keys())
+        arguments[target_argument] = target or model
+    if "api_key_ref" in arguments:
+        reference = arguments.pop("api_key_ref")
+        arguments["api_key"] = arguments.get("api_key") or parse_reference(reference)
+    parameters = inspect.signature(cls).parameters
+    if "selection_query" in parameters:
+        arguments["selection_query"] = item.llm_selection_query
+    unknown = sorted(arguments.keys() - parameters.keys())
     if unknown:
-        allowed = ", ".join(sorted({*known, "model"} - {target_argument, "selection_query"}))
+        allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
         raise ConfigError(
             f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; known are {allowed}."
         )
-    missing = [
-        name for name, one in known.items() if one.default is one.empty and name not in given
+    required = [
+        name for name, parameter in parameters.items() if parameter.default is parameter.empty
     ]
+    missing = [name for name in required if name not in arguments]
     if missing:
         raise ConfigError(f"{item.llm_block_id}: llm_parameters.{missing[0]} is missing.")
     try:
-        return cls(**given)
+        return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{item.llm_block_id}: {error}") from error
 
@@ -155,10 +157,10 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
 def _item(item: Mapping[str, Any] | ModelItem) -> ModelItem:
     if isinstance(item, ModelItem):
         return item
-    known = [one.name for one in fields(ModelItem)]
-    unknown = sorted(item.keys() - set(known))
+    names = [field.name for field in fields(ModelItem)]
+    unknown = sorted(item.keys() - set(names))
     if unknown:
-        raise ConfigError(f"A model item has no {unknown[0]!r}; it has {', '.join(known)}.")
+        raise ConfigError(f"A model item has no {unknown[0]!r}; it has {', '.join(names)}.")
     if not isinstance(item.get("llm_block_id"), str):
         raise ConfigError("A model item needs llm_block_id, e.g. 'openai:text-embedding-3-small'.")
     return ModelItem(**{"llm_type": EMBEDDINGS, **item})

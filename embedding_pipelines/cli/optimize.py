@@ -72,7 +72,7 @@ def optimize(
 def _optimize(spec: "PipelineSpec", wish: "Wish") -> Outcomes:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.optimize.optimizer import refit, tune
-    from embedding_pipelines.spec.edit import edited
+    from embedding_pipelines.spec.edit import edit_pipeline
     from embedding_pipelines.spec.load import pipeline_files
     from embedding_pipelines.steps.codec import unless_it_fails
 
@@ -90,7 +90,7 @@ def _optimize(spec: "PipelineSpec", wish: "Wish") -> Outcomes:
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
         open_run(tuned.spec) as run,
-        edited(path, tuned.options, tuned.spec),
+        edit_pipeline(path, tuned.options, tuned.spec),
         unless_it_fails(run),
     ):
         refit(run)

@@ -284,8 +284,7 @@ class BatchJobs:
             raise AssertionError
         except (Unreachable, Busy) as error:
             raise ProviderError(
-                f"{error} {self._attempts} attempts failed. What was submitted stays on record: run "
-                "again later."
+                f"{error} What was submitted stays on record: run again later."
             ) from error
 
     def _write(self, job: BatchJob) -> None:

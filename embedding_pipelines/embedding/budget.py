@@ -97,6 +97,6 @@ class BudgetTracker:
         budget += [f"{self._tokens:,} tokens"] if self._tokens is not None else []
         return BudgetError(
             f"The budget of this run ({', '.join(budget)}) is exhausted: it has spent {spent}, and "
-            "the next request would go beyond. What was paid for is kept; the next run goes on from "
-            "there with a budget of its own."
+            "the next request would go beyond. What was paid for is kept; the next run goes on "
+            "from there with a budget of its own."
         )

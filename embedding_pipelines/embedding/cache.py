@@ -115,7 +115,7 @@ class EmbeddingCache:
             checked(row[None], [text], space)
         elif row.ndim != 1 or not row.any() or not np.isfinite(row).all():
             raise ProviderError(
-                f"{name}: a vector is a row of finite numbers, not all of them 0. Nothing was stored."
+                f"{name}: a vector is a row of finite numbers, not all 0. Nothing was stored."
             )
         self.put_many([self.key(name, input_type, text)], row[None])
 

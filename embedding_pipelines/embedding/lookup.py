@@ -1,7 +1,7 @@
 """Find the texts of a stream that are not in the cache, before any is requested.
 
-`embed` looks its batches up by itself: it needs the vectors of hits too, and knows what is requested
-already.
+`embed` looks its batches up by itself: it needs the vectors of hits too, and knows what is already
+requested.
 """
 
 from collections.abc import Iterable, Iterator

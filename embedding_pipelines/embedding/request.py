@@ -1,7 +1,6 @@
 """Send one request to a model, with rate limiting and retries; and what each fault means for the
 texts."""
 
-import functools
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Rule:
     probe: bool = True  # before halving; before a text is rejected the provider always is probed
 
 
-# Busy is none of these: the same request is sent again when the rate limit lets it, for BUSY_SECONDS.
+# Busy is none of these: for BUSY_SECONDS the same request is sent again when the rate limit lets it.
 POLICY: dict[type[ProviderError], Rule] = {
     # 6 attempts: 15 seconds of waits at most, 8 usually. What failed so often as a whole is hardly
     # the network's fault, and a text that fails alone is not to blame for an outage.
@@ -73,13 +73,13 @@ class Request:
     usage: Usage = field(default_factory=Usage)
 
     def bill(self, billed: int | None) -> None:
-        """Add what a reply cost. Texts that nobody counted say nothing of how the service counts."""
+        """Add what a reply cost; of texts that nobody counted, as the provider counts."""
         self.usage.bill(sum(self.tokens) if self.tokens else billed or 0, billed)
 
 
 class Sender:
-    """The way to one open model: requests from any number of threads keep one rate limit, and can be
-    cancelled together."""
+    """The way to one open model: requests from any number of threads keep one rate limit, and can
+    be cancelled together."""
 
     def __init__(self, model: EmbeddingModel) -> None:
         self.model = model
@@ -102,7 +102,7 @@ class Sender:
         )
         return attempts(self._call_when_allowed, request)
 
-    @functools.cached_property
+    @once
     def _limiter(self) -> Limiter:
         """Its file is one for all processes of this user that use the same key of the service."""
         rate = self.model.rate_limit

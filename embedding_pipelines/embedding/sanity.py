@@ -1,4 +1,5 @@
-"""The sanity probe: before rejecting a user's text, verify the provider with two known-good texts."""
+"""The sanity probe: before rejecting a user's text, verify the provider with two known-good
+texts."""
 
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender

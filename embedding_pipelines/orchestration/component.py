@@ -2,13 +2,33 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 from embedding_pipelines.environment import home
 from embedding_pipelines.orchestration.build import home_definitions, pipeline_definitions
 from embedding_pipelines.spec.pipeline import PipelineSpec
+
+
+class PipelineAttributes(PipelineSpec):
+    """Attributes of an EmbeddingPipelineComponent: a pipeline file's, plus `name`."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """`dg check yaml` holds a file against this schema, which shows the long form of each
+        option only: short forms pass it, and loading checks them."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        schema["properties"] = {
+            **{name: {"anyOf": [part, {}]} for name, part in schema["properties"].items()},
+            "data_path": {"type": "string"},
+            "input_type": {"type": "string"},
+        }
+        schema["required"] = ["name", "model"]
+        return schema
 
 
 class PipelineScaffolder(dg.Scaffolder[BaseModel]):
@@ -29,8 +49,8 @@ class EmbeddingPipelineComponent(dg.Component):
         self.spec = spec
 
     @classmethod
-    def get_model_cls(cls) -> type[PipelineSpec]:
-        return PipelineSpec
+    def get_model_cls(cls) -> type[PipelineAttributes]:
+        return PipelineAttributes
 
     @classmethod
     def load(
@@ -43,7 +63,7 @@ class EmbeddingPipelineComponent(dg.Component):
         return pipeline_definitions([self.spec], home())
 
 
-class PipelineFolder(BaseModel):
+class PipelineFolderAttributes(BaseModel):
     """Attributes of a PipelineFolderComponent."""
 
     model_config = ConfigDict(extra="forbid")
@@ -61,15 +81,14 @@ class PipelineFolderComponent(dg.Component):
         self.folder = folder
 
     @classmethod
-    def get_model_cls(cls) -> type[PipelineFolder]:
-        return PipelineFolder
+    def get_model_cls(cls) -> type[PipelineFolderAttributes]:
+        return PipelineFolderAttributes
 
     @classmethod
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "PipelineFolderComponent":
-        assert isinstance(attributes, PipelineFolder)
-        return cls(attributes.home)
+        return cls(attributes.home if isinstance(attributes, PipelineFolderAttributes) else None)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         if self.folder is None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
@@ -111,22 +111,9 @@ def embed_texts(
     input_type: InputType,
     budget: BudgetTracker | None = None,
 ) -> Vectors:
-    """Vectors float32[len(texts), d] through the cache, NaN for what the provider refuses. Raises
-    as `embed`."""
-    tokenizer = model.tokenizer
-    parts = [np.empty((0, model.space.dimensions), np.float32)]
-    batches = (
-        pa.RecordBatch.from_pydict(
-            {"text": list(window), "tokens": [len(tokenizer.encode(text).ids) for text in window]}
-        )
-        for start in range(0, len(texts), WINDOW)
-        if (window := texts[start : start + WINDOW])
-    )
-    for made in embed(batches, model, cache, input_type, lambda tokens: None, budget):
-        vectors = made.vectors.copy()
-        vectors[list(made.rejected)] = np.nan
-        parts.append(vectors)
-    return np.concatenate(parts)
+    """Vectors float32[len(texts), d] through the cache, NaN for what the provider rejects. Raises
+    as `embed_all`."""
+    return embed_all(texts, model, cache, input_type, budget).vectors
 
 
 def answered(vectors: Vectors) -> NDArray[np.bool_]:

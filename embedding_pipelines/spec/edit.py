@@ -1,20 +1,26 @@
-"""Changes single options of a pipeline file, and leaves every other byte of it as it is.
+"""Changes single options of a pipeline file; its comments, its order and all other lines stay.
 
-The places come from the parser that the files are read with, and only the text between them is
-replaced. To load, change and dump the file again, even by a library that keeps comments, would cost
-comments beside what is replaced and the user's own spacing.
+ruamel.yaml edits the file. It writes some lines in its own way, so only those that the edit changes
+are taken over from it.
 """
 
 import contextlib
+import difflib
+import functools
+import io
 import json
 import math
+import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.spec.load import is_json, parse_pipeline
@@ -23,10 +29,12 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 Options = Mapping[tuple[str, ...], Any]  # place of an option, e.g. ("store", "index"), to its value
 
 BEFORE = {"compression": "model", "optimized": "compression"}  # a new option stands behind this one
+BOM = "\ufeff"
+COMMENT = re.compile(r"(?:^|\s)(#.*?)\s*$")
 
 
 @contextlib.contextmanager
-def edited(path: Path, options: Options, wanted: PipelineSpec) -> Iterator[None]:
+def edit_pipeline(path: Path, options: Options, spec: PipelineSpec) -> Iterator[None]:
     """The pipeline file with these options while the body runs, and from then on if the body ends
     well.
 
@@ -34,14 +42,10 @@ def edited(path: Path, options: Options, wanted: PipelineSpec) -> Iterator[None]
     scalar where an option has to go into, such as `store: lancedb`, is replaced by a mapping of
     that option alone: say all of them.
 
-    Raises ConfigError, and leaves the file as it is, if it would not become `wanted` by this.
+    Raises ConfigError, and leaves the file as it is, if it would not come to say what `spec` says.
     """
     before = path.read_bytes()
-    text = before.decode("utf-8")
-    for place, value in options.items():
-        text = with_option(text, place, value)
-    _refuse_other(path, text, wanted, options)
-    after = text.encode("utf-8")
+    after = _edit(path, before.decode("utf-8"), options, spec).encode("utf-8")
     _replace(path, after)
     try:
         yield
@@ -51,135 +55,117 @@ def edited(path: Path, options: Options, wanted: PipelineSpec) -> Iterator[None]
         raise
 
 
-def with_option(text: str, place: tuple[str, ...], value: Any) -> str:
-    """`text`, a pipeline file in YAML or JSON, with an option set to a plain value; JSON stays
-    JSON.
+def _edit(path: Path, text: str, options: Options, spec: PipelineSpec) -> str:
+    """The edited text; ConfigError unless it says what `spec` says."""
+    cause: Exception | None = None
+    try:
+        after = with_options(text, options)
+        if parse_pipeline(after, path.stem, path.name).model_dump() == spec.model_dump():
+            return after
+    except (ConfigError, YAMLError) as error:
+        cause = error
+    lines = [f"{'.'.join(place)}: {_render(value)}" for place, value in options.items()]
+    raise ConfigError(
+        f"{path} cannot be changed without changing more than these options; put them in yourself "
+        f"and run the pipeline: {'; '.join(lines)}"
+    ) from cause
+
+
+def with_options(text: str, options: Options) -> str:
+    """`text`, a pipeline file in YAML or JSON, with options set to plain values; JSON stays JSON.
 
     None takes the place of a value that is there, and is not written where there is none. Raises
-    yaml.YAMLError if the text cannot be parsed.
+    ruamel's YAMLError for a text that it cannot read or write.
     """
-    as_json = is_json(text)
-    bom = "\ufeff" if text.startswith("\ufeff") else ""
-    text = text.removeprefix(bom)
-    node = _tree(text)
-    for depth, key in enumerate(place):
-        if key not in node.entries:
-            missing = value
-            for inner in reversed(place[depth + 1 :]):
-                missing = {inner: missing}
-            if not node.is_mapping:
-                return bom + _with_value(text, node, _rendered({key: missing}, as_json))
-            return bom + (text if value is None else _with_entry(text, node, key, missing, as_json))
-        node = node.entries[key].value
-    if node.scalar == value:
-        return bom + text
-    return bom + _with_value(text, node, _rendered(value, as_json))
+    bom = BOM if text.startswith(BOM) else ""
+    text = text.removeprefix(BOM)
+    data = _load(text)
+    for place, value in options.items():
+        _set(data, place, value)
+    return bom + _merge(text, _dump(_load(text), text), _dump(data, text))
 
 
-@dataclass
-class _Node:
-    """A value and where its text stands: without the comments and white space behind it."""
-
-    start: int
-    end: int
-    is_mapping: bool = False
-    flow: bool = False
-    scalar: str | None = None
-    entries: dict[str, "_Entry"] = field(default_factory=dict)  # of a mapping
+def _library() -> YAML:
+    library = YAML()
+    library.preserve_quotes = True
+    library.width = sys.maxsize
+    library.brace_single_entry_mapping_in_flow_sequence = True
+    return library
 
 
-@dataclass
-class _Entry:
-    start: int  # of the key
-    value: _Node
+def _load(text: str) -> CommentedMap:
+    load = functools.partial(json.loads, object_pairs_hook=CommentedMap)
+    data: CommentedMap = (load if is_json(text) else _library().load)(text)
+    return data
 
 
-def _tree(text: str) -> _Node:
-    events = yaml.parse(text.replace("\t", " ") if is_json(text) else text, Loader=yaml.SafeLoader)
-    for event in events:
-        if isinstance(event, yaml.DocumentStartEvent):
-            return _node(text, events, next(events))
-    raise AssertionError("a text without a document was read as a pipeline before")
+def _dump(data: CommentedMap, like: str) -> str:
+    """In the indentation of another text."""
+    if is_json(like):
+        indent = re.match(r"\s*\{[^\S\n]*\n([^\S\n]+)", like)
+        return json.dumps(data, ensure_ascii=False, default=str, indent=indent and indent[1])
+    output, library = io.StringIO(), _library()
+    indent = re.search(r"^( +)[^\s#-]", like, re.MULTILINE)
+    library.map_indent = len(indent[1]) if indent else 2
+    library.dump(data, output)
+    return output.getvalue()
 
 
-def _node(text: str, events: Iterator[yaml.Event], event: yaml.Event) -> _Node:
-    start, end = _span(event)
-    if not isinstance(event, yaml.CollectionStartEvent):
-        value = event.value if isinstance(event, yaml.ScalarEvent) else None
-        return _Node(start, start + len(text[start:end].rstrip()), scalar=value)
-    node = _Node(start, start, isinstance(event, yaml.MappingStartEvent), bool(event.flow_style))
-    while not isinstance(event := next(events), yaml.CollectionEndEvent):
-        child = _node(text, events, event)
-        if node.is_mapping:
-            key, child = child, _node(text, events, next(events))
-            node.entries[key.scalar or ""] = _Entry(key.start, child)
-        node.end = child.end
-    if node.flow:
-        node.end = _span(event)[1]
-    return node
+def _set(data: CommentedMap, place: tuple[str, ...], value: Any) -> None:
+    key, *rest = place
+    if rest and isinstance(data.get(key), CommentedMap):
+        _set(data[key], tuple(rest), value)
+        return
+    for name in reversed(rest):
+        value = None if value is None else {name: value}
+    if key in data and data[key] != value:
+        data[key] = _library().load(_render(value))
+        if key in data.ca.items:
+            data.ca.items[key][3] = None  # comments between key and value: they go above both
+    elif key not in data and value is not None:
+        names = list(data)
+        after = BEFORE.get(key)
+        position = names.index(after) + 1 if after in names else len(names)
+        data.insert(position, key, _library().load(_render(value)))
 
 
-def _span(event: yaml.Event) -> tuple[int, int]:
-    assert event.start_mark is not None
-    assert event.end_mark is not None
-    return event.start_mark.index, event.end_mark.index
-
-
-def _with_value(text: str, node: _Node, rendered: str) -> str:
-    start = node.start
-    before = text[:start].rstrip()
-    if before.endswith(":"):  # on the key's own line, unless a comment stands between
-        return f"{before} {rendered}{text[node.end :]}"
-    return text[:start] + rendered + text[node.end :]
-
-
-def _with_entry(text: str, node: _Node, key: str, value: Any, as_json: bool) -> str:
-    names = list(node.entries)
-    after = (
-        node.entries[BEFORE[key] if BEFORE.get(key) in node.entries else names[-1]]
-        if names
-        else None
-    )
-    pair = f"{json.dumps(key) if as_json else key}: {_rendered(value, as_json)}"
-    if after is None:
-        return f"{text[: node.start]}{{{pair}}}{text[node.end :]}"
-    if node.flow:
-        space = text[len(text[: after.start].rstrip()) : after.start]
-        space = space if "\n" in space else " "
-        return f"{text[: after.value.end]},{space}{pair}{text[after.value.end :]}"
-    indent = text[text.rfind("\n", 0, after.start) + 1 : after.start]
-    line_end = text.find("\n", after.value.end)
-    if line_end < 0:
-        return f"{text}\n{indent}{pair}"
-    newline = "\r\n" if text[line_end - 1] == "\r" else "\n"
-    return f"{text[: line_end + 1]}{indent}{pair}{newline}{text[line_end + 1 :]}"
-
-
-def _rendered(value: Any, as_json: bool) -> str:
-    """A plain value in one line."""
-    if as_json:
-        return json.dumps(value, ensure_ascii=False, default=str)
+def _render(value: Any) -> str:
+    """A plain value in one line of YAML."""
     listed = yaml.safe_dump(
         [value], default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
     )
     return str(listed).strip()[1:-1]
 
 
-def _refuse_other(path: Path, text: str, wanted: PipelineSpec, options: Options) -> None:
-    """ConfigError unless `text` says just what `wanted` is: an anchor, say, may stand in what was
-    replaced."""
-    try:
-        found, cause = parse_pipeline(text, path.stem, path.name), None
-    except ConfigError as error:
-        found, cause = None, error
-    if found is None or found.model_dump() != wanted.model_dump():
-        lines = [
-            f"{'.'.join(place)}: {_rendered(value, False)}" for place, value in options.items()
-        ]
-        raise ConfigError(
-            f"{path} cannot be changed without changing more than these options; put them in yourself and run the "
-            f"pipeline: {'; '.join(lines)}"
-        ) from cause
+def _merge(text: str, old: str, new: str) -> str:
+    """`text` with the lines that differ between `old`, the library's way to write it, and `new`.
+
+    Comments in what is replaced stand above it then.
+    """
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines, before, after = text.split(newline), old.split("\n"), new.split("\n")
+    matches = difflib.SequenceMatcher(None, before, lines, autojunk=False).get_matching_blocks()
+    place = {match.a + n: match.b + n for match in matches for n in range(match.size)}
+    place |= {-1: -1, len(before): len(lines)}
+    changes = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    for kind, start, end, new_start, new_end in reversed(changes):
+        if kind == "equal":
+            continue
+        while end and not before[end - 1].partition("#")[0].strip():
+            start, end = min(start, end - 1), end - 1  # what stands above the next option
+        first, last = start, end
+        while not {first - 1, first} & place.keys():  # the library writes these in its own way
+            first -= 1
+        while not {last - 1, last} & place.keys():
+            last += 1
+        to = place[last - 1] + 1 if last - 1 in place else place[last]
+        at = place[first] if first in place else place[first - 1] + 1
+        replaced = slice(to if first == last else at, to)
+        comments = [match[1] for line in lines[replaced] if (match := COMMENT.search(line))]
+        lost = [words for words in comments if not any(line.endswith(words) for line in after)]
+        change = before[first:start] + after[new_start:new_end] + before[end:last]
+        lines[replaced] = lost + change
+    return newline.join(lines)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -149,9 +149,7 @@ def with_vector(home: Path, vector: list[float]) -> Opened:
     ]
     changed = pa.RecordBatch.from_pylist([row | {VECTOR: vector}], schema=schema)
     here.table.apply(schema, ["id-3#0"], [changed])
-    return Opened(
-        here.release.model_copy(update={"version": here.table.version}), here.table, here.codec
-    )
+    return replace(here, release=here.release.model_copy(update={"version": here.table.version}))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +310,7 @@ def test_a_model_that_is_no_longer_the_same_leaves_the_documents_comparable(home
     assert found.queries is None
     (problem,) = found.problems
     assert "Release 1 of 'p' holds vectors of space" in problem
-    assert "compare releases that are of today's model" in problem
+    assert "compare releases of today's model" in problem
 
 
 def edit_release(home: Path, number: int, edit: Callable[[dict[str, Any]], Any]) -> None:

@@ -30,7 +30,7 @@ from embedding_pipelines.embedding.limiter import (
     Limiter,
     State,
 )
-from embedding_pipelines.embedding.request import ask_patiently
+from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines_tests.embedding.service import DIALECT, little
 from embedding_pipelines_tests.providers.wire import Fault, WireServer, serve
 
@@ -179,11 +179,12 @@ def test_a_refused_request_comes_again_when_the_service_said(
     headers: Callable[[], dict[str, str]], least: float, most: float, server: WireServer
 ) -> None:
     server.faults.append(Fault("status", 429, "Rate limit reached.", headers()))
-    asked = ask_patiently(little(server), ["a fox"], "document", 2)
+    request = Request(["a fox"], "document", [2])
+    Sender(little(server)).send(request)
     first, second = server.times
     assert least <= second - first <= most
-    assert asked.retries == 1
-    assert asked.waited_seconds == pytest.approx(second - first, abs=0.3)
+    assert request.usage.retries == 1
+    assert request.usage.wait_seconds == pytest.approx(second - first, abs=0.3)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 5), st.floats(0, 900)), max_size=200))

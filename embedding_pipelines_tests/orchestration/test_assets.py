@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -9,8 +10,11 @@ import pytest
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.releases import live_release
 from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import top
 from embedding_pipelines_tests.orchestration.support import (
     PARTITIONS,
     Failing,
@@ -64,7 +68,7 @@ def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embedding
     }
     result = run(spec, instance)
     assert result.success
-    assert Counter(asset for asset, _ in materialized(instance, result.run_id))["model"] == 1
+    assert Counter(asset for asset, _ in materialized(instance, result.run_id))["train"] == 1
     assert live_rows(home, "w") == 40
 
 
@@ -169,6 +173,91 @@ def test_an_error_that_the_user_can_fix_leads_with_its_sentence(
     assert failure.description in error.message
     assert error.cause is error.context is None
     assert "/sources/" not in error.to_string()  # where in the core it was raised helps nobody
+
+
+def with_model(**config: Any) -> dict[str, Any]:
+    """Run configuration that names another model, as in the launchpad."""
+    return {"resources": {"model": {"config": config}}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"kind": "hashing", "options": {"dimensions": 32}}, {"options": {"dimensions": 32}}],
+)
+def test_a_run_with_another_model_releases_that_model_and_is_searched_with_it(
+    home: Path, instance: dg.DagsterInstance, config: dict[str, Any]
+) -> None:
+    spec = notes(home)
+    assert run(spec, instance).success
+    for options, dimensions in ((config, 32), ({}, 16)):
+        result = run(spec, instance, run_config=with_model(**options))
+        assert result.success
+        release = live_release(Warehouse(home).pipeline("notes"))
+        assert release.space.dimensions == release.spec.model.dimensions == dimensions
+        assert top(home, "notes", "note 7 on animal 0") == ["n7"]
+
+
+def test_a_run_with_a_wrong_model_fails_with_a_sentence(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    config = with_model(kind="hashing", options={"dimensions": -1, "colour": "red"})
+    result = run(notes(home), instance, run_config=config)
+    assert not result.success
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    failure = event.step_failure_data.user_failure_data
+    assert failure is not None
+    assert failure.description is not None
+    for part in ("for pipeline 'notes'", "hashing.dimensions: ", "hashing.colour: "):
+        assert part in failure.description
+
+
+def test_data_versions_change_with_the_data_alone(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+
+    def versions() -> dict[str, str | None]:
+        assert run(spec, instance).success
+        events = {
+            name: instance.get_latest_materialization_event(dg.AssetKey(["notes", name]))
+            for name in ALL
+        }
+        return {
+            name: (event.asset_materialization.tags or {}).get("dagster/data_version")
+            for name, event in events.items()
+            if event is not None and event.asset_materialization is not None
+        }
+
+    first = versions()
+    assert all(first.values())
+    assert versions() == first
+    write_notes(home, "b", range(40, 41))
+    changed = {name for name, version in versions().items() if version != first[name]}
+    assert changed == set(ALL) - {"codec"}
+
+
+def test_metadata_names_the_table_and_says_where_data_and_report_are(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    run(notes(home), instance)
+    warehouse = Warehouse(home)
+
+    def metadata(name: str) -> dict[str, Any]:
+        event = instance.get_latest_materialization_event(dg.AssetKey(["notes", name]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {key: entry.value for key, entry in event.asset_materialization.metadata.items()}
+
+    chunks = metadata("chunks")["dagster/uri"]
+    assert chunks == warehouse.pipeline("notes").chunks.folder.as_uri()
+    release = live_release(warehouse.pipeline("notes"))
+    for name in ("vector_store", "release"):
+        assert metadata(name)["dagster/table_name"] == release.table
+        assert metadata(name)["dagster/uri"] == warehouse.tables.as_uri()
+    assert "`embedding-pipelines report notes` writes" in metadata("release")["report"]
+    page = warehouse.root / "reports" / "notes.html"
+    page.parent.mkdir()
+    page.touch()
+    run(notes(home), instance)
+    assert metadata("release")["report"] == str(page)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Checks stand in the way of a wrong release, and say why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,14 +10,13 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.providers.base import NO_SECRETS, InputType, Response
+from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.run import Run
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,
@@ -107,16 +106,19 @@ def test_a_table_that_moved_on_without_a_release_is_told(
 class Deaf(Hashing):
     """Has input types, and a service that does not answer queries."""
 
+    def open(
+        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
+    ) -> "DeafModel":
+        return DeafModel(self)
+
+
+class DeafModel(HashingModel):
     @property
     def space(self) -> Space:
-        return Space(
-            **{
-                **super().space.model_dump(),
-                "prompts": {"query": "query: ", "document": "passage: "},
-            }
-        )
+        prompts = {"query": "query: ", "document": "passage: "}
+        return Space(**{**super().space.model_dump(), "prompts": prompts})
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if input_type == "query":
             raise ProviderError("queries are not served today")
         return super().embed(inputs, input_type)

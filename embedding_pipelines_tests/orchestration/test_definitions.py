@@ -1,13 +1,18 @@
 """What Dagster is told of the pipelines of a home folder."""
 
+import ast
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
+import embedding_pipelines
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
@@ -30,6 +35,7 @@ HEAVY = {
     "ftfy",
 }
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(embedding_pipelines.__file__).parent
 
 
 def specs_of(definitions: dg.Definitions) -> dict[str, dg.AssetSpec]:
@@ -69,6 +75,97 @@ def test_columns_are_shown_before_anything_ran(home: Path) -> None:
     }
     assert {"document_id", "text", "keeper"} <= set(columns["documents"])
     assert {"chunk_id", "tokens", "keeper"} <= set(columns["chunks"])
+
+
+def test_columns_lead_back_to_the_columns_they_come_from(home: Path) -> None:
+    notes(home)
+    specs = specs_of(home_definitions(home))
+
+    def origins(asset: str, column: str) -> set[tuple[str, str]]:
+        lineage = specs[asset].metadata["dagster/column_lineage"].deps_by_column
+        return {(dep.asset_key.path[-1], dep.column_name) for dep in lineage[column]}
+
+    assert origins("documents", "text") == set()
+    assert origins("chunks", "keeper") == {("documents", "keeper")}
+    assert origins("chunks", "start") == {("documents", "text")}
+    assert origins("embeddings", "vector") == {("chunks", "text")}
+    assert origins("vector_store", "vector") == {("embeddings", "vector")}
+    assert origins("vector_store", "keeper") == {("chunks", "keeper")}
+    chunk_id = {("chunks", "chunk_id"), ("embeddings", "chunk_id")}
+    assert origins("vector_store", "chunk_id") == chunk_id
+
+
+def test_the_source_is_upstream_and_no_run_makes_it(home: Path) -> None:
+    notes(home)
+    definitions = home_definitions(home)
+    graph = definitions.resolve_asset_graph()
+    source, documents = dg.AssetKey(["notes", "source"]), dg.AssetKey(["notes", "documents"])
+    assert graph.get(documents).parent_keys == {source}
+    assert (graph.get(source).is_observable, graph.get(source).is_materializable) == (True, False)
+    assert source not in definitions.resolve_job_def("notes").asset_layer.executable_asset_keys
+
+
+def test_a_changed_option_changes_the_code_version_of_the_steps_that_it_decides(home: Path) -> None:
+    notes(home)
+    before = {name: spec.code_version for name, spec in specs_of(home_definitions(home)).items()}
+    write_pipeline(home, text=NOTES + "compression: [{kind: int8}]\n")
+    after = {name: spec.code_version for name, spec in specs_of(home_definitions(home)).items()}
+    assert {name for name in before if before[name] != after[name]} == {"codec"}
+    assert all(after[name] for name in after if name != "source")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warn", "fail"),
+    [
+        ("*/5 * * * *", timedelta(hours=1.5), timedelta(hours=2.5)),
+        ("0 2 * * *", timedelta(hours=36), timedelta(hours=60)),
+        ("@daily", timedelta(hours=36), timedelta(hours=60)),
+        ("0 2 * * 1-5", timedelta(days=10.5), timedelta(days=17.5)),
+        ("0 2 1 * *", timedelta(days=46.5), timedelta(days=77.5)),
+    ],
+)
+def test_a_release_is_stale_when_scheduled_runs_did_not_release(
+    home: Path, schedule: str, warn: timedelta, fail: timedelta
+) -> None:
+    notes(home)
+    write_pipeline(home, text=NOTES.replace("0 2 * * *", schedule))
+    specs = specs_of(home_definitions(home))
+    assert specs["release"].freshness_policy == dg.FreshnessPolicy.time_window(fail, warn)
+    assert [name for name, spec in specs.items() if spec.freshness_policy] == ["release"]
+
+
+def test_without_a_schedule_nothing_is_stale(home: Path) -> None:
+    notes(home)
+    write_pipeline(home, text=NOTES.replace('schedule: "0 2 * * *"\n', ""))
+    assert not any(spec.freshness_policy for spec in specs_of(home_definitions(home)).values())
+
+
+def test_each_pipeline_is_a_pool_of_one_run(home: Path, instance: dg.DagsterInstance) -> None:
+    notes(home)
+    job = home_definitions(home).resolve_job_def("notes")
+    assert {node.definition.pools.pop() for node in job.nodes} == {"notes"}
+    settings = yaml.safe_load((instance_folder(home) / "dagster.yaml").read_text())
+    assert settings["concurrency"]["pools"] == {"granularity": "run", "default_limit": 1}
+
+
+def test_only_public_names_of_dagster_are_imported() -> None:
+    private = [
+        f"{path.name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in imported(node)
+        if name.startswith(("dagster._", "dagster_"))
+    ]
+    assert private == []
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Full names of the modules or objects that a statement imports."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
 
 
 def test_each_pipeline_has_a_job_a_sensor_and_the_schedule_it_asks_for(home: Path) -> None:

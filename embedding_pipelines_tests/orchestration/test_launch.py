@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from embedding_pipelines.errors import BusyError
-from embedding_pipelines.orchestration import chain
 from embedding_pipelines.orchestration.instance import made_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
@@ -85,7 +84,7 @@ def test_a_bug_is_told_with_its_type_its_words_and_where_to_look(
     def broken(*given: object) -> None:
         raise ZeroDivisionError("nothing to divide by")
 
-    monkeypatch.setattr(chain, "write_chunks", broken)
+    monkeypatch.setattr("embedding_pipelines.steps.chunks._write", broken)
     outcome = run_pipeline(home, notes(home), Silent())
     assert "Step 'notes__chunks' failed: ZeroDivisionError: nothing to divide by" in outcome.problem
     assert "test_launch.py" in outcome.problem

@@ -44,11 +44,22 @@ def documents(
     )
 
 
+def process(
+    preprocessing: Preprocessing,
+    *batches: pa.RecordBatch,
+    limit: int = 32,
+    counts: Counts | None = None,
+) -> list[pa.RecordBatch]:
+    cutter = preprocessing.cutter(wordpiece(), limit)
+    return list(preprocessing.process(batches, cutter, counts or Counts()))
+
+
 def chunks(
     preprocessing: Preprocessing, *batches: pa.RecordBatch, limit: int = 32
 ) -> list[dict[str, Any]]:
-    found = preprocessing.process(batches, wordpiece(), limit, Counts())
-    return [row for batch in found for row in batch.to_pylist()]
+    return [
+        row for batch in process(preprocessing, *batches, limit=limit) for row in batch.to_pylist()
+    ]
 
 
 SMALL = Preprocessing(chunk=Chunk(overlap=4))
@@ -80,9 +91,9 @@ def test_the_schema_is_that_of_chunks_and_metadata_of_every_type_is_carried() ->
         "list_string": [["x", "y"], None],
     }
     batch = documents([LONG, "The dog."], metadata, **values)
-    found = list(SMALL.process([batch], wordpiece(), 32, Counts()))
-    assert all(each.schema == schemas.chunks_schema(metadata) for each in found)
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(SMALL, batch)
+    assert all(each.schema == schemas.chunks_schema(metadata) for each in batches)
+    rows = pa.Table.from_batches(batches).to_pylist()
     for name, column in values.items():
         assert {str(row[name]) for row in rows if row["document_id"] == "d0"} == {str(column[0])}
         assert rows[-1][name] is None
@@ -114,8 +125,7 @@ def test_the_digest_changes_with_text_and_place_and_not_with_the_batch() -> None
 def test_documents_are_counted_and_empty_ones_have_no_chunk() -> None:
     counts = Counts()
     batch = documents(["the dog", " \n\u200b", "", None, LONG])
-    found = list(SMALL.process([batch], wordpiece(), 32, counts))
-    rows = pa.Table.from_batches(found).to_pylist()
+    rows = pa.Table.from_batches(process(SMALL, batch, counts=counts)).to_pylist()
     assert {row["document_id"] for row in rows} == {"d0", "d4"}
     assert (counts.documents, counts.empty, counts.truncated) == (5, 3, 0)
     assert (counts.chunks, counts.tokens) == (len(rows), sum(row["tokens"] for row in rows))
@@ -124,8 +134,8 @@ def test_documents_are_counted_and_empty_ones_have_no_chunk() -> None:
 def test_without_chunking_each_document_is_one_chunk_and_cut_ones_are_counted() -> None:
     counts = Counts()
     whole = Preprocessing.model_validate({"chunk": None})
-    found = list(whole.process([documents([LONG, "the dog", " "])], wordpiece(), 32, counts))
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(whole, documents([LONG, "the dog", " "]), counts=counts)
+    rows = pa.Table.from_batches(batches).to_pylist()
     assert [row["chunk_id"] for row in rows] == ["d0#0", "d1#0"]
     assert rows[0]["tokens"] <= 32
     assert LONG.startswith(rows[0]["text"] + " ")
@@ -136,9 +146,9 @@ def test_batches_are_bounded_and_rows_stay_in_order(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(base, "MAX_ROWS", 7)
     monkeypatch.setattr(base, "_GROUP_BYTES", 5_000)
     texts = [LONG, *["the dog"] * 20, LONG * 4, "fox"]
-    found = list(SMALL.process([documents(texts), documents(["end"])], wordpiece(), 32, Counts()))
-    assert max(batch.num_rows for batch in found) == 7
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(SMALL, documents(texts), documents(["end"]))
+    assert max(batch.num_rows for batch in batches) == 7
+    rows = pa.Table.from_batches(batches).to_pylist()
     order = list(dict.fromkeys(row["document_id"] for row in rows))
     assert order == [f"d{row}" for row in range(len(texts))]
     monkeypatch.undo()
@@ -152,7 +162,7 @@ def test_no_documents_give_no_batches() -> None:
 
 def test_options_that_cannot_work_are_refused_before_the_first_batch() -> None:
     with pytest.raises(ConfigError, match=r"preprocessing\.chunk\.overlap"):
-        Preprocessing().process([], wordpiece(), 32, Counts())
+        Preprocessing().cutter(wordpiece(), 32)
 
 
 def test_the_file_form_has_defaults_and_refuses_unknown_keys() -> None:
@@ -183,8 +193,9 @@ def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
     with PEPS.open(encoding="utf-8") as file:
         texts = [json.loads(line)["text"] for line in file]
     counts = Counts()
-    found = Preprocessing().process([documents(texts)], tokenizer, 256, counts)
-    rows = pa.Table.from_batches(found).to_pylist()
+    cutter = Preprocessing().cutter(tokenizer, 256)
+    batches = Preprocessing().process([documents(texts)], cutter, counts)
+    rows = pa.Table.from_batches(batches).to_pylist()
     tokenizer.no_padding()
     tokenizer.no_truncation()
     lengths = [

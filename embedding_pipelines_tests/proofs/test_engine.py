@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import measure
-from embedding_pipelines.embedding.packing import calls
+from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.inference.encoder import token_batches
 from embedding_pipelines.inference.openvino import OpenVino
@@ -67,16 +67,16 @@ def test_less_than_three_in_a_hundred_tokens_are_padding(
     real = padded = 0
     for lengths in partitions.values():
         for start in range(0, len(lengths), ROW_GROUP_ROWS):
-            window = lengths[start : start + ROW_GROUP_ROWS]
-            for call in calls(window, limits):
-                for batch in token_batches([window[at] for at in call], OpenVino.batch_tokens):
-                    widths = [window[call[at]] for at in batch]
+            part = lengths[start : start + ROW_GROUP_ROWS]
+            for request in pack(part, limits):
+                for batch in token_batches([part[at] for at in request], OpenVino.batch_tokens):
+                    widths = [part[request[at]] for at in batch]
                     real += sum(widths)
                     padded += len(widths) * max(widths)
     assert 1 - real / padded < MOST_PADDING
 
 
-def test_memory_does_not_grow_with_the_corpus_once_windows_are_full(
+def test_memory_does_not_grow_with_the_corpus_once_batches_are_full(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the files to the codec. Training LanceDB's index takes more for more rows:
@@ -84,7 +84,7 @@ def test_memory_does_not_grow_with_the_corpus_once_windows_are_full(
     with (shared / "captions" / "captions_en.csv").open("rb") as file:
         lines = file.readlines()
     peaks = []
-    for rows in (65_000, 155_000):  # 4,062 and 9,687 in each of 16 partitions; a window has 4,096
+    for rows in (65_000, 155_000):  # 4,062 and 9,687 in each of 16 partitions; a batch has 4,096
         home = tmp_path / str(rows)
         (home / "data").mkdir(parents=True)
         (home / "data" / "captions.csv").write_bytes(b"".join(lines[: rows + 1]))

@@ -13,7 +13,7 @@ from embedding_pipelines.optimize import optimizer as tune_step
 from embedding_pipelines.optimize.optimizer import Tuned, Wish, refit, tune
 from embedding_pipelines.optimize.trial import Corpus
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.spec.edit import edited
+from embedding_pipelines.spec.edit import edit_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, steps, write_pipeline
 
@@ -65,7 +65,7 @@ def test_the_released_table_finds_what_was_promised_of_it(
 ) -> None:
     """Other captions are asked, which are not in the corpus at all."""
     path = embedded / "pipelines" / "captions.yaml"
-    with edited(path, tuned.options, tuned.spec):
+    with edit_pipeline(path, tuned.options, tuned.spec):
         refit(run_of(embedded, "captions"))
         run_steps(embedded, "captions")
     searcher = Searcher(Warehouse(embedded), "captions")

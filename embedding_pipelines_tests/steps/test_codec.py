@@ -272,7 +272,9 @@ def test_steps_out_of_order_say_which_one_is_missing(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", ROWS)
     context = run_of(home, "p")
-    with pytest.raises(StoreError, match="'b00' of 'p' has no documents: materialize them first"):
+    with pytest.raises(
+        StoreError, match="'b00' of 'p' has no documents: materialize 'documents' first"
+    ):
         list(Chunks().work(context, ["b00"]))
     run_steps(home, "p")
     (context.folder.embeddings.folder / "b01.json").unlink()

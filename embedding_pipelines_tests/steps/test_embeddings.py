@@ -7,11 +7,11 @@ import pytest
 
 from embedding_pipelines.errors import BudgetError
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import ask_again, spent
+from embedding_pipelines.steps.embeddings import retry_rejected
 from embedding_pipelines_tests.chain import (
     checks_of,
-    context_of,
     live_rows,
+    run_of,
     run_steps,
     write_csv,
     write_pipeline,
@@ -23,7 +23,7 @@ from embedding_pipelines_tests.providers.wire import serve
 DIMENSIONS = 64
 
 
-def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
+def test_a_rejected_text_is_requested_again_on_demand(home: Path) -> None:
     """Through the steps: it is missing in the table, its neighbours are there, and a mended service
     takes it in."""
     write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
@@ -34,29 +34,26 @@ def test_a_refused_text_is_asked_for_again_on_demand(home: Path) -> None:
         server.poisoned = {"text number 7": "Not this one."}.get
         run_steps(home, "p")
         assert live_rows(home, "p").keys() == {f"d{n}#0" for n in range(60) if n != 7}
-        context, asked = context_of(home, "p"), len(server.requests)
-        told = pq.read_table(context.folder.rejected_texts).to_pylist()
-        assert [(row["chunk_id"], row["text"]) for row in told] == [("d7#0", "text number 7")]
-        assert "Not this one." in told[0]["reason"]
+        run, requests = run_of(home, "p"), len(server.requests)
+        rows = pq.read_table(run.folder.rejected_texts).to_pylist()
+        assert [(row["chunk_id"], row["text"]) for row in rows] == [("d7#0", "text number 7")]
+        assert "Not this one." in rows[0]["reason"]
         run_steps(home, "p")
-        assert len(server.requests) == asked
-        write_csv(
-            home, "b.csv", [("alone", "text number 7", "x")]
-        )  # refused too: the table stays as it was
+        assert len(server.requests) == requests
+        write_csv(home, "b.csv", [("alone", "text number 7", "x")])  # rejected too
         run_steps(home, "p")
-        (counted, *_) = checks_of(context)
+        (counted, *_) = checks_of(run)
         assert (counted.statistics["documents"], counted.statistics["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")
-        assert ask_again(context) == 1
-        assert (
-            pipeline_status(context.spec, context.warehouse)["rejected_texts"] == 1
-        )  # until a run asks
+        assert retry_rejected(run) == 1
+        status = pipeline_status(run.spec, run.warehouse)
+        assert status["rejected_texts"] == 1  # until a run requests it
         server.poisoned = lambda _: None
         run_steps(home, "p")
         assert len(live_rows(home, "p")) == 60
         assert {server.billed[f"text number {n}"] for n in range(60)} == {1}
-        assert pq.read_table(context.folder.rejected_texts).num_rows == 0
+        assert pq.read_table(run.folder.rejected_texts).num_rows == 0
 
 
 def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_middle(
@@ -71,14 +68,14 @@ def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_midd
         model = f"{{provider: openai, model: little, {options}}}"
         budget = "budget: {tokens: 60}\n"
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}{budget}")
-        context = context_of(home, "p")
+        run = run_of(home, "p")
         with pytest.raises(BudgetError):
             run_steps(home, "p")
         assert 0 < len(server.billed) < 60
         usd = sum(server.billed.values()) * 3 * 2 / 1e6
-        assert spent(context)["usd"] == pytest.approx(usd, abs=1e-8)
-        assert spent(context)["embedded_tokens"] > 0
+        assert run.usage()["usd"] == pytest.approx(usd, abs=1e-8)
+        assert run.usage()["embedded_tokens"] > 0
         write_pipeline(home, "p", f"{source}model: {model}\n{UNMEASURED}")
         run_steps(home, "p")
         assert len(server.billed) == 60
-        assert spent(context)["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
+        assert run.usage()["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)

@@ -1,0 +1,113 @@
+"""Dagster's `dg` works on this project: each command, in a copy of it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.orchestration.instance import made_instance_folder
+from embedding_pipelines_tests.orchestration.support import (
+    PARTITIONS,
+    environment,
+    live_rows,
+    write_notes,
+    write_pipeline,
+)
+
+ROOT = Path(__file__).parents[2]
+COMPONENT = "embedding_pipelines.orchestration.EmbeddingPipelineComponent"
+
+
+class Project:
+    """A copy of this project with a home folder beside it, and `dg` at work in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.home = folder / "project", folder / "home"
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(
+            ROOT / "embedding_pipelines", self.root / "embedding_pipelines", ignore=ignore
+        )
+        shutil.copy(ROOT / "pyproject.toml", self.root)
+        write_pipeline(self.home)
+        write_notes(self.home)
+
+    def dg(self, *words: str, code: int = 0) -> str:
+        """What a command printed; it must have ended with `code`."""
+        instance = made_instance_folder(self.home)
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("dg")), *words],
+            env=environment(self.home, DAGSTER_HOME=str(instance), PYTHONPATH=str(self.root)),
+            cwd=self.root,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    made = Project(tmp_path)
+    monkeypatch.setenv(HOME_VARIABLE, str(made.home))
+    return made
+
+
+def test_list_components_names_ours(project: Project) -> None:
+    keys = {item["key"] for item in json.loads(project.dg("list", "components", "--json"))["items"]}
+    assert {COMPONENT, "embedding_pipelines.orchestration.PipelineFolderComponent"} <= keys
+
+
+def test_list_defs_shows_assets_checks_jobs_schedules_sensors_and_resources(
+    project: Project,
+) -> None:
+    definitions = json.loads(project.dg("list", "defs", "--json"))
+    assert {asset["asset_key"] for asset in definitions["assets"]} == {
+        f"notes/{name}"
+        for name in (
+            "source",
+            "documents",
+            "chunks",
+            "embeddings",
+            "codec",
+            "vector_store",
+            "release",
+        )
+    }
+    names = {
+        kind: {item["name"] for item in definitions[kind]}
+        for kind in ("jobs", "schedules", "sensors", "resources")
+    }
+    assert names == {
+        "jobs": {"notes"},
+        "schedules": {"notes_schedule"},
+        "sensors": {"notes_source_sensor"},
+        "resources": {"warehouse", "model", "progress"},
+    }
+    assert "counts_add_up" in {check["name"] for check in definitions["asset_checks"]}
+
+
+def test_launch_runs_a_whole_pipeline(project: Project) -> None:
+    last = f"b{PARTITIONS - 1:02d}"
+    project.dg("launch", "--assets", "group:notes", "--partition-range", f"b00...{last}")
+    assert live_rows(project.home) == 40
+
+
+def test_scaffold_defs_writes_pipelines_that_check_defs_accepts_as_they_are(
+    project: Project,
+) -> None:
+    for folder in ("faq", "My-Products"):
+        project.dg("scaffold", "defs", COMPONENT, folder)
+    project.dg("check", "defs")
+    assets = json.loads(project.dg("list", "defs", "--json"))["assets"]
+    assert {asset["group_name"] for asset in assets} == {"notes", "faq", "my_products"}
+    for file in (project.root / "embedding_pipelines" / "defs").glob("*/defs.yaml"):
+        file.write_text(file.read_text().replace("model:", "modle:"))
+    problems = project.dg("check", "yaml", code=1)
+    assert "defs.yaml:11" in problems
+    assert "modle" in problems
