@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from embedding_pipelines.cli.common import AsJson, Name, emit, known_name
+from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released
 from embedding_pipelines.environment import home as home_folder
 
 To = Annotated[
@@ -15,12 +15,10 @@ To = Annotated[
 ]
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(clusters)
-    app.command()(outliers)
-    app.command()(export)
+app = typer.Typer()
 
 
+@app.command()
 def clusters(
     name: Name,
     k: Annotated[
@@ -28,13 +26,12 @@ def clusters(
         typer.Option("-k", metavar="NUMBER", help="How many; else what suits, 20 at most."),
     ] = None,
     to: To = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Outcomes:
     """Show what the live table is about: clusters and their keywords."""
     from embedding_pipelines.cli.terminal import counted, make_console, print_table
     from embedding_pipelines.explore.clusters import find_clusters
 
-    result = find_clusters(home_folder(), known_name(name), k, to)
+    result = find_clusters(home_folder(), find_released(name), k, to)
     value = {key: entry for key, entry in vars(result).items() if key != "assignments"}
     value |= {
         "clusters": [asdict(entry) for entry in result.clusters],
@@ -59,9 +56,10 @@ def clusters(
         print(f"{result.pipeline}, release {result.release}: {rows} in {count}{fit}")
         _print_file(to)
 
-    emit(value, as_json, show)
+    yield Output([value], show)
 
 
+@app.command()
 def outliers(
     name: Name,
     number: Annotated[
@@ -71,8 +69,7 @@ def outliers(
         float | None, typer.Option(metavar="SHARE", help="Or which share of all rows, e.g. 0.01.")
     ] = None,
     to: To = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Outcomes:
     """Show the rows of the live table that are like no others.
 
     Scores are cosine distances to the 20th nearest neighbour.
@@ -83,7 +80,7 @@ def outliers(
 
     if to is not None:
         check_file(to)
-    result = find_outliers(home_folder(), known_name(name), number, share)
+    result = find_outliers(home_folder(), find_released(name), number, share)
     if to is not None:
         write_rows(to, result.table.schema, result.table.to_batches())
     rows = result.table.to_pylist()
@@ -108,9 +105,10 @@ def outliers(
         )
         _print_file(to)
 
-    emit(value, as_json, show)
+    yield Output([value], show)
 
 
+@app.command()
 def export(
     name: Name,
     to: Annotated[Literal["parquet", "npy", "torch", "atlas"], typer.Option(help="What to write.")],
@@ -122,8 +120,7 @@ def export(
         Literal["exact", "stored"],
         typer.Option(help="As the model gave them, or as the table keeps them."),
     ] = "exact",
-    as_json: AsJson = False,
-) -> None:
+) -> Outcomes:
     """Write the live table as files for training and viewers.
 
     parquet: one table. npy: a matrix and a table of the other columns. torch: a tensor with ids
@@ -132,8 +129,8 @@ def export(
     from embedding_pipelines.cli.terminal import TerminalProgress, counted, make_console
     from embedding_pipelines.explore.export import export as write
 
-    name = known_name(name)
-    with TerminalProgress(make_console(quiet=as_json), name) as progress:
+    name = find_released(name)
+    with TerminalProgress(make_console(), name) as progress:
         about = write(home_folder(), name, to, out, vectors, progress)
 
     def show() -> None:
@@ -142,7 +139,7 @@ def export(
         for file in about.files:
             print(Path(about.folder) / file)
 
-    emit(asdict(about), as_json, show)
+    yield Output([asdict(about)], show)
 
 
 def _print_file(path: Path | None) -> None:

@@ -53,6 +53,7 @@ class Checks(Step):
     is_asset = False
     description = "Structure of the newest table version, and its quality in figures."
     sentence = "{passed:,} of {checks:,} passed"
+    extras = ("ndcg_at_10", "known_item_recall", "recall_at_10")
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.evaluation)

@@ -38,6 +38,7 @@ class Embeddings(Step):
     partitioned = True
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
+    extras = ("rejected", "usd", "tokens_per_second")
     row_statistic = "vectors"
     lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
 

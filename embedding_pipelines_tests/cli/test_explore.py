@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.explore.topics import ODD, write_topics
+
+
+def result_of(out: str) -> dict[str, Any]:
+    """The one result of a command that was asked for JSON."""
+    (result,) = json.loads(out)["results"]
+    return dict(result)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def test_clusters_are_a_table_of_sizes_and_keywords(command: Command, tmp_path: 
 
 def test_clusters_as_json_tell_everything(command: Command) -> None:
     said = command("clusters", "p", "--json")
-    value = json.loads(said.out)
+    value = result_of(said.out)
     assert value.keys() == {"pipeline", "release", "rows", "silhouette", "clusters", "file"}
     assert value["clusters"][0].keys() == {
         *("number", "label", "rows", "share", "cosine", "keywords", "examples")
@@ -60,13 +67,13 @@ def test_outliers_are_a_table_of_scores_and_texts(command: Command, tmp_path: Pa
 
 
 def test_outliers_as_json_tell_everything(command: Command) -> None:
-    value = json.loads(command("outliers", "p", "--share", "0.02", "--json").out)
+    value = result_of(command("outliers", "p", "--share", "0.02", "--json").out)
     assert value.keys() == {"pipeline", "release", "rows", "typical", "outliers", "file"}
     assert value["outliers"][0].keys() == {
         *("score", "chunk_id", "document_id", "start", "end", "text")
     }
     assert len(value["outliers"]) == 2
-    assert len(json.loads(command("outliers", "p", "--json").out)["outliers"]) == 20
+    assert len(result_of(command("outliers", "p", "--json").out)["outliers"]) == 20
 
 
 def test_export_tells_which_files_it_wrote(command: Command, built: Path, tmp_path: Path) -> None:
@@ -78,7 +85,7 @@ def test_export_tells_which_files_it_wrote(command: Command, built: Path, tmp_pa
         str(folder / "vectors.npy"),
     ]
     out = str(tmp_path / "out")
-    value = json.loads(
+    value = result_of(
         command("export", "p", "--to", "parquet", "--out", out, "--vectors", "stored", "--json").out
     )
     assert (value["folder"], value["files"], value["vectors"]) == (out, ["table.parquet"], "stored")
