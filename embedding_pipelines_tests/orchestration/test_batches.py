@@ -248,7 +248,7 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     with Warehouse(home).batch_jobs_lock():
         assert (
             skipped(tick(spec, instance, "batch"))
-            == "Texts are just being collected from a service or handed to it."
+            == "Another process is submitting or collecting batch jobs. Wait for it to end, then try again."
         )
     assert sum(server.asked.values()) == before
     assert asked(tick(spec, instance, "batch")).run_key
