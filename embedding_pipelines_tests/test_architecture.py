@@ -35,7 +35,8 @@ GROUPS: tuple[set[str], ...] = (  # from the bottom
     {"search"},
     {"quality"},
     {"steps"},
-    {"plan", "status", "explore", "optimize", "report", "diff"},
+    {"plan", "status", "optimize", "report", "diff"},
+    {"explore"},
     {"orchestration"},
     {"definitions", "defs", "cli"},
 )

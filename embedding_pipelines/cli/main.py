@@ -14,6 +14,7 @@ import typer
 
 from embedding_pipelines import __version__
 from embedding_pipelines.cli import diff as cli_diff
+from embedding_pipelines.cli import explore as cli_explore
 from embedding_pipelines.cli import optimize as cli_optimize
 from embedding_pipelines.cli import release as cli_release
 from embedding_pipelines.cli import report as cli_report
@@ -281,7 +282,7 @@ def search(
     emit(result.model_dump(mode="json"), as_json, lambda: print_hits(make_console(), result))
 
 
-for commands in (cli_release, cli_optimize, cli_report, cli_diff):
+for commands in (cli_release, cli_optimize, cli_report, cli_diff, cli_explore):
     commands.add_to(app)
 
 

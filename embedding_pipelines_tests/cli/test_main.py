@@ -19,7 +19,7 @@ from embedding_pipelines_tests.runs import run_whole
 ROWS = [(1, "red fox", "animal"), (2, "blue whale", "animal"), (3, "green tea", "drink")]
 COMMANDS = [
     *("version", "example", "validate", "run", "plan", "models", "status", "list", "search"),
-    *("release", "rollback", "optimize", "report", "diff"),
+    *("release", "rollback", "optimize", "report", "diff", "clusters", "outliers", "export"),
 ]
 
 

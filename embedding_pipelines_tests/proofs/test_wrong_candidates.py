@@ -13,12 +13,11 @@ import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ReleaseError
-from embedding_pipelines.providers.base import InputType, Limits, Provider
-from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
 from embedding_pipelines.space import Space
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.vectors import Vectors
-from embedding_pipelines_tests.chain import checks_of, run_of, run_steps, write_pipeline
+from embedding_pipelines_tests.chain import checks_of, hashing, run_of, run_steps, write_pipeline
 from embedding_pipelines_tests.quality.test_checks import failed, live, outcomes, vandalize
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_200)]
@@ -66,12 +65,13 @@ def write(home: Path, entries: Sequence[dict[str, Any]]) -> None:
     )
 
 
-class Faulty(Provider):
+class Faulty(EmbeddingModel):
     """The real model behind a fault, which makes a space of its own: what was embedded before
     proves nothing of it."""
 
-    kind: str = "faulty"
-    inner: Provider
+    def __init__(self, inner: EmbeddingModel) -> None:
+        super().__init__(inner.options)
+        self.inner = inner
 
     @property
     def space(self) -> Space:
@@ -81,19 +81,20 @@ class Faulty(Provider):
     def limits(self) -> Limits:
         return self.inner.limits
 
+    @property
     def tokenizer(self) -> Any:
-        return self.inner.tokenizer()
+        return self.inner.tokenizer
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return self.inner.embed(inputs, input_type)
 
 
 class OtherQueries(Faulty):
     """Queries come from another model of as many dimensions."""
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if input_type == "query":
-            return Hashing(dimensions=self.space.dimensions).embed(inputs, input_type)
+            return hashing(dimensions=self.space.dimensions).embed(inputs, input_type)
         return super().embed(inputs, input_type)
 
 
@@ -109,7 +110,8 @@ class Deaf(Faulty):
 
 def failed_behind(home: Path, fault: type[Faulty]) -> list[str]:
     """The checks that stop a candidate made through a fault."""
-    return failed(list(outcomes(home, fault(inner=run_of(home, "p").spec.model)).values()))
+    with run_of(home, "p") as run:
+        return failed(list(outcomes(home, fault(run.model)).values()))
 
 
 def test_shuffled_vectors_are_stopped(released: Path) -> None:
