@@ -1,6 +1,7 @@
 """Asset checks: what the core finds in a new table, shown on the table and in the way of a wrong
 release."""
 
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,8 @@ from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.release import live_release, read_releases
 from embedding_pipelines.steps.vector_store import table_state
+
+SHOWN_COLUMNS = 90  # of a block of text in the web interface
 
 
 def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefinition]:
@@ -109,10 +112,11 @@ def _release_check(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
 def broken_file(path: Path, name: str, error: str) -> dg.Definitions:
     """A pipeline file that cannot be read, as an asset with its error and a check that fails."""
     key = dg.AssetKey([name, "pipeline_file"])
+    lines = "\n".join(textwrap.fill(line, SHOWN_COLUMNS) for line in error.splitlines())
     asset = dg.AssetSpec(
         key,
         group_name=name,
-        description=f"`{path.name}` is left out until it is corrected:\n\n```\n{error}\n```",
+        description=f"`{path.name}` is left out until it is corrected:\n\n```\n{lines}\n```",
         metadata={"path": dg.MetadataValue.path(path), "error": error},
     )
 

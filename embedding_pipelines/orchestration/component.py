@@ -1,5 +1,4 @@
-"""Components: pipelines in the `defs.yaml` files of a Dagster project, one by one or by the folder.
-"""
+"""Components: pipelines in the `defs.yaml` files of a Dagster project, one by one or by the folder."""
 
 import re
 from pathlib import Path

@@ -7,7 +7,6 @@ on its answer.
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +15,16 @@ import dagster as dg
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
-from embedding_pipelines.orchestration.assets import SOURCE
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
-from embedding_pipelines.schemas import digest
+from embedding_pipelines.orchestration.source import (
+    SOURCE,
+    Listing,
+    listing_of,
+    listing_version,
+    observe,
+)
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.documents import known_files
@@ -31,8 +35,6 @@ AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batch j
 BATCH_TICK_SECONDS = 60  # a batch job takes minutes to hours
 SHOWN_FILES = 5
 DATA_VERSION_TAG = "dagster/data_version"
-
-Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,6 @@ def changed(
     return replace(changes, run_key=f"{version}:{count + 1}"), json.dumps([version, count + 1])
 
 
-def listing_version(listing: Listing, settings: str = "") -> str:
-    """A digest of the files' names, sizes and times, and of the options they are read with."""
-    return digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
-
-
 def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     """Asks for one run over all partitions when the source's files differ from those last read,
     and reports those files as the source's new version."""
@@ -110,7 +107,7 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
             known = known_files(step)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        listing = {file.name: file.stamp for file in files}
+        listing = listing_of(files)
         read = {name: tuple(statistics.stamp) for name, statistics in known.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
@@ -118,17 +115,12 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
             return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
+        version, metadata = observe(files)
         observation = dg.AssetObservation(
             asset_key(spec, SOURCE),
             description=str(changes),
-            metadata={
-                "files": len(files),
-                "size_bytes": sum(file.size_bytes for file in files),
-                "new": len(changes.new),
-                "changed": len(changes.changed),
-                "deleted": len(changes.deleted),
-            },
-            tags={DATA_VERSION_TAG: listing_version(listing)},
+            metadata=metadata,
+            tags={DATA_VERSION_TAG: version},
         )
         return dg.SensorResult(run_requests=[request], asset_events=[observation], cursor=cursor)
 

@@ -15,6 +15,7 @@ from embedding_pipelines.home import HOME_VARIABLE
 from embedding_pipelines.home import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.providers.base import InputType, Vectors
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.spec.evaluation import Evaluation
@@ -112,6 +113,20 @@ def run(
     return job.execute_in_process(
         instance=instance, tags=all_partitions(spec), raise_on_error=False, **options
     )
+
+
+def tick(
+    spec: PipelineSpec, instance: dg.DagsterInstance, sensor: str, cursor: str | None = None
+) -> dg.SensorResult:
+    """One evaluation of a pipeline's sensor."""
+    definitions = pipeline_definitions([spec], home_folder())
+    evaluate = definitions.resolve_sensor_def(f"{spec.name}_{sensor}_sensor")
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, definitions=definitions, resources=RESOURCES
+    ) as context:
+        result = evaluate(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
 
 
 def live_rows(home: Path, name: str = "notes") -> int:

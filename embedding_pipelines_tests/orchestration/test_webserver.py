@@ -28,6 +28,7 @@ from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,
     run,
+    tick,
     write_notes,
     write_pipeline,
 )
@@ -35,7 +36,8 @@ from embedding_pipelines_tests.orchestration.support import (
 WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
 ASSETS = (
-    "{assetNodes{assetKey{path} groupName kinds description owners{... on TeamAssetOwner{team}}}}"
+    "{assetNodes{assetKey{path} groupName kinds description staleStatus"
+    " owners{... on TeamAssetOwner{team}}}}"
 )
 LAUNCH = """mutation($what: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $what)
 {__typename ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"""
@@ -53,7 +55,10 @@ Ask = Callable[..., Any]
 def test_the_web_interface_sees_good_and_broken_pipelines(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
-    notes(home)
+    spec = notes(home)
+    (observation,) = tick(spec, instance, "source").asset_events
+    instance.report_runless_asset_event(observation)
+    assert run(spec, instance).success
     write_pipeline(home, "broken", "model: nothing\n")
     target = WorkspaceFileTarget([str(WORKSPACE)])
     with WorkspaceProcessContext(instance, target) as context:
@@ -64,6 +69,7 @@ def test_the_web_interface_sees_good_and_broken_pipelines(
         *(f"notes/{name}" for name in ("source", *STEPS)),
         "broken/pipeline_file",
     }
+    assert {found[f"notes/{name}"]["staleStatus"] for name in STEPS} == {"FRESH"}
     assert found["notes/release"]["groupName"] == "notes"
     assert {"team": "search"} in found["notes/release"]["owners"]
     assert found["notes/vector_store"]["kinds"] == ["lancedb"]
