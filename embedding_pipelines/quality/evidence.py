@@ -159,8 +159,8 @@ def _blocks(
     run, space = candidate.run, candidate.run.model.space
     label = run.spec.evaluation.label
     for partition in run.spec.partition_names:
-        wanted, done = chosen.get(partition, np.empty(0, np.int64)), 0
-        columns = ["tokens", *([label] if label else []), *(["text"] if len(wanted) else [])]
+        numbers, done = chosen.get(partition, np.empty(0, np.int64)), 0
+        columns = ["tokens", *([label] if label else []), *(["text"] if len(numbers) else [])]
         chunk_batches = run.folder.chunks.read(partition, columns)
         for batch in run.folder.embeddings.read(partition, ["chunk_id", VECTOR]):
             mask = pc.is_valid(batch[VECTOR])
@@ -178,8 +178,8 @@ def _blocks(
             chunks = next(chunk_batches, None)
             if chunks is None or (len(chunks), vectors.shape[1]) != (len(batch), space.dimensions):
                 continue
-            start, end = np.searchsorted(wanted, [done, done + len(chunks)])
-            rows, done = pa.array(wanted[start:end] - done), done + len(chunks)
+            start, end = np.searchsorted(numbers, [done, done + len(chunks)])
+            rows, done = pa.array(numbers[start:end] - done), done + len(chunks)
             if len(rows):
                 ids, texts = batch["chunk_id"].take(rows), chunks["text"].take(rows)
                 candidate.texts |= zip(ids.to_pylist(), texts.to_pylist(), strict=True)
