@@ -21,7 +21,6 @@ from pydantic import ValidationError
 from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.metrics.similarity import cosine_similarity
-from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers.common.prompts import SENTENCE
 from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.providers.hashing import Hashing
