@@ -1,27 +1,20 @@
-"""The shipped pipelines and the README are run, not believed: every file, every block."""
+"""The shipped pipelines are run, not believed: every file."""
 
-import re
-import shlex
 import shutil
 from itertools import islice
 from pathlib import Path
 
 import pytest
-import typer.main
 
-from embedding_pipelines.cli.main import app
-from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.examples import write_examples
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.sources.base import SourceFile
-from embedding_pipelines.spec.load import parse_pipeline, pipeline_files, read_pipeline
+from embedding_pipelines.spec.load import pipeline_files, read_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.runs import run_whole
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 SHIPPED = pipeline_files(ROOT)
 SLICE_LINES = 60  # of each data file, for the quick run
 MODEL = "hf:sentence-transformers/all-MiniLM-L6-v2"
@@ -41,17 +34,6 @@ def example_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     return home
-
-
-def _blocks(*languages: str) -> list[str]:
-    return [text for language, text in BLOCKS if language in languages]
-
-
-def _commands(program: str) -> list[list[str]]:
-    """The words of every line of the README's shell blocks that calls a program."""
-    lines = [line for text in _blocks("sh", "console") for line in text.splitlines()]
-    commands = [shlex.split(line.removeprefix("$ "), comments=True) for line in lines]
-    return [words for words in commands if words and Path(words[0]).name == program]
 
 
 def test_two_pipelines_are_shipped() -> None:
@@ -123,71 +105,3 @@ def test_a_character_is_found_by_what_it_shows(example_home: Path, own_home: Pat
     run_whole(own_home, "unicode")
     hits = Searcher(Warehouse(own_home), "unicode").search("smiling cat", 5).hits
     assert all("CAT FACE" in hit.text for hit in hits[:3])
-
-
-def test_the_readme_has_blocks_of_every_kind() -> None:
-    assert {language for language, _ in BLOCKS} >= {"sh", "yaml"}
-    assert README.count("```") == 2 * len(
-        re.findall(r"^```\w*\n.*?^```$", README, re.MULTILINE | re.DOTALL)
-    )
-
-
-@pytest.mark.parametrize(
-    "text", _blocks("yaml", "json"), ids=lambda text: text.splitlines()[0][:40]
-)
-def test_a_pipeline_in_the_readme_loads_strictly(text: str) -> None:
-    assert parse_pipeline(text, "readme", "README.md").name == "readme"
-
-
-@pytest.mark.parametrize("words", _commands("embedding-pipelines"), ids=" ".join)
-def test_a_command_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
-    group = typer.main.get_command(app)
-    with group.make_context(
-        "embedding-pipelines", list(words[1:]), resilient_parsing=False
-    ) as context:
-        name, command, rest = group.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )  # type: ignore[attr-defined]
-        assert name is not None
-        command.make_context(name, rest, parent=context)
-
-
-@pytest.mark.parametrize("words", _commands("make"), ids=" ".join)
-def test_a_make_target_in_the_readme_is_one_that_there_is(words: list[str]) -> None:
-    targets = re.findall(
-        r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert set(words[1:]) <= set(targets)
-
-
-def test_the_readme_shows_every_command() -> None:
-    names = {words[1] for words in _commands("embedding-pipelines") if len(words) > 1}
-    commands = {
-        command.name or command.callback.__name__
-        for command in app.registered_commands
-        if command.callback
-    }
-    assert commands - {"version"} <= names
-
-
-@pytest.mark.parametrize("text", _blocks("python"), ids=lambda text: text.splitlines()[-1][:40])
-def test_a_python_block_in_the_readme_imports_what_there_is(text: str) -> None:
-    imports = [line for line in text.splitlines() if line.startswith(("import ", "from "))]
-    exec(compile("\n".join(imports), "README.md", "exec"), {})  # noqa: S102
-    compile(text, "README.md", "exec")
-
-
-@pytest.mark.parametrize(
-    "text", _blocks("sh", "console"), ids=lambda text: text.splitlines()[0][:40]
-)
-def test_a_shell_block_in_the_readme_calls_what_this_project_installs(text: str) -> None:
-    programs = {
-        Path(shlex.split(line.removeprefix("$ "), comments=True)[0]).name
-        for line in text.splitlines()
-        if line
-    }
-    assert programs <= {"make", "embedding-pipelines", "dagster", "export"}
-
-
-def test_the_home_of_the_readme_is_the_variable_that_is_read() -> None:
-    assert f"`{HOME_VARIABLE}`" in README

@@ -11,6 +11,7 @@ Python itself is needed, and pip's packages; nothing else is fetched. Exit code 
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -329,10 +330,12 @@ def server(environment: Environment) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180  # of a machine that is busy
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/server_info") as reply:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/server_info", timeout=10
+                ) as reply:
                     expect(reply.read().decode(), "dagster_webserver_version")
                 return
             except OSError:
@@ -340,8 +343,12 @@ def server(environment: Environment) -> None:
                     raise
                 time.sleep(0.5)
     finally:
-        running.terminate()
-        running.wait()
+        running.send_signal(signal.SIGINT)
+        try:
+            running.wait(30)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
 
 
 # By extra: what else is installed beside it, and its use.
@@ -379,7 +386,7 @@ def main(names: list[str]) -> int:
                     environment = Environment(Path(own), wheel, extras)
                     size = environment.megabytes()
                     use(environment)
-                except (Failed, subprocess.TimeoutExpired) as error:
+                except (Failed, OSError, subprocess.TimeoutExpired) as error:
                     problem = str(error)
                 seconds = time.monotonic() - start
                 print(f"{name:<11}{size:>6} MB {seconds:>5.0f} s  {problem or 'works'}", flush=True)

@@ -22,8 +22,8 @@ from embedding_pipelines_tests.corpora import OWN, captions, own_and, sentences
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
-TEXTS, OTHERS = {OWN: 5_500, "captions/captions_en.csv": 8_000}, 500
-FLOOR = 0.99
+TEXTS, OTHERS = {OWN: 2_500, "captions/captions_en.csv": 8_000}, 500
+FLOORS = {OWN: 0.97, "captions/captions_en.csv": 0.99}  # fewer queries prove less
 PIPELINE = """\
 source: {kind: jsonl, path: data/texts.jsonl, text: text}
 model: hf:sentence-transformers/all-MiniLM-L6-v2
@@ -35,6 +35,7 @@ class Embedded(NamedTuple):
     """A home folder whose pipeline has its embeddings, and texts that are not among them."""
 
     home: Path
+    floor: float
     others: list[str]
 
 
@@ -54,24 +55,28 @@ def embedded(
         for step, _ in steps(context):
             if step == "codec":
                 break
-        yield Embedded(home, texts[count : count + OTHERS])
+        yield Embedded(home, FLOORS[request.param], texts[count : count + OTHERS])
 
 
 @pytest.fixture(scope="module")
 def tuned(embedded: Embedded) -> Tuned:
-    return tune(run_of(embedded.home, "texts"), Wish(("auto",), floor=FLOOR))
+    return tune(run_of(embedded.home, "texts"), Wish(("auto",), floor=embedded.floor))
 
 
-def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None:
+def test_vectors_are_four_times_smaller_and_keep_the_floor(
+    tuned: Tuned, embedded: Embedded
+) -> None:
     assert not tuned.problem
     found = tuned.spec.optimized
     assert found is not None
-    assert found.queries == tune_step.QUERIES
+    assert found.queries is not None
+    # A sentence that has no beginning to ask for gives no query.
+    assert 0.9 * min(tune_step.QUERIES, TEXTS[OWN] // 2) < found.queries <= tune_step.QUERIES
     assert found.times_smaller is not None
     assert found.times_smaller >= 4
     assert found.recall_at_10 is not None
     assert found.lower_bound is not None
-    assert found.recall_at_10 >= found.lower_bound >= FLOOR
+    assert found.recall_at_10 >= found.lower_bound >= embedded.floor
 
 
 def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded: Embedded) -> None:
@@ -97,16 +102,18 @@ def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded
         [hit.chunk_id for hit in searcher.search_vector(vector, searcher.model.space).hits]
         for vector in asked.vectors
     ]
-    assert recall(found, truth).mean() > 0.985
+    assert recall(found, truth).mean() > embedded.floor - 0.005
 
 
 def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Embedded) -> None:
     context = run_of(embedded.home, "texts")
     path = embedded.home / "pipelines" / "texts.yaml"
     before = path.read_bytes()
-    refused = tune(context, Wish(("auto",), 96, FLOOR))
-    assert "no compression is proven to keep a recall of 0.99" in refused.problem
+    refused = tune(context, Wish(("auto",), 96, embedded.floor))
+    assert f"no compression is proven to keep a recall of {embedded.floor}" in refused.problem
     assert "The best is pca 96" in refused.problem
-    with pytest.raises(CompressionError, match=r"2000 queries cannot prove a recall of 0\.9999"):
+    assert tuned.spec.optimized is not None
+    queries = tuned.spec.optimized.queries
+    with pytest.raises(CompressionError, match=rf"{queries} queries cannot prove a .* 0\.9999"):
         tune(context, Wish(("auto",), floor=0.9999))
     assert path.read_bytes() == before
