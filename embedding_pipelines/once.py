@@ -1,4 +1,4 @@
-"""A property that is made at first use, by one thread, and then stays."""
+"""A property that one thread computes at first use, and that then stays."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 class once(Generic[T]):
     """As functools.cached_property, but threads that need the value at the same time get the same
-    one. All such properties of one object share a lock; `forget` makes them anew at the next use.
+    one. All such properties of one object share a lock.
     """
 
     def __init__(self, make: Callable[[Any], T]) -> None:
@@ -18,7 +18,7 @@ class once(Generic[T]):
     def __get__(self, owner: Any, cls: type) -> T:
         if owner is None:
             return self  # type: ignore[return-value]  # of the class, as a property does
-        values = vars(owner)  # once the value is there, Python finds it without coming here
+        values = vars(owner)  # later look-ups find the value here and skip this method
         with values.setdefault("_once", threading.RLock()):
             if self._name not in values:
                 values[self._name] = self._make(owner)
@@ -27,6 +27,9 @@ class once(Generic[T]):
 
 
 def forget(owner: object, *names: str) -> None:
-    """Drop the values of these properties, if they have been made."""
+    """Drop the values of these properties and close those that have a `close`; the next use
+    computes them again."""
     for name in names:
-        vars(owner).pop(name, None)
+        close = getattr(vars(owner).pop(name, None), "close", None)
+        if close is not None:
+            close()

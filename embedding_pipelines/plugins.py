@@ -1,7 +1,9 @@
-"""Finds a stage's choices: the classes in its folder, and those that other packages register.
+"""How a folder finds its choices, metrics and checks: those of its files, and those that other
+packages register.
 
 To add a choice, add a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
-package registers its own under the entry point group `embedding_pipelines.<stage>`.
+package registers its own under the entry point group `embedding_pipelines.<folder>`, with a dot
+between folders.
 """
 
 import functools
@@ -9,11 +11,14 @@ import importlib
 import importlib.metadata
 import operator
 import pkgutil
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from embedding_pipelines.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Choice(BaseModel):
@@ -24,6 +29,24 @@ class Choice(BaseModel):
     kind: str
 
 
+def objects(folder: str, kind: type[T]) -> dict[str, T]:
+    """All objects of `kind`, a class with a `name`, by name: those at the top of a folder's files
+    and one of each subclass there. Entry points of `embedding_pipelines.<folder>` come after.
+
+    Raises ConfigError for two of one name, and for an entry point that is none.
+    """
+    members = _members(folder, kind)
+    values = [member() if isinstance(member, type) else member for member in members]
+    return _unique(folder, [(value.name, value) for value in values])
+
+
+def names(folder: str) -> list[str]:
+    """The files of a folder, without importing them, and the names of its entry points."""
+    path = Path(__file__).parent.joinpath(*folder.split("."))
+    files = [module.name for module in pkgutil.iter_modules([str(path)])]
+    return files + [entry.name for entry in _entry_points(folder)]
+
+
 @functools.cache
 def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     """All concrete subclasses of `base` by kind, those of entry points last.
@@ -31,26 +54,9 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     `stage` is a folder of this package ("sources"). This imports every module in it, so these
     import nothing heavy at their top.
     """
-    package = importlib.import_module(f"embedding_pipelines.{stage}")
-    classes: list[type[Choice]] = []
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        own = [cls for cls in vars(module).values() if isinstance(cls, type)]
-        classes += [
-            cls for cls in own if issubclass(cls, base) and cls.__module__ == module.__name__
-        ]
-    for entry in importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}"):
-        classes.append(_load(entry, base))
-    by_kind: dict[str, type[Choice]] = {}
-    for cls in classes:
-        kind = cls.model_fields["kind"].default
-        if not isinstance(kind, str):  # a base class
-            continue
-        if kind in by_kind:
-            modules = f"{cls.__module__} and {by_kind[kind].__module__}"
-            raise ConfigError(f"{stage}: {modules} both are {kind!r}. Remove one.")
-        by_kind[kind] = cls
-    return by_kind
+    classes: list[Any] = [cls for cls in _members(stage, base) if isinstance(cls, type)]
+    kinds = [(cls.model_fields["kind"].default, cls) for cls in classes]  # of a base class none
+    return _unique(stage, [(kind, cls) for kind, cls in kinds if isinstance(kind, str)])
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
@@ -68,14 +74,47 @@ def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
-def _load(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Choice]:
-    where = f"The entry point {entry.name!r} ({entry.value}) of another package"
-    try:
-        cls = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{where} cannot be loaded: {error}. Fix or uninstall that package."
-        ) from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{where} is no {base.__name__}. Fix or uninstall that package.")
-    return cls
+def _members(folder: str, kind: type) -> list[Any]:
+    """The objects of `kind` and the subclasses of it in a folder's files, then in entry points."""
+    package = importlib.import_module(f"embedding_pipelines.{folder}")
+    modules = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    members = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if _is_member(value, kind)
+        and (not isinstance(value, type) or value.__module__ == module.__name__)
+    ]
+    for entry in _entry_points(folder):
+        where = f"The entry point {entry.name!r} ({entry.value}) of another package"
+        try:
+            members.append(entry.load())
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{where} cannot be loaded: {error}. Fix or uninstall that package."
+            ) from error
+        if not _is_member(members[-1], kind):
+            raise ConfigError(f"{where} is no {kind.__name__}. Fix or uninstall that package.")
+    return members
+
+
+def _is_member(value: object, kind: type) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, kind) and value is not kind
+    return isinstance(value, kind)
+
+
+def _unique(folder: str, members: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in members:
+        if result.setdefault(name, value) is not value:
+            modules = f"{value.__module__} and {result[name].__module__}"
+            raise ConfigError(f"{folder}: {modules} both are {name!r}. Remove one.")
+    return result
+
+
+def _entry_points(folder: str) -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group=f"embedding_pipelines.{folder}")

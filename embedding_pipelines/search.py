@@ -19,7 +19,7 @@ from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
-from embedding_pipelines.providers.base import EmbeddingModel, checked
+from embedding_pipelines.providers.base import EmbeddingModel, check_reply
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
 from embedding_pipelines.space import Space, require_same_space
@@ -117,7 +117,7 @@ class Searcher:
         response = self._sender.send(Request([text], "query", attempts=ATTEMPTS))
         for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
-        vector = checked(response.vectors, [text], self.model.space)[0]
+        vector = check_reply(response.vectors, [text], self.model.space)[0]
         return self._nearest(vector, self.model.space, query, k, filter, started)
 
     def search_many(
@@ -250,7 +250,7 @@ def queries(codec: CodecChain, vectors: Vectors) -> Codes:
     """
     if codec.dtype != "int8":
         return codec.encode(vectors)
-    vectors = CodecChain([], codec.input_dimensions).encode(vectors)  # as it is, once it is checked
+    vectors = CodecChain([], codec.input_dimensions).encode(vectors)  # as it is, once it is valid
     for stage in codec.codecs[:-1]:
         vectors = stage.encode(vectors)
     return vectors

@@ -15,7 +15,7 @@ class Recording(EmbeddingModel):
     request_texts: int | None = None  # smaller requests than the model's own
 
     def __init__(self, inner: EmbeddingModel, **settings: Any) -> None:
-        super().__init__(inner.options)
+        super().__init__(inner.options, inner.home)
         self.inner = inner
         self.texts: list[str] = []
         self.calls: list[list[str]] = []

@@ -307,7 +307,7 @@ def test_dims_are_asked_for_and_checked(openai: WireServer, aios: Block, minilm:
     short = build_embeddings_from_model_item({**OPENAI, "llm_parameters": {"dims": 256}})
     assert is_unit(short.generate("x"), 256)
     assert openai.requests[0]["dimensions"] == 256
-    with pytest.raises(ProviderError, match="768 dimensions for 512"):
+    with pytest.raises(ProviderError, match="768 dimensions, not 512"):
         AIOSEmbeddings(grpc_url=aios.address, dims=512).generate("x")
     declared = build_embeddings_from_model_item({**HF, "llm_parameters": {"dims": 768}})
     with pytest.raises(ProviderError, match=r"384 dimensions\): dims is 768"):
@@ -395,7 +395,7 @@ def test_parameters_can_be_changed(openai: WireServer) -> None:
     assert manager.get_parameter("a", "dims") == 128
     manager.set_parameter("a", "model", "nothing-known")
     manager.set_parameter("a", "dims", None)
-    with pytest.raises(ConfigError, match="say with `dimensions`"):
+    with pytest.raises(ConfigError, match="set `dimensions` to the length"):
         manager.generate("a", "x")
     with pytest.raises(ConfigError, match="No generator is called 'b'; there are a"):
         manager.generate("b", "x")

@@ -1,4 +1,5 @@
-"""Choices come from a stage's folder and other packages' entry points; a bad one is named."""
+"""Choices, metrics and checks are found in their folder and among other packages' entry points; a
+bad one is named."""
 
 from importlib.metadata import EntryPoint
 from typing import Literal
@@ -9,7 +10,8 @@ from pydantic import ValidationError
 from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.plugins import choices, parse
+from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.plugins import choices, names, objects, parse
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.sources.base import Source
@@ -85,3 +87,37 @@ def test_a_bad_entry_point_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         with_entry(monkeypatch, value)
+
+
+MINE = Metric("mine", "higher", "share", "of nothing", lambda evidence: None)
+HUBNESS = Metric("hubness", "lower", "skewness", "of another package", lambda evidence: None)
+
+
+def test_objects_are_those_of_the_files_and_of_other_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = objects("metrics", Metric)
+    assert {"hubness", "ndcg_at_10"} <= own.keys()
+    assert all(metric.name == name for name, metric in own.items())
+    entry = EntryPoint("mine", f"{__name__}:MINE", "embedding_pipelines.metrics")
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    assert objects("metrics", Metric) == own | {"mine": MINE}
+    assert names("metrics")[-1] == "mine"
+    assert "health" in names("metrics")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("HUBNESS", "both are 'hubness'"),
+        ("Missing", "cannot be loaded"),
+        ("STAGES", "is no Metric"),
+    ],
+)
+def test_an_object_that_is_there_twice_or_not_at_all_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    entry = EntryPoint("mine", f"{__name__}:{value}", "embedding_pipelines.metrics")
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    with pytest.raises(ConfigError, match=message):
+        objects("metrics", Metric)

@@ -179,8 +179,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             f"base_url: ftp://user:{KEY}@localhost/v1",
             "model.base_url: an address holds no password",
         ),
-        (f"base_url: http://user:{KEY}", "model.base_url: Port could not be cast to a number"),
-        (f"base_url: {KEY}", "model.base_url: is no address of a service"),
+        (f"base_url: http://user:{KEY}", "model.base_url: the port of the address is not a number"),
+        (f"base_url: {KEY}", "model.base_url: is not the address of a service"),
     ],
 )
 def test_a_key_in_a_pipeline_file_is_refused_and_not_repeated(

@@ -99,12 +99,12 @@ def _evaluation_problem(spec: "PipelineSpec") -> str:
     """What is wrong with the files that `evaluation:` names, if something is."""
     if not (spec.evaluation.queries or spec.evaluation.pairs):
         return ""
-    from embedding_pipelines.quality.queries import judged_queries, scored_pairs
+    from embedding_pipelines.quality.queries import read_pairs, read_qrels
 
     run = open_run(spec)
     try:
-        judged_queries(run)
-        scored_pairs(run)
+        read_qrels(run)
+        read_pairs(run)
     except EmbeddingPipelinesError as error:
         return str(error)
     return ""

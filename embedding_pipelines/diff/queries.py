@@ -13,9 +13,9 @@ import numpy as np
 from embedding_pipelines.diff.documents import Opened, Sampled
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.files import read_json
 from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.quality.queries import embed_texts
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.storage.warehouse import PipelineFolder
@@ -133,7 +133,7 @@ def _vectors(
                 "Its model is no longer the one it was made with; compare releases of today's "
                 "model.",
             )
-            made = embed_texts(model, cache, missing, input_type, budget)
+            made = embed_all(missing, model, cache, input_type, budget).vectors
         known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
     rows = [known[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError, StoreError
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, checked
+from embedding_pipelines.providers.base import EmbeddingModel, InputType, check_reply
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
@@ -112,7 +112,7 @@ class EmbeddingCache:
         name, space = _identity(model)
         row = np.asarray(vector, np.float32)
         if space is not None:
-            checked(row[None], [text], space)
+            check_reply(row[None], [text], space)
         elif row.ndim != 1 or not row.any() or not np.isfinite(row).all():
             raise ProviderError(
                 f"{name}: a vector is a row of finite numbers, not all 0. Nothing was stored."

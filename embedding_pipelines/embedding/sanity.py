@@ -4,7 +4,7 @@ texts."""
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import InputType, Response, checked
+from embedding_pipelines.providers.base import InputType, Response, check_reply
 from embedding_pipelines.vectors import Vectors
 
 PROBES = 3  # a service may answer wrongly once, as it may with any text
@@ -59,7 +59,7 @@ def _probe(sender: Sender, input_type: InputType, usage: Usage, attempts: int) -
         if response.rejected:
             return None
         try:
-            return checked(response.vectors, UNLIKE_TEXTS, sender.model.space)
+            return check_reply(response.vectors, UNLIKE_TEXTS, sender.model.space)
         except ProviderError:
             if not left:
                 raise

@@ -89,7 +89,8 @@ class Engine:
 
     @property
     def batch_tokens(self) -> int:
-        """Of one batch, padding included: what the backend says, or what its memory has room for."""
+        """Of one batch, padding included: what the backend says, or what its memory has room
+        for."""
         return min(self.backend.batch_tokens, self._max_batch_tokens)
 
     @property

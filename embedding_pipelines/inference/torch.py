@@ -38,7 +38,8 @@ class Torch(Backend):
         torch = need("torch", "local")
         if precision == "int8":
             raise ProviderError(
-                f"precision 'int8' is for processors; this model runs on {device}. Set it to 'auto'."
+                f"precision 'int8' is for processors; this model runs on {device}. Set it to "
+                "'auto'."
             )
         self._device = device
         self.precision = _fastest(device) if precision == "auto" else precision

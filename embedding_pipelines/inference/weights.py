@@ -1,10 +1,10 @@
-"""Where a local model's files come from: a folder, an installed package, then the hub; in this
-order."""
+"""Finds a local model's files: in a folder, an installed package, or the hub, in this order."""
 
 import functools
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,37 +14,24 @@ from embedding_pipelines.extras import need
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that an installed Python package carries."""
+    """A model inside an installed Python package."""
 
     package: str
     subfolder: str
     sha256: str  # of model.safetensors, as the hub publishes it
 
 
-CONFIGURATION = (
-    "*.json",
-    "*.txt",
-    "*.model",
-)  # matched below folders too, as the hub's patterns are
+CONFIGURATION = ("*.json", "*.txt", "*.model")  # the hub's patterns match in subfolders, too
 
+# Files beside the weights that decide a text's vector, and keys in them that do not.
 DECISIVE = (
-    *(
-        "tokenizer.json",
-        "vocab.txt",
-        "vocab.json",
-        "merges.txt",
-        "*.model",
-        "tokenizer_config.json",
-    ),
-    *("modules.json", "config.json", "sentence_*config.json", "*/config.json"),
+    *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "*.model"),
+    *("tokenizer_config.json", "modules.json", "config.json"),
+    *("sentence_*config.json", "*/config.json"),
 )
 WITHOUT_EFFECT = {
-    "_name_or_path",
-    "name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "__version__",
+    *("_name_or_path", "name_or_path", "torch_dtype", "dtype"),
+    *("transformers_version", "__version__"),
 }
 
 PACKAGED = {
@@ -57,10 +44,9 @@ PACKAGED = {
 
 
 def model_folder(model: str, revision: str | None, home: Path) -> Path:
-    """The folder that holds `model`'s files; the network is touched only if no local copy serves.
+    """The folder with `model`'s files; downloads them only if there is no local copy.
 
-    Raises ProviderError if the model is nowhere to be had, or if a packaged copy is not the
-    official one.
+    Raises ProviderError if no place has the model, or if a packaged copy is not the official one.
     """
     local = home / model
     if local.is_dir():
@@ -69,34 +55,29 @@ def model_folder(model: str, revision: str | None, home: Path) -> Path:
 
 
 def weights_sha256(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder and its modules' folders, in order of their
-    names."""
+    """SHA-256 over the weight files of a model folder and of its subfolders."""
     files = sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("pytorch_model*.bin"))
     if not files:
         raise ProviderError(
-            f"{folder}: no weights found (*.safetensors or pytorch_model*.bin). "
-            "Name a sentence-transformers model folder."
+            f"{folder}: the folder holds no weights (*.safetensors or pytorch_model*.bin). Name "
+            "the folder of a sentence-transformers model."
         )
-    if len(files) == 1:
-        return file_sha256(files[0])
-    return hashlib.sha256("".join(file_sha256(file) for file in files).encode()).hexdigest()
+    return join_sha256(map(file_sha256, files))
 
 
 def folder_sha256(folder: Path) -> str:
-    """SHA-256 over all files that decide what a model does: weights, configuration, tokenizer."""
+    """SHA-256 over the files of a model: weights, configuration, tokenizer."""
     endings = (".safetensors", ".bin", ".json", ".txt", ".model")
-    files = sorted(path for path in folder.rglob("*") if path.suffix in endings and path.is_file())
-    lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    paths = folder.rglob("*")
+    return files_sha256(folder, (path for path in paths if path.suffix in endings))
 
 
 def revision_sha256(folder: Path) -> str:
-    """SHA-256 over what decides a text's vector: weights, tokenizer, and each module's
+    """SHA-256 over all that decides a text's vector: weights, tokenizer, and each module's
     configuration.
 
-    Of the configuration only what has an effect counts, so that the same model from a package and
-    from the hub is one space: neither the versions it was saved with nor the folder it was saved
-    from.
+    Configuration without effect, such as versions of libraries and folder names, does not count:
+    the same model from a package and from the hub is one space.
     """
     parts = [weights_sha256(folder)]
     for path in sorted(path for pattern in DECISIVE for path in folder.glob(pattern)):
@@ -110,8 +91,23 @@ def revision_sha256(folder: Path) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def files_sha256(folder: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 over the names and contents of those paths below a folder that are files."""
+    files = sorted(path for path in paths if path.is_file())
+    lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def join_sha256(digests: Iterable[str]) -> str:
+    """The one digest, or a digest of several."""
+    digests = list(digests)
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
-    """A file's SHA-256, hex; read once per process as long as it does not change."""
+    """A file's SHA-256, hex; reads a file that does not change once per process."""
     status = path.stat()
     return _sha256(path, (status.st_size, status.st_mtime_ns, status.st_ctime_ns))
 
@@ -132,7 +128,7 @@ def _from_package(model: str) -> Path | None:
     sha256 = file_sha256(weights) if weights.is_file() else "no such file"
     if sha256 != packaged.sha256:
         raise ProviderError(
-            f"{weights}: the package {packaged.package!r} does not carry the official weights of "
+            f"{weights}: the package {packaged.package!r} does not hold the official weights of "
             f"{model!r} (SHA-256 {sha256}, official {packaged.sha256}). Uninstall the package to "
             "load the model from the hub, or name a folder with the official files."
         )
@@ -156,10 +152,10 @@ def _from_hub(model: str, revision: str | None) -> Path:
         OSError,
     ) as error:
         raise ProviderError(
-            f"Model {model!r}{f' at commit {revision}' if revision else ''} is no folder below the "
-            "home folder, is carried by no installed package, and the Hugging Face hub did not "
-            f"give it: {_first_line(error)} Check the name, the network, or install the extra "
-            "'offline' for all-MiniLM-L6-v2."
+            f"Model {model!r}{f' at commit {revision}' if revision else ''} is neither a folder "
+            "below the home folder nor in an installed package, and the Hugging Face hub did not "
+            f"provide it: {_first_line(error)} Check the name and the network, or install the "
+            "extra 'offline' for all-MiniLM-L6-v2."
         ) from error
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
@@ -21,12 +22,7 @@ from embedding_pipelines.optimize.candidates import Compression, Point, best, ma
 from embedding_pipelines.optimize.compare import Swept, sweep
 from embedding_pipelines.optimize.trial import DOUBT, Asked, Corpus, Trials
 from embedding_pipelines.plugins import choices, parse
-from embedding_pipelines.quality.queries import (
-    answered,
-    embed_texts,
-    judged_queries,
-    known_item_queries,
-)
+from embedding_pipelines.quality.queries import has_vector, known_item_queries, read_qrels
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.evaluation import Optimized
@@ -194,7 +190,7 @@ def _asked(run: Run, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]
 
     The judged queries of the pipeline come first; what they lack is taken from the corpus.
     """
-    spec, given = run.spec, judged_queries(run)
+    spec, given = run.spec, read_qrels(run)
     texts = dict.fromkeys(
         map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given"
     )
@@ -205,10 +201,10 @@ def _asked(run: Run, corpus: Corpus, wanted: int) -> tuple[Asked, dict[str, int]
     names = sorted(texts, key=lambda text: digest(text.encode()))[:wanted]
     budget = BudgetTracker.of(spec.budget, spec.model)
     try:
-        vectors = embed_texts(run.model, run.cache, names, "query", budget)
+        vectors = embed_all(names, run.model, run.cache, "query", budget).vectors
     finally:
         run.add_usage(billed_tokens=budget.billed, price=spec.model.price)
-    told = answered(vectors)
+    told = has_vector(vectors)
     origins = [texts[name] for name, sound in zip(names, told, strict=True) if sound]
     return corpus.asked(vectors[told]), {
         origin: origins.count(origin) for origin in dict.fromkeys(origins)

@@ -14,10 +14,8 @@ from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.quality.check import STRUCTURE
-from embedding_pipelines.quality.checks import enabled_checks
+from embedding_pipelines.quality.evaluate import CHECKS, STRUCTURE, effects
 from embedding_pipelines.releases import live_release, read_releases
-from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.checks import current_checks
@@ -31,16 +29,14 @@ def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefini
 
 
 def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
-    effects = enabled_checks(spec)
-    texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
         dg.AssetCheckSpec(
             name,
             asset=asset_key(spec, "vector_store"),
-            blocking=effects.get(name, "block") == "block",
-            description=text,
+            blocking=effect == "block",
+            description=CHECKS[name].description,
         )
-        for name, text in texts.items()
+        for name, effect in effects(spec).items()
     ]
 
     @dg.multi_asset_check(

@@ -1,8 +1,8 @@
 """The messages of AIOS's `BlockInferenceService`, as its adhoc-inference-server numbers them.
 
-They are built at run time: generated code would be bound to one version of protobuf. The AIOS
-instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); a server that is reached from outside
-speaks this one.
+They are built at run time, since generated code works with one version of protobuf only. The AIOS
+instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); servers for clients from outside use
+these numbers.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from embedding_pipelines.extras import need
 
 METHOD = "/BlockInferenceService/infer"
 
-# Field: number and type; a type that is no scalar is a repeated message of that name.
+# The number and type of each field; a type that is not a scalar is a repeated message of that name.
 MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "FileInfo": {"metadata": (1, "string"), "file_data": (2, "bytes")},
     "BlockInferencePacket": {
@@ -39,7 +39,7 @@ MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
 
 def message_classes() -> dict[str, Any]:
     """The class of each message by name, e.g. `message_classes()["AIOSPacket"](data="{}")`."""
-    # A pool of our own: names without a package may be taken in the common one.
+    # In our own pool: the common one may hold other messages of these names.
     pool = need("google.protobuf.descriptor_pool", "aios").DescriptorPool()
     descriptors = need("google.protobuf.descriptor_pb2", "aios")
     factory = need("google.protobuf.message_factory", "aios")

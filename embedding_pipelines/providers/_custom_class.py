@@ -1,5 +1,4 @@
-"""A user's own class: imported by its path, made once, called, and believed only as far as its
-answer is checked."""
+"""Imports a user's own class by its path, creates one instance, calls it and checks its replies."""
 
 from __future__ import annotations
 
@@ -23,14 +22,13 @@ from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
 
-# Where modules are looked for, and which are there by name, belongs to the process, and so does the
-# lock: one class is imported at a time.
+# sys.path and sys.modules belong to the process, and so does this lock: one import at a time.
 IMPORTING = threading.RLock()
 
 
 @dataclass(frozen=True)
 class Instance:
-    """An instance of a user's class, and what it says of itself."""
+    """An instance of a user's class, with its own description."""
 
     name: str  # "my_package.my_module:MyModel", for errors
     dimensions: int
@@ -38,34 +36,34 @@ class Instance:
     call: Callable[[list[str], InputType], Any]
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
-        """float32[n, dimensions]; ProviderError if the class fails or answers anything else."""
+        """float32[n, dimensions]; ProviderError if the class fails or returns anything else."""
         try:
-            answer = self.call(list(inputs), input_type)
+            reply = self.call(list(inputs), input_type)
         except ProviderError:
             raise
         except Exception as error:
             raise ProviderError(
-                f"{self.name} failed on {len(inputs)} texts: {_describe(error)}. Mend the class."
+                f"{self.name} failed on {len(inputs)} texts: {_describe(error)}. Correct the class."
             ) from error
-        vectors = self._array(answer, len(inputs))
+        vectors = self._array(reply, len(inputs))
         if vectors.shape != (len(inputs), self.dimensions):
             raise ProviderError(
-                f"{self.name} returned an array of shape {vectors.shape} for {len(inputs)} texts of "
-                f"{self.dimensions} dimensions. Return one row for each text, and set `dimensions` "
-                "to the length of a row."
+                f"{self.name} returned an array of shape {vectors.shape} for {len(inputs)} texts "
+                f"of {self.dimensions} dimensions. Return one row for each text, and set "
+                "`dimensions` to the length of a row."
             )
-        with np.errstate(over="ignore"):  # becomes infinity, which is rejected where it is used
+        with np.errstate(over="ignore"):  # becomes infinity, which `check_reply` rejects
             return vectors.astype(np.float32)
 
-    def _array(self, answer: Any, rows: int) -> NDArray[Any]:
+    def _array(self, reply: Any, rows: int) -> NDArray[Any]:
         remedy = f"Return a list of {rows} rows of {self.dimensions} numbers, or such an array."
-        kind = type(answer).__name__
+        kind = type(reply).__name__
         try:
-            vectors: NDArray[Any] = np.asarray(answer)
-        except Exception as error:  # ragged lists; tensors of a GPU
+            vectors: NDArray[Any] = np.asarray(reply)
+        except Exception as error:  # ragged lists; tensors on a GPU
             raise ProviderError(
-                f"{self.name} returned a {kind} that is no table of numbers ({_describe(error)}). "
-                f"{remedy}"
+                f"{self.name} returned a {kind} that is not a table of numbers "
+                f"({_describe(error)}). {remedy}"
             ) from error
         if vectors.dtype.kind not in "fiu":
             raise ProviderError(f"{self.name} returned a {kind}, not numbers. {remedy}")
@@ -73,7 +71,7 @@ class Instance:
 
 
 def load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
-    """An instance of `cls` made with `options`. Raises ConfigError saying what it lacks."""
+    """An instance of `cls`, called with `options`. Raises ConfigError if it lacks something."""
     with IMPORTING, _importable(home):
         user_class = _class(home, cls)
         try:
@@ -81,7 +79,7 @@ def load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
         except Exception as error:
             names = ", ".join(map(repr, options)) or "(none)"
             raise ConfigError(
-                f"custom: {cls} cannot be made with options {names}: {_describe(error)}. Mend the "
+                f"custom: {cls} failed with options {names}: {_describe(error)}. Correct the "
                 "options or the class."
             ) from error
         revision = _revision(instance, cls)
@@ -93,19 +91,18 @@ def _class(home: Path, cls: str) -> type:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        reason = f"{_describe(error)}. Mend the module"
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(
-            f"{error.name}."
-        ):
-            reason = f"there is no such module, neither below {home} nor installed. Correct `cls`"
+        reason = f"{_describe(error)}. Correct the module"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            reason = f"the module is neither below {home} nor installed. Correct `cls`"
         raise ConfigError(f"custom: the module of {cls} cannot be imported: {reason}.") from error
     top = module_name.partition(".")[0]
     own = PathFinder.find_spec(top, [str(home)])
     if own is not None and own.origin and not _is_of(sys.modules[top], own):
         loaded_from = getattr(sys.modules[top], "__file__", None) or "Python itself"
         raise ConfigError(
-            f"custom: {own.origin} is not what Python knows as {top!r}, which is already loaded "
-            f"from {loaded_from}. Give yours another name."
+            f"custom: {own.origin} has the name of a module that is already loaded from "
+            f"{loaded_from}, {top!r}. Give yours another name."
         )
     value = getattr(module, class_name, None)
     if not isinstance(value, type):
@@ -115,7 +112,7 @@ def _class(home: Path, cls: str) -> type:
         )
     if issubclass(value, ProviderOptions):
         raise ConfigError(
-            f"custom: {cls} is a provider of its own. Register it in your package's pyproject.toml "
+            f"custom: {cls} is a provider itself. Register it in your package's pyproject.toml "
             'under [project.entry-points."embedding_pipelines.providers"], and choose it by its '
             "kind."
         )
@@ -124,11 +121,11 @@ def _class(home: Path, cls: str) -> type:
 
 @contextlib.contextmanager
 def _importable(home: Path) -> Iterator[None]:
-    """Inside the block modules of the home folder are imported from there; afterwards those that
-    came with it are known to whoever holds them, and no longer by name.
+    """Import modules from the home folder inside the block; afterwards take those that came from
+    there out of `sys.modules`.
 
-    No byte code is written there: it is told from its source by the second, so a quick edit could
-    go unseen.
+    Write no byte code there: Python compares times in seconds, so a quick edit could have no
+    effect.
     """
     importlib.invalidate_caches()
     before, write_none = set(sys.modules), sys.dont_write_bytecode
@@ -140,20 +137,17 @@ def _importable(home: Path) -> Iterator[None]:
         sys.path.remove(str(home))
         sys.dont_write_bytecode = write_none
         names = sys.modules.keys() - before
-        own = {
-            top
-            for top in {name.partition(".")[0] for name in names} - before
-            if (spec := PathFinder.find_spec(top, [str(home)]))
-            and _is_of(sys.modules.get(top), spec)
-        }
-        for name in names:
-            if name.partition(".")[0] in own:
-                del sys.modules[name]
+        for top in {name.partition(".")[0] for name in names} - before:
+            spec = PathFinder.find_spec(top, [str(home)])
+            if spec is None or not _is_of(sys.modules.get(top), spec):
+                continue
+            for name in names:
+                if name.partition(".")[0] == top:
+                    del sys.modules[name]
 
 
 def _is_of(module: ModuleType | None, spec: ModuleSpec) -> bool:
-    """Whether a module is the one that `spec` is of: the same file, or the same folder of one
-    without a file."""
+    """Whether `spec` is a module's own: of the same file, or of the same folder."""
     if spec.origin is None:
         return list(getattr(module, "__path__", ())) == list(spec.submodule_search_locations or ())
     file = getattr(module, "__file__", None)
@@ -163,30 +157,30 @@ def _is_of(module: ModuleType | None, spec: ModuleSpec) -> bool:
 def _dimensions(instance: object, cls: str) -> int:
     value = getattr(instance, "dimensions", getattr(instance, "dims", None))
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
-        says = "says nothing of" if value is None else f"says {value!r} of"
+        problem = "has no attribute `dimensions`" if value is None else f"has {value!r} dimensions"
         raise ConfigError(
-            f"custom: {cls} {says} the length of its vectors. Give it an attribute `dimensions` "
-            "(or `dims`), a number."
+            f"custom: {cls} {problem}. Set `dimensions` (or `dims`) to the length of its vectors, "
+            "a number."
         )
     return int(value)
 
 
 def _revision(instance: object, cls: str) -> str:
-    """What the class says, else the digest of the file that it is written in."""
+    """The class's own revision, else the digest of its source file."""
     value = getattr(instance, "revision", None)
     if isinstance(value, str | int):
         return str(value)
     if value is not None:
         raise ConfigError(
-            f"custom: the `revision` of {cls} is a {type(value).__name__}, not a string. Mend the "
-            "class."
+            f"custom: the `revision` of {cls} is a {type(value).__name__}, not a string. Correct "
+            "the class."
         )
     try:
         file = Path(inspect.getfile(type(instance)))
         return digest(file.read_bytes()).hex()
     except (TypeError, OSError) as error:
         raise ConfigError(
-            f"custom: the source of {cls} cannot be read ({_describe(error)}). Give the class an "
+            f"custom: the source of {cls} is unreadable ({_describe(error)}). Give the class an "
             "attribute `revision` that changes when its vectors change."
         ) from error
 

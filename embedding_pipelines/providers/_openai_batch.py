@@ -1,7 +1,6 @@
-"""OpenAI's Batch interface: a file of requests is uploaded, and answered within a day at half the
-price.
+"""OpenAI's Batch interface: upload a file of requests, get the answers within a day at half price.
 
-One text per line, so that each is answered, rejected or lost for itself.
+One text per line, so that each succeeds or fails by itself.
 https://platform.openai.com/docs/guides/batch
 """
 
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError, Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.providers._openai_sdk import request_headers, translated_errors
+from embedding_pipelines.providers._openai_sdk import request_headers, translate_errors
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, InputType
 from embedding_pipelines.providers.common.replies import count_at, list_at, value_at
 
@@ -21,44 +20,43 @@ if TYPE_CHECKING:
     from embedding_pipelines.providers.openai import OpenaiModel
 
 TAG = "embedding_pipelines"  # in the batch's metadata
-# A status with another name is still at work: nothing is lost.
+# Any other status means that the job is still running.
 ENDED = {"failed", "completed", "expired", "cancelled"}
-# How the code of a line begins whose text nobody came to: batch_expired, batch_cancelled.
-OVER = "batch_"
-PAGE, PAGES = 100, 10  # batches that are looked through for a tag; the newest come first
-FILE_BYTES = 200_000_000  # of a batch of embeddings, as the guide states it
-READ_BYTES = 1 << 20  # of a result at a time; one of 50,000 texts has hundreds of megabytes
+# The beginning of the error codes of texts that were not processed: batch_expired, batch_cancelled.
+NOT_PROCESSED = "batch_"
+PAGE, PAGES = 100, 10  # of jobs to search for a tag; the newest come first
+FILE_BYTES = 200_000_000  # of a job of embeddings, from the guide
+READ_BYTES = 1 << 20  # of a result at a time; that of 50,000 texts has hundreds of megabytes
 REMEDY = (
-    "If it is gone for good, delete its record below data/warehouse/batch_jobs: its texts are then "
-    "sent again."
+    "If it is gone for good, delete its record below data/warehouse/batch_jobs; the next run then "
+    "sends its texts again."
 )
 
 
 class OpenaiBatches(BatchService):
     def __init__(self, model: OpenaiModel) -> None:
         self._model = model
-        # Tag and file, should the rest of a submission have to be repeated.
-        self._upload = ("", "")
+        self._upload = ("", "")  # tag and file: a repeated submission uploads nothing again
         self.max_texts = model.options.batch_texts
         self.max_bytes = FILE_BYTES - self.max_texts * len(self._line("0" * 32, "", "document"))
 
     @property
     def _request(self) -> dict[str, Any]:
-        """What every request says beside its content."""
+        """The arguments of every request."""
         timeout = self._model.options.timeout_seconds
         return {"extra_headers": request_headers(self._model), "timeout": timeout}
 
     def submit(self, texts: Mapping[str, str], input_type: InputType, tag: str) -> str:
         if self._upload[0] != tag:
             content = b"".join(self._line(name, text, input_type) for name, text in texts.items())
-            with translated_errors(self._model):  # a large file may take longer than the timeout
+            with translate_errors(self._model):  # a large file may take longer than the timeout
                 file = self._model.sdk.files.with_raw_response.create(
                     file=("texts.jsonl", content),
                     purpose="batch",
                     extra_headers=request_headers(self._model),
                 )
-            self._upload = (tag, self._id(self._model.json_of(file.content)))
-        with translated_errors(self._model):
+            self._upload = (tag, self._id(self._model.parse_json(file.content)))
+        with translate_errors(self._model):
             batch = self._model.sdk.batches.with_raw_response.create(
                 input_file_id=self._upload[1],
                 endpoint="/v1/embeddings",
@@ -66,16 +64,16 @@ class OpenaiBatches(BatchService):
                 metadata={TAG: tag},
                 **self._request,
             )
-        return self._id(self._model.json_of(batch.content))
+        return self._id(self._model.parse_json(batch.content))
 
     def find(self, tag: str) -> str | None:
         after: Any = need("openai", "openai").omit
         for _ in range(PAGES):
-            with translated_errors(self._model):
+            with translate_errors(self._model):
                 reply = self._model.sdk.batches.with_raw_response.list(
                     limit=PAGE, after=after, **self._request
                 )
-            page = self._model.json_of(reply.content)
+            page = self._model.parse_json(reply.content)
             entries = list_at(self._model, page, "data")
             for entry in entries:
                 if value_at(entry, "metadata", TAG) == tag:
@@ -91,7 +89,7 @@ class OpenaiBatches(BatchService):
         if status == "failed":
             errors = value_at(reply, "errors", "data") or [None]
             message = value_at(errors[0], "message")
-            words = self._quote({"error": message}) if message else "It does not say why."
+            words = self._quote({"error": message}) if message else "It gives no reason."
         counts = (count_at(reply, "request_counts", name) for name in ("completed", "failed"))
         done = sum(count or 0 for count in counts)
         return BatchState(status in ENDED, done, count_at(reply, "usage", "total_tokens"), words)
@@ -107,11 +105,11 @@ class OpenaiBatches(BatchService):
             else:
                 readable += 1
                 yield text
-        # Sent again, they would be paid for again, and perhaps for the same.
+        # Sending them again would cost as much, perhaps for the same result.
         if unreadable and not readable:
             raise ProviderError(
-                f"{self._model.where}: none of the {unreadable:,} lines of the results of batch "
-                f"{batch} can be read. {REMEDY}"
+                f"{self._model.where}: the {unreadable:,} lines of the results of batch {batch} "
+                f"are all unreadable. {REMEDY}"
             )
 
     def _line(self, name: str, text: str, input_type: InputType) -> bytes:
@@ -122,25 +120,25 @@ class OpenaiBatches(BatchService):
 
     def _retrieve(self, batch: str) -> Any:
         openai = need("openai", "openai")
-        with translated_errors(self._model):
+        with translate_errors(self._model):
             try:
                 reply = self._model.sdk.batches.with_raw_response.retrieve(batch, **self._request)
             except openai.NotFoundError as error:
-                # Not sent again: with the wrong key it would be paid for twice.
+                # Do not send it again: with the wrong key it would cost twice.
                 words = self._model.quote(error.response.text)
                 raise ProviderError(
-                    f"{self._model.where} does not know batch {batch}: {words} It was submitted "
-                    f"with another key or project: set that again. {REMEDY}"
+                    f"{self._model.where} has no batch {batch}: {words} If it belongs to another "
+                    f"key or project, set that again. {REMEDY}"
                 ) from None
-        return self._model.json_of(reply.content)
+        return self._model.parse_json(reply.content)
 
     def _lines(self, file: str) -> Iterator[bytes]:
-        """The lines of a file; none if it is gone, as results are after a month."""
+        """The lines of a file; none if it is gone, as after a month."""
         import httpx2
 
         openai = need("openai", "openai")
         rest = b""
-        with translated_errors(self._model):
+        with translate_errors(self._model):
             try:
                 with self._model.sdk.files.with_streaming_response.content(
                     file, extra_headers=request_headers(self._model)
@@ -150,7 +148,7 @@ class OpenaiBatches(BatchService):
                         yield from lines
             except openai.NotFoundError:
                 return
-            except httpx2.HTTPError as error:  # in the middle of it, where the SDK passes it on
+            except httpx2.HTTPError as error:  # in mid-stream, where the SDK does not translate it
                 words = self._model.redact(f"{type(error).__name__} {error}".rstrip())
                 raise Unreachable(
                     f"{self._model.where} cannot be reached: {words.rstrip('.')}."
@@ -158,7 +156,7 @@ class OpenaiBatches(BatchService):
         yield rest
 
     def _text(self, line: bytes) -> BatchText | None:
-        """One line of a result: its vector, or why there is none; None if it cannot be read."""
+        """One line of a result; None if it is unreadable."""
         try:
             result = json.loads(line)
         except ValueError:
@@ -172,8 +170,9 @@ class OpenaiBatches(BatchService):
                 return BatchText(name, self._model.read(body, 1).vectors[0])
             except ProviderError as invalid:
                 return BatchText(name, None, str(invalid), is_rejected=True)
-        is_over = status is None and str(value_at(error, "code")).startswith(OVER)
-        return BatchText(name, None, self._quote(body or {"error": error}), is_rejected=not is_over)
+        words = self._quote(body or {"error": error})
+        is_open = status is None and str(value_at(error, "code")).startswith(NOT_PROCESSED)
+        return BatchText(name, None, words, is_rejected=not is_open)
 
     def _quote(self, reply: Any) -> str:
         return self._model.quote(json.dumps(reply))

@@ -1,4 +1,4 @@
-"""OpenAI's SDK as `openai` uses it: the headers of a request, and the SDK's exceptions as ours."""
+"""What `openai` and its batch jobs share: headers of a request, and the SDK's errors as ours."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def is_openai(base_url: str) -> bool:
 
 
 def request_headers(model: RemoteModel) -> dict[str, Any]:
-    """The model's own key if it has one, and nothing that the SDK would take from the environment
-    and send to another server."""
+    """The model's own key, if any, and nothing that the SDK takes from the environment and would
+    send to another server."""
     omit = need("openai", "openai").omit
     withheld = ["authorization"]
     if not is_openai(model.address):
@@ -29,10 +29,10 @@ def request_headers(model: RemoteModel) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def translated_errors(model: RemoteModel) -> Iterator[None]:
-    """What the SDK raises as `EmbeddingModel.embed` does: in the service's words, without the key.
+def translate_errors(model: RemoteModel) -> Iterator[None]:
+    """Raise the SDK's errors as `EmbeddingModel.embed` does, without the key.
 
-    Without their cause, too: the service may repeat the key, and a traceback would show it.
+    They get no cause: the service may repeat the key, and a traceback would show it.
     """
     openai = need("openai", "openai")
     try:

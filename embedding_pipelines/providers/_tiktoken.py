@@ -1,30 +1,27 @@
-"""OpenAI's vocabulary as a `tokenizers.Tokenizer`: counts as tiktoken does, and cuts as the other
-models' do.
+"""OpenAI's vocabulary as a `tokenizers.Tokenizer`, which counts as tiktoken does.
 
-tiktoken downloads the vocabulary once. What it is converted to is kept in the user's cache folder,
-so that a machine that has it needs neither tiktoken nor the download.
+tiktoken downloads the vocabulary once. The converted tokenizer stays in the user's cache folder;
+with it neither tiktoken nor the download is needed.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import replacing
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 ENCODING = "cl100k_base"
-RECIPE = "1"  # raise it when the conversion changes
-OTHERWISE = "Or write tokenizer_of: estimate, which counts from above and needs neither."
+VERSION = "1"  # raise it when the conversion changes
+REMEDY = "Or write tokenizer_of: estimate, an upper bound that needs neither."
 
-# tiktoken's own pattern, but for `\p{N}{1,3}+`: in the dialect of `tokenizers` that takes all
-# digits there are.
+# tiktoken's own pattern, but for `\p{N}{1,3}+`, which matches any number of digits in `tokenizers`.
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
@@ -32,37 +29,38 @@ PATTERN = (
 
 
 def cl100k_digest() -> str:
-    """Stands for the tokenizer in fingerprints; tiktoken checks the vocabulary's own hash."""
-    return digest(ENCODING.encode(), RECIPE.encode()).hex()
+    """Identifies the tokenizer; tiktoken checks the vocabulary's own hash."""
+    return digest(ENCODING.encode(), VERSION.encode()).hex()
 
 
 def cl100k() -> Tokenizer:
-    """The tokenizer of OpenAI's embedding models. Special tokens in a text count as the text they
-    are.
+    """The tokenizer of OpenAI's embedding models, for which special tokens are plain text.
 
-    Raises ConfigError if it has to be converted and tiktoken or its vocabulary is unavailable.
+    Raises ConfigError if it is not in the cache folder and tiktoken or its vocabulary is
+    unavailable.
     """
     from platformdirs import user_cache_path
     from tokenizers import Tokenizer
 
-    file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{RECIPE}.json"
+    file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{VERSION}.json"
     if not file.is_file():
-        tokenizer = convert(_ranks())
-        _save(tokenizer, file)
+        tokenizer = convert(_read_ranks())
+        with replacing(file) as draft:
+            tokenizer.save(str(draft), pretty=False)
         return tokenizer
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
-            f"{file} is damaged ({error}). Delete it: it is made again at the next run."
+            f"{file} is damaged ({error}). Delete it; the next run writes it again."
         ) from error
 
 
 def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
     """A tokenizer from tiktoken's ranks by byte sequence, for texts split by PATTERN.
 
-    tiktoken joins the neighbours that make the token of lowest rank; `tokenizers` wants each such
-    pair by name.
+    tiktoken joins neighbours whose union is the token of lowest rank; `tokenizers` needs a list of
+    all such pairs.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -88,30 +86,21 @@ def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary: its own, else
-    one above 255."""
+    """The printable character for each byte in a byte-level vocabulary: its own, else one above
+    255."""
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in own else next(others)) for byte in range(256)]
 
 
-def _ranks() -> Mapping[bytes, int]:
+def _read_ranks() -> Mapping[bytes, int]:
     tiktoken = need("tiktoken", "openai")
     try:
         ranks: Mapping[bytes, int] = tiktoken.get_encoding(ENCODING)._mergeable_ranks
         return ranks
-    except (OSError, ValueError) as error:  # no network, or a file that is not what it should be
+    except (OSError, ValueError) as error:  # no network, or a damaged file
         raise ConfigError(
             f"tiktoken cannot get the vocabulary {ENCODING} ({type(error).__name__}: {error}). "
             "Let it download once, or put the file into a folder that TIKTOKEN_CACHE_DIR names. "
-            f"{OTHERWISE}"
+            f"{REMEDY}"
         ) from error
-
-
-def _save(tokenizer: Tokenizer, file: Path) -> None:
-    """Whole or not at all, whoever else does the same."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.stem}-", dir=file.parent) as folder:
-        draft = Path(folder) / file.name
-        tokenizer.save(str(draft), pretty=False)
-        draft.replace(file)

@@ -1,16 +1,14 @@
 """Files of word vectors: word2vec's text and binary formats, GloVe's and fastText's text, and
 gensim's KeyedVectors.
 
-A file is read once, as a stream, and kept in the user's cache folder in a form that is mapped into
-memory. A cache folder belongs to one digest of the file's content; it holds `vectors.f32`,
-float32[words, d], and `words.json`.
+Each file is read once, as a stream, into a folder of the user's cache that its content's digest
+names: `vectors.f32`, float32[words, d], to be mapped into memory, and `words.json`.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
-import hashlib
 import itertools
 import json
 import pickle
@@ -26,17 +24,16 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import damage_error
 from embedding_pipelines.inference.cache import fill_folder
-from embedding_pipelines.inference.weights import file_sha256
+from embedding_pipelines.inference.weights import file_sha256, join_sha256
 from embedding_pipelines.vectors import Vectors
 
-CACHE_LAYOUT = "1"  # raise it when what is cached changes
+CACHE_LAYOUT = "1"  # raise it when the files in the cache change
 ALL_WORDS = "words.json"
 LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All that a pickle of KeyedVectors names. Whatever else a file asks for is rejected, so that
-# opening it runs no code.
+# All names in a pickle of KeyedVectors. Any other is rejected, so that opening a file runs no code.
 PICKLE_NAMES = {
     *(
         ("gensim.models.keyedvectors", name)
@@ -52,8 +49,7 @@ PICKLE_NAMES = {
 
 @dataclass(frozen=True)
 class WordVectors:
-    """float32[words, d], mapped into memory, which word stands in which row, and the file that they
-    are from."""
+    """The vectors of a file, float32[words, d], mapped into memory, and the row of each word."""
 
     path: Path
     sha256: str  # of the file's content
@@ -61,35 +57,28 @@ class WordVectors:
     vectors: Vectors
 
     def rows_of(self, words: Sequence[str]) -> list[int]:
-        """Rows of the words that have one, each as it is written, else in lower case."""
+        """Rows of the words that have one, as they are or in lower case."""
         rows = (self.rows.get(word, self.rows.get(word.lower(), -1)) for word in words)
         return [row for row in rows if row >= 0]
 
 
 def parts(path: Path) -> list[Path]:
-    """The file and those that gensim puts beside it for large arrays. Raises ProviderError if there
-    is none."""
+    """The file and those that gensim puts beside it for large arrays. Raises ProviderError without
+    the file."""
     if not path.is_file():
         raise ProviderError(
-            f"{path}: there is no such file of word vectors. Put it there, or correct `vectors`."
+            f"{path}: this file of word vectors does not exist. Put it there, or correct `vectors`."
         )
     return [path, *sorted(Path(name) for name in glob.glob(f"{glob.escape(str(path))}.*.npy"))]
 
 
 def content_sha256(path: Path) -> str:
-    """SHA-256 over the content of all parts; read once per process as long as they do not
-    change."""
-    digests = [file_sha256(part) for part in parts(path)]
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    """SHA-256 over the content of all parts."""
+    return join_sha256(file_sha256(part) for part in parts(path))
 
 
 def load_vectors(path: Path) -> WordVectors:
-    """The vectors of a file.
-
-    Raises ProviderError if the file is in none of the formats, or ends too early.
-    """
+    """The vectors of a file. Raises ProviderError for another format or a file cut short."""
     from platformdirs import user_cache_path
 
     sha256 = content_sha256(path)
@@ -105,7 +94,6 @@ def load_vectors(path: Path) -> WordVectors:
 
 
 def _fill(cache: Path, path: Path) -> None:
-    """Fill the cache folder of the file at `path`."""
     with fill_folder(cache, ALL_WORDS) as draft:
         words: dict[str, None] = {}
         with (draft / "vectors.f32").open("wb") as file:
@@ -115,14 +103,14 @@ def _fill(cache: Path, path: Path) -> None:
                         words[word] = None
                         file.write(vector.tobytes())
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise _unreadable(path, f"it cannot be unpacked ({error})") from error
+                raise _format_error(path, f"it cannot be unpacked ({error})") from error
         if not words:
-            raise _unreadable(path, "it holds no word")
+            raise _format_error(path, "it holds no word")
         (draft / ALL_WORDS).write_text(json.dumps(list(words)), encoding="utf-8")
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
-    """Words and their vectors float32[d], one by one; the format is told by the first two lines."""
+    """Words and their vectors float32[d]. The first two lines tell the format."""
     with _open(path) as file:
         first = file.readline(LINE_BYTES)
         if first[:1] == b"\x80":
@@ -130,15 +118,14 @@ def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
             return
         fields = first.split()
         if len(fields) < 2:
-            raise _unreadable(
-                path, "its first line is no word with numbers" if first else "it is empty"
-            )
+            reason = "its first line is not a word with numbers" if first else "it is empty"
+            raise _format_error(path, reason)
         if len(fields) > 2 or not all(field.isdigit() for field in fields):
             yield from _text(path, itertools.chain([first], file), len(fields) - 1, 1)
             return
         count, dimensions = int(fields[0]), int(fields[1])
         if not 0 < dimensions <= MAX_DIMENSIONS:
-            raise _unreadable(path, f"its first line speaks of vectors of {dimensions:,} numbers")
+            raise _format_error(path, f"its first line says vectors of {dimensions:,} numbers")
         start = file.tell()
         second = file.readline(LINE_BYTES)
         file.seek(start)
@@ -147,14 +134,14 @@ def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
         else:
             entries = _binary(path, file, count, dimensions)
         number = 0
-        for number, entry in enumerate(entries, 1):  # noqa: B007 - how many there were
+        for number, entry in enumerate(entries, 1):  # noqa: B007 - read below
             yield entry
         if number < count:
-            raise _unreadable(path, f"it ends after {number:,} of {count:,} words")
+            raise _format_error(path, f"it ends after {number:,} of {count:,} words")
 
 
 def _open(path: Path) -> IO[bytes]:
-    """The file open for reading, through gzip if it begins as such files do."""
+    """The file open for reading, through gzip if it is such a file."""
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
     return cast(IO[bytes], gzip.open(path)) if is_gzip else path.open("rb")
@@ -168,13 +155,13 @@ def _text(
             continue
         entry = _vector(line, dimensions)
         if entry is None:
-            raise _unreadable(path, f"line {number:,} is not a word and {dimensions} numbers")
+            raise _format_error(path, f"line {number:,} is not a word and {dimensions} numbers")
         yield entry
 
 
 def _vector(line: bytes, dimensions: int) -> tuple[str, Vectors] | None:
-    """The word may hold spaces, as in GloVe's largest files, so the numbers are taken from the
-    right."""
+    """A line's word and numbers float32[d]; None for another line. The word may hold spaces, as in
+    GloVe's largest files."""
     word, *numbers = line.decode("utf-8", "replace").rstrip(" \r\n").rsplit(" ", dimensions)
     if len(numbers) != dimensions:
         return None
@@ -192,7 +179,7 @@ def _binary(
         while (byte := file.read(1)) not in (b" ", b""):
             word += byte
             if len(word) > WORD_BYTES:
-                raise _unreadable(path, "it is neither text nor in word2vec's binary format")
+                raise _format_error(path, "it is neither text nor in word2vec's binary format")
         numbers = file.read(4 * dimensions)
         if len(numbers) < 4 * dimensions:
             return
@@ -201,11 +188,11 @@ def _binary(
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        # By their present names, should the file have older ones.
+        # Older files hold older names.
         module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
         if (module, name) not in PICKLE_NAMES:
             raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, which is no part of word vectors"
+                f"it holds {module}.{name}, which word vectors do not need"
             )
         return super().find_class(module, name)
 
@@ -220,16 +207,15 @@ def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
         words, vectors = table.index_to_key, np.asarray(table.vectors, np.float32)
     except Exception as error:  # a damaged pickle raises anything
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _unreadable(
+        raise _format_error(
             path,
             f"gensim's KeyedVectors cannot be read from it ({reason}); of a model, save `model.wv`",
         ) from error
     yield from zip(words, vectors, strict=True)
 
 
-def _unreadable(path: Path, reason: str) -> ProviderError:
+def _format_error(path: Path, reason: str) -> ProviderError:
     return ProviderError(
-        f"{path}: this is no file of word vectors that can be read: {reason}. Name one in "
-        "word2vec's text or binary format, GloVe's or fastText's text, or one that gensim's "
-        "KeyedVectors.save wrote."
+        f"{path}: not a readable file of word vectors: {reason}. Name one in word2vec's text or "
+        "binary format, GloVe's or fastText's text, or one that gensim's KeyedVectors.save wrote."
     )

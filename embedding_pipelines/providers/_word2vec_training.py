@@ -1,5 +1,4 @@
-"""Word vectors trained on a pipeline's own texts, by gensim; the same texts and options give the
-same file."""
+"""Trains word vectors on a pipeline's texts by gensim; equal texts and options give equal files."""
 
 import zlib
 from collections.abc import Iterable
@@ -14,29 +13,26 @@ from embedding_pipelines.providers._word2vec_words import split_words, word_toke
 
 
 class Training(BaseModel):
-    """How word2vec is trained: skip-gram's counterpart CBOW with five negative samples, gensim's own
-    defaults else."""
+    """Options of word2vec's training, with gensim's defaults: CBOW with five negative samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dimensions: int = Field(100, ge=2, le=4096)
     window: int = Field(5, ge=1)
-    """Words to the left and to the right that a word's vector is trained on."""
+    """Words to the left and to the right that a word's vector depends on."""
 
     min_count: int = Field(2, ge=1)
-    """Rarer words are left out, and have no vector."""
+    """Rarer words get no vector."""
 
     epochs: int = Field(5, ge=1)
     seed: int = Field(0, ge=0, lt=2**32)
 
 
 def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
-    """Train on `texts` and write `path`, in word2vec's binary format; a reader never meets half
-    of it.
+    """Train on `texts` and replace `path`, in word2vec's binary format.
 
-    `texts` is read once: its words are kept in a temporary file beside `path`, which each epoch
-    reads. Memory is bounded by the number of different words. Raises SourceError if no word is
-    frequent enough.
+    `texts` is read once into a temporary file beside `path`, which each epoch reads. Memory grows
+    with the number of different words only. Raises SourceError if no word is frequent enough.
     """
     word2vec = need("gensim.models.word2vec", "word2vec")
     with replacing(path) as draft, draft_beside(path) as corpus:
@@ -46,7 +42,7 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
             window=options.window,
             min_count=options.min_count,
             seed=options.seed,
-            workers=1,  # several threads train in an order that differs from run to run
+            workers=1,  # with more, the result differs from run to run
             hashfxn=_hash,
         )
         sentences = word2vec.LineSentence(str(corpus))
@@ -61,7 +57,7 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
 
 
 def _write_words(texts: Iterable[str], corpus: Path) -> int:
-    """One text a line, its words in lower case; returns how many texts there were."""
+    """Write each text as a line of lower-case words; returns the number of texts."""
     count, tokenizer = 0, word_tokenizer()
     with corpus.open("w", encoding="utf-8") as file:
         for text in texts:
@@ -71,5 +67,5 @@ def _write_words(texts: Iterable[str], corpus: Path) -> int:
 
 
 def _hash(word: str) -> int:
-    """Python's own differs from process to process."""
+    """Of the same value in each process, unlike Python's own."""
     return zlib.crc32(word.encode())

@@ -1,5 +1,4 @@
-"""What a word is, for training word vectors and for looking them up: a run of letters, marks and
-digits."""
+"""Words, for training word vectors and for looking them up: runs of letters, marks and digits."""
 
 from __future__ import annotations
 
@@ -19,6 +18,5 @@ def word_tokenizer() -> Tokenizer:
 
 
 def split_words(text: str, tokenizer: Tokenizer) -> list[str]:
-    """The words of a text as they are written; signs and white space are left out. `tokenizer`
-    is a `word_tokenizer()`."""
+    """The words of a text, without signs and white space. `tokenizer` is a `word_tokenizer()`."""
     return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

@@ -1,8 +1,7 @@
-"""`aios`: a block of AIOS (OpenOS.AI), asked by gRPC. One request is one `infer` of a list of
-texts.
+"""`aios`: a block of AIOS (OpenOS.AI) over gRPC. One request is one `infer` of a list of texts.
 
-A reply's vectors are read from wherever AIOS's blocks are known to put them, then counted and
-measured, since nothing in the format says how many there should be.
+AIOS's blocks put their vectors in several places of a reply. The format states no number of
+vectors, so they are counted and measured here.
 """
 
 from __future__ import annotations
@@ -12,29 +11,19 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.once import once
+from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers._aios_wire import METHOD, message_classes
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
-from embedding_pipelines.providers.common.http import (
-    ServiceModel,
-    ServiceOptions,
-    error_sentence,
-    retry_after,
-)
-from embedding_pipelines.providers.common.prompts import prompts_of
-from embedding_pipelines.providers.common.replies import (
-    order_by_index,
-    read_numbers,
-    vectors_at,
-)
+from embedding_pipelines.providers.base import InputType, Limits, Response
+from embedding_pipelines.providers.common.http import error_sentence, retry_after
+from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
+from embedding_pipelines.providers.common.replies import order_by_index, read_numbers, vectors_at
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit
@@ -43,77 +32,26 @@ if TYPE_CHECKING:
     import grpc  # type: ignore[import-untyped]
 
 REQUEST_TEXTS = 32
-# A gRPC server takes messages of 4 MB; JSON's escapes come on top of the texts.
+# A gRPC server accepts messages of 4 MB; JSON's escapes come on top of the texts.
 REQUEST_BYTES = 1_000_000
 # Where a block puts its vectors, alone or one inside another.
 PLACES = ("embeddings", "embedding", "data", "reply")
 CHANNEL = (
-    ("grpc.enable_retries", 0),  # repeating is decided elsewhere
+    ("grpc.enable_retries", 0),  # embedding/request.py retries
     # 32 vectors of 8,192 numbers in JSON exceed the usual 4 MB.
     ("grpc.max_receive_message_length", -1),
-    # A server that came back is reached while the request is still repeated.
+    # Short enough to reach a server that came back while the request is still repeated.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
 
-class Aios(ServiceOptions):
-    """One embedding block. The service says nothing of its model, so the options do."""
-
-    kind: Literal["aios"] = "aios"
-    grpc_url: str
-    """host:port, or a target of gRPC's own naming, e.g. dns:///aios.example:50052."""
-
-    model: str = ""
-    """The block's id. Empty: the block that `selection_query` finds, or the only one behind
-    `grpc_url`."""
-
-    selection_query: dict[str, Any] | None = None
-    """How AIOS picks the block, e.g. by region or tier; sent as JSON in `query_parameters`."""
-
-    gen_params: dict[str, Any] = Field(default_factory=dict)
-    """What the block itself takes."""
-
-    dimensions: int = Field(768, ge=1)
-    max_tokens: int = Field(512, ge=16)
-    normalize: bool = True
-    """Vectors are brought to length 1 here, whatever the block does."""
-
-    prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's
-    family asks for."""
-
-    tls: bool = False
-    """Encrypt, and check the server's certificate against the public authorities."""
-
-    timeout_seconds: float = Field(15.0, gt=0)
-
-    @field_validator("grpc_url")
-    @classmethod
-    def _is_a_target(cls, url: str) -> str:
-        if "@" in url:
-            raise ValueError(
-                "a target holds no password: name an environment variable with api_key_env"
-            )
-        host, _, port = url.rsplit("/", 1)[-1].rpartition(":")
-        if url.startswith(("http:", "https:")) or not host or not port.isdigit():
-            raise ValueError(
-                f"{url!r} is no target of gRPC; write e.g. localhost:50052 or dns:///aios.example:50052"
-            )
-        return url
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> AiosModel:
-        return AiosModel(self, home, secrets)
-
-
-class AiosModel(ServiceModel):
-    """A channel to the server; its connection is made again when it breaks."""
+class AiosModel(PromptModel):
+    """A channel to the server, which connects again when the connection breaks."""
 
     options: Aios
 
-    def __init__(self, options: Aios, home: Path, secrets: Mapping[str, str] = NO_SECRETS) -> None:
-        super().__init__(options, home, secrets)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._session, self._numbers = uuid.uuid4().hex, itertools.count(1)
 
     @property
@@ -130,7 +68,7 @@ class AiosModel(ServiceModel):
             revision=digest(choice.encode()).hex(),
             dimensions=options.dimensions,
             pooling="the block's own",
-            prompts=self._prompts,
+            prompts=self.prompts,
             max_tokens=options.max_tokens,
             normalized=options.normalize,
             dtype="float32",
@@ -139,29 +77,24 @@ class AiosModel(ServiceModel):
     @functools.cached_property
     def limits(self) -> Limits:
         return Limits(
-            max_tokens=self.room(self.options.max_tokens, self._prompts),
+            max_tokens=self.text_tokens(self.options.max_tokens),
             request_tokens=REQUEST_TEXTS * self.options.max_tokens,
             request_texts=REQUEST_TEXTS,
             concurrent_requests=self.options.concurrent_requests,
             request_bytes=REQUEST_BYTES,
         )
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        if not inputs:
-            return self.empty_response()
-        prompt = self._prompts.get(input_type, "")
+    def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         body = {
             "mode": "embedding",
             "gen_params": self.options.gen_params,
-            "texts": [prompt + text for text in inputs],
+            "texts": self.add_prompt(inputs, input_type),
         }
         vectors = self._read(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
         return Response(unit(vectors) if self.options.normalize else vectors)
 
     def close(self) -> None:
-        channel = self.__dict__.pop("_channel", None)
-        if channel is not None:
-            channel.close()
+        forget(self, "_channel")
 
     @once
     def _channel(self) -> grpc.Channel:
@@ -195,7 +128,7 @@ class AiosModel(ServiceModel):
         try:
             return str(infer(packet, timeout=options.timeout_seconds, metadata=metadata).data)
         except need("grpc", "aios").RpcError as error:
-            # Without the cause: its own text repeats this one's, with addresses of sockets.
+            # Without the cause, whose text repeats this one's with addresses of sockets.
             raise self._fault(error) from None
 
     def _read(self, data: str, count: int) -> Vectors:
@@ -216,14 +149,14 @@ class AiosModel(ServiceModel):
         vectors = vectors_at(self, body if rows is None else rows, (), count, read_numbers)
         if vectors.shape[1] != self.options.dimensions:
             raise ProviderError(
-                f"{self.where} answered with vectors of {vectors.shape[1]} dimensions for "
+                f"{self.where} answered with vectors of {vectors.shape[1]} dimensions, not "
                 f"{self.options.dimensions}. Set dimensions to {vectors.shape[1]}, or choose "
                 "another block. Nothing of this request was stored."
             )
         return vectors
 
     def _fault(self, error: grpc.RpcError) -> ProviderError:
-        """What a gRPC status means, in the service's own words and without the key."""
+        """The meaning of a gRPC status, in the service's own words and without the key."""
         options = self.options
         code, words = error.code().name, self.quote(error.details() or "no details")
         problem = f"{self.where} answered {code}: {words}"
@@ -235,28 +168,64 @@ class AiosModel(ServiceModel):
         if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
             return BadInput(problem)
         if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            name = options.api_key_env
-            key = f"the key in {name}" if name else "api_key_env, which is not set"
-            return ProviderError(f"{problem} Check {key}.")
+            return ProviderError(f"{problem} Check {self.key_name}.")
         if code in ("NOT_FOUND", "FAILED_PRECONDITION"):
             return ProviderError(f"{problem} Check model ({options.model!r}) and selection_query.")
         if code == "UNIMPLEMENTED":
-            return ProviderError(
-                f"{problem} There is no BlockInferenceService there: check grpc_url."
-            )
+            return ProviderError(f"{problem} It has no BlockInferenceService: check grpc_url.")
         if code == "DEADLINE_EXCEEDED":
             limit = f"{options.timeout_seconds:g} s"
             return Unreachable(f"{self.where} did not answer within {limit}. {words}")
         return Unreachable(problem)
 
-    @property
-    def _prompts(self) -> dict[str, str]:
-        return prompts_of(self.options.model, self.options.prompts)
+
+class Aios(PromptOptions):
+    """One embedding block. The service does not describe its model, so the options do."""
+
+    model_class = AiosModel
+
+    kind: Literal["aios"] = "aios"
+    grpc_url: str
+    """host:port, or a target of gRPC's own naming, e.g. dns:///aios.example:50052."""
+
+    model: str = ""
+    """The block's id. Default: the block that `selection_query` picks, or the only one at
+    `grpc_url`."""
+
+    selection_query: dict[str, Any] | None = None
+    """How AIOS picks the block, e.g. by region or tier; JSON in `query_parameters`."""
+
+    gen_params: dict[str, Any] = Field(default_factory=dict)
+    """The block's own parameters."""
+
+    dimensions: int = Field(768, ge=1)
+    max_tokens: int = Field(512, ge=16)
+    normalize: bool = True
+    """Bring vectors to unit length, whatever the block does."""
+
+    tls: bool = False
+    """Encrypt, and check the server's certificate against the public authorities."""
+
+    timeout_seconds: float = Field(15.0, gt=0)
+
+    @field_validator("grpc_url")
+    @classmethod
+    def _check_target(cls, url: str) -> str:
+        if "@" in url:
+            raise ValueError(
+                "a target holds no password; name an environment variable with api_key_env"
+            )
+        host, _, port = url.rsplit("/", 1)[-1].rpartition(":")
+        if url.startswith(("http:", "https:")) or not host or not port.isdigit():
+            raise ValueError(
+                f"{url!r} is not a target of gRPC; write e.g. localhost:50052 or "
+                "dns:///aios.example:50052"
+            )
+        return url
 
 
 def _error_in(body: object) -> object:
-    """What a block that failed puts in place of vectors, or beside them; None if it says nothing of
-    the kind."""
+    """The error that a block puts in place of vectors, or beside them; None without one."""
     levels = [body, body.get("data")] if isinstance(body, dict) else []
     return next(
         (level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None
@@ -264,7 +233,7 @@ def _error_in(body: object) -> object:
 
 
 def _vectors_in(body: object) -> object:
-    """The list that stands at one of PLACES, however deep; None if there is none."""
+    """The list at one of PLACES, at any depth; None if there is none."""
     while isinstance(body, dict):
         body = next((body[place] for place in PLACES if body.get(place) is not None), None)
     return body

@@ -1,14 +1,13 @@
-"""Short names for models that a pipeline file may use; the published table, nothing else."""
+"""The short names of models that a pipeline file may use."""
 
 from typing import Any, NamedTuple
 
 
 class Alias(NamedTuple):
-    """What an alias stands for: a provider, its model, and of a model from the hub the commit.
+    """The target of an alias: provider, model, and the commit of a model from the hub.
 
-    The commit makes an alias the same weights tomorrow. The commits are those that others pin too,
-    and publish with their own figures: MTEB, and model cards that were trained from them. None
-    could be asked of the hub itself.
+    The commit keeps the weights of an alias the same. Each is one that MTEB's figures or the cards
+    of derived models name; none was checked at the hub itself.
     """
 
     provider: str

@@ -1,11 +1,12 @@
-"""The contract of all providers: options in a file, which open a live model that embeds texts."""
+"""The contract of all providers: options in a file open a live model, which embeds texts."""
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors as Vectors  # which others import from here
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,22 +22,19 @@ if TYPE_CHECKING:
 InputType = Literal["document", "query"]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})
 
-NORM_TOLERANCE = (
-    1e-3  # float32 rounding over 4,096 dimensions stays below 1e-5; half precision below 1e-3
-)
+# float32 rounding over 4,096 dimensions stays below 1e-5, half precision below 1e-3.
+NORM_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one call to the provider may hold."""
+    """What one request to the provider may hold."""
 
     max_tokens: int  # per text, special tokens included
-    request_tokens: int  # summed over the texts of one call
+    request_tokens: int  # summed over the texts of one request
     request_texts: int
     concurrent_requests: int = 1  # `embed` is then called from that many threads
-    request_bytes: int | None = (
-        None  # summed over the texts of one call, in UTF-8; None: no such limit
-    )
+    request_bytes: int | None = None  # as `request_tokens`, in UTF-8; None: no such limit
 
 
 @dataclass(frozen=True)
@@ -45,61 +43,59 @@ class Response:
 
     vectors: Vectors  # a row of NaN for a text that the service left out
     tokens: int | None = None  # as the service bills them; None if it does not say
-    copies: Mapping[Space, Vectors] = field(
-        default_factory=dict
-    )  # the same texts in other spaces, for nothing more
-    rejected: Mapping[int, str] = field(default_factory=dict)  # rows of NaN that stay so, and why
+    # The same texts in other spaces, at no further cost.
+    copies: Mapping[Space, Vectors] = field(default_factory=dict)
+    rejected: Mapping[int, str] = field(default_factory=dict)  # rows that stay NaN, and why
 
 
 @dataclass(frozen=True)
 class BatchText:
-    """What became of one text of a batch: a vector float32[d], or the service's words."""
+    """The result for one text of a batch job: a vector float32[d], or the service's words."""
 
     id: str
     vector: Vectors | None
     words: str = ""
-    is_rejected: bool = False  # for ever; else the text may be sent again
+    is_rejected: bool = False  # for good; else the text may be sent again
 
 
 @dataclass(frozen=True)
 class BatchState:
-    """How a batch stands. One that has ended may have results of some of its texts only."""
+    """The progress of a batch job. One that has ended may lack results for some of its texts."""
 
     has_ended: bool
     done: int  # texts
-    tokens: int | None = None  # as billed, once it has ended and if the service says so
-    failure: str = ""  # the service's words if it took in nothing at all
+    tokens: int | None = None  # as billed, once the job has ended and if the service says so
+    failure: str = ""  # the service's words if it accepted no text at all
 
 
 class BatchService(ABC):
-    """A service that takes many texts at once and answers within a day, for less. Raises as
-    `Provider.ask`."""
+    """A service that answers many texts within a day, at a lower price. Methods raise as
+    `EmbeddingModel.embed`."""
 
-    max_texts: int  # of one batch
+    max_texts: int  # of one batch job
     max_bytes: int
 
     @abstractmethod
     def submit(self, texts: Mapping[str, str], input_type: InputType, tag: str) -> str:
-        """Hand over texts by id; the batch's own id. `tag` is kept with it, for `find`."""
+        """Submit texts by id; returns the job's id. The service keeps `tag` with it, for `find`."""
 
     @abstractmethod
     def find(self, tag: str) -> str | None:
-        """The batch that was submitted with `tag`, if it ever came to that."""
+        """The id of the job that was submitted with `tag`; None if there is none."""
 
     @abstractmethod
     def state(self, batch: str) -> BatchState: ...
 
     @abstractmethod
     def results(self, batch: str) -> Iterator[BatchText]:
-        """What became of the texts of a batch that has ended; those that are not named may be sent
-        again."""
+        """The results of a job that has ended; a text without one may be sent again."""
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """Whose requests share one pace, and what the account allows, if that is stated."""
+    """Which requests share one pace, and what the account allows, if the options say so."""
 
-    key: str  # a digest: tells nothing of the API key that is part of it
+    key: str  # a digest of address and API key
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
 
@@ -107,15 +103,17 @@ class RateLimit:
 class ProviderOptions(Choice):
     """What a pipeline file says of its model: frozen, pure data. `open` makes the live model."""
 
-    @abstractmethod
+    model_class: ClassVar["type[EmbeddingModel]"]
+
     def open(
         self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
     ) -> "EmbeddingModel":
-        """The live model. Loads nothing and calls nobody: what is expensive waits until it is used.
+        """The live model, which loads files and makes requests at first use only.
 
-        `home` is what relative paths start from; `folder` is where a model that `trains` keeps its
-        result; `secrets` are looked up by name before the environment is.
+        Relative paths start from `home`. A model that `trains` writes to `folder`. `secrets`, by
+        name, come before the environment's variables.
         """
+        return self.model_class(self, home, folder, secrets)
 
     @property
     def price(self) -> float | None:
@@ -140,17 +138,23 @@ class ProviderOptions(Choice):
 
 class EmbeddingModel(ABC):
     """A live model: client or engine, tokenizer, identity and limits. Any number of threads may
-    use it; whoever opened it closes it.
+    use it; its opener closes it.
 
     `space`, `limits` and the tokenizer are read once, at first use. That may load a model's files
     or make a request, and raises ProviderError if the model is unavailable.
     """
 
-    rate_limit: RateLimit | None = None  # None: nobody limits requests, and each is made once
+    rate_limit: RateLimit | None = None  # None: requests have no limit, and none is repeated
     batch_service: BatchService | None = None
 
-    def __init__(self, options: ProviderOptions) -> None:
-        self.options = options
+    def __init__(
+        self,
+        options: ProviderOptions,
+        home: Path,
+        folder: Path | None = None,
+        secrets: Mapping[str, str] = NO_SECRETS,
+    ) -> None:
+        self.options, self.home, self.folder, self._secrets = options, home, folder, secrets
 
     @property
     @abstractmethod
@@ -164,11 +168,11 @@ class EmbeddingModel(ABC):
     @property
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
-        """The model's own tokenizer, for counting and cutting."""
+        """The model's own tokenizer, which counts and cuts."""
 
-    @property
+    @functools.cached_property
     def tokenizer_digest(self) -> str:
-        """Identifies how texts are counted and cut, without loading a tokenizer that is large."""
+        """Identifies how texts are counted and cut."""
         return digest(self.tokenizer.to_str().encode()).hex()
 
     @property
@@ -180,17 +184,17 @@ class EmbeddingModel(ABC):
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         """One request: vectors float32[len(inputs), space.dimensions] in the order of `inputs`.
 
-        Raises ProviderError if the model is unavailable; a service Busy, Unreachable, BadInput or
-        TooLarge where that says what to do next.
+        Raises ProviderError if the model is unavailable; a service raises Busy, Unreachable,
+        BadInput or TooLarge where that says what to do next.
         """
 
     def release_options(self, folder: Path) -> ProviderOptions:
-        """The options that a release records. A user's file that may change is copied to `folder`
+        """The options that a release records. A file that the user may change is copied to `folder`
         first, and the options name the copy."""
         return self.options
 
     def close(self) -> None:
-        """Free connections and memory; closing twice does no harm."""
+        """Free connections and memory; may be called twice."""
         return  # most models hold neither
 
     def __enter__(self) -> Self:
@@ -205,34 +209,35 @@ class TrainableModel(EmbeddingModel):
 
     @abstractmethod
     def train(self, texts: Iterable[str]) -> None:
-        """Train on `texts`, read once, and keep the result. Raises SourceError if they are too few."""
+        """Train on `texts`, read once, and save the result. Raises SourceError if they are too
+        few."""
 
 
-def checked(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
-    """The reply itself, float32[n, d], if it can be believed.
+def check_reply(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:
+    """The vectors of a reply, float32[n, d], once they are valid.
 
     Raises ProviderError for a wrong shape, NaN or infinity, zero vectors and lost normalization.
     """
     faults = faulty_rows(vectors, inputs, space)
     if faults:
         first = min(faults)
-        alike = sum(fault == faults[first] for fault in faults.values())
+        count = sum(fault == faults[first] for fault in faults.values())
         raise ProviderError(
-            f"{space} returned {faults[first]} for {alike} of {len(inputs)} texts, first for {inputs[first][:80]!r}. "
-            "Nothing of this call was stored."
+            f"{space} returned {faults[first]} for {count} of {len(inputs)} texts, first for "
+            f"{inputs[first][:80]!r}. Nothing of this request was stored."
         )
     return vectors
 
 
 def faulty_rows(vectors: Vectors, inputs: Sequence[str], space: Space) -> dict[int, str]:
-    """What is wrong with which row of a reply float32[n, d]; empty if all can be believed.
+    """What is wrong with each invalid row of a reply float32[n, d].
 
     Raises ProviderError for a wrong shape.
     """
-    wanted = (len(inputs), space.dimensions)
-    if vectors.shape != wanted:
+    shape = (len(inputs), space.dimensions)
+    if vectors.shape != shape:
         raise ProviderError(
-            f"{space} returned an array of shape {vectors.shape} for {wanted}. Nothing was stored."
+            f"{space} returned an array of shape {vectors.shape}, not {shape}. Nothing was stored."
         )
     finite = np.isfinite(vectors).all(axis=1)
     norms = np.linalg.norm(vectors, axis=1)

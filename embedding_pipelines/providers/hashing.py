@@ -1,22 +1,19 @@
-"""`hashing`: words hashed to signs. Deterministic, offline, without a model; for tests and dry
-runs.
+"""`hashing`: hashes of words as vectors, without a model; for tests and dry runs.
 
-It has geometry: texts that share words get near vectors, so a ranking test can fail.
+Texts that share words get near vectors, so that a test of a ranking can fail.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import Field
 
 from embedding_pipelines.providers.base import (
-    NO_SECRETS,
     EmbeddingModel,
     InputType,
     Limits,
@@ -30,19 +27,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VERSION = "1"  # raise it when the vectors change
-
-
-class Hashing(ProviderOptions):
-    """Sum of one random unit direction per lower-case word, normalized."""
-
-    kind: Literal["hashing"] = "hashing"
-    dimensions: int = Field(64, ge=8, le=4096)
-    max_tokens: int = Field(256, ge=4)
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> HashingModel:
-        return HashingModel(self)
 
 
 class HashingModel(EmbeddingModel):
@@ -80,9 +64,19 @@ class HashingModel(EmbeddingModel):
         for row, text in enumerate(inputs):
             for word in text.lower().split() or [""]:
                 vectors[row] += _direction(word, dimensions)
-            if not vectors[row].any():  # words that cancel out still need a direction
+            if not vectors[row].any():  # words that cancel out need a direction, too
                 vectors[row] = _direction(text, dimensions)
         return Response(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+class Hashing(ProviderOptions):
+    """The sum of one random direction per lower-case word, normalized."""
+
+    model_class = HashingModel
+
+    kind: Literal["hashing"] = "hashing"
+    dimensions: int = Field(64, ge=8, le=4096)
+    max_tokens: int = Field(256, ge=4)
 
 
 @functools.lru_cache(maxsize=100_000)

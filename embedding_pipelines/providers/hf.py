@@ -1,11 +1,11 @@
-"""`hf`: any sentence-transformers text model, from a folder, an installed package or the Hugging
-Face hub."""
+"""`hf`: any sentence-transformers model of texts, from a folder, an installed package or the
+Hugging Face hub."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -14,7 +14,6 @@ from pydantic import model_validator
 from embedding_pipelines.inference.backend import Precision
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers.base import (
-    NO_SECRETS,
     EmbeddingModel,
     InputType,
     Limits,
@@ -30,55 +29,12 @@ if TYPE_CHECKING:
     from embedding_pipelines.inference.encoder import Engine
 
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
-# One is computed while the other is tokenized, and none waits for the last batch of the other.
+# One computes while the other tokenizes, and neither waits for the other's last batch.
 CONCURRENT_REQUESTS = 2
-
-
-class Hf(ProviderOptions):
-    """A local model. Pooling, truncation, normalization and, unless given, prompts are what its own
-    files say."""
-
-    kind: Literal["hf"] = "hf"
-    model: str
-    revision: str | None = None  # a commit of the hub's repository; None: what the hub calls main
-    precision: Precision = "auto"
-    """auto: bfloat16 on processors that have it and on CUDA (float16 on older GPUs), else float32.
-    Its vectors are one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of
-    those in float32."""
-
-    calibration: str | None = None
-    """With int8: a text file below the home folder, one of your texts a line, that scales are
-    fitted on."""
-
-    prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"); one that is left out gets
-    none. Default: what the model's own files name, else what its family's cards ask for."""
-
-    @model_validator(mode="after")
-    def _int8_is_calibrated(self) -> Self:
-        if self.precision == "int8" and self.calibration is None:
-            raise ValueError(
-                "precision 'int8' is calibrated on your own texts: name a file with calibration, "
-                "one text a line"
-            )
-        if self.precision != "int8" and self.calibration is not None:
-            raise ValueError(
-                f"calibration belongs to precision 'int8', and precision is {self.precision!r}"
-            )
-        return self
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> HfModel:
-        return HfModel(self, home)
 
 
 class HfModel(EmbeddingModel):
     options: Hf
-
-    def __init__(self, options: Hf, home: Path) -> None:
-        super().__init__(options)
-        self._home = home
 
     @functools.cached_property
     def space(self) -> Space:
@@ -108,7 +64,7 @@ class HfModel(EmbeddingModel):
     def tokenizer(self) -> Tokenizer:
         return self._engine.tokenizer
 
-    @property
+    @functools.cached_property
     def tokenizer_digest(self) -> str:
         return self._engine.config.tokenizer
 
@@ -126,12 +82,12 @@ class HfModel(EmbeddingModel):
         copy = folder / f"{self._engine.dtype}.txt"
         if not copy.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            # In a folder of its own: another pipeline may copy the same texts at the same time.
+            # In its own folder: another pipeline may copy the same texts at the same time.
             with tempfile.TemporaryDirectory(prefix=".", dir=folder) as drafts:
                 draft = Path(drafts) / copy.name
                 draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
                 draft.replace(copy)
-        calibration = copy.relative_to(self._home).as_posix()
+        calibration = copy.relative_to(self.home).as_posix()
         return self.options.model_copy(update={"calibration": calibration})
 
     def close(self) -> None:
@@ -143,14 +99,47 @@ class HfModel(EmbeddingModel):
         from embedding_pipelines.inference.openvino import load
         from embedding_pipelines.inference.weights import model_folder
 
-        load()  # before a model is downloaded that nothing here could run
-        options = self.options
+        load()  # raises before a download that nothing here could run
+        options, prompts = self.options, self.options.prompts
         return Engine(
-            model_folder(options.model, options.revision, self._home),
+            model_folder(options.model, options.revision, self.home),
             options.precision,
-            self._home / options.calibration if options.calibration else None,
-            {str(input_type): text for input_type, text in options.prompts.items()}
-            if options.prompts is not None
-            else None,
+            self.home / options.calibration if options.calibration else None,
+            None if prompts is None else {str(name): text for name, text in prompts.items()},
             prompts_of(options.model),
         )
+
+
+class Hf(ProviderOptions):
+    """A local model. Pooling, truncation, normalization and, by default, prompts come from its own
+    files."""
+
+    model_class = HfModel
+
+    kind: Literal["hf"] = "hf"
+    model: str
+    revision: str | None = None  # a commit of the hub's repository; None: its main branch
+    precision: Precision = "auto"
+    """auto: bfloat16 on processors that have it and on CUDA (float16 on older GPUs), else float32.
+    Its vectors are one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of
+    those in float32."""
+
+    calibration: str | None = None
+    """With int8: a file below the home folder with your own texts, one a line, to fit scales on."""
+
+    prompts: dict[InputType, str] | None = None
+    """The text before each input, by input type; none for one that is left out. Default: what the
+    model's own files name, else what its family needs."""
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Self:
+        if self.precision == "int8" and self.calibration is None:
+            raise ValueError(
+                "precision 'int8' needs calibration, the name of a file with your own texts, one a "
+                "line"
+            )
+        if self.precision != "int8" and self.calibration is not None:
+            raise ValueError(
+                f"calibration is for precision 'int8'; leave it out with {self.precision!r}"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""`ollama`: a model that an Ollama server on this machine, or a near one, has pulled."""
+"""`ollama`: a model that an Ollama server, on this machine or near it, has pulled."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ConfigError, ProviderError, Unreachable
 from embedding_pipelines.once import once
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
+from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
-from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import (
     count_at,
     read_numbers,
@@ -24,59 +23,27 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.space import Space
 
-DEFAULT_CONTEXT = 4_096  # tokens; Ollama's own default, which longer models exceed only if asked to
-# The server computes a request's texts one by one: more bring nothing and lose more when one fails.
+DEFAULT_CONTEXT = 4_096  # tokens; Ollama's own default, even of models that can read more
+# The server embeds a request's texts one by one: more gain nothing and lose more when one fails.
 REQUEST_TEXTS = 64
 POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last"}  # numbers of GGUF's `pooling_type`
-# Words of a 400 that blames the text for a crash of the model's process.
+# In the words of a 400 that blames the text for a crash of the model's process.
 RUNNER_GONE = ("eof", "connection re", "runner")
 
 
 @dataclass(frozen=True)
 class Description:
-    """What the server says of a model."""
+    """The server's description of a model."""
 
     digest: str  # of its manifest: weights, template and parameters
     dimensions: int
-    context: int  # tokens that the model was trained to read
+    context: int  # tokens that the model can read
     preset_context: int  # num_ctx of its Modelfile, else Ollama's default
     pooling: str
     dtype: str
 
 
-class Ollama(RemoteOptions):
-    """One model of an Ollama server."""
-
-    kind: Literal["ollama"] = "ollama"
-    model: str
-    base_url: str = "http://localhost:11434"
-    concurrent_requests: int = Field(2, ge=1, le=256)
-    dimensions: int | None = Field(None, ge=1)
-    """Shorter vectors, of a model that was trained to give them."""
-
-    num_ctx: int | None = Field(None, ge=16)
-    """Tokens of context to load, and so the longest text. Default: the Modelfile's, else 4,096; the
-    model's at most."""
-
-    keep_alive: str | None = None
-    """How long the model stays loaded after a request, e.g. "30m". Default: as the server is set, 5
-    minutes."""
-
-    prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's
-    family asks for."""
-
-    @property
-    def price(self) -> float | None:
-        return self.usd_per_million_tokens or 0.0
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> OllamaModel:
-        return OllamaModel(self, home, secrets)
-
-
-class OllamaModel(RemoteModel):
+class OllamaModel(RemoteModel, PromptModel):
     options: Ollama
 
     @functools.cached_property
@@ -93,7 +60,7 @@ class OllamaModel(RemoteModel):
             revision=description.digest,
             dimensions=options.dimensions or description.dimensions,
             pooling=description.pooling,
-            prompts=self._prompts,
+            prompts=self.prompts,
             max_tokens=self._context,
             normalized=True,
             dtype=description.dtype,
@@ -102,21 +69,19 @@ class OllamaModel(RemoteModel):
     @functools.cached_property
     def limits(self) -> Limits:
         return Limits(
-            max_tokens=self.room(self._context, self._prompts),
+            max_tokens=self.text_tokens(self._context),
             request_tokens=REQUEST_TEXTS * self._context,
             request_texts=REQUEST_TEXTS,
             concurrent_requests=self.options.concurrent_requests,
         )
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        if not inputs:
-            return self.empty_response()
-        options, prompt = self.options, self._prompts.get(input_type, "")
+    def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        options = self.options
         body: dict[str, Any] = {
             "model": options.model,
-            "input": [prompt + text for text in inputs],
+            "input": self.add_prompt(inputs, input_type),
             "truncate": False,
-            # A pooled text must fit one batch of the runner, which crashes otherwise.
+            # The runner crashes if a pooled text does not fit one batch.
             "options": {"num_ctx": self._context, "num_batch": self._context},
         }
         if options.dimensions is not None:
@@ -165,10 +130,6 @@ class OllamaModel(RemoteModel):
         description = self._description
         return min(self.options.num_ctx or description.preset_context, description.context)
 
-    @property
-    def _prompts(self) -> dict[str, str]:
-        return prompts_of(self.options.model, self.options.prompts)
-
     @once
     def _description(self) -> Description:
         model = self.options.model
@@ -183,17 +144,17 @@ class OllamaModel(RemoteModel):
                 dimensions=int(info[f"{family}.embedding_length"]),
                 context=int(info[f"{family}.context_length"]),
                 preset_context=int(preset[1]) if preset else DEFAULT_CONTEXT,
-                pooling=POOLING.get(info.get(f"{family}.pooling_type"), "as the model's file says"),
+                pooling=POOLING.get(info.get(f"{family}.pooling_type"), "the model's own"),
                 dtype=str((reply.get("details") or {}).get("quantization_level") or "unknown"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise Unreachable(
-                f"{self.where}: /api/show lacks what it should say of {model} ({error!r}). "
-                "Update the server: Ollama 0.4 and later say it."
+                f"{self.where}: /api/show does not describe {model} ({error!r}). Update the server "
+                "to Ollama 0.4 or later."
             ) from error
 
     def _read_digest(self) -> str:
-        """`/api/show` does not say it: the list of what was pulled does."""
+        """From the list of models: `/api/show` does not hold it."""
         models = value_at(self.request("/api/tags", headers=self.bearer), "models")
         if not isinstance(models, list):
             raise Unreachable(f"{self.where}: /api/tags lists no models.")
@@ -205,3 +166,28 @@ class OllamaModel(RemoteModel):
         raise ProviderError(
             f"{self.where} has no model {model!r}. Fetch it with `ollama pull {model}`."
         )
+
+
+class Ollama(RemoteOptions, PromptOptions):
+    """One model of an Ollama server."""
+
+    model_class = OllamaModel
+
+    kind: Literal["ollama"] = "ollama"
+    model: str
+    base_url: str = "http://localhost:11434"
+    concurrent_requests: int = Field(2, ge=1, le=256)
+    dimensions: int | None = Field(None, ge=1)
+    """Shorter vectors, of a model that was trained for it."""
+
+    num_ctx: int | None = Field(None, ge=16)
+    """Tokens of context to load, and so the longest text; the model's own at most. Default: the
+    Modelfile's, else 4,096."""
+
+    keep_alive: str | None = None
+    """How long the model stays loaded after a request, e.g. "30m". Default: the server's, usually 5
+    minutes."""
+
+    @property
+    def price(self) -> float | None:
+        return self.usd_per_million_tokens or 0.0

@@ -1,21 +1,20 @@
-"""`tei`: a server of Hugging Face's Text Embeddings Inference, which says itself what it serves and
-what it takes."""
+"""`tei`: a server of Hugging Face's Text Embeddings Inference, which describes its own model and
+limits."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.once import once
-from embedding_pipelines.providers.base import NO_SECRETS, InputType, Limits, Response
+from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
-from embedding_pipelines.providers.common.prompts import prompts_of
+from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
@@ -26,7 +25,7 @@ REQUEST_BYTES = 1_500_000
 
 @dataclass(frozen=True)
 class Info:
-    """What `/info` says of the server."""
+    """The server's own description, from `/info`."""
 
     model: str
     revision: str
@@ -37,36 +36,13 @@ class Info:
     batch_tokens: int
 
 
-class Tei(RemoteOptions):
-    """A model behind Text Embeddings Inference."""
-
-    kind: Literal["tei"] = "tei"
-    base_url: str = "http://localhost:8080"
-    dimensions: int | None = Field(None, ge=1)
-    """Shorter vectors, of a model that was trained to give them; asked of the server with each
-    request."""
-
-    prompts: dict[InputType, str] | None = None
-    """What stands before a text, by input type ("query", "document"). Default: what the model's
-    family asks for."""
-
-    @property
-    def price(self) -> float | None:
-        return self.usd_per_million_tokens or 0.0
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> TeiModel:
-        return TeiModel(self, home, secrets)
-
-
-class TeiModel(RemoteModel):
+class TeiModel(RemoteModel, PromptModel):
     options: Tei
 
     @functools.cached_property
     def space(self) -> Space:
         info = self._info
-        # `/info` does not say how long a vector is: one is asked for.
+        # `/info` lacks the length of a vector: request one.
         size = self.options.dimensions or self._vectors(["dimensions"]).shape[1]
         return Space(
             provider=self.options.kind,
@@ -74,7 +50,7 @@ class TeiModel(RemoteModel):
             revision=info.revision,
             dimensions=size,
             pooling=info.pooling,
-            prompts=self._prompts,
+            prompts=self.prompts,
             max_tokens=info.max_input_tokens,
             normalized=True,
             dtype=info.dtype,
@@ -84,22 +60,19 @@ class TeiModel(RemoteModel):
     def limits(self) -> Limits:
         info = self._info
         return Limits(
-            max_tokens=self.room(info.max_input_tokens, self._prompts),
+            max_tokens=self.text_tokens(info.max_input_tokens),
             request_tokens=max(info.batch_tokens, info.max_input_tokens),
             request_texts=info.batch_texts,
             concurrent_requests=self.options.concurrent_requests,
             request_bytes=REQUEST_BYTES,
         )
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        if not inputs:
-            return self.empty_response()
-        prompt = self._prompts.get(input_type, "")
-        return Response(self._vectors([prompt + text for text in inputs]))
+    def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        return Response(self._vectors(self.add_prompt(inputs, input_type)))
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        # 413 is every kind of `Validation`: a request of too many texts, one text that is too long
-        # or empty, an option.
+        # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a
+        # wrong option.
         if status == 413 and "error_type" in body:
             problem = f"{self.where} answered {status}: {self.quote(body)}"
             if "batch size" in body:
@@ -117,8 +90,8 @@ class TeiModel(RemoteModel):
         return vectors_at(self, reply, (), len(texts), read_numbers)
 
     @property
-    def _prompts(self) -> dict[str, str]:
-        return prompts_of(self._info.model, self.options.prompts)
+    def model_name(self) -> str:
+        return self._info.model
 
     @once
     def _info(self) -> Info:
@@ -144,5 +117,20 @@ class TeiModel(RemoteModel):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise Unreachable(
-                f"{self.where}: /info lacks what it should say ({error!r})."
+                f"{self.where}: /info does not describe the model ({error!r})."
             ) from error
+
+
+class Tei(RemoteOptions, PromptOptions):
+    """A model behind Text Embeddings Inference."""
+
+    model_class = TeiModel
+
+    kind: Literal["tei"] = "tei"
+    base_url: str = "http://localhost:8080"
+    dimensions: int | None = Field(None, ge=1)
+    """Shorter vectors, of a model that was trained for it; sent with each request."""
+
+    @property
+    def price(self) -> float | None:
+        return self.usd_per_million_tokens or 0.0

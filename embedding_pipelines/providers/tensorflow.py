@@ -1,75 +1,29 @@
-"""`tensorflow`: a SavedModel folder whose signature turns strings into vectors, as Universal
+"""`tensorflow`: a SavedModel folder whose signature turns strings into vectors, such as Universal
 Sentence Encoder."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.extras import need
-from embedding_pipelines.inference.weights import file_sha256
+from embedding_pipelines.inference.weights import files_sha256
 from embedding_pipelines.once import forget, once
-from embedding_pipelines.providers.base import (
-    NO_SECRETS,
-    EmbeddingModel,
-    InputType,
-    Limits,
-    ProviderOptions,
-    Response,
-)
-from embedding_pipelines.providers.common.tokenizers import load_tokenizer
+from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.providers.common.plain import PlainModel, PlainOptions
 from embedding_pipelines.space import Space
-from embedding_pipelines.vectors import Vectors, unit
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from embedding_pipelines.vectors import Vectors
 
 
-class Tensorflow(ProviderOptions):
-    """A local model in TensorFlow's own format; it takes texts as they are and tokenizes them
-    itself."""
-
-    kind: Literal["tensorflow"] = "tensorflow"
-    model: str
-    """The SavedModel's folder, below the home folder."""
-
-    signature: str = "serving_default"
-    output: str | None = None
-    """Which of several outputs holds the vectors."""
-
-    normalize: bool = False
-    """Make the vectors unit length."""
-
-    max_tokens: int = Field(512, ge=4)
-    """Longer texts are cut into chunks of this many tokens."""
-
-    tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, or a `tokenizer.json` below the home
-    folder. Default: an estimate from above."""
-
-    request_texts: int = Field(64, ge=1)
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> TensorflowModel:
-        return TensorflowModel(self, home)
-
-
-class TensorflowModel(EmbeddingModel):
+class TensorflowModel(PlainModel):
     options: Tensorflow
-
-    def __init__(self, options: Tensorflow, home: Path) -> None:
-        super().__init__(options)
-        self._home, self._folder = home, home / options.model
 
     @functools.cached_property
     def space(self) -> Space:
@@ -87,41 +41,43 @@ class TensorflowModel(EmbeddingModel):
         )
 
     @property
-    def limits(self) -> Limits:
-        most, texts = self.options.max_tokens, self.options.request_texts
-        return Limits(max_tokens=most, request_tokens=most * texts, request_texts=texts)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.options.tokenizer_of, self._home)
-
-    @property
     def computed_by(self) -> str:
         return f"tensorflow {_tensorflow().__version__}"
 
-    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        signature = self._signature
-        if not inputs:
-            return Response(np.empty((0, signature.dimensions), np.float32))
-        vectors = signature.run(inputs)
-        return Response(unit(vectors) if self.options.normalize else vectors)
+    def compute(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+        return self._signature.run(inputs)
 
     def close(self) -> None:
         forget(self, "_signature")
 
     @once
     def _signature(self) -> _Signature:
-        if not (self._folder / "saved_model.pb").is_file():
+        folder = self.home / self.options.model
+        if not (folder / "saved_model.pb").is_file():
             raise ProviderError(
-                f"{self._folder}: this is no SavedModel folder: it holds no saved_model.pb. Name "
-                "one that tf.saved_model.save wrote."
+                f"{folder}: not a SavedModel folder, which holds a file saved_model.pb. Name one "
+                "that tf.saved_model.save wrote."
             )
-        return _load(self._folder, self.options.signature, self.options.output)
+        return _load(folder, self.options.signature, self.options.output)
+
+
+class Tensorflow(PlainOptions):
+    """A local model in TensorFlow's own format."""
+
+    model_class = TensorflowModel
+
+    kind: Literal["tensorflow"] = "tensorflow"
+    model: str
+    """The SavedModel's folder, below the home folder."""
+
+    signature: str = "serving_default"
+    output: str | None = None
+    """The output that holds the vectors, if there are several."""
 
 
 @dataclass(frozen=True)
 class _Signature:
-    """A signature of a SavedModel. `model` is the whole of it, whose variables end with it."""
+    """A signature of a SavedModel. Its variables live as long as `model`."""
 
     sha256: str  # of the folder
     model: Any
@@ -133,7 +89,7 @@ class _Signature:
     def run(self, inputs: Sequence[str]) -> Vectors:
         """float32[n, dimensions]. Raises ProviderError if the graph fails."""
         tf = _tensorflow()
-        texts = tf.constant([text.encode() for text in inputs])  # as bytes: a text may hold NUL
+        texts = tf.constant([text.encode() for text in inputs])  # bytes, since texts may hold NUL
         try:
             vectors = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
@@ -144,7 +100,7 @@ class _Signature:
 
 
 def _load(folder: Path, name: str, output: str | None) -> _Signature:
-    tf, sha256 = _tensorflow(), _folder_sha256(folder)
+    tf, sha256 = _tensorflow(), files_sha256(folder, folder.rglob("*"))
     try:
         model = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds for a damaged folder
@@ -166,32 +122,24 @@ def _load(folder: Path, name: str, output: str | None) -> _Signature:
     if output is None or output not in outputs:
         raise ConfigError(_choose(folder, "output", output, outputs))
     signature = _Signature(sha256, model, call, next(iter(inputs)), output)
-    shape = signature.run(["probe", "another"]).shape  # the graph need not say how long vectors are
+    shape = signature.run(["one", "another"]).shape  # the graph may not name the dimensions
     if len(shape) != 2 or shape[0] != 2:
         raise ConfigError(
-            f"{folder}: the output {output!r} is of shape {shape} for two texts; it should be one "
-            "vector each. Set `output` to another one."
+            f"{folder}: the output {output!r} has the shape {shape} for two texts, not one vector "
+            "each. Set `output` to another one."
         )
     return replace(signature, dimensions=shape[1])
 
 
 def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -> str:
     choices = ", ".join(repr(choice) for choice in names) or "none"
-    lack = f"several: {choices}" if name is None else f"no {option} {name!r}; it has {choices}"
-    return f"{folder}: the model has {lack}. Set `{option}` to the one that gives vectors."
+    problem = f"several: {choices}" if name is None else f"no {option} {name!r}; it has {choices}"
+    return f"{folder}: the model has {problem}. Set `{option}` to the one that gives vectors."
 
 
 def _tensorflow() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets on stderr else
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no greeting on stderr
     return need("tensorflow", "tensorflow")
-
-
-def _folder_sha256(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files; each is read once per process as long as it
-    does not change."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = (f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

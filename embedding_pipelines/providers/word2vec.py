@@ -1,15 +1,14 @@
-"""`word2vec`: a text is the mean of its words' vectors, normalized; from a file, or trained on the
-pipeline's texts.
+"""`word2vec`: the normalized mean of a text's word vectors, from a file or trained.
 
-Files in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's
-KeyedVectors; also gzipped.
+Files are in word2vec's text or binary format, GloVe's or fastText's text (`.vec`), or gensim's
+KeyedVectors, gzipped or not.
 """
 
 from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -28,7 +27,6 @@ from embedding_pipelines.providers._word2vec_files import (
 from embedding_pipelines.providers._word2vec_training import Training, train_vectors
 from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 from embedding_pipelines.providers.base import (
-    NO_SECRETS,
     InputType,
     Limits,
     ProviderOptions,
@@ -42,53 +40,19 @@ if TYPE_CHECKING:
 
 VERSION = "1"  # raise it when the vectors of the same file change
 RESULT = "vectors.bin"  # of training, in the pipeline's own folder
-NO_WORD = "No word of it is among the word vectors."
-MAX_TOKENS = 10_000  # a mean over more words is the same for every text
-
-
-class Word2vec(ProviderOptions):
-    """Mean of the vectors of a text's words, those without one left out. A text of which no word
-    has a vector has none either, and is rejected."""
-
-    kind: Literal["word2vec"] = "word2vec"
-    vectors: str | None = None
-    """The file of word vectors, below the home folder."""
-
-    train: Training | None = None
-    """Train the vectors on the pipeline's own texts; `train: {}` takes the defaults."""
-
-    trained: str | None = None
-    """In a release: the file that training wrote, below the home folder."""
-
-    @model_validator(mode="after")
-    def _has_a_file(self) -> Self:
-        if self.vectors is not None and (self.train is not None or self.trained is not None):
-            raise ValueError("`vectors` are read and `train` makes others: keep one of them")
-        if self.vectors is None and self.train is None:
-            raise ValueError(
-                "name a file of word vectors with `vectors`, or have them trained on your own "
-                "texts with `train: {}`"
-            )
-        return self
-
-    @property
-    def trains(self) -> bool:
-        return self.train is not None and self.trained is None
-
-    def open(
-        self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> Word2vecModel:
-        return Word2vecModel(self, home, folder)
+NO_WORD = "None of its words has a vector."
+MAX_TOKENS = 10_000  # means over more words are alike for all texts
 
 
 class Word2vecModel(TrainableModel):
     options: Word2vec
 
-    def __init__(self, options: Word2vec, home: Path, folder: Path | None) -> None:
-        super().__init__(options)
-        self._home = home
-        name = options.vectors or options.trained
-        self._path = home / name if name else folder / RESULT if folder else None
+    @property
+    def _path(self) -> Path | None:
+        name = self.options.vectors or self.options.trained
+        if name:
+            return self.home / name
+        return self.folder / RESULT if self.folder else None
 
     @functools.cached_property
     def space(self) -> Space:
@@ -140,14 +104,14 @@ class Word2vecModel(TrainableModel):
         if not copy.exists():
             if content_sha256(words.path) != words.sha256:
                 raise ProviderError(
-                    f"{words.path}: this file has changed since the run began, so that a release "
-                    "would not hold the vectors that were used. Run the pipeline again."
+                    f"{words.path} has changed since the run began, so a release would not hold "
+                    "the vectors of this run. Run the pipeline again."
                 )
-            for part in reversed(parts(words.path)):  # the file that is looked for comes last
+            for part in reversed(parts(words.path)):  # last the file whose existence counts
                 with replacing(copy.parent / part.name) as draft:
                     shutil.copyfile(part, draft)
         option = "vectors" if self.options.train is None else "trained"
-        return self.options.model_copy(update={option: copy.relative_to(self._home).as_posix()})
+        return self.options.model_copy(update={option: copy.relative_to(self.home).as_posix()})
 
     def close(self) -> None:
         forget(self, "_words")
@@ -157,7 +121,38 @@ class Word2vecModel(TrainableModel):
         path = self._path
         if path is None or (self.options.train is not None and not path.is_file()):
             raise ConfigError(
-                "word2vec: the vectors are trained on the pipeline's own texts, which has not been "
-                "done. Run the pipeline's `train` step, or name a file of vectors with `vectors`."
+                "word2vec: the vectors are not trained yet. Run the pipeline's `train` step, or "
+                "name a file of word vectors with `vectors`."
             )
         return load_vectors(path)
+
+
+class Word2vec(ProviderOptions):
+    """The mean over those words of a text that have a vector. A text without any is rejected."""
+
+    model_class = Word2vecModel
+
+    kind: Literal["word2vec"] = "word2vec"
+    vectors: str | None = None
+    """A file of word vectors, below the home folder."""
+
+    train: Training | None = None
+    """Train word vectors on the pipeline's own texts; `train: {}` takes the defaults."""
+
+    trained: str | None = None
+    """In a release: the file that training wrote, below the home folder."""
+
+    @model_validator(mode="after")
+    def _check_file(self) -> Self:
+        if self.vectors is not None and (self.train is not None or self.trained is not None):
+            raise ValueError("`vectors` and `train` exclude each other: keep one of them")
+        if self.vectors is None and self.train is None:
+            raise ValueError(
+                "name a file of word vectors with `vectors`, or train them on your own texts with "
+                "`train: {}`"
+            )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        return self.train is not None and self.trained is None

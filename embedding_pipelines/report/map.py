@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json
+from embedding_pipelines.metrics.clusters import cluster_labels
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.releases import Release
 from embedding_pipelines.report.layout import MAX_POINTS, SCHEMA, Layout, beside, layout, needs_fit
@@ -36,7 +37,7 @@ DIGITS = 4  # behind the point, of places and of numbers: finer than a screen
 
 
 @dataclass
-class _Points:
+class Points:
     """Rows of the table that are shown."""
 
     chunk_ids: list[str]
@@ -47,9 +48,7 @@ class _Points:
 
     @property
     def ids(self) -> list[str]:
-        """What a point is known by on the next map: a changed text is another point."""
-        pairs = zip(self.chunk_ids, self.texts, strict=True)
-        return [digest(name.encode(), text.encode()).hex() for name, text in pairs]
+        return [point_id(*pair) for pair in zip(self.chunk_ids, self.texts, strict=True)]
 
 
 def map_of(
@@ -59,8 +58,8 @@ def map_of(
     points."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
-    points = _read(table, release, codec, progress)
-    placed = _placed(folder, release, points, progress)
+    points = read_points(table, release, codec, progress)
+    placed = place_points(folder, release, points, progress)
     columns = [
         _column(name, release.spec.source.metadata_types[name], found)
         for name, found in points.metadata.items()
@@ -76,7 +75,11 @@ def map_of(
         "y": _rounded(placed.xy[:, 1]),
         "texts": [_cut(text) for text in points.texts],
         "documents": points.document_ids,
-        "columns": [column for column in columns if column is not None] + [lengths],
+        "columns": [
+            *(column for column in columns if column is not None),
+            *_clusters(points, release.spec.seed),
+            lengths,
+        ],
         "left_out": [
             name for name, column in zip(points.metadata, columns, strict=True) if column is None
         ],
@@ -84,7 +87,7 @@ def map_of(
     }
 
 
-def _read(table: Table, release: Release, codec: CodecChain, progress: Progress) -> _Points:
+def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
     """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
     release alike."""
     limit = _limit(table, release)
@@ -103,9 +106,22 @@ def _read(table: Table, release: Release, codec: CodecChain, progress: Progress)
         for name, values in rows.items():
             values += chosen[name].to_pylist()
     metadata = {name: rows[name] for name in names}
-    return _Points(
+    return Points(
         rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata
     )
+
+
+def point_id(chunk_id: str, text: str) -> str:
+    """What a point is known by on the next map: a changed text is another point."""
+    return digest(chunk_id.encode(), text.encode()).hex()
+
+
+def _clusters(points: Points, seed: int) -> Iterator[dict[str, Any]]:
+    """The column that colours points by their cluster, named by its keywords; none of no points."""
+    if points.chunk_ids:
+        numbers, labels = cluster_labels(points.vectors, points.texts, seed=seed)
+        names = [name for name, _ in labels]
+        yield {"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}
 
 
 def _limit(table: Table, release: Release) -> int:
@@ -123,8 +139,8 @@ def _rank(chunk_id: str) -> int:
     return int.from_bytes(digest(chunk_id.encode())[:8], "little")
 
 
-def _placed(
-    folder: PipelineFolder, release: Release, points: _Points, progress: Progress
+def place_points(
+    folder: PipelineFolder, release: Release, points: Points, progress: Progress
 ) -> Layout:
     """Where the points are: where they were before, as far as that is known. The layout is kept for
     the next map."""
@@ -188,7 +204,7 @@ def _day(value: date | datetime | None) -> float | None:
 
 
 def _queries(
-    warehouse: Warehouse, folder: PipelineFolder, release: Release, points: _Points, xy: Vectors
+    warehouse: Warehouse, folder: PipelineFolder, release: Release, points: Points, xy: Vectors
 ) -> dict[str, list[Any]]:
     """The queries that the release was measured with, beside the chunks that are nearest to
     them."""

@@ -224,9 +224,8 @@ def _difference(run: Run, table: Table, stale: list[str]) -> Difference:
         if table.version is not None:
             for batch in table.scan(columns, partition):
                 for name, content in _pairs(batch):
-                    stored[name] = (
-                        None if name in stored else content
-                    )  # a doubled row is put right as a wrong one
+                    # Duplicate rows are rewritten.
+                    stored[name] = None if name in stored else content
         difference.add[partition] = [
             content is not None and stored.get(name) != content
             for name, content in zip(ids, digests, strict=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lancedb.table import Table as Lance
 
 REMOVE_IDS = 1_000  # ids per delete statement
+# That are read at once: of all rows, Lance holds up to 2 GB ready for a reader that is slower.
+SCANNED_ROWS = 4_096
 # Lance's table format, "Manifest Naming Schemes", V2: the name is u64::MAX - version in 20 digits.
 VERSION_ZERO = 2**64 - 1
 MANIFEST_END = b"LANC"  # of a whole manifest
@@ -151,10 +153,18 @@ class LanceTable(Table):
     def scan(
         self, columns: Sequence[str], partition: str | None = None, version: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        query = self._open(version).search().select(list(columns))
+        table = self._open(version)
         if partition is not None:
-            query = query.where(f"partition = {quote_text(partition)}")
-        yield from query.to_batches()
+            query = (
+                table.search().select(list(columns)).where(f"partition = {quote_text(partition)}")
+            )
+            yield from query.to_batches()
+            return
+        if version is None:
+            table.checkout(table.version)
+        for first in range(0, table.count_rows(), SCANNED_ROWS):
+            query = table.search().select(list(columns)).offset(first).limit(SCANNED_ROWS)
+            yield from query.to_batches()
 
     def search(
         self,

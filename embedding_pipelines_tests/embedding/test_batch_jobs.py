@@ -62,7 +62,10 @@ def pipeline(
     home: Path, server: BatchServer, name: str = "zoo", more: str = "", key_env: str = "ZOO_KEY"
 ) -> None:
     """A pipeline file whose model answers later."""
-    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: {key_env}, mode: batch"
+    options = (
+        f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, "
+        f"api_key_env: {key_env}, mode: batch"
+    )
     write_pipeline(
         home,
         name,

@@ -122,7 +122,7 @@ def test_every_good_text_lands_once_and_every_bad_one_is_rejected_with_the_servi
             Fault("status", 404, "The model does not exist."),
             "answered 404.*Check model and base_url",
         ),
-        (Fault("status", 429, "insufficient_quota: check your plan"), "quota is used up"),
+        (Fault("status", 429, "insufficient_quota: check your plan"), "quota is exhausted"),
     ],
 )
 def test_what_waiting_cannot_mend_ends_the_run_at_once(

@@ -52,7 +52,7 @@ def test_tampered_weights_of_a_package_are_refused(
 ) -> None:
     monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], sha256="0" * 64))
     with pytest.raises(
-        ProviderError, match=r"does not carry the official weights.*Uninstall the package"
+        ProviderError, match=r"does not hold the official weights.*Uninstall the package"
     ):
         model_folder(MINILM, None, home)
     monkeypatch.setitem(PACKAGED, MINILM, replace(PACKAGED[MINILM], subfolder="nowhere"))
@@ -65,14 +65,15 @@ def test_tampered_weights_of_a_package_are_refused(
 )
 def test_a_model_that_is_nowhere_is_one_sentence(home: Path, no_network: list, model: str) -> None:
     with pytest.raises(
-        ProviderError, match=r"is no folder below the home folder.*Check the name, the network"
+        ProviderError,
+        match=r"is neither a folder below the home folder.*Check the name and the network",
     ) as caught:
         model_folder(model, None, home)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ProviderError, match="no weights found"):
+    with pytest.raises(ProviderError, match="holds no weights"):
         weights_sha256(tmp_path)
 
 

@@ -56,7 +56,7 @@ class Failing(Hashing):
     def open(
         self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
     ) -> "FailingModel":
-        return FailingModel(self)
+        return FailingModel(self, home)
 
 
 class FailingModel(HashingModel):

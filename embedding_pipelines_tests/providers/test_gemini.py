@@ -185,7 +185,7 @@ def test_a_400_that_is_no_texts_fault_ends_the_run(server: WireServer) -> None:
     }
     error = fault_of(gemini(server), server, Fault("status", 400, json.dumps(invalid)))
     assert type(error) is ProviderError
-    assert "API key not valid. Check the key: api_key_env is 'GEMINI_API_KEY'." in str(error)
+    assert "API key not valid. Check the key in GEMINI_API_KEY." in str(error)
     abroad = {
         "message": "User location is not supported for the API use.",
         "status": "FAILED_PRECONDITION",
@@ -252,10 +252,10 @@ def test_limits_space_and_price(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"model": OLD, "dimensions": 4096}, "can give 128 to 3072"),
-        ({"model": "gemini-embedding-9"}, "say with `dimensions`"),
+        ({"model": "gemini-embedding-9"}, "set `dimensions` to the length"),
         (
             {"model": OLD, "base_url": "generativelanguage.googleapis.com"},
-            "no address of a service",
+            "not the address of a service",
         ),
     ],
 )

@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_model_is_one_error(home: Path) -> None:
     folder = home / "models" / "broken"
     folder.mkdir(parents=True)
     model = Hf(model="models/broken").open(home)
-    with pytest.raises(ProviderError, match="no weights found"):
+    with pytest.raises(ProviderError, match="holds no weights"):
         model.space  # noqa: B018
     (folder / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ProviderError, match="not a model that sentence-transformers can load"):

@@ -304,7 +304,7 @@ def test_the_key_is_sent_and_shown_to_nobody(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"base_url": "localhost:11434"}, "is no address of a service"),
+        ({"base_url": "localhost:11434"}, "is not the address of a service"),
         ({"dimensions": 0}, "greater than or equal to 1"),
         ({"num_ctx": "all"}, "valid integer"),
         ({"prompts": {"passage": "x"}}, "'document' or 'query'"),

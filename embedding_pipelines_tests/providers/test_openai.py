@@ -230,7 +230,7 @@ def test_the_key_is_in_no_text(server: WireServer) -> None:
             429,
             "You exceeded your current quota, please check your plan.",
             ProviderError,
-            "top it up",
+            "quota is exhausted: raise it",
         ),
         (500, "The server had an error.", Unreachable, "The server had an error"),
         (503, "The engine is overloaded.", Busy, "overloaded"),
@@ -304,26 +304,26 @@ def test_numbers_and_replies_without_an_index_are_taken() -> None:
         ({"data": [{"index": 0, "embedding": ""}, {"index": 1, "embedding": ""}]}, "empty ones"),
         (
             {"data": [{"index": 0, "embedding": [1.0]}, {"index": 0, "embedding": [1.0]}]},
-            "index 0 out of place",
+            "impossible index 0",
         ),
         (
             {"data": [{"index": 0, "embedding": [1.0]}, {"index": 2, "embedding": [1.0]}]},
-            "index 2 out of place",
+            "impossible index 2",
         ),
         (
             {"data": [{"index": 0, "embedding": [1.0]}, {"embedding": [1.0]}]},
-            "index None out of place",
+            "impossible index None",
         ),
-        ({"data": [{"index": "0", "embedding": [1.0]}]}, "index '0' out of place"),
+        ({"data": [{"index": "0", "embedding": [1.0]}]}, "impossible index '0'"),
         (
             {"data": [{"index": 0, "embedding": [1.0, 2.0]}, {"index": 1, "embedding": [1.0]}]},
             "different lengths",
         ),
-        ({"data": [{"index": 0, "embedding": [[1.0], [2.0]]}]}, "no list of numbers"),
-        ({"data": [{"index": 0, "embedding": "not base64!"}]}, "cannot be read"),
-        ({"data": [{"index": 0, "embedding": "AAAA"}]}, "cannot be read"),
-        ({"data": [{"index": 0, "embedding": ["1.0"]}]}, "no list of numbers"),
-        ({"data": [{"index": 0, "embedding": 1.0}]}, "no list of numbers"),
+        ({"data": [{"index": 0, "embedding": [[1.0], [2.0]]}]}, "not a list of numbers"),
+        ({"data": [{"index": 0, "embedding": "not base64!"}]}, "unreadable"),
+        ({"data": [{"index": 0, "embedding": "AAAA"}]}, "unreadable"),
+        ({"data": [{"index": 0, "embedding": ["1.0"]}]}, "not a list of numbers"),
+        ({"data": [{"index": 0, "embedding": 1.0}]}, "not a list of numbers"),
     ],
 )
 def test_an_invalid_reply_is_a_failure(reply: Any, said: str) -> None:
@@ -363,7 +363,7 @@ def test_vectors_of_other_dimensions_are_left_for_the_caller_to_reject(server: W
             "cannot give 512 dimensions; it can give 1536",
         ),
         ({"model": "text-embedding-3-small", "dimensions": 2000}, "it can give 1 to 1536"),
-        ({"model": "my-model"}, "say with `dimensions` how long its vectors are"),
+        ({"model": "my-model"}, "set `dimensions` to the length"),
         ({"model": ""}, "at least 1 character"),
         (
             {"model": "text-embedding-3-small", "send_dimensions": True},
@@ -372,11 +372,11 @@ def test_vectors_of_other_dimensions_are_left_for_the_caller_to_reject(server: W
         ({"model": "text-embedding-3-small", "max_tokens": 9000}, "reads 8191 tokens of a text"),
         (
             {"model": "my-model", "dimensions": 8, "base_url": "localhost:8080"},
-            "no address of a service",
+            "not the address of a service",
         ),
         (
             {"model": "my-model", "dimensions": 8, "base_url": "http://localhost:port/v1"},
-            "Port could not be cast",
+            "the port of the address is not a number",
         ),
         (
             {"model": "my-model", "dimensions": 8, "prompts": {"title": "x"}},

@@ -228,7 +228,7 @@ def test_a_server_that_does_not_describe_itself_is_an_error(missing: str) -> Non
     said = {name: value for name, value in INFO.items() if name != missing}
     with (
         serve(replace(DIALECT, others={"/info": lambda body: said})) as server,
-        pytest.raises(Unreachable, match=f"/info lacks .*{missing}"),
+        pytest.raises(Unreachable, match=f"/info does not describe the model .*{missing}"),
     ):
         model_at(server).space  # noqa: B018
 

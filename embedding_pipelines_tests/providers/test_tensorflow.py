@@ -37,7 +37,9 @@ def test_a_folder_that_is_no_saved_model_is_named_before_anything_is_loaded(
 ) -> None:
     (home / "file.keras").touch()
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(ProviderError, match=r"holds no saved_model\.pb\. Name one that") as caught:
+    with pytest.raises(
+        ProviderError, match=r"holds a file saved_model\.pb\. Name one that"
+    ) as caught:
         _ = Tensorflow(model=name).open(home).space
     assert str(home / name) in str(caught.value)
 

@@ -212,7 +212,7 @@ def test_a_cheaper_model_of_the_family_may_embed_queries(server: WireServer) -> 
     both.embed(TEXTS, "query")
     assert [body["model"] for body in server.requests] == ["voyage-4-large", "voyage-4-lite"]
     for model, query_model in (("voyage-4-large", "voyage-3.5"), ("voyage-3.5", "voyage-3.5-lite")):
-        with pytest.raises(ValidationError, match="not known to be of one family"):
+        with pytest.raises(ValidationError, match="not published as one family"):
             Voyage(model=model, query_model=query_model)
 
 
@@ -237,7 +237,7 @@ def test_limits_and_price(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"model": "voyage-4", "dimensions": 300}, "can give 256 or 512 or 1024 or 2048"),
-        ({"model": "voyage-9"}, "say with `dimensions`"),
+        ({"model": "voyage-9"}, "set `dimensions` to the length"),
         ({"model": "voyage-9", "dimensions": 100, "output_dtype": "ubinary"}, "multiple of 8"),
         (
             {"model": "voyage-4", "output_dtype": "float16"},

@@ -218,7 +218,7 @@ def test_a_file_that_changes_during_a_run_is_not_released(home: Path) -> None:
     model.embed(["cat"], "document")
     (home / "words").write_bytes(text_lines(["cat"], ROWS[:1]))
     with pytest.raises(
-        ProviderError, match=r"words: this file has changed.*Run the pipeline again"
+        ProviderError, match=r"words has changed since the run began.*Run the pipeline again"
     ):
         model.release_options(home / "data/warehouse/p/calibration")
     assert not (home / "data").exists()
@@ -235,7 +235,7 @@ class Evil:
         (b"", "it is empty"),
         (b"3 8\n", "ends after 0 of 3 words"),
         (b"0 8\n", "it holds no word"),
-        (b"rubbish", "its first line is no word with numbers"),
+        (b"rubbish", "its first line is not a word with numbers"),
         (b"6 0\ncat\n", "vectors of 0 numbers"),
         (b"6 99999999999\ncat 0.5\n", "vectors of 99,999,999,999 numbers"),
         (gzip.compress(binary())[:-30], "it cannot be unpacked"),
@@ -246,7 +246,7 @@ class Evil:
         (header() + b"\n".join(text_lines().split(b"\n")[:3]), "ends after 3 of 6 words"),
         (binary()[:-5], "ends after 5 of 6 words"),
         (b"3 8\n" + b"\xff" * 100_000, "neither text nor in word2vec's binary format"),
-        (pickle.dumps(Evil()), "mkdir, which is no part of word vectors"),
+        (pickle.dumps(Evil()), "mkdir, which word vectors do not need"),
         (pickle.dumps({"a": 1}), "KeyedVectors cannot be read"),
         (b"\x80\x04rubbish", "KeyedVectors cannot be read"),
     ],
@@ -268,13 +268,13 @@ def test_of_a_whole_model_the_vectors_are_asked_for(home: Path) -> None:
 
     Word2Vec([["a", "b"]], vector_size=4, min_count=1).save(str(home / "words"))
     with pytest.raises(
-        ProviderError, match=r"word2vec\.Word2Vec, which is no part.*save `model\.wv`"
+        ProviderError, match=r"word2vec\.Word2Vec, which word vectors do not need.*save `model\.wv`"
     ):
         _ = opened(home).space
 
 
 def test_a_missing_file_is_named(home: Path) -> None:
-    with pytest.raises(ProviderError, match="no such file of word vectors") as caught:
+    with pytest.raises(ProviderError, match="this file of word vectors does not exist") as caught:
         opened(home, "gone.txt").embed(["cat"], "query")
     assert str(home / "gone.txt") in str(caught.value)
 
@@ -287,7 +287,7 @@ def test_options_that_say_nothing_of_vectors_are_rejected(home: Path) -> None:
     with pytest.raises(ValidationError, match="keep one of them"):  # the file would be overwritten
         Word2vec(vectors="glove.txt", train=Training())
     for folder in (None, home / "data/warehouse/p"):
-        with pytest.raises(ConfigError, match="Run the pipeline's `model` step"):
+        with pytest.raises(ConfigError, match="Run the pipeline's `train` step"):
             _ = Word2vec(train=Training()).open(home, folder).space
     with pytest.raises(ConfigError, match="can be trained"):
         Word2vec(train=Training()).open(home).train(["a cat"])

@@ -15,8 +15,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources import csv_records, text
 from embedding_pipelines.sources.base import Rejection
 from embedding_pipelines_tests.contracts_sources import Document, check_source, make, read
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
+from embedding_pipelines_tests.corpora import messy_csv, own_and, records_of
 
 
 def test_a_record_becomes_a_document_with_typed_metadata(tmp_path: Path) -> None:
@@ -349,18 +348,15 @@ def _count_breaks(text: str) -> int:
     return text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
 
 
-def test_every_record_of_the_sms_collection_is_accounted_for() -> None:
-    path = DATA / "messy_csv" / "sms_spam_latin1_ragged.csv"
-    if not path.exists():
-        assert not os.environ.get("CI"), f"{path} is missing"
-        pytest.skip(f"{path} is missing")
-    with path.open(encoding="cp1252", newline="") as opened:
-        header, *oracle = csv.reader(opened)
+@pytest.mark.parametrize("name", own_and("messy_csv/sms_spam_latin1_ragged.csv"))
+def test_every_record_of_a_messy_export_is_accounted_for(tmp_path: Path, name: str) -> None:
+    path = messy_csv(name, tmp_path)
+    header, *oracle = records_of(path)
     documents, rejections, logs = read(
         make("csv", str(path), text="v2", metadata=["v1"]), Path("/")
     )
-    whole = [row for row in oracle if len(row) == len(header)]
-    assert len(oracle) == len(documents) + len(rejections) > 5000
-    assert [(row["v1"], row["text"]) for row in documents] == [(row[0], row[1]) for row in whole]
+    kept = [row for row in oracle if len(row) == len(header)]
+    assert len(oracle) == len(documents) + len(rejections) >= 3000
+    assert [(row["v1"], row["text"]) for row in documents] == [(row[0], row[1]) for row in kept]
     assert logs[0].encoding == "cp1252"
     assert "read as cp1252" in logs[0].notes[0]

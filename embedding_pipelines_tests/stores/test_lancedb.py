@@ -171,3 +171,9 @@ def test_a_table_of_many_rows_is_scanned_whole(tmp_path: Path) -> None:
     add(table, codec, clustered(20_000, DIMENSIONS), 0, [])
     assert sum(part.num_rows for part in table.scan(["chunk_id"])) == 20_000
     assert sum(part.num_rows for part in table.scan(["chunk_id"], "b00")) == 20_000
+    before, gone = table.version, [f"{number}" for number in range(0, 20_000, 3)]
+    add(table, codec, clustered(5, DIMENSIONS), 50_000, gone)
+    names = [name for part in table.scan(["chunk_id"]) for name in part["chunk_id"].to_pylist()]
+    rest = [f"{number}" for number in range(20_000) if number % 3]
+    assert names == [*rest, *(f"{number}" for number in range(50_000, 50_005))]
+    assert sum(part.num_rows for part in table.scan(["chunk_id"], version=before)) == 20_000

@@ -1,8 +1,7 @@
-"""What providers behind a network share: their options, one HTTP request, and what a reply means.
+"""What providers behind a network share: their options, one HTTP request, and its errors.
 
-A model makes one request and raises what the reply means. Waiting, retrying and splitting are
-decided in one place for all of them, `embedding/request.py` and `embedding/embed.py`; the SDKs' own
-retries are switched off.
+A model makes one request and raises what the reply means. `embedding/request.py` and
+`embedding/embed.py` wait, retry and split for all of them; the SDKs' own retries are off.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -29,15 +27,15 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
-from embedding_pipelines.once import once
+from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers.base import (
-    NO_SECRETS,
     EmbeddingModel,
+    InputType,
     ProviderOptions,
     RateLimit,
     Response,
 )
-from embedding_pipelines.providers.common.prices import published_price
+from embedding_pipelines.providers.common.prices import find_published
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.schemas import digest
 
@@ -45,33 +43,31 @@ if TYPE_CHECKING:
     from httpx2 import Client
     from tokenizers import Tokenizer
 
-# USD per million tokens; the dearest published embedding model costs 0.20. Above it a price is a
-# typo.
+# USD per million tokens; a higher price is a typo: the dearest published model costs 0.20.
 MAX_PRICE = 5.0
 WORDS = 300  # characters of a service's own words that an error quotes
-# In the words of a 429 that waiting does not mend.
+# In the words of a 429 that waiting does not help.
 QUOTA_EXHAUSTED = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")
-TOO_LARGE = (  # in the words of a 400; the last is what FastAPI's validation says
+TOO_LARGE = (  # in the words of a 400; the last is FastAPI's validation
     "max_tokens_per_request",
     "tokens per request",
     "too many inputs",
     "batch size",
     "list should have at most",
 )
-SPECIAL_TOKENS = 2  # most models put one before and one after a text; the estimate counts none
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ServiceOptions(ProviderOptions):
-    """Options of every provider behind a network. Names of environment variables, never a secret."""
+    """Options of every provider behind a network. They name secrets and never hold one."""
 
     api_key_env: str | None = None
-    """The environment variable that holds the key; None: the service asks for none."""
+    """The environment variable that holds the key; None: the service needs none."""
 
     @field_validator("api_key_env")
     @classmethod
-    def _is_a_name(cls, name: str | None) -> str | None:
-        """What is no name may be the key itself, so the error does not repeat it."""
+    def _check_name(cls, name: str | None) -> str | None:
+        """The error does not repeat a wrong name: it may be the key itself."""
         if name is not None and not VARIABLE.fullmatch(name):
             raise ValueError(
                 "is not the name of an environment variable. Write one, such as MY_API_KEY, and "
@@ -82,36 +78,41 @@ class ServiceOptions(ProviderOptions):
     timeout_seconds: float = Field(60.0, gt=0)
     concurrent_requests: int = Field(8, ge=1, le=256)
     requests_per_minute: float | None = Field(None, gt=0)
-    """What the account allows, if known; shared by all runs of this machine. Else 429s alone slow
-    requests down."""
+    """What the account allows, over all runs on this machine. Default: only 429s slow requests
+    down."""
 
     tokens_per_minute: float | None = Field(None, gt=0)
     usd_per_million_tokens: float | None = Field(None, ge=0, le=MAX_PRICE)
     """Overrides the published price."""
 
     tokenizer_of: str | None = None
-    """Whose tokenizer counts: a model of the Hugging Face hub, a `tokenizer.json` below the home
-    folder, or "estimate", from above. Default: the service's own where it is known, else the
+    """The tokenizer that counts: that of a model of the Hugging Face hub, a `tokenizer.json` below
+    the home folder, or "estimate", an upper bound. Default: the service's own, else the
     estimate."""
 
     @property
     def price(self) -> float | None:
         """USD per million tokens: the user's, else the published one; None if unknown."""
         own = self.usd_per_million_tokens
-        return published_price(self.kind, getattr(self, "model", "")) if own is None else own
+        if own is not None:
+            return own
+        entry = find_published(self.kind, getattr(self, "model", ""))
+        return entry.usd_per_million if entry else None
 
 
 class ServiceModel(EmbeddingModel):
-    """A model behind a network. One request at a time is made here; `embedding/request.py` waits,
-    retries and splits."""
+    """A model behind a network."""
 
     options: ServiceOptions
 
-    def __init__(
-        self, options: ServiceOptions, home: Path, secrets: Mapping[str, str] = NO_SECRETS
-    ) -> None:
-        super().__init__(options)
-        self._home, self._secrets = home, secrets
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        if not inputs:
+            return Response(np.empty((0, self.space.dimensions), np.float32))
+        return self.send(inputs, input_type)
+
+    @abstractmethod
+    def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        """As `embed`, for one text or more."""
 
     @property
     @abstractmethod
@@ -120,18 +121,18 @@ class ServiceModel(EmbeddingModel):
 
     @property
     def where(self) -> str:
-        """How errors begin: the provider and its address."""
+        """The beginning of errors: the provider and its address."""
         return f"{self.options.kind} at {self.address}"
 
     @property
     def rate_limit(self) -> RateLimit:  # type: ignore[override]
-        """Everybody's requests with this key at this address share one pace."""
+        """All requests with this key at this address share one pace."""
         key = digest(self.address.encode(), (self.api_key or "").encode()).hex()
         return RateLimit(key, self.options.requests_per_minute, self.options.tokens_per_minute)
 
     @property
     def api_key(self) -> str | None:
-        """The secret. Raises ConfigError if the variable that should hold it is not set."""
+        """The secret. Raises ConfigError if its variable is not set, or holds no key."""
         name = self.options.api_key_env
         if name is None:
             return None
@@ -151,40 +152,16 @@ class ServiceModel(EmbeddingModel):
 
     @property
     def bearer(self) -> dict[str, str]:
-        """The key in the header `authorization`; empty without a key. Raises as `api_key`."""
+        """The key as a header; empty without a key. Raises as `api_key`."""
         key = self.api_key
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.options.tokenizer_of, self._home)
+        return load_tokenizer(self.options.tokenizer_of, self.home)
 
-    @functools.cached_property
-    def tokenizer_digest(self) -> str:
-        return digest(self.tokenizer.to_str().encode()).hex()
-
-    def room(self, max_tokens: int, prompts: Mapping[str, str]) -> int:
-        """How many tokens of a document fit beside its prompt and the special tokens.
-
-        Raises ConfigError if none do.
-        """
-        prompt, size = prompts.get("document", ""), 0
-        if prompt:
-            size = len(self.tokenizer.encode(prompt, add_special_tokens=False).ids)
-        left = max_tokens - SPECIAL_TOKENS - size
-        if left < 1:
-            raise ConfigError(
-                f"{self.options.kind}: the prompt of documents takes {size} of the {max_tokens} "
-                "tokens that the model reads, which leaves none for a text. Shorten it with prompts."
-            )
-        return left
-
-    def empty_response(self) -> Response:
-        """What a request without texts returns; nobody is called."""
-        return Response(np.empty((0, self.space.dimensions), np.float32))
-
-    def json_of(self, content: bytes) -> Any:
-        """The JSON of a reply with status 200. Raises Unreachable if it holds none, such as a
+    def parse_json(self, content: bytes) -> Any:
+        """The JSON of a reply with status 200. Raises Unreachable for anything else, such as a
         gateway's own page."""
         try:
             return json.loads(content)
@@ -192,13 +169,18 @@ class ServiceModel(EmbeddingModel):
             words = self.redact(content.decode(errors="replace"))[:WORDS]
             raise Unreachable(f"{self.where} answered 200 without JSON: {words!r}") from error
 
+    @property
+    def key_name(self) -> str:
+        """What to check when a service denies access."""
+        name = self.options.api_key_env
+        return f"the key in {name}" if name else "api_key_env, which is not set"
+
     def quote(self, body: str) -> str:
-        """The sentence in an error's body, without the key: before it is cut, and once JSON is
-        read."""
+        """The sentence in an error's body, without the key, escaped in JSON or not."""
         return self.redact(error_sentence(self.redact(body)))
 
     def redact(self, words: str) -> str:
-        """Without the key, should the service repeat it."""
+        """The words without the key, should the service repeat it."""
         key = self._secret(self.options.api_key_env or "")
         return words.replace(key, "***") if key else words
 
@@ -213,8 +195,8 @@ class RemoteOptions(ServiceOptions):
 
     @field_validator("base_url")
     @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        """An error shows nothing of the address: a key may stand in it, or in its place."""
+    def _check_address(cls, url: str) -> str:
+        """Errors show nothing of the address: it may hold a key, or be one."""
         parts = urlsplit(url)
         if "@" in url or parts.query or parts.fragment:
             raise ValueError(
@@ -225,15 +207,15 @@ class RemoteOptions(ServiceOptions):
             port = parts.port
         except ValueError:
             raise ValueError(
-                "Port could not be cast to a number; write e.g. http://localhost:8080"
+                "the port of the address is not a number; write e.g. http://localhost:8080"
             ) from None
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-            raise ValueError("is no address of a service; write e.g. http://localhost:8080")
+            raise ValueError("is not the address of a service; write e.g. http://localhost:8080")
         return url.rstrip("/")
 
 
 class RemoteModel(ServiceModel):
-    """A model behind HTTP. Its connections stay open until it is closed."""
+    """A model behind HTTP. Its connections stay open until `close`."""
 
     options: RemoteOptions
 
@@ -249,9 +231,7 @@ class RemoteModel(ServiceModel):
         return httpx2.Client(limits=limits, timeout=self.options.timeout_seconds)
 
     def close(self) -> None:
-        client = self.__dict__.pop("_client", None)
-        if client is not None:
-            client.close()
+        forget(self, "_client")
 
     def request(
         self,
@@ -259,7 +239,7 @@ class RemoteModel(ServiceModel):
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """POST `body` as JSON (GET without one) and return the reply's JSON; raises as `embed`."""
+        """POST `body` as JSON, or GET without one; returns the reply's JSON, raises as `embed`."""
         import httpx2
 
         url = self.address + path
@@ -271,32 +251,24 @@ class RemoteModel(ServiceModel):
             raise Unreachable(f"{url} cannot be reached: {words}.") from error
         if not reply.is_success:
             raise self.fault(reply.status_code, reply.text, reply.headers)
-        return self.json_of(reply.content)
+        return self.parse_json(reply.content)
 
     def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        """What an HTTP error means, in the service's own words and without the key."""
+        """The meaning of an HTTP error, in the service's own words and without the key."""
         problem = f"{self.where} answered {status}: {self.quote(body)}"
         if status == 429 and any(sign in body for sign in QUOTA_EXHAUSTED):
             return ProviderError(
-                f"{problem} The account's quota is used up: top it up, then run again; nothing is "
+                f"{problem} The account's quota is exhausted: raise it, then run again; nothing is "
                 "lost."
             )
         if status in (429, 503, 529):
             return Busy(problem, retry_after(headers))
-        if status == 413 or (
-            status in (400, 422) and any(sign in body.lower() for sign in TOO_LARGE)
-        ):
-            return TooLarge(problem)
-        if status in (400, 422):
-            return BadInput(problem)
+        if status in (400, 413, 422):
+            too_large = status == 413 or any(sign in body.lower() for sign in TOO_LARGE)
+            return TooLarge(problem) if too_large else BadInput(problem)
         if status in (401, 403):
-            where = (
-                f"the key in {self.options.api_key_env}"
-                if self.options.api_key_env
-                else "api_key_env, which is not set"
-            )
             return ProviderError(
-                f"{problem} Check {where}, and that its account may use this model."
+                f"{problem} Check {self.key_name}, and that its account may use this model."
             )
         if status in (402, 404, 405, 410):
             return ProviderError(f"{problem} Check model and base_url.")
@@ -304,7 +276,7 @@ class RemoteModel(ServiceModel):
 
 
 def error_sentence(body: str) -> str:
-    """The sentence in an error's body, whichever of the usual shapes it has."""
+    """The sentence in an error's body, in any of the usual shapes."""
     try:
         value = json.loads(body)
     except ValueError:

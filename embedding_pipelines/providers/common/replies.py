@@ -1,8 +1,7 @@
-"""Vectors as replies write them, read with distrust: how many, of one length, of numbers, in the
-range of their type.
+"""Reads vectors from replies and checks them: their number, one length, numbers in range.
 
-A service's quantized types become float32 here, so that everything behind a provider sees one kind
-of array. What makes no sense raises InvalidReply.
+A service's quantized types become float32, so that everything behind a provider sees one kind of
+array. A reply that makes no sense raises InvalidReply.
 """
 
 from __future__ import annotations
@@ -21,37 +20,31 @@ from embedding_pipelines.providers.common.http import ServiceModel
 from embedding_pipelines.vectors import Vectors
 
 ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
-# By element type, as requests name it. binary and ubinary are the same bits in two ways of writing
-# a byte; both are asked for in the one without a sign.
-WIRE_TYPES = {
-    "float": "float",
-    "int8": "int8",
-    "uint8": "uint8",
-    "binary": "ubinary",
-    "ubinary": "ubinary",
-}
-# By the type in requests, as a `Space` names it.
+# Each type as requests name it. binary and ubinary are the same bits, in signed and unsigned bytes;
+# requests ask for unsigned ones.
+WIRE_TYPES = {name: name for name in ("float", "int8", "uint8", "ubinary")} | {"binary": "ubinary"}
+# A request's type as a `Space` names it.
 DTYPES = {"float": "float32", "int8": "int8", "uint8": "uint8", "ubinary": "binary"}
 RANGES = {"int8": (-128, 127), "uint8": (0, 255), "ubinary": (0, 255)}
-# uint8 is int8 moved up; left there, all vectors would point the same way and cosines be near 1.
+# uint8 is int8 moved up; unmoved, all vectors would point the same way with cosines near 1.
 ZERO_OF_UINT8 = 128
 
 
 def value_at(reply: Any, *path: str) -> Any:
-    """The value at `path` in a reply's nested objects; None where there is none."""
+    """The value at `path` in a reply's nested objects, else None."""
     for name in path:
         reply = reply.get(name) if isinstance(reply, dict) else None
     return reply
 
 
 def count_at(reply: Any, *path: str) -> int | None:
-    """The number of tokens at `path`; None where there is none."""
+    """The number of tokens at `path`, else None."""
     value = value_at(reply, *path)
     return int(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
 def list_at(service: ServiceModel, reply: Any, *path: str) -> list[Any]:
-    """The list at `path`. Raises InvalidReply, with what the reply says instead."""
+    """The list at `path`. Raises InvalidReply with the reply's own words."""
     value = value_at(reply, *path)
     if isinstance(value, list):
         return value
@@ -66,31 +59,28 @@ def vectors_at(
     count: int,
     read: Callable[[Any], Vectors],
 ) -> Vectors:
-    """float32[count, d] of the list at `path`, which has no index, entry by entry."""
+    """float32[count, d] of the list at `path`, whose entries are in order."""
     entries = list_at(service, reply, *path)
-    if len(entries) != count:
-        raise InvalidReply(_no_index(service, len(entries), count))
+    _check_count(service, entries, count)
     return stack(service, entries, read)
 
 
 def order_by_index(service: ServiceModel, entries: Sequence[Any], count: int) -> list[Any]:
-    """The `embedding` of the entry for each of `count` texts, by its `index`; None for a text that
-    was left out.
+    """The `embedding` of each of `count` texts, by its entry's `index`; None for a text without.
 
-    Where no entry has an index, they are in order. Raises InvalidReply for an index that cannot be,
-    and for another number of entries than texts where there is none.
+    Entries without any index are in order. Raises InvalidReply for an impossible index, and for
+    entries without any whose number is not that of the texts.
     """
     indices = [value_at(entry, "index") for entry in entries]
     vectors = [value_at(entry, "embedding") for entry in entries]
     if all(index is None for index in indices):
-        if len(vectors) != count:
-            raise InvalidReply(_no_index(service, len(vectors), count))
+        _check_count(service, vectors, count)
         return vectors
     rows: dict[int, Any] = {}
     for index, vector in zip(indices, vectors, strict=True):
         if type(index) is not int or not 0 <= index < count or index in rows:
             raise InvalidReply(
-                f"{service.where} returned the index {index!r} out of place, for {count} texts."
+                f"{service.where} returned the impossible index {index!r} for {count} texts."
             )
         rows[index] = vector
     return [rows.get(row) for row in range(count)]
@@ -99,16 +89,13 @@ def order_by_index(service: ServiceModel, entries: Sequence[Any], count: int) ->
 def stack(service: ServiceModel, entries: Sequence[Any], read: Callable[[Any], Vectors]) -> Vectors:
     """float32[n, d] of n entries, each read by `read`; a row of NaN for None.
 
-    Raises InvalidReply for entries that cannot be read, are empty, of different lengths, or all
-    None.
+    Raises InvalidReply for entries that are unreadable, empty, of different lengths, or all None.
     """
     try:
         with np.errstate(over="ignore"):
             rows = [None if entry is None else read(entry) for entry in entries]
     except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidReply(
-            f"{service.where} returned a vector that cannot be read: {error}."
-        ) from error
+        raise InvalidReply(f"{service.where} returned an unreadable vector: {error}.") from error
     shapes = {row.shape for row in rows if row is not None}
     if len(shapes) != 1 or len(shape := shapes.pop()) != 1 or shape == (0,):
         raise InvalidReply(
@@ -119,11 +106,11 @@ def stack(service: ServiceModel, entries: Sequence[Any], read: Callable[[Any], V
 
 
 def read_numbers(entry: Any) -> Vectors:
-    """float32[d] of a list of numbers; NaN for null, as which some servers' JSON writes it."""
+    """float32[d] of a list of numbers; NaN for null, which some servers write instead."""
     if not isinstance(entry, list) or not all(
         type(value) in (float, int) or value is None for value in entry
     ):
-        raise ValueError("it is no list of numbers")
+        raise ValueError("it is not a list of numbers")
     return np.array(entry, np.float64).astype(np.float32)
 
 
@@ -135,11 +122,11 @@ def read_base64(entry: Any, dtype: str = "<f4") -> Vectors:
 
 
 def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
-    """float32[n, d] of what the service calls `dtype`, given its numbers as float32[n, d].
+    """float32[n, d] of numbers float32[n, d] of the service's type `dtype`.
 
-    float and int8 as they are; uint8 less 128; ubinary, whose numbers hold eight bits each, the
-    first dimension in the highest: -1 and 1 per bit, whose dot product is d less twice the Hamming
-    distance. Raises InvalidReply for numbers that are none of `dtype`.
+    float and int8 unchanged; uint8 less 128; of ubinary -1 and 1 for each of eight bits in a
+    number, the highest first, so that the dot product is d less twice the Hamming distance. Raises
+    InvalidReply for numbers outside `dtype`.
     """
     if dtype == "float":
         return vectors
@@ -147,7 +134,7 @@ def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
     missing: NDArray[np.bool_] = np.asarray(np.isnan(vectors).any(axis=1))
     codes = np.where(missing[:, None], 0, vectors)
     if ((codes < lowest) | (codes > highest) | (codes != np.rint(codes))).any():
-        raise InvalidReply(f"{service.where} returned numbers that are no {dtype}.")
+        raise InvalidReply(f"{service.where} returned numbers that are not {dtype}.")
     if dtype == "ubinary":
         floats = np.unpackbits(codes.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1
     else:
@@ -156,5 +143,8 @@ def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
     return floats.astype(np.float32, copy=False)
 
 
-def _no_index(service: ServiceModel, vectors: int, texts: int) -> str:
-    return f"{service.where} returned {vectors} vectors for {texts} texts, and no index."
+def _check_count(service: ServiceModel, entries: Sequence[Any], count: int) -> None:
+    if len(entries) != count:
+        raise InvalidReply(
+            f"{service.where} returned {len(entries)} vectors for {count} texts, and no index."
+        )

@@ -1,5 +1,4 @@
-"""Whose tokenizer counts, where a service has none of its own at hand: a file's, a hub model's, or
-an estimate."""
+"""Tokenizers for models that bring none: a file's, a hub model's, or an estimate."""
 
 from __future__ import annotations
 
@@ -15,14 +14,6 @@ PIECE = r"[A-Za-z]{1,4}|[0-9]{1,3}|\s+|[^A-Za-z0-9\s]"
 ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
-def uncut(tokenizer: Tokenizer) -> Tokenizer:
-    """The same one, which neither pads nor cuts as its file says: what it counts is the text's own
-    tokens."""
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
     """The tokenizer of a file below `home` or of a hub model; the estimate for None and "estimate".
 
@@ -34,22 +25,24 @@ def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
         return estimate()
     try:
         file = home / name
-        return uncut(
-            Tokenizer.from_file(str(file)) if file.is_file() else Tokenizer.from_pretrained(name)
-        )
+        load = Tokenizer.from_file if file.is_file() else Tokenizer.from_pretrained
+        tokenizer = load(str(file) if file.is_file() else name)
     except Exception as error:  # tokenizers raises nothing narrower
         raise ConfigError(
             f"tokenizer_of: {name!r} is neither a file below {home} nor a model of the Hugging "
-            f"Face hub ({error}). Write tokenizer_of: estimate to count tokens from above."
+            f"Face hub ({error}). Write tokenizer_of: estimate for an upper bound."
         ) from error
+    tokenizer.no_padding()  # whatever its file says: count all tokens of a text and no others
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def estimate() -> Tokenizer:
-    """Counts from above, so that texts cut by it fit; its ids mean nothing.
+    """Counts at least as many tokens as a model, so that texts cut by it fit; its ids mean nothing.
 
     Pieces of up to four ASCII letters, three digits, one sign, and one character of any other
-    script. Byte-pair vocabularies need fewer tokens for prose; what they need more for (rare signs,
-    emoji) the service itself rejects.
+    script. Byte-pair vocabularies need fewer tokens for prose, and more for rare signs and emoji
+    only, which the service itself rejects.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 

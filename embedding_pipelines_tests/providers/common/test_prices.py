@@ -6,6 +6,7 @@ from datetime import date
 
 import pytest
 
+from embedding_pipelines.providers.cohere import Cohere
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.prices import (
     MODELS,
@@ -13,11 +14,11 @@ from embedding_pipelines.providers.common.prices import (
     TABLE,
     PublishedModel,
     choose_dimensions,
-    dimensions_to_ask,
+    find_published,
     is_trained_for_truncation,
-    published,
-    published_price,
 )
+from embedding_pipelines.providers.ollama import Ollama
+from embedding_pipelines.providers.openai import Openai
 
 
 def test_every_row_counts_and_is_complete() -> None:
@@ -80,10 +81,11 @@ def test_models_of_a_family_can_stand_in_for_each_other() -> None:
 
 
 def test_what_is_not_listed_has_no_price() -> None:
-    assert published("openai", "tomorrow") is None
-    assert published_price("openai", "tomorrow") is None
-    assert published_price("voyage", "voyage-4-nano") is None
-    assert published_price("ollama", "nomic-embed-text") == 0.0
+    assert find_published("openai", "tomorrow") is None
+    assert Openai(model="tomorrow", dimensions=8).price is None
+    assert MODELS["voyage:voyage-4-nano"].usd_per_million is None
+    assert Openai(model="text-embedding-3-small").price == 0.02
+    assert Ollama(model="nomic-embed-text").price == 0.0
 
 
 def test_dimensions_are_the_models_own_or_one_it_was_trained_for() -> None:
@@ -95,10 +97,10 @@ def test_dimensions_are_the_models_own_or_one_it_was_trained_for() -> None:
 
 
 def test_a_models_own_dimensions_are_not_asked_for() -> None:
-    assert dimensions_to_ask("cohere", "embed-english-v3.0", 1024) is None
-    assert dimensions_to_ask("cohere", "embed-v4.0", None) is None
-    assert dimensions_to_ask("cohere", "embed-v4.0", 512) == 512
-    assert dimensions_to_ask("cohere", "tomorrow", 77) == 77
+    assert Cohere(model="embed-english-v3.0", dimensions=1024).requested_size is None
+    assert Cohere(model="embed-v4.0").requested_size is None
+    assert Cohere(model="embed-v4.0", dimensions=512).requested_size == 512
+    assert Cohere(model="tomorrow", dimensions=77).requested_size == 77
 
 
 @pytest.mark.parametrize(
@@ -113,7 +115,7 @@ def test_a_models_own_dimensions_are_not_asked_for() -> None:
         ("gemini", "gemini-embedding-001", 64, "can give 128 to 3072$"),
         ("voyage", "voyage-4", 300, "can give 256 or 512 or 1024 or 2048$"),
         ("openai", "text-embedding-ada-002", 256, "can give 1536$"),
-        ("openai", "tomorrow", None, "'tomorrow': say with `dimensions`"),
+        ("openai", "tomorrow", None, r"'tomorrow' is not in the table .* set `dimensions`"),
     ],
 )
 def test_what_a_model_cannot_give_is_said_with_what_it_can(

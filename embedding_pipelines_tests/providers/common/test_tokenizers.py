@@ -24,7 +24,12 @@ def test_a_text_has_as_many_tokens_as_it_has(minilm: str, tmp_path: Path) -> Non
 
 
 def test_a_prompt_takes_its_own_tokens_and_no_more(minilm: str, tmp_path: Path) -> None:
-    options = Openai(model="m", dimensions=8, base_url="http://localhost:1/v1", tokenizer_of=minilm)
-    model = options.open(tmp_path)
+    model = Openai(
+        model="m",
+        dimensions=8,
+        base_url="http://localhost:1/v1",
+        tokenizer_of=minilm,
+        prompts={"document": "passage: "},
+    ).open(tmp_path)
     # "passage", ":", [CLS] and [SEP]
-    assert model.room(512, {"document": "passage: "}) == 512 - 2 - 2
+    assert model.text_tokens(512) == model.limits.max_tokens == 512 - 2 - 2
