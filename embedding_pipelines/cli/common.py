@@ -84,18 +84,13 @@ def with_json(function: Callable[..., Outcomes]) -> Callable[..., None]:
             _leave_requests_behind()
         raise typer.Exit(code)
 
-    added = {"as_json": AsJson, "context": typer.Context}
-    parameters = [
-        *inspect.signature(function).parameters.values(),
-        *(
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
-            )
-            for name, annotation in added.items()
-        ),
-    ]
+    more = {"as_json": AsJson, "context": typer.Context}
+    parameters = list(inspect.signature(function).parameters.values())
+    for name, annotation in more.items():
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {**function.__annotations__, **added}
+    command.__annotations__ = {**function.__annotations__, **more}  # typer reads both
     return command
 
 
@@ -114,9 +109,16 @@ def emit(command: str, outcomes: Outcomes, as_json: bool) -> int:
             if not as_json:
                 outcome.show()
     if as_json:
-        envelope = {"command": command, "ok": not errors, "results": results, "errors": errors}
-        print(json.dumps(envelope, indent=2, ensure_ascii=False, default=str))
+        _print_json({"command": command, "ok": not errors, "results": results, "errors": errors})
     return code
+
+
+def _print_json(value: Any) -> None:
+    """Print JSON that every reader takes: NaN, which is none, becomes null, and bytes of the
+    command line that are no UTF-8 are escaped."""
+    value = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _outcomes(
@@ -166,9 +168,8 @@ def load_specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[Prob
         specs, broken = read_pipelines(home_folder())
         if not specs and not broken:
             raise ConfigError(no_pipelines())
-        return list(specs.values()), [
-            Problem(str(error), path.stem) for path, error in broken.items()
-        ]
+        problems = [Problem(str(error), path.stem) for path, error in broken.items()]
+        return list(specs.values()), problems
     specs, problems = {}, []
     for name in dict.fromkeys(names):
         try:
@@ -188,9 +189,9 @@ def find_released(text: str) -> str:
     from embedding_pipelines.storage.warehouse import Warehouse
 
     name = find_name(home_folder(), text)
-    return (
-        name if Warehouse(home_folder()).pipeline(name).releases.exists() else load_spec(name).name
-    )
+    if not Warehouse(home_folder()).pipeline(name).releases.exists():
+        load_spec(name)
+    return name
 
 
 def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":

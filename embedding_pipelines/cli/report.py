@@ -42,8 +42,7 @@ def report(
 
 
 def _has_viewer() -> bool:
-    """Whether a browser window would be seen: there is a terminal and, where that is known, a
-    display."""
+    """Whether there is somebody to see a browser: a terminal and, on Unix, a display."""
     has_display = (
         sys.platform in ("darwin", "win32")
         or os.environ.get("DISPLAY")

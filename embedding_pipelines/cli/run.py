@@ -26,7 +26,7 @@ def run(
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
 
-    Stop it at any time: what was embedded is kept, and the next run goes on from there.
+    Stop it at any time: it keeps what it embedded, and the next run goes on from there.
     """
     from embedding_pipelines.steps.embeddings import retry_rejected as retry
 

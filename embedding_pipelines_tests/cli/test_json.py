@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.models import ArgumentInfo
 
+from embedding_pipelines.cli.common import Output, emit
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
@@ -106,6 +107,18 @@ def test_every_command_prints_one_object_of_the_same_shape(
 @given(st.sampled_from(sorted(COMMANDS)), st.lists(st.sampled_from(PIPELINES[2:] + WRONG)))
 def test_whatever_is_typed_wrong(command: Command, name: str, words: list[str]) -> None:
     _check(command, name, *words)
+
+
+def test_bytes_and_numbers_that_are_no_json_are_escaped(
+    command: Command, built: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (error,) = command("status", "\udcff", "--json").envelope["errors"]
+    assert error["pipeline"] == "\udcff"
+    values = [{"nan": float("nan"), "many": [float("inf")], "path": built, "text": "ä"}]
+    assert emit("x", iter([Output(values)]), as_json=True) == 0
+    assert check_envelope(capsys.readouterr().out)["results"] == [
+        {"nan": None, "many": [None], "path": str(built), "text": "ä"}
+    ]
 
 
 def test_people_and_scripts_get_the_same_errors(command: Command) -> None:
