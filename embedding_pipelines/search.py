@@ -39,7 +39,7 @@ HIT_COLUMNS = {
 
 
 class Hit(BaseModel):
-    """One chunk that was found."""
+    """One chunk of an answer."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -172,8 +172,8 @@ class Searcher:
     ) -> SearchResult:
         self._refuse(space, k)
         release = self.release
-        found = nearest(self._table, self.codec, vector, k, filter, release.version)
-        hits = [_hit(row) for row in found.to_pylist()]
+        rows = nearest(self._table, self.codec, vector, k, filter, release.version)
+        hits = [_hit(row) for row in rows.to_pylist()]
         return SearchResult(
             pipeline=release.spec.name,
             release=release.number,
@@ -223,22 +223,22 @@ def nearest(
 
     Their columns are those of the table that a searcher is given, and `score` float32: the cosine;
     for bits without finer copies the share of them that agree. Where there are copies, `oversample`
-    times as many rows as are wanted are found by their codes and ranked again by their copies.
+    times as many rows are looked up by their codes and ranked again by their rescoring vectors.
     CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
     filter.
     """
-    asked, rescored = queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
-    found = table.search(
-        asked, k * codec.oversample, codec.metric, filter, version, rescoring=rescored
+    query, rescored = queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
+    rows = table.search(
+        query, k * codec.oversample, codec.metric, filter, version, rescoring=rescored
     )
-    distances = found["_distance"].to_numpy()
+    distances = rows["_distance"].to_numpy()
     if rescored:
-        scores = codec.rescore(vector, to_matrix(found[RESCORING_VECTOR]))
+        scores = codec.rescore(vector, to_matrix(rows[RESCORING_VECTOR]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one whose code is nearer
-        found, scores = found.drop_columns(RESCORING_VECTOR).take(best), scores[best]
+        rows, scores = rows.drop_columns(RESCORING_VECTOR).take(best), scores[best]
     else:
         scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
-    return found.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
+    return rows.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
 
 
 def queries(codec: CodecChain, vectors: Vectors) -> Codes:

@@ -111,7 +111,7 @@ def _show_answers(
         "document": ("sampled documents", "nearest neighbours"),
         "query": ("queries", "first ten documents"),
     }[kind]
-    line = f"\n{len(answers.changed):,} of {answers.asked:,} {questions} have other {places}"
+    line = f"\n{len(answers.changed):,} of {answers.compared:,} {questions} have other {places}"
     if answers.mean_overlap is not None:
         line += f", mean overlap {answers.mean_overlap:.3f}"
     if answers.without_vector:

@@ -92,9 +92,9 @@ def diff(
                 neighbours = compare_answers(
                     old, new, cache, as_questions(documents.sample), "document"
                 )
-            asked = measured_queries(folder, old, new)
-            if asked:
-                queries = compare_answers(old, new, cache, asked, "query")
+            questions = measured_queries(folder, old, new)
+            if questions:
+                queries = compare_answers(old, new, cache, questions, "query")
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
             problems.append(f"What searches answer could not be compared: {error}")
     return Diff(
@@ -154,18 +154,18 @@ def _options(before: Release, after: Release) -> Iterator[OptionChange]:
 
 def _flat(release: Release) -> dict[str, Any]:
     """The options that decide what a release holds, by path; a list is one value."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
 
     def enter(path: str, value: Any) -> None:
         if isinstance(value, Mapping):
             for name, part in value.items():
                 enter(f"{path}.{name}", part)
         else:
-            found[path] = value
+            values[path] = value
 
     for section, value in release.spec.model_dump(mode="json", include=set(SECTIONS)).items():
         enter(section, value)
-    return found
+    return values
 
 
 def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:

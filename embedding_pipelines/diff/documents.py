@@ -56,9 +56,9 @@ class Listed:
     ids: list[str] = field(default_factory=list)
 
     def add(self, ids: Iterable[str]) -> None:
-        found = list(ids)
-        self.count += len(found)
-        self.ids = heapq.nsmallest(LISTED, [*self.ids, *found])
+        names = list(ids)
+        self.count += len(names)
+        self.ids = heapq.nsmallest(LISTED, [*self.ids, *names])
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,10 @@ class Documents:
     new: Listed = field(default_factory=Listed)
     gone: Listed = field(default_factory=Listed)
     changed: Listed = field(default_factory=Listed)  # of another text
-    moved: Listed | None = (
-        None  # of the same text, elsewhere in the space; None: the spaces are two
-    )
+    moved: Listed | None = None  # of the same text, elsewhere in the space; None: of two spaces
     compared_chunks: int = 0  # of both releases, with the same id and text
-    mean_cosine: float | None = (
-        None  # of these chunks' vectors in one release with those in the other
-    )
-    sample: list[Sampled] = field(
-        default_factory=list
-    )  # stable: by hash of the id; only where the spaces are two
+    mean_cosine: float | None = None  # between the two vectors of these chunks
+    sample: list[Sampled] = field(default_factory=list)  # by hash of the id; only of two spaces
 
 
 @dataclass(frozen=True)
@@ -121,36 +115,32 @@ def compare_documents(before: Opened, after: Opened) -> Documents:
     """Every document of two releases of one pipeline. Raises StoreError if a table cannot be
     read."""
     one_space, total = before.space == after.space, 0.0
-    found = Documents(moved=Listed() if one_space else None)
-    columns = [
-        "chunk_id",
-        "document_id",
-        "start",
-        "text",
-        "chunk_digest",
-        *([VECTOR] if one_space else []),
-    ]
+    documents = Documents(moved=Listed() if one_space else None)
+    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest"]
+    columns += [VECTOR] if one_space else []
     for partition in after.release.spec.partition_names:
-        total += _compare_partition(found, before, after, _read(before, after, partition, columns))
-    if found.compared_chunks:
-        found.mean_cosine = total / found.compared_chunks
-    return found
+        total += _compare_partition(
+            documents, before, after, _read(before, after, partition, columns)
+        )
+    if documents.compared_chunks:
+        documents.mean_cosine = total / documents.compared_chunks
+    return documents
 
 
 def _compare_partition(
-    found: Documents, before: Opened, after: Opened, partition: _Partition
+    documents: Documents, before: Opened, after: Opened, partition: _Partition
 ) -> float:
     """Enter a partition; the sum of the cosines of what could be compared."""
-    same = _count(found, partition)
-    if found.moved is None:
-        found.sample = _sampled(found.sample, partition, same)
+    same = _count(documents, partition)
+    if documents.moved is None:
+        documents.sample = _sampled(documents.sample, partition, same)
         return 0.0
     moved, total = set[str](), 0.0
     for names, cosines in _cosines(before, after, partition):
         total += float(cosines.sum())
-        found.compared_chunks += len(cosines)
+        documents.compared_chunks += len(cosines)
         moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
-    found.moved.add(moved & same)
+    documents.moved.add(moved & same)
     return total
 
 
@@ -170,20 +160,20 @@ def _rows(opened: Opened, partition: str, columns: Sequence[str]) -> pa.Table:
     return pa.schema([schema.field(name) for name in columns]).empty_table()
 
 
-def _count(found: Documents, partition: _Partition) -> set[str]:
+def _count(documents: Documents, partition: _Partition) -> set[str]:
     """Enter a partition's documents; the ids of those whose text is the same in both."""
     old, new = (
         set(pc.unique(rows["document_id"]).to_pylist()) for rows in (partition.old, partition.new)
     )
-    found.before += len(old)
-    found.after += len(new)
-    found.new.add(new - old)
-    found.gone.add(old - new)
+    documents.before += len(old)
+    documents.after += len(new)
+    documents.new.add(new - old)
+    documents.gone.add(old - new)
     both = old & new
     suspects = both & _touched(partition)
     old_texts, new_texts = _texts(partition.old, suspects), _texts(partition.new, suspects)
     changed = {name for name in suspects if old_texts[name] != new_texts[name]}
-    found.changed.add(changed)
+    documents.changed.add(changed)
     return both - changed
 
 
@@ -222,12 +212,12 @@ def _chunks(rows: pa.Table, names: set[str]) -> dict[str, list[tuple[int, str]]]
     return chunks
 
 
-def _sampled(known: Sequence[Sampled], partition: _Partition, same: set[str]) -> list[Sampled]:
-    """The SAMPLED documents with the smallest hashes, of those known and those of a partition."""
+def _sampled(sample: Sequence[Sampled], partition: _Partition, same: set[str]) -> list[Sampled]:
+    """The SAMPLED documents with the smallest hashes, of a sample and a partition."""
     names = set(heapq.nsmallest(SAMPLED, same, key=_place))
     old, new = _chunks(partition.old, names), _chunks(partition.new, names)
-    found = [Sampled(name, min(old[name])[1], min(new[name])[1]) for name in names]
-    return heapq.nsmallest(SAMPLED, [*known, *found], key=lambda entry: _place(entry.document_id))
+    more = [Sampled(name, min(old[name])[1], min(new[name])[1]) for name in names]
+    return heapq.nsmallest(SAMPLED, [*sample, *more], key=lambda entry: _place(entry.document_id))
 
 
 def _place(document_id: str) -> bytes:

@@ -22,9 +22,7 @@ from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.vectors import Vectors
 
 TOP = 10
-CHUNKS_FOR_DOCUMENTS = (
-    3 * TOP
-)  # of which TOP other documents are taken: a document has several chunks
+CHUNKS_FOR_DOCUMENTS = 3 * TOP  # a document has several, and TOP documents are listed
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Change:
 class Answers:
     """How far two releases agree."""
 
-    asked: int = 0  # questions that have a vector in both
+    compared: int = 0  # questions that have a vector in both
     mean_overlap: float | None = None
     changed: list[Change] = field(default_factory=list)  # least overlap first
     without_vector: int = 0  # questions that a provider refuses
@@ -67,10 +65,10 @@ def measured_queries(folder: PipelineFolder, before: Opened, after: Opened) -> l
     stored = (read_json(folder.queries) or {"queries": []})["queries"]
     stored = [entry for entry in stored if not entry["from"]] or stored
     cleaned = [opened.release.spec.preprocessing.clean.text for opened in (before, after)]
-    asked = [
+    questions = [
         Question(entry["id"], *(clean(entry["text"]) for clean in cleaned)) for entry in stored
     ]
-    return [question for question in asked if question.before and question.after]
+    return [question for question in questions if question.before and question.after]
 
 
 def as_questions(sample: Sequence[Sampled]) -> list[Question]:
@@ -90,28 +88,28 @@ def compare_answers(
 ) -> Answers:
     """Ask both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in
     the cache cannot be embedded as it was for the release."""
-    found = Answers()
-    old, found.embedded_before = _vectors(
+    answers = Answers()
+    old, answers.embedded_before = _vectors(
         before, cache, [question.before for question in questions], input_type
     )
-    new, found.embedded_after = _vectors(
+    new, answers.embedded_after = _vectors(
         after, cache, [question.after for question in questions], input_type
     )
     overlaps = []
     for question, left, right in zip(questions, old, new, strict=True):
         if not np.isfinite(left).all() or not np.isfinite(right).all():
-            found.without_vector += 1
+            answers.without_vector += 1
             continue
         change = _change(
             question, _top(before, left, question.own), _top(after, right, question.own)
         )
         overlaps.append(change.overlap)
         if change.came or change.went:
-            found.changed.append(change)
-    found.asked = len(overlaps)
-    found.mean_overlap = float(np.mean(overlaps)) if overlaps else None
-    found.changed.sort(key=lambda change: (change.overlap, change.id))
-    return found
+            answers.changed.append(change)
+    answers.compared = len(overlaps)
+    answers.mean_overlap = float(np.mean(overlaps)) if overlaps else None
+    answers.changed.sort(key=lambda change: (change.overlap, change.id))
+    return answers
 
 
 def _vectors(
@@ -121,8 +119,8 @@ def _vectors(
     provider refuses; and how many texts the provider was called for."""
     space, release = opened.space, opened.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
-    known = cache.get_many(list(keys.values()), space.dimensions)
-    missing = [text for text, key in keys.items() if key not in known]
+    vectors = cache.get_many(list(keys.values()), space.dimensions)
+    missing = [text for text, key in keys.items() if key not in vectors]
     if missing:
         budget = BudgetTracker.of(release.spec.budget, release.spec.model)
         with release.spec.model.open(opened.home) as model:
@@ -133,9 +131,9 @@ def _vectors(
                 "Its model is no longer the one it was made with; compare releases of today's "
                 "model.",
             )
-            made = embed_all(missing, model, cache, input_type, budget).vectors
-        known |= {keys[text]: vector for text, vector in zip(missing, made, strict=True)}
-    rows = [known[keys[text]] for text in texts]
+            new = embed_all(missing, model, cache, input_type, budget).vectors
+        vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
+    rows = [vectors[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)
 
 
@@ -143,8 +141,8 @@ def _top(opened: Opened, vector: Vectors, own: str) -> list[str]:
     """The first TOP documents as a search shows them; of a document's neighbours, the first TOP
     others."""
     k = CHUNKS_FOR_DOCUMENTS if own else TOP
-    found = nearest(opened.table, opened.codec, vector, k, None, opened.release.version)
-    documents = dict.fromkeys(found["document_id"].to_pylist())
+    rows = nearest(opened.table, opened.codec, vector, k, None, opened.release.version)
+    documents = dict.fromkeys(rows["document_id"].to_pylist())
     documents.pop(own, None)
     return list(documents)[:TOP]
 

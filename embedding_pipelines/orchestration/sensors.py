@@ -110,8 +110,8 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         read = {name: tuple(statistics.stamp) for name, statistics in record.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
-            asked = "" if changes.is_empty else "; a run was asked for already"
-            return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
+            note = "" if changes.is_empty else "; a run was asked for already"
+            return dg.SensorResult(skip_reason=f"{changes}{note}", cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
         version, metadata = observe(files)

@@ -188,7 +188,7 @@ def test_across_models_the_neighbours_of_a_sample_are_compared(home: Path) -> No
     assert found.before.space != found.after.space
     neighbours = found.neighbours
     assert neighbours is not None
-    assert neighbours.asked == 39
+    assert neighbours.compared == 39
     assert neighbours.mean_overlap is not None
     assert 0.3 < neighbours.mean_overlap < 1
     assert (neighbours.embedded_before, neighbours.embedded_after) == (
