@@ -13,7 +13,7 @@ from embedding_pipelines.errors import ConfigError, ReleaseError
 
 if TYPE_CHECKING:
     from embedding_pipelines.optimize.candidates import Point
-    from embedding_pipelines.optimize.optimizer import Tuned, Wish
+    from embedding_pipelines.optimize.optimize import Goal, OptimizeResult
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
 AUTO_FLOOR = 0.99
@@ -57,21 +57,21 @@ def optimize(
     with its evidence, and the pipeline runs; else nothing changes. Without a floor, it
     measures the methods you name and takes them as they are.
     """
-    from embedding_pipelines.optimize.optimizer import Wish
+    from embedding_pipelines.optimize.optimize import Goal
 
     if (name is None) == (pipeline_id is None):
         raise ConfigError("optimize: name one pipeline, as PIPELINE or by --pipeline-id.")
     spec = load_spec(name or pipeline_id or "")
     floor = AUTO_FLOOR if floor is None and method == ["auto"] else floor
     try:
-        yield from _optimize(spec, Wish(tuple(method), dimensions, floor, max_ms))
+        yield from _optimize(spec, Goal(tuple(method), dimensions, floor, max_ms))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The file of {spec.name!r} is as it was.") from None
 
 
-def _optimize(spec: "PipelineSpec", wish: "Wish") -> Outcomes:
+def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.optimize.optimizer import refit, tune
+    from embedding_pipelines.optimize.optimize import optimize_pipeline, refit
     from embedding_pipelines.spec.edit import edit_pipeline
     from embedding_pipelines.spec.load import pipeline_files
     from embedding_pipelines.steps.codec import unless_it_fails
@@ -80,41 +80,41 @@ def _optimize(spec: "PipelineSpec", wish: "Wish") -> Outcomes:
         TerminalProgress(make_console(), spec.name) as progress,
         open_run(spec, progress) as run,
     ):
-        tuned = tune(run, wish)
-    result = {"pipeline": spec.name, "optimized": None, "evidence": tuned.evidence}
-    if tuned.problem:
-        yield Output([result], partial(_show, tuned))
-        yield Problem(tuned.problem, spec.name)
+        outcome = optimize_pipeline(run, goal)
+    result = {"pipeline": spec.name, "optimized": None, "evidence": outcome.evidence}
+    if outcome.problem:
+        yield Output([result], partial(_show, outcome))
+        yield Problem(outcome.problem, spec.name)
         return
-    yield Output([], partial(_show, tuned))
+    yield Output([], partial(_show, outcome))
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
-        open_run(tuned.spec) as run,
-        edit_pipeline(path, tuned.options, tuned.spec),
+        open_run(outcome.spec) as run,
+        edit_pipeline(path, outcome.options, outcome.spec),
         unless_it_fails(run),
     ):
         refit(run)
-        row, problem = run_one(tuned.spec)
+        row, problem = run_one(outcome.spec)
         if problem:
             raise ReleaseError(
                 f"{problem}\nThe file of {spec.name!r} is as it was. To release this compression "
                 "nevertheless, write it into the file, run the pipeline, then use "
                 f"`embedding-pipelines release {spec.name} --force --reason '…'`."
             )
-    if tuned.spec.optimized is not None:
-        result["optimized"] = tuned.spec.optimized.model_dump(mode="json")
+    if outcome.spec.optimized is not None:
+        result["optimized"] = outcome.spec.optimized.model_dump(mode="json")
     yield Output([{**result, "run": row}])
 
 
-def _show(tuned: "Tuned") -> None:
+def _show(outcome: "OptimizeResult") -> None:
     from embedding_pipelines.cli.terminal import make_console, print_table
 
-    front = [point for point in tuned.points if point.on_front]
+    front = [point for point in outcome.points if point.on_front]
     if front:
         front.sort(key=lambda point: point.bytes_per_vector)
         print_table(make_console(), [_row(point) for point in front])
-    optimized = tuned.spec.optimized
-    if optimized is not None and not tuned.problem:
+    optimized = outcome.spec.optimized
+    if optimized is not None and not outcome.problem:
         print(
             f"{optimized.bytes_per_vector} bytes a vector on disk, "
             f"{optimized.times_smaller} times less than float32 alone."

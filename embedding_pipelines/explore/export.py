@@ -181,7 +181,7 @@ def _write_apart(
 
 
 def _write_atlas(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -> int:
-    from embedding_pipelines.report.layout import beside
+    from embedding_pipelines.report.layout import place_beside
     from embedding_pipelines.report.map import place_points, point_id, read_points
 
     points = read_points(table.table, table.release, table.codec, progress)
@@ -203,7 +203,7 @@ def _write_atlas(table: LiveTable, kind: Kind, folder: Path, progress: Progress)
             numbers = np.array([places.get(point_id(*pair), -1) for pair in pairs], np.int64)
             xy, rest = layout.xy[numbers], np.flatnonzero(numbers < 0)
             if len(rest):
-                xy[rest] = beside(matrix(batch)[rest], points.vectors, layout.xy)
+                xy[rest] = place_beside(matrix(batch)[rest], points.vectors, layout.xy)
             arrays = [batch[column] for column in columns.values()]
             arrays += [pa.array(xy[:, 0]), pa.array(xy[:, 1]), batch[VECTOR]]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -1,1 +1,1 @@
-"""Which compression keeps a recall floor at the least cost."""
+"""Finds the cheapest compression that keeps a floor of recall."""

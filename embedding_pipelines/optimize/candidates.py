@@ -1,9 +1,8 @@
-"""Which compressions are worth measuring, and which of what was measured is chosen. Nothing is
-searched here.
+"""Lists the compressions to measure, and ranks points, the measured ones.
 
-A point is a compression, an index and how many times as many rows the index hands on to be ranked
-by their codes (`refine`), with what was measured of it. Cheap is what takes few bytes of disk for
-each vector; the median time of a search decides between equals.
+A point is a compression, an index, how many times as many rows the index returns for ranking by
+their codes (`refine`), and its figures. Cheap means few bytes of disk a vector; the median time of
+a search decides between equals.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,32 +29,28 @@ Compression = tuple[Compressor, ...]
 # shares: 1, 0.987, 0.975, 0.924, 0.839 at a third; so the first steps are the small ones.
 SHARES = (1, 31 / 32, 15 / 16, 7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4)
 ROUND_TO = 8  # dimensions: whole bytes of bits, and what product quantization and SIMD like
-LASTS: tuple[Compressor, ...] = (
-    Float16(),
-    Int8(),
-)  # float32 after PCA is twice float16, and finds as much
-# Of all dimensions alone: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8
+# After PCA or alone. Not float32, which takes twice the bytes of float16 for the same recall.
+NUMBER_CODECS: tuple[Compressor, ...] = (Float16(), Int8())
+# Of all dimensions only: recall@10 on 100,000 captions is 0.88, 0.98 and 0.99. After PCA to 7/8
 # the last is 0.987, in 378 bytes; PCA to 15/16 and int8 are 0.993 in 360.
-BITS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
+BIT_CODECS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 
 @dataclass
 class Point:
-    """What was measured of one choice; bytes on disk, times in milliseconds."""
+    """A candidate's figures; bytes on disk, times in milliseconds."""
 
     compression: Compression
     index: str
-    refine: int | None  # None: the store's own figure for the index
+    refine: int | None  # None: the store's default for the index
     bytes_per_vector: float
-    recall_at_10: float | None = None  # mean over the tuning queries; None: there are none
-    lower_bound: float | None = None  # of it
+    recall_at_10: float | None = None  # mean over the selection queries; None: there are none
+    lower_bound: float | None = None  # of the mean
     p50_ms: float | None = None
     p95_ms: float | None = None
-    on_front: bool = False  # nothing that was measured is both smaller and finds more
+    on_front: bool = False  # no other point is smaller and has a higher recall
     chosen: bool = False
-    certified: bool | None = (
-        None  # whether it held on queries that took no part in the choice; None: not tried
-    )
+    certified: bool | None = None  # by the held-out queries; None: not measured with them
     held_out_recall: float | None = None
     held_out_lower_bound: float | None = None
 
@@ -70,57 +65,51 @@ class Point:
         return f"{chain} with {index}{f', refine {self.refine}' if self.refine else ''}"
 
 
-def candidates(
+def list_compressions(
     dimensions: int, is_trained_for_truncation: bool, rows: int, only: int | None = None
 ) -> list[Compression]:
-    """The compressions to try for `rows` vectors of so many dimensions, those that keep most first.
+    """The compressions to measure for `rows` vectors, those of most dimensions first.
 
-    `only` this number of dimensions is tried if it is given; it is `dimensions` at most.
+    With `only`, those of this number of dimensions, at most `dimensions`.
     """
     sizes = (
-        [only]
-        if only
-        else sorted({_rounded(dimensions * share, dimensions) for share in SHARES}, reverse=True)
+        [only] if only else sorted({_round(dimensions, share) for share in SHARES}, reverse=True)
     )
-    found: list[Compression] = [()] if sizes[0] == dimensions else []
+    compressions: list[Compression] = [()] if sizes[0] == dimensions else []
     for size in sizes:
-        shorter: list[Compression] = [()] if size == dimensions else []
-        if (
-            size < dimensions and size <= rows
-        ):  # PCA finds no more directions than there are vectors
-            shorter.append((Pca(dimensions=size),))
+        starts: list[Compression] = [()] if size == dimensions else []
+        if size < dimensions and size <= rows:  # PCA needs as many vectors as directions
+            starts.append((Pca(dimensions=size),))
         if size < dimensions and is_trained_for_truncation:
-            shorter.append((Truncate(dimensions=size),))
-        found += [(*first, last) for last in LASTS for first in shorter]
+            starts.append((Truncate(dimensions=size),))
+        compressions += [(*start, codec) for codec in NUMBER_CODECS for start in starts]
         if size == dimensions:
-            found += [(last,) for last in BITS]
-    return found
+            compressions += [(codec,) for codec in BIT_CODECS]
+    return compressions
 
 
-def fitted(
+def fit_all(
     compressions: Iterable[Compression], blocks: Callable[[], Iterable[Vectors]], dimensions: int
 ) -> dict[Compression, CodecChain]:
-    """Each compression fitted to the vectors as `CodecChain.fit` does it, but all PCAs by one pass.
+    """`CodecChain.fit` of each compression, with one pass for all PCAs.
 
-    `blocks()` gives the vectors anew, float32[n_i, dimensions]. Raises as `CodecChain.fit`.
+    `blocks()` gives the vectors from the start, float32[n_i, dimensions].
     """
     compressions = list(compressions)
-    pcas = _pcas(
-        {first for first, *_ in filter(None, compressions) if isinstance(first, Pca)},
-        blocks,
-        dimensions,
-    )
-    return {
-        compression: _behind(pcas[compression[0]], compression[1:], blocks)
-        if compression and compression[0] in pcas
-        else CodecChain.fit(compression, blocks, dimensions)
-        for compression in compressions
-    }
+    firsts = {compression[0] for compression in compressions if compression}
+    pcas = _fit_pcas([first for first in firsts if isinstance(first, Pca)], blocks, dimensions)
+    chains: dict[Compression, CodecChain] = {}
+    for compression in compressions:
+        pca = pcas.get(compression[0]) if compression else None
+        if pca is None:
+            chains[compression] = CodecChain.fit(compression, blocks, dimensions)
+        else:
+            chains[compression] = _append(pca, compression[1:], blocks)
+    return chains
 
 
 def mark_front(points: Sequence[Point]) -> None:
-    """Mark the points that no other one beats in bytes without losing recall, or the other way
-    round."""
+    """Mark the points on the Pareto front of bytes and recall."""
     for point in points:
         own = (-point.bytes_per_vector, point.recall_at_10 or 0.0)
         others = [(-other.bytes_per_vector, other.recall_at_10 or 0.0) for other in points]
@@ -129,45 +118,43 @@ def mark_front(points: Sequence[Point]) -> None:
         )
 
 
-def choices(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
-    """Those whose bound is not below the floor and whose median search is quick enough, the
+def rank_eligible(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
+    """The points whose lower bound reaches the floor and whose median search is quick enough, the
     cheapest first."""
-    held = [
+    eligible = [
         point
         for point in points
         if (point.lower_bound or 0.0) >= floor and (point.p50_ms or 0.0) <= most_ms
     ]
-    return sorted(held, key=lambda point: (point.bytes_per_vector, point.p50_ms or 0.0))
+    return sorted(eligible, key=lambda point: (point.bytes_per_vector, point.p50_ms or 0.0))
 
 
-def best(points: Iterable[Point]) -> Point | None:
-    """The one that comes nearest to a floor that none has reached; of equals the cheapest."""
-    return max(
-        points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector), default=None
-    )
+def best_point(points: Sequence[Point]) -> Point:
+    """The point with the highest lower bound; of equals the cheapest."""
+    return max(points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector))
 
 
-def _pcas(
-    wanted: set[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int
+def _fit_pcas(
+    pcas: Sequence[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int
 ) -> dict[Compressor, PcaCodec]:
     """The codec of each, from one set of principal directions."""
-    if not wanted:
+    if not pcas:
         return {}
-    widest = max(wanted, key=lambda choice: choice.dimensions)
+    widest = max(pcas, key=lambda choice: choice.dimensions)
     directions, spectrum = widest.principal(
         dimensions, map(unit, check_blocks(blocks(), "pca.fit", dimensions))
     )
-    return {choice: PcaCodec.rotate(directions[: choice.dimensions], spectrum) for choice in wanted}
+    return {choice: PcaCodec.rotate(directions[: choice.dimensions], spectrum) for choice in pcas}
 
 
-def _behind(
+def _append(
     pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]
 ) -> CodecChain:
-    """The chain of a fitted PCA and what is fitted to what it makes of the vectors."""
+    """The chain of a PCA and of codecs fitted to its output."""
     first = CodecChain([pca], pca.input_dimensions)
     chain = CodecChain.fit(rest, lambda: map(first.encode, blocks()), pca.dimensions)
     return CodecChain([pca, *chain.codecs], pca.input_dimensions)
 
 
-def _rounded(size: float, dimensions: int) -> int:
-    return min(dimensions, max(ROUND_TO, round(size / ROUND_TO) * ROUND_TO))
+def _round(dimensions: int, share: float) -> int:
+    return min(dimensions, max(ROUND_TO, round(dimensions * share / ROUND_TO) * ROUND_TO))

@@ -1,5 +1,4 @@
-"""The charts of a pipeline's quality: plain numbers in, plotly's figures out. Nothing is measured
-here."""
+"""The charts of a pipeline's quality: plain numbers in, plotly's figures out."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Line = Mapping[str, Any]  # of the history: a release
-Point = Mapping[str, Any]  # of quality/tuning.json: a candidate
+Point = Mapping[str, Any]  # of optimization.json: a candidate
 
 VARIANCE, SIZE = "Explained variance", "Size against recall"
 RECALL, LATENCY, DRIFT = "Quality over releases", "Latency over releases", "Drift over releases"
 THROUGHPUT, COST = "Throughput over releases", "Cost over releases"
 
-# title -> what its axis says, and the metrics that share it, as they are called in the legend
+# title -> the title of its axis, and the names of its metrics in the legend
 LINES: dict[str, tuple[str, dict[str, str]]] = {
     RECALL: (
         "share, 1 is best",
@@ -33,7 +32,7 @@ LINES: dict[str, tuple[str, dict[str, str]]] = {
             "recall_at_10": "recall@10 against exact search",
             "index_recall_at_10": "recall@10 of the index alone",
             "known_item_mrr": "known items, reciprocal rank",
-            "ndcg_at_10": "judged queries, nDCG@10",
+            "ndcg_at_10": "relevance judgements, nDCG@10",
         },
     ),
     LATENCY: (
@@ -44,18 +43,17 @@ LINES: dict[str, tuple[str, dict[str, str]]] = {
     THROUGHPUT: ("tokens embedded a second", {"tokens_per_second": "tokens a second"}),
     COST: ("USD spent on the release", {"usd": "USD"}),
 }
-# title -> what is said where there is nothing to draw
+# title -> the sentence in place of a chart without data
 ABSENT = {
     VARIANCE: "No principal components were fitted: the compression of this pipeline has no `pca`.",
-    SIZE: "Nothing was tuned yet. `embedding-pipelines optimize NAME --method auto` measures what "
-    "can be saved.",
-    RECALL: "Fewer than two releases were measured: a line over releases needs two.",
-    LATENCY: "Fewer than two releases have measured times of searches.",
+    SIZE: "No candidates were measured. Run `embedding-pipelines optimize NAME --method auto`.",
+    RECALL: "Fewer than two releases have metrics: a line over releases needs two.",
+    LATENCY: "Fewer than two releases have times of searches.",
     DRIFT: "Drift is measured from the second release on, so that a line needs three.",
-    THROUGHPUT: "Fewer than two releases embedded texts: what the cache holds is not embedded "
+    THROUGHPUT: "Fewer than two releases embedded texts; vectors in the cache are not embedded "
     "again.",
-    COST: "Nothing was paid for: the model runs here, its price is not known, or there is one "
-    "release only.",
+    COST: "There are no costs: the model runs on this machine, its price is unknown, or there is "
+    "only one release.",
 }
 
 COLOURS = ("#1f5a99", "#c8501e", "#3f7f4c", "#7a5195")
@@ -79,33 +77,33 @@ STYLE = {
     "dragmode": False,
 }
 RULE: dict[str, Any] = {"color": PALE, "width": 1, "dash": "dot"}
-LABEL_HEIGHT = 0.05  # of the chart: a label nearer to another one would cover it
-FEW_RELEASES = 12  # each of them has a tick
+LABEL_HEIGHT = 0.05  # of the chart: labels nearer to each other would overlap
+FEW_RELEASES = 12  # with a tick each
 
 
 def charts(
     history: Sequence[Line],
-    tuning: Mapping[str, Any] | None,
+    optimization: Mapping[str, Any] | None,
     spectrum: NDArray[np.float32] | None,
     dimensions: int | None = None,
 ) -> dict[str, Figure]:
-    """Title -> figure of all that can be drawn; ABSENT says why another is missing.
+    """Title -> figure of each chart with data; ABSENT explains the others.
 
-    `history` holds the lines of quality/history.jsonl, parsed, in any order; `tuning` is
-    quality/tuning.json; `spectrum` float32[d] the share of energy of every principal direction,
+    `history` holds the lines of history.jsonl, parsed, in any order; `optimization` is
+    optimization.json; `spectrum` float32[d] the share of energy of every principal direction,
     strongest first; `dimensions` how many of them the codec keeps.
     """
     releases = _with_expenses(_latest(history))
     figures = {
         VARIANCE: _variance(spectrum, dimensions),
-        SIZE: _sizes(tuning),
+        SIZE: _sizes(optimization),
         **{title: _over_releases(title, releases) for title in LINES},
     }
     return {title: figure for title, figure in figures.items() if figure is not None}
 
 
 def describe_search(point: Point) -> str:
-    """Its index and how much is refined: `sq ×2`; empty if the point does not say."""
+    """A point's index and refining, e.g. `sq ×2`; empty if the point names none."""
     index, refine = point.get("index"), point.get("refine")
     words = ["no index" if index == "none" else index, f"×{refine}" if refine else None]
     return " ".join(filter(None, words))
@@ -118,7 +116,7 @@ def _latest(history: Sequence[Line]) -> list[Line]:
 
 
 def _with_expenses(releases: Sequence[Line]) -> list[Line]:
-    """Each release with what it took itself: the history holds what the pipeline has spent in its
+    """Each release with its own cost and throughput; the history holds sums over the pipeline's
     life."""
     lines: list[Line] = []
     for before, now in zip([{}, *releases], releases, strict=False):
@@ -130,7 +128,7 @@ def _with_expenses(releases: Sequence[Line]) -> list[Line]:
 
 
 def _growth(before: Line, now: Line, name: str) -> float:
-    """By how much a sum has grown; one that is less than it was has begun anew."""
+    """By how much a sum has grown; a sum that fell started again from zero."""
     old, new = before.get(name) or 0.0, now.get(name) or 0.0
     return float(new - old if new >= old else new)
 
@@ -160,15 +158,12 @@ def _variance(spectrum: NDArray[np.float32] | None, dimensions: int | None) -> F
     return figure
 
 
-def _sizes(tuning: Mapping[str, Any] | None) -> Figure | None:
-    """Bytes a vector against recall; bars reach down to the lower bound. None if nothing was
-    measured."""
-    points = [
-        point for point in (tuning or {}).get("points", ()) if point.get("recall_at_10") is not None
-    ]
+def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:
+    """Bytes a vector against recall; bars reach down to the lower bound. None without points."""
+    optimization = optimization or {}
+    points = [point for point in optimization.get("points", ()) if _has_recall(point)]
     if not points:
         return None
-    assert tuning
     points.sort(key=lambda point: (point["bytes_per_vector"], point["recall_at_10"]))
     figure = _figure("bytes a vector", "recall@10 against exact search", showlegend=True)
     _add_points(figure, [point for point in points if not point.get("on_front")], "measured")
@@ -186,14 +181,19 @@ def _sizes(tuning: Mapping[str, Any] | None) -> Figure | None:
     )
     chosen = [point for point in points if point.get("chosen")]
     _add_points(figure, chosen, "chosen", CHOSEN, 17, "star")
-    if tuning.get("floor") is not None:
-        words = {"text": f"floor {tuning['floor']:g}", "font": {"color": CHOSEN}}
+    floor = optimization.get("floor")
+    if floor is not None:
+        words = {"text": f"floor {floor:g}", "font": {"color": CHOSEN}}
         line = {"line": {**RULE, "color": CHOSEN}, "annotation_position": "top left"}
-        figure.add_hline(tuning["floor"], annotation=words, **line)
+        figure.add_hline(floor, annotation=words, **line)
     sizes = [point["bytes_per_vector"] for point in points]
     room = [math.log10(min(sizes) / 4), math.log10(max(sizes) * 1.5)]  # on the left for labels
     figure.update_xaxes(type="log", dtick=math.log10(2), tickformat=",.0f", range=room)
     return figure
+
+
+def _has_recall(point: Point) -> bool:
+    return point.get("recall_at_10") is not None
 
 
 def _add_points(
@@ -207,11 +207,7 @@ def _add_points(
     if not points:
         return
     recalls = [point["recall_at_10"] for point in points]
-    bounds = [point.get("lower_bound") for point in points]
-    down = [
-        0.0 if bound is None else max(0.0, recall - bound)
-        for recall, bound in zip(recalls, bounds, strict=True)
-    ]
+    down = [_error(point) for point in points]
     figure.add_scatter(
         name=name,
         x=[point["bytes_per_vector"] for point in points],
@@ -224,13 +220,20 @@ def _add_points(
     )
 
 
+def _error(point: Point) -> float:
+    """How far the lower bound lies below the recall."""
+    bound = point.get("lower_bound")
+    return 0.0 if bound is None else max(0.0, float(point["recall_at_10"] - bound))
+
+
 def _words(point: Point) -> str:
     words = filter(None, (describe_chain(point["compression"]), describe_search(point)))
-    return html.escape(" · ".join(words), quote=False)  # plotly reads a few tags
+    return html.escape(" · ".join(words), quote=False)  # plotly interprets a few tags
 
 
 def _labels(front: Sequence[Point]) -> list[str]:
-    """What points of the front are, the chosen one first, where no other label stands."""
+    """A label for each point of the front, or "" where another one is too near; the chosen one
+    comes first."""
     recalls = [point["recall_at_10"] for point in front]
     height = LABEL_HEIGHT * (max(recalls) - min(recalls)) if recalls else 0.0
     labels: dict[int, str] = {}
@@ -244,9 +247,8 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
     axis, names = LINES[title]
     figure = _figure("release", axis)
     for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
-        values = {
-            line["release"]: value for line in releases if (value := _value(line, name)) is not None
-        }
+        values = {line["release"]: _value(line, name) for line in releases}
+        values = {release: value for release, value in values.items() if value is not None}
         if len(values) > 1 and (title != COST or any(values.values())):
             figure.add_scatter(
                 name=label,
@@ -266,13 +268,13 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
 
 
 def _value(line: Line, name: str) -> float | None:
-    """A metric of a release, or what it took itself; None if it has none."""
+    """A metric of a release, or its cost or throughput; None if it has none."""
     value = line.get("metrics", {}).get(name, line.get(name))
     return None if value is None or not np.isfinite(value) else float(value)
 
 
 def _mark_changes(figure: Figure, releases: Sequence[Line]) -> None:
-    """A thin line where vectors began to come from another model or another compression."""
+    """Draw a thin line where the model or the compression changed."""
     numbers = {number for trace in figure.data for number in trace.x}
     for before, now in itertools.pairwise(releases):
         change = "new model" if before["space"] != now["space"] else "new compression"

@@ -1,13 +1,12 @@
-"""What the report's map shows: points of the live table, their texts, what they may be coloured by,
-and queries.
+"""The data of the report's map: points of the live table, their texts and colours, and queries.
 
-The layout is kept in the warehouse per model, so that the map of the next release looks like this
-one. No provider is called: queries that the cache does not know are left out.
+The warehouse keeps one layout per model, so that the next release's map looks like this one. No
+model is called: queries that are not in the embedding cache are left out.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -23,31 +22,39 @@ from embedding_pipelines.files import read_json
 from embedding_pipelines.metrics.clusters import cluster_labels
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.releases import Release
-from embedding_pipelines.report.layout import MAX_POINTS, SCHEMA, Layout, beside, layout, needs_fit
+from embedding_pipelines.report.layout import (
+    MAX_POINTS,
+    SCHEMA,
+    Layout,
+    layout,
+    needs_fit,
+    place_beside,
+)
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, write_table
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 TEXT_CHARACTERS = 200  # of a text that the map shows
-KINDS = 20  # of a column that have a colour of their own
-TELLING_SHARE = 0.05  # of the points that these must cover, else the colours would say nothing
+KINDS = 20  # of a column, with a colour each
+LEAST_SHARE = 0.05  # of the points that these must cover, else the colours would say nothing
 MAX_QUERIES = 1_000
-DIGITS = 4  # behind the point, of places and of numbers: finer than a screen
+DIGITS = 4  # after the point, of places and numbers: finer than a screen
 
 
 @dataclass
 class Points:
-    """Rows of the table that are shown."""
+    """The rows of the table that the map shows."""
 
     chunk_ids: list[str]
     document_ids: list[str]
     texts: list[str]
-    vectors: Vectors  # float32[n, d] of the model's own space, as far as the codec has kept them
+    vectors: Vectors  # float32[n, d] of the model's own space, decoded
     metadata: dict[str, list[Any]]
 
     @property
     def ids(self) -> list[str]:
+        """The points' ids in a layout."""
         return [point_id(*pair) for pair in zip(self.chunk_ids, self.texts, strict=True)]
 
 
@@ -59,60 +66,53 @@ def map_of(
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
     points = read_points(table, release, codec, progress)
-    placed = place_points(folder, release, points, progress)
-    columns = [
-        _column(name, release.spec.source.metadata_types[name], found)
-        for name, found in points.metadata.items()
-    ]
-    lengths = {
-        "name": "length of the text",
-        "kind": "numbers",
-        "values": [len(text) for text in points.texts],
-    }
+    xy = place_points(folder, release, points, progress).xy
+    columns, left_out = [], []
+    for name, values in points.metadata.items():
+        column = _column(name, release.spec.source.metadata_types[name], values)
+        if column is None:
+            left_out.append(name)
+        else:
+            columns.append(column)
+    columns += _clusters(points, release.spec.seed)
+    lengths = [len(text) for text in points.texts]
+    columns.append({"name": "length of the text", "kind": "numbers", "values": lengths})
     return {
         "rows": release.rows,
-        "x": _rounded(placed.xy[:, 0]),
-        "y": _rounded(placed.xy[:, 1]),
+        "x": _round(xy[:, 0]),
+        "y": _round(xy[:, 1]),
         "texts": [_cut(text) for text in points.texts],
         "documents": points.document_ids,
-        "columns": [
-            *(column for column in columns if column is not None),
-            *_clusters(points, release.spec.seed),
-            lengths,
-        ],
-        "left_out": [
-            name for name, column in zip(points.metadata, columns, strict=True) if column is None
-        ],
-        "queries": _queries(warehouse, folder, release, points, placed.xy),
+        "columns": columns,
+        "left_out": left_out,
+        "queries": _queries(warehouse, folder, release, points, xy),
     }
 
 
 def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
     """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
-    release alike."""
+    release the same."""
     limit = _limit(table, release)
     names = list(release.spec.source.metadata_types)
-    wanted = ["chunk_id", "document_id", "text", *names, VECTOR]
+    columns = ["chunk_id", "document_id", "text", *names]
     parts = [np.empty((0, codec.input_dimensions), np.float32)]
-    rows: dict[str, list[Any]] = {name: [] for name in wanted[:-1]}
+    rows: dict[str, list[Any]] = {name: [] for name in columns}
     done = 0
-    for batch in table.scan(wanted, version=release.version):
+    for batch in table.scan([*columns, VECTOR], version=release.version):
         done += batch.num_rows
         progress.update("report", done, release.rows, "rows")
-        chosen = batch.filter(
-            pa.array([_rank(name) <= limit for name in batch["chunk_id"].to_pylist()], pa.bool_())
-        )
-        parts.append(codec.decode(to_matrix(chosen[VECTOR])))
+        is_shown = [_rank(name) <= limit for name in batch["chunk_id"].to_pylist()]
+        batch = batch.filter(pa.array(is_shown, pa.bool_()))
+        parts.append(codec.decode(to_matrix(batch[VECTOR])))
         for name, values in rows.items():
-            values += chosen[name].to_pylist()
+            values += batch[name].to_pylist()
     metadata = {name: rows[name] for name in names}
-    return Points(
-        rows["chunk_id"], rows["document_id"], rows["text"], np.concatenate(parts), metadata
-    )
+    vectors = np.concatenate(parts)
+    return Points(rows["chunk_id"], rows["document_id"], rows["text"], vectors, metadata)
 
 
 def point_id(chunk_id: str, text: str) -> str:
-    """What a point is known by on the next map: a changed text is another point."""
+    """A point's id on this map and the next: a changed text is another point."""
     return digest(chunk_id.encode(), text.encode()).hex()
 
 
@@ -125,13 +125,12 @@ def _clusters(points: Points, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _limit(table: Table, release: Release) -> int:
-    """The largest rank that is shown."""
+    """The largest rank on the map."""
     if release.rows <= MAX_POINTS:
         return 1 << 64
     batches = table.scan(["chunk_id"], version=release.version)
-    ranks = np.fromiter(
-        (_rank(name) for batch in batches for name in batch["chunk_id"].to_pylist()), np.uint64
-    )
+    names = (name for batch in batches for name in batch["chunk_id"].to_pylist())
+    ranks = np.fromiter(map(_rank, names), np.uint64)
     return int(np.partition(ranks, MAX_POINTS - 1)[MAX_POINTS - 1])
 
 
@@ -142,21 +141,21 @@ def _rank(chunk_id: str) -> int:
 def place_points(
     folder: PipelineFolder, release: Release, points: Points, progress: Progress
 ) -> Layout:
-    """Where the points are: where they were before, as far as that is known. The layout is kept for
-    the next map."""
+    """The layout, from that of the last map; saved for the next one."""
     path = folder.folder / "maps" / f"{release.space.with_codec(None).id[:16]}.parquet"
-    before, ids = _kept(path), points.ids
+    before, ids = _read_layout(path), points.ids
     if needs_fit(ids, before):
         progress.note(
-            f"The map of {len(ids):,} points is being laid out; 50,000 take a few minutes, and next time none."
+            f"Laying out the map of {len(ids):,} points; 50,000 take a few minutes, and next time "
+            "none."
         )
-    placed = layout(points.vectors, ids, before, release.spec.seed)
-    write_table(path, SCHEMA, [placed.batch()])
-    return placed
+    places = layout(points.vectors, ids, before, release.spec.seed)
+    write_table(path, SCHEMA, [places.batch()])
+    return places
 
 
-def _kept(path: Path) -> Layout | None:
-    """The layout of the last map; None if there is none that can be read: it is then made anew."""
+def _read_layout(path: Path) -> Layout | None:
+    """The layout of the last map; None if there is none, or a damaged one, which is no loss."""
     try:
         return Layout.of(pq.read_table(path, schema=SCHEMA))
     except (OSError, pa.ArrowException):
@@ -164,27 +163,23 @@ def _kept(path: Path) -> Layout | None:
 
 
 def _column(name: str, kind: str, values: Sequence[Any]) -> dict[str, Any] | None:
-    """A metadata column as colours; None if it has so many kinds that they would tell nothing."""
+    """A metadata column as colours; None if it has too many kinds for them."""
     if kind in ("int", "float"):
         return {"name": name, "kind": "numbers", "values": [_number(value) for value in values]}
     if kind in ("date", "timestamp"):
         return {"name": name, "kind": "days", "values": [_day(value) for value in values]}
-    spoken = [_spoken(value) for value in values]
-    counts = Counter(spoken)
+    words = [_as_text(value) for value in values]
+    counts = Counter(words)
     kinds = sorted(counts, key=lambda word: (-counts[word], word))[:KINDS]
-    if len(counts) > KINDS and sum(counts[word] for word in kinds) < TELLING_SHARE * len(values):
+    if len(counts) > KINDS and sum(counts[word] for word in kinds) < LEAST_SHARE * len(values):
         return None
     codes = {word: code for code, word in enumerate(kinds)}
     names = kinds + (["other"] if len(counts) > KINDS else [])
-    return {
-        "name": name,
-        "kind": "kinds",
-        "names": names,
-        "codes": [codes.get(word, KINDS) for word in spoken],
-    }
+    numbers = [codes.get(word, KINDS) for word in words]
+    return {"name": name, "kind": "kinds", "names": names, "codes": numbers}
 
 
-def _spoken(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value is None or value == []:
         return "(none)"
     return _cut(", ".join(map(str, value)) if isinstance(value, list) else str(value))
@@ -206,33 +201,32 @@ def _day(value: date | datetime | None) -> float | None:
 def _queries(
     warehouse: Warehouse, folder: PipelineFolder, release: Release, points: Points, xy: Vectors
 ) -> dict[str, list[Any]]:
-    """The queries that the release was measured with, beside the chunks that are nearest to
-    them."""
-    asked = (read_json(folder.queries) or {}).get("queries", [])
-    texts = list(dict.fromkeys(str(query["text"]) for query in asked))[:MAX_QUERIES]
-    found = list(_known(warehouse.cache, release, texts)) if len(xy) else []
-    if not found:
+    """The queries of the release's metrics, beside the chunks that are nearest to them."""
+    queries = (read_json(folder.queries) or {}).get("queries", [])
+    texts = list(dict.fromkeys(str(query["text"]) for query in queries))[:MAX_QUERIES]
+    vectors = _read_cache(warehouse.cache, release, texts) if len(xy) else {}
+    if not vectors:
         return {"x": [], "y": [], "texts": []}
-    places = beside(np.stack([vector for _, vector in found]), points.vectors, xy)
-    shown = [_cut(text) for text, _ in found]
-    return {"x": _rounded(places[:, 0]), "y": _rounded(places[:, 1]), "texts": shown}
+    places = place_beside(np.stack(list(vectors.values())), points.vectors, xy)
+    x, y = _round(places[:, 0]), _round(places[:, 1])
+    return {"x": x, "y": y, "texts": [_cut(text) for text in vectors]}
 
 
-def _known(path: Path, release: Release, texts: Sequence[str]) -> Iterator[tuple[str, Vectors]]:
-    """Queries with their vectors, of those that the cache knows."""
+def _read_cache(path: Path, release: Release, texts: Sequence[str]) -> dict[str, Vectors]:
+    """The vectors of those queries that are in the embedding cache."""
     if not path.exists():
-        return
+        return {}
     space = release.space.with_codec(None)
     keys = {EmbeddingCache.key(space.id, "query", text): text for text in texts}
     with EmbeddingCache(path) as cache:
-        vectors: Mapping[bytes, Vectors] = cache.get_many(list(keys), space.dimensions)
-    yield from ((text, vectors[key]) for key, text in keys.items() if key in vectors)
+        vectors = cache.get_many(list(keys), space.dimensions)
+    return {text: vectors[key] for key, text in keys.items() if key in vectors}
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
 
 
-def _rounded(values: Vectors) -> list[float]:
-    rounded: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
-    return rounded
+def _round(values: Vectors) -> list[float]:
+    numbers: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
+    return numbers

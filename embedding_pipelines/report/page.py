@@ -1,8 +1,8 @@
-"""report: one HTML page that says how a pipeline stands: measures, checks, charts, and a map of its
+"""Writes the report of a pipeline: one HTML page of metrics, checks, charts, and a map of its
 space.
 
-It holds everything it shows and asks no network. What it says is read from the warehouse: nothing
-is measured, no provider is called, and no pipeline file is needed.
+The page is complete and loads nothing from the network. Everything comes from the warehouse: no
+model is called, and no pipeline file is needed.
 """
 
 import json
@@ -24,13 +24,13 @@ from embedding_pipelines.report.charts import ABSENT, SIZE, charts, describe_sea
 from embedding_pipelines.report.map import map_of
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
-SLIGHT = 0.001  # of a measure: a change that is not worth a word
+SLIGHT = 0.001  # of a metric: smaller changes are neither better nor worse
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
 @dataclass(frozen=True)
 class Report:
-    """A page that was written, and what is in it."""
+    """A page, and its contents in numbers."""
 
     path: Path
     pipeline: str
@@ -43,90 +43,93 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Write the page on a pipeline's live release to reports/NAME.html in the warehouse, in place
-    of the one before.
+    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release.
 
-    Raises ReleaseError if nothing was released yet, StoreError or CompressionError if table, codec
-    or a file of the pipeline's quality is damaged.
+    Raises ReleaseError without a release, StoreError or CompressionError if table, codec, history
+    or optimization is damaged.
     """
     folder = warehouse.pipeline(name)
     release = live_release(folder)
     codec = CodecChain.load(folder.codecs / release.codec)
     progress.update("report", 0, release.rows, "rows")
-    shown = map_of(warehouse, release, codec, progress)
-    history, tuning = read_history(folder), read_json(folder.optimization)
-    figures = {
-        title: figure.to_dict()
-        for title, figure in charts(history, tuning, *_spectrum(codec)).items()
-    }
+    points = map_of(warehouse, release, codec, progress)
+    history, optimization = read_history(folder), read_json(folder.optimization)
+    figures = charts(history, optimization, *_spectrum(codec))
     page = _render(
         release=release,
         statistics=_statistics(warehouse, release, codec),
         metrics=_metrics(release, history),
         checks=_checks(release),
-        charts=figures,
+        charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
-        tuning=_tuning(tuning),
-        map=shown,
+        optimization=_optimization(optimization),
+        map=points,
     )
     path = warehouse.root / "reports" / f"{name}.html"
     write_atomic(path, page)
-    points, queries = len(shown["x"]), len(shown["queries"]["x"])
     return Report(
-        path, name, release.number, release.rows, points, queries, list(figures), len(page)
+        path,
+        name,
+        release.number,
+        release.rows,
+        points=len(points["x"]),
+        queries=len(points["queries"]["x"]),
+        charts=list(figures),
+        size_bytes=len(page),
     )
 
 
 def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
-    """What was measured of each release, oldest first; empty before there is one.
-
-    Raises StoreError for a line that is damaged.
-    """
+    """The metrics of each release, oldest first. Raises StoreError for a damaged line."""
     try:
         lines = folder.history.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
-    found = []
+    history = []
     for number, line in enumerate(lines, 1):
         try:
-            found.append(json.loads(line))
+            history.append(json.loads(line))
         except ValueError as error:
             raise StoreError(
-                f"{folder.history}:{number} is damaged: {error}. Delete the line; only figures of the past are lost."
+                f"{folder.history}:{number} is damaged: {error}. Delete the line; that loses "
+                "figures of the past only."
             ) from error
-    return found
+    return history
 
 
 def _spectrum(codec: CodecChain) -> tuple[Any, int | None]:
     """The share of energy of every principal direction, float32[d], and how many the codec keeps;
     None without PCA."""
-    return next(
-        ((part.spectrum, part.dimensions) for part in codec.codecs if isinstance(part, PcaCodec)),
-        (None, None),
-    )
+    for part in codec.codecs:
+        if isinstance(part, PcaCodec):
+            return part.spectrum, part.dimensions
+    return None, None
 
 
 def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
-    kept = [str(entry.number) for entry in read_releases(folder).releases]
-    stored, plain = codec.bytes_per_vector, 4 * space.dimensions
-    chain = describe_chain(as_options(spec.compression))
+    numbers = ", ".join(str(entry.number) for entry in read_releases(folder).releases)
+    size, plain = codec.bytes_per_vector, 4 * space.dimensions
+    compression = f"none: {size:,} bytes a vector"
+    if spec.compression:
+        chain = describe_chain(as_options(spec.compression))
+        compression = (
+            f"{chain}: {size:,} bytes a vector, {plain / size:.3g} times smaller than float32"
+        )
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
-    prompts = ", ".join(
-        f"{input_type}: {prompt!r}" for input_type, prompt in space.prompts.items() if prompt
-    )
+    prompts = [f"{name}: {prompt!r}" for name, prompt in space.prompts.items() if prompt]
     statistics = {
-        "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept are {', '.join(kept)}",
+        "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept: "
+        f"{numbers}",
         "Rows": f"{release.rows:,}",
         "Model": f"{space.provider}:{space.model}, revision {space.revision[:12]}",
-        "Space": f"{space.dimensions:,} dimensions of {space.dtype}, {space.pooling}; {space.max_tokens:,} tokens",
-        "Prompts": prompts,
+        "Space": f"{space.dimensions:,} dimensions of {space.dtype}, {space.pooling}; "
+        f"{space.max_tokens:,} tokens",
+        "Prompts": ", ".join(prompts),
         "Space id": space.id,
-        "Compression": f"{chain}: {stored:,} bytes a vector, {plain / stored:.3g} times smaller than float32"
-        if spec.compression
-        else f"none: {stored:,} bytes a vector",
-        "On disk": f"{on_disk / 1e6:,.1f} MB, all kept releases together",
+        "Compression": compression,
+        "On disk": f"{on_disk / 1e6:,.1f} MB, all releases together",
         "Store": f"{spec.store.kind}, table {release.table}, version {release.version}",
         "Schedule": spec.schedule or "",
         "Released by force": release.forced,
@@ -135,7 +138,7 @@ def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> di
 
 
 def _metrics(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of the table of measures, and the names of what was not measured."""
+    """Rows of the table of metrics, and the names of metrics without a value."""
     earlier = [line for line in history if line["release"] < release.number]
     last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
     before = last.get("metrics", {})
@@ -173,7 +176,9 @@ def _measure(
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
 def _checks(release: Release) -> list[dict[str, Any]]:
@@ -183,31 +188,23 @@ def _checks(release: Release) -> list[dict[str, Any]]:
     ]
 
 
-def _tuning(tuning: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What `optimize` was asked and what it found, the points of the front in the order of their
-    size."""
-    if tuning is None:
+def _optimization(evidence: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The evidence of `optimize`, with a row for each point of the front by size."""
+    if evidence is None:
         return None
-    shown = [point for point in tuning["points"] if point.get("on_front") or point.get("chosen")]
-    names = (
-        "recall_at_10",
-        "lower_bound",
-        "held_out_recall",
-        "held_out_lower_bound",
-        "p50_ms",
-        "p95_ms",
-    )
-    rows = [
-        {
+    points = [point for point in evidence["points"] if point.get("on_front") or point.get("chosen")]
+    names = ("recall_at_10", "lower_bound", "held_out_recall", "held_out_lower_bound")
+    rows = []
+    for point in sorted(points, key=lambda point: point["bytes_per_vector"]):
+        row = {
             "chain": describe_chain(point["compression"]),
             "index": describe_search(point),
             "bytes": f"{point['bytes_per_vector']:,.0f}",
-            "figures": [_figure(point.get(name)) for name in names],
+            "figures": [_figure(point.get(name)) for name in (*names, "p50_ms", "p95_ms")],
             "chosen": bool(point.get("chosen")),
         }
-        for point in sorted(shown, key=lambda point: point["bytes_per_vector"])
-    ]
-    return {**tuning, "rows": rows, "measured": len(tuning["points"])}
+        rows.append(row)
+    return {**evidence, "rows": rows, "measured": len(evidence["points"])}
 
 
 def _render(**values: Any) -> bytes:
@@ -216,11 +213,8 @@ def _render(**values: Any) -> bytes:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "ensure_ascii": False,
-        "allow_nan": False,
-        "separators": (",", ":"),
-    }
+    options = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = options
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     page: str = template.render(**values, plotly=script)
     return page.encode()

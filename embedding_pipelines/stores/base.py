@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -87,6 +88,16 @@ class Table(ABC):
         """The size of all versions on disk."""
 
 
+@dataclass(frozen=True)
+class IndexChoice:
+    """One way to index a table's vectors."""
+
+    store: "Store"  # with the options that choose it
+    name: str = "none"
+    bits: int = 0  # of a number in the index; 0: there is none
+    finer: Mapping[int, "Store"] = field(default_factory=dict)  # the store by its `refine`
+
+
 class Store(Choice):
     """Where the vectors of a pipeline are kept and searched."""
 
@@ -97,6 +108,10 @@ class Store(Choice):
 
         `dtype` is a codec's: float32, float16, int8 or binary.
         """
+
+    def index_choices(self, rows: int) -> list[IndexChoice]:
+        """The indices that `optimize` measures for a table of so many rows."""
+        return [IndexChoice(self)]
 
     def column_type(self, dtype: str) -> pa.DataType:
         """The Arrow type in the vector column of one number of such codes."""

@@ -25,7 +25,7 @@ from embedding_pipelines.stores._lance_search import (
     filter_error,
     open_snapshot,
 )
-from embedding_pipelines.stores.base import NUMBER_TYPES, Metric, Store, Table
+from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Metric, Store, Table
 
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 REMOVE_IDS = 1_000  # ids per delete statement
 # That are read at once: of all rows, Lance holds up to 2 GB ready for a reader that is slower.
 SCANNED_ROWS = 4_096
+# The indices that `optimize` measures, and their bits a number. Not pq, which takes the bytes of rq,
+# has a lower recall (0.979 of 0.999 on 99,000 captions) and trains for minutes instead of a second;
+# nor hnsw, which is sq and a graph.
+OPTIMIZE_KINDS: dict[IndexKind, int] = {"rq": 1, "sq": 8}
+FINER = (2, 5)  # times the index's own refining
 # Lance's table format, "Manifest Naming Schemes", V2: the name is u64::MAX - version in 20 digits.
 VERSION_ZERO = 2**64 - 1
 MANIFEST_END = b"LANC"  # of a whole manifest
@@ -73,6 +78,18 @@ class Lancedb(Store):
                 f"vectors have {dimensions}. Use 'sq', or reduce them to "
                 f"{dimensions - dimensions % divisor} by compression."
             )
+
+    def index_choices(self, rows: int) -> list[IndexChoice]:
+        plain = self.model_copy(update={"index": "none", "refine": None})
+        if rows < self.index_rows:
+            return [IndexChoice(self, self.index), IndexChoice(plain)]
+        choices = [IndexChoice(plain)]
+        for kind, bits in OPTIMIZE_KINDS.items():
+            store = plain.model_copy(update={"index": kind})
+            refines = [INDICES[kind].refine * factor for factor in FINER]
+            finer = {refine: store.model_copy(update={"refine": refine}) for refine in refines}
+            choices.append(IndexChoice(store, kind, bits, finer))
+        return choices
 
     def column_type(self, dtype: str) -> pa.DataType:
         return pa.float16() if dtype == "int8" and self.index != "none" else NUMBER_TYPES[dtype]

@@ -14,7 +14,7 @@ from embedding_pipelines.steps.codec import codec_path, fitted_for
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, write_csv
 from embedding_pipelines_tests.commands import Command
-from embedding_pipelines_tests.optimize.test_optimizer import PIPELINE, write_things
+from embedding_pipelines_tests.optimize.test_optimize import PIPELINE, write_things
 from embedding_pipelines_tests.runs import run_whole
 
 FILE = PIPELINE + "schedule: '0 2 * * *'   # nightly\n"

@@ -269,8 +269,8 @@ def test_pipelines_that_release_the_same_texts_at_once_do_not_meet(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "int8"}, "calibrated on your own texts"),
-        ({"calibration": "texts.txt"}, "calibration belongs to precision 'int8'"),
+        ({"precision": "int8"}, "needs calibration"),
+        ({"calibration": "texts.txt"}, "calibration is for precision 'int8'"),
         ({"precision": "int4"}, "Input should be 'auto', 'float32', 'bfloat16' or 'int8'"),
     ],
 )

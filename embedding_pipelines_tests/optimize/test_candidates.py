@@ -1,4 +1,4 @@
-"""What is tried, and what is chosen of what was measured."""
+"""The compressions to measure, and the ranking of points."""
 
 import numpy as np
 import pytest
@@ -19,11 +19,11 @@ from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.optimize.candidates import (
     Point,
-    best,
-    candidates,
-    choices,
-    fitted,
+    best_point,
+    fit_all,
+    list_compressions,
     mark_front,
+    rank_eligible,
 )
 from embedding_pipelines.plugins import parse
 
@@ -32,19 +32,21 @@ def point(size: float, recall: float, milliseconds: float = 1.0) -> Point:
     return Point((), "sq", None, size, recall, recall - 0.01, milliseconds, milliseconds)
 
 
-def test_all_precisions_of_all_dimensions_are_tried_and_no_compression_too() -> None:
-    found = candidates(384, False, 1_000)
-    assert found[0] == ()
-    assert found[1:4] == [(Float16(),), (Int8(),), (Binary(),)]
-    assert (Binary(oversample=64),) in found
-    sizes = {choice.dimensions for first, *_ in found[1:] if isinstance(choice := first, Pca)}
+def test_all_precisions_of_all_dimensions_are_candidates_and_no_compression_too() -> None:
+    compressions = list_compressions(384, False, 1_000)
+    assert compressions[0] == ()
+    assert compressions[1:4] == [(Float16(),), (Int8(),), (Binary(),)]
+    assert (Binary(oversample=64),) in compressions
+    sizes = {
+        choice.dimensions for first, *_ in compressions[1:] if isinstance(choice := first, Pca)
+    }
     assert sizes == {368, 360, 336, 288, 240, 192, 144, 96}
-    assert len(found) == len(set(found)) == 1 + 2 * 9 + 3
+    assert len(compressions) == len(set(compressions)) == 1 + 2 * 9 + 3
 
 
 @pytest.mark.parametrize(("dimensions", "rows"), [(384, 1_000), (300, 100), (8, 5), (3, 2), (1, 1)])
-def test_everything_that_is_tried_can_be_fitted(dimensions: int, rows: int) -> None:
-    for compression in candidates(dimensions, True, rows):
+def test_every_candidate_can_be_fitted(dimensions: int, rows: int) -> None:
+    for compression in list_compressions(dimensions, True, rows):
         assert 1 <= check_chain(compression, dimensions) <= dimensions
         assert all(
             not isinstance(choice, Pca) or choice.dimensions <= rows for choice in compression
@@ -53,17 +55,19 @@ def test_everything_that_is_tried_can_be_fitted(dimensions: int, rows: int) -> N
 
 def test_only_vectors_made_for_it_are_truncated() -> None:
     assert not any(
-        isinstance(choice, Truncate) for chain in candidates(64, False, 99) for choice in chain
+        isinstance(choice, Truncate)
+        for chain in list_compressions(64, False, 99)
+        for choice in chain
     )
-    assert (Truncate(dimensions=32), Int8()) in candidates(64, True, 99)
+    assert (Truncate(dimensions=32), Int8()) in list_compressions(64, True, 99)
 
 
-def test_dimensions_that_are_asked_for_are_the_only_ones() -> None:
-    assert candidates(384, False, 1_000, only=100) == [
+def test_given_dimensions_are_the_only_ones() -> None:
+    assert list_compressions(384, False, 1_000, only=100) == [
         (Pca(dimensions=100), Float16()),
         (Pca(dimensions=100), Int8()),
     ]
-    assert candidates(384, False, 1_000, only=384) == [
+    assert list_compressions(384, False, 1_000, only=384) == [
         (),
         (Float16(),),
         (Int8(),),
@@ -75,22 +79,25 @@ def test_dimensions_that_are_asked_for_are_the_only_ones() -> None:
 
 def test_all_together_are_fitted_as_each_alone() -> None:
     vectors = np.random.default_rng(1).standard_normal((300, 32), dtype=np.float32)
-    tried = candidates(32, True, 300)
+    compressions = list_compressions(32, True, 300)
     passes = []
 
     def blocks() -> list[np.ndarray]:
         passes.append(1)
         return [vectors[:100], vectors[100:]]
 
-    together = fitted(tried, blocks, 32)
-    assert list(together) == tried
-    assert len(passes) < len(tried)
+    together = fit_all(compressions, blocks, 32)
+    assert list(together) == compressions
+    assert len(passes) < len(compressions)
     for compression, chain in together.items():
         assert chain.id == CodecChain.fit(compression, blocks, 32).id
 
 
 def test_options_are_those_of_a_pipeline_file() -> None:
-    for compression in [*candidates(64, True, 99), (Binary(rescore="float16", oversample=8),)]:
+    for compression in [
+        *list_compressions(64, True, 99),
+        (Binary(rescore="float16", oversample=8),),
+    ]:
         options = as_options(compression)
         assert tuple(parse("compression", Compressor, option) for option in options) == compression
     assert as_options((Pca(dimensions=16), Int8())) == [
@@ -141,14 +148,13 @@ def test_the_cheapest_is_chosen_among_those_whose_bound_keeps_the_floor() -> Non
         point(300, 1),
         point(50, 0.955),
     )
-    assert choices([large, slow, poor, quick], 0.95, 10) == [quick, slow, large]
-    assert choices([large, slow, poor, quick], 0.95, 5) == [quick, large]
-    assert choices([poor], 0.95, 10) == []
+    assert rank_eligible([large, slow, poor, quick], 0.95, 10) == [quick, slow, large]
+    assert rank_eligible([large, slow, poor, quick], 0.95, 5) == [quick, large]
+    assert rank_eligible([poor], 0.95, 10) == []
 
 
 def test_the_best_comes_nearest_to_the_floor() -> None:
-    assert best([]) is None
     near, far = point(300, 0.9), point(100, 0.8)
-    assert best([far, near]) is near
+    assert best_point([far, near]) is near
     cheap = point(200, 0.9)
-    assert best([near, cheap]) is cheap
+    assert best_point([near, cheap]) is cheap

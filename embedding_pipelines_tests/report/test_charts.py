@@ -62,7 +62,7 @@ def point(size: int, recall: float, **statistics: Any) -> dict[str, Any]:
 
 
 HISTORY = [line(1), line(2), line(3, space="b")]
-TUNING = {
+OPTIMIZATION = {
     "floor": 0.98,
     "points": [point(64, 0.9), point(128, 0.99, chosen=True), point(128, 0.8, on_front=False)],
 }
@@ -83,7 +83,7 @@ def words(figure: Figure) -> set[str]:
 
 @pytest.fixture(scope="module")
 def figures() -> dict[str, Figure]:
-    return charts(HISTORY, TUNING, SPECTRUM, 2)
+    return charts(HISTORY, OPTIMIZATION, SPECTRUM, 2)
 
 
 def test_everything_there_is_becomes_one_chart_each(figures: dict[str, Figure]) -> None:

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 from scipy.spatial import procrustes
 
-from embedding_pipelines.report import layout as map2d
-from embedding_pipelines.report.layout import FEW, MAX_POINTS, Layout, beside, layout, needs_fit
+from embedding_pipelines.report import layout as layout_module
+from embedding_pipelines.report.layout import (
+    FEW,
+    MAX_POINTS,
+    Layout,
+    layout,
+    needs_fit,
+    place_beside,
+)
 
 CLUSTERS, EACH = 5, 40
 KINDS = np.arange(CLUSTERS * EACH) % CLUSTERS
@@ -31,11 +38,11 @@ def first() -> Layout:
     return layout(VECTORS[:FIRST], IDS[:FIRST])
 
 
-def nearest_of_own_kind(found: Layout) -> float:
+def nearest_of_own_kind(result: Layout) -> float:
     """The share of points whose nearest other one on the map is of the same cluster."""
-    gaps = np.linalg.norm(found.xy[:, None] - found.xy[None], axis=2)
+    gaps = np.linalg.norm(result.xy[:, None] - result.xy[None], axis=2)
     np.fill_diagonal(gaps, np.inf)
-    kinds = KINDS[: len(found.ids)]
+    kinds = KINDS[: len(result.ids)]
     return float((kinds[gaps.argmin(axis=1)] == kinds).mean())
 
 
@@ -50,16 +57,16 @@ def test_the_same_vectors_give_the_same_map(first: Layout) -> None:
 
 
 def test_known_points_do_not_move_when_new_ones_come(first: Layout) -> None:
-    found = layout(VECTORS[: FIRST + 50], IDS[: FIRST + 50], first)
-    assert np.array_equal(found.xy[:FIRST], first.xy)
-    assert found.fitted.tolist() == [True] * FIRST + [False] * 50
-    assert nearest_of_own_kind(found) > 0.95
+    result = layout(VECTORS[: FIRST + 50], IDS[: FIRST + 50], first)
+    assert np.array_equal(result.xy[:FIRST], first.xy)
+    assert result.fitted.tolist() == [True] * FIRST + [False] * 50
+    assert nearest_of_own_kind(result) > 0.95
 
 
 def test_known_points_are_known_by_their_id_wherever_they_stand(first: Layout) -> None:
     rows = np.random.default_rng(0).permutation(FIRST)[:100]
-    found = layout(VECTORS[rows], [IDS[row] for row in rows], first)
-    assert np.array_equal(found.xy, first.xy[rows])
+    result = layout(VECTORS[rows], [IDS[row] for row in rows], first)
+    assert np.array_equal(result.xy, first.xy[rows])
 
 
 def test_a_new_fit_keeps_the_arrangement() -> None:
@@ -88,42 +95,42 @@ def test_points_that_were_only_placed_count_as_new_at_the_next_release(first: La
 
 
 def test_a_point_is_placed_beside_the_nearest_known_one(first: Layout) -> None:
-    placed = beside(2 * VECTORS[:3], VECTORS[:FIRST], first.xy)  # lengths do not matter
-    assert np.linalg.norm(placed - first.xy[:3], axis=1).max() < 0.1 * np.ptp(first.xy)
-    lone = beside(VECTORS[:1], VECTORS[5:6], np.array([[3.0, 4.0]], np.float32))
+    places = place_beside(2 * VECTORS[:3], VECTORS[:FIRST], first.xy)  # lengths do not matter
+    assert np.linalg.norm(places - first.xy[:3], axis=1).max() < 0.1 * np.ptp(first.xy)
+    lone = place_beside(VECTORS[:1], VECTORS[5:6], np.array([[3.0, 4.0]], np.float32))
     assert lone.tolist() == [[3.0, 4.0]]
-    assert beside(VECTORS[:0], VECTORS[:5], first.xy[:5]).shape == (0, 2)
+    assert place_beside(VECTORS[:0], VECTORS[:5], first.xy[:5]).shape == (0, 2)
 
 
 def test_a_point_is_not_placed_between_clusters() -> None:
-    known = np.eye(5, 8, dtype=np.float32)
+    others = np.eye(5, 8, dtype=np.float32)
     xy = np.array([[0, 0], [0, 1], [1, 0], [100, 100], [101, 100]], np.float32)
-    placed = beside(np.ones((1, 8), np.float32), known, xy)  # as near to each
-    assert np.linalg.norm(placed) < 2
+    places = place_beside(np.ones((1, 8), np.float32), others, xy)  # as near to each
+    assert np.linalg.norm(places) < 2
 
 
 def test_blocks_do_not_change_where_points_are_placed(
     first: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = beside(VECTORS, VECTORS[:FIRST], first.xy)
-    monkeypatch.setattr(map2d, "BLOCK", 7)
-    np.testing.assert_allclose(beside(VECTORS, VECTORS[:FIRST], first.xy), whole, atol=1e-4)
+    whole = place_beside(VECTORS, VECTORS[:FIRST], first.xy)
+    monkeypatch.setattr(layout_module, "BLOCK", 7)
+    np.testing.assert_allclose(place_beside(VECTORS, VECTORS[:FIRST], first.xy), whole, atol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, FEW - 1])
 def test_a_few_points_have_a_map_too(rows: int) -> None:
-    found = layout(VECTORS[:rows], IDS[:rows])
-    assert found.xy.shape == (rows, 2)
-    assert np.isfinite(found.xy).all()
-    assert np.array_equal(layout(VECTORS[: rows + 1], IDS[: rows + 1], found).xy[:rows], found.xy)
+    result = layout(VECTORS[:rows], IDS[:rows])
+    assert result.xy.shape == (rows, 2)
+    assert np.isfinite(result.xy).all()
+    assert np.array_equal(layout(VECTORS[: rows + 1], IDS[: rows + 1], result).xy[:rows], result.xy)
 
 
 def test_zero_vectors_and_equal_ones_are_no_obstacle() -> None:
     vectors = np.concatenate(
         [np.zeros((3, 32), np.float32), np.repeat(VECTORS[:2], 10, axis=0), VECTORS[:60]]
     )
-    found = layout(vectors, [str(row) for row in range(len(vectors))])
-    assert np.isfinite(found.xy).all()
+    result = layout(vectors, [str(row) for row in range(len(vectors))])
+    assert np.isfinite(result.xy).all()
     same = layout(np.ones((FEW, 2), np.float32), IDS[:FEW])
     assert np.isfinite(same.xy).all()
 

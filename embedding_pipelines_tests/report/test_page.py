@@ -105,11 +105,11 @@ class Notes(Silent):
         self.notes.append(text)
 
 
-def written(home: Path, name: str = "p") -> tuple[Report, Page, list[str]]:
+def write_page(home: Path, name: str = "p") -> tuple[Report, Page, list[str]]:
     notes = Notes()
-    found = write_report(Warehouse(home), name, notes)
-    assert found.size_bytes == found.path.stat().st_size
-    return found, Page(found.path.read_text(encoding="utf-8")), notes.notes
+    report = write_report(Warehouse(home), name, notes)
+    assert report.size_bytes == report.path.stat().st_size
+    return report, Page(report.path.read_text(encoding="utf-8")), notes.notes
 
 
 @pytest.fixture(scope="module")
@@ -134,26 +134,28 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "on_front": True,
         "chosen": True,
     }
-    tuning = {
+    optimization = {
         "made_at": "2026-01-02T00:00:00+00:00",
         "method": "auto",
         "floor": 0.99,
         "confidence": 0.95,
-        "queries": {"tuning": 500, "held_out": 400, "from": "corpus"},
+        "queries": {"selection": 500, "held_out": 400, "from": "corpus"},
     }
-    write_json(run_of(home, "p").folder.optimization, {**tuning, "points": [{**point, **figures}]})
+    write_json(
+        run_of(home, "p").folder.optimization, {**optimization, "points": [{**point, **figures}]}
+    )
     return home
 
 
 @pytest.fixture(scope="module")
 def page(built: Path) -> Page:
-    return written(built)[1]
+    return write_page(built)[1]
 
 
 def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
     for words in (
         "Live release 2, of",
-        "kept are 1, 2",
+        "kept: 1, 2",
         "hashing:words",
         "pca 8, int8: 8 bytes a vector, 32 times smaller",
     ):
@@ -169,11 +171,11 @@ def test_every_chart_is_a_figure_or_a_sentence(page: Page) -> None:
     assert {VARIANCE, SIZE, RECALL} <= set(page.charts)
     assert page.values["charts"].keys() == set(page.charts)
     assert all(figure.keys() == {"data", "layout"} for figure in page.values["charts"].values())
-    assert f"{COST} Nothing was paid for" in page.text
+    assert f"{COST} There are no costs" in page.text
     assert f"{DRIFT} Drift is measured from the second release on" in page.text
     assert (
-        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; what is held out are 400 others"
-        in page.text
+        "optimize --method auto , floor 0.99: 1 candidates on 500 queries; 400 others "
+        "are held out" in page.text
     )
     assert "pca 8 sq ×2 32 0.995 0.991 – – 4 7 chosen" in page.text
 
@@ -200,13 +202,13 @@ def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
     write_csv(home, "a.csv", rows(6), HEADER)
     run_steps(home, "p")
     run_of(home, "p").folder.queries.unlink()
-    found, page, _ = written(home)
-    assert (found.charts, found.queries, found.release, found.points) == ([], 0, 1, 6)
+    report, page, _ = write_page(home)
+    assert (report.charts, report.queries, report.release, report.points) == ([], 0, 1, 6)
     for words in (
-        "Nothing was tuned yet",
+        "No candidates were measured",
         "`pca`",
         "needs two",
-        "No query is shown",
+        "No queries: the release has none",
         "none: 256 bytes a vector",
     ):
         assert words.replace("`", "") in page.text.replace("`", "").replace("  ", " ")
@@ -259,25 +261,25 @@ def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> N
 
 
 def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page) -> None:
-    asked = json.loads(run_of(built, "p").folder.queries.read_text())["queries"]
-    assert page.map["queries"]["texts"] == list(dict.fromkeys(query["text"] for query in asked))
+    queries = json.loads(run_of(built, "p").folder.queries.read_text())["queries"]
+    assert page.map["queries"]["texts"] == list(dict.fromkeys(query["text"] for query in queries))
     places = np.array([page.map["x"], page.map["y"]]).T
-    origin = places[page.map["documents"].index(asked[0]["from"])]
+    origin = places[page.map["documents"].index(queries[0]["from"])]
     query = np.array([page.map["queries"]["x"][0], page.map["queries"]["y"][0]])
     assert np.linalg.norm(query - origin) < np.median(np.linalg.norm(places - query, axis=1))
 
 
 def test_queries_that_the_cache_does_not_know_are_left_out(built: Path) -> None:
     folder = run_of(built, "p").folder
-    kept = json.loads(folder.queries.read_text())
+    stored = json.loads(folder.queries.read_text())
     write_json(
         folder.queries,
-        {"queries": [*kept["queries"][:2], {"id": "x", "text": "never embedded", "from": ""}]},
+        {"queries": [*stored["queries"][:2], {"id": "x", "text": "never embedded", "from": ""}]},
     )
     try:
-        assert written(built)[0].queries == 2
+        assert write_page(built)[0].queries == 2
     finally:
-        write_json(folder.queries, kept)
+        write_json(folder.queries, stored)
 
 
 def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
@@ -286,8 +288,8 @@ def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
     write_pipeline(home, "p", PIPELINE)
     write_csv(home, "a.csv", rows(20), HEADER)
     run_steps(home, "p")
-    _, before, notes = written(home)
-    assert ["is being laid out" in note for note in notes] == [True]
+    _, before, notes = write_page(home)
+    assert ["Laying out the map" in note for note in notes] == [True]
     changed = [
         *rows(20)[:-1],
         ("d19", "another text. It is about whale and fox", "tea", 2000, "2024-05-01"),
@@ -295,7 +297,7 @@ def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
     ]
     write_csv(home, "a.csv", changed, HEADER)
     run_steps(home, "p")
-    _, after, notes = written(home)
+    _, after, notes = write_page(home)
     assert notes == []
     old = {
         name: place
@@ -311,18 +313,18 @@ def test_known_points_stay_where_they_were_and_nothing_is_laid_out_again(
     for damage in (b"no parquet", b""):
         (path,) = (run_of(home, "p").folder.folder / "maps").glob("*.parquet")
         path.write_bytes(damage)
-        assert len(written(home)[2]) == 1  # made anew
+        assert len(write_page(home)[2]) == 1  # made anew
 
 
 def test_a_large_table_is_shown_by_the_same_sample_in_every_release(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_map, "MAX_POINTS", 10)
-    first, page, _ = written(built)
+    first, page, _ = write_page(built)
     assert (first.points, first.rows) == (10, 30)
     assert "10 of 30 chunks" in page.text
     monkeypatch.setattr(report_map, "MAX_POINTS", 20)
-    assert set(page.map["documents"]) < set(written(built)[1].map["documents"])
+    assert set(page.map["documents"]) < set(write_page(built)[1].map["documents"])
 
 
 @pytest.mark.parametrize(
@@ -332,8 +334,8 @@ def test_every_codec_s_vectors_can_be_shown(home: Path, chain: str) -> None:
     write_pipeline(home, "p", PIPELINE.replace("[{kind: pca, dimensions: 8}, int8]", chain))
     write_csv(home, "a.csv", rows(12), HEADER)
     run_steps(home, "p")
-    found, page, _ = written(home)
-    assert found.points == 12
+    report, page, _ = write_page(home)
+    assert report.points == 12
     assert np.isfinite(page.map["x"]).all()
 
 
@@ -341,19 +343,19 @@ def test_long_texts_are_cut(home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     write_csv(home, "a.csv", [*rows(10), ("long", "word " * 100, "x", 1, "2024-01-01")], HEADER)
     run_steps(home, "p")
-    texts = written(home)[1].map["texts"]
+    texts = write_page(home)[1].map["texts"]
     assert max(map(len, texts)) == TEXT_CHARACTERS + 1
     assert [text[-1] for text in texts if len(text) > TEXT_CHARACTERS] == ["…"]
 
 
 def test_kinds_beyond_twenty_are_others_and_a_column_of_ids_has_no_colours() -> None:
     values = [f"k{n % 40:02d}" for n in range(400)] + ["k00"] * 5
-    found = _column("c", "string", values)
-    assert found is not None
-    assert len(found["names"]) == KINDS + 1
-    assert (found["names"][0], found["names"][-1]) == ("k00", "other")
-    assert found["codes"][:2] == [0, 1]
-    assert found["codes"][39] == KINDS
+    column = _column("c", "string", values)
+    assert column is not None
+    assert len(column["names"]) == KINDS + 1
+    assert (column["names"][0], column["names"][-1]) == ("k00", "other")
+    assert column["codes"][:2] == [0, 1]
+    assert column["codes"][39] == KINDS
     assert _column("c", "string", [f"id-{n}" for n in range(1_000)]) is None
     assert _column("c", "bool", [True, None]) == {
         "name": "c",

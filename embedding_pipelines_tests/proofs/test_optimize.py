@@ -11,9 +11,14 @@ import pytest
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.metrics.neighbours import Neighbours, recall
-from embedding_pipelines.optimize import optimizer as tune_step
-from embedding_pipelines.optimize.optimizer import Tuned, Wish, refit, tune
-from embedding_pipelines.optimize.trial import Corpus
+from embedding_pipelines.optimize.optimize import (
+    QUERIES,
+    Goal,
+    OptimizeResult,
+    optimize_pipeline,
+    refit,
+)
+from embedding_pipelines.optimize.tables import Corpus
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.edit import edit_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -51,69 +56,70 @@ def embedded(
         lines = (json.dumps({"text": text}) + "\n" for text in texts[:count])
         (home / "data" / "texts.jsonl").write_text("".join(lines))
         write_pipeline(home, "texts", PIPELINE)
-        context = run_of(home, "texts")
-        for step, _ in steps(context):
+        run = run_of(home, "texts")
+        for step, _ in steps(run):
             if step == "codec":
                 break
         yield Embedded(home, FLOORS[request.param], texts[count : count + OTHERS])
 
 
 @pytest.fixture(scope="module")
-def tuned(embedded: Embedded) -> Tuned:
-    return tune(run_of(embedded.home, "texts"), Wish(("auto",), floor=embedded.floor))
+def result(embedded: Embedded) -> OptimizeResult:
+    return optimize_pipeline(run_of(embedded.home, "texts"), Goal(("auto",), floor=embedded.floor))
 
 
 def test_vectors_are_four_times_smaller_and_keep_the_floor(
-    tuned: Tuned, embedded: Embedded
+    result: OptimizeResult, embedded: Embedded
 ) -> None:
-    assert not tuned.problem
-    found = tuned.spec.optimized
-    assert found is not None
-    assert found.queries is not None
+    assert not result.problem
+    optimized = result.spec.optimized
+    assert optimized is not None
+    assert optimized.queries is not None
     # A sentence that has no beginning to ask for gives no query.
-    assert 0.9 * min(tune_step.QUERIES, TEXTS[OWN] // 2) < found.queries <= tune_step.QUERIES
-    assert found.times_smaller is not None
-    assert found.times_smaller >= 4
-    assert found.recall_at_10 is not None
-    assert found.lower_bound is not None
-    assert found.recall_at_10 >= found.lower_bound >= embedded.floor
+    assert 0.9 * min(QUERIES, TEXTS[OWN] // 2) < optimized.queries <= QUERIES
+    assert optimized.times_smaller is not None
+    assert optimized.times_smaller >= 4
+    assert optimized.recall_at_10 is not None
+    assert optimized.lower_bound is not None
+    assert optimized.recall_at_10 >= optimized.lower_bound >= embedded.floor
 
 
-def test_the_released_table_finds_what_was_promised_of_it(tuned: Tuned, embedded: Embedded) -> None:
-    """Other texts are asked, which are not in the corpus at all."""
+def test_the_released_table_finds_what_was_promised_of_it(
+    result: OptimizeResult, embedded: Embedded
+) -> None:
+    """The queries are other texts, which are not in the corpus at all."""
     path = embedded.home / "pipelines" / "texts.yaml"
-    with edit_pipeline(path, tuned.options, tuned.spec):
+    with edit_pipeline(path, result.options, result.spec):
         refit(run_of(embedded.home, "texts"))
         run_steps(embedded.home, "texts")
     searcher = Searcher(Warehouse(embedded.home), "texts")
-    release, context = searcher.release, run_of(embedded.home, "texts")
-    assert release.spec.compression == tuned.spec.compression
-    asked = Corpus(context).asked(searcher.model.embed(embedded.others, "query").vectors)
+    release, run = searcher.release, run_of(embedded.home, "texts")
+    assert release.spec.compression == result.spec.compression
+    vectors = searcher.model.embed(embedded.others, "query").vectors
+    exact = Corpus(run).query_set(vectors).exact
     names = [
         name
-        for partition in context.spec.partition_names
-        for batch in context.folder.embeddings.read(partition, ["chunk_id"])
+        for partition in run.spec.partition_names
+        for batch in run.folder.embeddings.read(partition, ["chunk_id"])
         for name in batch["chunk_id"].to_pylist()
     ]
-    truth = Neighbours(
-        [[names[row] for row in rows] for rows in asked.exact.ids], asked.exact.cosines
-    )
-    found = [
+    truth = Neighbours([[names[row] for row in rows] for rows in exact.ids], exact.cosines)
+    results = [
         [hit.chunk_id for hit in searcher.search_vector(vector, searcher.model.space).hits]
-        for vector in asked.vectors
+        for vector in vectors
     ]
-    assert recall(found, truth).mean() > embedded.floor - 0.005
+    assert recall(results, truth).mean() > embedded.floor - 0.005
 
 
-def test_what_no_compression_keeps_is_refused(tuned: Tuned, embedded: Embedded) -> None:
-    context = run_of(embedded.home, "texts")
+def test_what_no_compression_keeps_is_refused(result: OptimizeResult, embedded: Embedded) -> None:
+    run = run_of(embedded.home, "texts")
     path = embedded.home / "pipelines" / "texts.yaml"
     before = path.read_bytes()
-    refused = tune(context, Wish(("auto",), 96, embedded.floor))
+    refused = optimize_pipeline(run, Goal(("auto",), 96, embedded.floor))
     assert f"no compression is proven to keep a recall of {embedded.floor}" in refused.problem
     assert "The best is pca 96" in refused.problem
-    assert tuned.spec.optimized is not None
-    queries = tuned.spec.optimized.queries
+    assert result.spec.optimized is not None
+    queries = result.spec.optimized.queries
     with pytest.raises(CompressionError, match=rf"{queries} queries cannot prove a .* 0\.9999"):
-        tune(context, Wish(("auto",), floor=0.9999))
+        optimize_pipeline(run, Goal(("auto",), floor=0.9999))
     assert path.read_bytes() == before

@@ -1,0 +1,185 @@
+"""Finds the cheapest compression and index that keep a floor of recall.
+
+It first measures every compression without an index, which shows what cannot reach the floor. The
+smallest of the others become real tables. The cheapest one that keeps the floor must keep it again
+with queries that had no part in the choice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.metrics.neighbours import recall
+from embedding_pipelines.optimize.candidates import (
+    Compression,
+    Point,
+    fit_all,
+    list_compressions,
+    mark_front,
+    rank_eligible,
+)
+from embedding_pipelines.optimize.tables import (
+    ALPHA,
+    FIRST_QUERIES,
+    CandidateTable,
+    CandidateTables,
+    Corpus,
+    QuerySet,
+    search_codes,
+    summarize,
+)
+from embedding_pipelines.providers.common.prices import is_trained_for_truncation
+from embedding_pipelines.steps.vector_store import vector_columns
+from embedding_pipelines.stores.base import IndexChoice, Store
+
+MOST_TABLES = 12
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A compression and an index, and the bytes that a vector takes at least: its columns, and the
+    codes in the index."""
+
+    compression: Compression
+    chain: CodecChain
+    index: IndexChoice
+    bytes_per_vector: float
+
+
+@dataclass(frozen=True)
+class MeasuredTable:
+    """A point with its table and the store that opens it."""
+
+    point: Point
+    table: CandidateTable
+    store: Store
+
+
+def search_candidates(
+    corpus: Corpus,
+    tables: CandidateTables,
+    selection: QuerySet,
+    held_out: QuerySet,
+    floor: float,
+    most_ms: float,
+    only: int | None,
+) -> tuple[list[Point], Store | None]:
+    """Choose the cheapest point that keeps `floor`; all points, and the store of the chosen one.
+
+    Chooses none if the queries `held_out` certify none. Points of tables have times, others are of
+    codes alone. `most_ms` is the most that its median search may take; `only` restricts the
+    dimensions. Raises ConfigError if there are fewer.
+    """
+    space = corpus.space
+    if only is not None and only > space.dimensions:
+        raise ConfigError(
+            f"The vectors have {space.dimensions} dimensions, not {only}. Ask for "
+            f"{space.dimensions} or less."
+        )
+    trained = is_trained_for_truncation(space.provider, space.model)
+    compressions = list_compressions(space.dimensions, trained, corpus.rows, only)
+    chains = fit_all(compressions, corpus.blocks, space.dimensions)
+    first = selection.part(FIRST_QUERIES)
+    screened = []
+    for compression, rows in search_codes(corpus, chains, first).items():
+        size, figures = chains[compression].bytes_per_vector, summarize(recall(rows, first.exact))
+        screened.append(Point(compression, "none", None, size, *figures))
+    candidates: list[Candidate] = []
+    for point in screened:
+        if (point.recall_at_10 or 0.0) >= floor:
+            candidates += list_candidates(corpus, point.compression, chains[point.compression])
+    candidates = sorted(candidates, key=lambda candidate: candidate.bytes_per_vector)[:MOST_TABLES]
+    measured: list[MeasuredTable] = []
+    chosen = None
+    for number, candidate in enumerate(candidates):
+        corpus.run.progress.update("optimize", number, len(candidates), "tables")
+        name = f"candidate-{number}"
+        if chosen is None:
+            measured += _measure(tables, candidate, name, selection, floor, is_open=True)
+            later = [other.bytes_per_vector for other in candidates[number + 1 :]]
+            chosen = _certify(measured, held_out, floor, most_ms, min(later, default=float("inf")))
+        else:  # for comparison only, with fewer queries
+            measured += _measure(tables, candidate, name, first, floor, is_open=False)
+    exact = [entry.point.compression for entry in measured if entry.table.is_exact]
+    points = [entry.point for entry in measured]
+    points += [point for point in screened if point.compression not in exact]
+    mark_front(points)
+    return points, chosen.store if chosen else None
+
+
+def list_candidates(
+    corpus: Corpus, compression: Compression, chain: CodecChain
+) -> Iterator[Candidate]:
+    """The different ways in which the pipeline's store can keep and index the codes of a chain."""
+    layouts: set[str] = set()
+    for index in corpus.run.spec.store.index_choices(corpus.rows):
+        try:
+            index.store.check(chain.dtype, chain.dimensions)
+        except ConfigError:
+            continue
+        columns = vector_columns(index.store, chain)
+        bits = [column.type.list_size * column.type.value_type.bit_width for column in columns]
+        # The same size as float16, which has a higher recall.
+        is_wide = chain.dtype == "int8" and columns[0].type.value_type.bit_width > 8
+        if is_wide or (not index.bits and str(columns) in layouts):
+            continue
+        layouts.add(str(columns))
+        index_bits = min(index.bits, 1) if chain.metric == "hamming" else index.bits
+        size = (sum(bits) + index_bits * chain.dimensions) / 8
+        yield Candidate(compression, chain, index, size)
+
+
+def _measure(
+    tables: CandidateTables,
+    candidate: Candidate,
+    name: str,
+    query_set: QuerySet,
+    floor: float,
+    is_open: bool,
+) -> Iterator[MeasuredTable]:
+    """Build a table and search it with as much refining as it needs to keep the floor.
+
+    While the choice `is_open`, its lower bound must keep it, and the table stays for certification;
+    later the mean is enough.
+    """
+    index, chain = candidate.index, candidate.chain
+    table = tables.build(index.store, chain, name)
+    refines = not table.is_exact and chain.metric == "cosine"
+    finer = index.finer.items() if refines else ()
+    for refine, store in [(None, index.store), *finer]:
+        table = tables.reopen(table, store)
+        figures = table.measure(query_set, floor)
+        point = Point(
+            candidate.compression, index.name, refine, table.bytes_per_vector, **vars(figures)
+        )
+        yield MeasuredTable(point, table, store)
+        if is_open and figures.lower_bound >= floor:
+            return
+        if not is_open and figures.recall_at_10 >= floor:
+            break
+    tables.drop(table, index.store)
+
+
+def _certify(
+    measured: list[MeasuredTable], held_out: QuerySet, floor: float, most_ms: float, smallest: float
+) -> MeasuredTable | None:
+    """The first of the cheapest points that keeps the floor with the held-out queries, too.
+
+    Candidates without a table take `smallest` bytes at least. The first point gets half of ALPHA,
+    each later one half of the rest, so that the probability of any wrong bound is ALPHA at most.
+    """
+    alpha = ALPHA / 2 ** sum(entry.point.certified is not None for entry in measured)
+    entries = {id(entry.point): entry for entry in measured if entry.point.certified is None}
+    points = [entry.point for entry in entries.values()]
+    for point in rank_eligible(points, floor, most_ms):
+        if point.bytes_per_vector > smallest:
+            break
+        alpha /= 2
+        figures = entries[id(point)].table.measure(held_out, alpha=alpha)
+        point.held_out_recall = figures.recall_at_10
+        point.held_out_lower_bound = figures.lower_bound
+        point.chosen = point.certified = figures.lower_bound >= floor
+        if point.certified:
+            return entries[id(point)]
+    return None
