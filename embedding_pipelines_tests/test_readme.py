@@ -79,7 +79,10 @@ class Ran(NamedTuple):
 def first(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     home = tmp_path_factory.mktemp("readme")
     (home / ".venv").symlink_to(sys.prefix)
-    shutil.copy(ROOT / "workspace.yaml", home)
+    for name in ("workspace.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, home)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "embedding_pipelines", home / "embedding_pipelines", ignore=ignore)
     return Ran(home, run_section(SECTIONS[FIRST], home, CUT))
 
 
