@@ -6,6 +6,7 @@ nothing else in this package names the steps.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -21,6 +22,7 @@ from embedding_pipelines.steps.embeddings import refuse_wrong_dimensions, write_
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.steps.train import learn_model
 from embedding_pipelines.steps.vector_store import update_vector_store
+from embedding_pipelines.storage.warehouse import PipelineFolder
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class Run(StepContext):
 
     refit: bool = False
     force_reason: str = ""
+
+    @cached_property
+    def folder(self) -> PipelineFolder:
+        return self.warehouse.pipeline(self.spec.name)
 
 
 @dataclass(frozen=True)

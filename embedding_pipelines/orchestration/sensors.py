@@ -15,6 +15,7 @@ import dagster as dg
 from embedding_pipelines.embedding.batch_jobs import Batches
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.orchestration.chain import Run
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
@@ -26,7 +27,6 @@ from embedding_pipelines.orchestration.source import (
     observe,
 )
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.chain import StepContext
 from embedding_pipelines.steps.documents import known_files
 from embedding_pipelines.storage.warehouse import read_json
 
@@ -51,15 +51,11 @@ class Changes:
         return not (self.new or self.changed or self.deleted)
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN_FILES])}{' …' if len(names) > SHOWN_FILES else ''}"
-            for what, names in (
-                ("new", self.new),
-                ("changed", self.changed),
-                ("deleted", self.deleted),
-            )
-            if names
-        ]
+        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
+        parts = []
+        for group, names in groups.items():
+            shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
+            parts += [f"{len(names)} {group}: {shown}"] if names else []
         return "; ".join(parts) or "no file has changed"
 
 
@@ -101,18 +97,18 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     def source_sensor(
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
     ) -> dg.SensorResult:
-        step = StepContext(spec, warehouse.open(home))
+        run = Run(spec, warehouse.open(home))
         try:
-            files = spec.source.files(step.warehouse.home)
-            known = known_files(step)
+            files = spec.source.files(run.warehouse.home)
+            before = known_files(run)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
         listing = listing_of(files)
-        read = {name: tuple(statistics.stamp) for name, statistics in known.items()}
+        read = {name: tuple(statistics.stamp) for name, statistics in before.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
-            asked = "" if changes.is_empty else "; a run was asked for already"
-            return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
+            reason = str(changes) if changes.is_empty else f"{changes}; a run was asked for already"
+            return dg.SensorResult(skip_reason=reason, cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
         version, metadata = observe(files)
