@@ -116,7 +116,7 @@ def broken_file(path: Path, name: str, error: str) -> dg.Definitions:
         key,
         group_name=name,
         description=f"`{path.name}` is left out until it is corrected:\n\n```\n{lines}\n```",
-        metadata={"path": dg.MetadataValue.path(path), "error": error},
+        metadata={"path": dg.MetadataValue.path(path)},
     )
 
     @dg.asset_check(

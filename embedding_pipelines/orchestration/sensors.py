@@ -50,15 +50,11 @@ class Changes:
         return not (self.new or self.changed or self.deleted)
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN_FILES])}{' …' if len(names) > SHOWN_FILES else ''}"
-            for what, names in (
-                ("new", self.new),
-                ("changed", self.changed),
-                ("deleted", self.deleted),
-            )
-            if names
-        ]
+        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
+        parts = []
+        for group, names in groups.items():
+            shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
+            parts += [f"{len(names)} {group}: {shown}"] if names else []
         return "; ".join(parts) or "no file has changed"
 
 

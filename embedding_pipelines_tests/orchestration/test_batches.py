@@ -47,7 +47,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
 
 def later(home: Path, server: BatchServer) -> PipelineSpec:
     """The notes, embedded later."""
-    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: ZOO_KEY, mode: batch"
+    options = (
+        f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, "
+        "api_key_env: ZOO_KEY, mode: batch"
+    )
     before = f"{{provider: hashing, dimensions: {DIMENSIONS}}}"
     assert before in NOTES
     notes = NOTES.replace(before, f"{{provider: openai, {options}}}").partition("evaluation:")[0]

@@ -1,5 +1,6 @@
 """What the web interface gets to see, and backfills that are launched from it."""
 
+import itertools
 import json
 import os
 import signal
@@ -44,6 +45,7 @@ LAUNCH = """mutation($what: LaunchBackfillParams!) {launchPartitionBackfill(back
 STATUS = """query($id: String!) {partitionBackfillOrError(backfillId: $id)
 {... on PartitionBackfill{status error{message} runs(limit: 9){status}}}}"""
 
+RUNS = "{runsOrError{... on Runs{results{startTime endTime}}}}"
 ENDED = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 
 Ask = Callable[..., Any]
@@ -139,7 +141,7 @@ def launch(ask: Ask, assets: Sequence[str], partitions: Sequence[int]) -> str:
 
 
 @pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that
-def test_backfills_of_all_and_of_some_partitions_end_in_a_release(
+def test_backfills_of_all_and_of_some_partitions_end_in_a_release_one_run_after_the_other(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     assert run(notes(home), instance).success
@@ -159,4 +161,8 @@ def test_backfills_of_all_and_of_some_partitions_end_in_a_release(
             assert state["status"] == "COMPLETED_SUCCESS", log.read_text()
             assert {found["status"] for found in state["runs"]} == {"SUCCESS"}
             assert len(state["runs"]) < PARTITIONS
+        runs = ask(RUNS)["runsOrError"]["results"]
+        times = sorted((found["startTime"], found["endTime"]) for found in runs)
+        # The pool keeps a run in the queue until the one before it has ended.
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
     assert live_rows(home) == 60
