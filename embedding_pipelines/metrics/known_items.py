@@ -1,8 +1,8 @@
 """Known items: queries taken from the texts themselves. The answer to each is the document that it
 was taken from.
 
-They need no relevance judgements. How many are found says how much of what a text is about the vectors
-keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+They need no relevance judgements. How many searches find says how much of what a text is about the
+vectors keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
 import re
@@ -30,7 +30,8 @@ _WORD = re.compile(
 _ADDRESS = re.compile(r"\b(?:https?://|www\.)[^\s<>]+")
 _MARKS = re.compile(r"^[\s#>*=~`|•–-]+|[\s#*=~`|]+$")  # of Markdown and reStructuredText
 _END = re.compile(
-    r"(?<![\s.][^\W\d])[.!?…؟।॥։]+[\"'”’»)\]]*(?=\s)"  # with a space behind it, but not "e.g. Java", "J. Doe"
+    # With a space behind it, but not "e.g. Java", "J. Doe".
+    r"(?<![\s.][^\W\d])[.!?…؟।॥։]+[\"'”’»)\]]*(?=\s)"
     r"|[。！？｡]+[」』”’）]*"
     r"|\n"
 )

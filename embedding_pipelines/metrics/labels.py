@@ -21,7 +21,7 @@ def leave_one_out_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) 
     """
     if len(labels) != len(vectors) or len(vectors) < 2:
         raise ValueError(
-            f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two vectors at least."
+            f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two at least."
         )
     near, cosines = nearest_others(vectors, min(k, len(vectors) - 1))
     names, kinds = np.unique(np.asarray(labels, object).astype(str), return_inverse=True)

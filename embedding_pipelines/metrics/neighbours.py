@@ -17,7 +17,8 @@ K = 10  # neighbours that recall is measured by
 TIES = 5  # so many times as many are kept, because equal vectors may stand in for one another
 COSINES_AT_ONCE = 8_000_000  # 32 MB, and as much again to find the greatest
 SORTED_AT_ONCE = 1_000_000  # 4 MB, and 8 of row numbers in the order of their cosines
-SAME = 1e-6  # cosines nearer than this are equal: they vary with the shape of a product by about as much
+# Cosines nearer than this are equal: they vary with the shape of a product by about as much.
+SAME = 1e-6
 
 
 class Neighbours(NamedTuple):

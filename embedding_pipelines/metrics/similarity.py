@@ -52,8 +52,8 @@ def find_most_similar(
     documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
     if documents.ndim != 2 or query.shape != documents.shape[1:]:
         raise ValueError(
-            f"A query of shape {query.shape} cannot be compared with documents of shape {documents.shape}: "
-            "give [d] and [n, d]."
+            f"A query of shape {query.shape} cannot be compared with documents of shape "
+            f"{documents.shape}: give [d] and [n, d]."
         )
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
@@ -99,7 +99,8 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
     """
     if not len(left) == len(right) == len(scores):
         raise ValueError(
-            f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
+            f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each "
+            "a pair."
         )
     with np.errstate(invalid="ignore"):
         ranks = _ranks(cosine(left, right)), _ranks(np.asarray(scores))

@@ -38,8 +38,8 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
     """Run every check that is on. One that raises becomes an inconclusive warning; it is repeated
     next run unless the budget ran out.
 
-    The candidate holds its metrics afterwards, and its figures are kept for later candidates. Raises
-    as `gather` and `search`. A table whose structure is broken is not measured.
+    The candidate holds its metrics afterwards, and its figures are kept for later candidates. A
+    table whose structure is broken is not measured. Raises as `gather` and `search`.
     """
     run, on = candidate.run, effects(candidate.run.spec)
     try:

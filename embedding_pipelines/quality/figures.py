@@ -1,5 +1,5 @@
-"""What is kept of each release's measurements, for the candidates after it: the figure of every query
-and a sketch of the vectors."""
+"""What is kept of each release for the candidates after it: every query's figures, and a sketch of
+the vectors."""
 
 import zipfile
 

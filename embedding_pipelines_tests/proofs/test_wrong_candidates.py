@@ -92,7 +92,7 @@ class Faulty(EmbeddingModel):
     proves nothing of it."""
 
     def __init__(self, inner: EmbeddingModel) -> None:
-        super().__init__(inner.options)
+        super().__init__(inner.options, inner.home)
         self.inner = inner
 
     @property

@@ -116,7 +116,7 @@ class Prompted(HashingModel):
     """Needs to be told which is which; `deaf` to it, as a server that drops what it is told."""
 
     def __init__(self, deaf: bool = False) -> None:
-        super().__init__(Hashing())
+        super().__init__(Hashing(), Path())
         self.deaf = deaf
 
     @property
@@ -178,7 +178,7 @@ def test_a_tenth_of_the_rows_zeroed_is_stopped_since_zero_is_no_vector(released:
 def test_queries_embedded_by_another_model_are_stopped_since_they_find_nothing(
     released: Path,
 ) -> None:
-    found = outcomes(released, OtherQueries(Hashing()))
+    found = outcomes(released, OtherQueries(Hashing(), Path()))
     assert failed(list(found.values())) == ["known_items_are_found", "not_worse_than_live"]
     assert "not embedded by the same model" in found["known_items_are_found"].sentence
     assert live(released) == 1
@@ -201,7 +201,7 @@ class NamedE5(HashingModel):
 
 
 def test_a_model_that_is_not_given_the_prompts_of_its_family_is_stopped(released: Path) -> None:
-    check = outcomes(released, NamedE5(Hashing()))["input_types_differ"]
+    check = outcomes(released, NamedE5(Hashing(), Path()))["input_types_differ"]
     assert check.blocks
     assert "'query: '" in check.sentence
     assert "'passage: '" in check.sentence
@@ -216,7 +216,7 @@ class Changed(HashingModel):
 
 def test_a_provider_that_has_silently_changed_its_model_is_stopped(released: Path) -> None:
     write_csv(released, "b.csv", [("new", "a new text", "x")])
-    found = outcomes(released, Changed(Hashing()))
+    found = outcomes(released, Changed(Hashing(), Path()))
     assert found["provider_is_unchanged"].blocks
     assert "was changed under its name" in found["provider_is_unchanged"].sentence
     assert live(released) == 1
@@ -461,14 +461,14 @@ def test_measures_can_be_turned_off_to_the_last_call(released: Path) -> None:
     )
     write(released, f"evaluation: {{known_items: 0, checks: {off}}}\n")
 
-    assert not failed(checks_of(run_of(released, "p", Silent(Hashing()))))
+    assert not failed(checks_of(run_of(released, "p", Silent(Hashing(), Path()))))
 
 
 def test_what_passed_is_not_measured_again(released: Path) -> None:
     context = run_of(released, "p")
     before = read_json(context.folder.checks)
 
-    checks_of(run_of(released, "p", Silent(Hashing())))
+    checks_of(run_of(released, "p", Silent(Hashing(), Path())))
     assert read_json(context.folder.checks) == before
 
 
@@ -487,7 +487,7 @@ def test_other_data_is_told_and_released(released: Path) -> None:
         for i in range(DOCUMENTS)
     ]
     write_csv(released, "a.csv", other)
-    found = outcomes(released, HashingModel(Hashing()))
+    found = outcomes(released, HashingModel(Hashing(), Path()))
     assert not found["data_has_not_drifted"].passed
     assert not found["data_has_not_drifted"].blocks
 
@@ -594,7 +594,7 @@ class Away(HashingModel):
 
 def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released: Path) -> None:
     write(released, "compression: [{kind: truncate, dimensions: 8}]\n")
-    found = outcomes(released, Away(Hashing()))
+    found = outcomes(released, Away(Hashing(), Path()))
     assert not found["provider_is_unchanged"].blocks
     assert "Inconclusive: The service is away." in found["provider_is_unchanged"].sentence
     assert found["not_worse_than_live"].blocks
@@ -602,7 +602,9 @@ def test_what_a_service_did_not_answer_is_asked_again_and_hides_nothing(released
     assert not is_settled(released)
     assert "not_worse_than_live" in pipeline_status(context.spec, context.warehouse)["held_back"]
     assert all(check.conclusive for check in checks_of(context))
-    assert failed(current_checks(context).checks) == ["not_worse_than_live"]  # type: ignore[union-attr]
+    record = current_checks(context)
+    assert record is not None
+    assert failed(record.checks) == ["not_worse_than_live"]
 
 
 def test_a_table_that_was_emptied_is_held_back(released: Path) -> None:

@@ -1,5 +1,5 @@
-"""Every document is in the table through its chunks, was empty, or was rejected by the provider; none
-is lost or duplicated."""
+"""Every document is in the table through its chunks, was empty, or was rejected by the provider;
+none is lost or duplicated."""
 
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.storage.warehouse import Manifest
