@@ -133,11 +133,11 @@ def _sample(vectors: Vectors, rows: int, random: np.random.Generator) -> Vectors
 
 def _distinct(words: Sequence[str]) -> list[str]:
     """The first KEYWORDS words of which none begins with another: "card" stands for "cards" too."""
-    kept: list[str] = []
+    result: list[str] = []
     for word in words:
-        if not any(word.startswith(other) or other.startswith(word) for other in kept):
-            kept.append(word)
-    return kept[:KEYWORDS]
+        if not any(word.startswith(other) or other.startswith(word) for other in result):
+            result.append(word)
+    return result[:KEYWORDS]
 
 
 def _units(vectors: Vectors) -> Vectors:
