@@ -42,8 +42,9 @@ def find_outliers(
     all others.
 
     A row's score is 1 less the cosine with its 20th nearest neighbour, in [0, 2], among all rows or
-    REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without a release, ConfigError for a number or a
-    share that cannot be, and for a table of less than two rows.
+    REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without
+    a release, ConfigError for a number or a share that cannot be, and for a table of less than two
+    rows.
     """
     if number is not None and share is not None:
         raise ConfigError("Name the number of outliers or their share, not both.")

@@ -48,13 +48,14 @@ def fit_clusters(vectors: Vectors, k: int | None = None, seed: int = 0) -> Clust
     units = _units(_sample(vectors, FIT_ROWS, random))
     directions = len(np.unique(units, axis=0))
     silhouette = None
-    # On a busy machine k-means takes ten times as long by two threads as by one: they wait spinning.
+    # On a busy machine two threads take ten times as long as one: they wait spinning.
     with need("threadpoolctl", "explore").threadpool_limits(1):
         if k is None:
             k, silhouette = _choose(_sample(units, CHOICE_ROWS, random), seed)
         if not 1 <= k <= directions:
             raise ValueError(
-                f"k is {k}; it must lie between 1 and {directions:,}, the number of different vectors."
+                f"k is {k}; it must lie between 1 and {directions:,}, the number of different "
+                "vectors."
             )
         labels, centres = _fit(units, k, seed)
     order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
