@@ -59,14 +59,14 @@ def find_outliers(
     if share is not None:
         number = max(1, round(share * total))
     number = number or DEFAULT_NUMBER
-    chosen, sample = table.sample(REFERENCE_ROWS, "stored", ["chunk_id"])
+    numbers, sample = table.sample(REFERENCE_ROWS, "stored", ["chunk_id"])
     reference = unit(matrix(sample))
     k = min(NEIGHBOURS, max(1, (len(reference) - 1) // 2))  # the usual ones are at least half
     best, done = None, 0
     scores = np.empty(total, np.float32)
     for batch in table.read("stored", OWN_COLUMNS):
         part = slice(done, done + batch.num_rows)
-        own = np.isin(np.arange(part.start, part.stop), chosen, assume_unique=True)
+        own = np.isin(np.arange(part.start, part.stop), numbers, assume_unique=True)
         scores[part] = isolation(unit(matrix(batch)), reference, own, k)
         rows = pa.Table.from_batches([batch.select(OWN_COLUMNS)])
         rows = rows.add_column(0, "score", pa.array(scores[part]))

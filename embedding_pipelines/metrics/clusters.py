@@ -48,13 +48,14 @@ def fit_clusters(vectors: Vectors, k: int | None = None, seed: int = 0) -> Clust
     units = _units(_sample(vectors, FIT_ROWS, random))
     directions = len(np.unique(units, axis=0))
     silhouette = None
-    # On a busy machine k-means takes ten times as long by two threads as by one: they wait spinning.
+    # On a busy machine two threads take ten times as long as one: they wait spinning.
     with need("threadpoolctl", "explore").threadpool_limits(1):
         if k is None:
             k, silhouette = _choose(_sample(units, CHOICE_ROWS, random), seed)
         if not 1 <= k <= directions:
             raise ValueError(
-                f"k is {k}; it must lie between 1 and {directions:,}, the number of different vectors."
+                f"k is {k}; it must lie between 1 and {directions:,}, the number of different "
+                "vectors."
             )
         labels, centres = _fit(units, k, seed)
     order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
@@ -133,11 +134,11 @@ def _sample(vectors: Vectors, rows: int, random: np.random.Generator) -> Vectors
 
 def _distinct(words: Sequence[str]) -> list[str]:
     """The first KEYWORDS words of which none begins with another: "card" stands for "cards" too."""
-    kept: list[str] = []
+    result: list[str] = []
     for word in words:
-        if not any(word.startswith(other) or other.startswith(word) for other in kept):
-            kept.append(word)
-    return kept[:KEYWORDS]
+        if not any(word.startswith(other) or other.startswith(word) for other in result):
+            result.append(word)
+    return result[:KEYWORDS]
 
 
 def _units(vectors: Vectors) -> Vectors:

@@ -6,11 +6,11 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 COSINES_AT_ONCE = 8_000_000  # 32 MB
-# So many neighbours make a row usual: a handful of odd ones that are alike still stand out. Measured
-# with MiniLM on 6,000 texts of one kind (bank questions, docstrings, captions; 2,312 of PEPs) with
-# 60 of another among them, all twelve pairs of kinds: mean average precision by the 5th neighbour
-# 0.61, the 10th 0.66, the 20th 0.72, the 50th 0.82; by scikit-learn's local outlier factor of 20
-# neighbours 0.14, of 100 neighbours 0.62.
+# So many neighbours make a row usual: a handful of odd ones that are alike still stand out.
+# Measured with MiniLM on 6,000 texts of one kind (bank questions, docstrings, captions; 2,312 of
+# PEPs) with 60 of another among them, all twelve pairs of kinds: mean average precision by the 5th
+# neighbour 0.61, the 10th 0.66, the 20th 0.72, the 50th 0.82; by scikit-learn's local outlier
+# factor of 20 neighbours 0.14, of 100 neighbours 0.62.
 NEIGHBOURS = 20
 
 
