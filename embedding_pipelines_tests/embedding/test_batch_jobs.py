@@ -827,7 +827,7 @@ def test_a_batch_that_the_service_does_not_know_is_not_paid_for_again_but_told(
     server.batches.clear()
     for _ in range(2):
         with pytest.raises(
-            ProviderError, match=r"does not know batch batch_\d+: No batch found.*another key"
+            ProviderError, match=r"has no batch batch_\d+: No batch found.*another key"
         ) as caught:
             embedded(zoo)
     assert "data/warehouse/batch_jobs" in str(caught.value)
@@ -856,7 +856,7 @@ def test_results_that_cannot_be_read_at_all_are_not_paid_for_again(
     server.finish_all()
     for _ in range(2):
         with pytest.raises(
-            ProviderError, match=r"none of the 12 lines of the results of batch .* can be read"
+            ProviderError, match=r"the 12 lines of the results of batch .* are all unreadable"
         ):
             embedded(zoo)
     assert server.asked["create"] == 1
