@@ -71,7 +71,9 @@ def command(
 def _words(name: str, pipeline: str) -> Iterator[str]:
     """A command with a pipeline and something for every argument and option that it requires."""
     yield name
-    for parameter in inspect.signature(COMMANDS[name]).parameters.values():  # type: ignore[arg-type]
+    function = COMMANDS[name]
+    assert function is not None
+    for parameter in inspect.signature(function).parameters.values():
         annotation: Any = parameter.annotation
         if parameter.name in ("name", "names"):
             yield pipeline

@@ -51,10 +51,8 @@ def test_a_chosen_compression_is_measured_written_and_released(
     assert "pca 48, int8" in said.out
     assert "times less than float32 alone." in said.out
     text = file_of(built)
-    assert (
-        "model: {provider: hashing}\ncompression: [{kind: pca, dimensions: 48}, {kind: int8}]\noptimized: {"
-        in text
-    )
+    chain = "compression: [{kind: pca, dimensions: 48}, {kind: int8}]"
+    assert f"model: {{provider: hashing}}\n{chain}\noptimized: {{" in text
     assert text.endswith("schedule: '0 2 * * *'   # nightly\n")
     searcher = Searcher(Warehouse(built), "p")
     assert searcher.release.number == 2

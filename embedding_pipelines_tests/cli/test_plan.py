@@ -22,7 +22,8 @@ from embedding_pipelines_tests.runs import run_whole
 ROWS = [(number, f"tale {number} of the fox", "tale") for number in range(30)]
 REMOTE = """\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
-model: {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
+model:
+  {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
 partitions: 2
 """
 
