@@ -11,7 +11,7 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
 
     `context` is in tokens of one text, `usd_per_million` and `usd_batch` in USD per million tokens
     (0: free, on one's own machine), `retires` a date such as "2028-05-14", `revision` the commit on
-    the hub that an alias stands for. What is not known is None.
+    the hub that an alias stands for. None where it is unknown.
     """
     names: list[tuple[str, str | None]] = [
         (str(target), alias) for alias, target in ALIASES.items()

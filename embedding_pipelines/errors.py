@@ -1,32 +1,32 @@
-"""Every error a user can meet, and a guess at what was meant.
+"""All errors that a user can meet, and a guess at what a wrong name meant.
 
 EmbeddingPipelinesError            what went wrong, where, what to do next
 ├── ConfigError                    a pipeline file, an option or an environment variable
 ├── SourceError                    a missing file, a wrong column, duplicate ids, too many bad rows
 ├── ProviderError                  the model is unavailable or returned an invalid reply
-├── BudgetError                    a run has spent what it may
-├── SpaceMismatchError             vectors of two spaces would meet
+├── BudgetError                    a run has used up its budget
+├── SpaceMismatchError             a comparison of vectors of two spaces
 ├── CompressionError               a codec that cannot be fitted or applied
 ├── StoreError                     a table, an index or a filter
-├── ReleaseError                   nothing released yet, or a version that its checks did not pass
+├── ReleaseError                   no release yet, or a version that failed its checks
 └── BusyError                      another process holds the pipeline
 
-The text of each is complete: command line, API and Dagster print it without a traceback. It never
-holds a secret.
+The text of each stands for itself: command line, API and Dagster print it without a traceback. It
+never holds a secret.
 """
 
 import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """A question, with a space before it, if one of the known names is near; else nothing."""
-    near = difflib.get_close_matches(given, list(known), n=1)
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """A question, with a space before it, if one of the names is near; else nothing."""
+    near = difflib.get_close_matches(given, list(names), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 class EmbeddingPipelinesError(Exception):
-    """Base of all errors that a user can mend; `str(error)` is the whole story."""
+    """Base of all errors that a user can fix; `str(error)` says how."""
 
 
 class ConfigError(EmbeddingPipelinesError):
@@ -50,27 +50,27 @@ class Busy(ProviderError):
 
 
 class Unreachable(ProviderError):
-    """A fault on the way or in the service (timeout, reset, 500): the same request may succeed."""
+    """A fault of network or service (timeout, reset, 500): the same request may succeed later."""
 
 
 class InvalidReply(Unreachable):
-    """A reply with status 200 that makes no sense: probably billed, and worth nothing."""
+    """A reply with status 200 that cannot be used, though the service may have billed it."""
 
 
 class BadInput(ProviderError):
-    """The service rejects a text of this request (400, 422) and always will."""
+    """The service rejects a text of this request (400, 422), now and later."""
 
 
 class TooLarge(ProviderError):
-    """The request holds too much, though each text may be right (413): split it."""
+    """The request is too large, though each text may be right (413): split it."""
 
 
 class BudgetError(EmbeddingPipelinesError):
-    """The run has spent what its budget allows; the next one goes on from there."""
+    """The run has used up its budget; the next run goes on from there."""
 
 
 class SpaceMismatchError(EmbeddingPipelinesError):
-    """Vectors of two spaces would have been compared."""
+    """Vectors of two spaces cannot be compared."""
 
 
 class CompressionError(EmbeddingPipelinesError):
@@ -82,8 +82,8 @@ class StoreError(EmbeddingPipelinesError):
 
 
 class ReleaseError(EmbeddingPipelinesError):
-    """No release to read, or a version that did not pass its checks."""
+    """No release yet, or a version that failed its checks."""
 
 
 class BusyError(EmbeddingPipelinesError):
-    """Another process is at work on this pipeline."""
+    """Another process holds the pipeline."""

@@ -18,7 +18,7 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import Lookup, look_up
 from embedding_pipelines.embedding.packing import pack
-from embedding_pipelines.quality.cost import tokens_to_measure
+from embedding_pipelines.quality.evaluate import cost
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.codec import codec_path, load_codec
@@ -91,7 +91,7 @@ def _count(run: Run) -> Plan:
     _count_rows(run, result, is_trained)
     direct = _count_texts(run, result, is_trained)
     if is_trained and (result.rows_new or result.rows_changed or result.rows_deleted):
-        result.tokens_to_check = tokens_to_measure(run)
+        result.tokens_to_check = cost(run)
     later = result.tokens - direct
     budget = BudgetTracker.of(spec.budget, options, batch_jobs=later > 0)
     result.within_budget = budget.holds(later or direct)

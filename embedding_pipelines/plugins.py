@@ -1,7 +1,9 @@
-"""How a stage finds its choices: the classes in its folder, and those other packages register.
+"""How a folder finds its choices, metrics and checks: those of its files, and those that other
+packages register.
 
-Adding a choice is adding a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
-package registers its own under the entry point group `embedding_pipelines.<stage>`.
+To add a choice, add a file: `sources/csv.py` with a `Source` whose `kind` is `"csv"`. Another
+package registers its own under the entry point group `embedding_pipelines.<folder>`, with a dot
+between folders.
 """
 
 import functools
@@ -9,82 +11,110 @@ import importlib
 import importlib.metadata
 import operator
 import pkgutil
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from embedding_pipelines.errors import ConfigError
 
+T = TypeVar("T")
+
 
 class Choice(BaseModel):
-    """Base of everything a user chooses in a pipeline file: frozen, unknown keys refused."""
+    """Base of everything a user chooses in a pipeline file: frozen, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     kind: str
 
 
+def objects(folder: str, kind: type[T]) -> dict[str, T]:
+    """All objects of `kind`, a class with a `name`, by name: those at the top of a folder's files
+    and one of each subclass there. Entry points of `embedding_pipelines.<folder>` come after.
+
+    Raises ConfigError for two of one name, and for an entry point that is none.
+    """
+    members = _members(folder, kind)
+    values = [member() if isinstance(member, type) else member for member in members]
+    return _unique(folder, [(value.name, value) for value in values])
+
+
+def names(folder: str) -> list[str]:
+    """The files of a folder, without importing them, and the names of its entry points."""
+    path = Path(__file__).parent.joinpath(*folder.split("."))
+    files = [module.name for module in pkgutil.iter_modules([str(path)])]
+    return files + [entry.name for entry in _entry_points(folder)]
+
+
 @functools.cache
 def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
-    """All concrete subclasses of `base` by kind.
+    """All concrete subclasses of `base` by kind, those of entry points last.
 
-    `stage` is a folder of this package ("sources"); every module in it is imported, so these
-    modules import nothing heavy at the top. Entry points of `embedding_pipelines.<stage>` come
-    after.
+    `stage` is a folder of this package ("sources"). This imports every module in it, so these
+    import nothing heavy at their top.
     """
-    package = importlib.import_module(f"embedding_pipelines.{stage}")
-    modules = [
-        importlib.import_module(f"{package.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(package.__path__)
-    ]
-    classes = [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value.__module__ == module.__name__
-    ]
-    for entry in importlib.metadata.entry_points(group=f"embedding_pipelines.{stage}"):
-        classes.append(_loaded(entry, base))
-    found: dict[str, type[Choice]] = {}
-    for cls in classes:
-        kind = _kind(cls)
-        if kind in found:
-            raise ConfigError(
-                f"{stage}: {cls.__module__} and {found[kind].__module__} both are {kind!r}. Remove one."
-            )
-        if kind is not None:
-            found[kind] = cls
-    return found
+    classes: list[Any] = [cls for cls in _members(stage, base) if isinstance(cls, type)]
+    kinds = [(cls.model_fields["kind"].default, cls) for cls in classes]  # of a base class none
+    return _unique(stage, [(kind, cls) for kind, cls in kinds if isinstance(kind, str)])
 
 
 def choice_type(stage: str, base: type[Choice]) -> Any:
     """The discriminated union of a stage's choices, for a pydantic field or `parse`."""
-    found = tuple(choices(stage, base).values())
-    union = functools.reduce(operator.or_, found)
-    return Annotated[union, Field(discriminator="kind")] if len(found) > 1 else union
+    classes = tuple(choices(stage, base).values())
+    union = functools.reduce(operator.or_, classes)
+    return Annotated[union, Field(discriminator="kind")] if len(classes) > 1 else union
 
 
 def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
-    """One choice from its options, e.g. `{"kind": "hf", "model": …}`; pydantic.ValidationError if
-    wrong."""
+    """One choice from its options, e.g. `{"kind": "hf", "model": …}`.
+
+    Raises pydantic.ValidationError for wrong ones.
+    """
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
-def _loaded(entry: importlib.metadata.EntryPoint, base: type[Choice]) -> type[Choice]:
-    where = f"The entry point {entry.name!r} ({entry.value}) of another package"
-    try:
-        cls = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"{where} cannot be loaded: {error}. Mend or uninstall that package."
-        ) from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ConfigError(f"{where} is no {base.__name__}. Mend or uninstall that package.")
-    return cls
+def _members(folder: str, kind: type) -> list[Any]:
+    """The objects of `kind` and the subclasses of it in a folder's files, then in entry points."""
+    package = importlib.import_module(f"embedding_pipelines.{folder}")
+    modules = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    members = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if _is_member(value, kind)
+        and (not isinstance(value, type) or value.__module__ == module.__name__)
+    ]
+    for entry in _entry_points(folder):
+        where = f"The entry point {entry.name!r} ({entry.value}) of another package"
+        try:
+            members.append(entry.load())
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"{where} cannot be loaded: {error}. Fix or uninstall that package."
+            ) from error
+        if not _is_member(members[-1], kind):
+            raise ConfigError(f"{where} is no {kind.__name__}. Fix or uninstall that package.")
+    return members
 
 
-def _kind(cls: type[Choice]) -> str | None:
-    default = cls.model_fields["kind"].default
-    return default if isinstance(default, str) else None
+def _is_member(value: object, kind: type) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, kind) and value is not kind
+    return isinstance(value, kind)
+
+
+def _unique(folder: str, members: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for name, value in members:
+        if result.setdefault(name, value) is not value:
+            modules = f"{value.__module__} and {result[name].__module__}"
+            raise ConfigError(f"{folder}: {modules} both are {name!r}. Remove one.")
+    return result
+
+
+def _entry_points(folder: str) -> importlib.metadata.EntryPoints:
+    return importlib.metadata.entry_points(group=f"embedding_pipelines.{folder}")

@@ -1,5 +1,4 @@
-"""How a step tells how far it is and what it did. Who shows it (a terminal, Dagster's log) decides
-how."""
+"""Progress of a step, and the report of what it did, for a terminal or Dagster's log to show."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,11 +7,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step did. `statistics` are JSON values with their unit in the name; counts are
-    rows."""
+    """What a step did; `statistics` are JSON values with the unit in the name, else rows."""
 
     step: str
-    changed: bool  # False: everything was up to date and nothing was written
+    changed: bool  # False: everything was up to date, so the step wrote nothing
     statistics: dict[str, Any]
     partition: str | None = None
     seconds: float = 0.0
@@ -20,13 +18,13 @@ class StepReport:
 
 class Progress(Protocol):
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
-        """`done` of `total` `unit` ("rows", "tokens") are finished; total None when unknown."""
+        """`done` of `total` `unit` ("rows", "tokens") are finished; total None: unknown."""
 
     def note(self, text: str) -> None:
-        """One thing the user should know, though it is no error."""
+        """Tell the user something that is no error."""
 
     def finish(self, report: StepReport) -> None:
-        """A step is done, all its partitions together."""
+        """A step has finished all its partitions."""
 
 
 class Silent:
@@ -42,8 +40,7 @@ class Silent:
         pass
 
 
-# Statistics that are not added up over partitions: name -> (the fact that is divided, by which one,
-# digits).
+# Statistics that cannot be summed over partitions: name -> (dividend, divisor, digits).
 RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
     "seconds_per_request": ("request_seconds", "requests", 3),
@@ -51,28 +48,24 @@ RATES = {
 }
 
 
-def rates(statistics: dict[str, Any]) -> dict[str, float]:
-    """The rates that these statistics give."""
-    found = {
-        name: (statistics.get(over), statistics.get(under), digits)
-        for name, (over, under, digits) in RATES.items()
-    }
-    return {
-        name: round(over / under, digits or None)
-        for name, (over, under, digits) in found.items()
-        if over and under
-    }
+def compute_rates(statistics: dict[str, Any]) -> dict[str, float]:
+    """The RATES that these statistics give."""
+    rates: dict[str, float] = {}
+    for name, (dividend, divisor, digits) in RATES.items():
+        if statistics.get(dividend) and statistics.get(divisor):
+            rates[name] = round(statistics[dividend] / statistics[divisor], digits or None)
+    return rates
 
 
 def sum_reports(step: str, reports: Iterable[StepReport]) -> StepReport:
-    """The reports of a step's partitions as one: counts added up, rates taken anew."""
+    """The reports of a step's partitions as one, with counts summed and rates computed again."""
     reports = list(reports)
     statistics: dict[str, Any] = {}
     for report in reports:
         for name, value in report.statistics.items():
             if name not in RATES and isinstance(value, int | float):
                 statistics[name] = statistics.get(name, 0) + value
-    statistics.update(rates(statistics))
+    statistics.update(compute_rates(statistics))
     statistics["partitions"] = len(reports)
     statistics["changed_partitions"] = sum(report.changed for report in reports)
     return StepReport(step, any(report.changed for report in reports), statistics)

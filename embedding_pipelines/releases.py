@@ -8,7 +8,7 @@ import contextlib
 import json
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
@@ -57,7 +57,15 @@ class Releases(BaseModel):
 
 
 def read_releases(folder: PipelineFolder) -> Releases:
-    return Releases.model_validate(read_json(folder.releases) or {})
+    """Raises StoreError if another version of this package wrote them, or somebody edited them."""
+    try:
+        return Releases.model_validate(read_json(folder.releases) or {})
+    except ValidationError as error:
+        raise StoreError(
+            f"{folder.releases} cannot be read by this version ({error.error_count()} fields "
+            f"differ). Delete {folder.folder} and run `embedding-pipelines run "
+            f"{folder.folder.name}`: vectors in the embedding cache are not computed again."
+        ) from error
 
 
 def write_releases(folder: PipelineFolder, releases: Releases) -> None:

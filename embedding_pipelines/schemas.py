@@ -1,10 +1,10 @@
-"""Names and Arrow types of every table's columns; no reading, writing or computing of values here.
+"""The columns of every table: their names and Arrow types.
 
-documents   one row per source record          DOCUMENT_COLUMNS + the pipeline's metadata columns
-chunks      one row per piece of text          CHUNK_COLUMNS + metadata embeddings  one row per
-chunk, in chunk order  chunk_id + vector fixed_size_list<float32>[d] table       what is searched
-TABLE_COLUMNS + metadata + vector rejected    one row per record that was refused; of texts that the
-provider refused, one row per chunk
+documents   one row per source record            DOCUMENT_COLUMNS + the pipeline's metadata columns
+chunks      one row per piece of text            CHUNK_COLUMNS + metadata
+embeddings  one row per chunk, in chunk order    chunk_id + vector fixed_size_list<float32>[d]
+table       what searches read                   TABLE_COLUMNS + metadata + vector
+rejected    one row per rejected record; of texts that the provider rejected, one row per chunk
 """
 
 import hashlib
@@ -21,7 +21,7 @@ DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "source_file": pa.string(),  # relative to the home folder, posix
     "source_row": pa.int64(),  # CSV: line; JSON Lines: line; JSON array, Parquet: record; from 1
 }
-DOCUMENT_DIGEST = "document_digest"  # over text and metadata, not over the place it came from
+DOCUMENT_DIGEST = "document_digest"  # over text and metadata, not over file and row
 
 CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "chunk_id": pa.string(),  # f"{document_id}#{start}"
@@ -30,26 +30,24 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "end": pa.int64(),  # exclusive
     "text": pa.string(),
     "tokens": pa.int32(),  # as the model counts them, special tokens included
-    "truncated": pa.bool_(),  # the document goes on behind this chunk, and in no other
+    "truncated": pa.bool_(),  # the rest of the document was dropped
     DOCUMENT_DIGEST: DIGEST,
-    "chunk_digest": DIGEST,  # over text, offsets and metadata: the table's difference is taken on it
+    "chunk_digest": DIGEST,  # over text, offsets and metadata; decides which rows differ
 }
 
-# The columns of a chunk that a searcher reads; `partition` and `chunk_digest` serve the update.
-TABLE_COLUMNS: dict[str, pa.DataType] = {
-    name: CHUNK_COLUMNS[name]
-    for name in ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
-} | {"partition": pa.string()}
+_OF_CHUNKS = ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
+TABLE_COLUMNS: dict[str, pa.DataType] = {name: CHUNK_COLUMNS[name] for name in _OF_CHUNKS}
+TABLE_COLUMNS["partition"] = pa.string()  # for updates, as `chunk_digest`; the rest for searches
 
 VECTOR = "vector"
-RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector, for rescoring
+RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 
 REJECTED = pa.schema(
     [
         pa.field("file", pa.string()),
         pa.field("row", pa.int64()),  # as `source_row`
         pa.field("reason", pa.string()),
-        pa.field("raw", pa.binary()),  # the record's bytes as they stood in the file
+        pa.field("raw", pa.binary()),  # the record's bytes in the file
     ]
 )
 
@@ -57,24 +55,15 @@ REJECTED_TEXTS = pa.schema(
     [(name, pa.string()) for name in ("partition", "chunk_id", "text", "reason")]
 )
 
-# LanceDB's own, in tables and in results.
+# LanceDB's own names, in tables and in results.
 STORE_COLUMNS = frozenset(
     {"_rowid", "_rowaddr", "_rowoffset", "_distance", "_score", "_relevance_score"}
 )
-RESERVED = frozenset(
-    {
-        *DOCUMENT_COLUMNS,
-        *CHUNK_COLUMNS,
-        *TABLE_COLUMNS,
-        VECTOR,
-        RESCORING_VECTOR,
-        DOCUMENT_DIGEST,
-        "score",
-        *STORE_COLUMNS,
-    }
+RESERVED = STORE_COLUMNS.union(
+    DOCUMENT_COLUMNS, CHUNK_COLUMNS, TABLE_COLUMNS, (VECTOR, RESCORING_VECTOR, "score")
 )
 
-# What a metadata column may be declared as in a pipeline file.
+# The types of metadata columns, by their names in a pipeline file.
 METADATA_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
     "int": pa.int64(),
@@ -104,8 +93,7 @@ def chunks_schema(metadata: Mapping[str, str]) -> pa.Schema:
 
 
 def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
-    """`chunk_id` and `vector` float32[dimensions], null for a rejected text; the space id is in the
-    metadata."""
+    """`chunk_id` and `vector` float32[dimensions], null for a rejected text, with the space id."""
     return pa.schema(
         [pa.field("chunk_id", pa.string()), pa.field(VECTOR, pa.list_(pa.float32(), dimensions))],
         metadata={SPACE_ID_KEY: space_id.encode()},

@@ -1,5 +1,4 @@
-"""The identity of a vector. Two spaces never mix: who compares vectors compares `Space.id`
-first."""
+"""The space of a vector: all that decides its numbers. Only vectors of one space compare."""
 
 import functools
 import json
@@ -38,8 +37,7 @@ class Space(BaseModel):
         return hash(self.id)  # pydantic's own fails on the dict in `prompts`
 
     def with_codec(self, codec_id: str | None) -> "Space":
-        """The space of this space's vectors once `codec_id` has encoded them; None: before any
-        compression."""
+        """The space of the codes that this codec makes; None: of vectors before compression."""
         # Not `model_copy`: it would carry the cached id along.
         return Space(**{**self.model_dump(), "codec": codec_id})
 
@@ -48,10 +46,10 @@ class Space(BaseModel):
         return f"{self.id[:12]} ({self.provider}:{self.model}, {self.dimensions} dimensions{codec})"
 
 
-def require_same_space(wanted: Space, found_id: str, where: str, remedy: str) -> None:
-    """Raise SpaceMismatchError unless `found_id` is the id of `wanted`."""
-    if wanted.id != found_id:
+def require_same_space(space: Space, other_id: str, where: str, remedy: str) -> None:
+    """Raise SpaceMismatchError unless `other_id` is the id of `space`."""
+    if space.id != other_id:
         raise SpaceMismatchError(
-            f"{where} holds vectors of space {found_id[:12]}, but this query is of space {wanted}. "
+            f"{where} holds vectors of space {other_id[:12]}, but this query is of space {space}. "
             f"Their numbers cannot be compared. {remedy}"
         )

@@ -1,8 +1,9 @@
-"""How a pipeline stands, read from the warehouse: nothing is computed and no model is loaded."""
+"""How a pipeline stands, read from files: nothing is computed and no model is loaded."""
 
 from typing import Any
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
@@ -19,22 +20,24 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
     live = releases.get(releases.live)
+    rejected_texts = _rejected_texts(run)
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
         "status": "active" if live else "new",
-        "model": f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":"),
+        "model": _title(spec.model),
         "schedule": spec.schedule,
         "documents": _rows(run, run.folder.documents),
         "chunks": _rows(run, run.folder.chunks),
-        "embeddings": _rows(run, run.folder.embeddings) - _rejected_texts(run),
+        "embeddings": _rows(run, run.folder.embeddings) - rejected_texts,
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
-        "rejected_texts": _rejected_texts(run),
+        "rejected_texts": rejected_texts,
         "rejected_texts_table": str(run.folder.rejected_texts),
         "live_release": live.number if live else None,
         "live_rows": live.rows if live else None,
         "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
+        "live_model": _live_model(run, live) if live else None,
         "override": live.override or None if live else None,
         "held_back": _held_back(run, live),
         "kept_releases": [release.number for release in releases.releases],
@@ -42,42 +45,68 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     }
 
 
+def _title(options: ProviderOptions) -> str:
+    return f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
+
+
+def _live_model(run: Run, live: Release) -> str | None:
+    """The model of the live release and why it is not the one of the pipeline file; None if it
+    is."""
+    ran, options = live.spec.model, run.spec.model
+    copies = (run.warehouse.root / "calibration").relative_to(run.warehouse.home).as_posix()
+    configured = options.model_dump(mode="json")
+    differences = {
+        name: value
+        for name, value in ran.model_dump(
+            mode="json", exclude_defaults=ran.kind != options.kind
+        ).items()
+        if value != configured.get(name) and not str(value).startswith(copies)
+    }
+    if not differences and ran.kind == options.kind:
+        return None
+    title = ", ".join(
+        [
+            _title(ran),
+            *(f"{name} {value}" for name, value in differences.items() if name != "model"),
+        ]
+    )
+    if live.override:
+        return f"{title}: set for its run alone; the next run uses the model of the pipeline file"
+    return f"{title}: the pipeline file has changed since; the next run uses its model"
+
+
 def _held_back(run: Run, live: Release | None) -> str | None:
-    """The checks that keep what the last run made from being released, unless somebody had a reason
-    to do it."""
+    """The checks that hold back what the last run wrote, unless it was released with a reason."""
     state = table_state(run)
     if live and state and (live.table, live.version) == (state.table, state.version):
         return None
     record = current_checks(run)
     failed = [check.name for check in record.checks if check.blocks] if record else []
-    return (
-        f"by {', '.join(failed)}; `embedding-pipelines run {run.spec.name}` says why"
-        if failed
-        else None
-    )
+    if not failed:
+        return None
+    return f"by {', '.join(failed)}; `embedding-pipelines run {run.spec.name}` says why"
 
 
 def _rows(run: Run, shards: Shards) -> int:
-    return sum(
-        made.rows for partition in run.spec.partition_names if (made := shards.manifest(partition))
-    )
+    manifests = (shards.manifest(partition) for partition in run.spec.partition_names)
+    return sum(manifest.rows for manifest in manifests if manifest)
 
 
 def _rejected_texts(run: Run) -> int:
-    made = [run.folder.embeddings.manifest(partition) for partition in run.spec.partition_names]
-    return sum(entry.statistics.get("rejected", 0) for entry in made if entry)
+    manifests = (run.folder.embeddings.manifest(name) for name in run.spec.partition_names)
+    return sum(manifest.statistics.get("rejected", 0) for manifest in manifests if manifest)
 
 
 def _source(run: Run) -> str:
     """Whether the files are those that were last read, in a few words."""
     try:
-        listing = run.spec.source.files(run.warehouse.home)
+        files = run.spec.source.files(run.warehouse.home)
     except EmbeddingPipelinesError as error:
         return str(error)
-    read = {name: tuple(statistics.stamp) for name, statistics in read_files(run).items()}
-    found = {file.name: file.stamp for file in listing}
-    new, gone = len(found.keys() - read.keys()), len(read.keys() - found.keys())
-    changed = sum(found[name] != read[name] for name in found.keys() & read.keys())
+    before = {name: tuple(record.stamp) for name, record in read_files(run).items()}
+    now = {file.name: file.stamp for file in files}
+    new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
+    changed = sum(now[name] != before[name] for name in now.keys() & before.keys())
     if not new and not gone and not changed:
         return "up to date"
     return f"{new} new, {changed} changed, {gone} deleted files since the last run"

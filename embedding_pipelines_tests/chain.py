@@ -10,7 +10,7 @@ import numpy as np
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import EmbeddingModel
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.quality.check import Check
+from embedding_pipelines.quality.base import Outcome
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
@@ -65,7 +65,7 @@ def steps(run: Run) -> Iterator[tuple[str, Any]]:
             yield step.name, report
 
 
-def checks_of(run: Run) -> list[Check]:
+def checks_of(run: Run) -> list[Outcome]:
     """The outcomes of all checks; those that need not be repeated as they are on record."""
     record = current_checks(run)
     return (record if record and record.is_settled else run_checks(run)).checks

@@ -1,8 +1,9 @@
 """Calls the command line: in this process, or as the real command in a process of its own."""
 
+import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +18,36 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """What `--json` printed, which has the same shape for every command."""
+        return check_envelope(self.out)
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        results: list[dict[str, Any]] = self.envelope["results"]
+        return results
+
+    @property
+    def errors(self) -> list[str]:
+        return [entry["error"] for entry in self.envelope["errors"]]
+
+
+def check_envelope(text: str) -> dict[str, Any]:
+    """The one object that a command printed."""
+    value: dict[str, Any] = json.loads(
+        text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+    )
+    assert list(value) == ["command", "ok", "results", "errors"]
+    assert isinstance(value["command"], str)
+    assert value["ok"] is (not value["errors"])
+    assert all(isinstance(result, dict) for result in value["results"])
+    for error in value["errors"]:
+        assert list(error) == ["error", "pipeline"]
+        assert error["error"].strip()
+        assert error["pipeline"] is None or isinstance(error["pipeline"], str)
+    return value
 
 
 class Command:

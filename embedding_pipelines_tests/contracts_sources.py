@@ -45,10 +45,10 @@ def check_source(
     assert (documents, rejections) == read(source, home)[:2]
     names = {file.name for file in source.files(home)}
     places = [(row["source_file"], row["source_row"]) for row in documents]
-    refused = [(rejection.file, rejection.row) for rejection in rejections]
-    assert len({*places, *refused}) == len(documents) + len(rejections)
-    assert {name for name, _ in (*places, *refused)} <= names
-    assert all(row > 0 for _, row in (*places, *refused))
+    rejected = [(rejection.file, rejection.row) for rejection in rejections]
+    assert len({*places, *rejected}) == len(documents) + len(rejections)
+    assert {name for name, _ in (*places, *rejected)} <= names
+    assert all(row > 0 for _, row in (*places, *rejected))
     assert all(document["document_id"] and document["text"] is not None for document in documents)
     assert all(rejection.reason and isinstance(rejection.raw, bytes) for rejection in rejections)
     assert type(source).model_validate(source.model_dump()) == source

@@ -15,9 +15,9 @@ import yaml
 from embedding_pipelines import examples
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.examples import (
-    documented,
-    named_characters,
-    stdlib_modules,
+    list_characters,
+    list_modules,
+    read_docstrings,
     write_examples,
 )
 from embedding_pipelines.schemas import RESERVED
@@ -48,13 +48,13 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(folder))
     monkeypatch.setattr(
-        examples, "named_characters", lambda: [("U+002C", ",", "COMMA", "Other", "Po")]
+        examples, "list_characters", lambda: [("U+002C", ",", "COMMA", "Other", "Po")]
     )
     return folder
 
 
 def names(source: str, module: str = "shutil") -> list[str]:
-    return [document["name"] for document in documented(source.encode(), module)]
+    return [document["name"] for document in read_docstrings(source.encode(), module)]
 
 
 def test_a_document_tells_what_a_function_of_the_standard_library_does(
@@ -96,8 +96,8 @@ def test_each_document_stands_in_the_file_of_its_modules_first_letter(home: Path
 
 
 def test_tests_and_applications_that_come_with_python_are_left_out(tmp_path: Path) -> None:
-    wanted = ["shutil.py", "email/__init__.py", "email/mime/text.py", "_pydecimal.py"]
-    unwanted = [
+    modules = ["shutil.py", "email/__init__.py", "email/mime/text.py", "_pydecimal.py"]
+    others = [
         "test/support.py",
         "unittest/test/dummy.py",
         "sqlite3/tests/x.py",
@@ -110,11 +110,11 @@ def test_tests_and_applications_that_come_with_python_are_left_out(tmp_path: Pat
         "config-3.11-linux/python-config.py",
         "sitecustomize.py",
     ]
-    for name in wanted + unwanted:
+    for name in modules + others:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [name for name, _ in stdlib_modules(tmp_path)]
-    assert found == ["_pydecimal", "email", "email.mime.text", "shutil"]
+    names = [name for name, _ in list_modules(tmp_path)]
+    assert names == ["_pydecimal", "email", "email.mime.text", "shutil"]
 
 
 def test_definitions_without_a_docstring_are_left_out() -> None:
@@ -127,7 +127,8 @@ def test_a_second_definition_of_a_name_gets_a_suffix() -> None:
 
 
 def test_both_branches_of_a_condition_are_read() -> None:
-    source = 'if x:\n    def f(): "one"\nelse:\n    try:\n        pass\n    except E as e:\n        def f(): "two"'
+    source = 'if x:\n    def f(): "one"\nelse:\n    try:\n        pass\n'
+    source += '    except E as e:\n        def f(): "two"'
     assert names(source) == ["shutil.f", "shutil.f~2"]
 
 
@@ -136,12 +137,12 @@ def test_functions_within_functions_are_left_out() -> None:
 
 
 def test_an_async_method_is_a_function() -> None:
-    (document,) = documented(b'class A:\n    async def f(self): "Wait."', "asyncio")
+    (document,) = read_docstrings(b'class A:\n    async def f(self): "Wait."', "asyncio")
     assert (document["name"], document["kind"], document["line"]) == ("asyncio.A.f", "function", 2)
 
 
 def test_a_docstring_loses_its_indentation() -> None:
-    (document,) = documented(
+    (document,) = read_docstrings(
         b'def f():\n    """Copy.\n\n      Twice.\n    Thrice.\n    """\n', "shutil"
     )
     assert (document["summary"], document["details"]) == ("Copy.", "Twice.\nThrice.")
@@ -157,11 +158,9 @@ def test_a_source_file_that_cannot_be_parsed_is_skipped_and_named(
     (tiny / "shutil.py").write_text('"Files."')
     (tiny / "socket.py").write_text("print 'old'")
     (tiny / "ssl.py").write_bytes(b"\0")
-    (written,) = (
-        found for found in write_examples(tmp_path / "home") if found.path.name == "s.jsonl"
-    )
-    assert written.rows == 1
-    assert written.skipped == (str(tiny / "socket.py"), str(tiny / "ssl.py"))
+    files = {file.path.name: file for file in write_examples(tmp_path / "home")}
+    assert files["s.jsonl"].rows == 1
+    assert files["s.jsonl"].skipped == (str(tiny / "socket.py"), str(tiny / "ssl.py"))
 
 
 def test_a_python_without_its_source_is_an_error_that_says_so(tiny: Path, tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_the_characters_read_back_as_they_were_written(home: Path) -> None:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0] == ["code_point", "character", "name", "category", "category_code"]
-    assert [tuple(row) for row in rows[1:]] == list(named_characters())
+    assert [tuple(row) for row in rows[1:]] == list(list_characters())
     by_code = {row[0]: row[1:] for row in rows[1:]}
     assert by_code["U+1F63A"] == ["😺", "SMILING CAT FACE WITH OPEN MOUTH", "Symbol, other", "So"]
     assert by_code["U+002C"] == [",", "COMMA", "Punctuation, other", "Po"]
@@ -185,27 +184,19 @@ def test_the_characters_read_back_as_they_were_written(home: Path) -> None:
 
 
 def test_every_character_has_one_row_and_a_name_of_its_own() -> None:
-    rows = list(named_characters())
+    rows = list(list_characters())
     assert len(rows) >= 30_000
     assert len({code for code, *_ in rows}) == len({name for _, _, name, *_ in rows}) == len(rows)
     assert all(chr(int(code[2:], 16)) == character for code, character, *_ in rows)
-    numbered = (
-        "CJK UNIFIED",
-        "CJK COMPATIBILITY IDEOGRAPH-",
-        "HANGUL SYLLABLE",
-        "TANGUT",
-        "NUSHU CHAR",
-        "KHITAN SMALL SCRIPT CH",
-    )
-    assert {name for _, _, name, *_ in rows if name.startswith(numbered)} <= {
-        "TANGUT ITERATION MARK"
-    }
+    by_rule = ("CJK UNIFIED", "CJK COMPATIBILITY IDEOGRAPH-", "HANGUL SYLLABLE", "TANGUT")
+    by_rule += ("NUSHU CHAR", "KHITAN SMALL SCRIPT CH")
+    others = {name for _, _, name, *_ in rows if name.startswith(by_rule)}
+    assert others <= {"TANGUT ITERATION MARK"}
 
 
 def test_a_second_run_leaves_every_file_untouched(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
-    written = write_examples(home)
-    assert not any(found.changed for found in written)
+    assert not any(file.changed for file in write_examples(home))
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()} == before
 
 
@@ -214,8 +205,8 @@ def test_only_a_file_whose_documents_changed_is_written_again(tiny: Path, tmp_pa
     (tiny / "email.py").write_text('"Letters."')
     write_examples(tmp_path)
     (tiny / "email.py").write_text('"Mail."')
-    changed = [found.path.name for found in write_examples(tmp_path) if found.changed]
-    assert changed == ["e.jsonl"]
+    names = [file.path.name for file in write_examples(tmp_path) if file.changed]
+    assert names == ["e.jsonl"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(
@@ -241,11 +232,11 @@ def test_the_pipelines_are_copied_where_they_are_missing(tiny: Path, tmp_path: P
     mine = tmp_path / "pipelines" / "stdlib.yaml"
     mine.parent.mkdir()
     mine.write_text("mine")
-    written = write_examples(tmp_path)
+    files = write_examples(tmp_path)
     assert mine.read_text() == "mine"
-    assert [found.path.name for found in written if found.rows == 0] == ["unicode.yaml"]
-    shipped = Path(examples.__file__).parent.parent / "pipelines" / "unicode.yaml"
-    assert (tmp_path / "pipelines" / "unicode.yaml").read_bytes() == shipped.read_bytes()
+    assert [file.path.name for file in files if file.rows == 0] == ["unicode.yaml"]
+    original = Path(examples.__file__).parent.parent / "pipelines" / "unicode.yaml"
+    assert (tmp_path / "pipelines" / "unicode.yaml").read_bytes() == original.read_bytes()
 
 
 def test_the_pipelines_come_from_inside_an_installed_package(
@@ -263,21 +254,19 @@ def test_the_pipelines_come_from_inside_an_installed_package(
 
 @pytest.mark.parametrize("name", ["stdlib", "unicode"])
 def test_a_pipeline_names_columns_that_its_example_file_has(home: Path, name: str) -> None:
-    source = yaml.safe_load((home / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8"))[
-        "source"
-    ]
+    text = (home / "pipelines" / f"{name}.yaml").read_text(encoding="utf-8")
+    source = yaml.safe_load(text)["source"]
     path = next(home.glob(source["path"]))
     with path.open(encoding="utf-8", newline="") as file:
-        columns = (
-            json.loads(file.readline()) if source["kind"] == "jsonl" else next(csv.reader(file))
-        )
+        is_jsonl = source["kind"] == "jsonl"
+        columns = json.loads(file.readline()) if is_jsonl else next(csv.reader(file))
     assert {source["id"], *source["text"], *source["metadata"]} <= set(columns)
     assert not RESERVED & set(source["metadata"])
 
 
 def test_writing_examples_imports_none_of_what_it_reads() -> None:
     before = set(sys.modules)
-    list(documented(b'"A module."\nimport antigravity', "this"))
+    list(read_docstrings(b'"A module."\nimport antigravity', "this"))
     assert not {"antigravity", "this"} & (set(sys.modules) - before)
 
 
@@ -286,6 +275,6 @@ def test_a_docstring_tells_what_the_functions_do_that_it_refers_to() -> None:
         'def copy():\n "Copy it.\\n\\nSee move() and the missing function, and copy()."\n'
         'def move():\n "Move it.\\n\\nAcross disks, too.\\n\\nSlowly."\n'
     )
-    copy, move = documented(source.encode(), "shutil")
+    copy, move = read_docstrings(source.encode(), "shutil")
     assert copy["see"] == "move: Move it. Across disks, too."
     assert move["see"] == ""

@@ -1,5 +1,5 @@
-"""Choices are found in a stage's folder and among other packages' entry points; a bad one is
-named."""
+"""Choices, metrics and checks are found in their folder and among other packages' entry points; a
+bad one is named."""
 
 from importlib.metadata import EntryPoint
 from typing import Literal
@@ -10,28 +10,34 @@ from pydantic import ValidationError
 from embedding_pipelines import plugins
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.plugins import choices, parse
-from embedding_pipelines.providers.base import Provider
+from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.plugins import choices, names, objects, parse
+from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.stores.base import Store
 
-STAGES = {"sources": Source, "providers": Provider, "compression": Compressor, "stores": Store}
+STAGES = {
+    "sources": Source,
+    "providers": ProviderOptions,
+    "compression": Compressor,
+    "stores": Store,
+}
 
 
 class Elsewhere(Hashing):
     kind: Literal["elsewhere"] = "elsewhere"
 
 
-class Doubled(Hashing):
+class Double(Hashing):
     kind: Literal["hashing"] = "hashing"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_choice_is_named_after_its_file_and_is_frozen_and_strict(stage: str) -> None:
-    found = choices(stage, STAGES[stage])
-    assert found
-    for kind, cls in found.items():
+    classes = choices(stage, STAGES[stage])
+    assert classes
+    for kind, cls in classes.items():
         assert cls.__module__ == f"embedding_pipelines.{stage}.{kind}"
         assert cls.model_config["frozen"]
         assert cls.model_config["extra"] == "forbid"
@@ -42,38 +48,38 @@ def test_the_shipped_choices_are_there() -> None:
     assert {"pca", "truncate", "float16", "int8", "binary"} <= choices(
         "compression", Compressor
     ).keys()
-    assert {"hf", "hashing"} <= choices("providers", Provider).keys()
+    assert {"hf", "hashing"} <= choices("providers", ProviderOptions).keys()
     assert {"lancedb"} <= choices("stores", Store).keys()
 
 
 def test_parse_makes_the_choice_and_refuses_unknown_options() -> None:
-    assert parse("providers", Provider, {"kind": "hashing", "dimensions": 32}) == Hashing(
+    assert parse("providers", ProviderOptions, {"kind": "hashing", "dimensions": 32}) == Hashing(
         dimensions=32
     )
     for wrong in ({"kind": "nothing"}, {"kind": "hashing", "dimension": 32}, {}):
         with pytest.raises(ValidationError):
-            parse("providers", Provider, wrong)
+            parse("providers", ProviderOptions, wrong)
 
 
 def with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> dict[str, type[plugins.Choice]]:
     entry = EntryPoint("mine", value, "embedding_pipelines.providers")
     monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
-    return plugins.choices.__wrapped__("providers", Provider)
+    return plugins.choices.__wrapped__("providers", ProviderOptions)
 
 
 def test_another_package_adds_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = with_entry(monkeypatch, f"{__name__}:Elsewhere")
-    assert found["elsewhere"] is Elsewhere
-    assert found["hashing"] is Hashing
+    classes = with_entry(monkeypatch, f"{__name__}:Elsewhere")
+    assert classes["elsewhere"] is Elsewhere
+    assert classes["hashing"] is Hashing
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (f"{__name__}:Doubled", "both are 'hashing'"),
+        (f"{__name__}:Double", "both are 'hashing'"),
         (f"{__name__}:Missing", r"'mine' \(.*:Missing\) of another package cannot be loaded"),
         ("no_such_package:X", "'mine' .* cannot be loaded: No module named 'no_such_package'"),
-        (f"{__name__}:STAGES", "is no Provider"),
+        (f"{__name__}:STAGES", "is no ProviderOptions"),
     ],
 )
 def test_a_bad_entry_point_is_named(
@@ -81,3 +87,37 @@ def test_a_bad_entry_point_is_named(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         with_entry(monkeypatch, value)
+
+
+MINE = Metric("mine", "higher", "share", "of nothing", lambda evidence: None)
+HUBNESS = Metric("hubness", "lower", "skewness", "of another package", lambda evidence: None)
+
+
+def test_objects_are_those_of_the_files_and_of_other_packages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = objects("metrics", Metric)
+    assert {"hubness", "ndcg_at_10"} <= own.keys()
+    assert all(metric.name == name for name, metric in own.items())
+    entry = EntryPoint("mine", f"{__name__}:MINE", "embedding_pipelines.metrics")
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    assert objects("metrics", Metric) == own | {"mine": MINE}
+    assert names("metrics")[-1] == "mine"
+    assert "health" in names("metrics")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("HUBNESS", "both are 'hubness'"),
+        ("Missing", "cannot be loaded"),
+        ("STAGES", "is no Metric"),
+    ],
+)
+def test_an_object_that_is_there_twice_or_not_at_all_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    entry = EntryPoint("mine", f"{__name__}:{value}", "embedding_pipelines.metrics")
+    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    with pytest.raises(ConfigError, match=message):
+        objects("metrics", Metric)

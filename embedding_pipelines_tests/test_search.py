@@ -9,15 +9,16 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMismatchError, StoreError
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, nearest, search
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.recording import Recording
-from embedding_pipelines_tests.stores.tables import add, build, fitted
+from embedding_pipelines_tests.stores.tables import add, build, fit_chain
 
 ROWS = [
     (f"id-{n}", f"animal{n} in room{n % 5}", "even" if n % 2 == 0 else "odd", n) for n in range(60)
@@ -192,7 +193,7 @@ def test_more_oversampling_finds_more_of_the_nearest(tmp_path: Path) -> None:
     exact = np.argsort(-asked @ vectors.T, axis=1)[:, :10].tolist()
     shares = []
     for oversample in (1, 4, 32):
-        codec = fitted(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
+        codec = fit_chain(f"[{{kind: binary, oversample: {oversample}}}]", vectors)
         table = build(tmp_path, codec)
         add(table, codec, vectors, 0, [])
         assert table.index(codec.metric, 0) == 3_000
@@ -217,7 +218,7 @@ def test_a_vector_of_another_shape_or_without_numbers_is_refused(
     tmp_path: Path, chain: str
 ) -> None:
     vectors = clustered(300, 64)
-    codec = fitted(chain, vectors)
+    codec = fit_chain(chain, vectors)
     table = build(tmp_path, codec)
     add(table, codec, vectors, 0, [])
     assert table.version is not None
@@ -345,3 +346,43 @@ def test_without_pandas_the_extra_is_named(
     for ask in (result.to_pandas, lambda: typed.search_many(["tea"])):
         with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[explore\]'"):
             ask()
+
+
+MINE = """\
+import numpy as np
+class Mine:
+    dimensions = 4
+    def embed(self, texts, input_type):
+        rows = np.zeros((len(texts), 4), np.float32)
+        for row, text in enumerate(texts):
+            rows[row, ({place} + len(text)) % 4] = 1
+        return rows
+"""
+
+
+def test_one_process_serves_two_homes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each home has a model, a module and data of its own under the same names, and nobody reads
+    the environment for them."""
+    monkeypatch.delenv(HOME_VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    source = "source: {kind: csv, path: 'data/*.csv', id: id, text: [title]}\npartitions: 2\n"
+    model = "model: {provider: custom, cls: 'mine:Mine', normalize: true}\n"
+    homes = [tmp_path / name for name in ("one", "other")]
+    for place, home in enumerate(homes):
+        write_pipeline(home, "p", source + model + UNMEASURED)
+        (home / "mine.py").write_text(MINE.format(place=place))
+        write_csv(home, "a.csv", [(f"{home.name}-{size}", "x" * size, "") for size in (4, 5, 6, 7)])
+        run_steps(home, "p")
+    with (
+        Searcher(Warehouse(homes[0]), "p") as one,
+        Searcher(Warehouse(homes[1]), "p") as other,
+    ):
+        for _ in range(2):  # in turn, both open
+            for searcher, home in ((one, homes[0]), (other, homes[1])):
+                for size in (4, 5, 6, 7):
+                    (hit,) = searcher.search("y" * size, 1).hits
+                    assert (hit.document_id, hit.score) == (f"{home.name}-{size}", 1.0)
+        assert one.release.space != other.release.space
+    assert search(homes[1], "p", "zzzz", 1).hits[0].document_id == "other-4"

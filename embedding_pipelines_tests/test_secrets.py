@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import ConfigError, Unreachable
 from embedding_pipelines.orchestration.resources import ModelResource
-from embedding_pipelines.providers.common.http import Remote
-from embedding_pipelines.providers.common.replies import listed
+from embedding_pipelines.providers.common.http import RemoteModel
+from embedding_pipelines.providers.common.replies import list_at
 from embedding_pipelines.providers.openai import Openai
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
@@ -230,12 +230,11 @@ def test_an_answer_without_vectors_is_quoted_without_a_part_of_the_key(
     server: WireServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-    service: Remote = Openai(
-        base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY"
-    )
+    options = Openai(base_url=f"{server.url}/v1", model="m", dimensions=8, api_key_env="MY_KEY")
+    service: RemoteModel = server.open(options)
     for padding in range(240, 301, 4):
         with pytest.raises(Unreachable, match="without vectors") as caught:
-            listed(service, {"error": "x" * padding + KEY}, "data")
+            list_at(service, {"error": "x" * padding + KEY}, "data")
         assert KEY[:6] not in str(caught.value)
 
 

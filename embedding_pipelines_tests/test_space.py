@@ -1,5 +1,4 @@
-"""The identity of a vector: stable, told apart by every field, and refused with a remedy when it
-differs."""
+"""The space of a vector: stable, another one by any field, and an error with a remedy to mix."""
 
 from typing import Any
 
@@ -39,8 +38,8 @@ def test_the_id_is_the_same_for_ever() -> None:
 
 
 def test_the_order_of_prompts_does_not_matter() -> None:
-    turned = {**FIELDS, "prompts": dict(reversed(FIELDS["prompts"].items()))}
-    assert Space(**turned).id == Space(**FIELDS).id
+    same = {**FIELDS, "prompts": dict(reversed(FIELDS["prompts"].items()))}
+    assert Space(**same).id == Space(**FIELDS).id
 
 
 def test_every_field_is_tried() -> None:

@@ -1,13 +1,18 @@
 """Status: what the warehouse holds, and whether the source has moved on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.providers.hashing import Hashing
+from embedding_pipelines.releases import live_release
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
@@ -92,3 +97,38 @@ def test_what_was_released_with_a_reason_or_given_up_is_not_held_back(home: Path
     context = run_of(home, "p")
     release(context, "the disk is full")
     assert status(home)["held_back"] is None
+
+
+def test_a_live_model_that_is_not_the_files_is_named_with_its_reason(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(number, f"text {number}", "x") for number in range(8)])
+    run_steps(home, "p")
+    assert (status(home)["live_model"], status(home)["override"]) == (None, None)
+    spec = find_pipeline("p", home)
+    with Run(spec, Warehouse(home), options=Hashing(dimensions=32)) as run:
+        for step in steps_of(run.spec):
+            for _ in step.work(run, run.spec.partition_names):
+                pass
+    assert json.loads(status(home)["override"]) == {"dimensions": 32}
+    assert status(home)["live_model"] == (
+        "hashing, dimensions 32: set for its run alone; the next run uses the model of the "
+        "pipeline file"
+    )
+    run_steps(home, "p")
+    assert status(home)["live_model"] is None
+    write_pipeline(home, "p", HASHING.replace("hashing}", "hashing, dimensions: 16}"))
+    assert status(home)["live_model"] == (
+        "hashing, dimensions 64: the pipeline file has changed since; the next run uses its model"
+    )
+    write_pipeline(home, "p", HASHING.replace("{provider: hashing}", "hf:a/b"))
+    assert str(status(home)["live_model"]).startswith("hashing: the pipeline file has changed")
+
+
+def test_a_copy_of_a_file_that_the_model_reads_is_the_same_model(home: Path) -> None:
+    (home / "words.vec").write_text("red 1 0\nfox 0 1\nblue 1 1\n")
+    model = "{provider: word2vec, vectors: words.vec}"
+    write_pipeline(home, "p", HASHING.replace("{provider: hashing}", model))
+    write_csv(home, "a.csv", [(1, "red fox", "x"), (2, "blue fox", "x"), (3, "red", "x")])
+    run_steps(home, "p")
+    assert live_release(Warehouse(home).pipeline("p")).spec.model != find_pipeline("p", home).model
+    assert status(home)["live_model"] is None

@@ -34,7 +34,7 @@ class Ours(System):
         return [str(executable), "--home", str(folder), "run", PIPELINE, "--json"]
 
     def read(self, stdout: str) -> Synced:
-        (run,) = json.loads(stdout)
+        (run,) = json.loads(stdout)["results"]
         return Synced(
             sum(step["embedded"] for step in run["steps"] if step["step"] == "embeddings")
         )

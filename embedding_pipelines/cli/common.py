@@ -1,14 +1,29 @@
-"""What commands share: find pipelines, run and plan one of them, print results, say what is
-wrong."""
+"""What all commands share: their arguments, and the one way that results and errors take out.
 
+A command is a function that yields `Output` and `Problem`. People see each as it comes: results on
+stdout, errors on stderr. With `--json`, stdout holds one object, the same for all commands:
+
+    {"command": "run", "ok": false, "results": [{…}], "errors": [{"error": "…", "pipeline": "a"}]}
+
+`results` are objects; `errors` are sentences, and the pipeline that each concerns, else null.
+Exit codes: 0, all went well; 1, there are errors; 2, a wrong command, with its usage on stderr and
+nothing on stdout; 130, Ctrl-C.
+"""
+
+import contextlib
+import functools
+import inspect
+import io
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.home import pipelines_folder
@@ -18,47 +33,165 @@ if TYPE_CHECKING:
     from embedding_pipelines.run import Run
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
+INTERRUPTED = 130  # exit code
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one object: command, ok, results, errors.")
+]
 Name = Annotated[
     str,
-    typer.Argument(metavar="PIPELINE", help="Its file's name without the ending, or its number."),
+    typer.Argument(metavar="PIPELINE", help="The name of its file without ending, or its number."),
 ]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PIPELINE", help="Pipelines by name or number; else all."),
+    typer.Argument(metavar="PIPELINE", help="Pipelines by name or number (default: all)."),
 ]
 
 
-def specs_and_problems(names: list[str] | None) -> tuple[list["PipelineSpec"], list[str]]:
-    """The pipelines named, by name or number, or all there are, and what is wrong with the others.
+@dataclass(frozen=True)
+class Output:
+    """Results, as JSON values by name, and what people see instead."""
 
-    ConfigError if there is none.
-    """
+    results: Sequence[Mapping[str, Any]]
+    show: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One error in a sentence that is complete by itself."""
+
+    error: str
+    pipeline: str | None = None
+    code: int = 1
+
+    def show(self) -> None:
+        from embedding_pipelines.cli.terminal import make_console, print_words
+
+        prefix, style = ("", "") if self.code == INTERRUPTED else ("error: ", "red")
+        print_words(make_console(stderr=True), f"{prefix}{self.error}", style)
+
+
+Outcomes = Iterator[Output | Problem]
+
+
+def with_json(function: Callable[..., Outcomes]) -> Callable[..., None]:
+    """The command for typer: `function` with the option `--json`, and with exit codes."""
+
+    @functools.wraps(function)
+    def command(context: typer.Context, as_json: bool, **arguments: Any) -> None:
+        code = emit(str(context.info_name), _outcomes(context, function, arguments), as_json)
+        if code == INTERRUPTED:
+            _leave_requests_behind()
+        raise typer.Exit(code)
+
+    more = {"as_json": AsJson, "context": typer.Context}
+    parameters = list(inspect.signature(function).parameters.values())
+    for name, annotation in more.items():
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=annotation))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, **more}  # typer reads both
+    return command
+
+
+def emit(command: str, outcomes: Outcomes, as_json: bool) -> int:
+    """Show outcomes as they come, or print them all as one object; the exit code."""
+    results: list[Mapping[str, Any]] = []
+    errors: list[dict[str, str | None]] = []
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO() if as_json else sys.stdout):
+        for outcome in outcomes:
+            if isinstance(outcome, Problem):
+                errors.append({"error": outcome.error, "pipeline": outcome.pipeline})
+                code = outcome.code
+            else:
+                results += outcome.results
+            if not as_json:
+                outcome.show()
+    if as_json:
+        _print_json({"command": command, "ok": not errors, "results": results, "errors": errors})
+    return code
+
+
+def _print_json(value: Any) -> None:
+    """Print JSON that every reader takes: NaN, which is none, becomes null, and bytes of the
+    command line that are no UTF-8 are escaped."""
+    value = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    print(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _outcomes(
+    context: typer.Context, function: Callable[..., Outcomes], arguments: Mapping[str, Any]
+) -> Outcomes:
+    """What a command yields, and as the last problem what it raises."""
+    try:
+        if not home_folder().is_dir():
+            where = "--home" if context.find_root().params.get("home") else HOME_VARIABLE
+            raise ConfigError(f"{where}: there is no folder {str(home_folder())!r}.")
+        yield from function(**arguments)
+    except EmbeddingPipelinesError as error:
+        yield Problem(str(error), arguments.get("name"))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        yield Problem(f"{error.filename}: {error.strerror}.")
+    except KeyboardInterrupt as interrupt:
+        yield Problem(" ".join(["Stopped.", *interrupt.args]), code=INTERRUPTED)
+
+
+def _leave_requests_behind() -> None:
+    """End the process at once if a request is under way: the interpreter would wait for it."""
+    from embedding_pipelines.embedding.workers import is_busy
+
+    if is_busy():
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)
+
+
+def load_spec(text: str) -> "PipelineSpec":
+    """The pipeline of a name or number; ConfigError if there is none or its file is broken."""
     from embedding_pipelines.spec.ids import find_name
-    from embedding_pipelines.spec.load import find_pipeline, read_pipelines
+    from embedding_pipelines.spec.load import find_pipeline
+
+    return find_pipeline(find_name(home_folder(), text), home_folder())
+
+
+def load_specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[Problem]]:
+    """The pipelines of these names or numbers, or all there are; the others as problems.
+
+    ConfigError if there are none at all.
+    """
+    from embedding_pipelines.spec.load import read_pipelines
 
     if not names:
         specs, broken = read_pipelines(home_folder())
         if not specs and not broken:
             raise ConfigError(no_pipelines())
-        return list(specs.values()), [str(error) for error in broken.values()]
-    found, problems = {}, []
+        problems = [Problem(str(error), path.stem) for path, error in broken.items()]
+        return list(specs.values()), problems
+    specs, problems = {}, []
     for name in dict.fromkeys(names):
         try:
-            spec = find_pipeline(find_name(home_folder(), name), home_folder())
-            found[spec.name] = spec
+            spec = load_spec(name)
+            specs[spec.name] = spec
         except ConfigError as error:
-            problems.append(str(error))
-    return list(found.values()), problems
+            problems.append(Problem(str(error), name))
+    return list(specs.values()), problems
 
 
-def valid_specs(names: list[str] | None) -> list["PipelineSpec"]:
-    """As `specs_and_problems`, but any problem is a ConfigError."""
-    specs, problems = specs_and_problems(names)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return specs
+def find_released(text: str) -> str:
+    """The pipeline of a name or number. What has a release needs no pipeline file any more.
+
+    ConfigError if there is neither.
+    """
+    from embedding_pipelines.spec.ids import find_name
+    from embedding_pipelines.storage.warehouse import Warehouse
+
+    name = find_name(home_folder(), text)
+    if not Warehouse(home_folder()).pipeline(name).releases.exists():
+        load_spec(name)
+    return name
 
 
 def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":
@@ -69,119 +202,6 @@ def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":
     return Run(spec, Warehouse(home_folder()), progress)
 
 
-def run_one(spec: "PipelineSpec", quiet: bool, force_reason: str = "") -> dict[str, Any]:
-    """Bring a pipeline up to date, with its progress on the terminal; what was done.
-
-    With a reason only what was made before is released, though checks of its quality failed.
-    """
-    from embedding_pipelines.cli.terminal import TerminalProgress, make_console
-    from embedding_pipelines.environment import instance_folder
-    from embedding_pipelines.steps.chain import up_to_date
-
-    run_id, problem = None, ""
-    with TerminalProgress(make_console(quiet=quiet), spec.name) as progress:
-        reports = None
-        if not force_reason:
-            with open_run(spec) as run:
-                reports = up_to_date(run, instance_folder(home_folder()))
-        if reports is None:
-            from embedding_pipelines.orchestration.launch import run_pipeline
-
-            outcome = run_pipeline(home_folder(), spec, progress, force_reason)
-            run_id, problem = outcome.run_id, outcome.problem
-        for report in reports or ():
-            progress.finish(report)
-    steps = [
-        {
-            "step": report.step,
-            "changed": report.changed,
-            "seconds": round(report.seconds, 3),
-            **report.statistics,
-        }
-        for report in progress.reports
-    ]
-    return {
-        "pipeline": spec.name,
-        "run_id": run_id,
-        "error": problem or None,
-        "notes": progress.notes,
-        "steps": steps,
-    }
-
-
-def stopped(sentence: str) -> NoReturn:
-    """End what Ctrl-C has stopped, with exit code 130."""
-    from embedding_pipelines.embedding.workers import is_busy
-
-    print(f"Stopped. {sentence}", file=sys.stderr)
-    if is_busy():  # with a call that is out the interpreter cannot be taken down in order
-        sys.stdout.flush()
-        os._exit(130)
-    raise typer.Exit(130) from None
-
-
-def plan_one(spec: "PipelineSpec") -> dict[str, Any]:
-    """What a run of a pipeline would do, or the error that stands in its way."""
-    from embedding_pipelines.plan import plan
-
-    try:
-        with open_run(spec) as run:
-            return {**vars(plan(run)), "error": None}
-    except EmbeddingPipelinesError as error:
-        return {"pipeline": spec.name, "error": str(error)}
-
-
-def evaluation_problem(spec: "PipelineSpec") -> str:
-    """What is wrong with the files that `evaluation:` names, if something is."""
-    if not (spec.evaluation.queries or spec.evaluation.pairs):
-        return ""
-    from embedding_pipelines.quality.queries import judged_queries, scored_pairs
-
-    run = open_run(spec)
-    try:
-        judged_queries(run)
-        scored_pairs(run)
-    except EmbeddingPipelinesError as error:
-        return f"{spec.name}: {error}"
-    return ""
-
-
-def known_name(text: str) -> str:
-    """The pipeline that is meant by its name or number; ConfigError if nobody knows it.
-
-    What was released once needs no pipeline file any more.
-    """
-    from embedding_pipelines.spec.ids import find_name
-    from embedding_pipelines.spec.load import find_pipeline
-    from embedding_pipelines.storage.warehouse import Warehouse
-
-    name = find_name(home_folder(), text)
-    if not Warehouse(home_folder()).pipeline(name).releases.exists():
-        find_pipeline(name, home_folder())
-    return name
-
-
 def no_pipelines() -> str:
-    return f"There are no pipelines in {pipelines_folder(home_folder())}. `embedding-pipelines example` makes two."
-
-
-def emit(value: Any, as_json: bool, show: Callable[[], None]) -> None:
-    if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-    else:
-        show()
-
-
-def complain(problems: list[str]) -> None:
-    from embedding_pipelines.cli.terminal import make_console
-
-    for problem in problems:
-        make_console(stderr=True).print(f"error: {problem}", style="red", soft_wrap=True)
-
-
-def fail(problem: str) -> NoReturn:
-    if "--json" in sys.argv:
-        print(json.dumps({"error": problem}, ensure_ascii=False))
-    else:
-        complain([problem])
-    sys.exit(1)
+    folder = pipelines_folder(home_folder())
+    return f"There are no pipelines in {folder}. `embedding-pipelines example` writes two."

@@ -1,5 +1,4 @@
-"""The command `diff`: what changed between two releases, as text for people or as one JSON
-document."""
+"""The command `diff`: what changed between two releases."""
 
 import json
 from dataclasses import asdict
@@ -7,145 +6,127 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from embedding_pipelines.cli.common import AsJson, Name, complain, emit, known_name
+from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released
 from embedding_pipelines.environment import home as home_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from embedding_pipelines.diff.diff import Diff
-    from embedding_pipelines.diff.documents import DocumentChanges
     from embedding_pipelines.diff.queries import ResultChanges
 
 SHOWN = 20  # of each kind; --json has more
-SHOWN_CHARACTERS = 60  # of a query or of a text
+KINDS = ("new", "gone", "changed", "moved")  # of documents
+RATINGS = {True: "better", False: "worse", None: ""}
+
+app = typer.Typer()
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(diff)
-
-
+@app.command()
 def diff(
     name: Name,
     before: Annotated[
-        int | None, typer.Argument(metavar="[A]", help="A release; else the one before B.")
+        int | None, typer.Argument(metavar="[A]", help="A release (default: the one before B).")
     ] = None,
     after: Annotated[
-        int | None, typer.Argument(metavar="[B]", help="A release; else the live one.")
+        int | None, typer.Argument(metavar="[B]", help="A release (default: the live one).")
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Outcomes:
     """Say what changed from one release to another.
 
-    Documents, options, measures, and what searches answer. A model is called only for texts that it
-    never embedded. With --json: the first 1,000 documents of each kind, and every query whose
-    answers changed.
+    Documents, options, metrics, and what searches return. It calls a model only for texts that are
+    not in the embedding cache. With --json: the first 1,000 documents of each kind, and every query
+    with other results.
     """
     from embedding_pipelines.cli.terminal import make_console
     from embedding_pipelines.diff.diff import diff as compare
     from embedding_pipelines.storage.warehouse import Warehouse
 
-    found = compare(Warehouse(home_folder()), known_name(name), before, after)
-    value = asdict(found)
-    del value["documents"]["sample"]  # says `neighbours`
-    emit(value, as_json, lambda: _show(make_console(), found))
-    if not as_json:
-        complain(found.problems)
+    comparison = compare(Warehouse(home_folder()), find_released(name), before, after)
+    result = asdict(comparison)
+    del result["documents"]["sample"]  # `neighbours` says it
+    yield Output([result], lambda: _show(make_console(), comparison))
 
 
-def _show(console: "Console", found: "Diff") -> None:
-    from embedding_pipelines.cli.terminal import print_statistics
+def _show(console: "Console", diff: "Diff") -> None:
+    from embedding_pipelines.cli.terminal import print_statistics, print_table, print_words
 
-    old, new, documents = found.before, found.after, found.documents
-    kinds = _kinds(documents)
-    counts = ", ".join(
-        f"{listed.count:,} {kind}" for kind, listed in kinds.items() if listed is not None
-    )
-    statistics: dict[str, Any] = {
+    old, new, documents = diff.before, diff.after, diff.documents
+    kinds = {kind: listed for kind in KINDS if (listed := getattr(documents, kind)) is not None}
+    counts = ", ".join(f"{listed.count:,} {kind}" for kind, listed in kinds.items())
+    statistics = {
         "released at": f"{old.released_at} -> {new.released_at}",
         "documents": f"{documents.before:,} -> {documents.after:,}: {counts}",
         "rows": f"{old.rows:,} -> {new.rows:,}",
     }
     if documents.mean_cosine is not None:
-        statistics["vectors"] = (
-            f"mean cosine {documents.mean_cosine:.4f} of {documents.compared_chunks:,} chunks of both"
-        )
+        cosine, chunks = documents.mean_cosine, documents.compared_chunks
+        statistics["vectors"] = f"mean cosine {cosine:.4f} over {chunks:,} chunks in both"
     if old.space != new.space:
         statistics["space"] = f"{old.space} -> {new.space}"
     if old.codec != new.codec:
         statistics["codec"] = f"{old.codec[:12]} -> {new.codec[:12]}"
-    statistics |= {
-        f"release {side.release} forced": side.forced for side in (old, new) if side.forced
-    }
+    for side in (old, new):
+        if side.forced:
+            statistics[f"release {side.release} forced"] = side.forced
     print_statistics(
-        console, f"{found.pipeline}: release {old.release} -> {new.release}", statistics
+        console, f"{diff.pipeline}: release {old.release} -> {new.release}", statistics
     )
-    listed = {
-        kind: _ids(entry.ids, entry.count)
-        for kind, entry in kinds.items()
-        if entry is not None and entry.count
-    }
-    if listed:
-        print_statistics(console, "\ndocuments", listed)
-    if found.options:
-        values = {
+    ids = {kind: _ids(listed.ids, listed.count) for kind, listed in kinds.items() if listed.count}
+    if ids:
+        print_statistics(console, "\ndocuments", ids)
+    if diff.options:
+        options = {
             change.option: f"{_value(change.before)} -> {_value(change.after)}"
-            for change in found.options
+            for change in diff.options
         }
-        print_statistics(console, "\noptions", values)
-    _show_metrics(console, found)
-    if found.neighbours is not None:
-        _show_answers(console, found.neighbours, "document", "nearest neighbours")
-    if found.queries is not None:
-        _show_answers(console, found.queries, "query", "first ten documents")
-
-
-def _kinds(documents: "DocumentChanges") -> dict[str, Any]:
-    return {kind: getattr(documents, kind) for kind in ("new", "gone", "changed", "moved")}
-
-
-def _show_metrics(console: "Console", found: "Diff") -> None:
-    from embedding_pipelines.cli.terminal import print_table
-
-    rows = [
-        {
-            "metric": change.metric,
-            f"release {found.before.release}": _figure(change.before),
-            f"release {found.after.release}": _figure(change.after),
-            "difference": _figure(change.difference, "+"),
-            "": {True: "better", False: "worse", None: ""}[change.better],
-        }
-        for change in found.metrics
-    ]
-    if rows:
+        print_statistics(console, "\noptions", options)
+    if diff.metrics:
+        rows = [
+            {
+                "metric": change.metric,
+                f"release {old.release}": _figure(change.before),
+                f"release {new.release}": _figure(change.after),
+                "difference": _figure(change.difference, "+"),
+                "": RATINGS[change.better],
+            }
+            for change in diff.metrics
+        ]
         console.print()
         print_table(console, rows)
+    if diff.neighbours is not None:
+        _show_answers(console, diff.neighbours, "document")
+    if diff.queries is not None:
+        _show_answers(console, diff.queries, "query")
+    for problem in diff.problems:
+        print_words(console, f"\n{problem}", "yellow")
 
 
 def _show_answers(
-    console: "Console", answers: "ResultChanges", kind: Literal["document", "query"], places: str
+    console: "Console", answers: "ResultChanges", kind: Literal["document", "query"]
 ) -> None:
-    from embedding_pipelines.cli.terminal import print_table, printable
+    from embedding_pipelines.cli.terminal import print_table, print_words
 
-    changed, mean = len(answers.changed), answers.mean_overlap
-    asked = {"document": "sampled documents", "query": "queries"}[kind]
-    overlap = f", mean overlap {mean:.3f}" if mean is not None else ""
-    refused = f"; {answers.without_vector:,} have no vector" if answers.without_vector else ""
-    console.print(
-        f"\n{changed:,} of {answers.count:,} {asked} have other {places}{overlap}{refused}",
-        soft_wrap=True,
-    )
+    questions, places = {
+        "document": ("sampled documents", "nearest neighbours"),
+        "query": ("queries", "first ten documents"),
+    }[kind]
+    line = f"\n{len(answers.changed):,} of {answers.count:,} {questions} have other {places}"
+    if answers.mean_overlap is not None:
+        line += f", mean overlap {answers.mean_overlap:.3f}"
+    if answers.without_vector:
+        line += f"; {answers.without_vector:,} have no vector"
+    print_words(console, line)
     calls = answers.embedded_before + answers.embedded_after
     if calls:
-        console.print(
-            f"{calls:,} texts were embedded for this; the others were in the cache.",
-            soft_wrap=True,
+        print_words(
+            console, f"{calls:,} texts were embedded for this; the others were in the cache."
         )
     rows = [
         {
             "overlap": f"{change.overlap:.2f}",
             **({"document": change.id} if kind == "document" else {}),
-            "text": printable(change.text)[:SHOWN_CHARACTERS],
+            "text": change.text,
             "added": _ids(change.added, len(change.added)),
             "removed": _ids(change.removed, len(change.removed)),
         }
@@ -161,13 +142,9 @@ def _ids(ids: list[str], count: int) -> str:
 
 
 def _value(value: Any) -> str:
-    return (
-        "-"
-        if value is None
-        else value
-        if isinstance(value, str)
-        else json.dumps(value, ensure_ascii=False)
-    )
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _figure(value: float | None, sign: str = "") -> str:

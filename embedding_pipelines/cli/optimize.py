@@ -1,19 +1,13 @@
 """The command `optimize`: measure a compression, write it into the pipeline file, run the
 pipeline."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import (
-    AsJson,
-    complain,
-    emit,
-    open_run,
-    run_one,
-    stopped,
-    valid_specs,
-)
+from embedding_pipelines.cli.common import Outcomes, Output, Problem, load_spec, open_run
+from embedding_pipelines.cli.run import run_one
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, ReleaseError
 
@@ -22,24 +16,25 @@ if TYPE_CHECKING:
     from embedding_pipelines.optimize.optimize import Goal, OptimizeResult
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
-FLOOR = 0.99  # of what `auto` finds, if the user names none
-METHODS = "pca, truncate, float16, int8 (or quantization), binary; again for what follows it; or auto, which finds one."
+AUTO_FLOOR = 0.99
+METHODS = (
+    "pca, truncate, float16, int8 (or quantization) or binary; repeat to build a chain. Or auto."
+)
+
+app = typer.Typer()
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(optimize)
-
-
+@app.command()
 def optimize(
     method: Annotated[list[str], typer.Option(metavar="METHOD", help=METHODS)],
     name: Annotated[
         str | None, typer.Argument(metavar="PIPELINE", help="Its name or number.")
     ] = None,
     pipeline_id: Annotated[
-        str | None, typer.Option(metavar="PIPELINE", help="The same as an option.")
+        str | None, typer.Option(metavar="PIPELINE", help="Alias of PIPELINE.")
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option(min=1, metavar="NUMBER", help="What pca or truncate keep.")
+        int | None, typer.Option(min=1, metavar="NUMBER", help="How many pca or truncate keep.")
     ] = None,
     floor: Annotated[
         float | None,
@@ -47,37 +42,34 @@ def optimize(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Least recall@10 that must be proven; for auto 0.99.",
+            help=f"The recall@10 to prove (default: none; for auto {AUTO_FLOOR}).",
         ),
     ] = None,
     max_ms: Annotated[
         float,
-        typer.Option(min=0, metavar="NUMBER", help="How long a median search may take after auto."),
+        typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto."),
     ] = 500.0,
-    as_json: AsJson = False,
-) -> None:
-    """Make vectors smaller, once it is measured what that costs.
+) -> Outcomes:
+    """Make vectors smaller, at a measured cost.
 
     Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still
-    find. What is proven to keep the floor, with 95% confidence, goes into the pipeline file with
-    its evidence, and the pipeline is run. Otherwise nothing is changed. Without a floor, what you
-    name is measured and taken as it is.
+    return. A compression that keeps the floor, with 95% confidence, goes into the pipeline file
+    with its evidence, and the pipeline runs; else nothing changes. Without a floor, it
+    measures the methods you name and takes them as they are.
     """
     from embedding_pipelines.optimize.optimize import Goal
 
-    given = [text for text in (name, pipeline_id) if text is not None]
-    if len(given) != 1:
+    if (name is None) == (pipeline_id is None):
         raise ConfigError("optimize: name one pipeline, as PIPELINE or by --pipeline-id.")
-    (spec,) = valid_specs(given)
-    floor = FLOOR if floor is None and method == ["auto"] else floor
-    goal = Goal(tuple(method), dimensions, floor, max_ms)
+    spec = load_spec(name or pipeline_id or "")
+    floor = AUTO_FLOOR if floor is None and method == ["auto"] else floor
     try:
-        _optimize(spec, goal, as_json)
+        yield from _optimize(spec, Goal(tuple(method), dimensions, floor, max_ms))
     except KeyboardInterrupt:
-        stopped(f"The file of {spec.name!r} is as it was.")
+        raise KeyboardInterrupt(f"The file of {spec.name!r} is as it was.") from None
 
 
-def _optimize(spec: "PipelineSpec", goal: "Goal", as_json: bool) -> None:
+def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
     from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.optimize.optimize import optimize_pipeline, refit
     from embedding_pipelines.spec.edit import edit_pipeline
@@ -85,19 +77,16 @@ def _optimize(spec: "PipelineSpec", goal: "Goal", as_json: bool) -> None:
     from embedding_pipelines.steps.codec import unless_it_fails
 
     with (
-        TerminalProgress(make_console(quiet=as_json), spec.name) as progress,
+        TerminalProgress(make_console(), spec.name) as progress,
         open_run(spec, progress) as run,
     ):
         outcome = optimize_pipeline(run, goal)
-    if not as_json:
-        _show(outcome)
+    result = {"pipeline": spec.name, "optimized": None, "evidence": outcome.evidence}
     if outcome.problem:
-        emit(
-            {"error": outcome.problem, **_statistics(spec, outcome)},
-            as_json,
-            lambda: complain([outcome.problem]),
-        )
-        raise typer.Exit(1)
+        yield Output([result], partial(_show, outcome))
+        yield Problem(outcome.problem, spec.name)
+        return
+    yield Output([], partial(_show, outcome))
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
         open_run(outcome.spec) as run,
@@ -105,59 +94,48 @@ def _optimize(spec: "PipelineSpec", goal: "Goal", as_json: bool) -> None:
         unless_it_fails(run),
     ):
         refit(run)
-        result = run_one(outcome.spec, quiet=as_json)
-        if result["error"]:
+        row, problem = run_one(outcome.spec)
+        if problem:
             raise ReleaseError(
-                f"{result['error']}\nThe file of {spec.name!r} is as it was, so there is nothing to force "
-                "now. To have it all the same, write the compression into the file, run the pipeline, then force it."
+                f"{problem}\nThe file of {spec.name!r} is as it was. To release this compression "
+                "nevertheless, write it into the file, run the pipeline, then use "
+                f"`embedding-pipelines release {spec.name} --force --reason '…'`."
             )
-    emit({**_statistics(spec, outcome), "run": result}, as_json, lambda: None)
-
-
-def _statistics(spec: "PipelineSpec", outcome: "OptimizeResult") -> dict[str, Any]:
-    optimized = (
-        outcome.spec.optimized.model_dump(mode="json")
-        if outcome.spec.optimized and not outcome.problem
-        else None
-    )
-    return {"pipeline": spec.name, "optimized": optimized, "evidence": outcome.evidence}
+    if outcome.spec.optimized is not None:
+        result["optimized"] = outcome.spec.optimized.model_dump(mode="json")
+    yield Output([{**result, "run": row}])
 
 
 def _show(outcome: "OptimizeResult") -> None:
     from embedding_pipelines.cli.terminal import make_console, print_table
 
-    front = sorted(
-        (point for point in outcome.points if point.on_front),
-        key=lambda point: point.bytes_per_vector,
-    )
+    front = [point for point in outcome.points if point.on_front]
     if front:
+        front.sort(key=lambda point: point.bytes_per_vector)
         print_table(make_console(), [_row(point) for point in front])
-    if outcome.spec.optimized is not None and not outcome.problem:
-        found = outcome.spec.optimized
+    optimized = outcome.spec.optimized
+    if optimized is not None and not outcome.problem:
         print(
-            f"{found.bytes_per_vector} bytes a vector on disk, {found.times_smaller} times less than float32 alone."
+            f"{optimized.bytes_per_vector} bytes a vector on disk, "
+            f"{optimized.times_smaller} times less than float32 alone."
         )
 
 
-def _row(point: "Point") -> dict[str, str]:
+def _row(point: "Point") -> dict[str, Any]:
     from embedding_pipelines.compression.base import as_options, describe_chain
 
-    figures = {
-        "bytes": f"{point.bytes_per_vector:,.0f}",
-        "recall@10": _share(point.recall_at_10),
-        "at_least": _share(point.lower_bound),
-        "held_out": _share(point.held_out_recall),
-        "p50_ms": f"{point.p50_ms:.1f}" if point.p50_ms is not None else "-",
-        "p95_ms": f"{point.p95_ms:.1f}" if point.p95_ms is not None else "-",
-    }
-    index = point.index + (f" x{point.refine}" if point.refine else "")
     return {
         "compression": describe_chain(as_options(point.compression)),
-        "index": index,
-        **figures,
+        "index": point.index + (f" x{point.refine}" if point.refine else ""),
+        "bytes": round(point.bytes_per_vector),
+        "recall@10": _figure(point.recall_at_10, 4),
+        "at_least": _figure(point.lower_bound, 4),
+        "held_out": _figure(point.held_out_recall, 4),
+        "p50_ms": _figure(point.p50_ms, 1),
+        "p95_ms": _figure(point.p95_ms, 1),
         "": "chosen" if point.chosen else "",
     }
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -4,60 +4,64 @@ from typing import Annotated
 
 import typer
 
-from embedding_pipelines.cli.common import AsJson, Name, emit, known_name, run_one, valid_specs
+from embedding_pipelines.cli.common import (
+    Name,
+    Outcomes,
+    Output,
+    Problem,
+    find_released,
+    load_spec,
+)
+from embedding_pipelines.cli.run import run_one
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError, ReleaseError
+from embedding_pipelines.errors import ConfigError
+
+app = typer.Typer()
 
 
-def add_to(app: typer.Typer) -> None:
-    app.command()(release)
-    app.command()(rollback)
-
-
+@app.command()
 def release(
     name: Name,
     force: Annotated[
         bool, typer.Option("--force", help="Release it though checks of its quality failed.")
     ] = False,
-    reason: Annotated[
-        str, typer.Option(metavar="TEXT", help="Why; it is kept with the release.")
-    ] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Release what checks have held back, with a reason.
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the release keeps it.")] = "",
+) -> Outcomes:
+    """Release what checks hold back, with a reason.
 
-    `run` releases whatever passes. A table that is broken is never released.
+    `run` releases whatever passes. A broken table is never released.
     """
     if not force or not reason.strip():
         raise ConfigError(
-            "release: what passes its checks is released by `run`. To release what they hold back, say --force and "
-            "--reason '…', which is kept with the release."
+            "release: `run` releases what passes its checks. To release what they hold back, give "
+            "--force and --reason '…'; the release keeps the reason."
         )
-    (spec,) = valid_specs([name])
-    result = run_one(spec, quiet=as_json, force_reason=reason.strip())
-    if result["error"]:
-        raise ReleaseError(result["error"])
-    emit(result, as_json, lambda: None)
+    spec = load_spec(name)
+    result, problem = run_one(spec, force_reason=reason.strip())
+    yield Output([result])
+    if problem:
+        yield Problem(problem, spec.name)
 
 
+@app.command()
 def rollback(
     name: Name,
     to: Annotated[
-        int | None, typer.Option(metavar="NUMBER", help="Which release; else the one before.")
+        int | None,
+        typer.Option(metavar="NUMBER", help="Which release (default: the one before)."),
     ] = None,
-    as_json: AsJson = False,
-) -> None:
+) -> Outcomes:
     """Make an earlier release live again."""
     from embedding_pipelines.cli.terminal import counted
     from embedding_pipelines.releases import rollback as go_back
     from embedding_pipelines.storage.warehouse import Warehouse
 
-    name = known_name(name)
+    name = find_released(name)
     before, now = go_back(Warehouse(home_folder()).pipeline(name), to)
-    value = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
+    result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
 
     def show() -> None:
         print(f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})")
-        print(f"Back again: embedding-pipelines rollback {name} --to {before.number}")
+        print(f"To undo it: embedding-pipelines rollback {name} --to {before.number}")
 
-    emit(value, as_json, show)
+    yield Output([result], show)

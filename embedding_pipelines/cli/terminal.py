@@ -4,10 +4,11 @@ Bars and short lines on a terminal; in a pipe plain lines, nothing cut and nothi
 stands in a user's data is shown as it is: no markup, no emoji codes, no control characters.
 """
 
+import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from embedding_pipelines.progress import StepReport
@@ -27,27 +29,13 @@ if TYPE_CHECKING:
     from embedding_pipelines.search import SearchResult
 
 PLAIN_SECONDS = 10.0  # between two lines of progress in a pipe
+PIPE_COLUMNS = 1_000_000  # nothing is cut there
 WIDE_COLUMNS = 80  # of a terminal that has room for times beside a bar
 EXCERPT_LINES = 2  # of a hit's text on a terminal
 EXCERPT_INDENT = " " * 11
+FIGURE = re.compile(r"-|[+-]?[\d,]*\.?\d+")  # a cell that is aligned to the right, never cut
 
-# What a step did, in a line; in the order of the steps.
-SENTENCES = {
-    "documents": "{documents} from {files}, {rejected:,} rejected",
-    "chunks": "{chunks}, {tokens}, {empty}",
-    "model": "learnt from {texts:,} texts, {dimensions:,} dimensions",
-    "embeddings": "{vectors}: {embedded} embedded, {cache_hits:,} from the cache",
-    "codec": "{dimensions:,} x {dtype}, {bytes_per_vector} each",
-    "vector_store": "{rows}: {added:,} added, {removed:,} removed",
-    "checks": "{passed:,} of {checks:,} passed",
-    "release": "release {release}, live: {live}",
-}
-SPOKEN_METRICS = {
-    "ndcg_at_10": "nDCG@10",
-    "known_item_recall": "known items",
-    "recall_at_10": "recall@10",
-}
-COUNTED = {  # statistics that are spoken with their noun
+NOUNS = {  # of statistics that are counts
     "documents": "document",
     "files": "file",
     "chunks": "chunk",
@@ -58,20 +46,32 @@ COUNTED = {  # statistics that are spoken with their noun
     "bytes_per_vector": "byte",
     "rows": "row",
 }
+EXTRAS = {  # statistics that follow a step's sentence
+    "rejected": "{:,} rejected (see status)",
+    "usd": "{:.4f} USD",
+    "tokens_per_second": "{:,} tokens/s",
+    "ndcg_at_10": "nDCG@10 {:.3f}",
+    "known_item_recall": "known items {:.3f}",
+    "recall_at_10": "recall@10 {:.3f}",
+}
 
 
 def make_console(**options: Any) -> Console:
     """A console that prints text as it is: markup, emoji codes and highlighting are off."""
-    return Console(markup=False, emoji=False, highlight=False, **options)
+    console = Console(markup=False, emoji=False, highlight=False, **options)
+    if not console.is_terminal:
+        console.width = PIPE_COLUMNS
+    return console
 
 
 class TerminalProgress:
-    """A bar per step on a terminal, a line now and then elsewhere; remembers the reports."""
+    """A bar of the step at work on a terminal, a line now and then elsewhere; keeps the reports."""
 
-    def __init__(self, console: Console, pipeline: str) -> None:
+    def __init__(self, console: Console, pipeline: str, steps: Sequence[str] = ()) -> None:
+        """`steps` in their order: the next one has its bar before it says how far it is."""
         self.reports: list[StepReport] = []
         self.notes: list[str] = []
-        self._console, self._pipeline = console, pipeline
+        self._console, self._pipeline, self._steps = console, pipeline, steps
         self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._step, self._task = "", TaskID(0)
         self._last = time.monotonic()
@@ -81,7 +81,7 @@ class TerminalProgress:
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
-        self._show(next(iter(SENTENCES)))
+        self._show(next(iter(self._steps), ""))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,26 +94,22 @@ class TerminalProgress:
             self._bars.update(self._task, completed=done, total=total, amount=amount)
         elif time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            self._console.print(f"{self._pipeline} {step}: {amount}", soft_wrap=True)
+            self._console.print(f"{self._pipeline} {step}: {amount}")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-        self._bars.console.print(
-            f"{self._pipeline} note: {printable(text)}", style="yellow", soft_wrap=True
-        )
+        print_words(self._console, f"{self._pipeline} note: {printable(text)}", "yellow")
 
     def finish(self, report: StepReport) -> None:
         self.reports.append(report)
-        line = f"{self._pipeline} {report.step:<12} {sentence(report)}"
-        self._bars.console.print(line, soft_wrap=True)
-        steps = [
-            step for step in SENTENCES if step != "model" or step == report.step
-        ]  # few pipelines have that one
-        following = steps[steps.index(report.step) + 1 :]
-        self._show(following[0] if following else "")
+        start = f"{self._pipeline} {report.step:<12} "
+        line = _fold(self._console, sentence(report), " " * len(start))
+        self._console.print(start + line, soft_wrap=True)
+        following = dict(zip(self._steps, self._steps[1:], strict=False))
+        self._show(following.get(report.step, ""))
 
     def _show(self, step: str) -> None:
-        """One bar, of the step at work; it moves to and fro until the step says how far it is."""
+        """One bar, of the step at work; it pulses until the step says how far it is."""
         if not self._drawn or step == self._step:
             return
         if self._step:
@@ -132,30 +128,16 @@ def _columns(width: int) -> list[ProgressColumn]:
 
 def sentence(report: StepReport) -> str:
     """What a step did, in a line."""
-    statistics = {
-        name: counted(value, COUNTED[name]) if name in COUNTED else value
-        for name, value in report.statistics.items()
+    from embedding_pipelines.steps.chain import step_named
+
+    step, statistics = step_named(report.step), report.statistics
+    words = {
+        name: counted(value, NOUNS[name]) if name in NOUNS else value
+        for name, value in statistics.items()
     }
-    spoken = SENTENCES[report.step].format(**statistics)
-    if report.step == "embeddings":
-        spoken += (
-            f", {statistics['rejected']:,} refused (see status)"
-            if statistics.get("rejected")
-            else ""
-        )
-        spoken += f" for {statistics['usd']:.4f} USD" if statistics.get("usd") else ""
-        spoken += (
-            f" at {statistics['tokens_per_second']:,} tokens/s"
-            if statistics.get("tokens_per_second")
-            else ""
-        )
-    if report.step == "checks":
-        spoken += "".join(
-            f", {name} {statistics[key]:.3f}"
-            for key, name in SPOKEN_METRICS.items()
-            if key in statistics
-        )
-    return f"{spoken} ({report.seconds:.1f} s)" if report.changed else f"{spoken} (unchanged)"
+    extras = [EXTRAS[name].format(statistics[name]) for name in step.extras if statistics.get(name)]
+    end = f"{report.seconds:.1f} s" if report.changed else "unchanged"
+    return f"{', '.join([step.sentence.format(**words), *extras])} ({end})"
 
 
 def counted(number: int, noun: str) -> str:
@@ -163,33 +145,39 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def print_words(console: Console, text: str, style: str = "") -> None:
+    """Sentences; a terminal breaks them between words, never within a path."""
+    lines = [_fold(console, line, "") for line in text.split("\n")]
+    console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys below a heading. A terminal cuts what does not fit; a pipe gets
-    everything."""
-    lines = [
-        [name.replace("_", " ") for name in rows[0]],
-        *([_cell(value) for value in row.values()] for row in rows),
-    ]
-    numbers = [{type(row[name]) for row in rows} - {type(None)} == {int} for name in rows[0]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for position, line in enumerate(lines):
-        cells = (
-            cell.rjust(width) if number else cell.ljust(width)
-            for cell, width, number in zip(line, widths, numbers, strict=True)
-        )
-        text = Text("  ".join(cells).rstrip(), style="bold" if position == 0 else "")
-        if console.is_terminal:
-            console.print(text, no_wrap=True, overflow="ellipsis")
-        else:
-            console.print(text, soft_wrap=True)
+    """Rows of equal keys below a heading, a line each. On a terminal the widest texts are cut where
+    a line would not fit."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = {
+        name: [Text(_cell(row[name]), no_wrap=True, overflow="ellipsis") for row in rows]
+        for name in rows[0]
+    }
+    for name, cells in columns.items():
+        figures = all(FIGURE.fullmatch(cell.plain) for cell in cells)
+        side: Literal["left", "right"] = "right" if figures else "left"
+        table.add_column(name.replace("_", " "), justify=side, no_wrap=figures)
+    for line in zip(*columns.values(), strict=True):
+        table.add_row(*line)
+    with console.capture() as lines:
+        console.print(table)
+    for text in lines.get().splitlines():
+        console.out(text.rstrip())
 
 
 def print_statistics(console: Console, title: str, statistics: Mapping[str, Any]) -> None:
-    """Names and values below a title. Nothing is folded, so that a path can be copied."""
+    """Names and values below a title. Only words are folded, so that a path can be copied."""
     console.print(Text(title, style="bold"), soft_wrap=True)
     width = max(map(len, statistics))
     for name, value in statistics.items():
-        console.print(f"  {name.replace('_', ' '):<{width}}  {_cell(value)}", soft_wrap=True)
+        console.print(f"  {name.replace('_', ' '):<{width}}  ", end="", soft_wrap=True)
+        console.print(_fold(console, _cell(value), " " * (width + 4)), soft_wrap=True)
 
 
 def print_hits(console: Console, result: "SearchResult") -> None:
@@ -199,17 +187,27 @@ def print_hits(console: Console, result: "SearchResult") -> None:
         for name, value in hit.metadata.items():
             line.append(f"  {name}={_cell(value)}", style="not bold dim")
         console.print(line, soft_wrap=True)
-        text = printable(hit.text)
-        if console.is_terminal:
-            room = max(console.width - len(EXCERPT_INDENT) - 1, 20)
-            lines = textwrap.wrap(text, room, max_lines=EXCERPT_LINES, placeholder=" …")
-            text = f"\n{EXCERPT_INDENT}".join(lines)
+        text = _fold(console, printable(hit.text), EXCERPT_INDENT, EXCERPT_LINES)
         console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
-    found = "" if result.hits else "nothing found, "
-    summary = (
-        f"{result.pipeline}, release {result.release}: {found}{result.milliseconds / 1000:.2f} s"
-    )
+    nothing = "" if result.hits else "nothing found, "
+    seconds = result.milliseconds / 1000
+    summary = f"{result.pipeline}, release {result.release}: {nothing}{seconds:.2f} s"
     console.print(Text(summary, style="dim"), soft_wrap=True)
+
+
+def _fold(console: Console, text: str, indent: str, max_lines: int | None = None) -> str:
+    """The text as lines that fit a terminal behind an indent; in a pipe as it is."""
+    if not console.is_terminal:
+        return text
+    lines = textwrap.wrap(
+        text,
+        max(console.width - len(indent) - 1, 20),
+        max_lines=max_lines,
+        placeholder=" …",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"\n{indent}".join(lines)
 
 
 def printable(text: str) -> str:
@@ -222,8 +220,6 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool)
-        else printable(str(value))
-    )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}"
+    return printable(str(value))

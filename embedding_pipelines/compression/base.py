@@ -1,10 +1,8 @@
-"""The contract of compression: an unfitted choice (`Compressor`) is fitted once to an artifact
-(`Codec`).
+"""The contract of compression: a choice (`Compressor`) is fitted once and gives a codec (`Codec`).
 
-Holds the two base classes, the checks they share and the chain that a pipeline applies to documents
-and queries alike. The ways to compress are the other files of this folder, one each. All codecs
-keep directions, not lengths: the metric before compression is the cosine, so vectors are scaled to
-unit length on their way in. A vector of zeros stays one.
+Each way to compress is another file of this folder. A pipeline applies its codecs as one chain, to
+documents and queries alike. All codecs keep directions, not lengths: searches compare by the
+cosine, so vectors are scaled to unit length first. A vector of zeros stays one.
 """
 
 import functools
@@ -21,50 +19,71 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines import plugins, schemas
-from embedding_pipelines.compression._vectors import (
-    ITEM_BYTES,
-    Codes,
-    Dtype,
-    checked,
-    code_width,
-    sound,
-)
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.vectors import Vectors, unit
 
-__all__ = [
-    "Codec",
-    "CodecChain",
-    "Codes",
-    "Compressor",
-    "Dtype",
-    "as_options",
-    "check_chain",
-    "code_width",
-    "describe_chain",
-]
-
+Codes = NDArray[Any]
+Dtype = Literal["float32", "float16", "int8", "binary"]
 Metric = Literal["cosine", "hamming"]
 
+# Bytes of one number; of binary, those of eight bits.
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}
 IDENTITY = "none"  # the id of a chain without codecs
 _CHAIN = "chain"  # the entry of a saved chain that holds its statistics, as JSON
+
+
+def code_width(dimensions: int, dtype: Dtype) -> int:
+    """Numbers in a stored code: the dimensions, or for binary the bytes that hold as many bits."""
+    return -(-dimensions // 8) if dtype == "binary" else dimensions
+
+
+def check_vectors(vectors: Vectors, dimensions: int | None, where: str, first: int = 0) -> Vectors:
+    """`vectors` as float32[n, dimensions] (None: any); CompressionError if one is not finite.
+
+    `first` is the number of the first row, for the message.
+    """
+    if vectors.ndim != 2 or dimensions not in (None, vectors.shape[1]):
+        raise CompressionError(
+            f"{where}: the vectors have the shape {vectors.shape}, but "
+            f"[n, {'d' if dimensions is None else dimensions}] is needed. "
+            "Use the codec that was fitted to this model's vectors."
+        )
+    vectors = np.asarray(vectors, np.float32)
+    if np.isfinite(vectors).all():
+        return vectors
+    bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    raise CompressionError(
+        f"{where}: {bad_rows.size} of {len(vectors)} vectors hold NaN or infinity, the first is "
+        f"number {first + bad_rows[0]}. Embed these texts again."
+    )
+
+
+def check_blocks(
+    blocks: Iterable[Vectors], where: str, dimensions: int | None = None
+) -> Iterator[Vectors]:
+    """Each block float32[n_i, dimensions] after `check_vectors`; None: as wide as the first."""
+    first = 0
+    for block in blocks:
+        vectors = check_vectors(block, dimensions, where, first)
+        dimensions = vectors.shape[1]
+        first += len(vectors)
+        yield vectors
 
 
 class Codec(ABC):
     """A fitted compression: float32[n, input_dimensions] to codes and back.
 
-    A new one sets the class variables, `_encode` and `_decode`, and `arrays`, `statistics` and
-    `load` if it holds more than its dimensions.
+    A subclass sets the class variables and writes `_encode` and `_decode`; if it holds more than
+    its dimensions, also `arrays`, `statistics` and `load`.
     """
 
     kind: ClassVar[str]
     dtype: ClassVar[Dtype] = "float32"
     metric: ClassVar[Metric] = "cosine"
-    rescoring_codec: "Codec | None" = (
-        None  # a finer code of the same vectors, kept beside this one for rescoring
-    )
-    oversample: int = 1  # how many times as many as are wanted to find and rescore
+    # Makes the rescoring vectors: finer codes of the same vectors, stored beside the codes.
+    rescoring_codec: "Codec | None" = None
+    oversample: int = 1  # how many times k candidates a search rescores
 
     def __init__(self, input_dimensions: int, dimensions: int) -> None:
         self.input_dimensions = input_dimensions
@@ -75,21 +94,23 @@ class Codec(ABC):
 
         float32, float16 or int8 [n, dimensions]; binary: uint8 [n, ceil(dimensions / 8)].
         """
-        return self._encode(unit(checked(vectors, self.input_dimensions, f"{self.kind}.encode")))
+        return self._encode(
+            unit(check_vectors(vectors, self.input_dimensions, f"{self.kind}.encode"))
+        )
 
     def decode(self, codes: Codes) -> Vectors:
         """The best guess at the unit vectors that were encoded, float32[n, input_dimensions]."""
         width = code_width(self.dimensions, self.dtype)
         if codes.ndim != 2 or codes.shape[1] != width:
             raise CompressionError(
-                f"{self.kind}.decode: the codes have the shape {codes.shape}, and not [n, {width}]. "
+                f"{self.kind}.decode: the codes have the shape {codes.shape}, not [n, {width}]. "
                 "Decode with the codec that encoded them."
             )
         return self._decode(codes)
 
     @property
     def bytes_per_vector(self) -> int:
-        """Of one stored code and its copy."""
+        """Of one stored code and its rescoring vector."""
         own = code_width(self.dimensions, self.dtype) * ITEM_BYTES[self.dtype]
         return own + (self.rescoring_codec.bytes_per_vector if self.rescoring_codec else 0)
 
@@ -100,11 +121,11 @@ class Codec(ABC):
     def _decode(self, codes: Codes) -> Vectors: ...
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """What was fitted, for `load`."""
+        """The fitted numbers, for `load`."""
         return {}
 
     def statistics(self) -> dict[str, Any]:
-        """Dimensions and figures for people and for `load`; JSON-able."""
+        """Dimensions and figures for people and for `load`, as JSON values."""
         return {"input_dimensions": self.input_dimensions, "dimensions": self.dimensions}
 
     @classmethod
@@ -114,60 +135,56 @@ class Codec(ABC):
 
 
 class Compressor(plugins.Choice):
-    """One way to compress, as a pipeline file names it. `kind` is the file's name.
+    """One way to compress, as a pipeline file names it. `kind` is the module's name.
 
-    A new one sets `codec` and writes `fixed`, if nothing of it is fitted, or else `_fit`.
+    A subclass sets `codec` and writes `build` if it needs no vectors, else `_fit`.
     """
 
     codec: ClassVar[type[Codec]]
-    of_the_model: ClassVar[bool] = (
-        False  # whether it needs the numbers as the model gives them, so that it comes first
-    )
+    comes_first: ClassVar[bool] = False  # because it needs the numbers as the model gives them
 
     def check(self, dimensions: int) -> int:
-        """Dimensions out for dimensions in; ConfigError if that cannot be."""
+        """Dimensions out for dimensions in; ConfigError if that is impossible."""
         return dimensions
 
-    def fixed(self, dimensions: int) -> Codec | None:
-        """The codec for vectors of `dimensions` if it is one for all of them, so that none need be
-        read; else None."""
+    def build(self, dimensions: int) -> Codec | None:
+        """The codec for all vectors of `dimensions`; None if it has to be fitted to them."""
         return None
 
     def fit(self, vectors: Iterable[Vectors]) -> Codec:
-        """The codec for vectors like these, blocks float32[n_i, d] that are read once.
+        """The codec for vectors like these, in blocks float32[n_i, d], which are read once.
 
-        How the vectors are cut into blocks decides nothing. A codec that is `fixed` needs the first
-        block alone. CompressionError if there are too few vectors, or one is not finite.
+        The sizes of the blocks do not change it. `build` needs only the first block. Raises
+        CompressionError if there are too few vectors, or one is not finite.
         """
-        blocks = map(unit, sound(vectors, f"{self.kind}.fit"))
+        blocks = map(unit, check_blocks(vectors, f"{self.kind}.fit"))
         first = next(blocks, None)
         if first is None:
             raise CompressionError(
                 f"{self.kind}.fit: there are no vectors. Embed some documents first."
             )
         dimensions = first.shape[1]
-        return self.fixed(dimensions) or self._fit(dimensions, itertools.chain([first], blocks))
+        return self.build(dimensions) or self._fit(dimensions, itertools.chain([first], blocks))
 
     def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> Codec:
-        """As `fit`, of blocks that are checked and of unit length."""
-        raise NotImplementedError(f"{self.kind} has neither fixed nor _fit")
+        """As `fit`; all vectors are finite and of unit length."""
+        raise NotImplementedError(f"{self.kind} has neither build nor _fit")
 
 
 def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
-    """Dimensions out of the whole chain; ConfigError names the order to use if this one cannot
-    work."""
+    """Dimensions out of the whole chain; ConfigError, with the order to use, if it cannot work."""
     last = [choice for choice in compressors if choice.codec.dtype != "float32"]
     if len(last) > 1:
         kinds = ", ".join(repr(choice.kind) for choice in last)
         raise ConfigError(
             f"compression: {kinds} each end a chain, and there can be one end. Keep one of them."
         )
-    order = sorted(compressors, key=lambda choice: (choice in last, not choice.of_the_model))
+    order = sorted(compressors, key=lambda choice: (choice in last, not choice.comes_first))
     if list(compressors) != order:
         raise ConfigError(
-            f"compression: {', '.join(choice.kind for choice in compressors)} cannot follow one another: what cuts the "
-            "model's own numbers comes first, what stores a number in fewer bits last. Use this order: "
-            f"{', '.join(choice.kind for choice in order)}."
+            f"compression: {', '.join(choice.kind for choice in compressors)} cannot follow one "
+            "another: what cuts the model's own numbers comes first, what stores a number in fewer "
+            f"bits last. Use this order: {', '.join(choice.kind for choice in order)}."
         )
     for choice in compressors:
         dimensions = choice.check(dimensions)
@@ -175,10 +192,9 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
 
 
 class CodecChain:
-    """What a release applies to each vector: fitted codecs one after the other; without any, the
-    identity.
+    """What a release applies to each vector: fitted codecs one after the other.
 
-    The identity passes float32 on as it is, lengths included.
+    Without codecs it is the identity, which keeps float32 as it is, lengths included.
     """
 
     def __init__(self, codecs: Sequence[Codec], input_dimensions: int) -> None:
@@ -195,59 +211,53 @@ class CodecChain:
         blocks: Callable[[], Iterable[Vectors]],
         dimensions: int,
     ) -> Self:
-        """Fits each to what the ones before it make of the vectors.
+        """Fit each to what the ones before it make of the vectors.
 
-        `blocks()` gives the vectors anew, float32[n_i, dimensions]; they are read once for each
-        compressor that is fitted to data. ConfigError as `check_chain`; CompressionError for too
-        few vectors, another shape, or numbers that are not finite.
+        Each call of `blocks()` reads the vectors, float32[n_i, dimensions], once for each
+        compressor that needs them. Raises ConfigError as `check_chain` does, and CompressionError
+        for too few vectors, another shape, or numbers that are not finite.
         """
         check_chain(compressors, dimensions)
         chain = cls([], dimensions)
         for compressor in compressors:
-            codec = compressor.fixed(chain.dimensions) or compressor.fit(
-                map(chain.encode, sound(blocks(), "compression.fit", dimensions))
-            )
+            codec = compressor.build(chain.dimensions)
+            if codec is None:
+                vectors = check_blocks(blocks(), "compression.fit", dimensions)
+                codec = compressor.fit(map(chain.encode, vectors))
             chain = cls([*chain.codecs, codec], dimensions)
         return chain
 
     @functools.cached_property
     def id(self) -> str:
-        """128-bit hex digest of all that was fitted; IDENTITY for no codec."""
+        """128-bit hex digest of all fitted numbers and options; IDENTITY without codecs."""
         parts: list[bytes] = []
         for codec in self.codecs:
             parts += [codec.kind.encode(), json.dumps(codec.statistics(), sort_keys=True).encode()]
             for name, array in sorted(codec.arrays().items()):
-                parts += [
-                    name.encode(),
-                    str(array.dtype).encode(),
-                    str(array.shape).encode(),
-                    array.tobytes(),
-                ]
+                header = (name, str(array.dtype), str(array.shape))
+                parts += [*(text.encode() for text in header), array.tobytes()]
         return schemas.digest(*parts).hex() if parts else IDENTITY
 
     @property
     def rescoring_codec(self) -> Codec | None:
-        """The codec of the finer copies that are kept for rescoring; None: there are none."""
+        """The codec of the rescoring vectors; None if there are none."""
         return self.codecs[-1].rescoring_codec if self.codecs else None
 
     @property
     def oversample(self) -> int:
-        """How many times as many as are wanted to find and rescore; 1 without copies."""
+        """How many times k candidates a search rescores; 1 without rescoring vectors."""
         return self.codecs[-1].oversample if self.codecs else 1
 
     @property
     def bytes_per_vector(self) -> int:
-        """Of one stored code and its copy: 1 for an int8 number, 1/8 for a binary one."""
-        return (
-            self.codecs[-1].bytes_per_vector
-            if self.codecs
-            else self.dimensions * ITEM_BYTES["float32"]
-        )
+        """Of one stored code and its rescoring vector."""
+        if not self.codecs:
+            return self.dimensions * ITEM_BYTES["float32"]
+        return self.codecs[-1].bytes_per_vector
 
     def encode(self, vectors: Vectors) -> Codes:
-        """Codes of float32[n, input_dimensions], as `Codec.encode` of the last; CompressionError as
-        there."""
-        codes: Codes = checked(vectors, self.input_dimensions, "compression.encode")
+        """Codes of float32[n, input_dimensions]; shape and errors as `Codec.encode` of the last."""
+        codes: Codes = check_vectors(vectors, self.input_dimensions, "compression.encode")
         for codec in self.codecs:
             codes = codec.encode(codes)
         return codes
@@ -256,35 +266,33 @@ class CodecChain:
         """The best guess at the vectors before the chain, float32[n, input_dimensions]."""
         for codec in reversed(self.codecs):
             codes = codec.decode(codes)
-        return codes if self.codecs else checked(codes, self.input_dimensions, "compression.decode")
+        return (
+            codes
+            if self.codecs
+            else check_vectors(codes, self.input_dimensions, "compression.decode")
+        )
 
     def encode_rescoring(self, vectors: Vectors) -> Codes | None:
-        """The finer codes of float32[n, input_dimensions] as `copy` makes them; None without
-        copies."""
-        return (
-            self.rescoring_codec.encode(self._before_last(vectors))
-            if self.rescoring_codec
-            else None
-        )
+        """Rescoring vectors of float32[n, input_dimensions]; None if the chain has none."""
+        codec = self.rescoring_codec
+        return codec.encode(self._before_last(vectors)) if codec else None
 
-    def rescore(self, vector: Vectors, copies: Codes) -> Vectors:
-        """Cosines float32[n] of one vector float32[input_dimensions] with the vectors behind
-        `copies`; 0 for zeros.
+    def rescore(self, vector: Vectors, rescoring: Codes) -> Vectors:
+        """Cosines float32[n] of one vector float32[input_dimensions] with n rescoring vectors.
 
-        Only of a chain with copies; what they were made with, `copy`, decodes them.
+        0 for vectors of zeros. Only for a chain with a `rescoring_codec`.
         """
         assert self.rescoring_codec is not None
-        found: Vectors = (
-            unit(self.rescoring_codec.decode(copies)) @ unit(self._before_last(vector[None]))[0]
-        )
-        return found
+        query = unit(self._before_last(vector[None]))[0]
+        cosines: Vectors = unit(self.rescoring_codec.decode(rescoring)) @ query
+        return cosines
 
     def _before_last(self, vectors: Vectors) -> Vectors:
-        """What the last codec is given."""
+        """The input of the last codec."""
         return CodecChain(self.codecs[:-1], self.input_dimensions).encode(vectors)
 
     def statistics(self) -> dict[str, Any]:
-        """Id, dimensions and each codec's statistics, for the release's record; JSON-able."""
+        """Id, dimensions and each codec's statistics for the release's record, as JSON values."""
         return {
             "id": self.id,
             "input_dimensions": self.input_dimensions,
@@ -295,13 +303,10 @@ class CodecChain:
         }
 
     def to_bytes(self) -> bytes:
-        """The chain as an .npz archive without pickle, for `from_bytes`; equal chains give equal
-        bytes."""
-        arrays = {
-            f"{at}.{name}": array
-            for at, codec in enumerate(self.codecs)
-            for name, array in codec.arrays().items()
-        }
+        """The chain as an .npz archive without pickle; equal chains give equal bytes."""
+        arrays: dict[str, NDArray[Any]] = {}
+        for at, codec in enumerate(self.codecs):
+            arrays |= {f"{at}.{name}": array for name, array in codec.arrays().items()}
         statistics = np.frombuffer(json.dumps(self.statistics(), sort_keys=True).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **{_CHAIN: statistics}, **arrays)
@@ -309,35 +314,34 @@ class CodecChain:
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
-        """The chain that `to_bytes` wrote. CompressionError, which names `where`, if it is
-        damaged."""
+        """The chain of `to_bytes`; CompressionError, which names `where`, if it is damaged."""
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 statistics = json.loads(archive[_CHAIN].tobytes())
                 arrays = {name: archive[name] for name in archive.files}
-            codecs = [
-                _load(stage, f"{at}.", arrays) for at, stage in enumerate(statistics["codecs"])
-            ]
+            parts = enumerate(statistics["codecs"])
+            codecs = [_load(part, f"{at}.", arrays) for at, part in parts]
             chain = cls(codecs, statistics["input_dimensions"])
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise CompressionError(
-                f"{where}: this is no codec that can be read ({error!r}). Delete it and run the pipeline: "
-                "a codec is fitted anew."
+                f"{where}: this is no codec that can be read ({error!r}). Delete it and run the "
+                "pipeline, which fits a new one."
             ) from error
         if chain.id != statistics["id"]:
             raise CompressionError(
-                f"{where}: the codec says it is {statistics['id']!r} and is {chain.id!r}. The file was changed or "
-                "comes from another version of a compressor. Delete it and run the pipeline: a codec is fitted anew."
+                f"{where}: the codec says it is {statistics['id']!r} and is {chain.id!r}. The file "
+                "was changed or comes from another version of a compressor. Delete it and run the "
+                "pipeline, which fits a new one."
             )
         return chain
 
     def save(self, path: Path) -> None:
-        """One file, written beside `path` and renamed, so that no reader meets half of it."""
+        """Write one file in one rename, so that no reader meets half of it."""
         write_atomic(path, self.to_bytes())
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """What `save` wrote; CompressionError if the file is missing or damaged."""
+        """The chain that `save` wrote; CompressionError if the file is missing or damaged."""
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -347,15 +351,11 @@ class CodecChain:
         return cls.from_bytes(data, str(path))
 
 
-def _load(stage: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Codec:
-    choice = plugins.choices("compression", Compressor)[stage["kind"]]
+def _load(part: dict[str, Any], prefix: str, arrays: dict[str, NDArray[Any]]) -> Codec:
+    choice = plugins.choices("compression", Compressor)[part["kind"]]
     assert issubclass(choice, Compressor)
-    own = {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }
-    return choice.codec.load(stage, own)
+    names = [name for name in arrays if name.startswith(prefix)]
+    return choice.codec.load(part, {name.removeprefix(prefix): arrays[name] for name in names})
 
 
 def as_options(chain: Sequence[Compressor]) -> list[dict[str, Any]]:

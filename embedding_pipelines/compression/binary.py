@@ -1,14 +1,14 @@
-"""One bit per dimension: the sign. A 32nd of the bytes, compared by the number of bits that differ.
+"""One bit per dimension, the sign: a 32nd of the bytes, compared by how many bits differ.
 
-Ends a chain. Alone it costs quality, so a finer copy of each vector is kept beside it by default: a
-search ranks all by their bits, reads the copies of the best few, `oversample` times as many as are
-wanted, and ranks these again.
+Ends a chain. Alone it loses quality, so by default a rescoring vector stands beside each code: a
+search ranks all by their bits, reads the rescoring vectors of the best `oversample` times k, and
+ranks these again.
 
 Measured on SciFact with MiniLM at 384 dimensions, exact search (nDCG@10 and share of the exact ten
-nearest; float32 0.646 and 1): bits alone 0.580 and 0.57; with int8 copies and `oversample` 2 0.631
-and 0.74, 4 0.636 and 0.86, 8 0.645 and 0.92, 16 0.645 and 0.96; float16 copies in place of int8
-0.634 and 0.86 at 4. After PCA to 128 and 336 dimensions, with int8 copies at 8: 0.612 and 0.73 in
-144 bytes, 0.639 and 0.92 in 378; int8 alone finds more in fewer.
+nearest; float32 0.646 and 1): bits alone 0.580 and 0.57; rescored by int8 with `oversample` 2 0.631
+and 0.74, 4 0.636 and 0.86, 8 0.645 and 0.92, 16 0.645 and 0.96; by float16 in place of int8 0.634
+and 0.86 at 4. After PCA to 128 and 336 dimensions, rescored by int8 at 8: 0.612 and 0.73 in 144
+bytes, 0.639 and 0.92 in 378; int8 alone finds more in fewer.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.vectors import Vectors
 
-_COPIES: dict[str, Compressor] = {"int8": Int8(), "float16": Float16()}
+_RESCORERS: dict[str, Compressor] = {"int8": Int8(), "float16": Float16()}
 
 
 class BinaryCodec(Codec):
@@ -33,10 +33,10 @@ class BinaryCodec(Codec):
     dtype = "binary"
     metric = "hamming"
 
-    def __init__(self, dimensions: int, copy: Codec | None, oversample: int) -> None:
+    def __init__(self, dimensions: int, rescoring_codec: Codec | None, oversample: int) -> None:
         super().__init__(dimensions, dimensions)
-        self.rescoring_codec = copy
-        self.oversample = oversample if copy else 1
+        self.rescoring_codec = rescoring_codec
+        self.oversample = oversample if rescoring_codec else 1
 
     def _encode(self, vectors: Vectors) -> NDArray[np.uint8]:
         return np.packbits(vectors > 0, axis=1)
@@ -46,38 +46,31 @@ class BinaryCodec(Codec):
         return (bits.astype(np.float32) * 2 - 1) / np.float32(np.sqrt(self.dimensions))
 
     def statistics(self) -> dict[str, Any]:
-        copy = (
-            {"kind": self.rescoring_codec.kind, **self.rescoring_codec.statistics()}
-            if self.rescoring_codec
-            else None
-        )
-        return {**super().statistics(), "oversample": self.oversample, "rescoring": copy}
+        codec = self.rescoring_codec
+        rescoring = {"kind": codec.kind, **codec.statistics()} if codec else None
+        return {**super().statistics(), "oversample": self.oversample, "rescoring": rescoring}
 
     @classmethod
     def load(cls, statistics: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Self:
-        copy = statistics["rescoring"]
-        kept = (
-            _COPIES[copy["kind"]].codec.load(copy, {}) if copy else None
-        )  # neither of the two holds arrays
-        return cls(statistics["dimensions"], kept, statistics["oversample"])
+        codec, rescoring = None, statistics["rescoring"]
+        if rescoring:  # neither of the two kinds holds arrays
+            codec = _RESCORERS[rescoring["kind"]].codec.load(rescoring, {})
+        return cls(statistics["dimensions"], codec, statistics["oversample"])
 
 
 class Binary(Compressor):
-    """Store the sign of each number in one bit, and beside it a copy in `rescore` for ranking the
-    best again."""
+    """Store the sign of each number in one bit, and a `rescore` vector to rank the best again."""
 
     kind: Literal["binary"] = "binary"
     codec: ClassVar[type[Codec]] = BinaryCodec
     rescore: Literal["int8", "float16", "none"] = "int8"
     oversample: int = Field(8, ge=1)
 
-    def fixed(self, dimensions: int) -> BinaryCodec | None:
-        copy = None if self.rescore == "none" else _COPIES[self.rescore].fixed(dimensions)
-        return (
-            BinaryCodec(dimensions, copy, self.oversample)
-            if copy or self.rescore == "none"
-            else None
-        )
+    def build(self, dimensions: int) -> BinaryCodec | None:
+        if self.rescore == "none":
+            return BinaryCodec(dimensions, None, self.oversample)
+        codec = _RESCORERS[self.rescore].build(dimensions)
+        return BinaryCodec(dimensions, codec, self.oversample) if codec else None
 
     def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> BinaryCodec:
-        return BinaryCodec(dimensions, _COPIES[self.rescore].fit(blocks), self.oversample)
+        return BinaryCodec(dimensions, _RESCORERS[self.rescore].fit(blocks), self.oversample)

@@ -1,6 +1,6 @@
 """Half precision: half the bytes, and a cosine that is off by less than one part in a thousand.
 
-Ends a chain. Nothing is fitted.
+Ends a chain, and needs no fitting.
 """
 
 from typing import ClassVar, Literal
@@ -31,5 +31,5 @@ class Float16(Compressor):
     kind: Literal["float16"] = "float16"
     codec: ClassVar[type[Codec]] = Float16Codec
 
-    def fixed(self, dimensions: int) -> Float16Codec:
+    def build(self, dimensions: int) -> Float16Codec:
         return Float16Codec(dimensions, dimensions)

@@ -1,8 +1,8 @@
-"""Truncation: the first dimensions of models trained for it (Matryoshka), scaled to unit length
-again.
+"""Truncation: keeps the first dimensions, for models trained for it (Matryoshka).
 
-Nothing is fitted. For models without that training `pca` at the same size keeps more: measured on
-SciFact with MiniLM at 128 of 384 dimensions, nDCG@10 0.602 and 0.636 with `pca`.
+It needs no fitting, and scales to unit length again. For models without that training `pca` at the
+same size keeps more: on SciFact with MiniLM at 128 of 384 dimensions, nDCG@10 0.602 and 0.636 with
+`pca`.
 """
 
 from typing import ClassVar, Literal
@@ -32,16 +32,16 @@ class Truncate(Compressor):
 
     kind: Literal["truncate"] = "truncate"
     codec: ClassVar[type[Codec]] = TruncateCodec
-    of_the_model = True
+    comes_first = True
     dimensions: int = Field(ge=1)
 
     def check(self, dimensions: int) -> int:
         if self.dimensions > dimensions:
             raise ConfigError(
-                f"compression.truncate: {self.dimensions} dimensions cannot be cut from {dimensions}. "
-                f"Set dimensions to {dimensions} or less."
+                f"compression.truncate: {self.dimensions} dimensions cannot be cut from "
+                f"{dimensions}. Set dimensions to {dimensions} or less."
             )
         return self.dimensions
 
-    def fixed(self, dimensions: int) -> TruncateCodec:
+    def build(self, dimensions: int) -> TruncateCodec:
         return TruncateCodec(dimensions, self.check(dimensions))

@@ -21,8 +21,8 @@ from embedding_pipelines.diff.queries import (
 )
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BudgetError, ProviderError, ReleaseError, SpaceMismatchError
+from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.releases import Release, live_release, read_releases
-from embedding_pipelines.spec.evaluation import HIGHER, METRICS
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SECTIONS = ("source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation")
@@ -163,9 +163,6 @@ def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:
         left, right = old.get(name), new.get(name)
         difference = right - left if left is not None and right is not None else None
         if left is not None or right is not None:
-            better = (
-                (difference > 0) == (METRICS[name][0] == HIGHER)
-                if difference and name in METRICS
-                else None
-            )
+            metric = METRICS.get(name)
+            better = metric.improves(difference) if metric and difference is not None else None
             yield MetricChange(name, left, right, difference, better)

@@ -12,9 +12,9 @@ import numpy as np
 from embedding_pipelines.diff.documents import ReleaseTable, SampleDocument
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.files import read_json
 from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.quality.queries import embed_texts
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.storage.warehouse import PipelineFolder
@@ -128,7 +128,7 @@ def _vectors(
                 f"Release {release.number} of {release.spec.name!r}",
                 "The model has changed since this release; compare releases of the current model.",
             )
-            new = embed_texts(model, cache, missing, input_type, budget)
+            new = embed_all(missing, model, cache, input_type, budget).vectors
         vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
     rows = [vectors[keys[text]] for text in texts]
     return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)

@@ -1,1 +1,1 @@
-"""Evaluation: figures that say how good a space is, with labels and without."""
+"""Arrays in, numbers out: what a space is worth, with labels and without."""

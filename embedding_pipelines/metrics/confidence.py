@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 Numbers = NDArray[np.floating[Any] | np.integer[Any]]
 
-BOLDEST = 0.95  # share of the capital that a bet may risk. Bounds of recalls widen by 30% at 0.75, and by 5% at 0.999
+# Share of the capital that a bet may risk. Bounds of recalls widen by 30% at 0.75, by 5% at 0.999.
+BOLDEST = 0.95
 CANDIDATES = 64  # means that are tried at once; the next round tries as many between two of them
 ROUNDS = 3  # 64^-3: the bound is exact to 4e-6
 SEED = 20_250_522
@@ -24,7 +25,7 @@ class Loss(NamedTuple):
     """What a candidate loses against what is live, over the queries that both answered."""
 
     mean: float  # of live - candidate; negative: the candidate is better
-    certain: float  # the loss is greater than this, at the confidence asked for; 0 or less: it may be chance
+    certain: float  # the loss is greater, at the given confidence; 0 or less: it may be chance
     queries: int
 
 

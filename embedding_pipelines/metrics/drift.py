@@ -11,11 +11,13 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors
 
 Halves = NDArray[np.float16]
@@ -30,7 +32,7 @@ LEAST_ROWS = 5  # of a partition on both sides; the mean of fewer is no normal v
 
 @dataclass
 class Partition:
-    """What is known of all vectors of a partition."""
+    """Sums over all vectors of a partition."""
 
     count: int
     total: Floats  # float64[d]
@@ -67,10 +69,10 @@ class Sketch:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):
             return
-        known = self.partitions.setdefault(partition, Partition(0, np.zeros(block.shape[1]), 0.0))
-        known.count += len(block)
-        known.total += block.sum(axis=0, dtype=np.float64)
-        known.squares += float(np.square(block, dtype=np.float64).sum())
+        sums = self.partitions.setdefault(partition, Partition(0, np.zeros(block.shape[1]), 0.0))
+        sums.count += len(block)
+        sums.total += block.sum(axis=0, dtype=np.float64)
+        sums.squares += float(np.square(block, dtype=np.float64).sum())
         digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in ids)
         hashes = np.concatenate([self.hashes, np.frombuffer(digests, np.uint64)])
         halves = block.clip(-LARGEST, LARGEST).astype(np.float16)
@@ -83,24 +85,19 @@ class Sketch:
         """float64[d], of all vectors. Raises ValueError if there are none."""
         if not self.partitions:
             raise ValueError("There are no vectors to compare.")
-        total = sum(partition.count for partition in self.partitions.values())
-        mean: Floats = (
-            np.sum([partition.total for partition in self.partitions.values()], axis=0) / total
-        )
-        return mean
+        sums = self.partitions.values()
+        total: Floats = np.sum([part.total for part in sums], axis=0)
+        return total / sum(part.count for part in sums)
 
     def to_bytes(self) -> bytes:
         """An npz file without pickles."""
-        file = io.BytesIO()
-        known = list(self.partitions.values())
+        file, sums = io.BytesIO(), self.partitions.values()
         np.savez(
             file,
-            names=np.array(list(self.partitions), np.str_),
-            counts=np.array([partition.count for partition in known], np.int64),
-            totals=np.array([partition.total for partition in known], np.float64).reshape(
-                len(known), self.sample.shape[1]
-            ),
-            squares=np.array([partition.squares for partition in known], np.float64),
+            names=list(self.partitions),
+            counts=[part.count for part in sums],
+            totals=[part.total for part in sums],
+            squares=[part.squares for part in sums],
             hashes=self.hashes,
             sample=self.sample,
         )
@@ -110,16 +107,16 @@ class Sketch:
     def from_bytes(cls, data: bytes) -> Self:
         """What `to_bytes` gave."""
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            rows: Any = zip(
-                file["names"], file["counts"], file["totals"], file["squares"], strict=True
-            )
-            partitions = {
-                str(name): Partition(int(count), total, float(squares))
-                for name, count, total, squares in rows
-            }
-            return cls(
-                partitions, file["hashes"], file["sample"].astype(np.float16)
-            )  # older ones are float32
+            names, counts = file["names"].tolist(), file["counts"].tolist()
+            parts = map(Partition, counts, file["totals"], file["squares"].tolist())
+            return cls(dict(zip(names, parts, strict=True)), file["hashes"], file["sample"])
+
+
+@metric("lower", "length")
+def mean_shift(evidence: Evidence) -> float | None:
+    """Length of the difference between the mean vectors of this release and the live one."""
+    now, live = evidence.sketch, evidence.live_sketch
+    return None if now is None or live is None else float(np.linalg.norm(now.mean - live.mean))
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,7 @@ class Drift:
 
     mean_shift: float  # length of the difference of the means of all vectors
     p_value: float  # of the samples: how often a random split of both is as far apart
-    worst_partition: (
-        str  # the least likely one; empty if no partition has rows enough on both sides
-    )
+    worst_partition: str  # the least likely one; empty if none has rows enough on both sides
     worst_partition_shift: float  # length of the difference of its means
     worst_partition_p: float  # times the number of partitions, 1 at most (Bonferroni)
 
@@ -191,14 +186,14 @@ def _worst_partition(now: Sketch, before: Sketch) -> tuple[str, float, float]:
     sides = [side for pair in pairs.values() for side in pair]
     spread = sum(side.squares_within for side in sides) / sum(side.count - 1 for side in sides)
     freedom = _directions_in_use(now.sample, before.sample)
-    found = []
+    shifts = []
     for name, (here, there) in pairs.items():
         squared = float(np.square(here.mean - there.mean).sum())
         usual = spread * (1 / here.count + 1 / there.count)
         p = _chance(freedom * squared / usual, freedom) if usual else float(squared == 0)
-        found.append((p, -squared, name))
-    p, squared, name = min(found)
-    return name, float(np.sqrt(-squared)), min(1.0, p * len(found))
+        shifts.append((p, -squared, name))
+    p, squared, name = min(shifts)
+    return name, float(np.sqrt(-squared)), min(1.0, p * len(shifts))
 
 
 def _chance(squares: float, freedom: float) -> float:

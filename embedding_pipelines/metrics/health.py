@@ -1,83 +1,114 @@
 """What vectors look like without any label: signs that a model, its pooling or its prompts are not
-used as they should.
-
-Figures only; what is usual is for others to say.
-"""
+used as they should be."""
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from embedding_pipelines.metrics.neighbours import nearest_others
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence
+from embedding_pipelines.metrics.neighbours import K, nearest_others
 from embedding_pipelines.vectors import Vectors, unit
 
-K = 10
+NEAR_DUPLICATE = 0.98  # cosine from which on two chunks say the same
+SHORT_TOKENS = 4  # two of them are BERT's own
 
 
-def health(sample: Vectors) -> dict[str, float]:
-    """Figures of a sample float32[n, d] of vectors; those that n is too small for are left out.
+class DistinctCount:
+    """How many vectors or names came, and how many of them are different, by 64-bit hashes.
 
-    mean_norm: mean length of all rows. The others see directions only, and no zero vectors:
-    effective_rank: dimensions that are really used, from 1 to d: e to the entropy of the shares of
-    energy along the principal directions, without centring (after Roy and Vetterli, "The effective
-    rank", 2007, who take amplitudes). anisotropy: mean cosine of all pairs of two, -1 / (n - 1) to
-    1 (Ethayarajh, "How contextual ...", 2019). hubness: skewness of how often a vector is among the
-    ten nearest of others; 0: all alike (Radovanović, Nanopoulos and Ivanović, "Hubs in space",
-    2010).
-
-    Time grows with n²: 5,000 x 1,024 take less than a second. Raises ValueError for NaN or
-    infinity.
-    """
-    lengths = np.linalg.norm(sample, axis=1)
-    if not np.isfinite(lengths).all():
-        raise ValueError("A vector holds NaN or infinity.")
-    found = {"mean_norm": float(lengths.mean())} if len(sample) else {}
-    units = unit(sample[lengths > 0])
-    n = len(units)
-    if n:
-        found["effective_rank"] = _effective_rank(units)
-    if n > 1:
-        total = units.sum(axis=0, dtype=np.float64)
-        found["anisotropy"] = float((total @ total - n) / (n * (n - 1)))
-    if n > K:
-        found["hubness"] = _skewness(np.bincount(nearest_others(units, K)[0].ravel(), minlength=n))
-    return found
-
-
-class DuplicateCount:
-    """How many vectors came before, bit by bit the same; blocks float32[n, d] as they come, 8 bytes
-    kept for each row.
-
-    Rows are told apart by 64-bit hashes: among ten million, a wrong duplicate has a chance of 3 in
-    a million.
+    8 bytes are kept for each. Among ten million, two are taken for one with a chance of 3 in a
+    million; of names, the next process would take others.
     """
 
     def __init__(self) -> None:
         self._hashes = [np.empty(0, np.uint64)]
 
-    def add(self, block: Vectors) -> None:
-        """Vectors float32[n, d]; -0.0 is 0.0."""
+    def add_vectors(self, block: Vectors) -> None:
+        """float32[n, d], told apart bit by bit; -0.0 is 0.0."""
         rows = np.ascontiguousarray(block + np.float32(0))
         digests = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in rows)
         self._hashes.append(np.frombuffer(digests, np.uint64))
 
+    def add_names(self, names: Sequence[str]) -> None:
+        self._hashes.append(np.fromiter(map(hash, names), np.int64, len(names)).view(np.uint64))
+
     @property
-    def rate(self) -> float:
-        """The share of all rows so far that came before, in [0, 1); 0 without rows."""
-        hashes = np.concatenate(self._hashes)
-        return 1 - len(np.unique(hashes)) / len(hashes) if len(hashes) else 0.0
+    def all(self) -> int:
+        return sum(map(len, self._hashes))
+
+    @property
+    def distinct(self) -> int:
+        return len(np.unique(np.concatenate(self._hashes)))
 
 
-def _effective_rank(units: Vectors) -> float:
-    """From 1 to min(n, d); the smaller of the two products has the same energies."""
+@metric("lower", "share")
+def duplicate_rate(evidence: Evidence) -> float | None:
+    """Share of vectors that came before."""
+    return 1 - evidence.distinct / evidence.vectors if evidence.vectors else None
+
+
+@metric("lower", "share")
+def near_duplicate_rate(evidence: Evidence) -> float | None:
+    """Share of sampled chunks with another one at a cosine of 0.98 or more."""
+    cosines = evidence.nearest_other
+    return None if cosines is None else float(np.mean(cosines >= NEAR_DUPLICATE))
+
+
+@metric("lower", "share")
+def short_rate(evidence: Evidence) -> float | None:
+    """Share of chunks of four tokens or fewer, special tokens included."""
+    return evidence.short_texts / evidence.vectors if evidence.vectors else None
+
+
+@metric("higher", "dimensions")
+def effective_rank(evidence: Evidence) -> float | None:
+    """Dimensions that the vectors really use: e to the entropy of the energies."""
+    # Of the shares of energy along the principal directions, without centring (after Roy and
+    # Vetterli, "The effective rank", 2007, who take amplitudes); from 1 to min(n, d).
+    units = evidence.once(_directions)
+    if not len(units):
+        return None
+    # The smaller of the two products has the same energies.
     product = units.T @ units if len(units) > units.shape[1] else units @ units.T
     shares = np.linalg.eigvalsh(product.astype(np.float64)).clip(0)
     shares = shares[shares > 0] / shares.sum()
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def _skewness(counts: NDArray[np.int64]) -> float:
+@metric("lower", "cosine")
+def anisotropy(evidence: Evidence) -> float | None:
+    """Mean cosine of two random vectors."""
+    # Of all pairs of two, from -1 / (n - 1) to 1 (Ethayarajh, "How contextual ...", 2019).
+    units = evidence.once(_directions)
+    total, n = units.sum(axis=0, dtype=np.float64), len(units)
+    return float((total @ total - n) / (n * (n - 1))) if n > 1 else None
+
+
+@metric("lower", "skewness")
+def hubness(evidence: Evidence) -> float | None:
+    """Skewness of how often a vector is among the ten nearest of others."""
+    # 0: all alike (Radovanović, Nanopoulos and Ivanović, "Hubs in space", 2010). Time grows with
+    # n²: 5,000 x 1,024 take less than a second.
+    units = evidence.once(_directions)
+    if len(units) <= K:
+        return None
+    counts = np.bincount(nearest_others(units, K)[0].ravel(), minlength=len(units))
     spread = counts - counts.mean()
     deviation = np.sqrt((spread**2).mean())
     return float((spread**3).mean() / deviation**3) if deviation else 0.0
+
+
+@metric("neither", "length")
+def mean_norm(evidence: Evidence) -> float | None:
+    """Mean length of the vectors."""
+    sample = evidence.sample
+    return None if sample is None else float(np.linalg.norm(sample, axis=1).mean())
+
+
+def _directions(evidence: Evidence) -> Vectors:
+    """The unit vectors of the sample; zero vectors have none."""
+    sample = np.empty((0, 1), np.float32) if evidence.sample is None else evidence.sample
+    directions: Vectors = unit(sample[sample.any(axis=1)])
+    return directions

@@ -1,14 +1,19 @@
-"""Known items: queries taken from the texts themselves, whose answer is the text that they were
-taken from.
+"""Known items: queries taken from the texts themselves. The answer to each is the document that it
+was taken from.
 
-They need nobody's judgement. How many are found says how much of what a text is about the vectors
-keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+They need no relevance judgements. How many searches find says how much of what a text is about the
+vectors keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
 import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
+
+import numpy as np
+
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence, Search
 
 MIN_WORDS = 3  # fewer name a thing ("Deep learning", "Hi all,") rather than ask for one text
 MAX_WORDS = 64
@@ -25,35 +30,36 @@ _WORD = re.compile(
 _ADDRESS = re.compile(r"\b(?:https?://|www\.)[^\s<>]+")
 _MARKS = re.compile(r"^[\s#>*=~`|•–-]+|[\s#*=~`|]+$")  # of Markdown and reStructuredText
 _END = re.compile(
-    r"(?<![\s.][^\W\d])[.!?…؟।॥։]+[\"'”’»)\]]*(?=\s)"  # with a space behind it, but not "e.g. Java", "J. Doe"
+    # With a space behind it, but not "e.g. Java", "J. Doe".
+    r"(?<![\s.][^\W\d])[.!?…؟।॥։]+[\"'”’»)\]]*(?=\s)"
     r"|[。！？｡]+[」』”’）]*"
     r"|\n"
 )
 
 
 class KnownItem(NamedTuple):
-    """A query, and the text that it must find."""
+    """A query, and the target passage that it must find."""
 
     query: str  # on one line, without addresses and without marks of headings
-    rest: str  # the text without the title or sentence that is asked with; of a single sentence, the whole text
+    target: str  # the text without the query's title or sentence; of a single sentence all of it
 
 
 def known_item(text: str, title: str | None = None) -> KnownItem | None:
     """A query for `text`: its title; else its first sentence; else, of a single sentence, half of
     its words.
 
-    A title or sentence of less than three words, or one that comes again in the rest, is passed
+    A title or sentence of less than three words, or one that comes again in the target, is passed
     over. Queries are cut at 64 words; two characters of a script without spaces are a word. Half of
     the words are the longer of every two: what is left out is mostly "the" and "of". None if the
     text is too short for a query of three words. The same text always gives the same query.
     """
     for query, start, end in islice(_candidates(text, title), TRIES):
-        rest = f"{text[:start]}{text[end:]}".strip()
+        target = f"{text[:start]}{text[end:]}".strip()
         if (
-            len(_words(rest[:LOOKED_AT])) >= MIN_WORDS
-            and query.casefold() not in " ".join(rest.split()).casefold()
+            len(_words(target[:LOOKED_AT])) >= MIN_WORDS
+            and query.casefold() not in " ".join(target.split()).casefold()
         ):
-            return KnownItem(query, rest)
+            return KnownItem(query, target)
     words = _words(_clean(text[:LOOKED_AT]))
     halves = [max(words[place : place + 2], key=len) for place in range(0, len(words), 2)]
     return KnownItem(" ".join(halves), text.strip()) if len(halves) >= MIN_WORDS else None
@@ -93,3 +99,39 @@ def _clean(text: str) -> str:
 
 def _words(text: str) -> list[str]:
     return [word for word in _WORD.findall(text) if any(map(str.isalnum, word))]
+
+
+def reciprocal_rank(search: Search) -> float:
+    """1 / rank of a document among the first ten, if its first chunk were without the query; 0
+    behind them."""
+    own = [
+        score
+        for chunk, document, score in search.hits
+        if document == search.document_id and not chunk.endswith("#0")
+    ]
+    others = [
+        (document, score) for _, document, score in search.hits if document != search.document_id
+    ]
+    best = max([search.target_score, *own])
+    above = {document for document, score in others if score > best}
+    if len(others) == len(search.hits) and len(above) == len({document for document, _ in others}):
+        return 0.0  # behind every hit
+    return 1 / (len(above) + 1)
+
+
+def _ranks(evidence: Evidence) -> dict[str, float]:
+    return {search.id: reciprocal_rank(search) for search in evidence.searches}
+
+
+@metric("higher", "share", by_query=_ranks)
+def known_item_mrr(evidence: Evidence) -> float | None:
+    """Mean reciprocal rank (first 10) of the document that a query was taken from."""
+    ranks = list(_ranks(evidence).values())
+    return float(np.mean(ranks)) if ranks else None
+
+
+@metric("higher", "share")
+def known_item_recall(evidence: Evidence) -> float | None:
+    """Share of these documents among the first 10."""
+    ranks = _ranks(evidence).values()
+    return float(np.mean([rank > 0 for rank in ranks])) if ranks else None

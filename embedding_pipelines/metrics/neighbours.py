@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors, unit
 
 Ids = Sequence[str] | NDArray[np.integer[Any]]
@@ -15,7 +17,8 @@ K = 10  # neighbours that recall is measured by
 TIES = 5  # so many times as many are kept, because equal vectors may stand in for one another
 COSINES_AT_ONCE = 8_000_000  # 32 MB, and as much again to find the greatest
 SORTED_AT_ONCE = 1_000_000  # 4 MB, and 8 of row numbers in the order of their cosines
-SAME = 1e-6  # cosines nearer than this are equal: they vary with the shape of a product by about as much
+# Cosines nearer than this are equal: they vary with the shape of a product by about as much.
+SAME = 1e-6
 
 
 class Neighbours(NamedTuple):
@@ -63,13 +66,13 @@ class ExactSearch:
         cosines = np.full((self._number, self.k), -np.inf, np.float32)
         ids: list[list[Any]] = [[] for _ in range(self._number)]
         for place, query in enumerate(self._rows):
-            found = np.isfinite(self._cosines[place])
+            hits = np.isfinite(self._cosines[place])
             cosines[query] = self._cosines[place]
-            ids[query] = self._ids[place, found].tolist()
+            ids[query] = self._ids[place, hits].tolist()
         return Neighbours(ids, cosines)
 
     def _merge(self, vectors: Vectors, ids: NDArray[Any], order: NDArray[np.int64]) -> None:
-        """The k best of what was found and of unit vectors float32[n, d]."""
+        """Keep the k best of those so far and of unit vectors float32[n, d]."""
         cosines = self._queries @ vectors.T
         worst = self._cosines[:, -1:]
         if len(vectors) > self.k:
@@ -77,37 +80,35 @@ class ExactSearch:
         queries, columns = np.nonzero((cosines >= worst) & (cosines > self._cosines[:, -1:]))
         if not len(queries):
             return
-        places, found = np.indices(self._cosines.shape)[0].ravel(), self._cosines.ravel()
-        queries, found = (
-            np.concatenate([places, queries]),
-            np.concatenate([found, cosines[queries, columns]]),
-        )
+        places, best_so_far = np.indices(self._cosines.shape)[0].ravel(), self._cosines.ravel()
+        scores = np.concatenate([best_so_far, cosines[queries, columns]])
+        queries = np.concatenate([places, queries])
         times = np.concatenate([self._order.ravel(), order[columns]])
         names = np.concatenate([self._ids.ravel(), ids[columns]])
-        best = np.lexsort((times, -found, queries))
+        best = np.lexsort((times, -scores, queries))
         starts = np.searchsorted(queries[best], np.arange(len(self._cosines)))
         best = best[starts[:, None] + np.arange(self.k)]
-        self._cosines, self._order, self._ids = found[best], times[best], names[best]
+        self._cosines, self._order, self._ids = scores[best], times[best], names[best]
 
 
-def recall(found: Sequence[Sequence[Any]], exact: Neighbours, k: int = 10) -> Vectors:
-    """Of each query, the share of its k exact nearest that are among the first k `found`;
+def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vectors:
+    """Of each query, the share of its k exact nearest that are among its first k `hits`;
     float32[q], in [0, 1].
 
-    Whatever is as near as the k-th counts as well, as far as `exact` knows it: search for 2 k
+    Whatever is as near as the k-th counts as well, as far as `exact` holds it: search for 2 k
     places where many vectors are the same. A query that has nothing to find lost nothing: 1. Raises
     ValueError for other numbers of queries.
     """
     ids, cosines = exact
-    if not len(found) == len(ids) == len(cosines):
-        raise ValueError(f"{len(found)} searches cannot be measured against {len(ids)} exact ones.")
+    if not len(hits) == len(ids) == len(cosines):
+        raise ValueError(f"{len(hits)} searches cannot be measured against {len(ids)} exact ones.")
     shares = np.ones(len(ids), np.float32)
     for query, nearest in enumerate(ids):
-        wanted = min(k, len(nearest))
-        if wanted:
-            near = cosines[query, : len(nearest)] >= cosines[query, wanted - 1] - SAME
+        most = min(k, len(nearest))
+        if most:
+            near = cosines[query, : len(nearest)] >= cosines[query, most - 1] - SAME
             right = {name for name, counts in zip(nearest, near, strict=True) if counts}
-            shares[query] = min(wanted, len(right & set(found[query][:k]))) / wanted
+            shares[query] = min(most, len(right & set(hits[query][:k]))) / most
     return shares
 
 
@@ -120,8 +121,8 @@ def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors
     if not 1 <= k < len(vectors):
         raise ValueError(f"{len(vectors)} vectors do not have {k} others each.")
     units = np.zeros(vectors.shape, np.float32)
-    known, rows = _units(vectors, None)
-    units[rows] = known
+    directions, rows = _units(vectors, None)
+    units[rows] = directions
     near, cosines = np.empty((len(units), k), np.int64), np.empty((len(units), k), np.float32)
     step = max(1, SORTED_AT_ONCE // len(units))
     for start in range(0, len(units), step):
@@ -143,3 +144,22 @@ def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[n
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
     rows = np.flatnonzero(vectors.any(axis=1))
     return unit(vectors[rows]).astype(np.float32, copy=False), rows
+
+
+@metric("higher", "share")
+def recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the exact ten nearest in the model's own space that a search finds."""
+    return _mean_recall(evidence, evidence.exact)
+
+
+@metric("higher", "share")
+def index_recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the exact ten nearest codes that the index finds."""
+    return _mean_recall(evidence, evidence.exact_codes)
+
+
+def _mean_recall(evidence: Evidence, exact: Neighbours | None) -> float | None:
+    if exact is None or not exact.ids:
+        return None
+    searches = evidence.searches[: len(exact.ids)]
+    return float(recall([[hit[0] for hit in search.hits] for search in searches], exact).mean())

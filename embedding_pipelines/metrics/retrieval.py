@@ -7,11 +7,15 @@ ir-measures", 2022), which asks trec_eval's own code.
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from embedding_pipelines.extras import need
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence
 
-Gains = Mapping[str, Mapping[str, float]]
+Qrels = Mapping[str, Mapping[str, float]]  # relevance by document, by query
 
-METRICS = {  # as this project calls them, as ir-measures does
+NAMES = {  # as this project calls them, as ir-measures does
     "ndcg_at_10": "nDCG@10",
     "judged_recall_at_10": "R@10",
     "judged_recall_at_100": "R@100",
@@ -19,36 +23,75 @@ METRICS = {  # as this project calls them, as ir-measures does
 }
 
 
-def judged(run: Mapping[str, Mapping[str, float]], qrels: Gains) -> dict[str, dict[str, float]]:
-    """By judged query, the four MEASURES, each in [0, 1].
+def values_by_query(
+    rankings: Mapping[str, Mapping[str, float]], qrels: Qrels
+) -> dict[str, dict[str, float]]:
+    """By query with a relevant document, the four of NAMES, each in [0, 1].
 
-    `run` has the score of each document that was found, by query; equal scores are ordered by
-    document id, as trec_eval does. `qrels` has the gain of each judged document, a whole number; 1
-    and more is relevant, nDCG takes gains as they are. A query without a ranking counts 0; one that
-    no document answers is left out. Raises ValueError if no query is left, or a gain is no whole
-    number.
+    `rankings` have the score of each document that a query's search returned; equal scores are
+    ordered by document id, as trec_eval does. `qrels` have the relevance of each judged document, a
+    whole number; 1 and more is relevant, nDCG takes it as it is. A query without a ranking counts
+    0; one that no document answers is left out. Raises ValueError if no query is left, or a
+    relevance is no whole number.
     """
     ir_measures = need("ir_measures", "evaluation")
     answerable = {
-        query: _whole(query, gains)
-        for query, gains in qrels.items()
-        if max(gains.values(), default=0) > 0
+        query: _whole(query, relevance)
+        for query, relevance in qrels.items()
+        if max(relevance.values(), default=0) > 0
     }
     if not answerable:
-        raise ValueError(
-            "There are no judgements to measure against: no query has a document with a positive gain."
-        )
-    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in METRICS.items()}
-    found = {query: dict(run.get(query, {})) for query in answerable}
-    values = {query: dict.fromkeys(METRICS, 0.0) for query in answerable}
-    for value in ir_measures.iter_calc(list(names), answerable, found):
+        raise ValueError("qrels: no query has a relevant document, so there is nothing to measure.")
+    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in NAMES.items()}
+    runs = {query: dict(rankings.get(query, {})) for query in answerable}
+    values = {query: dict.fromkeys(NAMES, 0.0) for query in answerable}
+    for value in ir_measures.iter_calc(list(names), answerable, runs):
         values[value.query_id][names[value.measure]] = float(value.value)
     return values
 
 
-def _whole(query: str, gains: Mapping[str, float]) -> dict[str, int]:
-    if any(gain != int(gain) for gain in gains.values()):
+def _whole(query: str, relevance: Mapping[str, float]) -> dict[str, int]:
+    if any(grade != int(grade) for grade in relevance.values()):
         raise ValueError(
-            f"Query {query!r}: a gain is a whole number, as in trec_eval; found {dict(gains)!r}."
+            f"Query {query!r}: a relevance is a whole number, as in trec_eval; found "
+            f"{dict(relevance)!r}."
         )
-    return {document: int(gain) for document, gain in gains.items()}
+    return {document: int(grade) for document, grade in relevance.items()}
+
+
+def _values(evidence: Evidence) -> dict[str, dict[str, float]]:
+    return values_by_query(evidence.rankings, evidence.qrels) if evidence.qrels else {}
+
+
+def _mean(evidence: Evidence, name: str) -> float | None:
+    values = [value[name] for value in evidence.once(_values).values()]
+    return float(np.mean(values)) if values else None
+
+
+def _ndcg_by_query(evidence: Evidence) -> dict[str, float]:
+    values = evidence.once(_values)
+    return {evidence.query_ids[query]: value["ndcg_at_10"] for query, value in values.items()}
+
+
+@metric("higher", "share", by_query=_ndcg_by_query)
+def ndcg_at_10(evidence: Evidence) -> float | None:
+    """nDCG@10 of the queries with relevance judgements."""
+    return _mean(evidence, "ndcg_at_10")
+
+
+@metric("higher", "share")
+def judged_recall_at_10(evidence: Evidence) -> float | None:
+    """Share of the relevant documents among the first 10."""
+    return _mean(evidence, "judged_recall_at_10")
+
+
+@metric("higher", "share")
+def judged_recall_at_100(evidence: Evidence) -> float | None:
+    """Share of the relevant documents among the first 100."""
+    return _mean(evidence, "judged_recall_at_100")
+
+
+@metric("higher", "share")
+def mrr_at_10(evidence: Evidence) -> float | None:
+    """Mean reciprocal rank of the first relevant document among the first 10."""
+    return _mean(evidence, "mrr_at_10")

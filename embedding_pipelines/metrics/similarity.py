@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.metrics.base import metric
+from embedding_pipelines.metrics.evidence import Evidence
 from embedding_pipelines.vectors import Vectors, cosine, unit
 
 Numbers = NDArray[np.floating[Any] | np.integer[Any]]
@@ -50,8 +52,8 @@ def find_most_similar(
     documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
     if documents.ndim != 2 or query.shape != documents.shape[1:]:
         raise ValueError(
-            f"A query of shape {query.shape} cannot be compared with documents of shape {documents.shape}: "
-            "give [d] and [n, d]."
+            f"A query of shape {query.shape} cannot be compared with documents of shape "
+            f"{documents.shape}: give [d] and [n, d]."
         )
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
@@ -97,7 +99,8 @@ def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> f
     """
     if not len(left) == len(right) == len(scores):
         raise ValueError(
-            f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each a pair."
+            f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each "
+            "a pair."
         )
     with np.errstate(invalid="ignore"):
         ranks = _ranks(cosine(left, right)), _ranks(np.asarray(scores))
@@ -125,3 +128,35 @@ def _finite(array: Numbers) -> NDArray[np.float64]:
     if not np.isfinite(numbers).all():
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
     return numbers
+
+
+@metric("higher", "cosine")
+def codec_cosine(evidence: Evidence) -> float | None:
+    """Mean cosine between original and decoded vectors."""
+    if evidence.sample is None or evidence.decoded is None:
+        return None
+    return float(cosine(evidence.sample, evidence.decoded, both_zero=1).mean())
+
+
+@metric("higher", "cosine")
+def canary_cosine(evidence: Evidence) -> float | None:
+    """Least cosine between the canaries' vectors of today and those of the first run."""
+    return _least(evidence.canary_cosines)
+
+
+@metric("higher", "cosine")
+def stored_cosine(evidence: Evidence) -> float | None:
+    """Least cosine between some stored vectors and their texts embedded again."""
+    return _least(evidence.stored_cosines)
+
+
+@metric("higher", "correlation")
+def pair_spearman(evidence: Evidence) -> float | None:
+    """Rank correlation of cosines with the scores of sentence pairs."""
+    if evidence.pairs is None or len(set(evidence.pairs[2])) < 2:  # there is no order to find again
+        return None
+    return cosine_spearman(*evidence.pairs)
+
+
+def _least(cosines: Vectors | None) -> float | None:
+    return None if cosines is None else float(np.min(cosines, initial=1))

@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from embedding_pipelines.compression._vectors import sound
-from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, describe_chain
+from embedding_pipelines.compression.base import (
+    CodecChain,
+    Compressor,
+    as_options,
+    check_blocks,
+    describe_chain,
+)
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
@@ -137,9 +142,9 @@ def _fit_pcas(
         return {}
     widest = max(pcas, key=lambda choice: choice.dimensions)
     directions, spectrum = widest.principal(
-        dimensions, map(unit, sound(blocks(), "pca.fit", dimensions))
+        dimensions, map(unit, check_blocks(blocks(), "pca.fit", dimensions))
     )
-    return {choice: PcaCodec.turned(directions[: choice.dimensions], spectrum) for choice in pcas}
+    return {choice: PcaCodec.rotate(directions[: choice.dimensions], spectrum) for choice in pcas}
 
 
 def _append(

@@ -15,6 +15,7 @@ import numpy as np
 from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.metrics.confidence import lower_bound
@@ -22,12 +23,7 @@ from embedding_pipelines.optimize.candidates import Compression, Point, best_poi
 from embedding_pipelines.optimize.search import search_candidates
 from embedding_pipelines.optimize.tables import ALPHA, CandidateTables, Corpus, QuerySet
 from embedding_pipelines.plugins import choices, parse
-from embedding_pipelines.quality.queries import (
-    answered,
-    embed_texts,
-    judged_queries,
-    known_item_queries,
-)
+from embedding_pipelines.quality.queries import has_vector, known_item_queries, read_qrels
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.evaluation import Optimized
@@ -188,9 +184,9 @@ def _embed_queries(run: Run, corpus: Corpus, most: int) -> tuple[QuerySet, dict[
 
     First the queries of the pipeline's own relevance judgements, then queries from the corpus.
     """
-    spec, given = run.spec, judged_queries(run)
+    spec, judged = run.spec, read_qrels(run)
     texts = dict.fromkeys(
-        map(spec.preprocessing.clean.text, given.queries.values() if given else ()), "given"
+        map(spec.preprocessing.clean.text, judged.queries.values() if judged else ()), "given"
     )
     for item in known_item_queries(run, most):
         if len(texts) < most:
@@ -199,10 +195,10 @@ def _embed_queries(run: Run, corpus: Corpus, most: int) -> tuple[QuerySet, dict[
     names = sorted(texts, key=lambda text: digest(text.encode()))[:most]
     budget = BudgetTracker.of(spec.budget, spec.model)
     try:
-        vectors = embed_texts(run.model, run.cache, names, "query", budget)
+        vectors = embed_all(names, run.model, run.cache, "query", budget).vectors
     finally:
         run.add_usage(billed_tokens=budget.billed, price=spec.model.price)
-    is_sound = answered(vectors)
+    is_sound = has_vector(vectors)
     origins = [texts[name] for name, sound in zip(names, is_sound, strict=True) if sound]
     return corpus.query_set(vectors[is_sound]), dict(Counter(origins))
 

@@ -21,39 +21,24 @@ from embedding_pipelines.orchestration.metadata import (
     asset_key,
     asset_metadata,
     data_version,
+    described,
     table_columns,
 )
 from embedding_pipelines.orchestration.partitions import partitions
 from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
 from embedding_pipelines.orchestration.schedules import freshness
+from embedding_pipelines.orchestration.source import SOURCE, source_asset
 from embedding_pipelines.progress import Progress, StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.chain import steps_of
 
-SOURCE = "source"  # the asset that stands for the files; no step makes it
 
-
-def pipeline_assets(spec: PipelineSpec, home: Path) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+def pipeline_assets(spec: PipelineSpec, home: Path) -> list[dg.AssetsDefinition]:
     """The source of a pipeline and an asset for each of its steps, in the order the data takes."""
     steps = [step for step in steps_of(spec) if step.is_asset]
-    return [source_asset(spec), *(build_asset(step, steps, spec, home) for step in steps)]
-
-
-def source_asset(spec: PipelineSpec) -> dg.AssetSpec:
-    """The files that the pipeline reads: nobody here makes them, the source sensor observes
-    them."""
-    return dg.AssetSpec(
-        asset_key(spec, SOURCE),
-        group_name=spec.name,
-        kinds={spec.source.kind},
-        owners=list(spec.owners),
-        description=_described(
-            "The files of the source. Its sensor observes them and asks for runs.", spec
-        ),
-        metadata={"path": getattr(spec.source, "path", "")},
-    )
+    return [source_asset(spec, home), *(build_asset(step, steps, spec, home) for step in steps)]
 
 
 def open_run(
@@ -132,7 +117,7 @@ def _decorator(
             key=asset_key(spec, step.name),
             deps=[asset_key(spec, name) for name in inputs],
             group_name=spec.name,
-            description=_described(step.description, spec),
+            description=described(step.description, spec),
             kinds=step.kinds(spec),
             owners=list(spec.owners),
             metadata=table_columns(steps, step, spec),
@@ -144,10 +129,6 @@ def _decorator(
             freshness_policy=freshness(spec) if step is steps[-1] else None,
             pool=spec.name,
         )
-
-
-def _described(text: str, spec: PipelineSpec) -> str:
-    return f"{text}\n\n{spec.description}".strip()
 
 
 def _perform(

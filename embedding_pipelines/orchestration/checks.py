@@ -1,6 +1,7 @@
 """Asset checks: what the core finds in a new table, shown on the table and in the way of a wrong
 release."""
 
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,14 +14,14 @@ from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.quality.check import STRUCTURE
-from embedding_pipelines.quality.checks import enabled_checks
+from embedding_pipelines.quality.evaluate import CHECKS, STRUCTURE, effects
 from embedding_pipelines.releases import live_release, read_releases
-from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.vector_store import table_state
+
+SHOWN_COLUMNS = 90  # of a block of text in the web interface
 
 
 def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefinition]:
@@ -28,16 +29,14 @@ def pipeline_checks(spec: PipelineSpec, home: Path) -> list[dg.AssetChecksDefini
 
 
 def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
-    effects = enabled_checks(spec)
-    texts = STRUCTURE | {name: CHECKS[name][1] for name in effects}
     specs = [
         dg.AssetCheckSpec(
             name,
             asset=asset_key(spec, "vector_store"),
-            blocking=effects.get(name, "block") == "block",
-            description=text,
+            blocking=effect == "block",
+            description=CHECKS[name].description,
         )
-        for name, text in texts.items()
+        for name, effect in effects(spec).items()
     ]
 
     @dg.multi_asset_check(
@@ -112,11 +111,12 @@ def _release_check(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
 def broken_file(path: Path, name: str, error: str) -> dg.Definitions:
     """A pipeline file that cannot be read, as an asset with its error and a check that fails."""
     key = dg.AssetKey([name, "pipeline_file"])
+    lines = "\n".join(textwrap.fill(line, SHOWN_COLUMNS) for line in error.splitlines())
     asset = dg.AssetSpec(
         key,
         group_name=name,
-        description=f"`{path.name}` is left out until it is corrected:\n\n```\n{error}\n```",
-        metadata={"path": dg.MetadataValue.path(path), "error": error},
+        description=f"`{path.name}` is left out until it is corrected:\n\n```\n{lines}\n```",
+        metadata={"path": dg.MetadataValue.path(path)},
     )
 
     @dg.asset_check(

@@ -39,7 +39,7 @@ run_retries:
 # progress bar to pieces. A run on the command line has a terminal of its own, and its events are
 # recorded in any case. Configuration, by the address that Dagster documents.
 COMPUTE_LOGS = {
-    "module": "dagster._core.storage.noop_compute_log_manager",
+    "module": "dagster.core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
 BUSY_SECONDS = 60  # another process writes one event at a time
@@ -79,9 +79,13 @@ def _quick_commits() -> Iterator[None]:
             return
         connection.execute("PRAGMA synchronous=NORMAL")
         _, _, path = connection.execute("PRAGMA database_list").fetchone()
-        if path not in connections:
-            connections[path] = sqlite3.connect(path, BUSY_SECONDS, check_same_thread=False)
-        connections[path].execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+        if path in connections:
+            return
+        other = sqlite3.connect(path, BUSY_SECONDS, check_same_thread=False)
+        if other.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+            connections[path] = other
+        else:  # Dagster is just making the file
+            other.close()
 
     event.listen(Engine, "connect", connect)
     try:

@@ -28,6 +28,11 @@ def asset_inputs(step: Step) -> list[str]:
     return names
 
 
+def described(text: str, spec: PipelineSpec) -> str:
+    """An asset's description: its own, then the pipeline's."""
+    return f"{text}\n\n{spec.description}".strip()
+
+
 def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
     """A report's statistics, the number of rows where Dagster looks for it, and where the data
     is."""

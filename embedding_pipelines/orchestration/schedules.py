@@ -14,7 +14,7 @@ NAMED = {
     "@monthly": "0 0 1 * *",
     "@yearly": "0 0 1 1 *",
 }
-# The longest time between two runs if a field of the schedule, in its order, names some values only.
+# The longest time between two runs if a field of the schedule names some values only, by field.
 LONGEST = (
     timedelta(hours=1),
     timedelta(days=1),
@@ -46,7 +46,7 @@ def pipeline_schedule(spec: PipelineSpec) -> dg.ScheduleDefinition | None:
 
 
 def freshness(spec: PipelineSpec) -> dg.FreshnessPolicy | None:
-    """One scheduled run in a row without a release warns, two fail."""
+    """A release that misses one scheduled run is stale: a warning; one that misses two fails."""
     if spec.schedule is None:
         return None
     fields = NAMED.get(spec.schedule.strip(), spec.schedule).split()

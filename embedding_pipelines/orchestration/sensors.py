@@ -7,7 +7,6 @@ on its answer.
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +15,17 @@ import dagster as dg
 from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
-from embedding_pipelines.orchestration.assets import SOURCE
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
+from embedding_pipelines.orchestration.source import (
+    SOURCE,
+    Listing,
+    listing_of,
+    listing_version,
+    observe,
+)
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.documents import read_files
 
@@ -30,8 +34,6 @@ AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batch j
 BATCH_TICK_SECONDS = 60  # a batch job takes minutes to hours
 SHOWN_FILES = 5
 DATA_VERSION_TAG = "dagster/data_version"
-
-Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,11 @@ class Changes:
         return not (self.new or self.changed or self.deleted)
 
     def __str__(self) -> str:
-        parts = [
-            f"{len(names)} {what}: {', '.join(names[:SHOWN_FILES])}{' …' if len(names) > SHOWN_FILES else ''}"
-            for what, names in (
-                ("new", self.new),
-                ("changed", self.changed),
-                ("deleted", self.deleted),
-            )
-            if names
-        ]
+        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
+        parts = []
+        for group, names in groups.items():
+            shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
+            parts += [f"{len(names)} {group}: {shown}"] if names else []
         return "; ".join(parts) or "no file has changed"
 
 
@@ -84,11 +82,6 @@ def changed(
     return replace(changes, run_key=f"{version}:{count + 1}"), json.dumps([version, count + 1])
 
 
-def listing_version(listing: Listing, settings: str = "") -> str:
-    """A digest of the files' names, sizes and times, and of the options they are read with."""
-    return digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
-
-
 def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     """Asks for one run over all partitions when the source's files differ from those last read,
     and reports those files as the source's new version."""
@@ -109,25 +102,20 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
             record = read_files(run)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        listing = {file.name: file.stamp for file in files}
+        listing = listing_of(files)
         read = {name: tuple(statistics.stamp) for name, statistics in record.items()}
         changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
         if changes.run_key is None:
-            asked = "" if changes.is_empty else "; a run was asked for already"
-            return dg.SensorResult(skip_reason=f"{changes}{asked}", cursor=cursor)
+            note = "" if changes.is_empty else "; a run was asked for already"
+            return dg.SensorResult(skip_reason=f"{changes}{note}", cursor=cursor)
         context.log.info(str(changes))
         request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
+        version, metadata = observe(files)
         observation = dg.AssetObservation(
             asset_key(spec, SOURCE),
             description=str(changes),
-            metadata={
-                "files": len(files),
-                "size_bytes": sum(file.size_bytes for file in files),
-                "new": len(changes.new),
-                "changed": len(changes.changed),
-                "deleted": len(changes.deleted),
-            },
-            tags={DATA_VERSION_TAG: listing_version(listing)},
+            metadata=metadata,
+            tags={DATA_VERSION_TAG: version},
         )
         return dg.SensorResult(run_requests=[request], asset_events=[observation], cursor=cursor)
 

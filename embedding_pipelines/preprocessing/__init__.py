@@ -1,2 +1,1 @@
-"""Preprocessing: documents become cleaned text, and cleaned text becomes chunks that the model can
-take."""
+"""Preprocessing: cleans documents and cuts them into chunks that the model can take."""

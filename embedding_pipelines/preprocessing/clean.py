@@ -1,10 +1,9 @@
-"""Cleaning: what came in damaged or untidy goes out as text that a model and a reader can take.
+"""Cleaning: repairs damaged characters and tidies white space, and changes nothing else.
 
-Repairs and tidies characters only. Nothing here knows tokens, documents or Arrow, and nothing
-rewrites what an author meant: curly quotes, ligatures, full-width letters, HTML entities, case and
-accents stay. Of ftfy only the mojibake repair is used (`fix_encoding`), and that only on lines in
-which ftfy's own heuristic finds mojibake. On correct text (14.3 M characters of PEPs, 9.8 M of
-image captions) it changes not one line; on 7.3 M of SciFact abstracts four, each with a real
+What an author meant stays: curly quotes, ligatures, full-width letters, HTML entities, case and
+accents. Of ftfy this uses the mojibake repair (`fix_encoding`), on lines in which ftfy's own
+heuristic finds mojibake. That changes no line of correct text (14.3 M characters of PEPs, 9.8 M of
+image captions), and four lines of 7.3 M characters of SciFact abstracts, each with a real
 Windows-1252 byte ("1\\x964" → "1–4").
 """
 
@@ -15,10 +14,10 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-_VERSION = 1  # raise it whenever the same switches give other text: everything is cleaned again
+_VERSION = 1  # raise it when the same switches give other text: then everything is cleaned again
 
 # Zero-width joiner and non-joiner (U+200C, U+200D) stay: Persian, Indic scripts and emoji families
-# need them. Controls that are white space (\t \n \v \f \r U+0085) are the business of `whitespace`.
+# need them. `whitespace` handles controls that are white space (\t \n \v \f \r U+0085).
 _CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f"  # C0 and C1
     "\u00ad"  # soft hyphen
@@ -26,48 +25,42 @@ _CONTROL = re.compile(
     "\u200e\u200f\u202a-\u202e\u2066-\u206f"  # invisible direction marks
     "\ufff9-\ufffb]"  # interlinear annotation marks
 )
-_SEPARATORS = "\x1c\x1d\x1e\x1f"  # controls that part words: they leave a space behind
+_SEPARATORS = "\x1c\x1d\x1e\x1f"  # controls between words: a space replaces them
 _LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
-_SPACES = re.compile(
-    "[ \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]{2,}|[\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]"
-)
+_SPACE = "\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"  # all but the plain one
+_SPACES = re.compile(f"[ {_SPACE}]{{2,}}|[{_SPACE}]")
 _BLANK_LINES = re.compile("\n{3,}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
-# One step can lay bare work for another (a zero-width space inside mojibake), so steps repeat until
-# nothing changes. Two rounds do for nearly all text; the bound only makes an endless loop
-# impossible.
+# One step can uncover work for another (a zero-width space inside mojibake), so steps repeat until
+# nothing changes. Two rounds do for nearly all text; the bound rules out an endless loop.
 _ROUNDS = 16
 
 
 class Clean(BaseModel):
-    """Four switches; the cleaned text of a cleaned text is itself, whatever the switches.
+    """Four switches; cleaning a clean text changes nothing, whatever the switches.
 
-    Lone surrogates, which no file format can hold, become U+FFFD under any switches, and surrogate
-    pairs the character they stand for.
+    Under any switches lone surrogates, which no file format can hold, become U+FFFD, and surrogate
+    pairs the character that they stand for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repair: bool = True
-    """Mend text that was decoded with the wrong character set ("sÃ³" → "só")."""
+    """Repair text that was decoded with the wrong character set ("sÃ³" → "só")."""
     normalize: bool = True
     """Unicode normal form NFC, so that equal-looking texts are equal."""
     control: bool = True
-    """Take out control characters and invisible ones: NUL, BOM, zero-width space, direction
-    marks."""
+    """Remove control and invisible characters: NUL, BOM, zero-width space, direction marks."""
     whitespace: bool = True
-    """Line ends to \\n, runs of spaces and tabs to one space, no trailing spaces, at most one blank
-    line."""
+    """Make line ends \\n, runs of spaces and tabs one space; drop trailing spaces and all blank
+    lines but one."""
 
     @property
     def version(self) -> str:
-        """The switches that are on and the versions that matter to them, for fingerprints and
-        releases."""
-        on = [
-            name for name in ("repair", "normalize", "control", "whitespace") if getattr(self, name)
-        ]
+        """The switches that are on and the versions of what they use, for fingerprints."""
+        on = [name for name, is_on in self.model_dump().items() if is_on]
         version = f"clean/{_VERSION}:{','.join(on) or 'none'}"
         if self.repair:
             version += f";ftfy={importlib.metadata.version('ftfy')}"
@@ -89,7 +82,7 @@ class Clean(BaseModel):
         return text
 
     def texts(self, texts: Sequence[str]) -> list[str]:
-        """`text` for many, in order; plain ASCII that is already clean costs next to nothing."""
+        """`text` for many, in order; plain ASCII that is already clean takes next to no time."""
         return [text if _is_clean(text) else self.text(text) for text in texts]
 
     def _pass(self, text: str) -> str:
@@ -100,7 +93,7 @@ class Clean(BaseModel):
         return self._tidy(text)
 
     def _tidy(self, text: str) -> str:
-        if self.control:  # before NFC: a zero-width space may part a letter from its accent
+        if self.control:  # before NFC: a zero-width space may separate a letter from its accent
             text = _CONTROL.sub(lambda match: " " if match[0] in _SEPARATORS else "", text)
         if self.normalize:
             text = unicodedata.normalize("NFC", text)
@@ -112,8 +105,7 @@ class Clean(BaseModel):
 
 
 def _is_clean(text: str) -> bool:
-    """Whether no switch could change `text`: printable ASCII and tidy line ends (a test without
-    regex)."""
+    """Whether no switch could change `text`: printable ASCII and tidy line ends, without regex."""
     return (
         text.isascii()
         and (text.isprintable() or text.replace("\n", "").isprintable())
@@ -131,12 +123,11 @@ def _repair(text: str) -> str:
     from ftfy import fix_encoding
     from ftfy.badness import is_bad
 
-    return "\n".join(
-        line
-        if line.isascii() or not is_bad(line)
-        else fix_encoding(line)  # both are cheap for sound lines
-        for line in text.split("\n")
-    )
+    lines = text.split("\n")
+    for at, line in enumerate(lines):
+        if not line.isascii() and is_bad(line):  # both tests are cheap
+            lines[at] = fix_encoding(line)
+    return "\n".join(lines)
 
 
 def _join_surrogates(match: re.Match[str]) -> str:

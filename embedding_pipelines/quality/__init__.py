@@ -1,1 +1,1 @@
-"""Whether a candidate may be released: checks, and what they look at."""
+"""Checks that stand between a new table version and its release, and what they look at."""

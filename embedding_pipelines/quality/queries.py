@@ -1,30 +1,30 @@
-"""queries: what a candidate is measured with. Judged queries and pairs come from the user's files,
-known items from the corpus itself; all are embedded through the cache, so that measuring again
-costs nothing.
+"""The texts that a candidate is measured with: queries with relevance judgements and pairs from the
+user's files, known items from the corpus itself.
+
+All are embedded through the cache, so that measuring again costs nothing.
 """
 
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.embed import count_tokens
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
-from embedding_pipelines.providers.base import EmbeddingModel, InputType
+from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
 from embedding_pipelines.vectors import Vectors
 
-WINDOW = 4_096  # texts that are handed to `embed` at once
+ROWS_AT_ONCE = 4_096  # first chunks whose texts are read together
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
 QREL_COLUMNS = (
     ("query-id", "query_id"),
@@ -35,96 +35,98 @@ PAIR_COLUMNS = (("sentence1",), ("sentence2",), ("score",))
 
 
 @dataclass(frozen=True)
-class KnownQuery:
+class KnownItemQuery:
     """A query that was taken from a document, which should therefore be found by it."""
 
-    id: str  # of the text of query and rest: as long as the document stays as it is
+    id: str  # of query and target passage: as long as the document stays as it is
     document_id: str
     query: str
-    rest: str  # of the document's first chunk, without the query
+    target: str  # the target passage: the document's first chunk without the query
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Queries that people wrote, and which documents answer them how well."""
+class Qrels:
+    """Queries that people wrote, and how relevant which documents are to them: more is better, 0 is
+    not at all."""
 
-    queries: dict[str, str]
-    gains: dict[str, dict[str, int]]
+    queries: dict[str, str]  # text by query id
+    relevance: dict[str, dict[str, int]]  # by document id, by query id
+
+    @property
+    def documents(self) -> set[str]:
+        return set[str]().union(*self.relevance.values())
 
 
-def known_item_queries(run: Run, wanted: int, skip: int = 0) -> list[KnownQuery]:
-    """Up to `wanted` queries from the corpus, always the same while their documents are; `skip`
-    goes past the first.
+def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
+    """Up to `most` queries from the corpus, always the same while their documents are.
 
     They are of the first partitions, which hold a random part of the documents, in the order of the
     documents' digests.
     """
+    return list(islice(_known_items(run), most))
+
+
+def _known_items(run: Run) -> Iterator[KnownItemQuery]:
     has_title = len(getattr(run.spec.source, "text", ())) > 1
-    found: list[KnownQuery] = []
     for partition in run.spec.partition_names:
-        if len(found) >= skip + wanted:
-            break
         for name, text in _first_chunks(run, partition):
             item = known_item(text, text.partition("\n")[0] if has_title else None)
             if item is not None:
-                own = digest(item.query.encode(), item.rest.encode()).hex()
-                found.append(KnownQuery(own, name, item.query, item.rest))
-            if len(found) == skip + wanted:
-                break
-    return found[skip:]
+                own = digest(item.query.encode(), item.target.encode()).hex()
+                yield KnownItemQuery(own, name, item.query, item.target)
 
 
 def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
     """Document id and text of each document's first chunk, equal documents once, in the order of
-    their digests."""
-    first: dict[bytes, int] = {}  # row by digest
-    done = 0
+    their digests; no more is in memory than a batch, and ROWS_AT_ONCE texts."""
+    first, done = dict[bytes, int](), 0  # row by digest
     for batch in run.folder.chunks.read(partition, ["start", DOCUMENT_DIGEST]):
         for row in np.flatnonzero(batch["start"].to_numpy() == 0):
             first.setdefault(batch[DOCUMENT_DIGEST][row].as_py(), done + int(row))
         done += batch.num_rows
     ordered = np.array([row for _, row in sorted(first.items())], np.int64)
-    for start in range(0, len(ordered), WINDOW):
-        window = ordered[start : start + WINDOW]
-        rows = chunk_rows(run, partition, np.sort(window), ["document_id", "text"])
-        for row in rows.take(np.argsort(np.argsort(window))).to_pylist():
-            yield row["document_id"], row["text"]
+    for start in range(0, len(ordered), ROWS_AT_ONCE):
+        numbers = ordered[start : start + ROWS_AT_ONCE]
+        rising, parts, done = np.sort(numbers), [], 0
+        for batch in run.folder.chunks.read(partition, ["document_id", "text"]):
+            low, high = np.searchsorted(rising, [done, done + batch.num_rows])
+            parts.append(batch.take(pa.array(rising[low:high] - done)))
+            done += batch.num_rows
+        rows = pa.Table.from_batches(parts).take(np.argsort(np.argsort(numbers)))
+        yield from zip(rows["document_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
 
 
-def chunk_rows(
-    run: Run, partition: str, rows: NDArray[np.int64], columns: Sequence[str]
-) -> pa.Table:
-    """Some columns of the rows of these numbers, which rise; no more of the partition is in memory
-    than a batch."""
-    found, done = [], 0
-    for batch in run.folder.chunks.read(partition, list(columns)):
-        start, end = np.searchsorted(rows, [done, done + batch.num_rows])
-        found.append(batch.take(pa.array(rows[start:end] - done)))
-        done += batch.num_rows
-    return pa.Table.from_batches(found)
+def query_tokens(run: Run) -> int:
+    """Tokens, by the model's tokenizer, of all these texts that are not in the cache."""
+    space, texts = run.model.space, dict.fromkeys(_texts(run))
+    keys = {text: run.cache.key(space.id, text[1], text[0]) for text in texts}
+    hits = run.cache.get_many(list(keys.values()), space.dimensions)
+    misses = [text for (text, _), key in keys.items() if key not in hits]
+    return sum(count_tokens(misses, run.model.tokenizer))
 
 
-def embed_texts(
-    model: EmbeddingModel,
-    cache: EmbeddingCache,
-    texts: Sequence[str],
-    input_type: InputType,
-    budget: BudgetTracker | None = None,
-) -> Vectors:
-    """Vectors float32[len(texts), d] through the cache, NaN for what the provider rejects. Raises
-    as `embed_all`."""
-    return embed_all(texts, model, cache, input_type, budget).vectors
+def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
+    """Each with the input type that it is embedded as."""
+    for item in known_item_queries(run, run.spec.evaluation.known_items):
+        yield item.query, "query"
+        yield item.target, "document"
+    qrels = read_qrels(run)
+    for query in qrels.queries.values() if qrels else ():
+        yield query, "query"
+    for left, right, _ in read_pairs(run):
+        yield left, "document"
+        yield right, "document"
 
 
-def answered(vectors: Vectors) -> NDArray[np.bool_]:
-    """Which rows of float32[n, d] the provider did not refuse, bool[n]."""
+def has_vector(vectors: Vectors) -> NDArray[np.bool_]:
+    """Which rows of float32[n, d] the provider did not reject, bool[n]."""
     rows: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
     return rows
 
 
-def judged_queries(run: Run) -> Judged | None:
-    """The queries of the pipeline's files that have a judgement, None if the pipeline names no
-    files.
+def read_qrels(run: Run) -> Qrels | None:
+    """The queries of the pipeline's files that have relevance judgements, None if the pipeline
+    names no files.
 
     Raises ConfigError for a file that is not there or lacks a column.
     """
@@ -132,28 +134,32 @@ def judged_queries(run: Run) -> Judged | None:
     if options.queries is None or options.qrels is None:
         return None
     need("ir_measures", "evaluation")  # before a run pays for what it could not measure
-    gains: dict[str, dict[str, int]] = {}
-    for query, document, gain in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
-        worth = _number(gain, options.qrels)
-        if not worth.is_integer():
+    relevance: dict[str, dict[str, int]] = {}
+    for query, document, score in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
+        grade = _number(score, options.qrels)
+        if not grade.is_integer():
             raise ConfigError(
-                f"evaluation.qrels: {options.qrels} holds the gain {gain}; write whole numbers."
+                f"evaluation.qrels: {options.qrels} holds the relevance {score}. Write whole "
+                "numbers."
             )
-        gains.setdefault(query, {})[document] = int(worth)
+        relevance.setdefault(query, {})[document] = int(grade)
     texts = {
         row[0]: row[1] for row in _columns(run, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
     }
-    judged = {
-        query: found for query, found in gains.items() if query in texts and max(found.values()) > 0
+    relevance = {
+        query: grades
+        for query, grades in relevance.items()
+        if query in texts and max(grades.values()) > 0
     }
-    if not judged:
+    if not relevance:
         raise ConfigError(
-            f"evaluation: no query of {options.queries} has a judgement in {options.qrels}. Their ids must be the same."
+            f"evaluation: no query of {options.queries} has a relevant document in "
+            f"{options.qrels}. Give both files the same query ids."
         )
-    return Judged({query: texts[query] for query in judged}, judged)
+    return Qrels({query: texts[query] for query in relevance}, relevance)
 
 
-def scored_pairs(run: Run) -> list[tuple[str, str, float]]:
+def read_pairs(run: Run) -> list[tuple[str, str, float]]:
     """Sentence pairs with the score that people gave; empty if the pipeline names no file."""
     path = run.spec.evaluation.pairs
     if path is None:
@@ -173,7 +179,7 @@ def evaluation_files(run: Run) -> list[Path]:
 
 
 def _columns(
-    run: Run, name: str, option: str, wanted: Sequence[Sequence[str]]
+    run: Run, name: str, option: str, columns: Sequence[Sequence[str]]
 ) -> Iterator[tuple[str, ...]]:
     """Some columns, each under one of several names, of a JSON Lines, CSV or tab-separated file."""
     path = run.warehouse.home / name
@@ -191,13 +197,13 @@ def _columns(
         raise ConfigError(
             f"evaluation.{option}: {path} holds no rows. Give it some, or leave the option out."
         )
-    names = [next((known for known in names if known in rows[0]), "") for names in wanted]
+    names = [next((name for name in names if name in rows[0]), "") for names in columns]
     if "" in names:
-        missing, found = (
-            " or ".join(map(repr, wanted[names.index("")])),
-            ", ".join(map(repr, rows[0])),
+        missing = " or ".join(map(repr, columns[names.index("")]))
+        raise ConfigError(
+            f"evaluation.{option}: {path} has no column {missing}; found "
+            f"{', '.join(map(repr, rows[0]))}."
         )
-        raise ConfigError(f"evaluation.{option}: {path} has no column {missing}; found {found}.")
     for row in rows:
         yield tuple("" if row.get(name) is None else str(row[name]) for name in names)
 

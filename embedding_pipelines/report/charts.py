@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import describe_chain
+from embedding_pipelines.extras import need
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -286,7 +287,7 @@ def _mark_changes(figure: Figure, releases: Sequence[Line]) -> None:
 
 
 def _figure(x: str, y: str, **layout: Any) -> Figure:
-    from plotly.graph_objects import Figure
-
-    figure = Figure(layout={"template": {"layout": STYLE}, "showlegend": False, **layout})
+    figure = need("plotly.graph_objects", "report").Figure(
+        layout={"template": {"layout": STYLE}, "showlegend": False, **layout}
+    )
     return figure.update_xaxes(title_text=x).update_yaxes(title_text=y)

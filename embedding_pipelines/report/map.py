@@ -6,7 +6,7 @@ model is called: queries that are not in the embedding cache are left out.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json
+from embedding_pipelines.metrics.clusters import cluster_labels
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.releases import Release
 from embedding_pipelines.report.layout import (
@@ -42,7 +43,7 @@ DIGITS = 4  # after the point, of places and numbers: finer than a screen
 
 
 @dataclass
-class _Points:
+class Points:
     """The rows of the table that the map shows."""
 
     chunk_ids: list[str]
@@ -53,9 +54,8 @@ class _Points:
 
     @property
     def ids(self) -> list[str]:
-        """The points' ids in a layout: a changed text is another point."""
-        pairs = zip(self.chunk_ids, self.texts, strict=True)
-        return [digest(name.encode(), text.encode()).hex() for name, text in pairs]
+        """The points' ids in a layout."""
+        return [point_id(*pair) for pair in zip(self.chunk_ids, self.texts, strict=True)]
 
 
 def map_of(
@@ -65,8 +65,8 @@ def map_of(
     points."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
-    points = _read(table, release, codec, progress)
-    xy = _lay_out(folder, release, points, progress).xy
+    points = read_points(table, release, codec, progress)
+    xy = place_points(folder, release, points, progress).xy
     columns, left_out = [], []
     for name, values in points.metadata.items():
         column = _column(name, release.spec.source.metadata_types[name], values)
@@ -74,6 +74,7 @@ def map_of(
             left_out.append(name)
         else:
             columns.append(column)
+    columns += _clusters(points, release.spec.seed)
     lengths = [len(text) for text in points.texts]
     columns.append({"name": "length of the text", "kind": "numbers", "values": lengths})
     return {
@@ -88,7 +89,7 @@ def map_of(
     }
 
 
-def _read(table: Table, release: Release, codec: CodecChain, progress: Progress) -> _Points:
+def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
     """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
     release the same."""
     limit = _limit(table, release)
@@ -107,7 +108,20 @@ def _read(table: Table, release: Release, codec: CodecChain, progress: Progress)
             values += batch[name].to_pylist()
     metadata = {name: rows[name] for name in names}
     vectors = np.concatenate(parts)
-    return _Points(rows["chunk_id"], rows["document_id"], rows["text"], vectors, metadata)
+    return Points(rows["chunk_id"], rows["document_id"], rows["text"], vectors, metadata)
+
+
+def point_id(chunk_id: str, text: str) -> str:
+    """A point's id on this map and the next: a changed text is another point."""
+    return digest(chunk_id.encode(), text.encode()).hex()
+
+
+def _clusters(points: Points, seed: int) -> Iterator[dict[str, Any]]:
+    """The column that colours points by their cluster, named by its keywords; none of no points."""
+    if points.chunk_ids:
+        numbers, labels = cluster_labels(points.vectors, points.texts, seed=seed)
+        names = [name for name, _ in labels]
+        yield {"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}
 
 
 def _limit(table: Table, release: Release) -> int:
@@ -124,8 +138,8 @@ def _rank(chunk_id: str) -> int:
     return int.from_bytes(digest(chunk_id.encode())[:8], "little")
 
 
-def _lay_out(
-    folder: PipelineFolder, release: Release, points: _Points, progress: Progress
+def place_points(
+    folder: PipelineFolder, release: Release, points: Points, progress: Progress
 ) -> Layout:
     """The layout, from that of the last map; saved for the next one."""
     path = folder.folder / "maps" / f"{release.space.with_codec(None).id[:16]}.parquet"
@@ -185,7 +199,7 @@ def _day(value: date | datetime | None) -> float | None:
 
 
 def _queries(
-    warehouse: Warehouse, folder: PipelineFolder, release: Release, points: _Points, xy: Vectors
+    warehouse: Warehouse, folder: PipelineFolder, release: Release, points: Points, xy: Vectors
 ) -> dict[str, list[Any]]:
     """The queries of the release's metrics, beside the chunks that are nearest to them."""
     queries = (read_json(folder.queries) or {}).get("queries", [])

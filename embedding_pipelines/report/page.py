@@ -16,12 +16,12 @@ from embedding_pipelines.compression.pca import PcaCodec
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import read_json, write_atomic
+from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.report.charts import ABSENT, SIZE, charts, describe_search
 from embedding_pipelines.report.map import map_of
-from embedding_pipelines.spec.evaluation import CHECKS, HIGHER, LOWER, METRICS
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 SLIGHT = 0.001  # of a metric: smaller changes are neither better nor worse
@@ -154,28 +154,24 @@ def _metrics(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str
 def _measure(
     name: str, now: float | None, before: float | None, required: float | None
 ) -> dict[str, Any]:
-    better, what = METRICS.get(name, ("", ""))
-    up = better == HIGHER
+    metric = METRICS.get(name)
     change = now - before if now is not None and before is not None else None
-    slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
-    is_judged = not slight and better in (HIGHER, LOWER)
-    verdict = "" if not is_judged else "better" if ((change or 0.0) > 0) == up else "worse"
-    met = (
-        None
-        if required is None
-        else now is not None and (now >= required if up else now <= required)
-    )
-    bound = "" if required is None else f"{'≥' if up else '≤'} {_figure(required)}"
+    is_slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
+    better = metric.improves(change or 0.0) if metric and not is_slight else None
+    met: bool | None = None
+    if metric and required is not None:
+        met = now is not None and metric.meets(now, required)
+    sign = "≥" if metric and metric.direction == "higher" else "≤"
     return {
         "name": name,
-        "what": what,
+        "what": f"{metric.description} ({metric.unit})" if metric else "",
         "now": _figure(now),
         "before": _figure(before),
         "change": "–" if change is None else f"{change:+.3g}" if change else "0",
-        "verdict": verdict,
-        "required": bound,
+        "verdict": "" if better is None else "better" if better else "worse",
+        "required": "" if required is None else f"{sign} {_figure(required)}",
         "met": met,
-        "better": better,
+        "better": metric.direction if metric else "",
     }
 
 
@@ -186,9 +182,8 @@ def _figure(value: float | None) -> str:
 
 
 def _checks(release: Release) -> list[dict[str, Any]]:
-    said = STRUCTURE | {name: sentence for name, (_, sentence) in CHECKS.items()}
     return [
-        {"name": name, "passed": passed, "what": said.get(name, "")}
+        {"name": name, "passed": passed, "what": CHECKS[name].description if name in CHECKS else ""}
         for name, passed in release.checks.items()
     ]
 

@@ -1,2 +1,1 @@
-"""Sources: each file here turns one kind of input file into documents. `base.py` is the
-contract."""
+"""Sources: each file here turns one file format into documents; `base.py` is the contract."""

@@ -1,8 +1,7 @@
-"""The contract of a source: its options, the files it names, and the batches of documents it
-yields.
+"""The contract of a source: options of a pipeline file name files, and files yield documents.
 
-Here stands what is true of every format. How bytes become text is in `text.py`, how a path becomes
-files in `paths.py`, how columns become documents in `columns.py`; each format has its own module.
+This module holds what every format shares; each format has its own. `paths.py` finds the files,
+`text.py` decodes them, `columns.py` makes documents of columns.
 """
 
 from abc import abstractmethod
@@ -23,10 +22,10 @@ from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part o
 
 @dataclass(frozen=True)
 class Rejection:
-    """One record that did not become a document.
+    """A record that cannot be a document.
 
-    `row` counts as `source_row` does. `raw` is the record as it stood in the file, without its line
-    end; a JSON array has no such bytes, so there it is the element written as JSON again.
+    `row` counts as `source_row` does. `raw` holds the record's bytes without the line end; of a
+    JSON array, whose elements have no such bytes, the element as JSON.
     """
 
     file: str
@@ -37,7 +36,7 @@ class Rejection:
 
 @dataclass
 class ReadLog:
-    """What reading one file told besides documents."""
+    """What a source reports about one file besides its documents."""
 
     reject: Callable[[Rejection], None]
     encoding: str | None = None  # of a text format, e.g. "utf-8", "utf-8-sig", "cp1252"
@@ -52,31 +51,29 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
 class Source(Choice):
-    """Where documents come from; subclasses read one file format each.
+    """Where documents come from; each subclass reads one file format.
 
-    Columns are named as in the file; `a.b` also reaches field `b` of `a` in nested formats.
+    Options name columns as the file does; in nested formats `a.b` is field `b` of `a`.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]  # of the files that a folder stands for, in lower case
+    suffixes: ClassVar[tuple[str, ...]]  # which files of a folder to read; in lower case
 
     path: Names
     id: str | None = None
     text: Names = ("text",)
-    metadata: dict[str, str] = Field(
-        default={}
-    )  # column in the file -> a key of schemas.METADATA_TYPES
-    max_rejected: int | float = 0.01  # a whole number of rows, or a fraction of all rows
+    metadata: dict[str, str] = Field({})  # column in the file -> a key of schemas.METADATA_TYPES
+    max_rejected: int | float = 0.01  # an int counts rows, a float is a fraction of all rows
 
     @field_validator("path", "text")
     @classmethod
-    def _names_something(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value or not all(value):
             raise ValueError("must name at least one, and none of them may be empty")
         return value
 
     @field_validator("path")
     @classmethod
-    def _globs_are_whole(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_globs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             if any("**" in part and part != "**" for part in entry.split("/")):
                 raise ValueError(
@@ -86,14 +83,14 @@ class Source(Choice):
 
     @field_validator("id")
     @classmethod
-    def _id_is_named(cls, value: str | None) -> str | None:
+    def _check_id(cls, value: str | None) -> str | None:
         if value == "":
             raise ValueError("must name a column; leave it out to number the rows of each file")
         return value
 
     @field_validator("metadata", mode="before")
     @classmethod
-    def _names_are_strings(cls, value: Any) -> Any:
+    def _default_to_strings(cls, value: Any) -> Any:
         if not isinstance(value, list | tuple):
             return value
         if len({*map(str, value)}) < len(value):
@@ -102,36 +99,39 @@ class Source(Choice):
 
     @field_validator("metadata")
     @classmethod
-    def _columns_are_free(cls, value: dict[str, str]) -> dict[str, str]:
-        taken: dict[str, str] = {}
+    def _check_metadata(cls, value: dict[str, str]) -> dict[str, str]:
+        paths: dict[str, str] = {}
         for path, kind in value.items():
-            if kind not in schemas.METADATA_TYPES:
-                known = ", ".join(schemas.METADATA_TYPES)
-                raise ValueError(f"{path!r} is declared as {kind!r}; declare it as one of {known}")
             name = column_name(path)
+            if kind not in schemas.METADATA_TYPES:
+                kinds = ", ".join(schemas.METADATA_TYPES)
+                raise ValueError(f"{path!r} is declared as {kind!r}; declare it as one of {kinds}")
             if not name:
-                raise ValueError("a column's name may not be empty; leave it out")
+                raise ValueError("a column has an empty name; leave it out")
             if name in schemas.RESERVED:
                 raise ValueError(
-                    f"{name!r} is a column that the pipeline makes itself; leave it out of source.metadata, "
-                    "or give it another name in the file"
+                    f"{name!r} is a column that the pipeline makes itself; leave it out of "
+                    "source.metadata, or rename it in the file"
                 )
-            if name in taken:
+            if name in paths:
                 raise ValueError(
-                    f"{taken[name]!r} and {path!r} would both be column {name!r}; leave one out"
+                    f"{paths[name]!r} and {path!r} would both be column {name!r}; leave one out"
                 )
-            taken[name] = path
+            paths[name] = path
         return value
 
     @field_validator("max_rejected", mode="before")
     @classmethod
-    def _share_or_count(cls, value: Any) -> Any:
+    def _parse_limit(cls, value: Any) -> Any:
         """`"1%"` and `0.01` are a fraction, `5` and `"5"` are rows."""
-        problem = f"{value!r} is neither a percentage such as '1%', a fraction of rows such as 0.01 nor a count"
+        problem = (
+            f"{value!r} is no limit; write a percentage such as '1%', a fraction of rows such as "
+            "0.01 or a number of rows"
+        )
         if isinstance(value, str):
+            text = value.strip()
             try:
-                percent = value.strip().endswith("%")
-                value = float(value.strip()[:-1]) / 100 if percent else int(value)
+                value = float(text[:-1]) / 100 if text.endswith("%") else int(text)
             except ValueError:
                 raise ValueError(problem) from None
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
@@ -144,56 +144,56 @@ class Source(Choice):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column of the file that is read, once each: id, text, metadata."""
+        """The columns of the file to read, once each: id, text, metadata."""
         first = () if self.id is None else (self.id,)
         return tuple(dict.fromkeys((*first, *self.text, *self.metadata)))
 
     @property
     def metadata_types(self) -> dict[str, str]:
-        """Metadata columns of the documents, in declared order; `a.b` of the file is `a_b` here."""
+        """The documents' metadata columns, in declared order; `a.b` of the file is `a_b` here."""
         return {column_name(path): kind for path, kind in self.metadata.items()}
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of every batch that `read` yields."""
+        """The schema of every batch that `read` yields."""
         return schemas.documents_schema(self.metadata_types)
 
     def allows(self, rejected: int, total: int) -> bool:
-        """Whether `rejected` of `total` records (documents and rejections together) may be
-        refused."""
-        limit = (
-            self.max_rejected if isinstance(self.max_rejected, int) else self.max_rejected * total
-        )
-        return rejected <= limit
+        """Whether `rejected` of `total` records (documents and rejections) are within the limit."""
+        limit = self.max_rejected
+        return rejected <= (limit if isinstance(limit, int) else limit * total)
 
     def files(self, home: Path) -> list[SourceFile]:
-        """All files that `path` names, sorted by name, each once; relative entries are below
-        `home`.
+        """All files that `path` names, once each, by name; relative entries start at `home`.
 
-        Raises SourceError if an entry matches nothing or cannot be looked at.
+        Raises SourceError if an entry matches nothing or a folder cannot be listed.
         """
         return paths.find(self.path, home, self.suffixes)
 
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """Documents of one file in `schema`, at most `columns.BATCH_ROWS` rows and about 16 MB a
-        batch.
+        """The documents of one file, in batches of `schema`.
 
-        A record that cannot be a document goes to `log.reject`; records = documents + rejections.
-        Raises SourceError for what cannot be read at all; batches yielded before it do not count.
+        A batch has at most `columns.BATCH_ROWS` rows and about 16 MB. A record that cannot be a
+        document goes to `log.reject`: records = documents + rejections. Raises SourceError for a
+        file that cannot be read; the caller then drops the batches that came before.
         """
 
-    def missing(self, where: str, column: str, found: Iterable[str], hint: str = "") -> SourceError:
-        """The error for a column that the file does not have; `found` are those that it has."""
-        names = list(dict.fromkeys(found))
-        listed = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
-        option = "id" if column == self.id else "text" if column in self.text else "metadata"
+    def missing_column_error(
+        self, where: str, column: str, columns: Iterable[str], hint: str = ""
+    ) -> SourceError:
+        """The error for a `column` that is not among the `columns` of a file."""
+        names = list(dict.fromkeys(columns))
+        names_text = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+        option = "text" if column in self.text else "metadata"
+        remedy = "one of them" if names else "a column that is there"
         return SourceError(
-            f"{where}: column {column!r} is missing; found {listed or 'none'}.{did_you_mean(column, names)} "
-            f"Set source.{option} to {'one of them' if names else 'a column that is there'}.{hint}"
+            f"{where}: column {column!r} is missing; found {names_text or 'none'}."
+            f"{did_you_mean(column, names)} "
+            f"Set source.{'id' if column == self.id else option} to {remedy}.{hint}"
         )
 
 
 def column_name(path: str) -> str:
-    """Name of a metadata column among the documents: dots would mean nested fields in filters."""
+    """A column's name among the documents: in filters a dot would mean a nested field."""
     return path.replace(".", "_")

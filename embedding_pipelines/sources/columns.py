@@ -1,7 +1,6 @@
-"""From columns as a file holds them to batches of documents: types, missing values, refusals.
+"""Makes batches of documents from a file's columns: converts types and rejects bad rows.
 
-Everything is done on whole Arrow columns. Only when one does not convert as a whole is it halved
-until the rows that are to blame stand alone.
+It converts whole Arrow columns. A column that fails is halved until the bad rows stand alone.
 """
 
 import json
@@ -18,9 +17,9 @@ BATCH_ROWS = 8192
 BATCH_BYTES = 16 * 2**20
 
 _ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
-_SHOWN_CHARACTERS = 60  # of a value in a reason
+_VALUE_CHARACTERS = 60  # of a value in a reason
 
-Reasons = dict[int, str]  # position in the batch -> why this row is refused
+Reasons = dict[int, str]  # position in the batch -> why this row is rejected
 
 
 def documents(
@@ -35,59 +34,51 @@ def documents(
 ) -> Iterator[pa.RecordBatch]:
     """Batches of documents from n records; those that do not convert go to `log.reject`.
 
-    values: for each of `source.columns` an array of n values, of any Arrow type; rows: int64[n];
-    raw(i): the bytes of record i; encoding: as named in a reason; whole_file: the one record of a
-    file, whose name is then its id.
+    values: an array of n values of any Arrow type for each of `source.columns`; rows: int64[n];
+    raw(i): the bytes of record i; encoding: as a reason names it; whole_file: the file is one
+    record, whose id is the file's name.
     """
-    refused: Reasons = {}
-    strings = {
-        name: _strings(name, values[name], encoding, refused)
-        for name in (*_ids(source), *source.text)
-    }
+    reasons: Reasons = {}
+    names = source.text if source.id is None else (source.id, *source.text)
+    strings = {name: _strings(name, values[name], encoding, reasons) for name in names}
     if source.id is not None:
         ids = strings[source.id]
         empty = pc.fill_null(pc.equal(ids, ""), True)
         for at in np.flatnonzero(empty.to_numpy(zero_copy_only=False)).tolist():
-            refused.setdefault(at, f"the id column {source.id!r} is empty")
+            reasons.setdefault(at, f"the id column {source.id!r} is empty")
     elif whole_file:
         ids = pa.array([file.name])
     else:
         ids = pc.binary_join_element_wise(file.name, pc.cast(rows, pa.string()), ":")
     metadata = [
-        _convert(path, values[path], kind, encoding, refused)
+        _convert(path, values[path], kind, encoding, reasons)
         for path, kind in source.metadata.items()
     ]
-    text = _joined([strings[name] for name in source.text])
+    text = _join([strings[name] for name in source.text])
     columns = [ids, text, pa.repeat(file.name, len(rows)), rows, *metadata]
     batch = pa.record_batch(columns, schema=source.schema)
-    if refused:
-        keep = np.ones(len(rows), dtype=bool)
-        for at in sorted(refused):
-            keep[at] = False
-            log.reject(Rejection(file.name, rows[at].as_py(), refused[at], raw(at)))
-        batch = batch.filter(pa.array(keep))
-    yield from _bounded(batch)
+    if reasons:
+        good = np.ones(len(rows), dtype=bool)
+        for at in sorted(reasons):
+            good[at] = False
+            log.reject(Rejection(file.name, rows[at].as_py(), reasons[at], raw(at)))
+        batch = batch.filter(pa.array(good))
+    yield from _slices(batch)
 
 
-def _ids(source: Source) -> tuple[str, ...]:
-    return () if source.id is None else (source.id,)
-
-
-def _joined(parts: list[pa.Array]) -> pa.Array:
+def _join(parts: list[pa.Array]) -> pa.Array:
     """Parts of the text with a line break between them, empty ones left out.
 
     Not by `null_handling="skip"`: in pyarrow 26 it leaves out rows of which all parts are null.
     """
-    joined, *others = [pc.fill_null(part, "") for part in parts]
+    text, *others = [pc.fill_null(part, "") for part in parts]
     for other in others:
-        both = pc.binary_join_element_wise(joined, other, "\n")
-        joined = pc.if_else(
-            pc.equal(other, ""), joined, pc.if_else(pc.equal(joined, ""), other, both)
-        )
-    return joined
+        both = pc.binary_join_element_wise(text, other, "\n")
+        text = pc.if_else(pc.equal(other, ""), text, pc.if_else(pc.equal(text, ""), other, both))
+    return text
 
 
-def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """The batch in slices within BATCH_ROWS and BATCH_BYTES; a single row may be larger."""
     rows = batch.num_rows
     if rows <= BATCH_ROWS and (batch.nbytes <= BATCH_BYTES or rows == 1):
@@ -95,26 +86,26 @@ def _bounded(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
             yield batch
         return
     half = BATCH_ROWS if rows > BATCH_ROWS else rows // 2
-    yield from _bounded(batch.slice(0, half))
-    yield from _bounded(batch.slice(half))
+    yield from _slices(batch.slice(0, half))
+    yield from _slices(batch.slice(half))
 
 
-def _strings(name: str, array: pa.Array, encoding: str, refused: Reasons) -> pa.Array:
+def _strings(name: str, array: pa.Array, encoding: str, reasons: Reasons) -> pa.Array:
     def reason(value: pa.Scalar) -> str:
         if _is_bytes(value.type):
             return f"column {name!r} is not valid {encoding}"
         return f"column {name!r} is {_show(value)}, which is not text"
 
-    return _each(array, pa.string(), lambda part: pc.cast(part, pa.string()), reason, refused)
+    return _each(array, pa.string(), lambda part: pc.cast(part, pa.string()), reason, reasons)
 
 
-def _convert(name: str, array: pa.Array, kind: str, encoding: str, refused: Reasons) -> pa.Array:
+def _convert(name: str, array: pa.Array, kind: str, encoding: str, reasons: Reasons) -> pa.Array:
     """The array as METADATA_TYPES[kind]; an empty string is a missing value except in a string."""
     target = schemas.METADATA_TYPES[kind]
     if array.type == target:
         return array
     if _is_bytes(array.type):
-        array = _strings(name, array, encoding, refused)
+        array = _strings(name, array, encoding, reasons)
     if pa.types.is_dictionary(array.type):
         array = pc.cast(array, array.type.value_type)
     if kind != "string" and _is_text(array.type):
@@ -122,9 +113,11 @@ def _convert(name: str, array: pa.Array, kind: str, encoding: str, refused: Reas
         array = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
     casts = {"timestamp": _timestamps, "list[string]": _lists}
     cast = casts.get(kind, lambda part: pc.cast(part, target))
-    return _each(
-        array, target, cast, lambda value: f"column {name!r} is {_show(value)}, not {kind}", refused
-    )
+
+    def reason(value: pa.Scalar) -> str:
+        return f"column {name!r} is {_show(value)}, not {kind}"
+
+    return _each(array, target, cast, reason, reasons)
 
 
 def _each(
@@ -132,26 +125,24 @@ def _each(
     target: pa.DataType,
     cast: Callable[[pa.Array], pa.Array],
     reason: Callable[[pa.Scalar], str],
-    refused: Reasons,
+    reasons: Reasons,
     first: int = 0,
 ) -> pa.Array:
-    """`cast(array)`; where that fails, in halves, down to null and a reason for a single row."""
+    """`cast(array)`; if that fails, by halves, down to null and a reason for a single row."""
     try:
         return cast(array)
     except _ARROW_ERRORS:
         if len(array) == 1:
-            refused.setdefault(first, reason(array[0]))
+            reasons.setdefault(first, reason(array[0]))
             return pa.nulls(1, target)
     half = len(array) // 2
-    parts = [
-        _each(array[:half], target, cast, reason, refused, first),
-        _each(array[half:], target, cast, reason, refused, first + half),
-    ]
-    return pa.concat_arrays(parts)
+    left = _each(array[:half], target, cast, reason, reasons, first)
+    right = _each(array[half:], target, cast, reason, reasons, first + half)
+    return pa.concat_arrays([left, right])
 
 
 def _timestamps(array: pa.Array) -> pa.Array:
-    """A time without an offset is taken as UTC."""
+    """A time without an offset is UTC."""
     target = schemas.METADATA_TYPES["timestamp"]
     try:
         return pc.cast(array, target)
@@ -175,11 +166,10 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _show(value: pa.Scalar) -> str:
-    shown = repr(value.as_py())
-    return shown if len(shown) <= _SHOWN_CHARACTERS else shown[:_SHOWN_CHARACTERS] + "…"
+    text = repr(value.as_py())
+    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "…"

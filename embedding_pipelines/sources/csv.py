@@ -1,7 +1,7 @@
-"""Comma (or tab, or other) separated files, parsed by Arrow block by block.
+"""CSV files (comma, tab or other delimiter), which Arrow parses block by block.
 
-Which bytes are a record is settled in `csv_records.py`, so that each document has its line and each
-refused record its bytes. A record with too few or too many cells is refused.
+`csv_records.py` finds the records, so that each document has its line and each rejection its bytes.
+A record with too few or too many cells is rejected.
 """
 
 import csv
@@ -19,10 +19,10 @@ from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.sources.columns import documents
 from embedding_pipelines.sources.csv_records import LongLineError, Records, Unclosed, split
 from embedding_pipelines.sources.text import (
-    COMPRESSED,
     MAX_RECORD_BYTES,
     Text,
     TextSource,
+    list_suffixes,
     open_text,
 )
 
@@ -36,14 +36,12 @@ class Csv(TextSource):
     """
 
     kind: Literal["csv"] = "csv"
-    suffixes: ClassVar[tuple[str, ...]] = tuple(
-        format + end for format in (".csv", ".tsv") for end in ("", *COMPRESSED)
-    )
+    suffixes: ClassVar[tuple[str, ...]] = list_suffixes(".csv", ".tsv")
     delimiter: str | None = None
 
     @field_validator("delimiter")
     @classmethod
-    def _is_one_character(cls, value: str | None) -> str | None:
+    def _check_delimiter(cls, value: str | None) -> str | None:
         if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n'):
             raise ValueError(
                 f"{value!r} cannot separate cells; use one ASCII character such as ';' or a tab"
@@ -56,110 +54,103 @@ class Csv(TextSource):
         delimiter = self.delimiter or ("\t" if ".tsv" in file.path.suffixes[-2:] else ",")
         names: list[str] | None = None
         try:
-            for found in split(text.blocks(), delimiter):
+            for records in split(text.blocks(), delimiter):
                 if names is None:
-                    names, found = self._header(found, text, delimiter)
-                if isinstance(found, Unclosed):
+                    names, records = self._header(records, text, delimiter)
+                if isinstance(records, Unclosed):
                     reason = "a quote opens on this line and is not closed where a cell ends"
-                    log.reject(Rejection(file.name, found.line, reason, text.raw(found.data)))
-                elif names is not None and len(found.starts):
-                    yield from self._documents(found, names, text, delimiter, log)
+                    raw = text.raw(records.data)
+                    log.reject(Rejection(file.name, records.line, reason, raw))
+                elif names is not None and len(records.starts):
+                    yield from self._documents(records, names, text, delimiter, log)
         except LongLineError as error:
             raise SourceError(
                 f"{file.name}:{error.line}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
                 "Is this a CSV file? Choose the source.kind that reads it, or split the line."
             ) from error
-        if names is None:  # a writer that was caught in between must not empty the store
+        if names is None:  # a half-written file must not empty the store
             raise SourceError(
-                f"{file.name}: the file is empty, it has no header. Write it whole and then rename it into place; "
-                "for no records, leave the header in it."
+                f"{file.name}: the file is empty, it has no header. Write it whole and then rename "
+                "it into place; for no records, leave the header in it."
             )
 
     def _header(
-        self, found: Records | Unclosed, text: Text, delimiter: str
+        self, records: Records | Unclosed, text: Text, delimiter: str
     ) -> tuple[list[str] | None, Records | Unclosed]:
-        """Column names and what follows them; None while there were only empty lines."""
-        if isinstance(found, Unclosed):
+        """Column names and the records after them; None while all lines are empty."""
+        if isinstance(records, Unclosed):
             raise SourceError(
-                f"{text.file.name}:{found.line}: a quote in the header is not closed. Close it."
+                f"{text.file.name}:{records.line}: a quote in the header is not closed. Close it."
             )
-        if not len(found.starts):
-            return None, found
-        line = int(found.lines[0])
-        header = found.data[found.starts[0] : found.ends[0]]
+        if not len(records.starts):
+            return None, records
+        where = f"{text.file.name}:{records.lines[0]}"
         try:
-            names = next(csv.reader([header.decode()], delimiter=delimiter))
+            header = records.record(0).decode()
+            names = next(csv.reader([header], delimiter=delimiter))
         except UnicodeDecodeError as error:
             raise SourceError(
-                f"{text.file.name}:{line}: the header is not valid {text.encoding}. Set source.encoding."
+                f"{where}: the header is not valid {text.encoding}. Set source.encoding."
             ) from error
         except csv.Error as error:
-            raise SourceError(
-                f"{text.file.name}:{line}: the header is not CSV ({error}). Mend it."
-            ) from error
-        self._check(names, f"{text.file.name}:{line}", delimiter)
-        cut = int(found.starts[1]) if len(found.starts) > 1 else len(found.data)
-        return names, Records(
-            found.data[cut:], found.starts[1:] - cut, found.ends[1:] - cut, found.lines[1:]
-        )
+            raise SourceError(f"{where}: the header is not CSV ({error}). Correct it.") from error
+        self._check(names, where, delimiter)
+        return names, records.without_first()
 
     def _check(self, names: list[str], where: str, delimiter: str) -> None:
         count = Counter(names)
         for column in self.columns:
-            if not count[column]:
-                likely = [
-                    other for other in _LIKELY_DELIMITERS if len(names) == 1 and other in names[0]
-                ]
-                hint = (
-                    f" Is the delimiter {likely[0]!r}? Then set source.delimiter." if likely else ""
-                )
-                raise self.missing(where, column, names, hint)
             if count[column] > 1:
                 raise SourceError(
                     f"{where}: {count[column]} columns are named {column!r}. Rename all but one."
                 )
+            if not count[column]:
+                whole = names[0] if len(names) == 1 else ""
+                likely = next((other for other in _LIKELY_DELIMITERS if other in whole), None)
+                hint = f" Is the delimiter {likely!r}? Then set source.delimiter." if likely else ""
+                raise self.missing_column_error(where, column, names, hint)
 
     def _documents(
-        self, found: Records, names: list[str], text: Text, delimiter: str, log: ReadLog
+        self, records: Records, names: list[str], text: Text, delimiter: str, log: ReadLog
     ) -> Iterator[pa.RecordBatch]:
         def raw(at: int) -> bytes:
-            return text.raw(found.data[found.starts[at] : found.ends[at]])
+            return text.raw(records.record(at))
 
         ragged: dict[int, str] = {}
 
-        def refuse(row: pa.csv.InvalidRow) -> str:
-            ragged[row.number - 1] = (
-                f"expected {row.expected_columns} columns, got {row.actual_columns}"
-            )
+        def reject(row: pa.csv.InvalidRow) -> str:
+            counts = f"expected {row.expected_columns} columns, got {row.actual_columns}"
+            ragged[row.number - 1] = counts
             return "skip"
 
-        wanted = [names.index(column) for column in self.columns]
-        if _is_utf8(found.data):
-            table = _parse(found.data, delimiter, len(names), wanted, refuse)
+        total = len(records.starts)
+        positions = [names.index(column) for column in self.columns]
+        if _is_utf8(records.data):
+            table = _parse(records.data, delimiter, len(names), positions, reject)
         else:
             # Arrow hands over a ragged row as a string and fails where it is not UTF-8. As Latin-1
             # every row is one, which tells the ragged rows; the others are then parsed as they are.
-            _parse(found.data.decode("latin-1").encode(), delimiter, len(names), wanted, refuse)
-            regular = b"".join(line for at, line in enumerate(_lines(found)) if at not in ragged)
-            table = _parse(regular, delimiter, len(names), wanted, refuse) if regular else None
+            latin = records.data.decode("latin-1").encode()
+            _parse(latin, delimiter, len(names), positions, reject)
+            lines = [records.record(at) + b"\n" for at in range(total) if at not in ragged]
+            table = _parse(b"".join(lines), delimiter, len(names), positions, reject)
         for at, reason in ragged.items():
-            log.reject(Rejection(text.file.name, int(found.lines[at]), reason, raw(at)))
-        kept = np.delete(np.arange(len(found.starts)), list(ragged))
-        if (table.num_rows if table else 0) != len(
-            kept
-        ):  # Arrow and `split` must agree on what a record is
+            log.reject(Rejection(text.file.name, int(records.lines[at]), reason, raw(at)))
+        regular = np.delete(np.arange(total), list(ragged))
+        if table.num_rows != len(regular):  # Arrow and `split` must agree on what a record is
             raise SourceError(
-                f"{text.file.name}: lines {found.lines[0]} to {found.lines[-1]} hold {len(kept)} records, "
-                f"but not as many were parsed. Please report this file as a bug."
+                f"{text.file.name}: lines {records.lines[0]} to {records.lines[-1]} hold "
+                f"{len(regular)} records, but Arrow parsed {table.num_rows}. "
+                "Please report this file as a bug."
             )
-        if table and len(kept):
-            values = {
-                name: _array(table.column(str(at)))
-                for name, at in zip(self.columns, wanted, strict=True)
+        if len(regular):
+            cells = {
+                name: pa.concat_arrays(table.column(str(at)).chunks)
+                for name, at in zip(self.columns, positions, strict=True)
             }
-            rows = pa.array(found.lines[kept])
+            rows = pa.array(records.lines[regular])
             yield from documents(
-                self, text.file, values, rows, lambda at: raw(kept[at]), log, text.encoding
+                self, text.file, cells, rows, lambda at: raw(regular[at]), log, text.encoding
             )
 
 
@@ -167,33 +158,30 @@ def _parse(
     data: bytes,
     delimiter: str,
     width: int,
-    wanted: list[int],
-    refuse: Callable[[pa.csv.InvalidRow], str],
+    positions: list[int],
+    reject: Callable[[pa.csv.InvalidRow], str],
 ) -> pa.Table:
-    """The wanted of `width` columns as binary; a column is named by its position."""
+    """Some of `width` columns as binary; a column is named by its position."""
+    columns = [str(at) for at in positions]
+    if not data:
+        return pa.table({column: pa.array([], pa.binary()) for column in columns})
     return pa.csv.read_csv(
         pa.BufferReader(data),
         read_options=pa.csv.ReadOptions(
-            use_threads=False,  # otherwise Arrow does not number the rows that it refuses
+            use_threads=False,  # with threads Arrow does not number the rows that it rejects
             block_size=len(data) + 1,
             column_names=[str(at) for at in range(width)],
         ),
         parse_options=pa.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=reject
         ),
         convert_options=pa.csv.ConvertOptions(
-            include_columns=[str(at) for at in wanted],
-            column_types={str(at): pa.binary() for at in wanted},
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.binary()),
             check_utf8=False,
             strings_can_be_null=False,
         ),
     )
-
-
-def _lines(found: Records) -> Iterator[bytes]:
-    """Each record with a line end."""
-    for start, end in zip(found.starts, found.ends, strict=True):
-        yield found.data[start:end] + b"\n"
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -201,7 +189,3 @@ def _is_utf8(data: bytes) -> bool:
         return data.isascii() or bool(data.decode())
     except UnicodeDecodeError:
         return False
-
-
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks)

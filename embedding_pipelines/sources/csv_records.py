@@ -1,12 +1,12 @@
-"""Where CSV records begin and end, and on which line; the cells themselves are Arrow's business.
+"""Finds where CSV records begin and end, and on which line; Arrow parses their cells.
 
-Arrow's reader tells neither the line of a record nor its bytes, and loses all that was read when a
-quote is never closed. So blocks are cut here, at whole records, by the rules of Arrow's lexer: a
+Arrow's reader reports neither the line nor the bytes of a record, and loses the whole block if a
+quote is never closed. So blocks are cut here, between records, by the rules of Arrow's lexer: a
 quote opens only at the start of a cell, a doubled one stands for itself, a line break is `\\n`,
 `\\r\\n` or a lone `\\r`, and an empty line is no record.
 
-A quoted cell over several lines must be closed where a cell ends. Where it is not, a quote was
-forgotten: its first line is refused and reading goes on with the next line, so that one stray quote
+A quoted cell of several lines must be closed where a cell ends. If it is not, somebody forgot a
+quote: its first line is rejected and reading goes on with the next line, so that one stray quote
 costs one record and not the rest of the file.
 """
 
@@ -24,8 +24,7 @@ Offsets = npt.NDArray[np.int64]
 _LF, _CR, _QUOTE = b'\n\r"'
 _LINE_END = rb"(?:\r\n|\n|\r(?=[^\n]))"  # at the end of a block, `\r` may be half of `\r\n`
 _QUOTED = rb'"[^"]*+(?:""[^"]*+)*+"'
-# Well quoted, over several lines even; or quoted on one line with something after it; or not
-# quoted.
+# Well quoted, even over several lines; quoted on one line with something after it; not quoted.
 _CELL = _QUOTED + rb'(?=[D\r\n])|"[^"\r\n]*+(?:""[^"\r\n]*+)*+"[^D\r\n]*+|(?!")[^D\r\n]*+'
 
 
@@ -33,13 +32,21 @@ _CELL = _QUOTED + rb'(?=[D\r\n])|"[^"\r\n]*+(?:""[^"\r\n]*+)*+"[^D\r\n]*+|(?!")[
 class Records:
     """n whole records: record i is data[starts[i]:ends[i]], on line lines[i] (from 1).
 
-    Between them lie only line ends and empty lines, so `data` as a whole can be parsed.
+    Only line ends and empty lines lie between them, so `data` can be parsed as a whole.
     """
 
     data: bytes
     starts: Offsets
     ends: Offsets
     lines: Offsets
+
+    def record(self, at: int) -> bytes:
+        return self.data[self.starts[at] : self.ends[at]]
+
+    def without_first(self) -> "Records":
+        cut = int(self.starts[1]) if len(self.starts) > 1 else len(self.data)
+        starts, ends = self.starts[1:] - cut, self.ends[1:] - cut
+        return Records(self.data[cut:], starts, ends, self.lines[1:])
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class LongLineError(Exception):
 
 
 def split(blocks: Iterable[bytes], delimiter: str) -> Iterator[Records | Unclosed]:
-    """Records of a file in order, each group about the size of a block. Raises LongLineError."""
+    """The records of a file in groups of about one block. Raises LongLineError."""
     cutter = _Cutter(delimiter)
     rest = b""
     for block in blocks:
@@ -74,8 +81,7 @@ class _Cutter:
         cell = b"(?:" + _CELL.replace(b"D", escaped) + b")"
         self.delimiter = ord(delimiter)
         self.record = re.compile(b"(" + cell + b"(?:" + escaped + cell + b")*+)" + _LINE_END)
-        # A quoted cell that goes on behind its closing quote; only over several lines is that a
-        # stray.
+        # A quoted cell with something after its closing quote; a stray only over several lines.
         self.stray = re.compile(
             b"(?:" + cell + escaped + b")*+(" + _QUOTED + b')(?=[^"\r\n' + escaped + b"])"
         )
@@ -83,19 +89,19 @@ class _Cutter:
         self.line = 1  # of the next record
 
     def cut(self, data: bytes, final: bool) -> Generator[Records | Unclosed, None, bytes]:
-        """Yields what is whole in `data`, which begins with a record; returns what is left."""
-        records, done = self._by_parity(data)
+        """Yield the whole records of `data`, which begins with one; return the rest."""
+        records, stop = self._by_parity(data)
         if records is not None:
             yield records
-            if not final and len(data) - done <= MAX_RECORD_BYTES:
-                return data[done:]
-        return (yield from self._by_cells(data, done, final))
+            if not final and len(data) - stop <= MAX_RECORD_BYTES:
+                return data[stop:]
+        return (yield from self._by_cells(data, stop, final))
 
     def _by_parity(self, data: bytes) -> tuple[Records | None, int]:
-        """Fast and exact where every quote opens at a cell's start and closes at its end.
+        """The records, fast, if every quote opens at a cell's start and closes at its end.
 
-        A line end then ends a record if an even number of quotes stand before it. None if some
-        quote stands elsewhere.
+        Then a line end ends a record if an even number of quotes stand before it. None if a quote
+        stands elsewhere. The second value is where the records end.
         """
         codes = np.frombuffer(data, dtype=np.uint8)
         quotes = np.flatnonzero(codes == _QUOTE)
@@ -110,12 +116,12 @@ class _Cutter:
         starts = np.concatenate([[0], stops[:-1] + 1])[: len(stops)]
         lines = self.line + np.concatenate([[0], which[:-1] + 1])[: len(stops)]
         ends = stops - ((codes[stops] == _LF) & (codes[stops - 1] == _CR) & (stops > starts))
-        filled = ends > starts
+        is_record = ends > starts
         if not len(stops):
             return Records(b"", starts, ends, lines), 0
         self.line += int(which[-1]) + 1
-        done = int(stops[-1]) + 1
-        return Records(data[:done], starts[filled], ends[filled], lines[filled]), done
+        stop = int(stops[-1]) + 1
+        return Records(data[:stop], starts[is_record], ends[is_record], lines[is_record]), stop
 
     def _are_regular(self, codes: npt.NDArray[np.uint8], quotes: Offsets) -> bool:
         limits = np.zeros(256, dtype=bool)
@@ -128,34 +134,34 @@ class _Cutter:
     def _by_cells(
         self, data: bytes, at: int, final: bool
     ) -> Generator[Records | Unclosed, None, bytes]:
-        """Slower, for stray quotes: cell by cell, and past a quote that is not closed."""
+        """Slower, for stray quotes: go cell by cell, and past a quote that is not closed."""
         first = at  # of the bytes since the last stray quote
-        kept: list[bytes] = []
-        shift = -at  # from a place in `data` to one in what is kept of it
-        found: list[tuple[int, int, int]] = []
+        parts: list[bytes] = []  # of `data`, without the lines of stray quotes
+        shift = -at  # from a place in `data` to one in the joined parts
+        records: list[tuple[int, int, int]] = []
         unclosed: list[Unclosed] = []
         while at < len(data):
             if match := self.record.match(data, at):
                 if match.end(1) > at:
-                    found.append((at + shift, match.end(1) + shift, self.line))
+                    records.append((at + shift, match.end(1) + shift, self.line))
                 self.line += self._count_lines(data, at, match.end())
                 at = match.end()
             elif final or len(data) - at > MAX_RECORD_BYTES or self._is_stray(data, at):
                 line_end = self.line_end.search(data, at)
                 if line_end is None:
                     raise LongLineError(self.line)
-                kept.append(data[first:at])
+                parts.append(data[first:at])
                 unclosed.append(Unclosed(data[at : line_end.start()], self.line))
-                if not found:  # the header is the first that is yielded, whole or not
+                if not records:  # yield the header first, whole or not
                     yield unclosed.pop()
                 self.line += 1
                 shift -= line_end.end() - at
                 at = first = line_end.end()
             else:
                 break
-        kept.append(data[first:at])
-        starts, ends, lines = np.array(found, dtype=np.int64).reshape(-1, 3).T
-        yield Records(b"".join(kept), starts, ends, lines)
+        parts.append(data[first:at])
+        starts, ends, lines = np.array(records, dtype=np.int64).reshape(-1, 3).T
+        yield Records(b"".join(parts), starts, ends, lines)
         yield from unclosed
         return data[at:]
 

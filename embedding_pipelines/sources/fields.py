@@ -1,4 +1,4 @@
-"""JSON objects to columns: gathers the wanted fields of records until they fill a block."""
+"""Gathers fields of JSON objects into columns, and makes documents of each full block."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,14 +10,13 @@ from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceF
 from embedding_pipelines.sources.columns import BATCH_ROWS, documents
 from embedding_pipelines.sources.text import BLOCK_BYTES
 
-_LISTED_RECORDS = 100  # whose fields an error about a missing one lists
+_SAMPLE_RECORDS = 100  # the error about a missing field lists the fields of these
 
 
 class Fields:
-    """Takes the records of one file one by one and gives documents in batches.
+    """Takes the records of one file one by one and yields documents in batches.
 
-    raw: makes the bytes of a record from what was handed over as its `origin`, only if it is
-    refused.
+    raw: makes the bytes of a rejected record from its `origin`, whatever the caller of `add` gave.
     """
 
     def __init__(
@@ -32,8 +31,8 @@ class Fields:
         self.raw = raw
         self.paths = {path: path.split(".") for path in source.columns}
         self.lists = {path for path, kind in source.metadata.items() if kind == "list[string]"}
-        self.unseen = set(self.paths)
-        self.listed: dict[str, None] = {}
+        self.missing = set(self.paths)
+        self.names: dict[str, None] = {}
         self.records = 0
         self._start()
 
@@ -44,21 +43,21 @@ class Fields:
         self.size = 0
 
     def add(self, row: int, record: Any, origin: Any, size: int) -> Iterator[pa.RecordBatch]:
-        """Takes record number `row`, of about `size` bytes; yields batches when a block is full."""
+        """Take record number `row`, of about `size` bytes; yield batches when a block is full."""
         if not isinstance(record, dict):
             self.reject(row, f"is {_name(record)}, not an object", origin)
             return
         self.records += 1
-        if self.records <= _LISTED_RECORDS:
-            self.listed |= dict.fromkeys(record)
+        if self.records <= _SAMPLE_RECORDS:
+            self.names |= dict.fromkeys(record)
         leaves = []
         for path, parts in self.paths.items():
             if path in record:  # a key that holds the dots itself comes first
-                found, value = True, record[path]
+                is_there, value = True, record[path]
             else:
-                found, value = _lookup(record, parts)
-            if found and self.unseen:
-                self.unseen.discard(path)
+                is_there, value = _lookup(record, parts)
+            if is_there and self.missing:
+                self.missing.discard(path)
             try:
                 leaves.append(_leaf(value, path in self.lists))
             except ValueError as error:
@@ -73,11 +72,10 @@ class Fields:
             yield from self.flush()
 
     def reject(self, row: int, reason: str, origin: Any) -> None:
-        """Refuses a record."""
         self.log.reject(Rejection(self.file.name, row, reason, self.raw(origin)))
 
     def flush(self) -> Iterator[pa.RecordBatch]:
-        """Yields what was gathered."""
+        """Yield the documents gathered so far."""
         values = {path: pa.array(column, pa.string()) for path, column in self.values.items()}
         rows, origins = pa.array(self.rows, pa.int64()), self.origins
         self._start()
@@ -90,11 +88,11 @@ class Fields:
         )
 
     def finish(self) -> Iterator[pa.RecordBatch]:
-        """Yields the rest. Raises SourceError if a field stands in no record of the file."""
+        """Yield the rest. Raises SourceError if no record of the file has a field."""
         yield from self.flush()
         for path in self.paths:
-            if self.records and path in self.unseen:
-                raise self.source.missing(self.file.name, path, self.listed)
+            if self.records and path in self.missing:
+                raise self.source.missing_column_error(self.file.name, path, self.names)
 
 
 def _lookup(record: dict[str, Any], parts: list[str]) -> tuple[bool, Any]:
@@ -108,7 +106,7 @@ def _lookup(record: dict[str, Any], parts: list[str]) -> tuple[bool, Any]:
 
 
 def _leaf(value: Any, as_list: bool) -> str | None:
-    """A value as the text that it has in JSON, strings as they are. Raises ValueError."""
+    """A value as text: strings as they are, others as in JSON. Raises ValueError with a reason."""
     kind = type(value)
     if kind is str:
         if not value.isascii():
@@ -133,11 +131,5 @@ def _check_characters(value: str) -> None:
 
 
 def _name(value: Any) -> str:
-    names = {
-        bool: "a boolean",
-        type(None): "null",
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-    }
-    return names.get(type(value), "a number")
+    names = {bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
+    return "null" if value is None else names.get(type(value), "a number")

@@ -1,7 +1,7 @@
-"""JSON: an array of objects, read as a stream, each object a document; or one object as one
-document.
+"""JSON files: an array of objects, read as a stream, each a document; or one object, one document.
 
-What is not JSON cannot be read past, so it ends the run; an element that is no object is refused.
+Nothing after a syntax error can be read, so it ends the run; an element that is no object is only
+rejected.
 """
 
 import codecs
@@ -17,14 +17,14 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
 from embedding_pipelines.sources.text import (
-    COMPRESSED,
     MAX_RECORD_BYTES,
     Text,
     TextSource,
+    list_suffixes,
     open_text,
 )
 
-_READ_BYTES = 64 * 2**10  # an error in the JSON is located within this much
+_READ_BYTES = 64 * 2**10  # a message places a syntax error within this range
 _BROKEN = "\ufdd0"  # stands for bytes that do not decode; Unicode keeps it out of interchanged text
 
 
@@ -32,17 +32,16 @@ class Json(TextSource):
     """One document per element of an array; `source_row` is the element's number, from 1.
 
     `records`: dotted path to the array, e.g. `data.items`. Without it the file itself is the array,
-    or it is one object and that is the one document, whose id is the file's name if `id` is not
-    set.
+    or one object and so one document, whose id is the file's name if `id` is not set.
     """
 
     kind: Literal["json"] = "json"
-    suffixes: ClassVar[tuple[str, ...]] = tuple(".json" + end for end in ("", *COMPRESSED))
+    suffixes: ClassVar[tuple[str, ...]] = list_suffixes(".json")
     records: str | None = None
 
     @field_validator("records")
     @classmethod
-    def _is_a_path(cls, value: str | None) -> str | None:
+    def _check_path(cls, value: str | None) -> str | None:
         if value is not None and not all(value.split(".")):
             raise ValueError(
                 f"{value!r} is no path to an array; write field names with dots, e.g. data.items"
@@ -50,13 +49,13 @@ class Json(TextSource):
         return value
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """See Source.read. Raises SourceError for what is not JSON, naming the place."""
+        """See Source.read. Raises SourceError that names the place if the file is not JSON."""
         text = open_text(file, self.encoding, log)
         first = _first_character(text)
-        if not first:  # a writer that was caught in between must not empty the store
+        if not first:  # a half-written file must not empty the store
             raise SourceError(
-                f"{file.name}: the file is empty, which is no JSON. Write it whole and then rename it into place; "
-                "for no records, write an empty array."
+                f"{file.name}: the file is empty, which is no JSON. Write it whole and then rename "
+                "it into place; for no records, write an empty array."
             )
         whole = self.records is None and first == b"{"
         if whole and file.size_bytes > MAX_RECORD_BYTES:
@@ -69,36 +68,33 @@ class Json(TextSource):
         before = 0
         for number, element in enumerate(self._elements(stream, whole), start=1):
             size, before = stream.position - before, stream.position
-            if stream.broken and _BROKEN.encode() in _dump(element):
+            if stream.has_bad_bytes and _BROKEN.encode() in _dump(element):
                 fields.reject(number, f"not valid {text.encoding}", element)
             else:
                 yield from fields.add(number, element, element, size)
         if not fields.records and not before and stream.position:
-            self._check_path(text)
+            self._require_array(text)
         yield from fields.finish()
 
     def _elements(self, stream: "_Stream", whole: bool) -> Iterator[Any]:
-        prefix = "" if whole else "item" if self.records is None else f"{self.records}.item"
+        array = "item" if self.records is None else f"{self.records}.item"
         number = 0
         try:
-            for element in ijson.items(stream, prefix, buf_size=_READ_BYTES):
+            for element in ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES):
                 number += 1
                 yield element
         except ijson.JSONError as error:
             start = max(0, stream.position - _READ_BYTES)
-            what = str(error).splitlines()[0]
-            hint = (
-                " Is it JSON Lines? Then set source.kind to jsonl."
-                if "trailing garbage" in what
-                else ""
-            )
+            problem = str(error).splitlines()[0]
+            is_jsonl = "trailing garbage" in problem
+            hint = " Is it JSON Lines? Then set source.kind to jsonl." if is_jsonl else ""
             raise SourceError(
-                f"{stream.file.name}: not valid JSON after record {number}, between bytes {start} and "
-                f"{stream.position} ({what}). Mend the file.{hint}"
+                f"{stream.file.name}: not valid JSON after record {number}, between bytes {start} "
+                f"and {stream.position} ({problem}). Correct the file.{hint}"
             ) from error
 
-    def _check_path(self, text: Text) -> None:
-        """No element was found: the array is empty, or `records` does not lead to one."""
+    def _require_array(self, text: Text) -> None:
+        """SourceError unless the file has the array that `records` names, which is then empty."""
         keys: list[str] = []
         start = self.records or ""
         for prefix, event, value in ijson.parse(_Stream(text), buf_size=_READ_BYTES):
@@ -106,24 +102,22 @@ class Json(TextSource):
                 return
             if prefix == "" and event == "map_key":
                 keys.append(value)
-        found = ", ".join(map(repr, keys[:20])) or "none"
-        wanted = (
-            f"no array at {start!r}; the top level has the fields {found}"
-            if start
-            else "no array or object"
-        )
+        problem = "no array or object"
+        if start:
+            names = ", ".join(map(repr, keys[:20])) or "none"
+            problem = f"no array at {start!r}; the top level has the fields {names}"
         raise SourceError(
-            f"{text.file.name}: {wanted}. Set source.records to the path of an array."
+            f"{text.file.name}: {problem}. Set source.records to the path of an array."
         )
 
 
 class _Stream:
-    """The text as ijson reads it, all of it UTF-8: what does not decode becomes _BROKEN."""
+    """The text as ijson reads it, all of it UTF-8: bytes that do not decode become _BROKEN."""
 
     def __init__(self, text: Text) -> None:
         self.file = text.file
-        self.position = 0  # bytes that were read
-        self.broken = False
+        self.position = 0  # in bytes
+        self.has_bad_bytes = False
         self._blocks = text.blocks()
         self._decoder = codecs.getincrementaldecoder("utf-8")(_MARK)
         self._block = memoryview(b"")
@@ -131,12 +125,12 @@ class _Stream:
     def read(self, size: int = -1) -> bytes:
         """At most `size` bytes, none at the end of the file."""
         while not self._block and (block := next(self._blocks, None)) is not None:
-            decoded = self._decoder.decode(block)
-            self.broken = self.broken or _BROKEN in decoded
-            self._block = memoryview(decoded.encode())
-        taken, self._block = self._block[:size], self._block[size:]
-        self.position += len(taken)
-        return bytes(taken)
+            text = self._decoder.decode(block)
+            self.has_bad_bytes = self.has_bad_bytes or _BROKEN in text
+            self._block = memoryview(text.encode())
+        part, self._block = self._block[:size], self._block[size:]
+        self.position += len(part)
+        return bytes(part)
 
 
 def _first_character(text: Text) -> bytes:
@@ -148,9 +142,9 @@ def _dump(element: Any) -> bytes:
 
 
 def _mark(error: UnicodeError) -> tuple[str, int]:
-    if isinstance(error, UnicodeDecodeError):
-        return _BROKEN, error.end
-    raise error
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return _BROKEN, error.end
 
 
 _MARK = "embedding_pipelines.mark"

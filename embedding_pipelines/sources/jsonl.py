@@ -1,7 +1,7 @@
-"""JSON Lines: one JSON object per line, each a document. A line that is none is refused alone.
+"""JSON Lines files: one JSON object per line, each a document; a line that is none is rejected.
 
-An empty file has no documents and is no error, other than in CSV and JSON: here it is the only way
-to say so.
+An empty file has no documents. Unlike in CSV and JSON it is no error, for there is no other way to
+write none.
 """
 
 import json
@@ -14,10 +14,10 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
 from embedding_pipelines.sources.text import (
-    COMPRESSED,
     MAX_RECORD_BYTES,
     Text,
     TextSource,
+    list_suffixes,
     open_text,
 )
 
@@ -26,20 +26,17 @@ class Jsonl(TextSource):
     """One document per line; empty lines are none; `source_row` is the line."""
 
     kind: Literal["jsonl"] = "jsonl"
-    suffixes: ClassVar[tuple[str, ...]] = tuple(
-        format + end for format in (".jsonl", ".ndjson") for end in ("", *COMPRESSED)
-    )
+    suffixes: ClassVar[tuple[str, ...]] = list_suffixes(".jsonl", ".ndjson")
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """See Source.read. A field that no line has is an error at the end of the file."""
+        """See Source.read. Raises SourceError at the end of the file if no line has a field."""
         text = open_text(file, self.encoding, log)
         fields = Fields(self, file, log, text.raw)
         for number, line in enumerate(_lines(text), start=1):
-            stripped = line.strip()
-            if not stripped:
+            if not line.strip():
                 continue
             try:
-                record = json.loads(stripped.decode())
+                record = json.loads(line.strip().decode())
             except UnicodeDecodeError:
                 fields.reject(number, f"not valid {text.encoding}", line)
             except (ValueError, RecursionError) as error:
@@ -50,7 +47,7 @@ class Jsonl(TextSource):
 
 
 def _lines(text: Text) -> Iterator[bytes]:
-    """Lines without their ends. Raises SourceError for one that is longer than MAX_RECORD_BYTES."""
+    """Lines without their ends. Raises SourceError for one longer than MAX_RECORD_BYTES."""
     rest, count = b"", 0
     for block in text.blocks():
         *lines, rest = (rest + block).split(b"\n")
@@ -58,7 +55,8 @@ def _lines(text: Text) -> Iterator[bytes]:
         count += len(lines)
         if len(rest) > MAX_RECORD_BYTES:
             raise SourceError(
-                f"{text.file.name}:{count + 1}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
-                "Is this JSON Lines? For one array or object set source.kind to json."
+                f"{text.file.name}:{count + 1}: the line is longer than "
+                f"{MAX_RECORD_BYTES >> 20} MiB. Is this JSON Lines? For one array or object set "
+                "source.kind to json."
             )
     yield rest.removesuffix(b"\r")

@@ -1,4 +1,4 @@
-"""Parquet files: only the named columns are read, some thousand rows at a time."""
+"""Parquet files: reads the columns that the pipeline names, some thousand rows at a time."""
 
 import json
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS, documents
+from embedding_pipelines.sources.paths import explain_errors
 
 _BUFFER_BYTES = 2**20  # column chunks are read through a buffer of this size, not as a whole
 
@@ -23,49 +24,32 @@ class Parquet(Source):
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. Raises SourceError for a damaged file or a column that is no text."""
-        try:
-            with pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
-                yield from self._batches(opened, file, log)
-        except FileNotFoundError as error:
-            raise SourceError(
-                f"{file.name}: the file is gone. Put it back, or run again."
-            ) from error
-        except PermissionError as error:
-            raise SourceError(
-                f"{file.name}: permission denied. Let this user read the file."
-            ) from error
-        except (OSError, pa.ArrowInvalid) as error:
-            raise SourceError(
-                f"{file.name}: not a whole Parquet file ({error}). Put a whole copy in its place."
-            ) from error
-
-    def _batches(
-        self, opened: pq.ParquetFile, file: SourceFile, log: ReadLog
-    ) -> Iterator[pa.RecordBatch]:
-        self._check(opened.schema_arrow, file)
-        first = 1
-        size = _batch_rows(opened, self.columns)
-        for batch in opened.iter_batches(
-            batch_size=size, columns=list(self.columns), use_threads=False
+        with (
+            explain_errors(file, "not a whole Parquet file"),
+            pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
         ):
-            rows = pa.array(range(first, first + batch.num_rows), pa.int64())
-            first += batch.num_rows
-            values = {path: _column(batch, path) for path in self.columns}
+            self._check(table.schema_arrow, file)
+            first = 1
+            size, columns = _batch_rows(table, self.columns), list(self.columns)
+            for batch in table.iter_batches(batch_size=size, columns=columns, use_threads=False):
+                rows = pa.array(range(first, first + batch.num_rows), pa.int64())
+                first += batch.num_rows
+                values = {path: _column(batch, path) for path in self.columns}
 
-            def raw(at: int, batch: pa.RecordBatch = batch) -> bytes:
-                return json.dumps(batch.slice(at, 1).to_pylist()[0], default=repr).encode()
+                def raw(at: int, batch: pa.RecordBatch = batch) -> bytes:
+                    return json.dumps(batch.slice(at, 1).to_pylist()[0], default=repr).encode()
 
-            yield from documents(self, file, values, rows, raw, log)
+                yield from documents(self, file, values, rows, raw, log)
 
     def _check(self, schema: pa.Schema, file: SourceFile) -> None:
         for path in self.columns:
             kind = _type(schema, path)
             if kind is None:
-                raise self.missing(file.name, path, schema.names)
+                raise self.missing_column_error(file.name, path, schema.names)
             if pa.types.is_nested(kind) and self.metadata.get(path) != "list[string]":
                 raise SourceError(
-                    f"{file.name}: column {path!r} is {kind}, not text or a number. Name a field of it, "
-                    "e.g. a.b, or declare a list in source.metadata as list[string]."
+                    f"{file.name}: column {path!r} is {kind}, not text or a number. Name a field "
+                    "of it, e.g. a.b, or declare a list in source.metadata as list[string]."
                 )
 
 
@@ -88,16 +72,16 @@ def _column(batch: pa.RecordBatch, path: str) -> pa.Array:
     return pc.struct_field(batch.column(name), rest)
 
 
-def _batch_rows(opened: pq.ParquetFile, columns: tuple[str, ...]) -> int:
+def _batch_rows(file: pq.ParquetFile, columns: tuple[str, ...]) -> int:
     """Rows that hold about BATCH_BYTES in the row group with the longest rows."""
+    prefixes = tuple(column + "." for column in columns)
     longest = 1.0
-    for at in range(opened.metadata.num_row_groups):
-        group = opened.metadata.row_group(at)
-        chunks = (group.column(number) for number in range(group.num_columns))
-        size = sum(
-            chunk.total_uncompressed_size
-            for chunk in chunks
-            if any((chunk.path_in_schema + ".").startswith(column + ".") for column in columns)
-        )
+    for at in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(at)
+        size = 0
+        for number in range(group.num_columns):
+            chunk = group.column(number)
+            if f"{chunk.path_in_schema}.".startswith(prefixes):
+                size += chunk.total_uncompressed_size
         longest = max(longest, size / max(1, group.num_rows))
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / longest)))

@@ -1,6 +1,6 @@
-"""What a user writes: `PipelineSpec`, one choice per stage, checked as a whole.
+"""The content of a pipeline file: `PipelineSpec`, one choice per stage, checked as a whole.
 
-Nothing here reads data or loads a model. Files are read by `pipeline_files.py`.
+It is pure data: nothing here reads a file or loads a model.
 """
 
 import json
@@ -8,14 +8,7 @@ import keyword
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type
@@ -38,16 +31,16 @@ else:
     AnyCompressor = choice_type("compression", Compressor)
     AnyStore = choice_type("stores", Store)
 
-MAX_PARTITIONS = 256  # a partitioned run costs about 32 ms of events per partition: 256 are 8 s
+MAX_PARTITIONS = 256  # Dagster records about 32 ms of events per partition: 8 s for all
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")  # also a Dagster group, job and asset key, and a folder
-NOT_IN_DAGSTER = {  # names that Dagster takes for no job, beside Python's keywords
-    "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict", "int", "meta",
-    "output", "output_arg_dict", "str", "type",
+NOT_IN_DAGSTER = {  # names that Dagster accepts for no job, beside Python's keywords
+    "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict",
+    "int", "meta", "output", "output_arg_dict", "str", "type",
 }  # fmt: skip
 CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
 CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
 CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
-OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster takes
+OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster accepts
 
 
 def _model(value: Any) -> Any:
@@ -58,14 +51,12 @@ def _model(value: Any) -> Any:
         kind, colon, model = value.partition(":")
         if not colon:
             raise ValueError(
-                f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"
+                f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of "
+                f"{', '.join(ALIASES)}"
             )
         return {"kind": kind, "model": model} if model else {"kind": kind}
     if isinstance(value, dict) and "provider" in value:
-        return {
-            "kind": value["provider"],
-            **{key: part for key, part in value.items() if key != "provider"},
-        }
+        return {"kind" if key == "provider" else key: part for key, part in value.items()}
     return value
 
 
@@ -75,7 +66,7 @@ def _of_kind(value: Any) -> Any:
 
 
 class Budget(BaseModel):
-    """What one run may spend at most on calls, as the provider bills it; None: no limit."""
+    """The most that one run may spend, as the provider bills it; None: no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,9 +85,9 @@ class PipelineSpec(BaseModel):
     source: AnySource
     preprocessing: Preprocessing = Preprocessing()
     model: Annotated[AnyProvider, BeforeValidator(_model)]
-    output_dim: int | None = None  # what the vectors in the table shall have; checked, never cut to
+    output_dim: int | None = None  # dimensions in the table; checked, and never cut to
     compression: tuple[Annotated[AnyCompressor, BeforeValidator(_of_kind)], ...] = ()
-    optimized: Optimized | None = None  # how the compression was chosen
+    optimized: Optimized | None = None  # how `optimize` chose the compression
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
         {"kind": "lancedb"}, validate_default=True
     )
@@ -104,12 +95,12 @@ class PipelineSpec(BaseModel):
     budget: Budget | None = None
     schedule: str | None = None
     partitions: int = Field(16, ge=1, le=MAX_PARTITIONS)
-    seed: int = 0  # of the samples that are measured
+    seed: int = 0  # of samples for metrics
 
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, values: Any) -> Any:
-        """`{"model": "bert", "data_path": "data.csv"}` is a source of the kind its suffix says."""
+        """`data_path: data.csv` is a source of the kind that its ending says."""
         if not isinstance(values, dict) or not {"data_path", "input_type"} & values.keys():
             return values
         values = dict(values)
@@ -124,50 +115,49 @@ class PipelineSpec(BaseModel):
 
     @field_validator("name")
     @classmethod
-    def _usable_name(cls, name: str) -> str:
+    def _check_name(cls, name: str) -> str:
         if not NAME.fullmatch(name):
             raise ValueError(
-                f"{name!r} cannot name a pipeline: use a letter, then lower-case letters, digits and '_'; "
-                "63 at most. The file's name is the pipeline's"
+                f"{name!r} cannot name a pipeline: use a letter, then lower-case letters, digits "
+                "and '_'; 63 at most. The file's name is the pipeline's"
             )
         if keyword.iskeyword(name) or name in NOT_IN_DAGSTER:  # else no pipeline at all would load
             raise ValueError(
-                f"{name!r} cannot name a pipeline: Dagster takes no job of this name. Write another, such as "
-                f"'my_{name}'. The file's name is the pipeline's"
+                f"{name!r} cannot name a pipeline: Dagster takes no job of this name. Write "
+                f"another, such as 'my_{name}'. The file's name is the pipeline's"
             )
         return name
 
     @model_validator(mode="after")
-    def _label_is_a_column(self) -> Self:
-        label, known = self.evaluation.label, getattr(self.source, "metadata_types", {})
-        if label is not None and label not in known:
-            there = f"there are {', '.join(known)}" if known else "source.metadata names none"
-            raise ValueError(f"evaluation.label: {label!r} is no metadata column; {there}")
+    def _check_label(self) -> Self:
+        label, columns = self.evaluation.label, self.source.metadata_types
+        if label is not None and label not in columns:
+            others = f"there are {', '.join(columns)}" if columns else "source.metadata names none"
+            raise ValueError(f"evaluation.label: {label!r} is no metadata column; {others}")
         return self
 
     @model_validator(mode="after")
-    def _price_is_known(self) -> Self:
+    def _check_price(self) -> Self:
         if self.budget is not None and self.budget.usd is not None and self.model.price is None:
             raise ValueError(
-                "budget.usd: nobody knows the price of this model; state it with model.usd_per_million_tokens, or give "
-                "budget.tokens"
+                "budget.usd: the price of this model is unknown; set model.usd_per_million_tokens, "
+                "or use budget.tokens"
             )
         return self
 
     @field_validator("schedule")
     @classmethod
-    def _readable_schedule(cls, schedule: str | None) -> str | None:
-        if schedule is not None and not (
-            CRON.fullmatch(schedule.strip()) and _is_in_range(schedule.strip())
-        ):
+    def _check_schedule(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not _is_cron(schedule.strip()):
             raise ValueError(
-                f"{schedule!r} is no cron schedule: minute, hour, day, month and weekday such as '0 2 * * *', or @daily"
+                f"{schedule!r} is no cron schedule: write minute, hour, day, month and weekday "
+                "such as '0 2 * * *', or @daily"
             )
         return schedule
 
     @field_validator("owners")
     @classmethod
-    def _known_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
         for owner in owners:
             if not OWNER.fullmatch(owner):
                 raise ValueError(f"{owner!r} is no owner: write an e-mail address or 'team:name'")
@@ -181,8 +171,7 @@ class PipelineSpec(BaseModel):
 
 
 def fingerprint(*parts: BaseModel | str | None) -> str:
-    """128-bit hex digest of resolved configuration: any knob that changes a result belongs in
-    it."""
+    """128-bit hex digest of configuration; every option that changes a result belongs in it."""
     texts = [
         part.model_dump_json() if isinstance(part, BaseModel) else json.dumps(part)
         for part in parts
@@ -191,16 +180,15 @@ def fingerprint(*parts: BaseModel | str | None) -> str:
 
 
 def partition_of(document_id: str, partitions: int) -> int:
-    """The partition of a document, stable for ever: its id alone decides."""
+    """The partition of a document, stable for ever: only its id decides."""
     return int.from_bytes(digest(document_id.encode())[:8], "little") % partitions
 
 
-def _is_in_range(schedule: str) -> bool:
-    """Whether the numbers of a cron schedule's fields can be minutes, hours and so on; steps are
-    above 0."""
-    if schedule.startswith("@"):
-        return True
-    for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=True):
+def _is_cron(schedule: str) -> bool:
+    """Whether the fields of a schedule hold minutes, hours and so on; steps are above 0."""
+    if not CRON.fullmatch(schedule):
+        return False
+    for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=False):  # @daily has one
         numbers = [int(number) for number in re.findall(r"(?<![/\d])\d+", field)]
         steps = [int(number) for number in re.findall(r"(?<=/)\d+", field)]
         if not all(low <= number <= high for number in numbers) or not all(steps):

@@ -31,6 +31,7 @@ class Step(ABC):
     is_asset: ClassVar[bool] = True  # False: Dagster shows it as checks of its input
     description: ClassVar[str]
     sentence: ClassVar[str]  # what it did, in a line: a format string over its statistics
+    extras: ClassVar[tuple[str, ...]] = ()  # statistics that follow it where they are not zero
     row_statistic: ClassVar[str | None] = None  # the statistic that counts its rows
     identity: ClassVar[tuple[str, ...]] = ()  # statistics that tell its versions apart
     lineage: ClassVar[Mapping[str, str]] = {}  # column -> the input's column, if named otherwise

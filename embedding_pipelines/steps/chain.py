@@ -1,13 +1,11 @@
 """The chain: every step of this folder, in the order the data takes."""
 
 import graphlib
-import importlib
-import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from embedding_pipelines import steps
 from embedding_pipelines.files import read_json
+from embedding_pipelines.plugins import objects
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
@@ -17,15 +15,9 @@ from embedding_pipelines.steps.base import Step
 
 def _discover() -> tuple[Step, ...]:
     """One object of each Step class, after the steps that it reads from."""
-    found: dict[str, Step] = {}
-    for module in pkgutil.iter_modules(steps.__path__, f"{steps.__name__}."):
-        if module.name == __name__:
-            continue
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, Step) and value is not Step:
-                found[value.name] = value()
-    order = graphlib.TopologicalSorter({name: step.inputs for name, step in found.items()})
-    return tuple(found[name] for name in order.static_order())
+    steps = objects("steps", Step)  # type: ignore[type-abstract]
+    order = graphlib.TopologicalSorter({name: step.inputs for name, step in steps.items()})
+    return tuple(steps[name] for name in order.static_order())
 
 
 CHAIN: tuple[Step, ...] = _discover()

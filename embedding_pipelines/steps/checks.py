@@ -4,26 +4,26 @@ A version that passed is not checked again until the table, `evaluation:` or one
 changes; an inconclusive check is repeated by the next run.
 """
 
+import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.quality.check import Check
-from embedding_pipelines.quality.checks import check_quality, enabled_checks
-from embedding_pipelines.quality.measure import Candidate
+from embedding_pipelines.quality.base import Outcome
+from embedding_pipelines.quality.evaluate import evaluate
+from embedding_pipelines.quality.evidence import Candidate
 from embedding_pipelines.quality.queries import evaluation_files
-from embedding_pipelines.quality.structure import check_structure
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.codec import load_codec
+from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -36,7 +36,7 @@ class CheckRecord:
     version: int
     inputs: str  # fingerprint of all that they depend on
     metrics: dict[str, float]
-    checks: list[Check]
+    checks: list[Outcome]
 
     def is_of(self, state: TableState) -> bool:
         return (self.table, self.version) == (state.table, state.version)
@@ -53,6 +53,7 @@ class Checks(Step):
     is_asset = False
     description = "Structure of the newest table version, and its quality in figures."
     sentence = "{passed:,} of {checks:,} passed"
+    extras = ("ndcg_at_10", "known_item_recall", "recall_at_10")
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.evaluation)
@@ -79,17 +80,21 @@ def run_checks(run: Run) -> CheckRecord:
             f"Pipeline {run.spec.name!r}: the table was not completely written with the present "
             f"configuration. Run `embedding-pipelines run {run.spec.name}`."
         )
-    budget = BudgetTracker.of(run.spec.budget, run.spec.model)
-    candidate = Candidate(run, codec, table, name, state.version, state.trained_rows > 0, budget)
-    outcomes, metrics = check_structure(candidate), dict[str, float]()
-    failed = ", ".join(check.name for check in outcomes if not check.passed)
-    if failed:  # a broken table cannot be measured
-        reason = f"Not run, since {failed} failed."
-        outcomes += [Check(name, False, reason, effect="warn") for name in enabled_checks(run.spec)]
-    else:
-        quality, metrics = check_quality(candidate, state.rows)
-        outcomes += quality
-    record = CheckRecord(name, state.version, _inputs(run, state), metrics, outcomes)
+    releases = read_releases(run.folder)
+    candidate = Candidate(
+        run=run,
+        codec=codec,
+        table=table,
+        name=name,
+        version=state.version,
+        rows=state.rows,
+        has_index=state.trained_rows > 0,
+        source_rows=sum(file.rows for file in read_files(run).values()),
+        live=releases.get(releases.live),
+        budget=BudgetTracker.of(run.spec.budget, run.spec.model),
+    )
+    outcomes = evaluate(candidate)
+    record = CheckRecord(name, state.version, _inputs(run, state), candidate.metrics, outcomes)
     write_json(run.folder.checks, asdict(record))
     return record
 
@@ -99,7 +104,7 @@ def read_checks(run: Run) -> CheckRecord | None:
     record = parse_state(CheckRecord, read_json(run.folder.checks))
     if record is None:
         return None
-    checks = [Check(**check) for check in record.checks]  # type: ignore[arg-type]
+    checks = [Outcome(**check) for check in record.checks]  # type: ignore[arg-type]
     return CheckRecord(record.table, record.version, record.inputs, record.metrics, checks)
 
 
@@ -114,19 +119,13 @@ def current_checks(run: Run) -> CheckRecord | None:
 def _inputs(run: Run, state: TableState) -> str:
     files = []
     for path in evaluation_files(run):
-        stat = _stat(path)
-        files += [f"{path} {stat.st_size} {stat.st_mtime_ns}"] if stat else []
+        with contextlib.suppress(OSError):
+            stat = path.stat()
+            files.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     partitions = json.dumps(state.partitions, sort_keys=True)
     spec = run.spec
     options = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
     return fingerprint(partitions, *options, str(spec.seed), str(spec.budget), *files)
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except OSError:
-        return None
 
 
 def _report(record: CheckRecord, changed: bool) -> StepReport:

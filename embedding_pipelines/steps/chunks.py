@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.preprocessing.base import Counts
+from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
@@ -52,8 +53,14 @@ class Chunks(Step):
     ) -> Iterator[StepReport]:
         """Raises ConfigError if the chunk size does not fit the model, ProviderError if the model
         cannot be loaded."""
+        cutter: Cutter | None = None
         for number, partition in enumerate(partitions, 1):
-            yield self.current(run, partition) or _write(run, partition)
+            report = self.current(run, partition)
+            if report is None:
+                limit = run.model.limits.max_tokens
+                cutter = cutter or run.spec.preprocessing.cutter(run.model.tokenizer, limit)
+                report = _write(run, partition, cutter)
+            yield report
             run.progress.update(self.name, number, len(partitions), "partitions")
 
 
@@ -64,7 +71,7 @@ def _configuration(run: Run) -> str:
     return fingerprint(preprocessing.version, limit, columns, run.model.tokenizer_digest)
 
 
-def _write(run: Run, partition: str) -> StepReport:
+def _write(run: Run, partition: str, cutter: Cutter) -> StepReport:
     documents, shards, configuration = run.folder.documents, run.folder.chunks, _configuration(run)
     source, before = _documents(run, partition), shards.manifest(partition)
     columns = ["document_id", DOCUMENT_DIGEST]
@@ -85,10 +92,7 @@ def _write(run: Run, partition: str) -> StepReport:
         changed = (
             batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
         )
-        model = run.model
-        yield from run.spec.preprocessing.process(
-            changed, model.tokenizer, model.limits.max_tokens, counts
-        )
+        yield from run.spec.preprocessing.process(changed, cutter, counts)
         counts.documents += len(unchanged)
         statistics.update(asdict(counts), reused_documents=len(unchanged))
 

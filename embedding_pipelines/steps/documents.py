@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.quality.queries import judged_queries, scored_pairs
+from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, stored_documents_schema
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
@@ -110,8 +110,8 @@ def write_documents(run: Run) -> StepReport:
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
     ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
-    judged_queries(run)
-    scored_pairs(run)
+    read_qrels(run)
+    read_pairs(run)
     spec, folder = run.spec, run.folder
     folder.fix_partitions(spec.partitions)
     listing = _Listing.of(run)

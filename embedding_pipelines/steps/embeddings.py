@@ -23,7 +23,7 @@ from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import read_json, write_json
-from embedding_pipelines.progress import StepReport, rates
+from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
@@ -38,6 +38,7 @@ class Embeddings(Step):
     partitioned = True
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
+    extras = ("rejected", "usd", "tokens_per_second")
     row_statistic = "vectors"
     lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
 
@@ -229,7 +230,7 @@ def _write(
             columns = [part.rows["chunk_id"], _column(part)]
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
         usage.rejected = len(rejected)  # rows, not texts
-        statistics.update(rejected=len(rejected), **rates(asdict(usage)))
+        statistics.update(rejected=len(rejected), **compute_rates(asdict(usage)))
         _write_rejected(run, partition, rejected)
 
     shards = run.folder.embeddings
@@ -303,5 +304,5 @@ def _statistics(manifest: Manifest, usage: Usage, usd: float | None) -> dict[str
         "size_bytes": manifest.size_bytes,
         **asdict(usage),
         **({} if usd is None else {"usd": round(usd, 6)}),
-        **rates(asdict(usage)),
+        **compute_rates(asdict(usage)),
     }

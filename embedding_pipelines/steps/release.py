@@ -6,7 +6,7 @@ from typing import Any
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.quality.evaluate import STRUCTURE
 from embedding_pipelines.releases import (
     Release,
     Releases,

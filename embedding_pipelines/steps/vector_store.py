@@ -77,7 +77,7 @@ class VectorStore(Step):
         if (
             state is None
             or not _intact(run, state, name, table.version)
-            or state.partitions != _wanted(run)
+            or state.partitions != _shards(run)
         ):
             return None
         return StepReport(self.name, False, _statistics(table, state, codec, 0, 0))
@@ -96,10 +96,10 @@ def update_vector_store(run: Run) -> StepReport:
     codec = load_codec(run)
     table, name = open_table(run, codec)
     state = table_state(run)
-    wanted = _wanted(run)
+    shards = _shards(run)
     intact = _intact(run, state, name, table.version)
     done = state.partitions if state is not None and intact else {}
-    stale = [partition for partition in wanted if done.get(partition) != wanted[partition]]
+    stale = [partition for partition in shards if done.get(partition) != shards[partition]]
 
     difference = _difference(run, table, stale)
     added = sum(sum(rows) for rows in difference.add.values())
@@ -117,7 +117,7 @@ def update_vector_store(run: Run) -> StepReport:
     assert version is not None
     kept = run.spec.store.names(run.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in kept}
-    state = TableState(name, version, wanted, trained, run.spec.store.layout, table.rows(), before)
+    state = TableState(name, version, shards, trained, run.spec.store.layout, table.rows(), before)
     write_json(run.folder.table_state, asdict(state))
     return StepReport(
         "vector_store", True, _statistics(table, state, codec, added, len(difference.remove))
@@ -175,13 +175,13 @@ def _schema(run: Run, codec: CodecChain) -> pa.Schema:
 def _forget_releases(run: Run, name: str) -> None:
     """A table that was lost is made anew, and counts its versions from 1 again: no release may name
     the old ones."""
-    known = read_json(run.folder.releases)
-    if known and any(entry["table"] == name for entry in known["releases"]):
-        known["releases"] = [entry for entry in known["releases"] if entry["table"] != name]
-        write_json(run.folder.releases, known)
+    record = read_json(run.folder.releases)
+    if record and any(entry["table"] == name for entry in record["releases"]):
+        record["releases"] = [entry for entry in record["releases"] if entry["table"] != name]
+        write_json(run.folder.releases, record)
 
 
-def _wanted(run: Run) -> dict[str, str]:
+def _shards(run: Run) -> dict[str, str]:
     return {partition: _inputs(run, partition) for partition in run.spec.partition_names}
 
 
@@ -216,17 +216,16 @@ def _difference(run: Run, table: Table, stale: list[str]) -> Difference:
     difference = Difference()
     for partition in stale:
         columns = ["chunk_id", "chunk_digest"]
-        wanted = run.folder.chunks.read_columns(partition, columns)
-        assert wanted is not None
-        ids, refused = wanted["chunk_id"].to_pylist(), rejected_chunks(run, partition)
-        digests = [None if name in refused else content for name, content in _pairs(wanted)]
+        chunks = run.folder.chunks.read_columns(partition, columns)
+        assert chunks is not None
+        ids, refused = chunks["chunk_id"].to_pylist(), rejected_chunks(run, partition)
+        digests = [None if name in refused else content for name, content in _pairs(chunks)]
         stored: dict[str, bytes | None] = {}
         if table.version is not None:
             for batch in table.scan(columns, partition):
                 for name, content in _pairs(batch):
-                    stored[name] = (
-                        None if name in stored else content
-                    )  # a doubled row is put right as a wrong one
+                    # Duplicate rows are rewritten.
+                    stored[name] = None if name in stored else content
         difference.add[partition] = [
             content is not None and stored.get(name) != content
             for name, content in zip(ids, digests, strict=True)
@@ -248,8 +247,8 @@ def _rows(
     run: Run, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
 ) -> Iterator[pa.RecordBatch]:
     done = 0
-    for partition, wanted in difference.add.items():
-        if not any(wanted):
+    for partition, rows in difference.add.items():
+        if not any(rows):
             continue
         first = 0
         pairs = zip(
@@ -262,7 +261,7 @@ def _rows(
                 raise StoreError(
                     f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ."
                 )
-            mask = pa.array(wanted[first : first + chunks.num_rows], pa.bool_())
+            mask = pa.array(rows[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
             if not pc.any(mask, min_count=0).as_py():
                 continue
@@ -284,8 +283,8 @@ def _table_rows(
     schema: pa.Schema,
 ) -> pa.RecordBatch:
     vectors = to_matrix(embeddings[VECTOR])
-    made = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
-    columns = [made[name] if name in made else chunks[name] for name in schema.names]
+    values = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
+    columns = [values[name] if name in values else chunks[name] for name in schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -1,9 +1,9 @@
-"""What the steps hand to one another: Parquet shards, named by manifests, on a local disk.
+"""The warehouse: what steps hand to one another, as Parquet shards that manifests name.
 
 A shard is written under a temporary name, renamed to a name that contains its digest, and only then
-named by its partition's manifest, which is replaced in one rename. A reader that follows a manifest
-therefore never sees half a shard, and a crash at any point leaves the previous one in force. This
-order is also the one an object store needs; only this file would change for one.
+named by its partition's manifest, which is replaced in one rename. So a reader that follows a
+manifest never sees half a shard, and a crash at any point leaves the previous one in force. An
+object store needs the same order.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from embedding_pipelines.schemas import DIGEST_BYTES
 
 State = TypeVar("State")
 
-ROW_GROUP_ROWS = 4_096  # also the window in which texts are deduplicated and sorted by length
+ROW_GROUP_ROWS = 4_096  # also the batch in which texts are deduplicated and sorted by length
 ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What one partition of one step holds, and what it was made from."""
+    """What one partition of one step holds, and what it was computed from."""
 
     shard: str
     rows: int
     size_bytes: int
-    digest: str  # of the shard's bytes; what the next step compares
-    inputs: str  # digest of what it was made from
-    configuration: str  # fingerprint of the configuration that made it
+    digest: str  # of the shard's bytes; the next step compares it
+    inputs: str  # digest of the input
+    configuration: str  # fingerprint of the configuration that computed it
     statistics: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
 
 
@@ -56,50 +56,50 @@ class Shards:
         self.folder = folder
 
     def manifest(self, partition: str) -> Manifest | None:
-        """The partition's manifest, None if the partition was never written, is lost or cut short:
-        it is then made anew."""
+        """The partition's manifest; None if it was never written, is lost or cut short."""
         try:
-            made = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
+            manifest = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
         except StoreError:
             return None
-        return made if made and _size(self.folder / made.shard) == made.size_bytes else None
+        if manifest is None or _size(self.folder / manifest.shard) != manifest.size_bytes:
+            return None
+        return manifest
 
     def current(self, partition: str, inputs: str, configuration: str) -> Manifest | None:
-        """The partition's manifest if it was made from just these inputs by just these settings,
-        else None."""
-        made = self.manifest(partition)
-        return (
-            made
-            if made is not None and (made.inputs, made.configuration) == (inputs, configuration)
-            else None
-        )
+        """The partition's manifest if it has just these inputs and this configuration."""
+        manifest = self.manifest(partition)
+        if manifest and (manifest.inputs, manifest.configuration) == (inputs, configuration):
+            return manifest
+        return None
 
     def forget(self, partition: str) -> None:
-        """Have the partition made anew by whoever needs it next; until then it stays as it is."""
-        made = self.manifest(partition)
-        if made is not None:
-            write_json(self.folder / f"{partition}.json", {**asdict(made), "configuration": ""})
+        """Have the next run write the partition again; until then it stays as it is."""
+        manifest = self.manifest(partition)
+        if manifest is not None:
+            content = {**asdict(manifest), "configuration": ""}
+            write_json(self.folder / f"{partition}.json", content)
 
     def read(
         self, partition: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
     ) -> Iterator[pa.RecordBatch]:
         """The partition's rows in order; nothing if it was never written."""
-        made = self.manifest(partition)
-        if made is None:
+        manifest = self.manifest(partition)
+        if manifest is None:
             return
-        with pq.ParquetFile(self.folder / made.shard) as file:
+        with pq.ParquetFile(self.folder / manifest.shard) as file:
             yield from file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
 
     def schema(self, partition: str) -> pa.Schema | None:
-        """The Arrow schema of the partition's shard, its metadata included; None if never
-        written."""
-        made = self.manifest(partition)
-        return pq.read_schema(self.folder / made.shard) if made else None
+        """The Arrow schema of the partition's shard, with its metadata; None if never written."""
+        manifest = self.manifest(partition)
+        return pq.read_schema(self.folder / manifest.shard) if manifest else None
 
     def read_columns(self, partition: str, columns: list[str]) -> pa.Table | None:
         """A few narrow columns of a partition at once; None if it was never written."""
-        made = self.manifest(partition)
-        return pq.read_table(self.folder / made.shard, columns=columns) if made else None
+        manifest = self.manifest(partition)
+        if manifest is None:
+            return None
+        return pq.read_table(self.folder / manifest.shard, columns=columns)
 
     def write(
         self,
@@ -110,24 +110,23 @@ class Shards:
         configuration: str,
         statistics: dict[str, Any],
     ) -> Manifest:
-        """Replace the partition; `statistics` is read after `batches` is used up, so a generator
-        may fill it."""
+        """Replace the partition. A generator of `batches` may fill `statistics` on the way."""
         with draft_beside(self.folder / partition) as draft:
             rows = _write_parquet(draft, schema, batches)
             content = file_digest(draft)
             shard = self.folder / f"{partition}-{content[:16]}.parquet"
             size = draft.stat().st_size
             move(draft, shard)
-        made = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
-        write_json(self.folder / f"{partition}.json", asdict(made))
+        manifest = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
+        write_json(self.folder / f"{partition}.json", asdict(manifest))
         for other in list_files(self.folder, f"{partition}-*.parquet"):
             if other != shard:
                 delete(other)
-        return made
+        return manifest
 
 
 class PipelineFolder:
-    """All that one pipeline keeps in the warehouse."""
+    """The files and folders of one pipeline in the warehouse, and its locks."""
 
     def __init__(self, folder: Path, tables: Path) -> None:
         self.folder = folder
@@ -137,9 +136,7 @@ class PipelineFolder:
         self.embeddings = Shards(folder / "embeddings")
         self.files = folder / "documents" / "files.json"
         self.rejected = folder / "documents" / "rejected.parquet"
-        self.batch_jobs = (
-            folder / "embeddings" / "batch_jobs.json"
-        )  # batches that hold texts of this pipeline
+        self.batch_jobs = folder / "embeddings" / "batch_jobs.json"  # those with texts of it
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
         self.model = folder / "model" / "trained.json"
@@ -147,8 +144,8 @@ class PipelineFolder:
         self.table_state = folder / "vector_store.json"
         self.checks = folder / "checks.json"
         self.quality = folder / "quality"
-        self.history = self.quality / "history.jsonl"  # a line per release: what was measured
-        self.queries = self.quality / "queries.json"  # what it was measured with
+        self.history = self.quality / "history.jsonl"  # the metrics of each release, a line each
+        self.queries = self.quality / "queries.json"  # of these metrics
         self.optimization = self.quality / "optimization.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
         self.last_run = folder / "last_run.json"
@@ -158,73 +155,62 @@ class PipelineFolder:
     def lock(
         self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1
     ) -> Iterator[None]:
-        """Hold the pipeline across processes, until done or dead: "step" while a step writes, "run"
-        while one process brings it up to date from end to end.
+        """Hold the pipeline across processes: "step" while a step writes, "run" while a process
+        brings it up to date from end to end. A process that dies lets go of it.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.folder / f"{name}.lock", timeout=timeout_seconds):
-                yield
-        except Timeout as error:
-            raise BusyError(
-                f"Pipeline {self.folder.name!r} is being run by another process. Wait for it to end, then try again."
-            ) from error
+        problem = f"Pipeline {self.folder.name!r} is being run by another process."
+        with _hold(self.folder / f"{name}.lock", timeout_seconds, problem):
+            yield
 
     def has_lock(self, name: Literal["step", "run"]) -> bool:
         """Whether anybody has ever held this lock."""
         return (self.folder / f"{name}.lock").exists()
 
     def fix_partitions(self, partitions: int) -> None:
-        """Remember the number of partitions at the first run; ConfigError if it has changed
-        since."""
+        """Remember the number of partitions at the first run; ConfigError if it changes later."""
         path = self.folder / "pipeline.json"
-        fixed = read_json(path)
-        if fixed is None:
+        state = read_json(path)
+        if state is None:
             write_json(path, {"partitions": partitions})
-        elif fixed["partitions"] != partitions:
+        elif state["partitions"] != partitions:
             raise ConfigError(
-                f"Pipeline {self.folder.name!r} was made with {fixed['partitions']} partitions, its file now says "
-                f"{partitions}. The number is fixed for a pipeline's life: set it back, or give the file a new name."
+                f"Pipeline {self.folder.name!r} was made with {state['partitions']} partitions, "
+                f"its file now says {partitions}. The number is fixed for a pipeline's life: set "
+                "it back, or give the file a new name."
             )
 
 
 class Warehouse:
-    """The folder below which everything produced is kept."""
+    """The folder that holds everything the pipelines of a home produce."""
 
     def __init__(self, home: Path, pipelines: Path | None = None) -> None:
-        """`pipelines` holds the pipelines' folders in place of the usual one: a copy for reading."""
+        """`pipelines`: a copy of the pipelines' folders, to read from in place of the usual one."""
         self.home = home
         self.root = warehouse_folder(home)
         self.is_copy = pipelines is not None
         self.pipelines = pipelines or self.root / "pipelines"
         self.cache = self.root / "cache.sqlite"
         self.tables = self.root / "tables"
-        self.batch_jobs = self.root / "batch_jobs"  # texts that are with a service
+        self.batch_jobs = self.root / "batch_jobs"
 
     @contextlib.contextmanager
     def batch_jobs_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
-        """Held while texts are collected from a service or handed to it: pipelines of one model
-        share them.
+        """Hold the batch jobs, which pipelines of one model share, to submit or collect them.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
-        self.batch_jobs.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.batch_jobs / ".lock", timeout=timeout_seconds):
-                yield
-        except Timeout as error:
-            raise BusyError(
-                "Texts are just being collected from a service or handed to it."
-            ) from error
+        problem = "Another process is submitting or collecting batch jobs."
+        with _hold(self.batch_jobs / ".lock", timeout_seconds, problem):
+            yield
 
     def pipeline(self, name: str) -> PipelineFolder:
         return PipelineFolder(self.pipelines / name, self.tables)
 
     def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
-        """A warehouse whose documents and chunks of one pipeline can be written without changing
-        this one's: files are links, which a write replaces."""
+        """A warehouse in which one pipeline's documents and chunks can be written without changing
+        this one: its files are links, which a write replaces."""
         source, target = self.pipelines / name, folder / name
         target.mkdir(parents=True)
         for entry in source.iterdir() if source.is_dir() else ():
@@ -237,13 +223,25 @@ class Warehouse:
         return Warehouse(self.home, folder)
 
 
-def parse_state(kind: type[State], found: dict[str, Any] | None) -> State | None:
-    """A state as its dataclass; None if there is none, or if another version of this package laid
-    it out otherwise: it counts as never written, and what it stands for is made anew."""
+def parse_state(kind: type[State], values: dict[str, Any] | None) -> State | None:
+    """A state as its dataclass; None without one, or if another version of this package wrote it.
+
+    The caller then treats it as never written and computes it again.
+    """
     try:
-        return kind(**found) if found is not None else None
+        return kind(**values) if values is not None else None
     except TypeError:
         return None
+
+
+@contextlib.contextmanager
+def _hold(path: Path, timeout_seconds: float, problem: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=timeout_seconds):
+            yield
+    except Timeout as error:
+        raise BusyError(f"{problem} Wait for it to end, then try again.") from error
 
 
 def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
@@ -255,14 +253,12 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 def file_digest(path: Path) -> str:
     """128-bit BLAKE2b of a file's bytes, hex."""
     with path.open("rb") as file:
-        return hashlib.file_digest(
-            file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)
-        ).hexdigest()
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int | None:
-    """A file's bytes, None without one. After a power cut, a file that was renamed may be shorter
-    than was written."""
+    """A file's bytes; None without one. After a power cut a renamed file may be shorter."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -272,17 +268,17 @@ def _size(path: Path) -> int | None:
 def _write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Write in row groups of ROW_GROUP_ROWS, whatever the batches' sizes; returns the rows.
 
-    Equal rows make equal bytes: the digest of a shard must not depend on how its batches were cut.
+    Equal rows make equal bytes: a shard's digest must not depend on the sizes of its batches.
     """
     rows = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for group in _regrouped(schema, batches):
+        for group in _regroup(schema, batches):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             rows += group.num_rows
     return rows
 
 
-def _regrouped(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+def _regroup(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     waiting: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:

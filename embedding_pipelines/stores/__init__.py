@@ -1,1 +1,1 @@
-"""Stores: each file here keeps vectors and searches them. `base.py` is the contract."""
+"""Stores: each file here keeps vectors in tables and searches them; `base.py` is the contract."""

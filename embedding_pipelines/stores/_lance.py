@@ -1,8 +1,6 @@
-"""How LanceDB is reached: its import, its connections, its event loop, and its errors in readable
-words."""
+"""Reaches LanceDB: its import, connections and event loop, and its errors in plain words."""
 
 import contextlib
-import functools
 import os
 import re
 from collections.abc import Coroutine, Iterable, Iterator
@@ -18,67 +16,60 @@ Result = TypeVar("Result")
 
 
 def lancedb() -> Any:
-    os.environ.setdefault(
-        "LANCEDB_LOG", "error"
-    )  # read at import; its warnings are about index internals
+    # LanceDB reads this at import; its warnings are about index internals.
+    os.environ.setdefault("LANCEDB_LOG", "error")
     import lancedb
 
     return lancedb
 
 
-@functools.lru_cache(maxsize=16)
 def connect(folder: Path) -> Any:
-    # Consistency 0: a handle that was opened earlier still sees what other processes commit.
+    """A connection; its tables see what other processes commit, however old a handle is."""
     return lancedb().connect(folder, read_consistency_interval=timedelta(0))
 
 
 def wait(work: Coroutine[Any, Any, Result]) -> Result:
-    """Runs `work` in lancedb's own background loop, as its sync side does: callers may have a loop
-    of theirs."""
-    done: Result = lancedb().background_loop.LOOP.run(work)
-    return done
+    """Run `work` in lancedb's own background loop, for callers may have a loop of their own."""
+    result: Result = lancedb().background_loop.LOOP.run(work)
+    return result
 
 
 @contextlib.contextmanager
-def opening(folder: Path, name: str, version: int | None) -> Iterator[None]:
-    """Says what to do when lancedb cannot open the table."""
+def explain_open_errors(folder: Path, name: str, version: int | None) -> Iterator[None]:
+    """Turn lancedb's errors of opening a table into StoreError with a remedy."""
     try:
         yield
     except (ValueError, OSError, RuntimeError) as error:
+        which = repr(name) if version is None else f"{name!r} version {version}"
         remedy = (
-            f"Delete its folder {name}.lance and run the pipeline: it is made anew, nothing is embedded twice."
+            f"Delete its folder {name}.lance and run the pipeline; it embeds nothing twice."
             if version is None
-            else "Open the live release again, go to another one by `rollback --to`, or run the pipeline."
+            else "Open the live release again, `rollback --to` another one, or run the pipeline."
         )
         raise StoreError(
-            f"Table {name!r}{f' version {version}' if version else ''} in {folder} cannot be opened: "
-            f"{short(error)} {remedy}"
+            f"Table {which} in {folder} cannot be opened: {short(error)} {remedy}"
         ) from error
 
 
 def short(error: Exception) -> str:
     """A Lance error without its source places and backtrace."""
-    text = (
-        re.sub(r",? ?(at )?[^\s,]*\.rs:\d+(:\d+)?", "", str(error).splitlines()[0])
-        if str(error)
-        else ""
-    )
+    first = (str(error).splitlines() or [""])[0]
+    text = re.sub(r",? ?(at )?[^\s,]*\.rs:\d+(:\d+)?", "", first)
     return (text.strip() or type(error).__name__).rstrip(".?, ") + "."
 
 
-def named(column: str) -> str:
-    """A column as SQL wants it."""
+def quote_name(column: str) -> str:
+    """A column's name in SQL."""
     return column if re.fullmatch(r"[a-z_][a-z0-9_]*", column) else f"`{column}`"
 
 
-def quoted(text: str) -> str:
-    """An SQL string literal."""
+def quote_text(text: str) -> str:
+    """A string literal in SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-class Watched(Iterator[pa.RecordBatch]):
-    """Batches, and what went wrong in making them: Lance turns every error of an iterator into its
-    own."""
+class BatchStream(Iterator[pa.RecordBatch]):
+    """Batches that remember the `failure` of their iterator, which Lance hides in its own error."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
         self._batches = iter(batches)

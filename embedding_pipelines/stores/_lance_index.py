@@ -1,5 +1,4 @@
-"""The indices of LanceDB: what each kind is and needs, when one is trained anew, and when small
-files are merged."""
+"""The indices of LanceDB: what each kind needs, when to train one again, when to merge files."""
 
 from __future__ import annotations
 
@@ -14,15 +13,15 @@ if TYPE_CHECKING:
     from lancedb.table import Table as Lance
 
 IndexKind = Literal["sq", "rq", "pq", "hnsw", "none"]
-BITS = "IvfFlat"  # what packed bits are indexed by, whatever kind is named: lancedb has no other for them
+BITS = "IvfFlat"  # the one index of packed bits in lancedb, whatever kind an option names
 
 
 @dataclass(frozen=True)
 class Index:
     """One kind of index over vectors of numbers."""
 
-    lance: str  # as lancedb calls it
-    refine: int  # how many times as many candidates as are wanted are compared again by the column's own numbers
+    lance: str  # lancedb's name for it
+    refine: int  # how many times k candidates are compared again by the column's own numbers
     divisor: int  # of the dimensions that it takes
 
 
@@ -37,59 +36,56 @@ INDICES: dict[str, Index] = {
     "pq": Index("IvfPq", 20, 4),
     "hnsw": Index("IvfHnswSq", 5, 1),
 }
-RETRAIN_GROWTH = 2.0  # train the index again when the table has grown by this factor since
-# Each update adds a segment to the index, and a file that is merged with none of another segment.
+RETRAIN_GROWTH = 2.0  # train the index again when the table has grown by this factor
+# Each update adds a segment to the index, and a file that merges with none of another segment.
 # Measured on 30,000 rows: a search takes 8.6 ms of processor time with 1 segment, 15 with 11, 24
 # with 41; training 1.3 s.
 MAX_SEGMENTS = 8
-# Compaction writes the whole table anew, and each kept release keeps its own copy: a change of 78
-# rows of 5,000 then costs 12 MB. So it waits until searches would feel that it is due.
+# Compaction writes the whole table again, and each tagged release keeps its own copy: a change of
+# 78 rows of 5,000 then costs 12 MB. So it waits until it would make searches faster.
 MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
-MAX_UNINDEXED_ROWS = 4_000  # searched by brute force: 5 ms
+MAX_UNINDEXED_ROWS = 4_000  # a search compares them all: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
 
 
-def bring_up_to_date(
+def update_index(
     table: Lance, kind: IndexKind, metric: Metric, index_rows: int, trained_rows: int
 ) -> int:
-    """Train, keep or drop the index of a table's vectors; returns how many rows the one it has was
-    trained on.
+    """Train, keep or drop the index of a table's vectors; returns on how many rows it was trained.
 
-    `index_rows` is from how many rows on one is kept, `trained_rows` what the last training saw (0:
-    never).
+    A table has an index from `index_rows` rows on. `trained_rows` is how many the last training saw
+    (0: never).
     """
     rows = table.count_rows()
     indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
     segments = sum(index.num_segments or 1 for index in indices)
-    wanted = _lance_kind(kind, metric)
-    another = any(index.index_type != wanted for index in indices)
-    stale = (
-        not segments or another or segments >= MAX_SEGMENTS or rows > trained_rows * RETRAIN_GROWTH
-    )
-    if wanted is not None and rows >= index_rows and stale:
+    lance_kind = _lance_kind(kind, metric)
+    is_other = any(index.index_type != lance_kind for index in indices)
+    has_grown = rows > trained_rows * RETRAIN_GROWTH
+    is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown
+    if lance_kind is not None and rows >= index_rows and is_stale:
         width = table.schema.field(VECTOR).type.list_size
-        table.create_index(VECTOR, config=_config(wanted, metric, width), replace=True)
+        table.create_index(VECTOR, config=_config(lance_kind, metric, width), replace=True)
         return rows
-    # Few rows are left, and are searched exactly; half, lest it come back.
-    if segments and (another or rows < index_rows / 2):
+    # Few rows are left, which a search compares exactly; half, so that the index does not come back
+    # with the next row.
+    if segments and (is_other or rows < index_rows / 2):
         table.drop_index(indices[0].name)
         segments = 0
     return trained_rows if segments else 0
 
 
 def sub_vectors(dimensions: int) -> int:
-    """Into how many parts of 8 numbers, else of 4, a vector is cut for product quantization: one
-    byte each."""
+    """How many parts, a byte each, product quantization makes of a vector: of 8 numbers, else 4."""
     return dimensions // (8 if dimensions % 8 == 0 else 4)
 
 
-def tidy(table: Lance) -> None:
-    """Small files into one, new rows into the index, and versions away that no release needs, if it
-    is time for it."""
+def compact(table: Lance) -> None:
+    """If it is due, merge small files, index new rows and remove versions that no release needs."""
     if _is_scattered(table):
         # Lance refuses to remove anything while a tagged version is older than the limit, so the
-        # limit is the oldest kept version. Unverified files are ours: the pipeline is locked.
-        table.optimize(cleanup_older_than=_age_of_oldest_kept(table), delete_unverified=True)
+        # limit is the oldest tagged version. Unverified files are ours: the pipeline is locked.
+        table.optimize(cleanup_older_than=_age_of_oldest_tag(table), delete_unverified=True)
 
 
 def _lance_kind(kind: IndexKind, metric: Metric) -> str | None:
@@ -113,11 +109,10 @@ def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
 
 
 def _is_scattered(table: Lance) -> bool:
-    """Whether a table has become so many small files, or so many rows outside its index, that
-    searches feel it."""
-    rows: Any = table.stats()  # a dict, whatever its annotation says
-    files = rows["fragment_stats"]
-    dead = 1 - rows["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
+    """Whether small files, dead rows or rows outside the index slow searches down."""
+    statistics: Any = table.stats()  # a dict, whatever its annotation says
+    files = statistics["fragment_stats"]
+    dead = 1 - statistics["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
     unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
     return (
         files["num_small_fragments"] > MAX_SMALL_FILES
@@ -126,8 +121,8 @@ def _is_scattered(table: Lance) -> bool:
     )
 
 
-def _age_of_oldest_kept(table: Lance) -> timedelta:
-    kept = [tag["version"] for tag in table.tags.list().values()] or [table.version]
+def _age_of_oldest_tag(table: Lance) -> timedelta:
+    tags = [tag["version"] for tag in table.tags.list().values()] or [table.version]
     times = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
-    oldest: datetime = times.get(min(kept), min(times.values()))
+    oldest: datetime = times.get(min(tags), min(times.values()))
     return datetime.now(oldest.tzinfo) - oldest + timedelta(seconds=1)

@@ -1,4 +1,4 @@
-"""What every store does: hold versions of a table, take differences, index, search one version."""
+"""The contract of a store: versions of a table, changed by differences, indexed and searched."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from embedding_pipelines.plugins import Choice
 
 Metric = Literal["cosine", "hamming"]
 
-# The numbers that codes are made of, as Arrow keeps them; binary: eight bits in each.
+# The Arrow types of the numbers in a code; a binary one holds eight bits.
 NUMBER_TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
     "float16": pa.float16(),
@@ -25,32 +25,29 @@ NUMBER_TYPES: dict[str, pa.DataType] = {
 
 
 class Table(ABC):
-    """One table of vectors of one space. Reading methods see the newest version unless told
-    another."""
+    """A table of vectors of one space. Methods read the newest version unless given another."""
 
     @property
     @abstractmethod
     def version(self) -> int | None:
-        """The newest version, None if the table does not exist yet."""
+        """The newest version; None if the table does not exist."""
 
     @abstractmethod
     def apply(
         self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
     ) -> None:
-        """Remove rows by chunk id, then add rows of `schema`; creates the table if there is none.
+        """Remove rows by chunk id, then add rows of `schema`; create the table if there is none.
 
-        Two commits: readers keep to the version that the live release names.
+        These are two commits; readers keep to the version that the live release names.
         """
 
     @abstractmethod
     def index(self, metric: Metric, trained_rows: int) -> int:
-        """Bring the table into its final form for this version: not scattered over many small
-        files, with the vector index that the store's options name where it is large enough for one,
-        and without old versions that `tag` does not name.
+        """Finish this version: merge small files, update the vector index that the store's options
+        name if the table is large enough for one, and remove old versions that have no tag.
 
-        What is small enough may wait: searches find all rows, indexed or not.
-
-        `trained_rows` is what the last training saw (0: never); returns the same for now.
+        Small rests may wait: searches find all rows, indexed or not. `trained_rows` is how many the
+        last training saw (0: never); returns the same after this call.
         """
 
     @abstractmethod
@@ -63,7 +60,7 @@ class Table(ABC):
     def scan(
         self, columns: Sequence[str], partition: str | None = None, version: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows, or of one partition's."""
+        """Some columns of all rows, or of one partition."""
 
     @abstractmethod
     def search(
@@ -78,17 +75,17 @@ class Table(ABC):
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on
-        the metadata columns. With `rescoring` the rows hold `rescoring_vector` too, of a table that has it.
+        the metadata columns. With `rescoring` the rows also hold the table's `rescoring_vector`.
         Raises StoreError if the filter is wrong.
         """
 
     @abstractmethod
     def tag(self, versions: Mapping[str, int]) -> None:
-        """Let these versions (by tag) outlive what `index` removes, and no others."""
+        """Keep these versions (by tag), and let `index` remove all others but the newest."""
 
     @abstractmethod
     def size_bytes(self) -> int:
-        """What the table takes on disk, all its versions together."""
+        """The size of all versions on disk."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +101,12 @@ class IndexChoice:
 class Store(Choice):
     """Where the vectors of a pipeline are kept and searched."""
 
-    keep_releases: int = Field(
-        5, ge=2
-    )  # releases that a rollback can go back to, the live one included
+    keep_releases: int = Field(5, ge=2)  # for a rollback; the live one included
 
     def check(self, dtype: str, dimensions: int) -> None:
-        """ConfigError if codes of `dimensions` numbers of `dtype` cannot be kept or searched as the
-        options say.
+        """ConfigError if the options do not fit codes of `dimensions` numbers of `dtype`.
 
-        `dtype` is a codec's: float32, float16, int8 or binary. What is not refused here can be
-        kept.
+        `dtype` is a codec's: float32, float16, int8 or binary.
         """
 
     def index_choices(self, rows: int) -> list[IndexChoice]:
@@ -121,18 +114,17 @@ class Store(Choice):
         return [IndexChoice(self)]
 
     def column_type(self, dtype: str) -> pa.DataType:
-        """What one number of such codes is in the table's column of vectors."""
+        """The Arrow type in the vector column of one number of such codes."""
         return NUMBER_TYPES[dtype]
 
     @property
     def layout(self) -> str:
-        """The options that decide what a table holds and how it is indexed; the others decide how
-        it is searched."""
+        """The options that decide a table's content and index, unlike those of a search."""
         return self.model_dump_json()
 
     @abstractmethod
     def table(self, folder: Path, name: str) -> Table:
-        """A table by name in the store's folder; it need not exist yet."""
+        """The table of this name in the store's folder, whether it exists or not."""
 
     @abstractmethod
     def names(self, folder: Path) -> list[str]:

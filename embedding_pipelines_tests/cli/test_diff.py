@@ -1,8 +1,6 @@
 """The command `diff`, and pipelines called by their numbers."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -65,13 +63,13 @@ def test_diff_says_what_changed_between_the_last_two_releases(
     assert found["codec"].startswith("none -> ")
     assert "space" not in found
     assert "1 of 1 queries have other first ten documents, mean overlap 0.750" in said.out
-    assert "0.75     purple snow  9      0" in said.out
+    assert "   0.75  purple snow     9     0" in said.out
 
 
 def test_diff_as_json_has_all_of_it(command: Command, things: Path) -> None:
     said = command("diff", "things", "2", "1", "--json")
     assert said.code == 0
-    found: dict[str, Any] = json.loads(said.out)
+    (found,) = said.results
     assert (found["pipeline"], found["before"]["release"], found["after"]["release"]) == (
         "things",
         2,
@@ -109,7 +107,7 @@ def test_what_cannot_be_compared_is_one_sentence(
 
 
 def test_every_command_takes_a_pipelines_number(command: Command, things: Path) -> None:
-    listed = json.loads(command("list", "--json").out)
+    listed = command("list", "--json").results
     assert [(row["id"], row["pipeline"]) for row in listed] == [(1, "another"), (2, "things")]
     assert command("list").out.splitlines()[1].split()[:2] == ["1", "another"]
     assert command("status", "2").out.startswith("things\n  id ")

@@ -1,6 +1,5 @@
 """The commands around flow control: `plan`, `models`, and Ctrl-C while a service lets one wait."""
 
-import json
 import os
 import signal
 import subprocess
@@ -23,7 +22,8 @@ from embedding_pipelines_tests.runs import run_whole
 ROWS = [(number, f"tale {number} of the fox", "tale") for number in range(30)]
 REMOTE = """\
 source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}}
-model: {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
+model:
+  {{provider: openai, base_url: '{url}/v1', model: little, dimensions: 64, usd_per_million_tokens: 2}}
 partitions: 2
 """
 
@@ -58,7 +58,7 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
     assert statistics["seconds"] == "-"
     assert not server.requests
 
-    [row] = json.loads(command("plan", "tales", "--json").out)
+    [row] = command("plan", "tales", "--json").results
     assert (row["pipeline"], row["rows_new"], row["texts_to_embed"], row["seconds"]) == (
         "tales",
         30,
@@ -66,21 +66,21 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
         None,
     )
     assert row["usd"] == pytest.approx(row["tokens"] * 2 / 1e6, rel=0.02)
-    [result] = json.loads(command("run", "--json").out)
+    [result] = command("run", "--json").results
     steps = {step["step"]: step for step in result["steps"]}
     assert steps["embeddings"]["embedded_tokens"] == row["tokens"]
     assert steps["vector_store"]["added"] == row["rows_new"]
     assert len(server.requests) == row["requests"]
-    assert steps["documents"]["changed"] is False
+    assert steps["documents"]["changed"] is True
 
-    [after] = json.loads(command("plan", "--json").out)
+    [after] = command("plan", "--json").results
     assert (after["rows_unchanged"], after["rows_new"], after["tokens"], after["usd"]) == (
         30,
         0,
         0,
         0,
     )
-    [again] = json.loads(command("run", "--json").out)
+    [again] = command("run", "--json").results
     assert not any(step["changed"] for step in again["steps"])
 
 
@@ -88,13 +88,11 @@ def test_plan_of_several_pipelines_names_each(
     command: Command, home: Path, server: WireServer
 ) -> None:
     write_pipeline(home, "notes", HASHING)
-    assert [row["pipeline"] for row in json.loads(command("plan", "--json").out)] == [
-        "notes",
-        "tales",
-    ]
-    assert [row["pipeline"] for row in json.loads(command("plan", "tales", "--json").out)] == [
-        "tales"
-    ]
+    write_pipeline(home, "broken", "source: [\n")
+    all_of_them = command("plan", "--json")
+    assert [row["pipeline"] for row in all_of_them.results] == ["notes", "tales"]
+    assert [error["pipeline"] for error in all_of_them.envelope["errors"]] == ["broken"]
+    assert [row["pipeline"] for row in command("plan", "tales", "--json").results] == ["tales"]
 
 
 def test_plan_tells_a_mistake_in_a_sentence(command: Command, home: Path) -> None:
@@ -103,7 +101,7 @@ def test_plan_tells_a_mistake_in_a_sentence(command: Command, home: Path) -> Non
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("error: ")
     assert "matches no file" in said.err
-    assert "matches no file" in json.loads(command("plan", "notes", "--json").out)[0]["error"]
+    assert "matches no file" in command("plan", "notes", "--json").errors[0]
     assert "There is no pipeline 'note'" in command("plan", "note").err
 
 
@@ -120,15 +118,18 @@ def test_a_pipeline_that_is_being_run_is_not_planned(command: Command, home: Pat
 
 def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -> None:
     said = command("models")
-    heading, *lines, last = said.out.splitlines()
+    heading, *lines = said.out.splitlines()
+    day = PRICES_ARE_OF.isoformat()
     assert (said.code, said.err) == (0, "")
-    assert heading.split()[:3] == ["alias", "provider", "model"]
-    assert len(lines) == len(catalogue())
-    assert last == f"Prices are those of {PRICES_ARE_OF.isoformat()}, in USD per million tokens."
-    assert json.loads(command("models", "--json").out) == {
-        "prices_are_of": PRICES_ARE_OF.isoformat(),
-        "models": catalogue(),
-    }
+    assert heading.split()[:2] == ["alias", "model"]
+    assert (
+        f"context in tokens; usd and batch per million tokens, as of {day}."
+        == lines[len(catalogue())]
+    )
+    assert lines[-1] == "gemini:gemini-embedding-001 retires on 2028-05-14."
+    assert command("models", "--json").results == [
+        row | {"prices_are_of": day} for row in catalogue()
+    ]
 
 
 def started(home: Path, *arguments: str) -> "subprocess.Popen[str]":

@@ -8,23 +8,25 @@ from rich.console import Console
 
 from embedding_pipelines.cli import terminal
 from embedding_pipelines.cli.terminal import (
-    SENTENCES,
     TerminalProgress,
     counted,
     make_console,
     print_hits,
     print_statistics,
     print_table,
+    print_words,
     printable,
     sentence,
 )
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.search import Hit, SearchResult
+from embedding_pipelines.steps.chain import CHAIN
 
+STEPS = [step.name for step in CHAIN]
 STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents": 1, "files": 1, "rejected": 0},
     "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
-    "model": {"texts": 2, "dimensions": 16},
+    "train": {"texts": 2, "dimensions": 16},
     "embeddings": {"vectors": 2, "embedded": 1, "cache_hits": 1, "tokens_per_second": 5_000},
     "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
@@ -58,7 +60,7 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
     [
         ("documents", "1 document from 1 file, 0 rejected (2.0 s)"),
         ("chunks", "2 chunks, 1,234 tokens, 0 empty documents (2.0 s)"),
-        ("embeddings", "2 vectors: 1 text embedded, 1 from the cache at 5,000 tokens/s (2.0 s)"),
+        ("embeddings", "2 vectors: 1 text embedded, 1 from the cache, 5,000 tokens/s (2.0 s)"),
         ("codec", "384 x float32, 1,536 bytes each (2.0 s)"),
         ("vector_store", "2 rows: 2 added, 0 removed (2.0 s)"),
         ("checks", "12 of 13 passed, known items 0.870, recall@10 0.991 (2.0 s)"),
@@ -67,6 +69,18 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
 )
 def test_a_report_is_a_sentence(step: str, said: str) -> None:
     assert sentence(StepReport(step, True, STATISTICS[step], seconds=2.0)) == said
+
+
+def test_what_a_step_says_of_errors_and_costs_stands_at_the_end() -> None:
+    statistics = STATISTICS["embeddings"] | {"rejected": 3, "usd": 0.5}
+    assert sentence(StepReport("embeddings", True, statistics)) == (
+        "2 vectors: 1 text embedded, 1 from the cache, 3 rejected (see status), 0.5000 USD, "
+        "5,000 tokens/s (0.0 s)"
+    )
+    rejected = STATISTICS["documents"] | {"rejected": 3}
+    assert sentence(StepReport("documents", True, rejected)) == (
+        "1 document from 1 file, 3 rejected (0.0 s)"
+    )
 
 
 def test_a_step_without_work_says_so() -> None:
@@ -87,13 +101,13 @@ def test_nouns_follow_their_number() -> None:
 def test_a_pipe_gets_plain_whole_lines() -> None:
     console, written = _console(width=20)
     with TerminalProgress(console, "products") as progress:
-        for step in SENTENCES:
+        for step in STEPS:
             progress.update(step, 1, 2, "rows")
             progress.finish(StepReport(step, True, STATISTICS[step], seconds=2.0))
     lines = written.getvalue().splitlines()
-    assert [line.split()[:2] for line in lines] == [["products", step] for step in SENTENCES]
+    assert [line.split()[:2] for line in lines] == [["products", step] for step in STEPS]
     assert "\x1b" not in written.getvalue()
-    assert [report.step for report in progress.reports] == list(SENTENCES)
+    assert [report.step for report in progress.reports] == STEPS
 
 
 def test_a_pipe_hears_of_long_steps_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +132,7 @@ def test_a_terminal_gets_one_bar_that_fits_on_a_line(width: int) -> None:
 
 def test_a_bar_waits_for_the_next_step() -> None:
     console, _ = _console(force_terminal=True)
-    with TerminalProgress(console, "p") as progress:
+    with TerminalProgress(console, "p", STEPS) as progress:
         assert [task.description for task in progress._bars.tasks] == ["documents"]
         progress.finish(StepReport("documents", True, STATISTICS["documents"]))
         assert [task.description for task in progress._bars.tasks] == ["chunks"]
@@ -146,26 +160,42 @@ def test_a_table_aligns_numbers_to_the_right_and_is_whole_in_a_pipe() -> None:
     ]
 
 
-def test_a_table_is_cut_at_the_edge_of_a_terminal() -> None:
-    console, written = _console(width=20, force_terminal=True, color_system=None)
-    print_table(console, [{"pipeline": "a", "model": "x" * 40}])
-    assert [len(line) for line in written.getvalue().splitlines()] == [15, 20]
-    assert written.getvalue().rstrip().endswith("…")
+def test_on_a_terminal_the_widest_texts_of_a_table_are_cut_and_its_figures_never() -> None:
+    console, written = _console(width=24, force_terminal=True, color_system=None)
+    print_table(console, [{"pipeline": "a", "rows": 1_000_000, "model": "x" * 40}])
+    assert written.getvalue().splitlines() == [
+        "pip…       rows  model",
+        "a     1,000,000  xxxxxx…",
+    ]
 
 
-def test_statistics_are_never_folded() -> None:
-    console, written = _console(width=20, force_terminal=True, color_system=None)
-    print_statistics(
-        console,
-        "p",
-        {"rejected_table": "/a/very/long/path/to/rejected.parquet", "kept": [1, 2], "none": []},
-    )
+def test_statistics_are_folded_between_words_only() -> None:
+    console, written = _console(width=40, force_terminal=True, color_system=None)
+    path = "/a/very/long/path/to/the/table/of/rejected.parquet"
+    statistics = {"rejected_table": path, "kept": [1, 2], "none": [], "source": "1 new " * 5}
+    print_statistics(console, "p", statistics)
     assert written.getvalue().splitlines() == [
         "p",
-        "  rejected table  /a/very/long/path/to/rejected.parquet",
+        f"  rejected table  {path}",
         "  kept            1, 2",
         "  none            -",
+        "  source          1 new 1 new 1 new 1",
+        "                  new 1 new",
     ]
+
+
+def test_sentences_are_folded_on_a_terminal_line_by_line() -> None:
+    console, written = _console(width=24, force_terminal=True, color_system=None)
+    print_words(console, "error: a.yaml:1: source.path: is missing.\nb.yaml:2: is no YAML")
+    assert written.getvalue().splitlines() == [
+        "error: a.yaml:1:",
+        "source.path: is",
+        "missing.",
+        "b.yaml:2: is no YAML",
+    ]
+    console, written = _console(width=24)
+    print_words(console, "a sentence that is longer than a terminal")
+    assert written.getvalue() == "a sentence that is longer than a terminal\n"
 
 
 def test_hits_on_a_terminal_are_excerpts_with_a_margin() -> None:

@@ -40,7 +40,7 @@ def clustered(
     return unit(vectors.astype(np.float32))
 
 
-def fitted(compressors: Sequence[Compressor], vectors: Vectors) -> CodecChain:
+def fit_chain(compressors: Sequence[Compressor], vectors: Vectors) -> CodecChain:
     """The chain fitted to `vectors` in one block."""
     return CodecChain.fit(compressors, lambda: [vectors], vectors.shape[-1])
 
@@ -60,8 +60,8 @@ def neighbours(codec: Codec | CodecChain, vectors: Vectors, k: int) -> NDArray[n
 def overlap(codec: Codec | CodecChain, vectors: Vectors, k: int = 10) -> float:
     """The mean share of the k exact neighbours that are also neighbours among the codes."""
     exact = neighbours(CodecChain([], vectors.shape[1]), vectors, k)
-    found = neighbours(codec, vectors, k)
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact, found, strict=True)]))
+    rows = neighbours(codec, vectors, k)
+    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact, rows, strict=True)]))
 
 
 def check_compressor(
@@ -136,7 +136,7 @@ def _check_identity(
 
     again = CodecChain.fit([compressor], in_parts, sample.shape[1])
     assert again.id == chain.id
-    assert len(passes) == (0 if compressor.fixed(sample.shape[1]) else 1)
+    assert len(passes) == (0 if compressor.build(sample.shape[1]) else 1)
     path = folder / "codec.npz"
     chain.save(path)
     loaded = CodecChain.load(path)
@@ -148,7 +148,7 @@ def _check_identity(
         broken[5, 2] = number
         with pytest.raises(CompressionError, match="number 5"):
             compressor.fit([broken])
-        if not compressor.fixed(sample.shape[1]):
+        if not compressor.build(sample.shape[1]):
             with pytest.raises(CompressionError, match="number 5"):
                 CodecChain.fit(
                     [compressor], lambda given=broken: [given[:3], given[3:]], sample.shape[1]

@@ -11,7 +11,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.vectors import unit
-from embedding_pipelines_tests.compression.contract import check_compressor, clustered, fitted
+from embedding_pipelines_tests.compression.contract import check_compressor, clustered, fit_chain
 
 
 @pytest.mark.parametrize("rescore", ["int8", "float16", "none"])
@@ -35,68 +35,67 @@ def test_bits_are_signs_from_the_highest_down_and_spare_bits_are_zero() -> None:
     assert np.linalg.norm(codec.decode(codes)) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("rescore", "copy_bytes"), [("int8", 64), ("float16", 128), ("none", 0)])
-def test_copies_are_kept_in_the_precision_that_is_asked_for_and_their_bytes_count(
-    rescore: str, copy_bytes: int
+@pytest.mark.parametrize(
+    ("rescore", "rescoring_bytes"), [("int8", 64), ("float16", 128), ("none", 0)]
+)
+def test_rescoring_vectors_have_the_precision_that_is_asked_for_and_their_bytes_count(
+    rescore: str, rescoring_bytes: int
 ) -> None:
     vectors = clustered(50, 64)
-    chain = fitted([Binary.model_validate({"rescore": rescore, "oversample": 6})], vectors)
-    copies = chain.encode_rescoring(vectors)
-    assert chain.bytes_per_vector == 8 + copy_bytes
+    chain = fit_chain([Binary.model_validate({"rescore": rescore, "oversample": 6})], vectors)
+    rescoring = chain.encode_rescoring(vectors)
+    assert chain.bytes_per_vector == 8 + rescoring_bytes
     if chain.rescoring_codec is None:
-        assert (rescore, copies, chain.oversample) == ("none", None, 1)
+        assert (rescore, rescoring, chain.oversample) == ("none", None, 1)
     else:
         assert (chain.rescoring_codec.kind, chain.oversample) == (rescore, 6)
-        assert copies is not None
-        assert copies.nbytes == 50 * copy_bytes
-        assert np.array_equal(copies, chain.rescoring_codec.encode(vectors))
+        assert rescoring is not None
+        assert rescoring.nbytes == 50 * rescoring_bytes
+        assert np.array_equal(rescoring, chain.rescoring_codec.encode(vectors))
 
 
-def test_a_chain_with_copies_comes_back_from_its_file_with_them(tmp_path: Path) -> None:
+def test_a_chain_with_rescoring_vectors_comes_back_from_its_file_with_them(tmp_path: Path) -> None:
     vectors = clustered(300, 64)
-    chain = fitted([Pca(dimensions=32), Binary(oversample=3)], vectors)
+    chain = fit_chain([Pca(dimensions=32), Binary(oversample=3)], vectors)
     chain.save(tmp_path / "codec.npz")
     loaded = CodecChain.load(tmp_path / "codec.npz")
     assert (loaded.id, loaded.statistics(), loaded.oversample) == (chain.id, chain.statistics(), 3)
-    copies = chain.encode_rescoring(vectors)
-    assert copies is not None
-    assert np.array_equal(loaded.encode_rescoring(vectors), copies)
-    assert np.array_equal(loaded.rescore(vectors[0], copies), chain.rescore(vectors[0], copies))
+    rescoring = chain.encode_rescoring(vectors)
+    assert rescoring is not None
+    assert np.array_equal(loaded.encode_rescoring(vectors), rescoring)
+    assert np.array_equal(
+        loaded.rescore(vectors[0], rescoring), chain.rescore(vectors[0], rescoring)
+    )
 
 
 def test_rescoring_ranks_the_best_by_bits_as_their_own_vectors_do() -> None:
     vectors, queries = clustered(2_000, 96), clustered(100, 96, seed=1)
-    chain = fitted([Binary()], vectors)
-    copies, exact = (
-        chain.encode_rescoring(vectors),
-        np.argsort(-(queries @ vectors.T), axis=1)[:, :10],
-    )
-    assert copies is not None
-    bits, wanted = (
-        np.unpackbits(chain.encode(vectors), axis=1),
-        np.unpackbits(chain.encode(queries), axis=1),
-    )
+    chain = fit_chain([Binary()], vectors)
+    rescoring = chain.encode_rescoring(vectors)
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    assert rescoring is not None
+    bits = np.unpackbits(chain.encode(vectors), axis=1)
+    query_bits = np.unpackbits(chain.encode(queries), axis=1)
     recall = {}
     for oversample in (1, chain.oversample):
-        found = []
-        for query, own in zip(queries, wanted, strict=True):
+        shares = []
+        for query, own, best in zip(queries, query_bits, exact, strict=True):
             rows = np.argsort((bits != own).sum(axis=1), kind="stable")[: 10 * oversample]
-            found.append(rows[np.argsort(-chain.rescore(query, copies[rows]))][:10])
-        recall[oversample] = np.mean(
-            [len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]
-        )
+            nearest = rows[np.argsort(-chain.rescore(query, rescoring[rows]))][:10]
+            shares.append(len(set(nearest) & set(best)) / 10)
+        recall[oversample] = np.mean(shares)
     assert recall[chain.oversample] > recall[1] + 0.15
     assert recall[chain.oversample] > 0.84
 
 
 def test_cosines_with_vectors_of_zeros_are_zero() -> None:
     vectors = clustered(20, 32)
-    chain = fitted([Binary()], vectors)
+    chain = fit_chain([Binary()], vectors)
     vectors[3] = 0
-    copies = chain.encode_rescoring(vectors)
-    assert copies is not None
-    assert chain.rescore(vectors[1], copies)[3] == 0
-    assert not chain.rescore(vectors[3], copies).any()
+    rescoring = chain.encode_rescoring(vectors)
+    assert rescoring is not None
+    assert chain.rescore(vectors[1], rescoring)[3] == 0
+    assert not chain.rescore(vectors[3], rescoring).any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,18 +105,18 @@ def test_cosines_with_vectors_of_zeros_are_zero() -> None:
     rescore=st.sampled_from(["int8", "float16"]),
     length=st.sampled_from([1e-20, 1.0, 3.0, 1e20]),
 )
-def test_rescored_cosines_are_the_exact_ones_within_the_error_of_the_copies(
+def test_rescored_cosines_are_the_exact_ones_within_the_error_of_their_codes(
     seed: int, dimensions: int, rescore: str, length: float
 ) -> None:
     vectors = np.random.default_rng(seed).normal(size=(40, dimensions)).astype(np.float32)
-    chain = fitted([Binary.model_validate({"rescore": rescore})], vectors)
-    copies = chain.encode_rescoring(vectors * np.float32(length))
-    assert copies is not None
+    chain = fit_chain([Binary.model_validate({"rescore": rescore})], vectors)
+    rescoring = chain.encode_rescoring(vectors * np.float32(length))
+    assert rescoring is not None
     # Each number is off by half a step at most, the vector thus by sqrt(d) times that, and again by
     # its own length.
     scale = chain.statistics()["codecs"][0]["rescoring"].get("scale", 2**-10)
-    found = chain.rescore(vectors[7] * np.float32(length), copies)
-    assert found == pytest.approx(
+    cosines = chain.rescore(vectors[7] * np.float32(length), rescoring)
+    assert cosines == pytest.approx(
         unit(vectors) @ unit(vectors)[7], abs=scale * np.sqrt(dimensions) + 1e-5
     )
-    assert found.dtype == np.float32
+    assert cosines.dtype == np.float32

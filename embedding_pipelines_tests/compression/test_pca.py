@@ -42,9 +42,9 @@ def test_the_mean_is_not_subtracted() -> None:
 
 def test_pca_keeps_more_neighbours_than_a_prefix_of_the_same_size() -> None:
     vectors = clustered(300, 96)
-    fitted = Pca(dimensions=16).fit([vectors])
+    pca = Pca(dimensions=16).fit([vectors])
     prefix = Truncate(dimensions=16).fit([vectors])
-    assert overlap(fitted, vectors) > overlap(prefix, vectors) + 0.03
+    assert overlap(pca, vectors) > overlap(prefix, vectors) + 0.03
 
 
 def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
@@ -56,24 +56,24 @@ def test_the_sign_of_each_direction_is_fixed_by_its_largest_entry() -> None:
 
 def test_the_energy_is_spread_over_all_numbers_and_no_cosine_changes() -> None:
     vectors = clustered(400, 96, rank=24)
-    turned, plain = Pca(dimensions=24).fit([vectors]), as_they_come(Pca(dimensions=24), vectors)
-    assert turned.directions @ turned.directions.T == pytest.approx(np.eye(24), abs=1e-5)
-    codes, before = turned.encode(vectors), plain.encode(vectors)
+    rotated, plain = Pca(dimensions=24).fit([vectors]), as_they_come(Pca(dimensions=24), vectors)
+    assert rotated.directions @ rotated.directions.T == pytest.approx(np.eye(24), abs=1e-5)
+    codes, before = rotated.encode(vectors), plain.encode(vectors)
     assert codes @ codes.T == pytest.approx(before @ before.T, abs=1e-5)
-    assert turned.decode(codes) == pytest.approx(plain.decode(before), abs=1e-5)
+    assert rotated.decode(codes) == pytest.approx(plain.decode(before), abs=1e-5)
     strongest = [(each**2).mean(axis=0).max() for each in (codes, before)]
     assert strongest[0] < strongest[1] / 2
 
 
 @pytest.mark.parametrize("last", [Int8(), Binary(rescore="none")])
-def test_what_rounds_the_projections_loses_less_when_they_are_turned(last: Compressor) -> None:
+def test_what_rounds_the_projections_loses_less_when_they_are_rotated(last: Compressor) -> None:
     vectors = unit(clustered(600, 96, rank=24) + np.float32(2) * clustered(1, 96, seed=9))
-    pca, kept = Pca(dimensions=24), []
+    pca, errors = Pca(dimensions=24), []
     for first in (pca.fit([vectors]), as_they_come(pca, vectors)):
         codes = first.encode(vectors)
         codec = last.fit([codes])
-        kept.append(((codec.decode(codec.encode(codes)) - codes) ** 2).sum())
-    assert kept[0] < kept[1] / 1.5
+        errors.append(((codec.decode(codec.encode(codes)) - codes) ** 2).sum())
+    assert errors[0] < errors[1] / 1.5
 
 
 def test_long_vectors_count_no_more_than_short_ones() -> None:

@@ -62,7 +62,10 @@ def pipeline(
     home: Path, server: BatchServer, name: str = "zoo", more: str = "", key_env: str = "ZOO_KEY"
 ) -> None:
     """A pipeline file whose model answers later."""
-    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: {key_env}, mode: batch"
+    options = (
+        f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, "
+        f"api_key_env: {key_env}, mode: batch"
+    )
     write_pipeline(
         home,
         name,
@@ -824,7 +827,7 @@ def test_a_batch_that_the_service_does_not_know_is_not_paid_for_again_but_told(
     server.batches.clear()
     for _ in range(2):
         with pytest.raises(
-            ProviderError, match=r"does not know batch batch_\d+: No batch found.*another key"
+            ProviderError, match=r"has no batch batch_\d+: No batch found.*another key"
         ) as caught:
             embedded(zoo)
     assert "data/warehouse/batch_jobs" in str(caught.value)
@@ -853,7 +856,7 @@ def test_results_that_cannot_be_read_at_all_are_not_paid_for_again(
     server.finish_all()
     for _ in range(2):
         with pytest.raises(
-            ProviderError, match=r"none of the 12 lines of the results of batch .* can be read"
+            ProviderError, match=r"the 12 lines of the results of batch .* are all unreadable"
         ):
             embedded(zoo)
     assert server.asked["create"] == 1

@@ -5,10 +5,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.metrics.health import DuplicateCount, health
+from embedding_pipelines.metrics.evidence import Evidence
+from embedding_pipelines.metrics.health import (
+    DistinctCount,
+    anisotropy,
+    effective_rank,
+    hubness,
+    mean_norm,
+)
+from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.compression.contract import clustered
 
 RANDOM = np.random.default_rng(0).normal(size=(2_000, 64)).astype(np.float32)
+
+
+def health(sample: Vectors) -> dict[str, float]:
+    """What can be measured of a sample."""
+    evidence = Evidence(sample=sample)
+    metrics = (mean_norm, effective_rank, anisotropy, hubness)
+    values = {metric.name: metric.measure(evidence) for metric in metrics}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def test_random_directions_use_all_dimensions_and_have_no_hubs() -> None:
@@ -57,25 +73,30 @@ def test_zero_vectors_count_for_the_length_alone() -> None:
 
 
 def test_what_a_sample_is_too_small_for_is_left_out() -> None:
-    assert health(RANDOM[:0]) == {}
+    assert effective_rank.measure(Evidence()) is None
     assert health(np.zeros((3, 4), np.float32)) == {"mean_norm": 0.0}
     assert health(RANDOM[:1]).keys() == {"mean_norm", "effective_rank"}
     assert health(RANDOM[:10]).keys() == {"mean_norm", "effective_rank", "anisotropy"}
-    with pytest.raises(ValueError, match="NaN"):
-        health(RANDOM * np.float32(np.nan))
+
+
+def test_names_are_counted_as_vectors_are() -> None:
+    count = DistinctCount()
+    for names in (["a", "b"], [], ["c", "a", "a"]):
+        count.add_names(names)
+    assert (count.all, count.distinct) == (5, 3)
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=6))
-def test_duplicates_are_rows_that_came_before(blocks: list[list[int]]) -> None:
-    count = DuplicateCount()
+def test_distinct_are_rows_that_did_not_come_before(blocks: list[list[int]]) -> None:
+    count = DistinctCount()
     for rows in blocks:
-        count.add(RANDOM[rows])
+        count.add_vectors(RANDOM[rows])
     rows = [row for block in blocks for row in block]
-    assert count.rate == pytest.approx(1 - len(set(rows)) / len(rows) if rows else 0)
+    assert count.distinct == len(set(rows))
 
 
 def test_near_is_not_the_same_and_zero_has_no_sign() -> None:
-    count = DuplicateCount()
-    count.add(np.array([[1, 0], [1, -0.0], [1, 1e-7], [1, 0]], np.float32))
-    count.add(np.asfortranarray(np.array([[1, 0], [5, 6]], np.float32)))
-    assert count.rate == 0.5
+    count = DistinctCount()
+    count.add_vectors(np.array([[1, 0], [1, -0.0], [1, 1e-7], [1, 0]], np.float32))
+    count.add_vectors(np.asfortranarray(np.array([[1, 0], [5, 6]], np.float32)))
+    assert count.distinct == 3

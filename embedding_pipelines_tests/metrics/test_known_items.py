@@ -15,7 +15,7 @@ PEP = "PEP: 8\nTitle: Style Guide for Python Code\nAuthor: Guido van Rossum\n\n\
 
 
 @pytest.mark.parametrize(
-    ("text", "title", "query", "rest"),
+    ("text", "title", "query", "target"),
     [
         (
             ABSTRACT,
@@ -120,12 +120,12 @@ PEP = "PEP: 8\nTitle: Style Guide for Python Code\nAuthor: Guido van Rossum\n\n\
     ],
 )
 def test_the_query_is_what_a_text_begins_with(
-    text: str, title: str | None, query: str | None, rest: str | None
+    text: str, title: str | None, query: str | None, target: str | None
 ) -> None:
     item = known_item(text, title)
     assert item is not None
     assert query in (None, item.query)
-    assert rest in (None, item.rest)
+    assert target in (None, item.target)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,9 @@ def test_a_query_is_never_empty_and_a_part_that_was_taken_is_not_in_the_rest(
         return
     assert any(map(str.isalnum, item.query))
     assert item.query == " ".join(item.query.split())
-    assert item.rest == item.rest.strip() != ""
-    if item.rest != text.strip():
-        assert item.query.casefold() not in " ".join(item.rest.split()).casefold()
+    assert item.target == item.target.strip() != ""
+    if item.target != text.strip():
+        assert item.query.casefold() not in " ".join(item.target.split()).casefold()
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from embedding_pipelines.metrics.retrieval import METRICS, judged
-from embedding_pipelines.spec import evaluation as options
+from embedding_pipelines.metrics.evidence import Evidence
+from embedding_pipelines.metrics.registry import METRICS
+from embedding_pipelines.metrics.retrieval import NAMES, values_by_query
 from embedding_pipelines_tests.rankings import mean_ndcg
 
 
@@ -44,7 +45,7 @@ def test_each_judged_query_has_its_metrics() -> None:
         "q": {f"x{place}": 1 - place / 1_000 for place in range(50)} | {"a": 0.9985, "b": 0.5},
         "u": {"a": 1.0},
     }
-    assert judged(
+    assert values_by_query(
         run, {"q": {"a": 1, "b": 1, "c": 2, "d": 0}, "r": {"a": 1}, "empty": {}, "none": {"a": 0}}
     ) == {
         "q": {
@@ -53,17 +54,26 @@ def test_each_judged_query_has_its_metrics() -> None:
             "judged_recall_at_100": pytest.approx(2 / 3),
             "mrr_at_10": pytest.approx(1 / 3),
         },
-        "r": dict.fromkeys(METRICS, 0.0),
+        "r": dict.fromkeys(NAMES, 0.0),
     }
 
 
-def test_the_measures_are_known_to_the_options() -> None:
-    assert METRICS.keys() <= options.METRICS.keys()
+def test_the_metrics_are_means_over_the_queries_with_judgements() -> None:
+    evidence = Evidence(
+        rankings={"q": {"a": 1.0}},
+        qrels={"q": {"a": 1}, "r": {"a": 1}},
+        query_ids={"q": "Q", "r": "R"},
+    )
+    assert [METRICS[name].measure(evidence) for name in NAMES] == [0.5] * 4
+    assert [METRICS[name].measure(Evidence()) for name in NAMES] == [None] * 4
+    ndcg = METRICS["ndcg_at_10"]
+    assert ndcg.by_query is not None
+    assert ndcg.by_query(evidence) == {"Q": 1.0, "R": 0.0}
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
     for qrels in ({}, {"q": {}}, {"q": {"a": 0}}):
-        with pytest.raises(ValueError, match="no judgements"):
-            judged({}, qrels)
+        with pytest.raises(ValueError, match="no query has a relevant document"):
+            values_by_query({}, qrels)
     with pytest.raises(ValueError, match="whole number"):
-        judged({}, {"q": {"a": 0.5}})
+        values_by_query({}, {"q": {"a": 0.5}})

@@ -14,6 +14,7 @@ from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, Response
 from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.releases import read_releases
@@ -120,6 +121,20 @@ def run(
     return job.execute_in_process(
         instance=instance, tags=all_partitions(spec), raise_on_error=False, **options
     )
+
+
+def tick(
+    spec: PipelineSpec, instance: dg.DagsterInstance, sensor: str, cursor: str | None = None
+) -> dg.SensorResult:
+    """One evaluation of a pipeline's sensor."""
+    definitions = pipeline_definitions([spec], home_folder())
+    evaluate = definitions.resolve_sensor_def(f"{spec.name}_{sensor}_sensor")
+    with dg.build_sensor_context(
+        instance=instance, cursor=cursor, definitions=definitions, resources=RESOURCES
+    ) as context:
+        result = evaluate(context)
+    assert isinstance(result, dg.SensorResult)
+    return result
 
 
 def live_rows(home: Path, name: str = "notes") -> int:

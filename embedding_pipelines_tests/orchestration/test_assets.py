@@ -9,9 +9,8 @@ import pytest
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.quality.check import STRUCTURE
+from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import live_release
-from embedding_pipelines.spec.evaluation import CHECKS
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import top
@@ -47,7 +46,7 @@ def test_one_run_takes_all_partitions_from_the_source_to_the_release(
     assert live_rows(home) == 40
     assert {asset for asset, _ in materialized(instance, result.run_id)} == set(ALL)
     passed = {check.check_name for check in result.get_asset_check_evaluations() if check.passed}
-    assert passed == {*STRUCTURE, *CHECKS, "released_version_is_checked"}
+    assert passed == {*CHECKS, "released_version_is_checked"}
 
 
 def test_a_model_that_is_learnt_from_the_chunks_is_an_asset_before_the_embeddings(
@@ -193,7 +192,7 @@ def test_a_run_with_another_model_releases_that_model_and_is_searched_with_it(
         result = run(spec, instance, run_config=with_model(**options))
         assert result.success
         release = live_release(Warehouse(home).pipeline("notes"))
-        assert release.space.dimensions == release.spec.model.space.dimensions == dimensions
+        assert release.space.dimensions == release.spec.model.dimensions == dimensions
         assert top(home, "notes", "note 7 on animal 0") == ["n7"]
 
 

@@ -12,10 +12,8 @@ from typing import Any, Literal
 import dagster as dg
 import pytest
 
-from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -29,6 +27,7 @@ from embedding_pipelines_tests.orchestration.support import (
     notes,
     recorded,
     run,
+    tick,
     write_notes,
     write_pipeline,
 )
@@ -48,24 +47,16 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BatchServer]:
 
 def later(home: Path, server: BatchServer) -> PipelineSpec:
     """The notes, embedded later."""
-    options = f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, api_key_env: ZOO_KEY, mode: batch"
+    options = (
+        f"base_url: '{server.url}', model: my-model, dimensions: {DIMENSIONS}, "
+        "api_key_env: ZOO_KEY, mode: batch"
+    )
     before = f"{{provider: hashing, dimensions: {DIMENSIONS}}}"
     assert before in NOTES
     notes = NOTES.replace(before, f"{{provider: openai, {options}}}").partition("evaluation:")[0]
     write_pipeline(home, text=notes + UNMEASURED)
     write_notes(home)
     return find_pipeline("notes", home)
-
-
-def tick(spec: PipelineSpec, instance: dg.DagsterInstance) -> dg.SensorResult:
-    definitions = pipeline_definitions([spec], home_folder())
-    sensor = definitions.resolve_sensor_def(f"{spec.name}_batch_sensor")
-    with dg.build_sensor_context(
-        instance=instance, definitions=definitions, resources=RESOURCES
-    ) as context:
-        result = sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
 
 
 def skipped(result: dg.SensorResult) -> str:
@@ -163,7 +154,7 @@ def test_a_batch_that_failed_fails_the_run_in_the_services_words(
     spec = later(home, server)
     run(spec, instance)
     server.fail(server.out[0], "Enqueued token limit reached")
-    assert asked(tick(spec, instance)).run_key
+    assert asked(tick(spec, instance, "batch")).run_key
     result = run(spec, instance)
     assert not result.success
     (failure,) = recorded(instance, result.run_id, dg.DagsterEventType.STEP_FAILURE)
@@ -175,7 +166,7 @@ def test_a_batch_that_failed_fails_the_run_in_the_services_words(
         "Enqueued token limit reached. The next run submits their texts again."
         in problem.description
     )
-    assert asked(tick(spec, instance)).run_key
+    assert asked(tick(spec, instance, "batch")).run_key
     assert run(spec, instance).success
     assert len(server.out) == 1
 
@@ -195,19 +186,19 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     home: Path, instance: dg.DagsterInstance, server: BatchServer
 ) -> None:
     spec = later(home, server)
-    assert skipped(tick(spec, instance)) == "No batch job is running."
+    assert skipped(tick(spec, instance, "batch")) == "No batch job is running."
     run(spec, instance)
-    assert skipped(tick(spec, instance)).startswith("40 texts are in 1 batch job since")
+    assert skipped(tick(spec, instance, "batch")).startswith("40 texts are in 1 batch job since")
     server.finish_all()
-    request = asked(tick(spec, instance))
+    request = asked(tick(spec, instance, "batch"))
     assert (
-        asked(tick(spec, instance)).run_key == request.run_key
+        asked(tick(spec, instance, "batch")).run_key == request.run_key
     )  # so that the daemon starts one run
     assert request.tags == all_partitions(spec)
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
     assert live_rows(home) == 40
-    assert skipped(tick(spec, instance)) == "No batch job is running."
+    assert skipped(tick(spec, instance, "batch")) == "No batch job is running."
 
 
 def test_another_batch_that_ends_is_another_reason_to_ask(
@@ -219,9 +210,9 @@ def test_another_batch_that_ends_is_another_reason_to_ask(
     run(spec, instance)
     first, second = server.out
     server.finish(first)
-    key = asked(tick(spec, instance)).run_key
+    key = asked(tick(spec, instance, "batch")).run_key
     server.finish(second)
-    assert asked(tick(spec, instance)).run_key != key
+    assert asked(tick(spec, instance, "batch")).run_key != key
 
 
 def test_an_error_is_a_reason_to_skip_without_key_or_traceback(
@@ -230,19 +221,19 @@ def test_an_error_is_a_reason_to_skip_without_key_or_traceback(
     spec = later(home, server)
     run(spec, instance)
     server.key = "another"
-    refused = skipped(tick(spec, instance))
+    refused = skipped(tick(spec, instance, "batch"))
     assert "answered 401: Incorrect API key provided: ***. Check the key in ZOO_KEY" in refused
     server.key = KEY
     before = server.asked["retrieve"]
     server.faults["retrieve"].append(Fault("status", 500))
-    failed = skipped(tick(spec, instance))
+    failed = skipped(tick(spec, instance, "batch"))
     assert "answered 500: The server had an error." in failed
     assert server.asked["retrieve"] == before + 1  # the next tick is the next try
     server.faults["retrieve"].append(Fault("reset"))
-    unreachable = skipped(tick(spec, instance))
+    unreachable = skipped(tick(spec, instance, "batch"))
     assert "cannot be reached" in unreachable
     monkeypatch.delenv("ZOO_KEY")
-    missing = skipped(tick(spec, instance))
+    missing = skipped(tick(spec, instance, "batch"))
     assert "ZOO_KEY is not set" in missing
     for reason in (refused, failed, unreachable, missing):
         assert KEY not in reason
@@ -259,11 +250,11 @@ def test_while_a_run_collects_or_submits_the_sensor_asks_for_none(
     before = sum(server.asked.values())
     with Warehouse(home).batch_jobs_lock():
         assert (
-            skipped(tick(spec, instance))
-            == "Texts are just being collected from a service or handed to it."
+            skipped(tick(spec, instance, "batch"))
+            == "Another process is submitting or collecting batch jobs. Wait for it to end, then try again."
         )
     assert sum(server.asked.values()) == before
-    assert asked(tick(spec, instance)).run_key
+    assert asked(tick(spec, instance, "batch")).run_key
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -290,7 +281,7 @@ def test_a_run_that_is_done_before_or_after_the_sensor_holds_the_lock_is_no_erro
             marker.unlink()
 
     monkeypatch.setattr(Warehouse, "batch_jobs_lock", contended)
-    result = tick(spec, instance)
+    result = tick(spec, instance, "batch")
     assert bool(result.run_requests) == (when == "after")
     assert when == "after" or skipped(result) == "No batch job is running."
 
@@ -305,9 +296,9 @@ def test_what_was_handed_over_before_the_budget_ended_is_waited_for(
     spec = find_pipeline("notes", home)
     assert not run(spec, instance).success
     assert len(server.out) == 1
-    assert skipped(tick(spec, instance)).endswith("or run the pipeline again later.")
+    assert skipped(tick(spec, instance, "batch")).endswith("or run the pipeline again later.")
     server.finish_all()
-    assert asked(tick(spec, instance)).run_key
+    assert asked(tick(spec, instance, "batch")).run_key
 
 
 def test_a_key_in_the_services_words_is_in_no_event(
@@ -334,8 +325,8 @@ def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_en
     assert "Traceback" not in waiting.stdout + waiting.stderr
     assert KEY not in waiting.stdout + waiting.stderr
     as_json = command(home, "embedding-pipelines", "run", "notes", "--json")
-    (outcome,) = json.loads(as_json.stdout)
-    assert (as_json.returncode, outcome["error"]) == (0, None)
+    (outcome,) = json.loads(as_json.stdout)["results"]
+    assert as_json.returncode == 0
     assert {step["step"] for step in outcome["steps"]} == {"documents", "chunks"}
     server.finish_all()
     done = command(home, "embedding-pipelines", "run", "notes")
@@ -355,10 +346,10 @@ def test_the_sensor_asks_for_a_run_whoever_collected_the_texts_and_again_if_it_f
     run(find_pipeline("others", home), instance)
     server.finish_all()
     assert run(find_pipeline("others", home), instance).success
-    first = asked(tick(spec, instance)).run_key
+    first = asked(tick(spec, instance, "batch")).run_key
     marker = Warehouse(home).pipeline("notes").batch_jobs
     os.utime(marker, (time.time() - 1_000, time.time() - 1_000))
-    assert asked(tick(spec, instance)).run_key != first
+    assert asked(tick(spec, instance, "batch")).run_key != first
     assert run(spec, instance).success
     assert live_rows(home) == 40
-    assert skipped(tick(spec, instance)) == "No batch job is running."
+    assert skipped(tick(spec, instance, "batch")) == "No batch job is running."

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import embedding_pipelines
-from embedding_pipelines.home import instance_folder
+from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
@@ -101,7 +101,7 @@ def test_the_source_is_upstream_and_no_run_makes_it(home: Path) -> None:
     graph = definitions.resolve_asset_graph()
     source, documents = dg.AssetKey(["notes", "source"]), dg.AssetKey(["notes", "documents"])
     assert graph.get(documents).parent_keys == {source}
-    assert not graph.get(source).is_executable
+    assert (graph.get(source).is_observable, graph.get(source).is_materializable) == (True, False)
     assert source not in definitions.resolve_job_def("notes").asset_layer.executable_asset_keys
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.home import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.orchestration.instance import made_instance_folder
 from embedding_pipelines_tests.orchestration.support import (
     PARTITIONS,

@@ -7,12 +7,9 @@ import dagster as dg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.sensors import Listing, changed
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
@@ -20,6 +17,7 @@ from embedding_pipelines_tests.orchestration.support import (
     live_rows,
     notes,
     run,
+    tick,
     write_notes,
     write_pipeline,
 )
@@ -78,19 +76,6 @@ def test_what_was_read_asks_for_nothing(listing: Listing, other: Listing, settin
     assert str(changes) == "no file has changed"
 
 
-def tick(
-    spec: PipelineSpec, instance: dg.DagsterInstance, cursor: str | None = None
-) -> dg.SensorResult:
-    definitions = pipeline_definitions([spec], home_folder())
-    sensor = definitions.resolve_sensor_def(f"{spec.name}_source_sensor")
-    with dg.build_sensor_context(
-        instance=instance, cursor=cursor, definitions=definitions, resources=RESOURCES
-    ) as context:
-        result = sensor(context)
-    assert isinstance(result, dg.SensorResult)
-    return result
-
-
 def asked(result: dg.SensorResult) -> dg.RunRequest:
     assert result.run_requests is not None
     (request,) = result.run_requests
@@ -101,11 +86,11 @@ def test_a_tick_asks_for_one_run_over_all_partitions_and_that_run_works(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
-    result = tick(spec, instance)
+    result = tick(spec, instance, "source")
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(asked(result).tags)).success
     assert live_rows(home) == 40
-    quiet = tick(spec, instance, result.cursor)
+    quiet = tick(spec, instance, "source", result.cursor)
     assert not quiet.run_requests
     assert quiet.skip_reason is not None
     assert quiet.skip_reason.skip_message == "no file has changed"
@@ -115,13 +100,13 @@ def test_new_changed_and_deleted_files_are_seen(home: Path, instance: dg.Dagster
     spec = notes(home)
     write_notes(home, "b", range(40, 50))
     run(spec, instance)
-    cursor = tick(spec, instance).cursor
+    cursor = tick(spec, instance, "source").cursor
     write_notes(home, "c", range(50, 60))
-    cursor = asked_cursor(tick(spec, instance, cursor))
+    cursor = asked_cursor(tick(spec, instance, "source", cursor))
     write_notes(home, "b", range(40, 49))
-    cursor = asked_cursor(tick(spec, instance, cursor))
+    cursor = asked_cursor(tick(spec, instance, "source", cursor))
     (home / "data/notes/a.jsonl").unlink()
-    asked_cursor(tick(spec, instance, cursor))
+    asked_cursor(tick(spec, instance, "source", cursor))
     assert run(spec, instance).success
     assert live_rows(home) == 19
 
@@ -135,7 +120,7 @@ def test_a_tick_that_asks_for_a_run_observes_the_source(
     cursor: str | None = None
     for rows in (range(40), range(41)):
         write_notes(home, rows=rows)
-        result = tick(spec, instance, cursor)
+        result = tick(spec, instance, "source", cursor)
         (observation,) = result.asset_events
         assert isinstance(observation, dg.AssetObservation)
         assert observation.asset_key == source
@@ -149,8 +134,14 @@ def test_a_tick_that_asks_for_a_run_observes_the_source(
         assert event.asset_materialization is not None
         tags = event.asset_materialization.tags or {}
         assert tags["dagster/input_data_version/notes/source"] == versions[-1]
-        assert not tick(spec, instance, cursor).asset_events
+        assert not tick(spec, instance, "source", cursor).asset_events
     assert versions[0] != versions[1]
+    job = pipeline_definitions([spec], home).resolve_implicit_global_asset_job_def()
+    assert job.execute_in_process(instance=instance, asset_selection=[source]).success
+    (record,) = instance.fetch_observations(source, limit=1).records
+    seen = record.event_log_entry.asset_observation
+    assert seen is not None
+    assert (seen.tags or {})["dagster/data_version"] == versions[-1]  # as somebody asks for it
 
 
 def asked_cursor(result: dg.SensorResult) -> str | None:
@@ -162,18 +153,18 @@ def test_a_failing_run_is_not_asked_for_again_until_files_change(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
-    cursor = asked_cursor(tick(spec, instance))
+    cursor = asked_cursor(tick(spec, instance, "source"))
     (home / "data/notes/a.jsonl").write_text('{"id": "n1"}\n')
-    cursor = asked_cursor(tick(spec, instance, cursor))
+    cursor = asked_cursor(tick(spec, instance, "source", cursor))
     assert not run(spec, instance).success
-    quiet = tick(spec, instance, cursor)
+    quiet = tick(spec, instance, "source", cursor)
     assert not quiet.run_requests
     assert quiet.skip_reason is not None
     assert (
         quiet.skip_reason.skip_message == "1 new: data/notes/a.jsonl; a run was asked for already"
     )
     write_notes(home)
-    asked_cursor(tick(spec, instance, cursor))
+    asked_cursor(tick(spec, instance, "source", cursor))
 
 
 def test_two_pipelines_do_not_ask_for_one_another(home: Path, instance: dg.DagsterInstance) -> None:
@@ -187,13 +178,13 @@ def test_two_pipelines_do_not_ask_for_one_another(home: Path, instance: dg.Dagst
     run(first, instance)
     run(second, instance, Failing(dimensions=16, calls=99))
     write_notes(home, "b", range(40, 41))
-    assert tick(first, instance).run_requests
-    assert not tick(second, instance).run_requests
+    assert tick(first, instance, "source").run_requests
+    assert not tick(second, instance, "source").run_requests
 
 
 def test_a_missing_folder_is_a_reason_to_skip(home: Path, instance: dg.DagsterInstance) -> None:
     write_pipeline(home)
-    result = tick(find_pipeline("notes", home), instance)
+    result = tick(find_pipeline("notes", home), instance, "source")
     assert not result.run_requests
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message is not None
@@ -206,7 +197,7 @@ def test_a_damaged_list_of_files_is_a_reason_to_skip(
     spec = notes(home)
     assert run(spec, instance).success
     Warehouse(home).pipeline("notes").files.write_text("{")
-    result = tick(spec, instance)
+    result = tick(spec, instance, "source")
     assert not result.run_requests
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message is not None

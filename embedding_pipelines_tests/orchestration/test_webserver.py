@@ -22,12 +22,14 @@ from dagster_webserver.app import create_app_from_workspace_process_context
 from starlette.testclient import TestClient
 
 from embedding_pipelines.orchestration.instance import made_instance_folder
+from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines_tests.orchestration.support import (
     PARTITIONS,
     environment,
     live_rows,
     notes,
     run,
+    tick,
     write_notes,
     write_pipeline,
 )
@@ -35,13 +37,17 @@ from embedding_pipelines_tests.orchestration.support import (
 WORKSPACE = Path(__file__).parents[2] / "workspace.yaml"
 STEPS = ("documents", "chunks", "embeddings", "codec", "vector_store", "release")
 ASSETS = (
-    "{assetNodes{assetKey{path} groupName kinds description owners{... on TeamAssetOwner{team}}}}"
+    "{assetNodes{assetKey{path} groupName kinds description staleStatus"
+    " owners{... on TeamAssetOwner{team}}}}"
 )
 LAUNCH = """mutation($what: LaunchBackfillParams!) {launchPartitionBackfill(backfillParams: $what)
 {__typename ... on LaunchBackfillSuccess{backfillId} ... on PythonError{message}}}"""
 STATUS = """query($id: String!) {partitionBackfillOrError(backfillId: $id)
 {... on PartitionBackfill{status error{message} runs(limit: 9){status}}}}"""
 
+RUN = """mutation($what: ExecutionParams!) {launchRun(executionParams: $what)
+{__typename ... on LaunchRunSuccess{run{runId}} ... on PythonError{message}}}"""
+RUNS = "{runsOrError{... on Runs{results{runId status startTime endTime}}}}"
 ENDED = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 
 Ask = Callable[..., Any]
@@ -53,7 +59,10 @@ Ask = Callable[..., Any]
 def test_the_web_interface_sees_good_and_broken_pipelines(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
-    notes(home)
+    spec = notes(home)
+    (observation,) = tick(spec, instance, "source").asset_events
+    instance.report_runless_asset_event(observation)
+    assert run(spec, instance).success
     write_pipeline(home, "broken", "model: nothing\n")
     target = WorkspaceFileTarget([str(WORKSPACE)])
     with WorkspaceProcessContext(instance, target) as context:
@@ -64,6 +73,7 @@ def test_the_web_interface_sees_good_and_broken_pipelines(
         *(f"notes/{name}" for name in ("source", *STEPS)),
         "broken/pipeline_file",
     }
+    assert {found[f"notes/{name}"]["staleStatus"] for name in STEPS} == {"FRESH"}
     assert found["notes/release"]["groupName"] == "notes"
     assert {"team": "search"} in found["notes/release"]["owners"]
     assert found["notes/vector_store"]["kinds"] == ["lancedb"]
@@ -130,6 +140,41 @@ def launch(ask: Ask, assets: Sequence[str], partitions: Sequence[int]) -> str:
     launched = ask(LAUNCH, what=what)["launchPartitionBackfill"]
     assert launched["__typename"] == "LaunchBackfillSuccess", launched
     return str(launched["backfillId"])
+
+
+def launch_run(ask: Ask, tags: dict[str, str]) -> str:
+    """Launch the job `notes` as the web interface does; the run's id."""
+    repository = {
+        "repositoryLocationName": "embedding_pipelines",
+        "repositoryName": "__repository__",
+    }
+    pairs = [{"key": key, "value": value} for key, value in tags.items()]
+    what = {
+        "selector": {**repository, "jobName": "notes"},
+        "executionMetadata": {"tags": pairs},
+    }
+    launched = ask(RUN, what=what)["launchRun"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    return str(launched["run"]["runId"])
+
+
+@pytest.mark.slow  # starts Dagster
+def test_runs_of_one_pipeline_wait_for_one_another_in_the_queue(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    log = home / "dev.log"
+    with dagster_dev(home) as ask:
+        launched = {launch_run(ask, all_partitions(spec)) for _ in range(2)}
+
+        def runs() -> list[dict[str, Any]]:
+            return list(ask(RUNS)["runsOrError"]["results"])
+
+        _wait(lambda: all(entry["status"] in ("SUCCESS", "FAILURE") for entry in runs()), 300, log)
+        assert {entry["runId"] for entry in runs()} == launched
+        assert {entry["status"] for entry in runs()} == {"SUCCESS"}
+        first, second = sorted(runs(), key=lambda entry: entry["startTime"])
+        assert first["endTime"] <= second["startTime"]
 
 
 @pytest.mark.slow  # the daemon looks at backfills every 30 seconds, and no setting changes that

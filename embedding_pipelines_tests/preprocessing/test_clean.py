@@ -1,4 +1,4 @@
-"""Cleaning mends and tidies, once and for all, and leaves alone what is right."""
+"""Cleaning repairs and tidies, once and for all, and leaves alone what is right."""
 
 import unicodedata
 
@@ -12,7 +12,8 @@ from embedding_pipelines.preprocessing.clean import Clean
 # Characters that the steps act on, so that random texts meet the rules: white space, controls,
 # letters with and without accents, mojibake, surrogates, and what only looks like nothing.
 TROUBLE = (
-    " \t\n\r\v\f\x00\x1c\x1f\x7f\x85\x96\xa0\xad\u1680\u2003\u200b\u200c\u200d\u200e\u2028\u202e\u3000\ufeff"
+    " \t\n\r\v\f\x00\x1c\x1f\x7f\x85\x96\xa0\xad"
+    "\u1680\u2003\u200b\u200c\u200d\u200e\u2028\u202e\u3000\ufeff"
     "aAeE\u0301\u0300\u0327éÃ©Â£â€œ™ï»¿Ð¡Ñ\ud83d\ude00\udc00\ud800你好\u0958\ufb2cﬁ“”ＡＢ&amp;<"
 )
 texts = st.text(st.sampled_from(TROUBLE), max_size=60) | st.text(

@@ -163,7 +163,8 @@ def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
     assert "known_item_mrr" in page.text
     assert "≥ 0 met" in page.text
     assert "✓ passed counts_add_up" in page.text
-    assert "Not measured: ndcg_at_10" in page.text
+    assert "Not measured: knn_accuracy" in page.text
+    assert ", ndcg_at_10," in page.text
 
 
 def test_every_chart_is_a_figure_or_a_sentence(page: Page) -> None:
@@ -247,13 +248,16 @@ def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> N
     assert shown["rows"] == 30
     assert {len(shown[name]) for name in ("x", "y", "texts", "documents")} == {30}
     columns = {column["name"]: column for column in shown["columns"]}
-    assert list(columns) == ["kind", "year", "seen", "length of the text"]
+    assert list(columns) == ["kind", "year", "seen", "cluster", "length of the text"]
     at = shown["documents"].index("d4")
     assert columns["kind"]["names"][columns["kind"]["codes"][at]] == "whale"
     assert columns["year"]["values"][at] == 1994
     assert columns["seen"]["values"][at] == 19844  # days since 1970
     first = shown["documents"].index("<script>d0")
     assert columns["year"]["values"][first] is None
+    clusters = columns["cluster"]
+    assert any("whale" in name for name in clusters["names"])
+    assert "whale" in clusters["names"][clusters["codes"][at]]
 
 
 def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page) -> None:

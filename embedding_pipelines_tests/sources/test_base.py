@@ -74,7 +74,8 @@ def test_a_path_that_matches_nothing_says_where_it_looked_and_what_is_near(tmp_p
     with pytest.raises(SourceError) as caught:
         _names(tmp_path, "data/prodcuts.csv")
     assert str(caught.value) == (
-        f"source.path 'data/prodcuts.csv' matches no file; looked in '{tmp_path}/data'. Did you mean 'products.csv'?"
+        f"source.path 'data/prodcuts.csv' matches no file; looked in '{tmp_path}/data'. "
+        "Did you mean 'products.csv'? Correct the path."
     )
     with pytest.raises(
         SourceError, match=r"'dta/\*\.csv' matches no file; looked in .* Did you mean 'data'\?"
@@ -117,11 +118,11 @@ def test_a_file_that_vanished_or_may_not_be_read_is_an_error(tmp_path: Path) -> 
         ({"id": ""}, "leave it out to number the rows"),
         ({"encoding": "utf-9"}, "is no text encoding"),
         ({"encoding": "base64"}, "is no text encoding"),
-        ({"max_rejected": "many"}, "neither a percentage"),
+        ({"max_rejected": "many"}, "is no limit"),
         ({"max_rejected": 1.5}, "at most 1.0"),
         ({"max_rejected": "150%"}, "at most 1.0"),
-        ({"max_rejected": -1}, "neither a percentage"),
-        ({"max_rejected": True}, "neither a percentage"),
+        ({"max_rejected": -1}, "is no limit"),
+        ({"max_rejected": True}, "is no limit"),
         ({"columns": 3}, "Extra inputs are not permitted"),
     ],
 )

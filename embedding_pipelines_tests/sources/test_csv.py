@@ -15,8 +15,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources import csv_records, text
 from embedding_pipelines.sources.base import Rejection
 from embedding_pipelines_tests.contracts_sources import Document, check_source, make, read
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
+from embedding_pipelines_tests.corpora import messy_csv, own_and, records_of
 
 
 def test_a_record_becomes_a_document_with_typed_metadata(tmp_path: Path) -> None:
@@ -57,23 +56,23 @@ def test_source_row_is_the_physical_line(tmp_path: Path) -> None:
         "6": 15,
         "7": 16,
     }
-    assert {(found.row, found.raw) for found in rejections} == {
+    assert {(each.row, each.raw) for each in rejections} == {
         (9, b"3"),
         (12, b"4,y,z"),
         (14, b","),
     }
 
 
-def test_a_ragged_record_is_refused_with_both_counts(tmp_path: Path) -> None:
+def test_a_ragged_record_is_rejected_with_both_counts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text,c,d,e\n1,a,b\n2,a,b,c,d,e\n3,a,b,c,d\n")
     _, rejections = check_source(make("csv", "a.csv"), tmp_path, 1, 2)
-    assert [found.reason for found in rejections] == [
+    assert [each.reason for each in rejections] == [
         "expected 5 columns, got 3",
         "expected 5 columns, got 6",
     ]
 
 
-def test_a_value_that_is_not_of_its_type_is_refused_alone(tmp_path: Path) -> None:
+def test_a_value_that_is_not_of_its_type_is_rejected_alone(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,n\na,1\nb,many\nc, 3 \n")
     documents, rejections = check_source(
         make("csv", "a.csv", metadata={"n": "int"}), tmp_path, 2, 1
@@ -83,7 +82,7 @@ def test_a_value_that_is_not_of_its_type_is_refused_alone(tmp_path: Path) -> Non
     assert rejections[0].reason == "column 'n' is 'many', not int"
 
 
-def test_a_row_without_id_is_refused_and_one_without_text_is_kept(tmp_path: Path) -> None:
+def test_a_row_without_id_is_rejected_and_one_without_text_is_kept(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,text\n,a\n2,\n")
     documents, rejections = check_source(make("csv", "a.csv", id="id"), tmp_path, 1, 1)
     assert documents[0]["text"] == ""
@@ -91,14 +90,16 @@ def test_a_row_without_id_is_refused_and_one_without_text_is_kept(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("encoding", "told"),
+    ("encoding", "expected"),
     [("utf-8", "utf-8"), ("utf-8-sig", "utf-8-sig"), ("utf-16", "utf-16"), ("cp1252", "cp1252")],
 )
-def test_the_encoding_is_found_out_and_told(tmp_path: Path, encoding: str, told: str) -> None:
+def test_the_encoding_is_found_out_and_reported(
+    tmp_path: Path, encoding: str, expected: str
+) -> None:
     (tmp_path / "a.csv").write_bytes("id,text\r\n1,café – naïve\r\n2,x\r\n".encode(encoding))
     documents, _, logs = read(make("csv", "a.csv", id="id"), tmp_path)
     assert [row["text"] for row in documents] == ["café – naïve", "x"]
-    assert logs[0].encoding == told
+    assert logs[0].encoding == expected
     assert bool(logs[0].notes) == (encoding == "cp1252")
 
 
@@ -123,7 +124,7 @@ def test_an_explicit_encoding_is_obeyed_and_gives_back_bad_bytes(
     assert rejections[0].raw == b"bad " + bad + b"!"
 
 
-def test_half_a_surrogate_pair_in_utf16_is_refused_with_its_bytes(tmp_path: Path) -> None:
+def test_half_a_surrogate_pair_in_utf16_is_rejected_with_its_bytes(tmp_path: Path) -> None:
     bad = "b".encode("utf-16-le") + b"\x00\xd8"
     end = "\n".encode("utf-16-le")
     (tmp_path / "a.csv").write_bytes(
@@ -184,7 +185,8 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> 
     with pytest.raises(SourceError) as caught:
         read(make("csv", "products.csv", id="sku", text="title"), tmp_path)
     assert str(caught.value) == (
-        "products.csv:1: column 'sku' is missing; found 'id', 'title'. Set source.id to one of them."
+        "products.csv:1: column 'sku' is missing; found 'id', 'title'. "
+        "Set source.id to one of them."
     )
     with pytest.raises(SourceError, match=r"Did you mean 'title'\? Set source\.text"):
         read(make("csv", "products.csv", text="tilte"), tmp_path)
@@ -269,7 +271,7 @@ def test_a_quote_that_swallows_more_than_fits_in_memory_costs_one_line(
 
 
 @pytest.mark.parametrize("delimiter", ["", ";;", '"', "\n", "é"])
-def test_a_delimiter_that_cannot_be_one_is_refused_when_the_file_loads(delimiter: str) -> None:
+def test_a_delimiter_that_cannot_be_one_is_rejected_when_the_file_loads(delimiter: str) -> None:
     with pytest.raises(ValidationError, match="cannot separate cells"):
         make("csv", "a.csv", delimiter=delimiter)
 
@@ -305,7 +307,7 @@ def test_well_formed_records_come_in_as_the_standard_library_wrote_them(
         if len(row) == 2
     }
     assert {row["source_row"]: row["text"] for row in documents} == expected
-    assert {found.row for found in rejections} == {
+    assert {each.row for each in rejections} == {
         line for line, row in zip(lines, table, strict=True) if len(row) != 2
     }
 
@@ -325,10 +327,10 @@ def test_whatever_the_bytes_each_letter_is_in_one_document_or_in_one_rejection(
     assert _read_in_blocks(tmp_path, block) == (documents, rejections)
     lines = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     starts = {number for number, line in enumerate(lines, start=2) if line}
-    places = {row["source_row"] for row in documents} | {found.row for found in rejections}
+    places = {row["source_row"] for row in documents} | {each.row for each in rejections}
     assert places == starts if b'"' not in body else places <= starts
-    told = [row["text"].encode() for row in documents] + [found.raw for found in rejections]
-    assert sum(part.count(b"a") for part in told) == body.count(b"a")
+    parts = [row["text"].encode() for row in documents] + [each.raw for each in rejections]
+    assert sum(part.count(b"a") for part in parts) == body.count(b"a")
 
 
 def _read_in_blocks(home: Path, block: int) -> tuple[list[Document], list[Rejection]]:
@@ -337,27 +339,24 @@ def _read_in_blocks(home: Path, block: int) -> tuple[list[Document], list[Reject
         patch.setattr("embedding_pipelines.sources.text.BLOCK_BYTES", block)
         source = make("csv", "a.csv", text=["id", "text"], encoding="utf-8")
         documents, rejections, _ = read(source, home)
-    places = [row["source_row"] for row in documents] + [found.row for found in rejections]
+    places = [row["source_row"] for row in documents] + [each.row for each in rejections]
     assert len(places) == len(set(places))
-    return documents, sorted(rejections, key=lambda found: found.row)
+    return documents, sorted(rejections, key=lambda each: each.row)
 
 
 def _count_breaks(text: str) -> int:
     return text.replace("\r\n", "\n").replace("\r", "\n").count("\n")
 
 
-def test_every_record_of_the_sms_collection_is_accounted_for() -> None:
-    path = DATA / "messy_csv" / "sms_spam_latin1_ragged.csv"
-    if not path.exists():
-        assert not os.environ.get("CI"), f"{path} is missing"
-        pytest.skip(f"{path} is missing")
-    with path.open(encoding="cp1252", newline="") as opened:
-        header, *oracle = csv.reader(opened)
+@pytest.mark.parametrize("name", own_and("messy_csv/sms_spam_latin1_ragged.csv"))
+def test_every_record_of_a_messy_export_is_accounted_for(tmp_path: Path, name: str) -> None:
+    path = messy_csv(name, tmp_path)
+    header, *oracle = records_of(path)
     documents, rejections, logs = read(
         make("csv", str(path), text="v2", metadata=["v1"]), Path("/")
     )
     kept = [row for row in oracle if len(row) == len(header)]
-    assert len(oracle) == len(documents) + len(rejections) > 5000
+    assert len(oracle) == len(documents) + len(rejections) >= 3000
     assert [(row["v1"], row["text"]) for row in documents] == [(row[0], row[1]) for row in kept]
     assert logs[0].encoding == "cp1252"
     assert "read as cp1252" in logs[0].notes[0]

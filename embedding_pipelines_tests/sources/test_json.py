@@ -56,7 +56,7 @@ def test_an_empty_file_does_not_empty_the_store(tmp_path: Path, data: bytes) -> 
         read(make("json", "a.json"), tmp_path)
 
 
-def test_an_element_that_cannot_be_a_document_is_refused(tmp_path: Path) -> None:
+def test_an_element_that_cannot_be_a_document_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(
         b'[{"id": 1, "text": "\xc3\xa9"}, 7, {"id": 2, "text": "\xff"}, {"id": 1.5, "text": ["x"]},'
         b' {"id": null, "text": "x"}, {"id": true, "text": null}, {"id": 2.50, "text": 5}]'
@@ -67,7 +67,7 @@ def test_an_element_that_cannot_be_a_document_is_refused(tmp_path: Path) -> None
         ("true", ""),
         ("2.50", "5"),
     ]
-    assert {found.row: found.reason for found in rejections} == {
+    assert {each.row: each.reason for each in rejections} == {
         2: "is a number, not an object",
         3: "not valid utf-8",
         4: "field 'text' is a list, not text or a number",
@@ -95,7 +95,8 @@ def test_a_field_that_no_element_has_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         read(make("json", "a.json"), tmp_path)
     assert str(caught.value) == (
-        "a.json: column 'text' is missing; found 'txt', 'id'. Did you mean 'txt'? Set source.text to one of them."
+        "a.json: column 'text' is missing; found 'txt', 'id'. Did you mean 'txt'? "
+        "Set source.text to one of them."
     )
 
 
@@ -107,6 +108,6 @@ def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) 
     assert logs[0].encoding == encoding
 
 
-def test_a_path_to_the_array_with_an_empty_part_is_refused_when_the_file_loads() -> None:
+def test_a_path_to_the_array_with_an_empty_part_is_rejected_when_the_file_loads() -> None:
     with pytest.raises(ValidationError, match="no path to an array"):
         make("json", "a.json", records="data..items")

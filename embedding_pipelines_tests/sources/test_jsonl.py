@@ -19,22 +19,23 @@ def test_each_line_is_a_document_and_keeps_its_number(tmp_path: Path) -> None:
     assert (documents[1]["a_b"], documents[1]["a_c"]) == (1, 3)
 
 
-def test_a_line_that_is_no_object_is_refused_alone(tmp_path: Path) -> None:
+def test_a_line_that_is_no_object_is_rejected_alone(tmp_path: Path) -> None:
     bad = [b'{"text": "x"', b"[1]", b'{"text": "\xff"}', b'{"text": "\\ud800"}', b"[" * 100_000]
     (tmp_path / "a.jsonl").write_bytes(
         b"\n".join([b'{"text": "\xc3\xa9"}', *bad, b'{"text": "y"}\n'])
     )
     documents, rejections = check_source(make("jsonl", "a.jsonl"), tmp_path, 2, 5)
     assert [row["source_row"] for row in documents] == [1, 7]
-    assert [found.raw for found in sorted(rejections, key=lambda found: found.row)] == bad
+    assert [each.raw for each in sorted(rejections, key=lambda each: each.row)] == bad
 
 
 def test_values_convert_to_their_declared_types(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"text": "a", "n": 1, "x": 0.1, "ok": true, "day": "2024-01-31", "at": "2024-01-31T10:00:00+02:00",'
-        ' "tags": ["p", 1, null]}\n'
+        '{"text": "a", "n": 1, "x": 0.1, "ok": true, "day": "2024-01-31",'
+        ' "at": "2024-01-31T10:00:00+02:00", "tags": ["p", 1, null]}\n'
         '{"text": "b", "n": "2", "x": NaN, "ok": null, "tags": []}\n'
-        '{"text": "c", "n": 1.5}\n{"text": "d", "n": 99999999999999999999}\n{"text": "e", "n": true}\n'
+        '{"text": "c", "n": 1.5}\n{"text": "d", "n": 99999999999999999999}\n'
+        '{"text": "e", "n": true}\n'
     )
     kinds = {
         "n": "int",
@@ -97,7 +98,7 @@ def test_whatever_the_bytes_each_line_is_a_document_or_a_rejection(
     data = b'{"text": ""}\n' + b"\n".join(lines)
     (tmp_path / "a.jsonl").write_bytes(data)
     documents, rejections, _ = read(make("jsonl", "a.jsonl", encoding="utf-8"), tmp_path)
-    rows = [row["source_row"] for row in documents] + [found.row for found in rejections]
+    rows = [row["source_row"] for row in documents] + [each.row for each in rejections]
     assert sorted(rows) == [
         number for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()
     ]

@@ -47,7 +47,7 @@ def test_rows_come_in_whatever_their_arrow_types(tmp_path: Path) -> None:
     }
 
 
-def test_a_value_that_does_not_convert_is_refused_alone(tmp_path: Path) -> None:
+def test_a_value_that_does_not_convert_is_rejected_alone(tmp_path: Path) -> None:
     table = pa.table(
         {"id": ["a", None, "c", ""], "text": [b"x", b"y", b"\xff", b"z"], "n": ["1", "2", "3", "4"]}
     )
@@ -55,7 +55,7 @@ def test_a_value_that_does_not_convert_is_refused_alone(tmp_path: Path) -> None:
     source = make("parquet", "a.parquet", id="id", metadata={"n": "int"})
     documents, rejections = check_source(source, tmp_path, 1, 3)
     assert documents[0]["text"] == "x"
-    assert [found.row for found in rejections] == [2, 3, 4]
+    assert [each.row for each in rejections] == [2, 3, 4]
     assert b'"c"' in rejections[1].raw
 
 

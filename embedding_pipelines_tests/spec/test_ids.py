@@ -46,9 +46,8 @@ def test_a_broken_file_has_a_number_and_one_that_can_name_no_pipeline_has_none(h
 
 def test_a_number_stands_for_its_pipeline_and_a_name_for_itself(home: Path) -> None:
     with_pipelines(home, "a", "b")
-    assert [find_name(home, text) for text in ("2", "02", "b", "nobody", "-1", "٢")] == [
-        *("b", "b", "b", "nobody", "-1", "٢")
-    ]
+    texts = ("2", "02", "b", "nobody", "-1", "٢")
+    assert [find_name(home, text) for text in texts] == ["b", "b", "b", "nobody", "-1", "٢"]
 
 
 def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "problem"),
     [
         ('{"ids": {"a": 1', "cannot be read: Expecting"),
         ("[]", "are not whole numbers by name"),
@@ -72,11 +71,11 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
         ('{"ids": {"a": 1, "b": 1}}', "Two pipelines have the same number"),
     ],
 )
-def test_damaged_numbers_are_named_with_what_to_do(home: Path, content: str, said: str) -> None:
+def test_damaged_numbers_are_named_with_what_to_do(home: Path, content: str, problem: str) -> None:
     pipeline_ids(with_pipelines(home, "a"))
     (home / MEMORY).write_text(content)
     with pytest.raises(
-        StoreError, match=rf"{said}.*Put back a copy of it, or delete it.*ids\.json"
+        StoreError, match=rf"{problem}.*Put back a copy of it, or delete it.*ids\.json"
     ):
         pipeline_ids(home)
     (home / MEMORY).unlink()
@@ -85,17 +84,18 @@ def test_damaged_numbers_are_named_with_what_to_do(home: Path, content: str, sai
 
 def test_processes_at_once_agree_on_every_number(home: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from embedding_pipelines.spec.ids import pipeline_ids\n"
+        "import sys; from pathlib import Path\n"
+        "from embedding_pipelines.spec.ids import pipeline_ids\n"
         "home, own = Path(sys.argv[1]), sys.argv[2]\n"
         "for n in range(20):\n"
         "    (home / 'pipelines' / f'{own}{n}.yaml').write_text('')\n"
         "    pipeline_ids(home)\n"
     )
     with_pipelines(home, "first")
-    started = [
+    processes = [
         subprocess.Popen([sys.executable, "-c", code, str(home), own]) for own in ("a", "b", "c")
     ]
-    assert [process.wait(timeout=60) for process in started] == [0, 0, 0]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
     ids = pipeline_ids(home)
     assert len(ids) == 61
     assert sorted(ids.values()) == list(range(1, 62))

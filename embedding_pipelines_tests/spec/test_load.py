@@ -20,12 +20,12 @@ S = "source: {kind: csv, path: a.csv}\n"
 M = "model: minilm\n"
 
 MISTAKES = {
-    "an empty file": ("", "1: holds no pipeline. It needs at least `source:` and `model:`."),
+    "an empty file": ("", "1: holds no pipeline. Write at least `source:` and `model:`."),
     "a comment": (
         "# nothing yet\n",
-        "1: holds no pipeline. It needs at least `source:` and `model:`.",
+        "1: holds no pipeline. Write at least `source:` and `model:`.",
     ),
-    "a list": ("- a\n", "1: holds no pipeline. It needs at least `source:` and `model:`."),
+    "a list": ("- a\n", "1: holds no pipeline. Write at least `source:` and `model:`."),
     "no model": (S, "1: model: is missing."),
     "no source": (
         M,
@@ -53,7 +53,8 @@ MISTAKES = {
     ),
     "an unknown alias": (
         S + "model: brt\n",
-        f"2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}.",
+        "2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of "
+        f"{', '.join(ALIASES)}.",
     ),
     "an unknown store": (
         S + M + "store: lance\n",
@@ -89,7 +90,8 @@ MISTAKES = {
     ),
     "two colons": (
         "source: csv: a.csv\n",
-        "1: is not YAML: a second ': ' stands in this line; put the value in quotes, or begin a new line.",
+        "1: is not YAML: a second ': ' stands in this line; put the value in quotes, "
+        "or begin a new line.",
     ),
     "two documents": (
         S + M + "---\n" + S,
@@ -120,7 +122,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_with_its_line_and_what_to_do(mistake: str) -> None:
+def test_a_mistake_is_reported_with_its_line_and_what_to_do(mistake: str) -> None:
     text, expected = MISTAKES[mistake]
     with pytest.raises(ConfigError) as caught:
         parse_pipeline(text, "p", "p.yaml")
@@ -132,8 +134,9 @@ def test_no_code_is_run_and_no_tag_is_known() -> None:
         parse_pipeline(S + M + "description: !!python/object/apply:os.getcwd []\n", "p", "p.yaml")
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_their_lines() -> None:
-    text = "source: {kind: csv, pth: a}\nmodel: {provider: hf}\nseed: 1\nseed: x\nowners: [me]\nsede: ${NOT_SET}\n"
+def test_all_mistakes_are_reported_at_once_in_the_order_of_their_lines() -> None:
+    text = "source: {kind: csv, pth: a}\nmodel: {provider: hf}\nseed: 1\nseed: x\nowners: [me]\n"
+    text += "sede: ${NOT_SET}\n"
     with pytest.raises(ConfigError) as caught:
         parse_pipeline(text, "p", "p.yaml")
     lines = str(caught.value).splitlines()
@@ -154,8 +157,8 @@ def test_a_value_that_may_be_a_secret_is_not_shown() -> None:
 def test_variables_of_the_environment_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", "elsewhere")
     monkeypatch.setenv("PARTITIONS", "7")
-    text = "source: {kind: csv, path: '${DATA}/${DATA}.csv'}\nmodel: minilm\npartitions: ${PARTITIONS}\n"
-    spec = parse_pipeline(text, "p", "p.yaml")
+    text = "source: {kind: csv, path: '${DATA}/${DATA}.csv'}\npartitions: ${PARTITIONS}\n"
+    spec = parse_pipeline(text + M, "p", "p.yaml")
     assert spec.source.path == ("elsewhere/elsewhere.csv",)
     assert spec.partitions == 7
     plain = parse_pipeline(S + M + "description: $DATA and $5 and $${x\n", "p", "p.yaml")
@@ -168,7 +171,7 @@ def test_json_may_be_indented_by_tabs_and_escaped() -> None:
         assert parse_pipeline(text, "p", where).source.path == ("a/😀.csv",)
 
 
-def test_wrong_json_in_a_json_file_is_told_as_json() -> None:
+def test_wrong_json_in_a_json_file_is_reported_as_json() -> None:
     with pytest.raises(ConfigError, match=r"p\.json:3: is not JSON: .*\(column 1\)"):
         parse_pipeline('{"model": "bert",\n "data_path": "a.csv",\n}', "p", "p.json")
 
@@ -181,7 +184,7 @@ def test_a_byte_order_mark_is_no_mistake(home: Path) -> None:
         assert read_pipeline(path).name == path.stem
 
 
-def test_a_file_that_is_not_utf8_or_not_there_is_told(home: Path) -> None:
+def test_a_file_that_is_not_utf8_or_not_there_is_reported(home: Path) -> None:
     path = write_pipeline(home, "p", S + M)
     path.write_bytes("description: Größe\n".encode("cp1252"))
     with pytest.raises(ConfigError, match=r"p\.yaml: is not UTF-8 at byte 15\. Save it as UTF-8"):

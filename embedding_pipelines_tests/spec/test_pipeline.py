@@ -1,6 +1,6 @@
-"""`PipelineSpec`: short forms, names, and that every option is in the fingerprint of what it
-changes."""
+"""`PipelineSpec`: short forms, names, and every option in the fingerprint of what it changes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     "compression": ["int8"],
 }
 # What a change of each option must change. An option that is missing here fails the test below.
-CHANGED: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "documents": {
         "source.path": "other/*.csv",
         "source.id": "key",
@@ -66,23 +66,13 @@ CHANGED: dict[str, dict[str, Any]] = {
     "vector_store": {"store.index": "rq", "store.index_rows": 500, "store.keep_releases": 3},
 }
 CHANGES_NOTHING = {
-    "budget",
-    "name",
-    "description",
-    "owners",
-    "output_dim",
-    "schedule",
-    "partitions",
-    "seed",
-    "evaluation",
-    "optimized",
-    "source.kind",
-    "model.kind",
-}
-CHANGES_NOTHING |= {"store.kind", "store.refine", "store.nprobes"}
+    "budget", "name", "description", "owners", "output_dim", "schedule", "partitions", "seed",
+    "evaluation", "optimized", "source.kind", "model.kind", "store.kind", "store.refine",
+    "store.nprobes",
+}  # fmt: skip
 
 
-def changed(option: str, value: Any) -> PipelineSpec:
+def change(option: str, value: Any) -> PipelineSpec:
     values = PipelineSpec.model_validate(BASE).model_dump()
     *path, last = option.split(".")
     place: Any = values
@@ -97,37 +87,35 @@ def changed(option: str, value: Any) -> PipelineSpec:
     return PipelineSpec.model_validate(values)
 
 
-def settings(spec: PipelineSpec) -> dict[str, str]:
-    from pathlib import Path
-
-    context = Run(spec, Warehouse(Path("/nowhere")))
+def configurations(spec: PipelineSpec) -> dict[str, str]:
+    run = Run(spec, Warehouse(Path("/nowhere")))
     return {
-        "documents": source_configuration(context),
-        "chunks": _configuration(context),
-        "embeddings": context.model.space.id,
-        "codec": fitted_for(context),
+        "documents": source_configuration(run),
+        "chunks": _configuration(run),
+        "embeddings": run.model.space.id,
+        "codec": fitted_for(run),
         "vector_store": spec.store.layout,
     }
 
 
 @pytest.mark.parametrize(
-    ("step", "option"), [(step, option) for step in CHANGED for option in CHANGED[step]]
+    ("step", "option"), [(step, option) for step in CHANGES for option in CHANGES[step]]
 )
 def test_a_changed_option_makes_its_step_run_again(step: str, option: str) -> None:
-    before = settings(PipelineSpec.model_validate(BASE))
-    assert settings(changed(option, CHANGED[step][option]))[step] != before[step]
+    before = configurations(PipelineSpec.model_validate(BASE))
+    assert configurations(change(option, CHANGES[step][option]))[step] != before[step]
 
 
-def test_every_option_that_there_is_was_tried() -> None:
+def test_every_option_is_tried() -> None:
     spec = PipelineSpec.model_validate(BASE)
-    tried = {option for options in CHANGED.values() for option in options} | CHANGES_NOTHING
+    options = {option for changes in CHANGES.values() for option in changes} | CHANGES_NOTHING
     nested = ("source", "model", "preprocessing", "store")
-    found = {name for name in PipelineSpec.model_fields if name not in nested}
+    fields = {name for name in PipelineSpec.model_fields if name not in nested}
     for name in ("source", "model", "store"):
-        found |= {f"{name}.{option}" for option in type(getattr(spec, name)).model_fields}
-    found |= {f"preprocessing.clean.{option}" for option in Clean.model_fields}
-    found |= {f"preprocessing.chunk.{option}" for option in Chunk.model_fields}
-    assert found <= tried
+        fields |= {f"{name}.{option}" for option in type(getattr(spec, name)).model_fields}
+    fields |= {f"preprocessing.clean.{option}" for option in Clean.model_fields}
+    fields |= {f"preprocessing.chunk.{option}" for option in Chunk.model_fields}
+    assert fields <= options
 
 
 @pytest.mark.parametrize("option", ["budget", "description", "owners", "output_dim", "schedule"])
@@ -139,7 +127,9 @@ def test_an_option_that_is_no_part_of_the_result_makes_nothing_run_again(option:
         "output_dim": 64,
         "schedule": "@daily",
     }[option]
-    assert settings(changed(option, value)) == settings(PipelineSpec.model_validate(BASE))
+    assert configurations(change(option, value)) == configurations(
+        PipelineSpec.model_validate(BASE)
+    )
 
 
 def test_short_forms_are_the_long_ones_with_defaults() -> None:
@@ -148,15 +138,13 @@ def test_short_forms_are_the_long_ones_with_defaults() -> None:
         assert spec.source == Csv(path=("data.csv",))
         assert spec.model.model_dump()["model"] == "google-bert/bert-base-uncased"
         assert (spec.store.kind, spec.compression, spec.partitions) == ("lancedb", (), 16)
-    assert (
-        parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml").source.kind
-        == "jsonl"
-    )
+    packed = parse_pipeline("model: 'hashing:'\ndata_path: x.jsonl.gz\n", "p", "p.yaml")
+    assert packed.source.kind == "jsonl"
     short = parse_pipeline(
         "model: minilm\ndata_path: x.csv\ncompression: [int8]\nstore: lancedb\n", "p", "p.yaml"
     )
-    commit = ALIASES["minilm"].revision
-    long = f"model: {{provider: hf, model: sentence-transformers/all-MiniLM-L6-v2, revision: {commit}}}\n"
+    long = "model: {provider: hf, model: sentence-transformers/all-MiniLM-L6-v2,\n"
+    long += f"        revision: {ALIASES['minilm'].revision}}}\n"
     long += "source: {kind: csv, path: x.csv}\n"
     long += "compression: [{kind: int8}]\nstore: {kind: lancedb}\n"
     assert parse_pipeline(long, "p", "p.yaml") == short
@@ -193,7 +181,7 @@ def test_no_other_name_is_refused_for_dagsters_sake() -> None:
 @pytest.mark.parametrize(
     "schedule", ["0 2 * * *", "*/15 0-6 1,15 * MON-FRI", "@daily", "59 23 31 12 7"]
 )
-def test_schedules_are_taken(schedule: str) -> None:
+def test_schedules_are_accepted(schedule: str) -> None:
     assert PipelineSpec.model_validate({**BASE, "schedule": schedule}).schedule == schedule
 
 
@@ -206,18 +194,11 @@ def test_wrong_schedules_are_refused(schedule: str) -> None:
 
 
 def test_partitions_are_where_they_were_when_the_first_pipeline_was_made() -> None:
-    assert [partition_of(name, 16) for name in ("a", "shutil.copy2", "", "😀", "U+1F600")] == [
-        12,
-        10,
-        8,
-        12,
-        1,
-    ]
+    ids = ("a", "shutil.copy2", "", "😀", "U+1F600")
+    assert [partition_of(name, 16) for name in ids] == [12, 10, 8, 12, 1]
     assert PipelineSpec.model_validate(BASE).partition_names[::15] == ["b00", "b15"]
-    assert PipelineSpec.model_validate({**BASE, "partitions": 256}).partition_names[::255] == [
-        "b000",
-        "b255",
-    ]
+    many = PipelineSpec.model_validate({**BASE, "partitions": 256})
+    assert many.partition_names[::255] == ["b000", "b255"]
 
 
 @given(st.text(), st.integers(1, 256))

@@ -93,7 +93,7 @@ def watch(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", fuse.wrap(os.replace))
     monkeypatch.setattr(Path, "replace", fuse.wrap(Path.replace))
     monkeypatch.setattr(EmbeddingCache, "put_many", fuse.wrap(EmbeddingCache.put_many))
-    for method in ("apply", "index", "keep"):
+    for method in ("apply", "index", "tag"):
         monkeypatch.setattr(LanceTable, method, fuse.wrap(getattr(LanceTable, method)))
     from lancedb.table import LanceTable as Lance
 

@@ -1,5 +1,4 @@
-"""Shards and manifests: whole or not there, equal bytes for equal rows, the number of partitions
-fixed."""
+"""Shards and manifests: whole or not there, equal bytes for equal rows, fixed partitions."""
 
 import json
 import os
@@ -42,12 +41,12 @@ def test_what_was_written_is_read_in_order_with_its_schema(tmp_path: Path) -> No
         yield batch(3, 10_000)
         statistics["seen"] = 10_000
 
-    made = shards.write("b00", SCHEMA, batches(), "inputs", "configuration", statistics)
-    assert (made.rows, made.statistics) == (10_000, {"seen": 10_000})
+    manifest = shards.write("b00", SCHEMA, batches(), "inputs", "configuration", statistics)
+    assert (manifest.rows, manifest.statistics) == (10_000, {"seen": 10_000})
     assert numbers(shards) == list(range(10_000))
     assert shards.schema("b00").equals(SCHEMA, check_metadata=True)
     assert shards.read_columns("b00", ["n"]).column_names == ["n"]
-    assert shards.manifest("b00") == made
+    assert shards.manifest("b00") == manifest
     assert shards.current("b00", "inputs", "configuration")
     assert not shards.current("b00", "inputs", "others")
     assert not shards.current("b00", "others", "configuration")
@@ -65,8 +64,8 @@ def test_a_partition_that_was_never_written_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", [0.0, 0.5])
 def test_a_shard_that_a_power_cut_left_short_was_never_made(tmp_path: Path, left: float) -> None:
     shards = Shards(tmp_path)
-    made = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "configuration", {})
-    os.truncate(tmp_path / made.shard, int(made.size_bytes * left))
+    manifest = shards.write("b00", SCHEMA, [batch(0, 100)], "inputs", "configuration", {})
+    os.truncate(tmp_path / manifest.shard, int(manifest.size_bytes * left))
     assert shards.manifest("b00") is None
     assert shards.current("b00", "inputs", "configuration") is None
     assert numbers(shards) == []
@@ -87,16 +86,14 @@ def test_equal_rows_make_equal_bytes_however_they_were_cut(tmp_path: Path) -> No
     cuts = [0, 1, 17, ROW_GROUP_ROWS - 1, ROW_GROUP_ROWS + 1, ROW_GROUP_ROWS * 2, rows]
     parts = [batch(first, last) for first, last in pairwise(cuts)]
     assert Shards(tmp_path / "b").write("b00", SCHEMA, parts, "", "", {}).digest == whole.digest
-    assert (
-        Shards(tmp_path / "c").write("b00", SCHEMA, [batch(0, rows - 1)], "", "", {}).digest
-        != whole.digest
-    )
+    fewer = Shards(tmp_path / "c").write("b00", SCHEMA, [batch(0, rows - 1)], "", "", {})
+    assert fewer.digest != whole.digest
     assert file_digest(tmp_path / "a" / whole.shard) == whole.digest
 
 
 def test_a_failed_write_leaves_the_partition_as_it_was_and_no_draft(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
-    made = shards.write("b00", SCHEMA, [batch(0, 5)], "", "", {})
+    manifest = shards.write("b00", SCHEMA, [batch(0, 5)], "", "", {})
 
     def fails():
         yield batch(5, 10)
@@ -104,9 +101,9 @@ def test_a_failed_write_leaves_the_partition_as_it_was_and_no_draft(tmp_path: Pa
 
     with pytest.raises(OSError, match="disk is full"):
         shards.write("b00", SCHEMA, fails(), "", "", {})
-    assert shards.manifest("b00") == made
+    assert shards.manifest("b00") == manifest
     assert numbers(shards) == list(range(5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["b00.json", made.shard])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["b00.json", manifest.shard])
 
 
 def test_old_shards_go_and_a_reader_that_has_begun_ends_in_peace(tmp_path: Path) -> None:
@@ -115,11 +112,11 @@ def test_old_shards_go_and_a_reader_that_has_begun_ends_in_peace(tmp_path: Path)
     shards.write("b01", SCHEMA, [batch(0, 1)], "", "", {})
     (tmp_path / "b00-0000.parquet").write_bytes(b"left by a killed process")
     reader = shards.read("b00")
-    read = [next(reader)]
-    made = shards.write("b00", SCHEMA, [batch(0, 3)], "", "", {})
-    read += list(reader)
-    assert sum(part.num_rows for part in read) == 9_000
-    assert [path.name for path in tmp_path.glob("b00-*")] == [made.shard]
+    batches = [next(reader)]
+    manifest = shards.write("b00", SCHEMA, [batch(0, 3)], "", "", {})
+    batches += list(reader)
+    assert sum(part.num_rows for part in batches) == 9_000
+    assert [path.name for path in tmp_path.glob("b00-*")] == [manifest.shard]
     assert numbers(shards, "b01") == [0]
 
 

@@ -16,6 +16,7 @@ from embedding_pipelines.schemas import (
     table_schema,
 )
 from embedding_pipelines.stores.base import Store
+from embedding_pipelines.vectors import unit
 
 WIDTH = 8
 SCHEMA = table_schema(
@@ -28,11 +29,11 @@ def vectors_of(names: list[str]) -> np.ndarray:
     if not names:
         return np.empty((0, WIDTH), np.float32)
     seeds = [int.from_bytes(digest(name.encode())[:4], "little") for name in names]
-    made = np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds])
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
+    vectors = np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds])
+    return unit(vectors).astype(np.float32)
 
 
-def copies_of(names: list[str]) -> np.ndarray:
+def rescoring_of(names: list[str]) -> np.ndarray:
     return np.rint(vectors_of(names) * 100).astype(np.int8)
 
 
@@ -51,7 +52,7 @@ def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
         "year": pa.array([2000 + len(name) for name in names], pa.int64()),
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),
         RESCORING_VECTOR: pa.FixedSizeListArray.from_arrays(
-            pa.array(copies_of(names).ravel()), WIDTH
+            pa.array(rescoring_of(names).ravel()), WIDTH
         ),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
@@ -80,45 +81,34 @@ def check_store(store: Store, folder: Path) -> None:
     second = table.version
     assert second is not None
     assert second > first
-    everything = {
-        row["chunk_id"]: row for part in table.scan(SCHEMA.names) for row in part.to_pylist()
-    }
+    newest = pa.Table.from_batches(table.scan(SCHEMA.names)).to_pylist()
+    everything = {row["chunk_id"]: row for row in newest}
     assert sorted(everything) == ["a", "bb", "d", 'say "c"']
     assert everything["bb"]["text"] == "other bb"
     assert table.rows(first) == 4  # an old version stays as it was
-    old = {
-        name
-        for part in table.scan(["chunk_id"], version=first)
-        for name in part["chunk_id"].to_pylist()
-    }
-    assert old == {"a", "bb", "it's", 'say "c"'}
-    in_partition = [
-        name for part in table.scan(["chunk_id"], "b01") for name in part["chunk_id"].to_pylist()
-    ]
-    assert sorted(in_partition) == sorted(name for name in everything if len(name) % 2)
+    old = pa.Table.from_batches(table.scan(["chunk_id"], version=first))["chunk_id"].to_pylist()
+    assert sorted(old) == ["a", "bb", "it's", 'say "c"']
+    part = pa.Table.from_batches(table.scan(["chunk_id"], "b01"))["chunk_id"].to_pylist()
+    assert sorted(part) == sorted(name for name in everything if len(name) % 2)
 
-    found = table.search(vectors_of(["d"])[0], 3, "cosine", None, second).to_pylist()
-    assert found[0]["chunk_id"] == "d"
-    assert found[0]["_distance"] == pytest.approx(0, abs=1e-5)
-    assert [row["_distance"] for row in found] == sorted(row["_distance"] for row in found)
-    assert not {VECTOR, RESCORING_VECTOR} & found[0].keys()
-    with_copies = table.search(
-        vectors_of(["d"])[0], 3, "cosine", None, second, rescoring=True
-    ).to_pylist()
-    assert [row.pop(RESCORING_VECTOR) for row in with_copies] == copies_of(
-        [row["chunk_id"] for row in found]
-    ).tolist()
-    assert with_copies == found
-    assert (
-        "d"
-        not in table.search(vectors_of(["d"])[0], 10, "cosine", None, first)["chunk_id"].to_pylist()
-    )
-    assert len(table.search(vectors_of(["d"])[0], 100, "cosine", None, second)) == 4
-    filtered = table.search(vectors_of(["d"])[0], 10, "cosine", "cat = 'b' AND year = 2002", second)
-    assert filtered["chunk_id"].to_pylist() == ["bb"]
+    query = vectors_of(["d"])[0]
+    rows = table.search(query, 3, "cosine", None, second).to_pylist()
+    assert rows[0]["chunk_id"] == "d"
+    assert rows[0]["_distance"] == pytest.approx(0, abs=1e-5)
+    assert [row["_distance"] for row in rows] == sorted(row["_distance"] for row in rows)
+    assert not {VECTOR, RESCORING_VECTOR} & rows[0].keys()
+    wider = table.search(query, 3, "cosine", None, second, rescoring=True).to_pylist()
+    expected = rescoring_of([row["chunk_id"] for row in rows])
+    assert [row.pop(RESCORING_VECTOR) for row in wider] == expected.tolist()
+    assert wider == rows
+    older = table.search(query, 10, "cosine", None, first)
+    assert "d" not in older["chunk_id"].to_pylist()
+    assert len(table.search(query, 100, "cosine", None, second)) == 4
+    match = table.search(query, 10, "cosine", "cat = 'b' AND year = 2002", second)
+    assert match["chunk_id"].to_pylist() == ["bb"]
     for wrong in ("nocolumn = 1", "cat = ", "year = 'x' AND", "'"):
         with pytest.raises(StoreError, match=r"(?s)filter.*cannot be used.*cat") as caught:
-            table.search(vectors_of(["d"])[0], 1, "cosine", wrong, second)
+            table.search(query, 1, "cosine", wrong, second)
         assert ".rs" not in str(caught.value)
 
     table.tag({"release-1": first, "release-2": second})

@@ -1,5 +1,4 @@
-"""Tables of clustered vectors in every code, and how well a search finds in them what is
-nearest."""
+"""Tables of clustered vectors in every code, and how well searches find the nearest in them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,17 @@ from embedding_pipelines.search import encode_queries
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
+from embedding_pipelines.vectors import unit
 
 DIMENSIONS = 64
 
 
-def fitted(compression: str, vectors: np.ndarray) -> CodecChain:
+def fit_chain(compression: str, vectors: np.ndarray) -> CodecChain:
     """The chain that a pipeline file names so, fitted to `vectors` float32[n, d]."""
-    file = f"source: {{kind: csv, path: x.csv}}\nmodel: {{provider: hashing}}\ncompression: {compression}\n"
-    return CodecChain.fit(
-        parse_pipeline(file, "p", "p.yaml").compression, lambda: [vectors], vectors.shape[1]
-    )
+    file = "source: {kind: csv, path: x.csv}\nmodel: {provider: hashing}\n"
+    file += f"compression: {compression}\n"
+    compressors = parse_pipeline(file, "p", "p.yaml").compression
+    return CodecChain.fit(compressors, lambda: [vectors], vectors.shape[1])
 
 
 def build(folder: Path, codec: CodecChain, index_rows: int = 1_000, **options: Any) -> LanceTable:
@@ -32,9 +32,9 @@ def build(folder: Path, codec: CodecChain, index_rows: int = 1_000, **options: A
 def add(
     table: LanceTable, codec: CodecChain, vectors: np.ndarray, first: int, remove: list[str]
 ) -> None:
-    codes, *copies = vector_columns(table.options, codec)
+    codes, *rescoring = vector_columns(table.options, codec)
     schema = table_schema({"cat": "string"}, codes.type, "space")
-    for column in copies:
+    for column in rescoring:
         schema = schema.append(column)
     count = len(vectors)
     names = [f"{n}" for n in range(first, first + count)]
@@ -56,27 +56,23 @@ def add(
 def recall(
     table: LanceTable, codec: CodecChain, vectors: np.ndarray, names: list[int], queries: np.ndarray
 ) -> float:
-    """Share of the 10 nearest by the codec's own codes, computed exactly, that the search
-    returns."""
-    codes, asked = codec.encode(vectors), encode_queries(codec, queries)
+    """Share of the 10 nearest by the codec's own codes, computed exactly, that searches return."""
+    codes, query_codes = codec.encode(vectors), encode_queries(codec, queries)
     if codec.metric == "hamming":
-        bits, wanted = np.unpackbits(codes, axis=1), np.unpackbits(asked, axis=1)
-        scores = -np.array([(bits != row).sum(axis=1) for row in wanted]).astype(np.float32)
+        bits, query_bits = np.unpackbits(codes, axis=1), np.unpackbits(query_codes, axis=1)
+        scores = -np.array([(bits != row).sum(axis=1) for row in query_bits]).astype(np.float32)
     else:
-        left, right = codes.astype(np.float32), asked.astype(np.float32)
-        left /= np.linalg.norm(left, axis=1, keepdims=True)
-        right /= np.linalg.norm(right, axis=1, keepdims=True)
-        scores = right @ left.T
+        scores = unit(query_codes.astype(np.float32)) @ unit(codes.astype(np.float32)).T
     version, shares = table.version, []
     assert version is not None
     position = {name: at for at, name in enumerate(names)}
-    for query, row in zip(asked, scores, strict=True):
-        names_found = table.search(query, 10, codec.metric, None, version)["chunk_id"].to_pylist()
-        found = [position[int(name)] for name in names_found]
+    for query, row in zip(query_codes, scores, strict=True):
+        ids = table.search(query, 10, codec.metric, None, version)["chunk_id"].to_pylist()
+        places = [position[int(name)] for name in ids]
         worst = np.sort(row)[-10] - 1e-4  # equally near rows are equally right
-        shares.append(np.mean(row[found] >= worst) if len(found) == 10 else 0.0)
+        shares.append(np.mean(row[places] >= worst) if len(places) == 10 else 0.0)
     return float(np.mean(shares))
 
 
-def indexed(table: LanceTable) -> list[list[str]]:
+def list_indexed_columns(table: LanceTable) -> list[list[str]]:
     return [list(index.columns) for index in table._open().list_indices()]

@@ -16,7 +16,14 @@ from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered, overlap
-from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build, fitted, indexed, recall
+from embedding_pipelines_tests.stores.tables import (
+    DIMENSIONS,
+    add,
+    build,
+    fit_chain,
+    list_indexed_columns,
+    recall,
+)
 
 CHAINS = {
     "none": "[]",
@@ -37,19 +44,18 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
     tmp_path: Path, name: str
 ) -> None:
     vectors, queries = clustered(3_000, DIMENSIONS), clustered(40, DIMENSIONS, seed=5)
-    codec = fitted(CHAINS[name], vectors)
+    codec = fit_chain(CHAINS[name], vectors)
     table = build(tmp_path, codec)
     add(table, codec, vectors[:900], 0, [])
     assert table.index(codec.metric, 0) == 0
-    assert indexed(table) == []
+    assert list_indexed_columns(table) == []
     add(table, codec, vectors[900:2_000], 900, [])
     assert table.index(codec.metric, 0) == 2_000
-    assert indexed(table) == [[VECTOR]]
+    assert list_indexed_columns(table) == [[VECTOR]]
     assert recall(table, codec, vectors[:2_000], list(range(2_000)), queries) >= 0.98
 
-    add(
-        table, codec, vectors[2_000:2_300], 2_000, [f"{n}" for n in range(100)]
-    )  # an unindexed tail
+    first_names = [f"{n}" for n in range(100)]
+    add(table, codec, vectors[2_000:2_300], 2_000, first_names)  # an unindexed tail
     left = list(range(100, 2_300))
     assert recall(table, codec, vectors[100:2_300], left, queries) >= 0.98
     assert table.index(codec.metric, 2_000) == 2_000
@@ -58,9 +64,9 @@ def test_an_indexed_table_of_every_codec_finds_what_exact_search_finds(
     query = encode_queries(codec, queries[:1])[0]
     version = table.version
     assert version is not None
-    found = table.search(query, 50, codec.metric, "cat = 'c7'", version)
-    assert set(found["cat"].to_pylist()) == {"c7"}
-    assert len(found) == 50
+    rows = table.search(query, 50, codec.metric, "cat = 'c7'", version)
+    assert set(rows["cat"].to_pylist()) == {"c7"}
+    assert len(rows) == 50
     assert table.version == version
     if name in ("none", "binary"):
         assert overlap(codec, clustered(300, DIMENSIONS, seed=3)) > 0.3
@@ -77,12 +83,10 @@ def test_an_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) ->
     assert trained == 400
     add(table, codec, vectors[700:], 700, [])
     assert table.index("cosine", trained) == 1_500
-    assert (
-        recall(table, codec, vectors, list(range(1_500)), clustered(20, DIMENSIONS, seed=5)) >= 0.98
-    )
-    add(
-        table, codec, vectors[:1], 2_000, [f"{n}" for n in range(1_400)]
-    )  # far below the threshold again
+    queries = clustered(20, DIMENSIONS, seed=5)
+    assert recall(table, codec, vectors, list(range(1_500)), queries) >= 0.98
+    # Far below the threshold again.
+    add(table, codec, vectors[:1], 2_000, [f"{n}" for n in range(1_400)])
     table.index("cosine", 1_500)
     assert table.rows() == 101
 
@@ -117,9 +121,9 @@ def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_
     trained = table.index("cosine", 0)
     add(table, codec, vectors[500:501], 500, [f"{n}" for n in range(300)])
     trained = table.index("cosine", trained)
-    assert (indexed(table), trained) == ([[VECTOR]], 500)
+    assert (list_indexed_columns(table), trained) == ([[VECTOR]], 500)
     add(table, codec, vectors[501:502], 501, [f"{n}" for n in range(300, 400)])
-    assert (table.index("cosine", trained), indexed(table)) == (0, [])
+    assert (table.index("cosine", trained), list_indexed_columns(table)) == (0, [])
     rows = list(range(400, 502))
     assert recall(table, codec, vectors[rows], rows, vectors[400:420]) == 1
 
@@ -127,13 +131,9 @@ def test_a_table_that_has_shrunk_to_less_than_half_of_what_an_index_needs_loses_
 def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when_another_is_wanted(
     tmp_path: Path,
 ) -> None:
-    """With the refine factor that suits it; measured on 12,000 vectors, of which 2,000 came after
-    its training."""
-    codec, vectors, queries = (
-        CodecChain([], DIMENSIONS),
-        clustered(12_000, DIMENSIONS),
-        clustered(40, DIMENSIONS, 5),
-    )
+    """With the refine factor that suits it; 2,000 of the 12,000 vectors came after its training."""
+    codec, vectors = CodecChain([], DIMENSIONS), clustered(12_000, DIMENSIONS)
+    queries = clustered(40, DIMENSIONS, 5)
     trained = 0
     for kind, options in INDICES.items():
         table = build(tmp_path, codec, 10_000, index=kind)
@@ -145,10 +145,8 @@ def test_every_kind_of_index_finds_what_exact_search_finds_and_is_made_anew_when
         assert trained == 10_000
         assert kinds(table) == [options.lance]
         version = table.version
-        assert (table.index("cosine", trained), table.version) == (
-            trained,
-            version,
-        )  # nothing is left to do
+        assert table.index("cosine", trained) == trained
+        assert table.version == version  # nothing was left to do
         add(table, codec, vectors[10_000:], 10_000, [])
         assert recall(table, codec, vectors, list(range(12_000)), queries) >= 0.95
     exact = build(tmp_path, codec, 10_000, index="none")
@@ -172,31 +170,26 @@ def test_more_refining_finds_more(tmp_path: Path) -> None:
     queries, everything = clustered(40, DIMENSIONS, seed=5), list(range(12_000))
     add(build(tmp_path, codec), codec, vectors, 0, [])
     build(tmp_path, codec, index="rq").index("cosine", 0)
-    found = {
-        refine: recall(
-            build(tmp_path, codec, index="rq", refine=refine), codec, vectors, everything, queries
-        )
-        for refine in (1, 3, 10)
-    }
-    assert found[1] < found[3] < found[10]
+    recalls = []
+    for refine in (1, 3, 10):
+        table = build(tmp_path, codec, index="rq", refine=refine)
+        recalls.append(recall(table, codec, vectors, everything, queries))
+    assert recalls[0] < recalls[1] < recalls[2]
 
 
 def test_more_probes_find_more(tmp_path: Path) -> None:
     rows = 40_000  # with 12,000 LanceDB makes an index of one part
-    codec, vectors, everything = (
-        CodecChain([], DIMENSIONS),
-        clustered(rows, DIMENSIONS),
-        list(range(rows)),
-    )
+    codec, vectors = CodecChain([], DIMENSIONS), clustered(rows, DIMENSIONS)
+    everything = list(range(rows))
     # Queries from anywhere: their neighbours lie in several parts of the index.
     queries = unit(np.random.default_rng(7).standard_normal((40, DIMENSIONS), dtype=np.float32))
     add(build(tmp_path, codec), codec, vectors, 0, [])
     build(tmp_path, codec).index("cosine", 0)
-    found = {
-        probes: recall(build(tmp_path, codec, nprobes=probes), codec, vectors, everything, queries)
-        for probes in (1, 20)
-    }
-    assert found[1] < 0.9 < 0.99 < found[20]
+    recalls = []
+    for probes in (1, 20):
+        table = build(tmp_path, codec, nprobes=probes)
+        recalls.append(recall(table, codec, vectors, everything, queries))
+    assert recalls[0] < 0.9 < 0.99 < recalls[1]
 
 
 @pytest.mark.parametrize(

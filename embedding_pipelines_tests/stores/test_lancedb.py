@@ -32,7 +32,7 @@ def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_
     table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(2_000)])])
     table.index("cosine", 0)
     whole, first = table.size_bytes(), table.version
-    kept: dict[str, int] = {}
+    tags: dict[str, int] = {}
     for n in range(MAX_SMALL_FILES + 1):
         if n == 2:
             time.sleep(1.2)  # what is less than a second older than the oldest kept version stays
@@ -41,18 +41,16 @@ def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_
         table.index("cosine", 2_000)
         version = table.version
         assert version is not None
-        kept = {
-            **{tag: older for tag, older in kept.items() if tag != f"release-{n - 2}"},
-            f"release-{n}": version,
-        }
-        table.tag(kept)
+        tags.pop(f"release-{n - 2}", None)
+        tags[f"release-{n}"] = version
+        table.tag(tags)
         if n < MAX_SMALL_FILES - 1:
             assert table.size_bytes() - grown < 0.1 * whole
     versions = {entry["version"] for entry in table._open().list_versions()}
     assert first not in versions  # the compaction of the last but one update took it away
-    assert set(kept.values()) <= versions
+    assert set(tags.values()) <= versions
     assert table._open().stats()["fragment_stats"]["num_fragments"] < 4
-    assert all(table.rows(version) == 2_000 for version in kept.values())
+    assert all(table.rows(version) == 2_000 for version in tags.values())
 
 
 def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
@@ -63,15 +61,16 @@ def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
     assert table._open().stats()["fragment_stats"]["lengths"]["max"] == 500
 
 
-def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
+def test_the_version_is_the_one_of_lancedb(tmp_path: Path) -> None:
     """It is read from file names: compared after every kind of change that a table here goes
     through."""
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
 
     def agree() -> int:
-        told = int(table._open().version)
-        assert table.version == LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).version == told
-        return told
+        version = int(table._open().version)
+        other = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+        assert table.version == other.version == version
+        return version
 
     table.apply(SCHEMA, [], [])
     assert agree() == 1
@@ -99,22 +98,23 @@ def test_the_version_is_the_one_lancedb_tells(tmp_path: Path) -> None:
     assert agree() == second + 1
 
 
-def test_the_version_is_told_without_importing_lancedb(tmp_path: Path) -> None:
+def test_the_version_is_known_without_importing_lancedb(tmp_path: Path) -> None:
     LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).apply(SCHEMA, [], [batch(["a"])])
     script = (
-        "import sys; from pathlib import Path; from embedding_pipelines.stores.lancedb import Lancedb, LanceTable\n"
+        "import sys; from pathlib import Path\n"
+        "from embedding_pipelines.stores.lancedb import Lancedb, LanceTable\n"
         "print(LanceTable(Path(sys.argv[1]), 'p-1', Lancedb()).version, 'lancedb' in sys.modules)"
     )
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split() == ["2", "False"]
+    assert done.stdout.split() == ["2", "False"]
 
 
 def test_manifests_of_another_naming_are_left_to_lancedb(tmp_path: Path) -> None:
     options = {"new_table_enable_v2_manifest_paths": "false"}
-    made = lancedb.connect(tmp_path).create_table("p-1", schema=SCHEMA, storage_options=options)
-    made.add(pa.Table.from_batches([batch(["a"])]))
+    table = lancedb.connect(tmp_path).create_table("p-1", schema=SCHEMA, storage_options=options)
+    table.add(pa.Table.from_batches([batch(["a"])]))
     assert {file.name for file in (tmp_path / "p-1.lance" / "_versions").glob("*.manifest")} == {
         "1.manifest",
         "2.manifest",
@@ -136,17 +136,14 @@ def test_a_filter_finds_its_rows_wherever_they_lie(tmp_path: Path) -> None:
     filter."""
     vectors = np.random.default_rng(0).normal(0, 0.02, (20_000, 16)).astype(np.float32)
     vectors[::2, 0] += 1
-    vectors[1::2, 0] -= (
-        1  # two partitions, opposite to each other; the filters pass rows of the second alone
-    )
+    vectors[1::2, 0] -= 1  # two opposite parts; the filters pass only rows of the second
     codec = CodecChain([], 16)
     table = build(tmp_path, codec, nprobes=1)
     add(table, codec, vectors, 0, [])
     table.index("cosine", 0)
     version = table.version
     assert version is not None
-    found = table.search(vectors[0], 2_000, "cosine", "cat = 'c7'", version)
-    assert len(found) == 1_000
+    assert len(table.search(vectors[0], 2_000, "cosine", "cat = 'c7'", version)) == 1_000
     assert len(table.search(vectors[0], 10, "cosine", "document_id = '27'", version)) == 1
 
 
@@ -157,8 +154,8 @@ def test_searches_work_inside_an_event_loop_and_in_threads(tmp_path: Path) -> No
     assert version is not None
 
     def nearest(name: str) -> str:
-        found = table.search(vectors_of([name])[0], 1, "cosine", None, version)
-        return str(found["chunk_id"][0].as_py())
+        rows = table.search(vectors_of([name])[0], 1, "cosine", None, version)
+        return str(rows["chunk_id"][0].as_py())
 
     async def within() -> str:
         return nearest("b")
@@ -174,3 +171,9 @@ def test_a_table_of_many_rows_is_scanned_whole(tmp_path: Path) -> None:
     add(table, codec, clustered(20_000, DIMENSIONS), 0, [])
     assert sum(part.num_rows for part in table.scan(["chunk_id"])) == 20_000
     assert sum(part.num_rows for part in table.scan(["chunk_id"], "b00")) == 20_000
+    before, gone = table.version, [f"{number}" for number in range(0, 20_000, 3)]
+    add(table, codec, clustered(5, DIMENSIONS), 50_000, gone)
+    names = [name for part in table.scan(["chunk_id"]) for name in part["chunk_id"].to_pylist()]
+    rest = [f"{number}" for number in range(20_000) if number % 3]
+    assert names == [*rest, *(f"{number}" for number in range(50_000, 50_005))]
+    assert sum(part.num_rows for part in table.scan(["chunk_id"], version=before)) == 20_000

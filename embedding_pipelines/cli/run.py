@@ -1,0 +1,110 @@
+"""Commands that bring pipelines up to date: `run`, and `plan`, which says what a run would do."""
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embedding_pipelines.cli.common import Names, Outcomes, Output, Problem, load_specs, open_run
+from embedding_pipelines.environment import home as home_folder
+from embedding_pipelines.environment import instance_folder
+from embedding_pipelines.errors import EmbeddingPipelinesError
+
+if TYPE_CHECKING:
+    from embedding_pipelines.spec.pipeline import PipelineSpec
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    names: Names = None,
+    retry_rejected: Annotated[
+        bool,
+        typer.Option("--retry-rejected", help="Send texts again that the provider rejected."),
+    ] = False,
+) -> Outcomes:
+    """Read what changed, embed what is new, check, release.
+
+    Stop it at any time: it keeps what it embedded, and the next run goes on from there.
+    """
+    from embedding_pipelines.steps.embeddings import retry_rejected as retry
+
+    specs, problems = load_specs(names)
+    yield from problems
+    if problems and names:
+        return
+    if retry_rejected:
+        for spec in specs:
+            retry(open_run(spec))
+    for spec in specs:
+        try:
+            result, problem = run_one(spec)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "What was embedded is kept: the same command goes on from there."
+            ) from None
+        yield Output([result])
+        if problem:
+            yield Problem(f"{spec.name}: {problem}", spec.name)
+
+
+def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any], str]:
+    """Bring a pipeline up to date, with its progress on the terminal: what was done, and the error
+    that ended it, if one did.
+
+    With a reason, release the newest table version as it is, though checks of its quality failed.
+    """
+    from embedding_pipelines.cli.terminal import TerminalProgress, make_console
+    from embedding_pipelines.steps.chain import steps_of, up_to_date
+
+    run_id, problem = None, ""
+    steps = [step.name for step in steps_of(spec)]
+    with TerminalProgress(make_console(), spec.name, steps) as progress:
+        reports = None
+        if not force_reason:
+            with open_run(spec) as run:
+                reports = up_to_date(run, instance_folder(home_folder()))
+        if reports is None:
+            from embedding_pipelines.orchestration.launch import run_pipeline
+
+            outcome = run_pipeline(home_folder(), spec, progress, force_reason)
+            run_id, problem = outcome.run_id, outcome.problem
+        for report in reports or ():
+            progress.finish(report)
+    rows = [
+        {
+            "step": report.step,
+            "changed": report.changed,
+            "seconds": round(report.seconds, 3),
+            **report.statistics,
+        }
+        for report in progress.reports
+    ]
+    result = {"pipeline": spec.name, "run_id": run_id, "notes": progress.notes, "steps": rows}
+    return result, problem
+
+
+@app.command()
+def plan(names: Names = None) -> Outcomes:
+    """Say what a run would do, cost and take.
+
+    It reads and cuts documents in a copy. It calls no provider and changes nothing.
+    """
+    from embedding_pipelines.cli.terminal import make_console, print_statistics
+    from embedding_pipelines.plan import plan as make_plan
+
+    specs, problems = load_specs(names)
+    yield from problems
+    if problems and names:
+        return
+    for number, spec in enumerate(specs):
+        try:
+            with open_run(spec) as run:
+                row = vars(make_plan(run))
+        except EmbeddingPipelinesError as error:
+            yield Problem(f"{spec.name}: {error}", spec.name)
+            continue
+        statistics = {name: value for name, value in row.items() if name != "pipeline"}
+        title = f"\n{spec.name}" if number else spec.name
+        yield Output([row], partial(print_statistics, make_console(), title, statistics))

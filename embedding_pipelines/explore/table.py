@@ -1,0 +1,152 @@
+"""The live release of a pipeline as rows that other tools take: ids, text, metadata and vectors."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.releases import live_release
+from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.search import as_frame
+from embedding_pipelines.storage.warehouse import Warehouse, write_table
+from embedding_pipelines.vectors import Vectors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# exact: as the model gave them, from the embedding cache; stored: decoded from the table's codes.
+Kind = Literal["exact", "stored"]
+
+OWN_COLUMNS = ("chunk_id", "document_id", "start", "end", "text")
+
+
+def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.DataFrame":
+    """The live release of a pipeline: ids, offsets, text, metadata and `vector`, an array
+    float32[d] each.
+
+    `vectors`: "exact" as the model gave them, "stored" as far as the compression has kept them,
+    None for none. `np.stack(frame["vector"])` is the matrix. Raises ReleaseError without a release,
+    StoreError if a vector is not in the embedding cache, ConfigError without pandas.
+    """
+    table = LiveTable(home, name)
+    return as_frame(pa.Table.from_batches(table.read(vectors), table.schema(vectors)))
+
+
+class LiveTable:
+    """The live release of a pipeline, read batch by batch, in the same order each time.
+
+    Raises ReleaseError if nothing was released yet.
+    """
+
+    def __init__(self, home: Path, name: str) -> None:
+        self.warehouse = Warehouse(home)
+        self.folder = self.warehouse.pipeline(name)
+        self.release = live_release(self.folder)
+        self.codec = CodecChain.load(self.folder.codecs / self.release.codec)
+        self.space = self.release.space.with_codec(None)  # of the vectors that are read
+        self.table = self.release.spec.store.table(self.warehouse.tables, self.release.table)
+
+    def schema(self, vectors: Kind | None, columns: Sequence[str] | None = None) -> pa.Schema:
+        """What `read` yields; the space id is in its metadata."""
+        types = {name: CHUNK_COLUMNS[name] for name in OWN_COLUMNS} | {
+            name: METADATA_TYPES[kind]
+            for name, kind in self.release.spec.source.metadata_types.items()
+        }
+        fields = {name: types[name] for name in columns or types}
+        if vectors:
+            fields[VECTOR] = pa.list_(pa.float32(), self.space.dimensions)
+        return pa.schema(fields, metadata={SPACE_ID_KEY: self.space.id.encode()})
+
+    def read(
+        self, vectors: Kind | None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Some columns of all rows, by default all but the vectors, and `vector` if a kind of it is
+        named. Raises StoreError if an exact vector is not in the embedding cache."""
+        schema = self.schema(vectors, columns)
+        names = [name for name in schema.names if name != VECTOR]
+        exact = vectors == "exact" and bool(self.codec.codecs)  # else the table holds them
+        source = ["chunk_id", "text"] if exact else [VECTOR] if vectors else []
+        with EmbeddingCache(self.warehouse.cache if exact else Path(":memory:")) as cache:
+            for batch in self.table.scan(
+                list(dict.fromkeys([*names, *source])), version=self.release.version
+            ):
+                if not batch.num_rows:
+                    continue
+                arrays = [batch[name] for name in names]
+                if vectors:
+                    matrix = self._exact(batch, cache) if exact else self._stored(batch)
+                    numbers = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
+                    arrays.append(pa.FixedSizeListArray.from_arrays(numbers, self.space.dimensions))
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+    def sample(
+        self, rows: int, vectors: Kind, columns: Sequence[str]
+    ) -> tuple[NDArray[np.int64], pa.Table]:
+        """At most `rows` rows by chance, the same each time: their numbers, which rise, and what
+        `read` yields of them."""
+        total = self.release.rows
+        random = np.random.default_rng(self.release.spec.seed)
+        numbers = np.sort(random.choice(total, min(rows, total), replace=False))
+        parts, done = [], 0
+        for batch in self.read(vectors, columns):
+            start, end = np.searchsorted(numbers, [done, done + batch.num_rows])
+            parts.append(batch.take(pa.array(numbers[start:end] - done)))
+            done += batch.num_rows
+        return numbers, pa.Table.from_batches(parts, self.schema(vectors, columns))
+
+    def _stored(self, batch: pa.RecordBatch) -> Vectors:
+        """float32[n, d] that the codes of a batch stand for."""
+        codes = batch[VECTOR].flatten().to_numpy(zero_copy_only=False)
+        return self.codec.decode(codes.reshape(batch.num_rows, -1))
+
+    def _exact(self, batch: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:
+        """float32[n, d] that the texts of a batch were embedded to."""
+        texts = batch["text"].to_pylist()
+        keys = [cache.key(self.space.id, "document", text) for text in texts]
+        vectors = cache.get_many(list(dict.fromkeys(keys)), self.space.dimensions)
+        for name, key in zip(batch["chunk_id"].to_pylist(), keys, strict=True):
+            if key not in vectors:
+                raise StoreError(
+                    f"The vector of chunk {name!r} is not in the embedding cache "
+                    f"{self.warehouse.cache}. Put the cache back, or take the vectors that are "
+                    "stored in the table: vectors='stored', on the command line --vectors stored."
+                )
+        return np.stack([vectors[key] for key in keys])
+
+
+def matrix(rows: pa.RecordBatch | pa.Table) -> Vectors:
+    """The vectors of rows that `LiveTable` has read, float32[n, d]."""
+    column = rows[VECTOR]
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    vectors: Vectors = column.flatten().to_numpy().reshape(rows.num_rows, column.type.list_size)
+    return vectors
+
+
+def check_file(path: Path) -> None:
+    """ConfigError unless rows can be written to a file of this name."""
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{path}: name a file that ends in .csv or .parquet.")
+
+
+def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write a CSV or Parquet file as rows come, in place of the one before once all are there."""
+    if path.suffix == ".parquet":
+        write_table(path, schema, batches)
+        return
+    from pyarrow.csv import CSVWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with CSVWriter(draft, schema) as file:
+            for batch in batches:
+                file.write_batch(batch)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

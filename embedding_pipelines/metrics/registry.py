@@ -1,0 +1,8 @@
+"""All metrics: the `Metric` objects of this folder and those that other packages register, first
+those of which more is better."""
+
+from embedding_pipelines.metrics.base import Metric
+from embedding_pipelines.plugins import objects
+
+_OBJECTS = objects("metrics", Metric)
+METRICS = {metric.name: metric for metric in sorted(_OBJECTS.values(), key=lambda m: m.direction)}

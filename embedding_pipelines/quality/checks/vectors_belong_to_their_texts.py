@@ -1,0 +1,54 @@
+"""Stored vectors are those that their texts get when embedded again."""
+
+import numpy as np
+
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
+from embedding_pipelines.quality.queries import has_vector
+from embedding_pipelines.run import Run
+from embedding_pipelines.vectors import Vectors, cosine
+
+LEAST_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones
+LEAST_COSINE_OF_BITS = 0.95  # one bit in forty may lie so near to zero that it turns
+
+
+class VectorsBelongToTheirTexts(Check):
+    needs_stored_codes = True
+
+    def cost(self, run: Run) -> int:
+        manifests = map(run.folder.chunks.manifest, run.spec.partition_names)
+        means = [
+            entry.statistics["tokens"] / entry.rows for entry in manifests if entry and entry.rows
+        ]
+        return round(run.spec.evaluation.embedded_again * max(means, default=0))
+
+    def collect(self, candidate: Candidate) -> None:
+        """Past the cache; both sides are compared as the codec leaves them, worst chunks first."""
+        names, codec = sorted(candidate.codes), candidate.codec
+        texts = [candidate.texts[name] for name in names]
+        cosines: Vectors = np.empty(0, np.float32)
+        if names:
+            fresh = candidate.embed(texts, "document", use_cache=False)
+            sound = has_vector(fresh)  # what the provider rejects today proves nothing
+            today = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
+            codes = np.stack([candidate.codes[name] for name in names])
+            # int8 may stand in a wider column.
+            stored = codec.decode(codes.astype(np.int8) if codec.dtype == "int8" else codes)
+            cosines = np.where(sound, cosine(stored, today, both_zero=1), np.float32(1))
+        candidate.stored_cosines = cosines
+        candidate.collected[self.name] = [names[row] for row in np.argsort(cosines)]
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        least, worst = candidate.metrics["stored_cosine"], candidate.collected[self.name]
+        is_binary = candidate.codec.dtype == "binary"
+        passed = least >= (LEAST_COSINE_OF_BITS if is_binary else LEAST_COSINE)
+        sentence = (
+            f"{len(worst)} stored vectors are those of their texts (cosine {least:.4f} or more)."
+        )
+        if not passed:
+            sentence = (
+                f"Chunk {worst[0]!r} is stored with another vector than its text has (cosine "
+                f"{least:.4f}, the worst of {len(worst)} chunks): vectors stand beside texts that "
+                "are not theirs, or the model embeds otherwise than when they were written."
+            )
+        statistics = {"cosine": least, "looked_at": len(worst), "worst": worst[:5]}
+        return self.outcome(passed, sentence, statistics)

@@ -1,0 +1,298 @@
+"""A candidate for a release, and what is gathered of it: one pass over embeddings and chunks, one
+over the table, then a search for each query as a user would make it."""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embedding_pipelines.compression.base import CodecChain, code_width
+from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.metrics.drift import Sketch
+from embedding_pipelines.metrics.evidence import Evidence, Search
+from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctCount
+from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K
+from embedding_pipelines.providers.base import NORM_TOLERANCE, InputType
+from embedding_pipelines.quality.queries import (
+    KnownItemQuery,
+    Qrels,
+    has_vector,
+    known_item_queries,
+    read_pairs,
+    read_qrels,
+)
+from embedding_pipelines.releases import Release, search_alike
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import VECTOR, digest
+from embedding_pipelines.search import as_numbers, encode_queries, nearest
+from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
+
+QRELS_K = 100  # chunks that a query with relevance judgements asks for
+SAMPLE = 5_000  # vectors that are compared with one another
+NEIGHBOURS = 128  # chunks whose nearest other is looked for, and queries that test an index
+GROWTH = 1.25  # of the table, from which on known items may come later: there is more to find
+
+
+@dataclass(kw_only=True)
+class Candidate(Evidence):
+    """A table version that may be released, what its searches need, and what was gathered of it."""
+
+    run: Run
+    codec: CodecChain
+    table: Table
+    name: str  # of the table
+    version: int
+    rows: int
+    has_index: bool
+    source_rows: int  # that were read from the source's files
+    live: Release | None
+    budget: BudgetTracker  # what the checks may cost
+    # Known items, with float32[n, d] of their queries and target passages.
+    items: list[KnownItemQuery] = field(default_factory=list)
+    queries: Vectors = field(init=False)
+    targets: Vectors = field(init=False)
+    judgements: Qrels | None = None
+    has_judged_document: bool = False  # in the table
+    # Faults by name, and how many vectors have them.
+    faults: Counter[str] = field(default_factory=Counter)
+    rejected: list[str] = field(default_factory=list)  # ids of the chunks without a vector
+    rejected_documents: int = 0  # of whose chunks none is in the table
+    documents: int = 0  # in the table
+    duplicate_rows: int = 0  # chunk ids that came before
+    # Some chunks: their texts, and their codes in the table.
+    texts: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, Vectors] = field(default_factory=dict)
+    collected: dict[str, Any] = field(default_factory=dict)  # by check, for itself
+    metrics: dict[str, float] = field(default_factory=dict)
+    query_metrics: dict[str, dict[str, float]] = field(default_factory=dict)  # by metric, by query
+
+    @property
+    def has_only_grown(self) -> bool:
+        """Whether it is the live release with much more data: what is looked for may then come
+        later."""
+        if self.live is None or self.rows <= self.live.rows * GROWTH:
+            return False
+        space = self.run.model.space.with_codec(self.codec.id)
+        return space == self.live.space and search_alike(self.run.spec, self.live.spec)
+
+    def embed(self, texts: Sequence[str], input_type: InputType, use_cache: bool = True) -> Vectors:
+        """Vectors float32[len(texts), d] within the budget, rows of NaN for what the provider
+        rejects. Raises as `embed`."""
+        cache = self.run.cache if use_cache else None
+        return embed_all(texts, self.run.model, cache, input_type, self.budget).vectors
+
+
+def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
+    """All that takes a pass over the data. Raises as `embed`, and ConfigError for the files of
+    `evaluation:`.
+
+    `chosen` are the rows, by partition and rising, of the chunks whose text and code to keep.
+    """
+    candidate.judgements = read_qrels(candidate.run)
+    items = known_item_queries(candidate.run, candidate.run.spec.evaluation.known_items)
+    queries = candidate.embed([item.query for item in items], "query")
+    targets = candidate.embed([item.target for item in items], "document")
+    sound = has_vector(queries) & has_vector(targets)
+    candidate.items = list(itertools.compress(items, sound))
+    candidate.queries, candidate.targets = queries[sound], targets[sound]
+    _read_embeddings(candidate, chosen)
+    _read_table(candidate)
+
+
+def search(candidate: Candidate) -> None:
+    """What the table returns for each query, and what compression does to vectors. Raises as
+    `gather`, and ConfigError if the relevance judgements are of no document in the table."""
+    if candidate.sample is not None:
+        candidate.decoded = candidate.codec.decode(candidate.codec.encode(candidate.sample))
+    _search_known_items(candidate)
+    _search_judged_queries(candidate)
+    _embed_pairs(candidate)
+
+
+def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
+    """The exact neighbours of the queries in the model's own space, and what concerns the vectors
+    alone."""
+    run, label = candidate.run, candidate.run.spec.evaluation.label
+    manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)
+    total = sum(manifest.rows for manifest in manifests if manifest)
+    generator = np.random.default_rng(run.spec.seed)
+    numbers = np.sort(generator.choice(total, min(total, SAMPLE), replace=False))
+    exact, distinct, sketch = ExactSearch(candidate.queries, TIES * K), DistinctCount(), Sketch()
+    near, near_ids, sample = ExactSearch(candidate.queries[:0], 2), list[str](), list[Vectors]()
+    for partition, ids, vectors, chunks in _blocks(candidate, chosen):
+        if not near_ids:
+            some = generator.choice(len(ids), min(len(ids), NEIGHBOURS), replace=False)
+            near, near_ids = ExactSearch(vectors[some], 2), [ids[row] for row in some]
+        exact.add(ids, vectors)
+        near.add(ids, vectors)
+        distinct.add_vectors(vectors)
+        sketch.add(partition, ids, vectors)
+        start, end = np.searchsorted(numbers, [candidate.vectors, candidate.vectors + len(ids)])
+        rows = numbers[start:end] - candidate.vectors
+        sample.append(vectors[rows])
+        candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
+        candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
+        candidate.vectors += len(ids)
+    candidate.exact = exact.result()
+    if candidate.vectors:
+        candidate.distinct, candidate.sketch = distinct.distinct, sketch
+        candidate.sample = np.concatenate(sample)
+        candidate.nearest_other = _nearest_other(near, near_ids)
+
+
+def _blocks(
+    candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]
+) -> Iterator[tuple[str, list[str], Vectors, pa.RecordBatch]]:
+    """Partition, chunk ids, vectors and chunks of all that have a sound vector; none where chunks
+    and embeddings are not of one another or of the model. Faults are counted on the way."""
+    run, space = candidate.run, candidate.run.model.space
+    label = run.spec.evaluation.label
+    for partition in run.spec.partition_names:
+        numbers, done = chosen.get(partition, np.empty(0, np.int64)), 0
+        columns = ["tokens", *([label] if label else []), *(["text"] if len(numbers) else [])]
+        chunk_batches = run.folder.chunks.read(partition, columns)
+        for batch in run.folder.embeddings.read(partition, ["chunk_id", VECTOR]):
+            mask = pc.is_valid(batch[VECTOR])
+            candidate.rejected += batch["chunk_id"].filter(pc.invert(mask)).to_pylist()
+            vectors = to_matrix(batch[VECTOR].filter(mask))
+            norms = np.linalg.norm(vectors, axis=1)
+            finite = np.isfinite(norms)
+            off = np.abs(norms[finite] - 1) > NORM_TOLERANCE
+            candidate.faults.update(
+                vectors=len(vectors),
+                not_finite=int((~finite).sum()),
+                zero=int((norms == 0).sum()),
+                not_normalized=int(off.sum()) if space.normalized else 0,
+            )
+            chunks = next(chunk_batches, None)
+            if chunks is None or (len(chunks), vectors.shape[1]) != (len(batch), space.dimensions):
+                continue
+            start, end = np.searchsorted(numbers, [done, done + len(chunks)])
+            rows, done = pa.array(numbers[start:end] - done), done + len(chunks)
+            if len(rows):
+                ids, texts = batch["chunk_id"].take(rows), chunks["text"].take(rows)
+                candidate.texts |= zip(ids.to_pylist(), texts.to_pylist(), strict=True)
+            if finite.any():
+                sound = pa.array(finite)
+                ids = batch["chunk_id"].filter(mask).filter(sound).to_pylist()
+                yield partition, ids, vectors[finite], chunks.filter(mask).filter(sound)
+
+
+def _nearest_other(near: ExactSearch, ids: list[str]) -> Vectors:
+    """The cosine float32[n] of each vector with the nearest one of another id."""
+    others = [
+        max((score for name, score in zip(row, scores, strict=False) if name != own), default=-1.0)
+        for own, row, scores in zip(ids, *near.result(), strict=True)
+    ]
+    return np.array(others, np.float32)
+
+
+def _read_table(candidate: Candidate) -> None:
+    """Ids, faults, the chosen rows' codes, and the exact nearest codes of the first queries."""
+    codec, table, first = candidate.codec, candidate.table, candidate.queries[:NEIGHBOURS]
+    width = table.schema(candidate.version).field(VECTOR).type.list_size
+    fits = width == code_width(codec.dimensions, codec.dtype)
+    exact: ExactSearch | None = None
+    if candidate.has_index and codec.rescoring_codec is None and len(first) and fits:
+        exact = ExactSearch(as_numbers(codec, encode_queries(codec, first)), TIES * K)
+    chosen = pa.array(list(candidate.texts), pa.string())
+    missing = {name.rpartition("#")[0] for name in candidate.rejected}
+    judged = candidate.judgements.documents if candidate.judgements else set()
+    chunks, documents = DistinctCount(), DistinctCount()
+    for batch in table.scan(["chunk_id", "document_id", VECTOR], version=candidate.version):
+        ids, codes = batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR])
+        names = pc.unique(batch["document_id"]).to_pylist()
+        chunks.add_names(ids)
+        documents.add_names(names)
+        missing.difference_update(names)
+        candidate.has_judged_document |= not judged.isdisjoint(names)
+        finite = np.ones(len(ids), bool)
+        if codec.dtype != "binary":  # of packed bits every pattern is sound, 0 too
+            norms = np.linalg.norm(codes.astype(np.float32), axis=1)
+            finite = np.isfinite(norms)
+            faults = int((~finite | (norms == 0)).sum())
+            candidate.faults.update(table_zero_or_not_finite=faults)
+        if exact is not None:
+            exact.add(list(itertools.compress(ids, finite)), as_numbers(codec, codes[finite]))
+        for row in np.flatnonzero(pc.is_in(batch["chunk_id"], chosen).to_numpy(False)):
+            candidate.codes[ids[row]] = codes[row].copy()
+    candidate.exact_codes = exact.result() if exact else None
+    candidate.rejected_documents, candidate.documents = len(missing), documents.distinct
+    candidate.duplicate_rows = chunks.all - chunks.distinct
+
+
+def _search_known_items(candidate: Candidate) -> None:
+    """What users get: what each search returns, how long it takes, and how high the target passage
+    of the query comes."""
+    codec, items = candidate.codec, candidate.items
+    if not items:
+        return
+    scores = _scores(codec, candidate.queries, candidate.targets)
+    for number, (item, vector) in enumerate(zip(items, candidate.queries, strict=True)):
+        candidate.run.progress.update("checks", number, len(items), "searches")
+        started = time.perf_counter()
+        rows = nearest(candidate.table, codec, vector, K, None, candidate.version)
+        milliseconds = (time.perf_counter() - started) * 1000
+        columns = (rows[name].to_pylist() for name in ("chunk_id", "document_id", "score"))
+        hits, score = list(zip(*columns, strict=True)), float(scores[number])
+        candidate.searches.append(Search(item.id, item.document_id, score, hits, milliseconds))
+
+
+def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
+    """The score that a search would give each document float32[n, d] for its query."""
+    copies = codec.encode_rescoring(documents)
+    if copies is not None:
+        return np.array(
+            [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]
+        )
+    left, right = encode_queries(codec, queries), codec.encode(documents)
+    if codec.metric == "hamming":
+        different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
+        agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
+        return agreeing
+    return cosine(left, right, both_zero=1)
+
+
+def _search_judged_queries(candidate: Candidate) -> None:
+    qrels = candidate.judgements
+    if qrels is None:
+        return
+    if not candidate.has_judged_document:
+        raise ConfigError(
+            f"evaluation.qrels: none of its {len(qrels.documents)} documents, such as "
+            f"{min(qrels.documents)!r}, is in the table. Write the ids that `source.id` names."
+        )
+    vectors = candidate.embed(list(qrels.queries.values()), "query")
+    for name, vector in itertools.compress(
+        zip(qrels.queries, vectors, strict=True), has_vector(vectors)
+    ):
+        rows = nearest(candidate.table, candidate.codec, vector, QRELS_K, None, candidate.version)
+        pairs = zip(rows["document_id"].to_pylist(), rows["score"].to_pylist(), strict=True)
+        candidate.rankings[name] = dict(reversed(list(pairs)))  # the nearest chunk of a document
+    candidate.qrels = qrels.relevance
+    candidate.query_ids = {
+        name: digest(text.encode(), str(sorted(qrels.relevance[name].items())).encode()).hex()
+        for name, text in qrels.queries.items()
+    }
+
+
+def _embed_pairs(candidate: Candidate) -> None:
+    pairs = read_pairs(candidate.run)
+    if not pairs:
+        return
+    texts = [left for left, _, _ in pairs] + [right for _, right, _ in pairs]
+    left, right = np.split(candidate.embed(texts, "document"), 2)
+    sound, codec = has_vector(left) & has_vector(right), candidate.codec
+    left, right = (codec.decode(codec.encode(side[sound])) for side in (left, right))
+    scores = [score for _, _, score in pairs]
+    candidate.pairs = left, right, list(itertools.compress(scores, sound))

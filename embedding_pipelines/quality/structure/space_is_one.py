@@ -1,0 +1,19 @@
+"""All partitions and the table are of the space that queries are embedded in."""
+
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
+from embedding_pipelines.schemas import SPACE_ID_KEY
+
+
+class SpaceIsOne(Check):
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        run, space = candidate.run, candidate.run.model.space
+        manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)
+        embedded = {entry.configuration for entry in manifests if entry}
+        metadata = candidate.table.schema(candidate.version).metadata or {}
+        stored = metadata.get(SPACE_ID_KEY, b"").decode()
+        queries = space.with_codec(candidate.codec.id).id
+        return self.outcome(
+            embedded == {space.id} and stored == queries,
+            f"table {stored[:12]}, queries {queries[:12]}",
+            {"embeddings": sorted(embedded), "table": stored, "queries": queries},
+        )

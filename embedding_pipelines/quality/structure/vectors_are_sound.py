@@ -1,0 +1,12 @@
+"""No vector is zero, NaN or infinite; normalized models give unit length."""
+
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
+
+
+class VectorsAreSound(Check):
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        faults = {fault: count for fault, count in candidate.faults.items() if count}
+        vectors = faults.pop("vectors", 0)
+        words = (f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
+        sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound")
+        return self.outcome(not faults, sentence, dict(candidate.faults))

@@ -1,0 +1,112 @@
+"""The commands `clusters`, `outliers` and `export`: short tables for people, all of it as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.explore.topics import ODD, write_topics
+
+
+def result_of(out: str) -> dict[str, Any]:
+    """The one result of a command that was asked for JSON."""
+    (result,) = json.loads(out)["results"]
+    return dict(result)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("built")
+    write_topics(home)
+    return home
+
+
+@pytest.fixture
+def command(
+    built: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.setenv(HOME_VARIABLE, str(built))
+    return Command(monkeypatch, capsys)
+
+
+def test_clusters_are_a_table_of_sizes_and_keywords(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    lines = command("clusters", "p", "-k", "3", "--to", str(file)).out.splitlines()
+    assert lines[0].split() == ["cluster", "rows", "keywords"]
+    assert [line.split()[0] for line in lines[1:4]] == ["0", "1", "2"]
+    assert sum(int(line.split()[1]) for line in lines[1:4]) == 123
+    assert lines[4:] == ["p, release 1: 123 rows in 3 clusters", f"rows are in {file}"]
+    assert len(pd.read_csv(file)) == 123
+
+
+def test_clusters_as_json_tell_everything(command: Command) -> None:
+    said = command("clusters", "p", "--json")
+    value = result_of(said.out)
+    assert value.keys() == {"pipeline", "release", "rows", "silhouette", "clusters", "file"}
+    assert value["clusters"][0].keys() == {
+        *("number", "label", "rows", "share", "cosine", "keywords", "examples")
+    }
+    assert 0 < value["silhouette"] < 1
+    lines = command("clusters", "p").out.splitlines()
+    assert lines[-1].endswith(f"clusters, silhouette {value['silhouette']:.3f}")
+    assert value["clusters"][0]["keywords"][0] in lines[1]
+
+
+def test_outliers_are_a_table_of_scores_and_texts(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    lines = command("outliers", "p", "-n", "3", "--to", str(file)).out.splitlines()
+    assert lines[0].split() == ["score", "document", "text"]
+    assert sorted(line.split(None, 2)[2] for line in lines[1:4]) == sorted(ODD)
+    assert lines[4].startswith("p, release 1: 3 of 123 rows; half of all have a score below 0.")
+    assert lines[5] == f"rows are in {file}"
+    assert sorted(pd.read_parquet(file)["text"]) == sorted(ODD)
+
+
+def test_outliers_as_json_tell_everything(command: Command) -> None:
+    value = result_of(command("outliers", "p", "--share", "0.02", "--json").out)
+    assert value.keys() == {"pipeline", "release", "rows", "typical", "outliers", "file"}
+    assert value["outliers"][0].keys() == {
+        *("score", "chunk_id", "document_id", "start", "end", "text")
+    }
+    assert len(value["outliers"]) == 2
+    assert len(result_of(command("outliers", "p", "--json").out)["outliers"]) == 20
+
+
+def test_export_tells_which_files_it_wrote(command: Command, built: Path, tmp_path: Path) -> None:
+    said = command("export", "p", "--to", "npy")
+    folder = built / "data" / "warehouse" / "exports" / "p-npy"
+    assert said.out.splitlines()[-3:] == [
+        "p, release 1: 123 rows of 64 dimensions, exact vectors",
+        str(folder / "rows.parquet"),
+        str(folder / "vectors.npy"),
+    ]
+    out = str(tmp_path / "out")
+    value = result_of(
+        command("export", "p", "--to", "parquet", "--out", out, "--vectors", "stored", "--json").out
+    )
+    assert (value["folder"], value["files"], value["vectors"]) == (out, ["table.parquet"], "stored")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["clusters", "q"], 1, "There is no pipeline 'q'"),
+        (["clusters", "p", "-k", "1000"], 1, "k is 1000; it must lie between 1 and"),
+        (["clusters", "p", "--to", "x.txt"], 1, "x.txt: name a file that ends in .csv or .parquet"),
+        (["outliers", "p", "-n", "1", "--share", "0.1"], 1, "not both"),
+        (["outliers", "p", "--to", "x.txt"], 1, "x.txt: name a file that ends in"),
+        (["export", "p", "--to", "nonsense"], 2, "nonsense"),
+        (["export", "p"], 2, "--to"),
+        (["export", "p", "--to", "npy", "--out", "/"], 1, "/ is there and is no export"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(
+    arguments: list[str], code: int, words: str, command: Command
+) -> None:
+    said = command(*arguments)
+    assert (said.code, said.out) == (code, "")
+    assert words in said.err

@@ -1,0 +1,400 @@
+"""Tries the installation in parts: each extra alone, in a new environment, at what it is for.
+
+    python scripts/try_extras.py                  all of them
+    python scripts/try_extras.py core report      just these
+
+The project is installed as a user would have it: a wheel, with the versions of constraints.txt. In
+the core alone every feature that lacks its extra has to end with one sentence that names it. Only
+Python itself is needed, and pip's packages; nothing else is fetched. Exit code 1 if one fails.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ANIMALS, DEEDS = ("cat", "dog", "bird", "horse", "mouse"), ("sleeps", "eats", "runs", "hides")
+PLACES = ("on a roof", "in the barn", "below the stairs", "near a river")
+TEXTS = [
+    f"The {animal} {deed} {place}." for animal in ANIMALS for deed in DEEDS for place in PLACES
+]
+QUERY, ANSWER = "the mouse hides near a river", "The mouse hides near a river."
+MINILM = "hf:sentence-transformers/all-MiniLM-L6-v2"
+SECONDS = 600  # of one command; TensorFlow is downloaded in two minutes on a slow line
+
+
+class Failed(Exception):
+    """A command did not do what it should."""
+
+
+class Environment:
+    """A new environment with one extra, and a home folder with one pipeline per model."""
+
+    def __init__(self, folder: Path, wheel: Path, extras: str) -> None:
+        self.python = folder / "venv" / "bin" / "python"
+        self.home = folder / "home"
+        (self.home / "pipelines").mkdir(parents=True)
+        (self.home / "data").mkdir()
+        rows = [f"{number},{text}" for number, text in enumerate(TEXTS)]
+        (self.home / "data" / "texts.csv").write_text("\n".join(["id,text", *rows, ""]))
+        self.variables = {
+            **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            "EMBEDDING_PIPELINES_HOME": str(self.home),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_STATE_HOME": str(folder / "state"),
+        }
+        run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], os.environ)
+        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-qq"]
+        what = f"embedding-pipelines{f'[{extras}]' if extras else ''} @ {wheel.as_uri()}"
+        # Not compiled: a use imports a tenth of it.
+        run([*pip, "--no-compile", "-c", str(ROOT / "constraints.txt"), what], os.environ)
+
+    def megabytes(self) -> int:
+        files = (path for path in self.python.parent.parent.rglob("*") if not path.is_symlink())
+        return round(sum(path.stat().st_size for path in files if path.is_file()) / 1e6)
+
+    def pipeline(self, name: str, model: str, more: str = "") -> None:
+        source = "source: {kind: csv, path: data/texts.csv, id: id, text: text}"
+        text = f"{source}\nmodel: {model}\npartitions: 2\n{more}"
+        (self.home / "pipelines" / f"{name}.yaml").write_text(text)
+
+    def command(self, *words: str) -> str:
+        """What `embedding-pipelines` prints; it has to end well."""
+        program = str(self.python.with_name("embedding-pipelines"))
+        return run([program, *words], self.variables, self.home)
+
+    def code(self, text: str) -> str:
+        return run([str(self.python), "-c", text], self.variables, self.home)
+
+    def finds(self, name: str) -> None:
+        """Run a pipeline, from its files to the release, and search it."""
+        self.command("run", name)
+        result = json.loads(self.command("search", name, QUERY, "-k", "1", "--json"))
+        expect(json.dumps(result), ANSWER)
+
+    def names(self, extra: str, *words: str) -> None:
+        """A command has to fail with one sentence that names the extra."""
+        try:
+            self.command(*words)
+        except Failed as error:
+            expect(str(error), f"pip install 'embedding-pipelines[{extra}]'")
+            if "Traceback" in str(error):
+                raise
+        else:
+            raise Failed(f"{' '.join(words)} works without the extra {extra}.")
+
+
+def run(words: list[str], variables: os._Environ[str] | dict[str, str], folder: Path = ROOT) -> str:
+    """A command's standard output; Failed with all that it printed if it ends otherwise than well."""
+    done = subprocess.run(
+        words, env=variables, cwd=folder, capture_output=True, text=True, timeout=SECONDS
+    )
+    if done.returncode:
+        raise Failed(f"$ {' '.join(words)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def expect(text: str, part: str) -> None:
+    if part not in text:
+        raise Failed(f"Expected {part!r} in: {text}")
+
+
+def vector(text: str, input_type: str) -> list[float]:
+    """A direction of a text's own: a number for each pair of letters, and one for its input type."""
+    numbers = [1e-3] * 64
+    numbers[len(input_type) % 64] += 1
+    for first, second in zip(text.lower(), text.lower()[1:], strict=False):
+        numbers[(ord(first) * 31 + ord(second)) % 64] += 1
+    length = sum(number**2 for number in numbers) ** 0.5
+    return [number / length for number in numbers]
+
+
+@contextlib.contextmanager
+def service() -> Iterator[str]:
+    """The address of a server that speaks as Cohere's and OpenAI's do."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            vectors = [
+                vector(text, body.get("input_type", ""))
+                for text in body.get("texts") or body["input"]
+            ]
+            reply: dict[str, object] = {"embeddings": {"float": vectors}}
+            if "input" in body:
+                data = [{"index": at, "embedding": each} for at, each in enumerate(vectors)]
+                reply = {"data": data, "model": body["model"], "object": "list"}
+            answer = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def core(environment: Environment) -> None:
+    """Files to search with a local and a hosted model; what is missing is named."""
+    environment.pipeline("toy", "{provider: hashing}")
+    environment.command("validate")
+    environment.command("plan", "toy")
+    environment.finds("toy")
+    with (environment.home / "data" / "texts.csv").open("a") as file:
+        file.write("new,A whale sings in the sea.\n")
+    environment.finds("toy")
+    expect(environment.command("search", "toy", "the whale sings", "-k", "1"), "A whale sings")
+    environment.command("rollback", "toy")
+    environment.command("status", "toy")
+    environment.variables |= {"COHERE_API_KEY": "none", "OPENAI_API_KEY": "none"}
+    with service() as address:
+        options = f"model: toy, dimensions: 64, base_url: {address}, tokenizer_of: estimate"
+        environment.pipeline("hosted", f"{{provider: cohere, {options}}}")
+        environment.finds("hosted")
+        environment.pipeline("openai", f"{{provider: openai, {options}}}")
+        environment.names("openai", "run", "openai")
+    environment.pipeline("local", MINILM)
+    environment.names("local", "run", "local")
+    environment.pipeline("word2vec", "{provider: word2vec, train: {}}")
+    environment.names("word2vec", "run", "word2vec")
+    (environment.home / "model").mkdir()
+    (environment.home / "model" / "saved_model.pb").touch()
+    environment.pipeline("tensorflow", "{provider: tensorflow, model: model}")
+    environment.names("tensorflow", "run", "tensorflow")
+    judged(environment)
+    environment.names("evaluation", "run", "judged")
+    environment.names("report", "report", "toy")
+
+
+def judged(environment: Environment) -> None:
+    """A pipeline whose queries have relevance judgements."""
+    data = environment.home / "data"
+    (data / "queries.csv").write_text(f"id,text\nq,{QUERY}\n")
+    (data / "qrels.csv").write_text(f"query-id,corpus-id,score\nq,{TEXTS.index(ANSWER)},1\n")
+    files = "{queries: data/queries.csv, qrels: data/qrels.csv}"
+    environment.pipeline("judged", "{provider: hashing}", f"evaluation: {files}\n")
+
+
+def evaluation(environment: Environment) -> None:
+    judged(environment)
+    environment.finds("judged")
+    found = environment.home.rglob("*.json")
+    expect(" ".join(path.read_text() for path in found), '"ndcg_at_10": 1.0')
+
+
+def report(environment: Environment) -> None:
+    environment.pipeline("toy", "{provider: hashing}")
+    environment.finds("toy")
+    environment.command("report", "toy", "--no-open")
+
+
+def local(environment: Environment) -> None:
+    """The error names the next extra, because a model's weights are none of this one."""
+    environment.pipeline("local", MINILM)
+    environment.variables |= {"HF_HUB_OFFLINE": "1"}
+    try:
+        environment.command("run", "local")
+    except Failed as error:
+        expect(str(error), "extra 'offline'")
+    else:
+        raise Failed("A model came from nowhere.")
+
+
+def offline(environment: Environment) -> None:
+    environment.pipeline("local", MINILM)
+    environment.finds("local")
+    (environment.home / "calibration.txt").write_text("\n".join(TEXTS * 3))
+    environment.pipeline("int8", int8_model())
+    environment.names("int8", "run", "int8")
+
+
+def int8_model() -> str:
+    name = MINILM.removeprefix("hf:")
+    return f"{{provider: hf, model: {name}, precision: int8, calibration: calibration.txt}}"
+
+
+def int8(environment: Environment) -> None:
+    (environment.home / "calibration.txt").write_text("\n".join(TEXTS * 3))
+    environment.pipeline("int8", int8_model())
+    environment.finds("int8")
+
+
+def word2vec(environment: Environment) -> None:
+    environment.pipeline("words", "{provider: word2vec, train: {min_count: 1}}")
+    environment.finds("words")
+
+
+def openai(environment: Environment) -> None:
+    environment.variables |= {"OPENAI_API_KEY": "none"}
+    with service() as address:
+        options = f"model: toy, dimensions: 64, base_url: {address}, tokenizer_of: estimate"
+        environment.pipeline("hosted", f"{{provider: openai, {options}}}")
+        environment.finds("hosted")
+    environment.code("import tiktoken; tiktoken.Encoding")
+
+
+AIOS = """
+import json
+from concurrent import futures
+import grpc
+from embedding_pipelines.providers._aios_wire import message
+from embedding_pipelines.providers.aios import Aios
+
+class Block(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(
+            self.infer, message("BlockInferencePacket").FromString,
+            message("AIOSPacket").SerializeToString)
+    def infer(self, packet, context):
+        rows = [[1.0, 0.0] for text in json.loads(packet.data)["texts"]]
+        return message("AIOSPacket")(data=json.dumps({"data": {"embeddings": rows}}))
+
+server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(Block(),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+model = Aios(grpc_url=f"127.0.0.1:{port}", model="block", dimensions=2)
+print(model.embed(["a cat"], "query").tolist())
+server.stop(None).wait()
+"""
+
+
+def aios(environment: Environment) -> None:
+    expect(environment.code(AIOS), "[[1.0, 0.0]]")
+
+
+TENSORFLOW = """
+import tensorflow as tf
+
+class Words(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def __call__(self, texts):
+        words = tf.strings.split(tf.strings.lower(tf.strings.regex_replace(texts, "[.]", "")))
+        places = tf.strings.to_hash_bucket_fast(words, 64).to_tensor(default_value=-1)
+        return {"vectors": tf.reduce_sum(tf.one_hot(places, 64), 1) + 1e-3}
+
+model = Words()
+tf.saved_model.save(model, "model", signatures=model.__call__)
+"""
+
+
+def tensorflow(environment: Environment) -> None:
+    environment.code(TENSORFLOW)
+    environment.pipeline("saved", "{provider: tensorflow, model: model, normalize: true}")
+    environment.finds("saved")
+
+
+def explore(environment: Environment) -> None:
+    expect(
+        environment.code(
+            "from embedding_pipelines.extras import need\n"
+            "print(need('pandas', 'explore').DataFrame({'a': [1]}).shape,"
+            " need('sklearn.cluster', 'explore').KMeans(1).fit([[1.0], [3.0]]).cluster_centers_)"
+        ),
+        "(1, 1) [[2.]]",
+    )
+
+
+def server(environment: Environment) -> None:
+    """Dagster's web interface answers over the pipelines of the home folder."""
+    environment.pipeline("toy", "{provider: hashing}")
+    program = str(environment.python.with_name("dagster-webserver"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [program, "-m", "embedding_pipelines.definitions", "-h", "127.0.0.1", "-p", port]
+    running = subprocess.Popen(
+        words,
+        env=environment.variables,
+        cwd=environment.home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        until = time.monotonic() + 180  # of a machine that is busy
+        while True:
+            try:
+                with urllib.request.urlopen(
+                    f"http://127.0.0.1:{port}/server_info", timeout=10
+                ) as reply:
+                    expect(reply.read().decode(), "dagster_webserver_version")
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+    finally:
+        running.send_signal(signal.SIGINT)
+        try:
+            running.wait(30)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+# By extra: what else is installed beside it, and its use.
+TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
+    "core": ("", core),
+    "aios": ("aios", aios),
+    "evaluation": ("evaluation", evaluation),
+    "explore": ("explore", explore),
+    "int8": ("int8,offline", int8),  # the weights of a model, beside what runs it
+    "local": ("local", local),
+    "offline": ("offline", offline),
+    "openai": ("openai", openai),
+    "report": ("report", report),
+    "server": ("server", server),
+    "tensorflow": ("tensorflow", tensorflow),
+    "word2vec": ("word2vec", word2vec),
+}
+
+
+def main(names: list[str]) -> int:
+    if strangers := set(names) - TRIES.keys():
+        print(f"No such extra: {', '.join(strangers)}. Name some of: {', '.join(TRIES)}.")
+        return 2
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="extras-") as folder:
+        wheels = ["wheel", "-qq", "--no-deps", "-w", folder, str(ROOT)]
+        run([sys.executable, "-m", "pip", *wheels], os.environ)
+        (wheel,) = Path(folder).glob("*.whl")
+        for name in names or TRIES:
+            extras, use = TRIES[name]
+            start = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder) as own:
+                size, problem = 0, ""
+                try:
+                    environment = Environment(Path(own), wheel, extras)
+                    size = environment.megabytes()
+                    use(environment)
+                except (Failed, OSError, subprocess.TimeoutExpired) as error:
+                    problem = str(error)
+                seconds = time.monotonic() - start
+                print(f"{name:<11}{size:>6} MB {seconds:>5.0f} s  {problem or 'works'}", flush=True)
+                failures += bool(problem)
+    tried = len(names or TRIES)
+    print(f"{tried - failures} passed, {failures} failed")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
