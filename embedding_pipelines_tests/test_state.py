@@ -17,7 +17,7 @@ PURE = {
     "plugins.py:choices": "the classes that are installed, which a process does not change",
     "inference/torch.py:accelerator": "the device of this machine",
     "inference/weights.py:_sha256": "the digest of a file, by path, size and time",
-    "inference/openvino.py:IN_TURN": "guards statics of OpenVINO's C++, which a process has once",
+    "inference/openvino.py:BINDING_LOCK": "guards statics of OpenVINO's C++, which a process has once",
     "providers/_custom_class.py:IMPORTING": "guards sys.path and sys.modules",
 }
 
