@@ -210,7 +210,7 @@ def test_two_spaces_of_the_same_geometry_have_the_same_neighbours(home: Path) ->
     released(home, distinct, PIPELINE.replace("hashing}", "hashing, max_tokens: 128}"))
     neighbours = compared(home).neighbours
     assert neighbours is not None
-    assert (neighbours.asked, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
+    assert (neighbours.compared, neighbours.mean_overlap, neighbours.changed) == (40, 1, [])
 
 
 def test_the_sample_is_the_same_whichever_way_the_releases_are_compared(home: Path) -> None:
@@ -234,7 +234,7 @@ def test_queries_whose_first_ten_changed_are_told_with_what_came_and_went(home: 
     ask(home, "purple snow", "  ")
     queries = compared(home).queries
     assert queries is not None
-    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (
+    assert (queries.compared, queries.embedded_before, queries.embedded_after) == (
         1,
         1,
         0,
@@ -253,7 +253,7 @@ def test_queries_are_asked_in_each_releases_own_space_and_the_worst_come_first(h
     ask(home, "red fox", "green tea", "blue whale")
     queries = compared(home).queries
     assert queries is not None
-    assert (queries.asked, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
+    assert (queries.compared, queries.embedded_before, queries.embedded_after) == (3, 3, 3)
     assert [change.overlap for change in queries.changed] == sorted(
         change.overlap for change in queries.changed
     )
@@ -268,7 +268,7 @@ def test_the_users_own_queries_stand_before_those_taken_from_documents(home: Pat
     for stored, asked in (([own, taken], 1), ([taken], 1), ([], None)):
         write_json(queries, {"queries": stored})
         found = compared(home).queries
-        assert (found.asked if found else None) == asked
+        assert (found.compared if found else None) == asked
     queries.unlink()
     assert compared(home).queries is None
 
@@ -296,7 +296,7 @@ def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -
     questions = [Question("a", "rude", "rude"), Question("b", "red fox", "red fox")]
     with EmbeddingCache(Warehouse(home).cache) as cache:
         found = compare_answers(asked, asked, cache, questions, "query")
-    assert (found.asked, found.without_vector, found.mean_overlap) == (1, 1, 1)
+    assert (found.compared, found.without_vector, found.mean_overlap) == (1, 1, 1)
 
 
 def test_a_model_that_is_no_longer_the_same_leaves_the_documents_comparable(home: Path) -> None:
