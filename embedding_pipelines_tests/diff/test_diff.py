@@ -285,7 +285,7 @@ class Rejecting(HashingModel):
 
 class RejectingOptions(Hashing):
     def open(self, home: Path, folder: Path | None = None, secrets: Any = None) -> Rejecting:
-        return Rejecting(self)
+        return Rejecting(self, home)
 
 
 def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -> None:
