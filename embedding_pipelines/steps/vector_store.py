@@ -247,8 +247,8 @@ def _rows(
     run: Run, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
 ) -> Iterator[pa.RecordBatch]:
     done = 0
-    for partition, rows in difference.add.items():
-        if not any(rows):
+    for partition, is_added in difference.add.items():
+        if not any(is_added):
             continue
         first = 0
         pairs = zip(
@@ -261,7 +261,7 @@ def _rows(
                 raise StoreError(
                     f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ."
                 )
-            mask = pa.array(rows[first : first + chunks.num_rows], pa.bool_())
+            mask = pa.array(is_added[first : first + chunks.num_rows], pa.bool_())
             first += chunks.num_rows
             if not pc.any(mask, min_count=0).as_py():
                 continue
