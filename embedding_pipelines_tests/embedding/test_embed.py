@@ -142,7 +142,7 @@ def test_what_comes_for_nothing_is_verified_row_by_row_too(tmp_path: Path) -> No
         ({"value": float("nan"), "request_texts": 1}, "NaN or infinity for 1 of 2"),
         ({"value": float("inf"), "request_texts": 1}, "NaN or infinity for 1 of 2"),
         ({"value": 1.0, "request_texts": 1}, "not of unit length for 1 of 2"),
-        ({"rows": 1}, r"an array of shape \(4, 64\), not \(3, 64\)"),
+        ({"rows": 1}, r"an array of shape \(4, 64\) for \(3, 64\)"),
         ({"constant": True}, "one and the same vector for 3 different texts"),
     ],
 )

@@ -62,8 +62,8 @@ def test_it_learns_once_and_again_when_its_options_change(home: Path) -> None:
     assert rows.keys() == before.keys() | {"new#0"}
     refused = pq.read_table(run_of(home, "p").folder.rejected_texts).to_pylist()
     assert [(row["chunk_id"], row["text"]) for row in refused] == [("alien#0", "xylophone zither")]
-    assert "No word of it" in refused[0]["reason"]
-    with pytest.raises(ConfigError, match="'zither' has no vector: No word of it"):
+    assert "None of its words has a vector" in refused[0]["reason"]
+    with pytest.raises(ConfigError, match="'zither' has no vector: None of its words has a vector"):
         search(home, "p", "zither")
     run = run_of(home, "p")
     reports = [step.whole(run) for step in steps_of(run.spec)]
