@@ -5,13 +5,13 @@
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 BIN := .venv/bin
-EXTRAS := .[offline,dev]
+EXTRAS := .[dev]
 # Pinned apart from the rest, because `make lock` would take the newest: a CPU wheel of it that pip can find
 # (PIP_FIND_LINKS) counts as this version and goes first; without one pip brings gigabytes of CUDA.
 TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench dev lint lock clean
+.PHONY: help run test extras bench dev lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,11 @@ test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
+extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
+	$(BIN)/python scripts/try_extras.py $(TRY)
+
 bench: .venv/installed ## beside its peers: an hour, and 2 GB of them in .venv
-	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[offline,dev,bench]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,bench]'
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.search

@@ -32,9 +32,11 @@ RULES = (  # applied to both sides, in this order
     (
         re.compile(r"(?<![\w.])(?!0\.\d|1\.0)(\d[\d,]+(\.\d+)?|\d\.\d+)(?!\w)"),
         "NUMBER",
-    ),  # 6,806 chunks; not 2 files
+    ),  # 6,806
+    (re.compile(r"(?<![\w.])\d[\d,]*(?= [a-z])"), "NUMBER"),  # 2 files
     (re.compile(r"\s+"), " "),  # the width of columns
 )
+PROGRESS = re.compile(r"\w+ \w+: [\d,]+/[\d,]+ \w+")  # a line of what takes long
 SHARE = re.compile(r"((?<![\w.])(?:0\.\d+|1\.0+)(?!\w))")
 NEVER_ENDS = ({"make", "dev"}, {"dagster", "dev"}, {"dg", "dev"})
 INSTALLS = {"pip", "git"}  # scripts/try_extras.py tries what pip installs
@@ -201,8 +203,9 @@ def differs(expected: Sequence[str] | None, output: Sequence[str], code: int = 0
         return f"It ended with {code}:\n{shown}"
     if expected is None:
         return ""
+    lines = [line for line in output if not PROGRESS.fullmatch(line)]
     wanted, printed = [
-        [line for line in map(normalized, lines) if line] for lines in (expected, output)
+        [line for line in map(normalized, side) if line] for side in (expected, lines)
     ]
     if agree(wanted, printed):
         return ""

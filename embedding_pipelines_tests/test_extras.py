@@ -13,6 +13,7 @@ import pytest
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import FEATURES, need
+from scripts.try_extras import TRIES
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "embedding_pipelines"
@@ -21,7 +22,11 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 TREES = {
     path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))
 }
-PAGES = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile")),
+    *sorted((ROOT / "scripts").glob("*.py")),
+    *sorted((ROOT / "benchmarks").rglob("*.py")),
+]
 NAMED = re.compile(
     r"embedding-pipelines\[([\w,-]+)\]"  # pip install 'embedding-pipelines[report]'
     r"|pip install -e '?\.\[([\w,-]+)\]"
@@ -121,6 +126,12 @@ def test_an_extra_in_a_text_is_one_that_there_is() -> None:
             names = {name for group in match.groups() if group for name in group.split(",")}
             wrong += [f"{path}: {name}" for name in names - EXTRAS.keys() - {"NAME"}]
     assert wrong == []
+
+
+def test_every_extra_is_tried() -> None:
+    tried = {extra for extras, _ in TRIES.values() for extra in extras.split(",")} - {""}
+    assert tried == EXTRAS.keys() - {"all", "bench", "dev"}
+    assert {name for name in TRIES if name != "core"} == tried
 
 
 def test_all_is_every_extra_of_a_user() -> None:

@@ -244,6 +244,7 @@ def test_a_command_that_fails_differs_from_the_page(tmp_path: Path) -> None:
         ("recall@10 0.991", "recall@10 0.951", False),
         ("pca 128, int8", "pca 64, int8", True),
         ("release 1", "release 2", False),
+        ("from 2 files", "from 3 files", True),
         ("int8", "int4", False),
         ("since 2026-01-02 03:04", "since 2027-11-12 23:59", True),
         ("U+1F63A", "U+1F638", False),
@@ -270,6 +271,10 @@ def test_an_ellipsis_stands_for_any_lines(
     expected: list[str], printed: list[str], same: bool
 ) -> None:
     assert agree(expected, printed) == same
+
+
+def test_how_far_a_slow_machine_has_come_is_no_difference() -> None:
+    assert differs(["one", "two"], ["one", "stdlib checks: 3/128 searches", "two"]) == ""
 
 
 def test_an_error_that_the_page_shows_is_no_difference() -> None:

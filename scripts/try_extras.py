@@ -184,6 +184,7 @@ def core(environment: Environment) -> None:
     judged(environment)
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
+    environment.names("explore", "clusters", "toy")
 
 
 def judged(environment: Environment) -> None:
@@ -254,32 +255,46 @@ def openai(environment: Environment) -> None:
 
 
 AIOS = """
-import json
+import json, sys
 from concurrent import futures
 import grpc
-from embedding_pipelines.providers._aios_wire import message
-from embedding_pipelines.providers.aios import Aios
+from embedding_pipelines.providers._aios_wire import message_classes
+
+sys.path.insert(0, sys.argv[1])
+from try_extras import vector
+
+MESSAGES = message_classes()
 
 class Block(grpc.GenericRpcHandler):
     def service(self, details):
         return grpc.unary_unary_rpc_method_handler(
-            self.infer, message("BlockInferencePacket").FromString,
-            message("AIOSPacket").SerializeToString)
+            self.infer, MESSAGES["BlockInferencePacket"].FromString,
+            MESSAGES["AIOSPacket"].SerializeToString)
     def infer(self, packet, context):
-        rows = [[1.0, 0.0] for text in json.loads(packet.data)["texts"]]
-        return message("AIOSPacket")(data=json.dumps({"data": {"embeddings": rows}}))
+        rows = [vector(text, "") for text in json.loads(packet.data)["texts"]]
+        return MESSAGES["AIOSPacket"](data=json.dumps({"data": {"embeddings": rows}}))
 
 server = grpc.server(futures.ThreadPoolExecutor(2), handlers=(Block(),))
-port = server.add_insecure_port("127.0.0.1:0")
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
 server.start()
-model = Aios(grpc_url=f"127.0.0.1:{port}", model="block", dimensions=2)
-print(model.embed(["a cat"], "query").tolist())
+sys.stdin.read()
 server.stop(None).wait()
 """
 
 
 def aios(environment: Environment) -> None:
-    expect(environment.code(AIOS), "[[1.0, 0.0]]")
+    words = [str(environment.python), "-c", AIOS, str(ROOT / "scripts")]
+    with subprocess.Popen(
+        words, env=environment.variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as block:
+        assert block.stdin is not None
+        assert block.stdout is not None
+        try:
+            options = f"model: block, dimensions: 64, grpc_url: '127.0.0.1:{block.stdout.readline().strip()}'"
+            environment.pipeline("blocks", f"{{provider: aios, {options}}}")
+            environment.finds("blocks")
+        finally:
+            block.stdin.close()
 
 
 TENSORFLOW = """
@@ -304,14 +319,13 @@ def tensorflow(environment: Environment) -> None:
 
 
 def explore(environment: Environment) -> None:
-    expect(
-        environment.code(
-            "from embedding_pipelines.extras import need\n"
-            "print(need('pandas', 'explore').DataFrame({'a': [1]}).shape,"
-            " need('sklearn.cluster', 'explore').KMeans(1).fit([[1.0], [3.0]]).cluster_centers_)"
-        ),
-        "(1, 1) [[2.]]",
-    )
+    environment.pipeline("toy", "{provider: hashing}")
+    environment.finds("toy")
+    expect(environment.command("clusters", "toy", "-k", "4"), "4 clusters")
+    environment.command("outliers", "toy")
+    search = "from pathlib import Path; from embedding_pipelines.search import search"
+    frame = f"search(Path.cwd(), 'toy', '{QUERY}', k=1).to_pandas()"
+    expect(environment.code(f"{search}; print({frame}['text'][0])"), ANSWER)
 
 
 def server(environment: Environment) -> None:

@@ -27,7 +27,7 @@ from embedding_pipelines_tests.corpora import OWN, captions, own_and, sentences
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
-TEXTS, OTHERS = {OWN: 2_500, "captions/captions_en.csv": 8_000}, 500
+TEXTS, OTHERS = {OWN: 2_500, "captions/captions_en.csv": 5_000}, 500
 FLOORS = {OWN: 0.97, "captions/captions_en.csv": 0.99}  # fewer queries prove less
 PIPELINE = """\
 source: {kind: jsonl, path: data/texts.jsonl, text: text}
