@@ -33,8 +33,7 @@ import json
 from embedding_pipelines.environment import home
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines_tests.chain import run_of
-context = run_of(home(), "million")
-print(json.dumps(fit_codec(context, context.model.space).statistics))
+print(json.dumps(fit_codec(run_of(home(), "million")).statistics))
 """
 
 

@@ -119,30 +119,34 @@ def vectors(built: Built) -> tuple[list[str], Vectors, list[str], Vectors]:
 @pytest.mark.parametrize(
     ("compression", "may_lose", "bytes_per_vector"),
     [
-        ([Pca(dimensions=128)], 0.015, 512),
-        ([Pca(dimensions=256)], 0.002, 1_024),
-        ([Int8()], 0.001, 384),
-        ([Binary()], 0.010, 48 + 384),
-        ([Pca(dimensions=128), Int8()], 0.017, 128),
+        ([Pca(dimensions=128)], 0.016, 512),
+        ([Pca(dimensions=256)], 0.005, 1_024),
+        ([Int8()], 0.004, 384),
+        ([Binary()], 0.004, 48 + 384),
+        ([Pca(dimensions=128), Int8()], 0.016, 128),
     ],
 )
-def test_each_compression_keeps_the_ndcg_that_it_promises(
+def test_each_compression_loses_no_more_ndcg_than_it_promises(
     vectors: tuple[list[str], Vectors, list[str], Vectors],
     built: Built,
     compression: list[Compressor],
     may_lose: float,
     bytes_per_vector: int,
 ) -> None:
+    """Beside the same vectors uncompressed: processors that compute in bfloat16 give other vectors,
+    and SciFact's nDCG@10 of these is 0.6466, not the published 0.645."""
     ids, documents, names, queries = vectors
+
+    def ndcg(best: list[NDArray[np.int64]]) -> float:
+        rankings = {
+            name: [ids[row] for row in rows] for name, rows in zip(names, best, strict=True)
+        }
+        return mean_ndcg(rankings, built.judged.qrels)
+
+    exact = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :10]
     chain = CodecChain.fit(compression, lambda: [documents], documents.shape[1])
-    best = _exact_search(chain, documents, queries, 10)
-    rankings = {name: [ids[row] for row in rows] for name, rows in zip(names, best, strict=True)}
-    expected = PUBLISHED_NDCG
-    if built.name == OWN:  # a codec fitted to 400 vectors loses a little more
-        exact = np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :10]
-        whole = {name: [ids[row] for row in rows] for name, rows in zip(names, exact, strict=True)}
-        expected = mean_ndcg(whole, built.judged.qrels) - 0.01
-    assert mean_ndcg(rankings, built.judged.qrels) >= expected - may_lose
+    loss = ndcg(list(exact)) - ndcg(_exact_search(chain, documents, queries, 10))
+    assert loss <= may_lose
     assert chain.bytes_per_vector == bytes_per_vector
 
 
