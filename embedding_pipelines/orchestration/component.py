@@ -13,7 +13,11 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
 class PipelineAttributes(PipelineSpec):
-    """Attributes of an EmbeddingPipelineComponent: a pipeline file's, plus `name`."""
+    """Attributes of an EmbeddingPipelineComponent: a pipeline file's, plus `name` and `home`."""
+
+    home: Path | None = Field(
+        None, description="The folder that holds `data/`, relative to the project's root."
+    )
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -43,10 +47,10 @@ class PipelineScaffolder(dg.Scaffolder[BaseModel]):
 @dg.scaffold_with(PipelineScaffolder)
 class EmbeddingPipelineComponent(dg.Component):
     """One pipeline: a source, a model, a compression and a store. Its attributes are those of a
-    pipeline file, plus `name`."""
+    pipeline file, plus `name` and `home`."""
 
-    def __init__(self, spec: PipelineSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: PipelineSpec, folder: Path | None) -> None:
+        self.spec, self.folder = spec, folder
 
     @classmethod
     def get_model_cls(cls) -> type[PipelineAttributes]:
@@ -56,11 +60,12 @@ class EmbeddingPipelineComponent(dg.Component):
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "EmbeddingPipelineComponent":
-        assert isinstance(attributes, PipelineSpec)
-        return cls(attributes)
+        assert isinstance(attributes, PipelineAttributes)
+        spec = {name: value for name, value in attributes if name != "home"}
+        return cls(PipelineSpec.model_validate(spec), attributes.home)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        return pipeline_definitions([self.spec], home())
+        return pipeline_definitions([self.spec], home_of(self.folder, context))
 
 
 class PipelineFolderAttributes(BaseModel):
@@ -69,7 +74,9 @@ class PipelineFolderAttributes(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     home: Path | None = Field(
-        None, description="The folder that holds `pipelines/`, relative to the project's root."
+        None,
+        description="The folder that holds `pipelines/` and `data/`, relative to the project's "
+        "root.",
     )
 
 
@@ -91,6 +98,9 @@ class PipelineFolderComponent(dg.Component):
         return cls(attributes.home if isinstance(attributes, PipelineFolderAttributes) else None)
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        if self.folder is None:
-            return home_definitions(home())
-        return home_definitions((context.project_root / self.folder).resolve())
+        return home_definitions(home_of(self.folder, context))
+
+
+def home_of(folder: Path | None, context: dg.ComponentLoadContext) -> Path:
+    """The home folder that a `defs.yaml` names; without one, that of the environment."""
+    return home() if folder is None else (context.project_root / folder).resolve()

@@ -58,27 +58,32 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     folder; nothing about it is temporary."""
     folder = str(made_instance_folder(home))
     with (
-        _quick_commits(),
+        _quick_commits(instance_folder(home).resolve()),
         dg.DagsterInstance.local_temp(folder, overrides={"compute_logs": COMPUTE_LOGS}) as instance,
     ):
         yield instance
 
 
 @contextlib.contextmanager
-def _quick_commits() -> Iterator[None]:
-    """Dagster opens and closes an SQLite file for every event, and SQLite waits for the disk at
-    each commit, and again when the last connection to a file closes. Here commits do not wait, and
-    one more connection to each file stays open until the run ends.
+def _quick_commits(folder: Path) -> Iterator[None]:
+    """Makes commits to the files of a folder quick.
 
-    The files are in WAL mode: a power cut may lose the last events of a run, not the file.
+    Dagster opens and closes an SQLite file for every event, and SQLite waits for the disk at each
+    commit, and again when the last connection to a file closes. Here commits do not wait, and one
+    more connection to each file stays open until the run ends.
+
+    The files are in WAL mode: a power cut may lose the last events of a run, not the file. Files of
+    other programs in this process, outside the instance's folder, stay as they are.
     """
     connections: dict[str, sqlite3.Connection] = {}
 
     def connect(connection: Any, record: Any) -> None:
         if not isinstance(connection, sqlite3.Connection):
             return
-        connection.execute("PRAGMA synchronous=NORMAL")
         _, _, path = connection.execute("PRAGMA database_list").fetchone()
+        if not Path(path).is_relative_to(folder):
+            return
+        connection.execute("PRAGMA synchronous=NORMAL")
         if path in connections:
             return
         other = sqlite3.connect(path, BUSY_SECONDS, check_same_thread=False)

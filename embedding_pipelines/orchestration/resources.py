@@ -29,7 +29,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 
     def open(self, home: Path) -> Warehouse:
         """The warehouse; `home` is the home folder of the definitions."""
-        return Warehouse(Path(self.folder) if self.folder else home)
+        return Warehouse(Path(self.folder).expanduser().resolve() if self.folder else home)
 
     def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
         """Wait until no other run is at work on the pipeline, then keep others out until this run

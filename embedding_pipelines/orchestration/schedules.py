@@ -46,7 +46,12 @@ def pipeline_schedule(spec: PipelineSpec) -> dg.ScheduleDefinition | None:
 
 
 def freshness(spec: PipelineSpec) -> dg.FreshnessPolicy | None:
-    """A release that misses one scheduled run is stale: a warning; one that misses two fails."""
+    """When Dagster calls the release stale: a warning after one and a half, a failure after two and
+    a half times the longest time between two runs.
+
+    The coarsest field that the schedule restricts says how long that may be: `*/15 * * * *` counts
+    as an hour, weekdays at nine as a week.
+    """
     if spec.schedule is None:
         return None
     fields = NAMED.get(spec.schedule.strip(), spec.schedule).split()

@@ -210,6 +210,15 @@ def test_a_run_with_a_wrong_model_fails_with_a_sentence(
         assert part in failure.description
 
 
+def test_a_warehouse_folder_of_the_launchpad_may_be_relative(
+    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home.parent)
+    config = {"resources": {"warehouse": {"config": {"folder": home.name}}}}
+    assert run(notes(home), instance, run_config=config).success
+    assert top(home, "notes", "note 7 on animal 0") == ["n7"]
+
+
 def test_data_versions_change_with_the_data_alone(home: Path, instance: dg.DagsterInstance) -> None:
     spec = notes(home)
 

@@ -73,6 +73,24 @@ def test_two_pipelines_live_in_one_project_that_has_an_executor_of_its_own(
                 assert live_rows(home, name) == 40
 
 
+def test_two_components_may_have_a_home_each(instance: dg.DagsterInstance) -> None:
+    with create_defs_folder_sandbox() as sandbox:
+        for name in ("notes", "others"):
+            write_notes(sandbox.project_root / name)
+            attributes = {**ATTRIBUTES, "name": name, "home": name}
+            sandbox.scaffold_component(
+                EmbeddingPipelineComponent,
+                defs_path=name,
+                defs_yaml_contents={"type": COMPONENT, "attributes": attributes},
+            )
+        with sandbox.build_all_defs() as definitions:
+            for name in ("notes", "others"):
+                tags = all_partitions(PipelineSpec.model_validate({**ATTRIBUTES, "name": name}))
+                job = definitions.resolve_job_def(name)
+                assert job.execute_in_process(instance=instance, tags=tags).success
+                assert live_rows(sandbox.project_root / name, name) == 40
+
+
 def test_a_folder_of_pipeline_files_is_one_component(tmp_path: Path) -> None:
     with create_defs_folder_sandbox() as sandbox:
         home = sandbox.project_root / "zoo"

@@ -142,15 +142,16 @@ def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_
 ) -> None:
     spec = notes(home)
 
-    def synchronous() -> object:
-        engine = create_engine(f"sqlite:///{home / 'any.db'}", poolclass=NullPool)
+    def synchronous(path: Path) -> object:
+        engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
         with engine.connect() as connection:
             return connection.execute(text("PRAGMA synchronous")).scalar()
 
-    waits = synchronous()
+    own, other_program = made_instance_folder(home) / "any.db", home / "any.db"
+    waits = synchronous(own)
     with open_instance(home):
-        assert (waits, synchronous()) == (2, 1)
-    assert synchronous() == waits
+        assert (waits, synchronous(own), synchronous(other_program)) == (2, 1, 2)
+    assert synchronous(own) == waits
     run_id = run_pipeline(home, spec, Silent()).run_id
     folder = str(made_instance_folder(home))
     with dg.DagsterInstance.local_temp(folder) as other:  # as the web interface reads it
