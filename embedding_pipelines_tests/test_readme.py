@@ -299,3 +299,12 @@ def test_what_installs_or_never_ends_is_not_run(command: str, run: bool) -> None
 
 if __name__ == "__main__":
     cut_example_data(Path.cwd())
+
+
+def test_every_program_of_the_page_that_prints_shows_what_it_prints(tmp_path: Path) -> None:
+    steps = [step for blocks in SECTIONS.values() for step in steps_of(blocks, tmp_path)]
+    programs = [step for step in steps if step.command.startswith("python block_")]
+    assert programs
+    for step in programs:
+        text = (tmp_path / step.command.removeprefix("python ")).read_text(encoding="utf-8")
+        assert step.expected or "print(" not in text, f"README.md, line {step.line}"
