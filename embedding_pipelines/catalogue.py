@@ -1,9 +1,7 @@
 """All models with a short name or published figures, in one table. Any other works as well."""
 
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.common.prices import MODELS, PRICES_OF
-
-PRICES_ARE_OF = PRICES_OF  # the day on which the prices were taken
+from embedding_pipelines.providers.common.prices import MODELS
 
 
 def catalogue() -> list[dict[str, str | int | float | None]]:
@@ -13,14 +11,10 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     (0: free, on one's own machine), `retires` a date such as "2028-05-14", `revision` the commit on
     the hub that an alias stands for. None where it is unknown.
     """
-    names: list[tuple[str, str | None]] = [
-        (str(target), alias) for alias, target in ALIASES.items()
-    ]
-    names += [(model, None) for model in MODELS.keys() - {name for name, _ in names}]
-    return [
-        _row(model, alias)
-        for model, alias in sorted(names, key=lambda name: (name[0], name[1] or ""))
-    ]
+    models: list[tuple[str, str | None]] = [(str(ALIASES[alias]), alias) for alias in ALIASES]
+    models += [(name, None) for name in MODELS.keys() - {name for name, _ in models}]
+    models.sort(key=lambda model: (model[0], model[1] or ""))
+    return [_row(name, alias) for name, alias in models]
 
 
 def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:

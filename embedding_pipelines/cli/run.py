@@ -1,14 +1,32 @@
-"""Commands that bring pipelines up to date: `run`, and `plan`, which says what a run would do."""
+"""Commands that change what is live: `run`, `release` and `rollback`; and `plan`, which says what a
+run would do."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import Names, Outcomes, Output, Problem, load_specs, open_run
+from embedding_pipelines.cli.common import (
+    Name,
+    Names,
+    Outcomes,
+    Output,
+    Problem,
+    find_released,
+    load_spec,
+    load_specs,
+    open_run,
+    open_warehouse,
+)
+from embedding_pipelines.cli.terminal import (
+    TerminalProgress,
+    counted,
+    make_console,
+    print_statistics,
+)
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 
 if TYPE_CHECKING:
     from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -55,16 +73,13 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
 
     With a reason, release the newest table version as it is, though checks of its quality failed.
     """
-    from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     run_id, problem = None, ""
     steps = [step.name for step in steps_of(spec)]
     with TerminalProgress(make_console(), spec.name, steps) as progress:
-        reports = None
-        if not force_reason:
-            with open_run(spec) as run:
-                reports = up_to_date(run, instance_folder(home_folder()))
+        with open_run(spec) as run:
+            reports = None if force_reason else up_to_date(run, instance_folder(home_folder()))
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
@@ -91,7 +106,6 @@ def plan(names: Names = None) -> Outcomes:
 
     It reads and cuts documents in a copy. It calls no provider and changes nothing.
     """
-    from embedding_pipelines.cli.terminal import make_console, print_statistics
     from embedding_pipelines.plan import plan as make_plan
 
     specs, problems = load_specs(names)
@@ -108,3 +122,49 @@ def plan(names: Names = None) -> Outcomes:
         statistics = {name: value for name, value in row.items() if name != "pipeline"}
         title = f"\n{spec.name}" if number else spec.name
         yield Output([row], partial(print_statistics, make_console(), title, statistics))
+
+
+@app.command()
+def release(
+    name: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Release it though checks of its quality failed.")
+    ] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the release keeps it.")] = "",
+) -> Outcomes:
+    """Release what checks hold back, with a reason.
+
+    `run` releases whatever passes. A broken table is never released.
+    """
+    if not force or not reason.strip():
+        raise ConfigError(
+            "release: `run` releases what passes its checks. To release what they hold back, give "
+            "--force and --reason '…'; the release keeps the reason."
+        )
+    spec = load_spec(name)
+    result, problem = run_one(spec, force_reason=reason.strip())
+    yield Output([result])
+    if problem:
+        yield Problem(problem, spec.name)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", help="Which release (default: the one before)."),
+    ] = None,
+) -> Outcomes:
+    """Make an earlier release live again."""
+    from embedding_pipelines.releases import rollback as go_back
+
+    name = find_released(name)
+    before, now = go_back(open_warehouse().pipeline(name), to)
+    result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
+
+    def show() -> None:
+        print(f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})")
+        print(f"To undo it: embedding-pipelines rollback {name} --to {before.number}")
+
+    yield Output([result], show)

@@ -215,6 +215,11 @@ def printable(text: str) -> str:
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
+def figure(value: float | None, style: str) -> str:
+    """The number in a format such as ".4f", or a dash."""
+    return "-" if value is None else format(value, style)
+
+
 def _cell(value: Any) -> str:
     if value is None or value == []:
         return "-"
