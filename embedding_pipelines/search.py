@@ -69,13 +69,10 @@ class SearchResult(BaseModel):
 
         Types are those of `as_frame`. Raises ConfigError without pandas.
         """
-        metadata = {name: None for hit in self.hits for name in hit.metadata}
-        columns = {}
-        for name, kind in HIT_COLUMNS.items():
-            columns[name] = pa.array([getattr(hit, name) for hit in self.hits], kind)
-        for name in metadata:
-            columns[name] = pa.array([hit.metadata.get(name) for hit in self.hits])
-        return as_frame(pa.table(columns))
+        table = pa.Table.from_pylist([vars(hit) for hit in self.hits], pa.schema(HIT_COLUMNS))
+        for name in dict.fromkeys(name for hit in self.hits for name in hit.metadata):
+            table = table.append_column(name, [[hit.metadata.get(name) for hit in self.hits]])
+        return as_frame(table)
 
 
 class Searcher:
@@ -272,6 +269,5 @@ def as_frame(rows: pa.Table) -> "pd.DataFrame":
 
 
 def _hit(row: Mapping[str, Any]) -> Hit:
-    own = {"chunk_id", "document_id", "start", "end", "text", "score"}
-    metadata = {name: value for name, value in row.items() if name not in own}
-    return Hit(metadata=metadata, **{name: row[name] for name in own})
+    metadata = {name: value for name, value in row.items() if name not in HIT_COLUMNS}
+    return Hit(metadata=metadata, **{name: row[name] for name in HIT_COLUMNS})

@@ -99,13 +99,9 @@ class EmbeddingService:
             limits = replace(limits, request_texts=most)
         tokens = self._count_tokens(texts, input_type)
         result = embed_all(texts, self.model, self.cache, input_type, tokens=tokens, limits=limits)
-        log.info(
-            "%s: %d texts, %d of them from the cache, in %.3f s",
-            self.model.space,
-            len(texts),
-            result.usage.cache_hits,
-            time.perf_counter() - started,
-        )
+        hits, seconds = result.usage.cache_hits, time.perf_counter() - started
+        words = "%s: %d texts, %d of them from the cache, in %.3f s"
+        log.info(words, self.model.space, len(texts), hits, seconds)
         if result.rejected:
             row, reason = next(iter(result.rejected.items()))
             others = len(result.rejected) - 1
@@ -152,7 +148,7 @@ class EmbeddingService:
 
 def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
     """The provider's options. Raises ConfigError for an unknown provider or option."""
-    explicit, base_url = config.model_fields_set, None
+    explicit = config.model_fields_set
     kind = "hf" if config.provider == "local" else config.provider
     alias = ALIASES.get(config.model)
     if alias is not None and (alias.provider == kind or "provider" not in explicit):
@@ -164,10 +160,10 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         raise ConfigError(f"provider is {kind!r}: write 'local' or one of {', '.join(kinds)}.")
     if kind == "hf" and model and "/" not in model and not (home / model).is_dir():
         model = f"sentence-transformers/{model}"  # as that library completes a bare name
-    if kind == "openai":
-        base_url = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
     values = {"model": model, "revision": revision, "dimensions": config.dimensions}
-    values = {name: value for name, value in {**values, "base_url": base_url}.items() if value}
+    if kind == "openai":
+        values["base_url"] = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
+    values = {name: value for name, value in values.items() if value}
     try:
         options: Any = kinds[kind].model_validate(values | config.options)
     except ValidationError as error:
