@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -38,10 +38,8 @@ HIT_COLUMNS = {
 }
 
 
-class Hit(BaseModel):
+class Hit(BaseModel, frozen=True):
     """One chunk of a search's results."""
-
-    model_config = ConfigDict(frozen=True)
 
     score: float  # cosine similarity; for binary codecs the share of equal bits
     chunk_id: str
@@ -52,10 +50,8 @@ class Hit(BaseModel):
     metadata: dict[str, Any]
 
 
-class SearchResult(BaseModel):
+class SearchResult(BaseModel, frozen=True):
     """The results of one query, for command line, API and client alike."""
-
-    model_config = ConfigDict(frozen=True)
 
     pipeline: str
     release: int

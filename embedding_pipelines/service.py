@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from embedding_pipelines.embedding.cache import EmbeddingCache as EmbeddingCache
 from embedding_pipelines.embedding.embed import count_tokens, embed_all
@@ -31,14 +31,12 @@ log = logging.getLogger(__name__)
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class EmbeddingConfig(BaseModel):
+class EmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
     """`provider` is "local" (the same as "hf") or any other kind; `model` its name there, or an
     alias.
 
     An alias without a provider brings its own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     provider: str = "openai"
     model: str = "text-embedding-3-small"
@@ -69,13 +67,13 @@ class EmbeddingService:
     ) -> None:
         self.config, self.home = config or EmbeddingConfig(), home or home_of_environment()
         self.cache: EmbeddingCache | None = None
+        self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
+        resources = contextlib.ExitStack()
+        resources.callback(self.model.close)
         if self.config.cache_enabled:
             self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
-        self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        self._resources = contextlib.ExitStack()  # the model, and the cache from its first use on
-        self._resources.callback(self.model.close)
-        self._holds_cache = False
-        self.close = weakref.finalize(self, self._resources.close)
+            resources.enter_context(self.cache)  # opening it for each call would cost more
+        self.close = weakref.finalize(self, resources.close)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
@@ -90,9 +88,6 @@ class EmbeddingService:
         unavailable.
         """
         _check_texts(texts, input_type)
-        if self.cache is not None and not self._holds_cache:
-            self._resources.enter_context(self.cache)  # opening it for each call would cost more
-            self._holds_cache = True
         started, limits = time.perf_counter(), self.model.limits
         if self.config.batch_size is not None:
             most = min(limits.request_texts, self.config.batch_size)
@@ -155,7 +150,7 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         kind, model, revision = alias
     else:
         model, revision = config.model if kind == "openai" or "model" in explicit else "", None
-    kinds = choices("providers", ProviderOptions)
+    kinds: dict[str, Any] = choices("providers", ProviderOptions)
     if kind not in kinds:
         raise ConfigError(f"provider is {kind!r}: write 'local' or one of {', '.join(kinds)}.")
     if kind == "hf" and model and "/" not in model and not (home / model).is_dir():
@@ -165,7 +160,7 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         values["base_url"] = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
     values = {name: value for name, value in values.items() if value}
     try:
-        options: Any = kinds[kind].model_validate(values | config.options)
+        options: ProviderOptions = kinds[kind].model_validate(values | config.options)
     except ValidationError as error:
         faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
         raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
@@ -173,8 +168,7 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         raise ConfigError(
             f"provider {kind!r}: a service does not wait for a batch job; leave out mode."
         )
-    result: ProviderOptions = options
-    return result
+    return options
 
 
 def _check_texts(texts: Sequence[str], input_type: str) -> None:

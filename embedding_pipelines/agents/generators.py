@@ -41,27 +41,22 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
         self._api_key_env, self._secrets = _resolve_key(type(self).__name__, api_key)
         self._home = home()
         self._service: EmbeddingService | None = None
-        self._check()
+        for name, value in vars(self).items():
+            self._check(name, value)
 
     def set_parameter(self, key: str, value: Any) -> None:
-        before = self.get_parameter(key)
+        self.get_parameter(key)
+        self._check(key, value)
         setattr(self, key, value)
-        try:
-            self._check()
-        except ConfigError:
-            setattr(self, key, before)
-            raise
 
-    def _check(self) -> None:
-        for name in ("normalize", "cache_enabled"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: write true or false.")
-        for name in ("dims", "batch_size"):
-            number = getattr(self, name)
-            if number is not None and (type(number) is not int or number < 1):
-                raise ConfigError(f"{name} is {number!r}: write a whole number, 1 or more.")
-        if self.input_type not in ("document", "query"):
-            raise ConfigError(f"input_type is {self.input_type!r}: write 'document' or 'query'.")
+    def _check(self, name: str, value: Any) -> None:
+        if name in ("normalize", "cache_enabled") and not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}: write true or false.")
+        is_size = value is None or (type(value) is int and value >= 1)
+        if name in ("dims", "batch_size") and not is_size:
+            raise ConfigError(f"{name} is {value!r}: write a whole number, 1 or more.")
+        if name == "input_type" and value not in ("document", "query"):
+            raise ConfigError(f"{name} is {value!r}: write 'document' or 'query'.")
 
     def _infer(self, text: str) -> Vector:
         return self._infer_batch([text])[0]
@@ -139,10 +134,11 @@ class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
     input_type: InputType = "document"
     cache_enabled: bool = True
 
-    def _check(self) -> None:
-        super()._check()
-        if not isinstance(self.device, str) or self.device.split(":")[0] not in DEVICES:
-            raise ConfigError(f"device is {self.device!r}: write one of {', '.join(DEVICES)}.")
+    def _check(self, name: str, value: Any) -> None:
+        super()._check(name, value)
+        is_device = isinstance(value, str) and value.split(":")[0] in DEVICES
+        if name == "device" and not is_device:
+            raise ConfigError(f"{name} is {value!r}: write one of {', '.join(DEVICES)}.")
 
     def _current_service(self) -> EmbeddingService:
         before, service = self._service, super()._current_service()

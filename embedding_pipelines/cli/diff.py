@@ -97,7 +97,7 @@ def _show(console: "Console", diff: "Diff") -> None:
         print_table(console, rows)
     if diff.neighbours is not None:
         places = "nearest neighbours"
-        _show_answers(console, diff.neighbours, "sampled documents", places, with_ids=True)
+        _show_answers(console, diff.neighbours, "sampled documents", places, ids=True)
     if diff.queries is not None:
         _show_answers(console, diff.queries, "queries", "first ten documents")
     for problem in diff.problems:
@@ -105,11 +105,7 @@ def _show(console: "Console", diff: "Diff") -> None:
 
 
 def _show_answers(
-    console: "Console",
-    answers: "ResultChanges",
-    questions: str,
-    places: str,
-    with_ids: bool = False,
+    console: "Console", answers: "ResultChanges", questions: str, places: str, ids: bool = False
 ) -> None:
     line = f"\n{len(answers.changed):,} of {answers.count:,} {questions} have other {places}"
     if answers.mean_overlap is not None:
@@ -123,7 +119,7 @@ def _show_answers(
     rows = [
         {
             "overlap": f"{change.overlap:.2f}",
-            **({"document": change.id} if with_ids else {}),
+            **({"document": change.id} if ids else {}),
             "text": change.text,
             "added": _ids(change.added, len(change.added)),
             "removed": _ids(change.removed, len(change.removed)),

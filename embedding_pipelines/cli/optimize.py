@@ -79,11 +79,10 @@ def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
     with TerminalProgress(make_console(), spec.name) as progress, open_run(spec, progress) as run:
         outcome = optimize_pipeline(run, goal)
     result = {"pipeline": spec.name, "optimized": None, "evidence": outcome.evidence}
+    yield Output([result] if outcome.problem else [], partial(_show, outcome))
     if outcome.problem:
-        yield Output([result], partial(_show, outcome))
         yield Problem(outcome.problem, spec.name)
         return
-    yield Output([], partial(_show, outcome))
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
         open_run(outcome.spec) as run,

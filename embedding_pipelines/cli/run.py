@@ -162,9 +162,9 @@ def rollback(
     name = find_released(name)
     before, now = go_back(open_warehouse().pipeline(name), to)
     result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
-
-    def show() -> None:
-        print(f"{name}: live release {before.number} -> {now.number} ({counted(now.rows, 'row')})")
-        print(f"To undo it: embedding-pipelines rollback {name} --to {before.number}")
-
-    yield Output([result], show)
+    rows = counted(now.rows, "row")
+    lines = (
+        f"{name}: live release {before.number} -> {now.number} ({rows})",
+        f"To undo it: embedding-pipelines rollback {name} --to {before.number}",
+    )
+    yield Output([result], partial(print, *lines, sep="\n"))

@@ -75,9 +75,14 @@ class TerminalProgress:
         self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._step, self._task = "", TaskID(0)
         self._last = time.monotonic()
-        self._bars = Progress(
-            *_columns(console.width), console=console, disable=not self._drawn, transient=True
-        )
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description:<12}"),
+            BarColumn(10 if console.width < WIDE_COLUMNS else 20),
+            TextColumn("{task.fields[amount]:>26}"),
+        ]
+        if console.width >= WIDE_COLUMNS:
+            columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+        self._bars = Progress(*columns, console=console, disable=not self._drawn, transient=True)
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
@@ -117,13 +122,6 @@ class TerminalProgress:
         if step:
             self._task = self._bars.add_task(step, total=None, amount="")
         self._step = step
-
-
-def _columns(width: int) -> list[ProgressColumn]:
-    name, amount = TextColumn("{task.description:<12}"), TextColumn("{task.fields[amount]:>26}")
-    if width < WIDE_COLUMNS:
-        return [name, BarColumn(10), amount]
-    return [name, BarColumn(20), amount, TimeElapsedColumn(), TimeRemainingColumn()]
 
 
 def sentence(report: StepReport) -> str:
