@@ -14,20 +14,20 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     models: list[tuple[str, str | None]] = [(str(ALIASES[alias]), alias) for alias in ALIASES]
     models += [(name, None) for name in MODELS.keys() - {name for name, _ in models}]
     models.sort(key=lambda model: (model[0], model[1] or ""))
-    return [_row(name, alias) for name, alias in models]
-
-
-def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:
-    kind, _, model = name.partition(":")
-    entry = MODELS.get(name)
-    return {
-        "alias": alias,
-        "provider": kind,
-        "model": model or None,
-        "dimensions": entry.dimensions if entry else None,
-        "context": entry.max_tokens if entry else None,
-        "usd_per_million": entry.usd_per_million if entry else None,
-        "usd_batch": entry.usd_batch if entry else None,
-        "retires": entry.retires.isoformat() if entry and entry.retires else None,
-        "revision": ALIASES[alias].revision if alias else None,
-    }
+    rows = []
+    for name, alias in models:
+        kind, _, model = name.partition(":")
+        entry = MODELS.get(name)
+        row: dict[str, str | int | float | None] = {
+            "alias": alias,
+            "provider": kind,
+            "model": model or None,
+            "dimensions": entry.dimensions if entry else None,
+            "context": entry.max_tokens if entry else None,
+            "usd_per_million": entry.usd_per_million if entry else None,
+            "usd_batch": entry.usd_batch if entry else None,
+            "retires": entry.retires.isoformat() if entry and entry.retires else None,
+            "revision": ALIASES[alias].revision if alias else None,
+        }
+        rows.append(row)
+    return rows

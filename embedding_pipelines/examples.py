@@ -146,10 +146,9 @@ def _write_stdlib(folder: Path) -> Iterator[ExampleFile]:
         letter = module.lstrip("_")[0].lower()
         try:
             documents = list(read_docstrings(path.read_bytes(), module))
+            lines[letter] += [json.dumps(document) + "\n" for document in documents]
         except (SyntaxError, ValueError, OSError):
             skipped[letter].append(str(path))
-        else:
-            lines[letter] += [json.dumps(document) + "\n" for document in documents]
     if not any(lines.values()):
         raise SourceError(
             f"{stdlib}: no documented Python source. Run a Python that comes with its source."
@@ -173,8 +172,8 @@ def _write_unicode(folder: Path) -> ExampleFile:
     rows = list(list_characters())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("code_point", "character", "name", "category", "category_code"))
-    writer.writerows(rows)
+    header = ("code_point", "character", "name", "category", "category_code")
+    writer.writerows([header, *rows])
     return _write(folder / "characters.csv", text.getvalue().encode(), len(rows))
 
 

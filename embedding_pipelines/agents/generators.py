@@ -90,7 +90,7 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
         return self._service
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class OpenAIEmbeddingGenerator(_ServiceGenerator):
     """OpenAI's models, or a server with the same interface at `base_url` (default:
     $OPENAI_BASE_URL, else OpenAI).
@@ -118,7 +118,7 @@ class OpenAIEmbeddingGenerator(_ServiceGenerator):
     cache_enabled: bool = True
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
     """A local sentence-transformers model on the best device of this machine. Another `device` gets
     a warning in the log."""
@@ -152,7 +152,7 @@ class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
         return service
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AIOSEmbeddings(_ServiceGenerator):
     """A block of AIOS over gRPC: `block_id`, or the one that `selection_query` picks. `api_key` as
     for OpenAI."""

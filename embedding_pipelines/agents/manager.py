@@ -14,13 +14,8 @@ from embedding_pipelines.agents.generators import (
 from embedding_pipelines.errors import ConfigError
 
 EMBEDDINGS = "embeddings"
-
-# By the block id's prefix: the generator, and the argument for the rest of the id.
-BACKENDS: dict[str, tuple[type[AbstractEmbeddingGenerator], str]] = {
-    "openai": (OpenAIEmbeddingGenerator, "model"),
-    "hf": (HuggingFaceEmbeddingGenerator, "model_name"),
-    "aios": (AIOSEmbeddings, "block_id"),
-}
+GENERATORS = (OpenAIEmbeddingGenerator, HuggingFaceEmbeddingGenerator, AIOSEmbeddings)
+BACKENDS = {cls.provider: cls for cls in GENERATORS}  # by the prefix of a block id
 
 
 @dataclass
@@ -83,7 +78,8 @@ def build_embeddings_from_model_item(
     kind, colon, target = where.partition(":")
     if not colon or kind not in BACKENDS:
         raise NotImplementedError(f"Unknown embeddings backend for {where}")
-    cls, target_argument = BACKENDS[kind]
+    cls = BACKENDS[kind]
+    target_argument = cls.OPTIONS["model"]
     if not isinstance(item.llm_parameters, Mapping):
         raise ConfigError(f"{where}: llm_parameters is not a mapping of names to values.")
     arguments = dict(item.llm_parameters)
@@ -100,12 +96,9 @@ def build_embeddings_from_model_item(
     parameters = inspect.signature(cls).parameters
     if "selection_query" in parameters:
         arguments["selection_query"] = item.llm_selection_query
-    unknown = sorted(arguments.keys() - parameters.keys())
-    if unknown:
+    for name in sorted(arguments.keys() - parameters.keys()):
         allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
-        raise ConfigError(
-            f"{where}: llm_parameters.{unknown[0]} is unknown; write one of {allowed}."
-        )
+        raise ConfigError(f"{where}: llm_parameters.{name} is unknown; write one of {allowed}.")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ConfigError(f"{where}: llm_parameters.{name} is missing.")
@@ -120,27 +113,26 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
 
     Raises as `build_embeddings_from_model_item`, and ConfigError for no such model, or one twice.
     """
-    where = f"subject {spec.get('subject_id')!r}"
+    subject = f"subject {spec.get('subject_id')!r}"
     models = spec.get("models")
     if not isinstance(models, list):
-        raise ConfigError(f"{where}: models is missing, or not a list.")
+        raise ConfigError(f"{subject}: models is missing, or not a list.")
     manager = EmbeddingGeneratorManager()
     for number, model in enumerate(models):
+        where = f"{subject}: models[{number}]"
         if not isinstance(model, Mapping) or "llm_type" not in model:
-            raise ConfigError(f"{where}: models[{number}] has no llm_type.")
+            raise ConfigError(f"{where} has no llm_type.")
         if model["llm_type"] != EMBEDDINGS:
             continue
         try:
             generator, name = build_embeddings_from_model_item(model), model["llm_block_id"]
         except ConfigError as error:
-            raise ConfigError(f"{where}: models[{number}]: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
         if name in manager.metrics:
-            raise ConfigError(
-                f"{where}: models[{number}] repeats {name}. Keep one, or build them one by one."
-            )
+            raise ConfigError(f"{where} repeats {name}. Keep one, or build them one by one.")
         manager.register_generator(name, generator)
     if not manager.metrics:
-        raise ConfigError(f"{where}: no model has llm_type {EMBEDDINGS!r}.")
+        raise ConfigError(f"{subject}: no model has llm_type {EMBEDDINGS!r}.")
     return manager
 
 

@@ -1,13 +1,8 @@
 """What all commands share: their arguments, and the one way that results and errors take out.
 
 A command is a function that yields `Output` and `Problem`. People see each as it comes: results on
-stdout, errors on stderr. With `--json`, stdout holds one object, the same for all commands:
-
-    {"command": "run", "ok": false, "results": [{…}], "errors": [{"error": "…", "pipeline": "a"}]}
-
-`results` are objects; `errors` are sentences, and the pipeline that each concerns, else null.
-Exit codes: 0, all went well; 1, there are errors; 2, a wrong command, with its usage on stderr and
-nothing on stdout; 130, Ctrl-C.
+stdout, errors on stderr. With `--json`, stdout holds one object, the same for all commands, and of
+a wrong command nothing. `--help` describes the object and the exit codes.
 """
 
 import contextlib

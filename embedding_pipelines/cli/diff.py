@@ -96,8 +96,7 @@ def _show(console: "Console", diff: "Diff") -> None:
         console.print()
         print_table(console, rows)
     if diff.neighbours is not None:
-        places = "nearest neighbours"
-        _show_answers(console, diff.neighbours, "sampled documents", places, ids=True)
+        _show_answers(console, diff.neighbours, "sampled documents", "nearest neighbours", ids=True)
     if diff.queries is not None:
         _show_answers(console, diff.queries, "queries", "first ten documents")
     for problem in diff.problems:

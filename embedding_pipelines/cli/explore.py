@@ -19,6 +19,8 @@ from embedding_pipelines.cli.terminal import (
 )
 from embedding_pipelines.environment import home as home_folder
 
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of Unix
+
 To = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write rows to this file too; it ends in .csv or .parquet."),
@@ -126,8 +128,7 @@ def export(
     name: Name,
     to: Annotated[Literal["parquet", "npy", "torch", "atlas"], typer.Option(help="What to write.")],
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where; else exports/ in the warehouse."),
+        Path | None, typer.Option(metavar="FOLDER", help="Where; else exports/ in the warehouse.")
     ] = None,
     vectors: Annotated[
         Literal["exact", "stored"],
@@ -170,17 +171,11 @@ def report(
     name = find_released(name)
     with TerminalProgress(make_console(), name) as progress:
         page = write_report(open_warehouse(), name, progress)
+    has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, DISPLAYS))
 
     def show() -> None:
         print(page.path)
-        if not no_open and _has_viewer():
+        if not no_open and has_display and sys.stdout.isatty():
             webbrowser.open(page.path.as_uri())
 
     yield Output([asdict(page)], show)
-
-
-def _has_viewer() -> bool:
-    """Whether there is somebody to see a browser: a terminal and, on Unix, a display."""
-    is_unix = sys.platform not in ("darwin", "win32")
-    displays = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    return sys.stdout.isatty() and (not is_unix or bool(displays))

@@ -1,5 +1,4 @@
-"""The command `optimize`: measure a compression, write it into the pipeline file, run the
-pipeline."""
+"""The command `optimize`: measure a compression, write it into the pipeline's file, and run it."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,8 +46,7 @@ def optimize(
         ),
     ] = None,
     max_ms: Annotated[
-        float,
-        typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto."),
+        float, typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto.")
     ] = 500.0,
 ) -> Outcomes:
     """Make vectors smaller, at a measured cost.

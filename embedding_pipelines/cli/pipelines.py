@@ -1,5 +1,4 @@
-"""Commands that say what there is: `list`, `status` and `validate` of pipelines, `models` and
-`version`; and `example`, which writes two pipelines to start with."""
+"""Commands that say what there is, and `example`, which writes two pipelines to start with."""
 
 import sys
 from functools import partial
@@ -111,9 +110,7 @@ def example() -> Outcomes:
         print(f"pipelines stdlib and unicode in {pipelines_folder(home)}")
         print("Next: embedding-pipelines run")
 
-    results = [
-        {"file": str(file.path), "rows": file.rows, "changed": file.changed} for file in files
-    ]
+    results = [{"file": file.path, "rows": file.rows, "changed": file.changed} for file in files]
     yield Output(results, show)
 
 

@@ -1,5 +1,4 @@
-"""Commands that change what is live: `run`, `release` and `rollback`; and `plan`, which says what a
-run would do."""
+"""Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,8 +37,7 @@ app = typer.Typer()
 def run(
     names: Names = None,
     retry_rejected: Annotated[
-        bool,
-        typer.Option("--retry-rejected", help="Send texts again that the provider rejected."),
+        bool, typer.Option("--retry-rejected", help="Send texts again that the provider rejected.")
     ] = False,
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
@@ -141,19 +139,17 @@ def release(
             "release: `run` releases what passes its checks. To release what they hold back, give "
             "--force and --reason '…'; the release keeps the reason."
         )
-    spec = load_spec(name)
-    result, problem = run_one(spec, force_reason=reason.strip())
+    result, problem = run_one(load_spec(name), force_reason=reason.strip())
     yield Output([result])
     if problem:
-        yield Problem(problem, spec.name)
+        yield Problem(problem, result["pipeline"])
 
 
 @app.command()
 def rollback(
     name: Name,
     to: Annotated[
-        int | None,
-        typer.Option(metavar="NUMBER", help="Which release (default: the one before)."),
+        int | None, typer.Option(metavar="NUMBER", help="Which release (default: the one before).")
     ] = None,
 ) -> Outcomes:
     """Make an earlier release live again."""

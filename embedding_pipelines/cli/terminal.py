@@ -8,7 +8,7 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -115,13 +115,12 @@ class TerminalProgress:
 
     def _show(self, step: str) -> None:
         """One bar, of the step at work; it pulses until the step says how far it is."""
-        if not self._drawn or step == self._step:
-            return
-        if self._step:
-            self._bars.remove_task(self._task)
-        if step:
-            self._task = self._bars.add_task(step, total=None, amount="")
-        self._step = step
+        if self._drawn and step != self._step:
+            if self._step:
+                self._bars.remove_task(self._task)
+            if step:
+                self._task = self._bars.add_task(step, total=None, amount="")
+            self._step = step
 
 
 def sentence(report: StepReport) -> str:
@@ -159,8 +158,8 @@ def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     }
     for name, cells in columns.items():
         figures = all(FIGURE.fullmatch(cell.plain) for cell in cells)
-        side: Literal["left", "right"] = "right" if figures else "left"
-        table.add_column(name.replace("_", " "), justify=side, no_wrap=figures)
+        title = name.replace("_", " ")
+        table.add_column(title, justify="right" if figures else "left", no_wrap=figures)
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     with console.capture() as lines:
