@@ -1,9 +1,7 @@
 """All models with a short name or published figures, in one table. Any other works as well."""
 
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.common.prices import MODELS, PRICES_OF
-
-PRICES_ARE_OF = PRICES_OF  # the day on which the prices were taken
+from embedding_pipelines.providers.common.prices import MODELS
 
 
 def catalogue() -> list[dict[str, str | int | float | None]]:
@@ -13,27 +11,23 @@ def catalogue() -> list[dict[str, str | int | float | None]]:
     (0: free, on one's own machine), `retires` a date such as "2028-05-14", `revision` the commit on
     the hub that an alias stands for. None where it is unknown.
     """
-    names: list[tuple[str, str | None]] = [
-        (str(target), alias) for alias, target in ALIASES.items()
-    ]
-    names += [(model, None) for model in MODELS.keys() - {name for name, _ in names}]
-    return [
-        _row(model, alias)
-        for model, alias in sorted(names, key=lambda name: (name[0], name[1] or ""))
-    ]
-
-
-def _row(name: str, alias: str | None) -> dict[str, str | int | float | None]:
-    kind, _, model = name.partition(":")
-    entry = MODELS.get(name)
-    return {
-        "alias": alias,
-        "provider": kind,
-        "model": model or None,
-        "dimensions": entry.dimensions if entry else None,
-        "context": entry.max_tokens if entry else None,
-        "usd_per_million": entry.usd_per_million if entry else None,
-        "usd_batch": entry.usd_batch if entry else None,
-        "retires": entry.retires.isoformat() if entry and entry.retires else None,
-        "revision": ALIASES[alias].revision if alias else None,
-    }
+    models: list[tuple[str, str | None]] = [(str(ALIASES[alias]), alias) for alias in ALIASES]
+    models += [(name, None) for name in MODELS.keys() - {name for name, _ in models}]
+    models.sort(key=lambda model: (model[0], model[1] or ""))
+    rows = []
+    for name, alias in models:
+        kind, _, model = name.partition(":")
+        entry = MODELS.get(name)
+        row: dict[str, str | int | float | None] = {
+            "alias": alias,
+            "provider": kind,
+            "model": model or None,
+            "dimensions": entry.dimensions if entry else None,
+            "context": entry.max_tokens if entry else None,
+            "usd_per_million": entry.usd_per_million if entry else None,
+            "usd_batch": entry.usd_batch if entry else None,
+            "retires": entry.retires.isoformat() if entry and entry.retires else None,
+            "revision": ALIASES[alias].revision if alias else None,
+        }
+        rows.append(row)
+    return rows

@@ -1,18 +1,7 @@
 """All errors that a user can meet, and a guess at what a wrong name meant.
 
-EmbeddingPipelinesError            what went wrong, where, what to do next
-├── ConfigError                    a pipeline file, an option or an environment variable
-├── SourceError                    a missing file, a wrong column, duplicate ids, too many bad rows
-├── ProviderError                  the model is unavailable or returned an invalid reply
-├── BudgetError                    a run has used up its budget
-├── SpaceMismatchError             a comparison of vectors of two spaces
-├── CompressionError               a codec that cannot be fitted or applied
-├── StoreError                     a table, an index or a filter
-├── ReleaseError                   no release yet, or a version that failed its checks
-└── BusyError                      another process holds the pipeline
-
-The text of each stands for itself: command line, API and Dagster print it without a traceback. It
-never holds a secret.
+The text of each says what went wrong, where, and what to do next. It stands for itself: command
+line, API and Dagster print it without a traceback. It never holds a secret.
 """
 
 import difflib

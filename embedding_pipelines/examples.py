@@ -25,10 +25,8 @@ from typing import Any
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.files import write_atomic
 
-_PIPELINES = ("stdlib.yaml", "unicode.yaml")
 # Applications, grammars, generated text; distutils is deprecated and gone from Python 3.12 on.
 _SKIPPED_MODULES = {"distutils", "idlelib", "lib2to3", "pydoc_data", "turtledemo"}
-_TESTS = {"test", "tests"}
 _NAMED = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 _BLOCKS = ast.Module | ast.ClassDef | ast.If | ast.Try | ast.With | ast.ExceptHandler
 _KINDS: dict[type, str] = {ast.Module: "module", ast.ClassDef: "class"}  # the rest are functions
@@ -62,10 +60,14 @@ class ExampleFile:
 def write_examples(home: Path) -> list[ExampleFile]:
     """Write the example data below `home`; SourceError if Python came without its source."""
     data = [*_write_stdlib(home / "data" / "stdlib"), _write_unicode(home / "data" / "unicode")]
-    for name in _PIPELINES:
+    package = Path(__file__).parent
+    shipped = package / "_pipelines"  # in an installed package
+    if not shipped.is_dir():
+        shipped = package.parent / "pipelines"  # in a source tree
+    for name in ("stdlib.yaml", "unicode.yaml"):
         path = home / "pipelines" / name
         if not path.exists():
-            data.append(_write(path, (_source_folder() / name).read_bytes(), 0))
+            data.append(_write(path, (shipped / name).read_bytes(), 0))
     return data
 
 
@@ -74,7 +76,8 @@ def list_modules(folder: Path) -> list[tuple[str, Path]]:
     modules = []
     for path in folder.rglob("*.py"):
         parts = path.relative_to(folder).with_suffix("").parts
-        if parts[0] in sys.stdlib_module_names - _SKIPPED_MODULES and not _TESTS & set(parts):
+        is_test = not {"test", "tests"}.isdisjoint(parts)
+        if parts[0] in sys.stdlib_module_names - _SKIPPED_MODULES and not is_test:
             modules.append((".".join(parts).removesuffix(".__init__"), path))
     return sorted(modules)
 
@@ -143,10 +146,9 @@ def _write_stdlib(folder: Path) -> Iterator[ExampleFile]:
         letter = module.lstrip("_")[0].lower()
         try:
             documents = list(read_docstrings(path.read_bytes(), module))
+            lines[letter] += [json.dumps(document) + "\n" for document in documents]
         except (SyntaxError, ValueError, OSError):
             skipped[letter].append(str(path))
-        else:
-            lines[letter] += [json.dumps(document) + "\n" for document in documents]
     if not any(lines.values()):
         raise SourceError(
             f"{stdlib}: no documented Python source. Run a Python that comes with its source."
@@ -170,21 +172,14 @@ def _write_unicode(folder: Path) -> ExampleFile:
     rows = list(list_characters())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("code_point", "character", "name", "category", "category_code"))
-    writer.writerows(rows)
+    header = ("code_point", "character", "name", "category", "category_code")
+    writer.writerows([header, *rows])
     return _write(folder / "characters.csv", text.getvalue().encode(), len(rows))
 
 
 def _write(path: Path, data: bytes, rows: int, skipped: tuple[str, ...] = ()) -> ExampleFile:
     """Replace a file in one rename, unless it holds these bytes already."""
-    if path.exists() and path.read_bytes() == data:
-        return ExampleFile(path, rows, False, skipped)
-    write_atomic(path, data)
-    return ExampleFile(path, rows, True, skipped)
-
-
-def _source_folder() -> Path:
-    """The pipelines inside an installed package, or at the root of a source tree."""
-    package = Path(__file__).parent
-    folder = package / "_pipelines"
-    return folder if folder.is_dir() else package.parent / "pipelines"
+    changed = not path.exists() or path.read_bytes() != data
+    if changed:
+        write_atomic(path, data)
+    return ExampleFile(path, rows, changed, skipped)

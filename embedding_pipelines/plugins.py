@@ -14,17 +14,15 @@ import pkgutil
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from embedding_pipelines.errors import ConfigError
 
 T = TypeVar("T")
 
 
-class Choice(BaseModel):
+class Choice(BaseModel, frozen=True, extra="forbid"):
     """Base of everything a user chooses in a pipeline file: frozen, and without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     kind: str
 
@@ -77,17 +75,13 @@ def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
 def _members(folder: str, kind: type) -> list[Any]:
     """The objects of `kind` and the subclasses of it in a folder's files, then in entry points."""
     package = importlib.import_module(f"embedding_pipelines.{folder}")
-    modules = [
-        importlib.import_module(f"{package.__name__}.{module.name}")
-        for module in pkgutil.iter_modules(package.__path__)
-    ]
-    members = [
-        value
-        for module in modules
-        for value in vars(module).values()
-        if _is_member(value, kind)
-        and (not isinstance(value, type) or value.__module__ == module.__name__)
-    ]
+    members: list[Any] = []
+    for file in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{file.name}")
+        for value in vars(module).values():
+            is_imported = isinstance(value, type) and value.__module__ != module.__name__
+            if _is_member(value, kind) and not is_imported:
+                members.append(value)
     for entry in _entry_points(folder):
         where = f"The entry point {entry.name!r} ({entry.value}) of another package"
         try:

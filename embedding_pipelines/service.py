@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from embedding_pipelines.embedding.cache import EmbeddingCache as EmbeddingCache
 from embedding_pipelines.embedding.embed import count_tokens, embed_all
@@ -31,14 +31,12 @@ log = logging.getLogger(__name__)
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class EmbeddingConfig(BaseModel):
+class EmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
     """`provider` is "local" (the same as "hf") or any other kind; `model` its name there, or an
     alias.
 
     An alias without a provider brings its own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     provider: str = "openai"
     model: str = "text-embedding-3-small"
@@ -69,13 +67,13 @@ class EmbeddingService:
     ) -> None:
         self.config, self.home = config or EmbeddingConfig(), home or home_of_environment()
         self.cache: EmbeddingCache | None = None
+        self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
+        resources = contextlib.ExitStack()
+        resources.callback(self.model.close)
         if self.config.cache_enabled:
             self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
-        self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        self._resources = contextlib.ExitStack()  # the model, and the cache from its first use on
-        self._resources.callback(self.model.close)
-        self._holds_cache = False
-        self.close = weakref.finalize(self, self._resources.close)
+            resources.enter_context(self.cache)  # opening it for each call would cost more
+        self.close = weakref.finalize(self, resources.close)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""
@@ -90,22 +88,15 @@ class EmbeddingService:
         unavailable.
         """
         _check_texts(texts, input_type)
-        if self.cache is not None and not self._holds_cache:
-            self._resources.enter_context(self.cache)  # opening it for each call would cost more
-            self._holds_cache = True
         started, limits = time.perf_counter(), self.model.limits
         if self.config.batch_size is not None:
             most = min(limits.request_texts, self.config.batch_size)
             limits = replace(limits, request_texts=most)
         tokens = self._count_tokens(texts, input_type)
         result = embed_all(texts, self.model, self.cache, input_type, tokens=tokens, limits=limits)
-        log.info(
-            "%s: %d texts, %d of them from the cache, in %.3f s",
-            self.model.space,
-            len(texts),
-            result.usage.cache_hits,
-            time.perf_counter() - started,
-        )
+        hits, seconds = result.usage.cache_hits, time.perf_counter() - started
+        words = "%s: %d texts, %d of them from the cache, in %.3f s"
+        log.info(words, self.model.space, len(texts), hits, seconds)
         if result.rejected:
             row, reason = next(iter(result.rejected.items()))
             others = len(result.rejected) - 1
@@ -152,24 +143,24 @@ class EmbeddingService:
 
 def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
     """The provider's options. Raises ConfigError for an unknown provider or option."""
-    explicit, base_url = config.model_fields_set, None
+    explicit = config.model_fields_set
     kind = "hf" if config.provider == "local" else config.provider
     alias = ALIASES.get(config.model)
     if alias is not None and (alias.provider == kind or "provider" not in explicit):
         kind, model, revision = alias
     else:
         model, revision = config.model if kind == "openai" or "model" in explicit else "", None
-    kinds = choices("providers", ProviderOptions)
+    kinds: dict[str, Any] = choices("providers", ProviderOptions)
     if kind not in kinds:
         raise ConfigError(f"provider is {kind!r}: write 'local' or one of {', '.join(kinds)}.")
     if kind == "hf" and model and "/" not in model and not (home / model).is_dir():
         model = f"sentence-transformers/{model}"  # as that library completes a bare name
-    if kind == "openai":
-        base_url = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
     values = {"model": model, "revision": revision, "dimensions": config.dimensions}
-    values = {name: value for name, value in {**values, "base_url": base_url}.items() if value}
+    if kind == "openai":
+        values["base_url"] = os.environ.get("OPENAI_BASE_URL")  # as the SDK does
+    values = {name: value for name, value in values.items() if value}
     try:
-        options: Any = kinds[kind].model_validate(values | config.options)
+        options: ProviderOptions = kinds[kind].model_validate(values | config.options)
     except ValidationError as error:
         faults = [": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()]
         raise ConfigError(f"provider {kind!r}: {'; '.join(faults)}") from None
@@ -177,8 +168,7 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
         raise ConfigError(
             f"provider {kind!r}: a service does not wait for a batch job; leave out mode."
         )
-    result: ProviderOptions = options
-    return result
+    return options
 
 
 def _check_texts(texts: Sequence[str], input_type: str) -> None:

@@ -6,11 +6,11 @@ from datetime import date
 
 import pytest
 
-from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
+from embedding_pipelines.catalogue import catalogue
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES, Alias
 from embedding_pipelines.providers.base import ProviderOptions
-from embedding_pipelines.providers.common.prices import MODELS
+from embedding_pipelines.providers.common.prices import MODELS, PRICES_OF
 
 ROWS = catalogue()
 
@@ -31,7 +31,7 @@ def test_rows_are_sorted_and_can_be_written_as_json() -> None:
     keys = [(f"{row['provider']}:{row['model'] or ''}", str(row["alias"] or "")) for row in ROWS]
     assert keys == sorted(keys)
     assert json.loads(json.dumps(ROWS)) == ROWS
-    assert isinstance(PRICES_ARE_OF, date)
+    assert isinstance(PRICES_OF, date)
 
 
 def test_a_row_says_what_is_published() -> None:

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
+from embedding_pipelines.catalogue import catalogue
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.metrics.similarity import cosine_similarity
+from embedding_pipelines.providers.common.prices import PRICES_OF
 from embedding_pipelines.providers.common.prompts import SENTENCE
 from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.providers.hashing import Hashing
@@ -318,7 +319,7 @@ def test_a_model_s_price_is_known_and_of_a_day(
     assert {(row["dimensions"], row["context"]) for row in rows} == {(dimensions, context)}
     price = EmbeddingService(EmbeddingConfig(provider=provider, model=model)).model.options.price
     assert {row["usd_per_million"] for row in rows} == {price}
-    assert date(2026, 1, 1) <= PRICES_ARE_OF
+    assert date(2026, 1, 1) <= PRICES_OF
 
 
 def test_a_text_that_is_too_long_is_told_before_anything_is_paid(server: WireServer) -> None:

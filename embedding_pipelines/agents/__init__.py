@@ -1,5 +1,4 @@
-"""The names of the agents' SDK on top of the embedding service; vectors are plain lists of
-floats."""
+"""The agents' SDK on top of the embedding service; vectors are plain lists of floats."""
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Call, Metrics
 from embedding_pipelines.agents.generators import (

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.similarity import normalize_embedding
 
 Vector = Sequence[float] | NDArray[np.floating[Any]]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 RECENT_CALLS = 1_000  # that a generator stores one by one
 
@@ -53,7 +55,7 @@ class Metrics:
 _OUTERMOST: ContextVar[object] = ContextVar("outermost generator", default=None)
 
 
-def _count_calls(method: Callable[..., Any]) -> Callable[..., Any]:
+def _count_calls(method: Method) -> Method:
     """`generate` or `generate_batch` with its calls in `metrics`, but for calls within a call."""
     is_batch = method.__name__ == "generate_batch"
 
@@ -73,7 +75,7 @@ def _count_calls(method: Callable[..., Any]) -> Callable[..., Any]:
             self.metrics.add(Call(self.provider, size, dims, seconds), failed=result is None)
         return result
 
-    return counting
+    return cast(Method, counting)
 
 
 class AbstractEmbeddingGenerator:

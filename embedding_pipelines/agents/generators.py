@@ -1,11 +1,12 @@
 """The generators for OpenAI, Hugging Face and AIOS, on top of the embedding service."""
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Vector
-from embedding_pipelines.agents.keys import resolve_key
 from embedding_pipelines.environment import home
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers.base import InputType
@@ -16,6 +17,13 @@ log = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda", "mps")
 
 
+class _Secrets(dict[str, str]):
+    """Keys by name. Its representation shows the names only."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self)})"
+
+
 class _ServiceGenerator(AbstractEmbeddingGenerator):
     """A generator with an embedding service, which a changed parameter replaces.
 
@@ -23,47 +31,32 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
     cache of the home folder that the environment names when the generator is made.
     """
 
-    def __init__(
-        self,
-        normalize: bool,
-        dims: int | None,
-        batch_size: int | None,
-        input_type: InputType,
-        cache_enabled: bool,
-        api_key: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.normalize, self.dims, self.batch_size = normalize, dims, batch_size
-        self.input_type: InputType = input_type
-        self.cache_enabled = cache_enabled
-        self._api_key_env, self._secrets = resolve_key(type(self).__name__, api_key)
+    OPTIONS: ClassVar[Mapping[str, str]]  # the provider's options: the parameter of each
+    dims: int | None
+    batch_size: int | None
+    input_type: InputType
+    cache_enabled: bool
+
+    def __post_init__(self, api_key: str | None = None) -> None:
+        self._api_key_env, self._secrets = _resolve_key(type(self).__name__, api_key)
         self._home = home()
         self._service: EmbeddingService | None = None
-        self._check()
+        for name, value in vars(self).items():
+            self._check(name, value)
 
     def set_parameter(self, key: str, value: Any) -> None:
-        before = self.get_parameter(key)
+        self.get_parameter(key)
+        self._check(key, value)
         setattr(self, key, value)
-        try:
-            self._check()
-        except ConfigError:
-            setattr(self, key, before)
-            raise
 
-    def _check(self) -> None:
-        for name in ("normalize", "cache_enabled"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: write true or false.")
-        for name in ("dims", "batch_size"):
-            number = getattr(self, name)
-            if number is not None and (type(number) is not int or number < 1):
-                raise ConfigError(f"{name} is {number!r}: write a whole number, 1 or more.")
-        if self.input_type not in ("document", "query"):
-            raise ConfigError(f"input_type is {self.input_type!r}: write 'document' or 'query'.")
-
-    def _options(self) -> dict[str, Any]:
-        """The provider's options; None for a default."""
-        raise NotImplementedError
+    def _check(self, name: str, value: Any) -> None:
+        if name in ("normalize", "cache_enabled") and not isinstance(value, bool):
+            raise ConfigError(f"{name} is {value!r}: write true or false.")
+        is_size = value is None or (type(value) is int and value >= 1)
+        if name in ("dims", "batch_size") and not is_size:
+            raise ConfigError(f"{name} is {value!r}: write a whole number, 1 or more.")
+        if name == "input_type" and value not in ("document", "query"):
+            raise ConfigError(f"{name} is {value!r}: write 'document' or 'query'.")
 
     def _infer(self, text: str) -> Vector:
         return self._infer_batch([text])[0]
@@ -83,12 +76,13 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
 
     def _current_service(self) -> EmbeddingService:
         """The service of the current parameters."""
-        options = {name: value for name, value in self._options().items() if value is not None}
+        options = {option: getattr(self, name) for option, name in self.OPTIONS.items()}
+        options["api_key_env"] = self._api_key_env
         config = EmbeddingConfig(
             provider=self.provider,
             batch_size=self.batch_size,
             cache_enabled=self.cache_enabled,
-            options=options,
+            options={name: value for name, value in options.items() if value not in (None, {})},
         )
         if self._service is None or self._service.config != config:
             # Another thread may still use the old one, which closes when the last reference goes.
@@ -96,6 +90,7 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
         return self._service
 
 
+@dataclass(eq=False, repr=False)
 class OpenAIEmbeddingGenerator(_ServiceGenerator):
     """OpenAI's models, or a server with the same interface at `base_url` (default:
     $OPENAI_BASE_URL, else OpenAI).
@@ -105,104 +100,105 @@ class OpenAIEmbeddingGenerator(_ServiceGenerator):
     """
 
     provider = "openai"
+    OPTIONS: ClassVar = {
+        "model": "model",
+        "dimensions": "dims",
+        "timeout_seconds": "timeout_s",
+        "base_url": "base_url",
+    }
 
-    def __init__(
-        self,
-        api_key: str | None = None,
-        model: str = "text-embedding-3-small",
-        normalize: bool = True,
-        dims: int | None = None,
-        batch_size: int | None = None,
-        timeout_s: float | None = None,
-        base_url: str | None = None,
-        input_type: InputType = "document",
-        cache_enabled: bool = True,
-    ) -> None:
-        super().__init__(normalize, dims, batch_size, input_type, cache_enabled, api_key)
-        self.model, self.timeout_s, self.base_url = model, timeout_s, base_url
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "dimensions": self.dims,
-            "timeout_seconds": self.timeout_s,
-            "base_url": self.base_url,
-            "api_key_env": self._api_key_env,
-        }
+    api_key: InitVar[str | None] = None
+    model: str = "text-embedding-3-small"
+    normalize: bool = True
+    dims: int | None = None
+    batch_size: int | None = None
+    timeout_s: float | None = None
+    base_url: str | None = None
+    input_type: InputType = "document"
+    cache_enabled: bool = True
 
 
+@dataclass(eq=False, repr=False)
 class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
     """A local sentence-transformers model on the best device of this machine. Another `device` gets
     a warning in the log."""
 
     provider = "hf"
+    OPTIONS: ClassVar = {"model": "model_name"}
 
-    def __init__(
-        self,
-        model_name: str,
-        device: str = "cpu",
-        batch_size: int = 32,
-        normalize: bool = True,
-        dims: int | None = None,
-        input_type: InputType = "document",
-        cache_enabled: bool = True,
-    ) -> None:
-        self.model_name, self.device = model_name, device
-        super().__init__(normalize, dims, batch_size, input_type, cache_enabled)
+    model_name: str
+    device: str = "cpu"
+    batch_size: int = 32
+    normalize: bool = True
+    dims: int | None = None
+    input_type: InputType = "document"
+    cache_enabled: bool = True
 
-    def _check(self) -> None:
-        super()._check()
-        if not isinstance(self.device, str) or self.device.split(":")[0] not in DEVICES:
-            raise ConfigError(f"device is {self.device!r}: write one of {', '.join(DEVICES)}.")
-
-    def _options(self) -> dict[str, Any]:
-        return {"model": self.model_name}
+    def _check(self, name: str, value: Any) -> None:
+        super()._check(name, value)
+        is_device = isinstance(value, str) and value.split(":")[0] in DEVICES
+        if name == "device" and not is_device:
+            raise ConfigError(f"{name} is {value!r}: write one of {', '.join(DEVICES)}.")
 
     def _current_service(self) -> EmbeddingService:
         before, service = self._service, super()._current_service()
         if service is not before:
-            _log_device(self.device.split(":")[0])
+            from embedding_pipelines.inference.torch import accelerator
+
+            device, best = self.device.split(":")[0], accelerator() or "cpu"
+            if device != best:
+                words = "device is %r, but models run on %r, the best of this machine"
+                log.warning(words, device, best)
         return service
 
 
+@dataclass(eq=False, repr=False)
 class AIOSEmbeddings(_ServiceGenerator):
     """A block of AIOS over gRPC: `block_id`, or the one that `selection_query` picks. `api_key` as
     for OpenAI."""
 
     provider = "aios"
+    OPTIONS: ClassVar = {
+        "grpc_url": "grpc_url",
+        "dimensions": "dims",
+        "timeout_seconds": "timeout_s",
+        "normalize": "normalize",
+        "model": "block_id",
+        "selection_query": "selection_query",
+    }
 
-    def __init__(
-        self,
-        grpc_url: str,
-        dims: int = 768,
-        timeout_s: float = 15,
-        normalize: bool = True,
-        block_id: str = "",
-        selection_query: dict[str, Any] | None = None,
-        api_key: str | None = None,
-        batch_size: int | None = None,
-        input_type: InputType = "document",
-        cache_enabled: bool = True,
-    ) -> None:
-        super().__init__(normalize, dims, batch_size, input_type, cache_enabled, api_key)
-        self.grpc_url, self.timeout_s = grpc_url, timeout_s
-        self.block_id, self.selection_query = block_id, selection_query
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "grpc_url": self.grpc_url,
-            "dimensions": self.dims,
-            "timeout_seconds": self.timeout_s,
-            "normalize": self.normalize,
-            "model": self.block_id,
-            "selection_query": self.selection_query or None,
-            "api_key_env": self._api_key_env,
-        }
+    grpc_url: str
+    dims: int = 768
+    timeout_s: float = 15
+    normalize: bool = True
+    block_id: str = ""
+    selection_query: dict[str, Any] | None = None
+    api_key: InitVar[str | None] = None
+    batch_size: int | None = None
+    input_type: InputType = "document"
+    cache_enabled: bool = True
 
 
-def _log_device(device: str) -> None:
-    from embedding_pipelines.inference.torch import accelerator
+def _resolve_key(owner: str, api_key: str | None) -> tuple[str | None, _Secrets]:
+    """A provider's `api_key_env` (None: its default), and the secret of that name.
 
-    best = accelerator() or "cpu"
-    if best != device:
-        log.warning("device is %r, but models run on %r, the best of this machine", device, best)
+    `api_key` is the key itself, "env:NAME" or "file:/path". Raises ConfigError for an unreadable
+    file.
+    """
+    if not api_key:
+        return None, _Secrets()
+    if not isinstance(api_key, str):
+        raise ConfigError("api_key is not a text.")
+    if api_key.startswith("env:"):
+        return api_key.removeprefix("env:"), _Secrets()
+    if api_key.startswith("file:"):
+        path = api_key.removeprefix("file:")
+        try:
+            api_key = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            problem = f"{path}: cannot read the API key: {type(error).__name__}."
+            raise ConfigError(problem) from error
+        if not api_key:
+            raise ConfigError(f"{path}: holds no API key.")
+    name = f"API_KEY_OF_{owner}"
+    return name, _Secrets({name: api_key})

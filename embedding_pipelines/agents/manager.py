@@ -11,17 +11,11 @@ from embedding_pipelines.agents.generators import (
     HuggingFaceEmbeddingGenerator,
     OpenAIEmbeddingGenerator,
 )
-from embedding_pipelines.agents.keys import parse_reference
 from embedding_pipelines.errors import ConfigError
 
 EMBEDDINGS = "embeddings"
-
-# By the block id's prefix: the generator, and the argument for the rest of the id.
-BACKENDS: dict[str, tuple[type[AbstractEmbeddingGenerator], str]] = {
-    "openai": (OpenAIEmbeddingGenerator, "model"),
-    "hf": (HuggingFaceEmbeddingGenerator, "model_name"),
-    "aios": (AIOSEmbeddings, "block_id"),
-}
+GENERATORS = (OpenAIEmbeddingGenerator, HuggingFaceEmbeddingGenerator, AIOSEmbeddings)
+BACKENDS = {cls.provider: cls for cls in GENERATORS}  # by the prefix of a block id
 
 
 @dataclass
@@ -45,12 +39,10 @@ class EmbeddingGeneratorManager:
         self._generators[name] = generator
 
     def generate(self, name: str, text: str) -> list[float]:
-        vector: list[float] = self._named(name).generate(text)
-        return vector
+        return self._named(name).generate(text)
 
     def generate_batch(self, name: str, texts: Sequence[str]) -> list[list[float]]:
-        vectors: list[list[float]] = self._named(name).generate_batch(texts)
-        return vectors
+        return self._named(name).generate_batch(texts)
 
     def set_parameter(self, name: str, key: str, value: Any) -> None:
         self._named(name).set_parameter(key, value)
@@ -80,46 +72,40 @@ def build_embeddings_from_model_item(
     Raises ConfigError for a wrong item, and NotImplementedError for an unknown backend.
     """
     item = _item(item)
+    where = item.llm_block_id
     if item.llm_type != EMBEDDINGS:
-        raise ConfigError(
-            f"{item.llm_block_id}: llm_type is {item.llm_type!r}; write {EMBEDDINGS!r}."
-        )
-    kind, _, target = item.llm_block_id.partition(":")
-    if not item.llm_block_id.startswith(f"{kind}:") or kind not in BACKENDS:
-        raise NotImplementedError(f"Unknown embeddings backend for {item.llm_block_id}")
-    cls, target_argument = BACKENDS[kind]
+        raise ConfigError(f"{where}: llm_type is {item.llm_type!r}; write {EMBEDDINGS!r}.")
+    kind, colon, target = where.partition(":")
+    if not colon or kind not in BACKENDS:
+        raise NotImplementedError(f"Unknown embeddings backend for {where}")
+    cls = BACKENDS[kind]
+    target_argument = cls.OPTIONS["model"]
     if not isinstance(item.llm_parameters, Mapping):
-        raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters is not a mapping of names to values."
-        )
+        raise ConfigError(f"{where}: llm_parameters is not a mapping of names to values.")
     arguments = dict(item.llm_parameters)
     model = arguments.pop("model", None)
     if model and target and model != target:
         raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters.model is another one, {model!r}. Keep one of "
-            "them."
+            f"{where}: llm_parameters.model is another one, {model!r}. Keep one of them."
         )
     if target or model:
         arguments[target_argument] = target or model
     if "api_key_ref" in arguments:
         reference = arguments.pop("api_key_ref")
-        arguments["api_key"] = arguments.get("api_key") or parse_reference(reference)
+        arguments["api_key"] = arguments.get("api_key") or _key_at(reference)
     parameters = inspect.signature(cls).parameters
     if "selection_query" in parameters:
         arguments["selection_query"] = item.llm_selection_query
-    unknown = sorted(arguments.keys() - parameters.keys())
-    if unknown:
+    for name in sorted(arguments.keys() - parameters.keys()):
         allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
-        raise ConfigError(
-            f"{item.llm_block_id}: llm_parameters.{unknown[0]} is unknown; write one of {allowed}."
-        )
+        raise ConfigError(f"{where}: llm_parameters.{name} is unknown; write one of {allowed}.")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
-            raise ConfigError(f"{item.llm_block_id}: llm_parameters.{name} is missing.")
+            raise ConfigError(f"{where}: llm_parameters.{name} is missing.")
     try:
         return cls(**arguments)
     except ConfigError as error:
-        raise ConfigError(f"{item.llm_block_id}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
@@ -127,27 +113,26 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
 
     Raises as `build_embeddings_from_model_item`, and ConfigError for no such model, or one twice.
     """
-    where = f"subject {spec.get('subject_id')!r}"
+    subject = f"subject {spec.get('subject_id')!r}"
     models = spec.get("models")
     if not isinstance(models, list):
-        raise ConfigError(f"{where}: models is missing, or not a list.")
+        raise ConfigError(f"{subject}: models is missing, or not a list.")
     manager = EmbeddingGeneratorManager()
     for number, model in enumerate(models):
+        where = f"{subject}: models[{number}]"
         if not isinstance(model, Mapping) or "llm_type" not in model:
-            raise ConfigError(f"{where}: models[{number}] has no llm_type.")
+            raise ConfigError(f"{where} has no llm_type.")
         if model["llm_type"] != EMBEDDINGS:
             continue
         try:
             generator, name = build_embeddings_from_model_item(model), model["llm_block_id"]
         except ConfigError as error:
-            raise ConfigError(f"{where}: models[{number}]: {error}") from error
+            raise ConfigError(f"{where}: {error}") from error
         if name in manager.metrics:
-            raise ConfigError(
-                f"{where}: models[{number}] repeats {name}. Keep one, or build them one by one."
-            )
+            raise ConfigError(f"{where} repeats {name}. Keep one, or build them one by one.")
         manager.register_generator(name, generator)
     if not manager.metrics:
-        raise ConfigError(f"{where}: no model has llm_type {EMBEDDINGS!r}.")
+        raise ConfigError(f"{subject}: no model has llm_type {EMBEDDINGS!r}.")
     return manager
 
 
@@ -161,3 +146,18 @@ def _item(item: Mapping[str, Any] | ModelItem) -> ModelItem:
     if not isinstance(item.get("llm_block_id"), str):
         raise ConfigError("A model item needs llm_block_id, e.g. 'openai:text-embedding-3-small'.")
     return ModelItem(**{"llm_type": EMBEDDINGS, **item})
+
+
+def _key_at(reference: object) -> str:
+    """An `api_key_ref` as generators take it: a bare path becomes "file:/path".
+
+    Raises ConfigError for anything else, without repeating it: it may be a key.
+    """
+    if isinstance(reference, str) and reference.startswith(("env:", "file:")):
+        return reference
+    if isinstance(reference, str) and reference.startswith(("/", "./", "../", "~")):
+        return f"file:{reference}"
+    raise ConfigError(
+        "api_key_ref names the place of a key: write 'env:NAME' or 'file:/path'. Its value is not "
+        "shown, since it may be a key."
+    )

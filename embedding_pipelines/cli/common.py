@@ -1,13 +1,8 @@
 """What all commands share: their arguments, and the one way that results and errors take out.
 
 A command is a function that yields `Output` and `Problem`. People see each as it comes: results on
-stdout, errors on stderr. With `--json`, stdout holds one object, the same for all commands:
-
-    {"command": "run", "ok": false, "results": [{…}], "errors": [{"error": "…", "pipeline": "a"}]}
-
-`results` are objects; `errors` are sentences, and the pipeline that each concerns, else null.
-Exit codes: 0, all went well; 1, there are errors; 2, a wrong command, with its usage on stderr and
-nothing on stdout; 130, Ctrl-C.
+stdout, errors on stderr. With `--json`, stdout holds one object, the same for all commands, and of
+a wrong command nothing. `--help` describes the object and the exit codes.
 """
 
 import contextlib
@@ -23,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedding_pipelines.cli.terminal import make_console, print_words
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
@@ -32,6 +28,7 @@ if TYPE_CHECKING:
     from embedding_pipelines.progress import Progress
     from embedding_pipelines.run import Run
     from embedding_pipelines.spec.pipeline import PipelineSpec
+    from embedding_pipelines.storage.warehouse import Warehouse
 
 INTERRUPTED = 130  # exit code
 
@@ -65,8 +62,6 @@ class Problem:
     code: int = 1
 
     def show(self) -> None:
-        from embedding_pipelines.cli.terminal import make_console, print_words
-
         prefix, style = ("", "") if self.code == INTERRUPTED else ("error: ", "red")
         print_words(make_console(stderr=True), f"{prefix}{self.error}", style)
 
@@ -81,7 +76,11 @@ def with_json(function: Callable[..., Outcomes]) -> Callable[..., None]:
     def command(context: typer.Context, as_json: bool, **arguments: Any) -> None:
         code = emit(str(context.info_name), _outcomes(context, function, arguments), as_json)
         if code == INTERRUPTED:
-            _leave_requests_behind()
+            from embedding_pipelines.embedding.workers import is_busy
+
+            if is_busy():  # the interpreter would wait for the request that is under way
+                sys.stdout.flush()
+                os._exit(code)
         raise typer.Exit(code)
 
     more = {"as_json": AsJson, "context": typer.Context}
@@ -109,16 +108,13 @@ def emit(command: str, outcomes: Outcomes, as_json: bool) -> int:
             if not as_json:
                 outcome.show()
     if as_json:
-        _print_json({"command": command, "ok": not errors, "results": results, "errors": errors})
+        value = {"command": command, "ok": not errors, "results": results, "errors": errors}
+        # JSON that every reader takes: NaN, which is none, becomes null, and bytes of the command
+        # line that are no UTF-8 are escaped.
+        value = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+        text = json.dumps(value, indent=2, ensure_ascii=False)
+        print(text.encode("utf-8", "backslashreplace").decode())
     return code
-
-
-def _print_json(value: Any) -> None:
-    """Print JSON that every reader takes: NaN, which is none, becomes null, and bytes of the
-    command line that are no UTF-8 are escaped."""
-    value = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    print(text.encode("utf-8", "backslashreplace").decode())
 
 
 def _outcomes(
@@ -140,15 +136,6 @@ def _outcomes(
         yield Problem(" ".join(["Stopped.", *interrupt.args]), code=INTERRUPTED)
 
 
-def _leave_requests_behind() -> None:
-    """End the process at once if a request is under way: the interpreter would wait for it."""
-    from embedding_pipelines.embedding.workers import is_busy
-
-    if is_busy():
-        sys.stdout.flush()
-        os._exit(INTERRUPTED)
-
-
 def load_spec(text: str) -> "PipelineSpec":
     """The pipeline of a name or number; ConfigError if there is none or its file is broken."""
     from embedding_pipelines.spec.ids import find_name
@@ -168,8 +155,7 @@ def load_specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[Prob
         specs, broken = read_pipelines(home_folder())
         if not specs and not broken:
             raise ConfigError(no_pipelines())
-        problems = [Problem(str(error), path.stem) for path, error in broken.items()]
-        return list(specs.values()), problems
+        return list(specs.values()), [Problem(str(broken[path]), path.stem) for path in broken]
     specs, problems = {}, []
     for name in dict.fromkeys(names):
         try:
@@ -186,20 +172,25 @@ def find_released(text: str) -> str:
     ConfigError if there is neither.
     """
     from embedding_pipelines.spec.ids import find_name
-    from embedding_pipelines.storage.warehouse import Warehouse
 
     name = find_name(home_folder(), text)
-    if not Warehouse(home_folder()).pipeline(name).releases.exists():
+    if not open_warehouse().pipeline(name).releases.exists():
         load_spec(name)
     return name
+
+
+def open_warehouse() -> "Warehouse":
+    """The home folder's."""
+    from embedding_pipelines.storage.warehouse import Warehouse
+
+    return Warehouse(home_folder())
 
 
 def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":
     """A pipeline at work in the home folder's warehouse."""
     from embedding_pipelines.run import Run
-    from embedding_pipelines.storage.warehouse import Warehouse
 
-    return Run(spec, Warehouse(home_folder()), progress)
+    return Run(spec, open_warehouse(), progress)
 
 
 def no_pipelines() -> str:

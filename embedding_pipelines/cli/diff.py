@@ -2,12 +2,18 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released
-from embedding_pipelines.environment import home as home_folder
+from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released, open_warehouse
+from embedding_pipelines.cli.terminal import (
+    figure,
+    make_console,
+    print_statistics,
+    print_table,
+    print_words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,19 +44,15 @@ def diff(
     not in the embedding cache. With --json: the first 1,000 documents of each kind, and every query
     with other results.
     """
-    from embedding_pipelines.cli.terminal import make_console
     from embedding_pipelines.diff.diff import diff as compare
-    from embedding_pipelines.storage.warehouse import Warehouse
 
-    comparison = compare(Warehouse(home_folder()), find_released(name), before, after)
+    comparison = compare(open_warehouse(), find_released(name), before, after)
     result = asdict(comparison)
     del result["documents"]["sample"]  # `neighbours` says it
     yield Output([result], lambda: _show(make_console(), comparison))
 
 
 def _show(console: "Console", diff: "Diff") -> None:
-    from embedding_pipelines.cli.terminal import print_statistics, print_table, print_words
-
     old, new, documents = diff.before, diff.after, diff.documents
     kinds = {kind: listed for kind in KINDS if (listed := getattr(documents, kind)) is not None}
     counts = ", ".join(f"{listed.count:,} {kind}" for kind, listed in kinds.items())
@@ -69,63 +71,54 @@ def _show(console: "Console", diff: "Diff") -> None:
     for side in (old, new):
         if side.forced:
             statistics[f"release {side.release} forced"] = side.forced
-    print_statistics(
-        console, f"{diff.pipeline}: release {old.release} -> {new.release}", statistics
-    )
+    title = f"{diff.pipeline}: release {old.release} -> {new.release}"
+    print_statistics(console, title, statistics)
     ids = {kind: _ids(listed.ids, listed.count) for kind, listed in kinds.items() if listed.count}
     if ids:
         print_statistics(console, "\ndocuments", ids)
-    if diff.options:
-        options = {
-            change.option: f"{_value(change.before)} -> {_value(change.after)}"
-            for change in diff.options
-        }
+    options = {
+        change.option: f"{_value(change.before)} -> {_value(change.after)}"
+        for change in diff.options
+    }
+    if options:
         print_statistics(console, "\noptions", options)
-    if diff.metrics:
-        rows = [
-            {
-                "metric": change.metric,
-                f"release {old.release}": _figure(change.before),
-                f"release {new.release}": _figure(change.after),
-                "difference": _figure(change.difference, "+"),
-                "": RATINGS[change.better],
-            }
-            for change in diff.metrics
-        ]
+    rows = [
+        {
+            "metric": change.metric,
+            f"release {old.release}": figure(change.before, ".4f"),
+            f"release {new.release}": figure(change.after, ".4f"),
+            "difference": figure(change.difference, "+.4f"),
+            "": RATINGS[change.better],
+        }
+        for change in diff.metrics
+    ]
+    if rows:
         console.print()
         print_table(console, rows)
     if diff.neighbours is not None:
-        _show_answers(console, diff.neighbours, "document")
+        _show_answers(console, diff.neighbours, "sampled documents", "nearest neighbours", ids=True)
     if diff.queries is not None:
-        _show_answers(console, diff.queries, "query")
+        _show_answers(console, diff.queries, "queries", "first ten documents")
     for problem in diff.problems:
         print_words(console, f"\n{problem}", "yellow")
 
 
 def _show_answers(
-    console: "Console", answers: "ResultChanges", kind: Literal["document", "query"]
+    console: "Console", answers: "ResultChanges", questions: str, places: str, ids: bool = False
 ) -> None:
-    from embedding_pipelines.cli.terminal import print_table, print_words
-
-    questions, places = {
-        "document": ("sampled documents", "nearest neighbours"),
-        "query": ("queries", "first ten documents"),
-    }[kind]
     line = f"\n{len(answers.changed):,} of {answers.count:,} {questions} have other {places}"
     if answers.mean_overlap is not None:
         line += f", mean overlap {answers.mean_overlap:.3f}"
     if answers.without_vector:
         line += f"; {answers.without_vector:,} have no vector"
-    print_words(console, line)
     calls = answers.embedded_before + answers.embedded_after
     if calls:
-        print_words(
-            console, f"{calls:,} texts were embedded for this; the others were in the cache."
-        )
+        line += f"\n{calls:,} texts were embedded for this; the others were in the cache."
+    print_words(console, line)
     rows = [
         {
             "overlap": f"{change.overlap:.2f}",
-            **({"document": change.id} if kind == "document" else {}),
+            **({"document": change.id} if ids else {}),
             "text": change.text,
             "added": _ids(change.added, len(change.added)),
             "removed": _ids(change.removed, len(change.removed)),
@@ -145,7 +138,3 @@ def _value(value: Any) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _figure(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.4f}"

@@ -1,21 +1,51 @@
-"""Commands that look into a live table: `clusters`, `outliers` and `export`."""
+"""Commands that read what is live: `search`, `clusters`, `outliers`, `export` and `report`."""
 
+import os
+import sys
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released
+from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released, open_warehouse
+from embedding_pipelines.cli.terminal import (
+    TerminalProgress,
+    counted,
+    make_console,
+    print_hits,
+    print_table,
+)
 from embedding_pipelines.environment import home as home_folder
+
+DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of Unix
 
 To = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Write rows to this file too; it ends in .csv or .parquet."),
 ]
 
-
 app = typer.Typer()
+
+
+@app.command()
+def search(
+    name: Name,
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")
+    ],
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
+    filter: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="A condition on metadata, e.g. \"module = 'shutil'\"."),
+    ] = None,
+) -> Outcomes:
+    """Search the live release of a pipeline."""
+    from embedding_pipelines.search import search as run_search
+
+    result = run_search(home_folder(), find_released(name), query, k, filter)
+    yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
 
 @app.command()
@@ -28,33 +58,24 @@ def clusters(
     to: To = None,
 ) -> Outcomes:
     """Show what the live table is about: clusters and their keywords."""
-    from embedding_pipelines.cli.terminal import counted, make_console, print_table
     from embedding_pipelines.explore.clusters import find_clusters
 
     result = find_clusters(home_folder(), find_released(name), k, to)
-    value = {key: entry for key, entry in vars(result).items() if key != "assignments"}
-    value |= {
-        "clusters": [asdict(entry) for entry in result.clusters],
-        "file": str(to) if to else None,
-    }
+    value = vars(result) | {"clusters": [asdict(entry) for entry in result.clusters], "file": to}
+    del value["assignments"]
 
     def show() -> None:
-        print_table(
-            make_console(),
-            [
-                {
-                    "cluster": entry.number,
-                    "rows": entry.rows,
-                    "keywords": entry.keywords,
-                }
-                for entry in result.clusters
-            ],
-        )
+        table = [
+            {"cluster": entry.number, "rows": entry.rows, "keywords": entry.keywords}
+            for entry in result.clusters
+        ]
+        print_table(make_console(), table)
         fit = "" if result.silhouette is None else f", silhouette {result.silhouette:.3f}"
         count = counted(len(result.clusters), "cluster")
         rows = counted(result.rows, "row")
         print(f"{result.pipeline}, release {result.release}: {rows} in {count}{fit}")
-        _print_file(to)
+        if to:
+            print(f"rows are in {to}")
 
     yield Output([value], show)
 
@@ -74,36 +95,30 @@ def outliers(
 
     Scores are cosine distances to the 20th nearest neighbour.
     """
-    from embedding_pipelines.cli.terminal import make_console, print_table
     from embedding_pipelines.explore.outliers import find_outliers
     from embedding_pipelines.explore.table import check_file, write_rows
 
-    if to is not None:
+    if to:
         check_file(to)
     result = find_outliers(home_folder(), find_released(name), number, share)
-    if to is not None:
+    if to:
         write_rows(to, result.table.schema, result.table.to_batches())
     rows = result.table.to_pylist()
-    value: dict[str, Any] = {key: entry for key, entry in vars(result).items() if key != "table"}
-    value |= {"outliers": rows, "file": str(to) if to else None}
+    value = vars(result) | {"outliers": rows, "file": to}
+    del value["table"]
 
     def show() -> None:
-        print_table(
-            make_console(),
-            [
-                {
-                    "score": f"{row['score']:.3f}",
-                    "document": row["document_id"],
-                    "text": row["text"],
-                }
-                for row in rows
-            ],
-        )
+        table = [
+            {"score": f"{row['score']:.3f}", "document": row["document_id"], "text": row["text"]}
+            for row in rows
+        ]
+        print_table(make_console(), table)
         print(
             f"{result.pipeline}, release {result.release}: {len(rows):,} of {result.rows:,} rows; "
             f"half of all have a score below {result.typical:.3f}"
         )
-        _print_file(to)
+        if to:
+            print(f"rows are in {to}")
 
     yield Output([value], show)
 
@@ -113,8 +128,7 @@ def export(
     name: Name,
     to: Annotated[Literal["parquet", "npy", "torch", "atlas"], typer.Option(help="What to write.")],
     out: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where; else exports/ in the warehouse."),
+        Path | None, typer.Option(metavar="FOLDER", help="Where; else exports/ in the warehouse.")
     ] = None,
     vectors: Annotated[
         Literal["exact", "stored"],
@@ -126,7 +140,6 @@ def export(
     parquet: one table. npy: a matrix and a table of the other columns. torch: a tensor with ids
     and that table. atlas: a table with places on a map, for embedding-atlas and Nomic Atlas.
     """
-    from embedding_pipelines.cli.terminal import TerminalProgress, counted, make_console
     from embedding_pipelines.explore.export import export as write
 
     name = find_released(name)
@@ -142,6 +155,27 @@ def export(
     yield Output([asdict(about)], show)
 
 
-def _print_file(path: Path | None) -> None:
-    if path is not None:
-        print(f"rows are in {path}")
+@app.command()
+def report(
+    name: Name,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Write the page, and do not open it.")
+    ] = False,
+) -> Outcomes:
+    """Write one HTML page on a pipeline's quality and open it.
+
+    Metrics, checks, charts over releases, and a map of the space. It calls no model.
+    """
+    from embedding_pipelines.report.page import write_report
+
+    name = find_released(name)
+    with TerminalProgress(make_console(), name) as progress:
+        page = write_report(open_warehouse(), name, progress)
+    has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, DISPLAYS))
+
+    def show() -> None:
+        print(page.path)
+        if not no_open and has_display and sys.stdout.isatty():
+            webbrowser.open(page.path.as_uri())
+
+    yield Output([asdict(page)], show)

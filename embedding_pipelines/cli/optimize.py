@@ -1,5 +1,4 @@
-"""The command `optimize`: measure a compression, write it into the pipeline file, run the
-pipeline."""
+"""The command `optimize`: measure a compression, write it into the pipeline's file, and run it."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ import typer
 
 from embedding_pipelines.cli.common import Outcomes, Output, Problem, load_spec, open_run
 from embedding_pipelines.cli.run import run_one
+from embedding_pipelines.cli.terminal import TerminalProgress, figure, make_console, print_table
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, ReleaseError
 
@@ -46,8 +46,7 @@ def optimize(
         ),
     ] = None,
     max_ms: Annotated[
-        float,
-        typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto."),
+        float, typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto.")
     ] = 500.0,
 ) -> Outcomes:
     """Make vectors smaller, at a measured cost.
@@ -70,23 +69,18 @@ def optimize(
 
 
 def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
-    from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.optimize.optimize import optimize_pipeline, refit
     from embedding_pipelines.spec.edit import edit_pipeline
     from embedding_pipelines.spec.load import pipeline_files
     from embedding_pipelines.steps.codec import unless_it_fails
 
-    with (
-        TerminalProgress(make_console(), spec.name) as progress,
-        open_run(spec, progress) as run,
-    ):
+    with TerminalProgress(make_console(), spec.name) as progress, open_run(spec, progress) as run:
         outcome = optimize_pipeline(run, goal)
     result = {"pipeline": spec.name, "optimized": None, "evidence": outcome.evidence}
+    yield Output([result] if outcome.problem else [], partial(_show, outcome))
     if outcome.problem:
-        yield Output([result], partial(_show, outcome))
         yield Problem(outcome.problem, spec.name)
         return
-    yield Output([], partial(_show, outcome))
     (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
     with (
         open_run(outcome.spec) as run,
@@ -107,8 +101,6 @@ def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
 
 
 def _show(outcome: "OptimizeResult") -> None:
-    from embedding_pipelines.cli.terminal import make_console, print_table
-
     front = [point for point in outcome.points if point.on_front]
     if front:
         front.sort(key=lambda point: point.bytes_per_vector)
@@ -128,14 +120,10 @@ def _row(point: "Point") -> dict[str, Any]:
         "compression": describe_chain(as_options(point.compression)),
         "index": point.index + (f" x{point.refine}" if point.refine else ""),
         "bytes": round(point.bytes_per_vector),
-        "recall@10": _figure(point.recall_at_10, 4),
-        "at_least": _figure(point.lower_bound, 4),
-        "held_out": _figure(point.held_out_recall, 4),
-        "p50_ms": _figure(point.p50_ms, 1),
-        "p95_ms": _figure(point.p95_ms, 1),
+        "recall@10": figure(point.recall_at_10, ".4f"),
+        "at_least": figure(point.lower_bound, ".4f"),
+        "held_out": figure(point.held_out_recall, ".4f"),
+        "p50_ms": figure(point.p50_ms, ".1f"),
+        "p95_ms": figure(point.p95_ms, ".1f"),
         "": "chosen" if point.chosen else "",
     }
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,11 +1,11 @@
-"""Commands that say how pipelines stand: `list`, `status` and `validate`."""
+"""Commands that say what there is, and `example`, which writes two pipelines to start with."""
 
 import sys
 from functools import partial
-from typing import TYPE_CHECKING
 
 import typer
 
+from embedding_pipelines import __version__
 from embedding_pipelines.cli.common import (
     Names,
     Outcomes,
@@ -14,12 +14,12 @@ from embedding_pipelines.cli.common import (
     load_specs,
     no_pipelines,
     open_run,
+    open_warehouse,
 )
+from embedding_pipelines.cli.terminal import counted, make_console, print_statistics, print_table
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError
-
-if TYPE_CHECKING:
-    from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.home import pipelines_folder
 
 LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "schedule", "model")
 OPTIONAL = ("rejected", "rejected_texts", "live_model", "held_back")  # in a status
@@ -30,46 +30,40 @@ app = typer.Typer()
 @app.command("list")
 def list_pipelines() -> Outcomes:
     """List the pipelines, broken ones included."""
-    from embedding_pipelines.cli.terminal import make_console, print_table
     from embedding_pipelines.spec.ids import pipeline_ids
     from embedding_pipelines.spec.load import read_pipelines
     from embedding_pipelines.status import pipeline_status
-    from embedding_pipelines.storage.warehouse import Warehouse
 
-    home = home_folder()
-    specs, broken = read_pipelines(home)
-    ids, warehouse = pipeline_ids(home), Warehouse(home)
-    rows = []
-    for spec in specs.values():
-        row = pipeline_status(spec, warehouse)
-        rows.append({name: row[name] for name in LIST_COLUMNS} | {"problem": None})
+    specs, broken = read_pipelines(home_folder())
+    ids = pipeline_ids(home_folder())
+    rows = [pipeline_status(spec, open_warehouse()) for spec in specs.values()]
     for path, error in broken.items():
         row = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken"}
-        rows.append(dict.fromkeys(LIST_COLUMNS) | row | {"problem": str(error)})
+        rows.append(row | {"problem": str(error)})
     rows.sort(key=lambda row: row["pipeline"])
 
     def show() -> None:
         if rows:
-            table = [{name: row[name] for name in LIST_COLUMNS} for row in rows]
+            table = [{name: row.get(name) for name in LIST_COLUMNS} for row in rows]
             print_table(make_console(), table)
         else:
             print(no_pipelines())
         if broken:
             print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
-    yield Output(rows, show)
+    yield Output(
+        [{name: row.get(name) for name in (*LIST_COLUMNS, "problem")} for row in rows], show
+    )
 
 
 @app.command()
 def status(names: Names = None) -> Outcomes:
     """Show rows, releases and changed files of pipelines."""
-    from embedding_pipelines.cli.terminal import make_console, print_statistics
     from embedding_pipelines.status import pipeline_status
-    from embedding_pipelines.storage.warehouse import Warehouse
 
     specs, problems = load_specs(names)
     for number, spec in enumerate(specs):
-        row = pipeline_status(spec, Warehouse(home_folder()))
+        row = pipeline_status(spec, open_warehouse())
         absent = {name for name in OPTIONAL if not row[name]}
         absent |= {"pipeline", "override", *(f"{name}_table" for name in absent)}
         statistics = {name: value for name, value in row.items() if name not in absent}
@@ -84,27 +78,72 @@ def validate(names: Names = None) -> Outcomes:
 
     The files that `evaluation:` names are checked too.
     """
+    from embedding_pipelines.quality.queries import read_pairs, read_qrels
+
     specs, problems = load_specs(names)
     for spec in specs:
-        problem = _evaluation_problem(spec)
-        if problem:
-            problems.append(Problem(f"{spec.name}: {problem}", spec.name))
+        try:
+            read_qrels(open_run(spec))
+            read_pairs(open_run(spec))
+        except EmbeddingPipelinesError as error:
+            problems.append(Problem(f"{spec.name}: {error}", spec.name))
         else:
             result = {"pipeline": spec.name, "valid": True}
             yield Output([result], partial(print, f"{spec.name}: valid"))
     yield from problems
 
 
-def _evaluation_problem(spec: "PipelineSpec") -> str:
-    """What is wrong with the files that `evaluation:` names, if something is."""
-    if not (spec.evaluation.queries or spec.evaluation.pairs):
-        return ""
-    from embedding_pipelines.quality.queries import read_pairs, read_qrels
+@app.command()
+def example() -> Outcomes:
+    """Write two example pipelines and their data.
 
-    run = open_run(spec)
-    try:
-        read_qrels(run)
-        read_pairs(run)
-    except EmbeddingPipelinesError as error:
-        return str(error)
-    return ""
+    The data comes from this machine's own Python: its docstrings, and Unicode's characters.
+    """
+    from embedding_pipelines.examples import write_examples
+
+    home = home_folder()
+    files = write_examples(home)
+
+    def show() -> None:
+        rows = [file.rows for file in files if file.rows]
+        print(f"{counted(sum(rows), 'row')} in {counted(len(rows), 'file')} below {home / 'data'}")
+        print(f"pipelines stdlib and unicode in {pipelines_folder(home)}")
+        print("Next: embedding-pipelines run")
+
+    results = [{"file": file.path, "rows": file.rows, "changed": file.changed} for file in files]
+    yield Output(results, show)
+
+
+@app.command()
+def models() -> Outcomes:
+    """List the models that have a short name or a price. Any other model works as well."""
+    from embedding_pipelines.catalogue import catalogue
+    from embedding_pipelines.providers.common.prices import PRICES_OF
+
+    rows, day = catalogue(), PRICES_OF.isoformat()
+
+    def show() -> None:
+        table = [
+            {
+                "alias": row["alias"],
+                "model": f"{row['provider']}:{row['model'] or ''}".rstrip(":"),
+                "dimensions": row["dimensions"],
+                "context": row["context"],
+                "usd": row["usd_per_million"],
+                "batch": row["usd_batch"],
+            }
+            for row in rows
+        ]
+        print_table(make_console(), table)
+        print(f"context in tokens; usd and batch per million tokens, as of {day}.")
+        for row in rows:
+            if row["retires"]:
+                print(f"{row['provider']}:{row['model']} retires on {row['retires']}.")
+
+    yield Output([row | {"prices_are_of": day} for row in rows], show)
+
+
+@app.command()
+def version() -> Outcomes:
+    """Print the version."""
+    yield Output([{"version": __version__}], lambda: print(__version__))

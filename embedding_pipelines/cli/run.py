@@ -1,14 +1,31 @@
-"""Commands that bring pipelines up to date: `run`, and `plan`, which says what a run would do."""
+"""Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import Names, Outcomes, Output, Problem, load_specs, open_run
+from embedding_pipelines.cli.common import (
+    Name,
+    Names,
+    Outcomes,
+    Output,
+    Problem,
+    find_released,
+    load_spec,
+    load_specs,
+    open_run,
+    open_warehouse,
+)
+from embedding_pipelines.cli.terminal import (
+    TerminalProgress,
+    counted,
+    make_console,
+    print_statistics,
+)
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 
 if TYPE_CHECKING:
     from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -20,8 +37,7 @@ app = typer.Typer()
 def run(
     names: Names = None,
     retry_rejected: Annotated[
-        bool,
-        typer.Option("--retry-rejected", help="Send texts again that the provider rejected."),
+        bool, typer.Option("--retry-rejected", help="Send texts again that the provider rejected.")
     ] = False,
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
@@ -55,16 +71,13 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
 
     With a reason, release the newest table version as it is, though checks of its quality failed.
     """
-    from embedding_pipelines.cli.terminal import TerminalProgress, make_console
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     run_id, problem = None, ""
     steps = [step.name for step in steps_of(spec)]
     with TerminalProgress(make_console(), spec.name, steps) as progress:
-        reports = None
-        if not force_reason:
-            with open_run(spec) as run:
-                reports = up_to_date(run, instance_folder(home_folder()))
+        with open_run(spec) as run:
+            reports = None if force_reason else up_to_date(run, instance_folder(home_folder()))
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
@@ -91,7 +104,6 @@ def plan(names: Names = None) -> Outcomes:
 
     It reads and cuts documents in a copy. It calls no provider and changes nothing.
     """
-    from embedding_pipelines.cli.terminal import make_console, print_statistics
     from embedding_pipelines.plan import plan as make_plan
 
     specs, problems = load_specs(names)
@@ -108,3 +120,47 @@ def plan(names: Names = None) -> Outcomes:
         statistics = {name: value for name, value in row.items() if name != "pipeline"}
         title = f"\n{spec.name}" if number else spec.name
         yield Output([row], partial(print_statistics, make_console(), title, statistics))
+
+
+@app.command()
+def release(
+    name: Name,
+    force: Annotated[
+        bool, typer.Option("--force", help="Release it though checks of its quality failed.")
+    ] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the release keeps it.")] = "",
+) -> Outcomes:
+    """Release what checks hold back, with a reason.
+
+    `run` releases whatever passes. A broken table is never released.
+    """
+    if not force or not reason.strip():
+        raise ConfigError(
+            "release: `run` releases what passes its checks. To release what they hold back, give "
+            "--force and --reason '…'; the release keeps the reason."
+        )
+    result, problem = run_one(load_spec(name), force_reason=reason.strip())
+    yield Output([result])
+    if problem:
+        yield Problem(problem, result["pipeline"])
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="Which release (default: the one before).")
+    ] = None,
+) -> Outcomes:
+    """Make an earlier release live again."""
+    from embedding_pipelines.releases import rollback as go_back
+
+    name = find_released(name)
+    before, now = go_back(open_warehouse().pipeline(name), to)
+    result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
+    rows = counted(now.rows, "row")
+    lines = (
+        f"{name}: live release {before.number} -> {now.number} ({rows})",
+        f"To undo it: embedding-pipelines rollback {name} --to {before.number}",
+    )
+    yield Output([result], partial(print, *lines, sep="\n"))

@@ -8,7 +8,7 @@ import re
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -75,9 +75,14 @@ class TerminalProgress:
         self._drawn = console.is_terminal and not console.is_dumb_terminal
         self._step, self._task = "", TaskID(0)
         self._last = time.monotonic()
-        self._bars = Progress(
-            *_columns(console.width), console=console, disable=not self._drawn, transient=True
-        )
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description:<12}"),
+            BarColumn(10 if console.width < WIDE_COLUMNS else 20),
+            TextColumn("{task.fields[amount]:>26}"),
+        ]
+        if console.width >= WIDE_COLUMNS:
+            columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+        self._bars = Progress(*columns, console=console, disable=not self._drawn, transient=True)
 
     def __enter__(self) -> "TerminalProgress":
         self._bars.start()
@@ -110,20 +115,12 @@ class TerminalProgress:
 
     def _show(self, step: str) -> None:
         """One bar, of the step at work; it pulses until the step says how far it is."""
-        if not self._drawn or step == self._step:
-            return
-        if self._step:
-            self._bars.remove_task(self._task)
-        if step:
-            self._task = self._bars.add_task(step, total=None, amount="")
-        self._step = step
-
-
-def _columns(width: int) -> list[ProgressColumn]:
-    name, amount = TextColumn("{task.description:<12}"), TextColumn("{task.fields[amount]:>26}")
-    if width < WIDE_COLUMNS:
-        return [name, BarColumn(10), amount]
-    return [name, BarColumn(20), amount, TimeElapsedColumn(), TimeRemainingColumn()]
+        if self._drawn and step != self._step:
+            if self._step:
+                self._bars.remove_task(self._task)
+            if step:
+                self._task = self._bars.add_task(step, total=None, amount="")
+            self._step = step
 
 
 def sentence(report: StepReport) -> str:
@@ -161,8 +158,8 @@ def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     }
     for name, cells in columns.items():
         figures = all(FIGURE.fullmatch(cell.plain) for cell in cells)
-        side: Literal["left", "right"] = "right" if figures else "left"
-        table.add_column(name.replace("_", " "), justify=side, no_wrap=figures)
+        title = name.replace("_", " ")
+        table.add_column(title, justify="right" if figures else "left", no_wrap=figures)
     for line in zip(*columns.values(), strict=True):
         table.add_row(*line)
     with console.capture() as lines:
@@ -213,6 +210,11 @@ def _fold(console: Console, text: str, indent: str, max_lines: int | None = None
 def printable(text: str) -> str:
     """The text on one line: white space and control characters become single spaces."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def figure(value: float | None, style: str) -> str:
+    """The number in a format such as ".4f", or a dash."""
+    return "-" if value is None else format(value, style)
 
 
 def _cell(value: Any) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.catalogue import PRICES_ARE_OF, catalogue
+from embedding_pipelines.catalogue import catalogue
 from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.providers.common.prices import PRICES_OF
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
@@ -119,7 +120,7 @@ def test_a_pipeline_that_is_being_run_is_not_planned(command: Command, home: Pat
 def test_models_end_with_the_day_of_their_prices(command: Command, home: Path) -> None:
     said = command("models")
     heading, *lines = said.out.splitlines()
-    day = PRICES_ARE_OF.isoformat()
+    day = PRICES_OF.isoformat()
     assert (said.code, said.err) == (0, "")
     assert heading.split()[:2] == ["alias", "model"]
     assert (
