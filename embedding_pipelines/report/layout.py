@@ -46,11 +46,8 @@ class Layout:
 
     def batch(self) -> pa.RecordBatch:
         """The layout as rows of SCHEMA."""
-        columns = [
-            pa.array(self.ids, pa.string()),
-            *(pa.array(self.xy[:, axis]) for axis in (0, 1)),
-        ]
-        return pa.RecordBatch.from_arrays([*columns, pa.array(self.fitted)], schema=SCHEMA)
+        columns = [pa.array(self.ids, pa.string()), *self.xy.T, self.fitted]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
@@ -116,7 +113,7 @@ def place_beside(vectors: Vectors, others: Vectors, xy: Vectors) -> Vectors:
 
 def _old_rows(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
     """The row of each id in `before`, -1 for new ones."""
-    rows = {name: row for row, name in enumerate(before.ids)} if before is not None else {}
+    rows = {name: row for row, name in enumerate(before.ids if before else ())}
     return np.fromiter((rows.get(name, -1) for name in ids), np.int64, len(ids))
 
 
