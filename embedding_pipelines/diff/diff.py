@@ -14,9 +14,9 @@ from embedding_pipelines.diff.documents import (
     open_release,
 )
 from embedding_pipelines.diff.queries import (
+    QueryPair,
     ResultChanges,
     compare_results,
-    neighbour_queries,
     stored_queries,
 )
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -91,7 +91,10 @@ def diff(
     with EmbeddingCache(warehouse.cache) as cache:
         try:
             if documents.sample:
-                pairs = neighbour_queries(documents.sample)
+                pairs = [
+                    QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
+                    for entry in documents.sample
+                ]
                 neighbours = compare_results(old, new, cache, pairs, "document")
             pairs = stored_queries(folder, old, new)
             if pairs:

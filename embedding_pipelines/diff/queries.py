@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_pipelines.diff.documents import ReleaseTable, SampleDocument
+from embedding_pipelines.diff.documents import ReleaseTable
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
@@ -64,22 +64,9 @@ def stored_queries(
     first checks."""
     entries = (read_json(folder.queries) or {"queries": []})["queries"]
     entries = [entry for entry in entries if not entry["from"]] or entries
-    clean_before, clean_after = (
-        table.release.spec.preprocessing.clean.text for table in (before, after)
-    )
-    pairs = [
-        QueryPair(entry["id"], clean_before(entry["text"]), clean_after(entry["text"]))
-        for entry in entries
-    ]
+    old, new = (table.release.spec.preprocessing.clean.text for table in (before, after))
+    pairs = [QueryPair(entry["id"], old(entry["text"]), new(entry["text"])) for entry in entries]
     return [pair for pair in pairs if pair.before and pair.after]
-
-
-def neighbour_queries(sample: Sequence[SampleDocument]) -> list[QueryPair]:
-    """Queries for the neighbours of documents."""
-    return [
-        QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
-        for entry in sample
-    ]
 
 
 def compare_results(

@@ -36,7 +36,7 @@ NUMBER_CODECS: tuple[Compressor, ...] = (Float16(), Int8())
 BIT_CODECS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """A candidate's figures; bytes on disk, times in milliseconds."""
 
@@ -72,9 +72,9 @@ def list_compressions(
 
     With `only`, those of this number of dimensions, at most `dimensions`.
     """
-    sizes = (
-        [only] if only else sorted({_round(dimensions, share) for share in SHARES}, reverse=True)
-    )
+    rounded = {round(dimensions * share / ROUND_TO) * ROUND_TO for share in SHARES}
+    steps = {min(dimensions, max(ROUND_TO, size)) for size in rounded}
+    sizes = [only] if only else sorted(steps, reverse=True)
     compressions: list[Compression] = [()] if sizes[0] == dimensions else []
     for size in sizes:
         starts: list[Compression] = [()] if size == dimensions else []
@@ -96,15 +96,20 @@ def fit_all(
     `blocks()` gives the vectors from the start, float32[n_i, dimensions].
     """
     compressions = list(compressions)
-    firsts = {compression[0] for compression in compressions if compression}
-    pcas = _fit_pcas([first for first in firsts if isinstance(first, Pca)], blocks, dimensions)
+    starts = [compression[0] for compression in compressions if compression]
+    pcas = {start for start in starts if isinstance(start, Pca)}
+    codecs: dict[Compressor, PcaCodec] = {}
+    if pcas:  # of one set of principal directions
+        widest = max(pcas, key=lambda choice: choice.dimensions)
+        vectors = map(unit, check_blocks(blocks(), "pca.fit", dimensions))
+        directions, spectrum = widest.principal(dimensions, vectors)
+        codecs = {pca: PcaCodec.rotate(directions[: pca.dimensions], spectrum) for pca in pcas}
     chains: dict[Compression, CodecChain] = {}
     for compression in compressions:
-        pca = pcas.get(compression[0]) if compression else None
-        if pca is None:
-            chains[compression] = CodecChain.fit(compression, blocks, dimensions)
+        if compression and compression[0] in codecs:
+            chains[compression] = _append(codecs[compression[0]], compression[1:], blocks)
         else:
-            chains[compression] = _append(pca, compression[1:], blocks)
+            chains[compression] = CodecChain.fit(compression, blocks, dimensions)
     return chains
 
 
@@ -134,19 +139,6 @@ def best_point(points: Sequence[Point]) -> Point:
     return max(points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector))
 
 
-def _fit_pcas(
-    pcas: Sequence[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int
-) -> dict[Compressor, PcaCodec]:
-    """The codec of each, from one set of principal directions."""
-    if not pcas:
-        return {}
-    widest = max(pcas, key=lambda choice: choice.dimensions)
-    directions, spectrum = widest.principal(
-        dimensions, map(unit, check_blocks(blocks(), "pca.fit", dimensions))
-    )
-    return {choice: PcaCodec.rotate(directions[: choice.dimensions], spectrum) for choice in pcas}
-
-
 def _append(
     pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]
 ) -> CodecChain:
@@ -154,7 +146,3 @@ def _append(
     first = CodecChain([pca], pca.input_dimensions)
     chain = CodecChain.fit(rest, lambda: map(first.encode, blocks()), pca.dimensions)
     return CodecChain([pca, *chain.codecs], pca.input_dimensions)
-
-
-def _round(dimensions: int, share: float) -> int:
-    return min(dimensions, max(ROUND_TO, round(dimensions * share / ROUND_TO) * ROUND_TO))

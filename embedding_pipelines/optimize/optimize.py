@@ -104,7 +104,7 @@ def optimize_pipeline(run: Run, goal: Goal) -> OptimizeResult:
         corpus = Corpus(run)
         with CandidateTables(corpus) as tables:
             measure = _find_best if goal.is_auto else _measure_one
-            return measure(run, corpus, tables, goal)
+            return measure(corpus, tables, goal)
 
 
 def refit(run: Run) -> None:
@@ -116,14 +116,14 @@ def refit(run: Run) -> None:
         fit_codec(run)
 
 
-def _measure_one(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
+def _measure_one(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
     """One compression, in the store as it is configured."""
-    compression = _parse_methods(corpus, goal)
+    run, compression = corpus.run, _parse_methods(corpus, goal)
     spec = run.spec.model_copy(update={"compression": compression})
     dimensions = check_chain(compression, corpus.space.dimensions)
     check_dimensions(Run(spec, run.warehouse, model=run.model))
     spec.store.check(compression[-1].codec.dtype, dimensions)
-    query_set, origins = _embed_queries(run, corpus, QUERIES)
+    query_set, origins = _embed_queries(corpus, QUERIES)
     if goal.floor is not None:
         _check_provable(run, goal.floor, len(query_set), ALPHA)
     chain = CodecChain.fit(compression, corpus.blocks, corpus.space.dimensions)
@@ -137,19 +137,16 @@ def _measure_one(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) 
     return _result(run, goal, [point], spec, queries)
 
 
-def _find_best(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
+def _find_best(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
     """The cheapest of all compressions and indices."""
     assert goal.floor is not None
-    query_set, origins = _embed_queries(run, corpus, 2 * QUERIES)
+    run, (query_set, origins) = corpus.run, _embed_queries(corpus, 2 * QUERIES)
     half = len(query_set) // 2
     _check_provable(run, goal.floor, half, ALPHA / 2)
-    selection, held_out = query_set.part(half), query_set.part(2 * half, half)
+    halves = query_set.part(half), query_set.part(2 * half, half)
     only = goal.dimensions or run.spec.output_dim
-    points, store = search_candidates(
-        corpus, tables, selection, held_out, goal.floor, goal.most_ms, only
-    )
-    spec = run.spec
-    chosen = _chosen(points)
+    points, store = search_candidates(corpus, tables, *halves, goal.floor, goal.most_ms, only)
+    spec, chosen = run.spec, _chosen(points)
     if chosen is not None:
         spec = spec.model_copy(update={"compression": chosen.compression, "store": store})
     queries = {"selection": half, "held_out": half, "from": origins}
@@ -170,24 +167,19 @@ def _parse_methods(corpus: Corpus, goal: Goal) -> Compression:
             f"strongest {', '.join(guide)}. `--method auto` measures how many are enough for "
             "searching."
         )
-    compressors = []
-    for kind in kinds:
-        options: dict[str, Any] = {"kind": kind}
-        if kind in WITH_DIMENSIONS:
-            options["dimensions"] = goal.dimensions
-        compressors.append(parse("compression", Compressor, options))
-    return tuple(compressors)
+    sizes = {kind: {"dimensions": goal.dimensions} for kind in WITH_DIMENSIONS}
+    options = [{"kind": kind, **sizes.get(kind, {})} for kind in kinds]
+    return tuple(parse("compression", Compressor, choice) for choice in options)
 
 
-def _embed_queries(run: Run, corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]:
+def _embed_queries(corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]:
     """Up to `most` queries in an arbitrary order, and how many of them come from where.
 
     First the queries of the pipeline's own relevance judgements, then queries from the corpus.
     """
-    spec, judged = run.spec, read_qrels(run)
-    texts = dict.fromkeys(
-        map(spec.preprocessing.clean.text, judged.queries.values() if judged else ()), "given"
-    )
+    run, spec, judged = corpus.run, corpus.run.spec, read_qrels(corpus.run)
+    own = judged.queries.values() if judged else ()
+    texts = dict.fromkeys(map(spec.preprocessing.clean.text, own), "given")
     for item in known_item_queries(run, most):
         if len(texts) < most:
             texts.setdefault(item.query, "corpus")
@@ -232,13 +224,15 @@ def _result(
     if chosen is None:
         return OptimizeResult(_describe_failure(run, goal, points), run.spec, {}, points, evidence)
     plain = CodecChain([], run.model.space.dimensions).bytes_per_vector
-    is_certified = chosen.held_out_recall is not None
+    recall, bound = chosen.recall_at_10, chosen.lower_bound
+    if chosen.certified:
+        recall, bound = chosen.held_out_recall, chosen.held_out_lower_bound
     optimized = Optimized(
         measured_on=datetime.now(UTC).date(),
         method=goal.name,
         floor=goal.floor,
-        recall_at_10=chosen.held_out_recall if is_certified else chosen.recall_at_10,
-        lower_bound=chosen.held_out_lower_bound if is_certified else chosen.lower_bound,
+        recall_at_10=recall,
+        lower_bound=bound,
         queries=(queries["held_out"] or queries["selection"]) or None,
         bytes_per_vector=round(chosen.bytes_per_vector),
         times_smaller=round(plain / chosen.bytes_per_vector, 2),
