@@ -78,8 +78,7 @@ class Diff:
 def diff(
     warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None
 ) -> Diff:
-    """The changes from release `before` (default: the previous one) to `after` (default: the live
-    one).
+    """The changes from release `before` (by default the previous) to `after` (the live one).
 
     Raises ReleaseError without two such releases, StoreError or CompressionError if their tables or
     codecs are damaged.
@@ -105,7 +104,7 @@ def diff(
         pipeline,
         before=_side(old),
         after=_side(new),
-        options=list(_options(old.release, new.release)),
+        options=list(_options("", _sections(old.release), _sections(new.release))),
         metrics=list(_metrics(old.release, new.release)),
         documents=documents,
         neighbours=neighbours,
@@ -137,27 +136,20 @@ def _side(table: ReleaseTable) -> Side:
     return Side(release.number, date, release.rows, str(table.space), codec, release.forced)
 
 
-def _options(before: Release, after: Release) -> Iterator[OptionChange]:
-    old, new = _flat(before), _flat(after)
-    for option in dict.fromkeys([*old, *new]):
-        if old.get(option) != new.get(option):
-            yield OptionChange(option, old.get(option), new.get(option))
+def _sections(release: Release) -> dict[str, Any]:
+    """The options that decide the contents of a release."""
+    return release.spec.model_dump(mode="json", include=set(SECTIONS))
 
 
-def _flat(release: Release) -> dict[str, Any]:
-    """The options that decide the contents of a release, by path; a list is one value."""
-    options: dict[str, Any] = {}
-
-    def enter(path: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, part in value.items():
-                enter(f"{path}.{name}", part)
-        else:
-            options[path] = value
-
-    for section, value in release.spec.model_dump(mode="json", include=set(SECTIONS)).items():
-        enter(section, value)
-    return options
+def _options(path: str, old: Any, new: Any) -> Iterator[OptionChange]:
+    """The options below a path that differ; a list is one value."""
+    if isinstance(old, Mapping) or isinstance(new, Mapping):
+        left, right = (side if isinstance(side, Mapping) else {} for side in (old, new))
+        for name in dict.fromkeys([*left, *right]):
+            below = f"{path}.{name}" if path else name
+            yield from _options(below, left.get(name), right.get(name))
+    elif old != new:
+        yield OptionChange(path, old, new)
 
 
 def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:

@@ -67,8 +67,7 @@ class SampleDocument:
 
 @dataclass
 class DocumentChanges:
-    """Documents by what changed. The text of a document is that of all its chunks, white space
-    apart."""
+    """Documents by what changed. Their text is that of all their chunks, white space apart."""
 
     before: int = 0
     after: int = 0

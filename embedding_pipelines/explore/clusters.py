@@ -66,8 +66,7 @@ class TableClusters:
 def find_clusters(
     home: Path, name: str, k: int | None = None, to: Path | None = None
 ) -> TableClusters:
-    """Part the live table of a pipeline into `k` clusters, by default into as many as suit it, 20
-    at most.
+    """Part the live table of a pipeline into `k` clusters, by default as many as suit, 20 at most.
 
     They are fitted to a sample of FIT_ROWS rows, then every row goes to the nearest centre; with
     `to` all rows are written to a CSV or Parquet file of the columns of FILE. Raises ReleaseError

@@ -46,8 +46,7 @@ class Outliers:
 def find_outliers(
     home: Path, name: str, number: int | None = None, share: float | None = None
 ) -> Outliers:
-    """The `number` rows of a pipeline's live table, or this `share` of them, that are farthest from
-    all others.
+    """The `number` rows of a live table, or this `share` of them, that are farthest from the rest.
 
     A row's score is 1 less the cosine with its 20th nearest neighbour, in [0, 2], among all rows or
     REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without
@@ -87,10 +86,8 @@ def find_outliers(
 
 def isolation(units: Vectors, reference: Vectors, own: NDArray[np.bool_], k: int) -> Vectors:
     """How far unit vectors float32[n, d] are from the k-th nearest of `reference` float32[m, d],
-    1 <= k < m: 1 less its cosine, float32[n], in [0, 2].
-
-    `own[row]` says that the row itself is one of the reference, and is not its own neighbour.
-    """
+    1 <= k < m: 1 less its cosine, float32[n], in [0, 2]. `own[row]`: the row itself is one of the
+    reference, and is not its own neighbour."""
     farness = np.empty(len(units), np.float32)
     step = max(1, COSINES_AT_ONCE // len(reference))
     for start in range(0, len(units), step):

@@ -39,10 +39,8 @@ def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.Dat
 
 
 class LiveTable:
-    """The live release of a pipeline, read batch by batch, in the same order each time.
-
-    Raises ReleaseError if nothing was released yet.
-    """
+    """The live release of a pipeline, read batch by batch, in the same order each time. Raises
+    ReleaseError if nothing was released yet."""
 
     def __init__(self, home: Path, name: str) -> None:
         self.warehouse = Warehouse(home)

@@ -68,10 +68,8 @@ class Point:
 def list_compressions(
     dimensions: int, is_trained_for_truncation: bool, rows: int, only: int | None = None
 ) -> list[Compression]:
-    """The compressions to measure for `rows` vectors, those of most dimensions first.
-
-    With `only`, those of this number of dimensions, at most `dimensions`.
-    """
+    """The compressions to measure for `rows` vectors, those of most dimensions first; with `only`,
+    those of this number of dimensions, at most `dimensions`."""
     rounded = {round(dimensions * share / ROUND_TO) * ROUND_TO for share in SHARES}
     steps = {min(dimensions, max(ROUND_TO, size)) for size in rounded}
     sizes = [only] if only else sorted(steps, reverse=True)
@@ -91,10 +89,8 @@ def list_compressions(
 def fit_all(
     compressions: Iterable[Compression], blocks: Callable[[], Iterable[Vectors]], dimensions: int
 ) -> dict[Compression, CodecChain]:
-    """`CodecChain.fit` of each compression, with one pass for all PCAs.
-
-    `blocks()` gives the vectors from the start, float32[n_i, dimensions].
-    """
+    """`CodecChain.fit` of each compression, with one pass for all PCAs. `blocks()` gives the
+    vectors from the start, float32[n_i, dimensions]."""
     compressions = list(compressions)
     starts = [compression[0] for compression in compressions if compression]
     pcas = {start for start in starts if isinstance(start, Pca)}
@@ -124,8 +120,7 @@ def mark_front(points: Sequence[Point]) -> None:
 
 
 def rank_eligible(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
-    """The points whose lower bound reaches the floor and whose median search is quick enough, the
-    cheapest first."""
+    """The points, cheapest first, with a bound of `floor` or more and a quick enough search."""
     eligible = [
         point
         for point in points

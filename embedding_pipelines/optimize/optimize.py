@@ -1,8 +1,7 @@
 """Measures a compression on the pipeline's own vectors before the pipeline uses it.
 
 The figure is recall@10: the share of the exact ten nearest, in the model's own space, that a search
-of the compressed table returns. Nothing of the pipeline changes here; only the evidence is written,
-whatever the outcome.
+of the compressed table returns. Nothing of the pipeline changes; only the evidence is written.
 """
 
 from collections import Counter
@@ -51,11 +50,8 @@ class OptimizeResult:
 
 @dataclass(frozen=True)
 class Goal:
-    """What to measure: compressions by name, in order, or "auto".
-
-    The lower 95% bound of recall@10 must reach `floor`. With "auto", the median search may take
-    `most_ms` milliseconds.
-    """
+    """What to measure: compressions by name, in order, or "auto". The lower 95% bound of recall@10
+    must reach `floor`; with "auto", the median search may take `most_ms` milliseconds."""
 
     methods: tuple[str, ...]
     dimensions: int | None = None
@@ -95,9 +91,8 @@ class Goal:
 def optimize_pipeline(run: Run, goal: Goal) -> OptimizeResult:
     """Measure the compression that the goal names, or find the best; write the evidence.
 
-    Raises ConfigError for an impossible goal or a pipeline without vectors, CompressionError if
-    the queries are too few to prove the floor, BusyError while the pipeline runs. Raises as
-    `embed`.
+    Raises as `embed`, ConfigError for an impossible goal or a pipeline without vectors,
+    CompressionError for too few queries to prove the floor, BusyError while the pipeline runs.
     """
     with run.folder.lock("run", timeout_seconds=0):
         run.progress.update("optimize", 0, None, "queries")
@@ -108,10 +103,8 @@ def optimize_pipeline(run: Run, goal: Goal) -> OptimizeResult:
 
 
 def refit(run: Run) -> None:
-    """Fit the pipeline's codec to its current vectors, which starts a new release line.
-
-    Raises BusyError while the pipeline runs.
-    """
+    """Fit the pipeline's codec to its current vectors, which starts a new release line. Raises
+    BusyError while the pipeline runs."""
     with run.folder.lock("run", timeout_seconds=0), run.folder.lock():
         fit_codec(run)
 
@@ -173,10 +166,8 @@ def _parse_methods(corpus: Corpus, goal: Goal) -> Compression:
 
 
 def _embed_queries(corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]:
-    """Up to `most` queries in an arbitrary order, and how many of them come from where.
-
-    First the queries of the pipeline's own relevance judgements, then queries from the corpus.
-    """
+    """Up to `most` queries in an arbitrary order, first those of the pipeline's own relevance
+    judgements, then from the corpus; and how many come from where."""
     run, spec, judged = corpus.run, corpus.run.spec, read_qrels(corpus.run)
     own = judged.queries.values() if judged else ()
     texts = dict.fromkeys(map(spec.preprocessing.clean.text, own), "given")

@@ -38,8 +38,7 @@ MOST_TABLES = 12
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compression and an index, and the bytes that a vector takes at least: its columns, and the
-    codes in the index."""
+    """A compression and an index, and the bytes of a vector's columns and of its code there."""
 
     compression: Compression
     chain: CodecChain
@@ -128,11 +127,9 @@ def _measure(
     floor: float,
     is_open: bool,
 ) -> Iterator[tuple[Point, CandidateTable]]:
-    """Build a table and search it with as much refining as it needs to keep the floor.
-
-    While the choice `is_open`, its lower bound must keep it, and the table stays for certification;
-    later the mean is enough.
-    """
+    """Build a table and search it with as much refining as it needs to keep the floor. While the
+    choice `is_open`, its lower bound must keep it, and the table stays for certification; later the
+    mean is enough."""
     index, chain = candidate.index, candidate.chain
     table = tables.build(index.store, chain, name)
     refines = not table.is_exact and chain.metric == "cosine"

@@ -1,7 +1,6 @@
 """Measures compressions on the pipeline's own vectors: what searches of them cost and find.
 
-Reads all vectors block by block. Candidate tables are real ones, in a folder that is removed
-afterwards.
+Vectors are read block by block. Tables are real ones, in a folder that is removed afterwards.
 """
 
 import functools
@@ -53,8 +52,7 @@ class QuerySet:
 
 
 class Corpus:
-    """The vectors of a pipeline's last embedding. Raises ConfigError without vectors of this
-    space."""
+    """The vectors of a pipeline's last embedding. Raises ConfigError without any of this space."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.space = run, run.model.space
@@ -97,10 +95,8 @@ class Corpus:
 def search_codes(
     corpus: Corpus, chains: Mapping[Compression, CodecChain], query_set: QuerySet
 ) -> Rows:
-    """The rows that each chain's codes return if every row is compared, which no index exceeds.
-
-    One pass over the vectors serves all chains, and a second one those with rescoring vectors.
-    """
+    """The rows that each chain's codes return if every row is compared, which no index exceeds. One
+    pass over the vectors serves all chains, and a second one those with rescoring vectors."""
     searches: dict[Compression, ExactSearch] = {}
     for name, chain in chains.items():
         numbers = as_numbers(chain, encode_queries(chain, query_set.vectors))
@@ -125,8 +121,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """A real table of all vectors. Its bytes on disk are those of codes, rescoring vectors and
-    index."""
+    """A table of all vectors; its bytes on disk are of codes, rescoring vectors and index."""
 
     corpus: Corpus
     chain: CodecChain
@@ -165,8 +160,7 @@ class CandidateTable:
 
 
 class CandidateTables:
-    """Candidate tables of one pipeline, whose lock is held; leaving the `with` block removes
-    them."""
+    """Candidate tables of a locked pipeline; leaving the `with` block removes them."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus

@@ -111,8 +111,7 @@ def describe_search(point: Point) -> str:
 
 
 def _with_expenses(releases: Sequence[Line]) -> list[Line]:
-    """Each release with its own cost and throughput among the metrics; the history holds sums over
-    the pipeline's life."""
+    """Each release with its own cost and throughput as metrics; the history holds their sums."""
     lines: list[Line] = []
     for before, now in zip([{}, *releases], releases, strict=False):
         names = ("embedded_tokens", "provider_seconds", "usd")
@@ -209,8 +208,7 @@ def _words(point: Point) -> str:
 
 
 def _labels(front: Sequence[Point]) -> list[str]:
-    """A label for each point of the front, or "" where another one is too near; the chosen one
-    comes first."""
+    """A label for each point of the front, "" where another is too near, the chosen one first."""
     recalls = [point["recall_at_10"] for point in front]
     height = LABEL_HEIGHT * (max(recalls) - min(recalls)) if recalls else 0.0
     labels: dict[int, str] = {}

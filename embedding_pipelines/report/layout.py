@@ -118,8 +118,7 @@ def _old_rows(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
 
 
 def _fit(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
-    """UMAP's places for unit vectors, float32[n, 2], from `start` or the two strongest
-    directions."""
+    """UMAP's places float32[n, 2] for unit vectors, from `start` or the strongest directions."""
     plane = _plane(units) if start is None else start
     if len(units) < FEW:
         return plane
@@ -141,8 +140,7 @@ def _fit(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
 
 
 def _plane(units: Vectors) -> Vectors:
-    """Rows on their two strongest directions, float32[n, 2]; the largest entry of each direction is
-    positive."""
+    """Rows on their two strongest directions, float32[n, 2]; of these, the peak is positive."""
     centred = units - units.mean(axis=0) if len(units) else units
     _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     directions = directions[:, ::-1][:, :2]
@@ -153,8 +151,7 @@ def _plane(units: Vectors) -> Vectors:
 
 
 def _align(places: Vectors, xy: Vectors, is_old: NDArray[np.bool_]) -> Vectors:
-    """Rotate, mirror, scale and shift `places` so that old points are as near to `xy` as
-    possible."""
+    """Rotate, mirror, scale and shift `places` until old points are nearest to `xy`."""
     target, source = xy[is_old].astype(np.float64), places[is_old].astype(np.float64)
     to, start = target.mean(axis=0), source.mean(axis=0)
     left, strengths, right = np.linalg.svd((source - start).T @ (target - to))

@@ -55,8 +55,7 @@ class Points:
 def map_of(
     warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress
 ) -> dict[str, Any]:
-    """The map as JSON values: places, texts, columns to colour by, queries; lists run over the
-    points."""
+    """The map as JSON values, lists over points: places, texts, columns to colour by; queries."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
     points = read_points(table, release, codec, progress)
@@ -85,8 +84,7 @@ def map_of(
 
 
 def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
-    """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
-    release the same."""
+    """All rows, or MAX_POINTS, in every release the same: those of the ids' smallest digests."""
     limit = _limit(table, release)
     names = list(release.spec.source.metadata_types)
     columns = ["chunk_id", "document_id", "text", *names]

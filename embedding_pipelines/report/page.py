@@ -1,8 +1,6 @@
-"""Writes the report of a pipeline: one HTML page of metrics, checks, charts, and a map of its
-space.
+"""Writes the report of a pipeline: an HTML page of metrics, checks, charts, and a map of its space.
 
-The page is complete and loads nothing from the network. Everything comes from the warehouse: no
-model is called, and no pipeline file is needed.
+It loads nothing from the network. All comes from the warehouse, without model and pipeline file.
 """
 
 import json
@@ -43,11 +41,8 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release.
-
-    Raises ReleaseError without a release, StoreError or CompressionError if table, codec, history
-    or optimization is damaged.
-    """
+    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release. Raises
+    ReleaseError without one, StoreError or CompressionError for damaged state."""
     folder = warehouse.pipeline(name)
     release = live_release(folder)
     codec = CodecChain.load(folder.codecs / release.codec)
@@ -57,11 +52,15 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     pca = next((part for part in codec.codecs if isinstance(part, PcaCodec)), None)
     spectrum, dimensions = (pca.spectrum, pca.dimensions) if pca else (None, None)
     figures = charts(history, optimization, spectrum, dimensions)
+    descriptions = {name: check.description for name, check in CHECKS.items()}
     page = _render(
         release=release,
         statistics=_statistics(warehouse, release, codec),
         metrics=_metrics(release, history),
-        checks=_checks(release),
+        checks=[
+            {"name": name, "passed": passed, "what": descriptions.get(name, "")}
+            for name, passed in release.checks.items()
+        ],
         charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
@@ -169,13 +168,6 @@ def _figure(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
-
-
-def _checks(release: Release) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "passed": passed, "what": CHECKS[name].description if name in CHECKS else ""}
-        for name, passed in release.checks.items()
-    ]
 
 
 def _optimization(evidence: Mapping[str, Any] | None) -> dict[str, Any] | None:
