@@ -25,7 +25,8 @@ from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
-SECTIONS = ("source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation")
+# The options that decide the contents of a release.
+SECTIONS = {"source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,12 @@ def diff(
                 queries = compare_results(old, new, cache, pairs, "query")
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
             problems.append(f"The results of searches are not compared: {error}")
+    options = (side.release.spec.model_dump(mode="json", include=SECTIONS) for side in (old, new))
     return Diff(
         pipeline,
         before=_side(old),
         after=_side(new),
-        options=list(_options("", _sections(old.release), _sections(new.release))),
+        options=list(_options("", *options)),
         metrics=list(_metrics(old.release, new.release)),
         documents=documents,
         neighbours=neighbours,
@@ -134,11 +136,6 @@ def _side(table: ReleaseTable) -> Side:
     release, codec = table.release, table.codec.id
     date = release.released_at.isoformat(timespec="seconds")
     return Side(release.number, date, release.rows, str(table.space), codec, release.forced)
-
-
-def _sections(release: Release) -> dict[str, Any]:
-    """The options that decide the contents of a release."""
-    return release.spec.model_dump(mode="json", include=set(SECTIONS))
 
 
 def _options(path: str, old: Any, new: Any) -> Iterator[OptionChange]:

@@ -83,8 +83,7 @@ class DocumentChanges:
 
 @dataclass(frozen=True)
 class _Partition:
-    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other have
-    the same chunk id."""
+    """A partition of both releases, whose rows `old_at[i]` and `new_at[i]` have one chunk id."""
 
     old: pa.Table
     new: pa.Table
@@ -202,18 +201,12 @@ def _extend_sample(
 def _cosines(
     before: ReleaseTable, after: ReleaseTable, partition: _Partition
 ) -> Iterator[tuple[list[str], Vectors]]:
-    """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n]
-    of their vectors."""
+    """Of chunks with one id and text in both: the documents' ids, and their vectors' cosines."""
     old_rows, new_rows = partition.equal_pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         part = slice(start, start + ROW_GROUP_ROWS)
-        left = _vectors(before, partition.old, old_rows[part])
-        right = _vectors(after, partition.new, new_rows[part])
+        old = to_matrix(partition.old[VECTOR].take(old_rows[part]))
+        new = to_matrix(partition.new[VECTOR].take(new_rows[part]))
+        left, right = before.codec.decode(old), after.codec.decode(new)
         cosines = cosine(left, right, both_zero=1)  # no direction, so no change of it
         yield partition.new["document_id"].take(new_rows[part]).to_pylist(), cosines
-
-
-def _vectors(release: ReleaseTable, table: pa.Table, rows: Rows) -> Vectors:
-    """A release's decoded vectors, float32[len(rows), d]."""
-    kind = "uint8" if release.codec.dtype == "binary" else release.codec.dtype
-    return release.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))

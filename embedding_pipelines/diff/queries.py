@@ -1,7 +1,6 @@
 """Compares the results of two releases for the same queries: documents added and removed.
 
-Each release is searched in its own space, as by a searcher. Vectors come from the cache; the model
-is loaded only for texts that are not in it.
+Each release is searched in its own space. The model is loaded only for texts that the cache lacks.
 """
 
 from collections.abc import Sequence
@@ -99,7 +98,7 @@ def compare_results(
 def _vectors(
     table: ReleaseTable, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
 ) -> tuple[Vectors, int]:
-    """Vectors float32[len(texts), d] in a release's space before compression, NaN for rejected
+    """Vectors float32[n, d], n > 0, in a release's space before compression, NaN for rejected
     texts; and the number of texts that were not in the cache."""
     space, release = table.space, table.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
@@ -116,8 +115,7 @@ def _vectors(
             )
             new = embed_all(missing, model, cache, input_type, budget).vectors
         vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
-    rows = [vectors[keys[text]] for text in texts]
-    return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)
+    return np.stack([vectors[keys[text]] for text in texts]), len(missing)
 
 
 def _top(table: ReleaseTable, vector: Vectors, own: str) -> list[str]:

@@ -70,8 +70,7 @@ def find_clusters(
 
     They are fitted to a sample of FIT_ROWS rows, then every row goes to the nearest centre; with
     `to` all rows are written to a CSV or Parquet file of the columns of FILE. Raises ReleaseError
-    without a release; ConfigError for a k that there are not enough different vectors for, another
-    kind of file, and without scikit-learn.
+    without a release, ConfigError for too large a k, another file, and without scikit-learn.
     """
     if to is not None:
         check_file(to)

@@ -50,8 +50,7 @@ def find_outliers(
 
     A row's score is 1 less the cosine with its 20th nearest neighbour, in [0, 2], among all rows or
     REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without
-    a release, ConfigError for a number or a share that cannot be, and for a table of less than two
-    rows.
+    a release, ConfigError for an impossible number or share, and for less than two rows.
     """
     if number is not None and share is not None:
         raise ConfigError("Name the number of outliers or their share, not both.")
@@ -79,9 +78,8 @@ def find_outliers(
         best = pa.concat_tables([best, pa.table(columns, schema=schema)])
         order = np.argsort(-best["score"].to_numpy(), kind="stable")
         best, done = best.take(order[:number]), part.stop
-    return Outliers(
-        name, table.release.number, total, float(np.median(scores)), best.combine_chunks()
-    )
+    typical = float(np.median(scores))
+    return Outliers(name, table.release.number, total, typical, best.combine_chunks())
 
 
 def isolation(units: Vectors, reference: Vectors, own: NDArray[np.bool_], k: int) -> Vectors:

@@ -29,8 +29,7 @@ class Clusters:
     silhouette: float | None  # of the sample that k was chosen on, in [-1, 1]; None: k was given
 
     def assign(self, vectors: Vectors) -> tuple[Labels, Vectors]:
-        """The cluster of each of float32[n, d], int32[n] from 0, and the cosine with its centre,
-        float32[n]."""
+        """Of float32[n, d], the clusters int32[n], from 0, and cosines with their centres."""
         units = unit(vectors)
         squares = (self.centres**2).sum(axis=1)
         labels = (units @ self.centres.T - squares / 2).argmax(axis=1).astype(np.int32)
@@ -41,8 +40,7 @@ def fit_clusters(vectors: Vectors, k: int | None = None, seed: int = 0) -> Clust
     """k-means of the directions of float32[n, d], n > 0, on FIT_ROWS of them at most.
 
     Without `k`, that of NUMBERS with the best silhouette on a sample; 1 if there is nothing to
-    part. Raises ValueError for a k that is not between 1 and the number of directions, ConfigError
-    without scikit-learn.
+    part. Raises ValueError for a k that is below 1 or above the number of directions.
     """
     random = np.random.default_rng(seed)
     units = unit(_sample(vectors, FIT_ROWS, random))

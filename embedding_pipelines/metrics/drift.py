@@ -2,8 +2,7 @@
 
 A release keeps a `Sketch` of its vectors: means of all of them, and a sample of a thousand. Two
 sketches are compared by two tests: one on the samples, that sees any change of the distribution;
-one on the mean of each partition, that sees where. Both are careful: what the two releases share
-makes them more alike.
+one on the mean of each partition, that sees where. What releases share makes them more alike.
 """
 
 import hashlib
@@ -61,8 +60,7 @@ class Sketch:
     sample: Halves = field(default_factory=lambda: np.empty((0, 0), np.float16))
 
     def add(self, partition: str, ids: Sequence[str], block: Vectors) -> None:
-        """Vectors float32[n, d] of a partition and their ids [n], each id once. Raises ValueError
-        for other shapes."""
+        """Vectors float32[n, d] of a partition, and their different ids [n]."""
         if len(ids) != len(block) or block.ndim != 2:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):
@@ -142,8 +140,7 @@ def _energy_test(x: Floats, y: Floats, seed: int) -> float:
     """How often float64[n, d] and float64[m, d], shuffled, are at as great an energy distance.
 
     Twice the mean distance between the two, less those within each (Székely and Rizzo, "Testing for
-    equal distributions in high dimension", 2004). With weights w of 1 / n and -1 / m it is -w' D w,
-    so distances D are computed once.
+    equal distributions in high dimension", 2004): -w' D w, with weights w of 1 / n and -1 / m.
     """
     both = np.concatenate([x, y])
     lengths = np.square(both).sum(axis=1)

@@ -16,8 +16,7 @@ SHORT_TOKENS = 4  # two of them are BERT's own
 
 class DistinctCount:
     """How many vectors or names came, and how many are different, by 64-bit hashes: 8 bytes each.
-    Among ten million, two are taken for one with a chance of 3 in a million; of names, the next
-    process would take others."""
+    Among ten million, two are taken for one with a chance of 3 in a million."""
 
     def __init__(self) -> None:
         self._hashes = [np.empty(0, np.uint64)]

@@ -1,7 +1,7 @@
 """Known items: queries taken from the texts themselves, which shall find the document they are of.
 
-They need no relevance judgements. How many searches find says how much of what a text is about the
-vectors keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+How many searches find says what of a text its vectors keep, without relevance judgements
+(Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
 import re
@@ -100,15 +100,12 @@ def _words(text: str) -> list[str]:
 
 def reciprocal_rank(search: Search) -> float:
     """1 / rank of a document, if its first chunk were without the query; 0 behind the first ten."""
-    own = [
-        score
-        for chunk, document, score in search.hits
-        if document == search.document_id and not chunk.endswith("#0")
-    ]
-    others = [
-        (document, score) for _, document, score in search.hits if document != search.document_id
-    ]
-    best = max([search.target_score, *own])
+    best, others = search.target_score, list[tuple[str, float]]()
+    for chunk, document, score in search.hits:
+        if document != search.document_id:
+            others.append((document, score))
+        elif not chunk.endswith("#0"):
+            best = max(best, score)
     above = {document for document, score in others if score > best}
     if len(others) == len(search.hits) and len(above) == len({document for document, _ in others}):
         return 0.0  # behind every hit

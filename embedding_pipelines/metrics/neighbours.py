@@ -110,8 +110,7 @@ def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vect
 
 def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
     """Of each row of float32[n, d], the numbers int64[n, k] and cosines float32[n, k] of the k
-    nearest others, in no order. A zero vector is at a cosine of 0 to all. Raises ValueError unless
-    1 <= k < n."""
+    nearest others, 1 <= k < n, in no order. A zero vector is at a cosine of 0 to all."""
     if not 1 <= k < len(vectors):
         raise ValueError(f"{len(vectors)} vectors do not have {k} others each.")
     units = np.zeros(vectors.shape, np.float32)
@@ -144,9 +143,8 @@ def leave_one_out_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) 
     right = 0
     for own, others, nearness in zip(kinds, kinds[near], cosines, strict=True):
         votes = np.bincount(others, minlength=len(names)).astype(np.float64)
-        votes += np.bincount(
-            others, weights=nearness.astype(np.float64) + 1, minlength=len(names)
-        ) / (4 * len(others))
+        nearer = np.bincount(others, nearness.astype(np.float64) + 1, len(names))
+        votes += nearer / (4 * len(others))
         right += int(votes.argmax()) == own
     return right / len(labels)
 

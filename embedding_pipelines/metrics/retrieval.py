@@ -30,11 +30,15 @@ def values_by_query(
     Raises ValueError if no query is left, or a relevance is no whole number.
     """
     ir_measures = need("ir_measures", "evaluation")
-    answerable = {
-        query: _whole(query, relevance)
-        for query, relevance in qrels.items()
-        if max(relevance.values(), default=0) > 0
-    }
+    answerable: dict[str, dict[str, int]] = {}
+    for query, relevance in qrels.items():
+        if max(relevance.values(), default=0) > 0:
+            if any(grade != int(grade) for grade in relevance.values()):
+                raise ValueError(
+                    f"Query {query!r}: a relevance is a whole number, as in trec_eval; found "
+                    f"{dict(relevance)!r}."
+                )
+            answerable[query] = {document: int(grade) for document, grade in relevance.items()}
     if not answerable:
         raise ValueError("qrels: no query has a relevant document, so there is nothing to measure.")
     names = {ir_measures.parse_measure(theirs): ours for ours, (theirs, _) in NAMES.items()}
@@ -43,15 +47,6 @@ def values_by_query(
     for value in ir_measures.iter_calc(list(names), answerable, runs):
         values[value.query_id][names[value.measure]] = float(value.value)
     return values
-
-
-def _whole(query: str, relevance: Mapping[str, float]) -> dict[str, int]:
-    if any(grade != int(grade) for grade in relevance.values()):
-        raise ValueError(
-            f"Query {query!r}: a relevance is a whole number, as in trec_eval; found "
-            f"{dict(relevance)!r}."
-        )
-    return {document: int(grade) for document, grade in relevance.items()}
 
 
 def _values(evidence: Evidence) -> dict[str, dict[str, float]]:

@@ -52,14 +52,10 @@ def find_most_similar(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
     direction = unit(_finite(query)[None])[0]
-    blocks = (
-        documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS)
-    )
-    cosines = np.clip(
-        np.concatenate([np.empty(0), *(unit(_finite(block)) @ direction for block in blocks)]),
-        -1,
-        1,
-    )
+    cosines = np.empty(len(documents))
+    for start in range(0, len(documents), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        cosines[part] = (unit(_finite(documents[part])) @ direction).clip(-1, 1)
     return [(int(row), float(cosines[row])) for row in np.argsort(-cosines, kind="stable")[:top_k]]
 
 

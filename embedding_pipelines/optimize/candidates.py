@@ -1,8 +1,7 @@
 """Lists the compressions to measure, and ranks points, the measured ones.
 
 A point is a compression, an index, how many times as many rows the index returns for ranking by
-their codes (`refine`), and its figures. Cheap means few bytes of disk a vector; the median time of
-a search decides between equals.
+their codes (`refine`), and figures. Cheap means few bytes of disk a vector, then a quick search.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -29,6 +29,7 @@ from embedding_pipelines.spec.evaluation import Optimized
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.embeddings import check_dimensions
+from embedding_pipelines.stores.base import Store
 
 # For the choice, and as many again held out. With a mean of 0.993 their lower bound is 0.991.
 QUERIES = 2_000
@@ -127,7 +128,7 @@ def _measure_one(corpus: Corpus, tables: CandidateTables, goal: Goal) -> Optimiz
     point.chosen = goal.floor is None or (point.lower_bound or 0.0) >= goal.floor
     mark_front([point])
     queries = {"selection": len(query_set), "held_out": 0, "from": origins}
-    return _result(run, goal, [point], spec, queries)
+    return _result(run, goal, [point], spec.store, queries)
 
 
 def _find_best(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
@@ -139,11 +140,8 @@ def _find_best(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeR
     halves = query_set.part(half), query_set.part(2 * half, half)
     only = goal.dimensions or run.spec.output_dim
     points, store = search_candidates(corpus, tables, *halves, goal.floor, goal.most_ms, only)
-    spec, chosen = run.spec, _chosen(points)
-    if chosen is not None:
-        spec = spec.model_copy(update={"compression": chosen.compression, "store": store})
     queries = {"selection": half, "held_out": half, "from": origins}
-    return _result(run, goal, points, spec, queries)
+    return _result(run, goal, points, store, queries)
 
 
 def _parse_methods(corpus: Corpus, goal: Goal) -> Compression:
@@ -198,9 +196,9 @@ def _check_provable(run: Run, floor: float, queries: int, alpha: float) -> None:
 
 
 def _result(
-    run: Run, goal: Goal, points: list[Point], spec: PipelineSpec, queries: dict[str, Any]
+    run: Run, goal: Goal, points: list[Point], store: Store, queries: dict[str, Any]
 ) -> OptimizeResult:
-    """The outcome, with its evidence written. `spec` is the pipeline with the chosen point."""
+    """The outcome, with its evidence written. `store` is that of the chosen point."""
     evidence = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": goal.name,
@@ -211,7 +209,7 @@ def _result(
         "points": [point.statistics for point in points],
     }
     write_json(run.folder.optimization, evidence)
-    chosen = _chosen(points)
+    chosen = next((point for point in points if point.chosen), None)
     if chosen is None:
         return OptimizeResult(_describe_failure(run, goal, points), run.spec, {}, points, evidence)
     plain = CodecChain([], run.model.space.dimensions).bytes_per_vector
@@ -232,16 +230,12 @@ def _result(
         ("compression",): as_options(chosen.compression),
         ("optimized",): optimized.model_dump(exclude_none=True),
     }
-    changes = {name: value for name, value in spec.store if value != getattr(run.spec.store, name)}
+    changes = {name: value for name, value in store if value != getattr(run.spec.store, name)}
     if changes:
-        changes = {"kind": spec.store.kind, **changes}
+        changes = {"kind": store.kind, **changes}
         options |= {("store", name): value for name, value in changes.items()}
-    spec = spec.model_copy(update={"optimized": optimized})
-    return OptimizeResult("", spec, options, points, evidence)
-
-
-def _chosen(points: list[Point]) -> Point | None:
-    return next((point for point in points if point.chosen), None)
+    update = {"compression": chosen.compression, "store": store, "optimized": optimized}
+    return OptimizeResult("", run.spec.model_copy(update=update), options, points, evidence)
 
 
 def _describe_failure(run: Run, goal: Goal, points: list[Point]) -> str:

@@ -5,6 +5,7 @@ smallest of the others become real tables. The cheapest one that keeps the floor
 with queries that had no part in the choice.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -54,9 +55,9 @@ def search_candidates(
     floor: float,
     most_ms: float,
     only: int | None,
-) -> tuple[list[Point], Store | None]:
+) -> tuple[list[Point], Store]:
     """Choose the cheapest point that keeps `floor`, if the queries `held_out` certify one; all
-    points, and the store of the chosen one.
+    points, and the store of the chosen one, by default the pipeline's own.
 
     Points of tables have times, others are of codes alone. `most_ms` is the most that its median
     search may take; `only` restricts the dimensions. Raises ConfigError if there are fewer.
@@ -71,30 +72,27 @@ def search_candidates(
     compressions = list_compressions(space.dimensions, trained, corpus.rows, only)
     chains = fit_all(compressions, corpus.blocks, space.dimensions)
     first = selection.part(FIRST_QUERIES)
-    screened = []
+    screened, candidates = list[Point](), list[Candidate]()
     for compression, rows in search_codes(corpus, chains, first).items():
-        size, figures = chains[compression].bytes_per_vector, summarize(recall(rows, first.exact))
-        screened.append(Point(compression, "none", None, size, *figures))
-    candidates: list[Candidate] = []
-    for point in screened:
-        if (point.recall_at_10 or 0.0) >= floor:
-            candidates += list_candidates(corpus, point.compression, chains[point.compression])
+        chain, figures = chains[compression], summarize(recall(rows, first.exact))
+        screened.append(Point(compression, "none", None, chain.bytes_per_vector, *figures))
+        if figures[0] >= floor:
+            candidates += list_candidates(corpus, compression, chain)
     candidates = sorted(candidates, key=lambda candidate: candidate.bytes_per_vector)[:MOST_TABLES]
     measured: dict[Point, CandidateTable] = {}
-    chosen = None
+    chosen, sizes = None, [*(candidate.bytes_per_vector for candidate in candidates), math.inf]
     for number, candidate in enumerate(candidates):
         corpus.run.progress.update("optimize", number, len(candidates), "tables")
         name = f"candidate-{number}"
         if chosen is None:
             measured |= _measure(tables, candidate, name, selection, floor, is_open=True)
-            later = [other.bytes_per_vector for other in candidates[number + 1 :]]
-            chosen = _certify(measured, held_out, floor, most_ms, min(later, default=float("inf")))
+            chosen = _certify(measured, held_out, floor, most_ms, sizes[number + 1])
         else:  # for comparison only, with fewer queries
             measured |= _measure(tables, candidate, name, first, floor, is_open=False)
     exact = [point.compression for point, table in measured.items() if table.is_exact]
     points = [*measured, *(point for point in screened if point.compression not in exact)]
     mark_front(points)
-    return points, measured[chosen].store if chosen else None
+    return points, measured[chosen].store if chosen else corpus.run.spec.store
 
 
 def list_candidates(
@@ -127,9 +125,8 @@ def _measure(
     floor: float,
     is_open: bool,
 ) -> Iterator[tuple[Point, CandidateTable]]:
-    """Build a table and search it with as much refining as it needs to keep the floor. While the
-    choice `is_open`, its lower bound must keep it, and the table stays for certification; later the
-    mean is enough."""
+    """Build a table and search it with as much refining as it needs to keep the floor: its lower
+    bound while the choice `is_open`, and the table stays for certification; later its mean."""
     index, chain = candidate.index, candidate.chain
     table = tables.build(index.store, chain, name)
     refines = not table.is_exact and chain.metric == "cosine"

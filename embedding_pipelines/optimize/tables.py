@@ -66,23 +66,21 @@ class Corpus:
                 f"`embedding-pipelines run {name}`."
             )
 
-    def blocks(self) -> Iterator[Vectors]:
-        """All vectors, float32[n_i, d]."""
+    def numbered_blocks(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+        """All vectors, float32[n_i, d], with the numbers of their rows."""
         done = 0
         for partition in self.run.spec.partition_names:
             for batch in self.run.folder.embeddings.read(partition, [VECTOR]):
                 vectors = to_matrix(batch[VECTOR].drop_null())
+                rows = np.arange(done, done + len(vectors))
                 done += len(vectors)
                 self.run.progress.update("optimize", done, self.rows, "vectors")
                 if len(vectors):
-                    yield vectors
+                    yield rows, vectors
 
-    def numbered_blocks(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """The same, each with the numbers of its rows."""
-        first = 0
-        for block in self.blocks():
-            yield np.arange(first, first + len(block)), block
-            first += len(block)
+    def blocks(self) -> Iterator[Vectors]:
+        """The same without the numbers."""
+        return (vectors for _, vectors in self.numbered_blocks())
 
     def query_set(self, vectors: Vectors) -> QuerySet:
         """Queries float32[q, d] with their exact neighbours."""

@@ -134,17 +134,13 @@ def read_qrels(run: Run) -> Qrels | None:
         relevance.setdefault(query, {})[document] = int(grade)
     columns = _columns(run, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
     texts = {row[0]: row[1] for row in columns}
-    relevance = {
-        query: grades
-        for query, grades in relevance.items()
-        if query in texts and max(grades.values()) > 0
-    }
-    if not relevance:
+    names = [name for name in relevance if name in texts and max(relevance[name].values()) > 0]
+    if not names:
         raise ConfigError(
             f"evaluation: no query of {options.queries} has a relevant document in "
             f"{options.qrels}. Give both files the same query ids."
         )
-    return Qrels({query: texts[query] for query in relevance}, relevance)
+    return Qrels({name: texts[name] for name in names}, {name: relevance[name] for name in names})
 
 
 def read_pairs(run: Run) -> list[tuple[str, str, float]]:

@@ -116,8 +116,8 @@ def _with_expenses(releases: Sequence[Line]) -> list[Line]:
     for before, now in zip([{}, *releases], releases, strict=False):
         names = ("embedded_tokens", "provider_seconds", "usd")
         tokens, seconds, usd = (_growth(before, now, name) for name in names)
-        own = {"tokens_per_second": tokens / seconds if seconds else None}
-        own["usd"] = usd if tokens else None
+        pace, cost = tokens / seconds if seconds else math.nan, usd if tokens else math.nan
+        own = {"tokens_per_second": pace, "usd": cost}
         lines.append({**now, "metrics": {**own, **now.get("metrics", {})}})
     return lines
 
@@ -222,12 +222,8 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
     axis, names = LINES[title]
     figure = _figure("release", axis)
     for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
-        values = {line["release"]: line["metrics"].get(name) for line in releases}
-        values = {
-            release: value
-            for release, value in values.items()
-            if value is not None and math.isfinite(value)
-        }
+        values = {line["release"]: line["metrics"].get(name, math.nan) for line in releases}
+        values = {release: value for release, value in values.items() if math.isfinite(value)}
         if len(values) > 1 and (title != COST or any(values.values())):
             figure.add_scatter(
                 name=label,

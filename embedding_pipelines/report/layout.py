@@ -59,11 +59,8 @@ class Layout:
 def layout(
     vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0
 ) -> Layout:
-    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; deterministic.
-
-    `ids` are distinct, and a changed text needs a new one. Points of `before` without one are
-    dropped. Raises ValueError for too many points and for a duplicate id.
-    """
+    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; deterministic. A
+    changed text needs a new id. Raises ValueError for too many points and for a duplicate id."""
     if len(ids) > MAX_POINTS or len(ids) != len(vectors) or len(set(ids)) != len(ids):
         raise ValueError(f"A map takes {MAX_POINTS} vectors at most, each with an id of its own.")
     units = unit(vectors)
@@ -87,8 +84,7 @@ def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
 
 
 def place_beside(vectors: Vectors, others: Vectors, xy: Vectors) -> Vectors:
-    """Places float32[m, 2] for `vectors` float32[m, d] among `others` float32[n, d] at `xy`
-    float32[n, 2], n > 0.
+    """Places float32[m, 2] for float32[m, d] among `others` float32[n, d] at `xy` float32[n, 2].
 
     The mean of the nearest ones' places, in which the very nearest counts most; without those away
     from the rest, since between two clusters there is nothing.

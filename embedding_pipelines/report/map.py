@@ -60,6 +60,7 @@ def map_of(
     folder = warehouse.pipeline(release.spec.name)
     points = read_points(table, release, codec, progress)
     xy = place_points(folder, release, points, progress).xy
+    x, y = np.round(xy.T.astype(np.float64), DIGITS).tolist()
     types = release.spec.source.metadata_types
     metadata = {
         name: _column(name, types[name], values) for name, values in points.metadata.items()
@@ -73,8 +74,8 @@ def map_of(
     columns += [{"name": "length of the text", "kind": "numbers", "values": lengths}]
     return {
         "rows": release.rows,
-        "x": _round(xy[:, 0]),
-        "y": _round(xy[:, 1]),
+        "x": x,
+        "y": y,
         "texts": [_cut(text) for text in points.texts],
         "documents": points.document_ids,
         "columns": columns,
@@ -193,14 +194,9 @@ def _queries(
         return {"x": [], "y": [], "texts": []}
     hits = [key for key in keys if key in vectors]
     places = place_beside(np.stack([vectors[key] for key in hits]), points.vectors, xy)
-    x, y = _round(places[:, 0]), _round(places[:, 1])
+    x, y = np.round(places.T.astype(np.float64), DIGITS).tolist()
     return {"x": x, "y": y, "texts": [_cut(keys[key]) for key in hits]}
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
-
-
-def _round(values: Vectors) -> list[float]:
-    numbers: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
-    return numbers
