@@ -39,8 +39,8 @@ class Clusters:
 def fit_clusters(vectors: Vectors, k: int | None = None, seed: int = 0) -> Clusters:
     """k-means of the directions of float32[n, d], n > 0, on FIT_ROWS of them at most.
 
-    Without `k`, that of NUMBERS with the best silhouette on a sample; 1 if there is nothing to
-    part. Raises ValueError for a k that is below 1 or above the number of directions.
+    Without `k`, the best of NUMBERS by the silhouette of a sample; 1 if there is nothing to part.
+    Raises ValueError for a k not in 1 to the number of directions, ConfigError without sklearn.
     """
     random = np.random.default_rng(seed)
     units = unit(_sample(vectors, FIT_ROWS, random))

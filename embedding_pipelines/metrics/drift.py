@@ -60,7 +60,7 @@ class Sketch:
     sample: Halves = field(default_factory=lambda: np.empty((0, 0), np.float16))
 
     def add(self, partition: str, ids: Sequence[str], block: Vectors) -> None:
-        """Vectors float32[n, d] of a partition, and their different ids [n]."""
+        """Vectors float32[n, d] of a partition, their different ids [n]; ValueError for others."""
         if len(ids) != len(block) or block.ndim != 2:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):

@@ -110,7 +110,8 @@ def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vect
 
 def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
     """Of each row of float32[n, d], the numbers int64[n, k] and cosines float32[n, k] of the k
-    nearest others, 1 <= k < n, in no order. A zero vector is at a cosine of 0 to all."""
+    nearest others, in no order; a zero vector's cosines are 0. Raises ValueError unless 1 <= k < n.
+    """
     if not 1 <= k < len(vectors):
         raise ValueError(f"{len(vectors)} vectors do not have {k} others each.")
     units = np.zeros(vectors.shape, np.float32)

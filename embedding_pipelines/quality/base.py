@@ -50,7 +50,7 @@ class Check(ABC):
         return 0
 
     def collect(self, candidate: Candidate) -> None:
-        """Read or embed what this check alone compares. If it raises, the check is inconclusive."""
+        """Read or embed what this or a metric compares. If it raises, the check is inconclusive."""
         return  # most checks need no more than what is gathered of every candidate
 
     @abstractmethod

@@ -292,7 +292,7 @@ def _embed_pairs(candidate: Candidate) -> None:
 
 
 def keep_figures(candidate: Candidate) -> None:
-    """Keep queries' figures and the sketch for later candidates; delete those of lost releases."""
+    """Keep queries' figures and the sketch for later candidates; delete those of gone releases."""
     folder, judgements = candidate.run.folder, candidate.judgements
     folder.quality.mkdir(parents=True, exist_ok=True)
     names = {f"{entry.table}-{entry.version}" for entry in read_releases(folder).releases}
