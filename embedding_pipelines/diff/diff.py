@@ -14,9 +14,9 @@ from embedding_pipelines.diff.documents import (
     open_release,
 )
 from embedding_pipelines.diff.queries import (
+    QueryPair,
     ResultChanges,
     compare_results,
-    neighbour_queries,
     stored_queries,
 )
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -25,7 +25,8 @@ from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.releases import Release, live_release, read_releases
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
-SECTIONS = ("source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation")
+# The options that decide the contents of a release.
+SECTIONS = {"source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class Diff:
 def diff(
     warehouse: Warehouse, pipeline: str, before: int | None = None, after: int | None = None
 ) -> Diff:
-    """The changes from release `before` (default: the previous one) to `after` (default: the live
-    one).
+    """The changes from release `before` (by default the previous) to `after` (the live one).
 
     Raises ReleaseError without two such releases, StoreError or CompressionError if their tables or
     codecs are damaged.
@@ -91,18 +91,22 @@ def diff(
     with EmbeddingCache(warehouse.cache) as cache:
         try:
             if documents.sample:
-                pairs = neighbour_queries(documents.sample)
+                pairs = [
+                    QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
+                    for entry in documents.sample
+                ]
                 neighbours = compare_results(old, new, cache, pairs, "document")
             pairs = stored_queries(folder, old, new)
             if pairs:
                 queries = compare_results(old, new, cache, pairs, "query")
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
             problems.append(f"The results of searches are not compared: {error}")
+    options = (side.release.spec.model_dump(mode="json", include=SECTIONS) for side in (old, new))
     return Diff(
         pipeline,
         before=_side(old),
         after=_side(new),
-        options=list(_options(old.release, new.release)),
+        options=list(_options("", *options)),
         metrics=list(_metrics(old.release, new.release)),
         documents=documents,
         neighbours=neighbours,
@@ -134,27 +138,15 @@ def _side(table: ReleaseTable) -> Side:
     return Side(release.number, date, release.rows, str(table.space), codec, release.forced)
 
 
-def _options(before: Release, after: Release) -> Iterator[OptionChange]:
-    old, new = _flat(before), _flat(after)
-    for option in dict.fromkeys([*old, *new]):
-        if old.get(option) != new.get(option):
-            yield OptionChange(option, old.get(option), new.get(option))
-
-
-def _flat(release: Release) -> dict[str, Any]:
-    """The options that decide the contents of a release, by path; a list is one value."""
-    options: dict[str, Any] = {}
-
-    def enter(path: str, value: Any) -> None:
-        if isinstance(value, Mapping):
-            for name, part in value.items():
-                enter(f"{path}.{name}", part)
-        else:
-            options[path] = value
-
-    for section, value in release.spec.model_dump(mode="json", include=set(SECTIONS)).items():
-        enter(section, value)
-    return options
+def _options(path: str, old: Any, new: Any) -> Iterator[OptionChange]:
+    """The options below a path that differ; a list is one value."""
+    if isinstance(old, Mapping) or isinstance(new, Mapping):
+        left, right = (side if isinstance(side, Mapping) else {} for side in (old, new))
+        for name in dict.fromkeys([*left, *right]):
+            below = f"{path}.{name}" if path else name
+            yield from _options(below, left.get(name), right.get(name))
+    elif old != new:
+        yield OptionChange(path, old, new)
 
 
 def _metrics(before: Release, after: Release) -> Iterator[MetricChange]:

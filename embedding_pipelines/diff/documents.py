@@ -67,8 +67,7 @@ class SampleDocument:
 
 @dataclass
 class DocumentChanges:
-    """Documents by what changed. The text of a document is that of all its chunks, white space
-    apart."""
+    """Documents by what changed. Their text is that of all their chunks, white space apart."""
 
     before: int = 0
     after: int = 0
@@ -84,8 +83,7 @@ class DocumentChanges:
 
 @dataclass(frozen=True)
 class _Partition:
-    """A partition of both releases: row `old_at[i]` of one and row `new_at[i]` of the other have
-    the same chunk id."""
+    """A partition of both releases, whose rows `old_at[i]` and `new_at[i]` have one chunk id."""
 
     old: pa.Table
     new: pa.Table
@@ -113,29 +111,21 @@ def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChan
     if before.space == after.space:
         changes.moved = IdList()
         columns.append(VECTOR)
-    for partition in after.release.spec.partition_names:
-        rows = _read(before, after, partition, columns)
-        total += _compare_partition(changes, before, after, rows)
+    for name in after.release.spec.partition_names:
+        partition = _read(before, after, name, columns)
+        same = _compare_texts(changes, partition)
+        if changes.moved is None:
+            changes.sample = _extend_sample(changes.sample, partition, same)
+            continue
+        moved = set[str]()
+        for names, cosines in _cosines(before, after, partition):
+            total += float(cosines.sum())
+            changes.compared_chunks += len(cosines)
+            moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
+        changes.moved.add(moved & same)
     if changes.compared_chunks:
         changes.mean_cosine = total / changes.compared_chunks
     return changes
-
-
-def _compare_partition(
-    changes: DocumentChanges, before: ReleaseTable, after: ReleaseTable, partition: _Partition
-) -> float:
-    """Add a partition's changes; returns the sum of its chunks' cosines."""
-    same = _compare_texts(changes, partition)
-    if changes.moved is None:
-        changes.sample = _extend_sample(changes.sample, partition, same)
-        return 0.0
-    moved, total = set[str](), 0.0
-    for names, cosines in _cosines(before, after, partition):
-        total += float(cosines.sum())
-        changes.compared_chunks += len(cosines)
-        moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
-    changes.moved.add(moved & same)
-    return total
 
 
 def _read(
@@ -164,23 +154,15 @@ def _compare_texts(changes: DocumentChanges, partition: _Partition) -> set[str]:
     changes.after += len(new)
     changes.new.add(new - old)
     changes.gone.add(old - new)
-    both = old & new
-    suspects = both & _documents_of_other_chunks(partition)
+    both, others = old & new, set[str]()  # with a chunk whose text, place or metadata differs
+    tables = (partition.old, partition.new)
+    for table, equal in zip(tables, partition.equal_pairs("chunk_digest"), strict=True):
+        others.update(np.delete(table["document_id"].to_numpy(), equal))
+    suspects = both & others
     old_texts, new_texts = _texts(partition.old, suspects), _texts(partition.new, suspects)
     changed = {name for name in suspects if old_texts[name] != new_texts[name]}
     changes.changed.add(changed)
     return both - changed
-
-
-def _documents_of_other_chunks(partition: _Partition) -> set[str]:
-    """Documents with a chunk whose text, place or metadata differs."""
-    old_rows, new_rows = partition.equal_pairs("chunk_digest")
-    documents: set[str] = set()
-    for table, equal in ((partition.old, old_rows), (partition.new, new_rows)):
-        differs = np.ones(len(table), bool)
-        differs[equal] = False
-        documents.update(table["document_id"].filter(pa.array(differs)).to_pylist())
-    return documents
 
 
 def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:
@@ -209,33 +191,22 @@ def _extend_sample(
     sample: Sequence[SampleDocument], partition: _Partition, same: set[str]
 ) -> list[SampleDocument]:
     """The SAMPLE_DOCUMENTS with the smallest hashes, of a sample and of a partition."""
-    names = set(heapq.nsmallest(SAMPLE_DOCUMENTS, same, key=_hash))
+    names = set(heapq.nsmallest(SAMPLE_DOCUMENTS, same, key=lambda name: digest(name.encode())))
     old, new = _chunks(partition.old, names), _chunks(partition.new, names)
     more = [SampleDocument(name, min(old[name])[1], min(new[name])[1]) for name in names]
-    return heapq.nsmallest(
-        SAMPLE_DOCUMENTS, [*sample, *more], key=lambda entry: _hash(entry.document_id)
-    )
-
-
-def _hash(document_id: str) -> bytes:
-    return digest(document_id.encode())
+    every = sorted([*sample, *more], key=lambda entry: digest(entry.document_id.encode()))
+    return every[:SAMPLE_DOCUMENTS]
 
 
 def _cosines(
     before: ReleaseTable, after: ReleaseTable, partition: _Partition
 ) -> Iterator[tuple[list[str], Vectors]]:
-    """Of chunks with the same id and text in both: the documents' ids, and the cosines float32[n]
-    of their vectors."""
+    """Of chunks with one id and text in both: the documents' ids, and their vectors' cosines."""
     old_rows, new_rows = partition.equal_pairs("text")
     for start in range(0, len(new_rows), ROW_GROUP_ROWS):
         part = slice(start, start + ROW_GROUP_ROWS)
-        left = _vectors(before, partition.old, old_rows[part])
-        right = _vectors(after, partition.new, new_rows[part])
+        old = to_matrix(partition.old[VECTOR].take(old_rows[part]))
+        new = to_matrix(partition.new[VECTOR].take(new_rows[part]))
+        left, right = before.codec.decode(old), after.codec.decode(new)
         cosines = cosine(left, right, both_zero=1)  # no direction, so no change of it
         yield partition.new["document_id"].take(new_rows[part]).to_pylist(), cosines
-
-
-def _vectors(release: ReleaseTable, table: pa.Table, rows: Rows) -> Vectors:
-    """A release's decoded vectors, float32[len(rows), d]."""
-    kind = "uint8" if release.codec.dtype == "binary" else release.codec.dtype
-    return release.codec.decode(to_matrix(table[VECTOR].take(rows)).astype(kind))

@@ -1,7 +1,6 @@
 """Compares the results of two releases for the same queries: documents added and removed.
 
-Each release is searched in its own space, as by a searcher. Vectors come from the cache; the model
-is loaded only for texts that are not in it.
+Each release is searched in its own space. The model is loaded only for texts that the cache lacks.
 """
 
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from embedding_pipelines.diff.documents import ReleaseTable, SampleDocument
+from embedding_pipelines.diff.documents import ReleaseTable
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
@@ -60,26 +59,12 @@ class ResultChanges:
 def stored_queries(
     folder: PipelineFolder, before: ReleaseTable, after: ReleaseTable
 ) -> list[QueryPair]:
-    """The queries of the last checks: the user's own, else those from documents; [] before the
-    first checks."""
+    """The queries of the last checks, if any: the user's own, else those from documents."""
     entries = (read_json(folder.queries) or {"queries": []})["queries"]
     entries = [entry for entry in entries if not entry["from"]] or entries
-    clean_before, clean_after = (
-        table.release.spec.preprocessing.clean.text for table in (before, after)
-    )
-    pairs = [
-        QueryPair(entry["id"], clean_before(entry["text"]), clean_after(entry["text"]))
-        for entry in entries
-    ]
+    old, new = (table.release.spec.preprocessing.clean.text for table in (before, after))
+    pairs = [QueryPair(entry["id"], old(entry["text"]), new(entry["text"])) for entry in entries]
     return [pair for pair in pairs if pair.before and pair.after]
-
-
-def neighbour_queries(sample: Sequence[SampleDocument]) -> list[QueryPair]:
-    """Queries for the neighbours of documents."""
-    return [
-        QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
-        for entry in sample
-    ]
 
 
 def compare_results(
@@ -113,7 +98,7 @@ def compare_results(
 def _vectors(
     table: ReleaseTable, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
 ) -> tuple[Vectors, int]:
-    """Vectors float32[len(texts), d] in a release's space before compression, NaN for rejected
+    """Vectors float32[n, d], n > 0, in a release's space before compression, NaN for rejected
     texts; and the number of texts that were not in the cache."""
     space, release = table.space, table.release
     keys = {text: cache.key(space.id, input_type, text) for text in texts}
@@ -130,8 +115,7 @@ def _vectors(
             )
             new = embed_all(missing, model, cache, input_type, budget).vectors
         vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
-    rows = [vectors[keys[text]] for text in texts]
-    return np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32), len(missing)
+    return np.stack([vectors[keys[text]] for text in texts]), len(missing)
 
 
 def _top(table: ReleaseTable, vector: Vectors, own: str) -> list[str]:

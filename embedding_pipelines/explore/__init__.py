@@ -1,2 +1,1 @@
-"""The live table for people and other tools: as a DataFrame, in clusters, by its outliers, as
-files."""
+"""The live table for people and tools: as a DataFrame, in clusters, by its outliers, as files."""

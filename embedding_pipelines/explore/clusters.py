@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.explore.table import LiveTable, check_file, matrix, write_rows
-from embedding_pipelines.metrics.clusters import FIT_ROWS, Clusters, fit_clusters, keywords, label
+from embedding_pipelines.explore.table import LiveTable, check_file, write_rows
+from embedding_pipelines.metrics.clusters import FIT_ROWS, fit_clusters, keywords, label
+from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_frame
+from embedding_pipelines.vectors import to_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,13 +66,11 @@ class TableClusters:
 def find_clusters(
     home: Path, name: str, k: int | None = None, to: Path | None = None
 ) -> TableClusters:
-    """Part the live table of a pipeline into `k` clusters, by default into as many as suit it, 20
-    at most.
+    """Part the live table of a pipeline into `k` clusters, by default as many as suit, 20 at most.
 
     They are fitted to a sample of FIT_ROWS rows, then every row goes to the nearest centre; with
     `to` all rows are written to a CSV or Parquet file of the columns of FILE. Raises ReleaseError
-    without a release; ConfigError for a k that there are not enough different vectors for, another
-    kind of file, and without scikit-learn.
+    without a release, ConfigError for too large a k, another file, and without scikit-learn.
     """
     if to is not None:
         check_file(to)
@@ -78,54 +78,41 @@ def find_clusters(
     if not table.release.rows:
         raise ConfigError(f"The live table of {name!r} holds no rows, so there are no clusters.")
     _, sample = table.sample(FIT_ROWS, "stored", ["document_id", "text"])
+    vectors = to_matrix(sample[VECTOR])
     try:
-        fit = fit_clusters(matrix(sample), k, table.release.spec.seed)
+        fit = fit_clusters(vectors, k, table.release.spec.seed)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
-    numbers, cosines = fit.assign(matrix(sample))
+    numbers, cosines = fit.assign(vectors)
     words = keywords(sample["text"].to_pylist(), numbers, len(fit.centres))
+    labels = pa.array([label(*pair) for pair in enumerate(words)], pa.string())
     parts: list[pa.RecordBatch] = []
-    rows = _assign(table, fit, [label(*pair) for pair in enumerate(words)], parts)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batch in table.read("stored", ["chunk_id", "document_id", "text"]):
+            numbers, cosines = fit.assign(to_matrix(batch[VECTOR]))
+            ids = batch["chunk_id"], batch["document_id"]
+            columns = [*ids, numbers, labels.take(numbers), cosines, batch["text"]]
+            part = pa.record_batch(columns, schema=FILE)
+            parts.append(part.select(ASSIGNMENTS))
+            yield part
+
     if to is not None:
-        write_rows(to, FILE, rows)
+        write_rows(to, FILE, rows())
     else:
-        deque(rows, maxlen=0)
+        deque(rows(), maxlen=0)
     assignments = pa.Table.from_batches(parts)
     clusters = []
     for number, entry in enumerate(words):
         own = pc.filter(assignments["cosine"], pc.equal(assignments["cluster"], number))
         members = np.flatnonzero(numbers == number)
         nearest = members[np.argsort(-cosines[members], kind="stable")]
+        documents = sample["document_id"].take(nearest).unique().to_pylist()
+        share, cosine = len(own) / len(assignments), pc.mean(own).as_py()
         cluster = Cluster(
-            number,
-            label(number, entry),
-            rows=len(own),
-            share=len(own) / len(assignments),
-            cosine=pc.mean(own).as_py(),
-            keywords=entry,
-            examples=sample["document_id"].take(nearest).unique().to_pylist()[:EXAMPLES],
+            number, labels[number].as_py(), len(own), share, cosine, entry, documents[:EXAMPLES]
         )
         clusters.append(cluster)
     return TableClusters(
         name, table.release.number, len(assignments), fit.silhouette, clusters, assignments
     )
-
-
-def _assign(
-    table: LiveTable, fit: Clusters, labels: list[str], parts: list[pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
-    """All rows with their clusters, of FILE; `parts` gets the same of ASSIGNMENTS."""
-    names = pa.array(labels, pa.string())
-    for batch in table.read("stored", ["chunk_id", "document_id", "text"]):
-        numbers, cosines = fit.assign(matrix(batch))
-        columns = {
-            "chunk_id": batch["chunk_id"],
-            "document_id": batch["document_id"],
-            "cluster": pa.array(numbers),
-            "label": names.take(pa.array(numbers)),
-            "cosine": pa.array(cosines),
-            "text": batch["text"],
-        }
-        rows = pa.RecordBatch.from_pydict(columns, schema=FILE)
-        parts.append(rows.select(ASSIGNMENTS))
-        yield rows

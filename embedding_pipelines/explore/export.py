@@ -4,23 +4,24 @@ A folder holds one export: its files and `export.json`, which says what they are
 beside its place and put there once it is whole.
 """
 
-import json
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.explore.table import Kind, LiveTable, matrix
+from embedding_pipelines.explore.table import Kind, LiveTable
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import write_json
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.storage.warehouse import write_table
+from embedding_pipelines.vectors import to_matrix
 
 Format = Literal["parquet", "npy", "torch", "atlas"]
 ABOUT = "export.json"
@@ -66,17 +67,21 @@ def export(
     """
     table, progress = LiveTable(home, name), progress or Silent()
     target = folder or table.warehouse.root / "exports" / f"{name}-{format}"
-    _check_folder(target)
+    is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
+    if not is_free and not (target / ABOUT).is_file():
+        raise ConfigError(f"{target} is there and is no export. Name a folder that is not there.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
+    ) as beside:
+        draft, before = Path(beside, "draft"), Path(beside, "before")
+        draft.mkdir()
         rows = WRITERS[format](table, vectors, draft, progress)
         if rows != table.release.rows:
             raise StoreError(
                 f"The table of {name!r} holds {rows:,} rows, its release {table.release.rows:,}. "
                 f"Run `embedding-pipelines run {name}`: it makes a new release."
             )
-        files = sorted(path.name for path in draft.iterdir())
         about = Export(
             name,
             table.release.number,
@@ -86,39 +91,19 @@ def export(
             table.space.id,
             rows,
             table.space.dimensions,
-            files,
+            sorted(path.name for path in draft.iterdir()),
             str(target),
         )
-        text = json.dumps(asdict(about), indent=2, ensure_ascii=False)
-        (draft / ABOUT).write_text(text + "\n", encoding="utf-8")
-        draft.chmod(0o755)
-        _replace(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return about
-
-
-def _check_folder(target: Path) -> None:
-    """ConfigError for what must not be replaced."""
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
-        return
-    if not (target / ABOUT).is_file():
-        raise ConfigError(f"{target} is there and is no export. Name a folder that is not there.")
-
-
-def _replace(draft: Path, target: Path) -> None:
-    """Put a folder in its place; what was there goes away afterwards."""
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+        write_json(draft / ABOUT, asdict(about))
         if target.exists():
-            target.replace(aside / "before")
+            target.replace(before)
         try:
             draft.replace(target)
         except OSError:
-            (aside / "before").replace(target)
+            if before.exists():
+                before.replace(target)
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return about
 
 
 def _counted(table: LiveTable, kind: Kind, progress: Progress) -> Iterator[pa.RecordBatch]:
@@ -140,21 +125,15 @@ def _write_npy(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -
     with (folder / "vectors.npy").open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        return _write_apart(table, _counted(table, kind, progress), folder, file)
+        return _write_apart(table, kind, folder, progress, file)
 
 
 def _write_torch(table: LiveTable, kind: Kind, folder: Path, progress: Progress) -> int:
     torch = need("torch", "local")
-    ids: list[str] = []
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        for batch in _counted(table, kind, progress):
-            ids.extend(batch["chunk_id"].to_pylist())
-            yield batch
-
     numbers = folder / ".numbers"
     with numbers.open("wb") as file:
-        count = _write_apart(table, rows(), folder, file)
+        count = _write_apart(table, kind, folder, progress, file)
+    ids = pq.read_table(folder / "rows.parquet", columns=["chunk_id"])["chunk_id"].to_pylist()
     shape = (count, table.space.dimensions)
     vectors = torch.empty(shape)
     if count:  # mapped, so that they are never in memory at once
@@ -167,14 +146,14 @@ def _write_torch(table: LiveTable, kind: Kind, folder: Path, progress: Progress)
 
 
 def _write_apart(
-    table: LiveTable, batches: Iterable[pa.RecordBatch], folder: Path, file: BinaryIO
+    table: LiveTable, kind: Kind, folder: Path, progress: Progress, file: BinaryIO
 ) -> int:
     """The vectors to a file as float32, row after row, everything else to `rows.parquet`."""
     schema = table.schema(None)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            file.write(np.ascontiguousarray(matrix(batch)).tobytes())
+        for batch in _counted(table, kind, progress):
+            file.write(np.ascontiguousarray(to_matrix(batch[VECTOR])).tobytes())
             yield batch.select(schema.names)
 
     return write_table(folder / "rows.parquet", schema, rows())
@@ -203,9 +182,8 @@ def _write_atlas(table: LiveTable, kind: Kind, folder: Path, progress: Progress)
             numbers = np.array([places.get(point_id(*pair), -1) for pair in pairs], np.int64)
             xy, rest = layout.xy[numbers], np.flatnonzero(numbers < 0)
             if len(rest):
-                xy[rest] = place_beside(matrix(batch)[rest], points.vectors, layout.xy)
-            arrays = [batch[column] for column in columns.values()]
-            arrays += [pa.array(xy[:, 0]), pa.array(xy[:, 1]), batch[VECTOR]]
+                xy[rest] = place_beside(to_matrix(batch[VECTOR])[rest], points.vectors, layout.xy)
+            arrays = [*(batch[column] for column in columns.values()), *xy.T, batch[VECTOR]]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     return write_table(folder / "atlas.parquet", schema, rows())

@@ -6,18 +6,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.explore.table import OWN_COLUMNS, LiveTable, matrix
-from embedding_pipelines.metrics.outliers import NEIGHBOURS, isolation
+from embedding_pipelines.explore.table import OWN_COLUMNS, LiveTable
+from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import as_frame
-from embedding_pipelines.vectors import unit
+from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 if TYPE_CHECKING:
     import pandas as pd
 
 REFERENCE_ROWS = 20_000  # that every row is compared with
 DEFAULT_NUMBER = 20
+COSINES_AT_ONCE = 8_000_000  # 32 MB
+# So many neighbours make a row usual: a handful of odd ones that are alike still stand out.
+# Measured with MiniLM on 6,000 texts of one kind (bank questions, docstrings, captions; 2,312 of
+# PEPs) with 60 of another among them, all twelve pairs of kinds: mean average precision by the 5th
+# neighbour 0.61, the 10th 0.66, the 20th 0.72, the 50th 0.82; by scikit-learn's local outlier
+# factor of 20 neighbours 0.14, of 100 neighbours 0.62.
+NEIGHBOURS = 20
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,11 @@ class Outliers:
 def find_outliers(
     home: Path, name: str, number: int | None = None, share: float | None = None
 ) -> Outliers:
-    """The `number` rows of a pipeline's live table, or this `share` of them, that are farthest from
-    all others.
+    """The `number` rows of a live table, or this `share` of them, that are farthest from the rest.
 
     A row's score is 1 less the cosine with its 20th nearest neighbour, in [0, 2], among all rows or
     REFERENCE_ROWS of them; of less than 41 rows, the middle one counts. Raises ReleaseError without
-    a release, ConfigError for a number or a share that cannot be, and for a table of less than two
-    rows.
+    a release, ConfigError for an impossible number or share, and for less than two rows.
     """
     if number is not None and share is not None:
         raise ConfigError("Name the number of outliers or their share, not both.")
@@ -60,20 +66,31 @@ def find_outliers(
         number = max(1, round(share * total))
     number = number or DEFAULT_NUMBER
     numbers, sample = table.sample(REFERENCE_ROWS, "stored", ["chunk_id"])
-    reference = unit(matrix(sample))
+    reference = unit(to_matrix(sample[VECTOR]))
     k = min(NEIGHBOURS, max(1, (len(reference) - 1) // 2))  # the usual ones are at least half
-    best, done = None, 0
-    scores = np.empty(total, np.float32)
+    schema = table.schema(None, OWN_COLUMNS).insert(0, pa.field("score", pa.float32()))
+    best, done, scores = schema.empty_table(), 0, np.empty(total, np.float32)
     for batch in table.read("stored", OWN_COLUMNS):
         part = slice(done, done + batch.num_rows)
         own = np.isin(np.arange(part.start, part.stop), numbers, assume_unique=True)
-        scores[part] = isolation(unit(matrix(batch)), reference, own, k)
-        rows = pa.Table.from_batches([batch.select(OWN_COLUMNS)])
-        rows = rows.add_column(0, "score", pa.array(scores[part]))
-        best = pa.concat_tables([best, rows]) if best is not None else rows
+        scores[part] = isolation(unit(to_matrix(batch[VECTOR])), reference, own, k)
+        columns = [pa.array(scores[part]), *(batch[name] for name in OWN_COLUMNS)]
+        best = pa.concat_tables([best, pa.table(columns, schema=schema)])
         order = np.argsort(-best["score"].to_numpy(), kind="stable")
         best, done = best.take(order[:number]), part.stop
-    assert best is not None  # there are two rows at least
-    return Outliers(
-        name, table.release.number, total, float(np.median(scores)), best.combine_chunks()
-    )
+    typical = float(np.median(scores))
+    return Outliers(name, table.release.number, total, typical, best.combine_chunks())
+
+
+def isolation(units: Vectors, reference: Vectors, own: NDArray[np.bool_], k: int) -> Vectors:
+    """How far unit vectors float32[n, d] are from the k-th nearest of `reference` float32[m, d],
+    1 <= k < m: 1 less its cosine, float32[n], in [0, 2]. `own[row]`: the row itself is one of the
+    reference, and is not its own neighbour."""
+    farness = np.empty(len(units), np.float32)
+    step = max(1, COSINES_AT_ONCE // len(reference))
+    for start in range(0, len(units), step):
+        part = slice(start, start + step)
+        distances = 1 - units[part] @ reference.T
+        distances.partition((k - 1, k), axis=1)
+        farness[part] = np.where(own[part], distances[:, k], distances[:, k - 1])
+    return farness.clip(0, 2)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import as_frame
 from embedding_pipelines.storage.warehouse import Warehouse, write_table
-from embedding_pipelines.vectors import Vectors
+from embedding_pipelines.vectors import Vectors, to_column, to_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,8 +28,7 @@ OWN_COLUMNS = ("chunk_id", "document_id", "start", "end", "text")
 
 
 def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.DataFrame":
-    """The live release of a pipeline: ids, offsets, text, metadata and `vector`, an array
-    float32[d] each.
+    """The live release of a pipeline: ids, offsets, text, metadata and `vector`, float32[d] each.
 
     `vectors`: "exact" as the model gave them, "stored" as far as the compression has kept them,
     None for none. `np.stack(frame["vector"])` is the matrix. Raises ReleaseError without a release,
@@ -39,10 +39,8 @@ def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.Dat
 
 
 class LiveTable:
-    """The live release of a pipeline, read batch by batch, in the same order each time.
-
-    Raises ReleaseError if nothing was released yet.
-    """
+    """The live release of a pipeline, read batch by batch, in the same order each time. Raises
+    ReleaseError if nothing was released yet."""
 
     def __init__(self, home: Path, name: str) -> None:
         self.warehouse = Warehouse(home)
@@ -54,10 +52,9 @@ class LiveTable:
 
     def schema(self, vectors: Kind | None, columns: Sequence[str] | None = None) -> pa.Schema:
         """What `read` yields; the space id is in its metadata."""
-        types = {name: CHUNK_COLUMNS[name] for name in OWN_COLUMNS} | {
-            name: METADATA_TYPES[kind]
-            for name, kind in self.release.spec.source.metadata_types.items()
-        }
+        types = {name: CHUNK_COLUMNS[name] for name in OWN_COLUMNS}
+        for name, kind in self.release.spec.source.metadata_types.items():
+            types[name] = METADATA_TYPES[kind]
         fields = {name: types[name] for name in columns or types}
         if vectors:
             fields[VECTOR] = pa.list_(pa.float32(), self.space.dimensions)
@@ -66,24 +63,22 @@ class LiveTable:
     def read(
         self, vectors: Kind | None, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Some columns of all rows, by default all but the vectors, and `vector` if a kind of it is
-        named. Raises StoreError if an exact vector is not in the embedding cache."""
+        """Some columns of all rows, by default all, and `vector` if `vectors` names a kind of it.
+        Raises StoreError if an exact vector is not in the embedding cache."""
         schema = self.schema(vectors, columns)
         names = [name for name in schema.names if name != VECTOR]
         exact = vectors == "exact" and bool(self.codec.codecs)  # else the table holds them
         source = ["chunk_id", "text"] if exact else [VECTOR] if vectors else []
-        with EmbeddingCache(self.warehouse.cache if exact else Path(":memory:")) as cache:
-            for batch in self.table.scan(
-                list(dict.fromkeys([*names, *source])), version=self.release.version
-            ):
-                if not batch.num_rows:
-                    continue
-                arrays = [batch[name] for name in names]
-                if vectors:
-                    matrix = self._exact(batch, cache) if exact else self._stored(batch)
-                    numbers = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
-                    arrays.append(pa.FixedSizeListArray.from_arrays(numbers, self.space.dimensions))
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        stored = list(dict.fromkeys([*names, *source]))
+        for batch in self.table.scan(stored, version=self.release.version):
+            if not batch.num_rows:
+                continue
+            arrays = [batch[name] for name in names]
+            if vectors:
+                decode = self.codec.decode
+                matrix = self._exact(batch) if exact else decode(to_matrix(batch[VECTOR]))
+                arrays.append(to_column(matrix, schema.field(VECTOR).type))
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def sample(
         self, rows: int, vectors: Kind, columns: Sequence[str]
@@ -100,15 +95,10 @@ class LiveTable:
             done += batch.num_rows
         return numbers, pa.Table.from_batches(parts, self.schema(vectors, columns))
 
-    def _stored(self, batch: pa.RecordBatch) -> Vectors:
-        """float32[n, d] that the codes of a batch stand for."""
-        codes = batch[VECTOR].flatten().to_numpy(zero_copy_only=False)
-        return self.codec.decode(codes.reshape(batch.num_rows, -1))
-
-    def _exact(self, batch: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:
+    def _exact(self, batch: pa.RecordBatch) -> Vectors:
         """float32[n, d] that the texts of a batch were embedded to."""
-        texts = batch["text"].to_pylist()
-        keys = [cache.key(self.space.id, "document", text) for text in texts]
+        cache = EmbeddingCache(self.warehouse.cache)
+        keys = [cache.key(self.space.id, "document", text) for text in batch["text"].to_pylist()]
         vectors = cache.get_many(list(dict.fromkeys(keys)), self.space.dimensions)
         for name, key in zip(batch["chunk_id"].to_pylist(), keys, strict=True):
             if key not in vectors:
@@ -118,14 +108,6 @@ class LiveTable:
                     "stored in the table: vectors='stored', on the command line --vectors stored."
                 )
         return np.stack([vectors[key] for key in keys])
-
-
-def matrix(rows: pa.RecordBatch | pa.Table) -> Vectors:
-    """The vectors of rows that `LiveTable` has read, float32[n, d]."""
-    column = rows[VECTOR]
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    vectors: Vectors = column.flatten().to_numpy().reshape(rows.num_rows, column.type.list_size)
-    return vectors
 
 
 def check_file(path: Path) -> None:
@@ -141,12 +123,6 @@ def write_rows(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch])
         return
     from pyarrow.csv import CSVWriter
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        with CSVWriter(draft, schema) as file:
-            for batch in batches:
-                file.write_batch(batch)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, CSVWriter(draft, schema) as file:
+        for batch in batches:
+            file.write_batch(batch)

@@ -14,10 +14,8 @@ ByQuery = Callable[[Evidence], Mapping[str, float]]
 @dataclass(frozen=True)
 class Metric:
     """`measure` computes from arrays and counts alone; None where the evidence does not allow it.
-
-    `by_query` has a value in [0, 1] for each query, by what identifies the query for as long as
-    nothing about it changes: a candidate and the live release are compared by them.
-    """
+    `by_query` has a value in [0, 1] for each query, by an id that holds as long as nothing about it
+    changes: a candidate and the live release are compared by them."""
 
     name: str
     direction: Direction  # which is better

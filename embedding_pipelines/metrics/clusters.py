@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_pipelines.extras import need
+from embedding_pipelines.vectors import Vectors, unit
 
-Vectors = NDArray[np.float32]
 Labels = NDArray[np.int32]
 
 NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)  # of clusters that are tried if none is given
@@ -29,23 +29,21 @@ class Clusters:
     silhouette: float | None  # of the sample that k was chosen on, in [-1, 1]; None: k was given
 
     def assign(self, vectors: Vectors) -> tuple[Labels, Vectors]:
-        """The cluster of each of float32[n, d], int32[n] from 0, and the cosine with its centre,
-        float32[n]."""
-        units = _units(vectors)
+        """Of float32[n, d], the clusters int32[n], from 0, and cosines with their centres."""
+        units = unit(vectors)
         squares = (self.centres**2).sum(axis=1)
         labels = (units @ self.centres.T - squares / 2).argmax(axis=1).astype(np.int32)
-        return labels, (units * _units(self.centres)[labels]).sum(axis=1)
+        return labels, (units * unit(self.centres)[labels]).sum(axis=1)
 
 
 def fit_clusters(vectors: Vectors, k: int | None = None, seed: int = 0) -> Clusters:
     """k-means of the directions of float32[n, d], n > 0, on FIT_ROWS of them at most.
 
-    Without `k`, that of NUMBERS with the best silhouette on a sample; 1 if there is nothing to
-    part. Raises ValueError for a k that is not between 1 and the number of directions, ConfigError
-    without scikit-learn.
+    Without `k`, the best of NUMBERS by the silhouette of a sample; 1 if there is nothing to part.
+    Raises ValueError for a k not in 1 to the number of directions, ConfigError without sklearn.
     """
     random = np.random.default_rng(seed)
-    units = _units(_sample(vectors, FIT_ROWS, random))
+    units = unit(_sample(vectors, FIT_ROWS, random))
     directions = len(np.unique(units, axis=0))
     silhouette = None
     # On a busy machine two threads take ten times as long as one: they wait spinning.
@@ -139,12 +137,3 @@ def _distinct(words: Sequence[str]) -> list[str]:
         if not any(word.startswith(other) or other.startswith(word) for other in result):
             result.append(word)
     return result[:KEYWORDS]
-
-
-def _units(vectors: Vectors) -> Vectors:
-    """float32[n, d] at unit length, zero rows as they are."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: Vectors = np.divide(
-        vectors, lengths, out=np.zeros_like(vectors, np.float32), where=lengths > 0
-    )
-    return units

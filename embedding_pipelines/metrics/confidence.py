@@ -1,8 +1,7 @@
 """How sure a mean is: bounds that hold for any number of values, however skewed.
 
 A recall is 1 for nearly every query and much less for a few. The normal approximation is too sure
-of such values (500 ones would have no error at all); these bounds are right for every distribution
-in [0, 1] and every n.
+of such values (500 ones would have no error at all); these bounds hold for all in [0, 1].
 """
 
 import math
@@ -30,8 +29,7 @@ class Loss(NamedTuple):
 
 
 def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
-    """The number that the true mean of values in [0, 1] exceeds, one-sided, for any n >= 1; in [0,
-    mean(values)].
+    """The number, from 0 to their mean, that the true mean of values in [0, 1] exceeds, one-sided.
 
     A mean m is ruled out if somebody who bets against "the mean is m at most" would have multiplied
     a capital of 1 to 1 / (1 - confidence): if m were right, that would happen with a probability of
@@ -41,8 +39,7 @@ def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
     1,000 ones is 0.997, that of 500 recalls with a mean of 0.993 about 0.985.
 
     The values are independent draws; their order must not say how large they are, so they are
-    shuffled, always in the same way. Raises ValueError if there are none, or if one is not in [0,
-    1].
+    shuffled, always in the same way. Raises ValueError without values, or for one not in [0, 1].
     """
     shares = np.asarray(values, np.float64)
     if shares.ndim != 1 or not len(shares) or not ((shares >= 0) & (shares <= 1)).all():
@@ -64,8 +61,7 @@ def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
 def paired_loss(
     candidate: Mapping[str, float], live: Mapping[str, float], confidence: float = 0.99
 ) -> Loss:
-    """The loss of `candidate` against `live`, measures in [0, 1] by query, over the queries that
-    are in both.
+    """The loss of `candidate` against `live`, values in [0, 1] by query, over the queries of both.
 
     `certain` is `lower_bound` of the differences, which are moved from [-1, 1] to [0, 1] and back.
     What the two have in common, such as hard queries, cancels out. If no query is in both, nothing
@@ -82,8 +78,7 @@ def paired_loss(
 def _ruled_out(
     values: NDArray[np.float64], means: NDArray[np.float64], goal: float
 ) -> NDArray[np.bool_]:
-    """Of each mean [m], whether the bets on float64[n] reached the goal, a logarithm of the
-    capital."""
+    """Of each mean [m], whether bets on float64[n] reached the goal, a logarithm of the capital."""
     n = len(values)
     past = np.arange(n)
     # What was known before each value: as if 1/2 had come first, with a variance of 1/4.
@@ -95,5 +90,4 @@ def _ruled_out(
     for value, divisor in zip(values, spread * (n - past), strict=True):
         bets = np.minimum(np.sqrt(2 * np.maximum(goal - capital, 0) / divisor), boldest)
         capital += np.log1p(bets * (value - means))
-    reached: NDArray[np.bool_] = capital >= goal
-    return reached
+    return capital >= goal

@@ -2,8 +2,7 @@
 
 A release keeps a `Sketch` of its vectors: means of all of them, and a sample of a thousand. Two
 sketches are compared by two tests: one on the samples, that sees any change of the distribution;
-one on the mean of each partition, that sees where. Both are careful: what the two releases share
-makes them more alike.
+one on the mean of each partition, that sees where. What releases share makes them more alike.
 """
 
 import hashlib
@@ -40,8 +39,7 @@ class Partition:
 
     @property
     def mean(self) -> Floats:
-        mean: Floats = self.total / self.count
-        return mean
+        return self.total / self.count
 
     @property
     def squares_within(self) -> float:
@@ -51,8 +49,7 @@ class Partition:
 
 @dataclass
 class Sketch:
-    """What a release remembers of its vectors; neither the order nor the size of blocks matters to
-    the sample.
+    """What a release remembers of its vectors, in whatever blocks they come.
 
     The sample is of the ids with the least hashes, so two releases of the same documents hold the
     same ones (bottom-k sketch; Cohen and Kaplan, "Summarizing data using bottom-k sketches", 2007).
@@ -63,8 +60,7 @@ class Sketch:
     sample: Halves = field(default_factory=lambda: np.empty((0, 0), np.float16))
 
     def add(self, partition: str, ids: Sequence[str], block: Vectors) -> None:
-        """Vectors float32[n, d] of a partition and their ids [n], each id once. Raises ValueError
-        for other shapes."""
+        """Vectors float32[n, d] of a partition, their different ids [n]; ValueError for others."""
         if len(ids) != len(block) or block.ndim != 2:
             raise ValueError(f"{len(ids)} ids for vectors of shape {block.shape}: give one each.")
         if not len(block):
@@ -131,10 +127,8 @@ class Drift:
 
 
 def drift(now: Sketch, before: Sketch, seed: int = 0) -> Drift:
-    """Compare two sketches of one space. The same vectors give a shift of 0 and a p of 1.
-
-    Takes less than a second. Raises ValueError if a sketch is empty, or for other dimensions.
-    """
+    """Compare two sketches of one space, in less than a second. The same vectors give a shift of 0
+    and a p of 1. Raises ValueError if a sketch is empty, or for other dimensions."""
     here, there = now.mean, before.mean
     if len(here) != len(there):
         raise ValueError(f"Vectors of {len(here)} and {len(there)} dimensions cannot be compared.")
@@ -143,12 +137,10 @@ def drift(now: Sketch, before: Sketch, seed: int = 0) -> Drift:
 
 
 def _energy_test(x: Floats, y: Floats, seed: int) -> float:
-    """How often float64[n, d] and float64[m, d], shuffled together, have as great an energy
-    distance as they are.
+    """How often float64[n, d] and float64[m, d], shuffled, are at as great an energy distance.
 
     Twice the mean distance between the two, less those within each (Székely and Rizzo, "Testing for
-    equal distributions in high dimension", 2004). With weights w of 1 / n and -1 / m it is -w' D w,
-    so distances D are computed once.
+    equal distributions in high dimension", 2004): -w' D w, with weights w of 1 / n and -1 / m.
     """
     both = np.concatenate([x, y])
     lengths = np.square(both).sum(axis=1)
@@ -207,11 +199,8 @@ def _chance(squares: float, freedom: float) -> float:
 
 
 def _directions_in_use(x: Halves, y: Halves) -> float:
-    """(tr C)² / tr C² of the covariance of both samples, each around its own mean; at least 1.
-
-    tr C² is corrected for what the noise of the samples adds (Bai and Saranadasa, "Effect of high
-    dimension", 1996).
-    """
+    """(tr C)² / tr C² of the covariance of both samples, each around its own mean; at least 1. tr
+    C² is less what noise adds (Bai and Saranadasa, "Effect of high dimension", 1996)."""
     sides = [side.astype(np.float64) for side in (x, y)]
     centred = np.concatenate([side - side.mean(axis=0) for side in sides])
     n = max(1, len(centred) - 2)

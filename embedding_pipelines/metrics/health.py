@@ -1,5 +1,4 @@
-"""What vectors look like without any label: signs that a model, its pooling or its prompts are not
-used as they should be."""
+"""What vectors look like without any label: signs that a model is not used as it should be."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,11 +15,8 @@ SHORT_TOKENS = 4  # two of them are BERT's own
 
 
 class DistinctCount:
-    """How many vectors or names came, and how many of them are different, by 64-bit hashes.
-
-    8 bytes are kept for each. Among ten million, two are taken for one with a chance of 3 in a
-    million; of names, the next process would take others.
-    """
+    """How many vectors or names came, and how many are different, by 64-bit hashes: 8 bytes each.
+    Among ten million, two are taken for one with a chance of 3 in a million."""
 
     def __init__(self) -> None:
         self._hashes = [np.empty(0, np.uint64)]

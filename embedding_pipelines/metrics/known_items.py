@@ -1,8 +1,7 @@
-"""Known items: queries taken from the texts themselves. The answer to each is the document that it
-was taken from.
+"""Known items: queries taken from the texts themselves, which shall find the document they are of.
 
-They need no relevance judgements. How many searches find says how much of what a text is about the
-vectors keep (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
+How many searches find says what of a text its vectors keep, without relevance judgements
+(Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
 import re
@@ -45,8 +44,7 @@ class KnownItem(NamedTuple):
 
 
 def known_item(text: str, title: str | None = None) -> KnownItem | None:
-    """A query for `text`: its title; else its first sentence; else, of a single sentence, half of
-    its words.
+    """A query for `text`: its title; else its first sentence; else half of a single one's words.
 
     A title or sentence of less than three words, or one that comes again in the target, is passed
     over. Queries are cut at 64 words; two characters of a script without spaces are a word. Half of
@@ -77,8 +75,7 @@ def _candidates(text: str, title: str | None) -> Iterator[tuple[str, int, int]]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Where sentences and lines begin and end. What goes on with a small letter or a digit ("e.g.
-    this") is no end."""
+    """Where sentences and lines begin and end; a small letter or digit goes on ("e.g. this")."""
     start = 0
     for match in _END.finditer(text):
         behind = text[match.end() : match.end() + 200].lstrip(" \t")[:1].strip()
@@ -102,17 +99,13 @@ def _words(text: str) -> list[str]:
 
 
 def reciprocal_rank(search: Search) -> float:
-    """1 / rank of a document among the first ten, if its first chunk were without the query; 0
-    behind them."""
-    own = [
-        score
-        for chunk, document, score in search.hits
-        if document == search.document_id and not chunk.endswith("#0")
-    ]
-    others = [
-        (document, score) for _, document, score in search.hits if document != search.document_id
-    ]
-    best = max([search.target_score, *own])
+    """1 / rank of a document, if its first chunk were without the query; 0 behind the first ten."""
+    best, others = search.target_score, list[tuple[str, float]]()
+    for chunk, document, score in search.hits:
+        if document != search.document_id:
+            others.append((document, score))
+        elif not chunk.endswith("#0"):
+            best = max(best, score)
     above = {document for document, score in others if score > best}
     if len(others) == len(search.hits) and len(above) == len({document for document, _ in others}):
         return 0.0  # behind every hit
@@ -135,3 +128,20 @@ def known_item_recall(evidence: Evidence) -> float | None:
     """Share of these documents among the first 10."""
     ranks = _ranks(evidence).values()
     return float(np.mean([rank > 0 for rank in ranks])) if ranks else None
+
+
+@metric("lower", "ms")
+def search_p50_ms(evidence: Evidence) -> float | None:
+    """Median time of a search in the table."""
+    return _percentile(evidence, 50)
+
+
+@metric("lower", "ms")
+def search_p95_ms(evidence: Evidence) -> float | None:
+    """95th percentile of the same."""
+    return _percentile(evidence, 95)
+
+
+def _percentile(evidence: Evidence, percent: int) -> float | None:
+    times = [search.milliseconds for search in evidence.searches]  # the first opens the table
+    return float(np.percentile(times[1:] or times, percent)) if times else None

@@ -1,5 +1,4 @@
-"""Exact search, the truth that every other search is measured against: all vectors are compared,
-block after block."""
+"""Exact search, the truth that other searches are measured against, block after block."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,9 +30,8 @@ class Neighbours(NamedTuple):
 class ExactSearch:
     """The k nearest by cosine to each query, of vectors that come in blocks of any size.
 
-    `queries` is float32[q, d], of any lengths. A zero vector has no direction: it is never found,
-    and finds nothing. Memory: q x k, and a share of each block. Raises ValueError for other shapes,
-    NaN or infinity.
+    `queries` is float32[q, d]. A zero vector has no direction: it finds nothing, and nothing it.
+    Memory: q x k, and a share of each block. Raises ValueError for other shapes, NaN or infinity.
     """
 
     def __init__(self, queries: Vectors, k: int) -> None:
@@ -92,12 +90,10 @@ class ExactSearch:
 
 
 def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vectors:
-    """Of each query, the share of its k exact nearest that are among its first k `hits`;
-    float32[q], in [0, 1].
+    """Of each query, the share float32[q] of its k exact nearest that are among its first k `hits`.
 
-    Whatever is as near as the k-th counts as well, as far as `exact` holds it: search for 2 k
-    places where many vectors are the same. A query that has nothing to find lost nothing: 1. Raises
-    ValueError for other numbers of queries.
+    Whatever is as near as the k-th counts as well, as far as `exact` holds it. A query that has
+    nothing to find lost nothing: 1. Raises ValueError for other numbers of queries.
     """
     ids, cosines = exact
     if not len(hits) == len(ids) == len(cosines):
@@ -113,10 +109,8 @@ def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vect
 
 
 def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors]:
-    """Of each row of float32[n, d], the k nearest other rows: their numbers int64[n, k] and cosines
-    float32[n, k].
-
-    In no order. A zero vector is at a cosine of 0 to all. Raises ValueError unless 1 <= k < n.
+    """Of each row of float32[n, d], the numbers int64[n, k] and cosines float32[n, k] of the k
+    nearest others, in no order; a zero vector's cosines are 0. Raises ValueError unless 1 <= k < n.
     """
     if not 1 <= k < len(vectors):
         raise ValueError(f"{len(vectors)} vectors do not have {k} others each.")
@@ -134,6 +128,28 @@ def nearest_others(vectors: Vectors, k: int) -> tuple[NDArray[np.int64], Vectors
     return near, cosines
 
 
+def leave_one_out_accuracy(vectors: Vectors, labels: Sequence[str], k: int = K) -> float:
+    """The share of vectors float32[n, d] whose k nearest others, by cosine, vote for their label
+    (Fix and Hodges, 1951).
+
+    Of labels with the same number of votes, the nearer ones win. With k or less others, all of them
+    vote. Time grows with n². Raises ValueError for another number of labels or less than two rows.
+    """
+    if len(labels) != len(vectors) or len(vectors) < 2:
+        raise ValueError(
+            f"{len(labels)} labels for {len(vectors)} vectors: give one each, of two at least."
+        )
+    near, cosines = nearest_others(vectors, min(k, len(vectors) - 1))
+    names, kinds = np.unique(np.asarray(labels, object).astype(str), return_inverse=True)
+    right = 0
+    for own, others, nearness in zip(kinds, kinds[near], cosines, strict=True):
+        votes = np.bincount(others, minlength=len(names)).astype(np.float64)
+        nearer = np.bincount(others, nearness.astype(np.float64) + 1, len(names))
+        votes += nearer / (4 * len(others))
+        right += int(votes.argmax()) == own
+    return right / len(labels)
+
+
 def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[np.int64]]:
     """The rows that have a direction, at unit length, and their numbers."""
     if vectors.ndim != 2 or dimensions not in (None, vectors.shape[1]):
@@ -144,6 +160,16 @@ def _units(vectors: Vectors, dimensions: int | None) -> tuple[Vectors, NDArray[n
         raise ValueError("A vector holds NaN or infinity, which is near to nothing.")
     rows = np.flatnonzero(vectors.any(axis=1))
     return unit(vectors[rows]).astype(np.float32, copy=False), rows
+
+
+@metric("higher", "share")
+def knn_accuracy(evidence: Evidence) -> float | None:
+    """Share of chunks whose 10 nearest neighbours vote for their own label."""
+    rows = [row for row, label in enumerate(evidence.labels) if label is not None]
+    if evidence.decoded is None or len(rows) <= K:
+        return None
+    labels = [str(evidence.labels[row]) for row in rows]
+    return leave_one_out_accuracy(evidence.decoded[rows], labels)
 
 
 @metric("higher", "share")

@@ -1,5 +1,4 @@
-"""All metrics: the `Metric` objects of this folder and those that other packages register, first
-those of which more is better."""
+"""All metrics, of this folder and of other packages; first those of which more is better."""
 
 from embedding_pipelines.metrics.base import Metric
 from embedding_pipelines.plugins import objects

@@ -1,7 +1,7 @@
 """How near vectors are to each other, and how well that orders pairs of texts as people do.
 
-A zero vector has no direction: its cosine with any other is 0.0. Vectors are numbers of any real
-type, without NaN.
+A zero vector has no direction: its cosine with any other is 0.0. Vectors are of any real type,
+without NaN; other shapes than those named raise ValueError.
 """
 
 import math
@@ -22,20 +22,18 @@ BLOCK_ROWS = 16_384  # computed in float64 at a time: 100 MB for 768 dimensions
 
 
 def cosine_similarity(a: Numbers, b: Numbers) -> float:
-    """Cosine of the angle between two vectors [d], in [-1, 1]. Raises ValueError for other
-    shapes."""
+    """Cosine of the angle between two vectors [d], in [-1, 1]."""
     a, b = _pair(a, b)
     return float(cosine(a[None], b[None])[0])
 
 
 def euclidean_distance(a: Numbers, b: Numbers) -> float:
-    """Length of the line between two vectors [d]. Raises ValueError for other shapes."""
+    """Length of the line between two vectors [d]."""
     return math.dist(*_pair(a, b))
 
 
 def dot_product(a: Numbers, b: Numbers) -> float:
-    """Sum of products of two vectors [d]; for unit vectors, their cosine. Raises ValueError for
-    other shapes."""
+    """Sum of products of two vectors [d]; for unit vectors, their cosine."""
     a, b = _pair(a, b)
     return float(a @ b)
 
@@ -43,12 +41,8 @@ def dot_product(a: Numbers, b: Numbers) -> float:
 def find_most_similar(
     query_embedding: Numbers, document_embeddings: Numbers, top_k: int = 5
 ) -> list[tuple[int, float]]:
-    """Row and cosine of the `top_k` nearest rows of `document_embeddings` [n, d] to
-    `query_embedding` [d].
-
-    The nearest comes first, of equals the earlier row; all n if there are fewer. Raises ValueError
-    for other shapes.
-    """
+    """Row and cosine of the `top_k` rows of `document_embeddings` [n, d] that are nearest to
+    `query_embedding` [d], the nearest first, of equals the earlier row; all if there are fewer."""
     documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
     if documents.ndim != 2 or query.shape != documents.shape[1:]:
         raise ValueError(
@@ -58,20 +52,15 @@ def find_most_similar(
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: ask for one at least.")
     direction = unit(_finite(query)[None])[0]
-    blocks = (
-        documents[start : start + BLOCK_ROWS] for start in range(0, len(documents), BLOCK_ROWS)
-    )
-    cosines = np.clip(
-        np.concatenate([np.empty(0), *(unit(_finite(block)) @ direction for block in blocks)]),
-        -1,
-        1,
-    )
+    cosines = np.empty(len(documents))
+    for start in range(0, len(documents), BLOCK_ROWS):
+        part = slice(start, start + BLOCK_ROWS)
+        cosines[part] = (unit(_finite(documents[part])) @ direction).clip(-1, 1)
     return [(int(row), float(cosines[row])) for row in np.argsort(-cosines, kind="stable")[:top_k]]
 
 
 def normalize_embedding(embedding: Numbers) -> Floats:
-    """The vector [d] at unit length, in its own precision (whole numbers: float64); a zero vector
-    as it is."""
+    """The vector [d] at unit length, as `normalize_batch`."""
     vector = np.asarray(embedding)
     if vector.ndim != 1:
         raise ValueError(
@@ -93,10 +82,7 @@ def normalize_batch(embeddings: Numbers) -> Floats:
 
 def cosine_spearman(left: Vectors, right: Vectors, scores: Sequence[float]) -> float:
     """Spearman's rank correlation of cosine(left[i], right[i]) with what people gave pair i; in
-    [-1, 1]; NaN where all are equal.
-
-    `left` and `right` are float32[n, d] in one space, with no zero vector; n is at least 2.
-    """
+    [-1, 1]; NaN where all are equal. `left` and `right` are float32[n, d] in one space, n >= 2."""
     if not len(left) == len(right) == len(scores):
         raise ValueError(
             f"{len(left)} and {len(right)} vectors, but {len(scores)} scores: give one of each "

@@ -1,8 +1,7 @@
 """Lists the compressions to measure, and ranks points, the measured ones.
 
 A point is a compression, an index, how many times as many rows the index returns for ranking by
-their codes (`refine`), and its figures. Cheap means few bytes of disk a vector; the median time of
-a search decides between equals.
+their codes (`refine`), and figures. Cheap means few bytes of disk a vector, then a quick search.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +35,7 @@ NUMBER_CODECS: tuple[Compressor, ...] = (Float16(), Int8())
 BIT_CODECS: tuple[Compressor, ...] = (Binary(), Binary(oversample=16), Binary(oversample=64))
 
 
-@dataclass
+@dataclass(eq=False)
 class Point:
     """A candidate's figures; bytes on disk, times in milliseconds."""
 
@@ -68,13 +67,11 @@ class Point:
 def list_compressions(
     dimensions: int, is_trained_for_truncation: bool, rows: int, only: int | None = None
 ) -> list[Compression]:
-    """The compressions to measure for `rows` vectors, those of most dimensions first.
-
-    With `only`, those of this number of dimensions, at most `dimensions`.
-    """
-    sizes = (
-        [only] if only else sorted({_round(dimensions, share) for share in SHARES}, reverse=True)
-    )
+    """The compressions to measure for `rows` vectors, those of most dimensions first; with `only`,
+    those of this number of dimensions, at most `dimensions`."""
+    rounded = {round(dimensions * share / ROUND_TO) * ROUND_TO for share in SHARES}
+    steps = {min(dimensions, max(ROUND_TO, size)) for size in rounded}
+    sizes = [only] if only else sorted(steps, reverse=True)
     compressions: list[Compression] = [()] if sizes[0] == dimensions else []
     for size in sizes:
         starts: list[Compression] = [()] if size == dimensions else []
@@ -91,20 +88,23 @@ def list_compressions(
 def fit_all(
     compressions: Iterable[Compression], blocks: Callable[[], Iterable[Vectors]], dimensions: int
 ) -> dict[Compression, CodecChain]:
-    """`CodecChain.fit` of each compression, with one pass for all PCAs.
-
-    `blocks()` gives the vectors from the start, float32[n_i, dimensions].
-    """
+    """`CodecChain.fit` of each compression, with one pass for all PCAs. `blocks()` gives the
+    vectors from the start, float32[n_i, dimensions]."""
     compressions = list(compressions)
-    firsts = {compression[0] for compression in compressions if compression}
-    pcas = _fit_pcas([first for first in firsts if isinstance(first, Pca)], blocks, dimensions)
+    starts = [compression[0] for compression in compressions if compression]
+    pcas = {start for start in starts if isinstance(start, Pca)}
+    codecs: dict[Compressor, PcaCodec] = {}
+    if pcas:  # of one set of principal directions
+        widest = max(pcas, key=lambda choice: choice.dimensions)
+        vectors = map(unit, check_blocks(blocks(), "pca.fit", dimensions))
+        directions, spectrum = widest.principal(dimensions, vectors)
+        codecs = {pca: PcaCodec.rotate(directions[: pca.dimensions], spectrum) for pca in pcas}
     chains: dict[Compression, CodecChain] = {}
     for compression in compressions:
-        pca = pcas.get(compression[0]) if compression else None
-        if pca is None:
-            chains[compression] = CodecChain.fit(compression, blocks, dimensions)
+        if compression and compression[0] in codecs:
+            chains[compression] = _append(codecs[compression[0]], compression[1:], blocks)
         else:
-            chains[compression] = _append(pca, compression[1:], blocks)
+            chains[compression] = CodecChain.fit(compression, blocks, dimensions)
     return chains
 
 
@@ -119,8 +119,7 @@ def mark_front(points: Sequence[Point]) -> None:
 
 
 def rank_eligible(points: Iterable[Point], floor: float, most_ms: float) -> list[Point]:
-    """The points whose lower bound reaches the floor and whose median search is quick enough, the
-    cheapest first."""
+    """The points, cheapest first, with a bound of `floor` or more and a quick enough search."""
     eligible = [
         point
         for point in points
@@ -134,19 +133,6 @@ def best_point(points: Sequence[Point]) -> Point:
     return max(points, key=lambda point: (point.lower_bound or 0.0, -point.bytes_per_vector))
 
 
-def _fit_pcas(
-    pcas: Sequence[Pca], blocks: Callable[[], Iterable[Vectors]], dimensions: int
-) -> dict[Compressor, PcaCodec]:
-    """The codec of each, from one set of principal directions."""
-    if not pcas:
-        return {}
-    widest = max(pcas, key=lambda choice: choice.dimensions)
-    directions, spectrum = widest.principal(
-        dimensions, map(unit, check_blocks(blocks(), "pca.fit", dimensions))
-    )
-    return {choice: PcaCodec.rotate(directions[: choice.dimensions], spectrum) for choice in pcas}
-
-
 def _append(
     pca: PcaCodec, rest: Compression, blocks: Callable[[], Iterable[Vectors]]
 ) -> CodecChain:
@@ -154,7 +140,3 @@ def _append(
     first = CodecChain([pca], pca.input_dimensions)
     chain = CodecChain.fit(rest, lambda: map(first.encode, blocks()), pca.dimensions)
     return CodecChain([pca, *chain.codecs], pca.input_dimensions)
-
-
-def _round(dimensions: int, share: float) -> int:
-    return min(dimensions, max(ROUND_TO, round(dimensions * share / ROUND_TO) * ROUND_TO))

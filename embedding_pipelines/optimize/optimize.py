@@ -1,8 +1,7 @@
 """Measures a compression on the pipeline's own vectors before the pipeline uses it.
 
 The figure is recall@10: the share of the exact ten nearest, in the model's own space, that a search
-of the compressed table returns. Nothing of the pipeline changes here; only the evidence is written,
-whatever the outcome.
+of the compressed table returns. Nothing of the pipeline changes; only the evidence is written.
 """
 
 from collections import Counter
@@ -30,6 +29,7 @@ from embedding_pipelines.spec.evaluation import Optimized
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.codec import fit_codec
 from embedding_pipelines.steps.embeddings import check_dimensions
+from embedding_pipelines.stores.base import Store
 
 # For the choice, and as many again held out. With a mean of 0.993 their lower bound is 0.991.
 QUERIES = 2_000
@@ -51,11 +51,8 @@ class OptimizeResult:
 
 @dataclass(frozen=True)
 class Goal:
-    """What to measure: compressions by name, in order, or "auto".
-
-    The lower 95% bound of recall@10 must reach `floor`. With "auto", the median search may take
-    `most_ms` milliseconds.
-    """
+    """What to measure: compressions by name, in order, or "auto". The lower 95% bound of recall@10
+    must reach `floor`; with "auto", the median search may take `most_ms` milliseconds."""
 
     methods: tuple[str, ...]
     dimensions: int | None = None
@@ -95,35 +92,32 @@ class Goal:
 def optimize_pipeline(run: Run, goal: Goal) -> OptimizeResult:
     """Measure the compression that the goal names, or find the best; write the evidence.
 
-    Raises ConfigError for an impossible goal or a pipeline without vectors, CompressionError if
-    the queries are too few to prove the floor, BusyError while the pipeline runs. Raises as
-    `embed`.
+    Raises as `embed`, ConfigError for an impossible goal or a pipeline without vectors,
+    CompressionError for too few queries to prove the floor, BusyError while the pipeline runs.
     """
     with run.folder.lock("run", timeout_seconds=0):
         run.progress.update("optimize", 0, None, "queries")
         corpus = Corpus(run)
         with CandidateTables(corpus) as tables:
             measure = _find_best if goal.is_auto else _measure_one
-            return measure(run, corpus, tables, goal)
+            return measure(corpus, tables, goal)
 
 
 def refit(run: Run) -> None:
-    """Fit the pipeline's codec to its current vectors, which starts a new release line.
-
-    Raises BusyError while the pipeline runs.
-    """
+    """Fit the pipeline's codec to its current vectors, which starts a new release line. Raises
+    BusyError while the pipeline runs."""
     with run.folder.lock("run", timeout_seconds=0), run.folder.lock():
         fit_codec(run)
 
 
-def _measure_one(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
+def _measure_one(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
     """One compression, in the store as it is configured."""
-    compression = _parse_methods(corpus, goal)
+    run, compression = corpus.run, _parse_methods(corpus, goal)
     spec = run.spec.model_copy(update={"compression": compression})
     dimensions = check_chain(compression, corpus.space.dimensions)
     check_dimensions(Run(spec, run.warehouse, model=run.model))
     spec.store.check(compression[-1].codec.dtype, dimensions)
-    query_set, origins = _embed_queries(run, corpus, QUERIES)
+    query_set, origins = _embed_queries(corpus, QUERIES)
     if goal.floor is not None:
         _check_provable(run, goal.floor, len(query_set), ALPHA)
     chain = CodecChain.fit(compression, corpus.blocks, corpus.space.dimensions)
@@ -134,26 +128,20 @@ def _measure_one(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) 
     point.chosen = goal.floor is None or (point.lower_bound or 0.0) >= goal.floor
     mark_front([point])
     queries = {"selection": len(query_set), "held_out": 0, "from": origins}
-    return _result(run, goal, [point], spec, queries)
+    return _result(run, goal, [point], spec.store, queries)
 
 
-def _find_best(run: Run, corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
+def _find_best(corpus: Corpus, tables: CandidateTables, goal: Goal) -> OptimizeResult:
     """The cheapest of all compressions and indices."""
     assert goal.floor is not None
-    query_set, origins = _embed_queries(run, corpus, 2 * QUERIES)
+    run, (query_set, origins) = corpus.run, _embed_queries(corpus, 2 * QUERIES)
     half = len(query_set) // 2
     _check_provable(run, goal.floor, half, ALPHA / 2)
-    selection, held_out = query_set.part(half), query_set.part(2 * half, half)
+    halves = query_set.part(half), query_set.part(2 * half, half)
     only = goal.dimensions or run.spec.output_dim
-    points, store = search_candidates(
-        corpus, tables, selection, held_out, goal.floor, goal.most_ms, only
-    )
-    spec = run.spec
-    chosen = _chosen(points)
-    if chosen is not None:
-        spec = spec.model_copy(update={"compression": chosen.compression, "store": store})
+    points, store = search_candidates(corpus, tables, *halves, goal.floor, goal.most_ms, only)
     queries = {"selection": half, "held_out": half, "from": origins}
-    return _result(run, goal, points, spec, queries)
+    return _result(run, goal, points, store, queries)
 
 
 def _parse_methods(corpus: Corpus, goal: Goal) -> Compression:
@@ -170,24 +158,17 @@ def _parse_methods(corpus: Corpus, goal: Goal) -> Compression:
             f"strongest {', '.join(guide)}. `--method auto` measures how many are enough for "
             "searching."
         )
-    compressors = []
-    for kind in kinds:
-        options: dict[str, Any] = {"kind": kind}
-        if kind in WITH_DIMENSIONS:
-            options["dimensions"] = goal.dimensions
-        compressors.append(parse("compression", Compressor, options))
-    return tuple(compressors)
+    sizes = {kind: {"dimensions": goal.dimensions} for kind in WITH_DIMENSIONS}
+    options = [{"kind": kind, **sizes.get(kind, {})} for kind in kinds]
+    return tuple(parse("compression", Compressor, choice) for choice in options)
 
 
-def _embed_queries(run: Run, corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]:
-    """Up to `most` queries in an arbitrary order, and how many of them come from where.
-
-    First the queries of the pipeline's own relevance judgements, then queries from the corpus.
-    """
-    spec, judged = run.spec, read_qrels(run)
-    texts = dict.fromkeys(
-        map(spec.preprocessing.clean.text, judged.queries.values() if judged else ()), "given"
-    )
+def _embed_queries(corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]:
+    """Up to `most` queries in an arbitrary order, first those of the pipeline's own relevance
+    judgements, then from the corpus; and how many come from where."""
+    run, spec, judged = corpus.run, corpus.run.spec, read_qrels(corpus.run)
+    own = judged.queries.values() if judged else ()
+    texts = dict.fromkeys(map(spec.preprocessing.clean.text, own), "given")
     for item in known_item_queries(run, most):
         if len(texts) < most:
             texts.setdefault(item.query, "corpus")
@@ -215,9 +196,9 @@ def _check_provable(run: Run, floor: float, queries: int, alpha: float) -> None:
 
 
 def _result(
-    run: Run, goal: Goal, points: list[Point], spec: PipelineSpec, queries: dict[str, Any]
+    run: Run, goal: Goal, points: list[Point], store: Store, queries: dict[str, Any]
 ) -> OptimizeResult:
-    """The outcome, with its evidence written. `spec` is the pipeline with the chosen point."""
+    """The outcome, with its evidence written. `store` is that of the chosen point."""
     evidence = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "method": goal.name,
@@ -228,17 +209,19 @@ def _result(
         "points": [point.statistics for point in points],
     }
     write_json(run.folder.optimization, evidence)
-    chosen = _chosen(points)
+    chosen = next((point for point in points if point.chosen), None)
     if chosen is None:
         return OptimizeResult(_describe_failure(run, goal, points), run.spec, {}, points, evidence)
     plain = CodecChain([], run.model.space.dimensions).bytes_per_vector
-    is_certified = chosen.held_out_recall is not None
+    recall, bound = chosen.recall_at_10, chosen.lower_bound
+    if chosen.certified:
+        recall, bound = chosen.held_out_recall, chosen.held_out_lower_bound
     optimized = Optimized(
         measured_on=datetime.now(UTC).date(),
         method=goal.name,
         floor=goal.floor,
-        recall_at_10=chosen.held_out_recall if is_certified else chosen.recall_at_10,
-        lower_bound=chosen.held_out_lower_bound if is_certified else chosen.lower_bound,
+        recall_at_10=recall,
+        lower_bound=bound,
         queries=(queries["held_out"] or queries["selection"]) or None,
         bytes_per_vector=round(chosen.bytes_per_vector),
         times_smaller=round(plain / chosen.bytes_per_vector, 2),
@@ -247,16 +230,12 @@ def _result(
         ("compression",): as_options(chosen.compression),
         ("optimized",): optimized.model_dump(exclude_none=True),
     }
-    changes = {name: value for name, value in spec.store if value != getattr(run.spec.store, name)}
+    changes = {name: value for name, value in store if value != getattr(run.spec.store, name)}
     if changes:
-        changes = {"kind": spec.store.kind, **changes}
+        changes = {"kind": store.kind, **changes}
         options |= {("store", name): value for name, value in changes.items()}
-    spec = spec.model_copy(update={"optimized": optimized})
-    return OptimizeResult("", spec, options, points, evidence)
-
-
-def _chosen(points: list[Point]) -> Point | None:
-    return next((point for point in points if point.chosen), None)
+    update = {"compression": chosen.compression, "store": store, "optimized": optimized}
+    return OptimizeResult("", run.spec.model_copy(update=update), options, points, evidence)
 
 
 def _describe_failure(run: Run, goal: Goal, points: list[Point]) -> str:

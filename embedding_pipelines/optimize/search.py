@@ -5,7 +5,8 @@ smallest of the others become real tables. The cheapest one that keeps the floor
 with queries that had no part in the choice.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from embedding_pipelines.compression.base import CodecChain
@@ -38,22 +39,12 @@ MOST_TABLES = 12
 
 @dataclass(frozen=True)
 class Candidate:
-    """A compression and an index, and the bytes that a vector takes at least: its columns, and the
-    codes in the index."""
+    """A compression and an index, and the bytes of a vector's columns and of its code there."""
 
     compression: Compression
     chain: CodecChain
     index: IndexChoice
     bytes_per_vector: float
-
-
-@dataclass(frozen=True)
-class MeasuredTable:
-    """A point with its table and the store that opens it."""
-
-    point: Point
-    table: CandidateTable
-    store: Store
 
 
 def search_candidates(
@@ -64,12 +55,12 @@ def search_candidates(
     floor: float,
     most_ms: float,
     only: int | None,
-) -> tuple[list[Point], Store | None]:
-    """Choose the cheapest point that keeps `floor`; all points, and the store of the chosen one.
+) -> tuple[list[Point], Store]:
+    """Choose the cheapest point that keeps `floor`, if the queries `held_out` certify one; all
+    points, and the store of the chosen one, by default the pipeline's own.
 
-    Chooses none if the queries `held_out` certify none. Points of tables have times, others are of
-    codes alone. `most_ms` is the most that its median search may take; `only` restricts the
-    dimensions. Raises ConfigError if there are fewer.
+    Points of tables have times, others are of codes alone. `most_ms` is the most that its median
+    search may take; `only` restricts the dimensions. Raises ConfigError if there are fewer.
     """
     space = corpus.space
     if only is not None and only > space.dimensions:
@@ -81,31 +72,27 @@ def search_candidates(
     compressions = list_compressions(space.dimensions, trained, corpus.rows, only)
     chains = fit_all(compressions, corpus.blocks, space.dimensions)
     first = selection.part(FIRST_QUERIES)
-    screened = []
+    screened, candidates = list[Point](), list[Candidate]()
     for compression, rows in search_codes(corpus, chains, first).items():
-        size, figures = chains[compression].bytes_per_vector, summarize(recall(rows, first.exact))
-        screened.append(Point(compression, "none", None, size, *figures))
-    candidates: list[Candidate] = []
-    for point in screened:
-        if (point.recall_at_10 or 0.0) >= floor:
-            candidates += list_candidates(corpus, point.compression, chains[point.compression])
+        chain, figures = chains[compression], summarize(recall(rows, first.exact))
+        screened.append(Point(compression, "none", None, chain.bytes_per_vector, *figures))
+        if figures[0] >= floor:
+            candidates += list_candidates(corpus, compression, chain)
     candidates = sorted(candidates, key=lambda candidate: candidate.bytes_per_vector)[:MOST_TABLES]
-    measured: list[MeasuredTable] = []
-    chosen = None
+    measured: dict[Point, CandidateTable] = {}
+    chosen, sizes = None, [*(candidate.bytes_per_vector for candidate in candidates), math.inf]
     for number, candidate in enumerate(candidates):
         corpus.run.progress.update("optimize", number, len(candidates), "tables")
         name = f"candidate-{number}"
         if chosen is None:
-            measured += _measure(tables, candidate, name, selection, floor, is_open=True)
-            later = [other.bytes_per_vector for other in candidates[number + 1 :]]
-            chosen = _certify(measured, held_out, floor, most_ms, min(later, default=float("inf")))
+            measured |= _measure(tables, candidate, name, selection, floor, is_open=True)
+            chosen = _certify(measured, held_out, floor, most_ms, sizes[number + 1])
         else:  # for comparison only, with fewer queries
-            measured += _measure(tables, candidate, name, first, floor, is_open=False)
-    exact = [entry.point.compression for entry in measured if entry.table.is_exact]
-    points = [entry.point for entry in measured]
-    points += [point for point in screened if point.compression not in exact]
+            measured |= _measure(tables, candidate, name, first, floor, is_open=False)
+    exact = [point.compression for point, table in measured.items() if table.is_exact]
+    points = [*measured, *(point for point in screened if point.compression not in exact)]
     mark_front(points)
-    return points, chosen.store if chosen else None
+    return points, measured[chosen].store if chosen else corpus.run.spec.store
 
 
 def list_candidates(
@@ -137,12 +124,9 @@ def _measure(
     query_set: QuerySet,
     floor: float,
     is_open: bool,
-) -> Iterator[MeasuredTable]:
-    """Build a table and search it with as much refining as it needs to keep the floor.
-
-    While the choice `is_open`, its lower bound must keep it, and the table stays for certification;
-    later the mean is enough.
-    """
+) -> Iterator[tuple[Point, CandidateTable]]:
+    """Build a table and search it with as much refining as it needs to keep the floor: its lower
+    bound while the choice `is_open`, and the table stays for certification; later its mean."""
     index, chain = candidate.index, candidate.chain
     table = tables.build(index.store, chain, name)
     refines = not table.is_exact and chain.metric == "cosine"
@@ -150,36 +134,37 @@ def _measure(
     for refine, store in [(None, index.store), *finer]:
         table = tables.reopen(table, store)
         figures = table.measure(query_set, floor)
-        point = Point(
-            candidate.compression, index.name, refine, table.bytes_per_vector, **vars(figures)
-        )
-        yield MeasuredTable(point, table, store)
+        size = table.bytes_per_vector
+        yield Point(candidate.compression, index.name, refine, size, **vars(figures)), table
         if is_open and figures.lower_bound >= floor:
             return
         if not is_open and figures.recall_at_10 >= floor:
             break
-    tables.drop(table, index.store)
+    tables.drop(table)
 
 
 def _certify(
-    measured: list[MeasuredTable], held_out: QuerySet, floor: float, most_ms: float, smallest: float
-) -> MeasuredTable | None:
+    measured: Mapping[Point, CandidateTable],
+    held_out: QuerySet,
+    floor: float,
+    most_ms: float,
+    smallest: float,
+) -> Point | None:
     """The first of the cheapest points that keeps the floor with the held-out queries, too.
 
     Candidates without a table take `smallest` bytes at least. The first point gets half of ALPHA,
     each later one half of the rest, so that the probability of any wrong bound is ALPHA at most.
     """
-    alpha = ALPHA / 2 ** sum(entry.point.certified is not None for entry in measured)
-    entries = {id(entry.point): entry for entry in measured if entry.point.certified is None}
-    points = [entry.point for entry in entries.values()]
+    points = [point for point in measured if point.certified is None]
+    alpha = ALPHA / 2 ** (len(measured) - len(points))
     for point in rank_eligible(points, floor, most_ms):
         if point.bytes_per_vector > smallest:
             break
         alpha /= 2
-        figures = entries[id(point)].table.measure(held_out, alpha=alpha)
+        figures = measured[point].measure(held_out, alpha=alpha)
         point.held_out_recall = figures.recall_at_10
         point.held_out_lower_bound = figures.lower_bound
         point.chosen = point.certified = figures.lower_bound >= floor
         if point.certified:
-            return entries[id(point)]
+            return point
     return None

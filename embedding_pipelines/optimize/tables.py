@@ -1,9 +1,9 @@
 """Measures compressions on the pipeline's own vectors: what searches of them cost and find.
 
-Reads all vectors block by block. Candidate tables are real ones, in a folder that is removed
-afterwards.
+Vectors are read block by block. Tables are real ones, in a folder that is removed afterwards.
 """
 
+import functools
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -52,42 +52,35 @@ class QuerySet:
 
 
 class Corpus:
-    """The vectors of a pipeline's last embedding. Raises ConfigError without vectors of this
-    space."""
+    """The vectors of a pipeline's last embedding. Raises ConfigError without any of this space."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.space = run, run.model.space
-        self.rows = 0
-        for partition in run.spec.partition_names:
-            manifest = run.folder.embeddings.manifest(partition)
-            if manifest is None or manifest.configuration != self.space.id:
-                self.rows = 0
-                break
-            self.rows += manifest.rows - manifest.statistics.get("rejected", 0)
-        if not self.rows:
+        manifests = [run.folder.embeddings.manifest(name) for name in run.spec.partition_names]
+        own = [entry for entry in manifests if entry and entry.configuration == self.space.id]
+        self.rows = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in own)
+        if len(own) < len(manifests) or not self.rows:
             name = run.spec.name
             raise ConfigError(
                 f"Pipeline {name!r} has no vectors of {self.space} to measure with. Run "
                 f"`embedding-pipelines run {name}`."
             )
 
-    def blocks(self) -> Iterator[Vectors]:
-        """All vectors, float32[n_i, d]."""
+    def numbered_blocks(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+        """All vectors, float32[n_i, d], with the numbers of their rows."""
         done = 0
         for partition in self.run.spec.partition_names:
             for batch in self.run.folder.embeddings.read(partition, [VECTOR]):
                 vectors = to_matrix(batch[VECTOR].drop_null())
+                rows = np.arange(done, done + len(vectors))
                 done += len(vectors)
                 self.run.progress.update("optimize", done, self.rows, "vectors")
                 if len(vectors):
-                    yield vectors
+                    yield rows, vectors
 
-    def numbered_blocks(self) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """The same, each with the numbers of its rows."""
-        first = 0
-        for block in self.blocks():
-            yield np.arange(first, first + len(block)), block
-            first += len(block)
+    def blocks(self) -> Iterator[Vectors]:
+        """The same without the numbers."""
+        return (vectors for _, vectors in self.numbered_blocks())
 
     def query_set(self, vectors: Vectors) -> QuerySet:
         """Queries float32[q, d] with their exact neighbours."""
@@ -100,10 +93,8 @@ class Corpus:
 def search_codes(
     corpus: Corpus, chains: Mapping[Compression, CodecChain], query_set: QuerySet
 ) -> Rows:
-    """The rows that each chain's codes return if every row is compared, which no index exceeds.
-
-    One pass over the vectors serves all chains, and a second one those with rescoring vectors.
-    """
+    """The rows that each chain's codes return if every row is compared, which no index exceeds. One
+    pass over the vectors serves all chains, and a second one those with rescoring vectors."""
     searches: dict[Compression, ExactSearch] = {}
     for name, chain in chains.items():
         numbers = as_numbers(chain, encode_queries(chain, query_set.vectors))
@@ -128,12 +119,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class CandidateTable:
-    """A real table of all vectors. Its bytes on disk are those of codes, rescoring vectors and
-    index."""
+    """A table of all vectors; its bytes on disk are of codes, rescoring vectors and index."""
 
     corpus: Corpus
     chain: CodecChain
     name: str
+    store: Store
     table: Table
     bytes_per_vector: float
     is_exact: bool  # without an index
@@ -167,13 +158,11 @@ class CandidateTable:
 
 
 class CandidateTables:
-    """Candidate tables of one pipeline, whose lock is held; leaving the `with` block removes
-    them."""
+    """Candidate tables of a locked pipeline; leaving the `with` block removes them."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self._folder: Path = corpus.run.folder.folder / "candidates"
-        self._number_bytes: int | None = None
 
     def __enter__(self) -> "CandidateTables":
         shutil.rmtree(self._folder, ignore_errors=True)  # of a process that was killed
@@ -188,32 +177,29 @@ class CandidateTables:
         table = store.table(self._folder, name)
         table.apply(schema, [], self._rows(store, chain, schema))
         is_exact = table.index(chain.metric, 0) == 0
-        size = (table.size_bytes() - self._bytes_of_numbers(store)) / self._corpus.rows
-        return CandidateTable(self._corpus, chain, name, table, round(size, 1), is_exact)
+        size = round((table.size_bytes() - self._number_bytes) / self._corpus.rows, 1)
+        return CandidateTable(self._corpus, chain, name, store, table, size, is_exact)
 
     def reopen(self, candidate: CandidateTable, store: Store) -> CandidateTable:
         """The same table, searched with other options."""
-        return replace(candidate, table=store.table(self._folder, candidate.name))
+        table = store.table(self._folder, candidate.name)
+        return replace(candidate, store=store, table=table)
 
-    def drop(self, candidate: CandidateTable, store: Store) -> None:
-        store.drop(self._folder, candidate.name)
+    def drop(self, candidate: CandidateTable) -> None:
+        candidate.store.drop(self._folder, candidate.name)
 
-    def _bytes_of_numbers(self, store: Store) -> int:
+    @functools.cached_property
+    def _number_bytes(self) -> int:
         """The bytes on disk of the row numbers, which no table of a pipeline has."""
-        if self._number_bytes is None:
-            schema = pa.schema([pa.field(ROW, pa.int32())])
-            numbers = pa.array(range(self._corpus.rows), pa.int32())
-            table = store.table(self._folder, "numbers")
-            table.apply(schema, [], [pa.record_batch([numbers], schema)])
-            self._number_bytes = table.size_bytes()
-        return self._number_bytes
+        rows = pa.record_batch({ROW: pa.array(range(self._corpus.rows), pa.int32())})
+        table = self._corpus.run.spec.store.table(self._folder, "numbers")
+        table.apply(rows.schema, [], [rows])
+        return table.size_bytes()
 
     def _rows(self, store: Store, chain: CodecChain, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         for rows, block in self._corpus.numbered_blocks():
-            columns: dict[str, Any] = {ROW: pa.array(rows, pa.int32())}
-            columns |= encoded(store, chain, block)
-            arrays = [columns[name] for name in schema.names]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+            columns = {ROW: pa.array(rows, pa.int32()), **encoded(store, chain, block)}
+            yield pa.record_batch(columns, schema)
 
 
 def summarize(shares: Vectors, alpha: float = ALPHA) -> tuple[float, float]:

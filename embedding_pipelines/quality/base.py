@@ -45,17 +45,12 @@ class Check(ABC):
     def description(self) -> str:
         return " ".join((sys.modules[type(self).__module__].__doc__ or "").split())
 
-    @property
-    def is_structural(self) -> bool:
-        return ".structure." in type(self).__module__
-
     def cost(self, run: Run) -> int:
         """Tokens at most that `collect` has embedded."""
         return 0
 
     def collect(self, candidate: Candidate) -> None:
-        """Read or embed what `evaluate` or a metric compares and no other candidate needs. If it
-        raises, the check is inconclusive."""
+        """Read or embed what this or a metric compares. If it raises, the check is inconclusive."""
         return  # most checks need no more than what is gathered of every candidate
 
     @abstractmethod

@@ -11,8 +11,7 @@ from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.plugins import objects
 from embedding_pipelines.quality.base import Check, Outcome
-from embedding_pipelines.quality.evidence import Candidate, gather, search
-from embedding_pipelines.quality.figures import keep_figures
+from embedding_pipelines.quality.evidence import Candidate, gather, keep_figures, search
 from embedding_pipelines.quality.queries import query_tokens
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.evaluation import Effect
@@ -35,11 +34,10 @@ def cost(run: Run) -> int:
 
 
 def evaluate(candidate: Candidate) -> list[Outcome]:
-    """Run every check that is on. One that raises becomes an inconclusive warning; it is repeated
-    next run unless the budget ran out.
+    """Run every check that is on, and measure the candidate unless its structure is broken.
 
-    The candidate holds its metrics afterwards, and its figures are kept for later candidates. A
-    table whose structure is broken is not measured. Raises as `gather` and `search`.
+    A check that raises becomes an inconclusive warning; it is repeated next run unless the budget
+    ran out. Raises as `gather` and `search`.
     """
     run, on = candidate.run, effects(candidate.run.spec)
     try:
@@ -49,9 +47,7 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
         failed = ", ".join(outcome.name for outcome in outcomes if not outcome.passed)
         if failed:
             reason = f"Not run, since {failed} failed."
-            return outcomes + [
-                Outcome(check.name, False, reason, effect="warn") for check in quality
-            ]
+            return outcomes + [Outcome(check.name, False, reason, {}, "warn") for check in quality]
         search(candidate)
         errors: dict[str, EmbeddingPipelinesError] = {}
         for check in quality:
@@ -61,7 +57,13 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
                 errors[check.name] = error
     finally:  # whatever has been paid for
         run.add_usage(billed_tokens=candidate.budget.billed, price=run.spec.model.price)
-    _measure(candidate)
+    for metric in METRICS.values():
+        value = metric.measure(candidate)
+        if value is not None and math.isfinite(value):
+            candidate.metrics[metric.name] = round(value, 6)
+        figures = metric.by_query(candidate) if metric.by_query else {}
+        if figures:
+            candidate.query_metrics[metric.name] = dict(figures)
     keep_figures(candidate)
     return outcomes + [
         _outcome(check, candidate, on[check.name], errors.get(check.name)) for check in quality
@@ -69,8 +71,7 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
 
 
 def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
-    """Rows of some chunks by partition, as many of each, others for another version; none if no
-    check looks at them."""
+    """Rows of some chunks by partition, others for another version; none if no check needs them."""
     if not any(CHECKS[name].needs_stored_codes for name in names):
         return {}
     spec, shards = candidate.run.spec, candidate.run.folder.chunks
@@ -85,16 +86,6 @@ def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArra
             rows[name] = np.sort(generator.choice(size, share, replace=False))
             left -= share
     return rows
-
-
-def _measure(candidate: Candidate) -> None:
-    for metric in METRICS.values():
-        value = metric.measure(candidate)
-        if value is not None and math.isfinite(value):
-            candidate.metrics[metric.name] = round(value, 6)
-        figures = metric.by_query(candidate) if metric.by_query else {}
-        if figures:
-            candidate.query_metrics[metric.name] = dict(figures)
 
 
 def _outcome(

@@ -3,6 +3,7 @@ over the table, then a search for each query as a user would make it."""
 
 import itertools
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import delete, list_files, read_json, write_atomic, write_json
 from embedding_pipelines.metrics.drift import Sketch
 from embedding_pipelines.metrics.evidence import Evidence, Search
 from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctCount
@@ -30,7 +32,7 @@ from embedding_pipelines.quality.queries import (
     read_pairs,
     read_qrels,
 )
-from embedding_pipelines.releases import Release, search_alike
+from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, encode_queries, nearest
@@ -40,7 +42,7 @@ from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 QRELS_K = 100  # chunks that a query with relevance judgements asks for
 SAMPLE = 5_000  # vectors that are compared with one another
 NEIGHBOURS = 128  # chunks whose nearest other is looked for, and queries that test an index
-GROWTH = 1.25  # of the table, from which on known items may come later: there is more to find
+GROWTH = 1.25  # of the table, from which on known items may come later
 
 
 @dataclass(kw_only=True)
@@ -78,8 +80,7 @@ class Candidate(Evidence):
 
     @property
     def has_only_grown(self) -> bool:
-        """Whether it is the live release with much more data: what is looked for may then come
-        later."""
+        """Whether it is the live release with much more data, so that there is more to find."""
         if self.live is None or self.rows <= self.live.rows * GROWTH:
             return False
         space = self.run.model.space.with_codec(self.codec.id)
@@ -93,11 +94,8 @@ class Candidate(Evidence):
 
 
 def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
-    """All that takes a pass over the data. Raises as `embed`, and ConfigError for the files of
-    `evaluation:`.
-
-    `chosen` are the rows, by partition and rising, of the chunks whose text and code to keep.
-    """
+    """All that takes a pass over the data. `chosen` are the rows, by partition and rising, whose
+    text and code to keep. Raises as `embed`, and ConfigError for the files of `evaluation:`."""
     candidate.judgements = read_qrels(candidate.run)
     items = known_item_queries(candidate.run, candidate.run.spec.evaluation.known_items)
     queries = candidate.embed([item.query for item in items], "query")
@@ -120,8 +118,7 @@ def search(candidate: Candidate) -> None:
 
 
 def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
-    """The exact neighbours of the queries in the model's own space, and what concerns the vectors
-    alone."""
+    """The exact neighbours of the queries in the model's own space, and the vectors' figures."""
     run, label = candidate.run, candidate.run.spec.evaluation.label
     manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)
     total = sum(manifest.rows for manifest in manifests if manifest)
@@ -232,11 +229,8 @@ def _read_table(candidate: Candidate) -> None:
 
 
 def _search_known_items(candidate: Candidate) -> None:
-    """What users get: what each search returns, how long it takes, and how high the target passage
-    of the query comes."""
+    """What each search returns, how long it takes, and the score of the query's target passage."""
     codec, items = candidate.codec, candidate.items
-    if not items:
-        return
     scores = _scores(codec, candidate.queries, candidate.targets)
     for number, (item, vector) in enumerate(zip(items, candidate.queries, strict=True)):
         candidate.run.progress.update("checks", number, len(items), "searches")
@@ -258,8 +252,7 @@ def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
     left, right = encode_queries(codec, queries), codec.encode(documents)
     if codec.metric == "hamming":
         different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
-        agreeing: Vectors = (1 - different / codec.dimensions).astype(np.float32)
-        return agreeing
+        return np.asarray(1 - different / codec.dimensions, np.float32)
     return cosine(left, right, both_zero=1)
 
 
@@ -296,3 +289,38 @@ def _embed_pairs(candidate: Candidate) -> None:
     left, right = (codec.decode(codec.encode(side[sound])) for side in (left, right))
     scores = [score for _, _, score in pairs]
     candidate.pairs = left, right, list(itertools.compress(scores, sound))
+
+
+def keep_figures(candidate: Candidate) -> None:
+    """Keep queries' figures and the sketch for later candidates; delete those of gone releases."""
+    folder, judgements = candidate.run.folder, candidate.judgements
+    folder.quality.mkdir(parents=True, exist_ok=True)
+    names = {f"{entry.table}-{entry.version}" for entry in read_releases(folder).releases}
+    for path in list_files(folder.quality, "*-*-*.*"):
+        if path.stem not in names:
+            delete(path)
+    judged = judgements.queries.items() if judgements else ()
+    queries = [{"id": name, "text": text, "from": ""} for name, text in judged] + [
+        {"id": item.id, "text": item.query, "from": item.document_id} for item in candidate.items
+    ]
+    name = f"{candidate.name}-{candidate.version}"
+    write_json(folder.queries, {"queries": queries})
+    write_json(folder.quality / f"{name}.json", {"per_query": candidate.query_metrics})
+    if candidate.sketch is not None:
+        write_atomic(folder.quality / f"{name}.npz", candidate.sketch.to_bytes())
+
+
+def query_figures(run: Run, release: Release) -> dict[str, dict[str, float]]:
+    """A release's figures by metric and query; empty if none were kept."""
+    path = run.folder.quality / f"{release.table}-{release.version}.json"
+    figures: dict[str, dict[str, float]] = (read_json(path) or {}).get("per_query", {})
+    return figures
+
+
+def sketch_of(run: Run, release: Release) -> Sketch | None:
+    """The sketch of a release's vectors; None if there is none that can be read."""
+    path = run.folder.quality / f"{release.table}-{release.version}.npz"
+    try:
+        return Sketch.from_bytes(path.read_bytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None

@@ -1,8 +1,5 @@
 """The texts that a candidate is measured with: queries with relevance judgements and pairs from the
-user's files, known items from the corpus itself.
-
-All are embedded through the cache, so that measuring again costs nothing.
-"""
+user's files, known items from the corpus itself. The cache keeps their vectors."""
 
 import csv
 import json
@@ -46,8 +43,7 @@ class KnownItemQuery:
 
 @dataclass(frozen=True)
 class Qrels:
-    """Queries that people wrote, and how relevant which documents are to them: more is better, 0 is
-    not at all."""
+    """Queries that people wrote, and how relevant documents are to them: 0 is not at all."""
 
     queries: dict[str, str]  # text by query id
     relevance: dict[str, dict[str, int]]  # by document id, by query id
@@ -58,11 +54,8 @@ class Qrels:
 
 
 def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
-    """Up to `most` queries from the corpus, always the same while their documents are.
-
-    They are of the first partitions, which hold a random part of the documents, in the order of the
-    documents' digests.
-    """
+    """Up to `most` queries from the corpus, always the same while their documents are: of the first
+    partitions, which hold a random part of them, in the order of the documents' digests."""
     return list(islice(_known_items(run), most))
 
 
@@ -120,16 +113,12 @@ def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
 
 def has_vector(vectors: Vectors) -> NDArray[np.bool_]:
     """Which rows of float32[n, d] the provider did not reject, bool[n]."""
-    rows: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
-    return rows
+    return np.asarray(np.isfinite(vectors).all(axis=1), np.bool_)
 
 
 def read_qrels(run: Run) -> Qrels | None:
-    """The queries of the pipeline's files that have relevance judgements, None if the pipeline
-    names no files.
-
-    Raises ConfigError for a file that is not there or lacks a column.
-    """
+    """The queries with relevance judgements, None if the pipeline names no files. Raises
+    ConfigError for a file that is not there or lacks a column."""
     options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
         return None
@@ -143,20 +132,15 @@ def read_qrels(run: Run) -> Qrels | None:
                 "numbers."
             )
         relevance.setdefault(query, {})[document] = int(grade)
-    texts = {
-        row[0]: row[1] for row in _columns(run, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
-    }
-    relevance = {
-        query: grades
-        for query, grades in relevance.items()
-        if query in texts and max(grades.values()) > 0
-    }
-    if not relevance:
+    columns = _columns(run, options.queries, "queries", (QUERY_ID, QUERY_TEXT))
+    texts = {row[0]: row[1] for row in columns}
+    names = [name for name in relevance if name in texts and max(relevance[name].values()) > 0]
+    if not names:
         raise ConfigError(
             f"evaluation: no query of {options.queries} has a relevant document in "
             f"{options.qrels}. Give both files the same query ids."
         )
-    return Qrels({query: texts[query] for query in relevance}, relevance)
+    return Qrels({name: texts[name] for name in names}, {name: relevance[name] for name in names})
 
 
 def read_pairs(run: Run) -> list[tuple[str, str, float]]:
@@ -171,11 +155,8 @@ def read_pairs(run: Run) -> list[tuple[str, str, float]]:
 def evaluation_files(run: Run) -> list[Path]:
     """The files that `evaluation:` names."""
     options = run.spec.evaluation
-    return [
-        run.warehouse.home / name
-        for name in (options.queries, options.qrels, options.pairs)
-        if name
-    ]
+    names = (options.queries, options.qrels, options.pairs)
+    return [run.warehouse.home / name for name in names if name]
 
 
 def _columns(
@@ -183,27 +164,22 @@ def _columns(
 ) -> Iterator[tuple[str, ...]]:
     """Some columns, each under one of several names, of a JSON Lines, CSV or tab-separated file."""
     path = run.warehouse.home / name
+    where = f"evaluation.{option}: {path}"
     try:
         rows = list(_rows(path))
     except OSError as error:
-        raise ConfigError(
-            f"evaluation.{option}: {path} cannot be read: {error.strerror}."
-        ) from error
+        raise ConfigError(f"{where} cannot be read: {error.strerror}.") from error
     except (ValueError, csv.Error) as error:
         raise ConfigError(
-            f"evaluation.{option}: {path} is neither JSON Lines nor a table with a header: {error}."
+            f"{where} is neither JSON Lines nor a table with a header: {error}."
         ) from error
     if not rows:
-        raise ConfigError(
-            f"evaluation.{option}: {path} holds no rows. Give it some, or leave the option out."
-        )
+        raise ConfigError(f"{where} holds no rows. Give it some, or leave the option out.")
     names = [next((name for name in names if name in rows[0]), "") for names in columns]
     if "" in names:
         missing = " or ".join(map(repr, columns[names.index("")]))
-        raise ConfigError(
-            f"evaluation.{option}: {path} has no column {missing}; found "
-            f"{', '.join(map(repr, rows[0]))}."
-        )
+        present = ", ".join(map(repr, rows[0]))
+        raise ConfigError(f"{where} has no column {missing}; found {present}.")
     for row in rows:
         yield tuple("" if row.get(name) is None else str(row[name]) for name in names)
 

@@ -89,11 +89,12 @@ def charts(
 ) -> dict[str, Figure]:
     """Title -> figure of each chart with data; ABSENT explains the others.
 
-    `history` holds the lines of history.jsonl, parsed, in any order; `optimization` is
-    optimization.json; `spectrum` float32[d] the share of energy of every principal direction,
-    strongest first; `dimensions` how many of them the codec keeps.
+    `history` holds the lines of history.jsonl, parsed, in any order, of which the last one of a
+    release counts; `optimization` is optimization.json; `spectrum` float32[d] the share of energy
+    of every principal direction, strongest first; `dimensions` how many of them the codec keeps.
     """
-    releases = _with_expenses(_latest(history))
+    lines = {line["release"]: line for line in history}
+    releases = _with_expenses([lines[number] for number in sorted(lines)])
     figures = {
         VARIANCE: _variance(spectrum, dimensions),
         SIZE: _sizes(optimization),
@@ -109,21 +110,15 @@ def describe_search(point: Point) -> str:
     return " ".join(filter(None, words))
 
 
-def _latest(history: Sequence[Line]) -> list[Line]:
-    """The last line of each release, by number."""
-    lines = {line["release"]: line for line in history}
-    return [lines[number] for number in sorted(lines)]
-
-
 def _with_expenses(releases: Sequence[Line]) -> list[Line]:
-    """Each release with its own cost and throughput; the history holds sums over the pipeline's
-    life."""
+    """Each release with its own cost and throughput as metrics; the history holds their sums."""
     lines: list[Line] = []
     for before, now in zip([{}, *releases], releases, strict=False):
         names = ("embedded_tokens", "provider_seconds", "usd")
         tokens, seconds, usd = (_growth(before, now, name) for name in names)
-        pace = tokens / seconds if seconds else None
-        lines.append({**now, "tokens_per_second": pace, "usd": usd if tokens else None})
+        pace, cost = tokens / seconds if seconds else math.nan, usd if tokens else math.nan
+        own = {"tokens_per_second": pace, "usd": cost}
+        lines.append({**now, "metrics": {**own, **now.get("metrics", {})}})
     return lines
 
 
@@ -161,26 +156,20 @@ def _variance(spectrum: NDArray[np.float32] | None, dimensions: int | None) -> F
 def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:
     """Bytes a vector against recall; bars reach down to the lower bound. None without points."""
     optimization = optimization or {}
-    points = [point for point in optimization.get("points", ()) if _has_recall(point)]
+    points = optimization.get("points", ())
+    points = [point for point in points if point.get("recall_at_10") is not None]
     if not points:
         return None
     points.sort(key=lambda point: (point["bytes_per_vector"], point["recall_at_10"]))
     figure = _figure("bytes a vector", "recall@10 against exact search", showlegend=True)
-    _add_points(figure, [point for point in points if not point.get("on_front")], "measured")
     front = [point for point in points if point.get("on_front")]
-    _add_points(figure, front, "on the Pareto front", FRONT, 9)
-    figure.update_traces(
-        {
-            "mode": "lines+markers+text",
-            "line": {"shape": "hv", "width": 1},
-            "text": _labels(front),
-            "textposition": "top left",
-            "textfont": {"size": 11},
-        },
-        {"name": "on the Pareto front"},
-    )
+    beaten = [point for point in points if not point.get("on_front")]
     chosen = [point for point in points if point.get("chosen")]
-    _add_points(figure, chosen, "chosen", CHOSEN, 17, "star")
+    labels = {"text": _labels(front), "textposition": "top left", "textfont": {"size": 11}}
+    line = {"mode": "lines+markers+text", "line": {"shape": "hv", "width": 1}, **labels}
+    _add_points(figure, beaten, "measured", {"color": PALE, "size": 6})
+    _add_points(figure, front, "on the Pareto front", {"color": FRONT, "size": 9}, **line)
+    _add_points(figure, chosen, "chosen", {"color": CHOSEN, "size": 17, "symbol": "star"})
     floor = optimization.get("floor")
     if floor is not None:
         words = {"text": f"floor {floor:g}", "font": {"color": CHOSEN}}
@@ -192,38 +181,25 @@ def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:
     return figure
 
 
-def _has_recall(point: Point) -> bool:
-    return point.get("recall_at_10") is not None
-
-
 def _add_points(
-    figure: Figure,
-    points: Sequence[Point],
-    name: str,
-    colour: str = PALE,
-    size: float = 6,
-    symbol: str = "circle",
+    figure: Figure, points: Sequence[Point], name: str, marker: dict[str, Any], **style: Any
 ) -> None:
     if not points:
         return
     recalls = [point["recall_at_10"] for point in points]
-    down = [_error(point) for point in points]
+    bounds = [point.get("lower_bound") for point in points]
+    pairs = zip(recalls, bounds, strict=True)
+    down = [0.0 if low is None else max(0.0, recall - low) for recall, low in pairs]
     figure.add_scatter(
         name=name,
         x=[point["bytes_per_vector"] for point in points],
         y=recalls,
         error_y={"symmetric": False, "array": [0.0] * len(down), "arrayminus": down, "width": 3},
-        mode="markers",
-        marker={"color": colour, "size": size, "symbol": symbol},
+        marker=marker,
         hovertext=[_words(point) for point in points],
         hovertemplate="%{hovertext}<br>%{x:,.0f} bytes, recall %{y:.4f}<extra></extra>",
+        **{"mode": "markers", **style},
     )
-
-
-def _error(point: Point) -> float:
-    """How far the lower bound lies below the recall."""
-    bound = point.get("lower_bound")
-    return 0.0 if bound is None else max(0.0, float(point["recall_at_10"] - bound))
 
 
 def _words(point: Point) -> str:
@@ -232,8 +208,7 @@ def _words(point: Point) -> str:
 
 
 def _labels(front: Sequence[Point]) -> list[str]:
-    """A label for each point of the front, or "" where another one is too near; the chosen one
-    comes first."""
+    """A label for each point of the front, "" where another is too near, the chosen one first."""
     recalls = [point["recall_at_10"] for point in front]
     height = LABEL_HEIGHT * (max(recalls) - min(recalls)) if recalls else 0.0
     labels: dict[int, str] = {}
@@ -247,8 +222,8 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
     axis, names = LINES[title]
     figure = _figure("release", axis)
     for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
-        values = {line["release"]: _value(line, name) for line in releases}
-        values = {release: value for release, value in values.items() if value is not None}
+        values = {line["release"]: line["metrics"].get(name, math.nan) for line in releases}
+        values = {release: value for release, value in values.items() if math.isfinite(value)}
         if len(values) > 1 and (title != COST or any(values.values())):
             figure.add_scatter(
                 name=label,
@@ -265,12 +240,6 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
     figure.update_xaxes(dtick=1 if len(releases) <= FEW_RELEASES else None)
     figure.update_yaxes(rangemode="normal" if title == RECALL else "tozero")
     return figure
-
-
-def _value(line: Line, name: str) -> float | None:
-    """A metric of a release, or its cost or throughput; None if it has none."""
-    value = line.get("metrics", {}).get(name, line.get(name))
-    return None if value is None or not np.isfinite(value) else float(value)
 
 
 def _mark_changes(figure: Figure, releases: Sequence[Line]) -> None:

@@ -46,11 +46,8 @@ class Layout:
 
     def batch(self) -> pa.RecordBatch:
         """The layout as rows of SCHEMA."""
-        columns = [
-            pa.array(self.ids, pa.string()),
-            *(pa.array(self.xy[:, axis]) for axis in (0, 1)),
-        ]
-        return pa.RecordBatch.from_arrays([*columns, pa.array(self.fitted)], schema=SCHEMA)
+        columns = [pa.array(self.ids, pa.string()), *self.xy.T, self.fitted]
+        return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
 
     @classmethod
     def of(cls, rows: pa.Table) -> Self:
@@ -62,11 +59,8 @@ class Layout:
 def layout(
     vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0
 ) -> Layout:
-    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; deterministic.
-
-    `ids` are distinct, and a changed text needs a new one. Points of `before` without one are
-    dropped. Raises ValueError for too many points and for a duplicate id.
-    """
+    """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; deterministic. A
+    changed text needs a new id. Raises ValueError for too many points and for a duplicate id."""
     if len(ids) > MAX_POINTS or len(ids) != len(vectors) or len(set(ids)) != len(ids):
         raise ValueError(f"A map takes {MAX_POINTS} vectors at most, each with an id of its own.")
     units = unit(vectors)
@@ -90,8 +84,7 @@ def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
 
 
 def place_beside(vectors: Vectors, others: Vectors, xy: Vectors) -> Vectors:
-    """Places float32[m, 2] for `vectors` float32[m, d] among `others` float32[n, d] at `xy`
-    float32[n, 2], n > 0.
+    """Places float32[m, 2] for float32[m, d] among `others` float32[n, d] at `xy` float32[n, 2].
 
     The mean of the nearest ones' places, in which the very nearest counts most; without those away
     from the rest, since between two clusters there is nothing.
@@ -116,13 +109,12 @@ def place_beside(vectors: Vectors, others: Vectors, xy: Vectors) -> Vectors:
 
 def _old_rows(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
     """The row of each id in `before`, -1 for new ones."""
-    rows = {name: row for row, name in enumerate(before.ids)} if before is not None else {}
+    rows = {name: row for row, name in enumerate(before.ids if before else ())}
     return np.fromiter((rows.get(name, -1) for name in ids), np.int64, len(ids))
 
 
 def _fit(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
-    """UMAP's places for unit vectors, float32[n, 2], from `start` or the two strongest
-    directions."""
+    """UMAP's places float32[n, 2] for unit vectors, from `start` or the strongest directions."""
     plane = _plane(units) if start is None else start
     if len(units) < FEW:
         return plane
@@ -144,8 +136,7 @@ def _fit(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
 
 
 def _plane(units: Vectors) -> Vectors:
-    """Rows on their two strongest directions, float32[n, 2]; the largest entry of each direction is
-    positive."""
+    """Rows on their two strongest directions, float32[n, 2]; of these, the peak is positive."""
     centred = units - units.mean(axis=0) if len(units) else units
     _, directions = np.linalg.eigh((centred.T @ centred).astype(np.float64))
     directions = directions[:, ::-1][:, :2]
@@ -156,8 +147,7 @@ def _plane(units: Vectors) -> Vectors:
 
 
 def _align(places: Vectors, xy: Vectors, is_old: NDArray[np.bool_]) -> Vectors:
-    """Rotate, mirror, scale and shift `places` so that old points are as near to `xy` as
-    possible."""
+    """Rotate, mirror, scale and shift `places` until old points are nearest to `xy`."""
     target, source = xy[is_old].astype(np.float64), places[is_old].astype(np.float64)
     to, start = target.mean(axis=0), source.mean(axis=0)
     left, strengths, right = np.linalg.svd((source - start).T @ (target - to))

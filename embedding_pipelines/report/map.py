@@ -6,10 +6,9 @@ model is called: queries that are not in the embedding cache are left out.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,46 +51,41 @@ class Points:
     vectors: Vectors  # float32[n, d] of the model's own space, decoded
     metadata: dict[str, list[Any]]
 
-    @property
-    def ids(self) -> list[str]:
-        """The points' ids in a layout."""
-        return [point_id(*pair) for pair in zip(self.chunk_ids, self.texts, strict=True)]
-
 
 def map_of(
     warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress
 ) -> dict[str, Any]:
-    """The map as JSON values: places, texts, columns to colour by, queries; lists run over the
-    points."""
+    """The map as JSON values, lists over points: places, texts, columns to colour by; queries."""
     table = release.spec.store.table(warehouse.tables, release.table)
     folder = warehouse.pipeline(release.spec.name)
     points = read_points(table, release, codec, progress)
     xy = place_points(folder, release, points, progress).xy
-    columns, left_out = [], []
-    for name, values in points.metadata.items():
-        column = _column(name, release.spec.source.metadata_types[name], values)
-        if column is None:
-            left_out.append(name)
-        else:
-            columns.append(column)
-    columns += _clusters(points, release.spec.seed)
+    x, y = np.round(xy.T.astype(np.float64), DIGITS).tolist()
+    types = release.spec.source.metadata_types
+    metadata = {
+        name: _column(name, types[name], values) for name, values in points.metadata.items()
+    }
+    columns = [column for column in metadata.values() if column is not None]
+    if points.chunk_ids:
+        numbers, labels = cluster_labels(points.vectors, points.texts, seed=release.spec.seed)
+        names = [name for name, _ in labels]
+        columns += [{"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}]
     lengths = [len(text) for text in points.texts]
-    columns.append({"name": "length of the text", "kind": "numbers", "values": lengths})
+    columns += [{"name": "length of the text", "kind": "numbers", "values": lengths}]
     return {
         "rows": release.rows,
-        "x": _round(xy[:, 0]),
-        "y": _round(xy[:, 1]),
+        "x": x,
+        "y": y,
         "texts": [_cut(text) for text in points.texts],
         "documents": points.document_ids,
         "columns": columns,
-        "left_out": left_out,
+        "left_out": [name for name, column in metadata.items() if column is None],
         "queries": _queries(warehouse, folder, release, points, xy),
     }
 
 
 def read_points(table: Table, release: Release, codec: CodecChain, progress: Progress) -> Points:
-    """All rows, or MAX_POINTS of a large table: those whose ids have the smallest digests, in every
-    release the same."""
+    """All rows, or MAX_POINTS, in every release the same: those of the ids' smallest digests."""
     limit = _limit(table, release)
     names = list(release.spec.source.metadata_types)
     columns = ["chunk_id", "document_id", "text", *names]
@@ -116,14 +110,6 @@ def point_id(chunk_id: str, text: str) -> str:
     return digest(chunk_id.encode(), text.encode()).hex()
 
 
-def _clusters(points: Points, seed: int) -> Iterator[dict[str, Any]]:
-    """The column that colours points by their cluster, named by its keywords; none of no points."""
-    if points.chunk_ids:
-        numbers, labels = cluster_labels(points.vectors, points.texts, seed=seed)
-        names = [name for name, _ in labels]
-        yield {"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}
-
-
 def _limit(table: Table, release: Release) -> int:
     """The largest rank on the map."""
     if release.rows <= MAX_POINTS:
@@ -143,7 +129,11 @@ def place_points(
 ) -> Layout:
     """The layout, from that of the last map; saved for the next one."""
     path = folder.folder / "maps" / f"{release.space.with_codec(None).id[:16]}.parquet"
-    before, ids = _read_layout(path), points.ids
+    try:
+        before = Layout.of(pq.read_table(path, schema=SCHEMA))
+    except (OSError, pa.ArrowException):
+        before = None  # there is none, or a damaged one, which is no loss
+    ids = [point_id(*pair) for pair in zip(points.chunk_ids, points.texts, strict=True)]
     if needs_fit(ids, before):
         progress.note(
             f"Laying out the map of {len(ids):,} points; 50,000 take a few minutes, and next time "
@@ -152,14 +142,6 @@ def place_points(
     places = layout(points.vectors, ids, before, release.spec.seed)
     write_table(path, SCHEMA, [places.batch()])
     return places
-
-
-def _read_layout(path: Path) -> Layout | None:
-    """The layout of the last map; None if there is none, or a damaged one, which is no loss."""
-    try:
-        return Layout.of(pq.read_table(path, schema=SCHEMA))
-    except (OSError, pa.ArrowException):
-        return None
 
 
 def _column(name: str, kind: str, values: Sequence[Any]) -> dict[str, Any] | None:
@@ -204,29 +186,17 @@ def _queries(
     """The queries of the release's metrics, beside the chunks that are nearest to them."""
     queries = (read_json(folder.queries) or {}).get("queries", [])
     texts = list(dict.fromkeys(str(query["text"]) for query in queries))[:MAX_QUERIES]
-    vectors = _read_cache(warehouse.cache, release, texts) if len(xy) else {}
-    if not vectors:
-        return {"x": [], "y": [], "texts": []}
-    places = place_beside(np.stack(list(vectors.values())), points.vectors, xy)
-    x, y = _round(places[:, 0]), _round(places[:, 1])
-    return {"x": x, "y": y, "texts": [_cut(text) for text in vectors]}
-
-
-def _read_cache(path: Path, release: Release, texts: Sequence[str]) -> dict[str, Vectors]:
-    """The vectors of those queries that are in the embedding cache."""
-    if not path.exists():
-        return {}
+    cache = EmbeddingCache(warehouse.cache, read_only=True)
     space = release.space.with_codec(None)
-    keys = {EmbeddingCache.key(space.id, "query", text): text for text in texts}
-    with EmbeddingCache(path) as cache:
-        vectors = cache.get_many(list(keys), space.dimensions)
-    return {text: vectors[key] for key, text in keys.items() if key in vectors}
+    keys = {cache.key(space.id, "query", text): text for text in texts}
+    vectors = cache.get_many(list(keys), space.dimensions)
+    if not vectors or not len(xy):
+        return {"x": [], "y": [], "texts": []}
+    hits = [key for key in keys if key in vectors]
+    places = place_beside(np.stack([vectors[key] for key in hits]), points.vectors, xy)
+    x, y = np.round(places.T.astype(np.float64), DIGITS).tolist()
+    return {"x": x, "y": y, "texts": [_cut(keys[key]) for key in hits]}
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
-
-
-def _round(values: Vectors) -> list[float]:
-    numbers: list[float] = np.round(values.astype(np.float64), DIGITS).tolist()
-    return numbers

@@ -1,8 +1,6 @@
-"""Writes the report of a pipeline: one HTML page of metrics, checks, charts, and a map of its
-space.
+"""Writes the report of a pipeline: an HTML page of metrics, checks, charts, and a map of its space.
 
-The page is complete and loads nothing from the network. Everything comes from the warehouse: no
-model is called, and no pipeline file is needed.
+It loads nothing from the network. All comes from the warehouse, without model and pipeline file.
 """
 
 import json
@@ -43,23 +41,26 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release.
-
-    Raises ReleaseError without a release, StoreError or CompressionError if table, codec, history
-    or optimization is damaged.
-    """
+    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release. Raises
+    ReleaseError without one, StoreError or CompressionError for damaged state."""
     folder = warehouse.pipeline(name)
     release = live_release(folder)
     codec = CodecChain.load(folder.codecs / release.codec)
     progress.update("report", 0, release.rows, "rows")
     points = map_of(warehouse, release, codec, progress)
     history, optimization = read_history(folder), read_json(folder.optimization)
-    figures = charts(history, optimization, *_spectrum(codec))
+    pca = next((part for part in codec.codecs if isinstance(part, PcaCodec)), None)
+    spectrum, dimensions = (pca.spectrum, pca.dimensions) if pca else (None, None)
+    figures = charts(history, optimization, spectrum, dimensions)
+    descriptions = {name: check.description for name, check in CHECKS.items()}
     page = _render(
         release=release,
         statistics=_statistics(warehouse, release, codec),
         metrics=_metrics(release, history),
-        checks=_checks(release),
+        checks=[
+            {"name": name, "passed": passed, "what": descriptions.get(name, "")}
+            for name, passed in release.checks.items()
+        ],
         charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
@@ -98,25 +99,13 @@ def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
     return history
 
 
-def _spectrum(codec: CodecChain) -> tuple[Any, int | None]:
-    """The share of energy of every principal direction, float32[d], and how many the codec keeps;
-    None without PCA."""
-    for part in codec.codecs:
-        if isinstance(part, PcaCodec):
-            return part.spectrum, part.dimensions
-    return None, None
-
-
 def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
     folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
-    numbers = read_releases(folder).numbers
-    size, plain = codec.bytes_per_vector, 4 * space.dimensions
+    numbers, size = read_releases(folder).numbers, codec.bytes_per_vector
     compression = f"none: {size:,} bytes a vector"
     if spec.compression:
-        chain = describe_chain(as_options(spec.compression))
-        compression = (
-            f"{chain}: {size:,} bytes a vector, {plain / size:.3g} times smaller than float32"
-        )
+        compression = f"{describe_chain(as_options(spec.compression))}: {size:,} bytes a vector, "
+        compression += f"{4 * space.dimensions / size:.3g} times smaller than float32"
     on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
     prompts = [f"{name}: {prompt!r}" for name, prompt in space.prompts.items() if prompt]
     statistics = {
@@ -143,10 +132,10 @@ def _metrics(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str
     last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
     before = last.get("metrics", {})
     required, now = release.spec.evaluation.require, release.metrics
-    names = [name for name in (*METRICS, *now) if name in now or name in required]
     rows = [
         _measure(name, now.get(name), before.get(name), required.get(name))
-        for name in dict.fromkeys(names)
+        for name in dict.fromkeys((*METRICS, *now))
+        if name in now or name in required
     ]
     return {"rows": rows, "missing": [name for name in METRICS if name not in now]}
 
@@ -158,9 +147,9 @@ def _measure(
     change = now - before if now is not None and before is not None else None
     is_slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
     better = metric.improves(change or 0.0) if metric and not is_slight else None
-    met: bool | None = None
-    if metric and required is not None:
-        met = now is not None and metric.meets(now, required)
+    met = (
+        now is not None and metric.meets(now, required) if metric and required is not None else None
+    )
     sign = "≥" if metric and metric.direction == "higher" else "≤"
     return {
         "name": name,
@@ -181,29 +170,22 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
 
 
-def _checks(release: Release) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "passed": passed, "what": CHECKS[name].description if name in CHECKS else ""}
-        for name, passed in release.checks.items()
-    ]
-
-
 def _optimization(evidence: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The evidence of `optimize`, with a row for each point of the front by size."""
     if evidence is None:
         return None
     points = [point for point in evidence["points"] if point.get("on_front") or point.get("chosen")]
     names = ("recall_at_10", "lower_bound", "held_out_recall", "held_out_lower_bound")
-    rows = []
-    for point in sorted(points, key=lambda point: point["bytes_per_vector"]):
-        row = {
+    rows = [
+        {
             "chain": describe_chain(point["compression"]),
             "index": describe_search(point),
             "bytes": f"{point['bytes_per_vector']:,.0f}",
             "figures": [_figure(point.get(name)) for name in (*names, "p50_ms", "p95_ms")],
             "chosen": bool(point.get("chosen")),
         }
-        rows.append(row)
+        for point in sorted(points, key=lambda point: point["bytes_per_vector"])
+    ]
     return {**evidence, "rows": rows, "measured": len(evidence["points"])}
 
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedding_pipelines.compression.base import unit
 from embedding_pipelines.errors import ConfigError, ReleaseError
 from embedding_pipelines.explore import outliers as explore
-from embedding_pipelines.explore.outliers import find_outliers
+from embedding_pipelines.explore.outliers import find_outliers, isolation
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.explore.topics import (
     COMPRESSED,
@@ -65,3 +67,28 @@ def test_what_cannot_be_is_a_readable_error(home: Path) -> None:
             find_outliers(home, "p", **options)
     with pytest.raises(ReleaseError, match="no release yet"):
         find_outliers(home, "p")
+
+
+@pytest.mark.parametrize("at_once", [1, 250, 8_000_000])
+def test_it_is_the_distance_that_a_full_sort_gives(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explore, "COSINES_AT_ONCE", at_once)
+    random = np.random.default_rng(0)
+    units = unit(random.normal(size=(60, 8)).astype(np.float32))
+    units[7] = 0
+    chosen = np.sort(random.choice(60, 25, replace=False))
+    own = np.isin(np.arange(60), chosen)
+    for k in (1, 5, 24):
+        expected = []
+        for row, vector in enumerate(units):
+            others = units[[other for other in chosen if other != row]]
+            expected.append(np.sort(1 - others @ vector)[k - 1])
+        assert isolation(units, units[chosen], own, k) == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_rows_are_at_no_distance_and_odd_ones_at_a_large_one() -> None:
+    units = unit(np.array([[1, 0]] * 30 + [[0, 1]] * 3 + [[-1, 0]], np.float32))
+    scores = isolation(units, units, np.ones(34, np.bool_), 20)
+    assert scores[:30].tolist() == [0] * 30
+    assert scores[30:].tolist() == [1, 1, 1, 2]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
-from embedding_pipelines.explore.table import LiveTable, load_table, matrix
-from embedding_pipelines.schemas import SPACE_ID_KEY
+from embedding_pipelines.explore.table import LiveTable, load_table
+from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
+from embedding_pipelines.vectors import to_matrix
 from embedding_pipelines_tests.chain import hashing, live_rows, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.explore.topics import COMPRESSED, HEADER, PIPELINE, write_topics
 
@@ -97,8 +98,9 @@ def test_a_sample_is_by_chance_and_always_the_same(home: Path) -> None:
     again, others = table.sample(30, "stored", ["chunk_id"])
     assert np.array_equal(numbers, again)
     assert rows.equals(others)
-    every = np.concatenate([matrix(batch) for batch in table.read("stored", ["chunk_id"])])
-    assert np.array_equal(matrix(rows), every[numbers])
+    batches = table.read("stored", ["chunk_id"])
+    every = np.concatenate([to_matrix(batch[VECTOR]) for batch in batches])
+    assert np.array_equal(to_matrix(rows[VECTOR]), every[numbers])
     assert len(np.unique(numbers)) == 30
     assert len(table.sample(1_000, "stored", ["chunk_id"])[0]) == 123
 

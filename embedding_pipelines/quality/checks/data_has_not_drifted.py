@@ -2,7 +2,7 @@
 
 from embedding_pipelines.metrics.drift import drift
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
-from embedding_pipelines.quality.figures import sketch_of
+from embedding_pipelines.quality.evidence import sketch_of
 
 LEAST_P = 0.001
 

@@ -13,9 +13,8 @@ class KnownItemsAreFound(Check):
             return self.too_few(rows)
         if recall is None:
             return self.outcome(True, "Skipped: there are no known items to search for.")
-        passed = recall >= LEAST_RECALL
-        sentence = f"{recall:.0%} of {queries} queries from the corpus find their document among "
-        sentence += "the first ten"
+        passed, share = recall >= LEAST_RECALL, f"{recall:.0%} of {queries}"
+        sentence = f"{share} queries from the corpus find their document among the first ten"
         if not passed:
             sentence += (
                 f", and chance alone finds {10 / rows:.1%}: queries and documents are not embedded "

@@ -32,8 +32,7 @@ class ProviderIsUnchanged(Check):
         return len(get_args(InputType)) * sum(count_tokens(CANARIES, run.model.tokenizer))
 
     def collect(self, candidate: Candidate) -> None:
-        """Past the cache. The first vectors are kept per space in the warehouse, for all
-        pipelines."""
+        """Past the cache. The first vectors of a space are kept for all pipelines."""
         run = candidate.run
         path = run.warehouse.root / "canaries" / f"{run.model.space.id}.npz"
         now = {

@@ -30,9 +30,7 @@ class VectorsBelongToTheirTexts(Check):
             fresh = candidate.embed(texts, "document", use_cache=False)
             sound = has_vector(fresh)  # what the provider rejects today proves nothing
             today = codec.decode(codec.encode(np.where(sound[:, None], fresh, 0)))
-            codes = np.stack([candidate.codes[name] for name in names])
-            # int8 may stand in a wider column.
-            stored = codec.decode(codes.astype(np.int8) if codec.dtype == "int8" else codes)
+            stored = codec.decode(np.stack([candidate.codes[name] for name in names]))
             cosines = np.where(sound, cosine(stored, today, both_zero=1), np.float32(1))
         candidate.stored_cosines = cosines
         candidate.collected[self.name] = [names[row] for row in np.argsort(cosines)]
