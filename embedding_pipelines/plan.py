@@ -5,28 +5,22 @@ removed afterwards; what follows is counted from them.
 """
 
 import contextlib
-import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Literal
-
-import pyarrow as pa
 
 from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
-from embedding_pipelines.embedding.lookup import Lookup, look_up
+from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.quality.evaluate import cost
 from embedding_pipelines.run import Run
-from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.embeddings import Embeddings, check_dimensions, rejected_chunks
-from embedding_pipelines.steps.vector_store import open_table
-from embedding_pipelines.stores.base import Table
-
-BEFORE_EMBEDDING = ("documents", "chunks")  # steps that cost nothing but time
+from embedding_pipelines.steps.embeddings import check_dimensions, rejected_chunks
+from embedding_pipelines.steps.vector_store import compare, open_table
 
 
 @dataclass
@@ -62,34 +56,26 @@ def plan(run: Run) -> Plan:
         for lock in locks:
             if run.folder.has_lock(lock):  # else nobody has ever run the pipeline
                 stack.enter_context(run.folder.lock(lock, timeout_seconds=0))
-        copy = stack.enter_context(_copy(run))
-        for step in steps_of(run.spec):
-            if step.name in BEFORE_EMBEDDING:
-                for _ in step.work(copy, run.spec.partition_names):
-                    pass
-        return _count(copy)
-
-
-@contextlib.contextmanager
-def _copy(run: Run) -> Iterator[Run]:
-    """The same run in a copy of its folder: shards are linked, so that nothing is read twice."""
-    with tempfile.TemporaryDirectory(prefix="embedding-pipelines-plan-") as folder:
+        folder = stack.enter_context(TemporaryDirectory(prefix="embedding-pipelines-plan-"))
         warehouse = run.warehouse.copy_for_reading(Path(folder), run.spec.name)
-        with Run(run.spec, warehouse, run.progress, run.model) as copy:
-            yield copy
+        copy = stack.enter_context(Run(run.spec, warehouse, run.progress, run.model))
+        for name in ("documents", "chunks"):  # which cost nothing but time
+            for _ in step_named(name).work(copy, run.spec.partition_names):
+                pass
+        return _count(copy)
 
 
 def _count(run: Run) -> Plan:
     """What stands between the copy's chunks and a release."""
     spec, options = run.spec, run.spec.model
-    is_trained = all(
-        step.current(run) is not None for step in steps_of(spec) if step.name == "train"
-    )
+    is_trained = not options.trains or step_named("train").current(run) is not None
     if is_trained:
         check_dimensions(run)
+    step, names = step_named("embeddings"), spec.partition_names
+    stale = [name for name in names if not is_trained or step.current(run, name) is None]
     result = Plan(spec.name, str(run.model.space) if is_trained else options.kind)
-    _count_rows(run, result, is_trained)
-    direct = _count_texts(run, result, is_trained)
+    _count_rows(run, result, stale, is_trained)
+    direct = _count_texts(run, result, stale, is_trained)
     if is_trained and (result.rows_new or result.rows_changed or result.rows_deleted):
         result.tokens_to_check = cost(run)
     later = result.tokens - direct
@@ -102,104 +88,54 @@ def _count(run: Run) -> Plan:
     return result
 
 
-def _count_rows(run: Run, result: Plan, is_trained: bool) -> None:
-    table = _table(run) if is_trained else None
+def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> None:
+    table = None
+    if is_trained and codec_path(run) is not None:  # else the table would be a new one
+        table, _ = open_table(run, load_codec(run))
     for partition in run.spec.partition_names:
-        chunks = run.folder.chunks.read_columns(partition, ["chunk_id", "chunk_digest"])
-        assert chunks is not None
-        ids, digests = chunks["chunk_id"].to_pylist(), chunks["chunk_digest"].to_pylist()
-        target = dict(zip(ids, digests, strict=True))
-        if is_trained and Embeddings().current(run, partition) is not None:
-            for name in rejected_chunks(run, partition):  # is not sent again
-                del target[name]
-        stored = dict(_stored(table, partition))
-        both = target.keys() & stored.keys()
-        changed = sum(target[name] != stored[name] for name in both)
-        result.rows_new += len(target) - len(both)
+        # What the provider rejected is not sent again.
+        rejected = set[str]() if partition in stale else rejected_chunks(run, partition)
+        difference = compare(run, table, partition, rejected)
+        changed = sum(difference.add) - difference.new
+        result.rows_new += difference.new
         result.rows_changed += changed
-        result.rows_unchanged += len(both) - changed
-        result.rows_deleted += len(stored) - len(both)
+        result.rows_unchanged += difference.unchanged
+        result.rows_deleted += len(difference.remove) - changed
 
 
-def _table(run: Run) -> Table | None:
-    """The table that a run would bring up to date; None if it would be a new one."""
-    if codec_path(run) is None:
-        return None
-    table, _ = open_table(run, load_codec(run))
-    return table if table.version is not None else None
-
-
-def _stored(table: Table | None, partition: str) -> Iterator[tuple[str, bytes]]:
-    if table is not None:
-        for batch in table.scan(["chunk_id", "chunk_digest"], partition):
-            yield from zip(
-                batch["chunk_id"].to_pylist(), batch["chunk_digest"].to_pylist(), strict=True
-            )
-
-
-def _count_texts(run: Run, result: Plan, is_trained: bool) -> int:
+def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> int:
     """Count as `embed` works: each text once, looked up, packed into requests. Returns the tokens
-    of direct requests: all of them, or with batch jobs those of texts that a job has rejected.
-
-    A model that is still to be trained finds nothing in the cache.
-    """
-    model, shards, names, direct = run.model, run.folder.chunks, run.spec.partition_names, 0
-    waiting, rejected = _in_batch_jobs(run)
-    step = Embeddings()
-    stale = [name for name in names if not is_trained or step.current(run, name) is None]
+    of direct requests: all of them, or with batch jobs those of texts that a job has rejected."""
+    model, shards, direct = run.model, run.folder.chunks, 0
+    uses_batch_jobs = run.spec.model.uses_batch_jobs
+    waiting, rejected = set[bytes](), set[bytes]()
+    if uses_batch_jobs:
+        jobs = BatchJobs(run.warehouse.batch_jobs, run.model, run.cache, "document")
+        waiting, rejected = jobs.pending_keys(), jobs.rejected
     batches = (batch for name in stale for batch in shards.read(name, ["text", "tokens"]))
-    looked_up = (
-        look_up(batches, model.space, "document", run.cache) if is_trained else _misses(batches)
-    )
-    for texts in looked_up:
-        unsent = {key: text for key, text in texts.misses.items() if key not in waiting}
-        at_once = (
-            tokens
-            for key, (_, tokens) in unsent.items()
-            if not run.spec.model.uses_batch_jobs or key in rejected
-        )
-        direct += sum(at_once)
-        misses = list(unsent.values())
+    space = model.space if is_trained else None
+    for texts in look_up(batches, space, "document", run.cache):
+        misses = {key: text for key, text in texts.misses.items() if key not in waiting}
+        tokens = [count for _, count in misses.values()]
+        sizes = [len(text.encode()) for text, _ in misses.values()]
+        at_once = misses.keys() & rejected if uses_batch_jobs else misses
+        direct += sum(misses[key][1] for key in at_once)
         result.texts_waiting += len(texts.misses) - len(misses)
         result.cache_hits += texts.hits
         result.texts_to_embed += len(misses)
-        result.tokens += sum(tokens for _, tokens in misses)
-        sizes = [len(text.encode()) for text, _ in misses]
-        tokens_of = [tokens for _, tokens in misses]
-        result.requests += sum(1 for _ in pack(tokens_of, model.limits, sizes))
+        result.tokens += sum(tokens)
+        result.requests += sum(1 for _ in pack(tokens, model.limits, sizes))
     return direct
-
-
-def _misses(batches: Iterable[pa.RecordBatch]) -> Iterator[Lookup]:
-    """Every text once, as for a model that is still to be trained: its space is new."""
-    seen: set[str] = set()
-    for batch in batches:
-        texts = dict(zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True))
-        new = {text: tokens for text, tokens in texts.items() if text not in seen}
-        seen.update(new)
-        yield Lookup(0, {text.encode(): (text, tokens) for text, tokens in new.items()})
-
-
-def _in_batch_jobs(run: Run) -> tuple[set[bytes], set[bytes]]:
-    """Keys of the texts in running batch jobs, and of those that a job has rejected."""
-    if not run.spec.model.uses_batch_jobs:
-        return set(), set()
-    jobs = BatchJobs(run.warehouse.batch_jobs, run.model, run.cache, "document")
-    return jobs.pending_keys(), jobs.rejected
 
 
 def _seconds(run: Run, result: Plan) -> float | None:
     """At the pace of the last run, but no faster than the account's stated requests."""
-    manifests = [run.folder.embeddings.manifest(name) for name in run.spec.partition_names]
-    rates: list[float] = [
-        rate
-        for entry in manifests
-        if entry is not None and (rate := entry.statistics.get("tokens_per_second"))
-    ]
-    stated: float | None = getattr(run.spec.model, "requests_per_minute", None)
-    slowest = 60 * result.requests / stated if stated else 0.0
     if not result.tokens:
         return 0.0
-    if not rates:
-        return round(slowest, 1) or None
-    return round(max(slowest, result.tokens / median(rates)), 1)
+    manifests = run.folder.embeddings.manifests(run.spec.partition_names)
+    rates = [entry.statistics.get("tokens_per_second") for entry in manifests]
+    stated: float | None = getattr(run.spec.model, "requests_per_minute", None)
+    seconds = [60 * result.requests / stated] if stated else []
+    if any(rates):
+        seconds.append(result.tokens / median(filter(None, rates)))
+    return round(max(seconds), 1) if seconds else None

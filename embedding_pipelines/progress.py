@@ -1,6 +1,6 @@
 """Progress of a step, and the report of what it did, for a terminal or Dagster's log to show."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,9 +57,8 @@ def compute_rates(statistics: dict[str, Any]) -> dict[str, float]:
     return rates
 
 
-def sum_reports(step: str, reports: Iterable[StepReport]) -> StepReport:
+def sum_reports(step: str, reports: Sequence[StepReport]) -> StepReport:
     """The reports of a step's partitions as one, with counts summed and rates computed again."""
-    reports = list(reports)
     statistics: dict[str, Any] = {}
     for report in reports:
         for name, value in report.statistics.items():

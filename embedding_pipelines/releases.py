@@ -47,6 +47,10 @@ class Releases(BaseModel):
     def get(self, number: int | None) -> Release | None:
         return next((release for release in self.releases if release.number == number), None)
 
+    @property
+    def newest(self) -> Release | None:
+        return self.releases[-1] if self.releases else None
+
     def previous(self, number: int) -> Release | None:
         """The newest release that is older than `number`."""
         return next((entry for entry in reversed(self.releases) if entry.number < number), None)

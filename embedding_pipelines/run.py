@@ -1,8 +1,9 @@
 """One run of a pipeline in a warehouse, the argument of every step, check and verb."""
 
 import functools
-from typing import Any, Self
+from typing import Self
 
+from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.once import forget
@@ -67,20 +68,12 @@ class Run:
         names = ("embedded_tokens", "provider_seconds", "usd")
         return read_json(self.folder.usage) or dict.fromkeys(names, 0)
 
-    def add_usage(
-        self,
-        embedded_tokens: int = 0,
-        provider_seconds: float = 0.0,
-        billed_tokens: int = 0,
-        price: float | None = None,
-    ) -> None:
+    def add_usage(self, usage: Usage, price: float | None) -> None:
         """Add the usage of texts, a batch job or checks; `price` in USD per million tokens."""
-        if not embedded_tokens and not billed_tokens:
+        if not usage.embedded_tokens and not usage.billed_tokens:
             return
-        more: dict[str, Any] = {
-            "embedded_tokens": embedded_tokens,
-            "provider_seconds": provider_seconds,
-            "usd": billed_tokens * (price or 0) / 1e6,
-        }
-        before = self.usage()
-        write_json(self.folder.usage, {name: round(before[name] + more[name], 9) for name in more})
+        sums = self.usage()
+        sums["embedded_tokens"] += usage.embedded_tokens
+        sums["provider_seconds"] += usage.provider_seconds
+        sums["usd"] += usage.billed_tokens * (price or 0) / 1e6
+        write_json(self.folder.usage, {name: round(value, 9) for name, value in sums.items()})

@@ -20,7 +20,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
     live = releases.get(releases.live)
-    rejected_texts = _rejected_texts(run)
+    embeddings = run.folder.embeddings.manifests(spec.partition_names)
+    rejected_texts = sum(entry.rejected for entry in embeddings)
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
@@ -29,7 +30,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "schedule": spec.schedule,
         "documents": _rows(run, run.folder.documents),
         "chunks": _rows(run, run.folder.chunks),
-        "embeddings": _rows(run, run.folder.embeddings) - rejected_texts,
+        "embeddings": sum(entry.rows for entry in embeddings) - rejected_texts,
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
         "rejected_texts": rejected_texts,
@@ -54,22 +55,17 @@ def _live_model(run: Run, live: Release) -> str | None:
     is."""
     ran, options = live.spec.model, run.spec.model
     copies = (run.warehouse.root / "calibration").relative_to(run.warehouse.home).as_posix()
+    other_kind = ran.kind != options.kind
     configured = options.model_dump(mode="json")
     differences = {
         name: value
-        for name, value in ran.model_dump(
-            mode="json", exclude_defaults=ran.kind != options.kind
-        ).items()
+        for name, value in ran.model_dump(mode="json", exclude_defaults=other_kind).items()
         if value != configured.get(name) and not str(value).startswith(copies)
     }
-    if not differences and ran.kind == options.kind:
+    if not differences and not other_kind:
         return None
-    title = ", ".join(
-        [
-            _title(ran),
-            *(f"{name} {value}" for name, value in differences.items() if name != "model"),
-        ]
-    )
+    differences.pop("model", None)
+    title = ", ".join([_title(ran), *(f"{name} {value}" for name, value in differences.items())])
     if live.override:
         return f"{title}: set for its run alone; the next run uses the model of the pipeline file"
     return f"{title}: the pipeline file has changed since; the next run uses its model"
@@ -88,13 +84,7 @@ def _held_back(run: Run, live: Release | None) -> str | None:
 
 
 def _rows(run: Run, shards: Shards) -> int:
-    manifests = (shards.manifest(partition) for partition in run.spec.partition_names)
-    return sum(manifest.rows for manifest in manifests if manifest)
-
-
-def _rejected_texts(run: Run) -> int:
-    manifests = (run.folder.embeddings.manifest(name) for name in run.spec.partition_names)
-    return sum(manifest.statistics.get("rejected", 0) for manifest in manifests if manifest)
+    return sum(entry.rows for entry in shards.manifests(run.spec.partition_names))
 
 
 def _source(run: Run) -> str:

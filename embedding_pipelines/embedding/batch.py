@@ -1,7 +1,7 @@
 """A batch of texts while some of its vectors are pending, the requests for them, and what comes
 out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -40,13 +40,6 @@ class Batch:
     rejected: dict[bytes, str] = field(default_factory=dict)
     pending: set[bytes] = field(default_factory=set)
     usage: Usage = field(default_factory=Usage)
-
-    @classmethod
-    def of(cls, rows: pa.RecordBatch, key_of: Callable[[str], bytes]) -> Self:
-        """`rows` have the columns `text` and `tokens`."""
-        texts = rows["text"].to_pylist()
-        keys = {text: key_of(text) for text in texts}
-        return cls(rows, [keys[text] for text in texts], pending=set(keys.values()))
 
     def embedded(self, dimensions: int) -> EmbeddedBatch:
         """What is yielded, once nothing is pending."""

@@ -5,6 +5,7 @@ results are in the cache: whichever process comes next, after a reboot too, goes
 no text is submitted twice.
 """
 
+import itertools
 import json
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -49,24 +50,6 @@ class BatchJob:
     id: str | None = None
 
 
-@dataclass(frozen=True)
-class RunningJobs:
-    """All jobs that the service has not finished, or that are not collected yet."""
-
-    jobs: int
-    texts: int
-    done: int
-    since: str
-
-    def __str__(self) -> str:
-        jobs = f"{self.jobs} batch job" + ("" if self.jobs == 1 else "s")
-        return (
-            f"{self.texts:,} texts are in {jobs} since {self.since}, {self.done:,} of them done. "
-            "The next run collects the vectors: the sensor starts it, or run the pipeline again "
-            "later."
-        )
-
-
 class BatchPending(Exception):
     """Raised while a batch job is still running; not an error. `str` says which."""
 
@@ -90,34 +73,33 @@ class BatchJobs:
         if model.batch_service is None:
             raise TypeError(f"{model.space} has no batch service.")
         self._service, self._space = model.batch_service, model.space
-        self._address = getattr(model, "address", "")
         self._folder, self._cache, self._attempts = folder, cache, attempts
         self._input_type: InputType = input_type
+        self._identity = (getattr(model, "address", ""), self._space.id, input_type)
         self._rejected_file = folder / f"{self._space.id}-{input_type}.rejected"
         # A job gave them no sound vector. They get a direct request, which says why; on record, so
         # that none goes from job to job.
-        self.rejected: set[bytes] = set()
-        if self._rejected_file.exists():
-            self.rejected = set(map(bytes.fromhex, self._rejected_file.read_text().split()))
+        rejected = self._rejected_file.read_text() if self._rejected_file.exists() else ""
+        self.rejected = set(map(bytes.fromhex, rejected.split()))
         self.billed_tokens = 0  # for what was collected
 
     def jobs(self) -> list[BatchJob]:
         """Those of this service, space and input type, oldest first."""
-        own = (self._address, self._space.id, self._input_type)
-        jobs = (_read(path) for path in list_files(self._folder, "*.json"))
-        return sorted(
-            (job for job in jobs if (job.address, job.space, job.input_type) == own),
-            key=lambda job: job.submitted_at,
-        )
+        jobs = [_read(path) for path in list_files(self._folder, "*.json")]
+        own = [job for job in jobs if (job.address, job.space, job.input_type) == self._identity]
+        return sorted(own, key=lambda job: job.submitted_at)
 
-    def running(self) -> RunningJobs | None:
-        """How the jobs on record stand, None if there are none."""
+    def running(self) -> str | None:
+        """How the jobs on record stand, in words; None if there are none."""
         jobs = self.jobs()
         if not jobs:
             return None
+        texts, plural = sum(len(job.keys) for job in jobs), "" if len(jobs) == 1 else "s"
         done = sum(self._state(job).done for job in jobs if job.id is not None)
-        return RunningJobs(
-            len(jobs), sum(len(job.keys) for job in jobs), done, jobs[0].submitted_at
+        return (
+            f"{texts:,} texts are in {len(jobs)} batch job{plural} since {jobs[0].submitted_at}, "
+            f"{done:,} of them done. The next run collects the vectors: the sensor starts it, or "
+            "run the pipeline again later."
         )
 
     def pending_keys(self) -> set[bytes]:
@@ -199,21 +181,13 @@ class BatchJobs:
     ) -> None:
         if not budget.holds(tokens):
             raise budget.exhausted_error()
-        job = BatchJob(
-            tag=uuid.uuid4().hex,
-            address=self._address,
-            space=self._space.id,
-            input_type=self._input_type,
-            keys=list(texts),
-            submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        job = BatchJob(uuid.uuid4().hex, *self._identity, list(texts), now)
         announce(job.tag)
         self._write(job)  # first: a process that dies from here on is followed by one that finds it
-        name = self._retry(
-            lambda: self._create(job, texts),
-            # A request may have been heard though nobody answered.
-            again=lambda: self._service.find(job.tag) or self._create(job, texts),
-        )
+        create = partial(self._create, job, texts)
+        # A request may have been heard though nobody answered.
+        name = self._retry(create, again=lambda: self._service.find(job.tag) or create())
         self._write(replace(job, id=name))
         budget.spend(tokens, tokens)
 
@@ -229,13 +203,11 @@ class BatchJobs:
 
     def _submitted(self, job: BatchJob) -> BatchJob | None:
         """The job with its id; None if its process died before it was submitted."""
-        if job.id is not None:
-            return job
-        name = self._retry(lambda: self._service.find(job.tag))
-        if name is None:
-            return None
-        job = replace(job, id=name)
-        self._write(job)
+        if job.id is None:
+            job = replace(job, id=self._retry(lambda: self._service.find(job.tag)))
+            if job.id is None:
+                return None
+            self._write(job)
         return job
 
     def _state(self, job: BatchJob) -> BatchState:
@@ -276,12 +248,9 @@ class BatchJobs:
     ) -> Result:
         """What a request returns, sent again while it fails on the way; as `again` from the second
         time on."""
+        calls = itertools.chain([call], itertools.repeat(again or call))
         try:
-            for attempt in retrying(self._attempts, Unreachable, Busy):
-                with attempt:
-                    is_first = attempt.retry_state.attempt_number == 1
-                    return call() if is_first or again is None else again()
-            raise AssertionError
+            return retrying(self._attempts, Unreachable, Busy)(lambda: next(calls)())
         except (Unreachable, Busy) as error:
             raise ProviderError(
                 f"{error} What was submitted stays on record: run again later."

@@ -33,11 +33,6 @@ class Usage:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
-    def bill(self, counted: int, billed: int | None) -> None:
-        """Add the tokens of one reply; `billed` is None where the provider does not say."""
-        self.counted_tokens += counted
-        self.billed_tokens += counted if billed is None else billed
-
 
 class BudgetTracker:
     """A budget while it is spent. What a text will cost is reckoned from what the provider has

@@ -81,16 +81,10 @@ class EmbeddingCache:
         if self.read_only:
             raise StoreError(f"The cache {self.path} is open for reading only.")
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
-        with self._open("written") as database:
+        with self._open("written") as database, database:  # commits, or rolls back
             database.execute("BEGIN IMMEDIATE")
-            try:
-                rows = zip(keys, values, strict=True)
-                database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-                database.execute("COMMIT")
-            except BaseException:
-                if database.in_transaction:  # SQLite itself ends it when the disk is full
-                    database.execute("ROLLBACK")
-                raise
+            rows = zip(keys, values, strict=True)
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     def get(
         self, text: str, model: EmbeddingModel | Space | str, input_type: InputType = "document"

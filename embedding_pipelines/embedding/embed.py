@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +30,8 @@ from embedding_pipelines.embedding.batch import Batch, BatchRequest, EmbeddedBat
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.packing import pack
-from embedding_pipelines.embedding.request import ATTEMPTS, Sender, WrongVector, rule_for
-from embedding_pipelines.embedding.sanity import send_verified, verify_provider
+from embedding_pipelines.embedding.request import ATTEMPTS, POLICY, Sender, WrongVector
+from embedding_pipelines.embedding.sanity import probe, send_verified
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import (
@@ -41,7 +41,6 @@ from embedding_pipelines.providers.base import (
     Response,
     faulty_rows,
 )
-from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,12 +62,10 @@ def embed(
     unfinished: Usage | None = None,
     *,
     limits: Limits | None = None,
-    attempts: int = ATTEMPTS,
 ) -> Iterator[EmbeddedBatch]:
     """Each batch with its vectors, in order. Batches need the columns `text` and `tokens`.
 
-    `advance` is given the tokens of texts that are done. `limits` are the model's by default, and
-    each request is sent `attempts` times at most while the model is unreachable.
+    `advance` is given the tokens of texts that are done. `limits` are the model's by default.
 
     The vectors of each reply are committed to the cache when it has come, also of requests that are
     out when something fails, within PATIENCE_SECONDS. A process that is killed loses what is out:
@@ -77,7 +74,7 @@ def embed(
     unavailable, BudgetError if the next request would cost more than `budget` holds.
     """
     source = iter(batches)
-    stream = _Stream(model, cache, input_type, budget or BudgetTracker(), limits, attempts)
+    stream = _Stream(model, cache, input_type, budget or BudgetTracker(), limits or model.limits)
     with cache, stream.closing(unfinished or Usage()):
         rows: pa.RecordBatch | None = None
         while True:
@@ -102,7 +99,6 @@ def embed_all(
     *,
     tokens: Sequence[int] | None = None,
     limits: Limits | None = None,
-    attempts: int = ATTEMPTS,
 ) -> Embeddings:
     """The vectors of all texts, through the cache if there is one.
 
@@ -110,19 +106,14 @@ def embed_all(
     """
     count, size = len(texts), model.space.dimensions
     whole = Embeddings(np.empty((count, size), np.float32), {}, Usage())
+    counts = count_tokens(texts, model.tokenizer) if tokens is None else tokens
+    columns = [pa.array(list(texts), pa.string()), pa.array(counts, pa.int32())]
+    rows = pa.RecordBatch.from_arrays(columns, ["text", "tokens"])
+    starts = range(0, count, BATCH_TEXTS)
+    batches = (rows.slice(first, BATCH_TEXTS) for first in starts)
     with EmbeddingCache(IN_MEMORY) if cache is None else cache as store:
-        batches = _batches(texts, tokens, model)
-        parts = embed(
-            batches,
-            model,
-            store,
-            input_type,
-            lambda _: None,
-            budget,
-            limits=limits,
-            attempts=attempts,
-        )
-        for first, part in zip(range(0, count, BATCH_TEXTS), parts, strict=True):
+        parts = embed(batches, model, store, input_type, lambda _: None, budget, limits=limits)
+        for first, part in zip(starts, parts, strict=True):
             whole.vectors[first : first + len(part.vectors)] = part.vectors
             whole.rejected |= {first + row: reason for row, reason in part.rejected.items()}
             whole.usage.add(part.usage)
@@ -135,16 +126,6 @@ def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
     return [len(entry.ids) for part in parts for entry in tokenizer.encode_batch_fast(list(part))]
 
 
-def _batches(
-    texts: Sequence[str], tokens: Sequence[int] | None, model: EmbeddingModel
-) -> Iterator[pa.RecordBatch]:
-    for first in range(0, len(texts), BATCH_TEXTS):
-        part = slice(first, first + BATCH_TEXTS)
-        counts = count_tokens(texts[part], model.tokenizer) if tokens is None else tokens[part]
-        columns = {"text": list(texts[part]), "tokens": pa.array(counts, pa.int32())}
-        yield pa.RecordBatch.from_pydict(columns)
-
-
 class _Stream:
     """Batches with pending vectors, requests in the queue, and requests that are out."""
 
@@ -154,13 +135,11 @@ class _Stream:
         cache: EmbeddingCache,
         input_type: InputType,
         budget: BudgetTracker,
-        limits: Limits | None,
-        attempts: int,
+        limits: Limits,
     ) -> None:
         self.batches: deque[Batch] = deque()
-        self._cache, self._budget, self._attempts = cache, budget, attempts
+        self._cache, self._budget, self._space, self._limits = cache, budget, model.space, limits
         self._input_type: InputType = input_type
-        self._space, self._limits = model.space, limits or model.limits
         self._queue: deque[BatchRequest] = deque()
         self._out: dict[Future[Response], BatchRequest] = {}
         self._requested: set[bytes] = set()  # keys of both
@@ -168,7 +147,7 @@ class _Stream:
         # When the provider last gave a right vector, and until when its time is counted, by the
         # clock `time.perf_counter`.
         self._right_at = self._counted_until = 0.0
-        self._sender, self._workers = Sender(model), Workers(self._limits.concurrent_requests)
+        self._sender, self._workers = Sender(model), Workers(limits.concurrent_requests)
 
     @property
     def has_room(self) -> bool:
@@ -178,14 +157,16 @@ class _Stream:
         """Look a batch up, and request the misses that are not requested yet."""
         if not rows.num_rows:
             return
-        batch = Batch.of(rows, self._key)
-        texts, usage = batch.pending, batch.usage
-        batch.vectors = self._cache.get_many(list(texts - self._requested), self._space.dimensions)
-        batch.rejected = {key: self._rejected[key] for key in texts & self._rejected.keys()}
-        batch.pending = texts - batch.vectors.keys() - batch.rejected.keys()
+        space, texts = self._space, rows["text"].to_pylist()
+        keys = {text: self._cache.key(space.id, self._input_type, text) for text in texts}
+        batch = Batch(rows, [keys[text] for text in texts])
+        unique, usage = set(batch.keys), batch.usage
+        batch.vectors = self._cache.get_many(list(unique - self._requested), space.dimensions)
+        batch.rejected = {key: self._rejected[key] for key in unique & self._rejected.keys()}
+        batch.pending = unique - batch.vectors.keys() - batch.rejected.keys()
         misses = batch.pending - self._requested
-        usage.texts, usage.rejected = len(texts), len(batch.rejected)
-        usage.cache_hits = len(texts) - len(misses) - len(batch.rejected)
+        usage.texts, usage.rejected = len(unique), len(batch.rejected)
+        usage.cache_hits = len(unique) - len(misses) - len(batch.rejected)
         self.batches.append(batch)
         self._queue.extend(self._requests(batch, misses))
         self._requested |= misses
@@ -200,11 +181,11 @@ class _Stream:
         return tokens
 
     @contextlib.contextmanager
-    def closing(self, unfinished: Usage) -> Iterator[Self]:
+    def closing(self, unfinished: Usage) -> Iterator[None]:
         """In the end, commit and count what requests that are out still bring within
         PATIENCE_SECONDS; those not begun are not sent."""
         try:
-            yield self
+            yield
         finally:
             self._sender.cancel()
             out = {future: self._out[future] for future in self._out if not future.cancel()}
@@ -216,21 +197,12 @@ class _Stream:
             for batch in self.batches:
                 unfinished.add(batch.usage)
 
-    def _key(self, text: str) -> bytes:
-        return self._cache.key(self._space.id, self._input_type, text)
-
     def _requests(self, batch: Batch, misses: set[bytes]) -> Iterator[BatchRequest]:
-        rows: dict[bytes, int] = {}
-        for row, key in enumerate(batch.keys):
-            if key in misses:
-                rows.setdefault(key, row)
-        keys = list(rows)
+        rows = {key: row for row, key in enumerate(batch.keys) if key in misses}
         part = batch.rows.take(pa.array(rows.values(), pa.int32()))
         texts, tokens = part["text"].to_pylist(), part["tokens"].to_pylist()
         sizes = [len(text.encode()) for text in texts] if self._limits.request_bytes else None
-        whole = BatchRequest(
-            texts, self._input_type, tokens, self._attempts, keys=keys, batch=batch
-        )
+        whole = BatchRequest(texts, self._input_type, tokens, keys=list(rows), batch=batch)
         for positions in pack(tokens, self._limits, sizes):
             yield replace(whole.part(positions), is_part=False)
 
@@ -270,22 +242,22 @@ class _Stream:
             self._spend(request.batch, request.usage)
             self._recover(request, fault)
             return 0
-        sound, faults = self._commit(request, response)
+        tokens, faults = self._commit(request, response)
         del self._out[future]
         self._spend(request.batch, request.usage)
-        self._deliver({request.keys[at]: response.vectors[at] for at in sound})
         for at, reason in response.rejected.items():
             self._reject(request, at, reason)
         if 0 < len(faults) < len(request.inputs):
             self._queue.appendleft(request.part(list(faults)))
         elif faults:
             self._recover(request, WrongVector(f"The provider returned {faults[0]}."))
-        return sum(request.tokens[at] for at in sound)
+        return tokens
 
     def _recover(self, request: BatchRequest, fault: ProviderError) -> None:
         """What a fault means for the texts of its request, by `request.POLICY`: the provider is
         verified, then they are halved; a text alone is requested once more, or rejected."""
-        rule, is_alone = rule_for(fault), len(request.inputs) == 1
+        rule = next(POLICY[kind] for kind in type(fault).__mro__ if kind in POLICY)
+        is_alone = len(request.inputs) == 1
         if isinstance(fault, Unreachable):
             # What came while this request was out may have come before the service went away.
             self._right_at = 0.0
@@ -299,7 +271,7 @@ class _Stream:
             attempts = min(rule.half_attempts or request.attempts, request.attempts)
             self._queue.extendleft(reversed(request.halves(attempts)))
         elif rule.repeat_alone and not request.is_final:
-            again = replace(request.part([0]), attempts=self._attempts, is_final=True)
+            again = replace(request.part([0]), attempts=ATTEMPTS, is_final=True)
             self._queue.appendleft(again)
         else:
             self._reject(request, 0, str(fault))
@@ -309,32 +281,37 @@ class _Stream:
         submitted, or does so now."""
         if self._right_at >= request.submitted_at:
             return
-        doubt, usage = None if isinstance(fault, WrongVector) else fault, Usage()
+        usage = Usage()
         try:
-            verify_provider(self._sender, self._input_type, usage, doubt, self._attempts)
+            probe(self._sender, self._input_type, usage)
+        except (BadInput, TooLarge, Unreachable) as error:  # so it is not these texts
+            raise error if isinstance(fault, WrongVector) else fault from error
         finally:
             self._spend(request.batch, usage)
         self._right_at = time.perf_counter()
 
-    def _commit(
-        self, request: BatchRequest, response: Response
-    ) -> tuple[list[int], dict[int, str]]:
-        """Commit the right vectors of a reply, and count them: their positions, and what is wrong
-        with others that the provider did not reject itself."""
+    def _commit(self, request: BatchRequest, response: Response) -> tuple[int, dict[int, str]]:
+        """Commit, count and deliver the right vectors of a reply: the tokens of their texts, and
+        what is wrong with others that the provider did not reject itself."""
         faults = faulty_rows(response.vectors, request.inputs, self._space)
         sound = [at for at in range(len(request.inputs)) if at not in faults]
+        vectors = {request.keys[at]: response.vectors[at] for at in sound}
         if sound:
-            self._cache.put_many([request.keys[at] for at in sound], response.vectors[sound])
+            self._cache.put_many(list(vectors), response.vectors[sound])
             self._right_at = time.perf_counter()
             self._commit_copies(request, response, sound)
-        usage = request.batch.usage
+        self._requested.difference_update(vectors)
+        for batch in self.batches:
+            for key in batch.pending & vectors.keys():
+                batch.pending.remove(key)
+                batch.vectors[key] = vectors[key]
+        usage, tokens = request.batch.usage, sum(request.tokens[at] for at in sound)
         usage.embedded += len(sound)
-        usage.embedded_tokens += sum(request.tokens[at] for at in sound)
-        usage.provider_seconds += max(
-            0.0, request.ended_at - max(request.started_at, self._counted_until)
-        )
+        usage.embedded_tokens += tokens
+        uncounted = request.ended_at - max(request.started_at, self._counted_until)
+        usage.provider_seconds += max(0.0, uncounted)
         self._counted_until = max(self._counted_until, request.ended_at)
-        return sound, {at: words for at, words in faults.items() if at not in response.rejected}
+        return tokens, {at: words for at, words in faults.items() if at not in response.rejected}
 
     def _commit_copies(
         self, request: BatchRequest, response: Response, sound: Sequence[int]
@@ -352,13 +329,6 @@ class _Stream:
     def _spend(self, batch: Batch, usage: Usage) -> None:
         batch.usage.add(usage)
         self._budget.spend(usage.counted_tokens, usage.billed_tokens)
-
-    def _deliver(self, vectors: dict[bytes, Vectors]) -> None:
-        self._requested.difference_update(vectors)
-        for batch in self.batches:
-            for key in batch.pending & vectors.keys():
-                batch.pending.remove(key)
-                batch.vectors[key] = vectors[key]
 
     def _reject(self, request: BatchRequest, at: int, reason: str) -> None:
         key = request.keys[at]

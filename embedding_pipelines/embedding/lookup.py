@@ -23,17 +23,21 @@ class Lookup:
 
 
 def look_up(
-    batches: Iterable[pa.RecordBatch], space: Space, input_type: InputType, cache: EmbeddingCache
+    batches: Iterable[pa.RecordBatch],
+    space: Space | None,
+    input_type: InputType,
+    cache: EmbeddingCache,
 ) -> Iterator[Lookup]:
-    """Each batch in turn, each text once. Batches need the columns `text` and `tokens`."""
+    """Each batch in turn, each text once. Batches need the columns `text` and `tokens`.
+
+    `space` is None for a model that is still to be trained: nothing is in the cache for it.
+    """
     earlier: set[bytes] = set()
+    space_id = space.id if space else ""
     for batch in batches:
         texts = zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True)
-        keyed = {
-            cache.key(space.id, input_type, text): (text, tokens)
-            for text, tokens in dict(texts).items()
-        }
+        keyed = {cache.key(space_id, input_type, text): (text, tokens) for text, tokens in texts}
         new = {key: text for key, text in keyed.items() if key not in earlier}
         earlier.update(new)
-        hits = cache.get_many(list(new), space.dimensions)
+        hits = cache.get_many(list(new), space.dimensions) if space else {}
         yield Lookup(len(hits), {key: text for key, text in new.items() if key not in hits})

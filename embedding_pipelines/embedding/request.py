@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState, Retrying
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0  # between attempts, doubled each time
+ATTEMPTS = 6  # of a request that is Unreachable: 15 seconds of waits at most, 8 usually
 BUSY_SECONDS = 900.0  # of nothing but refusals to one request, until it fails
 LONG_WAIT_SECONDS = 10.0  # waits as long as this are logged
 LOGGER = logging.getLogger(__name__)
@@ -40,26 +41,20 @@ class WrongVector(ProviderError):
 class Rule:
     """What follows a fault. Several texts are halved in the end, and a text alone is rejected."""
 
-    attempts: int = 1  # how often the same request is sent
-    half_attempts: int | None = None  # how often each half is then sent; None: as its whole
+    half_attempts: int | None = None  # how often each half is sent; None: as its whole
     repeat_alone: bool = False  # whether a text alone gets a second request before it is rejected
     probe: bool = True  # before halving; before a text is rejected the provider always is probed
 
 
 # Busy is none of these: for BUSY_SECONDS the same request is sent again when the rate limit lets it.
 POLICY: dict[type[ProviderError], Rule] = {
-    # 6 attempts: 15 seconds of waits at most, 8 usually. What failed so often as a whole is hardly
-    # the network's fault, and a text that fails alone is not to blame for an outage.
-    Unreachable: Rule(attempts=6, half_attempts=2, repeat_alone=True),
+    # What failed so often as a whole is hardly the network's fault, and a text that fails alone is
+    # not to blame for an outage.
+    Unreachable: Rule(half_attempts=2, repeat_alone=True),
     WrongVector: Rule(repeat_alone=True),
     BadInput: Rule(),
     TooLarge: Rule(probe=False),
 }
-ATTEMPTS = POLICY[Unreachable].attempts
-
-
-def rule_for(fault: ProviderError) -> Rule:
-    return next(POLICY[kind] for kind in type(fault).__mro__ if kind in POLICY)
 
 
 @dataclass
@@ -73,8 +68,11 @@ class Request:
     usage: Usage = field(default_factory=Usage)
 
     def bill(self, billed: int | None) -> None:
-        """Add what a reply cost; of texts that nobody counted, as the provider counts."""
-        self.usage.bill(sum(self.tokens) if self.tokens else billed or 0, billed)
+        """Add the tokens of a reply; `billed` is None where the provider does not say. Texts that
+        nobody counted are counted as the provider does."""
+        counted = sum(self.tokens) if self.tokens else billed or 0
+        self.usage.counted_tokens += counted
+        self.usage.billed_tokens += counted if billed is None else billed
 
 
 class Sender:
@@ -172,21 +170,20 @@ def retrying(
 ) -> "Retrying":
     """Repeats what fails with one of `faults`, and raises the last. It waits longer each time, or
     as long as a busy service asks."""
-    from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
+    import tenacity
 
-    return Retrying(
-        retry=retry_if_exception_type(faults),
-        stop=stop_after_attempt(attempts),
-        wait=_pause,
+    usual = tenacity.wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)
+
+    def pause(state: "RetryCallState") -> float:
+        fault = state.outcome.exception() if state.outcome else None
+        if isinstance(fault, Busy) and fault.retry_after_seconds is not None:
+            return min(fault.retry_after_seconds, LONGEST_PAUSE_SECONDS)
+        return usual(state)
+
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(faults),
+        stop=tenacity.stop_after_attempt(attempts),
+        wait=pause,
         sleep=sleep,
         reraise=True,
     )
-
-
-def _pause(state: "RetryCallState") -> float:
-    from tenacity import wait_random_exponential
-
-    fault = state.outcome.exception() if state.outcome else None
-    if isinstance(fault, Busy) and fault.retry_after_seconds is not None:
-        return min(fault.retry_after_seconds, LONGEST_PAUSE_SECONDS)
-    return wait_random_exponential(FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS)(state)

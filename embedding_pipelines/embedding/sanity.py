@@ -3,8 +3,8 @@ texts."""
 
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import ATTEMPTS, Request, Sender
-from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
-from embedding_pipelines.providers.base import InputType, Response, check_reply
+from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.providers.base import InputType, Response, check_reply, faulty_rows
 from embedding_pipelines.vectors import Vectors
 
 PROBES = 3  # a service may answer wrongly once, as it may with any text
@@ -13,21 +13,6 @@ UNLIKE_TEXTS = (
     "The harbour was full of fishing boats.",
     "Divide both sides of the equation by seven.",
 )
-
-
-def verify_provider(
-    sender: Sender,
-    input_type: InputType,
-    usage: Usage,
-    doubt: ProviderError | None = None,
-    attempts: int = ATTEMPTS,
-) -> None:
-    """ProviderError unless the provider gives right vectors; `doubt` itself if it refuses the
-    known-good texts too. What the probe took is added to `usage`."""
-    try:
-        _probe(sender, input_type, usage, attempts)
-    except (BadInput, TooLarge, Unreachable) as error:
-        raise doubt or error from error
 
 
 def send_verified(sender: Sender, request: Request) -> Response:
@@ -42,8 +27,8 @@ def send_verified(sender: Sender, request: Request) -> Response:
         vectors = response.vectors
         if len(vectors) < 2 or (vectors != vectors[0]).any():
             return response
-    probe = _probe(sender, request.input_type, request.usage, request.attempts)
-    if probe is not None and (probe[0] == probe[1]).all():
+    unlike = probe(sender, request.input_type, request.usage, request.attempts)
+    if unlike is not None and (unlike[0] == unlike[1]).all():
         raise ProviderError(
             f"{sender.model.space} returned one and the same vector for {len(vectors)} different "
             "texts. Nothing was stored."
@@ -51,16 +36,19 @@ def send_verified(sender: Sender, request: Request) -> Response:
     return response
 
 
-def _probe(sender: Sender, input_type: InputType, usage: Usage, attempts: int) -> Vectors | None:
+def probe(
+    sender: Sender, input_type: InputType, usage: Usage, attempts: int = ATTEMPTS
+) -> Vectors | None:
     """The vectors of the known-good texts; None of a model that knows none of their words and says
-    so. Raises as `Sender.send`, and ProviderError for vectors that are wrong PROBES times."""
-    for left in reversed(range(PROBES)):
-        response = sender.send(Request(UNLIKE_TEXTS, input_type, attempts=attempts, usage=usage))
+    so. What the probe takes is added to `usage`.
+
+    Raises as `Sender.send`, and ProviderError for vectors that are wrong PROBES times.
+    """
+    request, space = Request(UNLIKE_TEXTS, input_type, (), attempts, usage), sender.model.space
+    for _ in range(PROBES):
+        response = sender.send(request)
         if response.rejected:
             return None
-        try:
-            return check_reply(response.vectors, UNLIKE_TEXTS, sender.model.space)
-        except ProviderError:
-            if not left:
-                raise
-    raise AssertionError
+        if not faulty_rows(response.vectors, UNLIKE_TEXTS, space):
+            break
+    return check_reply(response.vectors, UNLIKE_TEXTS, space)

@@ -49,7 +49,7 @@ class Workers:
 def is_busy() -> bool:
     """Whether a request is out that nobody waits for any more; threads without one end
     meanwhile."""
-    for thread in threading.enumerate():
-        if thread.name == NAME:
-            thread.join(1)
-    return any(thread.name == NAME for thread in threading.enumerate())
+    threads = [thread for thread in threading.enumerate() if thread.name == NAME]
+    for thread in threads:
+        thread.join(1)
+    return any(thread.is_alive() for thread in threads)

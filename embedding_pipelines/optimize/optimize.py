@@ -13,7 +13,7 @@ import numpy as np
 
 from embedding_pipelines.compression.base import CodecChain, Compressor, as_options, check_chain
 from embedding_pipelines.compression.pca import Pca, PcaCodec
-from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_json
@@ -178,7 +178,7 @@ def _embed_queries(corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]
     try:
         vectors = embed_all(names, run.model, run.cache, "query", budget).vectors
     finally:
-        run.add_usage(billed_tokens=budget.billed, price=spec.model.price)
+        run.add_usage(Usage(billed_tokens=budget.billed), spec.model.price)
     is_sound = has_vector(vectors)
     origins = [texts[name] for name, sound in zip(names, is_sound, strict=True) if sound]
     return corpus.query_set(vectors[is_sound]), dict(Counter(origins))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.errors import BudgetError, EmbeddingPipelinesError
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.plugins import objects
@@ -56,7 +57,7 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
             except EmbeddingPipelinesError as error:
                 errors[check.name] = error
     finally:  # whatever has been paid for
-        run.add_usage(billed_tokens=candidate.budget.billed, price=run.spec.model.price)
+        run.add_usage(Usage(billed_tokens=candidate.budget.billed), run.spec.model.price)
     for metric in METRICS.values():
         value = metric.measure(candidate)
         if value is not None and math.isfinite(value):

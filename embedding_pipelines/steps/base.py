@@ -11,6 +11,9 @@ from embedding_pipelines.progress import StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
+Options = Mapping[str, Any] | None  # values of a step's own `options`, by name
+Reports = Iterator[StepReport]
+
 
 @dataclass(frozen=True)
 class Option:
@@ -30,6 +33,7 @@ class Step(ABC):
     partitioned: ClassVar[bool] = False
     is_asset: ClassVar[bool] = True  # False: Dagster shows it as checks of its input
     description: ClassVar[str]
+    technologies: ClassVar[tuple[str, ...]] = ("python",)  # with parts of the pipeline's `spec`
     sentence: ClassVar[str]  # what it did, in a line: a format string over its statistics
     extras: ClassVar[tuple[str, ...]] = ()  # statistics that follow it where they are not zero
     row_statistic: ClassVar[str | None] = None  # the statistic that counts its rows
@@ -42,8 +46,7 @@ class Step(ABC):
         return True
 
     def kinds(self, spec: PipelineSpec) -> set[str]:
-        """Technologies that Dagster shows on the asset."""
-        return {"python"}
+        return {name.format(spec=spec) for name in self.technologies}
 
     @abstractmethod
     def configuration(self, spec: PipelineSpec) -> str:
@@ -55,19 +58,13 @@ class Step(ABC):
 
     @abstractmethod
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
-        """The report of what is up to date, None if there is something to do. Writes nothing.
-
-        `partition` names one of a partitioned step.
-        """
+        """The report of what is up to date, of one partition if the step has some; None if there
+        is something to do. Writes nothing."""
 
     @abstractmethod
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
-        """Bring it up to date; one report, or one per partition as each is committed.
-
-        `options` are values of the step's own `options`, by name. The pipeline's lock is held.
-        """
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
+        """Bring it up to date; one report, or one per partition as each is committed. The
+        pipeline's lock is held."""
 
     def whole(self, run: Run) -> StepReport | None:
         """As `current`, of all partitions together."""
@@ -76,3 +73,8 @@ class Step(ABC):
         reports = [self.current(run, partition) for partition in run.spec.partition_names]
         done = [report for report in reports if report is not None]
         return sum_reports(self.name, done) if len(done) == len(reports) else None
+
+
+def row_values(rows: pa.Table | pa.RecordBatch, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The values of some columns, row by row."""
+    return zip(*(rows[name].to_pylist() for name in columns), strict=True)

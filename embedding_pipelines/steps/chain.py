@@ -1,7 +1,6 @@
 """The chain: every step of this folder, in the order the data takes."""
 
 import graphlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from embedding_pipelines.files import read_json
@@ -30,14 +29,6 @@ def steps_of(spec: PipelineSpec) -> tuple[Step, ...]:
 
 def step_named(name: str) -> Step:
     return next(step for step in CHAIN if step.name == name)
-
-
-def work_all(run: Run) -> Iterator[StepReport]:
-    """Bring a pipeline up to date from the source to the release, without Dagster; each step holds
-    the pipeline's lock. Raises what the first failing step raises."""
-    for step in steps_of(run.spec):
-        with run.folder.lock():
-            yield from step.work(run, run.spec.partition_names)
 
 
 def up_to_date(run: Run, instance: Path) -> list[StepReport] | None:

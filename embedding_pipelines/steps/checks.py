@@ -6,9 +6,8 @@ changes; an inconclusive check is repeated by the next run.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import ReleaseError
@@ -21,7 +20,7 @@ from embedding_pipelines.quality.queries import evaluation_files
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.codec import load_codec
 from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import TableState, open_table, table_state
@@ -62,9 +61,7 @@ class Checks(Step):
         record = current_checks(run)
         return _report(record, changed=False) if record and record.is_settled else None
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         yield self.current(run) or _report(run_checks(run), changed=True)
 
 
@@ -122,8 +119,7 @@ def _inputs(run: Run, state: TableState) -> str:
         with contextlib.suppress(OSError):
             stat = path.stat()
             files.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
-    partitions = json.dumps(state.partitions, sort_keys=True)
-    spec = run.spec
+    partitions, spec = json.dumps(state.partitions, sort_keys=True), run.spec
     options = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
     return fingerprint(partitions, *options, str(spec.seed), str(spec.budget), *files)
 

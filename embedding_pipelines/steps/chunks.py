@@ -5,20 +5,21 @@ A document that has not changed keeps its chunks; only new and changed ones are 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines.errors import StoreError
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import Manifest
+from embedding_pipelines.steps.base import Options, Reports, Step, row_values
+from embedding_pipelines.storage.warehouse import Manifest, Shards
+
+IDENTITY = ("document_id", DOCUMENT_DIGEST)
 
 
 class Chunks(Step):
@@ -26,6 +27,7 @@ class Chunks(Step):
     inputs = ("documents",)
     partitioned = True
     description = "Cleaned text, cut to what the model can take, with exact character offsets."
+    technologies = ("python", "parquet")
     sentence = "{chunks}, {tokens}, {empty}"
     row_statistic = "chunks"
     lineage: ClassVar[Mapping[str, str]] = {
@@ -36,21 +38,16 @@ class Chunks(Step):
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.preprocessing.version)
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {"python", "parquet"}
-
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return chunks_schema(spec.source.metadata_types)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         assert partition is not None
-        inputs = _documents(run, partition).digest
+        inputs = run.folder.documents.required(partition).digest
         manifest = run.folder.chunks.current(partition, inputs, _configuration(run))
         return _report(manifest, partition, changed=False) if manifest else None
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """Raises ConfigError if the chunk size does not fit the model, ProviderError if the model
         cannot be loaded."""
         cutter: Cutter | None = None
@@ -73,12 +70,10 @@ def _configuration(run: Run) -> str:
 
 def _write(run: Run, partition: str, cutter: Cutter) -> StepReport:
     documents, shards, configuration = run.folder.documents, run.folder.chunks, _configuration(run)
-    source, before = _documents(run, partition), shards.manifest(partition)
-    columns = ["document_id", DOCUMENT_DIGEST]
+    source, before = documents.required(partition), shards.manifest(partition)
     unchanged: set[tuple[str, bytes]] = set()
     if before is not None and before.configuration == configuration:
-        unchanged = _identities(shards.read_columns(partition, columns))
-        unchanged &= _identities(documents.read_columns(partition, columns))
+        unchanged = _identities(shards, partition) & _identities(documents, partition)
     counts = Counts()
     statistics: dict[str, int] = {}
 
@@ -106,23 +101,12 @@ def _report(manifest: Manifest, partition: str, changed: bool) -> StepReport:
     return StepReport(Chunks.name, changed, statistics, partition)
 
 
-def _documents(run: Run, partition: str) -> Manifest:
-    manifest = run.folder.documents.manifest(partition)
-    if manifest is None:
-        raise StoreError(
-            f"Partition {partition!r} of {run.spec.name!r} has no documents: materialize "
-            "'documents' first."
-        )
-    return manifest
+def _identities(shards: Shards, partition: str) -> set[tuple[str, bytes]]:
+    """What makes each document of a partition itself."""
+    batches = shards.read(partition, [*IDENTITY])
+    return {pair for batch in batches for pair in row_values(batch, *IDENTITY)}
 
 
-def _identities(table: pa.Table | None) -> set[tuple[str, bytes]]:
-    if table is None:
-        return set()
-    ids, digests = table["document_id"].to_pylist(), table[DOCUMENT_DIGEST].to_pylist()
-    return set(zip(ids, digests, strict=True))
-
-
-def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.Array:
-    pairs = zip(batch["document_id"].to_pylist(), batch[DOCUMENT_DIGEST].to_pylist(), strict=True)
-    return pa.array([pair in identities for pair in pairs], pa.bool_())
+def _mask(batch: pa.RecordBatch, identities: set[tuple[str, bytes]]) -> pa.BooleanArray:
+    """Which rows belong to these documents."""
+    return pa.array([pair in identities for pair in row_values(batch, *IDENTITY)], pa.bool_())

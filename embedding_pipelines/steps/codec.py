@@ -10,15 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.errors import CompressionError, StoreError
-from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.errors import CompressionError
+from embedding_pipelines.files import write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Option, Step
+from embedding_pipelines.steps.base import Option, Options, Reports, Step
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 
@@ -28,6 +30,7 @@ class Codec(Step):
     description = (
         "The compression, fitted once for this model and kept, for documents and queries alike."
     )
+    technologies = ("numpy",)
     sentence = "{dimensions:,} x {dtype}, {bytes_per_vector} each"
     identity = ("codec",)
     options = (
@@ -37,16 +40,11 @@ class Codec(Step):
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(*spec.compression)
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {"numpy"}
-
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         path = codec_path(run)
         return StepReport(self.name, False, _statistics(run, path)) if path else None
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """The option `refit` fits the codec to the current embeddings, and a new table follows."""
         refit = (options or {}).get("refit", False)
         yield (None if refit else self.current(run)) or fit_codec(run)
@@ -58,20 +56,25 @@ def fit_codec(run: Run) -> StepReport:
     Raises CompressionError if there are too few vectors to fit it to.
     """
     spec, space = run.spec, run.model.space
-    manifests = (run.folder.embeddings.manifest(name) for name in spec.partition_names)
-    total = sum(entry.rows - entry.statistics.get("rejected", 0) for entry in manifests if entry)
+    manifests = run.folder.embeddings.manifests(spec.partition_names)
+    total = sum(entry.rows - entry.rejected for entry in manifests)
     if spec.compression and not total:
         raise CompressionError(
             f"Pipeline {spec.name!r}: there is no text to fit the compression on, since no "
             "document was read or all of them are empty. Add documents, or leave out compression "
             "until there are some."
         )
-    _warn_of_truncation(run)
+    cut = any(choice.kind == "truncate" for choice in spec.compression)
+    if cut and not is_trained_for_truncation(space.provider, space.model):
+        run.progress.note(
+            f"{spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not "
+            "known to be trained for that (Matryoshka). `pca` of the same dimensions keeps more."
+        )
     codec = CodecChain.fit(spec.compression, lambda: _vectors(run, total), space.dimensions)
     # Its own id is in the name: a refitted codec never replaces one that a release names.
     path = run.folder.codecs / f"{fitted_for(run)}-{codec.id[:16]}.npz"
     codec.save(path)
-    write_json(_pointer(run), {**_in_force(run), fitted_for(run): path.name})
+    write_json(run.folder.codecs_in_force, {**_in_force(run), fitted_for(run): path.name})
     return StepReport(Codec.name, True, _statistics(run, path))
 
 
@@ -90,8 +93,8 @@ def codec_path(run: Run) -> Path | None:
     """The file of the codec in force for the pipeline's space, None if none was fitted yet."""
     key = fitted_for(run)
     files = {path.name: path for path in run.folder.codecs.glob(f"{key}-*.npz")}
-    if _in_force(run).get(key) in files:
-        return files[_in_force(run)[key]]
+    if in_force := files.get(_in_force(run).get(key, "")):
+        return in_force
     return max(files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
@@ -107,23 +110,16 @@ def unless_it_fails(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        write_json(_pointer(run), before)
+        write_json(run.folder.codecs_in_force, before)
         raise
-
-
-def _pointer(run: Run) -> Path:
-    return run.folder.codecs / "current.json"
 
 
 def _in_force(run: Run) -> dict[str, str]:
     """The file in force by what it was fitted for. A pointer that is lost or damaged names none."""
     try:
-        pointer: Any = read_json(_pointer(run))
-    except StoreError:
+        return TypeAdapter(dict[str, str]).validate_json(run.folder.codecs_in_force.read_bytes())
+    except (FileNotFoundError, ValidationError):
         return {}
-    if not isinstance(pointer, dict):
-        return {}
-    return {key: file for key, file in pointer.items() if isinstance(file, str)}
 
 
 def _vectors(run: Run, total: int) -> Iterator[Vectors]:
@@ -137,29 +133,19 @@ def _vectors(run: Run, total: int) -> Iterator[Vectors]:
             yield vectors
 
 
-def _warn_of_truncation(run: Run) -> None:
-    """A note where vectors are cut that were not made for it."""
-    space = run.model.space
-    cut = any(choice.kind == "truncate" for choice in run.spec.compression)
-    if cut and not is_trained_for_truncation(space.provider, space.model):
-        run.progress.note(
-            f"{run.spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not "
-            "known to be trained for that (Matryoshka). `pca` of the same dimensions keeps more."
-        )
-
-
 def _statistics(run: Run, path: Path) -> dict[str, Any]:
     codec, optimized = CodecChain.load(path), run.spec.optimized
-    energies = [part.statistics()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
-    return {
+    statistics = {
         "codec": codec.id,
         "dimensions": codec.dimensions,
         "dtype": codec.dtype,
         "metric": codec.metric,
         "bytes_per_vector": codec.bytes_per_vector,
         "size_bytes": path.stat().st_size,
-        **({"kept_energy": energies[0]} if energies else {}),
-        **(
-            {"optimized": optimized.model_dump(mode="json", exclude_none=True)} if optimized else {}
-        ),
     }
+    energies = [part.statistics()["kept_energy"] for part in codec.codecs if part.kind == "pca"]
+    if energies:
+        statistics["kept_energy"] = energies[0]
+    if optimized is not None:
+        statistics["optimized"] = optimized.model_dump(mode="json", exclude_none=True)
+    return statistics

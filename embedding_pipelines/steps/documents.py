@@ -7,30 +7,38 @@ run that dies in between is made up for by the next one, even if the files are t
 were.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import json
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import REJECTED, stored_documents_schema
+from embedding_pipelines.schemas import (
+    DIGEST,
+    DOCUMENT_COLUMNS,
+    DOCUMENT_DIGEST,
+    REJECTED,
+    digest,
+    stored_documents_schema,
+)
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
-from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
-from embedding_pipelines.steps.spill import Spill
-from embedding_pipelines.storage.warehouse import parse_state, write_table
+from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
+from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.storage.warehouse import parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
+REJECTIONS_HELD = 1_000  # in memory, before they go to disk
+PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
 
 
 @dataclass
@@ -51,56 +59,38 @@ class Documents(Step):
         "Canonical rows of the source in partitions. Unchanged files are skipped; bad records go "
         "to a table of their own, with file, row and reason."
     )
+    technologies = ("{spec.source.kind}", "parquet")
     sentence = "{documents} from {files}, {rejected:,} rejected"
     row_statistic = "documents"
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.source)
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {spec.source.kind, "parquet"}
-
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return stored_documents_schema(spec.source.metadata_types)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
-        return _Listing.of(run).report()
+        return _compare(run)[-1]
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         yield write_documents(run)
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """The files of the source now, beside those that the documents were made from."""
-
-    files: list[SourceFile]
-    record: dict[str, FileStatistics]
-    unchanged: set[str]  # names
-    is_whole: bool  # the last run wrote all partitions
-
-    @classmethod
-    def of(cls, run: Run) -> "_Listing":
-        files, shards = run.spec.source.files(run.warehouse.home), run.folder.documents
-        configuration = source_configuration(run)
-        manifests = [shards.manifest(partition) for partition in run.spec.partition_names]
-        usable = all(entry and entry.configuration == configuration for entry in manifests)
-        record = read_files(run) if usable else {}
-        unchanged = {
-            file.name
-            for file in files
-            if file.name in record and tuple(record[file.name].stamp) == file.stamp
-        }
-        is_whole = bool((read_json(run.folder.files) or {}).get("whole"))
-        return cls(files, record, unchanged, is_whole)
-
-    def report(self) -> StepReport | None:
-        """What the step reports if the documents are up to date with the files, else None."""
-        if self.is_whole and len(self.unchanged) == len(self.files) == len(self.record):
-            return StepReport(Documents.name, False, _statistics(self.record, changed_files=0))
-        return None
+def _compare(run: Run) -> tuple[list[SourceFile], dict[str, FileStatistics], StepReport | None]:
+    """The files of the source now, what is on record of those that have not changed, and the
+    step's report if the documents are up to date with all of them."""
+    files, shards = run.spec.source.files(run.warehouse.home), run.folder.documents
+    names, configuration = run.spec.partition_names, source_configuration(run)
+    is_usable = all(shards.current(name, "", configuration) for name in names)
+    record = read_files(run) if is_usable else {}
+    stamps = {file.name: file.stamp for file in files}
+    unchanged = {
+        name: entry for name, entry in record.items() if tuple(entry.stamp) == stamps.get(name)
+    }
+    is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
+    if is_whole and len(unchanged) == len(files) == len(record):
+        return files, unchanged, StepReport(Documents.name, False, _statistics(record, 0))
+    return files, unchanged, None
 
 
 def write_documents(run: Run) -> StepReport:
@@ -112,38 +102,107 @@ def write_documents(run: Run) -> StepReport:
     """
     read_qrels(run)
     read_pairs(run)
-    spec, folder = run.spec, run.folder
-    folder.fix_partitions(spec.partitions)
-    listing = _Listing.of(run)
-    report = listing.report()
+    names, folder = run.spec.partition_names, run.folder
+    folder.fix_partitions(run.spec.partitions)
+    listed, unchanged, report = _compare(run)
     if report is not None:
         return report
-    changed = [file for file in listing.files if file.name not in listing.unchanged]
-    files = {name: listing.record[name] for name in sorted(listing.unchanged)}
+    changed = [file for file in listed if file.name not in unchanged]
+    files = dict(unchanged)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=".reading-", dir=folder.documents.folder) as drafts,
         Spill(Path(drafts)) as spill,
     ):
-        unchanged = dict(files)
         for number, file in enumerate(changed):
             run.progress.update("documents", number, len(changed), "files")
             files[file.name] = _read_file(run, file, spill)
         spill.close()
         _check_rejections(run, files, spill)
-        for partition in spec.partition_names:
-            _check_duplicates(run, partition, spill, listing.unchanged)
+        for name in names:
+            _check_duplicates(run, name, spill, unchanged)
         _write_record(run, unchanged, whole=False)
-        written = sum(
-            _write_partition(run, partition, spill, listing.unchanged)
-            for partition in spec.partition_names
-        )
-        _write_rejected(run, spill, listing.unchanged)
+        written = sum(_write_partition(run, name, spill, unchanged) for name in names)
+        others = pc.field("file").isin(_names(unchanged))
+        replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     run.progress.update("documents", len(changed), len(changed), "files")
-    ordered = {file.name: files[file.name] for file in listing.files}
+    ordered = {file.name: files[file.name] for file in listed}
     _write_record(run, ordered, whole=True)
     statistics = _statistics(ordered, len(changed)) | {"written_partitions": written}
     return StepReport(Documents.name, True, statistics)
+
+
+def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
+    """What makes a document itself: text and metadata, not the place it came from."""
+    canonical = json.dumps(metadata, sort_keys=True, ensure_ascii=False, default=str)
+    return digest(text.encode("utf-8", "surrogatepass"), canonical.encode("utf-8", "surrogatepass"))
+
+
+class Spill(contextlib.ExitStack):
+    """What a pass over the source read, by partition, on disk until the partitions are written:
+    reading needs no more memory than a batch."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self._writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
+        self._held: list[Rejection] = []
+
+    def add(self, batch: pa.RecordBatch, partitions: list[str]) -> None:
+        """Digest the documents of a batch and put each into its partition."""
+        texts, ids = batch["text"].to_pylist(), batch["document_id"].to_pylist()
+        metadata = [name for name in batch.schema.names if name not in DOCUMENT_COLUMNS]
+        rows = zip(texts, batch.select(metadata).to_pylist(), strict=True)
+        digests = pa.array([document_digest(text, row) for text, row in rows], DIGEST)
+        batch = batch.append_column(pa.field(DOCUMENT_DIGEST, DIGEST), digests)
+        numbers = pa.array([partition_of(name, len(partitions)) for name in ids], pa.int16())
+        for number in pc.unique(numbers).to_pylist():
+            self._write(partitions[number], batch.filter(pc.equal(numbers, number)))
+
+    def reject(self, rejection: Rejection) -> None:
+        self._held.append(rejection)
+        if len(self._held) == REJECTIONS_HELD:
+            self._flush()
+
+    def close(self) -> None:
+        """No more rows: all that was added can be read."""
+        self._flush()
+        super().close()
+
+    def has(self, partition: str) -> bool:
+        return partition in self._writers
+
+    def places(self, partition: str) -> pa.Table | None:
+        """Ids and places of what was added to a partition, None if nothing was."""
+        if not self.has(partition):
+            return None
+        return pa.Table.from_batches([batch.select(PLACE) for batch in self.read(partition)])
+
+    def read(self, partition: str) -> Iterator[pa.RecordBatch]:
+        if self.has(partition):
+            with (
+                pa.memory_map(str(self._path(partition))) as file,
+                pa.ipc.open_stream(file) as batches,
+            ):
+                yield from batches
+
+    def rejections(self) -> Iterator[pa.RecordBatch]:
+        return self.read("rejected")
+
+    def _flush(self) -> None:
+        if self._held:
+            rows = [vars(rejection) for rejection in self._held]
+            self._write("rejected", pa.RecordBatch.from_pylist(rows, REJECTED))
+            self._held.clear()
+
+    def _write(self, partition: str, batch: pa.RecordBatch) -> None:
+        if partition not in self._writers:
+            writer = pa.ipc.new_stream(str(self._path(partition)), batch.schema)
+            self._writers[partition] = self.enter_context(writer)
+        self._writers[partition].write_batch(batch)
+
+    def _path(self, partition: str) -> Path:
+        return self.folder / f"{partition}.arrows"
 
 
 def read_files(run: Run) -> dict[str, FileStatistics]:
@@ -192,51 +251,48 @@ def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
     log = ReadLog(reject=reject)
     for batch in run.spec.source.read(file, log):
         statistics.rows += batch.num_rows
-        spill.add(batch, run.spec.partitions, run.spec.partition_names)
+        spill.add(batch, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
     for note in log.notes:
         run.progress.note(note)
     return statistics
 
 
-def _of_files(rows: pa.Table | pa.RecordBatch, column: str, files: set[str]) -> pa.Array:
+def _of_files(rows: pa.Table | pa.RecordBatch, files: Collection[str]) -> pa.Array:
     """Which rows come from these files."""
-    return pc.is_in(rows[column], value_set=pa.array(sorted(files), pa.string()))
+    return pc.is_in(rows["source_file"], _names(files))
 
 
-def _write_partition(run: Run, partition: str, spill: Spill, unchanged: set[str]) -> bool:
+def _names(files: Collection[str]) -> pa.Array:
+    return pa.array(sorted(files), pa.string())
+
+
+def _write_partition(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> bool:
     """Write one partition if it lost or gained rows; whether it did."""
     shards, configuration = run.folder.documents, source_configuration(run)
-    before, manifest = shards.read_columns(partition, ["source_file"]), shards.manifest(partition)
-    if (
-        before is not None
-        and manifest is not None
-        and manifest.configuration == configuration
-        and not spill.has(partition)
-        and pc.all(_of_files(before, "source_file", unchanged), min_count=0).as_py()
-    ):
-        return False
+    if shards.current(partition, "", configuration) and not spill.has(partition):
+        before = shards.read_columns(partition, ["source_file"])
+        if pc.all(_of_files(before, unchanged), min_count=0).as_py():
+            return False
     schema = stored_documents_schema(run.spec.source.metadata_types)
 
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in shards.read(partition) if unchanged else ():
-            yield batch.filter(_of_files(batch, "source_file", unchanged))
+            yield batch.filter(_of_files(batch, unchanged))
         yield from spill.read(partition)
 
-    shards.write(partition, schema, rows(), inputs="", configuration=configuration, statistics={})
+    shards.write(partition, schema, rows(), "", configuration, statistics={})
     return True
 
 
-def _check_duplicates(run: Run, partition: str, spill: Spill, unchanged: set[str]) -> None:
+def _check_duplicates(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> None:
     """SourceError if an id stands in two places; equal ids are always in the same partition."""
-    new = spill.places(partition)
-    if new is None:
+    table = spill.places(partition)
+    if table is None:
         return
-    before = run.folder.documents.read_columns(partition, new.column_names) if unchanged else None
-    tables = [new]
+    before = run.folder.documents.read_columns(partition, PLACE) if unchanged else None
     if before is not None:
-        tables.insert(0, before.filter(_of_files(before, "source_file", unchanged)))
-    table = pa.concat_tables(tables)
+        table = pa.concat_tables([before.filter(_of_files(before, unchanged)), table])
     counts = pc.value_counts(table["document_id"].combine_chunks())
     doubles = counts.filter(pc.greater(counts.field("counts"), 1))
     if not len(doubles):
@@ -252,14 +308,6 @@ def _check_duplicates(run: Run, partition: str, spill: Spill, unchanged: set[str
     )
 
 
-def _write_rejected(run: Run, spill: Spill, unchanged: set[str]) -> None:
-    """Replace the rows of changed files in the table of rejected records."""
-    path = run.folder.rejected
-    table = pq.read_table(path) if path.exists() else REJECTED.empty_table()
-    others = table.filter(_of_files(table, "file", unchanged))
-    write_table(path, REJECTED, chain(others.to_batches(), spill.rejections()))
-
-
 def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) -> None:
     """SourceError if more records were rejected than `source.max_rejected` allows."""
     source = run.spec.source
@@ -270,15 +318,9 @@ def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) 
     path = run.folder.rejected_by_failure
     write_table(path, REJECTED, spill.rejections())
     rows = next(spill.rejections(), REJECTED.empty_table()).slice(0, SHOWN_REJECTIONS).to_pylist()
-    lines = [f"  {row['file']}:{row['row']}: {row['reason']}" for row in rows]
+    lines = "".join(f"  {row['file']}:{row['row']}: {row['reason']}\n" for row in rows)
     raise SourceError(
-        "\n".join(
-            [
-                f"{rejected} of {total} records were rejected, more than source.max_rejected "
-                f"({source.max_rejected}) allows. The first:",
-                *lines,
-                f"Those of this run are in {path}. Fix the source or raise source.max_rejected; "
-                "the previous documents stay in force.",
-            ]
-        )
+        f"{rejected} of {total} records were rejected, more than source.max_rejected "
+        f"({source.max_rejected}) allows. The first:\n{lines}Those of this run are in {path}. Fix "
+        "the source or raise source.max_rejected; the previous documents stay in force."
     )

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.embedding.batch import EmbeddedBatch
@@ -21,15 +20,16 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs, BatchPending
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
-from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
-from embedding_pipelines.storage.warehouse import Manifest, write_table
+from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.storage.warehouse import Manifest, replace_rows
+from embedding_pipelines.vectors import to_column
 
 
 class Embeddings(Step):
@@ -37,6 +37,7 @@ class Embeddings(Step):
     inputs = ("chunks", "train")
     partitioned = True
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
+    technologies = ("{spec.model.kind}", "parquet")
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
     extras = ("rejected", "usd", "tokens_per_second")
     row_statistic = "vectors"
@@ -48,67 +49,53 @@ class Embeddings(Step):
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return embeddings_schema(1, "")
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {spec.model.kind, "parquet"}
-
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         assert partition is not None
         check_dimensions(run)
-        inputs = _chunks(run, partition).digest
+        inputs = run.folder.chunks.required(partition).digest
         manifest = run.folder.embeddings.current(partition, inputs, run.model.space.id)
         if manifest is None:
             return None
-        usage = Usage(rejected=manifest.statistics.get("rejected", 0))
-        return StepReport(self.name, False, _statistics(manifest, usage, None), partition)
+        statistics = _statistics(manifest, Usage(rejected=manifest.rejected), None)
+        return StepReport(self.name, False, statistics, partition)
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """While one partition is written, the next ones are being embedded.
 
         Raises ProviderError if the model fails, BudgetError if the pipeline's budget is exhausted,
-        BatchPending while a batch job is running; what was embedded until then is in the cache, and its
-        cost is on record.
+        BatchPending while a batch job is running; what was embedded until then is in the cache, and
+        its cost is on record.
         """
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
-        stale, unfinished, progress = [], Usage(), _Progress(run, partitions)
+        chunks, stale, unfinished, done = run.folder.chunks, list[str](), Usage(), 0
+        total = sum(entry.statistics["tokens"] for entry in chunks.manifests(partitions))
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            run.progress.update(self.name, done, total, "tokens")
+
         for partition in partitions:
             report = self.current(run, partition)
             if report is None:
                 stale.append(partition)
             else:
-                progress.advance(_chunks(run, partition).statistics["tokens"])
+                advance(chunks.required(partition).statistics["tokens"])
                 yield report
         is_whole, collected = set(partitions) == set(run.spec.partition_names), 0
-        if run.spec.model.uses_batch_jobs and (
-            stale or (is_whole and run.folder.batch_jobs.exists())
-        ):
+        awaits_jobs = is_whole and run.folder.batch_jobs.exists()
+        if run.spec.model.uses_batch_jobs and (stale or awaits_jobs):
             collected = _through_batch_jobs(run, stale, is_whole)
-        chunks, columns = run.folder.chunks, ["chunk_id", "text", "tokens"]
+        columns = ["chunk_id", "text", "tokens"]
         batches = (batch for name in stale for batch in chunks.read(name, columns))
-        stream = embed(
-            batches, run.model, run.cache, "document", progress.advance, budget, unfinished
-        )
+        stream = embed(batches, run.model, run.cache, "document", advance, budget, unfinished)
         try:
             with closing(stream) as embedded:  # type: ignore[type-var]
                 for partition in stale:
                     yield _write(run, partition, embedded, collected)
                     collected = 0  # reported once
         finally:
-            _add_usage(run, unfinished, run.spec.model.price)
-
-
-class _Progress:
-    """Tokens that have their vectors, of those of all partitions that the step is to do."""
-
-    def __init__(self, run: Run, partitions: Sequence[str]) -> None:
-        manifests = [run.folder.chunks.manifest(partition) for partition in partitions]
-        self._total = sum(manifest.statistics["tokens"] for manifest in manifests if manifest)
-        self._run, self._done = run, 0
-
-    def advance(self, tokens: int) -> None:
-        self._done += tokens
-        self._run.progress.update(Embeddings.name, self._done, self._total, "tokens")
+            run.add_usage(unfinished, run.spec.model.price)
 
 
 def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
@@ -152,7 +139,7 @@ def _collect(run: Run, jobs: BatchJobs) -> None:
     try:
         jobs.collect()
     finally:
-        run.add_usage(billed_tokens=jobs.billed_tokens, price=run.spec.model.batch_price)
+        run.add_usage(Usage(billed_tokens=jobs.billed_tokens), run.spec.model.batch_price)
     if jobs.billed_tokens:
         run.progress.note(f"Collected from batch jobs: {jobs.billed_tokens:,} tokens.")
 
@@ -178,20 +165,20 @@ def retry_rejected(run: Run) -> int:
 
     Raises BusyError if another process is at work on the pipeline.
     """
-    count = 0
+    count, shards = 0, run.folder.embeddings
     with run.folder.lock("run", timeout_seconds=0):
         for partition in run.spec.partition_names:
-            manifest = run.folder.embeddings.manifest(partition)
-            if manifest is not None and manifest.statistics.get("rejected"):
-                count += manifest.statistics["rejected"]
-                run.folder.embeddings.forget(partition)
+            manifest = shards.manifest(partition)
+            if manifest is not None and manifest.rejected:
+                count += manifest.rejected
+                shards.forget(partition)
     return count
 
 
 def rejected_chunks(run: Run, partition: str) -> set[str]:
     """The chunk ids of a partition that have no vector, since the provider rejected their texts."""
     manifest = run.folder.embeddings.manifest(partition)
-    if manifest is None or not manifest.statistics.get("rejected"):
+    if manifest is None or not manifest.rejected:
         return set()
     return {
         name
@@ -200,38 +187,30 @@ def rejected_chunks(run: Run, partition: str) -> set[str]:
     }
 
 
-def _chunks(run: Run, partition: str) -> Manifest:
-    manifest = run.folder.chunks.manifest(partition)
-    if manifest is None:
-        raise StoreError(
-            f"Partition {partition!r} of {run.spec.name!r} has no chunks: materialize 'chunks' "
-            "first."
-        )
-    return manifest
-
-
 def _write(
     run: Run, partition: str, embedded: Iterator[EmbeddedBatch], collected: int
 ) -> StepReport:
     """`collected` tokens were billed before, in batch jobs, for texts that are in the cache now."""
-    source, model, usage = _chunks(run, partition), run.model, Usage()
+    source, model, usage = run.folder.chunks.required(partition), run.model, Usage()
     price, batch_price = run.spec.model.price, run.spec.model.batch_price
     schema = embeddings_schema(model.space.dimensions, model.space.id)
     statistics: dict[str, Any] = {}
 
     def rows() -> Iterator[pa.RecordBatch]:
-        left, rejected = source.rows, []
+        left, rejected = source.rows, list[pa.RecordBatch]()
         while left:
             part = next(embedded)
             left -= part.rows.num_rows
             usage.add(part.usage)
-            _add_usage(run, part.usage, price)  # at once: it is paid for, whatever comes
-            rejected += [_rejection(partition, part, row) for row in part.rejected]
-            columns = [part.rows["chunk_id"], _column(part)]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
-        usage.rejected = len(rejected)  # rows, not texts
-        statistics.update(rejected=len(rejected), **compute_rates(asdict(usage)))
-        _write_rejected(run, partition, rejected)
+            run.add_usage(part.usage, price)  # at once: it is paid for, whatever comes
+            rejected.append(_rejected_rows(partition, part))
+            vectors = to_column(part.vectors, nulls=np.isnan(part.vectors[:, 0]))
+            yield pa.RecordBatch.from_arrays([part.rows["chunk_id"], vectors], schema=schema)
+        usage.rejected = sum(batch.num_rows for batch in rejected)  # rows, not texts
+        statistics.update(rejected=usage.rejected, **compute_rates(asdict(usage)))
+        if usage.rejected or run.folder.rejected_texts.exists():
+            others = pc.field("partition") != partition
+            replace_rows(run.folder.rejected_texts, REJECTED_TEXTS, others, rejected)
 
     shards = run.folder.embeddings
     manifest = shards.write(partition, schema, rows(), source.digest, model.space.id, statistics)
@@ -243,36 +222,12 @@ def _write(
     return StepReport(Embeddings.name, True, report, partition)
 
 
-def _add_usage(run: Run, usage: Usage, price: float | None) -> None:
-    run.add_usage(usage.embedded_tokens, usage.provider_seconds, usage.billed_tokens, price)
-
-
-def _column(part: EmbeddedBatch) -> pa.FixedSizeListArray:
-    """The column `vector`: null for what was rejected."""
-    missing = np.zeros(part.rows.num_rows, bool)
-    missing[list(part.rejected)] = True
-    values, dimensions = pa.array(part.vectors.ravel()), part.vectors.shape[1]
-    mask = pa.array(missing) if part.rejected else None
-    return pa.FixedSizeListArray.from_arrays(values, dimensions, mask=mask)
-
-
-def _rejection(partition: str, part: EmbeddedBatch, row: int) -> dict[str, str]:
-    return {
-        "partition": partition,
-        "chunk_id": part.rows["chunk_id"][row].as_py(),
-        "text": part.rows["text"][row].as_py(),
-        "reason": part.rejected[row],
-    }
-
-
-def _write_rejected(run: Run, partition: str, rejected: list[dict[str, str]]) -> None:
-    """Replace a partition's rows in the table of rejected texts."""
-    path = run.folder.rejected_texts
-    table = pq.read_table(path) if path.exists() else REJECTED_TEXTS.empty_table()
-    others = table.filter(pc.not_equal(table["partition"], partition))
-    if rejected or len(others) != len(table):
-        rows = pa.RecordBatch.from_pylist(rejected, REJECTED_TEXTS)
-        write_table(path, REJECTED_TEXTS, [*others.to_batches(), rows])
+def _rejected_rows(partition: str, part: EmbeddedBatch) -> pa.RecordBatch:
+    """The texts of a batch that the provider rejected, with its reasons."""
+    rows = part.rows.take(pa.array(list(part.rejected), pa.int32()))
+    reasons = pa.array(part.rejected.values(), pa.string())
+    columns = [pa.repeat(partition, len(reasons)), rows["chunk_id"], rows["text"], reasons]
+    return pa.RecordBatch.from_arrays(columns, schema=REJECTED_TEXTS)
 
 
 def check_dimensions(run: Run) -> None:
@@ -287,20 +242,16 @@ def check_dimensions(run: Run) -> None:
     can_shorten = expected < space.dimensions and not chain
     pca = f", or add `compression: [{{kind: pca, dimensions: {expected}}}]`" if can_shorten else ""
     choices = possible_dimensions(spec.model.kind, getattr(spec.model, "model", ""))
-    others = (
-        f" The model itself can give {choices}: say which with its option `dimensions`."
-        if " " in choices
-        else ""
-    )
+    others = f" The model itself can give {choices}: say which with its option `dimensions`."
     raise ConfigError(
         f"Pipeline {spec.name!r}: output_dim is {expected}, but {space} gives {actual}. "
-        f"Set output_dim to {actual}{pca}.{others}"
+        f"Set output_dim to {actual}{pca}.{others if ' ' in choices else ''}"
     )
 
 
 def _statistics(manifest: Manifest, usage: Usage, usd: float | None) -> dict[str, Any]:
     return {
-        "vectors": manifest.rows - manifest.statistics.get("rejected", 0),
+        "vectors": manifest.rows - manifest.rejected,
         "size_bytes": manifest.size_bytes,
         **asdict(usage),
         **({} if usd is None else {"usd": round(usd, 6)}),

@@ -1,6 +1,6 @@
 """release: the `live` pointer moves to the newest table version, unless a check blocks it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,8 +19,8 @@ from embedding_pipelines.releases import (
 )
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Option, Step
-from embedding_pipelines.steps.checks import CheckRecord, read_checks
+from embedding_pipelines.steps.base import Option, Options, Reports, Step
+from embedding_pipelines.steps.checks import read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
 
@@ -31,6 +31,7 @@ class ReleaseStep(Step):
     description = (
         "Moves the live pointer to the newest table version, if all blocking checks passed."
     )
+    technologies = ("{spec.store.kind}",)
     sentence = "release {release}, live: {live}"
     row_statistic = "rows"
     identity = ("release",)
@@ -41,27 +42,19 @@ class ReleaseStep(Step):
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.evaluation, spec.store)
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {spec.store.kind}
-
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         """The newest release is live and serves what a run would release now."""
         releases, state = read_releases(run.folder), table_state(run)
-        if (
-            state is None
-            or not releases.releases
-            or releases.live != releases.releases[-1].number
-            or newest_number(run.folder) < releases.live  # a kill kept it out of the history
-        ):
+        newest = releases.newest
+        if state is None or newest is None or releases.live != newest.number:
             return None
-        newest = releases.releases[-1]
-        if not serve_alike(newest, _next(run, releases, state)):
+        if newest_number(run.folder) < newest.number:  # a kill kept it out of the history
+            return None
+        if not serve_alike(newest, _candidate(run, releases, state)):
             return None
         return StepReport(self.name, False, _statistics(newest, releases))
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """The option `force_reason` says why to release a table that quality checks block."""
         yield release(run, (options or {}).get("force_reason", ""))
 
@@ -88,8 +81,14 @@ def release(run: Run, force_reason: str = "") -> StepReport:
             "previous release stays live."
         )
     releases = _drop_lost(run, read_releases(run.folder))
-    candidate = _candidate(run, releases, state, record, force_reason if failed else "")
-    newest = releases.releases[-1] if releases.releases else None
+    candidate = _candidate(run, releases, state).model_copy(
+        update={
+            "checks": {check.name: check.passed for check in record.checks},
+            "metrics": record.metrics,
+            "forced": force_reason if failed else "",
+        }
+    )
+    newest = releases.newest
     if newest and serve_alike(newest, candidate) and releases.get(releases.live):
         if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
             append_history(run.folder, newest, run.usage())
@@ -97,19 +96,18 @@ def release(run: Run, force_reason: str = "") -> StepReport:
         return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
     keep = [*releases.releases, candidate][-run.spec.store.keep_releases :]
     releases = Releases(live=candidate.number, releases=keep)
-    _tag_tables(run, releases, candidate.table)
+    _tag_tables(run, releases)
     write_releases(run.folder, releases)
     append_history(run.folder, candidate, run.usage())
     _drop_tables(run, releases)
     return StepReport(ReleaseStep.name, True, _statistics(candidate, releases))
 
 
-def _next(run: Run, releases: Releases, state: TableState) -> Release:
+def _candidate(run: Run, releases: Releases, state: TableState) -> Release:
     """What releasing the newest table version makes, without its checks."""
     path = codec_path(run)
     assert path is not None  # callers have loaded it
-    spec = run.spec
-    numbers = [entry.number for entry in releases.releases]
+    spec, numbers = run.spec, [entry.number for entry in releases.releases]
     return Release(
         number=max([releases.live or 0, newest_number(run.folder), *numbers]) + 1,
         table=state.table,
@@ -125,18 +123,6 @@ def _next(run: Run, releases: Releases, state: TableState) -> Release:
     )
 
 
-def _candidate(
-    run: Run, releases: Releases, state: TableState, record: CheckRecord, reason: str
-) -> Release:
-    return _next(run, releases, state).model_copy(
-        update={
-            "checks": {check.name: check.passed for check in record.checks},
-            "metrics": record.metrics,
-            "forced": reason,
-        }
-    )
-
-
 def _drop_lost(run: Run, releases: Releases) -> Releases:
     """The releases that can still be read; nothing of the others is left to go back to."""
     readable = [entry for entry in releases.releases if is_readable(run.folder, entry)]
@@ -148,14 +134,11 @@ def _drop_lost(run: Run, releases: Releases) -> Releases:
     return releases.model_copy(update={"releases": readable})
 
 
-def _tag_tables(run: Run, releases: Releases, newest: str) -> None:
+def _tag_tables(run: Run, releases: Releases) -> None:
     """Tag the versions of kept releases before the pointer moves."""
-    for name in {entry.table for entry in releases.releases} | {newest}:
-        versions = {
-            f"release-{entry.number}": entry.version
-            for entry in releases.releases
-            if entry.table == name
-        }
+    for name in {entry.table for entry in releases.releases}:
+        own = [entry for entry in releases.releases if entry.table == name]
+        versions = {f"release-{entry.number}": entry.version for entry in own}
         run.spec.store.table(run.warehouse.tables, name).tag(versions)
 
 

@@ -8,19 +8,20 @@ again.
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.base import TrainableModel
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.base import Options, Reports, Step
 
 
 class Train(Step):
     name = "train"
     inputs = ("chunks",)
     description = "Trained once on the pipeline's own chunks, and again when its options change."
+    technologies = ("{spec.model.kind}",)
     sentence = "trained on {texts:,} texts, {dimensions:,} dimensions"
     identity = ("revision",)
 
@@ -29,9 +30,6 @@ class Train(Step):
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.model)
-
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {spec.model.kind}
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         record = read_json(run.folder.model)
@@ -45,9 +43,7 @@ class Train(Step):
             return None
         return StepReport(self.name, False, statistics)
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         """Raises SourceError if there are too few texts to train on."""
         yield self.current(run) or self._train(run)
 
@@ -58,23 +54,14 @@ class Train(Step):
         def read() -> Iterator[str]:
             nonlocal texts
             for partition in run.spec.partition_names:
-                if run.folder.chunks.manifest(partition) is None:
-                    raise StoreError(
-                        f"Partition {partition!r} of {run.spec.name!r} has no chunks: materialize "
-                        "'chunks' first."
-                    )
+                run.folder.chunks.required(partition)
                 for batch in run.folder.chunks.read(partition, ["text"]):
                     texts += batch.num_rows
                     yield from batch["text"].to_pylist()
 
         model.train(read())
         statistics = _statistics(run, texts)
-        record = {
-            "configuration": fingerprint(run.spec.model),
-            "revision": statistics["revision"],
-            "texts": texts,
-        }
-        write_json(run.folder.model, record)
+        write_json(run.folder.model, {"configuration": fingerprint(run.spec.model), **statistics})
         return StepReport(self.name, True, statistics)
 
 

@@ -7,10 +7,10 @@ disagree (a run died in between), every partition is compared again.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
@@ -20,7 +20,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.base import Options, Reports, Step, row_values
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import rejected_chunks
 from embedding_pipelines.storage.warehouse import parse_state
@@ -38,23 +38,25 @@ class TableState:
     trained_rows: int  # how many the index was trained on, 0 without one
     store: str  # the store's options that decide what the table is
     rows: int
-    trained_before: dict[str, int] = field(
-        default_factory=dict
-    )  # the same of the pipeline's other tables, by name
+    # `trained_rows` of the pipeline's other tables, by name.
+    trained_before: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Difference:
-    """What one partition's rows in the table lack."""
+    """What the table's rows of one partition lack."""
 
-    remove: list[str] = field(default_factory=list)
-    add: dict[str, list[bool]] = field(default_factory=dict)  # partition -> per row of its shard
+    remove: list[str]  # chunk ids
+    add: list[bool]  # for each row of the shard
+    new: int  # of these, those that replace no row
+    unchanged: int
 
 
 class VectorStore(Step):
     name = "vector_store"
     inputs = ("chunks", "embeddings", "codec")
     description = "The searchable table, brought up to date by row differences, and its index."
+    technologies = ("{spec.store.kind}",)
     sentence = "{rows}: {added:,} added, {removed:,} removed"
     row_statistic = "rows"
     identity = ("table", "version")
@@ -66,25 +68,17 @@ class VectorStore(Step):
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
 
-    def kinds(self, spec: PipelineSpec) -> set[str]:
-        return {spec.store.kind}
-
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         if codec_path(run) is None:
             return None
-        codec, state = load_codec(run), table_state(run)
+        codec = load_codec(run)
         table, name = open_table(run, codec)
-        if (
-            state is None
-            or not _intact(run, state, name, table.version)
-            or state.partitions != _shards(run)
-        ):
+        state = _intact(run, name, table.version)
+        if state is None or state.partitions != _shards(run):
             return None
         return StepReport(self.name, False, _statistics(table, state, codec, 0, 0))
 
-    def work(
-        self, run: Run, partitions: Sequence[str], options: dict[str, Any] | None = None
-    ) -> Iterator[StepReport]:
+    def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         yield self.current(run) or update_vector_store(run)
 
 
@@ -95,23 +89,24 @@ def update_vector_store(run: Run) -> StepReport:
     """
     codec = load_codec(run)
     table, name = open_table(run, codec)
-    state = table_state(run)
-    shards = _shards(run)
-    intact = _intact(run, state, name, table.version)
-    done = state.partitions if state is not None and intact else {}
-    stale = [partition for partition in shards if done.get(partition) != shards[partition]]
-
-    difference = _difference(run, table, stale)
-    added = sum(sum(rows) for rows in difference.add.values())
-    schema = _schema(run, codec)
+    state, shards = table_state(run), _shards(run)
+    intact = _intact(run, name, table.version)
+    done = intact.partitions if intact else {}
+    differences = {
+        partition: compare(run, table, partition, rejected_chunks(run, partition))
+        for partition, content in shards.items()
+        if done.get(partition) != content
+    }
+    remove = [chunk for difference in differences.values() for chunk in difference.remove]
+    added = sum(sum(difference.add) for difference in differences.values())
     run.progress.update("vector_store", 0, added, "rows")
     before = {**state.trained_before, state.table: state.trained_rows} if state is not None else {}
     trained = before.pop(name, 0)
     if table.version is None:
         _forget_releases(run, name)
         trained = 0
-    if difference.remove or added or not intact:
-        table.apply(schema, difference.remove, _rows(run, difference, codec, schema, added))
+    if remove or added or not intact:
+        table.apply(_schema(run, codec), remove, _rows(run, differences, codec, added))
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
@@ -119,9 +114,8 @@ def update_vector_store(run: Run) -> StepReport:
     before = {other: rows for other, rows in before.items() if other in kept}
     state = TableState(name, version, shards, trained, run.spec.store.layout, table.rows(), before)
     write_json(run.folder.table_state, asdict(state))
-    return StepReport(
-        "vector_store", True, _statistics(table, state, codec, added, len(difference.remove))
-    )
+    statistics = _statistics(table, state, codec, added, len(remove))
+    return StepReport(VectorStore.name, True, statistics)
 
 
 def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
@@ -143,17 +137,11 @@ def table_state(run: Run) -> TableState | None:
 
 def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
     """The table's columns of vectors: the codes, and their finer copies if the codec keeps some."""
-    width = code_width(codec.dimensions, codec.dtype)
+    width, finer = code_width(codec.dimensions, codec.dtype), codec.rescoring_codec
     columns = [pa.field(VECTOR, pa.list_(store.column_type(codec.dtype), width))]
-    if codec.rescoring_codec is not None:
-        columns.append(
-            pa.field(
-                RESCORING_VECTOR,
-                pa.list_(
-                    NUMBER_TYPES[codec.rescoring_codec.dtype], codec.rescoring_codec.dimensions
-                ),
-            )
-        )
+    if finer is not None:
+        numbers = pa.list_(NUMBER_TYPES[finer.dtype], finer.dimensions)
+        columns.append(pa.field(RESCORING_VECTOR, numbers))
     return columns
 
 
@@ -167,9 +155,7 @@ def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.F
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:
     codes, *copies = vector_columns(run.spec.store, codec)
     schema = table_schema(run.spec.source.metadata_types, codes.type, stored_space(run, codec).id)
-    for column in copies:
-        schema = schema.append(column)
-    return schema
+    return pa.schema([*schema, *copies], schema.metadata)
 
 
 def _forget_releases(run: Run, name: str) -> None:
@@ -182,110 +168,78 @@ def _forget_releases(run: Run, name: str) -> None:
 
 
 def _shards(run: Run) -> dict[str, str]:
-    return {partition: _inputs(run, partition) for partition in run.spec.partition_names}
-
-
-def _intact(run: Run, state: TableState | None, name: str, version: int | None) -> bool:
-    """Whether the table is just what the last completed update left."""
-    layout = run.spec.store.layout
-    return state is not None and (state.table, state.version, state.store) == (
-        name,
-        version,
-        layout,
-    )
-
-
-def _inputs(run: Run, partition: str) -> str:
-    chunks = run.folder.chunks.manifest(partition)
-    embeddings = run.folder.embeddings.manifest(partition)
-    if chunks is None or embeddings is None or embeddings.inputs != chunks.digest:
-        never = chunks is None or embeddings is None
-        problem = (
-            "has never been embedded"
-            if never
-            else "holds embeddings that are not those of its chunks"
-        )
+    """The digests of each partition's shards. Raises StoreError if they do not belong together."""
+    shards = {}
+    for partition in run.spec.partition_names:
+        chunks = run.folder.chunks.manifest(partition)
+        embeddings = run.folder.embeddings.manifest(partition)
+        problem = "holds embeddings that are not those of its chunks"
+        if chunks is None or embeddings is None:
+            problem = "has never been embedded"
+        elif embeddings.inputs == chunks.digest:
+            shards[partition] = f"{chunks.digest}+{embeddings.digest}"
+            continue
         raise StoreError(
-            f"Pipeline {run.spec.name!r}: partition {partition!r} {problem}. Materialize 'chunks' and 'embeddings' of "
-            f"it first, or run the whole pipeline: `embedding-pipelines run {run.spec.name}`."
+            f"Pipeline {run.spec.name!r}: partition {partition!r} {problem}. Materialize 'chunks' "
+            "and 'embeddings' of it first, or run the whole pipeline: `embedding-pipelines run "
+            f"{run.spec.name}`."
         )
-    return f"{chunks.digest}+{embeddings.digest}"
+    return shards
 
 
-def _difference(run: Run, table: Table, stale: list[str]) -> Difference:
-    difference = Difference()
-    for partition in stale:
-        columns = ["chunk_id", "chunk_digest"]
-        chunks = run.folder.chunks.read_columns(partition, columns)
-        assert chunks is not None
-        ids, refused = chunks["chunk_id"].to_pylist(), rejected_chunks(run, partition)
-        digests = [None if name in refused else content for name, content in _pairs(chunks)]
-        stored: dict[str, bytes | None] = {}
-        if table.version is not None:
-            for batch in table.scan(columns, partition):
-                for name, content in _pairs(batch):
-                    # Duplicate rows are rewritten.
-                    stored[name] = None if name in stored else content
-        difference.add[partition] = [
-            content is not None and stored.get(name) != content
-            for name, content in zip(ids, digests, strict=True)
-        ]
-        target = dict(zip(ids, digests, strict=True))
-        difference.remove += [
-            name
-            for name, content in stored.items()
-            if content is None or target.get(name) != content
-        ]
-    return difference
+def _intact(run: Run, name: str, version: int | None) -> TableState | None:
+    """What the last completed update left, if the table is just that."""
+    state, expected = table_state(run), (name, version, run.spec.store.layout)
+    return state if state and (state.table, state.version, state.store) == expected else None
 
 
-def _pairs(rows: pa.Table | pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
-    return zip(rows["chunk_id"].to_pylist(), rows["chunk_digest"].to_pylist(), strict=True)
+def compare(run: Run, table: Table | None, partition: str, rejected: set[str]) -> Difference:
+    """One partition of the table beside its chunks, of which the `rejected` have no vector."""
+    columns = ["chunk_id", "chunk_digest"]
+    stored: dict[str, bytes | None] = {}
+    if table is not None and table.version is not None:
+        for batch in table.scan(columns, partition):
+            for name, content in row_values(batch, *columns):
+                stored[name] = None if name in stored else content  # duplicate rows are rewritten
+    target, add = dict[str, bytes](), list[bool]()
+    for batch in run.folder.chunks.read(partition, columns):
+        for name, content in row_values(batch, *columns):
+            if name not in rejected:
+                target[name] = content
+            add.append(name in target and stored.get(name) != content)
+    remove = [
+        name for name, content in stored.items() if not content or target.get(name) != content
+    ]
+    new = len(target.keys() - stored.keys())
+    return Difference(remove, add, new, unchanged=len(target) - sum(add))
 
 
 def _rows(
-    run: Run, difference: Difference, codec: CodecChain, schema: pa.Schema, total: int
+    run: Run, differences: Mapping[str, Difference], codec: CodecChain, total: int
 ) -> Iterator[pa.RecordBatch]:
-    done = 0
-    for partition, is_added in difference.add.items():
-        if not any(is_added):
+    """The rows to add, with their vectors encoded."""
+    schema, store, done = _schema(run, codec), run.spec.store, 0
+    for partition, difference in differences.items():
+        if not any(difference.add):
             continue
-        first = 0
-        pairs = zip(
-            run.folder.chunks.read(partition),
-            run.folder.embeddings.read(partition),
-            strict=True,
-        )
-        for chunks, embeddings in pairs:
+        is_added = iter(difference.add)
+        chunk_batches = run.folder.chunks.read(partition)
+        embedding_batches = run.folder.embeddings.read(partition)
+        for chunks, embeddings in zip(chunk_batches, embedding_batches, strict=True):
             if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
                 raise StoreError(
                     f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ."
                 )
-            mask = pa.array(is_added[first : first + chunks.num_rows], pa.bool_())
-            first += chunks.num_rows
-            if not pc.any(mask, min_count=0).as_py():
+            mask = pa.array(islice(is_added, chunks.num_rows), pa.bool_())
+            rows, vectors = chunks.filter(mask), to_matrix(embeddings[VECTOR].filter(mask))
+            if not rows.num_rows:
                 continue
-            store = run.spec.store
-            rows = _table_rows(
-                chunks.filter(mask), embeddings.filter(mask), partition, store, codec, schema
-            )
+            codes = encoded(store, codec, vectors)
+            values = {"partition": pa.repeat(partition, rows.num_rows), **codes}
+            columns = [values[name] if name in values else rows[name] for name in schema.names]
             done += rows.num_rows
             run.progress.update("vector_store", done, total, "rows")
-            yield rows
-
-
-def _table_rows(
-    chunks: pa.RecordBatch,
-    embeddings: pa.RecordBatch,
-    partition: str,
-    store: Store,
-    codec: CodecChain,
-    schema: pa.Schema,
-) -> pa.RecordBatch:
-    vectors = to_matrix(embeddings[VECTOR])
-    values = {"partition": pa.repeat(partition, chunks.num_rows), **encoded(store, codec, vectors)}
-    columns = [values[name] if name in values else chunks[name] for name in schema.names]
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+            yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _statistics(

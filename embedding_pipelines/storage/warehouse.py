@@ -6,14 +6,19 @@ manifest never sees half a shard, and a crash at any point leaves the previous o
 object store needs the same order.
 """
 
-import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
@@ -48,6 +53,11 @@ class Manifest:
     configuration: str  # fingerprint of the configuration that computed it
     statistics: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
 
+    @property
+    def rejected(self) -> int:
+        """Rows without a vector, of embeddings."""
+        return int(self.statistics.get("rejected", 0))
+
 
 class Shards:
     """The partitions of one step of one pipeline."""
@@ -59,10 +69,26 @@ class Shards:
         """The partition's manifest; None if it was never written, is lost or cut short."""
         try:
             manifest = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
-        except StoreError:
+            # After a power cut a renamed file may be shorter.
+            size = manifest and (self.folder / manifest.shard).stat().st_size
+        except (StoreError, FileNotFoundError):
             return None
-        if manifest is None or _size(self.folder / manifest.shard) != manifest.size_bytes:
-            return None
+        return manifest if manifest and size == manifest.size_bytes else None
+
+    def manifests(self, partitions: Iterable[str]) -> list[Manifest]:
+        """Of those partitions that have one."""
+        every = (self.manifest(partition) for partition in partitions)
+        return [manifest for manifest in every if manifest is not None]
+
+    def required(self, partition: str) -> Manifest:
+        """The partition's manifest. Raises StoreError without one."""
+        manifest = self.manifest(partition)
+        if manifest is None:
+            step, pipeline = self.folder.name, self.folder.parent.name
+            raise StoreError(
+                f"Partition {partition!r} of {pipeline!r} has no {step}: materialize {step!r} "
+                "first."
+            )
         return manifest
 
     def current(self, partition: str, inputs: str, configuration: str) -> Manifest | None:
@@ -74,20 +100,17 @@ class Shards:
 
     def forget(self, partition: str) -> None:
         """Have the next run write the partition again; until then it stays as it is."""
-        manifest = self.manifest(partition)
-        if manifest is not None:
-            content = {**asdict(manifest), "configuration": ""}
-            write_json(self.folder / f"{partition}.json", content)
+        manifest = replace(self.required(partition), configuration="")
+        write_json(self.folder / f"{partition}.json", asdict(manifest))
 
-    def read(
-        self, partition: str, columns: list[str] | None = None, batch_rows: int = ROW_GROUP_ROWS
-    ) -> Iterator[pa.RecordBatch]:
-        """The partition's rows in order; nothing if it was never written."""
+    def read(self, partition: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The partition's rows in order, ROW_GROUP_ROWS at a time; nothing if it was never
+        written."""
         manifest = self.manifest(partition)
         if manifest is None:
             return
         with pq.ParquetFile(self.folder / manifest.shard) as file:
-            yield from file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False)
+            yield from file.iter_batches(ROW_GROUP_ROWS, columns=columns, use_threads=False)
 
     def schema(self, partition: str) -> pa.Schema | None:
         """The Arrow schema of the partition's shard, with its metadata; None if never written."""
@@ -141,6 +164,7 @@ class PipelineFolder:
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
         self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
+        self.codecs_in_force = self.codecs / "current.json"
         self.table_state = folder / "vector_store.json"
         self.checks = folder / "checks.json"
         self.quality = folder / "quality"
@@ -151,18 +175,16 @@ class PipelineFolder:
         self.last_run = folder / "last_run.json"
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 
-    @contextlib.contextmanager
     def lock(
         self, name: Literal["step", "run"] = "step", timeout_seconds: float = -1
-    ) -> Iterator[None]:
+    ) -> AbstractContextManager[None]:
         """Hold the pipeline across processes: "step" while a step writes, "run" while a process
         brings it up to date from end to end. A process that dies lets go of it.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
         problem = f"Pipeline {self.folder.name!r} is being run by another process."
-        with _hold(self.folder / f"{name}.lock", timeout_seconds, problem):
-            yield
+        return _hold(self.folder / f"{name}.lock", timeout_seconds, problem)
 
     def has_lock(self, name: Literal["step", "run"]) -> bool:
         """Whether anybody has ever held this lock."""
@@ -195,15 +217,13 @@ class Warehouse:
         self.tables = self.root / "tables"
         self.batch_jobs = self.root / "batch_jobs"
 
-    @contextlib.contextmanager
-    def batch_jobs_lock(self, timeout_seconds: float = -1) -> Iterator[None]:
+    def batch_jobs_lock(self, timeout_seconds: float = -1) -> AbstractContextManager[None]:
         """Hold the batch jobs, which pipelines of one model share, to submit or collect them.
 
         Waits for ever by default; with a timeout raises BusyError.
         """
         problem = "Another process is submitting or collecting batch jobs."
-        with _hold(self.batch_jobs / ".lock", timeout_seconds, problem):
-            yield
+        return _hold(self.batch_jobs / ".lock", timeout_seconds, problem)
 
     def pipeline(self, name: str) -> PipelineFolder:
         return PipelineFolder(self.pipelines / name, self.tables)
@@ -211,15 +231,9 @@ class Warehouse:
     def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
         """A warehouse in which one pipeline's documents and chunks can be written without changing
         this one: its files are links, which a write replaces."""
-        source, target = self.pipelines / name, folder / name
-        target.mkdir(parents=True)
-        for entry in source.iterdir() if source.is_dir() else ():
-            if entry.name in ("documents", "chunks"):
-                (target / entry.name).mkdir()
-                for file in entry.iterdir():
-                    (target / entry.name / file.name).symlink_to(file)
-            else:
-                (target / entry.name).symlink_to(entry)
+        source = self.pipelines / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, copy_function=os.symlink)
         return Warehouse(self.home, folder)
 
 
@@ -234,7 +248,7 @@ def parse_state(kind: type[State], values: dict[str, Any] | None) -> State | Non
         return None
 
 
-@contextlib.contextmanager
+@contextmanager
 def _hold(path: Path, timeout_seconds: float, problem: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -250,19 +264,19 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         return _write_parquet(draft, schema, batches)
 
 
+def replace_rows(
+    path: Path, schema: pa.Schema, kept: pc.Expression, rows: Iterable[pa.RecordBatch]
+) -> None:
+    """Replace the rows of one Parquet file but for those that are `kept`; create it if need be."""
+    before = pq.read_table(path) if path.exists() else schema.empty_table()
+    write_table(path, schema, chain(before.filter(kept).to_batches(), rows))
+
+
 def file_digest(path: Path) -> str:
     """128-bit BLAKE2b of a file's bytes, hex."""
+    blake2b = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES))
-    return digest.hexdigest()
-
-
-def _size(path: Path) -> int | None:
-    """A file's bytes; None without one. After a power cut a renamed file may be shorter."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
+        return hashlib.file_digest(file, blake2b).hexdigest()
 
 
 def _write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
