@@ -3,22 +3,31 @@
 The table is `prices.csv`, one row per model. Prices are USD per million input tokens as in litellm
 1.109.1's table, which quotes the vendors' pages; 0: free, on the user's machine; empty: not
 published. `other_dimensions` are those that the model was trained to give beside its own, as
-numbers or a range. A run of a local model reads these figures from the model's own files.
+numbers or a range. A run of a local model reads these figures from the model's own files. `alias`
+is the model's short name, `revision` the commit on the hub that it stands for.
 """
 
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, PlainValidator
+from pydantic.dataclasses import dataclass
 
 PRICES_OF = date(2026, 11, 21)
 TABLE = Path(__file__).with_suffix(".csv")
 
 
-@dataclass(frozen=True)
+def _parse_sizes(text: str) -> tuple[int, ...] | range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last) + 1) if last else tuple(map(int, first.split()))
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class PublishedModel:
     """One row of the table."""
 
@@ -26,34 +35,19 @@ class PublishedModel:
     max_tokens: int  # per text
     usd_per_million: float | None = None
     usd_batch: float | None = None  # per million tokens of batch jobs
-    other_dimensions: tuple[int, ...] | range = ()
+    other_dimensions: Annotated[tuple[int, ...] | range, PlainValidator(_parse_sizes)] = ()
     request_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
     family: str | None = None  # its models share one space: one may index, another query
 
 
-def _parse(row: Mapping[str, str]) -> PublishedModel:
-    first, _, last = row["other_dimensions"].partition("-")
-    others = range(int(first), int(last) + 1) if last else tuple(map(int, first.split()))
-    return PublishedModel(
-        dimensions=int(row["dimensions"]),
-        max_tokens=int(row["max_tokens"]),
-        usd_per_million=float(row["usd_per_million"]) if row["usd_per_million"] else None,
-        usd_batch=float(row["usd_batch"]) if row["usd_batch"] else None,
-        other_dimensions=others,
-        request_tokens=int(row["request_tokens"]) if row["request_tokens"] else None,
-        retires=date.fromisoformat(row["retires"]) if row["retires"] else None,
-        family=row["family"] or None,
-    )
-
-
-def read_table(file: Path = TABLE) -> dict[str, PublishedModel]:
-    """The models of a table by "provider:model"."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        return {f"{row['provider']}:{row['model']}": _parse(row) for row in csv.DictReader(lines)}
-
-
-MODELS: Mapping[str, PublishedModel] = MappingProxyType(read_table())
+ROWS: list[dict[str, Any]] = [  # without their empty fields
+    {name: value for name, value in row.items() if value}
+    for row in csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines())
+]
+MODELS: Mapping[str, PublishedModel] = MappingProxyType(
+    {f"{row['provider']}:{row['model']}": PublishedModel(**row) for row in ROWS}
+)
 
 # Open models whose vectors may be cut to a prefix, by the last part of their name at Hugging Face
 # and ollama. Source: their cards on huggingface.co ("Matryoshka" or "MRL"; gte: "elastic").
