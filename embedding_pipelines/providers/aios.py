@@ -18,10 +18,10 @@ from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers._aios_wire import METHOD, message_classes
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.http import error_sentence, retry_after
+from embedding_pipelines.providers.common.http import Meaning, error_sentence
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import order_by_index, read_numbers, vectors_at
 from embedding_pipelines.schemas import digest
@@ -49,6 +49,23 @@ class AiosModel(PromptModel):
     """A channel to the server, which connects again when the connection breaks."""
 
     options: Aios
+    resources = ("_channel",)
+    meanings = (
+        Meaning(["RESOURCE_EXHAUSTED"], TooLarge, signs=("larger than max",)),
+        Meaning(["RESOURCE_EXHAUSTED"], Busy),
+        Meaning(["INVALID_ARGUMENT", "OUT_OF_RANGE"], BadInput),
+        Meaning(["UNAUTHENTICATED", "PERMISSION_DENIED"], ProviderError, "Check {key}."),
+        Meaning(
+            ["NOT_FOUND", "FAILED_PRECONDITION"],
+            ProviderError,
+            "Check model ({model!r}) and selection_query.",
+        ),
+        Meaning(
+            ["UNIMPLEMENTED"],
+            ProviderError,
+            "It has no BlockInferenceService: check grpc_url.",
+        ),
+    )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -93,9 +110,6 @@ class AiosModel(PromptModel):
         vectors = self._read(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
         return Response(unit(vectors) if self.options.normalize else vectors)
 
-    def close(self) -> None:
-        forget(self, "_channel")
-
     @once
     def _channel(self) -> grpc.Channel:
         grpc = need("grpc", "aios")
@@ -128,8 +142,15 @@ class AiosModel(PromptModel):
         try:
             return str(infer(packet, timeout=options.timeout_seconds, metadata=metadata).data)
         except need("grpc", "aios").RpcError as error:
+            code, words = error.code().name, error.details() or "no details"
+            fault = self.fault(code, words, dict(error.trailing_metadata() or ()))
+            if code == "DEADLINE_EXCEEDED":
+                limit = f"{options.timeout_seconds:g} s"
+                fault = Unreachable(
+                    f"{self.where} did not answer within {limit}. {self.quote(words)}"
+                )
             # Without the cause, whose text repeats this one's with addresses of sockets.
-            raise self._fault(error) from None
+            raise fault from None
 
     def _read(self, data: str, count: int) -> Vectors:
         """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other
@@ -154,29 +175,6 @@ class AiosModel(PromptModel):
                 "another block. Nothing of this request was stored."
             )
         return vectors
-
-    def _fault(self, error: grpc.RpcError) -> ProviderError:
-        """The meaning of a gRPC status, in the service's own words and without the key."""
-        options = self.options
-        code, words = error.code().name, self.quote(error.details() or "no details")
-        problem = f"{self.where} answered {code}: {words}"
-        if code == "RESOURCE_EXHAUSTED":
-            if "larger than max" in words:
-                return TooLarge(problem)
-            trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-            return Busy(problem, retry_after(trailing))
-        if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
-            return BadInput(problem)
-        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            return ProviderError(f"{problem} Check {self.key_name}.")
-        if code in ("NOT_FOUND", "FAILED_PRECONDITION"):
-            return ProviderError(f"{problem} Check model ({options.model!r}) and selection_query.")
-        if code == "UNIMPLEMENTED":
-            return ProviderError(f"{problem} It has no BlockInferenceService: check grpc_url.")
-        if code == "DEADLINE_EXCEEDED":
-            limit = f"{options.timeout_seconds:g} s"
-            return Unreachable(f"{self.where} did not answer within {limit}. {words}")
-        return Unreachable(problem)
 
 
 class Aios(PromptOptions):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import numpy as np
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.once import forget
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
@@ -144,6 +145,7 @@ class EmbeddingModel(ABC):
     or make a request, and raises ProviderError if the model is unavailable.
     """
 
+    resources: ClassVar[tuple[str, ...]] = ()  # the `once` properties that `close` frees
     rate_limit: RateLimit | None = None  # None: requests have no limit, and none is repeated
     batch_service: BatchService | None = None
 
@@ -195,7 +197,7 @@ class EmbeddingModel(ABC):
 
     def close(self) -> None:
         """Free connections and memory; may be called twice."""
-        return  # most models hold neither
+        forget(self, *self.resources)
 
     def __enter__(self) -> Self:
         return self

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, field_validator
 
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers._custom_class import Instance, load
 from embedding_pipelines.providers.base import InputType, Limits
 from embedding_pipelines.providers.common.http import MAX_PRICE
@@ -40,6 +40,7 @@ SECRET_NAMES = ("api_key", "apikey", "password", "secret", "access_token", "auth
 
 class CustomModel(PlainModel):
     options: Custom
+    resources = ("_instance",)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -72,9 +73,6 @@ class CustomModel(PlainModel):
         instance = self._instance
         with self._slot:
             return instance.embed(inputs, input_type)
-
-    def close(self) -> None:
-        forget(self, "_instance")
 
     @once
     def _instance(self) -> Instance:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import model_validator
 
 from embedding_pipelines.inference.backend import Precision
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
     InputType,
@@ -35,6 +35,7 @@ CONCURRENT_REQUESTS = 2
 
 class HfModel(EmbeddingModel):
     options: Hf
+    resources = ("_engine",)
 
     @functools.cached_property
     def space(self) -> Space:
@@ -89,9 +90,6 @@ class HfModel(EmbeddingModel):
                 draft.replace(copy)
         calibration = copy.relative_to(self.home).as_posix()
         return self.options.model_copy(update={"calibration": calibration})
-
-    def close(self) -> None:
-        forget(self, "_engine")
 
     @once
     def _engine(self) -> Engine:

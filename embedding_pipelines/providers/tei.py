@@ -4,7 +4,7 @@ limits."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
+from embedding_pipelines.providers.common.http import Meaning, RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
 from embedding_pipelines.space import Space
@@ -38,6 +38,13 @@ class Info:
 
 class TeiModel(RemoteModel, PromptModel):
     options: Tei
+    # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a wrong
+    # option.
+    meanings = (
+        Meaning([413], TooLarge, signs=("batch size",)),
+        Meaning([413], ProviderError, "Check dimensions.", ("dimensions",)),
+        Meaning([413], BadInput, signs=("error_type",)),
+    )
 
     @functools.cached_property
     def space(self) -> Space:
@@ -70,24 +77,14 @@ class TeiModel(RemoteModel, PromptModel):
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return Response(self._vectors(self.add_prompt(inputs, input_type)))
 
-    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a
-        # wrong option.
-        if status == 413 and "error_type" in body:
-            problem = f"{self.where} answered {status}: {self.quote(body)}"
-            if "batch size" in body:
-                return TooLarge(problem)
-            if "dimensions" in body:
-                return ProviderError(f"{problem} Check dimensions.")
-            return BadInput(problem)
-        return super().fault(status, body, headers)
-
     def _vectors(self, texts: list[str]) -> Vectors:
-        body = {"inputs": texts, "truncate": False, "normalize": True}
-        if self.options.dimensions is not None:
-            body["dimensions"] = self.options.dimensions
-        reply = self.request("/embed", body, self.bearer)
-        return vectors_at(self, reply, (), len(texts), read_numbers)
+        body = {
+            "inputs": texts,
+            "truncate": False,
+            "normalize": True,
+            "dimensions": self.options.dimensions,
+        }
+        return vectors_at(self, self.request("/embed", body), (), len(texts), read_numbers)
 
     @property
     def model_name(self) -> str:
@@ -95,7 +92,7 @@ class TeiModel(RemoteModel, PromptModel):
 
     @once
     def _info(self) -> Info:
-        reply = self.request("/info", headers=self.bearer)
+        reply = self.request("/info")
         try:
             pooling = reply["model_type"]["embedding"]["pooling"]
         except (KeyError, TypeError):
@@ -125,12 +122,9 @@ class Tei(RemoteOptions, PromptOptions):
     """A model behind Text Embeddings Inference."""
 
     model_class = TeiModel
+    default_price = 0.0
 
     kind: Literal["tei"] = "tei"
     base_url: str = "http://localhost:8080"
     dimensions: int | None = Field(None, ge=1)
     """Shorter vectors, of a model that was trained for it; sent with each request."""
-
-    @property
-    def price(self) -> float | None:
-        return self.usd_per_million_tokens or 0.0

@@ -15,7 +15,7 @@ import numpy as np
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.weights import files_sha256
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.common.plain import PlainModel, PlainOptions
 from embedding_pipelines.space import Space
@@ -24,6 +24,7 @@ from embedding_pipelines.vectors import Vectors
 
 class TensorflowModel(PlainModel):
     options: Tensorflow
+    resources = ("_signature",)
 
     @functools.cached_property
     def space(self) -> Space:
@@ -46,9 +47,6 @@ class TensorflowModel(PlainModel):
 
     def compute(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self._signature.run(inputs)
-
-    def close(self) -> None:
-        forget(self, "_signature")
 
     @once
     def _signature(self) -> _Signature:

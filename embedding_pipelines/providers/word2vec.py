@@ -46,6 +46,7 @@ MAX_TOKENS = 10_000  # means over more words are alike for all texts
 
 class Word2vecModel(TrainableModel):
     options: Word2vec
+    resources = ("_words",)
 
     @property
     def _path(self) -> Path | None:
@@ -112,9 +113,6 @@ class Word2vecModel(TrainableModel):
                     shutil.copyfile(part, draft)
         option = "vectors" if self.options.train is None else "trained"
         return self.options.model_copy(update={option: copy.relative_to(self.home).as_posix()})
-
-    def close(self) -> None:
-        forget(self, "_words")
 
     @once
     def _words(self) -> WordVectors:
