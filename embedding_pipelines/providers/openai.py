@@ -8,23 +8,19 @@ length of vectors and of texts, and the server's replies must agree.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from embedding_pipelines.errors import Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
-from embedding_pipelines.providers._openai_sdk import (
-    BASE_URL,
-    is_openai,
-    request_headers,
-    translate_errors,
-)
 from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from tokenizers import Tokenizer
 
-KEY = "OPENAI_API_KEY"
+BASE_URL, KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 
 # Texts and tokens are those of the SDK's docstring of `embeddings.create`. The service estimates
 # the tokens of a request at a quarter of its bytes before it counts them.
@@ -58,6 +54,7 @@ OTHER_REQUEST_TEXTS, OTHER_REQUEST_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
 class OpenaiModel(HostedModel, PromptModel):
     options: Openai
+    resources = ("sdk",)
 
     @once
     def sdk(self) -> OpenAI:
@@ -67,9 +64,34 @@ class OpenaiModel(HostedModel, PromptModel):
         client: OpenAI = openai.OpenAI(api_key="none", base_url=self.address, max_retries=0)
         return client
 
-    def close(self) -> None:
-        forget(self, "sdk")
-        super().close()
+    @property
+    def request_headers(self) -> dict[str, Any]:
+        """The model's own key, if any, and nothing that the SDK takes from the environment and
+        would send to another server."""
+        withheld = ["authorization"]
+        if not _is_openai(self.address):
+            withheld += ["openai-organization", "openai-project"]
+        return {**dict.fromkeys(withheld, need("openai", "openai").omit), **self.bearer}
+
+    @contextlib.contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Raise the SDK's errors as `embed` does, without the key.
+
+        They get no cause: the service may repeat the key, and a traceback would show it.
+        """
+        import httpx2
+
+        openai = need("openai", "openai")
+        try:
+            yield
+        except openai.APIStatusError as error:
+            reply = error.response
+            raise self.fault(error.status_code, reply.text, reply.headers) from None
+        # In mid-stream the SDK does not translate those of HTTP.
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            cause = error.__cause__ or error
+            words = self.redact(f"{type(cause).__name__} {cause}".rstrip(" ."))
+            raise Unreachable(f"{self.address} cannot be reached: {words}.") from None
 
     @functools.cached_property
     def batch_service(self) -> OpenaiBatches:  # type: ignore[override]
@@ -106,13 +128,15 @@ class OpenaiModel(HostedModel, PromptModel):
         return _tiktoken.cl100k_digest() if self._counts_as_openai else super().tokenizer_digest
 
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        with translate_errors(self):
-            reply = self.sdk.embeddings.with_raw_response.create(
-                **self.body(inputs, input_type),
-                timeout=self.options.timeout_seconds,
-                extra_headers=request_headers(self),
-            )
-        return self.read(self.parse_json(reply.content), len(inputs))
+        create = self.sdk.embeddings.with_raw_response.create
+        return self.read(self.call(create, **self.body(inputs, input_type)), len(inputs))
+
+    def call(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        """The JSON of the reply to a method of `sdk`. Raises as `embed`."""
+        arguments = {"timeout": self.options.timeout_seconds, **arguments}
+        with self.translate_errors():
+            reply = method(**arguments, extra_headers=self.request_headers)
+        return self.parse_json(reply.content)
 
     def body(self, inputs: Sequence[str], input_type: InputType) -> dict[str, Any]:
         """A request for the vectors of `inputs`."""
@@ -178,7 +202,7 @@ class Openai(HostedOptions, PromptOptions):
     def _default_key(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "api_key_env" in values:
             return values
-        is_own = is_openai(str(values.get("base_url", BASE_URL)))
+        is_own = _is_openai(str(values.get("base_url", BASE_URL)))
         return {**values, "api_key_env": KEY if is_own else None}
 
     @model_validator(mode="after")
@@ -209,6 +233,10 @@ class Openai(HostedOptions, PromptOptions):
     @property
     def uses_batch_jobs(self) -> bool:
         return self.mode == "batch"
+
+
+def _is_openai(base_url: str) -> bool:
+    return urlsplit(base_url).hostname == urlsplit(BASE_URL).hostname
 
 
 def _read(vector: Any) -> Vectors:
