@@ -13,7 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_pipelines.errors import ProviderError
+from platformdirs import user_cache_path
+
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import damage_error
@@ -101,8 +103,6 @@ def load_tokenizer(cache: Path) -> Tokenizer:
 
 
 def _cache_folder(content: str) -> Path:
-    from platformdirs import user_cache_path
-
     return user_cache_path("embedding-pipelines") / (
         f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
     )
@@ -119,7 +119,7 @@ def _fill(cache: Path, folder: Path) -> None:
         except (OSError, MemoryError):
             raise  # the model is not the cause
         except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
-            problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            problem = error_lines(error)[-1]
             for half in draft.glob("model.*"):
                 half.unlink()
         config = asdict(_config(model, folder, load_tokenizer(draft), problem))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import (
     Array,
@@ -70,7 +70,7 @@ class OpenVino(Backend):
         try:
             self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
-            raise damage_error(graph.parent, str(error).strip().splitlines()[-1]) from error
+            raise damage_error(graph.parent, error_lines(error)[-1]) from error
         self._idle: deque[Any] = deque()
         one = np.ones((1, 1), np.int64)
         self.finish(self.start(one, one, one))  # in one thread only: see BINDING_LOCK
@@ -103,7 +103,7 @@ def _translate_errors() -> Iterator[None]:
     except MemoryError as error:
         raise OutOfMemory(str(error)) from error
     except RuntimeError as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        words = error_lines(error)[-1]
         if any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise OutOfMemory(words) from error
         raise ProviderError(f"OpenVINO could not compute: {words}") from error

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
 from embedding_pipelines.vectors import Vectors
@@ -87,7 +87,7 @@ def _translate_errors() -> Iterator[None]:
         words = str(error)
         if "out of memory" in words or "can't allocate memory" in words:  # MPS, processors
             raise OutOfMemory(words) from error
-        raise ProviderError(f"torch could not compute: {words.strip().splitlines()[0]}") from error
+        raise ProviderError(f"torch could not compute: {error_lines(error)[0]}") from error
 
 
 @functools.cache

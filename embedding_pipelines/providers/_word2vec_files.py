@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from platformdirs import user_cache_path
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import damage_error
 from embedding_pipelines.inference.cache import fill_folder
@@ -79,8 +80,6 @@ def content_sha256(path: Path) -> str:
 
 def load_vectors(path: Path) -> WordVectors:
     """The vectors of a file. Raises ProviderError for another format or a file cut short."""
-    from platformdirs import user_cache_path
-
     sha256 = content_sha256(path)
     cache = user_cache_path("embedding-pipelines") / f"{sha256[:32]}-word2vec-{CACHE_LAYOUT}"
     if not (cache / ALL_WORDS).exists():
@@ -206,7 +205,7 @@ def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
         table._load_specials(str(path), None, compress, suffix)
         words, vectors = table.index_to_key, np.asarray(table.vectors, np.float32)
     except Exception as error:  # a damaged pickle raises anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_lines(error)[0]
         raise _format_error(
             path,
             f"gensim's KeyedVectors cannot be read from it ({reason}); of a model, save `model.wv`",

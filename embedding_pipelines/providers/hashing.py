@@ -20,6 +20,7 @@ from embedding_pipelines.providers.base import (
     ProviderOptions,
     Response,
 )
+from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
 
@@ -52,11 +53,9 @@ class HashingModel(EmbeddingModel):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer, models, pre_tokenizers
+        from tokenizers import pre_tokenizers
 
-        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return tokenizer
+        return count_pieces(pre_tokenizers.WhitespaceSplit())
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         dimensions = self.options.dimensions

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ConfigError, ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.weights import files_sha256
 from embedding_pipelines.once import once
@@ -92,7 +92,7 @@ class _Signature:
             vectors = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
             raise ProviderError(
-                f"tensorflow: the model failed on {len(inputs)} texts: {_first_line(error)}."
+                f"tensorflow: the model failed on {len(inputs)} texts: {error_lines(error)[0][:300].rstrip('.')}."
             ) from error
         return np.asarray(vectors, np.float32)
 
@@ -103,7 +103,7 @@ def _load(folder: Path, name: str, output: str | None) -> _Signature:
         model = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds for a damaged folder
         raise ProviderError(
-            f"{folder}: TensorFlow cannot load this SavedModel ({_first_line(error)}). Save it "
+            f"{folder}: TensorFlow cannot load this SavedModel ({error_lines(error)[0][:300].rstrip('.')}). Save it "
             "again with tf.saved_model.save."
         ) from error
     if name not in model.signatures:
@@ -138,7 +138,3 @@ def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no greeting on stderr
     return need("tensorflow", "tensorflow")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import functools
 import shutil
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.files import replacing
+from embedding_pipelines.errors import ConfigError, ProviderError, SourceError
+from embedding_pipelines.extras import need
+from embedding_pipelines.files import draft_beside, replacing
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers._word2vec_files import (
     WordVectors,
@@ -24,8 +26,6 @@ from embedding_pipelines.providers._word2vec_files import (
     load_vectors,
     parts,
 )
-from embedding_pipelines.providers._word2vec_training import Training, train_vectors
-from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 from embedding_pipelines.providers.base import (
     InputType,
     Limits,
@@ -33,6 +33,7 @@ from embedding_pipelines.providers.base import (
     Response,
     TrainableModel,
 )
+from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
@@ -125,6 +126,22 @@ class Word2vecModel(TrainableModel):
         return load_vectors(path)
 
 
+class Training(BaseModel):
+    """Options of word2vec's training, with gensim's defaults: CBOW with five negative samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int = Field(100, ge=2, le=4096)
+    window: int = Field(5, ge=1)
+    """Words to the left and to the right that a word's vector depends on."""
+
+    min_count: int = Field(2, ge=1)
+    """Rarer words get no vector."""
+
+    epochs: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
 class Word2vec(ProviderOptions):
     """The mean over those words of a text that have a vector. A text without any is rejected."""
 
@@ -154,3 +171,48 @@ class Word2vec(ProviderOptions):
     @property
     def trains(self) -> bool:
         return self.train is not None and self.trained is None
+
+
+def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
+    """Train on `texts` and replace `path`, in word2vec's binary format.
+
+    `texts` is read once into a temporary file beside `path`, which each epoch reads. Memory grows
+    with the number of different words only. Raises SourceError if no word is frequent enough.
+    """
+    word2vec = need("gensim.models.word2vec", "word2vec")
+    with replacing(path) as draft, draft_beside(path) as corpus:
+        count, tokenizer = 0, word_tokenizer()
+        with corpus.open("w", encoding="utf-8") as file:
+            for text in texts:
+                file.write(" ".join(split_words(text.lower(), tokenizer)) + "\n")
+                count += 1
+        model = word2vec.Word2Vec(
+            vector_size=options.dimensions,
+            window=options.window,
+            min_count=options.min_count,
+            seed=options.seed,
+            workers=1,  # with more, the result differs from run to run
+            # Of the same value in each process, unlike Python's own.
+            hashfxn=lambda word: zlib.crc32(word.encode()),
+        )
+        sentences = word2vec.LineSentence(str(corpus))
+        model.build_vocab(sentences)
+        if not len(model.wv):
+            raise SourceError(
+                f"word2vec: no word occurs {options.min_count} times or more in the {count:,} "
+                "texts to train on. Lower train.min_count, or give the pipeline more text."
+            )
+        model.train(sentences, total_examples=model.corpus_count, epochs=options.epochs)
+        model.wv.save_word2vec_format(str(draft), binary=True)
+
+
+def word_tokenizer() -> Tokenizer:
+    """Counts words: runs of letters, marks and digits."""
+    from tokenizers import Regex, pre_tokenizers
+
+    return count_pieces(pre_tokenizers.Split(Regex(r"\w+"), "removed", invert=True))
+
+
+def split_words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The words of a text, without signs and white space. `tokenizer` is a `word_tokenizer()`."""
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
