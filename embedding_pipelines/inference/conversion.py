@@ -67,14 +67,13 @@ def convert(folder: Path) -> tuple[Path, ModelConfig]:
 def with_prompts(
     config: ModelConfig, prompts: Mapping[str, str], tokenizer: Tokenizer
 ) -> ModelConfig:
-    """The configuration with other prompts by input type than the model's own.
+    """The configuration with these prompts by input type.
 
     Raises ProviderError if a prompt leaves no room for a text.
     """
     prompts = {input_type: prompt for input_type, prompt in prompts.items() if prompt}
     special = tokenizer.num_special_tokens_to_add(False)
-    tokens: dict[str, int] = {}
-    unpooled: dict[str, int] = {}
+    tokens, unpooled = {}, {}
     for input_type, prompt in prompts.items():
         count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
         if count + special >= config.max_tokens:
@@ -83,10 +82,15 @@ def with_prompts(
                 f"the model reads {config.max_tokens}. Write a shorter one."
             )
         tokens[input_type] = count
-        if not config.pools_prompts:
-            unpooled[input_type] = _prompt_length(prompt, tokenizer)
-    left = config.max_tokens - tokens.get("document", 0)
-    return replace(config, prompts=prompts, max_document_tokens=left, unpooled=unpooled)
+        encoding = tokenizer.encode(prompt)
+        # Those before the text: without a special one at the end.
+        unpooled[input_type] = len(encoding.ids) - sum(encoding.special_tokens_mask[-1:])
+    return replace(
+        config,
+        prompts=prompts,
+        max_document_tokens=config.max_tokens - tokens.get("document", 0),
+        unpooled={} if config.pools_prompts else unpooled,
+    )
 
 
 def load_tokenizer(cache: Path) -> Tokenizer:
@@ -131,40 +135,29 @@ def _config(
 ) -> ModelConfig:
     modules = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
-    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
         raise ProviderError(f"{folder}: the model does not declare the dimensions of its vectors.")
+    mode = "none" if pooling is None else pooling.pooling_mode
     max_tokens = int(min(model.max_seq_length or 512, MAX_TOKENS))
-    tokens = len(tokenizer.encode(prompts.get("document", ""), add_special_tokens=False).ids)
-    pools_prompts = pooling is None or pooling.include_prompt
-    first: Any = model[0]
-    unpooled = {}
-    if not pools_prompts:
-        unpooled = {name: first._get_prompt_length(text) for name, text in prompts.items()}
-    return ModelConfig(
+    config = ModelConfig(
         revision=revision_sha256(folder),
         dimensions=dimensions,
         max_tokens=max_tokens,
-        max_document_tokens=max_tokens - tokens,
-        pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",
+        max_document_tokens=max_tokens,
+        pooling=mode if isinstance(mode, str) else "+".join(mode),
         normalized=modules[-1] == "Normalize",
-        prompts=prompts,
+        prompts={},
         pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
-        pools_prompts=pools_prompts,
-        unpooled=unpooled,
+        pools_prompts=pooling is None or pooling.include_prompt,
+        unpooled={},
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in modules,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
         problem=problem,
     )
-
-
-def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
-    """Tokens before the text: a special one in front and the prompt's."""
-    encoding = tokenizer.encode(prompt)
-    return len(encoding.ids) - (encoding.special_tokens_mask[-1] if encoding.ids else 0)
+    prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
+    return with_prompts(config, prompts, tokenizer)
 
 
 def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
@@ -173,7 +166,3 @@ def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""
-
-
-def _pooling(mode: str | Sequence[str]) -> str:
-    return mode if isinstance(mode, str) else "+".join(mode)

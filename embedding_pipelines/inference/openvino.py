@@ -62,9 +62,9 @@ class OpenVino(Backend):
                 "This processor does not compute in bfloat16. Set precision to 'auto', which takes "
                 "bfloat16 where the processor has it and float32 elsewhere, or to 'float32'."
             )
-        self.precision = "int8" if precision == "int8" else "float32"
-        if precision == "bfloat16" or (precision == "auto" and has_bfloat16):
-            self.precision = "bfloat16"
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16 else "float32"
+        self.precision = precision
         hint = "bf16" if self.precision == "bfloat16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
         try:

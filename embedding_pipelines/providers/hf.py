@@ -4,13 +4,13 @@ Hugging Face hub."""
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
+from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
 from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import (
@@ -82,12 +82,7 @@ class HfModel(EmbeddingModel):
             return self.options
         copy = folder / f"{self._engine.dtype}.txt"
         if not copy.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            # In its own folder: another pipeline may copy the same texts at the same time.
-            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as drafts:
-                draft = Path(drafts) / copy.name
-                draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
-                draft.replace(copy)
+            write_atomic(copy, "\n".join(self._engine.samples) + "\n")
         calibration = copy.relative_to(self.home).as_posix()
         return self.options.model_copy(update={"calibration": calibration})
 
