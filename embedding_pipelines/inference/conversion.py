@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_cache_path
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.inference import openvino as _openvino
@@ -25,7 +26,6 @@ from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
 
 CACHE_LAYOUT = "7"  # raise it when the files in the cache change
 CONFIG = "config.json"
@@ -95,8 +95,6 @@ def with_prompts(
 
 def load_tokenizer(cache: Path) -> Tokenizer:
     """The model's own tokenizer, without padding and truncation."""
-    from tokenizers import Tokenizer
-
     try:
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower

@@ -10,9 +10,10 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.inference import openvino as _openvino
@@ -23,9 +24,6 @@ from embedding_pipelines.inference.conversion import convert, load_tokenizer, wi
 from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -7,17 +7,14 @@ with it neither tiktoken nor the download is needed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from platformdirs import user_cache_path
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import replacing
 from embedding_pipelines.schemas import digest
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 ENCODING = "cl100k_base"
 VERSION = "1"  # raise it when the conversion changes
@@ -41,8 +38,6 @@ def cl100k() -> Tokenizer:
     Raises ConfigError if it is not in the cache folder and tiktoken or its vocabulary is
     unavailable.
     """
-    from tokenizers import Tokenizer
-
     file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{VERSION}.json"
     if not file.is_file():
         tokenizer = convert(_read_ranks())
@@ -63,8 +58,6 @@ def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
     tiktoken joins neighbours whose union is the token of lowest rank; `tokenizers` needs a list of
     all such pairs.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
     letters = _letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     pairs = [

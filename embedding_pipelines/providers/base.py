@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.once import forget
@@ -16,9 +17,6 @@ from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 InputType = Literal["document", "query"]
 NO_SECRETS: Mapping[str, str] = MappingProxyType({})

@@ -49,21 +49,11 @@ class CustomModel(PlainModel):
 
     @functools.cached_property
     def space(self) -> Space:
-        options, instance = self.options, self._instance
-        arguments = json.dumps(
-            options.options, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-        )
-        return Space(
-            provider=options.kind,
-            model=f"{options.cls} {arguments}" if options.options else options.cls,
-            revision=instance.revision,
-            dimensions=instance.dimensions,
-            pooling="own",
-            prompts={},
-            max_tokens=options.max_tokens,
-            normalized=options.normalize,
-            dtype="float32",
-        )
+        cls, options, instance = self.options.cls, self.options.options, self._instance
+        if options:
+            words = json.dumps(options, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            cls = f"{cls} {words}"
+        return self.make_space(cls, instance.revision, instance.dimensions)
 
     @property
     def limits(self) -> Limits:

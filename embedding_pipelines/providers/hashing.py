@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from tokenizers import Tokenizer, pre_tokenizers
 
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
@@ -23,9 +24,6 @@ from embedding_pipelines.providers.base import (
 from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 VERSION = "1"  # raise it when the vectors change
 
@@ -53,8 +51,6 @@ class HashingModel(EmbeddingModel):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import pre_tokenizers
-
         return count_pieces(pre_tokenizers.WhitespaceSplit())
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:

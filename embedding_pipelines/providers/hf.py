@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
+from tokenizers import Tokenizer
 
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
@@ -24,8 +25,6 @@ from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from embedding_pipelines.inference.encoder import Engine
 
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions

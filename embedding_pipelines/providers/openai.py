@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import Unreachable
 from embedding_pipelines.extras import need
@@ -37,7 +38,6 @@ from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from tokenizers import Tokenizer
 
 BASE_URL, KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 

@@ -29,17 +29,8 @@ class TensorflowModel(PlainModel):
     @functools.cached_property
     def space(self) -> Space:
         options, signature = self.options, self._signature
-        return Space(
-            provider=options.kind,
-            model=f"{Path(options.model).name} {options.signature}:{signature.output}",
-            revision=signature.sha256,
-            dimensions=signature.dimensions,
-            pooling="own",
-            prompts={},
-            max_tokens=options.max_tokens,
-            normalized=options.normalize,
-            dtype="float32",
-        )
+        model = f"{Path(options.model).name} {options.signature}:{signature.output}"
+        return self.make_space(model, signature.sha256, signature.dimensions)
 
     @property
     def computed_by(self) -> str:

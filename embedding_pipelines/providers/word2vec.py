@@ -11,10 +11,11 @@ import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from embedding_pipelines.errors import ConfigError, ProviderError, SourceError
 from embedding_pipelines.extras import need
@@ -35,9 +36,6 @@ from embedding_pipelines.providers.base import (
 )
 from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 VERSION = "1"  # raise it when the vectors of the same file change
 RESULT = "vectors.bin"  # of training, in the pipeline's own folder
@@ -208,8 +206,6 @@ def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
 
 def word_tokenizer() -> Tokenizer:
     """Counts words: runs of letters, marks and digits."""
-    from tokenizers import Regex, pre_tokenizers
-
     return count_pieces(pre_tokenizers.Split(Regex(r"\w+"), "removed", invert=True))
 
 

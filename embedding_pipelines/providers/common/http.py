@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, field_validator
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import (
     BadInput,
@@ -41,7 +42,6 @@ from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from httpx2 import Client
-    from tokenizers import Tokenizer
 
 # USD per million tokens; a higher price is a typo: the dearest published model costs 0.20.
 MAX_PRICE = 5.0
