@@ -104,11 +104,8 @@ class Engine:
         if self.precision == "int8":
             return _openvino.OpenVino(self._quantize(), "int8")
         if self.config.problem:
-            log.warning(
-                "%s: torch runs this model, OpenVINO cannot: %s",
-                self.folder.name,
-                self.config.problem,
-            )
+            words = "%s: torch runs this model, OpenVINO cannot: %s"
+            log.warning(words, self.folder.name, self.config.problem)
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 

@@ -48,18 +48,14 @@ def message_classes() -> dict[str, Any]:
     for name, fields in MESSAGES.items():
         message = file.message_type.add(name=name)
         for field, (number, kind) in fields.items():
-            if kind in MESSAGES:
-                message.field.add(
-                    name=field,
-                    number=number,
-                    label=kinds.LABEL_REPEATED,
-                    type=kinds.TYPE_MESSAGE,
-                    type_name=f".{kind}",
-                )
-            else:
-                scalar = kinds.Type.Value(f"TYPE_{kind.upper()}")
-                message.field.add(
-                    name=field, number=number, label=kinds.LABEL_OPTIONAL, type=scalar
-                )
+            repeated = kind in MESSAGES
+            scalar = "MESSAGE" if repeated else kind.upper()
+            message.field.add(
+                name=field,
+                number=number,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+                type=kinds.Type.Value(f"TYPE_{scalar}"),
+                type_name=f".{kind}" if repeated else None,
+            )
     pool.Add(file)
     return {name: factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in MESSAGES}

@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -23,13 +23,15 @@ from embedding_pipelines.providers._aios_wire import METHOD, message_classes
 from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import Meaning, error_sentence
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
-from embedding_pipelines.providers.common.replies import order_by_index, read_numbers, vectors_at
+from embedding_pipelines.providers.common.replies import (
+    order_by_index,
+    read_numbers,
+    value_at,
+    vectors_at,
+)
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit
-
-if TYPE_CHECKING:
-    import grpc  # type: ignore[import-untyped]
 
 REQUEST_TEXTS = 32
 # A gRPC server accepts messages of 4 MB; JSON's escapes come on top of the texts.
@@ -51,7 +53,7 @@ class AiosModel(PromptModel):
     options: Aios
     resources = ("_channel",)
     meanings = (
-        Meaning(["RESOURCE_EXHAUSTED"], TooLarge, signs=("larger than max",)),
+        Meaning(["RESOURCE_EXHAUSTED"], TooLarge, words="larger than max"),
         Meaning(["RESOURCE_EXHAUSTED"], Busy),
         Meaning(["INVALID_ARGUMENT", "OUT_OF_RANGE"], BadInput),
         Meaning(["UNAUTHENTICATED", "PERMISSION_DENIED"], ProviderError, "Check {key}."),
@@ -61,9 +63,7 @@ class AiosModel(PromptModel):
             "Check model ({model!r}) and selection_query.",
         ),
         Meaning(
-            ["UNIMPLEMENTED"],
-            ProviderError,
-            "It has no BlockInferenceService: check grpc_url.",
+            ["UNIMPLEMENTED"], ProviderError, "It has no BlockInferenceService: check grpc_url."
         ),
     )
 
@@ -111,7 +111,7 @@ class AiosModel(PromptModel):
         return Response(unit(vectors) if self.options.normalize else vectors)
 
     @once
-    def _channel(self) -> grpc.Channel:
+    def _channel(self) -> Any:
         grpc = need("grpc", "aios")
         if self.options.tls:
             credentials = grpc.ssl_channel_credentials()
@@ -159,14 +159,18 @@ class AiosModel(PromptModel):
             body = json.loads(data)
         except ValueError:
             raise Unreachable(f"{self.where} answered without JSON: {self.quote(data)}") from None
-        if _error_in(body):
-            words = error_sentence(self.redact(json.dumps(_error_in(body), ensure_ascii=False)))
+        error = value_at(body, "error") or value_at(body, "data", "error")
+        if error:
+            words = error_sentence(self.redact(json.dumps(error, ensure_ascii=False)))
             raise Unreachable(f"{self.where} answered with an error: {words}")
-        rows = _vectors_in(body)
-        if _has_entries(rows):
-            rows = order_by_index(self, rows, count)
-        elif isinstance(rows, list) and rows and isinstance(rows[0], float | int):
-            rows = [rows]  # one vector, without a list around it
+        rows = body
+        while isinstance(rows, dict):
+            rows = next((rows[place] for place in PLACES if rows.get(place) is not None), None)
+        if isinstance(rows, list) and rows:
+            if all(isinstance(row, dict) and "embedding" in row for row in rows):
+                rows = order_by_index(self, rows, count)  # as OpenAI writes them
+            elif isinstance(rows[0], float | int):
+                rows = [rows]  # one vector, without a list around it
         vectors = vectors_at(self, body if rows is None else rows, (), count, read_numbers)
         if vectors.shape[1] != self.options.dimensions:
             raise ProviderError(
@@ -220,27 +224,3 @@ class Aios(PromptOptions):
                 "dns:///aios.example:50052"
             )
         return url
-
-
-def _error_in(body: object) -> object:
-    """The error that a block puts in place of vectors, or beside them; None without one."""
-    levels = [body, body.get("data")] if isinstance(body, dict) else []
-    return next(
-        (level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None
-    )
-
-
-def _vectors_in(body: object) -> object:
-    """The list at one of PLACES, at any depth; None if there is none."""
-    while isinstance(body, dict):
-        body = next((body[place] for place in PLACES if body.get(place) is not None), None)
-    return body
-
-
-def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether these are objects with an `embedding` each, as OpenAI writes them."""
-    return (
-        isinstance(rows, list)
-        and bool(rows)
-        and all(isinstance(row, dict) and "embedding" in row for row in rows)
-    )

@@ -43,7 +43,7 @@ class CohereModel(HostedModel):
             [429],
             ProviderError,
             "The trial key is exhausted for this month; nothing is lost.",
-            ("/ month",),
+            "/ month",
         ),
         # "invalid token", docs.cohere.com/reference/errors
         Meaning([498], ProviderError, "Check {key}."),

@@ -44,18 +44,18 @@ class GeminiModel(HostedModel):
     options: Gemini
     # A wrong key and a forbidden country are a 400 here, and every 429 names a quota.
     meanings = (
-        Meaning([400], ProviderError, "Check {key}.", ("api_key_invalid",)),
+        Meaning([400], ProviderError, "Check {key}.", "API_KEY_INVALID"),
         Meaning(
             [400],
             ProviderError,
             "Correct that: until then every request fails.",
-            ("failed_precondition",),
+            "FAILED_PRECONDITION",
         ),
         Meaning(
             [429],
             ProviderError,
             "Today's quota is exhausted: run again tomorrow or raise it; nothing is lost.",
-            ("perday",),  # in a `quotaId`, e.g. `…RequestsPerDayPerProjectPerModel-FreeTier`
+            "PerDay",  # in a `quotaId`, e.g. `…RequestsPerDayPerProjectPerModel-FreeTier`
         ),
         Meaning([429], Busy),
     )

@@ -34,19 +34,17 @@ class OllamaModel(RemoteModel, PromptModel):
     start_hint = " Is Ollama running there? Start it with `ollama serve`."
     meanings = (
         Meaning(
-            [404],
-            ProviderError,
-            "Fetch the model with `ollama pull {model}`, or check model.",
+            [404], ProviderError, "Fetch the model with `ollama pull {model}`, or check model."
         ),
         Meaning(
             ERRORS,
             ProviderError,
             "Choose an embedding model, e.g. nomic-embed-text.",
-            ("does not support embed",),
+            "does not support embed",
         ),
-        Meaning(ERRORS, BadInput, signs=("context length",)),  # 400 or 500, as the version has it
+        Meaning(ERRORS, BadInput, words="context length"),  # 400 or 500, as the version has it
         # The text is blamed for a crash of the model's process.
-        Meaning([400], Unreachable, signs=("eof", "connection re", "runner")),
+        Meaning([400], Unreachable, words="eof|connection re|runner"),
     )
 
     @functools.cached_property

@@ -41,9 +41,9 @@ class TeiModel(RemoteModel, PromptModel):
     # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a wrong
     # option.
     meanings = (
-        Meaning([413], TooLarge, signs=("batch size",)),
-        Meaning([413], ProviderError, "Check dimensions.", ("dimensions",)),
-        Meaning([413], BadInput, signs=("error_type",)),
+        Meaning([413], TooLarge, words="batch size"),
+        Meaning([413], ProviderError, "Check dimensions.", "dimensions"),
+        Meaning([413], BadInput, words="error_type"),
     )
 
     @functools.cached_property

@@ -41,7 +41,7 @@ NUMPY_TYPES = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
 
 class VoyageModel(HostedModel):
     options: Voyage
-    meanings = (Meaning([400], TooLarge, signs=("tokens per submitted batch",)),)
+    meanings = (Meaning([400], TooLarge, words="tokens per submitted batch"),)
 
     @functools.cached_property
     def space(self) -> Space:

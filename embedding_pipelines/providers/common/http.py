@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
@@ -49,12 +50,12 @@ WORDS = 300  # characters of a service's own words that an error quotes
 
 
 class Meaning(NamedTuple):
-    """What an error says, by its status and by signs in its body in lower case."""
+    """What an error says, by its status and by words in its body."""
 
     statuses: Collection[int | str]
     error: type[ProviderError]
     remedy: str = ""  # with {key}, what to check, and {model}
-    signs: tuple[str, ...] = ("",)  # one is enough; the empty one is in every body
+    words: str = ""  # a regular expression, without regard to case; the empty one fits every body
 
 
 # Of all services, the first that fits; other statuses are faults of network or service.
@@ -63,20 +64,16 @@ MEANINGS = (
         [429],
         ProviderError,
         "The account's quota is exhausted: raise it, then run again; nothing is lost.",
-        ("insufficient_quota", "billing_hard_limit", "exceeded your current quota"),
+        "insufficient_quota|billing_hard_limit|exceeded your current quota",
     ),
     Meaning([429, 503, 529], Busy),
     Meaning([413], TooLarge),
     Meaning(
         [400, 422],
         TooLarge,
-        signs=(
-            "max_tokens_per_request",
-            "tokens per request",
-            "too many inputs",
-            "batch size",
-            "list should have at most",  # FastAPI's validation
-        ),
+        # The last is FastAPI's validation.
+        words="max_tokens_per_request|tokens per request|too many inputs|batch size"
+        "|list should have at most",
     ),
     Meaning([400, 422], BadInput),
     Meaning([401, 403], ProviderError, "Check {key}, and that its account may use this model."),
@@ -217,9 +214,9 @@ class ServiceModel(EmbeddingModel):
 
     def fault(self, status: int | str, body: str, headers: Mapping[str, str]) -> ProviderError:
         """The meaning of an error, in the service's own words and without the key."""
-        problem, words = f"{self.where} answered {status}: {self.quote(body)}", body.lower()
-        for statuses, error, remedy, signs in (*self.meanings, *MEANINGS):
-            if status not in statuses or not any(sign in words for sign in signs):
+        problem = f"{self.where} answered {status}: {self.quote(body)}"
+        for statuses, error, remedy, words in (*self.meanings, *MEANINGS):
+            if status not in statuses or not re.search(words, body, re.IGNORECASE):
                 continue
             if error is Busy:
                 return Busy(problem, self.retry_after(body, headers))
