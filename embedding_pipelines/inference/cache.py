@@ -1,7 +1,5 @@
 """Writes folders of the cache, such as converted models: complete, or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

@@ -4,8 +4,6 @@ A folder belongs to one digest of the model's files and one version of OpenVINO.
 `config.json`, `tokenizer.json` and, if OpenVINO can run the model, `model.xml` and `model.bin`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -129,7 +127,7 @@ def _fill(cache: Path, folder: Path) -> None:
 
 
 def _config(
-    model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, problem: str
+    model: "SentenceTransformer", folder: Path, tokenizer: Tokenizer, problem: str
 ) -> ModelConfig:
     modules = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
@@ -158,7 +156,7 @@ def _config(
     return with_prompts(config, prompts, tokenizer)
 
 
-def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
+def _prompt(model: "SentenceTransformer", names: Sequence[str]) -> str:
     """The prompt of an input type, as sentence-transformers' `encode_document` and `encode_query`
     choose it."""
     prompts = model.prompts or {}

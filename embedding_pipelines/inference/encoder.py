@@ -3,8 +3,6 @@
 Its configuration is read at once; the model itself is loaded with the first texts.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections import deque

@@ -1,7 +1,5 @@
 """Runs a converted graph (transformer, pooling, normalization) on the processor with OpenVINO."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -116,7 +114,7 @@ def load() -> Any:
     return need("openvino", "local")
 
 
-def save_graph(model: SentenceTransformer, path: Path) -> None:
+def save_graph(model: "SentenceTransformer", path: Path) -> None:
     """Convert a whole model and save it in float32; raises RuntimeError and others if OpenVINO
     cannot convert it."""
     torch, openvino = need("torch", "local"), load()
@@ -126,7 +124,7 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        def forward(self, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":
             return forward(self.model, tokens, mask, pooled)
 
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))

@@ -1,7 +1,5 @@
 """Runs a model with torch: on CUDA and MPS, and on a processor if OpenVINO cannot convert it."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util
@@ -111,7 +109,7 @@ def accelerator() -> Device | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
-def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+def forward(model: Any, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":
     """The vectors of padded token ids; `pooled` is the mask of the tokens that pooling counts.
 
     Applies the modules one by one; a static model's words by a mask, since it takes one long row
@@ -133,7 +131,7 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     return features["sentence_embedding"]
 
 
-def load(folder: Path) -> SentenceTransformer:
+def load(folder: Path) -> "SentenceTransformer":
     """The model in float32 on the processor. Raises ProviderError for files of no model."""
     library = need("sentence_transformers", "local")
     quiet = need("transformers.utils.logging", "local")

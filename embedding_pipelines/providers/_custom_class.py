@@ -1,7 +1,5 @@
 """Imports a user's own class by its path, creates one instance, calls it and checks its replies."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import inspect

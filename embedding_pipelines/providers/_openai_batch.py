@@ -4,8 +4,6 @@ One text per line, so that each succeeds or fails by itself.
 https://platform.openai.com/docs/guides/batch
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,7 +32,7 @@ REMEDY = (
 
 
 class OpenaiBatches(BatchService):
-    def __init__(self, model: OpenaiModel) -> None:
+    def __init__(self, model: "OpenaiModel") -> None:
         self._model = model
         self._upload = ("", "")  # tag and file: a repeated submission uploads nothing again
         self.max_texts = model.options.batch_texts

@@ -4,8 +4,6 @@ tiktoken downloads the vocabulary once. The converted tokenizer stays in the use
 with it neither tiktoken nor the download is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from platformdirs import user_cache_path

@@ -5,8 +5,6 @@ Each file is read once, as a stream, into a folder of the user's cache that its 
 names: `vectors.f32`, float32[words, d], to be mapped into memory, and `words.json`.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import itertools

@@ -4,8 +4,6 @@ AIOS's blocks put their vectors in several places of a reply. The format states 
 vectors, so they are counted and measured here.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -50,7 +48,7 @@ CHANNEL = (
 class AiosModel(PromptModel):
     """A channel to the server, which connects again when the connection breaks."""
 
-    options: Aios
+    options: "Aios"
     resources = ("_channel",)
     meanings = (
         Meaning(["RESOURCE_EXHAUSTED"], TooLarge, words="larger than max"),

@@ -6,8 +6,6 @@ arrive as float32: float of unit length; int8 as its numbers; uint8 less 128; bi
 which are the same bits, as -1 and 1.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -37,7 +35,7 @@ INPUT_TYPES: dict[InputType, str] = {"document": "search_document", "query": "se
 
 
 class CohereModel(HostedModel):
-    options: Cohere
+    options: "Cohere"
     meanings = (
         Meaning(
             [429],

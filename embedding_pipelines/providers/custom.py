@@ -14,8 +14,6 @@ afterwards these modules are no longer in `sys.modules`, so that two home folder
 names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
@@ -39,7 +37,7 @@ SECRET_NAMES = ("api_key", "apikey", "password", "secret", "access_token", "auth
 
 
 class CustomModel(PlainModel):
-    options: Custom
+    options: "Custom"
     resources = ("_instance",)
 
     def __init__(self, *arguments: Any) -> None:

@@ -7,8 +7,6 @@ are normalized here. Each text is a request of its own inside the batch: gemini-
 merge the parts of one content.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -41,7 +39,7 @@ PROMPTS: dict[InputType, str] = {
 
 
 class GeminiModel(HostedModel):
-    options: Gemini
+    options: "Gemini"
     # A wrong key and a forbidden country are a 400 here, and every 429 names a quota.
     meanings = (
         Meaning([400], ProviderError, "Check {key}.", "API_KEY_INVALID"),

@@ -3,8 +3,6 @@
 Texts that share words get near vectors, so that a test of a ranking can fail.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ VERSION = "1"  # raise it when the vectors change
 
 
 class HashingModel(EmbeddingModel):
-    options: Hashing
+    options: "Hashing"
 
     @property
     def space(self) -> Space:

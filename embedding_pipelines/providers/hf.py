@@ -1,8 +1,6 @@
 """`hf`: any sentence-transformers model of texts, from a folder, an installed package or the
 Hugging Face hub."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +31,7 @@ CONCURRENT_REQUESTS = 2
 
 
 class HfModel(EmbeddingModel):
-    options: Hf
+    options: "Hf"
     resources = ("_engine",)
 
     @functools.cached_property
@@ -76,7 +74,7 @@ class HfModel(EmbeddingModel):
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return Response(self._engine.embed(inputs, input_type))
 
-    def release_options(self, folder: Path) -> Hf:
+    def release_options(self, folder: Path) -> "Hf":
         if self.options.calibration is None:
             return self.options
         copy = folder / f"{self._engine.dtype}.txt"
@@ -86,7 +84,7 @@ class HfModel(EmbeddingModel):
         return self.options.model_copy(update={"calibration": calibration})
 
     @once
-    def _engine(self) -> Engine:
+    def _engine(self) -> "Engine":
         from embedding_pipelines.inference.encoder import Engine
         from embedding_pipelines.inference.openvino import load
         from embedding_pipelines.inference.weights import model_folder

@@ -1,7 +1,5 @@
 """`ollama`: a model that an Ollama server, on this machine or near it, has pulled."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence
@@ -30,7 +28,7 @@ ERRORS = range(400, 600)
 
 
 class OllamaModel(RemoteModel, PromptModel):
-    options: Ollama
+    options: "Ollama"
     start_hint = " Is Ollama running there? Start it with `ollama serve`."
     meanings = (
         Meaning(

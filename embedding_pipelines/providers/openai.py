@@ -6,8 +6,6 @@ off. OpenAI's own models are in the table of published models. For others the op
 length of vectors and of texts, and the server's replies must agree.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +51,11 @@ OTHER_REQUEST_TEXTS, OTHER_REQUEST_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
 
 class OpenaiModel(HostedModel, PromptModel):
-    options: Openai
+    options: "Openai"
     resources = ("sdk",)
 
     @once
-    def sdk(self) -> OpenAI:
+    def sdk(self) -> "OpenAI":
         """The client of the SDK. Raises ConfigError without the SDK."""
         # Without a key the SDK looks for one of its own; `request_headers` replaces this one.
         openai = need("openai", "openai")

@@ -1,8 +1,6 @@
 """`tei`: a server of Hugging Face's Text Embeddings Inference, which describes its own model and
 limits."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Literal
@@ -37,7 +35,7 @@ class Info(BaseModel):
 
 
 class TeiModel(RemoteModel, PromptModel):
-    options: Tei
+    options: "Tei"
     # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a wrong
     # option.
     meanings = (

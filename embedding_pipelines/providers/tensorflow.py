@@ -1,8 +1,6 @@
 """`tensorflow`: a SavedModel folder whose signature turns strings into vectors, such as Universal
 Sentence Encoder."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +21,7 @@ from embedding_pipelines.vectors import Vectors
 
 
 class TensorflowModel(PlainModel):
-    options: Tensorflow
+    options: "Tensorflow"
     resources = ("_signature",)
 
     @functools.cached_property
@@ -40,7 +38,7 @@ class TensorflowModel(PlainModel):
         return self._signature.run(inputs)
 
     @once
-    def _signature(self) -> _Signature:
+    def _signature(self) -> "_Signature":
         folder = self.home / self.options.model
         if not (folder / "saved_model.pb").is_file():
             raise ProviderError(
@@ -88,7 +86,7 @@ class _Signature:
         return np.asarray(vectors, np.float32)
 
 
-def _load(folder: Path, name: str, output: str | None) -> _Signature:
+def _load(folder: Path, name: str, output: str | None) -> "_Signature":
     tf, sha256 = _tensorflow(), files_sha256(folder, folder.rglob("*"))
     try:
         model = tf.saved_model.load(str(folder))

@@ -5,8 +5,6 @@ that embedded the documents. The `Space` names `model` alone all the same, so th
 embeds the documents again. Vectors come back as base64, a quarter of the bytes of decimal numbers.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Literal, Self
@@ -40,7 +38,7 @@ NUMPY_TYPES = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
 
 
 class VoyageModel(HostedModel):
-    options: Voyage
+    options: "Voyage"
     meanings = (Meaning([400], TooLarge, words="tokens per submitted batch"),)
 
     @functools.cached_property

@@ -4,8 +4,6 @@ Files are in word2vec's text or binary format, GloVe's or fastText's text (`.vec
 KeyedVectors, gzipped or not.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
 import zlib
@@ -44,7 +42,7 @@ MAX_TOKENS = 10_000  # means over more words are alike for all texts
 
 
 class Word2vecModel(TrainableModel):
-    options: Word2vec
+    options: "Word2vec"
     resources = ("_words",)
 
     @property
@@ -98,7 +96,7 @@ class Word2vecModel(TrainableModel):
         train_vectors(texts, training, path)
         forget(self, "_words", "space")
 
-    def release_options(self, folder: Path) -> Word2vec:
+    def release_options(self, folder: Path) -> "Word2vec":
         words = self._words
         copy = folder / words.sha256[:32] / words.path.name
         if not copy.exists():

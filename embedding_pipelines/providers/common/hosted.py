@@ -1,7 +1,5 @@
 """What services that sell their own models share: sizes and limits from the published table."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator

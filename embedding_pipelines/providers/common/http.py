@@ -4,8 +4,6 @@ A model makes one request and raises what the reply means. `embedding/request.py
 `embedding/embed.py` wait, retry and split for all of them; the SDKs' own retries are off.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -276,7 +274,7 @@ class RemoteModel(ServiceModel):
         return self.options.base_url
 
     @once
-    def _client(self) -> Client:
+    def _client(self) -> "Client":
         import httpx2
 
         limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)

@@ -4,8 +4,6 @@ A service's quantized types become float32, so that everything behind a provider
 array. A reply that makes no sense raises InvalidReply.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math

@@ -1,7 +1,5 @@
 """Tokenizers for models that bring none: a file's, a hub model's, or an estimate."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
