@@ -56,7 +56,8 @@ def convert(folder: Path) -> tuple[Path, ModelConfig]:
     """A model's folder in the cache, converted if necessary, and its configuration. Raises
     ProviderError for a folder without a model."""
     weights_sha256(folder)  # raises without weights, before anything is loaded
-    cache = _cache_folder(folder_sha256(folder))
+    name = f"{folder_sha256(folder)[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
+    cache = user_cache_path("embedding-pipelines") / name
     if not (cache / CONFIG).exists():
         _fill(cache, folder)
     return cache, ModelConfig(**json.loads((cache / CONFIG).read_text(encoding="utf-8")))
@@ -100,12 +101,6 @@ def load_tokenizer(cache: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _cache_folder(content: str) -> Path:
-    return user_cache_path("embedding-pipelines") / (
-        f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
-    )
 
 
 def _fill(cache: Path, folder: Path) -> None:

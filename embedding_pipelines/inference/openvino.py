@@ -8,7 +8,7 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
-    OutOfMemory,
     Precision,
     damage_error,
+    translate_errors,
 )
 from embedding_pipelines.inference.torch import forward
 from embedding_pipelines.vectors import Vectors
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 # a stream for every two of more cores is a guess.
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
-OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
 
 # Two threads that make the first calls of OpenVINO's binding can deadlock: one holds the guard of a
 # static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
@@ -80,31 +79,17 @@ class OpenVino(Backend):
         except IndexError:
             with BINDING_LOCK:
                 request = self._compiled.create_infer_request()
-        with _translate_errors(), BINDING_LOCK:
+        with translate_errors("OpenVINO", -1), BINDING_LOCK:
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
-        with _translate_errors():
+        with translate_errors("OpenVINO", -1):
             handle.wait()
         with BINDING_LOCK:
             vectors = np.array(handle.get_output_tensor(0).data, np.float32)
         self._idle.append(handle)
         return vectors
-
-
-@contextlib.contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Raise errors of an inference as OutOfMemory or ProviderError."""
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemory(str(error)) from error
-    except RuntimeError as error:
-        words = error_lines(error)[-1]
-        if any(sign in str(error) for sign in OUT_OF_MEMORY):
-            raise OutOfMemory(words) from error
-        raise ProviderError(f"OpenVINO could not compute: {words}") from error
 
 
 def load() -> Any:

@@ -10,9 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedding_pipelines.errors import ProviderError, error_lines
+from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.extras import need
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    translate_errors,
+)
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -74,18 +80,14 @@ def _fastest(device: Device) -> str:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    torch = need("torch", "local")
     try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+        with translate_errors("torch", 0):
+            yield
+    except OutOfMemory:
+        torch = need("torch", "local")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise OutOfMemory(str(error)) from error
-    except RuntimeError as error:
-        words = str(error)
-        if "out of memory" in words or "can't allocate memory" in words:  # MPS, processors
-            raise OutOfMemory(words) from error
-        raise ProviderError(f"torch could not compute: {error_lines(error)[0]}") from error
+        raise
 
 
 @functools.cache

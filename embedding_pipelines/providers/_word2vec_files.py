@@ -32,17 +32,14 @@ LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All names in a pickle of KeyedVectors. Any other is rejected, so that opening a file runs no code.
+# All names in a pickle of KeyedVectors, by module. Any other is rejected, so that opening a file runs no code.
 PICKLE_NAMES = {
-    *(
-        ("gensim.models.keyedvectors", name)
-        for name in ("KeyedVectors", "Word2VecKeyedVectors", "Vocab")
-    ),
-    *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
-    *(("numpy._core.numeric", name) for name in ("_frombuffer",)),
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    *(("builtins", name) for name in ("frozenset", "set")),
-    ("_codecs", "encode"),
+    "gensim.models.keyedvectors": {"KeyedVectors", "Word2VecKeyedVectors", "Vocab"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "numpy": {"ndarray", "dtype"},
+    "builtins": {"frozenset", "set"},
+    "_codecs": {"encode"},
 }
 
 
@@ -187,7 +184,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Older files hold older names.
         module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
-        if (module, name) not in PICKLE_NAMES:
+        if name not in PICKLE_NAMES.get(module, ()):
             raise pickle.UnpicklingError(
                 f"it holds {module}.{name}, which word vectors do not need"
             )

@@ -18,6 +18,7 @@ from embedding_pipelines.providers.common.http import Meaning
 from embedding_pipelines.providers.common.prices import find_published
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
+    NUMPY_TYPES,
     WIRE_TYPES,
     ElementType,
     as_float,
@@ -33,8 +34,6 @@ REQUEST_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numb
 REQUEST_TOKENS = 120_000  # where the model's own is not published: the least of the text models
 MAX_TOKENS = 4_000  # of a model that is not published: voyage-2's, the least of all
 PROMPT_TOKENS = 16  # left free for the sentence that the service puts before each text
-
-NUMPY_TYPES = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
 
 
 class VoyageModel(HostedModel):
