@@ -15,10 +15,10 @@ from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError, error_lines
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import damage_error
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import folder_sha256, revision_sha256, weights_sha256
 from embedding_pipelines.schemas import digest
 

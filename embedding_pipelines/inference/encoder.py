@@ -14,10 +14,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.conversion import convert, load_tokenizer, with_prompts
 from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest

@@ -21,8 +21,8 @@ from platformdirs import user_cache_path
 
 from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference.backend import damage_error
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import file_sha256, join_sha256
 from embedding_pipelines.vectors import Vectors
 
