@@ -35,7 +35,6 @@ from embedding_pipelines.providers.base import (
     RateLimit,
     Response,
 )
-from embedding_pipelines.providers.common.prices import find_published
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.schemas import digest
 
@@ -82,7 +81,7 @@ MEANINGS = (
 class ServiceOptions(ProviderOptions):
     """Options of every provider behind a network. They name secrets and never hold one."""
 
-    default_price: ClassVar[float | None] = None  # of a model that is not published
+    default_price: ClassVar[float | None] = None  # None: unknown
 
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service needs none."""
@@ -115,11 +114,8 @@ class ServiceOptions(ProviderOptions):
 
     @property
     def price(self) -> float | None:
-        """USD per million tokens: the user's, else the published one; None if unknown."""
-        if self.usd_per_million_tokens is not None:
-            return self.usd_per_million_tokens
-        entry = find_published(self.kind, getattr(self, "model", ""))
-        return entry.usd_per_million if entry else self.default_price
+        own = self.usd_per_million_tokens
+        return self.default_price if own is None else own
 
 
 class ServiceModel(EmbeddingModel):
