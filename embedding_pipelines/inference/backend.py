@@ -23,8 +23,7 @@ class OutOfMemory(Exception):
 
 @contextlib.contextmanager
 def translate_errors(library: str, line: int) -> Iterator[None]:
-    """Raise errors of a computation as OutOfMemory or ProviderError; `line` of their text says what
-    happened."""
+    """Raise errors as OutOfMemory or ProviderError; `line` of their text says what happened."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -60,5 +59,4 @@ class Backend(ABC):
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:
-        """Wait for a batch: float32[n, d]. May raise OutOfMemory, or ProviderError for other
-        failures."""
+        """Wait for a batch: float32[n, d]. May raise OutOfMemory, or else ProviderError."""

@@ -53,8 +53,7 @@ class ModelConfig:
 
 
 def convert(folder: Path) -> tuple[Path, ModelConfig]:
-    """A model's folder in the cache, converted if necessary, and its configuration. Raises
-    ProviderError for a folder without a model."""
+    """A model's folder in the cache and its configuration. Raises ProviderError without a model."""
     weights_sha256(folder)  # raises without weights, before anything is loaded
     name = f"{folder_sha256(folder)[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
     cache = user_cache_path("embedding-pipelines") / name
@@ -77,7 +76,7 @@ def with_prompts(
         count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
         if count + special >= config.max_tokens:
             raise ProviderError(
-                f"prompts: that of {input_type!r} has {count} tokens and leaves no room for a text: "
+                f"prompts: that of {input_type!r} has {count} tokens and leaves no room for a text; "
                 f"the model reads {config.max_tokens}. Write a shorter one."
             )
         tokens[input_type] = count
@@ -152,8 +151,7 @@ def _config(
 
 
 def _prompt(model: "SentenceTransformer", names: Sequence[str]) -> str:
-    """The prompt of an input type, as sentence-transformers' `encode_document` and `encode_query`
-    choose it."""
+    """The prompt of an input type, as sentence-transformers chooses it."""
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""

@@ -94,8 +94,7 @@ class Engine:
 
     @once
     def backend(self) -> Backend:
-        """The model on its device. Raises ProviderError if this machine cannot compute in
-        `precision`."""
+        """The model on its device. Raises ProviderError if that cannot compute in `precision`."""
         device = _torch.accelerator()
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
@@ -123,8 +122,7 @@ class Engine:
         return graph
 
     def embed(self, texts: Sequence[str], input_type: str) -> Vectors:
-        """float32[len(texts), d], each text after its input type's prompt and cut at the model's
-        limit."""
+        """float32[len(texts), d], each text after its prompt and cut at the model's limit."""
         config = self.config
         vectors = np.empty((len(texts), config.dimensions), np.float32)
         self._compute(self._ids(texts, input_type), vectors, config.unpooled.get(input_type, 0))
@@ -215,15 +213,14 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def read_samples(path: Path) -> list[str]:
-    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if it has too
-    few."""
+    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError for too few."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ProviderError(
             f"{path}: the calibration texts of precision 'int8' are not readable: {error}"
         ) from error
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < MIN_CALIBRATION_TEXTS:
         raise ProviderError(
             f"{path}: holds {len(lines)} texts, and int8 needs {MIN_CALIBRATION_TEXTS} or more. "

@@ -100,8 +100,7 @@ def load() -> Any:
 
 
 def save_graph(model: "SentenceTransformer", path: Path) -> None:
-    """Convert a whole model and save it in float32; raises RuntimeError and others if OpenVINO
-    cannot convert it."""
+    """Convert and save a whole model, in float32; RuntimeError and others if OpenVINO cannot."""
     torch, openvino = need("torch", "local"), load()
 
     class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -122,9 +121,8 @@ def save_graph(model: "SentenceTransformer", path: Path) -> None:
 
 
 def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
-    """Save the graph with int8 weights and activations, scaled by the activations of samples (token
-    ids). Raises ConfigError without NNCF.
-    """
+    """Save the graph in int8, weights and activations, scaled by the activations of samples (token
+    ids). Raises ConfigError without NNCF."""
     openvino, nncf = load(), need("nncf", "int8")
     nncf.set_log_level(logging.ERROR)
     rows = [np.array([sample], np.int64) for sample in samples]

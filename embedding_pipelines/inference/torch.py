@@ -46,7 +46,11 @@ class Torch(Backend):
                 "'auto'."
             )
         self._device = device
-        self.precision = _fastest(device) if precision == "auto" else precision
+        self.precision = precision
+        if precision == "auto":
+            self.precision = "float32"
+            if device == "cuda":  # bfloat16 where possible: some models overflow in float16
+                self.precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         self.batch_tokens = BATCH_TOKENS[device]
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
@@ -57,25 +61,16 @@ class Torch(Backend):
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         torch = need("torch", "local")
         with self._slot, _translate_errors(), torch.inference_mode():
-            tensors = [self._on_device(torch.from_numpy(part)) for part in (tokens, mask, pooled)]
-            return forward(self._model, *tensors)
+            tensors = [torch.from_numpy(part) for part in (tokens, mask, pooled)]
+            if self._device == "cuda":
+                tensors = [tensor.pin_memory() for tensor in tensors]
+            moved = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
+            return forward(self._model, *moved)
 
     def finish(self, handle: Any) -> Vectors:
         with _translate_errors():
             vectors: Vectors = handle.float().cpu().numpy()
         return vectors
-
-    def _on_device(self, tensor: Any) -> Any:
-        source = tensor.pin_memory() if self._device == "cuda" else tensor
-        return source.to(self._device, non_blocking=True)
-
-
-def _fastest(device: Device) -> str:
-    """Half precision on CUDA only, and bfloat16 where possible: some models overflow in float16."""
-    torch = need("torch", "local")
-    if device != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
 
 
 @contextlib.contextmanager
@@ -92,8 +87,7 @@ def _translate_errors() -> Iterator[None]:
 
 @functools.cache
 def accelerator() -> Device | None:
-    """`cuda` or `mps` if torch can use one on this machine. Imports torch only if that is
-    possible."""
+    """`cuda` or `mps` if torch can use one here; imports torch only where that is possible."""
     if platform.system() == "Darwin":
         may_have = platform.machine() == "arm64"
     else:

@@ -73,8 +73,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def revision_sha256(folder: Path) -> str:
-    """SHA-256 over all that decides a text's vector: weights, tokenizer, and each module's
-    configuration.
+    """SHA-256 over all that decides a vector: weights, tokenizer, each module's configuration.
 
     Configuration without effect, such as versions of libraries and folder names, does not count:
     the same model from a package and from the hub is one space.
@@ -145,12 +144,7 @@ def _from_hub(model: str, revision: str | None) -> Path:
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
             download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder
-    except (
-        hub.HfHubHTTPError,
-        hub.HFValidationError,
-        hub.LocalEntryNotFoundError,
-        OSError,
-    ) as error:
+    except (hub.HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is neither a folder "
             "below the home folder nor in an installed package, and the Hugging Face hub did not "

@@ -99,7 +99,6 @@ class OpenaiBatches(BatchService):
             )
 
     def _line(self, name: str, text: str, input_type: InputType) -> bytes:
-        """One request of the file."""
         body = self._model.body([text], input_type)
         line = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": body}
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"

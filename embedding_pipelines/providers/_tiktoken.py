@@ -41,7 +41,6 @@ def cl100k() -> Tokenizer:
         tokenizer = convert(_read_ranks())
         with replacing(file) as draft:
             tokenizer.save(str(draft), pretty=False)
-        return tokenizer
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
@@ -78,8 +77,7 @@ def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """The printable character for each byte in a byte-level vocabulary: its own, else one above
-    255."""
+    """The printable character for each byte of a vocabulary: its own, else one above 255."""
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in own else next(others)) for byte in range(256)]

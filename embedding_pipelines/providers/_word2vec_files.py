@@ -32,7 +32,8 @@ LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All names in a pickle of KeyedVectors, by module. Any other is rejected, so that opening a file runs no code.
+# All names in a pickle of KeyedVectors, by module. Any other is rejected, so that opening a file
+# runs no code.
 PICKLE_NAMES = {
     "gensim.models.keyedvectors": {"KeyedVectors", "Word2VecKeyedVectors", "Vocab"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
@@ -59,8 +60,7 @@ class WordVectors:
 
 
 def parts(path: Path) -> list[Path]:
-    """The file and those that gensim puts beside it for large arrays. Raises ProviderError without
-    the file."""
+    """The file and gensim's large arrays beside it. Raises ProviderError without the file."""
     if not path.is_file():
         raise ProviderError(
             f"{path}: this file of word vectors does not exist. Put it there, or correct `vectors`."

@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -17,7 +17,6 @@ from pydantic import Field, field_validator
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
 from embedding_pipelines.once import once
-from embedding_pipelines.providers._aios_wire import METHOD, message_classes
 from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import Meaning, error_sentence
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
@@ -43,6 +42,33 @@ CHANNEL = (
     # Short enough to reach a server that came back while the request is still repeated.
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
+
+METHOD = "/BlockInferenceService/infer"
+# The messages of `BlockInferenceService`, as AIOS's adhoc-inference-server numbers them. The AIOS
+# instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); servers for clients from outside
+# use these numbers. By field its number and type; one that is not a scalar is a repeated message.
+MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "FileInfo": {"metadata": (1, "string"), "file_data": (2, "bytes")},
+    "BlockInferencePacket": {
+        "block_id": (1, "string"),
+        "session_id": (3, "string"),
+        "seq_no": (4, "uint64"),
+        "frame_ptr": (5, "bytes"),
+        "data": (6, "string"),
+        "query_parameters": (7, "string"),
+        "ts": (8, "double"),
+        "files": (9, "FileInfo"),
+        "output_ptr": (10, "string"),
+    },
+    "AIOSPacket": {
+        "session_id": (1, "string"),
+        "seq_no": (2, "uint64"),
+        "data": (4, "string"),
+        "ts": (5, "double"),
+        "output_ptr": (6, "string"),
+        "files": (7, "FileInfo"),
+    },
+}
 
 
 class AiosModel(PromptModel):
@@ -151,8 +177,7 @@ class AiosModel(PromptModel):
             raise fault from None
 
     def _read(self, data: str, count: int) -> Vectors:
-        """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other
-        dimensions."""
+        """float32[count, dimensions] of a reply. Raises Unreachable; ProviderError for another d."""
         try:
             body = json.loads(data)
         except ValueError:
@@ -222,3 +247,30 @@ class Aios(PromptOptions):
                 "dns:///aios.example:50052"
             )
         return url
+
+
+def message_classes() -> dict[str, Any]:
+    """The class of each message by name, e.g. `message_classes()["AIOSPacket"](data="{}")`.
+
+    Built at run time, since generated code works with one version of protobuf only.
+    """
+    # In our own pool: the common one may hold other messages of these names.
+    pool = need("google.protobuf.descriptor_pool", "aios").DescriptorPool()
+    descriptors = need("google.protobuf.descriptor_pb2", "aios")
+    factory = need("google.protobuf.message_factory", "aios")
+    kinds = descriptors.FieldDescriptorProto
+    file = descriptors.FileDescriptorProto(name="aios_service.proto", syntax="proto3")
+    for name, fields in MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind) in fields.items():
+            repeated = kind in MESSAGES
+            scalar = "MESSAGE" if repeated else kind.upper()
+            message.field.add(
+                name=field,
+                number=number,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+                type=kinds.Type.Value(f"TYPE_{scalar}"),
+                type_name=f".{kind}" if repeated else None,
+            )
+    pool.Add(file)
+    return {name: factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in MESSAGES}

@@ -148,19 +148,8 @@ class Instance:
             raise ProviderError(
                 f"{self.name} failed on {len(inputs)} texts: {_describe(error)}. Correct the class."
             ) from error
-        vectors = self._array(reply, len(inputs))
-        if vectors.shape != (len(inputs), self.dimensions):
-            raise ProviderError(
-                f"{self.name} returned an array of shape {vectors.shape} for {len(inputs)} texts "
-                f"of {self.dimensions} dimensions. Return one row for each text, and set "
-                "`dimensions` to the length of a row."
-            )
-        with np.errstate(over="ignore"):  # becomes infinity, which `check_reply` rejects
-            return vectors.astype(np.float32)
-
-    def _array(self, reply: Any, rows: int) -> NDArray[Any]:
+        rows, kind = len(inputs), type(reply).__name__
         remedy = f"Return a list of {rows} rows of {self.dimensions} numbers, or such an array."
-        kind = type(reply).__name__
         try:
             vectors: NDArray[Any] = np.asarray(reply)
         except Exception as error:  # ragged lists; tensors on a GPU
@@ -170,7 +159,14 @@ class Instance:
             ) from error
         if vectors.dtype.kind not in "fiu":
             raise ProviderError(f"{self.name} returned a {kind}, not numbers. {remedy}")
-        return vectors
+        if vectors.shape != (rows, self.dimensions):
+            raise ProviderError(
+                f"{self.name} returned an array of shape {vectors.shape} for {rows} texts "
+                f"of {self.dimensions} dimensions. Return one row for each text, and set "
+                "`dimensions` to the length of a row."
+            )
+        with np.errstate(over="ignore"):  # becomes infinity, which `check_reply` rejects
+            return vectors.astype(np.float32)
 
 
 def _load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:

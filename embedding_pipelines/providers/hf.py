@@ -1,5 +1,4 @@
-"""`hf`: any sentence-transformers model of texts, from a folder, an installed package or the
-Hugging Face hub."""
+"""`hf`: any sentence-transformers model, from a folder, an installed package or the hub."""
 
 import functools
 from collections.abc import Sequence
@@ -7,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
-from tokenizers import Tokenizer
 
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
@@ -23,6 +21,8 @@ from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from embedding_pipelines.inference.encoder import Engine
 
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
@@ -59,7 +59,7 @@ class HfModel(EmbeddingModel):
         )
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         return self._engine.tokenizer
 
     @functools.cached_property

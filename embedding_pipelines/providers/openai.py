@@ -162,8 +162,7 @@ class OpenaiModel(HostedModel, PromptModel):
 
 
 class Openai(HostedOptions, PromptOptions):
-    """One model at one address. OpenAI rejects texts too long for the model; some servers cut
-    them."""
+    """One model at one address. OpenAI rejects texts that are too long; some servers cut them."""
 
     model_class = OpenaiModel
     default_max_tokens = OTHER_MAX_TOKENS

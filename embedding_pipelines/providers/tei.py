@@ -1,5 +1,4 @@
-"""`tei`: a server of Hugging Face's Text Embeddings Inference, which describes its own model and
-limits."""
+"""`tei`: a server of Text Embeddings Inference, which describes its own model and limits."""
 
 import functools
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreac
 from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType, Limits, Response
 from embedding_pipelines.providers.common.http import Meaning, RemoteModel, RemoteOptions
-from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
+from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions, prompts_of
 from embedding_pipelines.providers.common.replies import read_numbers, value_at, vectors_at
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
@@ -85,8 +84,8 @@ class TeiModel(RemoteModel, PromptModel):
         return vectors_at(self, self.request("/embed", body), (), len(texts), read_numbers)
 
     @property
-    def model_name(self) -> str:
-        return self._info.model_id
+    def prompts(self) -> dict[str, str]:
+        return prompts_of(self._info.model_id, self.options.prompts)
 
     @once
     def _info(self) -> Info:

@@ -81,18 +81,18 @@ class _Signature:
             vectors = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
             raise ProviderError(
-                f"tensorflow: the model failed on {len(inputs)} texts: {error_lines(error)[0][:300].rstrip('.')}."
+                f"tensorflow: the model failed on {len(inputs)} texts: {_reason(error)}."
             ) from error
         return np.asarray(vectors, np.float32)
 
 
-def _load(folder: Path, name: str, output: str | None) -> "_Signature":
+def _load(folder: Path, name: str, output: str | None) -> _Signature:
     tf, sha256 = _tensorflow(), files_sha256(folder, folder.rglob("*"))
     try:
         model = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds for a damaged folder
         raise ProviderError(
-            f"{folder}: TensorFlow cannot load this SavedModel ({error_lines(error)[0][:300].rstrip('.')}). Save it "
+            f"{folder}: TensorFlow cannot load this SavedModel ({_reason(error)}). Save it "
             "again with tf.saved_model.save."
         ) from error
     if name not in model.signatures:
@@ -127,3 +127,7 @@ def _choose(folder: Path, option: str, name: str | None, names: Iterable[str]) -
 def _tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no greeting on stderr
     return need("tensorflow", "tensorflow")
+
+
+def _reason(error: Exception) -> str:
+    return error_lines(error)[0][:300].rstrip(".")

@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import Field, field_validator
-from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import (
     BadInput,
@@ -35,11 +34,11 @@ from embedding_pipelines.providers.base import (
     RateLimit,
     Response,
 )
-from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from httpx2 import Client
+    from tokenizers import Tokenizer
 
 # USD per million tokens; a higher price is a typo: the dearest published model costs 0.20.
 MAX_PRICE = 5.0
@@ -119,8 +118,6 @@ class ServiceOptions(ProviderOptions):
 
 
 class ServiceModel(EmbeddingModel):
-    """A model behind a network."""
-
     options: ServiceOptions
     meanings: ClassVar[tuple[Meaning, ...]] = ()  # of this service alone; they come first
 
@@ -155,8 +152,7 @@ class ServiceModel(EmbeddingModel):
         name = self.options.api_key_env
         if name is None:
             return None
-        key = self._secret(name)
-        kind = self.options.kind
+        key, kind = self._secret(name), self.options.kind
         if not key:
             raise ConfigError(
                 f"{kind}: the environment variable {name} is not set; it should hold the API key. "
@@ -176,23 +172,18 @@ class ServiceModel(EmbeddingModel):
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
+        from embedding_pipelines.providers.common.tokenizers import load_tokenizer
+
         return load_tokenizer(self.options.tokenizer_of, self.home)
 
     def parse_json(self, content: bytes) -> Any:
-        """The JSON of a reply with status 200. Raises Unreachable for anything else, such as a
-        gateway's own page."""
+        """The JSON of a reply. Raises Unreachable for anything else, such as a gateway's page."""
         try:
             return json.loads(content)
         except ValueError as error:
             words = self.redact(content.decode(errors="replace"))[:WORDS]
             raise Unreachable(f"{self.where} answered 200 without JSON: {words!r}") from error
-
-    @property
-    def key_name(self) -> str:
-        """What to check when a service denies access."""
-        name = self.options.api_key_env
-        return f"the key in {name}" if name else "api_key_env, which is not set"
 
     def quote(self, body: str) -> str:
         """The sentence in an error's body, without the key, escaped in JSON or not."""
@@ -209,18 +200,18 @@ class ServiceModel(EmbeddingModel):
     def fault(self, status: int | str, body: str, headers: Mapping[str, str]) -> ProviderError:
         """The meaning of an error, in the service's own words and without the key."""
         problem = f"{self.where} answered {status}: {self.quote(body)}"
+        model, name = getattr(self.options, "model", ""), self.options.api_key_env
+        key = f"the key in {name}" if name else "api_key_env, which is not set"
         for statuses, error, remedy, words in (*self.meanings, *MEANINGS):
             if status not in statuses or not re.search(words, body, re.IGNORECASE):
                 continue
             if error is Busy:
                 return Busy(problem, self.retry_after(body, headers))
-            model = getattr(self.options, "model", "")
-            return error(f"{problem} {remedy.format(key=self.key_name, model=model)}".rstrip())
+            return error(f"{problem} {remedy.format(key=key, model=model)}".rstrip())
         return Unreachable(problem)
 
     def retry_after(self, body: str, headers: Mapping[str, str]) -> float | None:
-        """Seconds to wait as `retry-after-ms` or `retry-after` (seconds or a date) say; None
-        without either."""
+        """Seconds to wait: `retry-after-ms` or `retry-after` (seconds or a date), or None."""
         milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
         try:
             if milliseconds is not None:
@@ -233,8 +224,6 @@ class ServiceModel(EmbeddingModel):
 
 
 class RemoteOptions(ServiceOptions):
-    """Options of a provider behind HTTP."""
-
     base_url: str
 
     @field_validator("base_url")
@@ -277,8 +266,7 @@ class RemoteModel(ServiceModel):
         return httpx2.Client(limits=limits, timeout=self.options.timeout_seconds)
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """POST `body` as JSON without its Nones, or GET without one; returns the reply's JSON,
-        raises as `embed`."""
+        """POST `body` as JSON without its Nones, else GET: the reply's JSON. Raises as `embed`."""
         import httpx2
 
         url, method = self.address + path, "GET"
@@ -306,7 +294,7 @@ def error_sentence(body: str) -> str:
         if isinstance(value, list):
             value = value[0] if value else ""
         else:
-            keys = [key for key in ("error", "message", "detail", "msg") if value.get(key)]
-            value = value[keys[0]] if keys else json.dumps(value)
+            parts = (value.get(key) for key in ("error", "message", "detail", "msg"))
+            value = next(filter(None, parts), json.dumps(value))
     words = " ".join(str(value).split())[:WORDS]
     return words if words.endswith((".", "!", "?")) else f"{words}."

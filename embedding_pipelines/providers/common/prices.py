@@ -134,7 +134,6 @@ class HostedOptions(RemoteOptions):
 
     @property
     def size(self) -> int:
-        """The number of dimensions of a vector."""
         return choose_dimensions(self.kind, self.model, self.dimensions)
 
     @property
@@ -160,15 +159,14 @@ class HostedModel(RemoteModel):
         normalized: bool = True,
         dtype: str = "float32",
     ) -> Space:
-        options = self.options
         return Space(
-            provider=options.kind,
-            model=options.model,
+            provider=self.options.kind,
+            model=self.options.model,
             revision=revision,
-            dimensions=options.size,
+            dimensions=self.options.size,
             pooling="service",
             prompts=prompts,
-            max_tokens=options.model_tokens,
+            max_tokens=self.options.model_tokens,
             normalized=normalized,
             dtype=dtype,
         )

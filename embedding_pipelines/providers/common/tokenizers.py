@@ -8,7 +8,6 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from embedding_pipelines.errors import ConfigError
 
 PIECE = r"[A-Za-z]{1,4}|[0-9]{1,3}|\s+|[^A-Za-z0-9\s]"
-ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
 def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
@@ -16,7 +15,7 @@ def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
 
     Raises ConfigError if there is neither.
     """
-    if name is None or name == ESTIMATE:
+    if name is None or name == "estimate":
         return estimate()
     try:
         file = home / name
