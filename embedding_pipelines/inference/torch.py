@@ -64,8 +64,8 @@ class Torch(Backend):
             tensors = [torch.from_numpy(part) for part in (tokens, mask, pooled)]
             if self._device == "cuda":
                 tensors = [tensor.pin_memory() for tensor in tensors]
-            moved = (tensor.to(self._device, non_blocking=True) for tensor in tensors)
-            return forward(self._model, *moved)
+            tensors = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
+            return forward(self._model, *tensors)
 
     def finish(self, handle: Any) -> Vectors:
         with _translate_errors():

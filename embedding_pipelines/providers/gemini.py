@@ -29,10 +29,10 @@ REQUEST_TEXTS = 100  # "at most 100 requests can be in one batch", the service's
 REQUEST_TOKENS = 20_000  # of Vertex AI for the same models; the Gemini API names no number
 MAX_TOKENS = 2_048  # of a model that is not published: the least of those published
 PROMPT_TOKENS = 16  # left free for PROMPTS
-TASK_TYPES: dict[InputType, str] = {"document": "RETRIEVAL_DOCUMENT", "query": "RETRIEVAL_QUERY"}
+TASK_TYPES = {"document": "RETRIEVAL_DOCUMENT", "query": "RETRIEVAL_QUERY"}
 # In the details of a 429: google.rpc.RetryInfo, a protobuf duration such as "45.837906927s".
 RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d+(\.\d+)?)s"')
-PROMPTS: dict[InputType, str] = {
+PROMPTS = {
     "document": "title: none | text: ",
     "query": "task: search result | query: ",
 }
@@ -65,10 +65,9 @@ class GeminiModel(HostedModel):
 
     @functools.cached_property
     def space(self) -> Space:
-        prompts = PROMPTS if self.options.uses_prompts else TASK_TYPES
         return self.make_space(
             revision="v1beta",  # of the interface; the names of Google's models hold their versions
-            prompts={"document": prompts["document"], "query": prompts["query"]},
+            prompts=PROMPTS if self.options.uses_prompts else TASK_TYPES,
         )
 
     @functools.cached_property
@@ -92,13 +91,12 @@ class GeminiModel(HostedModel):
 
     def _request_of(self, text: str, input_type: InputType) -> dict[str, Any]:
         options = self.options
-        prompt = PROMPTS[input_type] if options.uses_prompts else ""
-        request: dict[str, Any] = {
-            "model": f"models/{options.model}",
-            "content": {"parts": [{"text": prompt + text}]},
-        }
-        if not options.uses_prompts:
+        request: dict[str, Any] = {"model": f"models/{options.model}"}
+        if options.uses_prompts:
+            text = PROMPTS[input_type] + text
+        else:
             request["taskType"] = TASK_TYPES[input_type]
+        request["content"] = {"parts": [{"text": text}]}
         if options.dimensions is not None:
             request["outputDimensionality"] = options.dimensions
         return request
