@@ -14,6 +14,11 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
+def error_lines(error: BaseException) -> list[str]:
+    """The lines of an error's text; the name of its class if it has none."""
+    return str(error).strip().splitlines() or [type(error).__name__]
+
+
 class EmbeddingPipelinesError(Exception):
     """Base of all errors that a user can fix; `str(error)` says how."""
 

@@ -5,6 +5,8 @@ import contextlib
 import glob
 import json
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -47,6 +49,28 @@ def replacing(path: Path) -> Iterator[Path]:
     with draft_beside(path) as draft:
         yield draft
         move(draft, path)
+
+
+@contextlib.contextmanager
+def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """A draft to fill, which becomes `folder` once the body has succeeded; for caches.
+
+    A folder without the file `marker` counts as damaged and is replaced. Of several processes the
+    first one wins, since others may have its files open by then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield draft
+        try:
+            os.rename(draft, folder)
+        except OSError:  # the folder exists
+            if not (folder / marker).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # another process was first
+                    os.rename(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:

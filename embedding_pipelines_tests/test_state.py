@@ -18,7 +18,7 @@ PURE = {
     "inference/torch.py:accelerator": "the device of this machine",
     "inference/weights.py:_sha256": "the digest of a file, by path, size and time",
     "inference/openvino.py:BINDING_LOCK": "guards statics of OpenVINO's C++, which a process has once",
-    "providers/_custom_class.py:IMPORTING": "guards sys.path and sys.modules",
+    "providers/custom.py:IMPORTING": "guards sys.path and sys.modules",
 }
 
 CACHES = {"cache", "lru_cache"}

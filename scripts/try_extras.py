@@ -258,7 +258,7 @@ AIOS = """
 import json, sys
 from concurrent import futures
 import grpc
-from embedding_pipelines.providers._aios_wire import message_classes
+from embedding_pipelines.providers.aios import message_classes
 
 sys.path.insert(0, sys.argv[1])
 from try_extras import vector

@@ -1,21 +1,36 @@
 """The contract of backends, which run a local model: padded token ids in, vectors out."""
 
+import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.vectors import Vectors
 
 Precision = Literal["auto", "float32", "bfloat16", "int8"]  # what a user may ask for
 Array = NDArray[np.int64]
+OUT_OF_MEMORY = ("out of memory", "can't allocate", "bad_alloc")  # as errors word it
 
 
 class OutOfMemory(Exception):
     """The device has no memory for this batch. The engine then tries smaller ones."""
+
+
+@contextlib.contextmanager
+def translate_errors(library: str, line: int) -> Iterator[None]:
+    """Raise errors as OutOfMemory or ProviderError; `line` of their text says what happened."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words, signs = error_lines(error)[line], OUT_OF_MEMORY
+        if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in signs):
+            raise OutOfMemory(words) from error
+        raise ProviderError(f"{library} could not compute: {words}") from error
 
 
 def damage_error(folder: Path, reason: object) -> ProviderError:
@@ -44,5 +59,4 @@ class Backend(ABC):
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:
-        """Wait for a batch: float32[n, d]. May raise OutOfMemory, or ProviderError for other
-        failures."""
+        """Wait for a batch: float32[n, d]. May raise OutOfMemory, or else ProviderError."""

@@ -4,8 +4,6 @@ A folder belongs to one digest of the model's files and one version of OpenVINO.
 `config.json`, `tokenizer.json` and, if OpenVINO can run the model, `model.xml` and `model.bin`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedding_pipelines.errors import ProviderError
+from platformdirs import user_cache_path
+from tokenizers import Tokenizer
+
+from embedding_pipelines.errors import ProviderError, error_lines
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import damage_error
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import folder_sha256, revision_sha256, weights_sha256
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
 
 CACHE_LAYOUT = "7"  # raise it when the files in the cache change
 CONFIG = "config.json"
@@ -53,10 +53,10 @@ class ModelConfig:
 
 
 def convert(folder: Path) -> tuple[Path, ModelConfig]:
-    """A model's folder in the cache, converted if necessary, and its configuration. Raises
-    ProviderError for a folder without a model."""
+    """A model's folder in the cache and its configuration. Raises ProviderError without a model."""
     weights_sha256(folder)  # raises without weights, before anything is loaded
-    cache = _cache_folder(folder_sha256(folder))
+    name = f"{folder_sha256(folder)[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
+    cache = user_cache_path("embedding-pipelines") / name
     if not (cache / CONFIG).exists():
         _fill(cache, folder)
     return cache, ModelConfig(**json.loads((cache / CONFIG).read_text(encoding="utf-8")))
@@ -65,32 +65,34 @@ def convert(folder: Path) -> tuple[Path, ModelConfig]:
 def with_prompts(
     config: ModelConfig, prompts: Mapping[str, str], tokenizer: Tokenizer
 ) -> ModelConfig:
-    """The configuration with other prompts by input type than the model's own.
+    """The configuration with these prompts by input type.
 
     Raises ProviderError if a prompt leaves no room for a text.
     """
     prompts = {input_type: prompt for input_type, prompt in prompts.items() if prompt}
     special = tokenizer.num_special_tokens_to_add(False)
-    tokens: dict[str, int] = {}
-    unpooled: dict[str, int] = {}
+    tokens, unpooled = {}, {}
     for input_type, prompt in prompts.items():
         count = len(tokenizer.encode(prompt, add_special_tokens=False).ids)
         if count + special >= config.max_tokens:
             raise ProviderError(
-                f"prompts: that of {input_type!r} has {count} tokens and leaves no room for a text: "
+                f"prompts: that of {input_type!r} has {count} tokens and leaves no room for a text; "
                 f"the model reads {config.max_tokens}. Write a shorter one."
             )
         tokens[input_type] = count
-        if not config.pools_prompts:
-            unpooled[input_type] = _prompt_length(prompt, tokenizer)
-    left = config.max_tokens - tokens.get("document", 0)
-    return replace(config, prompts=prompts, max_document_tokens=left, unpooled=unpooled)
+        encoding = tokenizer.encode(prompt)
+        # Those before the text: without a special one at the end.
+        unpooled[input_type] = len(encoding.ids) - sum(encoding.special_tokens_mask[-1:])
+    return replace(
+        config,
+        prompts=prompts,
+        max_document_tokens=config.max_tokens - tokens.get("document", 0),
+        unpooled={} if config.pools_prompts else unpooled,
+    )
 
 
 def load_tokenizer(cache: Path) -> Tokenizer:
     """The model's own tokenizer, without padding and truncation."""
-    from tokenizers import Tokenizer
-
     try:
         tokenizer = Tokenizer.from_file(str(cache / "tokenizer.json"))
     except Exception as error:  # tokenizers raises nothing narrower
@@ -98,14 +100,6 @@ def load_tokenizer(cache: Path) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _cache_folder(content: str) -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("embedding-pipelines") / (
-        f"{content[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
-    )
 
 
 def _fill(cache: Path, folder: Path) -> None:
@@ -119,7 +113,7 @@ def _fill(cache: Path, folder: Path) -> None:
         except (OSError, MemoryError):
             raise  # the model is not the cause
         except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
-            problem = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            problem = error_lines(error)[-1]
             for half in draft.glob("model.*"):
                 half.unlink()
         config = asdict(_config(model, folder, load_tokenizer(draft), problem))
@@ -127,53 +121,37 @@ def _fill(cache: Path, folder: Path) -> None:
 
 
 def _config(
-    model: SentenceTransformer, folder: Path, tokenizer: Tokenizer, problem: str
+    model: "SentenceTransformer", folder: Path, tokenizer: Tokenizer, problem: str
 ) -> ModelConfig:
     modules = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
-    prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
-    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
     dimensions = model.get_embedding_dimension()
     if dimensions is None:
         raise ProviderError(f"{folder}: the model does not declare the dimensions of its vectors.")
+    mode = "none" if pooling is None else pooling.pooling_mode
     max_tokens = int(min(model.max_seq_length or 512, MAX_TOKENS))
-    tokens = len(tokenizer.encode(prompts.get("document", ""), add_special_tokens=False).ids)
-    pools_prompts = pooling is None or pooling.include_prompt
-    first: Any = model[0]
-    unpooled = {}
-    if not pools_prompts:
-        unpooled = {name: first._get_prompt_length(text) for name, text in prompts.items()}
-    return ModelConfig(
+    config = ModelConfig(
         revision=revision_sha256(folder),
         dimensions=dimensions,
         max_tokens=max_tokens,
-        max_document_tokens=max_tokens - tokens,
-        pooling=_pooling(pooling.pooling_mode) if pooling is not None else "none",
+        max_document_tokens=max_tokens,
+        pooling=mode if isinstance(mode, str) else "+".join(mode),
         normalized=modules[-1] == "Normalize",
-        prompts=prompts,
+        prompts={},
         pad_id=int(getattr(model.tokenizer, "pad_token_id", None) or 0),
-        pools_prompts=pools_prompts,
-        unpooled=unpooled,
+        pools_prompts=pooling is None or pooling.include_prompt,
+        unpooled={},
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in modules,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
         problem=problem,
     )
+    prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
+    return with_prompts(config, prompts, tokenizer)
 
 
-def _prompt_length(prompt: str, tokenizer: Tokenizer) -> int:
-    """Tokens before the text: a special one in front and the prompt's."""
-    encoding = tokenizer.encode(prompt)
-    return len(encoding.ids) - (encoding.special_tokens_mask[-1] if encoding.ids else 0)
-
-
-def _prompt(model: SentenceTransformer, names: Sequence[str]) -> str:
-    """The prompt of an input type, as sentence-transformers' `encode_document` and `encode_query`
-    choose it."""
+def _prompt(model: "SentenceTransformer", names: Sequence[str]) -> str:
+    """The prompt of an input type, as sentence-transformers chooses it."""
     prompts = model.prompts or {}
     name = next((name for name in names if name in prompts), model.default_prompt_name)
     return str(prompts.get(name) or "") if name else ""
-
-
-def _pooling(mode: str | Sequence[str]) -> str:
-    return mode if isinstance(mode, str) else "+".join(mode)

@@ -3,29 +3,25 @@
 Its configuration is read at once; the model itself is loaded with the first texts.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
 from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.conversion import convert, load_tokenizer, with_prompts
 from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -98,19 +94,15 @@ class Engine:
 
     @once
     def backend(self) -> Backend:
-        """The model on its device. Raises ProviderError if this machine cannot compute in
-        `precision`."""
+        """The model on its device. Raises ProviderError if that cannot compute in `precision`."""
         device = _torch.accelerator()
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
         if self.precision == "int8":
             return _openvino.OpenVino(self._quantize(), "int8")
         if self.config.problem:
-            log.warning(
-                "%s: torch runs this model, OpenVINO cannot: %s",
-                self.folder.name,
-                self.config.problem,
-            )
+            words = "%s: torch runs this model, OpenVINO cannot: %s"
+            log.warning(words, self.folder.name, self.config.problem)
             return _torch.Torch(self.folder, "cpu", self.precision)
         return _openvino.OpenVino(self._cache / "model.xml", self.precision)
 
@@ -130,8 +122,7 @@ class Engine:
         return graph
 
     def embed(self, texts: Sequence[str], input_type: str) -> Vectors:
-        """float32[len(texts), d], each text after its input type's prompt and cut at the model's
-        limit."""
+        """float32[len(texts), d], each text after its prompt and cut at the model's limit."""
         config = self.config
         vectors = np.empty((len(texts), config.dimensions), np.float32)
         self._compute(self._ids(texts, input_type), vectors, config.unpooled.get(input_type, 0))
@@ -222,15 +213,14 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def read_samples(path: Path) -> list[str]:
-    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError if it has too
-    few."""
+    """Up to CALIBRATION_TEXTS lines of a file, evenly spread. Raises ProviderError for too few."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ProviderError(
             f"{path}: the calibration texts of precision 'int8' are not readable: {error}"
         ) from error
-    lines = [line for line in lines if line]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < MIN_CALIBRATION_TEXTS:
         raise ProviderError(
             f"{path}: holds {len(lines)} texts, and int8 needs {MIN_CALIBRATION_TEXTS} or more. "

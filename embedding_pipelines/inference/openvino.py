@@ -1,7 +1,5 @@
 """Runs a converted graph (transformer, pooling, normalization) on the processor with OpenVINO."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -10,20 +8,20 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.backend import (
     Array,
     Backend,
-    OutOfMemory,
     Precision,
     damage_error,
+    translate_errors,
 )
 from embedding_pipelines.inference.torch import forward
 from embedding_pipelines.vectors import Vectors
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 # a stream for every two of more cores is a guess.
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 STREAMS = max(2, CORES // 2)
-OUT_OF_MEMORY = ("bad_alloc", "out of memory", "Can't allocate")  # as OpenVINO's errors word it
 
 # Two threads that make the first calls of OpenVINO's binding can deadlock: one holds the guard of a
 # static of its C++ and waits for Python, the other the reverse (seen once in some dozen runs).
@@ -62,15 +59,15 @@ class OpenVino(Backend):
                 "This processor does not compute in bfloat16. Set precision to 'auto', which takes "
                 "bfloat16 where the processor has it and float32 elsewhere, or to 'float32'."
             )
-        self.precision = "int8" if precision == "int8" else "float32"
-        if precision == "bfloat16" or (precision == "auto" and has_bfloat16):
-            self.precision = "bfloat16"
+        if precision == "auto":
+            precision = "bfloat16" if has_bfloat16 else "float32"
+        self.precision = precision
         hint = "bf16" if self.precision == "bfloat16" else "f32"
         options = {"INFERENCE_PRECISION_HINT": hint, "NUM_STREAMS": str(STREAMS)}
         try:
             self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
-            raise damage_error(graph.parent, str(error).strip().splitlines()[-1]) from error
+            raise damage_error(graph.parent, error_lines(error)[-1]) from error
         self._idle: deque[Any] = deque()
         one = np.ones((1, 1), np.int64)
         self.finish(self.start(one, one, one))  # in one thread only: see BINDING_LOCK
@@ -82,31 +79,17 @@ class OpenVino(Backend):
         except IndexError:
             with BINDING_LOCK:
                 request = self._compiled.create_infer_request()
-        with _translate_errors(), BINDING_LOCK:
+        with translate_errors("OpenVINO", -1), BINDING_LOCK:
             request.start_async({0: tokens, 1: mask, 2: pooled})
         return request
 
     def finish(self, handle: Any) -> Vectors:
-        with _translate_errors():
+        with translate_errors("OpenVINO", -1):
             handle.wait()
         with BINDING_LOCK:
             vectors = np.array(handle.get_output_tensor(0).data, np.float32)
         self._idle.append(handle)
         return vectors
-
-
-@contextlib.contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Raise errors of an inference as OutOfMemory or ProviderError."""
-    try:
-        yield
-    except MemoryError as error:
-        raise OutOfMemory(str(error)) from error
-    except RuntimeError as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        if any(sign in str(error) for sign in OUT_OF_MEMORY):
-            raise OutOfMemory(words) from error
-        raise ProviderError(f"OpenVINO could not compute: {words}") from error
 
 
 def load() -> Any:
@@ -116,9 +99,8 @@ def load() -> Any:
     return need("openvino", "local")
 
 
-def save_graph(model: SentenceTransformer, path: Path) -> None:
-    """Convert a whole model and save it in float32; raises RuntimeError and others if OpenVINO
-    cannot convert it."""
+def save_graph(model: "SentenceTransformer", path: Path) -> None:
+    """Convert and save a whole model, in float32; RuntimeError and others if OpenVINO cannot."""
     torch, openvino = need("torch", "local"), load()
 
     class Graph(torch.nn.Module):  # type: ignore[name-defined, misc]
@@ -126,7 +108,7 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+        def forward(self, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":
             return forward(self.model, tokens, mask, pooled)
 
     example = tuple(torch.ones(2, 8, dtype=torch.long) for _ in range(3))
@@ -139,9 +121,8 @@ def save_graph(model: SentenceTransformer, path: Path) -> None:
 
 
 def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
-    """Save the graph with int8 weights and activations, scaled by the activations of samples (token
-    ids). Raises ConfigError without NNCF.
-    """
+    """Save the graph in int8, weights and activations, scaled by the activations of samples (token
+    ids). Raises ConfigError without NNCF."""
     openvino, nncf = load(), need("nncf", "int8")
     nncf.set_log_level(logging.ERROR)
     rows = [np.array([sample], np.int64) for sample in samples]

@@ -1,7 +1,5 @@
 """Runs a model with torch: on CUDA and MPS, and on a processor if OpenVINO cannot convert it."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util
@@ -14,7 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.extras import need
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    translate_errors,
+)
 from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
@@ -42,7 +46,11 @@ class Torch(Backend):
                 "'auto'."
             )
         self._device = device
-        self.precision = _fastest(device) if precision == "auto" else precision
+        self.precision = precision
+        if precision == "auto":
+            self.precision = "float32"
+            if device == "cuda":  # bfloat16 where possible: some models overflow in float16
+                self.precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         self.batch_tokens = BATCH_TOKENS[device]
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
@@ -53,7 +61,10 @@ class Torch(Backend):
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         torch = need("torch", "local")
         with self._slot, _translate_errors(), torch.inference_mode():
-            tensors = [self._on_device(torch.from_numpy(part)) for part in (tokens, mask, pooled)]
+            tensors = [torch.from_numpy(part) for part in (tokens, mask, pooled)]
+            if self._device == "cuda":
+                tensors = [tensor.pin_memory() for tensor in tensors]
+            tensors = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
             return forward(self._model, *tensors)
 
     def finish(self, handle: Any) -> Vectors:
@@ -61,39 +72,22 @@ class Torch(Backend):
             vectors: Vectors = handle.float().cpu().numpy()
         return vectors
 
-    def _on_device(self, tensor: Any) -> Any:
-        source = tensor.pin_memory() if self._device == "cuda" else tensor
-        return source.to(self._device, non_blocking=True)
-
-
-def _fastest(device: Device) -> str:
-    """Half precision on CUDA only, and bfloat16 where possible: some models overflow in float16."""
-    torch = need("torch", "local")
-    if device != "cuda":
-        return "float32"
-    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    torch = need("torch", "local")
     try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+        with translate_errors("torch", 0):
+            yield
+    except OutOfMemory:
+        torch = need("torch", "local")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        raise OutOfMemory(str(error)) from error
-    except RuntimeError as error:
-        words = str(error)
-        if "out of memory" in words or "can't allocate memory" in words:  # MPS, processors
-            raise OutOfMemory(words) from error
-        raise ProviderError(f"torch could not compute: {words.strip().splitlines()[0]}") from error
+        raise
 
 
 @functools.cache
 def accelerator() -> Device | None:
-    """`cuda` or `mps` if torch can use one on this machine. Imports torch only if that is
-    possible."""
+    """`cuda` or `mps` if torch can use one here; imports torch only where that is possible."""
     if platform.system() == "Darwin":
         may_have = platform.machine() == "arm64"
     else:
@@ -111,7 +105,7 @@ def accelerator() -> Device | None:
     return "mps" if torch.backends.mps.is_available() else None
 
 
-def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
+def forward(model: Any, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":
     """The vectors of padded token ids; `pooled` is the mask of the tokens that pooling counts.
 
     Applies the modules one by one; a static model's words by a mask, since it takes one long row
@@ -133,7 +127,7 @@ def forward(model: Any, tokens: Tensor, mask: Tensor, pooled: Tensor) -> Tensor:
     return features["sentence_embedding"]
 
 
-def load(folder: Path) -> SentenceTransformer:
+def load(folder: Path) -> "SentenceTransformer":
     """The model in float32 on the processor. Raises ProviderError for files of no model."""
     library = need("sentence_transformers", "local")
     quiet = need("transformers.utils.logging", "local")

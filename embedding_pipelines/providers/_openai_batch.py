@@ -4,15 +4,12 @@ One text per line, so that each succeeds or fails by itself.
 https://platform.openai.com/docs/guides/batch
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from embedding_pipelines.errors import ProviderError, Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.providers._openai_sdk import request_headers, translate_errors
 from embedding_pipelines.providers.base import BatchService, BatchState, BatchText, InputType
 from embedding_pipelines.providers.common.replies import count_at, list_at, value_at
 
@@ -25,6 +22,7 @@ ENDED = {"failed", "completed", "expired", "cancelled"}
 # The beginning of the error codes of texts that were not processed: batch_expired, batch_cancelled.
 NOT_PROCESSED = "batch_"
 PAGE, PAGES = 100, 10  # of jobs to search for a tag; the newest come first
+UPLOAD_SECONDS = 600  # a large file may take longer than the model's timeout
 FILE_BYTES = 200_000_000  # of a job of embeddings, from the guide
 READ_BYTES = 1 << 20  # of a result at a time; that of 50,000 texts has hundreds of megabytes
 REMEDY = (
@@ -34,46 +32,34 @@ REMEDY = (
 
 
 class OpenaiBatches(BatchService):
-    def __init__(self, model: OpenaiModel) -> None:
+    def __init__(self, model: "OpenaiModel") -> None:
         self._model = model
         self._upload = ("", "")  # tag and file: a repeated submission uploads nothing again
         self.max_texts = model.options.batch_texts
         self.max_bytes = FILE_BYTES - self.max_texts * len(self._line("0" * 32, "", "document"))
 
-    @property
-    def _request(self) -> dict[str, Any]:
-        """The arguments of every request."""
-        timeout = self._model.options.timeout_seconds
-        return {"extra_headers": request_headers(self._model), "timeout": timeout}
-
     def submit(self, texts: Mapping[str, str], input_type: InputType, tag: str) -> str:
+        model = self._model
         if self._upload[0] != tag:
             content = b"".join(self._line(name, text, input_type) for name, text in texts.items())
-            with translate_errors(self._model):  # a large file may take longer than the timeout
-                file = self._model.sdk.files.with_raw_response.create(
-                    file=("texts.jsonl", content),
-                    purpose="batch",
-                    extra_headers=request_headers(self._model),
-                )
-            self._upload = (tag, self._id(self._model.parse_json(file.content)))
-        with translate_errors(self._model):
-            batch = self._model.sdk.batches.with_raw_response.create(
-                input_file_id=self._upload[1],
-                endpoint="/v1/embeddings",
-                completion_window="24h",
-                metadata={TAG: tag},
-                **self._request,
-            )
-        return self._id(self._model.parse_json(batch.content))
+            file = ("texts.jsonl", content)
+            create = model.sdk.files.with_raw_response.create
+            reply = model.call(create, file=file, purpose="batch", timeout=UPLOAD_SECONDS)
+            self._upload = (tag, self._id(reply))
+        batch = model.call(
+            model.sdk.batches.with_raw_response.create,
+            input_file_id=self._upload[1],
+            endpoint="/v1/embeddings",
+            completion_window="24h",
+            metadata={TAG: tag},
+        )
+        return self._id(batch)
 
     def find(self, tag: str) -> str | None:
         after: Any = need("openai", "openai").omit
         for _ in range(PAGES):
-            with translate_errors(self._model):
-                reply = self._model.sdk.batches.with_raw_response.list(
-                    limit=PAGE, after=after, **self._request
-                )
-            page = self._model.parse_json(reply.content)
+            list_batches = self._model.sdk.batches.with_raw_response.list
+            page = self._model.call(list_batches, limit=PAGE, after=after)
             entries = list_at(self._model, page, "data")
             for entry in entries:
                 if value_at(entry, "metadata", TAG) == tag:
@@ -113,46 +99,42 @@ class OpenaiBatches(BatchService):
             )
 
     def _line(self, name: str, text: str, input_type: InputType) -> bytes:
-        """One request of the file."""
         body = self._model.body([text], input_type)
         line = {"custom_id": name, "method": "POST", "url": "/v1/embeddings", "body": body}
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
 
     def _retrieve(self, batch: str) -> Any:
-        openai = need("openai", "openai")
-        with translate_errors(self._model):
+        openai, model = need("openai", "openai"), self._model
+        with model.translate_errors():
             try:
-                reply = self._model.sdk.batches.with_raw_response.retrieve(batch, **self._request)
+                reply = model.sdk.batches.with_raw_response.retrieve(
+                    batch,
+                    extra_headers=model.request_headers,
+                    timeout=model.options.timeout_seconds,
+                )
             except openai.NotFoundError as error:
                 # Do not send it again: with the wrong key it would cost twice.
-                words = self._model.quote(error.response.text)
+                words = model.quote(error.response.text)
                 raise ProviderError(
-                    f"{self._model.where} has no batch {batch}: {words} If it belongs to another "
-                    f"key or project, set that again. {REMEDY}"
+                    f"{model.where} has no batch {batch}: {words} If it belongs to another key or "
+                    f"project, set that again. {REMEDY}"
                 ) from None
-        return self._model.parse_json(reply.content)
+        return model.parse_json(reply.content)
 
     def _lines(self, file: str) -> Iterator[bytes]:
         """The lines of a file; none if it is gone, as after a month."""
-        import httpx2
-
         openai = need("openai", "openai")
         rest = b""
-        with translate_errors(self._model):
+        with self._model.translate_errors():
             try:
                 with self._model.sdk.files.with_streaming_response.content(
-                    file, extra_headers=request_headers(self._model)
+                    file, extra_headers=self._model.request_headers
                 ) as content:
                     for part in content.iter_bytes(READ_BYTES):
                         *lines, rest = (rest + part).split(b"\n")
                         yield from lines
             except openai.NotFoundError:
                 return
-            except httpx2.HTTPError as error:  # in mid-stream, where the SDK does not translate it
-                words = self._model.redact(f"{type(error).__name__} {error}".rstrip())
-                raise Unreachable(
-                    f"{self._model.where} cannot be reached: {words.rstrip('.')}."
-                ) from None
         yield rest
 
     def _text(self, line: bytes) -> BatchText | None:

@@ -4,18 +4,15 @@ tiktoken downloads the vocabulary once. The converted tokenizer stays in the use
 with it neither tiktoken nor the download is needed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from platformdirs import user_cache_path
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import replacing
 from embedding_pipelines.schemas import digest
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 ENCODING = "cl100k_base"
 VERSION = "1"  # raise it when the conversion changes
@@ -39,15 +36,11 @@ def cl100k() -> Tokenizer:
     Raises ConfigError if it is not in the cache folder and tiktoken or its vocabulary is
     unavailable.
     """
-    from platformdirs import user_cache_path
-    from tokenizers import Tokenizer
-
     file = user_cache_path("embedding-pipelines") / "tokenizers" / f"{ENCODING}-{VERSION}.json"
     if not file.is_file():
         tokenizer = convert(_read_ranks())
         with replacing(file) as draft:
             tokenizer.save(str(draft), pretty=False)
-        return tokenizer
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing narrower
@@ -62,8 +55,6 @@ def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
     tiktoken joins neighbours whose union is the token of lowest rank; `tokenizers` needs a list of
     all such pairs.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
     letters = _letters()
     names = {token: "".join(letters[byte] for byte in token) for token in ranks}
     pairs = [
@@ -86,8 +77,7 @@ def convert(ranks: Mapping[bytes, int]) -> Tokenizer:
 
 
 def _letters() -> list[str]:
-    """The printable character for each byte in a byte-level vocabulary: its own, else one above
-    255."""
+    """The printable character for each byte of a vocabulary: its own, else one above 255."""
     own = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in own else next(others)) for byte in range(256)]

@@ -5,8 +5,6 @@ Each file is read once, as a stream, into a folder of the user's cache that its 
 names: `vectors.f32`, float32[words, d], to be mapped into memory, and `words.json`.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import itertools
@@ -19,11 +17,12 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import numpy as np
+from platformdirs import user_cache_path
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ProviderError, error_lines
 from embedding_pipelines.extras import need
+from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference.backend import damage_error
-from embedding_pipelines.inference.cache import fill_folder
 from embedding_pipelines.inference.weights import file_sha256, join_sha256
 from embedding_pipelines.vectors import Vectors
 
@@ -33,17 +32,15 @@ LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
 
-# All names in a pickle of KeyedVectors. Any other is rejected, so that opening a file runs no code.
+# All names in a pickle of KeyedVectors, by module. Any other is rejected, so that opening a file
+# runs no code.
 PICKLE_NAMES = {
-    *(
-        ("gensim.models.keyedvectors", name)
-        for name in ("KeyedVectors", "Word2VecKeyedVectors", "Vocab")
-    ),
-    *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
-    *(("numpy._core.numeric", name) for name in ("_frombuffer",)),
-    *(("numpy", name) for name in ("ndarray", "dtype")),
-    *(("builtins", name) for name in ("frozenset", "set")),
-    ("_codecs", "encode"),
+    "gensim.models.keyedvectors": {"KeyedVectors", "Word2VecKeyedVectors", "Vocab"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "numpy": {"ndarray", "dtype"},
+    "builtins": {"frozenset", "set"},
+    "_codecs": {"encode"},
 }
 
 
@@ -63,8 +60,7 @@ class WordVectors:
 
 
 def parts(path: Path) -> list[Path]:
-    """The file and those that gensim puts beside it for large arrays. Raises ProviderError without
-    the file."""
+    """The file and gensim's large arrays beside it. Raises ProviderError without the file."""
     if not path.is_file():
         raise ProviderError(
             f"{path}: this file of word vectors does not exist. Put it there, or correct `vectors`."
@@ -79,8 +75,6 @@ def content_sha256(path: Path) -> str:
 
 def load_vectors(path: Path) -> WordVectors:
     """The vectors of a file. Raises ProviderError for another format or a file cut short."""
-    from platformdirs import user_cache_path
-
     sha256 = content_sha256(path)
     cache = user_cache_path("embedding-pipelines") / f"{sha256[:32]}-word2vec-{CACHE_LAYOUT}"
     if not (cache / ALL_WORDS).exists():
@@ -190,7 +184,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Older files hold older names.
         module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
-        if (module, name) not in PICKLE_NAMES:
+        if name not in PICKLE_NAMES.get(module, ()):
             raise pickle.UnpicklingError(
                 f"it holds {module}.{name}, which word vectors do not need"
             )
@@ -206,7 +200,7 @@ def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
         table._load_specials(str(path), None, compress, suffix)
         words, vectors = table.index_to_key, np.asarray(table.vectors, np.float32)
     except Exception as error:  # a damaged pickle raises anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = error_lines(error)[0]
         raise _format_error(
             path,
             f"gensim's KeyedVectors cannot be read from it ({reason}); of a model, save `model.wv`",

@@ -4,32 +4,31 @@ AIOS's blocks put their vectors in several places of a reply. The format states 
 vectors, so they are counted and measured here.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
 import time
 import uuid
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from embedding_pipelines.errors import BadInput, Busy, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.once import forget, once
-from embedding_pipelines.providers._aios_wire import METHOD, message_classes
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.http import error_sentence, retry_after
+from embedding_pipelines.providers.common.http import Meaning, error_sentence
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
-from embedding_pipelines.providers.common.replies import order_by_index, read_numbers, vectors_at
+from embedding_pipelines.providers.common.replies import (
+    order_by_index,
+    read_numbers,
+    value_at,
+    vectors_at,
+)
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit
-
-if TYPE_CHECKING:
-    import grpc  # type: ignore[import-untyped]
 
 REQUEST_TEXTS = 32
 # A gRPC server accepts messages of 4 MB; JSON's escapes come on top of the texts.
@@ -44,11 +43,53 @@ CHANNEL = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
 )
 
+METHOD = "/BlockInferenceService/infer"
+# The messages of `BlockInferenceService`, as AIOS's adhoc-inference-server numbers them. The AIOS
+# instance SDK numbers `AIOSPacket` otherwise (data 3, ts 4, …); servers for clients from outside
+# use these numbers. By field its number and type; one that is not a scalar is a repeated message.
+MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "FileInfo": {"metadata": (1, "string"), "file_data": (2, "bytes")},
+    "BlockInferencePacket": {
+        "block_id": (1, "string"),
+        "session_id": (3, "string"),
+        "seq_no": (4, "uint64"),
+        "frame_ptr": (5, "bytes"),
+        "data": (6, "string"),
+        "query_parameters": (7, "string"),
+        "ts": (8, "double"),
+        "files": (9, "FileInfo"),
+        "output_ptr": (10, "string"),
+    },
+    "AIOSPacket": {
+        "session_id": (1, "string"),
+        "seq_no": (2, "uint64"),
+        "data": (4, "string"),
+        "ts": (5, "double"),
+        "output_ptr": (6, "string"),
+        "files": (7, "FileInfo"),
+    },
+}
+
 
 class AiosModel(PromptModel):
     """A channel to the server, which connects again when the connection breaks."""
 
-    options: Aios
+    options: "Aios"
+    resources = ("_channel",)
+    meanings = (
+        Meaning(["RESOURCE_EXHAUSTED"], TooLarge, words="larger than max"),
+        Meaning(["RESOURCE_EXHAUSTED"], Busy),
+        Meaning(["INVALID_ARGUMENT", "OUT_OF_RANGE"], BadInput),
+        Meaning(["UNAUTHENTICATED", "PERMISSION_DENIED"], ProviderError, "Check {key}."),
+        Meaning(
+            ["NOT_FOUND", "FAILED_PRECONDITION"],
+            ProviderError,
+            "Check model ({model!r}) and selection_query.",
+        ),
+        Meaning(
+            ["UNIMPLEMENTED"], ProviderError, "It has no BlockInferenceService: check grpc_url."
+        ),
+    )
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -93,11 +134,8 @@ class AiosModel(PromptModel):
         vectors = self._read(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))
         return Response(unit(vectors) if self.options.normalize else vectors)
 
-    def close(self) -> None:
-        forget(self, "_channel")
-
     @once
-    def _channel(self) -> grpc.Channel:
+    def _channel(self) -> Any:
         grpc = need("grpc", "aios")
         if self.options.tls:
             credentials = grpc.ssl_channel_credentials()
@@ -128,24 +166,34 @@ class AiosModel(PromptModel):
         try:
             return str(infer(packet, timeout=options.timeout_seconds, metadata=metadata).data)
         except need("grpc", "aios").RpcError as error:
+            code, words = error.code().name, error.details() or "no details"
+            fault = self.fault(code, words, dict(error.trailing_metadata() or ()))
+            if code == "DEADLINE_EXCEEDED":
+                limit = f"{options.timeout_seconds:g} s"
+                fault = Unreachable(
+                    f"{self.where} did not answer within {limit}. {self.quote(words)}"
+                )
             # Without the cause, whose text repeats this one's with addresses of sockets.
-            raise self._fault(error) from None
+            raise fault from None
 
     def _read(self, data: str, count: int) -> Vectors:
-        """float32[count, dimensions] of a reply's JSON. Raises Unreachable; ProviderError for other
-        dimensions."""
+        """float32[count, dimensions] of a reply. Raises Unreachable; ProviderError for another d."""
         try:
             body = json.loads(data)
         except ValueError:
             raise Unreachable(f"{self.where} answered without JSON: {self.quote(data)}") from None
-        if _error_in(body):
-            words = error_sentence(self.redact(json.dumps(_error_in(body), ensure_ascii=False)))
+        error = value_at(body, "error") or value_at(body, "data", "error")
+        if error:
+            words = error_sentence(self.redact(json.dumps(error, ensure_ascii=False)))
             raise Unreachable(f"{self.where} answered with an error: {words}")
-        rows = _vectors_in(body)
-        if _has_entries(rows):
-            rows = order_by_index(self, rows, count)
-        elif isinstance(rows, list) and rows and isinstance(rows[0], float | int):
-            rows = [rows]  # one vector, without a list around it
+        rows = body
+        while isinstance(rows, dict):
+            rows = next((rows[place] for place in PLACES if rows.get(place) is not None), None)
+        if isinstance(rows, list) and rows:
+            if all(isinstance(row, dict) and "embedding" in row for row in rows):
+                rows = order_by_index(self, rows, count)  # as OpenAI writes them
+            elif isinstance(rows[0], float | int):
+                rows = [rows]  # one vector, without a list around it
         vectors = vectors_at(self, body if rows is None else rows, (), count, read_numbers)
         if vectors.shape[1] != self.options.dimensions:
             raise ProviderError(
@@ -154,29 +202,6 @@ class AiosModel(PromptModel):
                 "another block. Nothing of this request was stored."
             )
         return vectors
-
-    def _fault(self, error: grpc.RpcError) -> ProviderError:
-        """The meaning of a gRPC status, in the service's own words and without the key."""
-        options = self.options
-        code, words = error.code().name, self.quote(error.details() or "no details")
-        problem = f"{self.where} answered {code}: {words}"
-        if code == "RESOURCE_EXHAUSTED":
-            if "larger than max" in words:
-                return TooLarge(problem)
-            trailing = {str(name): str(value) for name, value in error.trailing_metadata() or ()}
-            return Busy(problem, retry_after(trailing))
-        if code in ("INVALID_ARGUMENT", "OUT_OF_RANGE"):
-            return BadInput(problem)
-        if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            return ProviderError(f"{problem} Check {self.key_name}.")
-        if code in ("NOT_FOUND", "FAILED_PRECONDITION"):
-            return ProviderError(f"{problem} Check model ({options.model!r}) and selection_query.")
-        if code == "UNIMPLEMENTED":
-            return ProviderError(f"{problem} It has no BlockInferenceService: check grpc_url.")
-        if code == "DEADLINE_EXCEEDED":
-            limit = f"{options.timeout_seconds:g} s"
-            return Unreachable(f"{self.where} did not answer within {limit}. {words}")
-        return Unreachable(problem)
 
 
 class Aios(PromptOptions):
@@ -224,25 +249,28 @@ class Aios(PromptOptions):
         return url
 
 
-def _error_in(body: object) -> object:
-    """The error that a block puts in place of vectors, or beside them; None without one."""
-    levels = [body, body.get("data")] if isinstance(body, dict) else []
-    return next(
-        (level["error"] for level in levels if isinstance(level, dict) and level.get("error")), None
-    )
+def message_classes() -> dict[str, Any]:
+    """The class of each message by name, e.g. `message_classes()["AIOSPacket"](data="{}")`.
 
-
-def _vectors_in(body: object) -> object:
-    """The list at one of PLACES, at any depth; None if there is none."""
-    while isinstance(body, dict):
-        body = next((body[place] for place in PLACES if body.get(place) is not None), None)
-    return body
-
-
-def _has_entries(rows: object) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether these are objects with an `embedding` each, as OpenAI writes them."""
-    return (
-        isinstance(rows, list)
-        and bool(rows)
-        and all(isinstance(row, dict) and "embedding" in row for row in rows)
-    )
+    Built at run time, since generated code works with one version of protobuf only.
+    """
+    # In our own pool: the common one may hold other messages of these names.
+    pool = need("google.protobuf.descriptor_pool", "aios").DescriptorPool()
+    descriptors = need("google.protobuf.descriptor_pb2", "aios")
+    factory = need("google.protobuf.message_factory", "aios")
+    kinds = descriptors.FieldDescriptorProto
+    file = descriptors.FileDescriptorProto(name="aios_service.proto", syntax="proto3")
+    for name, fields in MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind) in fields.items():
+            repeated = kind in MESSAGES
+            scalar = "MESSAGE" if repeated else kind.upper()
+            message.field.add(
+                name=field,
+                number=number,
+                label=kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL,
+                type=kinds.Type.Value(f"TYPE_{scalar}"),
+                type_name=f".{kind}" if repeated else None,
+            )
+    pool.Add(file)
+    return {name: factory.GetMessageClass(pool.FindMessageTypeByName(name)) for name in MESSAGES}

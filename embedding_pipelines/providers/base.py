@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
-from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.once import forget
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
@@ -69,8 +70,7 @@ class BatchState:
 
 
 class BatchService(ABC):
-    """A service that answers many texts within a day, at a lower price. Methods raise as
-    `EmbeddingModel.embed`."""
+    """A service that answers within a day, at a lower price. Methods raise as a model's `embed`."""
 
     max_texts: int  # of one batch job
     max_bytes: int
@@ -144,6 +144,7 @@ class EmbeddingModel(ABC):
     or make a request, and raises ProviderError if the model is unavailable.
     """
 
+    resources: ClassVar[tuple[str, ...]] = ()  # the `once` properties that `close` frees
     rate_limit: RateLimit | None = None  # None: requests have no limit, and none is repeated
     batch_service: BatchService | None = None
 
@@ -188,6 +189,11 @@ class EmbeddingModel(ABC):
         BadInput or TooLarge where that says what to do next.
         """
 
+    def train(self, texts: Iterable[str]) -> None:
+        """Train a model that `trains` on `texts`, read once, and save the result. Raises
+        SourceError if they are too few."""
+        raise ConfigError(f"{self.options.kind}: this model cannot be trained.")
+
     def release_options(self, folder: Path) -> ProviderOptions:
         """The options that a release records. A file that the user may change is copied to `folder`
         first, and the options name the copy."""
@@ -195,22 +201,13 @@ class EmbeddingModel(ABC):
 
     def close(self) -> None:
         """Free connections and memory; may be called twice."""
-        return  # most models hold neither
+        forget(self, *self.resources)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class TrainableModel(EmbeddingModel):
-    """A model that is trained on the pipeline's own texts."""
-
-    @abstractmethod
-    def train(self, texts: Iterable[str]) -> None:
-        """Train on `texts`, read once, and save the result. Raises SourceError if they are too
-        few."""
 
 
 def check_reply(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:

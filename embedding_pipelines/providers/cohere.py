@@ -6,17 +6,16 @@ arrive as float32: float of unit length; int8 as its numbers; uint8 less 128; bi
 which are the same bits, as -1 and 1.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
+from embedding_pipelines.providers.common.http import Meaning
+from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,
@@ -36,7 +35,17 @@ INPUT_TYPES: dict[InputType, str] = {"document": "search_document", "query": "se
 
 
 class CohereModel(HostedModel):
-    options: Cohere
+    options: "Cohere"
+    meanings = (
+        Meaning(
+            [429],
+            ProviderError,
+            "The trial key is exhausted for this month; nothing is lost.",
+            "/ month",
+        ),
+        # "invalid token", docs.cohere.com/reference/errors
+        Meaning([498], ProviderError, "Check {key}."),
+    )
 
     @functools.cached_property
     def space(self) -> Space:
@@ -56,30 +65,19 @@ class CohereModel(HostedModel):
 
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         options, names = self.options, self.options.wire_types
-        body: dict[str, Any] = {
+        body = {
             "model": options.model,
             "texts": list(inputs),
             "input_type": options.task or INPUT_TYPES[input_type],
             "embedding_types": names,
             "truncate": "NONE",
+            "output_dimension": options.requested_size,
         }
-        if options.requested_size is not None:
-            body["output_dimension"] = options.requested_size
-        reply = self.request("/v2/embed", body, self.bearer)
+        reply = self.request("/v2/embed", body)
         vectors, *others = (self._vectors(reply, name, len(inputs)) for name in names)
         copies = {self._space_in(name): copy for name, copy in zip(names[1:], others, strict=True)}
         tokens = count_at(reply, "meta", "billed_units", "input_tokens")
         return Response(vectors, tokens, copies)
-
-    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        problem = f"{self.where} answered {status}: {self.quote(body)}"
-        if status == 429 and "/ month" in body:
-            return ProviderError(
-                f"{problem} The trial key is exhausted for this month; nothing is lost."
-            )
-        if status == 498:  # "invalid token", docs.cohere.com/reference/errors
-            return ProviderError(f"{problem} Check {self.key_name}.")
-        return super().fault(status, body, headers)
 
     def _vectors(self, reply: Any, name: str, count: int) -> Vectors:
         codes = vectors_at(self, reply, ("embeddings", name), count, read_numbers)

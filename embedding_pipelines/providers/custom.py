@@ -14,32 +14,42 @@ afterwards these modules are no longer in `sys.modules`, so that two home folder
 names.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
+import importlib
+import inspect
 import json
+import sys
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, JsonValue, field_validator
 
-from embedding_pipelines.once import forget, once
-from embedding_pipelines.providers._custom_class import Instance, load
-from embedding_pipelines.providers.base import InputType, Limits
+from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.once import once
+from embedding_pipelines.providers.base import InputType, Limits, ProviderOptions
 from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.plain import PlainModel, PlainOptions
+from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
 
+# sys.path and sys.modules belong to the process, and so does this lock: one import at a time.
+IMPORTING = threading.RLock()
 # The ends of options' names.
 SECRET_NAMES = ("api_key", "apikey", "password", "secret", "access_token", "auth_token")
 
 
 class CustomModel(PlainModel):
-    options: Custom
+    options: "Custom"
+    resources = ("_instance",)
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -48,21 +58,11 @@ class CustomModel(PlainModel):
 
     @functools.cached_property
     def space(self) -> Space:
-        options, instance = self.options, self._instance
-        arguments = json.dumps(
-            options.options, sort_keys=True, ensure_ascii=False, separators=(",", ":")
-        )
-        return Space(
-            provider=options.kind,
-            model=f"{options.cls} {arguments}" if options.options else options.cls,
-            revision=instance.revision,
-            dimensions=instance.dimensions,
-            pooling="own",
-            prompts={},
-            max_tokens=options.max_tokens,
-            normalized=options.normalize,
-            dtype="float32",
-        )
+        cls, options, instance = self.options.cls, self.options.options, self._instance
+        if options:
+            words = json.dumps(options, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            cls = f"{cls} {words}"
+        return self.make_space(cls, instance.revision, instance.dimensions)
 
     @property
     def limits(self) -> Limits:
@@ -73,13 +73,10 @@ class CustomModel(PlainModel):
         with self._slot:
             return instance.embed(inputs, input_type)
 
-    def close(self) -> None:
-        forget(self, "_instance")
-
     @once
-    def _instance(self) -> Instance:
+    def _instance(self) -> "Instance":
         options = self.options.model_dump()["options"]  # a copy, which the class may change
-        return load(self.home, self.options.cls, options)
+        return _load(self.home, self.options.cls, options)
 
 
 class Custom(PlainOptions):
@@ -130,3 +127,176 @@ def _names(value: JsonValue) -> list[str]:
     if isinstance(value, dict):
         return [*value, *(name for part in value.values() for name in _names(part))]
     return [name for part in value for name in _names(part)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance of a user's class, with its own description."""
+
+    name: str  # "my_package.my_module:MyModel", for errors
+    dimensions: int
+    revision: str
+    call: Callable[[list[str], InputType], Any]
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
+        """float32[n, dimensions]; ProviderError if the class fails or returns anything else."""
+        try:
+            reply = self.call(list(inputs), input_type)
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise ProviderError(
+                f"{self.name} failed on {len(inputs)} texts: {_describe(error)}. Correct the class."
+            ) from error
+        rows, kind = len(inputs), type(reply).__name__
+        remedy = f"Return a list of {rows} rows of {self.dimensions} numbers, or such an array."
+        try:
+            vectors: NDArray[Any] = np.asarray(reply)
+        except Exception as error:  # ragged lists; tensors on a GPU
+            raise ProviderError(
+                f"{self.name} returned a {kind} that is not a table of numbers "
+                f"({_describe(error)}). {remedy}"
+            ) from error
+        if vectors.dtype.kind not in "fiu":
+            raise ProviderError(f"{self.name} returned a {kind}, not numbers. {remedy}")
+        if vectors.shape != (rows, self.dimensions):
+            raise ProviderError(
+                f"{self.name} returned an array of shape {vectors.shape} for {rows} texts "
+                f"of {self.dimensions} dimensions. Return one row for each text, and set "
+                "`dimensions` to the length of a row."
+            )
+        with np.errstate(over="ignore"):  # becomes infinity, which `check_reply` rejects
+            return vectors.astype(np.float32)
+
+
+def _load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
+    """An instance of `cls`, called with `options`. Raises ConfigError if it lacks something."""
+    with IMPORTING, _importable(home):
+        user_class = _class(home, cls)
+        try:
+            instance = user_class(**options)
+        except Exception as error:
+            names = ", ".join(map(repr, options)) or "(none)"
+            raise ConfigError(
+                f"custom: {cls} failed with options {names}: {_describe(error)}. Correct the "
+                "options or the class."
+            ) from error
+        revision = _revision(instance, cls)
+    return Instance(cls, _dimensions(instance, cls), revision, _call(instance, cls))
+
+
+def _class(home: Path, cls: str) -> type:
+    module_name, _, class_name = cls.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        reason = f"{_describe(error)}. Correct the module"
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            reason = f"the module is neither below {home} nor installed. Correct `cls`"
+        raise ConfigError(f"custom: the module of {cls} cannot be imported: {reason}.") from error
+    top = module_name.partition(".")[0]
+    own = PathFinder.find_spec(top, [str(home)])
+    if own is not None and own.origin and not _is_of(sys.modules[top], own):
+        loaded_from = getattr(sys.modules[top], "__file__", None) or "Python itself"
+        raise ConfigError(
+            f"custom: {own.origin} has the name of a module that is already loaded from "
+            f"{loaded_from}, {top!r}. Give yours another name."
+        )
+    value = getattr(module, class_name, None)
+    if not isinstance(value, type):
+        raise ConfigError(
+            f"custom: {getattr(module, '__file__', None) or module_name} has no class "
+            f"{class_name!r}. Correct `cls`."
+        )
+    if issubclass(value, ProviderOptions):
+        raise ConfigError(
+            f"custom: {cls} is a provider itself. Register it in your package's pyproject.toml "
+            'under [project.entry-points."embedding_pipelines.providers"], and choose it by its '
+            "kind."
+        )
+    return value
+
+
+@contextlib.contextmanager
+def _importable(home: Path) -> Iterator[None]:
+    """Import modules from the home folder inside the block; afterwards take those that came from
+    there out of `sys.modules`.
+
+    Write no byte code there: Python compares times in seconds, so a quick edit could have no
+    effect.
+    """
+    importlib.invalidate_caches()
+    before, write_none = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(home))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(home))
+        sys.dont_write_bytecode = write_none
+        names = sys.modules.keys() - before
+        for top in {name.partition(".")[0] for name in names} - before:
+            spec = PathFinder.find_spec(top, [str(home)])
+            if spec is None or not _is_of(sys.modules.get(top), spec):
+                continue
+            for name in names:
+                if name.partition(".")[0] == top:
+                    del sys.modules[name]
+
+
+def _is_of(module: ModuleType | None, spec: ModuleSpec) -> bool:
+    """Whether `spec` is a module's own: of the same file, or of the same folder."""
+    if spec.origin is None:
+        return list(getattr(module, "__path__", ())) == list(spec.submodule_search_locations or ())
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).exists() and Path(file).samefile(spec.origin)
+
+
+def _dimensions(instance: object, cls: str) -> int:
+    value = getattr(instance, "dimensions", getattr(instance, "dims", None))
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        problem = "has no attribute `dimensions`" if value is None else f"has {value!r} dimensions"
+        raise ConfigError(
+            f"custom: {cls} {problem}. Set `dimensions` (or `dims`) to the length of its vectors, "
+            "a number."
+        )
+    return int(value)
+
+
+def _revision(instance: object, cls: str) -> str:
+    """The class's own revision, else the digest of its source file."""
+    value = getattr(instance, "revision", None)
+    if isinstance(value, str | int):
+        return str(value)
+    if value is not None:
+        raise ConfigError(
+            f"custom: the `revision` of {cls} is a {type(value).__name__}, not a string. Correct "
+            "the class."
+        )
+    try:
+        file = Path(inspect.getfile(type(instance)))
+        return digest(file.read_bytes()).hex()
+    except (TypeError, OSError) as error:
+        raise ConfigError(
+            f"custom: the source of {cls} is unreadable ({_describe(error)}). Give the class an "
+            "attribute `revision` that changes when its vectors change."
+        ) from error
+
+
+def _call(instance: object, cls: str) -> Callable[[list[str], InputType], Any]:
+    embed: Any = getattr(instance, "embed", None)
+    generate_batch: Any = getattr(instance, "generate_batch", None)
+    if callable(embed):
+        return lambda texts, input_type: embed(texts, input_type)
+    if callable(generate_batch):
+        return lambda texts, _: generate_batch(texts)
+    raise ConfigError(
+        f"custom: {cls} has no method embed(texts, input_type) -> float32[n, d], nor "
+        "generate_batch(texts). Add one."
+    )
+
+
+def _describe(error: BaseException) -> str:
+    words = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

@@ -3,15 +3,14 @@
 Texts that share words get near vectors, so that a test of a ranking can fail.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
+from tokenizers import Tokenizer, pre_tokenizers
 
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
@@ -20,17 +19,15 @@ from embedding_pipelines.providers.base import (
     ProviderOptions,
     Response,
 )
+from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 VERSION = "1"  # raise it when the vectors change
 
 
 class HashingModel(EmbeddingModel):
-    options: Hashing
+    options: "Hashing"
 
     @property
     def space(self) -> Space:
@@ -52,11 +49,7 @@ class HashingModel(EmbeddingModel):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        return tokenizer
+        return count_pieces(pre_tokenizers.WhitespaceSplit())
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         dimensions = self.options.dimensions

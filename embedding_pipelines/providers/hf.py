@@ -1,18 +1,15 @@
-"""`hf`: any sentence-transformers model of texts, from a folder, an installed package or the
-Hugging Face hub."""
-
-from __future__ import annotations
+"""`hf`: any sentence-transformers model, from a folder, an installed package or the hub."""
 
 import functools
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
+from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
     InputType,
@@ -34,7 +31,8 @@ CONCURRENT_REQUESTS = 2
 
 
 class HfModel(EmbeddingModel):
-    options: Hf
+    options: "Hf"
+    resources = ("_engine",)
 
     @functools.cached_property
     def space(self) -> Space:
@@ -61,7 +59,7 @@ class HfModel(EmbeddingModel):
         )
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         return self._engine.tokenizer
 
     @functools.cached_property
@@ -76,25 +74,17 @@ class HfModel(EmbeddingModel):
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return Response(self._engine.embed(inputs, input_type))
 
-    def release_options(self, folder: Path) -> Hf:
+    def release_options(self, folder: Path) -> "Hf":
         if self.options.calibration is None:
             return self.options
         copy = folder / f"{self._engine.dtype}.txt"
         if not copy.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            # In its own folder: another pipeline may copy the same texts at the same time.
-            with tempfile.TemporaryDirectory(prefix=".", dir=folder) as drafts:
-                draft = Path(drafts) / copy.name
-                draft.write_text("\n".join(self._engine.samples) + "\n", encoding="utf-8")
-                draft.replace(copy)
+            write_atomic(copy, "\n".join(self._engine.samples) + "\n")
         calibration = copy.relative_to(self.home).as_posix()
         return self.options.model_copy(update={"calibration": calibration})
 
-    def close(self) -> None:
-        forget(self, "_engine")
-
     @once
-    def _engine(self) -> Engine:
+    def _engine(self) -> "Engine":
         from embedding_pipelines.inference.encoder import Engine
         from embedding_pipelines.inference.openvino import load
         from embedding_pipelines.inference.weights import model_folder

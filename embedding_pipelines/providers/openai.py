@@ -6,27 +6,22 @@ off. OpenAI's own models are in the table of published models. For others the op
 length of vectors and of texts, and the server's replies must agree.
 """
 
-from __future__ import annotations
-
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
+from tokenizers import Tokenizer
 
+from embedding_pipelines.errors import Unreachable
 from embedding_pipelines.extras import need
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
-from embedding_pipelines.providers._openai_sdk import (
-    BASE_URL,
-    is_openai,
-    request_headers,
-    translate_errors,
-)
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
+from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import (
     count_at,
@@ -41,9 +36,8 @@ from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from openai import OpenAI
-    from tokenizers import Tokenizer
 
-KEY = "OPENAI_API_KEY"
+BASE_URL, KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
 
 # Texts and tokens are those of the SDK's docstring of `embeddings.create`. The service estimates
 # the tokens of a request at a quarter of its bytes before it counts them.
@@ -57,19 +51,45 @@ OTHER_REQUEST_TEXTS, OTHER_REQUEST_TOKENS, OTHER_MAX_TOKENS = 256, 16_384, 512
 
 
 class OpenaiModel(HostedModel, PromptModel):
-    options: Openai
+    options: "Openai"
+    resources = ("sdk",)
 
     @once
-    def sdk(self) -> OpenAI:
+    def sdk(self) -> "OpenAI":
         """The client of the SDK. Raises ConfigError without the SDK."""
         # Without a key the SDK looks for one of its own; `request_headers` replaces this one.
         openai = need("openai", "openai")
         client: OpenAI = openai.OpenAI(api_key="none", base_url=self.address, max_retries=0)
         return client
 
-    def close(self) -> None:
-        forget(self, "sdk")
-        super().close()
+    @property
+    def request_headers(self) -> dict[str, Any]:
+        """The model's own key, if any, and nothing that the SDK takes from the environment and
+        would send to another server."""
+        withheld = ["authorization"]
+        if not _is_openai(self.address):
+            withheld += ["openai-organization", "openai-project"]
+        return {**dict.fromkeys(withheld, need("openai", "openai").omit), **self.bearer}
+
+    @contextlib.contextmanager
+    def translate_errors(self) -> Iterator[None]:
+        """Raise the SDK's errors as `embed` does, without the key.
+
+        They get no cause: the service may repeat the key, and a traceback would show it.
+        """
+        import httpx2
+
+        openai = need("openai", "openai")
+        try:
+            yield
+        except openai.APIStatusError as error:
+            reply = error.response
+            raise self.fault(error.status_code, reply.text, reply.headers) from None
+        # In mid-stream the SDK does not translate those of HTTP.
+        except (openai.APIConnectionError, httpx2.HTTPError) as error:
+            cause = error.__cause__ or error
+            words = self.redact(f"{type(cause).__name__} {cause}".rstrip(" ."))
+            raise Unreachable(f"{self.address} cannot be reached: {words}.") from None
 
     @functools.cached_property
     def batch_service(self) -> OpenaiBatches:  # type: ignore[override]
@@ -106,13 +126,15 @@ class OpenaiModel(HostedModel, PromptModel):
         return _tiktoken.cl100k_digest() if self._counts_as_openai else super().tokenizer_digest
 
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
-        with translate_errors(self):
-            reply = self.sdk.embeddings.with_raw_response.create(
-                **self.body(inputs, input_type),
-                timeout=self.options.timeout_seconds,
-                extra_headers=request_headers(self),
-            )
-        return self.read(self.parse_json(reply.content), len(inputs))
+        create = self.sdk.embeddings.with_raw_response.create
+        return self.read(self.call(create, **self.body(inputs, input_type)), len(inputs))
+
+    def call(self, method: Callable[..., Any], **arguments: Any) -> Any:
+        """The JSON of the reply to a method of `sdk`. Raises as `embed`."""
+        arguments = {"timeout": self.options.timeout_seconds, **arguments}
+        with self.translate_errors():
+            reply = method(**arguments, extra_headers=self.request_headers)
+        return self.parse_json(reply.content)
 
     def body(self, inputs: Sequence[str], input_type: InputType) -> dict[str, Any]:
         """A request for the vectors of `inputs`."""
@@ -140,8 +162,7 @@ class OpenaiModel(HostedModel, PromptModel):
 
 
 class Openai(HostedOptions, PromptOptions):
-    """One model at one address. OpenAI rejects texts too long for the model; some servers cut
-    them."""
+    """One model at one address. OpenAI rejects texts that are too long; some servers cut them."""
 
     model_class = OpenaiModel
     default_max_tokens = OTHER_MAX_TOKENS
@@ -178,7 +199,7 @@ class Openai(HostedOptions, PromptOptions):
     def _default_key(cls, values: Any) -> Any:
         if not isinstance(values, dict) or "api_key_env" in values:
             return values
-        is_own = is_openai(str(values.get("base_url", BASE_URL)))
+        is_own = _is_openai(str(values.get("base_url", BASE_URL)))
         return {**values, "api_key_env": KEY if is_own else None}
 
     @model_validator(mode="after")
@@ -209,6 +230,10 @@ class Openai(HostedOptions, PromptOptions):
     @property
     def uses_batch_jobs(self) -> bool:
         return self.mode == "batch"
+
+
+def _is_openai(base_url: str) -> bool:
+    return urlsplit(base_url).hostname == urlsplit(BASE_URL).hostname
 
 
 def _read(vector: Any) -> Vectors:

@@ -1,21 +1,17 @@
-"""`tei`: a server of Hugging Face's Text Embeddings Inference, which describes its own model and
-limits."""
-
-from __future__ import annotations
+"""`tei`: a server of Text Embeddings Inference, which describes its own model and limits."""
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
-from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
-from embedding_pipelines.providers.common.replies import read_numbers, vectors_at
+from embedding_pipelines.providers.common.http import Meaning, RemoteModel, RemoteOptions
+from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions, prompts_of
+from embedding_pipelines.providers.common.replies import read_numbers, value_at, vectors_at
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
 
@@ -23,21 +19,29 @@ from embedding_pipelines.vectors import Vectors
 REQUEST_BYTES = 1_500_000
 
 
-@dataclass(frozen=True)
-class Info:
+class Info(BaseModel):
     """The server's own description, from `/info`."""
 
-    model: str
-    revision: str
-    dtype: str
-    pooling: str
-    max_input_tokens: int  # of one text, special tokens included
-    batch_texts: int
-    batch_tokens: int
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_id: str
+    model_sha: str | None = None  # None if the server was started without --revision
+    model_dtype: str
+    pooling: str = Field(validation_alias=AliasPath("model_type", "embedding", "pooling"))
+    max_input_length: int  # tokens of one text, special tokens included
+    max_client_batch_size: int  # texts of one request
+    max_batch_tokens: int
 
 
 class TeiModel(RemoteModel, PromptModel):
-    options: Tei
+    options: "Tei"
+    # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a wrong
+    # option.
+    meanings = (
+        Meaning([413], TooLarge, words="batch size"),
+        Meaning([413], ProviderError, "Check dimensions.", "dimensions"),
+        Meaning([413], BadInput, words="error_type"),
+    )
 
     @functools.cached_property
     def space(self) -> Space:
@@ -46,23 +50,23 @@ class TeiModel(RemoteModel, PromptModel):
         size = self.options.dimensions or self._vectors(["dimensions"]).shape[1]
         return Space(
             provider=self.options.kind,
-            model=info.model,
-            revision=info.revision,
+            model=info.model_id,
+            revision=info.model_sha or "main",
             dimensions=size,
             pooling=info.pooling,
             prompts=self.prompts,
-            max_tokens=info.max_input_tokens,
+            max_tokens=info.max_input_length,
             normalized=True,
-            dtype=info.dtype,
+            dtype=info.model_dtype,
         )
 
     @functools.cached_property
     def limits(self) -> Limits:
         info = self._info
         return Limits(
-            max_tokens=self.text_tokens(info.max_input_tokens),
-            request_tokens=max(info.batch_tokens, info.max_input_tokens),
-            request_texts=info.batch_texts,
+            max_tokens=self.text_tokens(info.max_input_length),
+            request_tokens=max(info.max_batch_tokens, info.max_input_length),
+            request_texts=info.max_client_batch_size,
             concurrent_requests=self.options.concurrent_requests,
             request_bytes=REQUEST_BYTES,
         )
@@ -70,54 +74,35 @@ class TeiModel(RemoteModel, PromptModel):
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         return Response(self._vectors(self.add_prompt(inputs, input_type)))
 
-    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        # 413 is any kind of `Validation`: too many texts, one text that is too long or empty, a
-        # wrong option.
-        if status == 413 and "error_type" in body:
-            problem = f"{self.where} answered {status}: {self.quote(body)}"
-            if "batch size" in body:
-                return TooLarge(problem)
-            if "dimensions" in body:
-                return ProviderError(f"{problem} Check dimensions.")
-            return BadInput(problem)
-        return super().fault(status, body, headers)
-
     def _vectors(self, texts: list[str]) -> Vectors:
-        body = {"inputs": texts, "truncate": False, "normalize": True}
-        if self.options.dimensions is not None:
-            body["dimensions"] = self.options.dimensions
-        reply = self.request("/embed", body, self.bearer)
-        return vectors_at(self, reply, (), len(texts), read_numbers)
+        body = {
+            "inputs": texts,
+            "truncate": False,
+            "normalize": True,
+            "dimensions": self.options.dimensions,
+        }
+        return vectors_at(self, self.request("/embed", body), (), len(texts), read_numbers)
 
     @property
-    def model_name(self) -> str:
-        return self._info.model
+    def prompts(self) -> dict[str, str]:
+        return prompts_of(self._info.model_id, self.options.prompts)
 
     @once
     def _info(self) -> Info:
-        reply = self.request("/info", headers=self.bearer)
-        try:
-            pooling = reply["model_type"]["embedding"]["pooling"]
-        except (KeyError, TypeError):
-            kind = reply.get("model_type") if isinstance(reply, dict) else reply
+        reply = self.request("/info")
+        kind = value_at(reply, "model_type")
+        if value_at(kind, "embedding", "pooling") is None:
             raise ProviderError(
                 f"{self.where} serves no embedding model: its model_type is {kind!r}. Check "
                 "base_url."
-            ) from None
-        try:
-            return Info(
-                model=str(reply["model_id"]),
-                # null if the server was started without --revision
-                revision=str(reply.get("model_sha") or "main"),
-                dtype=str(reply["model_dtype"]),
-                pooling=str(pooling),
-                max_input_tokens=int(reply["max_input_length"]),
-                batch_texts=int(reply["max_client_batch_size"]),
-                batch_tokens=int(reply["max_batch_tokens"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        try:
+            return Info.model_validate(reply)
+        except ValidationError as error:
+            fault = error.errors()[0]
             raise Unreachable(
-                f"{self.where}: /info does not describe the model ({error!r})."
+                f"{self.where}: /info does not describe the model ({fault['loc'][0]}: "
+                f"{fault['msg']})."
             ) from error
 
 
@@ -125,12 +110,9 @@ class Tei(RemoteOptions, PromptOptions):
     """A model behind Text Embeddings Inference."""
 
     model_class = TeiModel
+    default_price = 0.0
 
     kind: Literal["tei"] = "tei"
     base_url: str = "http://localhost:8080"
     dimensions: int | None = Field(None, ge=1)
     """Shorter vectors, of a model that was trained for it; sent with each request."""
-
-    @property
-    def price(self) -> float | None:
-        return self.usd_per_million_tokens or 0.0

@@ -1,8 +1,6 @@
 """`tensorflow`: a SavedModel folder whose signature turns strings into vectors, such as Universal
 Sentence Encoder."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,10 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ConfigError, ProviderError, error_lines
 from embedding_pipelines.extras import need
 from embedding_pipelines.inference.weights import files_sha256
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.common.plain import PlainModel, PlainOptions
 from embedding_pipelines.space import Space
@@ -23,22 +21,14 @@ from embedding_pipelines.vectors import Vectors
 
 
 class TensorflowModel(PlainModel):
-    options: Tensorflow
+    options: "Tensorflow"
+    resources = ("_signature",)
 
     @functools.cached_property
     def space(self) -> Space:
         options, signature = self.options, self._signature
-        return Space(
-            provider=options.kind,
-            model=f"{Path(options.model).name} {options.signature}:{signature.output}",
-            revision=signature.sha256,
-            dimensions=signature.dimensions,
-            pooling="own",
-            prompts={},
-            max_tokens=options.max_tokens,
-            normalized=options.normalize,
-            dtype="float32",
-        )
+        model = f"{Path(options.model).name} {options.signature}:{signature.output}"
+        return self.make_space(model, signature.sha256, signature.dimensions)
 
     @property
     def computed_by(self) -> str:
@@ -47,11 +37,8 @@ class TensorflowModel(PlainModel):
     def compute(self, inputs: Sequence[str], input_type: InputType) -> Vectors:
         return self._signature.run(inputs)
 
-    def close(self) -> None:
-        forget(self, "_signature")
-
     @once
-    def _signature(self) -> _Signature:
+    def _signature(self) -> "_Signature":
         folder = self.home / self.options.model
         if not (folder / "saved_model.pb").is_file():
             raise ProviderError(
@@ -94,7 +81,7 @@ class _Signature:
             vectors = self.call(**{self.input: texts})[self.output].numpy()
         except tf.errors.OpError as error:
             raise ProviderError(
-                f"tensorflow: the model failed on {len(inputs)} texts: {_first_line(error)}."
+                f"tensorflow: the model failed on {len(inputs)} texts: {_reason(error)}."
             ) from error
         return np.asarray(vectors, np.float32)
 
@@ -105,7 +92,7 @@ def _load(folder: Path, name: str, output: str | None) -> _Signature:
         model = tf.saved_model.load(str(folder))
     except Exception as error:  # TensorFlow raises many kinds for a damaged folder
         raise ProviderError(
-            f"{folder}: TensorFlow cannot load this SavedModel ({_first_line(error)}). Save it "
+            f"{folder}: TensorFlow cannot load this SavedModel ({_reason(error)}). Save it "
             "again with tf.saved_model.save."
         ) from error
     if name not in model.signatures:
@@ -142,5 +129,5 @@ def _tensorflow() -> Any:
     return need("tensorflow", "tensorflow")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+def _reason(error: Exception) -> str:
+    return error_lines(error)[0][:300].rstrip(".")

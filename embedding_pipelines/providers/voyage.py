@@ -5,20 +5,19 @@ that embedded the documents. The `Space` names `model` alone all the same, so th
 embeds the documents again. Vectors come back as base64, a quarter of the bytes of decimal numbers.
 """
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from pydantic import model_validator
 
-from embedding_pipelines.errors import ProviderError, TooLarge
+from embedding_pipelines.errors import TooLarge
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
-from embedding_pipelines.providers.common.prices import find_published
+from embedding_pipelines.providers.common.http import Meaning
+from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions, find_published
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
+    NUMPY_TYPES,
     WIRE_TYPES,
     ElementType,
     as_float,
@@ -34,13 +33,11 @@ REQUEST_TEXTS = 1_000  # docs.voyageai.com/reference/embeddings-api, as all numb
 REQUEST_TOKENS = 120_000  # where the model's own is not published: the least of the text models
 MAX_TOKENS = 4_000  # of a model that is not published: voyage-2's, the least of all
 PROMPT_TOKENS = 16  # left free for the sentence that the service puts before each text
-TOO_MANY_TOKENS = "tokens per submitted batch"  # in the words of a 400
-
-NUMPY_TYPES = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}
 
 
 class VoyageModel(HostedModel):
-    options: Voyage
+    options: "Voyage"
+    meanings = (Meaning([400], TooLarge, words="tokens per submitted batch"),)
 
     @functools.cached_property
     def space(self) -> Space:
@@ -64,24 +61,19 @@ class VoyageModel(HostedModel):
 
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         options, dtype = self.options, self.options.wire_type
-        body: dict[str, Any] = {
+        body = {
             "model": (options.query_model if input_type == "query" else None) or options.model,
             "input": list(inputs),
             "input_type": input_type,
             "truncation": False,
             "output_dtype": dtype,
             "encoding_format": "base64",
+            "output_dimension": options.requested_size,
         }
-        if options.requested_size is not None:
-            body["output_dimension"] = options.requested_size
-        reply = self.request("/embeddings", body, self.bearer)
+        reply = self.request("/embeddings", body)
         entries = order_by_index(self, list_at(self, reply, "data"), len(inputs))
         codes = stack(self, entries, lambda entry: read_base64(entry, NUMPY_TYPES[dtype]))
         return Response(as_float(self, codes, dtype), count_at(reply, "usage", "total_tokens"))
-
-    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        fault = super().fault(status, body, headers)
-        return TooLarge(str(fault)) if status == 400 and TOO_MANY_TOKENS in body else fault
 
 
 class Voyage(HostedOptions):

@@ -4,19 +4,20 @@ Files are in word2vec's text or binary format, GloVe's or fastText's text (`.vec
 KeyedVectors, gzipped or not.
 """
 
-from __future__ import annotations
-
 import functools
 import shutil
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
-from embedding_pipelines.errors import ConfigError, ProviderError
-from embedding_pipelines.files import replacing
+from embedding_pipelines.errors import ConfigError, ProviderError, SourceError
+from embedding_pipelines.extras import need
+from embedding_pipelines.files import draft_beside, replacing
 from embedding_pipelines.once import forget, once
 from embedding_pipelines.providers._word2vec_files import (
     WordVectors,
@@ -24,19 +25,15 @@ from embedding_pipelines.providers._word2vec_files import (
     load_vectors,
     parts,
 )
-from embedding_pipelines.providers._word2vec_training import Training, train_vectors
-from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 from embedding_pipelines.providers.base import (
+    EmbeddingModel,
     InputType,
     Limits,
     ProviderOptions,
     Response,
-    TrainableModel,
 )
+from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 VERSION = "1"  # raise it when the vectors of the same file change
 RESULT = "vectors.bin"  # of training, in the pipeline's own folder
@@ -44,8 +41,9 @@ NO_WORD = "None of its words has a vector."
 MAX_TOKENS = 10_000  # means over more words are alike for all texts
 
 
-class Word2vecModel(TrainableModel):
-    options: Word2vec
+class Word2vecModel(EmbeddingModel):
+    options: "Word2vec"
+    resources = ("_words",)
 
     @property
     def _path(self) -> Path | None:
@@ -98,7 +96,7 @@ class Word2vecModel(TrainableModel):
         train_vectors(texts, training, path)
         forget(self, "_words", "space")
 
-    def release_options(self, folder: Path) -> Word2vec:
+    def release_options(self, folder: Path) -> "Word2vec":
         words = self._words
         copy = folder / words.sha256[:32] / words.path.name
         if not copy.exists():
@@ -113,9 +111,6 @@ class Word2vecModel(TrainableModel):
         option = "vectors" if self.options.train is None else "trained"
         return self.options.model_copy(update={option: copy.relative_to(self.home).as_posix()})
 
-    def close(self) -> None:
-        forget(self, "_words")
-
     @once
     def _words(self) -> WordVectors:
         path = self._path
@@ -125,6 +120,22 @@ class Word2vecModel(TrainableModel):
                 "name a file of word vectors with `vectors`."
             )
         return load_vectors(path)
+
+
+class Training(BaseModel):
+    """Options of word2vec's training, with gensim's defaults: CBOW with five negative samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: int = Field(100, ge=2, le=4096)
+    window: int = Field(5, ge=1)
+    """Words to the left and to the right that a word's vector depends on."""
+
+    min_count: int = Field(2, ge=1)
+    """Rarer words get no vector."""
+
+    epochs: int = Field(5, ge=1)
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class Word2vec(ProviderOptions):
@@ -156,3 +167,46 @@ class Word2vec(ProviderOptions):
     @property
     def trains(self) -> bool:
         return self.train is not None and self.trained is None
+
+
+def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:
+    """Train on `texts` and replace `path`, in word2vec's binary format.
+
+    `texts` is read once into a temporary file beside `path`, which each epoch reads. Memory grows
+    with the number of different words only. Raises SourceError if no word is frequent enough.
+    """
+    word2vec = need("gensim.models.word2vec", "word2vec")
+    with replacing(path) as draft, draft_beside(path) as corpus:
+        count, tokenizer = 0, word_tokenizer()
+        with corpus.open("w", encoding="utf-8") as file:
+            for text in texts:
+                file.write(" ".join(split_words(text.lower(), tokenizer)) + "\n")
+                count += 1
+        model = word2vec.Word2Vec(
+            vector_size=options.dimensions,
+            window=options.window,
+            min_count=options.min_count,
+            seed=options.seed,
+            workers=1,  # with more, the result differs from run to run
+            # Of the same value in each process, unlike Python's own.
+            hashfxn=lambda word: zlib.crc32(word.encode()),
+        )
+        sentences = word2vec.LineSentence(str(corpus))
+        model.build_vocab(sentences)
+        if not len(model.wv):
+            raise SourceError(
+                f"word2vec: no word occurs {options.min_count} times or more in the {count:,} "
+                "texts to train on. Lower train.min_count, or give the pipeline more text."
+            )
+        model.train(sentences, total_examples=model.corpus_count, epochs=options.epochs)
+        model.wv.save_word2vec_format(str(draft), binary=True)
+
+
+def word_tokenizer() -> Tokenizer:
+    """Counts words: runs of letters, marks and digits."""
+    return count_pieces(pre_tokenizers.Split(Regex(r"\w+"), "removed", invert=True))
+
+
+def split_words(text: str, tokenizer: Tokenizer) -> list[str]:
+    """The words of a text, without signs and white space. `tokenizer` is a `word_tokenizer()`."""
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]

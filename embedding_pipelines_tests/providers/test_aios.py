@@ -30,8 +30,7 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
-from embedding_pipelines.providers._aios_wire import message_classes
-from embedding_pipelines.providers.aios import Aios, AiosModel
+from embedding_pipelines.providers.aios import Aios, AiosModel, message_classes
 from embedding_pipelines.providers.base import faulty_rows
 from embedding_pipelines.providers.hashing import Hashing
 from embedding_pipelines_tests.providers.contract import check_provider

@@ -20,10 +20,16 @@ from embedding_pipelines.errors import (
     ProviderError,
     SourceError,
 )
-from embedding_pipelines.providers._word2vec_training import Training, train_vectors
-from embedding_pipelines.providers._word2vec_words import split_words, word_tokenizer
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.providers.word2vec import NO_WORD, Word2vec, Word2vecModel
+from embedding_pipelines.providers.word2vec import (
+    NO_WORD,
+    Training,
+    Word2vec,
+    Word2vecModel,
+    split_words,
+    train_vectors,
+    word_tokenizer,
+)
 from embedding_pipelines_tests.providers import contract
 
 WORDS = ["paris", "Paris", "cat", "warm", "über", "漢字"]
@@ -368,7 +374,7 @@ def test_training_again_gives_the_same_file_in_another_process(home: Path) -> No
     train_vectors(texts, Training(dimensions=16, epochs=5), home / "here.bin")
     code = (
         "from pathlib import Path\n"
-        "from embedding_pipelines.providers._word2vec_training import Training, train_vectors\n"
+        "from embedding_pipelines.providers.word2vec import Training, train_vectors\n"
         f"options, path = Training(dimensions=16, epochs=5), Path({str(home / 'there.bin')!r})\n"
         f"train_vectors({CORPUS!r} * 20, options, path)"
     )

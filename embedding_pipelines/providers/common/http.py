@@ -4,16 +4,15 @@ A model makes one request and raises what the reply means. `embedding/request.py
 `embedding/embed.py` wait, retry and split for all of them; the SDKs' own retries are off.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,7 +26,7 @@ from embedding_pipelines.errors import (
     TooLarge,
     Unreachable,
 )
-from embedding_pipelines.once import forget, once
+from embedding_pipelines.once import once
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
     InputType,
@@ -35,8 +34,6 @@ from embedding_pipelines.providers.base import (
     RateLimit,
     Response,
 )
-from embedding_pipelines.providers.common.prices import find_published
-from embedding_pipelines.providers.common.tokenizers import load_tokenizer
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -46,20 +43,44 @@ if TYPE_CHECKING:
 # USD per million tokens; a higher price is a typo: the dearest published model costs 0.20.
 MAX_PRICE = 5.0
 WORDS = 300  # characters of a service's own words that an error quotes
-# In the words of a 429 that waiting does not help.
-QUOTA_EXHAUSTED = ("insufficient_quota", "billing_hard_limit", "exceeded your current quota")
-TOO_LARGE = (  # in the words of a 400; the last is FastAPI's validation
-    "max_tokens_per_request",
-    "tokens per request",
-    "too many inputs",
-    "batch size",
-    "list should have at most",
+
+
+class Meaning(NamedTuple):
+    """What an error says, by its status and by words in its body."""
+
+    statuses: Collection[int | str]
+    error: type[ProviderError]
+    remedy: str = ""  # with {key}, what to check, and {model}
+    words: str = ""  # a regular expression, without regard to case; the empty one fits every body
+
+
+# Of all services, the first that fits; other statuses are faults of network or service.
+MEANINGS = (
+    Meaning(
+        [429],
+        ProviderError,
+        "The account's quota is exhausted: raise it, then run again; nothing is lost.",
+        "insufficient_quota|billing_hard_limit|exceeded your current quota",
+    ),
+    Meaning([429, 503, 529], Busy),
+    Meaning([413], TooLarge),
+    Meaning(
+        [400, 422],
+        TooLarge,
+        # The last is FastAPI's validation.
+        words="max_tokens_per_request|tokens per request|too many inputs|batch size"
+        "|list should have at most",
+    ),
+    Meaning([400, 422], BadInput),
+    Meaning([401, 403], ProviderError, "Check {key}, and that its account may use this model."),
+    Meaning([402, 404, 405, 410], ProviderError, "Check model and base_url."),
 )
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ServiceOptions(ProviderOptions):
     """Options of every provider behind a network. They name secrets and never hold one."""
+
+    default_price: ClassVar[float | None] = None  # None: unknown
 
     api_key_env: str | None = None
     """The environment variable that holds the key; None: the service needs none."""
@@ -68,7 +89,7 @@ class ServiceOptions(ProviderOptions):
     @classmethod
     def _check_name(cls, name: str | None) -> str | None:
         """The error does not repeat a wrong name: it may be the key itself."""
-        if name is not None and not VARIABLE.fullmatch(name):
+        if name is not None and not (name.isascii() and name.isidentifier()):
             raise ValueError(
                 "is not the name of an environment variable. Write one, such as MY_API_KEY, and "
                 "set it to the key; the key itself does not belong in this file, and is not shown"
@@ -92,18 +113,13 @@ class ServiceOptions(ProviderOptions):
 
     @property
     def price(self) -> float | None:
-        """USD per million tokens: the user's, else the published one; None if unknown."""
         own = self.usd_per_million_tokens
-        if own is not None:
-            return own
-        entry = find_published(self.kind, getattr(self, "model", ""))
-        return entry.usd_per_million if entry else None
+        return self.default_price if own is None else own
 
 
 class ServiceModel(EmbeddingModel):
-    """A model behind a network."""
-
     options: ServiceOptions
+    meanings: ClassVar[tuple[Meaning, ...]] = ()  # of this service alone; they come first
 
     def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
         if not inputs:
@@ -136,8 +152,7 @@ class ServiceModel(EmbeddingModel):
         name = self.options.api_key_env
         if name is None:
             return None
-        key = self._secret(name)
-        kind = self.options.kind
+        key, kind = self._secret(name), self.options.kind
         if not key:
             raise ConfigError(
                 f"{kind}: the environment variable {name} is not set; it should hold the API key. "
@@ -157,23 +172,18 @@ class ServiceModel(EmbeddingModel):
         return {} if key is None else {"authorization": f"Bearer {key}"}
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
+        from embedding_pipelines.providers.common.tokenizers import load_tokenizer
+
         return load_tokenizer(self.options.tokenizer_of, self.home)
 
     def parse_json(self, content: bytes) -> Any:
-        """The JSON of a reply with status 200. Raises Unreachable for anything else, such as a
-        gateway's own page."""
+        """The JSON of a reply. Raises Unreachable for anything else, such as a gateway's page."""
         try:
             return json.loads(content)
         except ValueError as error:
             words = self.redact(content.decode(errors="replace"))[:WORDS]
             raise Unreachable(f"{self.where} answered 200 without JSON: {words!r}") from error
-
-    @property
-    def key_name(self) -> str:
-        """What to check when a service denies access."""
-        name = self.options.api_key_env
-        return f"the key in {name}" if name else "api_key_env, which is not set"
 
     def quote(self, body: str) -> str:
         """The sentence in an error's body, without the key, escaped in JSON or not."""
@@ -187,10 +197,33 @@ class ServiceModel(EmbeddingModel):
     def _secret(self, name: str) -> str:
         return (self._secrets.get(name) or os.environ.get(name, "")).strip()
 
+    def fault(self, status: int | str, body: str, headers: Mapping[str, str]) -> ProviderError:
+        """The meaning of an error, in the service's own words and without the key."""
+        problem = f"{self.where} answered {status}: {self.quote(body)}"
+        model, name = getattr(self.options, "model", ""), self.options.api_key_env
+        key = f"the key in {name}" if name else "api_key_env, which is not set"
+        for statuses, error, remedy, words in (*self.meanings, *MEANINGS):
+            if status not in statuses or not re.search(words, body, re.IGNORECASE):
+                continue
+            if error is Busy:
+                return Busy(problem, self.retry_after(body, headers))
+            return error(f"{problem} {remedy.format(key=key, model=model)}".rstrip())
+        return Unreachable(problem)
+
+    def retry_after(self, body: str, headers: Mapping[str, str]) -> float | None:
+        """Seconds to wait: `retry-after-ms` or `retry-after` (seconds or a date), or None."""
+        milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after", "")
+        try:
+            if milliseconds is not None:
+                return max(0.0, float(milliseconds) / 1000)
+            if value.replace(".", "", 1).isdigit():
+                return float(value)
+            return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        except (ValueError, TypeError):
+            return None
+
 
 class RemoteOptions(ServiceOptions):
-    """Options of a provider behind HTTP."""
-
     base_url: str
 
     @field_validator("base_url")
@@ -218,61 +251,37 @@ class RemoteModel(ServiceModel):
     """A model behind HTTP. Its connections stay open until `close`."""
 
     options: RemoteOptions
+    resources = ("_client",)
+    start_hint: ClassVar[str] = ""  # if nothing listens at the address
 
     @property
     def address(self) -> str:
         return self.options.base_url
 
     @once
-    def _client(self) -> Client:
+    def _client(self) -> "Client":
         import httpx2
 
         limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)
         return httpx2.Client(limits=limits, timeout=self.options.timeout_seconds)
 
-    def close(self) -> None:
-        forget(self, "_client")
-
-    def request(
-        self,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> Any:
-        """POST `body` as JSON, or GET without one; returns the reply's JSON, raises as `embed`."""
+    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """POST `body` as JSON without its Nones, else GET: the reply's JSON. Raises as `embed`."""
         import httpx2
 
-        url = self.address + path
-        method = "GET" if body is None else "POST"
+        url, method = self.address + path, "GET"
+        if body is not None:
+            body = {name: value for name, value in body.items() if value is not None}
+            method = "POST"
         try:
-            reply = self._client.request(method, url, json=body, headers=headers)
+            reply = self._client.request(method, url, json=body, headers=self.bearer)
         except httpx2.HTTPError as error:
             words = f"{type(error).__name__} {error}".rstrip(" .")
-            raise Unreachable(f"{url} cannot be reached: {words}.") from error
+            hint = self.start_hint if isinstance(error, httpx2.ConnectError) else ""
+            raise Unreachable(f"{url} cannot be reached: {words}.{hint}") from error
         if not reply.is_success:
             raise self.fault(reply.status_code, reply.text, reply.headers)
         return self.parse_json(reply.content)
-
-    def fault(self, status: int, body: str, headers: Mapping[str, str]) -> ProviderError:
-        """The meaning of an HTTP error, in the service's own words and without the key."""
-        problem = f"{self.where} answered {status}: {self.quote(body)}"
-        if status == 429 and any(sign in body for sign in QUOTA_EXHAUSTED):
-            return ProviderError(
-                f"{problem} The account's quota is exhausted: raise it, then run again; nothing is "
-                "lost."
-            )
-        if status in (429, 503, 529):
-            return Busy(problem, retry_after(headers))
-        if status in (400, 413, 422):
-            too_large = status == 413 or any(sign in body.lower() for sign in TOO_LARGE)
-            return TooLarge(problem) if too_large else BadInput(problem)
-        if status in (401, 403):
-            return ProviderError(
-                f"{problem} Check {self.key_name}, and that its account may use this model."
-            )
-        if status in (402, 404, 405, 410):
-            return ProviderError(f"{problem} Check model and base_url.")
-        return Unreachable(problem)
 
 
 def error_sentence(body: str) -> str:
@@ -285,26 +294,7 @@ def error_sentence(body: str) -> str:
         if isinstance(value, list):
             value = value[0] if value else ""
         else:
-            keys = [key for key in ("error", "message", "detail", "msg") if value.get(key)]
-            value = value[keys[0]] if keys else json.dumps(value)
+            parts = (value.get(key) for key in ("error", "message", "detail", "msg"))
+            value = next(filter(None, parts), json.dumps(value))
     words = " ".join(str(value).split())[:WORDS]
     return words if words.endswith((".", "!", "?")) else f"{words}."
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as `retry-after-ms` or `retry-after` (seconds or a date) say; None without
-    either."""
-    from datetime import UTC, datetime
-
-    lower = {name.lower(): value for name, value in headers.items()}
-    try:
-        if "retry-after-ms" in lower:
-            return max(0.0, float(lower["retry-after-ms"]) / 1000)
-        value = lower.get("retry-after")
-        if value is None:
-            return None
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None

@@ -1,14 +1,12 @@
 """What local models share that take texts as they are and tokenize them themselves."""
 
-from __future__ import annotations
-
 import functools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
+from tokenizers import Tokenizer
 
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
@@ -18,10 +16,8 @@ from embedding_pipelines.providers.base import (
     Response,
 )
 from embedding_pipelines.providers.common.tokenizers import load_tokenizer
+from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors, unit
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 
 class PlainOptions(ProviderOptions):
@@ -39,6 +35,19 @@ class PlainOptions(ProviderOptions):
 
 class PlainModel(EmbeddingModel):
     options: PlainOptions
+
+    def make_space(self, model: str, revision: str, dimensions: int) -> Space:
+        return Space(
+            provider=self.options.kind,
+            model=model,
+            revision=revision,
+            dimensions=dimensions,
+            pooling="own",
+            prompts={},
+            max_tokens=self.options.max_tokens,
+            normalized=self.options.normalize,
+            dtype="float32",
+        )
 
     @property
     def limits(self) -> Limits:

@@ -1,24 +1,37 @@
-"""Published facts about models: sizes, limits, prices, retirement. Models not listed work, too.
+"""Published facts about models: sizes, limits, prices, retirement; and what the services share that
+sell models of their own. Models not listed work, too.
 
 The table is `prices.csv`, one row per model. Prices are USD per million input tokens as in litellm
 1.109.1's table, which quotes the vendors' pages; 0: free, on the user's machine; empty: not
 published. `other_dimensions` are those that the model was trained to give beside its own, as
-numbers or a range. A run of a local model reads these figures from the model's own files.
+numbers or a range. A run of a local model reads these figures from the model's own files. `alias`
+is the model's short name, `revision` the commit on the hub that it stands for.
 """
 
 import csv
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic.dataclasses import dataclass
+
+from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
+from embedding_pipelines.space import Space
 
 PRICES_OF = date(2026, 11, 21)
 TABLE = Path(__file__).with_suffix(".csv")
 
 
-@dataclass(frozen=True)
+def _parse_sizes(text: str) -> tuple[int, ...] | range:
+    first, _, last = text.partition("-")
+    return range(int(first), int(last) + 1) if last else tuple(map(int, first.split()))
+
+
+@dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True))
 class PublishedModel:
     """One row of the table."""
 
@@ -26,34 +39,19 @@ class PublishedModel:
     max_tokens: int  # per text
     usd_per_million: float | None = None
     usd_batch: float | None = None  # per million tokens of batch jobs
-    other_dimensions: tuple[int, ...] | range = ()
+    other_dimensions: Annotated[tuple[int, ...] | range, PlainValidator(_parse_sizes)] = ()
     request_tokens: int | None = None  # per request, where the service states it
     retires: date | None = None
     family: str | None = None  # its models share one space: one may index, another query
 
 
-def _parse(row: Mapping[str, str]) -> PublishedModel:
-    first, _, last = row["other_dimensions"].partition("-")
-    others = range(int(first), int(last) + 1) if last else tuple(map(int, first.split()))
-    return PublishedModel(
-        dimensions=int(row["dimensions"]),
-        max_tokens=int(row["max_tokens"]),
-        usd_per_million=float(row["usd_per_million"]) if row["usd_per_million"] else None,
-        usd_batch=float(row["usd_batch"]) if row["usd_batch"] else None,
-        other_dimensions=others,
-        request_tokens=int(row["request_tokens"]) if row["request_tokens"] else None,
-        retires=date.fromisoformat(row["retires"]) if row["retires"] else None,
-        family=row["family"] or None,
-    )
-
-
-def read_table(file: Path = TABLE) -> dict[str, PublishedModel]:
-    """The models of a table by "provider:model"."""
-    with file.open(encoding="utf-8", newline="") as lines:
-        return {f"{row['provider']}:{row['model']}": _parse(row) for row in csv.DictReader(lines)}
-
-
-MODELS: Mapping[str, PublishedModel] = MappingProxyType(read_table())
+ROWS: list[dict[str, Any]] = [  # without their empty fields
+    {name: value for name, value in row.items() if value}
+    for row in csv.DictReader(TABLE.read_text(encoding="utf-8").splitlines())
+]
+MODELS: Mapping[str, PublishedModel] = MappingProxyType(
+    {f"{row['provider']}:{row['model']}": PublishedModel(**row) for row in ROWS}
+)
 
 # Open models whose vectors may be cut to a prefix, by the last part of their name at Hugging Face
 # and ollama. Source: their cards on huggingface.co ("Matryoshka" or "MRL"; gte: "elastic").
@@ -107,3 +105,68 @@ def possible_dimensions(kind: str, model: str) -> str:
     if isinstance(entry.other_dimensions, range):
         return f"{entry.other_dimensions.start} to {entry.dimensions}"
     return " or ".join(map(str, sorted({*entry.other_dimensions, entry.dimensions})))
+
+
+class HostedOptions(RemoteOptions):
+    """One model of a service that sells its own, published or not."""
+
+    default_max_tokens: ClassVar[int]  # of a text, for a model that is not published
+
+    model: str = Field(min_length=1)
+    dimensions: int | None = Field(None, ge=1)
+    """Shorter vectors than the model's own, where it can give them. Required of a model that is
+    not published."""
+
+    @model_validator(mode="after")
+    def _check_dimensions(self) -> Self:
+        choose_dimensions(self.kind, self.model, self.dimensions)
+        return self
+
+    @property
+    def price(self) -> float | None:
+        if self.usd_per_million_tokens is not None or self.published_model is None:
+            return self.usd_per_million_tokens
+        return self.published_model.usd_per_million
+
+    @property
+    def published_model(self) -> PublishedModel | None:
+        return find_published(self.kind, self.model)
+
+    @property
+    def size(self) -> int:
+        return choose_dimensions(self.kind, self.model, self.dimensions)
+
+    @property
+    def requested_size(self) -> int | None:
+        """The size to send; None for the model's own, since older models reject any."""
+        entry = self.published_model
+        return None if entry is not None and self.size == entry.dimensions else self.dimensions
+
+    @property
+    def model_tokens(self) -> int:
+        """How many tokens of a text the model reads."""
+        entry = self.published_model
+        return entry.max_tokens if entry else self.default_max_tokens
+
+
+class HostedModel(RemoteModel):
+    options: HostedOptions
+
+    def make_space(
+        self,
+        revision: str,
+        prompts: dict[str, str],
+        normalized: bool = True,
+        dtype: str = "float32",
+    ) -> Space:
+        return Space(
+            provider=self.options.kind,
+            model=self.options.model,
+            revision=revision,
+            dimensions=self.options.size,
+            pooling="service",
+            prompts=prompts,
+            max_tokens=self.options.model_tokens,
+            normalized=normalized,
+            dtype=dtype,
+        )

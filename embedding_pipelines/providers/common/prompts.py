@@ -60,18 +60,11 @@ class PromptOptions(ServiceOptions):
 
 
 class PromptModel(ServiceModel):
-    """A service whose inputs get a prompt in front."""
-
     options: PromptOptions
 
     @property
-    def model_name(self) -> str:
-        """The name that tells the model's family."""
-        return str(getattr(self.options, "model", ""))
-
-    @property
     def prompts(self) -> dict[str, str]:
-        return prompts_of(self.model_name, self.options.prompts)
+        return prompts_of(getattr(self.options, "model", ""), self.options.prompts)
 
     def add_prompt(self, inputs: Sequence[str], input_type: InputType) -> list[str]:
         prompt = self.prompts.get(input_type, "")

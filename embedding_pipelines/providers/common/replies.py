@@ -4,8 +4,6 @@ A service's quantized types become float32, so that everything behind a provider
 array. A reply that makes no sense raises InvalidReply.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -25,7 +23,7 @@ ElementType = Literal["float", "int8", "uint8", "binary", "ubinary"]
 WIRE_TYPES = {name: name for name in ("float", "int8", "uint8", "ubinary")} | {"binary": "ubinary"}
 # A request's type as a `Space` names it.
 DTYPES = {"float": "float32", "int8": "int8", "uint8": "uint8", "ubinary": "binary"}
-RANGES = {"int8": (-128, 127), "uint8": (0, 255), "ubinary": (0, 255)}
+NUMPY_TYPES = {"float": "<f4", "int8": "<i1", "uint8": "<u1", "ubinary": "<u1"}  # in base64
 # uint8 is int8 moved up; unmoved, all vectors would point the same way with cosines near 1.
 ZERO_OF_UINT8 = 128
 
@@ -130,10 +128,10 @@ def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
     """
     if dtype == "float":
         return vectors
-    lowest, highest = RANGES[dtype]
+    numbers = np.iinfo(NUMPY_TYPES[dtype])
     missing: NDArray[np.bool_] = np.asarray(np.isnan(vectors).any(axis=1))
     codes = np.where(missing[:, None], 0, vectors)
-    if ((codes < lowest) | (codes > highest) | (codes != np.rint(codes))).any():
+    if ((codes < numbers.min) | (codes > numbers.max) | (codes != np.rint(codes))).any():
         raise InvalidReply(f"{service.where} returned numbers that are not {dtype}.")
     if dtype == "ubinary":
         floats = np.unpackbits(codes.astype(np.uint8), axis=1).astype(np.float32) * 2 - 1

@@ -1,17 +1,13 @@
 """Tokenizers for models that bring none: a file's, a hub model's, or an estimate."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from embedding_pipelines.errors import ConfigError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 PIECE = r"[A-Za-z]{1,4}|[0-9]{1,3}|\s+|[^A-Za-z0-9\s]"
-ESTIMATE = "estimate"  # as `tokenizer_of`
 
 
 def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
@@ -19,9 +15,7 @@ def load_tokenizer(name: str | None, home: Path) -> Tokenizer:
 
     Raises ConfigError if there is neither.
     """
-    from tokenizers import Tokenizer
-
-    if name is None or name == ESTIMATE:
+    if name is None or name == "estimate":
         return estimate()
     try:
         file = home / name
@@ -44,10 +38,12 @@ def estimate() -> Tokenizer:
     script. Byte-pair vocabularies need fewer tokens for prose, and more for rare signs and emoji
     only, which the service itself rejects.
     """
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    pieces = pre_tokenizers.Split(Regex(PIECE), "isolated")
+    return count_pieces(pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pieces]))
 
+
+def count_pieces(split: PreTokenizer) -> Tokenizer:
+    """Counts the pieces that `split` makes of a text; its ids mean nothing."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(PIECE), "isolated")]
-    )
+    tokenizer.pre_tokenizer = split
     return tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embedding_pipelines.inference.cache import fill_folder
+from embedding_pipelines.files import fill_folder
 
 MARKER = "config.json"
 
