@@ -32,7 +32,7 @@ def documents(
     encoding: str = "UTF-8",
     whole_file: bool = False,
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of documents from n records; those that do not convert go to `log.reject`.
+    """Batches of documents from n ≤ BATCH_ROWS records; what does not convert goes to `log.reject`.
 
     values: an array of n values of any Arrow type for each of `source.columns`; rows: int64[n];
     raw(i): the bytes of record i; encoding: as a reason names it; whole_file: the file is one
@@ -79,15 +79,13 @@ def _join(parts: list[pa.Array]) -> pa.Array:
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The batch in slices within BATCH_ROWS and BATCH_BYTES; a single row may be larger."""
-    rows = batch.num_rows
-    if rows <= BATCH_ROWS and (batch.nbytes <= BATCH_BYTES or rows == 1):
-        if rows:
-            yield batch
-        return
-    half = BATCH_ROWS if rows > BATCH_ROWS else rows // 2
-    yield from _slices(batch.slice(0, half))
-    yield from _slices(batch.slice(half))
+    """The batch in slices within BATCH_BYTES; a single row may be larger."""
+    half = batch.num_rows // 2
+    if half and batch.nbytes > BATCH_BYTES:
+        yield from _slices(batch.slice(0, half))
+        yield from _slices(batch.slice(half))
+    elif batch.num_rows:
+        yield batch
 
 
 def _strings(name: str, array: pa.Array, encoding: str, reasons: Reasons) -> pa.Array:

@@ -51,7 +51,8 @@ class Json(TextSource):
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. Raises SourceError that names the place if the file is not JSON."""
         text = open_text(file, self.encoding, log)
-        first = _first_character(text)
+        blocks = (block.lstrip() for block in text.blocks())
+        first = next((block[:1] for block in blocks if block), b"")
         if not first:  # a half-written file must not empty the store
             raise SourceError(
                 f"{file.name}: the file is empty, which is no JSON. Write it whole and then rename "
@@ -131,10 +132,6 @@ class _Stream:
         part, self._block = self._block[:size], self._block[size:]
         self.position += len(part)
         return bytes(part)
-
-
-def _first_character(text: Text) -> bytes:
-    return next((block.lstrip()[:1] for block in text.blocks() if block.strip()), b"")
 
 
 def _dump(element: Any) -> bytes:
