@@ -75,11 +75,6 @@ def update_index(
     return trained_rows if segments else 0
 
 
-def sub_vectors(dimensions: int) -> int:
-    """How many parts, a byte each, product quantization makes of a vector: of 8 numbers, else 4."""
-    return dimensions // (8 if dimensions % 8 == 0 else 4)
-
-
 def compact(table: Lance) -> None:
     """If it is due, merge small files, index new rows and remove versions that no release needs."""
     if _is_scattered(table):
@@ -97,15 +92,11 @@ def _lance_kind(kind: IndexKind, metric: Metric) -> str | None:
 def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
     from lancedb import index
 
-    if lance_kind == INDICES["pq"].lance:
-        return index.IvfPq(distance_type="cosine", num_sub_vectors=sub_vectors(dimensions))
-    kinds = {
-        BITS: index.IvfFlat,
-        "IvfSq": index.IvfSq,
-        "IvfRq": index.IvfRq,
-        "IvfHnswSq": index.HnswSq,
-    }
-    return kinds[lance_kind](distance_type=metric)
+    config = getattr(index, lance_kind.replace("IvfHnsw", "Hnsw"))  # the one of another name
+    if lance_kind == "IvfPq":  # a byte for 8 numbers, else 4
+        size = 8 if dimensions % 8 == 0 else 4
+        return config(distance_type=metric, num_sub_vectors=dimensions // size)
+    return config(distance_type=metric)
 
 
 def _is_scattered(table: Lance) -> bool:
