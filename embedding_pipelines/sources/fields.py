@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from embedding_pipelines.sources.text import BLOCK_BYTES
 _SAMPLE_RECORDS = 100  # the error about a missing field lists the fields of these
 
 
+@dataclass
 class Fields:
     """Takes the records of one file one by one and yields documents in batches.
 
@@ -20,24 +22,19 @@ class Fields:
     encoding, whole_file: as `documents` takes them.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        file: SourceFile,
-        log: ReadLog,
-        raw: Callable[[Any], bytes],
-        encoding: str = "UTF-8",
-        whole_file: bool = False,
-    ) -> None:
-        self.source, self.file, self.log, self.raw = source, file, log, raw
-        self.encoding, self.whole_file = encoding, whole_file
-        self.lists = {path for path, kind in source.metadata.items() if kind == "list[string]"}
-        self.columns = source.columns
+    source: Source
+    file: SourceFile
+    log: ReadLog
+    raw: Callable[[Any], bytes]
+    encoding: str = "UTF-8"
+    whole_file: bool = False
+
+    def __post_init__(self) -> None:
+        self.columns = self.source.columns
         self.missing = set(self.columns)
         self.names: dict[str, None] = {}
-        self.records = 0
+        self.records = self.size = 0
         self.block: list[tuple[int, Sequence[Any], Any]] = []
-        self.size = 0
 
     def add(self, row: int, record: Any, origin: Any, size: int) -> Iterator[pa.RecordBatch]:
         """Take record number `row`, a JSON value, as `append` does, or reject it."""
@@ -52,7 +49,7 @@ class Fields:
             try:  # a key that holds the dots itself comes first
                 value = record[path] if path in record else _lookup(record, path)
                 self.missing.discard(path)
-                values.append(_leaf(value, path in self.lists))
+                values.append(_leaf(value, self.source.metadata.get(path) == "list[string]"))
             except KeyError:
                 values.append(None)
             except ValueError as error:

@@ -68,10 +68,8 @@ def _batch_rows(file: pq.ParquetFile, columns: tuple[str, ...]) -> int:
     longest = 1.0
     for at in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(at)
-        size = 0
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            if f"{chunk.path_in_schema}.".startswith(prefixes):
-                size += chunk.total_uncompressed_size
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        needed = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)]
+        size = sum(chunk.total_uncompressed_size for chunk in needed)
         longest = max(longest, size / max(1, group.num_rows))
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / longest)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.sources import csv_records, text
+from embedding_pipelines.sources import csv as csv_source
+from embedding_pipelines.sources import text
 from embedding_pipelines.sources.base import Rejection
 from embedding_pipelines_tests.contracts_sources import Document, check_source, make, read
 from embedding_pipelines_tests.corpora import messy_csv, own_and, records_of
@@ -262,7 +263,7 @@ def test_a_file_of_one_endless_line_is_an_error(tmp_path: Path) -> None:
 def test_a_quote_that_swallows_more_than_fits_in_memory_costs_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csv_records, "MAX_RECORD_BYTES", 2**20)
+    monkeypatch.setattr(csv_source, "MAX_RECORD_BYTES", 2**20)
     rows = b"".join(b"%d,some text\n" % row for row in range(800_000))
     (tmp_path / "a.csv").write_bytes(b'id,text\n-1,"open\n' + rows)
     documents, rejections = check_source(make("csv", "a.csv", id="id"), tmp_path, 800_000, 1)
