@@ -6,7 +6,6 @@ are taken over from it.
 
 import contextlib
 import difflib
-import functools
 import io
 import json
 import math
@@ -94,8 +93,10 @@ def _library() -> YAML:
 
 
 def _load(text: str) -> CommentedMap:
-    load = functools.partial(json.loads, object_pairs_hook=CommentedMap)
-    data: CommentedMap = (load if is_json(text) else _library().load)(text)
+    if is_json(text):
+        data: CommentedMap = json.loads(text, object_pairs_hook=CommentedMap)
+    else:
+        data = _library().load(text)
     return data
 
 

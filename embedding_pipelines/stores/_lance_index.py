@@ -59,7 +59,9 @@ def update_index(
     rows = table.count_rows()
     indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
     segments = sum(index.num_segments or 1 for index in indices)
-    lance_kind = _lance_kind(kind, metric)
+    lance_kind = None if kind == "none" else INDICES[kind].lance
+    if lance_kind is not None and metric == "hamming":
+        lance_kind = BITS
     is_other = any(index.index_type != lance_kind for index in indices)
     has_grown = rows > trained_rows * RETRAIN_GROWTH
     is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown
@@ -81,12 +83,6 @@ def compact(table: Lance) -> None:
         # Lance refuses to remove anything while a tagged version is older than the limit, so the
         # limit is the oldest tagged version. Unverified files are ours: the pipeline is locked.
         table.optimize(cleanup_older_than=_age_of_oldest_tag(table), delete_unverified=True)
-
-
-def _lance_kind(kind: IndexKind, metric: Metric) -> str | None:
-    if kind == "none":
-        return None
-    return BITS if metric == "hamming" else INDICES[kind].lance
 
 
 def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
