@@ -28,13 +28,10 @@ class Counts:
     """What `process` has done so far; it adds to this while its batches are read."""
 
     documents: int = 0
-    empty: int = 0
-    """Documents without text after cleaning; they have no chunk."""
-    truncated: int = 0
-    """Documents that lost their end, because `chunk` is null and the model takes less."""
+    empty: int = 0  # documents without text after cleaning; they have no chunk
+    truncated: int = 0  # lost their end, because `chunk` is null and the model takes less
     chunks: int = 0
-    tokens: int = 0
-    """Of all chunks, special and overlapping tokens included: what the model has to read."""
+    tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
 
 
 class Preprocessing(BaseModel):

@@ -22,6 +22,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.spec.load import is_json, parse_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
@@ -172,10 +173,6 @@ def _merge(text: str, old: str, new: str) -> str:
 def _replace(path: Path, content: bytes) -> None:
     """In one rename; a link stays a link, and the permissions stay."""
     target = path.resolve()
-    draft = target.with_name(f".{target.name}.tmp")
-    try:
+    with replacing(target) as draft:
         draft.write_bytes(content)
         shutil.copymode(target, draft)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
