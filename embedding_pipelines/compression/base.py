@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from embedding_pipelines import plugins, schemas
 from embedding_pipelines.errors import CompressionError, ConfigError
@@ -29,7 +30,6 @@ Metric = Literal["cosine", "hamming"]
 
 # Bytes of one number; of binary, those of eight bits.
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}
-IDENTITY = "none"  # the id of a chain without codecs
 _CHAIN = "chain"  # the entry of a saved chain that holds its statistics, as JSON
 
 
@@ -94,9 +94,8 @@ class Codec(ABC):
 
         float32, float16 or int8 [n, dimensions]; binary: uint8 [n, ceil(dimensions / 8)].
         """
-        return self._encode(
-            unit(check_vectors(vectors, self.input_dimensions, f"{self.kind}.encode"))
-        )
+        vectors = check_vectors(vectors, self.input_dimensions, f"{self.kind}.encode")
+        return self._encode(unit(vectors))
 
     def decode(self, codes: Codes) -> Vectors:
         """The best guess at the unit vectors that were encoded, float32[n, input_dimensions]."""
@@ -171,6 +170,20 @@ class Compressor(plugins.Choice):
         raise NotImplementedError(f"{self.kind} has neither build nor _fit")
 
 
+class Reducer(Compressor):
+    """One that keeps `dimensions` numbers of each vector; float32, and others may follow."""
+
+    dimensions: int = Field(ge=1)
+
+    def check(self, dimensions: int) -> int:
+        if self.dimensions > dimensions:
+            raise ConfigError(
+                f"compression.{self.kind}: {self.dimensions} dimensions cannot be made of "
+                f"{dimensions}. Set dimensions to {dimensions} or less."
+            )
+        return self.dimensions
+
+
 def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
     """Dimensions out of the whole chain; ConfigError, with the order to use, if it cannot work."""
     last = [choice for choice in compressors if choice.codec.dtype != "float32"]
@@ -191,6 +204,16 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
     return dimensions
 
 
+class _Identity(Codec):
+    """What stands at the end of a chain without codecs."""
+
+    def _encode(self, vectors: Vectors) -> Vectors:
+        return vectors
+
+    def _decode(self, codes: Vectors) -> Vectors:
+        return codes
+
+
 class CodecChain:
     """What a release applies to each vector: fitted codecs one after the other.
 
@@ -200,9 +223,11 @@ class CodecChain:
     def __init__(self, codecs: Sequence[Codec], input_dimensions: int) -> None:
         self.codecs = tuple(codecs)
         self.input_dimensions = input_dimensions
-        self.dimensions = codecs[-1].dimensions if codecs else input_dimensions
-        self.dtype: Dtype = codecs[-1].dtype if codecs else "float32"
-        self.metric: Metric = codecs[-1].metric if codecs else "cosine"
+        last = codecs[-1] if codecs else _Identity(input_dimensions, input_dimensions)
+        self.dimensions = last.dimensions
+        self.dtype, self.metric = last.dtype, last.metric
+        self.rescoring_codec, self.oversample = last.rescoring_codec, last.oversample
+        self.bytes_per_vector = last.bytes_per_vector  # of a code and its rescoring vector
 
     @classmethod
     def fit(
@@ -229,31 +254,14 @@ class CodecChain:
 
     @functools.cached_property
     def id(self) -> str:
-        """128-bit hex digest of all fitted numbers and options; IDENTITY without codecs."""
+        """128-bit hex digest of all fitted numbers and options; "none" without codecs."""
         parts: list[bytes] = []
         for codec in self.codecs:
             parts += [codec.kind.encode(), json.dumps(codec.statistics(), sort_keys=True).encode()]
             for name, array in sorted(codec.arrays().items()):
                 header = (name, str(array.dtype), str(array.shape))
                 parts += [*(text.encode() for text in header), array.tobytes()]
-        return schemas.digest(*parts).hex() if parts else IDENTITY
-
-    @property
-    def rescoring_codec(self) -> Codec | None:
-        """The codec of the rescoring vectors; None if there are none."""
-        return self.codecs[-1].rescoring_codec if self.codecs else None
-
-    @property
-    def oversample(self) -> int:
-        """How many times k candidates a search rescores; 1 without rescoring vectors."""
-        return self.codecs[-1].oversample if self.codecs else 1
-
-    @property
-    def bytes_per_vector(self) -> int:
-        """Of one stored code and its rescoring vector."""
-        if not self.codecs:
-            return self.dimensions * ITEM_BYTES["float32"]
-        return self.codecs[-1].bytes_per_vector
+        return schemas.digest(*parts).hex() if parts else "none"
 
     def encode(self, vectors: Vectors) -> Codes:
         """Codes of float32[n, input_dimensions]; shape and errors as `Codec.encode` of the last."""
@@ -266,11 +274,7 @@ class CodecChain:
         """The best guess at the vectors before the chain, float32[n, input_dimensions]."""
         for codec in reversed(self.codecs):
             codes = codec.decode(codes)
-        return (
-            codes
-            if self.codecs
-            else check_vectors(codes, self.input_dimensions, "compression.decode")
-        )
+        return codes
 
     def encode_rescoring(self, vectors: Vectors) -> Codes | None:
         """Rescoring vectors of float32[n, input_dimensions]; None if the chain has none."""
@@ -365,13 +369,11 @@ def as_options(chain: Sequence[Compressor]) -> list[dict[str, Any]]:
 
 def describe_chain(options: Sequence[Mapping[str, Any]]) -> str:
     """A chain, as a pipeline file says it, in a few words: `pca 128, int8`; `float32` for none."""
-    return (
-        ", ".join(
-            " ".join(
-                f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
-                for name, value in choice.items()
-            )
-            for choice in options
-        )
-        or "float32"
-    )
+    parts = []
+    for choice in options:
+        words = [
+            f"{value}" if name in ("kind", "dimensions") else f"{name} {value}"
+            for name, value in choice.items()
+        ]
+        parts.append(" ".join(words))
+    return ", ".join(parts) or "float32"

@@ -17,10 +17,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor
-from embedding_pipelines.errors import CompressionError, ConfigError
+from embedding_pipelines.compression.base import Codec, Reducer
+from embedding_pipelines.errors import CompressionError
 from embedding_pipelines.vectors import Vectors, unit
 
 # Rows to multiply in float32 at once; the sums over blocks are float64. Measured against float64
@@ -73,20 +72,11 @@ class PcaCodec(Codec):
         return cls(arrays["directions"], arrays["spectrum"])
 
 
-class Pca(Compressor):
-    """Keep the `dimensions` strongest directions of the data; float32, and others may follow."""
+class Pca(Reducer):
+    """Keep the `dimensions` strongest directions of the data."""
 
     kind: Literal["pca"] = "pca"
     codec: ClassVar[type[Codec]] = PcaCodec
-    dimensions: int = Field(ge=1)
-
-    def check(self, dimensions: int) -> int:
-        if self.dimensions > dimensions:
-            raise ConfigError(
-                f"compression.pca: {self.dimensions} dimensions cannot be made of {dimensions}. "
-                f"Set dimensions to {dimensions} or less."
-            )
-        return self.dimensions
 
     def _fit(self, dimensions: int, blocks: Iterator[Vectors]) -> PcaCodec:
         return PcaCodec.rotate(*self.principal(dimensions, blocks))

@@ -8,10 +8,8 @@ same size keeps more: on SciFact with MiniLM at 128 of 384 dimensions, nDCG@10 0
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
-from embedding_pipelines.compression.base import Codec, Compressor
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.compression.base import Codec, Reducer
 from embedding_pipelines.vectors import Vectors, unit
 
 
@@ -27,21 +25,12 @@ class TruncateCodec(Codec):
         return np.pad(codes, ((0, 0), (0, self.input_dimensions - self.dimensions)))
 
 
-class Truncate(Compressor):
-    """Keep the first `dimensions`; float32, and others may follow."""
+class Truncate(Reducer):
+    """Keep the first `dimensions`."""
 
     kind: Literal["truncate"] = "truncate"
     codec: ClassVar[type[Codec]] = TruncateCodec
     comes_first = True
-    dimensions: int = Field(ge=1)
-
-    def check(self, dimensions: int) -> int:
-        if self.dimensions > dimensions:
-            raise ConfigError(
-                f"compression.truncate: {self.dimensions} dimensions cannot be cut from "
-                f"{dimensions}. Set dimensions to {dimensions} or less."
-            )
-        return self.dimensions
 
     def build(self, dimensions: int) -> TruncateCodec:
         return TruncateCodec(dimensions, self.check(dimensions))

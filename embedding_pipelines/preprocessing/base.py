@@ -28,13 +28,10 @@ class Counts:
     """What `process` has done so far; it adds to this while its batches are read."""
 
     documents: int = 0
-    empty: int = 0
-    """Documents without text after cleaning; they have no chunk."""
-    truncated: int = 0
-    """Documents that lost their end, because `chunk` is null and the model takes less."""
+    empty: int = 0  # documents without text after cleaning; they have no chunk
+    truncated: int = 0  # lost their end, because `chunk` is null and the model takes less
     chunks: int = 0
-    tokens: int = 0
-    """Of all chunks, special and overlapping tokens included: what the model has to read."""
+    tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
 
 
 class Preprocessing(BaseModel):
@@ -123,14 +120,12 @@ def _batch(
         columns["tokens"].append(piece.tokens)
         columns["truncated"].append(whole and piece.end < len(texts[row].rstrip()))
         columns["chunk_digest"].append(schemas.digest(text.encode(), start, end, values[row]))
-    source = pa.array([row for row, _ in rows], pa.int64())
-    arrays = []
-    for name, kind in schemas.CHUNK_COLUMNS.items():
-        is_copied = name in ("document_id", schemas.DOCUMENT_DIGEST)
-        arrays.append(group[name].take(source) if is_copied else pa.array(columns[name], kind))
-    arrays += [group[name].take(source) for name in names]
-    schema = pa.schema([*schemas.CHUNK_COLUMNS.items(), *metadata])
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    copied = group.select(["document_id", schemas.DOCUMENT_DIGEST, *names])
+    copied = copied.take(pa.array([row for row, _ in rows], pa.int64()))
+    return pa.RecordBatch.from_pydict(
+        columns | {name: copied[name] for name in copied.schema.names},
+        schema=pa.schema([*schemas.CHUNK_COLUMNS.items(), *metadata]),
+    )
 
 
 def _canonical(metadata: dict[str, object]) -> bytes:

@@ -25,9 +25,7 @@ from tokenizers import Encoding, Tokenizer
 from embedding_pipelines.errors import ConfigError
 
 _VERSION = 1  # raise it when the same options give other chunks
-_LONG = (
-    6  # characters per token of the limit (prose: 4 to 5) from which a text surely needs offsets
-)
+_LONG = 6  # characters per token of the limit (prose: 4 to 5) from which a text needs offsets
 _WINDOW = 16  # in limits of tokens; the splitter's time grows with the square of its text
 _PART = 1_000_000  # characters to encode at once; an encoding takes about 125 bytes for each
 _UNCERTAIN = 2  # chunks at a window's end that may change once the splitter sees what follows
@@ -88,8 +86,7 @@ class Cutter:
         capacity = max(1, self._limit - self._special - self._first_word_mark())
         # The library requires an overlap below the capacity.
         overlap = min(chunk.overlap, capacity - 1) if chunk else 0
-        self._sizes = _Sizes()
-        self._splitter = TextSplitter.from_callback(self._sizes, capacity, overlap)
+        self._splitter = TextSplitter.from_callback(self._size, capacity, overlap)
 
     def cut(self, texts: Sequence[str]) -> list[list[Piece]]:
         """The pieces of each text in order, `start` and `end` rising; none for white space.
@@ -102,20 +99,22 @@ class Cutter:
                 self._cut_parts(text) if len(text) > _PART else self.cut([text])[0]
                 for text in texts
             ]
-        encodings = self._encode(texts)
-        spans: list[list[tuple[int, int]]] = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            if encoding is None or len(encoding) <= self._limit:
-                spans.append([])
-            elif self._whole:
-                spans.append([(0, self._prefix(text, encoding))])
-            else:
-                spans.append(self._split(text, encoding))
-        pieces = self._count(texts, spans)
-        for at, encoding in enumerate(encodings):
-            if encoding is not None and len(encoding) <= self._limit:
+        pieces: list[list[Piece]] = [[] for _ in texts]
+        cuts: list[tuple[int, int, int]] = []  # number of the text, start, end
+        for at, encoding in self._encode(texts).items():
+            if len(encoding) <= self._limit:
                 pieces[at] = [Piece(0, len(texts[at]), len(encoding))]
-        return pieces
+            elif self._whole:
+                cuts.append((at, 0, self._prefix(texts[at], encoding)))
+            else:
+                cuts += [(at, *span) for span in self._split(texts[at], encoding)]
+        parts = self._tokenizer.encode_batch_fast([texts[at][start:end] for at, start, end in cuts])
+        for (at, start, end), encoding in zip(cuts, parts, strict=True):
+            if len(encoding) <= self._limit:
+                pieces[at].append(Piece(start, end, len(encoding)))
+            else:
+                pieces[at] += self._halve(texts[at], start, end)
+        return [_drop_inner(each) for each in pieces]
 
     def _cut_parts(self, text: str) -> list[Piece]:
         """The pieces of one very long text; at the seams of its parts pieces share no tokens."""
@@ -128,22 +127,17 @@ class Cutter:
             start = end
         return pieces
 
-    def _encode(self, texts: Sequence[str]) -> list[Encoding | None]:
-        """None for white space; with offsets for texts beyond the limit, cheaply for the others."""
-        encodings: list[Encoding | None] = [None] * len(texts)
+    def _encode(self, texts: Sequence[str]) -> dict[int, Encoding]:
+        """By number, without white space; with offsets for texts beyond the limit, cheaply for the
+        others."""
         with_text = [at for at, text in enumerate(texts) if text and not text.isspace()]
-        long = [at for at in with_text if len(texts[at]) >= _LONG * self._limit]
-        short = sorted(set(with_text).difference(long))
+        short = [at for at in with_text if len(texts[at]) < _LONG * self._limit]
         fast = self._tokenizer.encode_batch_fast([texts[at] for at in short])
-        for at, encoding in zip(short, fast, strict=True):
-            if len(encoding) <= self._limit:
-                encodings[at] = encoding
-            else:
-                long.append(at)
+        pairs = zip(short, fast, strict=True)
+        encodings = {at: encoding for at, encoding in pairs if len(encoding) <= self._limit}
+        long = [at for at in with_text if at not in encodings]
         with_offsets = self._tokenizer.encode_batch([texts[at] for at in long])
-        for at, encoding in zip(long, with_offsets, strict=True):
-            encodings[at] = encoding
-        return encodings
+        return encodings | dict(zip(long, with_offsets, strict=True))
 
     def _split(self, text: str, encoding: Encoding) -> list[tuple[int, int]]:
         """The splitter's chunks, window by window; each window begins where a chunk does."""
@@ -154,7 +148,7 @@ class Cutter:
             last = bisect_left(starts, begin) + size
             end = ends[last] if last < len(ends) else len(text)
             window = text[begin:end]
-            self._sizes.open(window, begin, starts, ends)
+            self._window = window, begin, starts, ends  # for `_size`
             chunks = self._splitter.chunk_indices(window)
             cuts = [(begin + at, begin + at + len(piece)) for at, piece in chunks]
             if end == len(text):
@@ -164,26 +158,6 @@ class Cutter:
                 begin = cuts[-_UNCERTAIN][0]
             else:
                 size *= 2  # a few very long words fill it
-
-    def _count(
-        self, texts: Sequence[str], spans: Sequence[list[tuple[int, int]]]
-    ) -> list[list[Piece]]:
-        """Count the tokens of each span by itself and cut those beyond the limit again."""
-        flat: list[str] = []
-        for text, cuts in zip(texts, spans, strict=True):
-            flat += [text[start:end] for start, end in cuts]
-        lengths = iter([len(encoding) for encoding in self._tokenizer.encode_batch_fast(flat)])
-        pieces_of_texts: list[list[Piece]] = []
-        for text, cuts in zip(texts, spans, strict=True):
-            pieces: list[Piece] = []
-            for start, end in cuts:
-                tokens = next(lengths)
-                if tokens <= self._limit:
-                    pieces.append(Piece(start, end, tokens))
-                else:
-                    pieces += self._halve(text, start, end)
-            pieces_of_texts.append(_drop_inner(pieces))
-        return pieces_of_texts
 
     def _halve(self, text: str, start: int, end: int) -> list[Piece]:
         """Halves of halves, between words where possible, until each part fits."""
@@ -224,22 +198,17 @@ class Cutter:
         one, two = (self._tokens(text) - self._special for text in ("字", "字字"))
         return int(2 * one > two)
 
+    def _size(self, piece: str) -> int:
+        """The tokens of a slice of the window, by the offsets of the whole text's encoding.
+
+        The splitter passes the slice, not its place; wherever it stands, it has the same tokens.
+        """
+        window, begin, starts, ends = self._window
+        at = begin + window.index(piece)
+        return bisect_left(starts, at + len(piece)) - bisect_right(ends, at)
+
     def _tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
-
-
-class _Sizes:
-    """The size in tokens of a slice of one window, from the offsets of the whole text's encoding.
-
-    The splitter passes the slice, not its place; wherever it stands, it has the same tokens.
-    """
-
-    def open(self, window: str, begin: int, starts: Sequence[int], ends: Sequence[int]) -> None:
-        self._window, self._begin, self._starts, self._ends = window, begin, starts, ends
-
-    def __call__(self, piece: str) -> int:
-        at = self._begin + self._window.index(piece)
-        return bisect_left(self._starts, at + len(piece)) - bisect_right(self._ends, at)
 
 
 def _seam(text: str, start: int) -> int:

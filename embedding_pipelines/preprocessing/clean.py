@@ -30,7 +30,6 @@ _LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _SPACE = "\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"  # all but the plain one
 _SPACES = re.compile(f"[ {_SPACE}]{{2,}}|[{_SPACE}]")
 _BLANK_LINES = re.compile("\n{3,}")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udfff]+")
 
 # One step can uncover work for another (a zero-width space inside mojibake), so steps repeat until
@@ -76,21 +75,15 @@ class Clean(BaseModel):
             return self._tidy(text)
         for _ in range(_ROUNDS):
             before = text
-            text = self._pass(text)
+            text = _SURROGATES.sub(_join_surrogates, text)
+            text = self._tidy(_repair(text) if self.repair else text)
             if text == before:
                 break
         return text
 
     def texts(self, texts: Sequence[str]) -> list[str]:
         """`text` for many, in order; plain ASCII that is already clean takes next to no time."""
-        return [text if _is_clean(text) else self.text(text) for text in texts]
-
-    def _pass(self, text: str) -> str:
-        if _SURROGATE.search(text):
-            text = _SURROGATES.sub(_join_surrogates, text)
-        if self.repair:
-            text = _repair(text)
-        return self._tidy(text)
+        return [self.text(text) for text in texts]
 
     def _tidy(self, text: str) -> str:
         if self.control:  # before NFC: a zero-width space may separate a letter from its accent
@@ -118,8 +111,6 @@ def _is_clean(text: str) -> bool:
 
 def _repair(text: str) -> str:
     """Each line by itself, since lines of one text may have different histories."""
-    if text.isascii():
-        return text
     from ftfy import fix_encoding
     from ftfy.badness import is_bad
 

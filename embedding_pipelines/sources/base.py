@@ -4,6 +4,7 @@ This module holds what every format shares; each format has its own. `paths.py` 
 `text.py` decodes them, `columns.py` makes documents of columns.
 """
 
+import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -43,11 +44,9 @@ class ReadLog:
     notes: list[str] = field(default_factory=list)
 
 
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
 
 
 class Source(Choice):
@@ -124,18 +123,15 @@ class Source(Choice):
     @classmethod
     def _parse_limit(cls, value: Any) -> Any:
         """`"1%"` and `0.01` are a fraction, `5` and `"5"` are rows."""
-        problem = (
-            f"{value!r} is no limit; write a percentage such as '1%', a fraction of rows such as "
-            "0.01 or a number of rows"
-        )
         if isinstance(value, str):
             text = value.strip()
-            try:
+            with contextlib.suppress(ValueError):
                 value = float(text[:-1]) / 100 if text.endswith("%") else int(text)
-            except ValueError:
-                raise ValueError(problem) from None
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise ValueError(problem)
+            raise ValueError(
+                f"{value!r} is no limit; write a percentage such as '1%', a fraction of rows such "
+                "as 0.01 or a number of rows"
+            )
         if isinstance(value, float) and value > 1:
             raise ValueError(
                 f"a fraction of rows is at most 1.0, not {value!r}; write a whole number for rows"

@@ -28,7 +28,7 @@ class Parquet(Source):
             explain_errors(file, "not a whole Parquet file"),
             pq.ParquetFile(file.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as table,
         ):
-            self._check(table.schema_arrow, file)
+            self._check(table.schema_arrow.empty_table(), file)
             first = 1
             size, columns = _batch_rows(table, self.columns), list(self.columns)
             for batch in table.iter_batches(batch_size=size, columns=columns, use_threads=False):
@@ -41,11 +41,12 @@ class Parquet(Source):
 
                 yield from documents(self, file, values, rows, raw, log)
 
-    def _check(self, schema: pa.Schema, file: SourceFile) -> None:
+    def _check(self, empty: pa.Table, file: SourceFile) -> None:
         for path in self.columns:
-            kind = _type(schema, path)
-            if kind is None:
-                raise self.missing_column_error(file.name, path, schema.names)
+            try:
+                kind = _column(empty, path).type
+            except (KeyError, pa.ArrowException) as error:
+                raise self.missing_column_error(file.name, path, empty.column_names) from error
             if pa.types.is_nested(kind) and self.metadata.get(path) != "list[string]":
                 raise SourceError(
                     f"{file.name}: column {path!r} is {kind}, not text or a number. Name a field "
@@ -53,23 +54,12 @@ class Parquet(Source):
                 )
 
 
-def _type(schema: pa.Schema, path: str) -> pa.DataType | None:
-    if path in schema.names:
-        return schema.field(path).type
+def _column(rows: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray:
+    """The field at a path, or the column whose name holds the dots."""
+    if path in rows.column_names:
+        return rows.column(path)
     name, *rest = path.split(".")
-    kind = schema.field(name).type if name in schema.names else None
-    for part in rest:
-        if kind is None or not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            return None
-        kind = kind.field(part).type
-    return kind
-
-
-def _column(batch: pa.RecordBatch, path: str) -> pa.Array:
-    if path in batch.schema.names:
-        return batch.column(path)
-    name, *rest = path.split(".")
-    return pc.struct_field(batch.column(name), rest)
+    return pc.struct_field(rows.column(name), rest)
 
 
 def _batch_rows(file: pq.ParquetFile, columns: tuple[str, ...]) -> int:
@@ -78,10 +68,8 @@ def _batch_rows(file: pq.ParquetFile, columns: tuple[str, ...]) -> int:
     longest = 1.0
     for at in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(at)
-        size = 0
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            if f"{chunk.path_in_schema}.".startswith(prefixes):
-                size += chunk.total_uncompressed_size
+        chunks = [group.column(number) for number in range(group.num_columns)]
+        needed = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)]
+        size = sum(chunk.total_uncompressed_size for chunk in needed)
         longest = max(longest, size / max(1, group.num_rows))
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / longest)))

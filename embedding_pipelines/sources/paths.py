@@ -8,7 +8,7 @@ loop of links cannot hang it. Hidden names (leading dot) are skipped unless the 
 import contextlib
 import fnmatch
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,18 @@ def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[
     warehouse = warehouse_folder(home)
     files: dict[str, SourceFile] = {}
     for entry in entries:
-        paths = _expand(entry, home, suffixes)
-        matches = [_source_file(path, home) for path in paths if not path.is_relative_to(warehouse)]
-        if not matches:
-            raise _no_match_error(entry, home, suffixes)
-        files |= {file.name: file for file in matches}
+        try:
+            paths = [
+                path for path in _expand(entry, home, suffixes) if warehouse not in path.parents
+            ]
+            if not paths:
+                raise _no_match_error(entry, home, suffixes)
+        except OSError as error:
+            raise SourceError(
+                f"{error.filename}: cannot look into it ({error.strerror}). Let this user read "
+                "the folder and enter those above it."
+            ) from error
+        files |= {file.name: file for file in (_source_file(path, home) for path in paths)}
     return [files[name] for name in sorted(files)]
 
 
@@ -72,32 +79,23 @@ def explain_errors(file: SourceFile, damage: str) -> Iterator[None]:
 
 def _expand(entry: str, home: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     whole = Path(os.path.abspath(home / entry))
-    if _is(whole, "file"):  # before the glob: 'a[1].csv' may be a name
+    if whole.is_file():  # before the glob: 'a[1].csv' may be a name
         yield whole
-    elif _is(whole, "folder"):
-        for path in _match(whole, ("**", "*")):
-            if path.name.lower().endswith(suffixes):
-                yield path
+    elif whole.is_dir():
+        files = _match(whole, ["**", "*"])
+        yield from (path for path in files if path.name.lower().endswith(suffixes))
     else:
-        root, parts = _split(whole)
-        yield from _match(root, (*parts, "*") if parts and parts[-1] == "**" else parts)
+        root, *parts = (whole / "*" if whole.name == "**" else whole).parts
+        yield from _match(Path(root), parts)
 
 
-def _split(whole: Path) -> tuple[Path, tuple[str, ...]]:
-    """The folder above the first part with a wildcard, and that part with those after it."""
-    parts = whole.parts
-    plain = next((at for at, part in enumerate(parts) if _MAGIC & set(part)), len(parts))
-    return Path(*parts[:plain]), parts[plain:]
-
-
-def _match(path: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+def _match(path: Path, parts: Sequence[str]) -> Iterator[Path]:
     """Files at `path` joined with the glob `parts`; `**` may yield a file more than once."""
-    if not parts:
-        if _is(path, "file"):
+    part, rest = parts[0] if parts else "", parts[1:]
+    if not part:
+        if path.is_file():
             yield path
-        return
-    part, rest = parts[0], parts[1:]
-    if part == "**":
+    elif part == "**":
         yield from _match(path, rest)
         for child in _list(path):
             if child.is_dir(follow_symlinks=False) and not child.name.startswith("."):
@@ -114,22 +112,9 @@ def _match(path: Path, parts: tuple[str, ...]) -> Iterator[Path]:
 def _list(path: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
+            return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as error:
-        raise SourceError(
-            f"{path}: cannot list the folder ({error.strerror}). Let this user read it."
-        ) from error
-
-
-def _is(path: Path, what: str) -> bool:
-    try:
-        return path.is_file() if what == "file" else path.is_dir()
-    except OSError as error:  # such as a folder above that this user may not enter
-        raise SourceError(
-            f"{path}: cannot look at it ({error.strerror}). Let this user enter the folders above."
-        ) from error
 
 
 def _source_file(path: Path, home: Path) -> SourceFile:
@@ -146,15 +131,15 @@ def _source_file(path: Path, home: Path) -> SourceFile:
 
 def _no_match_error(entry: str, home: Path, suffixes: tuple[str, ...]) -> SourceError:
     whole = Path(os.path.abspath(home / entry))
-    if _is(whole, "folder"):
+    if whole.is_dir():
         return SourceError(
             f"source.path {entry!r}: no file in {str(whole)!r} ends with {', '.join(suffixes)}. "
             "Name the files, or choose the source.kind that reads them."
         )
-    folder, parts = _split(whole)
-    while not folder.is_dir() or folder == whole:
-        folder, parts = folder.parent, (folder.name, *parts)
-    guess = did_you_mean(parts[0], [child.name for child in _list(folder)])
+    folder = whole
+    while not folder.is_dir():
+        folder, name = folder.parent, folder.name
+    guess = did_you_mean(name, [child.name for child in _list(folder)])
     return SourceError(
         f"source.path {entry!r} matches no file; looked in {str(folder)!r}.{guess} "
         "Correct the path."

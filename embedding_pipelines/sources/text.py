@@ -10,6 +10,7 @@ bytes that cp1252 leaves undefined are rejected in this way, too.
 """
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,15 +80,13 @@ class Text:
         """UTF-8 in blocks of about BLOCK_BYTES, which may end within a character."""
         skip = self.skip
         decoder = codecs.getincrementaldecoder(self.codec)(_ESCAPE)
-        for block in _bytes(self.file):
+        for block in itertools.chain(_bytes(self.file), [b""]):
             part = block[skip:]
             skip = max(0, skip - len(block))
             if self.codec == "utf-8":
                 yield part
             else:
-                yield decoder.decode(part).encode("utf-8", "surrogatepass")
-        if self.codec != "utf-8":
-            yield decoder.decode(b"", final=True).encode("utf-8", "surrogatepass")
+                yield decoder.decode(part, final=not block).encode("utf-8", "surrogatepass")
 
     def raw(self, record: bytes) -> bytes:
         """The original bytes of a slice of the blocks."""
@@ -118,20 +117,19 @@ def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
 
 
 def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
-    if _is_utf8(file):
-        return "utf-8"
     decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
     good = bad = size = 0
-    for block in _bytes(file):
-        text = decoder.decode(block)
-        escapes = _count_escapes(text)
-        bad += escapes
-        good += len(text) - len(text.encode("ascii", "ignore")) - escapes
+    for block in itertools.chain(_bytes(file), [b""]):
+        text = decoder.decode(block, final=not block)
+        if not text.isascii():
+            escapes = sum(map(len, _ESCAPES.findall(text)))
+            bad += escapes
+            good += len(text) - len(text.encode("ascii", "ignore")) - escapes
         size += len(block) if bad else 0
         if size >= _SAMPLE_BYTES:
             break
-    else:
-        bad += len(decoder.decode(b"", final=True))
+    if not bad:
+        return "utf-8"
     if good >= bad:
         log.notes.append(
             f"{file.name}: is UTF-8, but at least {bad} bytes are not; their records are rejected"
@@ -141,23 +139,6 @@ def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
         f"{file.name}: is not UTF-8, so it is read as cp1252; if that is wrong, set source.encoding"
     )
     return "cp1252"
-
-
-def _is_utf8(file: SourceFile) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        for block in _bytes(file):
-            if decoder.getstate()[0] or not block.isascii():
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _count_escapes(text: str) -> int:
-    """How many characters of the text stand for bytes that did not decode."""
-    return sum(map(len, _ESCAPES.findall(text)))
 
 
 def _bytes(file: SourceFile) -> Iterator[bytes]:

@@ -6,7 +6,6 @@ are taken over from it.
 
 import contextlib
 import difflib
-import functools
 import io
 import json
 import math
@@ -23,6 +22,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.files import replacing
 from embedding_pipelines.spec.load import is_json, parse_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
@@ -94,8 +94,10 @@ def _library() -> YAML:
 
 
 def _load(text: str) -> CommentedMap:
-    load = functools.partial(json.loads, object_pairs_hook=CommentedMap)
-    data: CommentedMap = (load if is_json(text) else _library().load)(text)
+    if is_json(text):
+        data: CommentedMap = json.loads(text, object_pairs_hook=CommentedMap)
+    else:
+        data = _library().load(text)
     return data
 
 
@@ -171,10 +173,6 @@ def _merge(text: str, old: str, new: str) -> str:
 def _replace(path: Path, content: bytes) -> None:
     """In one rename; a link stays a link, and the permissions stay."""
     target = path.resolve()
-    draft = target.with_name(f".{target.name}.tmp")
-    try:
+    with replacing(target) as draft:
         draft.write_bytes(content)
         shutil.copymode(target, draft)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 `optimized:`."""
 
 from datetime import date
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -10,12 +10,10 @@ from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.plugins import names
 
-Effect = Literal["block", "warn", "off"]
-
-
-def _effect(value: Any) -> Any:
-    """`off` without quotes, which YAML takes for false."""
-    return "off" if value is False else value
+Effect = Annotated[
+    Literal["block", "warn", "off"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads a bare `off`
+]
 
 
 class Evaluation(BaseModel):
@@ -35,7 +33,7 @@ class Evaluation(BaseModel):
     may_lose: float = Field(0.02, ge=0, le=1)  # of a query metric, against the live release
     require: dict[str, float] = {}  # metric -> least value, or most, as its direction says
     # Check -> what it does when it fails, if not what it does by default.
-    checks: dict[str, Annotated[Effect, BeforeValidator(_effect)]] = {}
+    checks: dict[str, Effect] = {}
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:

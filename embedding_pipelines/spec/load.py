@@ -93,10 +93,12 @@ def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
         except ValidationError as error:
             for detail in error.errors():
                 if detail["type"] not in ("invalid_key", "recursion_loop"):  # see `_check_keys`
-                    problems.append(_problem(root, detail))
+                    line, option = _place(root, detail["loc"])
+                    problems.append((line, f"{option}: {_what(detail)}".removeprefix(": ")))
     if spec is None or problems:
+        lines = [f"{where}:{line}: {what}" for line, what in sorted(problems)]
         raise ConfigError(
-            "\n".join(f"{where}:{line}: {_end(what)}" for line, what in sorted(problems))
+            "\n".join(line if line.endswith((".", "?")) else f"{line}." for line in lines)
         )
     return spec
 
@@ -185,13 +187,6 @@ def _expand(node: yaml.Node) -> Iterator[Problem]:
     node.value = VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)
 
 
-def _problem(root: yaml.Node, detail: ErrorDetails) -> Problem:
-    """One pydantic error as its line and `option: what is wrong`."""
-    line, path = _place(root, detail["loc"])
-    option = ".".join(path)
-    return line, f"{option}: {_what(detail)}" if option else _what(detail)
-
-
 def _what(detail: ErrorDetails) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     place, value = detail["loc"], detail["input"]
@@ -237,8 +232,7 @@ def _tag(place: tuple[int | str, ...]) -> str:
 
 def _kinds(place: tuple[int | str, ...]) -> list[str]:
     """The kinds to choose from at a place of the file."""
-    fields = [model.model_fields.get("kind") for model in _models_at(place)]
-    kinds = sorted(field.default for field in fields if field)
+    kinds = sorted(filter(None, map(_kind, _models_at(place))))
     return kinds if kinds or place[-1] != "kind" else _kinds(place[:-1])
 
 
@@ -253,17 +247,18 @@ def _options(place: tuple[int | str, ...]) -> list[str]:
 def _models_at(place: tuple[int | str, ...]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [PipelineSpec]
     for part in place:
-        of_kind = [
-            model
-            for model in models
-            if "kind" in model.model_fields and model.model_fields["kind"].default == part
-        ]
+        of_kind = [model for model in models if _kind(model) == part]
         if of_kind:
             models = of_kind
         elif isinstance(part, str):
             fields = [model.model_fields[part] for model in models if part in model.model_fields]
             models = [model for field in fields for model in _models_in(field.annotation)]
     return models
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return field.default if field else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -273,8 +268,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _place(root: yaml.Node, place: tuple[int | str, ...]) -> tuple[int, list[str]]:
-    """The line of a place in the file, and its path there, which leaves out the tags of unions."""
+def _place(root: yaml.Node, place: tuple[int | str, ...]) -> tuple[int, str]:
+    """The line of a place in the file, and the option there, without the tags of unions."""
     node, line, path = root, root.start_mark.line + 1, []
     for at, part in enumerate(place):
         child = _child(node, part)
@@ -283,11 +278,7 @@ def _place(root: yaml.Node, place: tuple[int | str, ...]) -> tuple[int, list[str
         elif at + 1 < len(place):
             continue  # a tag such as "csv"
         path.append(str(part))
-    return line, path
-
-
-def _end(sentence: str) -> str:
-    return sentence if sentence.endswith((".", "?")) else f"{sentence}."
+    return line, ".".join(path)
 
 
 def _child(node: yaml.Node, part: int | str) -> tuple[int, yaml.Node] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from embedding_pipelines.compression.base import Compressor
-from embedding_pipelines.plugins import choice_type
+from embedding_pipelines.plugins import choice_type, choices
 from embedding_pipelines.preprocessing.base import Preprocessing
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import ProviderOptions
@@ -129,15 +129,11 @@ class PipelineSpec(BaseModel):
         return name
 
     @model_validator(mode="after")
-    def _check_label(self) -> Self:
+    def _check_whole(self) -> Self:
         label, columns = self.evaluation.label, self.source.metadata_types
         if label is not None and label not in columns:
             others = f"there are {', '.join(columns)}" if columns else "source.metadata names none"
             raise ValueError(f"evaluation.label: {label!r} is no metadata column; {others}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_price(self) -> Self:
         if self.budget is not None and self.budget.usd is not None and self.model.price is None:
             raise ValueError(
                 "budget.usd: the price of this model is unknown; set model.usd_per_million_tokens, "
@@ -197,8 +193,6 @@ def _is_cron(schedule: str) -> bool:
 
 
 def _kind_of(path: str) -> str:
-    from embedding_pipelines.plugins import choices
-
     for kind, source in choices("sources", Source).items():
         if path.endswith(source.suffixes):  # type: ignore[attr-defined]
             return kind

@@ -68,18 +68,14 @@ def quote_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-class BatchStream(Iterator[pa.RecordBatch]):
-    """Batches that remember the `failure` of their iterator, which Lance hides in its own error."""
-
-    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
-        self._batches = iter(batches)
-        self.failure: BaseException | None = None
-
-    def __next__(self) -> pa.RecordBatch:
-        try:
-            return next(self._batches)
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.failure = error
-            raise
+def record_failure(
+    batches: Iterable[pa.RecordBatch], failures: list[BaseException]
+) -> Iterator[pa.RecordBatch]:
+    """The batches; if they fail, the error goes to `failures`: Lance hides it in its own."""
+    try:
+        yield from batches
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        failures.append(error)
+        raise

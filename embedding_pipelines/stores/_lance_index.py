@@ -59,7 +59,9 @@ def update_index(
     rows = table.count_rows()
     indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
     segments = sum(index.num_segments or 1 for index in indices)
-    lance_kind = _lance_kind(kind, metric)
+    lance_kind = None if kind == "none" else INDICES[kind].lance
+    if lance_kind is not None and metric == "hamming":
+        lance_kind = BITS
     is_other = any(index.index_type != lance_kind for index in indices)
     has_grown = rows > trained_rows * RETRAIN_GROWTH
     is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown
@@ -75,11 +77,6 @@ def update_index(
     return trained_rows if segments else 0
 
 
-def sub_vectors(dimensions: int) -> int:
-    """How many parts, a byte each, product quantization makes of a vector: of 8 numbers, else 4."""
-    return dimensions // (8 if dimensions % 8 == 0 else 4)
-
-
 def compact(table: Lance) -> None:
     """If it is due, merge small files, index new rows and remove versions that no release needs."""
     if _is_scattered(table):
@@ -88,24 +85,14 @@ def compact(table: Lance) -> None:
         table.optimize(cleanup_older_than=_age_of_oldest_tag(table), delete_unverified=True)
 
 
-def _lance_kind(kind: IndexKind, metric: Metric) -> str | None:
-    if kind == "none":
-        return None
-    return BITS if metric == "hamming" else INDICES[kind].lance
-
-
 def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
     from lancedb import index
 
-    if lance_kind == INDICES["pq"].lance:
-        return index.IvfPq(distance_type="cosine", num_sub_vectors=sub_vectors(dimensions))
-    kinds = {
-        BITS: index.IvfFlat,
-        "IvfSq": index.IvfSq,
-        "IvfRq": index.IvfRq,
-        "IvfHnswSq": index.HnswSq,
-    }
-    return kinds[lance_kind](distance_type=metric)
+    config = getattr(index, lance_kind.replace("IvfHnsw", "Hnsw"))  # the one of another name
+    if lance_kind == "IvfPq":  # a byte for 8 numbers, else 4
+        size = 8 if dimensions % 8 == 0 else 4
+        return config(distance_type=metric, num_sub_vectors=dimensions // size)
+    return config(distance_type=metric)
 
 
 def _is_scattered(table: Lance) -> bool:

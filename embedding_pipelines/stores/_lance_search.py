@@ -9,7 +9,6 @@ reads such a column and compares it itself. Measured by turns on 100,000 vectors
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,12 +94,6 @@ async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]
     return Snapshot(table, columns, schema.field(VECTOR).type.value_type == pa.int8())
-
-
-def check_filter(filter: str | None) -> None:
-    """StoreError if a filter is more than one SQL condition."""
-    if filter and ";" in re.sub(r"'[^']*'", "", filter):
-        raise StoreError(f"The filter {filter!r} holds a ';'. Write one SQL condition.")
 
 
 def filter_error(filter: str, columns: list[str], error: Exception) -> StoreError:

@@ -17,14 +17,9 @@ from pydantic import Field
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores import _lance
-from embedding_pipelines.stores._lance import BatchStream, quote_text, short
+from embedding_pipelines.stores._lance import quote_text, record_failure, short
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, compact, update_index
-from embedding_pipelines.stores._lance_search import (
-    Snapshot,
-    check_filter,
-    filter_error,
-    open_snapshot,
-)
+from embedding_pipelines.stores._lance_search import Snapshot, filter_error, open_snapshot
 from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Metric, Store, Table
 
 if TYPE_CHECKING:
@@ -63,6 +58,7 @@ class Lancedb(Store):
     def check(self, dtype: str, dimensions: int) -> None:
         if self.index == "none":
             return
+        divisor = INDICES[self.index].divisor
         if dtype == "binary":
             if self.index != "sq":
                 raise ConfigError(
@@ -70,9 +66,7 @@ class Lancedb(Store):
                     "have an index of their own. Leave store.index out, or write 'none' for exact "
                     "search."
                 )
-            return
-        divisor = INDICES[self.index].divisor
-        if dimensions % divisor:
+        elif dimensions % divisor:
             raise ConfigError(
                 f"store.index: {self.index!r} needs dimensions that {divisor} divides, and the "
                 f"vectors have {dimensions}. Use 'sq', or reduce them to "
@@ -142,15 +136,16 @@ class LanceTable(Table):
         for start in range(0, len(remove), REMOVE_IDS):
             ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
             table.delete(f"chunk_id IN ({ids})")
-        batches = BatchStream(add)
+        failures: list[BaseException] = []
+        batches = record_failure(add, failures)
         first = next(batches, None)
         if first is None:
             return
         try:
             table.add(pa.RecordBatchReader.from_batches(schema, itertools.chain([first], batches)))
         except (RuntimeError, ValueError, OSError) as error:
-            if batches.failure is not None:
-                raise batches.failure from error
+            if failures:
+                raise failures[0] from error
             raise StoreError(
                 f"Table {self.name!r} in {self.folder} cannot be written: {short(error)}"
             ) from error
@@ -172,10 +167,8 @@ class LanceTable(Table):
     ) -> Iterator[pa.RecordBatch]:
         table = self._open(version)
         if partition is not None:
-            query = (
-                table.search().select(list(columns)).where(f"partition = {quote_text(partition)}")
-            )
-            yield from query.to_batches()
+            where = f"partition = {quote_text(partition)}"
+            yield from table.search().select(list(columns)).where(where).to_batches()
             return
         if version is None:
             table.checkout(table.version)
@@ -192,8 +185,9 @@ class LanceTable(Table):
         version: int,
         rescoring: bool = False,
     ) -> pa.Table:
+        if filter and ";" in re.sub(r"'[^']*'", "", filter):
+            raise StoreError(f"The filter {filter!r} holds a ';'. Write one SQL condition.")
         snapshot = self._snapshot(version)
-        check_filter(filter)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
             if snapshot.is_int8:
