@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from embedding_pipelines.environment import HOME_VARIABLE
+
+settings.register_profile("shared", deadline=None)  # machines are shared: a pause is no failure
+settings.load_profile("shared")
 
 PLAIN = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
@@ -24,8 +28,8 @@ evaluation:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_pace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The pace that services allow is learned and kept below a folder of the tests' own, by
-    subprocesses too."""
+    """The request rates of services are kept in a folder of the tests' own, by subprocesses
+    too."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield

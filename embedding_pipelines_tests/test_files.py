@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.errors import StoreError
@@ -49,7 +49,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@settings(deadline=None)
 @given(st.binary() | NO_SURROGATES, st.booleans())
 def test_what_is_written_is_read_byte_by_byte(
     tmp_path_factory: pytest.TempPathFactory, data: bytes | str, durable: bool
@@ -61,7 +60,6 @@ def test_what_is_written_is_read_byte_by_byte(
     assert names(path.parent) == ["state"]
 
 
-@settings(deadline=None)
 @given(st.dictionaries(NO_SURROGATES, JSON))
 def test_json_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]

@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -19,7 +19,6 @@ CODES = st.sampled_from([np.float64, np.float32, np.float16, np.int8, np.uint8])
 )
 
 
-@settings(deadline=None)
 @given(MATRICES)
 def test_rows_have_length_one_and_keep_their_direction_and_zero_rows_stay_zero(
     matrix: np.ndarray,
@@ -31,7 +30,6 @@ def test_rows_have_length_one_and_keep_their_direction_and_zero_rows_stay_zero(
     assert np.allclose(units * lengths[:, None], matrix, rtol=1e-5, atol=1e-5 * lengths[:, None])
 
 
-@settings(deadline=None)
 @given(MATRICES, st.randoms())
 def test_a_row_does_not_depend_on_the_rows_beside_it(matrix: np.ndarray, chance: Random) -> None:
     rows = [row for row in range(len(matrix)) if chance.random() < 0.5]
@@ -57,7 +55,6 @@ def test_a_row_that_is_not_finite_becomes_nan_and_spoils_no_other(wrong: float) 
     assert units[1] == pytest.approx([0.6, 0.8, 0])
 
 
-@settings(deadline=None)
 @given(MATRICES, st.data())
 def test_cosines_lie_in_their_range_and_are_the_same_both_ways(
     left: np.ndarray, data: st.DataObject
@@ -78,7 +75,6 @@ def test_two_zero_rows_have_the_cosine_that_the_caller_says() -> None:
     assert np.isnan(cosine(one, np.array([[np.nan, 0, 0]], np.float32))[0])
 
 
-@settings(deadline=None)
 @given(CODES, st.integers(0, 9), st.integers(0, 9))
 def test_a_matrix_comes_back_from_its_column_and_from_any_slice_of_it(
     matrix: np.ndarray, start: int, length: int

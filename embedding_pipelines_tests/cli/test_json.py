@@ -103,9 +103,7 @@ def test_every_command_prints_one_object_of_the_same_shape(
     _check(command, *_words(name, pipeline))
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(COMMANDS)), st.lists(st.sampled_from(PIPELINES[2:] + WRONG)))
 def test_whatever_is_typed_wrong(command: Command, name: str, words: list[str]) -> None:
     _check(command, name, *words)

@@ -102,7 +102,7 @@ CHAINS: dict[str, list[Compressor]] = {
     seed=st.integers(0, 999),
     cuts=st.lists(st.integers(0, 120), max_size=8),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_how_vectors_are_cut_into_blocks_decides_nothing(
     name: str, rows: int, seed: int, cuts: list[int]
 ) -> None:
@@ -117,7 +117,7 @@ def test_how_vectors_are_cut_into_blocks_decides_nothing(
     place=st.integers(0, 10_000),
     stage=st.sampled_from(["directions", "spectrum", "scale", "oversample"]),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_whatever_was_fitted_otherwise_makes_another_id(place: int, stage: str) -> None:
     chain = fit_chain(CHAINS["truncate+pca+binary"], clustered(60, 12, rank=8))
     changed = CodecChain.from_bytes(chain.to_bytes(), "here")

@@ -98,7 +98,7 @@ def test_cosines_with_vectors_of_zeros_are_zero() -> None:
     assert not chain.rescore(vectors[3], rescoring).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**31),
     dimensions=st.integers(1, 96),

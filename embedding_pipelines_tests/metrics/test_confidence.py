@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -21,13 +21,11 @@ def recalls(random: np.random.Generator, n: int) -> np.ndarray:
 RECALL = 0.955 + 0.9 * 0.033 + 0.8 * 0.008 + 0.5 * 0.003
 
 
-@settings(deadline=None)
 @given(shares, st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_a_bound_lies_between_zero_and_the_mean(values: np.ndarray, confidence: float) -> None:
     assert 0 <= lower_bound(values, confidence) <= values.mean() + 1e-12
 
 
-@settings(deadline=None)
 @given(shares)
 def test_who_asks_for_more_confidence_gets_less(values: np.ndarray) -> None:
     assert lower_bound(values, 0.99) <= lower_bound(values, 0.9) + 1e-5

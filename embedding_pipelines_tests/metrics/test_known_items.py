@@ -4,7 +4,7 @@ same."""
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.metrics.known_items import MAX_WORDS, known_item
@@ -178,7 +178,6 @@ words = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
 texts = st.lists(words, max_size=40).map(" ".join) | st.text()
 
 
-@settings(deadline=None)
 @given(texts, st.none() | texts)
 def test_a_query_is_never_empty_and_a_part_that_was_taken_is_not_in_the_rest(
     text: str, title: str | None

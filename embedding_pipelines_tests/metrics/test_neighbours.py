@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.neighbors import KNeighborsClassifier
@@ -43,7 +43,6 @@ def searched(asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]) -
     return search.result()
 
 
-@settings(deadline=None)
 @given(queries, corpus, st.integers(1, 12), st.lists(st.integers(1, 50), min_size=1, max_size=5))
 def test_the_nearest_are_those_of_a_full_sort(
     asked: np.ndarray, vectors: np.ndarray, k: int, sizes: list[int]
@@ -125,7 +124,6 @@ def test_what_is_as_near_as_the_last_counts_as_found() -> None:
     assert recall([["a", "d"]], truth, k=2).tolist() == [0.5]
 
 
-@settings(deadline=None)
 @given(corpus.filter(lambda vectors: len(vectors) > 3))
 def test_the_nearest_others_are_those_of_a_full_sort(vectors: np.ndarray) -> None:
     near, found = nearest_others(vectors, 3)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tokenizers import Tokenizer
@@ -41,7 +41,6 @@ kinds = pytest.mark.parametrize("build", ALL.values(), ids=ALL)
 
 
 @kinds
-@settings(deadline=None)
 @given(data=st.data(), text=anything | prose.map(" ".join) | prose.map("".join))
 def test_any_text_is_covered_by_chunks_within_any_limit(
     build: Callable[[], Tokenizer], data: st.DataObject, text: str
@@ -61,7 +60,6 @@ def test_any_text_is_covered_by_chunks_within_any_limit(
 
 
 @kinds
-@settings(deadline=None)
 @given(text=anything | prose.map(" ".join), limit=st.integers(22, 40))
 def test_one_piece_per_text_is_its_beginning_within_the_limit(
     build: Callable[[], Tokenizer], text: str, limit: int

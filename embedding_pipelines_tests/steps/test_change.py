@@ -307,7 +307,6 @@ def test_any_sequence_of_edits_gives_the_table_of_a_rebuild(
     case.settings = settings(
         max_examples=6,
         stateful_step_count=10,
-        deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
     )
