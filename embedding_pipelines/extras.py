@@ -10,7 +10,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "evaluation": "An evaluation with qrels",
     "explore": "Exploring a table",
     "int8": "Precision int8",
-    "local": "A model on this machine",
+    "local": "A model on this machine, or a file of tensors,",
     "openai": "The provider openai",
     "report": "A report",
     "tensorflow": "The provider tensorflow",

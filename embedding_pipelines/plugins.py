@@ -31,11 +31,18 @@ def objects(folder: str, kind: type[T]) -> dict[str, T]:
     """All objects of `kind`, a class with a `name`, by name: those at the top of a folder's files
     and one of each subclass there. Entry points of `embedding_pipelines.<folder>` come after.
 
-    Raises ConfigError for two of one name, and for an entry point that is none.
+    Raises ConfigError for two of one name, and for an entry point that is none or has another name.
     """
     members = _members(folder, kind)
     values = [member() if isinstance(member, type) else member for member in members]
-    return _unique(folder, [(value.name, value) for value in values])
+    result = _unique(folder, [(value.name, value) for value in values])
+    for entry in _entry_points(folder):
+        if entry.name not in result:  # a pipeline file names it by its entry point
+            raise ConfigError(
+                f"The entry point {entry.name!r} ({entry.value}) of another package adds something "
+                f"of another name. Name the entry point as the {kind.__name__.lower()} is named."
+            )
+    return result
 
 
 def names(folder: str) -> list[str]:

@@ -8,10 +8,11 @@ from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.storage.warehouse import Shards, Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 
 
 def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
@@ -20,17 +21,16 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
     live = releases.get(releases.live)
-    embeddings = run.folder.embeddings.manifests(spec.partition_names)
-    rejected_texts = sum(entry.rejected for entry in embeddings)
+    rejected_texts = sum(
+        entry.rejected for entry in run.folder.embeddings.manifests(spec.partition_names)
+    )
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
         "status": "active" if live else "new",
         "model": _title(spec.model),
         "schedule": spec.schedule,
-        "documents": _rows(run, run.folder.documents),
-        "chunks": _rows(run, run.folder.chunks),
-        "embeddings": sum(entry.rows for entry in embeddings) - rejected_texts,
+        **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
         "rejected_texts": rejected_texts,
@@ -83,8 +83,14 @@ def _held_back(run: Run, live: Release | None) -> str | None:
     return f"by {', '.join(failed)}; `embedding-pipelines run {run.spec.name}` says why"
 
 
-def _rows(run: Run, shards: Shards) -> int:
-    return sum(entry.rows for entry in shards.manifests(run.spec.partition_names))
+def _rows(run: Run) -> dict[str, int]:
+    """The rows of every step that has rows, less those that are only on record as rejected."""
+    shards = {step.name: step.shards(run) for step in steps_of(run.spec)}
+    return {
+        name: sum(entry.rows - entry.rejected for entry in each.manifests(run.spec.partition_names))
+        for name, each in shards.items()
+        if each is not None
+    }
 
 
 def _source(run: Run) -> str:

@@ -90,6 +90,7 @@ def test_a_bad_entry_point_is_named(
 
 
 MINE = Metric("mine", "higher", "share", "of nothing", lambda evidence: None)
+OTHER = Metric("other", "higher", "share", "of nothing", lambda evidence: None)
 HUBNESS = Metric("hubness", "lower", "skewness", "of another package", lambda evidence: None)
 
 
@@ -110,6 +111,7 @@ def test_objects_are_those_of_the_files_and_of_other_packages(
     ("value", "message"),
     [
         ("HUBNESS", "both are 'hubness'"),
+        ("OTHER", "Name the entry point as the metric is named"),
         ("Missing", "cannot be loaded"),
         ("STAGES", "is no Metric"),
     ],

@@ -46,14 +46,6 @@ NOUNS = {  # of statistics that are counts
     "bytes_per_vector": "byte",
     "rows": "row",
 }
-EXTRAS = {  # statistics that follow a step's sentence
-    "rejected": "{:,} rejected (see status)",
-    "usd": "{:.4f} USD",
-    "tokens_per_second": "{:,} tokens/s",
-    "ndcg_at_10": "nDCG@10 {:.3f}",
-    "known_item_recall": "known items {:.3f}",
-    "recall_at_10": "recall@10 {:.3f}",
-}
 
 
 def make_console(**options: Any) -> Console:
@@ -132,7 +124,9 @@ def sentence(report: StepReport) -> str:
         name: counted(value, NOUNS[name]) if name in NOUNS else value
         for name, value in statistics.items()
     }
-    extras = [EXTRAS[name].format(statistics[name]) for name in step.extras if statistics.get(name)]
+    extras = [
+        form.format(statistics[name]) for name, form in step.extras.items() if statistics.get(name)
+    ]
     end = f"{report.seconds:.1f} s" if report.changed else "unchanged"
     return f"{', '.join([step.sentence.format(**words), *extras])} ({end})"
 

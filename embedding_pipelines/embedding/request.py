@@ -34,22 +34,23 @@ LOGGER = logging.getLogger(__name__)
 
 
 class WrongVector(ProviderError):
-    """A reply in order holds a vector that can be none: NaN, zero, not of unit length."""
+    """One vector of a reply that is valid as a whole is unusable: NaN, zero, not of unit length."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What follows a fault. Several texts are halved in the end, and a text alone is rejected."""
+    """What follows a fault. When its attempts are used up, a request of several texts is halved, and
+    a single text is rejected."""
 
     half_attempts: int | None = None  # how often each half is sent; None: as its whole
     repeat_alone: bool = False  # whether a text alone gets a second request before it is rejected
     probe: bool = True  # before halving; before a text is rejected the provider always is probed
 
 
-# Busy is none of these: for BUSY_SECONDS the same request is sent again when the rate limit lets it.
+# `Busy` has no rule: the same request is sent again, at the rate limit, for up to BUSY_SECONDS.
 POLICY: dict[type[ProviderError], Rule] = {
-    # What failed so often as a whole is hardly the network's fault, and a text that fails alone is
-    # not to blame for an outage.
+    # After all attempts of the whole, each half gets fewer; a text that fails alone gets one more
+    # request, because an outage is not its fault.
     Unreachable: Rule(half_attempts=2, repeat_alone=True),
     WrongVector: Rule(repeat_alone=True),
     BadInput: Rule(),
@@ -131,8 +132,8 @@ class Sender:
             LOGGER.warning("%s Waiting %.0f seconds, as it asks.", refusal, seconds)
         if busy_seconds > BUSY_SECONDS:
             raise ProviderError(
-                f"{refusal} It has said so for {BUSY_SECONDS / 60:.0f} minutes. Run again later: "
-                "nothing that was embedded is lost."
+                f"{refusal} The service has been busy for {BUSY_SECONDS / 60:.0f} minutes. Run "
+                "again later: nothing that was embedded is lost."
             ) from refusal
 
     def _call(self, request: Request) -> Response:
@@ -152,8 +153,8 @@ class Sender:
             usage.retries += 1
             raise InvalidReply(
                 f"{self.model.space} returned an array of shape {response.vectors.shape} for "
-                f"{shape}. If it always does, the model or its `dimensions` is another than the "
-                "pipeline file says."
+                f"{shape}. If this repeats, correct the model or its `dimensions` in the pipeline "
+                "file."
             )
         usage.requests += 1
         usage.request_seconds += time.perf_counter() - started

@@ -36,9 +36,7 @@ def problem_of(result: dg.ExecuteInProcessResult) -> str:
         if not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.ERROR
     ]
     if checks:
-        return "Checks stand in the way of the release:\n" + "\n".join(
-            f"  {line}" for line in checks
-        )
+        return "These checks block the release:\n" + "\n".join(f"  {line}" for line in checks)
     for event in result.all_events:
         if event.is_step_failure:
             failure = event.step_failure_data

@@ -12,7 +12,6 @@ from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Step
 from embedding_pipelines.steps.chain import step_named
-from embedding_pipelines.storage.warehouse import Shards
 
 
 def asset_key(spec: PipelineSpec, name: str) -> dg.AssetKey:
@@ -45,12 +44,13 @@ def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
 
 def data_version(step: Step, run: Run, names: Sequence[str], report: StepReport) -> dg.DataVersion:
     """The version of what the step made: a digest over its shards, or what identifies its data."""
-    shards = getattr(run.folder, step.name, None)
-    if isinstance(shards, Shards):
+    shards = step.shards(run)
+    if shards is not None:
         manifests = [shards.manifest(partition) for partition in names]
         parts = [manifest.digest for manifest in manifests if manifest is not None]
     else:
-        parts = [str(report.statistics[name]) for name in step.identity]
+        names = step.identity or sorted(report.statistics)
+        parts = [str(report.statistics[name]) for name in names]
     return dg.DataVersion(fingerprint(*parts))
 
 
@@ -84,9 +84,9 @@ def column_schema(schema: pa.Schema) -> dg.TableSchema:
 
 def _links(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
     """Where the shards, the table and the report are."""
-    shards = getattr(run.folder, step.name, None)
+    shards = step.shards(run)
     links: dict[str, Any] = {}
-    if isinstance(shards, Shards):
+    if shards is not None:
         links["dagster/uri"] = shards.folder.as_uri()
     if "table" in report.statistics:
         links["dagster/table_name"] = report.statistics["table"]

@@ -1,4 +1,2 @@
-"""Steps: what each asset does, without Dagster. One file per asset, in the order the data takes:
-
-documents → chunks → (model) → embeddings → codec → vector_store → (verify) → release
-"""
+"""The steps of the chain, one file each; `chain.py` puts them in order, `base.py` says what a step
+is."""

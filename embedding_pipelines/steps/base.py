@@ -10,6 +10,7 @@ import pyarrow as pa
 from embedding_pipelines.progress import StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Shards
 
 Options = Mapping[str, Any] | None  # values of a step's own `options`, by name
 Reports = Iterator[StepReport]
@@ -35,9 +36,9 @@ class Step(ABC):
     description: ClassVar[str]
     technologies: ClassVar[tuple[str, ...]] = ("python",)  # with parts of the pipeline's `spec`
     sentence: ClassVar[str]  # what it did, in a line: a format string over its statistics
-    extras: ClassVar[tuple[str, ...]] = ()  # statistics that follow it where they are not zero
+    extras: ClassVar[Mapping[str, str]] = {}  # what follows it: a format by statistic, if not zero
     row_statistic: ClassVar[str | None] = None  # the statistic that counts its rows
-    identity: ClassVar[tuple[str, ...]] = ()  # statistics that tell its versions apart
+    identity: ClassVar[tuple[str, ...]] = ()  # statistics that tell its versions apart; else all
     lineage: ClassVar[Mapping[str, str]] = {}  # column -> the input's column, if named otherwise
     options: ClassVar[tuple[Option, ...]] = ()
 
@@ -54,6 +55,10 @@ class Step(ABC):
 
     def columns(self, spec: PipelineSpec) -> pa.Schema | None:
         """The schema of what it writes, where it is known before it runs."""
+        return None
+
+    def shards(self, run: Run) -> Shards | None:
+        """Where its rows are, a file for each partition; None for a step without rows."""
         return None
 
     @abstractmethod

@@ -6,8 +6,9 @@ changes; an inconclusive check is repeated by the next run.
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.errors import ReleaseError
@@ -52,7 +53,11 @@ class Checks(Step):
     is_asset = False
     description = "Structure of the newest table version, and its quality in figures."
     sentence = "{passed:,} of {checks:,} passed"
-    extras = ("ndcg_at_10", "known_item_recall", "recall_at_10")
+    extras: ClassVar[Mapping[str, str]] = {
+        "ndcg_at_10": "nDCG@10 {:.3f}",
+        "known_item_recall": "known items {:.3f}",
+        "recall_at_10": "recall@10 {:.3f}",
+    }
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.evaluation)

@@ -35,6 +35,9 @@ class Chunks(Step):
         **dict.fromkeys(("start", "end", "tokens", "truncated", "chunk_digest"), "text"),
     }
 
+    def shards(self, run: Run) -> Shards:
+        return run.folder.chunks
+
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.preprocessing.version)
 

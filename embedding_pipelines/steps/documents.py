@@ -34,7 +34,7 @@ from embedding_pipelines.schemas import (
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.storage.warehouse import parse_state, replace_rows, write_table
+from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
@@ -62,6 +62,9 @@ class Documents(Step):
     technologies = ("{spec.source.kind}", "parquet")
     sentence = "{documents} from {files}, {rejected:,} rejected"
     row_statistic = "documents"
+
+    def shards(self, run: Run) -> Shards:
+        return run.folder.documents
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.source)

@@ -28,7 +28,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.storage.warehouse import Manifest, replace_rows
+from embedding_pipelines.storage.warehouse import Manifest, Shards, replace_rows
 from embedding_pipelines.vectors import to_column
 
 
@@ -39,9 +39,16 @@ class Embeddings(Step):
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     technologies = ("{spec.model.kind}", "parquet")
     sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
-    extras = ("rejected", "usd", "tokens_per_second")
+    extras: ClassVar[Mapping[str, str]] = {
+        "rejected": "{:,} rejected (see status)",
+        "usd": "{:.4f} USD",
+        "tokens_per_second": "{:,} tokens/s",
+    }
     row_statistic = "vectors"
     lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
+
+    def shards(self, run: Run) -> Shards:
+        return run.folder.embeddings
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.model)

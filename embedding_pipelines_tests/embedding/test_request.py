@@ -168,7 +168,8 @@ def test_a_service_that_stays_busy_for_too_long_is_told_in_a_sentence(
     always(server, Fault("status", 503, "Overloaded.", {"retry-after-ms": "50"}))
     started = time.monotonic()
     with pytest.raises(
-        ProviderError, match=r"answered 503: Overloaded\. It has said so for 0 minutes\. Run again"
+        ProviderError,
+        match=r"answered 503: Overloaded\. The service has been busy for 0 minutes\. Run again",
     ) as caught:
         send(little(server))
     assert not isinstance(caught.value, Busy | Unreachable)

@@ -1,4 +1,4 @@
-"""Checks stand in the way of a wrong release, and say why."""
+"""Checks block a wrong release, and say why."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace

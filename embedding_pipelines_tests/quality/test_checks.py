@@ -150,7 +150,7 @@ def test_shuffled_vectors_are_stopped_since_they_are_not_those_of_their_texts(
     found = {check.name: check for check in checks_of(context)}
     assert "vectors_belong_to_their_texts" in failed(list(found.values()))
     assert (
-        "stand beside texts that are not theirs" in found["vectors_belong_to_their_texts"].sentence
+        "is not the one that its text has today" in found["vectors_belong_to_their_texts"].sentence
     )
     assert found["vectors_are_sound"].passed
     with pytest.raises(ReleaseError, match="vectors_belong_to_their_texts"):

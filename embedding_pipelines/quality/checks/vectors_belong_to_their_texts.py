@@ -44,9 +44,10 @@ class VectorsBelongToTheirTexts(Check):
         )
         if not passed:
             sentence = (
-                f"Chunk {worst[0]!r} is stored with another vector than its text has (cosine "
-                f"{least:.4f}, the worst of {len(worst)} chunks): vectors stand beside texts that "
-                "are not theirs, or the model embeds otherwise than when they were written."
+                f"The stored vector of chunk {worst[0]!r} is not the one that its text has today "
+                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): rows are mixed up, or the "
+                "model has changed under its name. Embed again under a new `revision`, or delete "
+                "the pipeline's folder in data/warehouse/pipelines."
             )
         statistics = {"cosine": least, "looked_at": len(worst), "worst": worst[:5]}
         return self.outcome(passed, sentence, statistics)

@@ -12,9 +12,12 @@ class DimensionsMatch(Check):
         schemas = map(run.folder.embeddings.schema, run.spec.partition_names)
         embedded = {schema.field(VECTOR).type.list_size for schema in schemas if schema is not None}
         width = candidate.table.schema(candidate.version).field(VECTOR).type.list_size
+        passed = embedded <= {model} and width == code_width(codec.dimensions, codec.dtype)
         return self.outcome(
-            embedded <= {model} and width == code_width(codec.dimensions, codec.dtype),
-            f"model {model}, table {width} ({codec.dtype})",
+            passed,
+            f"The model's vectors have {model} dimensions, the codec's {codec.dimensions}, the "
+            f"table's {width} ({codec.dtype})."
+            + ("" if passed else " Run the pipeline again: its table is built anew."),
             {
                 "model": model,
                 "embeddings": sorted(embedded),

@@ -12,8 +12,11 @@ class SpaceIsOne(Check):
         metadata = candidate.table.schema(candidate.version).metadata or {}
         stored = metadata.get(SPACE_ID_KEY, b"").decode()
         queries = space.with_codec(candidate.codec.id).id
+        passed = embedded == {space.id} and stored == queries
         return self.outcome(
-            embedded == {space.id} and stored == queries,
-            f"table {stored[:12]}, queries {queries[:12]}",
+            passed,
+            f"The table holds vectors of space {stored[:12]}, and queries are embedded in space "
+            f"{queries[:12]}."
+            + ("" if passed else " Run the pipeline again: its table is built anew."),
             {"embeddings": sorted(embedded), "table": stored, "queries": queries},
         )
