@@ -46,7 +46,7 @@ class Rule:
     probe: bool = True  # before halving; before a text is rejected the provider always is probed
 
 
-# Busy is none of these: for BUSY_SECONDS the same request is sent again when the rate limit lets it.
+# Busy is none of these: for BUSY_SECONDS the request is sent again when the rate limit lets it.
 POLICY: dict[type[ProviderError], Rule] = {
     # What failed so often as a whole is hardly the network's fault, and a text that fails alone is
     # not to blame for an outage.
