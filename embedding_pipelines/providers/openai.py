@@ -66,10 +66,10 @@ class OpenaiModel(HostedModel, PromptModel):
     def request_headers(self) -> dict[str, Any]:
         """The model's own key, if any, and nothing that the SDK takes from the environment and
         would send to another server."""
-        withheld = ["authorization"]
+        names = ["authorization"]
         if not _is_openai(self.address):
-            withheld += ["openai-organization", "openai-project"]
-        return {**dict.fromkeys(withheld, need("openai", "openai").omit), **self.bearer}
+            names += ["openai-organization", "openai-project"]
+        return {**dict.fromkeys(names, need("openai", "openai").omit), **self.bearer}
 
     @contextlib.contextmanager
     def translate_errors(self) -> Iterator[None]:
