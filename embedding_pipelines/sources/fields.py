@@ -1,7 +1,7 @@
 """Gathers the fields of records into columns, and makes documents of each full block."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,15 +32,23 @@ class Fields:
     def __post_init__(self) -> None:
         self.columns = self.source.columns
         self.missing = set(self.columns)
+        kinds = self.source.metadata
+        self.lists = {path for path in kinds if kinds[path] == "list[string]"}
         self.names: dict[str, None] = {}
-        self.records = self.size = 0
-        self.block: list[tuple[int, Sequence[Any], Any]] = []
+        self.records = 0
+        self._start()
 
-    def add(self, row: int, record: Any, origin: Any, size: int) -> Iterator[pa.RecordBatch]:
+    def _start(self) -> None:
+        self.rows: list[int] = []
+        self.values: list[list[Any]] = [[] for _ in self.columns]
+        self.origins: list[Any] = []
+        self.size = 0
+
+    def add(self, row: int, record: Any, origin: Any, size: int) -> Iterable[pa.RecordBatch]:
         """Take record number `row`, a JSON value, as `append` does, or reject it."""
         if not isinstance(record, dict):
             self.reject(row, f"is {_name(record)}, not an object", origin)
-            return
+            return ()
         self.records += 1
         if self.records <= _SAMPLE_RECORDS:
             self.names |= dict.fromkeys(record)
@@ -49,38 +57,40 @@ class Fields:
             try:  # a key that holds the dots itself comes first
                 value = record[path] if path in record else _lookup(record, path)
                 self.missing.discard(path)
-                values.append(_leaf(value, self.source.metadata.get(path) == "list[string]"))
+                values.append(_leaf(value, path in self.lists))
             except KeyError:
                 values.append(None)
             except ValueError as error:
                 self.reject(row, f"field {path!r} {error}", origin)
-                return
-        yield from self.append(row, values, origin, size)
+                return ()
+        return self.append(row, values, origin, size)
 
     def append(
         self, row: int, values: Sequence[str | bytes | None], origin: Any, size: int
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Iterable[pa.RecordBatch]:
         """Take record number `row`, of about `size` bytes, by the values of the source's columns;
-        yield batches when a block is full."""
-        self.block.append((row, values, origin))
+        return the batches of a full block, to be read at once."""
+        self.rows.append(row)
+        self.origins.append(origin)
+        for column, value in zip(self.values, values, strict=True):
+            column.append(value)
         self.size += size
-        if len(self.block) == BATCH_ROWS or self.size >= BLOCK_BYTES:
-            yield from self.flush()
+        is_full = len(self.rows) == BATCH_ROWS or self.size >= BLOCK_BYTES
+        return self.flush() if is_full else ()
 
     def reject(self, row: int, reason: str, origin: Any) -> None:
         self.log.reject(Rejection(self.file.name, row, reason, self.raw(origin)))
 
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Yield the documents gathered so far."""
-        if not self.block:
+        if not self.rows:
             return
-        rows, values, origins = zip(*self.block, strict=True)
-        self.block, self.size = [], 0
-        columns = map(pa.array, zip(*values, strict=True))
+        rows, values, origins = self.rows, self.values, self.origins
+        self._start()
         yield from documents(
             self.source,
             self.file,
-            dict(zip(self.columns, columns, strict=True)),
+            dict(zip(self.columns, map(pa.array, values), strict=True)),
             pa.array(rows),
             lambda at: self.raw(origins[at]),
             self.log,
