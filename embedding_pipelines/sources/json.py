@@ -67,7 +67,7 @@ class Json(TextSource):
         fields = Fields(self, file, log, _dump, whole_file=whole)
         stream = _Stream(text)
         before = 0
-        for number, element in enumerate(self._elements(stream, whole), start=1):
+        for number, element in self._elements(stream, whole):
             size, before = stream.position - before, stream.position
             if stream.has_bad_bytes and _BROKEN.encode() in _dump(element):
                 fields.reject(number, f"not valid {text.encoding}", element)
@@ -77,13 +77,13 @@ class Json(TextSource):
             self._require_array(text)
         yield from fields.finish()
 
-    def _elements(self, stream: "_Stream", whole: bool) -> Iterator[Any]:
+    def _elements(self, stream: "_Stream", whole: bool) -> Iterator[tuple[int, Any]]:
         array = "item" if self.records is None else f"{self.records}.item"
         number = 0
         try:
-            for element in ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES):
-                number += 1
-                yield element
+            elements = ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES)
+            for number, element in enumerate(elements, start=1):
+                yield number, element
         except ijson.JSONError as error:
             start = max(0, stream.position - _READ_BYTES)
             problem = str(error).splitlines()[0]
