@@ -5,6 +5,7 @@ writes the rows of chunks, with their ids and digests.
 """
 
 import datetime
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,25 +65,19 @@ class Preprocessing(BaseModel):
         the chunks of about 1 MiB of text, or of one longer document. Raises ConfigError if a single
         character has more tokens than a chunk may hold.
         """
-        for batch in documents:
-            for group in _groups(batch):
-                yield from self._chunks(group, cutter, counts)
-
-    def _chunks(
-        self, group: pa.RecordBatch, cutter: Cutter, counts: Counts
-    ) -> Iterator[pa.RecordBatch]:
-        texts = self.clean.texts([text or "" for text in group["text"].to_pylist()])
-        pieces = cutter.cut(texts)
-        counts.documents += len(texts)
-        counts.empty += sum(not cuts for cuts in pieces)
-        rows = [(row, piece) for row, cuts in enumerate(pieces) for piece in cuts]
-        for at in range(0, len(rows), MAX_ROWS):
-            part = rows[at : at + MAX_ROWS]
-            batch = _batch(group, texts, part, whole=self.chunk is None)
-            counts.chunks += batch.num_rows
-            counts.tokens += sum(piece.tokens for _, piece in part)
-            counts.truncated += batch["truncated"].true_count
-            yield batch
+        for group in itertools.chain.from_iterable(map(_groups, documents)):
+            texts = self.clean.texts([text or "" for text in group["text"].to_pylist()])
+            pieces = cutter.cut(texts)
+            counts.documents += len(texts)
+            counts.empty += sum(not cuts for cuts in pieces)
+            rows = [(row, piece) for row, cuts in enumerate(pieces) for piece in cuts]
+            for at in range(0, len(rows), MAX_ROWS):
+                part = rows[at : at + MAX_ROWS]
+                batch = _batch(group, texts, part, whole=self.chunk is None)
+                counts.chunks += batch.num_rows
+                counts.tokens += sum(piece.tokens for _, piece in part)
+                counts.truncated += batch["truncated"].true_count
+                yield batch
 
 
 def _groups(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -1,7 +1,8 @@
-"""Gathers fields of JSON objects into columns, and makes documents of each full block."""
+"""Gathers the fields of records into columns, and makes documents of each full block."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,104 +14,108 @@ from embedding_pipelines.sources.text import BLOCK_BYTES
 _SAMPLE_RECORDS = 100  # the error about a missing field lists the fields of these
 
 
+@dataclass
 class Fields:
     """Takes the records of one file one by one and yields documents in batches.
 
-    raw: makes the bytes of a rejected record from its `origin`, whatever the caller of `add` gave.
+    raw: makes the bytes of a rejected record from its `origin`, whatever the caller of `add` gave;
+    whole_file: as `documents` takes it.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        file: SourceFile,
-        log: ReadLog,
-        raw: Callable[[Any], bytes],
-        whole_file: bool = False,
-    ) -> None:
-        self.source, self.file, self.log, self.whole_file = source, file, log, whole_file
-        self.raw = raw
-        self.paths = {path: path.split(".") for path in source.columns}
-        self.lists = {path for path, kind in source.metadata.items() if kind == "list[string]"}
-        self.missing = set(self.paths)
+    source: Source
+    file: SourceFile
+    log: ReadLog
+    raw: Callable[[Any], bytes]
+    whole_file: bool = False
+
+    def __post_init__(self) -> None:
+        self.columns = self.source.columns
+        self.missing = set(self.columns)
+        kinds = self.source.metadata
+        self.lists = {path for path in kinds if kinds[path] == "list[string]"}
         self.names: dict[str, None] = {}
         self.records = 0
         self._start()
 
     def _start(self) -> None:
-        self.values: dict[str, list[str | None]] = {path: [] for path in self.paths}
         self.rows: list[int] = []
+        self.values: list[list[Any]] = [[] for _ in self.columns]
         self.origins: list[Any] = []
         self.size = 0
 
-    def add(self, row: int, record: Any, origin: Any, size: int) -> Iterator[pa.RecordBatch]:
-        """Take record number `row`, of about `size` bytes; yield batches when a block is full."""
+    def add(self, row: int, record: Any, origin: Any, size: int) -> Iterable[pa.RecordBatch]:
+        """Take record number `row`, a JSON value of about `size` bytes, or reject it; return the
+        batches of a full block, to be read at once."""
         if not isinstance(record, dict):
             self.reject(row, f"is {_name(record)}, not an object", origin)
-            return
+            return ()
         self.records += 1
         if self.records <= _SAMPLE_RECORDS:
             self.names |= dict.fromkeys(record)
-        leaves = []
-        for path, parts in self.paths.items():
-            if path in record:  # a key that holds the dots itself comes first
-                is_there, value = True, record[path]
-            else:
-                is_there, value = _lookup(record, parts)
-            if is_there and self.missing:
+        values = []
+        for path in self.columns:
+            try:  # a key that holds the dots itself comes first
+                value = record[path] if path in record else _lookup(record, path)
                 self.missing.discard(path)
-            try:
-                leaves.append(_leaf(value, path in self.lists))
+                values.append(_leaf(value, path in self.lists))
+            except KeyError:
+                values.append(None)
             except ValueError as error:
                 self.reject(row, f"field {path!r} {error}", origin)
-                return
-        for column, leaf in zip(self.values.values(), leaves, strict=True):
-            column.append(leaf)
+                return ()
         self.rows.append(row)
         self.origins.append(origin)
+        for column, value in zip(self.values, values, strict=True):
+            column.append(value)
         self.size += size
-        if len(self.rows) == BATCH_ROWS or self.size >= BLOCK_BYTES:
-            yield from self.flush()
+        is_full = len(self.rows) == BATCH_ROWS or self.size >= BLOCK_BYTES
+        return self.flush() if is_full else ()
 
     def reject(self, row: int, reason: str, origin: Any) -> None:
         self.log.reject(Rejection(self.file.name, row, reason, self.raw(origin)))
 
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Yield the documents gathered so far."""
-        values = {path: pa.array(column, pa.string()) for path, column in self.values.items()}
-        rows, origins = pa.array(self.rows, pa.int64()), self.origins
+        if not self.rows:
+            return
+        rows, values, origins = self.rows, self.values, self.origins
         self._start()
-
-        def raw(at: int) -> bytes:
-            return self.raw(origins[at])
-
         yield from documents(
-            self.source, self.file, values, rows, raw, self.log, whole_file=self.whole_file
+            self.source,
+            self.file,
+            dict(zip(self.columns, map(pa.array, values), strict=True)),
+            pa.array(rows),
+            lambda at: self.raw(origins[at]),
+            self.log,
+            whole_file=self.whole_file,
         )
 
     def finish(self) -> Iterator[pa.RecordBatch]:
         """Yield the rest. Raises SourceError if no record of the file has a field."""
         yield from self.flush()
-        for path in self.paths:
+        for path in self.columns:
             if self.records and path in self.missing:
                 raise self.source.missing_column_error(self.file.name, path, self.names)
 
 
-def _lookup(record: dict[str, Any], parts: list[str]) -> tuple[bool, Any]:
-    """Whether the nested field is there, and its value."""
+def _lookup(record: dict[str, Any], path: str) -> Any:
+    """The nested field `a.b`; KeyError if there is none."""
     value: Any = record
-    for part in parts:
-        if not isinstance(value, dict) or part not in value:
-            return False, None
+    for part in path.split("."):
+        if not isinstance(value, dict):
+            raise KeyError(path)
         value = value[part]
-    return True, value
+    return value
 
 
 def _leaf(value: Any, as_list: bool) -> str | None:
     """A value as text: strings as they are, others as in JSON. Raises ValueError with a reason."""
     kind = type(value)
     if kind is str:
-        if not value.isascii():
-            _check_characters(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
         return str(value)
     if value is None or value != value:  # NaN, as pandas writes a gap
         return None
@@ -121,13 +126,6 @@ def _leaf(value: Any, as_list: bool) -> str | None:
     if kind is list or kind is dict:
         raise ValueError(f"is {_name(value)}, not text or a number")
     return str(value)
-
-
-def _check_characters(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("holds half of a surrogate pair, which is no character") from None
 
 
 def _name(value: Any) -> str:

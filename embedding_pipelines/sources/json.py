@@ -51,7 +51,8 @@ class Json(TextSource):
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. Raises SourceError that names the place if the file is not JSON."""
         text = open_text(file, self.encoding, log)
-        first = _first_character(text)
+        blocks = (block.lstrip() for block in text.blocks())
+        first = next((block[:1] for block in blocks if block), b"")
         if not first:  # a half-written file must not empty the store
             raise SourceError(
                 f"{file.name}: the file is empty, which is no JSON. Write it whole and then rename "
@@ -66,7 +67,7 @@ class Json(TextSource):
         fields = Fields(self, file, log, _dump, whole_file=whole)
         stream = _Stream(text)
         before = 0
-        for number, element in enumerate(self._elements(stream, whole), start=1):
+        for number, element in self._elements(stream, whole):
             size, before = stream.position - before, stream.position
             if stream.has_bad_bytes and _BROKEN.encode() in _dump(element):
                 fields.reject(number, f"not valid {text.encoding}", element)
@@ -76,13 +77,13 @@ class Json(TextSource):
             self._require_array(text)
         yield from fields.finish()
 
-    def _elements(self, stream: "_Stream", whole: bool) -> Iterator[Any]:
+    def _elements(self, stream: "_Stream", whole: bool) -> Iterator[tuple[int, Any]]:
         array = "item" if self.records is None else f"{self.records}.item"
         number = 0
         try:
-            for element in ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES):
-                number += 1
-                yield element
+            elements = ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES)
+            for number, element in enumerate(elements, start=1):
+                yield number, element
         except ijson.JSONError as error:
             start = max(0, stream.position - _READ_BYTES)
             problem = str(error).splitlines()[0]
@@ -131,10 +132,6 @@ class _Stream:
         part, self._block = self._block[:size], self._block[size:]
         self.position += len(part)
         return bytes(part)
-
-
-def _first_character(text: Text) -> bytes:
-    return next((block.lstrip()[:1] for block in text.blocks() if block.strip()), b"")
 
 
 def _dump(element: Any) -> bytes:

@@ -53,8 +53,8 @@ def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[
                 raise _no_match_error(entry, home, suffixes)
         except OSError as error:
             raise SourceError(
-                f"{error.filename}: cannot look into it ({error.strerror}). Let this user read "
-                "the folder and enter those above it."
+                f"{error.filename}: cannot look at it ({error.strerror}). Let this user read it, "
+                "and enter the folders above."
             ) from error
         files |= {file.name: file for file in (_source_file(path, home) for path in paths)}
     return [files[name] for name in sorted(files)]

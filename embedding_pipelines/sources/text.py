@@ -10,6 +10,7 @@ bytes that cp1252 leaves undefined are rejected in this way, too.
 """
 
 import codecs
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -117,19 +118,20 @@ def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
 
 
 def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
+    with contextlib.suppress(UnicodeDecodeError):
+        for _ in codecs.iterdecode(_bytes(file), "utf-8"):
+            pass
+        return "utf-8"
     decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
     good = bad = size = 0
     for block in itertools.chain(_bytes(file), [b""]):
         text = decoder.decode(block, final=not block)
-        if not text.isascii():
-            escapes = sum(map(len, _ESCAPES.findall(text)))
-            bad += escapes
-            good += len(text) - len(text.encode("ascii", "ignore")) - escapes
+        escapes = sum(map(len, _ESCAPES.findall(text)))
+        bad += escapes
+        good += len(text) - len(text.encode("ascii", "ignore")) - escapes
         size += len(block) if bad else 0
         if size >= _SAMPLE_BYTES:
             break
-    if not bad:
-        return "utf-8"
     if good >= bad:
         log.notes.append(
             f"{file.name}: is UTF-8, but at least {bad} bytes are not; their records are rejected"

@@ -192,8 +192,12 @@ class LanceTable(Table):
         try:
             if snapshot.is_int8:
                 return snapshot.by_scan(vector, k, filter, columns)
+            refine = None
+            # Of bits there is nothing finer to compare again: an index holds them as they are.
+            if self.options.index != "none" and metric != "hamming":
+                refine = self.options.refine or INDICES[self.options.index].refine
             return snapshot.through_index(
-                vector, k, metric, filter, columns, self._refine(metric), self.options.nprobes
+                vector, k, metric, filter, columns, refine, self.options.nprobes
             )
         except (RuntimeError, ValueError, OSError) as error:
             if filter:
@@ -238,9 +242,3 @@ class LanceTable(Table):
                 snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
                 self._snapshots[version] = snapshot
         return self._snapshots[version]
-
-    def _refine(self, metric: Metric) -> int | None:
-        """None where nothing finer can be compared again: an index holds bits as they are."""
-        if self.options.index == "none" or metric == "hamming":
-            return None
-        return self.options.refine or INDICES[self.options.index].refine

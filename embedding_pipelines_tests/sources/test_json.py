@@ -32,6 +32,12 @@ def test_an_object_is_one_document_named_as_the_file(tmp_path: Path) -> None:
     assert [row["document_id"] for row in documents] == ["a b.json", "c.json.gz"]
 
 
+def test_one_object_that_cannot_be_a_document_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": ["x"]}')
+    _, rejections = check_source(make("json", "a.json"), tmp_path, 0, 1)
+    assert rejections[0].reason == "field 'text' is a list, not text or a number"
+
+
 def test_the_array_may_lie_deep_in_an_object(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"n": 2, "data": {"items": [{"text": "x"}, {"text": "y"}]}}')
     check_source(make("json", "a.json", records="data.items"), tmp_path, 2)
