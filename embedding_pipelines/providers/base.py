@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
-from embedding_pipelines.errors import ConfigError, ProviderError
+from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.once import forget
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.schemas import digest
@@ -189,11 +189,6 @@ class EmbeddingModel(ABC):
         BadInput or TooLarge where that says what to do next.
         """
 
-    def train(self, texts: Iterable[str]) -> None:
-        """Train a model that `trains` on `texts`, read once, and save the result. Raises
-        SourceError if they are too few."""
-        raise ConfigError(f"{self.options.kind}: this model cannot be trained.")
-
     def release_options(self, folder: Path) -> ProviderOptions:
         """The options that a release records. A file that the user may change is copied to `folder`
         first, and the options name the copy."""
@@ -208,6 +203,15 @@ class EmbeddingModel(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+class TrainableModel(EmbeddingModel):
+    """A model that is trained on the pipeline's own texts."""
+
+    @abstractmethod
+    def train(self, texts: Iterable[str]) -> None:
+        """Train on `texts`, read once, and save the result. Raises SourceError if they are too
+        few."""
 
 
 def check_reply(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vectors:

@@ -26,11 +26,11 @@ from embedding_pipelines.providers._word2vec_files import (
     parts,
 )
 from embedding_pipelines.providers.base import (
-    EmbeddingModel,
     InputType,
     Limits,
     ProviderOptions,
     Response,
+    TrainableModel,
 )
 from embedding_pipelines.providers.common.tokenizers import count_pieces
 from embedding_pipelines.space import Space
@@ -41,7 +41,7 @@ NO_WORD = "None of its words has a vector."
 MAX_TOKENS = 10_000  # means over more words are alike for all texts
 
 
-class Word2vecModel(EmbeddingModel):
+class Word2vecModel(TrainableModel):
     options: "Word2vec"
     resources = ("_words",)
 

@@ -11,6 +11,7 @@ from typing import Any
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.providers.base import TrainableModel
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
@@ -48,6 +49,7 @@ class Train(Step):
 
     def _train(self, run: Run) -> StepReport:
         texts, model = 0, run.model
+        assert isinstance(model, TrainableModel)
 
         def read() -> Iterator[str]:
             nonlocal texts

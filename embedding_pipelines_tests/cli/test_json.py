@@ -85,7 +85,7 @@ def _words(name: str, pipeline: str) -> Iterator[str]:
 
 
 def _check(command: Command, *words: str) -> None:
-    ended = command(*words, "--json")
+    ended = command(words[0], "--json", *words[1:])  # an option at the end would take it as value
     if ended.code == 2:
         assert ended.out == ""
         return
