@@ -121,3 +121,12 @@ def list_files(folder: Path, pattern: str) -> list[Path]:
 def delete(path: Path) -> None:
     """Delete a file, if it exists."""
     path.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; a line that a killed writer left torn stays alone on its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = path.read_bytes() if path.exists() else b""
+    end = "\n" if before and not before.endswith(b"\n") else ""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{end}{line}\n")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
-from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.files import append_line, read_json, write_json
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder
@@ -158,8 +158,4 @@ def append_history(folder: PipelineFolder, release: Release, usage: dict[str, fl
         "forced": release.forced,
         **usage,
     }
-    folder.quality.mkdir(parents=True, exist_ok=True)
-    before = folder.history.read_bytes() if folder.history.exists() else b""
-    torn = bool(before) and not before.endswith(b"\n")
-    with folder.history.open("a", encoding="utf-8") as file:
-        file.write(("\n" if torn else "") + json.dumps(line, ensure_ascii=False) + "\n")
+    append_line(folder.history, json.dumps(line, ensure_ascii=False))

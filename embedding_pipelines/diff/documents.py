@@ -7,7 +7,6 @@ import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,7 @@ class ReleaseTable:
     release: Release
     table: Table
     codec: CodecChain
-    home: Path
+    warehouse: Warehouse
 
     @property
     def space(self) -> Space:
@@ -101,7 +100,7 @@ def open_release(warehouse: Warehouse, release: Release) -> ReleaseTable:
     """A release's table and codec. Raises CompressionError if the codec is gone or damaged."""
     table = release.spec.store.table(warehouse.tables, release.table)
     path = warehouse.pipeline(release.spec.name).codecs / release.codec
-    return ReleaseTable(release, table, CodecChain.load(path), warehouse.home)
+    return ReleaseTable(release, table, CodecChain.load(path), warehouse)
 
 
 def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChanges:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from embedding_pipelines.diff.documents import ReleaseTable
-from embedding_pipelines.embedding.budget import BudgetTracker
+from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.files import read_json
 from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.run import Run
 from embedding_pipelines.search import nearest
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.storage.warehouse import PipelineFolder
@@ -106,14 +107,18 @@ def _vectors(
     missing = [text for text, key in keys.items() if key not in vectors]
     if missing:
         budget = BudgetTracker.of(release.spec.budget, release.spec.model)
-        with release.spec.model.open(table.home) as model:
+        with release.spec.model.open(table.warehouse.home) as model:
             require_same_space(
                 model.space,
                 space.id,
                 f"Release {release.number} of {release.spec.name!r}",
                 "The model has changed since this release; compare releases of the current model.",
             )
-            new = embed_all(missing, model, cache, input_type, budget).vectors
+            try:
+                new = embed_all(missing, model, cache, input_type, budget).vectors
+            finally:
+                usage, price = Usage(billed_tokens=budget.billed), release.spec.model.price
+                Run(release.spec, table.warehouse).add_usage(usage, price)
         vectors |= {keys[text]: vector for text, vector in zip(missing, new, strict=True)}
     return np.stack([vectors[keys[text]] for text in texts]), len(missing)
 

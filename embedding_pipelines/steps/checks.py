@@ -95,8 +95,9 @@ def run_checks(run: Run) -> CheckRecord:
         live=releases.get(releases.live),
         budget=BudgetTracker.of(run.spec.budget, run.spec.model),
     )
+    inputs = _inputs(run, state)  # before: who edits a file meanwhile gets it measured next time
     outcomes = evaluate(candidate)
-    record = CheckRecord(name, state.version, _inputs(run, state), candidate.metrics, outcomes)
+    record = CheckRecord(name, state.version, inputs, candidate.metrics, outcomes)
     write_json(run.folder.checks, asdict(record))
     return record
 

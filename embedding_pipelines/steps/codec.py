@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError
-from embedding_pipelines.files import write_json
+from embedding_pipelines.files import list_files, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.run import Run
@@ -92,7 +92,7 @@ def load_codec(run: Run) -> CodecChain:
 def codec_path(run: Run) -> Path | None:
     """The file of the codec in force for the pipeline's space, None if none was fitted yet."""
     key = fitted_for(run)
-    files = {path.name: path for path in run.folder.codecs.glob(f"{key}-*.npz")}
+    files = {path.name: path for path in list_files(run.folder.codecs, f"{key}-*.npz")}
     if in_force := files.get(_in_force(run).get(key, "")):
         return in_force
     return max(files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)

@@ -21,7 +21,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.embed import embed
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.errors import ConfigError
-from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.run import Run
@@ -164,7 +164,7 @@ def _await(run: Run, tags: set[str]) -> None:
     if tags:
         write_json(run.folder.batch_jobs, {"batches": sorted(tags)})
     else:
-        run.folder.batch_jobs.unlink(missing_ok=True)
+        delete(run.folder.batch_jobs)
 
 
 def retry_rejected(run: Run) -> int:
