@@ -114,7 +114,7 @@ class BatchJobs:
         """
         names = []
         for record in self.jobs():
-            job = self._submitted(record)
+            job = self._find_submitted(record)
             if job is None:
                 names.append(digest("".join(sorted(record.keys)).encode()).hex())
             elif self._state(job).has_ended:
@@ -129,7 +129,7 @@ class BatchJobs:
         """
         failures = []
         for record in self.jobs():
-            job = self._submitted(record)
+            job = self._find_submitted(record)
             if job is None:
                 self._forget(record)
                 continue
@@ -201,7 +201,7 @@ class BatchJobs:
             self._forget(job)
             raise
 
-    def _submitted(self, job: BatchJob) -> BatchJob | None:
+    def _find_submitted(self, job: BatchJob) -> BatchJob | None:
         """The job with its id; None if its process died before it was submitted."""
         if job.id is None:
             job = replace(job, id=self._retry(lambda: self._service.find(job.tag)))

@@ -45,7 +45,7 @@ COMPUTE_LOGS = {
 BUSY_SECONDS = 60  # another process writes one event at a time
 
 
-def made_instance_folder(home: Path) -> Path:
+def ensure_instance_folder(home: Path) -> Path:
     """The instance's folder; made, with a lean dagster.yaml, if it is not there."""
     folder = instance_folder(home)
     create_only(folder / "dagster.yaml", LEAN)
@@ -56,7 +56,7 @@ def made_instance_folder(home: Path) -> Path:
 def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     """The instance for a run in this process. `local_temp` is Dagster's public way to open one in a
     folder; nothing about it is temporary."""
-    folder = str(made_instance_folder(home))
+    folder = str(ensure_instance_folder(home))
     with (
         _quick_commits(instance_folder(home).resolve()),
         dg.DagsterInstance.local_temp(folder, overrides={"compute_logs": COMPUTE_LOGS}) as instance,
@@ -102,4 +102,4 @@ def _quick_commits(folder: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    print(made_instance_folder(home()))
+    print(ensure_instance_folder(home()))

@@ -36,7 +36,7 @@ class Evaluation(BaseModel):
     checks: dict[str, Effect] = {}
 
     @model_validator(mode="after")
-    def _known_names(self) -> Self:
+    def _check_names(self) -> Self:
         directed = [name for name, metric in METRICS.items() if metric.direction != "neither"]
         for name in self.require:
             if name not in directed:

@@ -47,7 +47,7 @@ class CheckRecord:
         return all(check.conclusive and not check.blocks for check in self.checks)
 
 
-class Checks(Step):
+class ChecksStep(Step):
     name = "checks"
     inputs = ("vector_store",)
     is_asset = False
@@ -133,4 +133,4 @@ def _inputs(run: Run, state: TableState) -> str:
 def _report(record: CheckRecord, changed: bool) -> StepReport:
     passed = sum(check.passed for check in record.checks)
     statistics = {"checks": len(record.checks), "passed": passed, **record.metrics}
-    return StepReport(Checks.name, changed, statistics)
+    return StepReport(ChecksStep.name, changed, statistics)

@@ -22,7 +22,7 @@ from embedding_pipelines.storage.warehouse import Manifest, Shards
 IDENTITY = ("document_id", DOCUMENT_DIGEST)
 
 
-class Chunks(Step):
+class ChunksStep(Step):
     name = "chunks"
     inputs = ("documents",)
     partitioned = True
@@ -101,7 +101,7 @@ def _write(run: Run, partition: str, cutter: Cutter) -> StepReport:
 
 def _report(manifest: Manifest, partition: str, changed: bool) -> StepReport:
     statistics = {**manifest.statistics, "size_bytes": manifest.size_bytes}
-    return StepReport(Chunks.name, changed, statistics, partition)
+    return StepReport(ChunksStep.name, changed, statistics, partition)
 
 
 def _identities(shards: Shards, partition: str) -> set[tuple[str, bytes]]:

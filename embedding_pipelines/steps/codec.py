@@ -24,7 +24,7 @@ from embedding_pipelines.steps.base import Option, Options, Reports, Step
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 
-class Codec(Step):
+class CodecStep(Step):
     name = "codec"
     inputs = ("embeddings",)
     description = (
@@ -72,10 +72,10 @@ def fit_codec(run: Run) -> StepReport:
         )
     codec = CodecChain.fit(spec.compression, lambda: _vectors(run, total), space.dimensions)
     # Its own id is in the name: a refitted codec never replaces one that a release names.
-    path = run.folder.codecs / f"{fitted_for(run)}-{codec.id[:16]}.npz"
+    path = run.folder.codecs / f"{codec_key(run)}-{codec.id[:16]}.npz"
     codec.save(path)
-    write_json(run.folder.codecs_in_force, {**_in_force(run), fitted_for(run): path.name})
-    return StepReport(Codec.name, True, _statistics(run, path))
+    write_json(run.folder.codecs_in_force, {**_in_force(run), codec_key(run): path.name})
+    return StepReport(CodecStep.name, True, _statistics(run, path))
 
 
 def load_codec(run: Run) -> CodecChain:
@@ -91,14 +91,14 @@ def load_codec(run: Run) -> CodecChain:
 
 def codec_path(run: Run) -> Path | None:
     """The file of the codec in force for the pipeline's space, None if none was fitted yet."""
-    key = fitted_for(run)
+    key = codec_key(run)
     files = {path.name: path for path in list_files(run.folder.codecs, f"{key}-*.npz")}
     if in_force := files.get(_in_force(run).get(key, "")):
         return in_force
     return max(files.values(), key=lambda path: (path.stat().st_mtime_ns, path.name), default=None)
 
 
-def fitted_for(run: Run) -> str:
+def codec_key(run: Run) -> str:
     """Identifies what a codec was fitted for: the compression and the space."""
     return fingerprint(*run.spec.compression, run.model.space.id)[:16]
 

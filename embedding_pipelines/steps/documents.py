@@ -53,7 +53,7 @@ class FileStatistics:
     notes: list[str] = field(default_factory=list)
 
 
-class Documents(Step):
+class DocumentsStep(Step):
     name = "documents"
     description = (
         "Canonical rows of the source in partitions. Unchanged files are skipped; bad records go "
@@ -92,7 +92,7 @@ def _compare(run: Run) -> tuple[list[SourceFile], dict[str, FileStatistics], Ste
     }
     is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
     if is_whole and len(unchanged) == len(files) == len(record):
-        return files, unchanged, StepReport(Documents.name, False, _statistics(record, 0))
+        return files, unchanged, StepReport(DocumentsStep.name, False, _statistics(record, 0))
     return files, unchanged, None
 
 
@@ -132,7 +132,7 @@ def write_documents(run: Run) -> StepReport:
     ordered = {file.name: files[file.name] for file in listed}
     _write_record(run, ordered, whole=True)
     statistics = _statistics(ordered, len(changed)) | {"written_partitions": written}
-    return StepReport(Documents.name, True, statistics)
+    return StepReport(DocumentsStep.name, True, statistics)
 
 
 def document_digest(text: str, metadata: dict[str, Any]) -> bytes:

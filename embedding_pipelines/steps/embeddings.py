@@ -32,7 +32,7 @@ from embedding_pipelines.storage.warehouse import Manifest, Shards, replace_rows
 from embedding_pipelines.vectors import to_column
 
 
-class Embeddings(Step):
+class EmbeddingsStep(Step):
     name = "embeddings"
     inputs = ("chunks", "train")
     partitioned = True
@@ -118,7 +118,7 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
         jobs = BatchJobs(run.warehouse.batch_jobs, model, run.cache, "document")
         _collect(run, jobs)
         pending, needed = jobs.pending_keys(), set[bytes]()
-        awaited = _awaited(run)
+        awaited = _pending_jobs(run)
 
         def misses() -> Iterator[tuple[bytes, str, int]]:
             shards, columns = run.folder.chunks, ["text", "tokens"]
@@ -130,7 +130,7 @@ def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
                         yield key, text, tokens
 
         try:
-            jobs.submit(misses(), budget, lambda tag: _await(run, _awaited(run) | {tag}))
+            jobs.submit(misses(), budget, lambda tag: _await(run, _pending_jobs(run) | {tag}))
         finally:  # what was handed over has to be collected, however this ended
             running = {job.tag: set(map(bytes.fromhex, job.keys)) for job in jobs.jobs()}
             mine = {tag for tag, keys in running.items() if not needed.isdisjoint(keys)}
@@ -151,15 +151,15 @@ def _collect(run: Run, jobs: BatchJobs) -> None:
         run.progress.note(f"Collected from batch jobs: {jobs.billed_tokens:,} tokens.")
 
 
-def _awaited(run: Run) -> set[str]:
+def _pending_jobs(run: Run) -> set[str]:
     """Tags of the batch jobs that the pipeline waits for: its sensor asks for a run when one has
     ended."""
     return set((read_json(run.folder.batch_jobs) or {"batches": []})["batches"])
 
 
 def _await(run: Run, tags: set[str]) -> None:
-    """Replace what `_awaited` returns, while the warehouse's `batch_jobs_lock` is held."""
-    if tags == _awaited(run):  # the file's time tells the sensor when to ask again
+    """Replace what `_pending_jobs` returns, while the warehouse's `batch_jobs_lock` is held."""
+    if tags == _pending_jobs(run):  # the file's time tells the sensor when to ask again
         return
     if tags:
         write_json(run.folder.batch_jobs, {"batches": sorted(tags)})
@@ -226,7 +226,7 @@ def _write(
     report = _statistics(manifest, usage, usd if price else None) | {"space": str(model.space)}
     if usage.embedded and model.computed_by:
         report["computed_by"] = model.computed_by
-    return StepReport(Embeddings.name, True, report, partition)
+    return StepReport(EmbeddingsStep.name, True, report, partition)
 
 
 def _rejected_rows(partition: str, part: EmbeddedBatch) -> pa.RecordBatch:

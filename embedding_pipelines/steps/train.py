@@ -17,7 +17,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
 
 
-class Train(Step):
+class TrainStep(Step):
     name = "train"
     inputs = ("chunks",)
     description = "Trained once on the pipeline's own chunks, and again when its options change."

@@ -52,7 +52,7 @@ class Difference:
     unchanged: int
 
 
-class VectorStore(Step):
+class VectorStoreStep(Step):
     name = "vector_store"
     inputs = ("chunks", "embeddings", "codec")
     description = "The searchable table, brought up to date by row differences, and its index."
@@ -115,7 +115,7 @@ def update_vector_store(run: Run) -> StepReport:
     state = TableState(name, version, shards, trained, run.spec.store.layout, table.rows(), before)
     write_json(run.folder.table_state, asdict(state))
     statistics = _statistics(table, state, codec, added, len(remove))
-    return StepReport(VectorStore.name, True, statistics)
+    return StepReport(VectorStoreStep.name, True, statistics)
 
 
 def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:

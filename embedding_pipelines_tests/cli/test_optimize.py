@@ -10,7 +10,7 @@ from embedding_pipelines.cli import optimize as cli_optimize
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
-from embedding_pipelines.steps.codec import codec_path, fitted_for
+from embedding_pipelines.steps.codec import codec_key, codec_path
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, write_csv
 from embedding_pipelines_tests.commands import Command
@@ -121,7 +121,7 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     said = command("optimize", "p", "--method", "pca", "--dimensions", "48")
     assert said.code == 1
     assert "required_metrics_hold" in said.err
-    fitted = fitted_for(run_of(built, "p"))
+    fitted = codec_key(run_of(built, "p"))
     assert len(list(context.folder.codecs.glob(f"{fitted}-*.npz"))) == 2
     assert codec_path(context) == before
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
-from embedding_pipelines.orchestration.instance import made_instance_folder
+from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines_tests.orchestration.support import (
     PARTITIONS,
     environment,
@@ -37,7 +37,7 @@ class Project:
 
     def dg(self, *words: str, code: int = 0) -> str:
         """What a command printed; it must have ended with `code`."""
-        instance = made_instance_folder(self.home)
+        instance = ensure_instance_folder(self.home)
         done = subprocess.run(
             [str(Path(sys.executable).with_name("dg")), *words],
             env=environment(self.home, DAGSTER_HOME=str(instance), PYTHONPATH=str(self.root)),

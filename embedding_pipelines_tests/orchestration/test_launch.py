@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from embedding_pipelines.errors import BusyError
-from embedding_pipelines.orchestration.instance import made_instance_folder, open_instance
+from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
 from embedding_pipelines_tests.orchestration.support import (
@@ -147,13 +147,13 @@ def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_
         with engine.connect() as connection:
             return connection.execute(text("PRAGMA synchronous")).scalar()
 
-    own, other_program = made_instance_folder(home) / "any.db", home / "any.db"
+    own, other_program = ensure_instance_folder(home) / "any.db", home / "any.db"
     waits = synchronous(own)
     with open_instance(home):
         assert (waits, synchronous(own), synchronous(other_program)) == (2, 1, 2)
     assert synchronous(own) == waits
     run_id = run_pipeline(home, spec, Silent()).run_id
-    folder = str(made_instance_folder(home))
+    folder = str(ensure_instance_folder(home))
     with dg.DagsterInstance.local_temp(folder) as other:  # as the web interface reads it
         kinds = Counter(
             entry.dagster_event_type for entry in other.all_logs(run_id) if entry.dagster_event

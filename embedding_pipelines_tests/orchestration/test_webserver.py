@@ -22,7 +22,7 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from dagster_webserver.app import create_app_from_workspace_process_context
 from starlette.testclient import TestClient
 
-from embedding_pipelines.orchestration.instance import made_instance_folder
+from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines_tests.orchestration.support import (
     PARTITIONS,
@@ -103,7 +103,7 @@ def dagster_dev(home: Path) -> Iterator[Ask]:
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, "dev", "-w", str(WORKSPACE), "-h", "127.0.0.1", "-p", str(port)],
-            env=environment(home, DAGSTER_HOME=str(made_instance_folder(home))),
+            env=environment(home, DAGSTER_HOME=str(ensure_instance_folder(home))),
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.steps.chunks import Chunks
+from embedding_pipelines.steps.chunks import ChunksStep
 from embedding_pipelines.steps.documents import write_documents
 from embedding_pipelines_tests.chain import run_of, write_pipeline
 from embedding_pipelines_tests.corpora import OWN, long_texts, own_and
@@ -46,7 +46,7 @@ def test_every_chunk_fits_and_no_text_is_lost(home: Path, name: str) -> None:
 
     covered = dict.fromkeys(documents, 0)  # how far a document's chunks have come
     for partition in context.spec.partition_names:
-        list(Chunks().work(context, [partition]))
+        list(ChunksStep().work(context, [partition]))
         for batch in context.folder.chunks.read(partition):
             rows = batch.to_pylist()
             counts = [

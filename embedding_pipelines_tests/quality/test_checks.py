@@ -26,7 +26,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.space import Space
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.checks import Checks, current_checks
+from embedding_pipelines.steps.checks import ChecksStep, current_checks
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Shards
@@ -510,7 +510,7 @@ def test_what_is_held_back_is_not_taken_for_unchanged(released: Path) -> None:
     write(released, "evaluation: {require: {known_item_mrr: 1.5}}\n")
     context = run_of(released, "p")
     assert failed(checks_of(context)) == ["required_metrics_hold"]
-    assert Checks().current(context) is None
+    assert ChecksStep().current(context) is None
 
 
 def test_one_wrong_partition_of_four_is_stopped(released: Path) -> None:

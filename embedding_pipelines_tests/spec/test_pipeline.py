@@ -21,7 +21,7 @@ from embedding_pipelines.spec.pipeline import (
     partition_of,
 )
 from embedding_pipelines.steps.chunks import _configuration
-from embedding_pipelines.steps.codec import fitted_for
+from embedding_pipelines.steps.codec import codec_key
 from embedding_pipelines.steps.documents import source_configuration
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -93,7 +93,7 @@ def configurations(spec: PipelineSpec) -> dict[str, str]:
         "documents": source_configuration(run),
         "chunks": _configuration(run),
         "embeddings": run.model.space.id,
-        "codec": fitted_for(run),
+        "codec": codec_key(run),
         "vector_store": spec.store.layout,
     }
 

@@ -14,8 +14,8 @@ from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
-from embedding_pipelines.steps.chunks import Chunks
-from embedding_pipelines.steps.codec import Codec, codec_path, fit_codec, fitted_for, load_codec
+from embedding_pipelines.steps.chunks import ChunksStep
+from embedding_pipelines.steps.codec import CodecStep, codec_key, codec_path, fit_codec, load_codec
 from embedding_pipelines.steps.vector_store import update_vector_store
 from embedding_pipelines_tests.chain import (
     live_rows,
@@ -53,7 +53,7 @@ def fitted(home: Path, compression: str, again: bool = False) -> Passes:
     seen = Passes()
     run = run_of(home, "p")
     run.progress = seen
-    list(Codec().work(run, [], {"refit": again}))
+    list(CodecStep().work(run, [], {"refit": again}))
     return seen
 
 
@@ -167,13 +167,13 @@ def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(h
     context, first, second = two_codecs(home)
     pointer = context.folder.codecs / "current.json"
     assert first != second
-    assert read_json(pointer) == {fitted_for(context): second.name}
-    pointer.write_text(f'{{"{fitted_for(context)}": "{first.name}"}}')
+    assert read_json(pointer) == {codec_key(context): second.name}
+    pointer.write_text(f'{{"{codec_key(context)}": "{first.name}"}}')
     assert codec_path(context) == first
     for damaged in (
         "{half",
         "[]",
-        f'{{"{fitted_for(context)}": 3}}',
+        f'{{"{codec_key(context)}": 3}}',
         '{"other": "file.npz"}',
         "{}",
         None,
@@ -275,7 +275,7 @@ def test_steps_out_of_order_say_which_one_is_missing(home: Path) -> None:
     with pytest.raises(
         StoreError, match="'b00' of 'p' has no documents: materialize 'documents' first"
     ):
-        list(Chunks().work(context, ["b00"]))
+        list(ChunksStep().work(context, ["b00"]))
     run_steps(home, "p")
     (context.folder.embeddings.folder / "b01.json").unlink()
     with pytest.raises(StoreError, match="partition 'b01' has never been embedded"):

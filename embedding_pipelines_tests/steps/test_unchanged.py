@@ -12,7 +12,7 @@ import pytest
 
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import write_json
-from embedding_pipelines.orchestration.instance import made_instance_folder
+from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.steps.chain import up_to_date
@@ -37,7 +37,7 @@ def built(home: Path) -> Path:
     for rows in (40, 50):
         write_csv(home, "a.csv", [(n, f"text number {n}", "x") for n in range(rows)])
         run_steps(home, "p")
-    made_instance_folder(home)
+    ensure_instance_folder(home)
     write_json(Warehouse(home).pipeline("p").last_run, {"instance": str(instance_folder(home))})
     return home
 
