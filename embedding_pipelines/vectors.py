@@ -1,12 +1,13 @@
 """Arithmetic on a matrix of vectors: unit length, cosines, conversion from and to Arrow columns."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+Distance = Literal["cosine", "hamming"]
 
 SMALLEST = 1e-30  # a sum of squares that float32 holds to its last digit
 

@@ -22,11 +22,10 @@ from pydantic import Field
 from embedding_pipelines import plugins, schemas
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_atomic
-from embedding_pipelines.vectors import Vectors, unit
+from embedding_pipelines.vectors import Distance, Vectors, unit
 
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
-Metric = Literal["cosine", "hamming"]
 
 # Bytes of one number; of binary, those of eight bits.
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1, "binary": 1}
@@ -80,7 +79,7 @@ class Codec(ABC):
 
     kind: ClassVar[str]
     dtype: ClassVar[Dtype] = "float32"
-    metric: ClassVar[Metric] = "cosine"
+    metric: ClassVar[Distance] = "cosine"
     # Makes the rescoring vectors: finer codes of the same vectors, stored beside the codes.
     rescoring_codec: "Codec | None" = None
     oversample: int = 1  # how many times k candidates a search rescores

@@ -58,7 +58,7 @@ class State:
     refusals: int = 0  # in a row
 
     def look(self, now: float) -> None:
-        """All times move with a clock that was set back: nobody waits until it is as late again."""
+        """If the clock was set back, shift all times with it, so that nobody waits for the old one."""
         back = self.seen_at - now
         if back > CLOCK_SECONDS:
             for name in ("next_at", "tokens_at", "paused_until", "lowered_at", "window_start"):
@@ -90,11 +90,11 @@ class State:
             self.pace += growth * self.ceiling / self.pace
 
     def refuse(self, now: float, sent_at: float, pause: float) -> bool:
-        """A request that went out at `sent_at` was told to come later; whether that was news."""
+        """Record a 429 or 503 to a request sent at `sent_at`; whether it is new."""
         # A window may have begun just now.
         successes = max(self.window_successes, self.last_successes)
         if not self.pace and not successes:
-            # Nobody knows what it can do: it is asked again, ever more seldom.
+            # Nobody knows what it can do: it gets requests again, ever more seldom.
             news = now >= self.paused_until
             self.refusals += news
             pause = max(pause, 0.5 * (2 ** min(self.refusals - 1, LONGEST_GUESS) - 1))
@@ -155,8 +155,8 @@ class Limiter:
             state.succeed(state.seen_at)
 
     def record_refusal(self, sent_at: float, retry_after_seconds: float | None) -> bool:
-        """A request that went out at `sent_at` (seconds since the epoch) was told to come later;
-        whether that is news to all who share the key."""
+        """Record a 429 or 503 to a request sent at `sent_at`, in seconds since the epoch; whether
+        it is new to all who share the key."""
         pause = PAUSE_SECONDS if retry_after_seconds is None else retry_after_seconds
         with self._state() as state:
             return state.refuse(state.seen_at, sent_at, min(pause, LONGEST_PAUSE_SECONDS))

@@ -59,12 +59,12 @@ class Changes:
 
 
 def changed(
-    listing: Listing, read: Listing, settings: str, cursor: str | None
+    listing: Listing, read: Listing, options: str, cursor: str | None
 ) -> tuple[Changes, str]:
     """Compare the files there are with the files that were last read.
 
     The cursor remembers for what a run was last asked, and how many were asked for: the same files
-    with the same settings ask once, even if that run fails; files that go and come back ask again,
+    with the same options ask once, even if that run fails; files that go and come back ask again,
     and so does a corrected pipeline file.
     """
     last, count = json.loads(cursor) if cursor else (None, 0)
@@ -76,7 +76,7 @@ def changed(
     changes = Changes(new, modified, deleted)
     if changes.is_empty:
         return changes, json.dumps([None, count])
-    version = listing_version(listing, settings)
+    version = listing_version(listing, options)
     if version == last:
         return changes, json.dumps([last, count])
     return replace(changes, run_key=f"{version}:{count + 1}"), json.dumps([version, count + 1])

@@ -60,6 +60,6 @@ def listing_of(files: Sequence[SourceFile]) -> Listing:
     return {file.name: file.stamp for file in files}
 
 
-def listing_version(listing: Listing, settings: str = "") -> str:
+def listing_version(listing: Listing, options: str = "") -> str:
     """A digest of the files' names, sizes and times, and of the options they are read with."""
-    return digest(json.dumps(sorted(listing.items())).encode(), settings.encode()).hex()
+    return digest(json.dumps(sorted(listing.items())).encode(), options.encode()).hex()

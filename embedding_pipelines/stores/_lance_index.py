@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.stores.base import Metric
+from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
@@ -49,7 +49,7 @@ MAX_DEAD_SHARE = 0.2  # of the rows on disk
 
 
 def update_index(
-    table: Lance, kind: IndexKind, metric: Metric, index_rows: int, trained_rows: int
+    table: Lance, kind: IndexKind, metric: Distance, index_rows: int, trained_rows: int
 ) -> int:
     """Train, keep or drop the index of a table's vectors; returns on how many rows it was trained.
 
@@ -85,7 +85,7 @@ def compact(table: Lance) -> None:
         table.optimize(cleanup_older_than=_age_of_oldest_tag(table), delete_unverified=True)
 
 
-def _config(lance_kind: str, metric: Metric, dimensions: int) -> Any:
+def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
     from lancedb import index
 
     config = getattr(index, lance_kind.replace("IvfHnsw", "Hnsw"))  # the one of another name

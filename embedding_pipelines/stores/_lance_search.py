@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.stores._lance import lancedb, quote_name, short, wait
-from embedding_pipelines.stores.base import Metric
-from embedding_pipelines.vectors import to_matrix, unit
+from embedding_pipelines.vectors import Distance, to_matrix, unit
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncQueryBase
@@ -48,7 +47,7 @@ class Snapshot:
         self,
         vector: NDArray[np.generic],
         k: int,
-        metric: Metric,
+        metric: Distance,
         filter: str | None,
         columns: list[str],
         refine: int | None,

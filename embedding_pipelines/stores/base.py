@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.plugins import Choice
-
-Metric = Literal["cosine", "hamming"]
+from embedding_pipelines.vectors import Distance
 
 # The Arrow types of the numbers in a code; a binary one holds eight bits.
 NUMBER_TYPES: dict[str, pa.DataType] = {
@@ -42,7 +40,7 @@ class Table(ABC):
         """
 
     @abstractmethod
-    def index(self, metric: Metric, trained_rows: int) -> int:
+    def index(self, metric: Distance, trained_rows: int) -> int:
         """Finish this version: merge small files, update the vector index that the store's options
         name if the table is large enough for one, and remove old versions that have no tag.
 
@@ -67,7 +65,7 @@ class Table(ABC):
         self,
         vector: NDArray[np.generic],
         k: int,
-        metric: Metric,
+        metric: Distance,
         filter: str | None,
         version: int,
         rescoring: bool = False,

@@ -20,7 +20,8 @@ from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._lance import quote_text, record_failure, short
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, compact, update_index
 from embedding_pipelines.stores._lance_search import Snapshot, filter_error, open_snapshot
-from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Metric, Store, Table
+from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
+from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
@@ -150,7 +151,7 @@ class LanceTable(Table):
                 f"Table {self.name!r} in {self.folder} cannot be written: {short(error)}"
             ) from error
 
-    def index(self, metric: Metric, trained_rows: int) -> int:
+    def index(self, metric: Distance, trained_rows: int) -> int:
         table, options = self._open(), self.options
         trained_rows = update_index(table, options.index, metric, options.index_rows, trained_rows)
         compact(table)
@@ -180,7 +181,7 @@ class LanceTable(Table):
         self,
         vector: NDArray[np.generic],
         k: int,
-        metric: Metric,
+        metric: Distance,
         filter: str | None,
         version: int,
         rescoring: bool = False,
