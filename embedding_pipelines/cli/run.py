@@ -102,7 +102,8 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
 def plan(names: Names = None) -> Outcomes:
     """Say what a run would do, cost and take.
 
-    It reads and cuts documents in a copy. It calls no provider and changes nothing.
+    It reads and cuts documents in a copy, in the system's temporary folder. It embeds nothing and
+    changes nothing; a service may be asked once which model it serves.
     """
     from embedding_pipelines.plan import plan as make_plan
 
