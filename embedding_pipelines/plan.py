@@ -135,7 +135,7 @@ def _seconds(run: Run, result: Plan) -> float | None:
     manifests = run.folder.embeddings.manifests(run.spec.partition_names)
     rates = [entry.statistics.get("tokens_per_second") for entry in manifests]
     stated: float | None = getattr(run.spec.model, "requests_per_minute", None)
-    seconds = [60 * result.requests / stated] if stated else []
-    if any(rates):
-        seconds.append(result.tokens / median(filter(None, rates)))
-    return round(max(seconds), 1) if seconds else None
+    slowest = 60 * result.requests / stated if stated else 0.0
+    if not any(rates):
+        return round(slowest, 1) or None
+    return round(max(slowest, result.tokens / median(filter(None, rates))), 1)

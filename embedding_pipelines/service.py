@@ -18,6 +18,7 @@ from embedding_pipelines.embedding.embed import count_tokens, embed_all
 from embedding_pipelines.environment import home as home_of_environment
 from embedding_pipelines.errors import BadInput, ConfigError
 from embedding_pipelines.metrics.similarity import cosine_similarity
+from embedding_pipelines.once import once
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, ProviderOptions
@@ -66,14 +67,20 @@ class EmbeddingService:
         secrets: Mapping[str, str] = NO_SECRETS,
     ) -> None:
         self.config, self.home = config or EmbeddingConfig(), home or home_of_environment()
-        self.cache: EmbeddingCache | None = None
         self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        resources = contextlib.ExitStack()
-        resources.callback(self.model.close)
-        if self.config.cache_enabled:
-            self.cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
-            resources.enter_context(self.cache)  # opening it for each call would cost more
-        self.close = weakref.finalize(self, resources.close)
+        self._given_cache = cache
+        self._resources = contextlib.ExitStack()  # the model, and the cache from its first use on
+        self._resources.callback(self.model.close)
+        self.close = weakref.finalize(self, self._resources.close)
+
+    @once
+    def cache(self) -> EmbeddingCache | None:
+        """The open cache, until the service is closed; None if the configuration turns it off."""
+        if not self.config.cache_enabled:
+            return None
+        cache = self._given_cache
+        cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
+        return self._resources.enter_context(cache)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
         """float32[d]; raises as `embed_batch`."""

@@ -457,6 +457,12 @@ def test_without_a_cache_nothing_is_kept_or_known(server: WireServer, home: Path
     assert not list(home.iterdir())
 
 
+def test_a_service_that_embeds_nothing_writes_nothing(server: WireServer, home: Path) -> None:
+    with service(server) as idle:
+        assert idle.model.space.dimensions == 64
+    assert not list(home.iterdir())
+
+
 def test_a_cache_may_be_elsewhere(server: WireServer, home: Path, tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path / "own" / "vectors.sqlite")
     found = service(server, cache=cache)

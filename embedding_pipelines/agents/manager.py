@@ -96,9 +96,11 @@ def build_embeddings_from_model_item(
     parameters = inspect.signature(cls).parameters
     if "selection_query" in parameters:
         arguments["selection_query"] = item.llm_selection_query
-    for name in sorted(arguments.keys() - parameters.keys()):
+    if unknown := sorted(arguments.keys() - parameters.keys()):
         allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
-        raise ConfigError(f"{where}: llm_parameters.{name} is unknown; write one of {allowed}.")
+        raise ConfigError(
+            f"{where}: llm_parameters.{unknown[0]} is unknown; write one of {allowed}."
+        )
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ConfigError(f"{where}: llm_parameters.{name} is missing.")

@@ -225,7 +225,8 @@ class CodecChain:
         last = codecs[-1] if codecs else _Identity(input_dimensions, input_dimensions)
         self.dimensions = last.dimensions
         self.dtype, self.metric = last.dtype, last.metric
-        self.rescoring_codec, self.oversample = last.rescoring_codec, last.oversample
+        self.rescoring_codec = last.rescoring_codec  # None if the chain has none
+        self.oversample = last.oversample  # times k candidates a search rescores; 1 without a codec
         self.bytes_per_vector = last.bytes_per_vector  # of a code and its rescoring vector
 
     @classmethod
@@ -270,7 +271,10 @@ class CodecChain:
         return codes
 
     def decode(self, codes: Codes) -> Vectors:
-        """The best guess at the vectors before the chain, float32[n, input_dimensions]."""
+        """The best guess at the vectors before the chain, float32[n, input_dimensions]. Raises
+        CompressionError for codes of another shape."""
+        if not self.codecs:
+            return check_vectors(codes, self.input_dimensions, "compression.decode")
         for codec in reversed(self.codecs):
             codes = codec.decode(codes)
         return codes

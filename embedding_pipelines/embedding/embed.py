@@ -106,13 +106,17 @@ def embed_all(
     """
     count, size = len(texts), model.space.dimensions
     whole = Embeddings(np.empty((count, size), np.float32), {}, Usage())
-    counts = count_tokens(texts, model.tokenizer) if tokens is None else tokens
-    columns = [pa.array(list(texts), pa.string()), pa.array(counts, pa.int32())]
-    rows = pa.RecordBatch.from_arrays(columns, ["text", "tokens"])
     starts = range(0, count, BATCH_TEXTS)
-    batches = (rows.slice(first, BATCH_TEXTS) for first in starts)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for first in starts:
+            part = slice(first, first + BATCH_TEXTS)
+            counts = count_tokens(texts[part], model.tokenizer) if tokens is None else tokens[part]
+            columns = {"text": list(texts[part]), "tokens": pa.array(counts, pa.int32())}
+            yield pa.RecordBatch.from_pydict(columns)
+
     with EmbeddingCache(IN_MEMORY) if cache is None else cache as store:
-        parts = embed(batches, model, store, input_type, lambda _: None, budget, limits=limits)
+        parts = embed(batches(), model, store, input_type, lambda _: None, budget, limits=limits)
         for first, part in zip(starts, parts, strict=True):
             whole.vectors[first : first + len(part.vectors)] = part.vectors
             whole.rejected |= {first + row: reason for row, reason in part.rejected.items()}

@@ -36,7 +36,10 @@ def look_up(
     space_id = space.id if space else ""
     for batch in batches:
         texts = zip(batch["text"].to_pylist(), batch["tokens"].to_pylist(), strict=True)
-        keyed = {cache.key(space_id, input_type, text): (text, tokens) for text, tokens in texts}
+        keyed = {
+            cache.key(space_id, input_type, text): (text, tokens)
+            for text, tokens in dict(texts).items()
+        }
         new = {key: text for key, text in keyed.items() if key not in earlier}
         earlier.update(new)
         hits = cache.get_many(list(new), space.dimensions) if space else {}

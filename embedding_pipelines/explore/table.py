@@ -1,5 +1,6 @@
 """The live release of a pipeline as rows that other tools take: ids, text, metadata and vectors."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -70,15 +71,20 @@ class LiveTable:
         exact = vectors == "exact" and bool(self.codec.codecs)  # else the table holds them
         source = ["chunk_id", "text"] if exact else [VECTOR] if vectors else []
         stored = list(dict.fromkeys([*names, *source]))
-        for batch in self.table.scan(stored, version=self.release.version):
-            if not batch.num_rows:
-                continue
-            arrays = [batch[name] for name in names]
-            if vectors:
-                decode = self.codec.decode
-                matrix = self._exact(batch) if exact else decode(to_matrix(batch[VECTOR]))
-                arrays.append(to_column(matrix, schema.field(VECTOR).type))
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        cache = EmbeddingCache(self.warehouse.cache)
+        with cache if exact else contextlib.nullcontext():
+            for batch in self.table.scan(stored, version=self.release.version):
+                if not batch.num_rows:
+                    continue
+                arrays = [batch[name] for name in names]
+                if vectors:
+                    matrix = (
+                        self._exact(batch, cache)
+                        if exact
+                        else self.codec.decode(to_matrix(batch[VECTOR]))
+                    )
+                    arrays.append(to_column(matrix, schema.field(VECTOR).type))
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def sample(
         self, rows: int, vectors: Kind, columns: Sequence[str]
@@ -95,9 +101,8 @@ class LiveTable:
             done += batch.num_rows
         return numbers, pa.Table.from_batches(parts, self.schema(vectors, columns))
 
-    def _exact(self, batch: pa.RecordBatch) -> Vectors:
+    def _exact(self, batch: pa.RecordBatch, cache: EmbeddingCache) -> Vectors:
         """float32[n, d] that the texts of a batch were embedded to."""
-        cache = EmbeddingCache(self.warehouse.cache)
         keys = [cache.key(self.space.id, "document", text) for text in batch["text"].to_pylist()]
         vectors = cache.get_many(list(dict.fromkeys(keys)), self.space.dimensions)
         for name, key in zip(batch["chunk_id"].to_pylist(), keys, strict=True):

@@ -29,7 +29,7 @@ class Loss(NamedTuple):
 
 
 def lower_bound(values: Numbers, confidence: float = 0.95) -> float:
-    """The number, from 0 to their mean, that the true mean of values in [0, 1] exceeds, one-sided.
+    """The number, from 0 to their mean, that the true mean of n >= 1 values in [0, 1] exceeds, one-sided.
 
     A mean m is ruled out if somebody who bets against "the mean is m at most" would have multiplied
     a capital of 1 to 1 / (1 - confidence): if m were right, that would happen with a probability of

@@ -90,10 +90,12 @@ class ExactSearch:
 
 
 def recall(hits: Sequence[Sequence[Any]], exact: Neighbours, k: int = K) -> Vectors:
-    """Of each query, the share float32[q] of its k exact nearest that are among its first k `hits`.
+    """Of each query, the share float32[q], in [0, 1], of its k exact nearest that are among its
+    first k `hits`.
 
-    Whatever is as near as the k-th counts as well, as far as `exact` holds it. A query that has
-    nothing to find lost nothing: 1. Raises ValueError for other numbers of queries.
+    Whatever is as near as the k-th counts as well, as far as `exact` holds it: search for 2 k
+    places where many vectors are the same. A query that has nothing to find lost nothing: 1.
+    Raises ValueError for other numbers of queries.
     """
     ids, cosines = exact
     if not len(hits) == len(ids) == len(cosines):

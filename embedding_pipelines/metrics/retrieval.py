@@ -22,12 +22,13 @@ NAMES = {  # as this project calls them; as ir-measures does, and what they say
 def values_by_query(
     rankings: Mapping[str, Mapping[str, float]], qrels: Qrels
 ) -> dict[str, dict[str, float]]:
-    """By query with a relevant document, the four of NAMES, each in [0, 1].
+    """By query with a relevant document, the four keys of NAMES, each in [0, 1].
 
     `rankings` have the score of each document that a query's search returned; equal scores are
     ordered by document id, as trec_eval does. `qrels` have each judged document's relevance: 1 and
-    more is relevant. A query without a ranking counts 0; one that no document answers is left out.
-    Raises ValueError if no query is left, or a relevance is no whole number.
+    more is relevant, and nDCG's gain is the number itself. A query without a ranking counts 0; one
+    that no document answers is left out. Raises ValueError if no query is left, or a relevance is
+    no whole number.
     """
     ir_measures = need("ir_measures", "evaluation")
     answerable: dict[str, dict[str, int]] = {}
@@ -58,8 +59,8 @@ def _ndcg_by_query(evidence: Evidence) -> dict[str, float]:
     return {evidence.query_ids[query]: value["ndcg_at_10"] for query, value in values.items()}
 
 
-def _mean(name: str, by_query: ByQuery | None = None) -> Metric:
-    """The mean of one of NAMES over the queries."""
+def _mean_metric(name: str, by_query: ByQuery | None = None) -> Metric:
+    """The metric that is the mean over the queries of a measure, a key of NAMES."""
 
     def measure(evidence: Evidence) -> float | None:
         values = [value[name] for value in evidence.once(_values).values()]
@@ -68,7 +69,7 @@ def _mean(name: str, by_query: ByQuery | None = None) -> Metric:
     return Metric(name, "higher", "share", NAMES[name][1], measure, by_query)
 
 
-ndcg_at_10 = _mean("ndcg_at_10", _ndcg_by_query)
-judged_recall_at_10 = _mean("judged_recall_at_10")
-judged_recall_at_100 = _mean("judged_recall_at_100")
-mrr_at_10 = _mean("mrr_at_10")
+ndcg_at_10 = _mean_metric("ndcg_at_10", _ndcg_by_query)
+judged_recall_at_10 = _mean_metric("judged_recall_at_10")
+judged_recall_at_100 = _mean_metric("judged_recall_at_100")
+mrr_at_10 = _mean_metric("mrr_at_10")

@@ -42,7 +42,8 @@ def find_most_similar(
     query_embedding: Numbers, document_embeddings: Numbers, top_k: int = 5
 ) -> list[tuple[int, float]]:
     """Row and cosine of the `top_k` rows of `document_embeddings` [n, d] that are nearest to
-    `query_embedding` [d], the nearest first, of equals the earlier row; all if there are fewer."""
+    `query_embedding` [d], the nearest first, of equals the earlier row; all if there are fewer.
+    Raises ValueError for `top_k` below 1."""
     documents, query = np.asarray(document_embeddings), np.asarray(query_embedding)
     if documents.ndim != 2 or query.shape != documents.shape[1:]:
         raise ValueError(

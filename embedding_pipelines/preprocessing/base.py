@@ -115,10 +115,10 @@ def _batch(
         columns["tokens"].append(piece.tokens)
         columns["truncated"].append(whole and piece.end < len(texts[row].rstrip()))
         columns["chunk_digest"].append(schemas.digest(text.encode(), start, end, values[row]))
-    copied = group.select(["document_id", schemas.DOCUMENT_DIGEST, *names])
-    copied = copied.take(pa.array([row for row, _ in rows], pa.int64()))
+    of_documents = group.select(["document_id", schemas.DOCUMENT_DIGEST, *names])
+    of_rows = of_documents.take(pa.array([row for row, _ in rows], pa.int64()))
     return pa.RecordBatch.from_pydict(
-        columns | {name: copied[name] for name in copied.schema.names},
+        columns | {name: of_rows[name] for name in of_rows.schema.names},
         schema=pa.schema([*schemas.CHUNK_COLUMNS.items(), *metadata]),
     )
 

@@ -86,7 +86,9 @@ class Cutter:
         capacity = max(1, self._limit - self._special - self._first_word_mark())
         # The library requires an overlap below the capacity.
         overlap = min(chunk.overlap, capacity - 1) if chunk else 0
-        self._splitter = TextSplitter.from_callback(self._size, capacity, overlap)
+        # Not a method of the cutter: Python cannot free a cycle through the library's splitter.
+        self._sizes = _Sizes()
+        self._splitter = TextSplitter.from_callback(self._sizes, capacity, overlap)
 
     def cut(self, texts: Sequence[str]) -> list[list[Piece]]:
         """The pieces of each text in order, `start` and `end` rising; none for white space.
@@ -148,7 +150,7 @@ class Cutter:
             last = bisect_left(starts, begin) + size
             end = ends[last] if last < len(ends) else len(text)
             window = text[begin:end]
-            self._window = window, begin, starts, ends  # for `_size`
+            self._sizes.open(window, begin, starts, ends)
             chunks = self._splitter.chunk_indices(window)
             cuts = [(begin + at, begin + at + len(piece)) for at, piece in chunks]
             if end == len(text):
@@ -198,17 +200,22 @@ class Cutter:
         one, two = (self._tokens(text) - self._special for text in ("字", "字字"))
         return int(2 * one > two)
 
-    def _size(self, piece: str) -> int:
-        """The tokens of a slice of the window, by the offsets of the whole text's encoding.
-
-        The splitter passes the slice, not its place; wherever it stands, it has the same tokens.
-        """
-        window, begin, starts, ends = self._window
-        at = begin + window.index(piece)
-        return bisect_left(starts, at + len(piece)) - bisect_right(ends, at)
-
     def _tokens(self, text: str) -> int:
         return len(self._tokenizer.encode(text))
+
+
+class _Sizes:
+    """The size in tokens of a slice of one window, from the offsets of the whole text's encoding.
+
+    The splitter passes the slice, not its place; wherever it stands, it has the same tokens.
+    """
+
+    def open(self, window: str, begin: int, starts: Sequence[int], ends: Sequence[int]) -> None:
+        self._window, self._begin, self._starts, self._ends = window, begin, starts, ends
+
+    def __call__(self, piece: str) -> int:
+        at = self._begin + self._window.index(piece)
+        return bisect_left(self._starts, at + len(piece)) - bisect_right(self._ends, at)
 
 
 def _seam(text: str, start: int) -> int:

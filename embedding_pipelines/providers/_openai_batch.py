@@ -23,6 +23,7 @@ ENDED = {"failed", "completed", "expired", "cancelled"}
 NOT_PROCESSED = "batch_"
 PAGE, PAGES = 100, 10  # of jobs to search for a tag; the newest come first
 UPLOAD_SECONDS = 600  # a large file may take longer than the model's timeout
+CONNECT_SECONDS = 5
 FILE_BYTES = 200_000_000  # of a job of embeddings, from the guide
 READ_BYTES = 1 << 20  # of a result at a time; that of 50,000 texts has hundreds of megabytes
 REMEDY = (
@@ -44,7 +45,8 @@ class OpenaiBatches(BatchService):
             content = b"".join(self._line(name, text, input_type) for name, text in texts.items())
             file = ("texts.jsonl", content)
             create = model.sdk.files.with_raw_response.create
-            reply = model.call(create, file=file, purpose="batch", timeout=UPLOAD_SECONDS)
+            timeout = need("openai", "openai").Timeout(UPLOAD_SECONDS, connect=CONNECT_SECONDS)
+            reply = model.call(create, file=file, purpose="batch", timeout=timeout)
             self._upload = (tag, self._id(reply))
         batch = model.call(
             model.sdk.batches.with_raw_response.create,

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import InputType, Limits, Response
+from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.http import Meaning
-from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     WIRE_TYPES,

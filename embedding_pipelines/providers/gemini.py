@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from embedding_pipelines.errors import Busy, ProviderError
 from embedding_pipelines.providers.base import InputType, Limits, Response
+from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.http import Meaning
-from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.replies import (
     count_at,
     read_numbers,

@@ -42,7 +42,7 @@ class OllamaModel(RemoteModel, PromptModel):
         ),
         Meaning(ERRORS, BadInput, words="context length"),  # 400 or 500, as the version has it
         # The text is blamed for a crash of the model's process.
-        Meaning([400], Unreachable, words="eof|connection re|runner"),
+        Meaning([400], Unreachable, words=r"\beof\b|connection (refused|reset)|runner"),
     )
 
     @functools.cached_property

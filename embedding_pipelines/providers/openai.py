@@ -21,7 +21,7 @@ from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions
+from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import (
     count_at,

@@ -90,7 +90,7 @@ class TeiModel(RemoteModel, PromptModel):
     @once
     def _info(self) -> Info:
         reply = self.request("/info")
-        kind = value_at(reply, "model_type")
+        kind = value_at(reply, "model_type") if isinstance(reply, dict) else reply
         if value_at(kind, "embedding", "pooling") is None:
             raise ProviderError(
                 f"{self.where} serves no embedding model: its model_type is {kind!r}. Check "

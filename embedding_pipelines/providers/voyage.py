@@ -13,8 +13,9 @@ from pydantic import model_validator
 
 from embedding_pipelines.errors import TooLarge
 from embedding_pipelines.providers.base import InputType, Limits, Response
+from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.http import Meaning
-from embedding_pipelines.providers.common.prices import HostedModel, HostedOptions, find_published
+from embedding_pipelines.providers.common.prices import find_published
 from embedding_pipelines.providers.common.replies import (
     DTYPES,
     NUMPY_TYPES,

@@ -223,7 +223,11 @@ def _over_releases(title: str, releases: Sequence[Line]) -> Figure | None:
     figure = _figure("release", axis)
     for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
         values = {line["release"]: line["metrics"].get(name, math.nan) for line in releases}
-        values = {release: value for release, value in values.items() if math.isfinite(value)}
+        values = {
+            release: value
+            for release, value in values.items()
+            if value is not None and math.isfinite(value)
+        }
         if len(values) > 1 and (title != COST or any(values.values())):
             figure.add_scatter(
                 name=label,

@@ -60,7 +60,8 @@ def layout(
     vectors: Vectors, ids: Sequence[str], before: Layout | None = None, seed: int = 0
 ) -> Layout:
     """A place for each of `vectors` float32[n, d], n ≤ MAX_POINTS, by the cosine; deterministic. A
-    changed text needs a new id. Raises ValueError for too many points and for a duplicate id."""
+    changed text needs a new id; points of `before` that are not among `ids` are dropped. Raises
+    ValueError for too many points and for a duplicate id."""
     if len(ids) > MAX_POINTS or len(ids) != len(vectors) or len(set(ids)) != len(ids):
         raise ValueError(f"A map takes {MAX_POINTS} vectors at most, each with an id of its own.")
     units = unit(vectors)

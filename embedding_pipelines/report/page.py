@@ -147,9 +147,9 @@ def _measure(
     change = now - before if now is not None and before is not None else None
     is_slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
     better = metric.improves(change or 0.0) if metric and not is_slight else None
-    met = (
-        now is not None and metric.meets(now, required) if metric and required is not None else None
-    )
+    met = None
+    if metric and required is not None:
+        met = now is not None and metric.meets(now, required)
     sign = "≥" if metric and metric.direction == "higher" else "≤"
     return {
         "name": name,

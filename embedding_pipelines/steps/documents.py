@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -73,7 +73,8 @@ class DocumentsStep(Step):
         return stored_documents_schema(spec.source.metadata_types)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
-        return _compare(run)[-1]
+        *_, report = _compare(run)
+        return report
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
         yield write_documents(run)
@@ -141,13 +142,13 @@ def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
     return digest(text.encode("utf-8", "surrogatepass"), canonical.encode("utf-8", "surrogatepass"))
 
 
-class Spill(contextlib.ExitStack):
+class Spill:
     """What a pass over the source read, by partition, on disk until the partitions are written:
     reading needs no more memory than a batch."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__()
         self.folder = folder
+        self._files = contextlib.ExitStack()
         self._writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
         self._held: list[Rejection] = []
 
@@ -170,7 +171,13 @@ class Spill(contextlib.ExitStack):
     def close(self) -> None:
         """No more rows: all that was added can be read."""
         self._flush()
-        super().close()
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._files.close()
 
     def has(self, partition: str) -> bool:
         return partition in self._writers
@@ -201,7 +208,7 @@ class Spill(contextlib.ExitStack):
     def _write(self, partition: str, batch: pa.RecordBatch) -> None:
         if partition not in self._writers:
             writer = pa.ipc.new_stream(str(self._path(partition)), batch.schema)
-            self._writers[partition] = self.enter_context(writer)
+            self._writers[partition] = self._files.enter_context(writer)
         self._writers[partition].write_batch(batch)
 
     def _path(self, partition: str) -> Path:

@@ -202,6 +202,7 @@ def _write(
     price, batch_price = run.spec.model.price, run.spec.model.batch_price
     schema = embeddings_schema(model.space.dimensions, model.space.id)
     statistics: dict[str, Any] = {}
+    before = run.folder.embeddings.manifest(partition)
 
     def rows() -> Iterator[pa.RecordBatch]:
         left, rejected = source.rows, list[pa.RecordBatch]()
@@ -211,11 +212,12 @@ def _write(
             usage.add(part.usage)
             run.add_usage(part.usage, price)  # at once: it is paid for, whatever comes
             rejected.append(_rejected_rows(partition, part))
-            vectors = to_column(part.vectors, nulls=np.isnan(part.vectors[:, 0]))
+            nulls = np.isin(np.arange(part.rows.num_rows), list(part.rejected))
+            vectors = to_column(part.vectors, nulls=nulls)
             yield pa.RecordBatch.from_arrays([part.rows["chunk_id"], vectors], schema=schema)
         usage.rejected = sum(batch.num_rows for batch in rejected)  # rows, not texts
         statistics.update(rejected=usage.rejected, **compute_rates(asdict(usage)))
-        if usage.rejected or run.folder.rejected_texts.exists():
+        if usage.rejected or before is None or before.rejected:
             others = pc.field("partition") != partition
             replace_rows(run.folder.rejected_texts, REJECTED_TEXTS, others, rejected)
 

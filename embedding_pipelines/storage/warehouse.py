@@ -7,8 +7,6 @@ object store needs the same order.
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -231,9 +229,15 @@ class Warehouse:
     def copy_for_reading(self, folder: Path, name: str) -> "Warehouse":
         """A warehouse in which one pipeline's documents and chunks can be written without changing
         this one: its files are links, which a write replaces."""
-        source = self.pipelines / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, copy_function=os.symlink)
+        source, target = self.pipelines / name, folder / name
+        target.mkdir(parents=True)
+        for entry in source.iterdir() if source.is_dir() else ():
+            if entry.name in ("documents", "chunks"):
+                (target / entry.name).mkdir()
+                for file in entry.iterdir():
+                    (target / entry.name / file.name).symlink_to(file)
+            else:
+                (target / entry.name).symlink_to(entry)
         return Warehouse(self.home, folder)
 
 
@@ -265,11 +269,12 @@ def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 
 
 def replace_rows(
-    path: Path, schema: pa.Schema, kept: pc.Expression, rows: Iterable[pa.RecordBatch]
+    path: Path, schema: pa.Schema, others: pc.Expression, rows: Iterable[pa.RecordBatch]
 ) -> None:
-    """Replace the rows of one Parquet file but for those that are `kept`; create it if need be."""
+    """Replace the rows of one Parquet file but for those that pass `others`; create it if need
+    be."""
     before = pq.read_table(path) if path.exists() else schema.empty_table()
-    write_table(path, schema, chain(before.filter(kept).to_batches(), rows))
+    write_table(path, schema, chain(before.filter(others).to_batches(), rows))
 
 
 def file_digest(path: Path) -> str:

@@ -88,11 +88,16 @@ def compact(table: Lance) -> None:
 def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
     from lancedb import index
 
-    config = getattr(index, lance_kind.replace("IvfHnsw", "Hnsw"))  # the one of another name
     if lance_kind == "IvfPq":  # a byte for 8 numbers, else 4
         size = 8 if dimensions % 8 == 0 else 4
-        return config(distance_type=metric, num_sub_vectors=dimensions // size)
-    return config(distance_type=metric)
+        return index.IvfPq(distance_type="cosine", num_sub_vectors=dimensions // size)
+    kinds = {
+        BITS: index.IvfFlat,
+        "IvfSq": index.IvfSq,
+        "IvfRq": index.IvfRq,
+        "IvfHnswSq": index.HnswSq,
+    }
+    return kinds[lance_kind](distance_type=metric)
 
 
 def _is_scattered(table: Lance) -> bool:

@@ -214,3 +214,11 @@ def test_a_file_whose_content_does_not_match_its_id_is_refused(tmp_path: Path) -
 def test_vectors_of_another_shape_are_refused(wrong: Vectors) -> None:
     with pytest.raises(CompressionError, match=r"shape .* \[n, 8\] is needed"):
         CodecChain.fit([Int8()], lambda: [np.ones((3, 8), np.float32), wrong], 8)
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.ones((9, 7), np.float32), np.full((2, 8), np.nan, np.float32)]
+)
+def test_the_empty_chain_refuses_what_are_no_codes_of_it(wrong: Vectors) -> None:
+    with pytest.raises(CompressionError, match=r"compression\.decode"):
+        CodecChain([], 8).decode(wrong)

@@ -2,9 +2,11 @@
 
 import base64
 import contextlib
+import gc
 import itertools
 import random
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -112,6 +114,15 @@ def test_texts_without_words_are_cut_too(
         assert pieces[0].tokens == count(tokenizer, text[: pieces[0].end]) <= 32
     else:
         check_pieces(text, pieces, tokenizer, 32)
+
+
+def test_a_cutter_that_nobody_uses_is_freed() -> None:
+    cutter = Cutter(wordpiece(), 64, Chunk())
+    cutter.cut([PARAGRAPHS])
+    reference = weakref.ref(cutter)
+    del cutter
+    gc.collect()
+    assert reference() is None
 
 
 @kinds

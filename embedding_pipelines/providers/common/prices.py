@@ -1,5 +1,4 @@
-"""Published facts about models: sizes, limits, prices, retirement; and what the services share that
-sell models of their own. Models not listed work, too.
+"""Published figures of models: sizes, limits, prices, retirement. Models not listed work, too.
 
 The table is `prices.csv`, one row per model. Prices are USD per million input tokens as in litellm
 1.109.1's table, which quotes the vendors' pages; 0: free, on the user's machine; empty: not
@@ -14,13 +13,10 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic import ConfigDict, PlainValidator
 from pydantic.dataclasses import dataclass
-
-from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
-from embedding_pipelines.space import Space
 
 PRICES_OF = date(2026, 11, 21)
 TABLE = Path(__file__).with_suffix(".csv")
@@ -105,68 +101,3 @@ def possible_dimensions(kind: str, model: str) -> str:
     if isinstance(entry.other_dimensions, range):
         return f"{entry.other_dimensions.start} to {entry.dimensions}"
     return " or ".join(map(str, sorted({*entry.other_dimensions, entry.dimensions})))
-
-
-class HostedOptions(RemoteOptions):
-    """One model of a service that sells its own, published or not."""
-
-    default_max_tokens: ClassVar[int]  # of a text, for a model that is not published
-
-    model: str = Field(min_length=1)
-    dimensions: int | None = Field(None, ge=1)
-    """Shorter vectors than the model's own, where it can give them. Required of a model that is
-    not published."""
-
-    @model_validator(mode="after")
-    def _check_dimensions(self) -> Self:
-        choose_dimensions(self.kind, self.model, self.dimensions)
-        return self
-
-    @property
-    def price(self) -> float | None:
-        if self.usd_per_million_tokens is not None or self.published_model is None:
-            return self.usd_per_million_tokens
-        return self.published_model.usd_per_million
-
-    @property
-    def published_model(self) -> PublishedModel | None:
-        return find_published(self.kind, self.model)
-
-    @property
-    def size(self) -> int:
-        return choose_dimensions(self.kind, self.model, self.dimensions)
-
-    @property
-    def requested_size(self) -> int | None:
-        """The size to send; None for the model's own, since older models reject any."""
-        entry = self.published_model
-        return None if entry is not None and self.size == entry.dimensions else self.dimensions
-
-    @property
-    def model_tokens(self) -> int:
-        """How many tokens of a text the model reads."""
-        entry = self.published_model
-        return entry.max_tokens if entry else self.default_max_tokens
-
-
-class HostedModel(RemoteModel):
-    options: HostedOptions
-
-    def make_space(
-        self,
-        revision: str,
-        prompts: dict[str, str],
-        normalized: bool = True,
-        dtype: str = "float32",
-    ) -> Space:
-        return Space(
-            provider=self.options.kind,
-            model=self.options.model,
-            revision=revision,
-            dimensions=self.options.size,
-            pooling="service",
-            prompts=prompts,
-            max_tokens=self.options.model_tokens,
-            normalized=normalized,
-            dtype=dtype,
-        )
