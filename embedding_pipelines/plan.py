@@ -133,9 +133,10 @@ def _seconds(run: Run, result: Plan) -> float | None:
     if not result.tokens:
         return 0.0
     manifests = run.folder.embeddings.manifests(run.spec.partition_names)
-    rates = [entry.statistics.get("tokens_per_second") for entry in manifests]
+    figures = (entry.statistics.get("tokens_per_second") for entry in manifests)
+    rates: list[float] = [rate for rate in figures if rate]
     stated: float | None = getattr(run.spec.model, "requests_per_minute", None)
     slowest = 60 * result.requests / stated if stated else 0.0
-    if not any(rates):
+    if not rates:
         return round(slowest, 1) or None
-    return round(max(slowest, result.tokens / median(filter(None, rates))), 1)
+    return round(max(slowest, result.tokens / median(rates)), 1)
