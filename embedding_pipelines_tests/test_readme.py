@@ -12,8 +12,13 @@ import pytest
 import typer.main
 
 from embedding_pipelines.cli.main import app
+from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.plugins import Choice, choices
+from embedding_pipelines.providers.base import ProviderOptions
+from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.stores.base import Store
 from embedding_pipelines_tests.page import (
     ROOT,
     Block,
@@ -308,3 +313,18 @@ def test_every_program_of_the_page_that_prints_shows_what_it_prints(tmp_path: Pa
     for step in programs:
         text = (tmp_path / step.command.removeprefix("python ")).read_text(encoding="utf-8")
         assert step.expected or "print(" not in text, f"README.md, line {step.line}"
+
+
+@pytest.mark.parametrize(
+    ("stage", "base"),
+    [
+        ("sources", Source),
+        ("providers", ProviderOptions),
+        ("compression", Compressor),
+        ("stores", Store),
+    ],
+)
+def test_every_option_of_a_choice_is_in_the_readme(stage: str, base: type[Choice]) -> None:
+    for kind, choice in choices(stage, base).items():
+        for option in choice.model_fields:
+            assert re.search(rf"\b{option}\b", README), f"{kind}: {option}"
