@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from embedding_pipelines.errors import StoreError
 
@@ -98,7 +98,10 @@ def create_only(path: Path, data: bytes | str) -> bool:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None without the file. Raises StoreError for a damaged one."""
     try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+        return value
     except FileNotFoundError:
         return None
     except ValueError as error:

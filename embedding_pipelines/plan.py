@@ -15,6 +15,7 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.quality.evaluate import cost
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
@@ -59,10 +60,14 @@ def plan(run: Run) -> Plan:
         folder = stack.enter_context(TemporaryDirectory(prefix="embedding-pipelines-plan-"))
         warehouse = run.warehouse.copy_for_reading(Path(folder), run.spec.name)
         copy = stack.enter_context(Run(run.spec, warehouse, run.progress, run.model))
-        for name in ("documents", "chunks"):  # which cost nothing but time
-            for _ in step_named(name).work(copy, run.spec.partition_names):
-                pass
-        return _count(copy)
+        try:
+            for name in ("documents", "chunks"):  # which cost nothing but time
+                for _ in step_named(name).work(copy, run.spec.partition_names):
+                    pass
+            return _count(copy)
+        except EmbeddingPipelinesError as error:  # a user looks where the copy was made of
+            message = str(error).replace(str(copy.folder.folder), str(run.folder.folder))
+            raise type(error)(message) from error
 
 
 def _count(run: Run) -> Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.errors import BusyError, ConfigError, SourceError, StoreError
 from embedding_pipelines.plan import Plan
 from embedding_pipelines.plan import plan as make_plan
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -178,6 +178,21 @@ def test_a_plan_leaves_the_warehouse_byte_for_byte_as_it_was(
     changes = plan(home)
     assert (changes.rows_new, changes.rows_deleted) == (1, 300)
     assert contents(home) == before
+
+
+@pytest.mark.usefixtures("key")
+def test_what_stops_a_plan_is_named_where_it_is(home: Path, server: WireServer) -> None:
+    run_steps(home, "tales")
+    folder = run_of(home, "tales").folder
+    (folder.documents.folder / "files.json").write_text("{")
+    with pytest.raises(StoreError) as caught:
+        plan(home)
+    assert str(folder.files) in str(caught.value)
+    (folder.documents.folder / "files.json").unlink()
+    (home / "data" / "b.csv").write_text("id,title,cat\n" + "too,few\n" * 99)
+    with pytest.raises(SourceError, match="Fix the source or raise") as caught:
+        plan(home)
+    assert "Those of this run" not in str(caught.value)  # a plan keeps nothing
 
 
 def test_a_plan_trains_no_model(home: Path) -> None:

@@ -91,8 +91,8 @@ class Pca(Reducer):
         if rows < self.dimensions:
             raise CompressionError(
                 f"pca.fit: {rows} vectors cannot give {self.dimensions} directions. Add documents "
-                f"until there are at least {self.dimensions}, or set compression.pca.dimensions "
-                "lower."
+                f"until there are at least {self.dimensions}, set fewer dimensions, or leave pca "
+                "out of `compression`."
             )
         energies, columns = np.linalg.eigh(products)  # rising
         energies = np.maximum(energies[::-1], 0)

@@ -325,12 +325,14 @@ def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) 
     total = rejected + sum(entry.rows for entry in files.values())
     if source.allows(rejected, total):
         return
-    path = run.folder.rejected_by_failure
-    write_table(path, REJECTED, spill.rejections())
+    path, place = run.folder.rejected_by_failure, ""
+    if not run.warehouse.is_copy:  # a plan keeps nothing
+        write_table(path, REJECTED, spill.rejections())
+        place = f"Those of this run are in {path}. "
     rows = next(spill.rejections(), REJECTED.empty_table()).slice(0, SHOWN_REJECTIONS).to_pylist()
     lines = "".join(f"  {row['file']}:{row['row']}: {row['reason']}\n" for row in rows)
     raise SourceError(
         f"{rejected} of {total} records were rejected, more than source.max_rejected "
-        f"({source.max_rejected}) allows. The first:\n{lines}Those of this run are in {path}. Fix "
-        "the source or raise source.max_rejected; the previous documents stay in force."
+        f"({source.max_rejected}) allows. The first:\n{lines}{place}Fix the source or raise "
+        "source.max_rejected; the previous documents stay in force."
     )

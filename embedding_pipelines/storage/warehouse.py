@@ -191,8 +191,8 @@ class PipelineFolder:
     def fix_partitions(self, partitions: int) -> None:
         """Remember the number of partitions at the first run; ConfigError if it changes later."""
         path = self.folder / "pipeline.json"
-        state = read_json(path)
-        if state is None:
+        state = read_json(path) or {}
+        if "partitions" not in state:
             write_json(path, {"partitions": partitions})
         elif state["partitions"] != partitions:
             raise ConfigError(
@@ -273,7 +273,13 @@ def replace_rows(
 ) -> None:
     """Replace the rows of one Parquet file but for those that pass `others`; create it if need
     be."""
-    before = pq.read_table(path) if path.exists() else schema.empty_table()
+    try:
+        before = pq.read_table(path) if path.exists() else schema.empty_table()
+    except pa.ArrowException as error:
+        raise StoreError(
+            f"{path} is damaged: {error}. Restore a copy, or delete it and the other files of its "
+            "folder; the next run writes them again."
+        ) from error
     write_table(path, schema, chain(before.filter(others).to_batches(), rows))
 
 

@@ -206,3 +206,23 @@ def test_what_another_version_laid_out_otherwise_is_made_anew(built: Path) -> No
     _, texts = run_recorded(built, "p")
     assert texts == []
     assert_same_rows(live_rows(built, "p"), before)
+
+
+def test_a_damaged_table_of_rejections_is_named_with_what_to_do(built: Path) -> None:
+    path = run_of(built, "p").folder.rejected
+    path.write_bytes(path.read_bytes()[:50])
+    write_csv(built, "b.csv", [(60, "one more", "c")])
+    with pytest.raises(StoreError, match=r"rejected\.parquet is damaged: .* delete it and the"):
+        run_steps(built, "p")
+    for file in path.parent.iterdir():
+        file.unlink()
+    run_steps(built, "p")
+    assert len(live_rows(built, "p")) == 61
+
+
+@pytest.mark.parametrize("name", ["documents/files.json", "pipeline.json"])
+def test_a_state_file_that_holds_no_object_is_named(built: Path, name: str) -> None:
+    path = run_of(built, "p").folder.folder / name
+    path.write_text("[1]")
+    with pytest.raises(StoreError, match=rf"{path.name} is damaged: it holds no object"):
+        run_steps(built, "p")
