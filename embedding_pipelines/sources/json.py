@@ -84,7 +84,7 @@ class Json(TextSource):
             elements = ijson.items(stream, "" if whole else array, buf_size=_READ_BYTES)
             for number, element in enumerate(elements, start=1):
                 yield number, element
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:  # the second: half a surrogate pair
             start = max(0, stream.position - _READ_BYTES)
             problem = str(error).splitlines()[0]
             is_jsonl = "trailing garbage" in problem

@@ -117,3 +117,9 @@ def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) 
 def test_a_path_to_the_array_with_an_empty_part_is_rejected_when_the_file_loads() -> None:
     with pytest.raises(ValidationError, match="no path to an array"):
         make("json", "a.json", records="data..items")
+
+
+def test_half_of_a_surrogate_pair_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"text": "fine"}, {"text": "ok", "n": "\\udfff"}]')
+    with pytest.raises(SourceError, match=r"a\.json: not valid JSON after record"):
+        read(make("json", "a.json"), tmp_path)
