@@ -1,6 +1,7 @@
 """The optional parts of an installation: an import that fails for want of one names its extra."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from embedding_pipelines.errors import ConfigError
@@ -18,12 +19,22 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
 }
 
 
+def require(module: str, extra: str) -> None:
+    """Raise as `need` without the package, and import nothing: heavy ones take seconds."""
+    if find_spec(module) is None:
+        raise _missing(module, extra, f"no module {module!r}")
+
+
 def need(module: str, extra: str) -> ModuleType:
     """Import `module`, which the extra installs. Raises ConfigError with the command to run."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise ConfigError(
-            f"{FEATURES[extra]} needs the package {module.partition('.')[0]} ({error}); "
-            f"run: pip install 'embedding-pipelines[{extra}]'"
-        ) from error
+        raise _missing(module, extra, str(error)) from error
+
+
+def _missing(module: str, extra: str, problem: str) -> ConfigError:
+    return ConfigError(
+        f"{FEATURES[extra]} needs the package {module.partition('.')[0]} ({problem}); "
+        f"run: pip install 'embedding-pipelines[{extra}]'"
+    )

@@ -66,9 +66,9 @@ def holds(names: set[str], module: str) -> bool:
 
 
 def needs(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
-    """Line, module and extra of every call of `need`."""
+    """Line, module and extra of every call of `need` and `require`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "need":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("need", "require"):
             module, extra = (ast.literal_eval(argument) for argument in node.args)
             yield node.lineno, module, extra
 

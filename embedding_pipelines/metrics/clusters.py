@@ -124,7 +124,7 @@ def _fit(units: Vectors, k: int, seed: int) -> tuple[Labels, Vectors]:
     return model.labels_, model.cluster_centers_
 
 
-def _sample(vectors: Vectors, rows: int, random: np.random.Generator) -> Vectors:
+def _sample(vectors: Vectors, rows: int, random: "np.random.Generator") -> Vectors:
     if len(vectors) <= rows:
         return vectors
     return vectors[np.sort(random.choice(len(vectors), rows, replace=False))]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
+from embedding_pipelines.extras import require
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
 from embedding_pipelines.once import once
@@ -86,10 +87,9 @@ class HfModel(EmbeddingModel):
     @once
     def _engine(self) -> "Engine":
         from embedding_pipelines.inference.encoder import Engine
-        from embedding_pipelines.inference.openvino import load
         from embedding_pipelines.inference.weights import model_folder
 
-        load()  # raises before a download that nothing here could run
+        require("openvino", "local")  # before a download that nothing here could run
         options, prompts = self.options, self.options.prompts
         return Engine(
             model_folder(options.model, options.revision, self.home),

@@ -7,13 +7,18 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from embedding_pipelines.errors import did_you_mean
-from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.plugins import names
 
 Effect = Annotated[
     Literal["block", "warn", "off"],
     BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads a bare `off`
 ]
+
+
+def _directed_metrics() -> list[str]:
+    from embedding_pipelines.metrics.registry import METRICS
+
+    return [name for name, metric in METRICS.items() if metric.direction != "neither"]
 
 
 class Evaluation(BaseModel):
@@ -37,7 +42,7 @@ class Evaluation(BaseModel):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        directed = [name for name, metric in METRICS.items() if metric.direction != "neither"]
+        directed = _directed_metrics() if self.require else []
         for name in self.require:
             if name not in directed:
                 raise ValueError(

@@ -67,7 +67,7 @@ def _read(path: Path) -> dict[str, int]:
         ) from error
     if content is None:
         return {}
-    ids = content.get("ids") if isinstance(content, dict) else None
+    ids = content.get("ids")
     if not isinstance(ids, dict) or not all(type(n) is int and n > 0 for n in ids.values()):
         raise StoreError(f"The numbers of the pipelines are not whole numbers by name. {remedy}")
     if len(set(ids.values())) < len(ids):

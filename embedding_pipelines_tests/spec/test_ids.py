@@ -64,7 +64,7 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
     ("content", "problem"),
     [
         ('{"ids": {"a": 1', "cannot be read: Expecting"),
-        ("[]", "are not whole numbers by name"),
+        ("[]", "cannot be read: it holds no object"),
         ('{"ids": {"a": "1"}}', "are not whole numbers by name"),
         ('{"ids": {"a": true}}', "are not whole numbers by name"),
         ('{"ids": {"a": 0}}', "are not whole numbers by name"),
