@@ -33,10 +33,11 @@ def objects(folder: str, kind: type[T]) -> dict[str, T]:
 
     Raises ConfigError for two of one name, and for an entry point that is none or has another name.
     """
-    members = _members(folder, kind)
+    entries = _entry_points(folder)
+    members = _members(folder, kind, entries)
     values = [member() if isinstance(member, type) else member for member in members]
     result = _unique(folder, [(value.name, value) for value in values])
-    for entry in _entry_points(folder):
+    for entry in entries:
         if entry.name not in result:  # a pipeline file names it by its entry point
             raise ConfigError(
                 f"The entry point {entry.name!r} ({entry.value}) of another package adds something "
@@ -59,7 +60,8 @@ def choices(stage: str, base: type[Choice]) -> dict[str, type[Choice]]:
     `stage` is a folder of this package ("sources"). This imports every module in it, so these
     import nothing heavy at their top.
     """
-    classes: list[Any] = [cls for cls in _members(stage, base) if isinstance(cls, type)]
+    members = _members(stage, base, _entry_points(stage))
+    classes: list[Any] = [cls for cls in members if isinstance(cls, type)]
     kinds = [(cls.model_fields["kind"].default, cls) for cls in classes]  # of a base class none
     return _unique(stage, [(kind, cls) for kind, cls in kinds if isinstance(kind, str)])
 
@@ -79,7 +81,7 @@ def parse(stage: str, base: type[Choice], options: dict[str, Any]) -> Any:
     return TypeAdapter(choice_type(stage, base)).validate_python(options)
 
 
-def _members(folder: str, kind: type) -> list[Any]:
+def _members(folder: str, kind: type, entries: importlib.metadata.EntryPoints) -> list[Any]:
     """The objects of `kind` and the subclasses of it in a folder's files, then in entry points."""
     package = importlib.import_module(f"embedding_pipelines.{folder}")
     members: list[Any] = []
@@ -89,7 +91,7 @@ def _members(folder: str, kind: type) -> list[Any]:
             is_imported = isinstance(value, type) and value.__module__ != module.__name__
             if _is_member(value, kind) and not is_imported:
                 members.append(value)
-    for entry in _entry_points(folder):
+    for entry in entries:
         where = f"The entry point {entry.name!r} ({entry.value}) of another package"
         try:
             members.append(entry.load())
