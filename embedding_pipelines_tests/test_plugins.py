@@ -63,7 +63,7 @@ def test_parse_makes_the_choice_and_refuses_unknown_options() -> None:
 
 def with_entry(monkeypatch: pytest.MonkeyPatch, value: str) -> dict[str, type[plugins.Choice]]:
     entry = EntryPoint("mine", value, "embedding_pipelines.providers")
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "_entry_points", lambda folder: [entry])
     return plugins.choices.__wrapped__("providers", ProviderOptions)
 
 
@@ -101,7 +101,7 @@ def test_objects_are_those_of_the_files_and_of_other_packages(
     assert {"hubness", "ndcg_at_10"} <= own.keys()
     assert all(metric.name == name for name, metric in own.items())
     entry = EntryPoint("mine", f"{__name__}:MINE", "embedding_pipelines.metrics")
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "_entry_points", lambda folder: [entry])
     assert objects("metrics", Metric) == own | {"mine": MINE}
     assert names("metrics")[-1] == "mine"
     assert "health" in names("metrics")
@@ -120,6 +120,6 @@ def test_an_object_that_is_there_twice_or_not_at_all_is_refused(
     monkeypatch: pytest.MonkeyPatch, value: str, message: str
 ) -> None:
     entry = EntryPoint("mine", f"{__name__}:{value}", "embedding_pipelines.metrics")
-    monkeypatch.setattr(plugins.importlib.metadata, "entry_points", lambda group: [entry])
+    monkeypatch.setattr(plugins, "_entry_points", lambda folder: [entry])
     with pytest.raises(ConfigError, match=message):
         objects("metrics", Metric)
