@@ -66,11 +66,11 @@ def _run(options: argparse.Namespace) -> int:
                 (result for result in results if result.name == options.relative_to), results[0]
             )
             if options.json:  # after each system: an hour's work does not hang on the last one
-                found = as_json(
+                figures = as_json(
                     results, steps, base, f"{options.corpus.name}, {len(documents)} documents"
                 )
                 options.json.write_text(
-                    json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+                    json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
     finally:
         if options.work is None:
@@ -79,17 +79,17 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if all(map(_as_promised, results)) else 1
 
 
-def _work_folder(wanted: Path | None) -> Path:
+def _work_folder(folder: Path | None) -> Path:
     """BenchmarkError for a folder that holds anything else: what stands in it is deleted."""
-    if wanted is None:
+    if folder is None:
         return Path(tempfile.mkdtemp(prefix="benchmark-"))
-    if wanted.exists() and any(wanted.iterdir()) and not (wanted / MARK).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARK).exists():
         raise BenchmarkError(
-            f"{wanted} is neither empty nor a folder of this benchmark. Name another one by --work."
+            f"{folder} is neither empty nor a folder of this benchmark. Name another one by --work."
         )
-    wanted.mkdir(parents=True, exist_ok=True)
-    (wanted / MARK).touch()
-    return wanted.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).touch()
+    return folder.resolve()
 
 
 def _as_promised(result: Result) -> bool:
@@ -98,14 +98,14 @@ def _as_promised(result: Result) -> bool:
 
 
 def _chosen(names: str | None) -> list[System]:
-    found = all_systems()
-    wanted = names.split(",") if names else [*ORDER, *sorted(found.keys() - set(ORDER))]
-    unknown = [name for name in wanted if name not in found]
+    systems = all_systems()
+    chosen = names.split(",") if names else [*ORDER, *sorted(systems.keys() - set(ORDER))]
+    unknown = [name for name in chosen if name not in systems]
     if unknown:
         raise BenchmarkError(
-            f"There is no system {', '.join(unknown)}. There are {', '.join(sorted(found))}."
+            f"There is no system {', '.join(unknown)}. There are {', '.join(sorted(systems))}."
         )
-    return [found[name] for name in wanted]
+    return [systems[name] for name in chosen]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

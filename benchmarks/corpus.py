@@ -60,22 +60,22 @@ def read_corpus(path: Path, documents: int | None = None) -> list[Document]:
     """The first `documents` records of a JSON Lines file with `_id`, `title` and `text`; None: all
     of them."""
     try:
-        found = list(_read(path))[:documents]
+        corpus = list(_read(path))[:documents]
     except (OSError, json.JSONDecodeError, KeyError) as error:
         raise BenchmarkError(
             f"{path}: not a corpus of JSON lines with _id, title and text: {error!r}"
         ) from error
-    if len(found) < 20:
+    if len(corpus) < 20:
         raise BenchmarkError(
-            f"{path}: {len(found)} documents are too few for a change of 1%. Take 20 or more."
+            f"{path}: {len(corpus)} documents are too few for a change of 1%. Take 20 or more."
         )
-    if len({document.text for document in found}) < len(found) or len(
-        {document.id for document in found}
-    ) < len(found):
+    if len({document.text for document in corpus}) < len(corpus) or len(
+        {document.id for document in corpus}
+    ) < len(corpus):
         raise BenchmarkError(
             f"{path}: an id or a text stands there twice; the counts would mean nothing."
         )
-    return found
+    return corpus
 
 
 def read_texts(folder: Path) -> dict[str, str]:

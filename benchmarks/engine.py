@@ -47,8 +47,8 @@ def corpora(data: Path, share: float) -> dict[str, list[str]]:
             if part.strip()
         ]
     every = max(1, len(paragraphs) // TEXTS["paragraphs"])
-    found = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
-    return {name: texts[: max(8, int(TEXTS[name] * share))] for name, texts in found.items()}
+    corpora = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
+    return {name: texts[: max(8, int(TEXTS[name] * share))] for name, texts in corpora.items()}
 
 
 def flops(lengths: list[int], layers: int = 6, width: int = 384) -> float:

@@ -124,11 +124,11 @@ class RightVectors:
         keys = {text: hashlib.sha256(text.encode()).hexdigest() for text in texts}
         missing = sorted(text for text, key in keys.items() if key not in self._known)
         if missing:
-            made = np.asarray(
+            computed = np.asarray(
                 self._encoder.encode(missing, normalize_embeddings=True, show_progress_bar=False)
             )
             self._known.update(
-                zip((keys[text] for text in missing), made.astype(np.float32), strict=True)
+                zip((keys[text] for text in missing), computed.astype(np.float32), strict=True)
             )
             self._path.parent.mkdir(parents=True, exist_ok=True)
             draft = self._path.with_suffix(f".{os.getpid()}.npz")

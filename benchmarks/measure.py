@@ -55,9 +55,9 @@ def measure(command: Sequence[str], environment: Mapping[str, str], logs: Path) 
         raise
     if code:
         raise RuntimeError(f"The measuring process for {command[0]} ended with exit code {code}.")
-    found = json.loads(result.read_text())
+    figures = json.loads(result.read_text())
     return Measured(
-        **found,
+        **figures,
         stdout=out.read_text(errors="replace"),
         stderr=err.read_text(errors="replace")[-TAIL:],
     )
@@ -86,13 +86,13 @@ def _main(result: str, out: str, err: str, *command: str) -> None:
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
     unit = 1 if sys.platform == "darwin" else 1_024
-    found = {
+    figures = {
         "code": process.returncode,
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_bytes": max(tree.end(), usage.ru_maxrss * unit),
     }
-    Path(result).write_text(json.dumps(found))
+    Path(result).write_text(json.dumps(figures))
 
 
 class _Tree:

@@ -106,11 +106,11 @@ def child(system: str, path: Path, dimensions: int, keep: int) -> None:
 
     started, processor = time.perf_counter(), time.process_time()
     directions = SYSTEMS[system](path, dimensions, keep)
-    found = {
+    figures = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - processor,
     }
-    print(json.dumps(found))
+    print(json.dumps(figures))
     np.save(path.with_name(f"{system}.npy"), directions)
 
 
@@ -130,10 +130,10 @@ def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) ->
     directions."""
     path = folder / "vectors.f32"
     write_vectors(path, rows, dimensions)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in SYSTEMS}
     for _ in range(rounds):
         for name in SYSTEMS:
-            found[name].append(fit_alone(name, path, dimensions, keep))
+            figures[name].append(fit_alone(name, path, dimensions, keep))
     own, exact = (
         np.load(path.with_name(f"{name}.npy")) for name in ("this project", "float64 products")
     )
@@ -142,7 +142,7 @@ def compare(folder: Path, rows: int, dimensions: int, keep: int, rounds: int) ->
         name: {
             figure: round(statistics.median(run[figure] for run in runs), 2) for figure in runs[0]
         }
-        for name, runs in found.items()
+        for name, runs in figures.items()
     }
     error = float(np.linalg.norm(own - exact, axis=1).max())
     return {

@@ -56,17 +56,17 @@ def print_report(
 
 def notes(results: list[Result]) -> list[str]:
     """What is wrong in which phase, and what a system said itself."""
-    found = []
+    problems = []
     for result in results:
         for name, phase in result.phases.items():
             if not phase.measured:
                 continue
             if phase.problem:
-                found.append(f"{result.title}, {name}: {phase.problem}")
+                problems.append(f"{result.title}, {name}: {phase.problem}")
             if phase.verdict is not None and not phase.verdict.exact:
-                found.append(f"{result.title}, after {name}: {phase.verdict}")
-            found += [f"{result.title}, {name}: {note}" for note in phase.notes]
-    return found
+                problems.append(f"{result.title}, after {name}: {phase.verdict}")
+            problems += [f"{result.title}, {name}: {note}" for note in phase.notes]
+    return problems
 
 
 def as_json(

@@ -59,7 +59,7 @@ def measure(data: Data, systems: Sequence[System]) -> None:
                 started = time.perf_counter()
                 result = system.ask(choice, query)
                 system.milliseconds[label].append((time.perf_counter() - started) * 1000)
-                nearness = data.vectors[system.found(result)] @ query
+                nearness = data.vectors[system.row_numbers(result)] @ query
                 system.recalls[label].append(float(np.sum(nearness >= least - TIE)) / K)
 
 
@@ -73,20 +73,20 @@ def load(vectors: int, queries: int, work: Path) -> Data:
         raise ConfigError(
             f"{CAPTIONS} has {len(rows)} rows; {vectors} vectors and {queries} queries need more."
         )
-    asked = rows[first : first + queries]
-    made = [
+    query_rows = rows[first : first + queries]
+    matrices = [
         _vectors(spec, part, work / f"{NAME}-{at}")
-        for at, part in ((0, rows[:vectors]), (first, asked))
+        for at, part in ((0, rows[:vectors]), (first, query_rows))
     ]
-    return Data(spec, rows[:vectors], *made)
+    return Data(spec, rows[:vectors], *matrices)
 
 
 def _vectors(spec: PipelineSpec, rows: Sequence[dict[str, str]], start: Path) -> Vectors:
     """Of the rows' captions; a longer file that was left by an earlier run is cut."""
     model = spec.model.open(start.parent)
     path = start.with_name(f"{start.name}-{model.space.id[:12]}.npy")
-    if path.exists() and len(kept := np.load(path, mmap_mode="r")) >= len(rows):
-        return np.array(kept[: len(rows)])
+    if path.exists() and len(cached := np.load(path, mmap_mode="r")) >= len(rows):
+        return np.array(cached[: len(rows)])
     vectors = np.empty((len(rows), model.space.dimensions), np.float32)
     order = sorted(
         range(len(rows)), key=lambda at: len(rows[at]["caption"])

@@ -53,7 +53,7 @@ class System:
 
     choices: dict[str, Any]  # by label
     ask: Callable[[Any, Vectors], Any]  # with a choice; this is timed
-    found: Callable[[Any], Sequence[int]]  # the row numbers in what `ask` gave
+    row_numbers: Callable[[Any], Sequence[int]]  # the row numbers in what `ask` gave
     build_seconds: float | None
     size_bytes: int | None
     kept: str  # "disk", or "memory": the bytes are then those of its index when it is saved
@@ -97,14 +97,14 @@ def project(data: Data, home: Path) -> System:
     write_json(folder.releases, Releases(live=1, releases=[release]).model_dump(mode="json"))
     searcher = Searcher(warehouse, NAME)
 
-    def found(result: SearchResult) -> list[int]:
+    def row_numbers(result: SearchResult) -> list[int]:
         return [data.numbers[hit.chunk_id] for hit in result.hits]
 
     size = table.size_bytes()
     return System(
         {"default": None},
         lambda _, q: searcher.search_vector(q, space, K),
-        found,
+        row_numbers,
         seconds,
         size,
         "disk",

@@ -102,21 +102,21 @@ def run_system(
         measured = measure(system.command(folder), environment, logs / phase.name)
         problem = "" if measured.code == 0 else _last_words(measured)
         synced = _said(system, measured)
-        wanted = {name: system.text(text) for name, text in phase.texts.items()}
+        expected = {name: system.text(text) for name, text in phase.texts.items()}
         dumped = logs / f"{phase.name}-dump"
-        found, unreadable = _judge(system, folder, environment, dumped, wanted, before, right)
+        verdict, unreadable = _judge(system, folder, environment, dumped, expected, before, right)
         result.phases[phase.name] = PhaseResult(
             seconds=round(measured.seconds, 3),
             cpu_seconds=round(measured.cpu_seconds, 3),
             peak_bytes=measured.peak_bytes,
             embedded=synced.embedded if synced else None,
             problem=problem or unreadable,
-            verdict=found,
+            verdict=verdict,
             notes=synced.notes if synced else [],
             load_before=round(load, 2),
         )
-        before = wanted
-        state = problem or unreadable or str(found)
+        before = expected
+        state = problem or unreadable or str(verdict)
         embedded = synced.embedded if synced else "?"
         say(f"{system.title}: {phase.name}: {measured.seconds:.1f} s, {embedded} embedded, {state}")
     parts = disk_parts(folder)
@@ -127,13 +127,13 @@ def run_system(
 
 def environment_of(folder: Path) -> dict[str, str]:
     """What a system's processes get: no network, no telemetry, a home and a cache of their own."""
-    kept = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in ("DAGSTER_HOME", "EMBEDDING_PIPELINES_HOME")
     }
     return {
-        **kept,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "EMBEDDING_PIPELINES_HOME": str(folder),
         WEIGHTS_VARIABLE: str(weights_folder()),

@@ -199,8 +199,8 @@ def judged(environment: Environment) -> None:
 def evaluation(environment: Environment) -> None:
     judged(environment)
     environment.finds("judged")
-    found = environment.home.rglob("*.json")
-    expect(" ".join(path.read_text() for path in found), '"ndcg_at_10": 1.0')
+    files = environment.home.rglob("*.json")
+    expect(" ".join(path.read_text() for path in files), '"ndcg_at_10": 1.0')
 
 
 def report(environment: Environment) -> None:

@@ -108,7 +108,7 @@ class System(ABC):
 
 def all_systems() -> dict[str, System]:
     """Every system by its name; nothing of theirs is imported yet."""
-    found: dict[str, System] = {}
+    systems: dict[str, System] = {}
     for module in pkgutil.iter_modules(__path__):
         if module.name.startswith("_"):
             continue
@@ -120,8 +120,8 @@ def all_systems() -> dict[str, System]:
             and issubclass(member, System)
             and member.__module__.endswith(module.name)
         }
-        found[module.name] = cls()
-    return found
+        systems[module.name] = cls()
+    return systems
 
 
 def weights_folder() -> Path:

@@ -47,23 +47,23 @@ class Floor(System):
         stale = [name for name, digest in was.items() if now.get(name) != digest]
         fresh = [name for name, digest in now.items() if was.get(name) != digest]
         holder = {digest: name for name, digest in was.items()}
-        known: dict[str, Vectors] = {}
-        if was and (wanted := {holder[now[name]] for name in fresh if now[name] in holder}):
-            found = (
+        vectors: dict[str, Vectors] = {}
+        if was and (holders := {holder[now[name]] for name in fresh if now[name] in holder}):
+            stored = (
                 connection.open_table(TABLE)
                 .search()
-                .where(_among(wanted))
+                .where(_among(holders))
                 .select(["id", "vector"])
                 .to_arrow()
             )
-            known = {
-                was[row["id"]]: np.array(row["vector"], np.float32) for row in found.to_pylist()
+            vectors = {
+                was[row["id"]]: np.array(row["vector"], np.float32) for row in stored.to_pylist()
             }
-        missing = {now[name]: texts[name] for name in fresh if now[name] not in known}
-        known.update(zip(missing, self._embed(list(missing.values())), strict=True))
+        missing = {now[name]: texts[name] for name in fresh if now[name] not in vectors}
+        vectors.update(zip(missing, self._embed(list(missing.values())), strict=True))
 
         if fresh:
-            matrix = np.stack([known[now[name]] for name in fresh])
+            matrix = np.stack([vectors[now[name]] for name in fresh])
             rows = pa.table(
                 {
                     "id": fresh,

@@ -57,11 +57,11 @@ class LlamaIndex(System):
         model = HuggingFaceEmbedding(
             model_name=str(weights_folder()), embed_batch_size=BATCH_TEXTS, max_length=MAX_TOKENS
         )
-        kept = folder / "docstore.json"
+        docstore = folder / "docstore.json"
         pipeline = IngestionPipeline(
             transformations=[SentenceSplitter(chunk_size=ONE_NODE, chunk_overlap=0), model],
-            docstore=SimpleDocumentStore.from_persist_path(str(kept))
-            if kept.exists()
+            docstore=SimpleDocumentStore.from_persist_path(str(docstore))
+            if docstore.exists()
             else SimpleDocumentStore(),
             docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
             vector_store=_vector_store(folder / "lance", notes),
@@ -70,7 +70,7 @@ class LlamaIndex(System):
         documents = [Document(id_=name, text=text) for name, text in read_texts(folder).items()]
         with counted(SentenceTransformer, "encode") as synced:
             pipeline.run(documents=documents)
-        pipeline.docstore.persist(str(kept))
+        pipeline.docstore.persist(str(docstore))
         synced.notes += notes
         return synced
 

@@ -69,8 +69,8 @@ def list_compressions(
 ) -> list[Compression]:
     """The compressions to measure for `rows` vectors, those of most dimensions first; with `only`,
     those of this number of dimensions, at most `dimensions`."""
-    rounded = {round(dimensions * share / ROUND_TO) * ROUND_TO for share in SHARES}
-    steps = {min(dimensions, max(ROUND_TO, size)) for size in rounded}
+    multiples = {round(dimensions * share / ROUND_TO) * ROUND_TO for share in SHARES}
+    steps = {min(dimensions, max(ROUND_TO, size)) for size in multiples}
     sizes = [only] if only else sorted(steps, reverse=True)
     compressions: list[Compression] = [()] if sizes[0] == dimensions else []
     for size in sizes:

@@ -163,11 +163,11 @@ def _sizes(optimization: Mapping[str, Any] | None) -> Figure | None:
     points.sort(key=lambda point: (point["bytes_per_vector"], point["recall_at_10"]))
     figure = _figure("bytes a vector", "recall@10 against exact search", showlegend=True)
     front = [point for point in points if point.get("on_front")]
-    beaten = [point for point in points if not point.get("on_front")]
+    behind_front = [point for point in points if not point.get("on_front")]
     chosen = [point for point in points if point.get("chosen")]
     labels = {"text": _labels(front), "textposition": "top left", "textfont": {"size": 11}}
     line = {"mode": "lines+markers+text", "line": {"shape": "hv", "width": 1}, **labels}
-    _add_points(figure, beaten, "measured", {"color": PALE, "size": 6})
+    _add_points(figure, behind_front, "measured", {"color": PALE, "size": 6})
     _add_points(figure, front, "on the Pareto front", {"color": FRONT, "size": 9}, **line)
     _add_points(figure, chosen, "chosen", {"color": CHOSEN, "size": 17, "symbol": "star"})
     floor = optimization.get("floor")

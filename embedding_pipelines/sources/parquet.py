@@ -69,7 +69,9 @@ def _batch_rows(file: pq.ParquetFile, columns: tuple[str, ...]) -> int:
     for at in range(file.metadata.num_row_groups):
         group = file.metadata.row_group(at)
         chunks = [group.column(number) for number in range(group.num_columns)]
-        needed = [chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)]
-        size = sum(chunk.total_uncompressed_size for chunk in needed)
+        column_chunks = [
+            chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes)
+        ]
+        size = sum(chunk.total_uncompressed_size for chunk in column_chunks)
         longest = max(longest, size / max(1, group.num_rows))
     return max(1, min(BATCH_ROWS, int(BATCH_BYTES / longest)))

@@ -108,10 +108,10 @@ def write_documents(run: Run) -> StepReport:
     read_pairs(run)
     names, folder = run.spec.partition_names, run.folder
     folder.fix_partitions(run.spec.partitions)
-    listed, unchanged, report = _compare(run)
+    source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
-    changed = [file for file in listed if file.name not in unchanged]
+    changed = [file for file in source_files if file.name not in unchanged]
     files = dict(unchanged)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -130,7 +130,7 @@ def write_documents(run: Run) -> StepReport:
         others = pc.field("file").isin(_names(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     run.progress.update("documents", len(changed), len(changed), "files")
-    ordered = {file.name: files[file.name] for file in listed}
+    ordered = {file.name: files[file.name] for file in source_files}
     _write_record(run, ordered, whole=True)
     statistics = _statistics(ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)

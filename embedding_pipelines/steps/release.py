@@ -145,9 +145,9 @@ def _tag_tables(run: Run, releases: Releases) -> None:
 def _drop_tables(run: Run, releases: Releases) -> None:
     """Remove this pipeline's tables that no kept release needs."""
     store, folder = run.spec.store, run.warehouse.tables
-    needed = {entry.table for entry in releases.releases}
+    in_use = {entry.table for entry in releases.releases}
     for name in store.names(folder):
-        if name not in needed and name.rpartition("-")[0] == run.spec.name:
+        if name not in in_use and name.rpartition("-")[0] == run.spec.name:
             store.drop(folder, name)
 
 

@@ -110,8 +110,8 @@ def update_vector_store(run: Run) -> StepReport:
         trained = table.index(codec.metric, trained)
     version = table.version
     assert version is not None
-    kept = run.spec.store.names(run.warehouse.tables)
-    before = {other: rows for other, rows in before.items() if other in kept}
+    existing = run.spec.store.names(run.warehouse.tables)
+    before = {other: rows for other, rows in before.items() if other in existing}
     state = TableState(name, version, shards, trained, run.spec.store.layout, table.rows(), before)
     write_json(run.folder.table_state, asdict(state))
     statistics = _statistics(table, state, codec, added, len(remove))
