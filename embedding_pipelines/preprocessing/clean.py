@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-_VERSION = 1  # raise it when the same switches give other text: then everything is cleaned again
+_VERSION = 2  # raise it when the same switches give other text: then everything is cleaned again
 
 # Zero-width joiner and non-joiner (U+200C, U+200D) stay: Persian, Indic scripts and emoji families
 # need them. `whitespace` handles controls that are white space (\t \n \v \f \r U+0085).
@@ -23,9 +23,15 @@ _CONTROL = re.compile(
     "\u00ad"  # soft hyphen
     "\u180e\u200b\u2060-\u2064\ufeff"  # zero-width spaces, word joiner, invisible operators, BOM
     "\u200e\u200f\u202a-\u202e\u2066-\u206f"  # invisible direction marks
-    "\ufff9-\ufffb]"  # interlinear annotation marks
+    "\ufff9-\ufffb]+"  # interlinear annotation marks
 )
-_SEPARATORS = "\x1c\x1d\x1e\x1f"  # controls between words: a space replaces them
+_SEPARATORS = re.compile("[\x1c-\x1f]")  # controls between words: a space replaces them
+# A zero-width space is a place where a line may break. It parts words (Khmer, Thai, text from the
+# web), but not behind what holds an address or a name together, nor between Han and kana, which are
+# written without spaces.
+_ZERO_WIDTH_SPACE = "\u200b"
+_GLUE = frozenset("/\\_.-@:=&?#%+~")
+_UNSPACED = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
 _SPACE = "\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"  # all but the plain one
 _SPACES = re.compile(f"[ {_SPACE}]{{2,}}|[{_SPACE}]")
@@ -51,7 +57,8 @@ class Clean(BaseModel):
     normalize: bool = True
     """Unicode normal form NFC, so that equal-looking texts are equal."""
     control: bool = True
-    """Remove control and invisible characters: NUL, BOM, zero-width space, direction marks."""
+    """Remove control and invisible characters: NUL, BOM, direction marks. A zero-width space between
+    words becomes a space."""
     whitespace: bool = True
     """Make line ends \\n, runs of spaces and tabs one space; drop trailing spaces and all blank
     lines but one."""
@@ -87,7 +94,7 @@ class Clean(BaseModel):
 
     def _tidy(self, text: str) -> str:
         if self.control:  # before NFC: a zero-width space may separate a letter from its accent
-            text = _CONTROL.sub(lambda match: " " if match[0] in _SEPARATORS else "", text)
+            text = _CONTROL.sub(_control, text)
         if self.normalize:
             text = unicodedata.normalize("NFC", text)
         if self.whitespace:
@@ -95,6 +102,24 @@ class Clean(BaseModel):
             text = _SPACES.sub(" ", text).replace(" \n", "\n")
             text = _BLANK_LINES.sub("\n\n", text).strip(" \n")
         return text
+
+
+def _control(match: re.Match[str]) -> str:
+    """What a run of controls becomes: a space if it parts words."""
+    run, text = match[0], match.string
+    if _SEPARATORS.search(run):
+        return " "
+    before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
+    if _ZERO_WIDTH_SPACE not in run or not before or not after:
+        return ""
+    ends = not before.isspace() and before not in _GLUE and not _opens(before)
+    begins = after.isalnum() or _opens(after)
+    unspaced = _UNSPACED.match(before) and _UNSPACED.match(after)
+    return " " if ends and begins and not unspaced else ""
+
+
+def _opens(character: str) -> bool:
+    return unicodedata.category(character) in ("Ps", "Pi", "Sc")
 
 
 def _is_clean(text: str) -> bool:

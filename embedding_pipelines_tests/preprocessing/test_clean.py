@@ -81,6 +81,15 @@ def test_without_switches_only_surrogates_change(text: str) -> None:
         ("control", "a\x00b\x07", "ab"),
         ("control", "\ufefftext\u200b", "text"),
         ("control", "a\x1fb", "a b"),
+        ("control", "copper\u200bpipe fittings", "copper pipe fittings"),
+        ("control", "one\u200b\ufeff\u200btwo", "one two"),
+        ("control", "ស្តី\u200bពិភព\u200bថ្ងៃ", "ស្តី ពិភព ថ្ងៃ"),
+        ("control", "yes,\u200bno!\u200b(maybe)", "yes, no! (maybe)"),
+        ("control", "https://example.org/\u200bpath/\u200bfile", "https://example.org/path/file"),
+        ("control", "my_\u200bpackage.\u200bmodule", "my_package.module"),
+        ("control", "(\u200bword\u200b) \u200bnext\u200b.", "(word) next."),
+        ("control", "你\u200b好", "你好"),
+        ("control", "non\u2060breaking \ufeffspace", "nonbreaking space"),
         ("control", "soft\u00adware", "software"),
         ("whitespace", "a\r\nb\rc\u2028d\fe", "a\nb\nc\nd\ne"),
         ("whitespace", " a \t\u3000 b\xa0c \n", "a b c"),
@@ -105,6 +114,7 @@ def test_each_switch_does_its_part_and_off_leaves_it_alone(
         "AT&amp;T &lt;b&gt; stays HTML",
         "Ünïcödé àéîõü ÀÉÎÕÜ ß ø Å",
         "Привет, мир! Γειά σου Κόσμε. 你好，世界。 こんにちは",
+        "क्‍ष and ශ්‍රී",  # joiners of Indic scripts
         "می‌خواهم",  # Persian: the zero-width non-joiner parts the word's halves
         "👨‍👩‍👧 and 🏴󠁧󠁢󠁥󠁮󠁧󠁿",  # a family is joined by zero-width joiners
         "10³ is no 103, and 5 µm are 5 µm",
@@ -122,10 +132,10 @@ def test_surrogate_pairs_become_their_character_and_lone_ones_the_replacement() 
 
 def test_the_recipe_names_the_switches_and_the_versions_that_matter() -> None:
     version = Clean().version
-    assert version.startswith("clean/1:repair,normalize,control,whitespace;ftfy=")
+    assert version.startswith("clean/2:repair,normalize,control,whitespace;ftfy=")
     assert version.endswith(f";unicode={unicodedata.unidata_version}")
-    assert Clean(repair=False, normalize=False).version == "clean/1:control,whitespace"
-    assert OFF.version == "clean/1:none"
+    assert Clean(repair=False, normalize=False).version == "clean/2:control,whitespace"
+    assert OFF.version == "clean/2:none"
 
 
 def test_unknown_switches_are_refused() -> None:
