@@ -19,11 +19,11 @@ T = TypeVar("T")
 class Search:
     """What a search in the table returned for a query that was taken from a document."""
 
-    id: str  # of query and target passage
+    id: str  # of the query and the text that it was taken from
     document_id: str  # the document that the query was taken from
-    target_score: float  # what a search would give the target passage
     hits: list[tuple[str, str, float]]  # chunk id, document id and score, nearest first
     milliseconds: float  # without embedding the query
+    copies: frozenset[str] = frozenset()  # other documents among the hits with the same text
 
 
 @dataclass

@@ -4,15 +4,16 @@ How many searches find says what of a text its vectors keep, without relevance j
 (Azzopardi, de Rijke and Balog, "Building simulated queries for known-item topics", 2007).
 """
 
+import math
 import re
 from collections.abc import Iterator
 from itertools import islice
-from typing import NamedTuple
 
 import numpy as np
 
 from embedding_pipelines.metrics.base import metric
 from embedding_pipelines.metrics.evidence import Evidence, Search
+from embedding_pipelines.metrics.neighbours import K
 
 MIN_WORDS = 3  # fewer name a thing ("Deep learning", "Hi all,") rather than ask for one text
 MAX_WORDS = 64
@@ -36,31 +37,25 @@ _END = re.compile(
 )
 
 
-class KnownItem(NamedTuple):
-    """A query, and the target passage that it must find."""
-
-    query: str  # on one line, without addresses and without marks of headings
-    target: str  # the text without the query's title or sentence; of a single sentence all of it
-
-
-def known_item(text: str, title: str | None = None) -> KnownItem | None:
+def known_item(text: str, title: str | None = None) -> str | None:
     """A query for `text`: its title; else its first sentence; else half of a single one's words.
 
-    A title or sentence of less than three words, or one that comes again in the target, is passed
-    over. Queries are cut at 64 words; two characters of a script without spaces are a word. Half of
-    the words are the longer of every two: what is left out is mostly "the" and "of". None if the
-    text is too short for a query of three words. The same text always gives the same query.
+    It is on one line, without addresses and marks of headings. A title or sentence of less than
+    three words is passed over, and one that leaves less of the text or comes again in the rest.
+    Queries are cut at 64 words; two characters of a script without spaces are a word. Half of the
+    words are the longer of every two: what is left out is mostly "the" and "of". None if the text
+    is too short for a query of three words. The same text always gives the same query.
     """
     for query, start, end in islice(_candidates(text, title), TRIES):
-        target = f"{text[:start]}{text[end:]}".strip()
+        rest = f"{text[:start]}{text[end:]}"
         if (
-            len(_words(target[:LOOKED_AT])) >= MIN_WORDS
-            and query.casefold() not in " ".join(target.split()).casefold()
+            len(_words(rest[:LOOKED_AT])) >= MIN_WORDS
+            and query.casefold() not in " ".join(rest.split()).casefold()
         ):
-            return KnownItem(query, target)
+            return query
     words = _words(_clean(text[:LOOKED_AT]))
     halves = [max(words[place : place + 2], key=len) for place in range(0, len(words), 2)]
-    return KnownItem(" ".join(halves), text.strip()) if len(halves) >= MIN_WORDS else None
+    return " ".join(halves) if len(halves) >= MIN_WORDS else None
 
 
 def _candidates(text: str, title: str | None) -> Iterator[tuple[str, int, int]]:
@@ -99,17 +94,13 @@ def _words(text: str) -> list[str]:
 
 
 def reciprocal_rank(search: Search) -> float:
-    """1 / rank of a document, if its first chunk were without the query; 0 behind the first ten."""
-    best, others = search.target_score, list[tuple[str, float]]()
-    for chunk, document, score in search.hits:
-        if document != search.document_id:
-            others.append((document, score))
-        elif not chunk.endswith("#0"):
-            best = max(best, score)
-    above = {document for document, score in others if score > best}
-    if len(others) == len(search.hits) and len(above) == len({document for document, _ in others}):
-        return 0.0  # behind every hit
-    return 1 / (len(above) + 1)
+    """1 / rank of the query's document among those of the first ten hits, as a user sees them; 0 if
+    it is not among them. A document with the same text is as good an answer: nothing but chance
+    orders the two."""
+    answers = {search.document_id, *search.copies}
+    ranking = dict.fromkeys(document for _, document, _ in search.hits[:K])
+    places = (place for place, document in enumerate(ranking, 1) if document in answers)
+    return 1 / next(places, math.inf)
 
 
 def _ranks(evidence: Evidence) -> dict[str, float]:

@@ -37,7 +37,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.stores.base import Table
-from embedding_pipelines.vectors import Vectors, cosine, to_matrix
+from embedding_pipelines.vectors import Vectors, to_matrix
 
 QRELS_K = 100  # chunks that a query with relevance judgements asks for
 SAMPLE = 5_000  # vectors that are compared with one another
@@ -59,10 +59,9 @@ class Candidate(Evidence):
     source_rows: int  # that were read from the source's files
     live: Release | None
     budget: BudgetTracker  # what the checks may cost
-    # Known items, with float32[n, d] of their queries and target passages.
+    # Known items, with float32[n, d] of their queries.
     items: list[KnownItemQuery] = field(default_factory=list)
     queries: Vectors = field(init=False)
-    targets: Vectors = field(init=False)
     judgements: Qrels | None = None
     has_judged_document: bool = False  # in the table
     # Faults by name, and how many vectors have them.
@@ -99,10 +98,9 @@ def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> Non
     candidate.judgements = read_qrels(candidate.run)
     items = known_item_queries(candidate.run, candidate.run.spec.evaluation.known_items)
     queries = candidate.embed([item.query for item in items], "query")
-    targets = candidate.embed([item.target for item in items], "document")
-    sound = has_vector(queries) & has_vector(targets)
+    sound = has_vector(queries)
     candidate.items = list(itertools.compress(items, sound))
-    candidate.queries, candidate.targets = queries[sound], targets[sound]
+    candidate.queries = queries[sound]
     _read_embeddings(candidate, chosen)
     _read_table(candidate)
 
@@ -229,31 +227,19 @@ def _read_table(candidate: Candidate) -> None:
 
 
 def _search_known_items(candidate: Candidate) -> None:
-    """What each search returns, how long it takes, and the score of the query's target passage."""
+    """What each search returns, and how long it takes."""
     codec, items = candidate.codec, candidate.items
-    scores = _scores(codec, candidate.queries, candidate.targets)
     for number, (item, vector) in enumerate(zip(items, candidate.queries, strict=True)):
         candidate.run.progress.update("checks", number, len(items), "searches")
         started = time.perf_counter()
         rows = nearest(candidate.table, codec, vector, K, None, candidate.version)
         milliseconds = (time.perf_counter() - started) * 1000
         columns = (rows[name].to_pylist() for name in ("chunk_id", "document_id", "score"))
-        hits, score = list(zip(*columns, strict=True)), float(scores[number])
-        candidate.searches.append(Search(item.id, item.document_id, score, hits, milliseconds))
-
-
-def _scores(codec: CodecChain, queries: Vectors, documents: Vectors) -> Vectors:
-    """The score that a search would give each document float32[n, d] for its query."""
-    copies = codec.encode_rescoring(documents)
-    if copies is not None:
-        return np.array(
-            [codec.rescore(query, copies[row : row + 1])[0] for row, query in enumerate(queries)]
+        hits = list(zip(*columns, strict=True))
+        copies = rows["document_id"].filter(pc.equal(rows["text"], item.text)).to_pylist()
+        candidate.searches.append(
+            Search(item.id, item.document_id, hits, milliseconds, frozenset(copies))
         )
-    left, right = encode_queries(codec, queries), codec.encode(documents)
-    if codec.metric == "hamming":
-        different = np.unpackbits(np.bitwise_xor(left, right), axis=1).sum(axis=1)
-        return np.asarray(1 - different / codec.dimensions, np.float32)
-    return cosine(left, right, both_zero=1)
 
 
 def _search_judged_queries(candidate: Candidate) -> None:

@@ -21,6 +21,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
 from embedding_pipelines.vectors import Vectors
 
+RANKING = b"as found"  # figures of queries that were ranked otherwise are not compared
 ROWS_AT_ONCE = 4_096  # first chunks whose texts are read together
 QUERY_ID, QUERY_TEXT = ("_id", "id", "query_id", "query-id"), ("text", "query")
 QREL_COLUMNS = (
@@ -35,10 +36,10 @@ PAIR_COLUMNS = (("sentence1",), ("sentence2",), ("score",))
 class KnownItemQuery:
     """A query that was taken from a document, which should therefore be found by it."""
 
-    id: str  # of query and target passage: as long as the document stays as it is
+    id: str  # of query and text: as long as the document stays as it is
     document_id: str
     query: str
-    target: str  # the target passage: the document's first chunk without the query
+    text: str  # the document's first chunk
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ def _known_items(run: Run) -> Iterator[KnownItemQuery]:
     has_title = len(getattr(run.spec.source, "text", ())) > 1
     for partition in run.spec.partition_names:
         for name, text in _first_chunks(run, partition):
-            item = known_item(text, text.partition("\n")[0] if has_title else None)
-            if item is not None:
-                own = digest(item.query.encode(), item.target.encode()).hex()
-                yield KnownItemQuery(own, name, item.query, item.target)
+            query = known_item(text, text.partition("\n")[0] if has_title else None)
+            if query is not None:
+                own = digest(RANKING, query.encode(), text.encode()).hex()
+                yield KnownItemQuery(own, name, query, text)
 
 
 def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
@@ -102,7 +103,6 @@ def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
     """Each with the input type that it is embedded as."""
     for item in known_item_queries(run, run.spec.evaluation.known_items):
         yield item.query, "query"
-        yield item.target, "document"
     qrels = read_qrels(run)
     for query in qrels.queries.values() if qrels else ():
         yield query, "query"
