@@ -14,11 +14,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.terminal import make_console, print_words
+from embedding_pipelines.cli.terminal import JOINERS, make_console, print_words
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
@@ -35,13 +36,46 @@ INTERRUPTED = 130  # exit code
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one object: command, ok, results, errors.")
 ]
+HomeFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        metavar="FOLDER",
+        help=f"Where pipelines/ and data/ are (default: ${HOME_VARIABLE}, else here).",
+    ),
+]
+
+
+def set_home(folder: Path | None) -> None:
+    """Let the rest of this command work in a folder; None: where it did."""
+    if folder is not None:
+        os.environ[HOME_VARIABLE] = str(folder.expanduser().resolve())
+
+
+def complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """The pipelines whose names begin so, for the shell."""
+    from embedding_pipelines.spec.load import pipeline_files
+
+    set_home(context.params.get("home") or context.find_root().params.get("home"))
+    names = dict.fromkeys(path.stem for path in pipeline_files(home_folder()))
+    return [name for name in names if name.startswith(incomplete)]
+
+
 Name = Annotated[
     str,
-    typer.Argument(metavar="PIPELINE", help="The name of its file without ending, or its number."),
+    typer.Argument(
+        metavar="PIPELINE",
+        help="The name of its file without ending, or its number.",
+        autocompletion=complete_name,
+    ),
 ]
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="PIPELINE", help="Pipelines by name or number (default: all)."),
+    typer.Argument(
+        metavar="PIPELINE",
+        help="Pipelines by name or number (default: all).",
+        autocompletion=complete_name,
+    ),
 ]
 
 
@@ -70,10 +104,12 @@ Outcomes = Iterator[Output | Problem]
 
 
 def with_json(function: Callable[..., Outcomes]) -> Callable[..., None]:
-    """The command for typer: `function` with the option `--json`, and with exit codes."""
+    """The command for typer: `function` with the options `--json` and `--home`, and with exit
+    codes."""
 
     @functools.wraps(function)
-    def command(context: typer.Context, as_json: bool, **arguments: Any) -> None:
+    def command(context: typer.Context, as_json: bool, home: Path | None, **arguments: Any) -> None:
+        set_home(home)
         code = emit(str(context.info_name), _outcomes(context, function, arguments), as_json)
         if code == INTERRUPTED:
             from embedding_pipelines.embedding.workers import is_busy
@@ -83,11 +119,11 @@ def with_json(function: Callable[..., Outcomes]) -> Callable[..., None]:
                 os._exit(code)
         raise typer.Exit(code)
 
-    more = {"as_json": AsJson, "context": typer.Context}
+    more = {"as_json": AsJson, "home": HomeFolder, "context": typer.Context}
     parameters = list(inspect.signature(function).parameters.values())
     for name, annotation in more.items():
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, kind, default=False, annotation=annotation))
+        kind, default = inspect.Parameter.KEYWORD_ONLY, None if name == "home" else False
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {**function.__annotations__, **more}  # typer reads both
     return command
@@ -109,12 +145,22 @@ def emit(command: str, outcomes: Outcomes, as_json: bool) -> int:
                 outcome.show()
     if as_json:
         value = {"command": command, "ok": not errors, "results": results, "errors": errors}
-        # JSON that every reader takes: NaN, which is none, becomes null, and bytes of the command
-        # line that are no UTF-8 are escaped.
+        # JSON that every reader takes: NaN, which is none, becomes null; bytes of the command line
+        # that are no UTF-8, and what a terminal would obey, are escaped.
         value = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
         text = json.dumps(value, indent=2, ensure_ascii=False)
-        print(text.encode("utf-8", "backslashreplace").decode())
+        print("\n".join(map(_safe_json, text.split("\n"))))
     return code
+
+
+def _safe_json(line: str) -> str:
+    """The same JSON, with escapes for what is neither printable nor joins letters."""
+    if line.isprintable():
+        return line
+    return "".join(
+        letter if letter.isprintable() or letter in JOINERS else json.dumps(letter)[1:-1]
+        for letter in line
+    )
 
 
 def _outcomes(
@@ -123,7 +169,8 @@ def _outcomes(
     """What a command yields, and as the last problem what it raises."""
     try:
         if not home_folder().is_dir():
-            where = "--home" if context.find_root().params.get("home") else HOME_VARIABLE
+            given = context.params.get("home") or context.find_root().params.get("home")
+            where = "--home" if given else HOME_VARIABLE
             raise ConfigError(f"{where}: there is no folder {str(home_folder())!r}.")
         yield from function(**arguments)
     except EmbeddingPipelinesError as error:

@@ -16,6 +16,7 @@ from embedding_pipelines.cli.terminal import (
     make_console,
     print_hits,
     print_table,
+    say,
 )
 from embedding_pipelines.environment import home as home_folder
 
@@ -73,9 +74,9 @@ def clusters(
         fit = "" if result.silhouette is None else f", silhouette {result.silhouette:.3f}"
         count = counted(len(result.clusters), "cluster")
         rows = counted(result.rows, "row")
-        print(f"{result.pipeline}, release {result.release}: {rows} in {count}{fit}")
+        say(f"{result.pipeline}, release {result.release}: {rows} in {count}{fit}")
         if to:
-            print(f"rows are in {to}")
+            say(f"rows are in {to}")
 
     yield Output([value], show)
 
@@ -113,12 +114,12 @@ def outliers(
             for row in rows
         ]
         print_table(make_console(), table)
-        print(
+        say(
             f"{result.pipeline}, release {result.release}: {len(rows):,} of {result.rows:,} rows; "
             f"half of all have a score below {result.typical:.3f}"
         )
         if to:
-            print(f"rows are in {to}")
+            say(f"rows are in {to}")
 
     yield Output([value], show)
 
@@ -148,9 +149,9 @@ def export(
 
     def show() -> None:
         rows = f"{counted(about.rows, 'row')} of {about.dimensions:,} dimensions"
-        print(f"{name}, release {about.release}: {rows}, {about.vectors} vectors")
+        say(f"{name}, release {about.release}: {rows}, {about.vectors} vectors")
         for file in about.files:
-            print(Path(about.folder) / file)
+            say(str(Path(about.folder) / file))
 
     yield Output([asdict(about)], show)
 
@@ -174,7 +175,7 @@ def report(
     has_display = sys.platform in ("darwin", "win32") or any(map(os.environ.get, DISPLAYS))
 
     def show() -> None:
-        print(page.path)
+        say(str(page.path))
         if not no_open and has_display and sys.stdout.isatty():
             webbrowser.open(page.path.as_uri())
 

@@ -5,36 +5,38 @@ A module that has a typer app `app` adds its commands: nothing else has to name 
 """
 
 import importlib
-import os
 import pkgutil
-from pathlib import Path
+import sys
 from typing import Annotated
 
 import typer
 
-from embedding_pipelines import cli
-from embedding_pipelines.cli.common import with_json
-from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines import __version__, cli
+from embedding_pipelines.cli.common import HomeFolder, set_home, with_json
+from embedding_pipelines.cli.streams import prepare_streams
 
-WITHOUT_COMMANDS = {"main", "common", "terminal"}
+WITHOUT_COMMANDS = {"main", "common", "streams", "terminal"}
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def _options(
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help=f"Where pipelines/ and data/ are (default: ${HOME_VARIABLE}, else here).",
-        ),
-    ] = None,
+    home: HomeFolder = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
 ) -> None:
     """Keep a released, checked, searchable vector store true to changing data.
 
@@ -44,8 +46,7 @@ def _options(
     Exit code 0: all went well. 1: there are errors, on stderr or in the object. 2: the command is
     wrong. 130: Ctrl-C.
     """
-    if home is not None:
-        os.environ[HOME_VARIABLE] = str(home.expanduser().resolve())
+    set_home(home)
 
 
 def _add_commands() -> None:
@@ -65,4 +66,12 @@ _add_commands()
 
 def main() -> None:
     """The console script."""
-    app(prog_name="embedding-pipelines")
+    descriptors = prepare_streams()
+    try:
+        app(prog_name="embedding-pipelines")
+    finally:
+        sys.stdout.flush()
+        problems = [descriptor.problem for descriptor in descriptors if descriptor.problem]
+        if problems:
+            print(f"error: the output could not be written: {problems[0]}.", file=sys.stderr)
+            raise SystemExit(1)

@@ -16,7 +16,13 @@ from embedding_pipelines.cli.common import (
     open_run,
     open_warehouse,
 )
-from embedding_pipelines.cli.terminal import counted, make_console, print_statistics, print_table
+from embedding_pipelines.cli.terminal import (
+    counted,
+    make_console,
+    print_statistics,
+    print_table,
+    say,
+)
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import pipelines_folder
@@ -47,7 +53,7 @@ def list_pipelines() -> Outcomes:
             table = [{name: row.get(name) for name in LIST_COLUMNS} for row in rows]
             print_table(make_console(), table)
         else:
-            print(no_pipelines())
+            say(no_pipelines())
         if broken:
             print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
@@ -89,7 +95,7 @@ def validate(names: Names = None) -> Outcomes:
             problems.append(Problem(f"{spec.name}: {error}", spec.name))
         else:
             result = {"pipeline": spec.name, "valid": True}
-            yield Output([result], partial(print, f"{spec.name}: valid"))
+            yield Output([result], partial(say, f"{spec.name}: valid"))
     yield from problems
 
 
@@ -106,9 +112,12 @@ def example() -> Outcomes:
 
     def show() -> None:
         rows = [file.rows for file in files if file.rows]
-        print(f"{counted(sum(rows), 'row')} in {counted(len(rows), 'file')} below {home / 'data'}")
-        print(f"pipelines stdlib and unicode in {pipelines_folder(home)}")
-        print("Next: embedding-pipelines run")
+        count, written = counted(sum(rows), "row"), counted(len(rows), "file")
+        say(
+            f"{count} in {written} below {home / 'data'}",
+            f"pipelines stdlib and unicode in {pipelines_folder(home)}",
+            "Next: embedding-pipelines run",
+        )
 
     results = [{"file": file.path, "rows": file.rows, "changed": file.changed} for file in files]
     yield Output(results, show)
@@ -135,10 +144,10 @@ def models() -> Outcomes:
             for row in rows
         ]
         print_table(make_console(), table)
-        print(f"context in tokens; usd and batch per million tokens, as of {day}.")
+        say(f"context in tokens; usd and batch per million tokens, as of {day}.")
         for row in rows:
             if row["retires"]:
-                print(f"{row['provider']}:{row['model']} retires on {row['retires']}.")
+                say(f"{row['provider']}:{row['model']} retires on {row['retires']}.")
 
     yield Output([row | {"prices_are_of": day} for row in rows], show)
 
@@ -146,4 +155,4 @@ def models() -> Outcomes:
 @app.command()
 def version() -> Outcomes:
     """Print the version."""
-    yield Output([{"version": __version__}], lambda: print(__version__))
+    yield Output([{"version": __version__}], partial(say, __version__))

@@ -1,5 +1,6 @@
 """Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,8 @@ from embedding_pipelines.cli.terminal import (
     counted,
     make_console,
     print_statistics,
+    say,
+    words_of,
 )
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.environment import instance_folder
@@ -60,9 +63,29 @@ def run(
             raise KeyboardInterrupt(
                 "What was embedded is kept: the same command goes on from there."
             ) from None
-        yield Output([result])
+        yield Output([result], partial(_say_end, result, problem))
         if problem:
             yield Problem(f"{spec.name}: {problem}", spec.name)
+
+
+def _say_end(result: dict[str, Any], problem: str) -> None:
+    """The last line of a run: what is live now, how long it took, and what to do next."""
+    name, took = result["pipeline"], words_of(result["seconds"])
+    release = next((step for step in result["steps"] if step["step"] == "release"), None)
+    if problem:
+        if result["steps"]:
+            say(f"{name}: stopped after {took}.")
+    elif release is None:
+        say(f"{name}: nothing is released by this run, which took {took}.")
+    else:
+        what = "is live" if release["changed"] else "stays live, nothing has changed"
+        if release["release"] != release["live"]:
+            what = f"is the newest, and release {release['live']} stays live after a rollback"
+        rows = counted(release["rows"], "row")
+        say(
+            f"{name}: release {release['release']} {what}: {rows}, {took} in all.",
+            f'Next: embedding-pipelines search {name} "…"',
+        )
 
 
 def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any], str]:
@@ -73,7 +96,7 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
     """
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
-    run_id, problem = None, ""
+    started, run_id, problem = time.perf_counter(), None, ""
     steps = [step.name for step in steps_of(spec)]
     with TerminalProgress(make_console(), spec.name, steps) as progress:
         with open_run(spec) as run:
@@ -94,7 +117,13 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
         }
         for report in progress.reports
     ]
-    result = {"pipeline": spec.name, "run_id": run_id, "notes": progress.notes, "steps": rows}
+    result = {
+        "pipeline": spec.name,
+        "run_id": run_id,
+        "seconds": round(time.perf_counter() - started, 3),
+        "notes": progress.notes,
+        "steps": rows,
+    }
     return result, problem
 
 
@@ -141,7 +170,7 @@ def release(
             "--force and --reason '…'; the release keeps the reason."
         )
     result, problem = run_one(load_spec(name), force_reason=reason.strip())
-    yield Output([result])
+    yield Output([result], partial(_say_end, result, problem))
     if problem:
         yield Problem(problem, result["pipeline"])
 
@@ -164,4 +193,4 @@ def rollback(
         f"{name}: live release {before.number} -> {now.number} ({rows})",
         f"To undo it: embedding-pipelines rollback {name} --to {before.number}",
     )
-    yield Output([result], partial(print, *lines, sep="\n"))
+    yield Output([result], partial(say, *lines))

@@ -5,6 +5,7 @@ stands in a user's data is shown as it is: no markup, no emoji codes, no control
 """
 
 import re
+import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ PIPE_COLUMNS = 1_000_000  # nothing is cut there
 WIDE_COLUMNS = 80  # of a terminal that has room for times beside a bar
 EXCERPT_LINES = 2  # of a hit's text on a terminal
 EXCERPT_INDENT = " " * 11
+JOINERS = "\u200c\u200d"  # of letters in Persian and Indic scripts, and of emoji
 FIGURE = re.compile(r"-|[+-]?[\d,]*\.?\d+")  # a cell that is aligned to the right, never cut
 
 NOUNS = {  # of statistics that are counts
@@ -42,7 +44,6 @@ NOUNS = {  # of statistics that are counts
     "tokens": "token",
     "empty": "empty document",
     "vectors": "vector",
-    "embedded": "text",
     "bytes_per_vector": "byte",
     "rows": "row",
 }
@@ -136,10 +137,28 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def words_of(seconds: float) -> str:
+    """`0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def print_words(console: Console, text: str, style: str = "") -> None:
     """Sentences; a terminal breaks them between words, never within a path."""
     lines = [_fold(console, line, "") for line in text.split("\n")]
     console.print("\n".join(lines), style=style, soft_wrap=True)
+
+
+def say(*lines: str) -> None:
+    """Lines on stdout, none of them broken."""
+    print(*map(without_controls, lines), sep="\n", file=sys.stdout)
 
 
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -187,7 +206,8 @@ def print_hits(console: Console, result: "SearchResult") -> None:
 
 
 def _fold(console: Console, text: str, indent: str, max_lines: int | None = None) -> str:
-    """The text as lines that fit a terminal behind an indent; in a pipe as it is."""
+    """The text as lines that fit a terminal behind an indent; in a pipe it stays one line."""
+    text = without_controls(text)
     if not console.is_terminal:
         return text
     lines = textwrap.wrap(
@@ -203,7 +223,13 @@ def _fold(console: Console, text: str, indent: str, max_lines: int | None = None
 
 def printable(text: str) -> str:
     """The text on one line: white space and control characters become single spaces."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return " ".join(without_controls(text).split())
+
+
+def without_controls(text: str) -> str:
+    """The text with a space for each character that a terminal would obey: escape sequences, line
+    ends, a change of the writing direction. Joiners stay, as scripts and emoji need them."""
+    return "".join(letter if letter.isprintable() or letter in JOINERS else " " for letter in text)
 
 
 def figure(value: float | None, style: str) -> str:

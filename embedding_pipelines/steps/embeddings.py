@@ -38,7 +38,9 @@ class EmbeddingsStep(Step):
     partitioned = True
     description = "One vector per chunk. Texts in the embedding cache never reach the model."
     technologies = ("{spec.model.kind}", "parquet")
-    sentence = "{vectors}: {embedded} embedded, {cache_hits:,} from the cache"
+    sentence = (
+        "{vectors}: {embedded:,} embedded, {reused:,} from the cache, {unchanged:,} unchanged"
+    )
     extras: ClassVar[Mapping[str, str]] = {
         "rejected": "{:,} rejected (see status)",
         "usd": "{:.4f} USD",
@@ -63,7 +65,7 @@ class EmbeddingsStep(Step):
         manifest = run.folder.embeddings.current(partition, inputs, run.model.space.id)
         if manifest is None:
             return None
-        statistics = _statistics(manifest, Usage(rejected=manifest.rejected), None)
+        statistics = _statistics(manifest, Usage(rejected=manifest.rejected), None, False)
         return StepReport(self.name, False, statistics, partition)
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
@@ -225,7 +227,8 @@ def _write(
     manifest = shards.write(partition, schema, rows(), source.digest, model.space.id, statistics)
     usd = (usage.billed_tokens * (price or 0) + collected * (batch_price or 0)) / 1e6
     usage.billed_tokens += collected
-    report = _statistics(manifest, usage, usd if price else None) | {"space": str(model.space)}
+    statistics = _statistics(manifest, usage, usd if price else None, True)
+    report = statistics | {"space": str(model.space)}
     if usage.embedded and model.computed_by:
         report["computed_by"] = model.computed_by
     return StepReport(EmbeddingsStep.name, True, report, partition)
@@ -258,9 +261,16 @@ def check_dimensions(run: Run) -> None:
     )
 
 
-def _statistics(manifest: Manifest, usage: Usage, usd: float | None) -> dict[str, Any]:
+def _statistics(
+    manifest: Manifest, usage: Usage, usd: float | None, changed: bool
+) -> dict[str, Any]:
+    """Every vector was embedded, reused (its text was in the cache, or stood twice), or is in a
+    partition that has not changed."""
+    vectors = manifest.rows - manifest.rejected
     return {
-        "vectors": manifest.rows - manifest.rejected,
+        "vectors": vectors,
+        "reused": max(vectors - usage.embedded, 0) if changed else 0,
+        "unchanged": 0 if changed else vectors,
         "size_bytes": manifest.size_bytes,
         **asdict(usage),
         **({} if usd is None else {"usd": round(usd, 6)}),

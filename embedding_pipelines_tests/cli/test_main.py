@@ -223,8 +223,12 @@ def test_run_reports_every_step_and_runs_again_without_work(
     assert (first.code, first.err) == (0, "")
     steps = ["documents", "chunks", "embeddings", "codec", "vector_store", "checks", "release"]
     lines = [line.split()[:2] for line in first.out.splitlines()]
-    finished = [line for line in lines if not line[1].endswith(":")]  # a slow step says how far
-    assert finished == [["p", step] for step in steps]
+    finished = [
+        line for line in lines if not line[1].endswith(":") or line[0] == "Next:"
+    ]  # a slow step says how far
+    assert finished[:-2] == [["p", step] for step in steps]
+    assert first.out.splitlines()[-2].startswith("p: release 1 is live: 3 rows, ")
+    assert first.out.splitlines()[-1] == 'Next: embedding-pipelines search p "…"'
     again = command("run", "p", "p", "--json")
     assert (again.code, again.err) == (0, "")
     (result,) = again.results

@@ -27,7 +27,13 @@ STATISTICS: dict[str, dict[str, Any]] = {
     "documents": {"documents": 1, "files": 1, "rejected": 0},
     "chunks": {"chunks": 2, "tokens": 1_234, "empty": 0},
     "train": {"texts": 2, "dimensions": 16},
-    "embeddings": {"vectors": 2, "embedded": 1, "cache_hits": 1, "tokens_per_second": 5_000},
+    "embeddings": {
+        "vectors": 2,
+        "embedded": 1,
+        "reused": 1,
+        "unchanged": 0,
+        "tokens_per_second": 5_000,
+    },
     "codec": {"dimensions": 384, "dtype": "float32", "bytes_per_vector": 1_536},
     "vector_store": {"rows": 2, "added": 2, "removed": 0},
     "checks": {"checks": 13, "passed": 12, "recall_at_10": 0.9912, "known_item_recall": 0.87},
@@ -60,7 +66,10 @@ def _result(text: str, document_id: str = "d", **metadata: Any) -> SearchResult:
     [
         ("documents", "1 document from 1 file, 0 rejected (2.0 s)"),
         ("chunks", "2 chunks, 1,234 tokens, 0 empty documents (2.0 s)"),
-        ("embeddings", "2 vectors: 1 text embedded, 1 from the cache, 5,000 tokens/s (2.0 s)"),
+        (
+            "embeddings",
+            "2 vectors: 1 embedded, 1 from the cache, 0 unchanged, 5,000 tokens/s (2.0 s)",
+        ),
         ("codec", "384 x float32, 1,536 bytes each (2.0 s)"),
         ("vector_store", "2 rows: 2 added, 0 removed (2.0 s)"),
         ("checks", "12 of 13 passed, known items 0.870, recall@10 0.991 (2.0 s)"),
@@ -74,7 +83,7 @@ def test_a_report_is_a_sentence(step: str, said: str) -> None:
 def test_what_a_step_says_of_errors_and_costs_stands_at_the_end() -> None:
     statistics = STATISTICS["embeddings"] | {"rejected": 3, "usd": 0.5}
     assert sentence(StepReport("embeddings", True, statistics)) == (
-        "2 vectors: 1 text embedded, 1 from the cache, 3 rejected (see status), 0.5000 USD, "
+        "2 vectors: 1 embedded, 1 from the cache, 0 unchanged, 3 rejected (see status), 0.5000 USD, "
         "5,000 tokens/s (0.0 s)"
     )
     rejected = STATISTICS["documents"] | {"rejected": 3}
