@@ -1,97 +1,129 @@
-"""Sensors: each pipeline has one that sees new, changed and deleted files and asks for one run; a
-pipeline whose provider answers later has another, that asks for one when a batch job has ended.
+"""Sensors: each pipeline has one that sees what of its source is not released, and asks for one
+run; a pipeline whose provider answers later has another, that asks for one when a batch job has
+ended.
 
-`changed` is the whole logic of the first, a pure function; the sensor only lists files and passes
-on its answer.
+`decide` is the whole logic of the first, a pure function; the sensor only looks (`steps/pending`)
+and passes on its answer.
 """
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 
 from embedding_pipelines.embedding.batch_jobs import BatchJobs
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import BusyError, EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.orchestration.source import (
     SOURCE,
-    Listing,
     listing_of,
     listing_version,
     observe,
 )
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.pending import Pending, pending
+from embedding_pipelines.storage.warehouse import parse_state
 
 TICK_SECONDS = 30
+FIRST_WAIT_SECONDS = 900.0  # after a run that ended before its release; each further one doubles it
+LONGEST_WAIT_SECONDS = 86_400.0  # and the wait where only a person can help
 AGAIN_SECONDS = 900.0  # between two runs that are asked for by the same batch jobs
 BATCH_TICK_SECONDS = 60  # a batch job takes minutes to hours
-SHOWN_FILES = 5
 DATA_VERSION_TAG = "dagster/data_version"
 
 
 @dataclass(frozen=True)
-class Changes:
-    """How a listing differs from what was last read, and the key of the run that it calls for."""
+class Asked:
+    """What the sensor's cursor remembers: for which files and options it asked last, how often, and
+    when (seconds since 1970) it last asked or saw a run under way."""
 
-    new: list[str]
-    changed: list[str]
-    deleted: list[str]
-    run_key: str | None = None  # None: nothing changed, or the run was asked for already
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.new or self.changed or self.deleted)
-
-    def __str__(self) -> str:
-        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
-        parts = []
-        for group, names in groups.items():
-            shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
-            parts += [f"{len(names)} {group}: {shown}"] if names else []
-        return "; ".join(parts) or "no file has changed"
+    version: str
+    times: int
+    at: float
 
 
-def changed(
-    listing: Listing, read: Listing, options: str, cursor: str | None
-) -> tuple[Changes, str]:
-    """Compare the files there are with the files that were last read.
+@dataclass(frozen=True)
+class Decision:
+    """Whether to ask for a run now, why or why not, and the next cursor."""
 
-    The cursor remembers for what a run was last asked, and how many were asked for: the same files
-    with the same options ask once, even if that run fails; files that go and come back ask again,
-    and so does a corrected pipeline file.
+    run_key: str | None
+    reason: str
+    cursor: str
+
+
+def decide(
+    state: Pending, version: str, is_under_way: bool, cursor: str | None, now: float
+) -> Decision:
+    """Ask at once for what nobody was asked for yet, then again after growing waits until it is
+    released.
+
+    `version` stands for the files as they are and the pipeline's options: new files or a corrected
+    pipeline file ask at once. A candidate that checks hold back needs a person and waits longest.
+    A cursor that was reset asks at once, under a key that was never used.
     """
-    last, count = json.loads(cursor) if cursor else (None, 0)
-    new = sorted(listing.keys() - read.keys())
-    deleted = sorted(read.keys() - listing.keys())
-    modified = sorted(
-        name for name in listing.keys() & read.keys() if tuple(listing[name]) != tuple(read[name])
-    )
-    changes = Changes(new, modified, deleted)
-    if changes.is_empty:
-        return changes, json.dumps([None, count])
-    version = listing_version(listing, options)
-    if version == last:
-        return changes, json.dumps([last, count])
-    return replace(changes, run_key=f"{version}:{count + 1}"), json.dumps([version, count + 1])
+    last = _parse(cursor)
+    if state.is_empty:
+        return Decision(None, str(state), json.dumps(None))
+    if last is None or last.version != version:
+        # Who held the candidate back has seen it: the sensor was on, and did not ask for that run.
+        times = 1 if state.held_back_by and cursor is not None else 0
+        last = Asked(version, times, now)
+    if is_under_way:
+        last = Asked(version, last.times, now)
+        return Decision(None, f"{state}; a run is under way", _dump(last))
+    if state.in_batch_jobs:
+        reason = "texts are in batch jobs; their own sensor asks for a run when one has ended"
+        return Decision(None, reason, _dump(last))
+    wait = _wait_seconds(last.times, bool(state.held_back_by))
+    if 0 <= now - last.at < wait:  # a clock that was put back never makes the wait longer
+        due = datetime.fromtimestamp(last.at + wait, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return Decision(None, f"{state}; a run is asked for again at {due}", _dump(last))
+    asked = Asked(version, last.times + 1, now)
+    return Decision(f"{version}:{int(now * 1000)}", str(state), _dump(asked))
+
+
+def _wait_seconds(times: int, is_held_back: bool) -> float:
+    """Before the next run, after `times` were asked for."""
+    if not times:
+        return 0.0
+    if is_held_back:
+        return LONGEST_WAIT_SECONDS
+    return min(FIRST_WAIT_SECONDS * 2.0 ** min(times - 1, 16), LONGEST_WAIT_SECONDS)
+
+
+def _parse(cursor: str | None) -> Asked | None:
+    """What a cursor remembers; None of an empty one, and of one that somebody else wrote."""
+    try:
+        values = json.loads(cursor) if cursor else None
+        asked = parse_state(Asked, values) if isinstance(values, dict) else None
+        return asked and Asked(str(asked.version), int(asked.times), float(asked.at))
+    except (ValueError, TypeError):
+        return None
+
+
+def _dump(asked: Asked) -> str:
+    return json.dumps(asdict(asked))
 
 
 def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
-    """Asks for one run over all partitions when the source's files differ from those last read,
-    and reports those files as the source's new version."""
+    """Asks for one run over all partitions while the source's files are not those of the newest
+    release, and reports them as the source's new version."""
 
     @dg.sensor(
         name=f"{spec.name}_source_sensor",
         job_name=spec.name,
         minimum_interval_seconds=TICK_SECONDS,
-        description=f"Asks for one run of {spec.name!r} when files of its source are new, changed "
-        "or deleted.",
+        description=f"Asks for a run of {spec.name!r} when files of its source are new, changed or "
+        f"deleted. If that run releases nothing, again after {FIRST_WAIT_SECONDS / 60:.0f} minutes, "
+        f"then after twice that, up to {LONGEST_WAIT_SECONDS / 3600:.0f} hours; what checks hold "
+        f"back, after {LONGEST_WAIT_SECONDS / 3600:.0f} hours. Reset the cursor to ask at once.",
     )
     def source_sensor(
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
@@ -99,27 +131,50 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         run = Run(spec, warehouse.open(home))
         try:
             files = spec.source.files(run.warehouse.home)
-            record = read_files(run)
+            state = pending(run, files)
+            is_under_way = not state.is_empty and _is_under_way(run, context.instance)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        listing = listing_of(files)
-        read = {name: tuple(statistics.stamp) for name, statistics in record.items()}
-        changes, cursor = changed(listing, read, fingerprint(spec), context.cursor)
-        if changes.run_key is None:
-            note = "" if changes.is_empty else "; a run was asked for already"
-            return dg.SensorResult(skip_reason=f"{changes}{note}", cursor=cursor)
-        context.log.info(str(changes))
-        request = dg.RunRequest(run_key=changes.run_key, tags=all_partitions(spec))
+        version = listing_version(listing_of(files), fingerprint(spec))
+        decision = decide(state, version, is_under_way, context.cursor, time.time())
+        if decision.run_key is None:
+            return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
+        context.log.info(decision.reason)
+        request = dg.RunRequest(run_key=decision.run_key, tags=all_partitions(spec))
         version, metadata = observe(files)
         observation = dg.AssetObservation(
             asset_key(spec, SOURCE),
-            description=str(changes),
+            description=decision.reason,
             metadata=metadata,
             tags={DATA_VERSION_TAG: version},
         )
-        return dg.SensorResult(run_requests=[request], asset_events=[observation], cursor=cursor)
+        return dg.SensorResult(
+            run_requests=[request], asset_events=[observation], cursor=decision.cursor
+        )
 
     return source_sensor
+
+
+def _is_under_way(run: Run, instance: dg.DagsterInstance) -> bool:
+    """Whether a run of the pipeline waits in Dagster's queue, or a process is at work on it. What
+    Dagster calls started may have died; the lock has not."""
+    waiting = dg.RunsFilter(
+        job_name=run.spec.name,
+        statuses=[
+            dg.DagsterRunStatus.QUEUED,
+            dg.DagsterRunStatus.NOT_STARTED,
+            dg.DagsterRunStatus.STARTING,
+        ],
+    )
+    if instance.get_runs(waiting, limit=1):
+        return True
+    if not run.folder.has_lock("run"):
+        return False
+    try:
+        with run.folder.lock("run", timeout_seconds=0):
+            return False
+    except BusyError:
+        return True
 
 
 def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:

@@ -74,7 +74,7 @@ class VectorStoreStep(Step):
         codec = load_codec(run)
         table, name = open_table(run, codec)
         state = _intact(run, name, table.version)
-        if state is None or state.partitions != _shards(run):
+        if state is None or state.partitions != shard_digests(run):
             return None
         return StepReport(self.name, False, _statistics(table, state, codec, 0, 0))
 
@@ -89,7 +89,7 @@ def update_vector_store(run: Run) -> StepReport:
     """
     codec = load_codec(run)
     table, name = open_table(run, codec)
-    state, shards = table_state(run), _shards(run)
+    state, shards = table_state(run), shard_digests(run)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
     differences = {
@@ -167,7 +167,7 @@ def _forget_releases(run: Run, name: str) -> None:
         write_json(run.folder.releases, record)
 
 
-def _shards(run: Run) -> dict[str, str]:
+def shard_digests(run: Run) -> dict[str, str]:
     """The digests of each partition's shards. Raises StoreError if they do not belong together."""
     shards = {}
     for partition in run.spec.partition_names:

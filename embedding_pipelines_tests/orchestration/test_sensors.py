@@ -1,19 +1,39 @@
-"""When a sensor asks for a run: `changed` alone, and the sensor around it."""
+"""When a sensor asks for a run: `decide` alone, and the sensor around it, after every way in which a
+run can end."""
 
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.sensors import Listing, changed
+from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.sensors import (
+    FIRST_WAIT_SECONDS,
+    LONGEST_WAIT_SECONDS,
+    TICK_SECONDS,
+    decide,
+)
+from embedding_pipelines.plan import plan
+from embedding_pipelines.releases import rollback
+from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import Budget, PipelineSpec
+from embedding_pipelines.steps.pending import Pending
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     Failing,
+    environment,
     live_rows,
     notes,
     run,
@@ -22,58 +42,189 @@ from embedding_pipelines_tests.orchestration.support import (
     write_pipeline,
 )
 
-LISTINGS = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 2), st.integers(0, 2)))
-SETTINGS = st.sampled_from(["one", "two"])
+STATES = st.one_of(
+    st.builds(Pending, new=st.tuples(st.sampled_from("abcd"))),
+    st.builds(Pending, step=st.sampled_from(["documents", "chunks", "embeddings", "vector_store"])),
+    st.builds(Pending, step=st.just("release"), held_back_by=st.sampled_from([(), ("a_check",)])),
+)
+VERSIONS = st.sampled_from(["one", "two"])
+ENOUGH = LONGEST_WAIT_SECONDS + TICK_SECONDS
 
 
-@given(LISTINGS, LISTINGS, SETTINGS)
-def test_a_difference_asks_once_even_if_its_run_fails(
-    listing: Listing, read: Listing, settings: str
+@given(STATES, VERSIONS)
+def test_what_is_pending_asks_at_once_and_then_waits(state: Pending, version: str) -> None:
+    first = decide(state, version, False, None, 1e9)
+    assert first.run_key
+    soon = decide(state, version, False, first.cursor, 1e9 + TICK_SECONDS)
+    assert soon.run_key is None
+    assert "a run is asked for again at" in soon.reason
+    late = decide(state, version, False, soon.cursor, 1e9 + ENOUGH)
+    assert late.run_key
+
+
+@given(
+    st.lists(st.tuples(STATES, st.booleans()), min_size=1, max_size=60),
+    st.lists(st.floats(-1e6, 1e6), min_size=60, max_size=60),
+)
+def test_no_sequence_of_ticks_makes_it_blind_and_no_key_comes_twice(
+    ticks: list[tuple[Pending, bool]], steps: list[float]
 ) -> None:
-    first, cursor = changed(listing, read, settings, None)
-    assert (first.run_key is not None) == (listing != read)
-    again, cursor = changed(listing, read, settings, cursor)
-    assert again.run_key is None
-    assert changed(listing, read, settings, cursor)[1] == cursor
+    now, cursor, keys = 1e9, None, []
+    for (state, is_under_way), step in zip(ticks, steps, strict=False):
+        now += step or 1.0
+        decision = decide(state, "one", is_under_way, cursor, now)
+        assert not (is_under_way and decision.run_key)
+        keys += [(decision.run_key, now)] if decision.run_key else []
+        cursor = decision.cursor
+    assert len({key for key, _ in keys}) == len({now for _, now in keys})
+    assert decide(ticks[-1][0], "one", False, cursor, now + ENOUGH).run_key
 
 
-@given(LISTINGS, LISTINGS, SETTINGS)
-def test_every_name_is_told_as_what_happened_to_it(
-    listing: Listing, read: Listing, settings: str
+def test_waits_grow_up_to_a_day() -> None:
+    state, cursor, asked_at = Pending(step="embeddings"), None, list[float]()
+    for second in range(0, 400_000, TICK_SECONDS):
+        decision = decide(state, "one", False, cursor, 1e9 + second)
+        cursor = decision.cursor
+        asked_at += [second] if decision.run_key else []
+    waits = [after - before for before, after in itertools.pairwise(asked_at)]
+    assert waits[:3] == [FIRST_WAIT_SECONDS, 2 * FIRST_WAIT_SECONDS, 4 * FIRST_WAIT_SECONDS]
+    assert max(waits) == LONGEST_WAIT_SECONDS
+    assert len(asked_at) < 12
+
+
+@given(STATES)
+def test_new_files_and_a_mended_pipeline_file_ask_at_once(state: Pending) -> None:
+    cursor = decide(state, "broken", False, None, 1e9).cursor
+    new = Pending(new=("a",))
+    assert decide(new, "mended", False, cursor, 1e9 + 1).run_key
+
+
+def test_a_candidate_that_is_held_back_after_somebodys_own_run_asks_for_no_second_one() -> None:
+    quiet = decide(Pending(), "one", False, None, 1e9)
+    held = Pending(step="release", held_back_by=("counts_add_up",))
+    decision = decide(held, "one", False, quiet.cursor, 1e9 + 30)
+    assert decision.run_key is None
+    assert "held back by counts_add_up" in decision.reason
+    assert decide(held, "one", False, decision.cursor, 1e9 + 30 + ENOUGH).run_key
+
+
+@given(st.text() | st.sampled_from(['{"version": 1}', "[null, 3]", '{"version":"x","times":{}}']))
+def test_any_cursor_that_is_not_its_own_counts_as_a_reset(cursor: str) -> None:
+    assert decide(Pending(new=("a",)), "one", False, cursor, 1e9).run_key
+
+
+def test_what_waits_for_batch_jobs_is_left_to_their_own_sensor() -> None:
+    state = Pending(step="embeddings", in_batch_jobs=True)
+    assert decide(state, "one", False, None, 1e9).run_key is None
+
+
+def later(cursor: str | None, seconds: float = ENOUGH) -> str:
+    """The cursor as it would be some time later."""
+    values = json.loads(cursor or "")
+    return json.dumps({**values, "at": values["at"] - seconds})
+
+
+def quiet(result: dg.SensorResult) -> str:
+    """Why a tick asked for nothing."""
+    assert not result.run_requests
+    assert result.skip_reason is not None
+    return result.skip_reason.skip_message or ""
+
+
+def one_asset(spec: PipelineSpec, instance: dg.DagsterInstance) -> None:
+    job = pipeline_definitions([spec], Path(os.environ["EMBEDDING_PIPELINES_HOME"]))
+    whole = job.resolve_implicit_global_asset_job_def()
+    selection = [dg.AssetKey(["notes", "documents"])]
+    assert whole.execute_in_process(instance=instance, asset_selection=selection).success
+
+
+def model_down(spec: PipelineSpec, instance: dg.DagsterInstance) -> None:
+    assert not run(spec, instance, Failing(dimensions=16, calls=1)).success
+
+
+def budget_spent(spec: PipelineSpec, instance: dg.DagsterInstance) -> None:
+    poor = spec.model_copy(update={"budget": Budget(tokens=20)})
+    assert not run(poor, instance).success
+
+
+def planned(spec: PipelineSpec, instance: dg.DagsterInstance) -> None:
+    with Run(spec, Warehouse(Path(os.environ["EMBEDDING_PIPELINES_HOME"]))) as planning:
+        plan(planning)
+
+
+def killed(spec: PipelineSpec, instance: dg.DagsterInstance) -> None:
+    """A process that dies where it writes the table."""
+    code = (
+        "import os, sys\nfrom embedding_pipelines.steps import vector_store as v\n"
+        "v.update_vector_store = lambda run: os._exit(9)\n"
+        "sys.argv[1:] = ['run', 'notes']\n"
+        "from embedding_pipelines.cli.main import main\nmain()"
+    )
+    home = Path(os.environ["EMBEDDING_PIPELINES_HOME"])
+    done = subprocess.run([sys.executable, "-c", code], env=environment(home), check=False)
+    assert done.returncode == 9
+
+
+@pytest.mark.parametrize("end", [model_down, budget_spent, planned, one_asset, killed])
+def test_a_run_that_ends_before_its_release_is_asked_for_again(
+    end: Callable[[PipelineSpec, dg.DagsterInstance], None],
+    home: Path,
+    instance: dg.DagsterInstance,
 ) -> None:
-    changes, _ = changed(listing, read, settings, None)
-    assert set(changes.new) == listing.keys() - read.keys()
-    assert set(changes.deleted) == read.keys() - listing.keys()
-    same = {name for name in listing.keys() & read.keys() if listing[name] == read[name]}
-    assert set(changes.changed) == (listing.keys() & read.keys()) - same
+    spec = notes(home)
+    first = tick(spec, instance, "source")
+    end(spec, instance)
+    soon = tick(spec, instance, "source", first.cursor)
+    assert "a run is asked for again at" in quiet(soon)
+    again = asked(tick(spec, instance, "source", later(soon.cursor)))
+    reset = asked(tick(spec, instance, "source"))
+    assert len({asked(first).run_key, again.run_key, reset.run_key}) == 3
+    assert run(spec, instance).success
+    assert quiet(tick(spec, instance, "source", soon.cursor)) == "no file has changed"
+    assert live_rows(home) == 40
 
 
-@given(LISTINGS, st.lists(LISTINGS, min_size=2, max_size=8), SETTINGS)
-def test_each_new_listing_asks_anew_and_no_key_comes_twice(
-    read: Listing, listings: list[Listing], settings: str
+def test_a_candidate_that_checks_hold_back_is_told_and_asked_for_once_a_day(
+    home: Path, instance: dg.DagsterInstance
 ) -> None:
-    cursor, keys, before = None, [], None
-    for listing in listings:
-        changes, cursor = changed(listing, read, settings, cursor)
-        assert (changes.run_key is not None) == (listing not in (read, before))
-        keys += [changes.run_key] if changes.run_key else []
-        before = listing
-    assert len(set(keys)) == len(keys)
+    notes(home)
+    blocking = "{known_items: 0, checks: {data_has_not_drifted: block}}"
+    write_pipeline(home, text=NOTES.replace("{known_items: 8}", blocking))
+    spec = find_pipeline("notes", home)
+    assert run(spec, instance).success
+    write_notes(home, rows=range(0))
+    cursor = asked_cursor(tick(spec, instance, "source", "null"))
+    assert not run(spec, instance).success
+    message = quiet(tick(spec, instance, "source", later(cursor, LONGEST_WAIT_SECONDS - 60)))
+    assert "the newest table is held back by" in message
+    assert "a run is asked for again at" in message
+    asked(tick(spec, instance, "source", later(cursor)))
+    write_notes(home)
+    asked(tick(spec, instance, "source", cursor))
+    assert run(spec, instance).success
+    assert quiet(tick(spec, instance, "source", cursor)) == "no file has changed"
 
 
-@given(LISTINGS, LISTINGS)
-def test_a_mended_pipeline_file_asks_again(listing: Listing, read: Listing) -> None:
-    _, cursor = changed(listing, read, "broken", None)
-    changes, _ = changed(listing, read, "mended", cursor)
-    assert (changes.run_key is not None) == (listing != read)
+def test_a_rollback_asks_for_nothing(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    assert run(spec, instance).success
+    write_notes(home, rows=range(41))
+    assert run(spec, instance).success
+    rollback(Warehouse(home).pipeline("notes"), None)
+    assert quiet(tick(spec, instance, "source")) == "no file has changed"
 
 
-@given(LISTINGS, LISTINGS, SETTINGS)
-def test_what_was_read_asks_for_nothing(listing: Listing, other: Listing, settings: str) -> None:
-    _, cursor = changed(listing, other, settings, None)
-    changes, _ = changed(listing, listing, settings, cursor)
-    assert changes.run_key is None
-    assert str(changes) == "no file has changed"
+def test_while_a_run_waits_or_works_no_other_one_is_asked_for(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    with Warehouse(home).pipeline("notes").lock("run"):
+        assert "a run is under way" in quiet(tick(spec, instance, "source"))
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
+    waiting = instance.create_run_for_job(job, tags=all_partitions(spec))
+    assert "a run is under way" in quiet(tick(spec, instance, "source"))
+    instance.report_run_failed(waiting)
+    asked(tick(spec, instance, "source"))
 
 
 def asked(result: dg.SensorResult) -> dg.RunRequest:
@@ -90,10 +241,7 @@ def test_a_tick_asks_for_one_run_over_all_partitions_and_that_run_works(
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(asked(result).tags)).success
     assert live_rows(home) == 40
-    quiet = tick(spec, instance, "source", result.cursor)
-    assert not quiet.run_requests
-    assert quiet.skip_reason is not None
-    assert quiet.skip_reason.skip_message == "no file has changed"
+    assert quiet(tick(spec, instance, "source", result.cursor)) == "no file has changed"
 
 
 def test_new_changed_and_deleted_files_are_seen(home: Path, instance: dg.DagsterInstance) -> None:
@@ -149,7 +297,7 @@ def asked_cursor(result: dg.SensorResult) -> str | None:
     return result.cursor
 
 
-def test_a_failing_run_is_not_asked_for_again_until_files_change(
+def test_a_run_that_cannot_read_its_source_waits_until_files_change(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     spec = notes(home)
@@ -157,12 +305,8 @@ def test_a_failing_run_is_not_asked_for_again_until_files_change(
     (home / "data/notes/a.jsonl").write_text('{"id": "n1"}\n')
     cursor = asked_cursor(tick(spec, instance, "source", cursor))
     assert not run(spec, instance).success
-    quiet = tick(spec, instance, "source", cursor)
-    assert not quiet.run_requests
-    assert quiet.skip_reason is not None
-    assert (
-        quiet.skip_reason.skip_message == "1 new: data/notes/a.jsonl; a run was asked for already"
-    )
+    message = quiet(tick(spec, instance, "source", cursor))
+    assert message.startswith("1 new: data/notes/a.jsonl; a run is asked for again at 20")
     write_notes(home)
     asked_cursor(tick(spec, instance, "source", cursor))
 

@@ -1,0 +1,94 @@
+"""pending: what stands between the source as it is and the newest release.
+
+Read from files alone: no model is opened and nothing is written. Every end of a run before its
+release leaves a trace here: files that were not read, partitions that were not cut or embedded, a
+table that lags behind, a candidate that was not released.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.sources.base import SourceFile
+from embedding_pipelines.steps.checks import current_checks
+from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.vector_store import shard_digests, table_state
+
+SHOWN_FILES = 5
+
+
+@dataclass(frozen=True)
+class Pending:
+    """File names, and the first step that lacks what was read; all empty if it is released."""
+
+    new: tuple[str, ...] = ()  # since they were last read
+    changed: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    step: str = ""
+    held_back_by: tuple[str, ...] = ()  # checks that block the newest table version
+    in_batch_jobs: bool = False  # texts are with the service, which answers later
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.new or self.changed or self.deleted or self.step)
+
+    def __str__(self) -> str:
+        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
+        parts = []
+        for group, names in groups.items():
+            shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
+            parts += [f"{len(names)} {group}: {shown}"] if names else []
+        if parts:
+            return "; ".join(parts)
+        if self.held_back_by:
+            return f"the newest table is held back by {', '.join(self.held_back_by)}"
+        if self.step:
+            return f"what was read is not released: {self.step!r} has not taken it in"
+        return "no file has changed"
+
+
+def pending(run: Run, files: Sequence[SourceFile]) -> Pending:
+    """What of the source's files as they are now is not in the newest release. A rollback leaves
+    nothing pending: who went back wants no run.
+
+    Raises StoreError if a state file is damaged.
+    """
+    now = {file.name: tuple(file.stamp) for file in files}
+    read = {name: tuple(entry.stamp) for name, entry in read_files(run).items()}
+    new, deleted = sorted(now.keys() - read.keys()), sorted(read.keys() - now.keys())
+    changed = sorted(name for name in now.keys() & read.keys() if now[name] != read[name])
+    if new or changed or deleted:
+        return Pending(tuple(new), tuple(changed), tuple(deleted))
+    step = _lagging_step(run)
+    if step == "release":
+        record = current_checks(run)
+        blocking = (check.name for check in record.checks if check.blocks) if record else ()
+        return Pending(step=step, held_back_by=tuple(blocking))
+    awaits_jobs = run.spec.model.uses_batch_jobs and run.folder.batch_jobs.exists()
+    return Pending(step=step, in_batch_jobs=step == "embeddings" and awaits_jobs)
+
+
+def _lagging_step(run: Run) -> str:
+    """The first step that has not taken in the files that were read; empty if they are released."""
+    folder = run.folder
+    if not (read_json(folder.files) or {}).get("whole"):
+        return "documents"
+    for name in run.spec.partition_names:
+        documents, chunks = folder.documents.manifest(name), folder.chunks.manifest(name)
+        if documents is None:
+            return "documents"
+        if chunks is None or chunks.inputs != documents.digest:
+            return "chunks"
+    try:
+        digests = shard_digests(run)
+    except StoreError:
+        return "embeddings"
+    state, newest = table_state(run), read_releases(folder).newest
+    if state is None or state.partitions != digests:
+        return "vector_store"
+    if newest is None or (newest.table, newest.version) != (state.table, state.version):
+        return "release"
+    return ""
