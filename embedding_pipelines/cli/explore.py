@@ -39,7 +39,12 @@ def search(
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
     filter: Annotated[
         str | None,
-        typer.Option(metavar="SQL", help="A condition on metadata, e.g. \"module = 'shutil'\"."),
+        typer.Option(
+            metavar="CONDITION",
+            help="Only rows that pass, e.g. \"price < 9 AND added > '2024-01-31' AND 'new' IN "
+            'tags". Texts, days and times stand in single quotes; = <> < > IN LIKE BETWEEN IS '
+            "NULL, AND OR NOT.",
+        ),
     ] = None,
 ) -> Outcomes:
     """Search the live release of a pipeline."""

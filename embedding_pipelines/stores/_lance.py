@@ -58,11 +58,6 @@ def short(error: Exception) -> str:
     return (text.strip() or type(error).__name__).rstrip(".?, ") + "."
 
 
-def quote_name(column: str) -> str:
-    """A column's name in SQL."""
-    return column if re.fullmatch(r"[a-z_][a-z0-9_]*", column) else f"`{column}`"
-
-
 def quote_text(text: str) -> str:
     """A string literal in SQL."""
     return "'" + text.replace("'", "''") + "'"

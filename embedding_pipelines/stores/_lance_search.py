@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
-from embedding_pipelines.stores._lance import lancedb, quote_name, short, wait
+from embedding_pipelines.stores._lance import lancedb, wait
 from embedding_pipelines.vectors import Distance, to_matrix, unit
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ class Snapshot:
     """
 
     table: AsyncTable
+    schema: pa.Schema
     columns: list[str]  # for a searcher
     is_int8: bool  # codes that lancedb does not search
 
@@ -92,15 +92,7 @@ async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]
-    return Snapshot(table, columns, schema.field(VECTOR).type.value_type == pa.int8())
-
-
-def filter_error(filter: str, columns: list[str], error: Exception) -> StoreError:
-    names = [quote_name(column) for column in columns]
-    return StoreError(
-        f"The filter {filter!r} cannot be used: {short(error)} "
-        f"Write a SQL condition on {', '.join(names)}, e.g. \"{names[-1]} = 'x'\"."
-    )
+    return Snapshot(table, schema, columns, schema.field(VECTOR).type.value_type == pa.int8())
 
 
 async def _compare(

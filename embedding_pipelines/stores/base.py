@@ -72,9 +72,9 @@ class Table(ABC):
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
-        `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is an SQL condition on
-        the metadata columns. With `rescoring` the rows also hold the table's `rescoring_vector`.
-        Raises StoreError if the filter is wrong.
+        `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is a condition on
+        ids, text and metadata (`filters.py`). With `rescoring` the rows also hold the table's
+        `rescoring_vector`. Raises StoreError if the filter is wrong.
         """
 
     @abstractmethod

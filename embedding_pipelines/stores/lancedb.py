@@ -19,8 +19,9 @@ from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._lance import quote_text, record_failure, short
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, compact, update_index
-from embedding_pipelines.stores._lance_search import Snapshot, filter_error, open_snapshot
+from embedding_pipelines.stores._lance_search import Snapshot, open_snapshot
 from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
+from embedding_pipelines.stores.filters import filter_error, store_filter
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
@@ -186,23 +187,25 @@ class LanceTable(Table):
         version: int,
         rescoring: bool = False,
     ) -> pa.Table:
-        if filter and ";" in re.sub(r"'[^']*'", "", filter):
-            raise StoreError(f"The filter {filter!r} holds a ';'. Write one SQL condition.")
         snapshot = self._snapshot(version)
+        where = None
+        if filter is not None:
+            where = store_filter(filter, snapshot.schema, snapshot.columns)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
             if snapshot.is_int8:
-                return snapshot.by_scan(vector, k, filter, columns)
+                return snapshot.by_scan(vector, k, where, columns)
             refine = None
             # Of bits there is nothing finer to compare again: an index holds them as they are.
             if self.options.index != "none" and metric != "hamming":
                 refine = self.options.refine or INDICES[self.options.index].refine
             return snapshot.through_index(
-                vector, k, metric, filter, columns, refine, self.options.nprobes
+                vector, k, metric, where, columns, refine, self.options.nprobes
             )
         except (RuntimeError, ValueError, OSError) as error:
-            if filter:
-                raise filter_error(filter, snapshot.columns, error) from error
+            if filter is not None:
+                what = short(error)
+                raise filter_error(filter, snapshot.schema, snapshot.columns, what) from error
             raise StoreError(
                 f"Table {self.name!r} version {version} cannot be searched: {short(error)}"
             ) from error
