@@ -6,10 +6,11 @@ This module holds what every format shares; each format has its own. `paths.py` 
 
 import contextlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator
@@ -19,6 +20,7 @@ from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.sources import paths
 from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part of this contract
+from embedding_pipelines.sources.values import split_unit
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ReadLog:
 
     reject: Callable[[Rejection], None]
     encoding: str | None = None  # of a text format, e.g. "utf-8", "utf-8-sig", "cp1252"
+    absent: dict[str, Counter[str]] = field(default_factory=dict)  # column -> words for no value
     notes: list[str] = field(default_factory=list)
 
 
@@ -52,7 +55,9 @@ Names = Annotated[
 class Source(Choice):
     """Where documents come from; each subclass reads one file format.
 
-    Options name columns as the file does; in nested formats `a.b` is field `b` of `a`.
+    Options name columns as the file does; in nested formats `a.b` is field `b` of `a`. The words of
+    `missing` are no value where a number, a boolean or a time is declared, as an empty text is; in
+    ids, texts and strings they are what they say.
     """
 
     suffixes: ClassVar[tuple[str, ...]]  # which files of a folder to read; in lower case
@@ -60,7 +65,9 @@ class Source(Choice):
     path: Names
     id: str | None = None
     text: Names = ("text",)
-    metadata: dict[str, str] = Field({})  # column in the file -> a key of schemas.METADATA_TYPES
+    metadata: dict[str, str] = Field({})  # column in the file -> METADATA_TYPES, timestamp[s] …
+    missing: Names = ("NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "null", "none")  # in any case
+    nanoseconds: Literal["reject", "cut"] = "reject"  # of a timestamp, which holds microseconds
     max_rejected: int | float = 0.01  # an int counts rows, a float is a fraction of all rows
 
     @field_validator("path", "text")
@@ -102,7 +109,7 @@ class Source(Choice):
         paths: dict[str, str] = {}
         for path, kind in value.items():
             name = column_name(path)
-            if kind not in schemas.METADATA_TYPES:
+            if split_unit(kind)[0] not in schemas.METADATA_TYPES:
                 kinds = ", ".join(schemas.METADATA_TYPES)
                 raise ValueError(f"{path!r} is declared as {kind!r}; declare it as one of {kinds}")
             if not name:
@@ -147,7 +154,12 @@ class Source(Choice):
     @property
     def metadata_types(self) -> dict[str, str]:
         """The documents' metadata columns, in declared order; `a.b` of the file is `a_b` here."""
-        return {column_name(path): kind for path, kind in self.metadata.items()}
+        return {column_name(path): split_unit(kind)[0] for path, kind in self.metadata.items()}
+
+    @property
+    def missing_words(self) -> frozenset[str]:
+        """The words of `missing` in lower case."""
+        return frozenset(word.lower() for word in self.missing)
 
     @property
     def schema(self) -> pa.Schema:

@@ -1,25 +1,17 @@
-"""Makes batches of documents from a file's columns: converts types and rejects bad rows.
+"""Makes batches of documents from a file's columns; `values.py` converts each of them."""
 
-It converts whole Arrow columns. A column that fails is halved until the bad rows stand alone.
-"""
-
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from embedding_pipelines import schemas
 from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceFile
+from embedding_pipelines.sources.values import Column, Reasons
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 16 * 2**20
-
-_ARROW_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
-_VALUE_CHARACTERS = 60  # of a value in a reason
-
-Reasons = dict[int, str]  # position in the batch -> why this row is rejected
 
 
 def documents(
@@ -39,8 +31,15 @@ def documents(
     record, whose id is the file's name.
     """
     reasons: Reasons = {}
+
+    def column(name: str) -> Column:
+        absent = log.absent.setdefault(name, Counter())
+        return Column(
+            name, encoding, source.missing_words, source.nanoseconds == "cut", reasons, absent
+        )
+
     names = source.text if source.id is None else (source.id, *source.text)
-    strings = {name: _strings(name, values[name], encoding, reasons) for name in names}
+    strings = {name: column(name).text(values[name]) for name in names}
     if source.id is not None:
         ids = strings[source.id]
         empty = pc.fill_null(pc.equal(ids, ""), True)
@@ -50,10 +49,7 @@ def documents(
         ids = pa.array([file.name])
     else:
         ids = pc.binary_join_element_wise(file.name, pc.cast(rows, pa.string()), ":")
-    metadata = [
-        _convert(path, values[path], kind, encoding, reasons)
-        for path, kind in source.metadata.items()
-    ]
+    metadata = [column(path).convert(values[path], kind) for path, kind in source.metadata.items()]
     text = _join([strings[name] for name in source.text])
     columns = [ids, text, pa.repeat(file.name, len(rows)), rows, *metadata]
     batch = pa.record_batch(columns, schema=source.schema)
@@ -88,88 +84,3 @@ def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     half = BATCH_ROWS if rows > BATCH_ROWS else rows // 2
     yield from _slices(batch.slice(0, half))
     yield from _slices(batch.slice(half))
-
-
-def _strings(name: str, array: pa.Array, encoding: str, reasons: Reasons) -> pa.Array:
-    def reason(value: pa.Scalar) -> str:
-        if _is_bytes(value.type):
-            return f"column {name!r} is not valid {encoding}"
-        return f"column {name!r} is {_show(value)}, which is not text"
-
-    return _each(array, pa.string(), lambda part: pc.cast(part, pa.string()), reason, reasons)
-
-
-def _convert(name: str, array: pa.Array, kind: str, encoding: str, reasons: Reasons) -> pa.Array:
-    """The array as METADATA_TYPES[kind]; an empty string is a missing value except in a string."""
-    target = schemas.METADATA_TYPES[kind]
-    if array.type == target:
-        return array
-    if _is_bytes(array.type):
-        array = _strings(name, array, encoding, reasons)
-    if pa.types.is_dictionary(array.type):
-        array = pc.cast(array, array.type.value_type)
-    if kind != "string" and _is_text(array.type):
-        trimmed = pc.utf8_trim_whitespace(pc.cast(array, pa.string()))
-        array = pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
-    casts = {"timestamp": _timestamps, "list[string]": _lists}
-    cast = casts.get(kind, lambda part: pc.cast(part, target))
-
-    def reason(value: pa.Scalar) -> str:
-        return f"column {name!r} is {_show(value)}, not {kind}"
-
-    return _each(array, target, cast, reason, reasons)
-
-
-def _each(
-    array: pa.Array,
-    target: pa.DataType,
-    cast: Callable[[pa.Array], pa.Array],
-    reason: Callable[[pa.Scalar], str],
-    reasons: Reasons,
-    first: int = 0,
-) -> pa.Array:
-    """`cast(array)`; if that fails, by halves, down to null and a reason for a single row."""
-    try:
-        return cast(array)
-    except _ARROW_ERRORS:
-        if len(array) == 1:
-            reasons.setdefault(first, reason(array[0]))
-            return pa.nulls(1, target)
-    half = len(array) // 2
-    left = _each(array[:half], target, cast, reason, reasons, first)
-    right = _each(array[half:], target, cast, reason, reasons, first + half)
-    return pa.concat_arrays([left, right])
-
-
-def _timestamps(array: pa.Array) -> pa.Array:
-    """A time without an offset is UTC."""
-    target = schemas.METADATA_TYPES["timestamp"]
-    try:
-        return pc.cast(array, target)
-    except pa.ArrowInvalid:
-        return pc.assume_timezone(pc.cast(array, pa.timestamp("us")), "UTC")
-
-
-def _lists(array: pa.Array) -> pa.Array:
-    """Lists as they are; a string must hold a JSON array of strings."""
-    target = schemas.METADATA_TYPES["list[string]"]
-    if not _is_text(array.type):
-        return pc.cast(array, target)
-    try:
-        return pa.array([value and json.loads(value) for value in array.to_pylist()], target)
-    except ValueError as error:
-        raise pa.ArrowInvalid(str(error)) from error
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def _show(value: pa.Scalar) -> str:
-    text = repr(value.as_py())
-    return text if len(text) <= _VALUE_CHARACTERS else text[:_VALUE_CHARACTERS] + "…"

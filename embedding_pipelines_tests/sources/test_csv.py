@@ -79,7 +79,9 @@ def test_a_value_that_is_not_of_its_type_is_rejected_alone(tmp_path: Path) -> No
     )
     assert [row["n"] for row in documents] == [1, 3]
     assert (rejections[0].row, rejections[0].raw) == (3, b"b,many")
-    assert rejections[0].reason == "column 'n' is 'many', not int"
+    assert rejections[0].reason == (
+        "column 'n' is 'many', not int; if it stands for no value, add it to source.missing"
+    )
 
 
 def test_a_row_without_id_is_rejected_and_one_without_text_is_kept(tmp_path: Path) -> None:

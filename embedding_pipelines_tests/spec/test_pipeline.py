@@ -45,6 +45,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "source.id": "key",
         "source.text": ["title", "body"],
         "source.metadata": {"cat": "int"},
+        "source.missing": ["-"],
+        "source.nanoseconds": "cut",
         "source.max_rejected": 0.5,
         "source.encoding": "cp1252",
         "source.delimiter": ";",
