@@ -171,7 +171,7 @@ class Searcher:
             release=release.number,
             space_id=release.space.id,
             query=query,
-            hits=[_hit(row) for row in rows],
+            hits=[hit_of(row) for row in rows],
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
         )
 
@@ -186,8 +186,7 @@ class Searcher:
 
     def _check(self, space: Space, k: int) -> None:
         """ConfigError for a wrong k, SpaceMismatchError for a space that is not the release's."""
-        if not 1 <= k <= MAX_K:
-            raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
+        check_k(k)
         release = self.release
         require_same_space(
             space.with_codec(self.codec.id),
@@ -204,6 +203,12 @@ def search(
     """One query to a pipeline's live release; see `Searcher.search`."""
     with Searcher(Warehouse(home), pipeline) as searcher:
         return searcher.search(query, k, filter)
+
+
+def check_k(k: int) -> None:
+    """ConfigError unless a search can return so many hits."""
+    if not 1 <= k <= MAX_K:
+        raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
 
 
 def nearest(
@@ -259,6 +264,7 @@ def as_frame(rows: pa.Table) -> "pd.DataFrame":
     return rows.to_pandas(types_mapper=types.get, date_as_object=False)
 
 
-def _hit(row: Mapping[str, Any]) -> Hit:
+def hit_of(row: Mapping[str, Any]) -> Hit:
+    """A row of `nearest`."""
     metadata = {name: value for name, value in row.items() if name not in HIT_COLUMNS}
     return Hit(metadata=metadata, **{name: row[name] for name in HIT_COLUMNS})

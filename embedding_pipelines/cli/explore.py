@@ -1,4 +1,4 @@
-"""Commands that read what is live: `search`, `clusters`, `outliers`, `export` and `report`."""
+"""Commands that read what is live: searches, labels, clusters, outliers, exports, the report."""
 
 import os
 import sys
@@ -20,6 +20,7 @@ from embedding_pipelines.cli.terminal import (
 )
 from embedding_pipelines.environment import home as home_folder
 
+OTHERS = 2  # labels beside the one that won
 DISPLAYS = ("DISPLAY", "WAYLAND_DISPLAY")  # variables of Unix
 
 To = Annotated[
@@ -34,8 +35,12 @@ app = typer.Typer()
 def search(
     name: Name,
     query: Annotated[
-        str, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")
-    ],
+        str | None, typer.Argument(metavar="QUERY", help="What to look for, in plain words.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Instead of a query: what is like this document."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many hits.")] = 10,
     filter: Annotated[
         str | None,
@@ -48,10 +53,50 @@ def search(
     ] = None,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
+    from embedding_pipelines.explore.like import find_like
     from embedding_pipelines.search import search as run_search
 
-    result = run_search(home_folder(), find_released(name), query, k, filter)
+    if (query is None) == (like is None):
+        raise typer.BadParameter("give a QUERY, or --like and the id of a document.")
+    name = find_released(name)
+    if like is not None:
+        result = find_like(home_folder(), name, like, k, filter)
+    else:
+        result = run_search(home_folder(), name, query or "", k, filter)
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
+
+
+@app.command()
+def classify(
+    name: Name,
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="One or more texts.")],
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Metadata that labels (default: evaluation.label)."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="NUMBER", help="How many neighbours.")] = 10,
+) -> Outcomes:
+    """Label texts as their nearest neighbours in the live table are."""
+    from embedding_pipelines.explore.classify import classify as label_texts
+
+    results = label_texts(home_folder(), find_released(name), texts, label, k)
+
+    def show() -> None:
+        table = [
+            {
+                "label": result.label,
+                "share": f"{result.share:.2f}",
+                "others": [
+                    f"{other} {share:.2f}"
+                    for other, share in list(result.votes.items())[1 : OTHERS + 1]
+                ],
+                "text": result.text,
+            }
+            for result in results
+        ]
+        print_table(make_console(), table)
+
+    yield Output([asdict(result) for result in results], show)
 
 
 @app.command()

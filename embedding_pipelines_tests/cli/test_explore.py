@@ -110,3 +110,22 @@ def test_what_cannot_be_is_one_sentence(
     said = command(*arguments)
     assert (said.code, said.out) == (code, "")
     assert words in said.err
+
+
+def test_search_takes_words_or_a_document(command: Command) -> None:
+    lines = command("search", "p", "--like", "drinks-1", "-k", "2").out.splitlines()
+    assert [line.split()[2].partition("-")[0] for line in (lines[0], lines[2])] == ["drinks"] * 2
+    assert result_of(command("search", "p", "--like", "drinks-1", "--json").out)["hits"]
+    both = command("search", "p", "words", "--like", "drinks-1")
+    assert (both.code, both.out) == (2, "")
+    assert "give a QUERY, or --like and the id of a document" in both.err
+
+
+def test_classify_is_a_line_for_each_text(command: Command) -> None:
+    said = command("classify", "p", "tea beer wine", "roof wall attic cellar", "--label", "topic")
+    table = [line.split()[:2] for line in said.out.splitlines()]
+    assert table == [["label", "share"], ["drinks", "1.00"], ["houses", "1.00"]]
+    said = command("classify", "p", "tea", "--label", "topic", "--json")
+    value = result_of(said.out)
+    assert value.keys() == {"text", "label", "share", "votes", "neighbours"}
+    assert value["label"] == "drinks"
