@@ -1,23 +1,37 @@
 """CSV files (comma, tab or other delimiter), which Arrow parses block by block.
 
 `csv_records.py` finds the records, so that each document has its line and each rejection its bytes.
-A record with too few or too many cells is rejected.
+A record with too few or too many cells is rejected, and so is one that quotes spoil, and the header
+where it stands once more.
 """
 
 import csv
+import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
-from pydantic import field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.sources.columns import documents
-from embedding_pipelines.sources.csv_records import LongLineError, Records, Unclosed, split
+from embedding_pipelines.sources.csv_records import (
+    NOT_THE_END,
+    SWALLOWED,
+    Dialect,
+    LongLineError,
+    Misquoted,
+    Records,
+    split,
+    swallowing,
+)
 from embedding_pipelines.sources.text import (
     MAX_RECORD_BYTES,
     Text,
@@ -27,75 +41,135 @@ from embedding_pipelines.sources.text import (
 )
 
 _LIKELY_DELIMITERS = ";\t|,"
+# The first line of a file for spreadsheets may name the delimiter.
+_DELIMITER_LINE = re.compile(rb'"?sep=([\x01-\x7f])"?[ \t,;]*(?:\r\n|\n|\r|$)', re.IGNORECASE)
+_DELIMITER_LINE_BYTES = 32
+_NULL = rb"\N"  # how databases write that there is no value
 
 
 class Csv(TextSource):
     """One document per record; the first line names the columns; `source_row` is the line.
 
-    `delimiter`: one ASCII character; by default a tab in a `.tsv` file and else a comma.
+    All are single ASCII characters. `delimiter`: by default what a first line `sep=;` says, else a
+    tab in a `.tsv` file and else a comma; `quote`: null if quotes mean nothing; `escape`: what
+    makes the next character stand for itself, such as "\\\\"; records that begin with `comment` are
+    none. `skip_rows`: lines before the header.
     """
 
     kind: Literal["csv"] = "csv"
     suffixes: ClassVar[tuple[str, ...]] = list_suffixes(".csv", ".tsv")
     delimiter: str | None = None
+    quote: str | None = '"'
+    escape: str | None = None
+    comment: str | None = None
+    skip_rows: int = Field(0, ge=0)
 
-    @field_validator("delimiter")
+    @field_validator("delimiter", "quote", "escape", "comment")
     @classmethod
-    def _check_delimiter(cls, value: str | None) -> str | None:
-        if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n'):
+    def _check_character(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (len(value) != 1 or not value.isascii() or value in "\0\r\n"):
+            verbs = {
+                "delimiter": "separate cells",
+                "quote": "quote cells",
+                "comment": "begin a comment",
+            }
             raise ValueError(
-                f"{value!r} cannot separate cells; use one ASCII character such as ';' or a tab"
+                f"{value!r} cannot {verbs.get(str(info.field_name), 'escape')}; use one ASCII "
+                "character such as ';' or a tab"
             )
         return value
+
+    @model_validator(mode="after")
+    def _check_dialect(self) -> Self:
+        characters = [self.delimiter, self.quote, self.escape, self.comment]
+        for character, count in Counter(filter(None, characters)).items():
+            if count > 1:
+                raise ValueError(
+                    f"{character!r} cannot separate cells, quote, escape and begin comments at "
+                    "once; give delimiter, quote, escape and comment a character each"
+                )
+        return self
 
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """See Source.read. A quote that is not closed costs the line that it stands on."""
         text = open_text(file, self.encoding, log)
-        delimiter = self.delimiter or ("\t" if ".tsv" in file.path.suffixes[-2:] else ",")
-        names: list[str] | None = None
+        dialect, skip_lines, blocks = self._dialect(text)
+        table: _Table | None = None
         try:
-            for records in split(text.blocks(), delimiter):
-                if names is None:
-                    names, records = self._header(records, text, delimiter)
-                if isinstance(records, Unclosed):
-                    reason = "a quote opens on this line and is not closed where a cell ends"
+            for records in split(blocks, dialect, skip_lines):
+                if table is None:
+                    table, records = self._header(records, text, dialect)
+                if isinstance(records, Misquoted):
                     raw = text.raw(records.data)
+                    reason = records.reason + self._hint(records)
                     log.reject(Rejection(file.name, records.line, reason, raw))
-                elif names is not None and len(records.starts):
-                    yield from self._documents(records, names, text, delimiter, log)
+                elif table is not None and len(records.starts):
+                    yield from self._documents(records, table, log)
         except LongLineError as error:
             raise SourceError(
                 f"{file.name}:{error.line}: the line is longer than {MAX_RECORD_BYTES >> 20} MiB. "
                 "Is this a CSV file? Choose the source.kind that reads it, or split the line."
             ) from error
-        if names is None:  # a half-written file must not empty the store
+        if table is None:  # a half-written file must not empty the store
             raise SourceError(
                 f"{file.name}: the file is empty, it has no header. Write it whole and then rename "
                 "it into place; for no records, leave the header in it."
             )
 
+    def _dialect(self, text: Text) -> tuple[Dialect, int, Iterator[bytes]]:
+        """How `text` is written, how many lines stand before its header, and its blocks."""
+        blocks, head = text.blocks(), b""
+        for block in blocks:
+            head += block
+            if len(head) > _DELIMITER_LINE_BYTES:
+                break
+        blocks = itertools.chain([head], blocks)
+        delimiter = "\t" if ".tsv" in text.file.path.suffixes[-2:] else ","
+        skip_lines = self.skip_rows
+        if match := _DELIMITER_LINE.match(head):
+            delimiter, skip_lines = match[1].decode(), max(1, skip_lines)
+        delimiter = self.delimiter or delimiter
+        return Dialect(delimiter, self.quote, self.escape, self.comment), skip_lines, blocks
+
     def _header(
-        self, records: Records | Unclosed, text: Text, delimiter: str
-    ) -> tuple[list[str] | None, Records | Unclosed]:
-        """Column names and the records after them; None while all lines are empty."""
-        if isinstance(records, Unclosed):
+        self, records: Records | Misquoted, text: Text, dialect: Dialect
+    ) -> tuple["_Table | None", Records | Misquoted]:
+        """The table and the records after its header; None while all lines are empty."""
+        if isinstance(records, Misquoted):
+            what = records.reason
+            if what != NOT_THE_END:
+                what = "a quote in the header is not closed"
             raise SourceError(
-                f"{text.file.name}:{records.line}: a quote in the header is not closed. Close it."
+                f"{text.file.name}:{records.line}: {what}. Close it, or set source.quote."
             )
         if not len(records.starts):
             return None, records
         where = f"{text.file.name}:{records.lines[0]}"
+        header = records.record(0)
         try:
-            header = records.record(0).decode()
-            names = next(csv.reader([header], delimiter=delimiter))
+            names = next(
+                csv.reader(
+                    [header.decode()],
+                    delimiter=dialect.delimiter,
+                    quotechar=dialect.quote,
+                    quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+                    escapechar=dialect.escape,
+                )
+            )
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{where}: the header is not valid {text.encoding}. Set source.encoding."
             ) from error
         except csv.Error as error:
             raise SourceError(f"{where}: the header is not CSV ({error}). Correct it.") from error
-        self._check(names, where, delimiter)
-        return names, records.without_first()
+        names = [name if name in self.columns else name.strip() for name in names]
+        self._check(names, where, dialect.delimiter)
+        return _Table(text, dialect, header, names), records.without_first()
+
+    def _hint(self, misquoted: Misquoted) -> str:
+        if self.escape is None and b'\\"' in misquoted.data:
+            return "; if a backslash escapes quotes in this file, set source.escape to it"
+        return "; if quotes mean nothing in this file, set source.quote to null"
 
     def _check(self, names: list[str], where: str, delimiter: str) -> None:
         count = Counter(names)
@@ -111,11 +185,68 @@ class Csv(TextSource):
                 raise self.missing_column_error(where, column, names, hint)
 
     def _documents(
-        self, records: Records, names: list[str], text: Text, delimiter: str, log: ReadLog
+        self, records: Records, table: "_Table", log: ReadLog
     ) -> Iterator[pa.RecordBatch]:
-        def raw(at: int) -> bytes:
-            return text.raw(records.record(at))
+        text, dialect, names = table.text, table.dialect, table.names
 
+        def reject(line: int, reason: str, data: bytes) -> None:
+            log.reject(Rejection(text.file.name, line, reason, text.raw(data)))
+
+        headers, swallowed = table.headers(records), swallowing(records, dialect, len(names))
+        for at in headers:
+            reject(int(records.lines[at]), "repeats the header", records.record(at))
+        for at in swallowed:
+            first = int(records.lines[at])
+            lines = re.split(rb"\r\n|\n|\r", records.record(at))
+            reason = f"{SWALLOWED}, lines {first} to {first + len(lines) - 1}; if quotes mean "
+            for line, data in enumerate(lines, start=first):
+                reject(line, reason + "nothing in this file, set source.quote to null", data)
+        records = records.without([*headers, *swallowed])
+        positions = [names.index(column) for column in self.columns]
+        cells, ragged = table.parse(records, positions)
+        for at, reason in ragged.items():
+            reject(int(records.lines[at]), reason, records.record(at))
+        regular = np.delete(np.arange(len(records.starts)), list(ragged))
+        if cells.num_rows != len(regular):  # Arrow and `split` must agree on what a record is
+            raise SourceError(
+                f"{text.file.name}: lines {records.lines[0]} to {records.lines[-1]} hold "
+                f"{len(regular)} records, but Arrow parsed {cells.num_rows}. "
+                "Please report this file as a bug."
+            )
+        if len(regular):
+            columns = {
+                name: _without_nulls(pa.concat_arrays(cells.column(str(at)).chunks))
+                for name, at in zip(self.columns, positions, strict=True)
+            }
+            yield from documents(
+                self,
+                text.file,
+                columns,
+                pa.array(records.lines[regular]),
+                lambda at: text.raw(records.record(regular[at])),
+                log,
+                text.encoding,
+            )
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A file whose header has been read."""
+
+    text: Text
+    dialect: Dialect
+    header: bytes
+    names: list[str]
+
+    def headers(self, records: Records) -> list[int]:
+        """The places of records that are the header once more, as where files were put together."""
+        lengths = records.ends - records.starts
+        places = np.flatnonzero(lengths == len(self.header)).tolist()
+        return [at for at in places if records.record(at) == self.header]
+
+    def parse(self, records: Records, positions: list[int]) -> tuple[pa.Table, dict[int, str]]:
+        """The columns at `positions` of the regular records, as binary and named by their position,
+        and why the others are ragged, by their place."""
         ragged: dict[int, str] = {}
 
         def reject(row: pa.csv.InvalidRow) -> str:
@@ -123,65 +254,51 @@ class Csv(TextSource):
             ragged[row.number - 1] = counts
             return "skip"
 
-        total = len(records.starts)
-        positions = [names.index(column) for column in self.columns]
         if _is_utf8(records.data):
-            table = _parse(records.data, delimiter, len(names), positions, reject)
-        else:
-            # Arrow hands over a ragged row as a string and fails where it is not UTF-8. As Latin-1
-            # every row is one, which tells the ragged rows; the others are then parsed as they are.
-            latin = records.data.decode("latin-1").encode()
-            _parse(latin, delimiter, len(names), positions, reject)
-            lines = [records.record(at) + b"\n" for at in range(total) if at not in ragged]
-            table = _parse(b"".join(lines), delimiter, len(names), positions, reject)
-        for at, reason in ragged.items():
-            log.reject(Rejection(text.file.name, int(records.lines[at]), reason, raw(at)))
-        regular = np.delete(np.arange(total), list(ragged))
-        if table.num_rows != len(regular):  # Arrow and `split` must agree on what a record is
-            raise SourceError(
-                f"{text.file.name}: lines {records.lines[0]} to {records.lines[-1]} hold "
-                f"{len(regular)} records, but Arrow parsed {table.num_rows}. "
-                "Please report this file as a bug."
-            )
-        if len(regular):
-            cells = {
-                name: pa.concat_arrays(table.column(str(at)).chunks)
-                for name, at in zip(self.columns, positions, strict=True)
-            }
-            rows = pa.array(records.lines[regular])
-            yield from documents(
-                self, text.file, cells, rows, lambda at: raw(regular[at]), log, text.encoding
-            )
+            return self._arrow(records.data, positions, reject), ragged
+        # Arrow hands over a ragged row as a string and fails where it is not UTF-8. As Latin-1
+        # every row is one, which tells the ragged rows; the others are then parsed as they are.
+        self._arrow(records.data.decode("latin-1").encode(), positions, reject)
+        return self._arrow(records.without(ragged).data, positions, reject), ragged
+
+    def _arrow(
+        self, data: bytes, positions: list[int], reject: Callable[[pa.csv.InvalidRow], str]
+    ) -> pa.Table:
+        columns = [str(at) for at in positions]
+        if not data:
+            return pa.table({column: pa.array([], pa.binary()) for column in columns})
+        if self.dialect.escape == "\\" and _NULL in data:  # else Arrow makes "N" of it
+            delimiter = re.escape(self.dialect.delimiter.encode())
+            null = rb"(^|[\r\n]|%s)\\N(?=%s|[\r\n]|$)" % (delimiter, delimiter)
+            data = re.sub(null, rb"\1\\\\N", data)
+        return pa.csv.read_csv(
+            pa.BufferReader(data),
+            read_options=pa.csv.ReadOptions(
+                use_threads=False,  # with threads Arrow does not number the rows that it rejects
+                block_size=len(data) + 1,
+                column_names=[str(at) for at in range(len(self.names))],
+            ),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=self.dialect.delimiter,
+                quote_char=self.dialect.quote or False,
+                escape_char=self.dialect.escape or False,
+                newlines_in_values=True,
+                invalid_row_handler=reject,
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=columns,
+                column_types=dict.fromkeys(columns, pa.binary()),
+                check_utf8=False,
+                strings_can_be_null=False,
+            ),
+        )
 
 
-def _parse(
-    data: bytes,
-    delimiter: str,
-    width: int,
-    positions: list[int],
-    reject: Callable[[pa.csv.InvalidRow], str],
-) -> pa.Table:
-    """Some of `width` columns as binary; a column is named by its position."""
-    columns = [str(at) for at in positions]
-    if not data:
-        return pa.table({column: pa.array([], pa.binary()) for column in columns})
-    return pa.csv.read_csv(
-        pa.BufferReader(data),
-        read_options=pa.csv.ReadOptions(
-            use_threads=False,  # with threads Arrow does not number the rows that it rejects
-            block_size=len(data) + 1,
-            column_names=[str(at) for at in range(width)],
-        ),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=reject
-        ),
-        convert_options=pa.csv.ConvertOptions(
-            include_columns=columns,
-            column_types=dict.fromkeys(columns, pa.binary()),
-            check_utf8=False,
-            strings_can_be_null=False,
-        ),
-    )
+def _without_nulls(cells: pa.Array) -> pa.Array:
+    is_null = pc.equal(cells, pa.scalar(_NULL, pa.binary()))
+    if not pc.any(is_null).as_py():
+        return cells
+    return pc.if_else(is_null, pa.scalar(None, pa.binary()), cells)
 
 
 def _is_utf8(data: bytes) -> bool:

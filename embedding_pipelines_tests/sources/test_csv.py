@@ -242,9 +242,9 @@ def test_a_quote_in_the_header_that_is_not_closed_is_an_error(tmp_path: Path) ->
 
 
 def test_quotes_inside_of_cells_are_characters(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('id,text\n1,5" pipe\n2,a "b" c\n3,"x"y\n4,""\n5,""""\n')
-    documents, _ = check_source(make("csv", "a.csv"), tmp_path, 5)
-    assert [row["text"] for row in documents] == ['5" pipe', 'a "b" c', "xy", "", '"']
+    (tmp_path / "a.csv").write_text('id,text\n1,5" pipe\n2,a "b" c\n4,""\n5,""""\n')
+    documents, _ = check_source(make("csv", "a.csv"), tmp_path, 4)
+    assert [row["text"] for row in documents] == ['5" pipe', 'a "b" c', "", '"']
 
 
 def test_large_cells_and_nul_bytes_come_through(tmp_path: Path) -> None:
