@@ -76,7 +76,7 @@ class Records:
         kept = np.delete(np.arange(len(self.starts)), list(places))
         if len(kept) == len(self.starts):
             return self
-        data = b"".join(self.record(at) + b"\n" for at in kept)
+        data = b"".join(self.record(at) + b"\n" for at in kept.tolist())
         lengths = self.ends[kept] - self.starts[kept]
         ends = np.cumsum(lengths + 1) - 1
         return Records(data, ends - lengths, ends, self.lines[kept])
@@ -287,7 +287,8 @@ class _Cutter:
 
     def _are_regular(self, codes: Codes, quotes: Offsets) -> bool:
         limits = np.zeros(256, dtype=bool)
-        limits[[_LF, _CR, self.quote, self.delimiter]] = True
+        limits[[_LF, _CR, self.delimiter]] = True
+        limits[self.quote or _LF] = True
         opening, closing = quotes[0::2], quotes[1::2]
         before = limits[codes[opening - 1]] | (opening == 0)
         after = limits[codes[(closing + 1) % len(codes)]] | (closing + 1 == len(codes))
