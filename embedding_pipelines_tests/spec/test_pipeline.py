@@ -50,6 +50,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "source.max_rejected": 0.5,
         "source.encoding": "cp1252",
         "source.delimiter": ";",
+        "source.quote": None,
+        "source.escape": "\\",
+        "source.comment": "#",
+        "source.skip_rows": 1,
     },
     "chunks": {
         "source.metadata": {"cat": "int"},
