@@ -7,7 +7,7 @@ This module holds what every format shares; each format has its own. `paths.py` 
 import contextlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +21,8 @@ from embedding_pipelines.plugins import Choice
 from embedding_pipelines.sources import paths
 from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part of this contract
 from embedding_pipelines.sources.values import split_unit
+
+SHOWN_COLUMNS = 20  # in an error
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class ReadLog:
     reject: Callable[[Rejection], None]
     encoding: str | None = None  # of a text format, e.g. "utf-8", "utf-8-sig", "cp1252"
     absent: dict[str, Counter[str]] = field(default_factory=dict)  # column -> words for no value
+    lacking: list[str] = field(default_factory=list)  # columns of the pipeline that are not there
+    columns: list[str] = field(default_factory=list)  # some that are, if any is lacking
     notes: list[str] = field(default_factory=list)
 
 
@@ -187,12 +191,26 @@ class Source(Choice):
         file that cannot be read; the caller then drops the batches that came before.
         """
 
+    def check_columns(
+        self, file: str, missing: Set[str], columns: Iterable[str], log: ReadLog
+    ) -> None:
+        """Take note of the columns of the pipeline that a file does not have: its documents have no
+        value there. Raises SourceError if the id, or all of the text, is among them."""
+        names = list(columns)
+        if self.id is not None and self.id in missing:
+            raise self.missing_column_error(file, self.id, names)
+        if missing >= {*self.text}:
+            raise self.missing_column_error(file, self.text[0], names)
+        log.lacking = [column for column in self.columns if column in missing]
+        log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
+
     def missing_column_error(
         self, where: str, column: str, columns: Iterable[str], hint: str = ""
     ) -> SourceError:
         """The error for a `column` that is not among the `columns` of a file."""
         names = list(dict.fromkeys(columns))
-        names_text = ", ".join(map(repr, names[:20])) + (", …" if len(names) > 20 else "")
+        more = ", …" if len(names) > SHOWN_COLUMNS else ""
+        names_text = ", ".join(map(repr, names[:SHOWN_COLUMNS])) + more
         option = "text" if column in self.text else "metadata"
         remedy = "one of them" if names else "a column that is there"
         return SourceError(

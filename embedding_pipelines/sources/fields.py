@@ -1,6 +1,6 @@
 """Gathers the fields of records into columns, and makes documents of each full block."""
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,11 @@ import pyarrow as pa
 
 from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_ROWS, documents
+from embedding_pipelines.sources.json_records import Doubled, NotFinite, Problem
 from embedding_pipelines.sources.text import BLOCK_BYTES
+from embedding_pipelines.sources.values import parse_list
 
+_LISTS = pa.list_(pa.string())
 _SAMPLE_RECORDS = 100  # the error about a missing field lists the fields of these
 
 
@@ -33,6 +36,7 @@ class Fields:
         self.missing = set(self.columns)
         kinds = self.source.metadata
         self.lists = {path for path in kinds if kinds[path] == "list[string]"}
+        self.joined = {*self.source.text} - {self.source.id, *kinds}  # lists are parts of a text
         self.names: dict[str, None] = {}
         self.records = 0
         self._start()
@@ -47,22 +51,28 @@ class Fields:
         """Take record number `row`, a JSON value of about `size` bytes, or reject it; return the
         batches of a full block, to be read at once."""
         if not isinstance(record, dict):
-            self.reject(row, f"is {_name(record)}, not an object", origin)
+            is_problem = isinstance(record, Problem)
+            problem = str(record) if is_problem else f"is {_name(record)}, not an object"
+            self.reject(row, problem, origin)
             return ()
         self.records += 1
         if self.records <= _SAMPLE_RECORDS:
             self.names |= dict.fromkeys(record)
-        values = []
+        values: list[str | list[str | None] | None] = []
+        problem = ""
         for path in self.columns:
-            try:  # a key that holds the dots itself comes first
-                value = record[path] if path in record else _lookup(record, path)
+            try:
+                value = _lookup(record, path)
                 self.missing.discard(path)
-                values.append(_leaf(value, path in self.lists))
+                values.append(None if problem else self._leaf(value, path))
             except KeyError:
                 values.append(None)
             except ValueError as error:
-                self.reject(row, f"field {path!r} {error}", origin)
-                return ()
+                self.missing.discard(path)
+                problem = problem or f"field {path!r} {error}"
+        if problem:
+            self.reject(row, problem, origin)
+            return ()
         self.rows.append(row)
         self.origins.append(origin)
         for column, value in zip(self.values, values, strict=True):
@@ -83,7 +93,10 @@ class Fields:
         yield from documents(
             self.source,
             self.file,
-            dict(zip(self.columns, map(pa.array, values), strict=True)),
+            {
+                path: pa.array(column, _LISTS if path in self.lists else pa.string())
+                for path, column in zip(self.columns, values, strict=True)
+            },
             pa.array(rows),
             lambda at: self.raw(origins[at]),
             self.log,
@@ -91,43 +104,73 @@ class Fields:
         )
 
     def finish(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rest. Raises SourceError if no record of the file has a field."""
+        """Yield the rest. Raises SourceError if no record of the file has the id, or any text."""
         yield from self.flush()
-        for path in self.columns:
-            if self.records and path in self.missing:
-                raise self.source.missing_column_error(self.file.name, path, self.names)
+        if self.records:
+            self.source.check_columns(self.file.name, self.missing, self.names, self.log)
+
+    def _leaf(self, value: Any, path: str) -> str | list[str | None] | None:
+        """The value of a field. Raises ValueError with a reason."""
+        if path in self.lists:
+            parts = parse_list(value) if type(value) is str else value
+            if isinstance(parts, list):
+                return [self._text(part, path) for part in parts]
+            if parts is not None:
+                raise ValueError(f"is {_name(parts)}, not a list")
+        if type(value) is list and path in self.joined:
+            return "\n".join(filter(None, (self._text(part, path) for part in value)))
+        return self._text(value, path)
+
+    def _text(self, value: Any, path: str) -> str | None:
+        """A value as text, numbers as they are written. Raises ValueError with a reason."""
+        kind = type(value)
+        if kind is str:
+            if not value.isascii() and not _is_whole(value):
+                raise ValueError("holds half of a surrogate pair, which is no character")
+            return str(value)
+        if value is None:
+            return None
+        if kind is bool:
+            return "true" if value else "false"
+        if kind is NotFinite:
+            self.log.absent.setdefault(path, Counter())[str(value)] += 1
+            return None
+        remedy = ""
+        if kind is list and path in self.source.metadata:
+            remedy = "; declare it as list[string]"
+        if kind is not list:
+            remedy = f"; name a field of it, e.g. {path}.{next(iter(value), 'a')}"
+        raise ValueError(f"is {_name(value)}, not text or a number{remedy}")
 
 
 def _lookup(record: dict[str, Any], path: str) -> Any:
-    """The nested field `a.b`; KeyError if there is none."""
+    """The field whose name is the path, or the nested field `a.b`. Raises KeyError if there is
+    none, ValueError if an object on the way has it twice."""
+    if path in record:
+        return _only(record, path)
     value: Any = record
     for part in path.split("."):
         if not isinstance(value, dict):
             raise KeyError(path)
-        value = value[part]
+        value = _only(value, part)
     return value
 
 
-def _leaf(value: Any, as_list: bool) -> str | None:
-    """A value as text: strings as they are, others as in JSON. Raises ValueError with a reason."""
-    kind = type(value)
-    if kind is str:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("holds half of a surrogate pair, which is no character") from None
-        return str(value)
-    if value is None or value != value:  # NaN, as pandas writes a gap
-        return None
-    if kind is bool:
-        return "true" if value else "false"
-    if kind is list and as_list:
-        return json.dumps([_leaf(item, as_list=False) for item in value])
-    if kind is list or kind is dict:
-        raise ValueError(f"is {_name(value)}, not text or a number")
-    return str(value)
+def _only(record: dict[str, Any], name: str) -> Any:
+    value = record[name]
+    if type(record) is Doubled and name in record.names:
+        raise ValueError("stands twice in the record")
+    return value
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _name(value: Any) -> str:
-    names = {bool: "a boolean", dict: "an object", list: "a list", str: "a string"}
+    names = {bool: "a boolean", dict: "an object", Doubled: "an object", list: "a list",
+             str: "a string"}  # fmt: skip
     return "null" if value is None else names.get(type(value), "a number")

@@ -5,6 +5,7 @@ whole numbers, NaN and infinity are no value, a time is written as in ISO 8601. 
 exactly is left to it; the rest goes by the text.
 """
 
+import contextlib
 import decimal
 import json
 import re
@@ -330,10 +331,9 @@ class Column:
         rows: list[list[str | None] | None] = []
         for at, text in enumerate(self._texts(array).to_pylist()):
             try:
-                rows.append(_parse_list(text) if text is not None and text.strip() else None)
-            except (ValueError, RecursionError):
-                reason = f"column {self.name!r} is {_show(text)}, not list[string]"
-                self.reasons.setdefault(at, reason)
+                rows.append(parse_list(text))
+            except ValueError as error:
+                self.reasons.setdefault(at, f"column {self.name!r} {error}")
                 rows.append(None)
         return pa.array(rows, METADATA_TYPES["list[string]"])
 
@@ -493,17 +493,22 @@ def _scaled(text: str, factor: int, divisor: int) -> tuple[int, bool] | None:
     return whole, not rest
 
 
-def _parse_list(text: str) -> list[str | None]:
-    """Raises ValueError unless it is a JSON array of texts, numbers, booleans and nulls."""
-    values: Any = _JSON.decode(text)
+def parse_list(text: str | None) -> list[str | None] | None:
+    """The list that a text says as JSON; None for an empty text. Raises ValueError unless it is an
+    array of texts, numbers, booleans and nulls."""
+    if text is None or not text.strip():
+        return None
+    values: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        values = _JSON.decode(text)
     if not isinstance(values, list):
-        raise ValueError("no array")
+        raise ValueError(f"is {_show(text)}, not list[string]")
     words = {True: "true", False: "false", None: None}
     parts = [
-        words[value] if value is None or isinstance(value, bool) else value for value in values
+        words[part] if part is None or part is True or part is False else part for part in values
     ]
     if not all(part is None or isinstance(part, str) for part in parts):
-        raise ValueError("nested, or no number")
+        raise ValueError(f"is {_show(text)}, not list[string]")
     return parts
 
 

@@ -9,6 +9,7 @@ were.
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
+SHOWN_WORDS = 5  # of those that are no value
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
 PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
 
@@ -51,6 +53,9 @@ class FileStatistics:
     rejected: int = 0
     encoding: str | None = None
     notes: list[str] = field(default_factory=list)
+    absent: dict[str, dict[str, int]] = field(default_factory=dict)  # as in ReadLog
+    lacking: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
 
 
 class DocumentsStep(Step):
@@ -122,6 +127,9 @@ def write_documents(run: Run) -> StepReport:
             run.progress.update("documents", number, len(changed), "files")
             files[file.name] = _read_file(run, file, spill)
         spill.close()
+        _check_columns(run, files)
+        for note in _column_notes([files[file.name] for file in changed]):
+            run.progress.note(note)
         _check_rejections(run, files, spill)
         for name in names:
             _check_duplicates(run, name, spill, unchanged)
@@ -239,7 +247,7 @@ def source_configuration(run: Run) -> str:
 def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
     entries = list(files.values())
     encodings = sorted({entry.encoding for entry in entries if entry.encoding} - {"utf-8"})
-    notes = [note for entry in entries for note in entry.notes]
+    notes = [note for entry in entries for note in entry.notes] + _column_notes(entries)
     return {
         "documents": sum(entry.rows for entry in entries),
         "rejected": sum(entry.rejected for entry in entries),
@@ -263,9 +271,45 @@ def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
         statistics.rows += batch.num_rows
         spill.add(batch, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
+    statistics.lacking, statistics.columns = log.lacking, log.columns
+    statistics.absent = {name: dict(words) for name, words in log.absent.items() if words}
     for note in log.notes:
         run.progress.note(note)
     return statistics
+
+
+def _column_notes(entries: Sequence[FileStatistics]) -> list[str]:
+    """Where columns of the pipeline have no value for another reason than an empty cell."""
+    words: dict[str, Counter[str]] = {}
+    for entry in entries:
+        for name, counts in entry.absent.items():
+            words.setdefault(name, Counter()).update(counts)
+    lacking = Counter(name for entry in entries for name in entry.lacking)
+    return [
+        *(
+            f"column {name!r}: read as no value: "
+            + ", ".join(f"{word!r} ({count:,})" for word, count in counts.most_common(SHOWN_WORDS))
+            + (", …" if len(counts) > SHOWN_WORDS else "")
+            for name, counts in words.items()
+        ),
+        *(
+            f"column {name!r} is missing in {count:,} of {len(entries):,} files; their documents "
+            "have no value there"
+            for name, count in lacking.items()
+        ),
+    ]
+
+
+def _check_columns(run: Run, files: dict[str, FileStatistics]) -> None:
+    """SourceError for a column of the pipeline that no file has."""
+    for column in run.spec.source.columns:
+        without = [name for name, entry in files.items() if column in entry.lacking]
+        if without and not any(
+            column not in entry.lacking and entry.rows + entry.rejected for entry in files.values()
+        ):
+            others = f" and {len(without) - 1:,} other files" if len(without) > 1 else ""
+            names = dict.fromkeys(name for file in without for name in files[file].columns)
+            raise run.spec.source.missing_column_error(without[0] + others, column, names)
 
 
 def _of_files(rows: pa.Table | pa.RecordBatch, files: Collection[str]) -> pa.Array:

@@ -64,13 +64,56 @@ def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) 
     )
 
 
-def test_a_field_that_no_line_has_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    with pytest.raises(
-        SourceError,
-        match=r"a\.jsonl: column 'm\.k' is missing; found 'text'\. Set source\.metadata",
-    ):
-        read(make("jsonl", "a.jsonl", metadata=["m.k"]), tmp_path)
+def test_an_id_or_text_that_no_line_has_is_an_error_and_other_fields_are_told(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "id": 1}\n')
+    source = make("jsonl", "a.jsonl", text=["title", "text"], metadata=["m.k"])
+    documents, _, logs = read(source, tmp_path)
+    assert (documents[0]["text"], documents[0]["m_k"]) == ("x", None)
+    assert (logs[0].lacking, logs[0].columns) == (["title", "m.k"], ["text", "id"])
+    for option in ({"id": "key"}, {"text": "body"}):
+        with pytest.raises(SourceError, match=r"a\.jsonl: column '(key|body)' is missing; found"):
+            read(make("jsonl", "a.jsonl", **option), tmp_path)
+
+
+def test_a_field_of_a_rejected_record_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": [1], "text": {}, "price": 5}\n' * 3)
+    source = make("jsonl", "a.jsonl", id="id", metadata={"price": "int"})
+    _, rejections = check_source(source, tmp_path, 0, 3)
+    assert rejections[0].reason == "field 'id' is a list, not text or a number"
+    assert read(source, tmp_path)[2][0].lacking == []
+
+
+def test_lists_are_joined_by_line_breaks_where_they_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": ["a", null, 1.50, ""], "tags": ["p", "q"], "s": "x"}\n'
+        '{"text": "b", "tags": "[\\"r\\"]"}\n{"text": [], "tags": null}\n'
+        '{"text": [["c"]]}\n{"text": [{}]}\n{"text": "d", "s": ["e"]}\n{"text": "f", "tags": {}}\n'
+        '{"text": "g", "tags": "h"}\n'
+    )
+    kinds = {"tags": "list[string]", "s": "string"}
+    source = make("jsonl", "a.jsonl", text=["text", "tags"], metadata=kinds)
+    documents, rejections = check_source(source, tmp_path, 3, 5)
+    assert [(row["text"], row["tags"]) for row in documents] == [
+        ("a\n1.50\np\nq", ["p", "q"]),
+        ("b\nr", ["r"]),
+        ("", None),
+    ]
+    assert [each.reason for each in rejections] == [
+        "field 'text' is a list, not text or a number",
+        "field 'text' is an object, not text or a number; name a field of it, e.g. text.a",
+        "field 's' is a list, not text or a number; declare it as list[string]",
+        "field 'tags' is an object, not a list",
+        "field 'tags' is 'h', not list[string]",
+    ]
+
+
+def test_a_mark_at_the_start_of_a_file_that_was_appended_is_no_text(tmp_path: Path) -> None:
+    row = b'\xef\xbb\xbf{"text": "x"}\r\n'
+    (tmp_path / "a.jsonl").write_bytes(row + b"\r\n" + row)
+    documents, _ = check_source(make("jsonl", "a.jsonl"), tmp_path, 2)
+    assert [row["source_row"] for row in documents] == [1, 3]
 
 
 def test_an_empty_file_has_no_documents(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """documents: only changed files are read, bad records are told, and a refused source leaves
 everything as it was."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -93,3 +94,32 @@ def test_another_number_of_partitions_is_refused(home: Path) -> None:
     with pytest.raises(ConfigError, match="made with 4 partitions, its file now says 8"):
         run_steps(home, "p")
     assert top(home, "p", "one") == ["1"]
+
+
+def write_lines(home: Path, name: str, *records: dict[str, object]) -> None:
+    path = home / "data" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+
+JSONL = HASHING.replace("kind: csv", "kind: jsonl").replace("*.csv", "*.jsonl")
+
+
+def test_a_field_that_some_files_lack_has_no_value_there_and_is_told(home: Path) -> None:
+    write_pipeline(home, "p", JSONL.replace("metadata: [cat]", "metadata: {cat: float}"))
+    write_lines(home, "a.jsonl", {"id": 1, "title": "one", "cat": 1}, {"id": 2, "title": "two"})
+    write_lines(home, "b.jsonl", {"id": 3, "title": "three", "cat": float("nan")})
+    write_lines(home, "c.jsonl", {"id": 4, "title": "four"})
+    write_lines(home, "d.jsonl")
+    report = write_documents(run_of(home, "p"))
+    assert report.statistics["documents"] == 4
+    assert report.statistics["notes"] == [
+        "column 'cat': read as no value: 'NaN' (1)",
+        "column 'cat' is missing in 1 of 4 files; their documents have no value there",
+    ]
+    (home / "data" / "a.jsonl").unlink()
+    (home / "data" / "b.jsonl").unlink()
+    with pytest.raises(
+        SourceError, match=r"c\.jsonl: column 'cat' is missing; found 'id', 'title'"
+    ):
+        write_documents(run_of(home, "p"))
