@@ -1,8 +1,13 @@
 """How a pipeline stands, read from files: nothing is computed and no model is loaded."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from embedding_pipelines.errors import EmbeddingPipelinesError
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.run import Run
@@ -44,6 +49,55 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "kept_releases": [release.number for release in releases.releases],
         "source": _source(run),
     }
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A record of the source, or a text, that could not be used."""
+
+    place: str  # file and row, or the chunk's id
+    reason: str
+    content: str  # what was rejected; bytes that are no UTF-8 are replaced
+
+
+@dataclass(frozen=True)
+class Rejections:
+    """What was rejected, records before texts."""
+
+    total: int
+    rows: list[Rejection]
+    tables: list[Path]  # the Parquet files with all of it
+
+
+def read_rejections(run: Run, limit: int) -> Rejections:
+    """The first `limit` records and texts that are on record as rejected.
+
+    Records are those of the documents in force or, where that is newer, of the run that ended since
+    they were too many. Raises StoreError for a damaged table.
+    """
+    folder = run.folder
+    records = max((folder.rejected, folder.rejected_by_failure), key=_written_at)
+    total, rows, tables = 0, list[Rejection](), list[Path]()
+    for path, content in ((records, "raw"), (folder.rejected_texts, "text")):
+        if not path.exists():
+            continue
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise StoreError(f"{path} cannot be read: {error}. The next run writes it.") from error
+        total += len(table)
+        if len(table):
+            tables.append(path)
+        for row in table.slice(0, max(limit - len(rows), 0)).to_pylist():
+            place = row.get("chunk_id") or f"{row['file']}:{row['row']}"
+            text = row[content] or ""
+            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+            rows.append(Rejection(place, row["reason"], text))
+    return Rejections(total, rows, tables)
+
+
+def _written_at(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _title(options: ProviderOptions) -> str:

@@ -126,7 +126,7 @@ def _show_answers(
         for change in answers.changed[:SHOWN]
     ]
     if rows:
-        print_table(console, rows)
+        print_table(console, rows, cut=("text", "added", "removed"))
 
 
 def _ids(ids: list[str], count: int) -> str:

@@ -139,12 +139,11 @@ def models() -> Outcomes:
                 "dimensions": row["dimensions"],
                 "context": row["context"],
                 "usd": row["usd_per_million"],
-                "batch": row["usd_batch"],
             }
             for row in rows
         ]
         print_table(make_console(), table)
-        say(f"context in tokens; usd and batch per million tokens, as of {day}.")
+        say(f"context in tokens; usd per million tokens, as of {day}; batch prices with --json.")
         for row in rows:
             if row["retires"]:
                 say(f"{row['provider']}:{row['model']} retires on {row['retires']}.")

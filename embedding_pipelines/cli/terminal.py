@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,7 +22,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from embedding_pipelines.progress import StepReport
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 10.0  # between two lines of progress in a pipe
 PIPE_COLUMNS = 1_000_000  # nothing is cut there
 WIDE_COLUMNS = 80  # of a terminal that has room for times beside a bar
+GAP = 2  # between two columns of a table
+CUT_WIDTH = 12  # a text that is cut keeps so much
 EXCERPT_LINES = 2  # of a hit's text on a terminal
 EXCERPT_INDENT = " " * 11
 JOINERS = "\u200c\u200d"  # of letters in Persian and Indic scripts, and of emoji
@@ -161,24 +163,38 @@ def say(*lines: str) -> None:
     print(*map(without_controls, lines), sep="\n", file=sys.stdout)
 
 
-def print_table(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys below a heading, a line each. On a terminal the widest texts are cut where
-    a line would not fit."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = {
-        name: [Text(_cell(row[name]), no_wrap=True, overflow="ellipsis") for row in rows]
-        for name in rows[0]
-    }
-    for name, cells in columns.items():
-        figures = all(FIGURE.fullmatch(cell.plain) for cell in cells)
-        title = name.replace("_", " ")
-        table.add_column(title, justify="right" if figures else "left", no_wrap=figures)
-    for line in zip(*columns.values(), strict=True):
-        table.add_row(*line)
-    with console.capture() as lines:
-        console.print(table)
-    for text in lines.get().splitlines():
-        console.out(text.rstrip())
+def print_table(
+    console: Console, rows: Sequence[Mapping[str, Any]], cut: Sequence[str] = ()
+) -> None:
+    """Rows of equal keys below a heading, a line each. On a terminal the texts of the columns `cut`
+    (by default the last) are cut where a line would not fit; ids and figures stay whole."""
+    cut = cut or list(rows[0])[-1:]
+    columns = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
+    is_figure = {name: all(map(FIGURE.fullmatch, cells)) for name, cells in columns.items()}
+    titles = {name: name.replace("_", " ") for name in columns}
+    widths = {name: max(map(cell_len, (titles[name], *columns[name]))) for name in columns}
+    excess = sum(widths.values()) + GAP * (len(widths) - 1) - console.width
+    texts = [name for name in cut if not is_figure[name]]
+    while excess > 0 and (name := max(texts, key=widths.__getitem__, default="")):
+        if widths[name] <= CUT_WIDTH:
+            break
+        widths[name], excess = widths[name] - 1, excess - 1
+    for cells in (
+        titles,
+        *(dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)),
+    ):
+        line = (" " * GAP).join(
+            _fit(cells[name], widths[name], is_figure[name]) for name in columns
+        )
+        console.print(Text(line.rstrip()), soft_wrap=True)
+
+
+def _fit(text: str, width: int, is_figure: bool) -> str:
+    """The text in a column: figures to the right, texts to the left and cut if they are longer."""
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    space = " " * (width - cell_len(text))
+    return space + text if is_figure else text + space
 
 
 def print_statistics(console: Console, title: str, statistics: Mapping[str, Any]) -> None:
@@ -188,6 +204,15 @@ def print_statistics(console: Console, title: str, statistics: Mapping[str, Any]
     for name, value in statistics.items():
         console.print(f"  {name.replace('_', ' '):<{width}}  ", end="", soft_wrap=True)
         console.print(_fold(console, _cell(value), " " * (width + 4)), soft_wrap=True)
+
+
+def print_rejected(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    """Where, why, and on a terminal an excerpt of what was rejected."""
+    for row in rows:
+        line = f"{row['place']}: {row['reason']}"
+        console.print(_fold(console, line, "    "), soft_wrap=True)
+        text = _fold(console, printable(row["content"]), "    ", EXCERPT_LINES)
+        console.print(Text(f"    {text}", style="dim"), soft_wrap=True)
 
 
 def print_hits(console: Console, result: "SearchResult") -> None:

@@ -169,13 +169,21 @@ def test_a_table_aligns_numbers_to_the_right_and_is_whole_in_a_pipe() -> None:
     ]
 
 
-def test_on_a_terminal_the_widest_texts_of_a_table_are_cut_and_its_figures_never() -> None:
-    console, written = _console(width=24, force_terminal=True, color_system=None)
+def test_on_a_terminal_only_the_last_text_of_a_table_is_cut() -> None:
+    console, written = _console(width=40, force_terminal=True, color_system=None)
     print_table(console, [{"pipeline": "a", "rows": 1_000_000, "model": "x" * 40}])
     assert written.getvalue().splitlines() == [
-        "pip…       rows  model",
-        "a     1,000,000  xxxxxx…",
+        "pipeline       rows  model",
+        f"a         1,000,000  {'x' * 18}…",
     ]
+
+
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_ids_are_whole_on_every_terminal(width: int) -> None:
+    console, written = _console(width=width, force_terminal=True, color_system=None)
+    rows = [{"score": "0.500", "document": "d" * 50, "text": "word " * 30}]
+    print_table(console, rows)
+    assert written.getvalue().splitlines()[1] == f"0.500  {'d' * 50}  word word w…"
 
 
 def test_statistics_are_folded_between_words_only() -> None:

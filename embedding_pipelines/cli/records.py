@@ -1,0 +1,78 @@
+"""Commands about what did not get in, and what goes: `rejected` and `delete`."""
+
+import sys
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+
+from embedding_pipelines.cli.common import (
+    Name,
+    Outcomes,
+    Output,
+    find_released,
+    load_spec,
+    open_run,
+)
+from embedding_pipelines.cli.terminal import counted, make_console, print_rejected, say
+from embedding_pipelines.environment import home as home_folder
+from embedding_pipelines.errors import ConfigError
+
+MEGABYTE = 1e6
+
+app = typer.Typer()
+
+
+@app.command()
+def rejected(
+    name: Name,
+    number: Annotated[int, typer.Option("-n", metavar="NUMBER", help="How many.")] = 20,
+) -> Outcomes:
+    """Show the records and texts that could not be used, and why.
+
+    Records are of the last run, also of one that ended because they were too many.
+    """
+    from embedding_pipelines.status import read_rejections
+
+    spec = load_spec(name)
+    rejections = read_rejections(open_run(spec), number)
+    rows = [asdict(row) for row in rejections.rows]
+
+    def show() -> None:
+        print_rejected(make_console(), rows)
+        shown = "" if rejections.total == len(rows) else f", {len(rows):,} of them shown"
+        say(f"{spec.name}: {rejections.total:,} rejected{shown}")
+        for path in rejections.tables:
+            say(f"the whole table: {path}")
+
+    result: dict[str, Any] = {"pipeline": spec.name, "total": rejections.total, "rejected": rows}
+    yield Output([result | {"tables": list(map(str, rejections.tables))}], show)
+
+
+@app.command()
+def delete(
+    name: Name,
+    keep_file: Annotated[
+        bool, typer.Option("--keep-file", help="Keep the pipeline file: the next run starts anew.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> Outcomes:
+    """Delete a pipeline: its file, rows, table, releases, exports and report.
+
+    Its source is not touched. Embedded vectors stay in the cache, so that a pipeline that is made
+    again costs nothing.
+    """
+    from embedding_pipelines.delete import delete_pipeline, plan_deletion
+
+    name = find_released(name)
+    deletion = plan_deletion(home_folder(), name, keep_file)
+    size = f"{deletion.size_bytes / MEGABYTE:,.1f} MB"
+    what = f"{counted(len(deletion.releases), 'release')}, {size}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"delete {name}: {what}. Say --yes to delete it.")
+        typer.confirm(f"Delete {name}: {what}?", abort=True, err=True)
+    deletion = delete_pipeline(home_folder(), name, keep_file)
+    result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
+    yield Output([result], partial(say, f"{name}: deleted, {what}", *map(str, deletion.paths)))

@@ -1,0 +1,73 @@
+"""Deletes what a pipeline has produced, and its file."""
+
+import contextlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import delete
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.spec.load import find_pipeline, pipeline_files
+from embedding_pipelines.spec.pipeline import NAME
+from embedding_pipelines.storage.warehouse import Warehouse
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """What goes when a pipeline is deleted. Cached vectors and its number stay."""
+
+    pipeline: str
+    releases: list[int]
+    paths: list[Path]  # files and folders
+    size_bytes: int
+
+
+def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
+    """What `delete_pipeline` would delete. ConfigError if there is no such pipeline."""
+    warehouse = Warehouse(home)
+    folder = warehouse.pipeline(name)
+    files = [path for path in pipeline_files(home) if path.stem == name]
+    is_name = NAME.fullmatch(name) is not None  # else a file that could never run
+    if not files and not (is_name and folder.folder.exists()):
+        find_pipeline(name, home)  # raises
+    paths = [] if keep_file else files
+    if is_name:
+        paths += [
+            folder.folder,
+            *warehouse.tables.glob(f"{name}-*.lance"),
+            *(warehouse.root / "exports").glob(f"{name}-*"),
+            warehouse.root / "reports" / f"{name}.html",
+        ]
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        raise ConfigError(f"There is nothing to delete: {name!r} has never run.")
+    releases: list[int] = []
+    with contextlib.suppress(StoreError):  # damaged, and about to go
+        releases = [release.number for release in read_releases(folder).releases]
+    return Deletion(name, releases, paths, sum(map(_size, paths)))
+
+
+def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
+    """Delete a pipeline: its file, unless `keep_file`, and its rows, tables, releases, exports and
+    report.
+
+    Vectors stay in the embedding cache, so that a pipeline made again embeds nothing twice. Raises
+    BusyError while it runs, ConfigError if there is no such pipeline.
+    """
+    plan_deletion(home, name, keep_file)  # before a lock makes a folder
+    folder = Warehouse(home).pipeline(name)
+    with folder.lock("run", timeout_seconds=0), folder.lock(timeout_seconds=0):
+        deletion = plan_deletion(home, name, keep_file)
+        delete(folder.releases)  # first, so that nothing is searched that is half gone
+        for path in deletion.paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                delete(path)
+    return deletion
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file())

@@ -1,0 +1,71 @@
+"""The commands `rejected` and `delete`."""
+
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import SourceError
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.conftest import HASHING
+
+PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def write_rows(home: Path, wrong: int) -> None:
+    rows = [(number, f"text {number}", number) for number in range(8)]
+    write_csv(home, "a.csv", rows + [(100 + n, "x\x1b[2J", f"no {n}") for n in range(wrong)])
+
+
+def test_rejected_records_are_shown_with_place_and_reason(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_rows(home, 3)
+    run_steps(home, "p")
+    lines = command("rejected", "p", "-n", "2").out.splitlines()
+    assert lines[0].startswith("data/a.csv:10: ")
+    assert "'no 0'" in lines[0]
+    assert lines[1] == '    "100","x [2J","no 0"'
+    assert lines[4] == "p: 3 rejected, 2 of them shown"
+    assert lines[5].startswith("the whole table: ")
+    (result,) = command("rejected", "p", "--json").results
+    assert (result["total"], len(result["rejected"])) == (3, 3)
+    assert result["rejected"][0].keys() == {"place", "reason", "content"}
+
+
+def test_those_of_a_run_that_ended_for_them_are_shown_until_it_ends_well(
+    command: Command, home: Path
+) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_rows(home, 2)
+    run_steps(home, "p")
+    write_rows(home, 4)
+    with pytest.raises(SourceError):
+        run_steps(home, "p")
+    assert command("rejected", "p", "--json").results[0]["total"] == 4
+    write_rows(home, 1)
+    run_steps(home, "p")
+    assert command("rejected", "p", "--json").results[0]["total"] == 1
+
+
+def test_nothing_rejected(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    assert command("rejected", "p").out == "p: 0 rejected\n"
+
+
+def test_delete_asks_and_says_what_went(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_rows(home, 0)
+    run_steps(home, "p")
+    asked = command("delete", "p")
+    assert (asked.code, asked.out) == (1, "")
+    assert "delete p: 1 release, " in asked.err
+    assert "Say --yes" in asked.err
+    (result,) = command("delete", "p", "--yes", "--json").results
+    assert result["releases"] == [1]
+    assert not (home / "pipelines" / "p.yaml").exists()
+    assert command("delete", "p", "--yes").code == 1

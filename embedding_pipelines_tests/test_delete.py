@@ -1,0 +1,83 @@
+"""Deleting a pipeline: all of it and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.delete import delete_pipeline, plan_deletion
+from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import (
+    live_rows,
+    run_recorded,
+    run_steps,
+    write_csv,
+    write_pipeline,
+)
+from embedding_pipelines_tests.conftest import HASHING
+
+ROWS = [(1, "red fox", "x"), (2, "blue whale", "y")]
+
+
+def files_of(home: Path) -> set[str]:
+    return {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def two(home: Path) -> Path:
+    """Pipelines `p` and `p_2`, with releases."""
+    write_csv(home, "a.csv", ROWS)
+    for name in ("p", "p_2"):
+        write_pipeline(home, name, HASHING)
+        run_steps(home, name)
+    return home
+
+
+def test_a_pipeline_goes_and_its_neighbour_stays(two: Path) -> None:
+    (two / "data/warehouse/exports/p-parquet").mkdir(parents=True)
+    other = {name for name in files_of(two) if "p_2" in name}
+    deletion = delete_pipeline(two, "p")
+    assert (deletion.pipeline, deletion.releases) == ("p", [1])
+    assert deletion.size_bytes > 1_000
+    left = files_of(two)
+    assert other <= left
+    assert left - other <= {"data/a.csv", "data/warehouse/cache.sqlite"} | {
+        name for name in left if "canaries" in name
+    }
+    assert not Warehouse(two).pipeline("p").folder.exists()
+    assert len(live_rows(two, "p_2")) == 2
+
+
+def test_with_its_file_kept_the_next_run_starts_anew_and_embeds_nothing(two: Path) -> None:
+    delete_pipeline(two, "p", keep_file=True)
+    _, texts = run_recorded(two, "p")
+    assert texts == []
+    assert len(live_rows(two, "p")) == 2
+
+
+def test_nothing_is_deleted_while_it_runs(two: Path) -> None:
+    before = files_of(two)
+    with Warehouse(two).pipeline("p").lock("run"), pytest.raises(BusyError):
+        delete_pipeline(two, "p")
+    assert files_of(two) >= before
+
+
+def test_damaged_releases_do_not_keep_a_pipeline(two: Path) -> None:
+    Warehouse(two).pipeline("p").releases.write_text("{")
+    assert delete_pipeline(two, "p").releases == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "../..", "..", "", "*", "p_2/../p"])
+def test_what_is_no_pipeline_is_refused(two: Path, name: str) -> None:
+    before = files_of(two)
+    with pytest.raises(ConfigError):
+        delete_pipeline(two, name)
+    assert files_of(two) == before
+
+
+def test_a_file_whose_name_is_no_name_goes_alone(two: Path) -> None:
+    write_pipeline(two, "*", HASHING)
+    deletion = plan_deletion(two, "*")
+    assert deletion.paths == [two / "pipelines" / "*.yaml"]
+    with pytest.raises(ConfigError, match="nothing to delete"):
+        plan_deletion(two, "*", keep_file=True)
