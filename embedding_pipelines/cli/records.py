@@ -58,9 +58,9 @@ def delete(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> Outcomes:
-    """Delete a pipeline: its file, rows, table, releases, exports and report.
+    """Delete a pipeline with all that it has produced.
 
-    Its source is not touched. Embedded vectors stay in the cache, so that a pipeline that is made
+    That is its file, rows, table, releases, exports and report. Its source is not touched. Embedded vectors stay in the cache, so that a pipeline that is made
     again costs nothing.
     """
     from embedding_pipelines.delete import delete_pipeline, plan_deletion
