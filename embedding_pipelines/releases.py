@@ -82,10 +82,33 @@ def live_release(folder: PipelineFolder) -> Release:
     release = releases.get(releases.live)
     if release is None:
         name = folder.folder.name
-        raise ReleaseError(
-            f"Pipeline {name!r} has no release yet. Run `embedding-pipelines run {name}`."
-        )
+        remedy = _held_back(folder) or f"Run `embedding-pipelines run {name}`."
+        raise ReleaseError(f"Pipeline {name!r} has no release yet. {remedy}")
     return release
+
+
+def release_anyway(name: str) -> str:
+    """How to release what quality checks block."""
+    command = f"embedding-pipelines release {name} --force --reason '…'"
+    return f"To release it all the same: `{command}`."
+
+
+def _held_back(folder: PipelineFolder) -> str:
+    """Which checks hold back what the last run wrote, as they are on record, and what to do; empty
+    if none does."""
+    record, state = read_json(folder.checks) or {}, read_json(folder.table_state) or {}
+    if any(record.get(key) != state.get(key) for key in ("table", "version")):
+        return ""
+    blocking = [
+        check
+        for check in record.get("checks", ())
+        if not check["passed"] and check["effect"] == "block"
+    ]
+    lines = [f"  {check['name']}: {check['sentence']}" for check in blocking]
+    if not lines:
+        return ""
+    run = f"`embedding-pipelines run {folder.folder.name}`"
+    return "\n".join([f"Checks hold back what the last run wrote; mend it and {run}:", *lines])
 
 
 def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:

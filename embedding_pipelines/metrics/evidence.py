@@ -33,6 +33,7 @@ class Evidence:
 
     # All vectors.
     vectors: int = 0
+    documents: int = 0  # in the table
     distinct: int = 0  # bit by bit
     short_texts: int = 0  # of `health.SHORT_TOKENS` tokens or fewer
     sketch: Sketch | None = None

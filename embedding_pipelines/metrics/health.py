@@ -39,6 +39,12 @@ class DistinctCount:
         return len(np.unique(np.concatenate(self._hashes)))
 
 
+@metric("neither", "documents")
+def documents(evidence: Evidence) -> float | None:
+    """Documents in the table."""
+    return evidence.documents if evidence.vectors else None
+
+
 @metric("lower", "share")
 def duplicate_rate(evidence: Evidence) -> float | None:
     """Share of vectors that came before."""

@@ -62,6 +62,10 @@ class Check(ABC):
     ) -> Outcome:
         return Outcome(self.name, passed, sentence, statistics or {}, self.effect)
 
+    def weakness(self, sentence: str, statistics: dict[str, Any]) -> Outcome:
+        """What is weak, but not broken: it only warns, unless the pipeline file says `block`."""
+        return Outcome(self.name, False, sentence, statistics, "warn")
+
     def too_few(self, rows: int, statistics: dict[str, Any] | None = None) -> Outcome:
         sentence = f"Skipped: needs at least {MIN_ROWS} rows, the table has {rows}."
         return self.outcome(True, sentence, statistics)

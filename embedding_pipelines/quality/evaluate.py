@@ -14,6 +14,7 @@ from embedding_pipelines.plugins import objects
 from embedding_pipelines.quality.base import Check, Outcome
 from embedding_pipelines.quality.evidence import Candidate, gather, keep_figures, search
 from embedding_pipelines.quality.queries import query_tokens
+from embedding_pipelines.releases import release_anyway
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.evaluation import Effect
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -66,9 +67,7 @@ def evaluate(candidate: Candidate) -> list[Outcome]:
         if figures:
             candidate.query_metrics[metric.name] = dict(figures)
     keep_figures(candidate)
-    return outcomes + [
-        _outcome(check, candidate, on[check.name], errors.get(check.name)) for check in quality
-    ]
+    return outcomes + [_outcome(check, candidate, errors.get(check.name)) for check in quality]
 
 
 def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArray[np.int64]]:
@@ -89,13 +88,16 @@ def _chosen_rows(candidate: Candidate, names: Iterable[str]) -> dict[str, NDArra
     return rows
 
 
-def _outcome(
-    check: Check, candidate: Candidate, effect: Effect, error: EmbeddingPipelinesError | None
-) -> Outcome:
-    live = candidate.live
+def _outcome(check: Check, candidate: Candidate, error: EmbeddingPipelinesError | None) -> Outcome:
+    live, spec = candidate.live, candidate.run.spec
     if error is not None:
         is_final = isinstance(error, BudgetError)  # it would be spent again
         return Outcome(check.name, False, f"Inconclusive: {error}", {}, "warn", is_final)
+    outcome = check.evaluate(candidate)
+    effect = spec.evaluation.checks.get(check.name, outcome.effect)
     if live and live.forced and (live.table, live.version) == (candidate.name, candidate.version):
         effect = "warn"  # it is live whatever its checks say
-    return replace(check.evaluate(candidate), effect=effect)
+    outcome = replace(outcome, effect=effect)
+    if not outcome.blocks:
+        return outcome
+    return replace(outcome, sentence=f"{outcome.sentence} {release_anyway(spec.name)}")

@@ -36,6 +36,7 @@ from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, encode_queries, nearest
+from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -57,6 +58,8 @@ class Candidate(Evidence):
     rows: int
     has_index: bool
     source_rows: int  # that were read from the source's files
+    source_files: int = 0
+    rejected_records: int = 0
     live: Release | None
     budget: BudgetTracker  # what the checks may cost
     # Known items, with float32[n, d] of their queries.
@@ -68,8 +71,8 @@ class Candidate(Evidence):
     faults: Counter[str] = field(default_factory=Counter)
     rejected: list[str] = field(default_factory=list)  # ids of the chunks without a vector
     rejected_documents: int = 0  # of whose chunks none is in the table
-    documents: int = 0  # in the table
     duplicate_rows: int = 0  # chunk ids that came before
+    misplaced_documents: int = 0  # in another partition than their id says
     # Some chunks: their texts, and their codes in the table.
     texts: dict[str, str] = field(default_factory=dict)
     codes: dict[str, Vectors] = field(default_factory=dict)
@@ -204,9 +207,17 @@ def _read_table(candidate: Candidate) -> None:
     missing = {name.rpartition("#")[0] for name in candidate.rejected}
     judged = candidate.judgements.documents if candidate.judgements else set()
     chunks, documents = DistinctCount(), DistinctCount()
-    for batch in table.scan(["chunk_id", "document_id", VECTOR], version=candidate.version):
+    number_of = {name: at for at, name in enumerate(candidate.run.spec.partition_names)}
+    columns = ["chunk_id", "document_id", "partition", VECTOR]
+    for batch in table.scan(columns, version=candidate.version):
         ids, codes = batch["chunk_id"].to_pylist(), to_matrix(batch[VECTOR])
-        names = pc.unique(batch["document_id"]).to_pylist()
+        parts = (batch[name].to_pylist() for name in ("document_id", "partition"))
+        places = dict(zip(*parts, strict=True))
+        names = list(places)
+        candidate.misplaced_documents += sum(
+            partition_of(name, len(number_of)) != number_of.get(partition)
+            for name, partition in places.items()
+        )
         chunks.add_names(ids)
         documents.add_names(names)
         missing.difference_update(names)

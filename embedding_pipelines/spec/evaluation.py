@@ -1,8 +1,9 @@
 """What a pipeline file may say under `evaluation:`, and the evidence that `optimize` leaves under
 `optimized:`."""
 
+import re
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -13,6 +14,18 @@ Effect = Annotated[
     Literal["block", "warn", "off"],
     BeforeValidator(lambda value: "off" if value is False else value),  # as YAML reads a bare `off`
 ]
+
+
+def _share(value: Any) -> Any:
+    """`50%` as 0.5; whether another value is a number is pydantic's to say."""
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*) ?%", value) if isinstance(value, str) else None
+    share = float(match[1]) / 100 if match else value
+    if isinstance(share, int | float) and not 0 <= share <= 1:
+        raise ValueError(f"{value} is no share: write a number from 0 to 1, or 0% to 100%")
+    return share
+
+
+Share = Annotated[float, BeforeValidator(_share)]
 
 
 def _directed_metrics() -> list[str]:
@@ -35,7 +48,8 @@ class Evaluation(BaseModel):
     label: str | None = None  # a metadata column
     known_items: int = Field(128, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
     embedded_again: int = Field(32, ge=0, le=1_000)  # stored texts, to compare vectors; 0: none
-    may_lose: float = Field(0.02, ge=0, le=1)  # of a query metric, against the live release
+    may_lose: Share = 0.02  # of a query metric, against the live release
+    may_shrink: Share = 0.5  # of the live release's documents; 1: all of them
     require: dict[str, float] = {}  # metric -> least value, or most, as its direction says
     # Check -> what it does when it fails, if not what it does by default.
     checks: dict[str, Effect] = {}

@@ -82,7 +82,7 @@ def run_checks(run: Run) -> CheckRecord:
             f"Pipeline {run.spec.name!r}: the table was not completely written with the present "
             f"configuration. Run `embedding-pipelines run {run.spec.name}`."
         )
-    releases = read_releases(run.folder)
+    releases, files = read_releases(run.folder), read_files(run).values()
     candidate = Candidate(
         run=run,
         codec=codec,
@@ -91,7 +91,9 @@ def run_checks(run: Run) -> CheckRecord:
         version=state.version,
         rows=state.rows,
         has_index=state.trained_rows > 0,
-        source_rows=sum(file.rows for file in read_files(run).values()),
+        source_rows=sum(file.rows for file in files),
+        source_files=len(files),
+        rejected_records=sum(file.rejected for file in files),
         live=releases.get(releases.live),
         budget=BudgetTracker.of(run.spec.budget, run.spec.model),
     )

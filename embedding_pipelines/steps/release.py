@@ -76,9 +76,12 @@ def release(run: Run, force_reason: str = "") -> StepReport:
         )
     failed = [check.name for check in record.checks if check.blocks]
     if failed and not (force_reason and STRUCTURE.keys().isdisjoint(failed)):
+        live = read_releases(run.folder).live
+        stays = f"release {live} stays live" if live else "there is no release yet"
+        reasons = [f"\n  {check.name}: {check.sentence}" for check in record.checks if check.blocks]
         raise ReleaseError(
-            f"Pipeline {name!r}: table version {state.version} failed {', '.join(failed)}; the "
-            "previous release stays live."
+            f"Pipeline {name!r}: table version {state.version} failed {', '.join(failed)}; {stays}."
+            f"{''.join(reasons)}"
         )
     releases = _drop_lost(run, read_releases(run.folder))
     candidate = _candidate(run, releases, state).model_copy(

@@ -31,7 +31,7 @@ source: {{kind: jsonl, path: data/notes/*.jsonl, id: id, text: [text], metadata:
 model: {{provider: hashing, dimensions: 16}}
 schedule: "0 2 * * *"
 partitions: {PARTITIONS}
-evaluation: {{known_items: 8}}
+evaluation: {{known_items: 8, may_shrink: 1}}
 """
 # What a process does that embeds slowly: it says that it has begun, and goes on when it may.
 SLOW = """\
@@ -104,7 +104,7 @@ def unmeasured(spec: PipelineSpec, *checks: str) -> PipelineSpec:
         "vectors_belong_to_their_texts",
         "input_types_differ",
     } - set(checks)
-    evaluation = Evaluation(known_items=0, checks=dict.fromkeys(asking, "off"))
+    evaluation = Evaluation(known_items=0, may_shrink=1, checks=dict.fromkeys(asking, "off"))
     return spec.model_copy(update={"evaluation": evaluation})
 
 

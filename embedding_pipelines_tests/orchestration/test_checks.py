@@ -54,7 +54,7 @@ def test_a_vandalized_table_is_not_released_and_the_run_fails(
     ]
     assert [check.check_name for check in failed] == ["counts_add_up"]
     assert failed[0].description is not None
-    assert failed[0].description.startswith("Counts do not add up: 40 documents")
+    assert failed[0].description.startswith("Counts do not add up: 40 embeddings, but 39 rows")
     assert "39 rows" in failed[0].description
     assert live_rows(home) == 40
     assert not [

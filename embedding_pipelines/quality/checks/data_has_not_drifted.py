@@ -28,10 +28,21 @@ class DataHasNotDrifted(Check):
         if before is None:
             return self.outcome(True, f"Skipped: release {live.number} has no sketch.")
         result = drift(now, before)
-        return self.outcome(
-            result.p_value > LEAST_P and result.worst_partition_p > LEAST_P,
-            f"The mean vector has moved by {result.mean_shift:.4f} since release {live.number} "
-            f"(p {result.p_value:.3g}); most in partition {result.worst_partition!r}, by "
-            f"{result.worst_partition_shift:.4f} (p {result.worst_partition_p:.3g}).",
-            vars(result),
+        passed = result.p_value > LEAST_P and result.worst_partition_p > LEAST_P
+        figures = (
+            f"the mean vector has moved by {result.mean_shift:.4f} since release {live.number} "
+            f"(p {result.p_value:.3g})"
         )
+        if result.worst_partition:
+            figures += (
+                f", most in partition {result.worst_partition!r}, by "
+                f"{result.worst_partition_shift:.4f} (p {result.worst_partition_p:.3g})"
+            )
+        if passed:
+            return self.outcome(True, f"No change beyond chance: {figures}.", vars(result))
+        sentence = (
+            f"The texts are of another kind than before, beyond chance: {figures}. If that is not "
+            f"as it should be, `embedding-pipelines diff {candidate.run.spec.name}` names documents "
+            "that are new, gone or changed."
+        )
+        return self.outcome(False, sentence, vars(result))

@@ -1,11 +1,14 @@
 """No metric of queries has fallen by more than `evaluation.may_lose`, beyond chance; no table has
-become empty."""
+lost more of its documents than `evaluation.may_shrink`."""
 
 from typing import Any
 
 from embedding_pipelines.metrics.confidence import paired_loss
-from embedding_pipelines.quality.base import MIN_ROWS, Candidate, Check, Outcome
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.evidence import query_figures
+from embedding_pipelines.releases import Release
+
+FEW_DOCUMENTS = 10  # fewer of them may shrink as they like, but not to none
 
 
 class NotWorseThanLive(Check):
@@ -15,16 +18,15 @@ class NotWorseThanLive(Check):
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         live: dict[str, dict[str, float]] = candidate.collected.get(self.name, {})
-        if candidate.live is None or not live:
-            return self.outcome(True, "Skipped: there is no live release with figures to compare.")
-        release, spec = candidate.live, candidate.run.spec
-        command = f"embedding-pipelines release {release.spec.name} --force --reason …"
-        remedy = f"To release anyway: `{command}`."
-        # As an export that failed leaves it.
-        if not candidate.rows and release.rows >= MIN_ROWS:
-            rows = f"release {release.number} has {release.rows} rows"
-            return self.outcome(False, f"The table is empty; {rows}. {remedy}")
-        may_lose, statistics = spec.evaluation.may_lose, dict[str, Any]()
+        if candidate.live is None:
+            return self.outcome(True, "Skipped: there is no live release to compare with.")
+        shrunk, statistics = _shrunk(candidate, candidate.live)
+        if shrunk:
+            return self.outcome(False, shrunk, statistics)
+        if not live:
+            release = f"release {candidate.live.number}"
+            return self.outcome(True, f"Skipped: {release} has no figures to compare.", statistics)
+        may_lose = candidate.run.spec.evaluation.may_lose
         changes, worse = list[str](), list[str]()
         for name, values in candidate.query_metrics.items():
             loss = paired_loss(values, live.get(name, {}))
@@ -32,12 +34,43 @@ class NotWorseThanLive(Check):
                 continue
             figures = {"loss": loss.mean, "certain_loss": loss.certain, "queries": loss.queries}
             statistics[name] = figures
-            changes.append(f"{name} {-loss.mean:+.4f} over {loss.queries} queries")
+            changes.append(f"{name} {_signed(-loss.mean)} over {loss.queries} queries")
             if loss.mean > may_lose and loss.certain > 0 and not candidate.has_only_grown:
                 worse.append(name)
         changed = ", ".join(changes) or "no query in common"
-        sentence = f"Against release {release.number}: {changed}."
+        sentence = f"Against release {candidate.live.number}: {changed}."
         if worse:
             sentence += f" {' and '.join(worse)} fell by more than evaluation.may_lose "
-            sentence += f"({may_lose:g}). {remedy}"
+            sentence += f"({may_lose:g}): go back on what has changed since (`embedding-pipelines "
+            sentence += "diff` compares releases), or raise may_lose."
         return self.outcome(not worse, sentence, statistics)
+
+
+def _shrunk(candidate: Candidate, live: Release) -> tuple[str, dict[str, Any]]:
+    """Why the table is too small, empty if it is not; and the figures. A release of before this
+    was measured has no documents on record: its rows stand for them."""
+    before, now, what = live.metrics.get("documents"), candidate.documents, "documents"
+    if before is None:
+        before, now, what = live.rows, candidate.rows, "rows"
+    statistics = {f"{what}_before": int(before), f"{what}_now": now}
+    may_shrink = candidate.run.spec.evaluation.may_shrink
+    gone = 1 - now / before if before else 0.0
+    if gone <= may_shrink or (now and before < FEW_DOCUMENTS):
+        return "", statistics
+    size = f"has only {now:,} {what}" if now else "is empty"
+    sentence = (
+        f"The table {size}; release {live.number} has {before:,.0f}. {_percent(gone)} are gone, "
+        f"and evaluation.may_shrink allows {may_shrink:.0%}: the source gave "
+        f"{candidate.source_rows:,} records from {candidate.source_files:,} files. If it is not "
+        "whole (an export that failed, a folder that is not there), mend it and run again."
+    )
+    return sentence, statistics
+
+
+def _percent(share: float) -> str:
+    """A share of what is gone; 100% only if all of it is."""
+    return "100%" if share == 1 else f"{min(share, 0.999):.1%}"
+
+
+def _signed(change: float) -> str:
+    return f"{change:+.4f}" if abs(change) >= 0.00005 else "unchanged"

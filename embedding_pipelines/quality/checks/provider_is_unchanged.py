@@ -39,6 +39,7 @@ class ProviderIsUnchanged(Check):
             input_type: candidate.embed(CANARIES, input_type, use_cache=False)
             for input_type in get_args(InputType)
         }
+        candidate.collected[self.name] = now
         first = _load(path)
         if first is None:
             with replacing(path) as draft, draft.open("wb") as file:

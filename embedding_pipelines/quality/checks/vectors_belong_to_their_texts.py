@@ -10,6 +10,8 @@ from embedding_pipelines.vectors import Vectors, cosine
 LEAST_COSINE = 0.99  # of vectors after the codec; int8 and pca leave 0.9999 of equal ones
 LEAST_COSINE_OF_BITS = 0.95  # one bit in forty may lie so near to zero that it turns
 
+SAME_MODEL = 0.995  # cosine of canaries, as `provider_is_unchanged` asks for
+
 
 class VectorsBelongToTheirTexts(Check):
     needs_stored_codes = True
@@ -43,11 +45,19 @@ class VectorsBelongToTheirTexts(Check):
             f"{len(worst)} stored vectors are those of their texts (cosine {least:.4f} or more)."
         )
         if not passed:
+            canaries = candidate.metrics.get("canary_cosine")
+            cause = "rows are mixed up, or the model has changed under its name"
+            if canaries is not None and canaries >= SAME_MODEL:
+                cause = (
+                    "the model answers as ever (canaries at a cosine of "
+                    f"{canaries:.4f}), so rows are mixed up, or wrong vectors were stored"
+                )
+            elif canaries is not None:
+                cause = f"the model has changed under its name (canaries at {canaries:.4f})"
             sentence = (
                 f"The stored vector of chunk {worst[0]!r} is not the one that its text has today "
-                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): rows are mixed up, or the "
-                "model has changed under its name. Embed again under a new `revision`, or delete "
-                "the pipeline's folder in data/warehouse/pipelines."
+                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): {cause}. Set the model's "
+                "`revision` (or another name), so that everything is embedded again."
             )
         statistics = {"cosine": least, "looked_at": len(worst), "worst": worst[:5]}
         return self.outcome(passed, sentence, statistics)

@@ -2,7 +2,7 @@
 none is lost or duplicated."""
 
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
-from embedding_pipelines.storage.warehouse import Manifest
+from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder
 
 
 class CountsAddUp(Check):
@@ -30,27 +30,68 @@ class CountsAddUp(Check):
             "partitions_behind_their_documents": behind,
             "documents_in_table": candidate.documents,
             "duplicate_chunk_ids": candidate.duplicate_rows,
+            "misplaced_documents": candidate.misplaced_documents,
         }
         rows, rejected = counts["table_rows"], counts["rejected_texts"]
-        searchable = counts["documents"] - counts["empty_documents"] - counts["rejected_documents"]
-        passed = bool(
-            counts["read_from_files"] == counts["documents"] == counts["chunked_documents"]
-            and searchable == counts["documents_in_table"]
-            and _rows(chunks) == _rows(embeddings)
-            and counts["embeddings"] == rows + rejected
-            and (rows or not rejected)
-            and not counts["duplicate_chunk_ids"]
-            and not behind
-        )
         sentence = (
             f"{counts['documents']} documents ({counts['empty_documents']} empty) -> "
             f"{counts['chunks']} chunks -> {counts['embeddings']} embeddings -> {rows} rows of "
             f"{counts['documents_in_table']} documents"
             + (f"; rejected by the provider: {rejected}" if rejected else "")
         )
-        return self.outcome(
-            passed, sentence if passed else f"Counts do not add up: {sentence}", counts
+        faults = _faults(counts)
+        if faults:
+            sentence = f"Counts do not add up: {'; '.join(faults)}. ({sentence}.)"
+            sentence += _remedy(folder, counts)
+        return self.outcome(not faults, sentence, counts)
+
+
+def _faults(counts: dict[str, int]) -> list[str]:
+    """What is lost or doubled, in words."""
+    searchable = counts["documents"] - counts["empty_documents"] - counts["rejected_documents"]
+    behind, doubled = counts["partitions_behind_their_documents"], counts["duplicate_chunk_ids"]
+    pairs = (
+        ("records read from files", "read_from_files", "documents", counts["documents"]),
+        ("documents", "documents", "documents cut into chunks", counts["chunked_documents"]),
+        ("chunks", "chunks", "embeddings", counts["embeddings"]),
+        (
+            "embeddings",
+            "embeddings",
+            "rows and rejected texts",
+            counts["table_rows"] + counts["rejected_texts"],
+        ),
+    )
+    faults = [
+        f"{counts[name]:,} {left}, but {right_count:,} {right}"
+        for left, name, right, right_count in pairs
+        if counts[name] != right_count
+    ]
+    if searchable != counts["documents_in_table"]:
+        here = f"{counts['documents_in_table']:,} are there"
+        faults.append(f"{searchable:,} documents should be in the table, {here}")
+    if behind:
+        faults.append(f"{behind} partitions hold chunks of other documents than theirs")
+    if doubled:
+        faults.append(f"{doubled:,} chunks stand in the table twice")
+    if counts["misplaced_documents"]:
+        number = counts["misplaced_documents"]
+        faults.append(f"{number:,} documents stand in a partition that is not that of their id")
+    if counts["rejected_texts"] and not counts["table_rows"]:
+        faults.append("the provider rejected every text")
+    return faults
+
+
+def _remedy(folder: PipelineFolder, counts: dict[str, int]) -> str:
+    if counts["rejected_texts"] and not counts["table_rows"]:
+        name = folder.folder.name
+        return (
+            f" {folder.rejected_texts} has its reasons; `embedding-pipelines run {name} "
+            "--retry-rejected` sends them again."
         )
+    return (
+        f" A file may be damaged: delete the folders documents, chunks and embeddings in "
+        f"{folder.folder} and run again; vectors in the embedding cache are not computed again."
+    )
 
 
 def _rows(manifests: list[Manifest | None]) -> list[int]:

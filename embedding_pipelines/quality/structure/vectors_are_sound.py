@@ -8,5 +8,11 @@ class VectorsAreSound(Check):
         faults = {fault: count for fault, count in candidate.faults.items() if count}
         vectors = faults.pop("vectors", 0)
         words = (f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-        sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound")
+        sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound.")
+        if faults:
+            sentence += (
+                ". The model, or a service, gave vectors that say nothing, or a file is damaged: "
+                "see that the model answers as it should, then delete the folder embeddings in "
+                f"{candidate.run.folder.folder} and run again."
+            )
         return self.outcome(not faults, sentence, dict(candidate.faults))

@@ -1,0 +1,26 @@
+"""There is something to search."""
+
+from embedding_pipelines.quality.base import Candidate, Check, Outcome
+
+
+class TableHasRows(Check):
+    effect = (
+        "warn"  # an empty source gives an empty table; what was full is `not_worse_than_live`'s
+    )
+
+    def evaluate(self, candidate: Candidate) -> Outcome:
+        rows, records, files = candidate.rows, candidate.source_rows, candidate.source_files
+        statistics = {"rows": rows, "records": records, "files": files}
+        if rows:
+            return self.outcome(True, f"There are {rows:,} rows to search.", statistics)
+        rejected = f" ({candidate.rejected_records:,} were rejected)"
+        rejected = rejected if candidate.rejected_records else ""
+        reason = f"none of {records:,} records has a text: set source.text to the fields that do"
+        if not records:
+            reason = (
+                f"the source gave no record{rejected} from {files:,} files: see whether its path "
+                "names the right ones, and whether they hold more than a header"
+            )
+        return self.outcome(
+            False, f"The table is empty, so searches find nothing; {reason}.", statistics
+        )
