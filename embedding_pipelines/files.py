@@ -1,7 +1,11 @@
-"""The one place that writes, lists and deletes the files of state; it replaces a file as a whole or
-not at all."""
+"""The one place that writes, lists, deletes and syncs the files of state; it replaces a file as a
+whole or not at all."""
 
 import contextlib
+import errno
+import fcntl
+import fnmatch
+import functools
 import glob
 import json
 import os
@@ -9,33 +13,52 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from embedding_pipelines.errors import StoreError
 
-ABANDONED_SECONDS = 86_400  # since its last write: the writer of such a draft was killed
+SYNC_THREADS = 8  # a file system writes what several of them wait for in one go
+CLOCK_SECONDS = 2  # that a file's times may lag behind
 
 
 @contextlib.contextmanager
 def draft_beside(path: Path) -> Iterator[Path]:
-    """The name of a draft in the folder of `path`, which is created; a draft that was not moved is
+    """An empty draft in the folder of `path`, which is created; a draft that was not moved is
     deleted in the end.
 
-    Names are unique, so that writers need no lock. Drafts of killed writers of `path` are deleted a
-    day later.
+    Names are unique, so that writers need no lock. A draft is locked as long as its writer lives:
+    those of killed writers of `path` are deleted here.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
-            if other.stat().st_mtime < time.time() - ABANDONED_SECONDS:
-                other.unlink()
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    delete_drafts(path.parent, path.name)
+    draft, file = _locked_draft(path)
     try:
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+        file.close()
+
+
+def _locked_draft(path: Path) -> tuple[Path, IO[bytes]]:
+    while True:
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        file = draft.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return draft, file
+        file.close()  # somebody took it for abandoned before it was locked
+
+
+def delete_drafts(folder: Path, name: str | None = None) -> None:
+    """Delete the drafts that killed writers left in a folder: of one file, or of all."""
+    pattern = "*" if name is None else glob.escape(name)
+    for draft in folder.glob(f".{pattern}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), draft.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()
 
 
 def move(draft: Path, path: Path) -> None:
@@ -44,11 +67,53 @@ def move(draft: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A draft to write, which replaces `path` once the body has succeeded."""
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A draft to write, which replaces `path` once the body has succeeded. `durable`: after it has
+    reached the disk, so that a power cut leaves the old file or the new one.
+    """
     with draft_beside(path) as draft:
         yield draft
+        if durable:
+            sync(draft)
         move(draft, path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    except OSError as error:
+        # Some network file systems sync no folders.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(file)
+
+
+def sync_since(folders: Iterable[Path], since: float) -> None:
+    """Wait until all that was written below these folders since a time (seconds since 1970) is on
+    the disk: contents, then names in the folders and in those above them.
+
+    A time in the future, of a clock that was put right, means all.
+    """
+    if since > time.time():
+        since = 0.0
+    files, places = list[Path](), dict[Path, None]()
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            places[Path(place)] = None
+            files += [Path(place, name) for name in names]
+        places.update(dict.fromkeys(folder.parents))
+    with ThreadPoolExecutor(SYNC_THREADS) as threads:
+        for paths in (files, places):
+            list(threads.map(functools.partial(_sync_if_changed, since), paths))
+
+
+def _sync_if_changed(since: float, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # deleted by now
+        if path.stat().st_ctime >= since - CLOCK_SECONDS:
+            sync(path)
 
 
 @contextlib.contextmanager
@@ -74,23 +139,37 @@ def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:
-    """Replace a file in one rename; text becomes UTF-8. `durable`: wait until it is on the disk, so
-    that a power cut does not lose it.
+    """Replace a file in one rename; text becomes UTF-8. `durable`: wait until it is on the disk
+    under its name, so that a power cut does not lose it.
     """
-    with replacing(path) as draft, draft.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path, durable) as draft:
+        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+    if durable:
+        sync(path.parent)
 
 
 def create_only(path: Path, data: bytes | str) -> bool:
     """Write a file unless it exists; True if it did not. Of several writers one succeeds."""
-    if path.exists():
+    if os.path.lexists(path):
         return False
     with draft_beside(path) as draft, contextlib.suppress(FileExistsError):
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
         os.link(draft, path)
+        return True
+    return False
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is nothing of that name, in a folder that is there and can be read or whose own
+    absence is as sure. A link that leads nowhere is not absent: a disk may be missing.
+
+    Raises OSError where it cannot be known.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        if path.parent != path and not is_absent(path.parent):
+            os.listdir(path.parent)
         return True
     return False
 
@@ -111,14 +190,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one rename."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: dict[str, Any], durable: bool = True) -> None:
+    """Replace a JSON file in one rename. A power cut leaves the old file or the new one if it is
+    `durable`."""
+    with replacing(path, durable) as draft:
+        draft.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names match a glob pattern, sorted, without drafts."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    """The files of a folder whose names match a pattern of `fnmatch`, sorted, without drafts; none
+    without the folder. Raises OSError for one that cannot be read, which a glob takes for empty."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if not is_absent(folder):
+            raise
+        return []
+    names = [name for name in names if not name.startswith(".")]
+    return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 
 def delete(path: Path) -> None:

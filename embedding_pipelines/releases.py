@@ -7,15 +7,25 @@ no pipeline file, and an edited file never changes what is live.
 import contextlib
 import json
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
-from embedding_pipelines.files import append_line, read_json, write_json
+from embedding_pipelines.files import (
+    append_line,
+    is_absent,
+    read_json,
+    sync,
+    write_atomic,
+    write_json,
+)
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder
+
+HISTORY_TYPES = {"release": int, "released_at": str, "rows": int, "metrics": dict}
 
 
 class Release(BaseModel):
@@ -73,7 +83,12 @@ def read_releases(folder: PipelineFolder) -> Releases:
 
 
 def write_releases(folder: PipelineFolder, releases: Releases) -> None:
+    """Move the pointer, once all that it names is on the disk: a power cut leaves the old pointer
+    with all of its releases, or the new one with all of its own."""
+    tables = {entry.table: entry.spec.store for entry in releases.releases}
+    folder.sync(store.table(folder.tables, name).folder_of_files for name, store in tables.items())
     write_json(folder.releases, releases.model_dump(mode="json"))
+    sync(folder.folder)
 
 
 def live_release(folder: PipelineFolder) -> Release:
@@ -136,12 +151,22 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
 
 
 def is_readable(folder: PipelineFolder, release: Release) -> bool:
-    """Whether a release's table version and its own codec exist."""
+    """Whether a release's table version and its own codec can be opened now."""
     try:
         release.spec.store.table(folder.tables, release.table).rows(release.version)
         return CodecChain.load(folder.codecs / release.codec).id == release.space.codec
-    except (StoreError, CompressionError):
+    except (StoreError, CompressionError, OSError):
         return False
+
+
+def is_gone(folder: PipelineFolder, release: Release) -> bool:
+    """Whether a release's table version or its codec is no longer there, for sure.
+
+    What is there and cannot be read may be readable again later. Raises OSError where not even that
+    can be known.
+    """
+    table = release.spec.store.table(folder.tables, release.table)
+    return is_absent(folder.codecs / release.codec) or table.lacks(release.version)
 
 
 def search_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
@@ -160,12 +185,28 @@ def serve_alike(one: Release, other: Release) -> bool:
 def newest_number(folder: PipelineFolder) -> int:
     """The number of the newest release in the history, which may be lost itself; 0 before the
     first."""
-    numbers = [0]
-    with contextlib.suppress(OSError):  # never written
-        for line in folder.history.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn
-                numbers.append(json.loads(line)["release"])
-    return max(numbers)
+    return max((line["release"] for line in read_history(folder)[0]), default=0)
+
+
+def read_history(folder: PipelineFolder) -> tuple[list[dict[str, Any]], int]:
+    """The lines of the history, oldest first, and how many others are damaged: a power cut tears
+    lines, and leaves zeros for others."""
+    try:
+        text = folder.history.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:  # never written
+        return [], 0
+    entries: list[dict[str, Any]] = []
+    lines = [line for line in text.split("\n") if line.strip("\0 \r")]
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line.strip("\0"))
+            if (
+                isinstance(entry, dict)
+                and HISTORY_TYPES.items()
+                <= {name: type(value) for name, value in entry.items()}.items()
+            ):
+                entries.append(entry)
+    return entries, len(lines) - len(entries)
 
 
 def append_history(folder: PipelineFolder, release: Release, usage: dict[str, float]) -> None:
@@ -181,4 +222,9 @@ def append_history(folder: PipelineFolder, release: Release, usage: dict[str, fl
         "forced": release.forced,
         **usage,
     }
-    append_line(folder.history, json.dumps(line, ensure_ascii=False))
+    entries, damaged = read_history(folder)
+    if not damaged:
+        append_line(folder.history, json.dumps(line, ensure_ascii=False))
+        return
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*entries, line)]
+    write_atomic(folder.history, "".join(lines), durable=True)

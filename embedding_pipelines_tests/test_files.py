@@ -5,7 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from hypothesis import strategies as st
 
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import (
-    ABANDONED_SECONDS,
     create_only,
     delete,
+    delete_drafts,
     draft_beside,
     list_files,
     move,
@@ -83,13 +82,21 @@ def test_a_writer_that_is_killed_leaves_the_old_file_in_force(tmp_path: Path) ->
     assert (tmp_path / left).read_bytes() == b"half of the new"
     assert list_files(tmp_path, "*") == [path]
 
-    write_atomic(path, "new")  # its writer might still be at work
-    assert names(tmp_path) == sorted([left, path.name])
-    long_ago = time.time() - ABANDONED_SECONDS - 60
-    os.utime(tmp_path / left, (long_ago, long_ago))
-    write_atomic(path, "newer")
+    write_atomic(path, "new")
     assert names(tmp_path) == [path.name]
-    assert path.read_text() == "newer"
+    assert path.read_text() == "new"
+
+
+def test_drafts_of_the_living_stay_however_old(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with draft_beside(path) as draft:
+        draft.write_text("half")
+        os.utime(draft, (0, 0))
+        write_atomic(path, "another's")
+        delete_drafts(tmp_path)
+        assert draft.read_text() == "half"
+        move(draft, path)
+    assert path.read_text() == "half"
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -136,7 +143,7 @@ def test_writers_side_by_side_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_draft_gets_the_name_that_its_content_says(tmp_path: Path) -> None:
     with draft_beside(tmp_path / "b00") as draft:
-        assert (draft.parent, draft.exists()) == (tmp_path, False)
+        assert (draft.parent, draft.read_bytes()) == (tmp_path, b"")
         draft.write_text("rows")
         move(draft, tmp_path / "b00-1234.parquet")
     assert names(tmp_path) == ["b00-1234.parquet"]

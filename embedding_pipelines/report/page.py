@@ -3,7 +3,6 @@
 It loads nothing from the network. All comes from the warehouse, without model and pipeline file.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 
 from embedding_pipelines.compression.base import CodecChain, as_options, describe_chain
 from embedding_pipelines.compression.pca import PcaCodec
-from embedding_pipelines.errors import StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import read_json, write_atomic
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.evaluate import CHECKS
-from embedding_pipelines.releases import Release, live_release, read_releases
+from embedding_pipelines.releases import Release, live_release, read_history, read_releases
 from embedding_pipelines.report.charts import ABSENT, SIZE, charts, describe_search
 from embedding_pipelines.report.map import map_of
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse
 
 SLIGHT = 0.001  # of a metric: smaller changes are neither better nor worse
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -48,7 +46,9 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     codec = CodecChain.load(folder.codecs / release.codec)
     progress.update("report", 0, release.rows, "rows")
     points = map_of(warehouse, release, codec, progress)
-    history, optimization = read_history(folder), read_json(folder.optimization)
+    (history, torn), optimization = read_history(folder), read_json(folder.optimization)
+    if torn:
+        progress.note(f"{name}: {torn} damaged lines of {folder.history} are left out.")
     pca = next((part for part in codec.codecs if isinstance(part, PcaCodec)), None)
     spectrum, dimensions = (pca.spectrum, pca.dimensions) if pca else (None, None)
     figures = charts(history, optimization, spectrum, dimensions)
@@ -79,24 +79,6 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         charts=list(figures),
         size_bytes=len(page),
     )
-
-
-def read_history(folder: PipelineFolder) -> list[dict[str, Any]]:
-    """The metrics of each release, oldest first. Raises StoreError for a damaged line."""
-    try:
-        lines = folder.history.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    history = []
-    for number, line in enumerate(lines, 1):
-        try:
-            history.append(json.loads(line))
-        except ValueError as error:
-            raise StoreError(
-                f"{folder.history}:{number} is damaged: {error}. Delete the line; that loses "
-                "figures of the past only."
-            ) from error
-    return history
 
 
 def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:

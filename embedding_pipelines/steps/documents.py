@@ -7,14 +7,13 @@ run that dies in between is made up for by the next one, even if the files are t
 were.
 """
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +39,8 @@ from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_r
 SHOWN_REJECTIONS = 3
 SHOWN_WORDS = 5  # of those that are no value
 REJECTIONS_HELD = 1_000  # in memory, before they go to disk
+OPEN_FILES = 16  # of a pass over the source; more partitions than that take turns
+READING = ".reading-"  # begins the name of a folder of a pass over the source
 PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
 
 
@@ -113,6 +114,7 @@ def write_documents(run: Run) -> StepReport:
     read_pairs(run)
     names, folder = run.spec.partition_names, run.folder
     folder.fix_partitions(run.spec.partitions)
+    folder.delete_leftovers(READING)
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
@@ -120,7 +122,7 @@ def write_documents(run: Run) -> StepReport:
     files = dict(unchanged)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
-        TemporaryDirectory(prefix=".reading-", dir=folder.documents.folder) as drafts,
+        TemporaryDirectory(prefix=READING, dir=folder.documents.folder) as drafts,
         Spill(Path(drafts)) as spill,
     ):
         for number, file in enumerate(changed):
@@ -139,6 +141,7 @@ def write_documents(run: Run) -> StepReport:
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     run.progress.update("documents", len(changed), len(changed), "files")
     ordered = {file.name: files[file.name] for file in source_files}
+    folder.sync()  # the record says that these files need not be read again
     _write_record(run, ordered, whole=True)
     statistics = _statistics(ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)
@@ -156,8 +159,8 @@ class Spill:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files = contextlib.ExitStack()
-        self._writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
+        self._open: dict[str, tuple[pa.ipc.RecordBatchStreamWriter, IO[bytes]]] = {}
+        self._names: set[str] = set()
         self._held: list[Rejection] = []
 
     def add(self, batch: pa.RecordBatch, partitions: list[str]) -> None:
@@ -179,16 +182,16 @@ class Spill:
     def close(self) -> None:
         """No more rows: all that was added can be read."""
         self._flush()
-        self._files.close()
+        self._close_files()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._files.close()
+        self._close_files()
 
     def has(self, partition: str) -> bool:
-        return partition in self._writers
+        return partition in self._names
 
     def places(self, partition: str) -> pa.Table | None:
         """Ids and places of what was added to a partition, None if nothing was."""
@@ -198,11 +201,10 @@ class Spill:
 
     def read(self, partition: str) -> Iterator[pa.RecordBatch]:
         if self.has(partition):
-            with (
-                pa.memory_map(str(self._path(partition))) as file,
-                pa.ipc.open_stream(file) as batches,
-            ):
-                yield from batches
+            with pa.memory_map(str(self._path(partition))) as file:
+                while file.tell() < file.size():  # a stream for each time it was opened
+                    with pa.ipc.open_stream(file) as batches:
+                        yield from batches
 
     def rejections(self) -> Iterator[pa.RecordBatch]:
         return self.read("rejected")
@@ -214,10 +216,22 @@ class Spill:
             self._held.clear()
 
     def _write(self, partition: str, batch: pa.RecordBatch) -> None:
-        if partition not in self._writers:
-            writer = pa.ipc.new_stream(str(self._path(partition)), batch.schema)
-            self._writers[partition] = self._files.enter_context(writer)
-        self._writers[partition].write_batch(batch)
+        if partition not in self._open:
+            if len(self._open) == OPEN_FILES:
+                self._close_file(next(iter(self._open)))
+            file = self._path(partition).open("ab")
+            self._open[partition] = pa.ipc.new_stream(file, batch.schema), file
+            self._names.add(partition)
+        self._open[partition][0].write_batch(batch)
+
+    def _close_files(self) -> None:
+        for partition in list(self._open):
+            self._close_file(partition)
+
+    def _close_file(self, partition: str) -> None:
+        writer, file = self._open.pop(partition)
+        with file, writer:
+            pass
 
     def _path(self, partition: str) -> Path:
         return self.folder / f"{partition}.arrows"

@@ -11,7 +11,7 @@ from embedding_pipelines.releases import (
     Release,
     Releases,
     append_history,
-    is_readable,
+    is_gone,
     newest_number,
     read_releases,
     serve_alike,
@@ -127,14 +127,13 @@ def _candidate(run: Run, releases: Releases, state: TableState) -> Release:
 
 
 def _drop_lost(run: Run, releases: Releases) -> Releases:
-    """The releases that can still be read; nothing of the others is left to go back to."""
-    readable = [entry for entry in releases.releases if is_readable(run.folder, entry)]
-    lost = [str(entry.number) for entry in releases.releases if entry not in readable]
-    if lost:
-        run.progress.note(
-            f"{run.spec.name}: release {', '.join(lost)} is gone or damaged and is dropped."
-        )
-    return releases.model_copy(update={"releases": readable})
+    """The releases without those of which nothing is left to go back to."""
+    gone = [entry for entry in releases.releases if is_gone(run.folder, entry)]
+    if gone:
+        numbers = ", ".join(str(entry.number) for entry in gone)
+        run.progress.note(f"{run.spec.name}: release {numbers} is gone and is dropped.")
+    kept = [entry for entry in releases.releases if entry not in gone]
+    return releases.model_copy(update={"releases": kept})
 
 
 def _tag_tables(run: Run, releases: Releases) -> None:

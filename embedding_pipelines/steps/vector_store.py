@@ -16,6 +16,7 @@ from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.releases import read_releases, write_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
@@ -90,6 +91,8 @@ def update_vector_store(run: Run) -> StepReport:
     codec = load_codec(run)
     table, name = open_table(run, codec)
     state, shards = table_state(run), shard_digests(run)
+    _forget_releases(run, table, name)
+    _withdraw_unfinished(run, table, name)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
     differences = {
@@ -103,11 +106,11 @@ def update_vector_store(run: Run) -> StepReport:
     before = {**state.trained_before, state.table: state.trained_rows} if state is not None else {}
     trained = before.pop(name, 0)
     if table.version is None:
-        _forget_releases(run, name)
         trained = 0
     if remove or added or not intact:
         table.apply(_schema(run, codec), remove, _rows(run, differences, codec, added))
         trained = table.index(codec.metric, trained)
+        run.folder.sync([table.folder_of_files])  # the state below vouches for it
     version = table.version
     assert version is not None
     existing = run.spec.store.names(run.warehouse.tables)
@@ -158,13 +161,36 @@ def _schema(run: Run, codec: CodecChain) -> pa.Schema:
     return pa.schema([*schema, *copies], schema.metadata)
 
 
-def _forget_releases(run: Run, name: str) -> None:
+def _withdraw_unfinished(run: Run, table: Table, name: str) -> None:
+    """Have the table begin where the last update that was completed left it.
+
+    Versions after it are of a run that died: if the machine died with it, their names may be on the
+    disk and their contents not. A table of which no version was completed is made anew.
+    """
+    newest, state = table.version, table_state(run)
+    if newest is None:
+        return
+    completed = [
+        entry.version for entry in read_releases(run.folder).releases if entry.table == name
+    ]
+    if state is not None and state.table == name and not table.lacks(state.version):
+        completed.append(state.version)
+    last = max(completed, default=None)
+    if last is None or last < newest:
+        table.withdraw(last)
+
+
+def _forget_releases(run: Run, table: Table, name: str) -> None:
     """A table that was lost is made anew, and counts its versions from 1 again: no release may name
     the old ones."""
-    record = read_json(run.folder.releases)
-    if record and any(entry["table"] == name for entry in record["releases"]):
-        record["releases"] = [entry for entry in record["releases"] if entry["table"] != name]
-        write_json(run.folder.releases, record)
+    releases = read_releases(run.folder)
+    kept = [
+        entry
+        for entry in releases.releases
+        if entry.table != name or not table.lacks(entry.version)
+    ]
+    if len(kept) < len(releases.releases):
+        write_releases(run.folder, releases.model_copy(update={"releases": kept}))
 
 
 def shard_digests(run: Run) -> dict[str, str]:

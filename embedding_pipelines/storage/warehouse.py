@@ -7,6 +7,7 @@ object store needs the same order.
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -23,11 +24,14 @@ from filelock import FileLock, Timeout
 from embedding_pipelines.errors import BusyError, ConfigError, StoreError
 from embedding_pipelines.files import (
     delete,
+    delete_drafts,
     draft_beside,
+    is_absent,
     list_files,
     move,
     read_json,
     replacing,
+    sync_since,
     write_json,
 )
 from embedding_pipelines.home import warehouse_folder
@@ -139,7 +143,8 @@ class Shards:
             size = draft.stat().st_size
             move(draft, shard)
         manifest = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
-        write_json(self.folder / f"{partition}.json", asdict(manifest))
+        # Synced with all others before something relies on it; torn, it counts as never written.
+        write_json(self.folder / f"{partition}.json", asdict(manifest), durable=False)
         for other in list_files(self.folder, f"{partition}-*.parquet"):
             if other != shard:
                 delete(other)
@@ -183,6 +188,23 @@ class PipelineFolder:
         """
         problem = f"Pipeline {self.folder.name!r} is being run by another process."
         return _hold(self.folder / f"{name}.lock", timeout_seconds, problem)
+
+    def sync(self, others: Iterable[Path] = ()) -> None:
+        """Wait until all that was written in this folder, and in others, since the pointer to the
+        live release was last written is on the disk. It is not written before that."""
+        try:
+            since = self.releases.stat().st_ctime
+        except FileNotFoundError:
+            since = 0.0
+        sync_since([self.folder, *others], since)
+
+    def delete_leftovers(self, prefix: str) -> None:
+        """Delete what killed processes left: drafts, and folders of the documents whose names begin
+        with `prefix`. To be called by whoever holds the step's lock."""
+        for folder in (self.folder, *self.folder.glob("*/")):
+            delete_drafts(folder)
+        for folder in self.documents.folder.glob(f"{prefix}*/"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def has_lock(self, name: Literal["step", "run"]) -> bool:
         """Whether anybody has ever held this lock."""
@@ -274,7 +296,7 @@ def replace_rows(
     """Replace the rows of one Parquet file but for those that pass `others`; create it if need
     be."""
     try:
-        before = pq.read_table(path) if path.exists() else schema.empty_table()
+        before = schema.empty_table() if is_absent(path) else pq.read_table(path)
     except pa.ArrowException as error:
         raise StoreError(
             f"{path} is damaged: {error}. Restore a copy, or delete it and the other files of its "

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import urllib.parse
 from collections.abc import Coroutine, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +26,24 @@ def lancedb() -> Any:
 
 def connect(folder: Path) -> Any:
     """A connection; its tables see what other processes commit, however old a handle is."""
-    return lancedb().connect(folder, read_consistency_interval=timedelta(0))
+    return lancedb().connect(address(folder), read_consistency_interval=timedelta(0))
+
+
+def address(folder: Path) -> str:
+    """How lancedb is to be told a folder. Raises StoreError for a name that it cannot open.
+
+    Lance 13 makes folders for its tags under the percent-encoded name of a path, a second tree
+    beside the first. Its other scheme for files decodes what it is given, and makes none.
+    """
+    text = str(folder.absolute())
+    if re.fullmatch(r"[A-Za-z0-9_./ -]+", text):
+        return text
+    if not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", text):
+        return f"file-object-store://{urllib.parse.quote(text)}"
+    raise StoreError(
+        f"The path {text!r} holds a control character, or bytes that are not UTF-8. LanceDB opens no "
+        "table below it. Move the home folder to another path."
+    )
 
 
 def wait(work: Coroutine[Any, Any, Result]) -> Result:

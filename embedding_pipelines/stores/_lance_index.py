@@ -46,6 +46,9 @@ MAX_SEGMENTS = 8
 MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
 MAX_UNINDEXED_ROWS = 4_000  # a search compares them all: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
+# That no release needs. Lance removes them only while it compacts; where the same rows change again
+# and again, nothing else would ever be due.
+MAX_OLD_VERSIONS = 20
 
 
 def update_index(
@@ -79,10 +82,18 @@ def update_index(
 
 def compact(table: Lance) -> None:
     """If it is due, merge small files, index new rows and remove versions that no release needs."""
-    if _is_scattered(table):
-        # Lance refuses to remove anything while a tagged version is older than the limit, so the
-        # limit is the oldest tagged version. Unverified files are ours: the pipeline is locked.
-        table.optimize(cleanup_older_than=_age_of_oldest_tag(table), delete_unverified=True)
+    versions = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
+    kept = {tag["version"] for tag in table.tags.list().values()} & versions.keys()
+    kept = kept or {max(versions)}
+    # Lance refuses to remove anything while a tagged version is older than the limit. A clock that
+    # was put right may have made the oldest version the one with the latest time.
+    oldest = min(versions[version] for version in kept)
+    old = sum(time < oldest for time in versions.values())
+    if _is_scattered(table) or old > MAX_OLD_VERSIONS:
+        # A limit in the future keeps nothing but what is tagged, and the newest version.
+        age = max(timedelta(0), datetime.now(oldest.tzinfo) - oldest) + timedelta(seconds=1)
+        # Unverified files are ours: the pipeline is locked.
+        table.optimize(cleanup_older_than=age, delete_unverified=True)
 
 
 def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:
@@ -111,10 +122,3 @@ def _is_scattered(table: Lance) -> bool:
         or unindexed > MAX_UNINDEXED_ROWS
         or dead > MAX_DEAD_SHARE
     )
-
-
-def _age_of_oldest_tag(table: Lance) -> timedelta:
-    tags = [tag["version"] for tag in table.tags.list().values()] or [table.version]
-    times = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
-    oldest: datetime = times.get(min(tags), min(times.values()))
-    return datetime.now(oldest.tzinfo) - oldest + timedelta(seconds=1)

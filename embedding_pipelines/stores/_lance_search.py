@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
-from embedding_pipelines.stores._lance import lancedb, wait
+from embedding_pipelines.stores._lance import address, lancedb, wait
 from embedding_pipelines.vectors import Distance, to_matrix, unit
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Snapshot:
 
 
 async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
-    table = await (await lancedb().connect_async(folder)).open_table(name)
+    table = await (await lancedb().connect_async(address(folder))).open_table(name)
     await table.checkout(version)
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)

@@ -28,7 +28,27 @@ class Table(ABC):
     @property
     @abstractmethod
     def version(self) -> int | None:
-        """The newest version; None if the table does not exist."""
+        """The newest version; None if the table does not exist.
+
+        Raises StoreError or OSError where that cannot be known.
+        """
+
+    @abstractmethod
+    def lacks(self, version: int) -> bool:
+        """Whether a version is gone, for sure: what cannot be read now may come back.
+
+        Raises OSError where that cannot be known.
+        """
+
+    @abstractmethod
+    def withdraw(self, version: int | None) -> None:
+        """Make `version` the newest one again, by withdrawing those after it; with None the whole
+        table. They need not be readable."""
+
+    @property
+    @abstractmethod
+    def folder_of_files(self) -> Path:
+        """The folder of the table's own files."""
 
     @abstractmethod
     def apply(
@@ -79,7 +99,8 @@ class Table(ABC):
 
     @abstractmethod
     def tag(self, versions: Mapping[str, int]) -> None:
-        """Keep these versions (by tag), and let `index` remove all others but the newest."""
+        """Keep these versions (by tag), and let `index` remove all others but the newest. Those
+        that are gone get no tag."""
 
     @abstractmethod
     def size_bytes(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import delete, is_absent
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._lance import quote_text, record_failure, short
@@ -38,6 +42,9 @@ FINER = (2, 5)  # times the index's own refining
 # Lance's table format, "Manifest Naming Schemes", V2: the name is u64::MAX - version in 20 digits.
 VERSION_ZERO = 2**64 - 1
 MANIFEST_END = b"LANC"  # of a whole manifest
+ENDING = ".lance"  # of a table's folder
+MANIFEST = ".manifest"
+TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
 
 
 class Lancedb(Store):
@@ -98,7 +105,13 @@ class Lancedb(Store):
         return LanceTable(folder, name, self)
 
     def names(self, folder: Path) -> list[str]:
-        return list(_lance.connect(folder).list_tables().tables) if folder.exists() else []
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            if not is_absent(folder):
+                raise
+            return []
+        return sorted(name.removesuffix(ENDING) for name in names if name.endswith(ENDING))
 
     def drop(self, folder: Path, name: str) -> None:
         _lance.connect(folder).drop_table(name, ignore_missing=True)
@@ -124,9 +137,31 @@ class LanceTable(Table):
             return None
         if all(re.fullmatch(r"\d{20}", file.stem) for file in manifests):
             newest = min(manifests)  # names count down from the largest number
-            if newest.read_bytes()[-4:] == MANIFEST_END:
+            if not _is_torn(newest):
                 return VERSION_ZERO - int(newest.stem)
         return int(self._open().version)
+
+    @property
+    def folder_of_files(self) -> Path:
+        return self.folder / f"{self.name}{ENDING}"
+
+    def lacks(self, version: int) -> bool:
+        if any(not re.fullmatch(r"\d{20}", file.stem) for file in self._manifests()):
+            return False
+        return self._manifest(version) not in self._manifests()
+
+    def withdraw(self, version: int | None) -> None:
+        manifests = self._manifests()
+        if version is None:
+            for manifest in manifests:
+                delete(manifest)
+            shutil.rmtree(self.folder_of_files, ignore_errors=True)
+            return
+        # Names count down. What these versions added is removed with the next clean-up.
+        for manifest in manifests:
+            if re.fullmatch(r"\d{20}", manifest.stem) and manifest < self._manifest(version):
+                delete(manifest)
+        delete(self._versions_folder / "latest_version_hint.json")
 
     def apply(
         self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
@@ -156,6 +191,9 @@ class LanceTable(Table):
         table, options = self._open(), self.options
         trained_rows = update_index(table, options.index, metric, options.index_rows, trained_rows)
         compact(table)
+        for name in os.listdir(self._versions_folder):
+            if name.endswith(TORN):
+                delete(self._versions_folder / name)
         return trained_rows
 
     def rows(self, version: int | None = None) -> int:
@@ -213,6 +251,7 @@ class LanceTable(Table):
     def tag(self, versions: Mapping[str, int]) -> None:
         tags = self._open().tags
         old = {name: tag["version"] for name, tag in tags.list().items()}
+        versions = {name: version for name, version in versions.items() if not self.lacks(version)}
         for name in old.keys() - versions.keys():
             tags.delete(name)
         for name, version in versions.items():
@@ -222,17 +261,41 @@ class LanceTable(Table):
                 tags.update(name, version)
 
     def size_bytes(self) -> int:
-        files = (self.folder / f"{self.name}.lance").rglob("*")
+        files = self.folder_of_files.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
     def _manifests(self) -> list[Path]:
         """One file per version; a folder without any is the rest of a process that died."""
-        return list((self.folder / f"{self.name}.lance" / "_versions").glob("*.manifest"))
+        try:
+            names = os.listdir(self._versions_folder)  # a glob takes what it may not read for empty
+        except FileNotFoundError:
+            if not is_absent(self._versions_folder):
+                raise
+            return []
+        return [self._versions_folder / name for name in names if name.endswith(MANIFEST)]
+
+    @property
+    def _versions_folder(self) -> Path:
+        return self.folder_of_files / "_versions"
+
+    def _manifest(self, version: int) -> Path:
+        return self._versions_folder / f"{VERSION_ZERO - version:020}{MANIFEST}"
+
+    def _set_torn_aside(self) -> None:
+        """Rename the newest manifests if a power cut left them without their content: Lance opens
+        no version of a table whose newest manifest it cannot read. Lance writes a manifest under
+        another name first, so none that is being written looks like that."""
+        for manifest in sorted(self._manifests()):
+            if not _is_torn(manifest):
+                return
+            with contextlib.suppress(FileNotFoundError):  # another process was quicker
+                manifest.rename(manifest.with_name(manifest.name + TORN))
 
     def _open(self, version: int | None = None) -> Lance:
         """A new handle on the newest version, or the one handle on an older one."""
         if version in self._versions:
             return self._versions[version]
+        self._set_torn_aside()
         with _lance.explain_open_errors(self.folder, self.name, version):
             table: Lance = self._connection.open_table(self.name)
             if version is not None:
@@ -242,7 +305,19 @@ class LanceTable(Table):
 
     def _snapshot(self, version: int) -> Snapshot:
         if version not in self._snapshots:
+            self._set_torn_aside()
             with _lance.explain_open_errors(self.folder, self.name, version):
                 snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
                 self._snapshots[version] = snapshot
         return self._snapshots[version]
+
+
+def _is_torn(manifest: Path) -> bool:
+    """Whether a manifest has been read and lacks its end, as those do that never reached the
+    disk."""
+    try:
+        with manifest.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(MANIFEST_END)))
+            return file.read() != MANIFEST_END
+    except FileNotFoundError:  # removed by a clean-up
+        return False

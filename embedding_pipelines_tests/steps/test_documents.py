@@ -2,12 +2,15 @@
 everything as it was."""
 
 import json
+import os
+import resource
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.files import draft_beside
 from embedding_pipelines.steps.documents import read_files, write_documents
 from embedding_pipelines_tests.chain import run_of, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
@@ -123,3 +126,46 @@ def test_a_field_that_some_files_lack_has_no_value_there_and_is_told(home: Path)
         SourceError, match=r"c\.jsonl: column 'cat' is missing; found 'id', 'title'"
     ):
         write_documents(run_of(home, "p"))
+
+
+def test_what_a_killed_run_left_goes_and_what_another_process_holds_stays(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "one", 1)])
+    run_steps(home, "p")
+    folder = run_of(home, "p").folder
+    left = [
+        folder.documents.folder / ".reading-abc" / "b00.arrows",
+        folder.chunks.folder / ".b01.0123456789ab.tmp",
+        folder.quality / ".queries.json.0123456789ab.tmp",
+        folder.folder / ".releases.json.0123456789ab.tmp",
+    ]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    with draft_beside(folder.optimization) as draft:
+        run_steps(home, "p")
+        assert draft.exists()
+    assert not [path for path in left if path.exists()]
+    assert not left[0].parent.exists()
+
+
+def test_more_partitions_than_open_files(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("partitions: 4", "partitions: 200"))
+    rows = [(number, f"text {number}", "c") for number in range(9_000)]
+    write_csv(home, "a.csv", rows)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, limits[1]))
+    try:
+        statistics = write_documents(run_of(home, "p")).statistics
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert statistics["documents"] == 9_000
+    folder = run_of(home, "p").folder.documents
+    ids = [
+        name
+        for partition in run_of(home, "p").spec.partition_names
+        for batch in folder.read(partition, ["document_id"])
+        for name in batch["document_id"].to_pylist()
+    ]
+    assert sorted(map(int, ids)) == list(range(9_000))

@@ -1,6 +1,10 @@
 """What may be released, what is searched meanwhile, and the way back."""
 
+import contextlib
+import errno
+import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedding_pipelines.errors import CompressionError, ReleaseError, StoreError
+from embedding_pipelines.errors import (
+    CompressionError,
+    EmbeddingPipelinesError,
+    ReleaseError,
+    StoreError,
+)
 from embedding_pipelines.files import write_json
 from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import live_release, read_releases, rollback
@@ -400,3 +409,43 @@ def test_a_lower_index_threshold_takes_effect_without_new_data(home: Path) -> No
     assert [index.columns for index in table_of(home).list_indices()] == [[VECTOR]]
     assert top(home, "p", "text number 77") == ["id-77"]
     assert not any(entry.changed for entry in run_steps(home, "p"))
+
+
+# --- what cannot be read is not gone
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES, errno.ESTALE])
+@pytest.mark.parametrize("part", ["codec", "table"])
+def test_an_error_that_passes_drops_no_release_and_no_table(
+    built: Path, part: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call to the system that meets the codec or the table of the older release fails."""
+    write_pipeline(built, "p", HASHING.replace(*CHANGES["model"]))
+    folder = run_of(built, "p").folder
+    old = live_release(folder)
+    place = str(folder.codecs / old.codec if part == "codec" else folder.tables / old.table)
+    if part == "table":  # the table of today is another one
+        run_steps(built, "p")
+    before = numbers(built)
+
+    def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path).startswith(place):
+                raise OSError(number, os.strerror(number), str(path))
+            return function(path, *args, **options)
+
+        return call
+
+    write_csv(built, "a.csv", rows(41))
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "lstat", "stat", "scandir", "open"):
+            patch.setattr(os, name, failing(getattr(os, name)))
+        patch.setattr("io.open", failing(io.open))
+        with contextlib.suppress(EmbeddingPipelinesError, OSError):
+            run_steps(built, "p")
+    assert set(before) <= set(numbers(built))
+    assert old.table in run_of(built, "p").spec.store.names(folder.tables)
+    run_steps(built, "p")
+    assert set(before) <= set(numbers(built))
+    rollback(folder, old.number)
+    assert top(built, "p", "text number 5") == ["id-5"]

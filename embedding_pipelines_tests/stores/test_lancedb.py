@@ -1,10 +1,13 @@
 """`lancedb`: the contract, its versions, its compaction, and searches from wherever they come."""
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import lancedb
@@ -14,7 +17,7 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
-from embedding_pipelines.stores._lance_index import MAX_SMALL_FILES
+from embedding_pipelines.stores._lance_index import MAX_OLD_VERSIONS, MAX_SMALL_FILES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.stores.contract import SCHEMA, batch, check_store, vectors_of
@@ -122,13 +125,132 @@ def test_manifests_of_another_naming_are_left_to_lancedb(tmp_path: Path) -> None
     assert LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).version == 2
 
 
-def test_a_manifest_that_is_cut_short_is_no_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0, 100, -20], ids=["nothing", "zeros", "most"])
+def test_a_torn_newest_manifest_is_set_aside_and_the_version_before_stands(
+    tmp_path: Path, left: int
+) -> None:
+    """As a power cut leaves it: Lance itself opens no version of such a table."""
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
     table.apply(SCHEMA, [], [batch(["a"])])
+    first = table.version
+    assert first is not None
+    table.tag({"release-1": first})
+    table.apply(SCHEMA, [], [batch(["b"])])
     newest = min((tmp_path / "p-1.lance" / "_versions").glob("*.manifest"))
-    newest.write_bytes(newest.read_bytes()[:-20])
-    with pytest.raises(StoreError, match=r"'p-1'.*cannot be opened.*run the pipeline"):
-        LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)).version  # noqa: B018
+    newest.write_bytes(b"\0" * left if left == 100 else newest.read_bytes()[:left])
+    reader = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    assert reader.search(vectors_of(["a"])[0], 1, "cosine", None, first).num_rows == 1
+    assert (reader.version, reader.rows(), reader.rows(first)) == (first, 1, 1)
+    reader.apply(SCHEMA, [], [batch(["c"])])
+    reader.index("cosine", 0)
+    assert reader.rows() == 2
+    assert not list((tmp_path / "p-1.lance" / "_versions").glob("*.torn"))
+
+
+def test_versions_that_were_withdrawn_leave_nothing(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    table.apply(SCHEMA, [], [batch(["a"])])
+    first = table.version
+    assert first is not None
+    table.apply(SCHEMA, ["a"], [batch(["b", "c"])])
+    assert not table.lacks(first)
+    table.withdraw(first)
+    assert (table.version, table.rows(), table.lacks(first + 1)) == (first, 1, True)
+    table.apply(SCHEMA, [], [batch(["d"])])
+    names = [name for part in table.scan(["chunk_id"]) for name in part["chunk_id"].to_pylist()]
+    assert sorted(names) == ["a", "d"]
+    table.withdraw(None)
+    assert (table.version, table.lacks(first)) == (None, True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_go_where_the_same_rows_change_for_ever(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(50)])])
+    for n in range(MAX_OLD_VERSIONS // 2 + 2):
+        if n == MAX_OLD_VERSIONS // 2 - 2:
+            time.sleep(1.2)  # what is less than a second older than the oldest kept version stays
+        table.apply(SCHEMA, ["row0"], [batch(["row0"])])
+        table.index("cosine", 0)
+        version = table.version
+        assert version is not None
+        table.tag({"release-1": version})
+    assert table._open().stats()["fragment_stats"]["num_small_fragments"] < MAX_SMALL_FILES
+    assert len(table._open().list_versions()) < MAX_OLD_VERSIONS
+
+
+def test_a_clock_that_was_put_right_does_not_stop_the_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    table.apply(SCHEMA, [], [batch(["a"])])
+    version = table.version
+    assert version is not None
+    table.tag({"release-1": version})
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) - timedelta(days=400)
+
+    monkeypatch.setattr("embedding_pipelines.stores._lance_index.datetime", Earlier)
+    for n in range(MAX_SMALL_FILES + 1):
+        table.apply(SCHEMA, [], [batch([f"new{n}"])])
+    table.index("cosine", 0)
+    assert table.rows(version) == 1
+    assert table.rows() == MAX_SMALL_FILES + 2
+
+
+ODD_NAMES = ["josé", "a b", "a#b", "a%20b", "a?b", "日本", "a%b", "~x", "[x]", "{a}", "a\\b", "é*"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_table_lies_below_any_path_and_in_no_other(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name / "tables"
+    store = Lancedb(index_rows=256)
+    table = store.table(folder, "p-1")
+    table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(300)])])
+    table.index("cosine", 0)
+    version = table.version
+    assert version is not None
+    table.tag({"release-1": version})
+    assert table.search(vectors_of(["row7"])[0], 1, "cosine", None, version).num_rows == 1
+    assert store.names(folder) == ["p-1"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    store.drop(folder, "p-1")
+    assert store.names(folder) == []
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x7fb", "b\udcff"])
+def test_a_path_that_lancedb_cannot_open_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreError, match=r"control character, or bytes.*another path"):
+        Lancedb().table(tmp_path / name, "p-1").apply(SCHEMA, [], [batch(["a"])])
+
+
+def test_what_cannot_be_read_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    table.apply(SCHEMA, [], [batch(["a"])])
+
+    def fail(folder: Path) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", fail)
+        for question in (
+            lambda: table.version,
+            lambda: table.lacks(1),
+            lambda: Lancedb().names(tmp_path),
+        ):
+            with pytest.raises(OSError, match="Too many open files"):
+                question()
+    (tmp_path / "disk").mkdir()
+    os.rename(tmp_path / "p-1.lance", tmp_path / "disk" / "p-1.lance")
+    (tmp_path / "p-1.lance").symlink_to(tmp_path / "unmounted" / "p-1.lance")
+    with pytest.raises(FileNotFoundError):  # the link is there: its disk may come back
+        table.lacks(1)
+    (tmp_path / "p-1.lance").unlink()
+    assert table.lacks(1)
 
 
 def test_a_filter_finds_its_rows_wherever_they_lie(tmp_path: Path) -> None:
