@@ -10,6 +10,7 @@ import dagster as dg
 
 from embedding_pipelines.orchestration.assets import pipeline_assets
 from embedding_pipelines.orchestration.checks import broken_file, pipeline_checks
+from embedding_pipelines.orchestration.partitions import job_tags
 from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
@@ -41,6 +42,7 @@ def pipeline_definitions(
             description=f"Brings {spec.name!r} up to date, from its source to its release.",
             # A process per step would load the model and its libraries again in each.
             executor_def=dg.in_process_executor,
+            tags=job_tags(spec),
         )
         for spec in specs
     ]

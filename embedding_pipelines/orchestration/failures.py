@@ -6,16 +6,23 @@ from typing import Any
 
 import dagster as dg
 
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import (
+    Busy,
+    BusyError,
+    EmbeddingPipelinesError,
+    Unreachable,
+)
 
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """An error that the user can fix fails the step with its sentence, without retries."""
+    """An error that the user can fix fails the step with its sentence. Where somebody has retries,
+    only what may pass by itself is retried: network, rate limits, another process at work."""
     try:
         yield
     except EmbeddingPipelinesError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
+        may_pass = isinstance(error, Busy | Unreachable | BusyError)
+        raise dg.Failure(str(error), allow_retries=may_pass) from None
 
 
 def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

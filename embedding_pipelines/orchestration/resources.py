@@ -4,6 +4,7 @@ They are defined once, so that any number of components in one project use the s
 """
 
 import contextlib
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError
 
 from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.orchestration.partitions import take_all_partitions
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -27,9 +29,23 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
     _locks: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
     _pipelines: set[Path] = PrivateAttr(default_factory=set)
 
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        take_all_partitions(context)
+
     def open(self, home: Path) -> Warehouse:
-        """The warehouse; `home` is the home folder of the definitions."""
-        return Warehouse(Path(self.folder).expanduser().resolve() if self.folder else home)
+        """The warehouse; `home` is the home folder of the definitions.
+
+        Raises ConfigError if the launchpad names a folder that is none.
+        """
+        if not self.folder:
+            return Warehouse(home)
+        folder = Path(os.path.expanduser(self.folder)).resolve()  # which keeps an unknown ~user
+        if not folder.is_dir():
+            raise ConfigError(
+                f"The run's home folder {self.folder!r} is no folder. Correct `resources: "
+                "warehouse: config: folder:` in the launchpad, or leave it empty."
+            )
+        return Warehouse(folder)
 
     def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
         """Wait until no other run is at work on the pipeline, then keep others out until this run

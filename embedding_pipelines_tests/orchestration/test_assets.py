@@ -7,8 +7,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from embedding_pipelines.errors import (
+    BudgetError,
+    Busy,
+    ConfigError,
+    SourceError,
+    Unreachable,
+)
 from embedding_pipelines.orchestration.build import pipeline_definitions
-from embedding_pipelines.orchestration.partitions import all_partitions
+from embedding_pipelines.orchestration.failures import readable_errors
+from embedding_pipelines.orchestration.partitions import RANGE_END, all_partitions
 from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.spec.load import find_pipeline
@@ -141,6 +149,72 @@ def test_one_partition_of_a_finished_pipeline_runs_with_what_has_no_partitions(
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     result = job.execute_in_process(instance=instance, partition_key="b03", raise_on_error=False)
     assert {partition for _, partition in materialized(instance, result.run_id)} == {"b03", None}
+
+
+def test_a_job_without_partitions_takes_all_of_them(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    job = pipeline_definitions([notes(home)], home).resolve_job_def("notes")
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+    assert result.success
+    assert Counter(asset for asset, _ in materialized(instance, result.run_id)) == ALL
+    assert instance.get_materialized_partitions(dg.AssetKey(["notes", "embeddings"])) == {
+        f"b{number:02d}" for number in range(PARTITIONS)
+    }
+    record = instance.get_run_by_id(result.run_id)
+    assert record is not None
+    assert all_partitions(find_pipeline("notes", home)).items() <= record.tags.items()
+
+
+def test_one_asset_of_a_job_without_partitions_takes_all_of_them(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    spec = notes(home)
+    assert run(spec, instance).success
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
+    embeddings = dg.AssetKey(["notes", "embeddings"])
+    result = job.execute_in_process(instance=instance, asset_selection=[embeddings])
+    assert [asset for asset, _ in materialized(instance, result.run_id)] == [
+        "embeddings"
+    ] * PARTITIONS
+
+
+def test_a_range_of_partitions_stays_that_range(home: Path, instance: dg.DagsterInstance) -> None:
+    spec = notes(home)
+    assert run(spec, instance).success
+    write_notes(home, "b", range(40, 44))
+    job = pipeline_definitions([spec], home).resolve_job_def("notes")
+    tags = {**all_partitions(spec), RANGE_END: "b01"}
+    result = job.execute_in_process(instance=instance, tags=tags, raise_on_error=False)
+    assert {partition for _, partition in materialized(instance, result.run_id)} <= {
+        "b00",
+        "b01",
+        None,
+    }
+
+
+def test_a_home_that_is_no_folder_is_one_sentence_and_is_not_tried_again(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    config = {"resources": {"warehouse": {"config": {"folder": "~nobody-here/x"}}}}
+    result = run(notes(home), instance, run_config=config)
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    failure = event.step_failure_data.user_failure_data
+    assert failure is not None
+    assert (failure.description or "").startswith("The run's home folder '~nobody-here/x' is no")
+
+
+def test_only_what_may_pass_may_be_tried_again() -> None:
+    for error, may_pass in (
+        (Unreachable("down"), True),
+        (Busy("429"), True),
+        (BudgetError("spent"), False),
+        (ConfigError("wrong"), False),
+        (SourceError("damaged"), False),
+    ):
+        with pytest.raises(dg.Failure) as caught, readable_errors():
+            raise error
+        assert caught.value.allow_retries is may_pass
 
 
 def test_a_run_may_take_chunks_alone(home: Path, instance: dg.DagsterInstance) -> None:

@@ -96,6 +96,9 @@ def test_launch_runs_a_whole_pipeline(project: Project) -> None:
     last = f"b{PARTITIONS - 1:02d}"
     project.dg("launch", "--assets", "group:notes", "--partition-range", f"b00...{last}")
     assert live_rows(project.home) == 40
+    write_notes(project.home, rows=range(41))
+    project.dg("launch", "--job", "notes")
+    assert live_rows(project.home) == 41
 
 
 def test_scaffold_defs_writes_pipelines_that_check_defs_accepts_as_they_are(
