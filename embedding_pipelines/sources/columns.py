@@ -23,14 +23,15 @@ def documents(
     log: ReadLog,
     encoding: str = "UTF-8",
     whole_file: bool = False,
+    reasons: Reasons | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of documents from n records; those that do not convert go to `log.reject`.
 
     values: an array of n values of any Arrow type for each of `source.columns`; rows: int64[n];
     raw(i): the bytes of record i; encoding: as a reason names it; whole_file: the file is one
-    record, whose id is the file's name.
+    record, whose id is the file's name; reasons: which records are rejected whatever their values.
     """
-    reasons: Reasons = {}
+    reasons = {} if reasons is None else reasons
 
     def column(name: str) -> Column:
         absent = log.absent.setdefault(name, Counter())

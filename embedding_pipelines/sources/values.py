@@ -212,7 +212,7 @@ class Column:
             if not self.cut_nanoseconds:
                 fine = rest != 0
                 shown = self._time_texts(array) if fine.any() else array
-                array = self._refuse(array, fine, lambda at: self._too_fine(shown[at].as_py()))
+                array = self._refuse(array, fine, lambda at: self.too_fine(shown[at].as_py()))
         else:
             counts = counts * (10**6 // _PER_SECOND[_unit(array.type)])
         nulls = _true(pc.is_null(array))
@@ -282,7 +282,7 @@ class Column:
         fine = _true(pc.match_substring_regex(forms, _TOO_FINE))
         if fine.any():
             if not self.cut_nanoseconds:
-                forms = self._refuse(forms, fine, lambda at: self._too_fine(texts[at].as_py()))
+                forms = self._refuse(forms, fine, lambda at: self.too_fine(texts[at].as_py()))
             forms = pc.replace_substring_regex(forms, _TOO_FINE, r"\1\2")
         null, has_offset = (
             pa.scalar(None, pa.string()),
@@ -320,7 +320,7 @@ class Column:
             self.reasons.setdefault(at, reason + "beyond the years 1 to 9999")
             return None
         if not micros[1] and not self.cut_nanoseconds:
-            self.reasons.setdefault(at, self._too_fine(text))
+            self.reasons.setdefault(at, self.too_fine(text))
             return None
         return micros[0]
 
@@ -409,7 +409,8 @@ class Column:
 
         return reason
 
-    def _too_fine(self, text: str) -> str:
+    def too_fine(self, text: str) -> str:
+        """The reason to reject a time with nanoseconds."""
         return (
             f"column {self.name!r} is {_show(text)}, and a timestamp holds microseconds; set "
             "source.nanoseconds to cut, or declare it as string"

@@ -1,4 +1,7 @@
 import datetime
+import json
+import random
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -91,3 +94,110 @@ def test_a_file_that_is_cut_short_is_an_error_with_its_name(tmp_path: Path, size
 def test_a_file_without_rows_has_no_documents(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "a.parquet")
     check_source(make("parquet", "a.parquet"), tmp_path, 0)
+
+
+def test_the_old_times_of_parquet_keep_their_year_and_their_nanoseconds_are_told(
+    tmp_path: Path,
+) -> None:
+    micros = [253_402_300_799 * 10**6, 0, -62_135_596_800 * 10**6, None]
+    nanos = [1_000, 123_456_789, -1, None]
+    for name, counts, unit in (("a", micros, "us"), ("b", nanos, "ns")):
+        times = pa.array(counts, pa.int64()).cast(pa.timestamp(unit))
+        pq.write_table(
+            pa.table({"text": ["x"] * 4, "at": times}),
+            tmp_path / f"{name}.parquet",
+            use_deprecated_int96_timestamps=True,
+        )
+    source = make("parquet", "a.parquet", metadata={"at": "timestamp"})
+    documents, _ = check_source(source, tmp_path, 4)
+    assert [row["at"] and row["at"].year for row in documents] == [9999, 1970, 1, None]
+    source = make("parquet", "b.parquet", metadata={"at": "timestamp"})
+    documents, rejections = check_source(source, tmp_path, 2, 2)
+    assert documents[0]["at"].microsecond == 1
+    assert rejections[0].reason == (
+        "column 'at' is '1970-01-01 00:00:00.123456789', and a timestamp holds microseconds; set "
+        "source.nanoseconds to cut, or declare it as string"
+    )
+    source = make("parquet", "b.parquet", metadata={"at": "timestamp"}, nanoseconds="cut")
+    documents, _ = check_source(source, tmp_path, 4)
+    assert [row["at"] and row["at"].microsecond for row in documents] == [1, 123456, 999999, None]
+
+
+def test_a_column_that_is_there_twice_is_an_error_where_it_is_used(tmp_path: Path) -> None:
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["k", "k"])
+    columns = [pa.array(["x"]), pa.array([10]), pa.array([100]), twice]
+    table = pa.Table.from_arrays(columns, names=["text", "value", "value", "m"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    check_source(make("parquet", "a.parquet"), tmp_path, 1)
+    with pytest.raises(
+        SourceError, match=r"^a\.parquet: 2 columns are named 'value'\. Rename all but one\.$"
+    ):
+        read(make("parquet", "a.parquet", metadata={"value": "int"}), tmp_path)
+    with pytest.raises(SourceError, match=r"more than one field is named 'm\.k'\. Rename"):
+        read(make("parquet", "a.parquet", metadata={"m.k": "int"}), tmp_path)
+
+
+def test_a_column_that_a_file_lacks_has_no_value_there(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "tags": [["a", "b"]]}), tmp_path / "a.parquet")
+    kinds = {"price": "float", "m.k": "list[string]"}
+    source = make("parquet", "a.parquet", text=["title", "text", "tags"], metadata=kinds)
+    documents, _, logs = read(source, tmp_path)
+    assert (documents[0]["text"], documents[0]["price"]) == ("x\na\nb", None)
+    assert logs[0].lacking == ["title", "price", "m.k"]
+    assert logs[0].columns == ["text", "tags"]
+
+
+def test_uuids_are_texts_and_what_has_no_text_is_rejected_with_all_of_its_row(
+    tmp_path: Path,
+) -> None:
+    ids = [uuid.UUID(int=row) for row in range(3)]
+    broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"fine", b"\xff\xfe", b"x"]).buffers())
+    table = pa.table(
+        {
+            "id": pa.array([each.bytes for each in ids], pa.uuid()),
+            "text": broken,
+            "at": pa.array([0, 0, 2**62], pa.int64()).cast(pa.timestamp("us")),
+        }
+    )
+    for store_schema in (True, False):
+        pq.write_table(table, tmp_path / "a.parquet", store_schema=store_schema)
+        source = make("parquet", "a.parquet", id="id", metadata={"at": "timestamp"})
+        documents, rejections = check_source(source, tmp_path, 1, 2)
+        assert documents[0]["document_id"] == str(ids[0])
+        assert [each.reason for each in rejections] == [
+            "column 'text' is not valid UTF-8",
+            "column 'at' is beyond the years 1 to 9999",
+        ]
+        assert [set(json.loads(each.raw)) for each in rejections] == [{"id", "text", "at"}] * 2
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_whatever_bytes_are_damaged_a_sentence_says_so(tmp_path: Path, compression: str) -> None:
+    rows = 60
+    table = pa.table(
+        {
+            "id": [f"id{row}" for row in range(rows)],
+            "text": [f"é {row}" for row in range(rows)],
+            "tags": [["a", f"b{row}"] for row in range(rows)],
+            "m": [{"k": row} for row in range(rows)],
+            "at": [datetime.datetime(2024, 1, 1 + row % 28) for row in range(rows)],
+        }
+    )
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression=compression, row_group_size=25)
+    whole, chance = path.read_bytes(), random.Random(0)
+    kinds = {"m.k": "int", "at": "timestamp", "tags": "list[string]"}
+    source = make("parquet", "a.parquet", id="id", metadata=kinds)
+    errors: list[str] = []
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(damaged))] ^= chance.randrange(1, 256)
+        path.write_bytes(damaged)
+        try:
+            _, rejections, _ = read(source, tmp_path)
+        except SourceError as error:
+            errors.append(str(error))
+        else:
+            assert all(each.reason for each in rejections)
+    assert len(errors) > 10
+    assert {(error[:11], len(error.splitlines())) for error in errors} == {("a.parquet: ", 1)}
