@@ -182,6 +182,10 @@ class Source(Choice):
         """
         return paths.find(self.path, home, self.suffixes)
 
+    def omissions(self, home: Path) -> list[str]:
+        """What walks through the folders of `path` leave out: a sentence for each reason."""
+        return paths.omissions(self.path, home, self.suffixes)
+
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
         """The documents of one file, in batches of `schema`.

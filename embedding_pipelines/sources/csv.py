@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -124,7 +125,8 @@ class Csv(TextSource):
             if len(head) > _DELIMITER_LINE_BYTES:
                 break
         blocks = itertools.chain([head], blocks)
-        delimiter = "\t" if ".tsv" in text.file.path.suffixes[-2:] else ","
+        suffixes = Path(text.file.name.lower()).suffixes[-2:]
+        delimiter = "\t" if ".tsv" in suffixes else ","
         skip_lines = self.skip_rows
         if match := _DELIMITER_LINE.match(head):
             delimiter, skip_lines = match[1].decode(), max(1, skip_lines)

@@ -12,19 +12,24 @@ bytes that cp1252 leaves undefined are rejected in this way, too.
 import codecs
 import contextlib
 import itertools
+import lzma
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from pydantic import field_validator
 
+from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
 from embedding_pipelines.sources.paths import explain_errors
 
 BLOCK_BYTES = 4 * 2**20
 MAX_RECORD_BYTES = 32 * 2**20  # a longer record is not read, so that memory stays bounded
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "zip"}
 
 _SAMPLE_BYTES = 16 * 2**20  # after the first byte that is not UTF-8: enough to guess the encoding
 _ESCAPED = 0xDC00  # byte b that does not decode becomes the lone surrogate U+DC00 + b
@@ -149,10 +154,43 @@ def _bytes(file: SourceFile) -> Iterator[bytes]:
     archive = f"the {compression} archive is cut short or damaged"
     with (
         explain_errors(file, archive if compression else "cannot be read"),
-        pa.input_stream(str(file.path), compression=compression) as stream,
+        _open(file, compression) as stream,
     ):
         while block := stream.read(BLOCK_BYTES):
             yield block
+
+
+@contextlib.contextmanager
+def _open(file: SourceFile, compression: str | None) -> Iterator[Any]:
+    """Something to read decompressed bytes from; damage raises an OSError, here or there."""
+    if compression not in ("xz", "zip"):
+        with pa.input_stream(str(file.path), compression=compression) as stream:
+            yield stream
+        return
+    try:
+        if compression == "xz":
+            with lzma.open(file.path) as stream:
+                yield stream
+            return
+        with zipfile.ZipFile(file.path) as archive:
+            members = [member for member in archive.infolist() if _is_content(member)]
+            if len(members) != 1:
+                raise SourceError(
+                    f"{file.name}: the archive holds {len(members)} files, not one. Unpack it and "
+                    "name the folder."
+                )
+            with archive.open(members[0]) as stream:
+                yield stream
+    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile) as error:
+        raise OSError(str(error)) from error
+    except (RuntimeError, NotImplementedError) as error:  # as zipfile tells what it cannot open
+        raise SourceError(
+            f"{file.name}: the archive cannot be opened ({error}). Unpack it."
+        ) from error
+
+
+def _is_content(member: zipfile.ZipInfo) -> bool:
+    return not member.is_dir() and not member.filename.startswith("__MACOSX/")
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

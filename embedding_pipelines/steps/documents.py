@@ -118,6 +118,8 @@ def write_documents(run: Run) -> StepReport:
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
+    for note in run.spec.source.omissions(run.warehouse.home):
+        run.progress.note(note)
     changed = [file for file in source_files if file.name not in unchanged]
     files = dict(unchanged)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)

@@ -69,6 +69,45 @@ def test_a_loop_of_links_is_not_walked(tmp_path: Path) -> None:
     assert _names(tmp_path, "a/b/up/b") == ["a/b/up/b/x.csv"]
 
 
+def test_what_a_walk_leaves_out_is_told(tmp_path: Path) -> None:
+    _fill(tmp_path, "a/x.csv", "a/.hidden", "a/b/1.txt", "a/2.csv.7z", "a/3", "a/4", "out/y.csv")
+    (tmp_path / "a" / "linked").symlink_to(tmp_path / "out")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "dead.csv").symlink_to("nowhere.csv")
+    os.mkfifo(tmp_path / "a" / "pipe.csv")
+    source = make("csv", "a")
+    assert [file.name for file in source.files(tmp_path)] == ["a/x.csv"]
+    order = ("enter; name", "nowhere", "neither", "end with")
+    link, dead, pipe, name = sorted(
+        source.omissions(tmp_path), key=lambda note: [part not in note for part in order]
+    )
+    assert link.startswith("passed over: a/b/up, a/linked (is a link to a folder, which a walk")
+    assert dead == "passed over: a/dead.csv (is a link that leads nowhere)"
+    assert pipe == "passed over: a/pipe.csv (is neither a file nor a folder)"
+    assert name.startswith("passed over: a/2.csv.7z, a/3, a/4 and 1 more (does not end with .csv,")
+    assert [note for note in make("csv", "a/**/*.csv").omissions(tmp_path) if "link" in note]
+    assert make("csv", ["a/x.csv", "a/linked", "out"]).omissions(tmp_path) == []
+    assert not any("a/3" in note for note in make("csv", ["a", "a/3"]).omissions(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["data/warehouse", "data/warehouse/p/*.parquet", "data/warehouse/../warehouse/a.csv", "link"],
+)
+def test_the_warehouse_is_no_source(tmp_path: Path, path: str) -> None:
+    _fill(tmp_path, "data/warehouse/a.csv", "data/b.csv")
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "warehouse")
+    with pytest.raises(SourceError, match="where pipelines keep what they make"):
+        _names(tmp_path, path)
+    assert _names(tmp_path, "data") == _names(tmp_path, "data/**/*.csv") == ["data/b.csv"]
+
+
+def test_a_tilde_is_the_user_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(tmp_path, "me/a.csv")
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert _names(tmp_path / "home", "~/a.csv") == [(tmp_path / "me" / "a.csv").as_posix()]
+
+
 def test_a_path_that_matches_nothing_says_where_it_looked_and_what_is_near(tmp_path: Path) -> None:
     _fill(tmp_path, "data/products.csv", "data/readme.txt")
     with pytest.raises(SourceError) as caught:

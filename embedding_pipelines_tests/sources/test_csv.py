@@ -1,7 +1,11 @@
+import bz2
 import csv
 import gzip
 import io
+import lzma
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -136,34 +140,57 @@ def test_half_a_surrogate_pair_in_utf16_is_rejected_with_its_bytes(tmp_path: Pat
     assert rejections[0].raw == bad
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def _zip(data: bytes, *names: str) -> bytes:
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in names:
+                archive.writestr(name, data)
+        return buffer.getvalue()
+
+
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: pa.compress(data, codec="zstd", asbytes=True),
+    ".zip": lambda data: _zip(data, "a.csv", "__MACOSX/._a.csv"),
+}
+
+
+@pytest.mark.parametrize("suffix", PACK)
 def test_compression_is_transparent(tmp_path: Path, suffix: str) -> None:
     data = b"text\n" + b"".join(b"row %d\n" % row for row in range(20_000))
-    packed = {
-        "": data,
-        ".gz": gzip.compress(data),
-        ".zst": pa.compress(data, codec="zstd", asbytes=True),
-    }[suffix]
-    (tmp_path / f"a.csv{suffix}").write_bytes(packed)
+    (tmp_path / f"a.csv{suffix}").write_bytes(PACK[suffix](data))
     documents, _ = check_source(make("csv", "."), tmp_path, 20_000)
     assert documents[-1]["text"] == "row 19999"
     assert documents[-1]["source_row"] == 20_001
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_archives_put_together_are_read_to_the_end(tmp_path: Path, suffix: str) -> None:
+    pack = PACK[suffix]
+    (tmp_path / f"a.csv{suffix}").write_bytes(pack(b"text\na\n") + pack(b"b\n"))
+    check_source(make("csv", "."), tmp_path, 2)
+
+
+@pytest.mark.parametrize("suffix", [each for each in PACK if each])
 @pytest.mark.parametrize("cut", [20, 4])
 def test_an_archive_that_is_cut_short_is_an_error_with_its_name(
     tmp_path: Path, suffix: str, cut: int
 ) -> None:
     data = os.urandom(20_000).hex().encode()
-    packed = (
-        gzip.compress(data) if suffix == ".gz" else pa.compress(data, codec="zstd", asbytes=True)
-    )
-    (tmp_path / f"a.csv{suffix}").write_bytes(packed[:-cut])
+    (tmp_path / f"a.csv{suffix}").write_bytes(PACK[suffix](data)[:-cut])
     with pytest.raises(
         SourceError, match=rf"a\.csv\{suffix}: the .* archive is cut short or damaged"
     ):
         read(make("csv", "a.csv*"), tmp_path)
+
+
+def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.zip").write_bytes(_zip(b"text\na\n", "a.csv", "b.csv"))
+    with pytest.raises(SourceError, match=r"a\.csv\.zip: the archive holds 2 files, not one"):
+        read(make("csv", "."), tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"text\n", b"\xef\xbb\xbftext"])

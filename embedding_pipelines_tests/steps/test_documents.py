@@ -66,6 +66,17 @@ def test_too_many_rejected_records_leave_the_documents_as_they_were(home: Path) 
     assert rejected(home) == []
 
 
+def test_what_a_folder_s_walk_leaves_out_is_told(home: Path) -> None:
+    write_pipeline(home, "p", HASHING.replace("data/*.csv", "data"))
+    write_csv(home, "a.csv", [(1, "one", "c")])
+    (home / "data" / "b.csv.7z").write_bytes(b"")
+    run = run_of(home, "p")
+    notes: list[str] = []
+    run.progress.note = notes.append  # type: ignore[method-assign]
+    write_documents(run)
+    assert [note[:30] for note in notes] == ["passed over: data/b.csv.7z (do"]
+
+
 def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [("x", "one", "c"), ("y", "two", "c"), ("x", "three", "c")])
