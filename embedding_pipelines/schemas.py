@@ -30,6 +30,7 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "end": pa.int64(),  # exclusive
     "text": pa.string(),
     "tokens": pa.int32(),  # as the model counts them, special tokens included
+    "unknown_tokens": pa.int32(),  # of these, those that the model's vocabulary lacks
     "truncated": pa.bool_(),  # the rest of the document was dropped
     DOCUMENT_DIGEST: DIGEST,
     "chunk_digest": DIGEST,  # over text, offsets and metadata; decides which rows differ

@@ -4,10 +4,12 @@ Everything comes from the release, its model and its cleaning included; the pipe
 part in it.
 """
 
+import asyncio
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
+from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
@@ -25,12 +28,18 @@ from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
+from embedding_pipelines.stores.filters import filter_of
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
+# A condition, or what `stores/filters.py filter_of` makes one of: a value, or comparisons, by name.
+Filter = str | Mapping[str, Any]
 MAX_K = 10_000
+REMEDY = "Shorten it, or search with its beginning: too_long='cut', on the command line --cut."
 ATTEMPTS = 3  # of a query, since a user waits
 HIT_COLUMNS = {
     "score": pa.float32(),
@@ -59,6 +68,8 @@ class SearchResult(BaseModel, frozen=True):
     query: str
     hits: list[Hit]
     milliseconds: float
+    notes: list[str] = []
+    """Sentences: that the query was cut, and that the model does not know its words."""
 
     def to_pandas(self) -> "pd.DataFrame":
         """A row for each hit, nearest first: score float32, ids, offsets, text, metadata.
@@ -71,16 +82,53 @@ class SearchResult(BaseModel, frozen=True):
         return as_frame(table)
 
 
+class SearchResults(list[SearchResult]):
+    """A result for each of many queries, in their order."""
+
+    def __init__(
+        self,
+        results: Sequence[SearchResult],
+        rows: Sequence[pa.Table],
+        schema: pa.Schema,
+        index: "pd.Index | None" = None,
+    ) -> None:
+        """`rows` are the results' hits as tables of `schema`; `index` is the queries'."""
+        super().__init__(results)
+        self._rows, self._schema, self._index = rows, schema, index
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The hits of all queries. The columns are query, rank (from 1) and those of
+        `SearchResult.to_pandas`; metadata of the name query or rank gets the prefix `metadata_`.
+
+        The index is the query's, in its column or in the list, so that
+        `frame.join(result.drop(columns="query"))` puts hits beside queries. Raises ConfigError
+        without pandas.
+        """
+        numbers = [number for number, rows in enumerate(self._rows) for _ in range(len(rows))]
+        ranks = [rank for rows in self._rows for rank in range(1, len(rows) + 1)]
+        names = {name: f"metadata_{name}" for name in ("query", "rank")}
+        hits = pa.concat_tables([self._schema.empty_table(), *self._rows])
+        hits = hits.rename_columns([names.get(name, name) for name in hits.column_names])
+        hits = hits.add_column(0, "rank", pa.array(ranks, pa.int32()))
+        queries = pa.array([self[number].query for number in numbers], pa.string())
+        frame = as_frame(hits.add_column(0, "query", queries))
+        return frame.set_axis(numbers if self._index is None else self._index.take(numbers))
+
+
 class Searcher:
     """Searches a pipeline's live release; close it, or use it in a `with` block. It leaves a given
     `model` open.
 
-    Raises ReleaseError without a release.
+    `warehouse` is a home folder, or its warehouse. Raises ReleaseError without a release.
     """
 
     def __init__(
-        self, warehouse: Warehouse, pipeline: str, model: EmbeddingModel | None = None
+        self,
+        warehouse: Warehouse | Path | str,
+        pipeline: str,
+        model: EmbeddingModel | None = None,
     ) -> None:
+        warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         folder = warehouse.pipeline(pipeline)
         self.release = live_release(folder)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
@@ -100,79 +148,121 @@ class Searcher:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def search(self, query: str, k: int = 10, filter: str | None = None) -> SearchResult:
+    @overload
+    def search(  # type: ignore[overload-overlap]  # a text is an Iterable[str], too
+        self, query: str, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
+    ) -> SearchResult: ...
+
+    @overload
+    def search(
+        self,
+        query: "Iterable[str] | pd.Series | pd.DataFrame",
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        too_long: TooLong = "refuse",
+    ) -> SearchResults: ...
+
+    def search(
+        self,
+        query: "str | Iterable[str] | pd.Series | pd.DataFrame",
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        too_long: TooLong = "refuse",
+    ) -> SearchResult | SearchResults:
         """The `k` chunks nearest to `query` among those that pass `filter`, nearest first.
 
-        Raises ConfigError for an empty query, SpaceMismatchError if the model has changed since the
-        release, StoreError for a wrong filter.
+        Of many queries, in a list or in a column of a DataFrame, one result each: they are embedded
+        together and through the embedding cache.
+
+        Raises ConfigError for an empty query, and for one that is longer than the model reads; with
+        `too_long` "cut" its beginning is searched for. That, and that the model does not know its
+        words, is in the result's `notes` and a warning in the log. Raises SpaceMismatchError if the
+        model has changed since the release, StoreError for a wrong filter.
         """
+        if not isinstance(query, str):
+            return self._search_all(query, k, filter, too_long)
         started = time.perf_counter()
+        self._check(self.model.space, k)
         text = self._clean(query, "The query")
-        response = self._sender.send(Request([text], "query", attempts=ATTEMPTS))
+        readable = prepare([text], self.model, "query", too_long, lambda _: "The query", REMEDY)
+        request = Request(readable.texts, "query", readable.tokens, attempts=ATTEMPTS)
+        response = self._sender.send(request)
         for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
-        vector = check_reply(response.vectors, [text], self.model.space)[0]
-        return self._nearest(vector, self.model.space, query, k, filter, started)
+        vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
+        _log(readable.notes)
+        rows = self._nearest(vector, k, filter)
+        return self._result(rows, query, started, readable.notes)
+
+    async def search_async(
+        self, query: Any, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
+    ) -> Any:
+        """As `search`, in a thread."""
+        return await asyncio.to_thread(self.search, query, k, filter, too_long=too_long)
 
     def search_many(
-        self, queries: "Iterable[str] | pd.Series", k: int = 10, filter: str | None = None
+        self,
+        queries: "Iterable[str] | pd.Series | pd.DataFrame",
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        too_long: TooLong = "refuse",
     ) -> "pd.DataFrame":
-        """The hits of many queries, embedded together and through the embedding cache.
+        """The hits of many queries as one DataFrame: `search(queries).to_pandas()`, whose columns
+        and errors it has."""
+        need("pandas", "explore")  # before a query is paid for
+        if isinstance(queries, str):
+            raise ConfigError("queries is one str: give a list of texts, or one column.")
+        return self._search_all(queries, k, filter, too_long).to_pandas()
 
-        `queries` is a list of texts or a column of a DataFrame. The columns are query, rank (from
-        1) and those of `SearchResult.to_pandas`; metadata of the name query or rank gets the prefix
-        `metadata_`. The index is the query's, in its column or in the list, so that
-        `frame.join(result.drop(columns="query"))` puts hits beside queries. Raises as `search`, and
-        ConfigError without pandas.
-        """
-        pandas = need("pandas", "explore")
-        if isinstance(queries, str | pandas.DataFrame):
-            kind = type(queries).__name__
-            raise ConfigError(f"queries is one {kind}: give a list of texts, or one column.")
-        index = queries.index if isinstance(queries, pandas.Series) else None
-        queries = list(queries)
+    def _search_all(
+        self, given: Any, k: int, filter: Filter | None, too_long: TooLong
+    ) -> SearchResults:
+        started = time.perf_counter()
         self._check(self.model.space, k)
+        queries, index = _column(given)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
-        embeddings = embed_all(texts, self.model, EmbeddingCache(self._cache), "query")
+        readable = prepare(texts, self.model, "query", too_long, "queries[{}]".format, REMEDY)
+        embeddings = embed_all(
+            *(texts, self.model, EmbeddingCache(self._cache), "query"), readable=readable
+        )
         for row, reason in embeddings.rejected.items():
             raise ConfigError(f"queries[{row}] ({texts[row]!r}) has no vector: {reason}")
+        _log(readable.notes)
         types = self.release.spec.source.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
-        parts = [schema.empty_table()]
-        rows: list[int] = []
-        ranks: list[int] = []
-        for row, vector in enumerate(embeddings.vectors):
-            hits = nearest(self._table, self.codec, vector, k, filter, self.release.version)
-            parts.append(hits.select(schema.names).cast(schema))
-            rows += [row] * len(hits)
-            ranks += range(1, len(hits) + 1)
-        names = {name: f"metadata_{name}" for name in ("query", "rank")}
-        hits = pa.concat_tables(parts)
-        hits = hits.rename_columns([names.get(name, name) for name in schema.names])
-        hits = hits.add_column(0, "rank", pa.array(ranks, pa.int32()))
-        hits = hits.add_column(0, "query", pa.array([queries[row] for row in rows], pa.string()))
-        return as_frame(hits).set_axis(rows if index is None else index.take(rows))
+        parts, results = list[pa.Table](), list[SearchResult]()
+        for query, vector in zip(queries, embeddings.vectors, strict=True):
+            rows = self._nearest(vector, k, filter).select(schema.names).cast(schema)
+            parts.append(rows)
+            results.append(self._result(rows, query, started, readable.notes))
+            started = time.perf_counter()
+        return SearchResults(results, parts, schema, index)
 
     def search_vector(
-        self, vector: Vectors, space: Space, k: int = 10, filter: str | None = None
+        self, vector: Vectors, space: Space, k: int = 10, filter: Filter | None = None
     ) -> SearchResult:
         """As `search`, for a vector float32[d] of a query in `space`."""
         started = time.perf_counter()
-        return self._nearest(np.asarray(vector, np.float32), space, "", k, filter, started)
-
-    def _nearest(
-        self, vector: Vectors, space: Space, query: str, k: int, filter: str | None, started: float
-    ) -> SearchResult:
         self._check(space, k)
+        rows = self._nearest(np.asarray(vector, np.float32), k, filter)
+        return self._result(rows, "", started, [])
+
+    def _nearest(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
+        return nearest(self._table, self.codec, vector, k, filter, self.release.version)
+
+    def _result(self, rows: pa.Table, query: str, started: float, notes: list[str]) -> SearchResult:
         release = self.release
-        rows = nearest(self._table, self.codec, vector, k, filter, release.version).to_pylist()
         return SearchResult(
             pipeline=release.spec.name,
             release=release.number,
             space_id=release.space.id,
             query=query,
-            hits=[hit_of(row) for row in rows],
+            hits=[hit_of(row) for row in rows.to_pylist()],
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
+            notes=notes,
         )
 
     def _clean(self, query: str, name: str) -> str:
@@ -197,22 +287,65 @@ class Searcher:
         )
 
 
+@overload
+def search(  # type: ignore[overload-overlap]
+    home: Path | str,
+    pipeline: str,
+    query: str,
+    k: int = 10,
+    filter: Filter | None = None,
+    *,
+    too_long: TooLong = "refuse",
+) -> SearchResult: ...
+
+
+@overload
 def search(
-    home: Path, pipeline: str, query: str, k: int = 10, filter: str | None = None
-) -> SearchResult:
-    """One query to a pipeline's live release; see `Searcher.search`."""
-    with Searcher(Warehouse(home), pipeline) as searcher:
-        return searcher.search(query, k, filter)
+    home: Path | str,
+    pipeline: str,
+    query: "Iterable[str] | pd.Series | pd.DataFrame",
+    k: int = 10,
+    filter: Filter | None = None,
+    *,
+    too_long: TooLong = "refuse",
+) -> SearchResults: ...
+
+
+def search(
+    home: Path | str,
+    pipeline: str,
+    query: "str | Iterable[str] | pd.Series | pd.DataFrame",
+    k: int = 10,
+    filter: Filter | None = None,
+    *,
+    too_long: TooLong = "refuse",
+) -> SearchResult | SearchResults:
+    """One query or many to a pipeline's live release; see `Searcher.search`."""
+    with Searcher(home, pipeline) as searcher:
+        return searcher.search(query, k, filter, too_long=too_long)
+
+
+async def search_async(
+    home: Path | str,
+    pipeline: str,
+    query: Any,
+    k: int = 10,
+    filter: Filter | None = None,
+    *,
+    too_long: TooLong = "refuse",
+) -> Any:
+    """As `search`, in a thread."""
+    return await asyncio.to_thread(search, home, pipeline, query, k, filter, too_long=too_long)
 
 
 def check_k(k: int) -> None:
     """ConfigError unless a search can return so many hits."""
-    if not 1 <= k <= MAX_K:
-        raise ConfigError(f"k is {k}; it must lie between 1 and {MAX_K}.")
+    if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= MAX_K:
+        raise ConfigError(f"k is {k!r}; it must lie between 1 and {MAX_K}.")
 
 
 def nearest(
-    table: Table, codec: CodecChain, vector: Vectors, k: int, filter: str | None, version: int
+    table: Table, codec: CodecChain, vector: Vectors, k: int, filter: Filter | None, version: int
 ) -> pa.Table:
     """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest
     first.
@@ -222,6 +355,8 @@ def nearest(
     times `k` rows, and these vectors rank them. Raises CompressionError for a vector of another
     shape or one that is not finite, StoreError for a wrong filter.
     """
+    if isinstance(filter, Mapping):
+        filter = filter_of(filter)
     code, rescoring = encode_queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
     rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring)
     if rescoring:
@@ -262,6 +397,29 @@ def as_frame(rows: pa.Table) -> "pd.DataFrame":
     pandas = need("pandas", "explore")
     types = {pa.int64(): pandas.Int64Dtype(), pa.bool_(): pandas.BooleanDtype()}
     return rows.to_pandas(types_mapper=types.get, date_as_object=False)
+
+
+def _log(notes: Iterable[str]) -> None:
+    for note in notes:
+        log.warning("%s", note)
+
+
+def _column(queries: Any) -> "tuple[list[str], pd.Index | None]":
+    """The texts of a list, of a column or of a DataFrame that has one column or one named query,
+    and the index of the latter. Raises ConfigError for any other DataFrame."""
+    columns = getattr(queries, "columns", None)
+    if columns is not None:
+        name = columns[0] if len(columns) == 1 else "query"
+        if name not in columns:
+            raise ConfigError(
+                f"The DataFrame has the columns {', '.join(map(str, columns))}. Give the one with "
+                "the queries, such as frame['text']."
+            )
+        queries = queries[name]
+    if not isinstance(queries, Iterable):
+        raise ConfigError(f"The query is {queries!r}. Give a text, a list of texts, or a column.")
+    index = getattr(queries, "index", None)  # of a list a method, of a column an Index
+    return list(queries), None if callable(index) else index
 
 
 def hit_of(row: Mapping[str, Any]) -> Hit:

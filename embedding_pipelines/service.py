@@ -1,35 +1,37 @@
 """An embedding service for programs: texts in, vectors out, with the pipelines' embedding cache."""
 
+import asyncio
 import contextlib
 import logging
 import os
-import re
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from platformdirs import user_cache_path
 from pydantic import BaseModel, Field, ValidationError
 
+from embedding_pipelines.embedding.cache import FILE_NAME
 from embedding_pipelines.embedding.cache import EmbeddingCache as EmbeddingCache
-from embedding_pipelines.embedding.embed import count_tokens, embed_all
+from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, prepare
+from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_of_environment
-from embedding_pipelines.errors import BadInput, ConfigError
+from embedding_pipelines.errors import BadInput, ConfigError, did_you_mean
 from embedding_pipelines.metrics.similarity import cosine_similarity
 from embedding_pipelines.once import once
 from embedding_pipelines.plugins import choices
-from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.aliases import ALIASES, parse_model
 from embedding_pipelines.providers.base import NO_SECRETS, InputType, ProviderOptions
-from embedding_pipelines.providers.common.http import ServiceOptions
-from embedding_pipelines.providers.common.tokenizers import estimate
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.vectors import Vectors
 
 log = logging.getLogger(__name__)
 
-SURROGATE = re.compile("[\ud800-\udfff]")
+PROGRESS_TEXTS = 500  # of a call that draws no bar
 
 
 class EmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
@@ -46,6 +48,10 @@ class EmbeddingConfig(BaseModel, frozen=True, extra="forbid"):
     """Texts per request at most; None: the provider's own limit, which always holds."""
 
     cache_enabled: bool = True
+    too_long: TooLong = "refuse"
+    """cut: of a text that is longer than the model reads the beginning is embedded, and a warning
+    in the log says so."""
+
     options: dict[str, Any] = {}
     """The provider's other options, e.g. base_url, api_key_env, prompts."""
 
@@ -54,21 +60,27 @@ class EmbeddingService:
     """Returns vectors for all texts of a call, or raises an error; finished vectors stay in the
     cache.
 
-    `home` is by default the environment's home folder at this moment, and `cache` the one of its
-    pipelines. `secrets`, by name, come before the environment's variables. Any number of threads
-    may use a service. `close()` frees connections and memory; so does garbage collection.
+    `config` is also an alias or `provider:model` alone, such as "minilm" or "openai:
+    text-embedding-3-small". `home` is by default the environment's home folder at this moment, and
+    `cache` the one that `default_cache` names. `secrets`, by name, come before the environment's
+    variables. A call with more than PROGRESS_TEXTS texts draws a bar on a terminal or in a notebook
+    unless `show_progress` is false. Any number of threads may use a service. `close()` frees
+    connections and memory; so does garbage collection.
     """
 
     def __init__(
         self,
-        config: EmbeddingConfig | None = None,
+        config: EmbeddingConfig | str | None = None,
         cache: EmbeddingCache | None = None,
-        home: Path | None = None,
+        home: Path | str | None = None,
         secrets: Mapping[str, str] = NO_SECRETS,
+        show_progress: bool = True,
     ) -> None:
-        self.config, self.home = config or EmbeddingConfig(), home or home_of_environment()
+        self.config = _config(config) if isinstance(config, str) else config or EmbeddingConfig()
+        self.home = home_of_environment() if home is None else Path(home).expanduser().resolve()
+        self.show_progress = show_progress
         self.model = _options(self.config, self.home).open(self.home, secrets=secrets)
-        self._given_cache = cache
+        self._given_cache, self._cache_path = cache, default_cache(home)
         self._resources = contextlib.ExitStack()  # the model, and the cache from its first use on
         self._resources.callback(self.model.close)
         self.close = weakref.finalize(self, self._resources.close)
@@ -79,7 +91,7 @@ class EmbeddingService:
         if not self.config.cache_enabled:
             return None
         cache = self._given_cache
-        cache = EmbeddingCache(Warehouse(self.home).cache) if cache is None else cache
+        cache = EmbeddingCache(self._cache_path) if cache is None else cache
         return self._resources.enter_context(cache)
 
     def embed(self, text: str, input_type: InputType = "document") -> Vectors:
@@ -87,20 +99,34 @@ class EmbeddingService:
         vector: Vectors = self.embed_batch([text], input_type)[0]
         return vector
 
-    def embed_batch(self, texts: Sequence[str], input_type: InputType = "document") -> Vectors:
-        """float32[n, d] in the order of `texts`.
+    def embed_batch(self, texts: Iterable[str], input_type: InputType = "document") -> Vectors:
+        """float32[n, d] in the order of `texts`, which may be a column of a DataFrame.
 
         Raises ConfigError, before any request, for an empty text and for one longer than the model
-        reads; BadInput for a text that the provider rejects; ProviderError if the model is
-        unavailable.
+        reads, unless `too_long` is "cut"; BadInput for a text that the provider rejects;
+        ProviderError if the model is unavailable. What was cut, and that the model does not know
+        the words of the texts, is a warning in the log.
         """
-        _check_texts(texts, input_type)
+        if isinstance(texts, str):
+            raise ConfigError("embed_batch takes a list of texts; give a single one to embed.")
+        remedy = "Divide the text into chunks, or set too_long='cut' to embed its beginning."
+        texts = list(texts)
+        readable = prepare(
+            texts, self.model, input_type, self.config.too_long, "texts[{}]".format, remedy
+        )
+        for note in readable.notes:
+            log.warning("%s", note)
         started, limits = time.perf_counter(), self.model.limits
         if self.config.batch_size is not None:
             most = min(limits.request_texts, self.config.batch_size)
             limits = replace(limits, request_texts=most)
-        tokens = self._count_tokens(texts, input_type)
-        result = embed_all(texts, self.model, self.cache, input_type, tokens=tokens, limits=limits)
+        with _progress(readable, self.show_progress) as advance:
+            result = embed_all(
+                *(texts, self.model, self.cache, input_type),
+                readable=readable,
+                advance=advance,
+                limits=limits,
+            )
         hits, seconds = result.usage.cache_hits, time.perf_counter() - started
         words = "%s: %d texts, %d of them from the cache, in %.3f s"
         log.info(words, self.model.space, len(texts), hits, seconds)
@@ -109,8 +135,19 @@ class EmbeddingService:
             others = len(result.rejected) - 1
             more = f", and {others:,} more" if others else ""
             cached = "" if self.cache is None else " The vectors of the others are in the cache."
-            raise BadInput(f"No vector for {_describe(texts[row], row)}{more}: {reason}{cached}")
+            which = f"texts[{row}] ({texts[row][:80]!r}){more}"
+            raise BadInput(f"No vector for {which}: {reason}{cached}")
         return result.vectors
+
+    async def embed_async(self, text: str, input_type: InputType = "document") -> Vectors:
+        """As `embed`, in a thread."""
+        return await asyncio.to_thread(self.embed, text, input_type)
+
+    async def embed_batch_async(
+        self, texts: Iterable[str], input_type: InputType = "document"
+    ) -> Vectors:
+        """As `embed_batch`, in a thread."""
+        return await asyncio.to_thread(self.embed_batch, texts, input_type)
 
     def similarity(self, text1: str, text2: str) -> float:
         """Cosine of two texts as documents, in [-1, 1]; raises as `embed_batch`."""
@@ -122,30 +159,45 @@ class EmbeddingService:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _count_tokens(self, texts: Sequence[str], input_type: InputType) -> list[int]:
-        """The number of each text. Raises ConfigError for a text that is too long for the model."""
-        model, prompts, options = self.model, self.model.space.prompts, self.model.options
-        # Estimate first where that is possible: OpenAI's vocabulary may have to be downloaded, and
-        # only texts that exceed the estimate need it.
-        can_estimate = isinstance(options, ServiceOptions) and options.tokenizer_of is None
-        for is_estimate in (True, False) if can_estimate else (False,):
-            tokenizer = estimate() if is_estimate else model.tokenizer
-            pair = [prompts.get(input_type, ""), prompts.get("document", "")]
-            own, documents = count_tokens(pair, tokenizer)
-            # The model's limit excludes the prompt of documents.
-            limit = model.limits.max_tokens - max(0, own - documents)
-            tokens = count_tokens(texts, tokenizer)
-            longest = max(tokens, default=0)
-            if longest <= limit:
-                return tokens
-        is_estimate = tokenizer.to_str() == estimate().to_str()
-        row = tokens.index(longest)
-        exact = " Or name the model's tokenizer with options.tokenizer_of, which counts exactly."
-        raise ConfigError(
-            f"{_describe(texts[row], row)} has {longest:,} "
-            f"tokens{' at most' if is_estimate else ''}; of a {input_type}, {model.space} reads "
-            f"{limit:,}. Divide the text into chunks.{exact if is_estimate else ''}"
-        )
+
+def default_cache(home: Path | str | None = None) -> Path:
+    """The file of the embedding cache: that of the pipelines of `home`, of the folder that the
+    environment names, or of the current folder if it has a warehouse. Else one in the user's cache
+    folder, so that nothing is written where nobody said so."""
+    folder = home_of_environment() if home is None else Path(home).expanduser().resolve()
+    warehouse = Warehouse(folder)
+    if home is not None or os.environ.get(HOME_VARIABLE) or warehouse.root.is_dir():
+        return warehouse.cache
+    return user_cache_path("embedding-pipelines") / FILE_NAME
+
+
+@contextlib.contextmanager
+def _progress(readable: ReadableTexts, is_on: bool) -> Iterator[Callable[[int], None]]:
+    """What `embed_all` tells of tokens that are done, as a bar where somebody can see it."""
+    if not is_on or len(readable.texts) <= PROGRESS_TEXTS:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    visible = console.is_terminal or console.is_jupyter
+    with Progress(console=console, disable=not visible, transient=True) as bar:
+        total = sum(readable.tokens)
+        task = bar.add_task(f"embedding {len(readable.texts):,} texts", total=total)
+        yield lambda tokens: bar.advance(task, tokens)
+
+
+def _config(model: str) -> EmbeddingConfig:
+    """The configuration of an alias or of `provider:model`, in requests as large as it allows."""
+    try:
+        options = parse_model(model)
+    except ValueError as error:
+        raise ConfigError(f"{error}.{did_you_mean(model, ALIASES)}") from None
+    names = {"provider": options.pop("kind")}
+    if "model" in options:
+        names["model"] = options.pop("model")
+    return EmbeddingConfig(**names, batch_size=None, options=options)
 
 
 def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
@@ -176,19 +228,3 @@ def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:
             f"provider {kind!r}: a service does not wait for a batch job; leave out mode."
         )
     return options
-
-
-def _check_texts(texts: Sequence[str], input_type: str) -> None:
-    if input_type not in ("document", "query"):
-        raise ConfigError(f"input_type is {input_type!r}: write 'document' or 'query'.")
-    if isinstance(texts, str):
-        raise ConfigError("embed_batch takes a list of texts; give a single one to embed.")
-    for row, text in enumerate(texts):
-        if not text.strip():
-            raise ConfigError(f"texts[{row}] is empty. Leave it out: it has no meaning to embed.")
-        if SURROGATE.search(text):
-            raise ConfigError(f"texts[{row}] holds half a character, a lone surrogate. Replace it.")
-
-
-def _describe(text: str, row: int) -> str:
-    return f"texts[{row}] ({text[:80]!r})"

@@ -327,7 +327,8 @@ def test_what_no_query_can_be_is_refused_before_anything_is_embedded(typed: Sear
         (["tea", " \x00"], 1, r"queries\[1\] is empty after cleaning"),
         (missing, 1, r"queries\[1\] is nan, not a text"),
         ("tea", 1, "queries is one str: give a list"),
-        (missing.to_frame(), 1, "queries is one DataFrame: give a list"),
+        (missing.to_frame("a").assign(b=1), 1, "the columns a, b. Give the one with the queries"),
+        (3, 1, "The query is 3. Give a text"),
         (["tea"], 0, "k is 0"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -330,7 +330,8 @@ def test_a_text_that_is_too_long_is_told_before_anything_is_paid(server: WireSer
         found.embed_batch(["short", "far " * 41])
     said = str(caught.value)
     assert f"texts[1] ('{'far ' * 20}') has 41 tokens at most; of a document" in said
-    assert f"reads {limit}. Divide the text into chunks. Or name the model's tokenizer" in said
+    assert f"reads {limit}. Divide the text into chunks, or set too_long='cut'" in said
+    assert "Or name the model's tokenizer" in said
     assert not server.requests
     assert found.embed("far " * limit).shape == (64,)
 

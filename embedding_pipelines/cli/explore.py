@@ -51,6 +51,9 @@ def search(
             "NULL, AND OR NOT.",
         ),
     ] = None,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
+    ] = False,
 ) -> Outcomes:
     """Search the live release of a pipeline."""
     from embedding_pipelines.explore.like import find_like
@@ -62,7 +65,8 @@ def search(
     if like is not None:
         result = find_like(home_folder(), name, like, k, filter)
     else:
-        result = run_search(home_folder(), name, query or "", k, filter)
+        too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
+        result = run_search(home_folder(), name, query or "", k, filter, too_long=too_long)
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
 

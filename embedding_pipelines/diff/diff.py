@@ -73,7 +73,7 @@ class Diff:
     documents: DocumentChanges
     neighbours: ResultChanges | None  # of a sample of documents; None if the space is the same
     queries: ResultChanges | None  # None: the pipeline has no queries yet
-    problems: list[str]  # why a part is missing
+    problems: list[str]  # why a part is missing, and which texts were cut
 
 
 def diff(
@@ -87,7 +87,11 @@ def diff(
     folder = warehouse.pipeline(pipeline)
     old, new = (open_release(warehouse, release) for release in _pair(folder, before, after))
     documents = compare_documents(old, new)
-    neighbours, queries, problems = None, None, []
+    neighbours, queries, problems = None, None, list[str]()
+
+    def tell(words: str) -> None:
+        problems.append(f"A text was too long: {words}")
+
     with EmbeddingCache(warehouse.cache) as cache:
         try:
             if documents.sample:
@@ -95,10 +99,10 @@ def diff(
                     QueryPair(entry.document_id, entry.before, entry.after, own=entry.document_id)
                     for entry in documents.sample
                 ]
-                neighbours = compare_results(old, new, cache, pairs, "document")
+                neighbours = compare_results(old, new, cache, pairs, "document", tell)
             pairs = stored_queries(folder, old, new)
             if pairs:
-                queries = compare_results(old, new, cache, pairs, "query")
+                queries = compare_results(old, new, cache, pairs, "query", tell)
         except (ProviderError, BudgetError, SpaceMismatchError) as error:
             problems.append(f"The results of searches are not compared: {error}")
     options = (side.release.spec.model_dump(mode="json", include=SECTIONS) for side in (old, new))

@@ -3,7 +3,7 @@
 Each release is searched in its own space. The model is loaded only for texts that the cache lacks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,13 +74,17 @@ def compare_results(
     cache: EmbeddingCache,
     pairs: Sequence[QueryPair],
     input_type: InputType,
+    on_cut: Callable[[str], None],
 ) -> ResultChanges:
-    """Search both. Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in
-    the cache cannot be embedded as for the release."""
+    """Search both; `on_cut` is told of a text that is longer than a model reads.
+
+    Raises ProviderError, BudgetError or SpaceMismatchError if a text that is not in the cache cannot
+    be embedded as for the release.
+    """
     changes = ResultChanges()
     old_texts, new_texts = [pair.before for pair in pairs], [pair.after for pair in pairs]
-    old, changes.embedded_before = _vectors(before, cache, old_texts, input_type)
-    new, changes.embedded_after = _vectors(after, cache, new_texts, input_type)
+    old, changes.embedded_before = _vectors(before, cache, old_texts, input_type, on_cut)
+    new, changes.embedded_after = _vectors(after, cache, new_texts, input_type, on_cut)
     overlaps = []
     for pair, left, right in zip(pairs, old, new, strict=True):
         if not np.isfinite(left).all() or not np.isfinite(right).all():
@@ -97,7 +101,11 @@ def compare_results(
 
 
 def _vectors(
-    table: ReleaseTable, cache: EmbeddingCache, texts: Sequence[str], input_type: InputType
+    table: ReleaseTable,
+    cache: EmbeddingCache,
+    texts: Sequence[str],
+    input_type: InputType,
+    on_cut: Callable[[str], None],
 ) -> tuple[Vectors, int]:
     """Vectors float32[n, d], n > 0, in a release's space before compression, NaN for rejected
     texts; and the number of texts that were not in the cache."""
@@ -115,7 +123,8 @@ def _vectors(
                 "The model has changed since this release; compare releases of the current model.",
             )
             try:
-                new = embed_all(missing, model, cache, input_type, budget).vectors
+                embeddings = embed_all(missing, model, cache, input_type, budget, on_cut=on_cut)
+                new = embeddings.vectors
             finally:
                 usage, price = Usage(billed_tokens=budget.billed), release.spec.model.price
                 Run(release.spec, table.warehouse).add_usage(usage, price)

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,7 @@ from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.embedding.request import ATTEMPTS, POLICY, Sender, WrongVector
 from embedding_pipelines.embedding.sanity import probe, send_verified
+from embedding_pipelines.embedding.texts import ReadableTexts, prepare
 from embedding_pipelines.embedding.workers import Workers
 from embedding_pipelines.errors import BadInput, ProviderError, TooLarge, Unreachable
 from embedding_pipelines.providers.base import (
@@ -41,9 +41,6 @@ from embedding_pipelines.providers.base import (
     Response,
     faulty_rows,
 )
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 # Of 4,096 texts at most: enough to reach past the end of a partition while it is finished.
 BATCHES_AHEAD = 3
@@ -97,13 +94,26 @@ def embed_all(
     input_type: InputType = "document",
     budget: BudgetTracker | None = None,
     *,
-    tokens: Sequence[int] | None = None,
+    readable: ReadableTexts | None = None,
+    on_cut: Callable[[str], None] | None = None,
+    advance: Callable[[int], None] = lambda _: None,
     limits: Limits | None = None,
 ) -> Embeddings:
     """The vectors of all texts, through the cache if there is one.
 
-    `tokens` are counted by the model's tokenizer unless they are given. Raises as `embed`.
+    With `on_cut`, texts that are longer than the model reads are cut, and it is given a sentence
+    that says so. `readable` is what `prepare` has made of the texts already; `advance` is as that
+    of `embed`. Raises as `embed`, and ConfigError as `prepare`.
     """
+    if readable is None:
+        if on_cut is None:
+            readable = prepare(texts, model, input_type)
+        else:
+            names = [repr(text[:80]) for text in texts]
+            readable = prepare(texts, model, input_type, "cut", names.__getitem__)
+            if readable.cut:
+                on_cut(readable.cut)
+    texts, tokens = readable.texts, readable.tokens
     count, size = len(texts), model.space.dimensions
     whole = Embeddings(np.empty((count, size), np.float32), {}, Usage())
     starts = range(0, count, BATCH_TEXTS)
@@ -111,23 +121,16 @@ def embed_all(
     def batches() -> Iterator[pa.RecordBatch]:
         for first in starts:
             part = slice(first, first + BATCH_TEXTS)
-            counts = count_tokens(texts[part], model.tokenizer) if tokens is None else tokens[part]
-            columns = {"text": list(texts[part]), "tokens": pa.array(counts, pa.int32())}
+            columns = {"text": texts[part], "tokens": pa.array(tokens[part], pa.int32())}
             yield pa.RecordBatch.from_pydict(columns)
 
     with EmbeddingCache(IN_MEMORY) if cache is None else cache as store:
-        parts = embed(batches(), model, store, input_type, lambda _: None, budget, limits=limits)
+        parts = embed(batches(), model, store, input_type, advance, budget, limits=limits)
         for first, part in zip(starts, parts, strict=True):
             whole.vectors[first : first + len(part.vectors)] = part.vectors
             whole.rejected |= {first + row: reason for row, reason in part.rejected.items()}
             whole.usage.add(part.usage)
     return whole
-
-
-def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
-    """Of each text, special tokens included."""
-    parts = (texts[first : first + BATCH_TEXTS] for first in range(0, len(texts), BATCH_TEXTS))
-    return [len(entry.ids) for part in parts for entry in tokenizer.encode_batch_fast(list(part))]
 
 
 class _Stream:

@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import SearchResult, check_k, hit_of, nearest
+from embedding_pipelines.search import Filter, SearchResult, check_k, hit_of, nearest
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 
 def find_like(
-    home: Path, name: str, document_id: str, k: int = 10, filter: str | None = None
+    home: Path, name: str, document_id: str, k: int = 10, filter: Filter | None = None
 ) -> SearchResult:
     """The `k` chunks of a live table nearest to a document, among those of other documents that
     pass `filter`, nearest first.

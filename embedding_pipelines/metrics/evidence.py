@@ -36,6 +36,8 @@ class Evidence:
     documents: int = 0  # in the table
     distinct: int = 0  # bit by bit
     short_texts: int = 0  # of `health.SHORT_TOKENS` tokens or fewer
+    text_tokens: int = 0  # of all chunks without special ones; 0 if they are only estimated
+    unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
     sketch: Sketch | None = None
     live_sketch: Sketch | None = None  # of the live release, if it is of the same space
     # A random sample of them.

@@ -176,7 +176,15 @@ def _embed_queries(corpus: Corpus, most: int) -> tuple[QuerySet, dict[str, int]]
     names = sorted(texts, key=lambda text: digest(text.encode()))[:most]
     budget = BudgetTracker.of(spec.budget, spec.model)
     try:
-        vectors = embed_all(names, run.model, run.cache, "query", budget).vectors
+        tell = run.progress.note
+        vectors = embed_all(
+            names,
+            run.model,
+            run.cache,
+            "query",
+            budget,
+            on_cut=lambda words: tell(f"A query was too long: {words}"),
+        ).vectors
     finally:
         run.add_usage(Usage(billed_tokens=budget.billed), spec.model.price)
     is_sound = has_vector(vectors)

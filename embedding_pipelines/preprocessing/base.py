@@ -29,10 +29,11 @@ class Counts:
     """What `process` has done so far; it adds to this while its batches are read."""
 
     documents: int = 0
-    empty: int = 0  # documents without text after cleaning; they have no chunk
+    empty: int = 0  # documents of which the model reads nothing after cleaning; they have no chunk
     truncated: int = 0  # lost their end, because `chunk` is null and the model takes less
     chunks: int = 0
     tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
+    unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
 
 
 class Preprocessing(BaseModel):
@@ -76,6 +77,7 @@ class Preprocessing(BaseModel):
                 batch = _batch(group, texts, part, whole=self.chunk is None)
                 counts.chunks += batch.num_rows
                 counts.tokens += sum(piece.tokens for _, piece in part)
+                counts.unknown_tokens += sum(piece.unknown for _, piece in part)
                 counts.truncated += batch["truncated"].true_count
                 yield batch
 
@@ -113,6 +115,7 @@ def _batch(
         columns["end"].append(piece.end)
         columns["text"].append(text)
         columns["tokens"].append(piece.tokens)
+        columns["unknown_tokens"].append(piece.unknown)
         columns["truncated"].append(whole and piece.end < len(texts[row].rstrip()))
         columns["chunk_digest"].append(schemas.digest(text.encode(), start, end, values[row]))
     of_documents = group.select(["document_id", schemas.DOCUMENT_DIGEST, *names])

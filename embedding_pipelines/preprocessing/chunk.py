@@ -23,8 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Encoding, Tokenizer
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.preprocessing.tokens import count_unknown, has_content, unknown_id
 
-_VERSION = 1  # raise it when the same options give other chunks
+_VERSION = 2  # raise it when the same options give other chunks
 _LONG = 6  # characters per token of the limit (prose: 4 to 5) from which a text needs offsets
 _WINDOW = 16  # in limits of tokens; the splitter's time grows with the square of its text
 _PART = 1_000_000  # characters to encode at once; an encoding takes about 125 bytes for each
@@ -64,6 +65,7 @@ class Piece(NamedTuple):
     start: int
     end: int
     tokens: int
+    unknown: int = 0  # of these, those that the model's vocabulary lacks
 
 
 class Cutter:
@@ -81,6 +83,7 @@ class Cutter:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._unknown_id = unknown_id(self._tokenizer)
         self._limit = _effective_limit(limit, chunk, self._special)
         self._whole = chunk is None
         capacity = max(1, self._limit - self._special - self._first_word_mark())
@@ -91,10 +94,11 @@ class Cutter:
         self._splitter = TextSplitter.from_callback(self._sizes, capacity, overlap)
 
     def cut(self, texts: Sequence[str]) -> list[list[Piece]]:
-        """The pieces of each text in order, `start` and `end` rising; none for white space.
+        """The pieces of each text in order, `start` and `end` rising; none for a text of which the
+        model reads nothing: white space, control and format characters.
 
-        Only white space lies outside the pieces, unless a text has just one. Raises ConfigError if
-        a single character has more tokens than a chunk may hold.
+        Only such characters lie outside the pieces, unless a text has just one. Raises ConfigError
+        if a single character has more tokens than a chunk may hold.
         """
         if any(len(text) > _PART for text in texts):
             return [
@@ -105,7 +109,7 @@ class Cutter:
         cuts: list[tuple[int, int, int]] = []  # number of the text, start, end
         for at, encoding in self._encode(texts).items():
             if len(encoding) <= self._limit:
-                pieces[at] = [Piece(0, len(texts[at]), len(encoding))]
+                pieces[at] = [self._piece(0, len(texts[at]), encoding)]
             elif self._whole:
                 cuts.append((at, 0, self._prefix(texts[at], encoding)))
             else:
@@ -113,10 +117,17 @@ class Cutter:
         parts = self._tokenizer.encode_batch_fast([texts[at][start:end] for at, start, end in cuts])
         for (at, start, end), encoding in zip(cuts, parts, strict=True):
             if len(encoding) <= self._limit:
-                pieces[at].append(Piece(start, end, len(encoding)))
+                pieces[at].append(self._piece(start, end, encoding))
             else:
                 pieces[at] += self._halve(texts[at], start, end)
-        return [_drop_inner(each) for each in pieces]
+        return [self._readable(_drop_inner(each)) for each in pieces]
+
+    def _piece(self, start: int, end: int, encoding: Encoding) -> Piece:
+        return Piece(start, end, len(encoding), count_unknown(encoding, self._unknown_id))
+
+    def _readable(self, pieces: list[Piece]) -> list[Piece]:
+        """Without pieces of special tokens alone, which would all have one and the same vector."""
+        return [piece for piece in pieces if piece.tokens > self._special]
 
     def _cut_parts(self, text: str) -> list[Piece]:
         """The pieces of one very long text; at the seams of its parts pieces share no tokens."""
@@ -125,14 +136,15 @@ class Cutter:
         while start < len(text) and not (self._whole and pieces):
             end = _seam(text, start)
             for piece in self.cut([text[start:end]])[0]:
-                pieces.append(Piece(start + piece.start, start + piece.end, piece.tokens))
+                moved = {"start": start + piece.start, "end": start + piece.end}
+                pieces.append(piece._replace(**moved))
             start = end
         return pieces
 
     def _encode(self, texts: Sequence[str]) -> dict[int, Encoding]:
-        """By number, without white space; with offsets for texts beyond the limit, cheaply for the
+        """By number, without texts of no content; with offsets for texts beyond the limit, cheaply for the
         others."""
-        with_text = [at for at, text in enumerate(texts) if text and not text.isspace()]
+        with_text = [at for at, text in enumerate(texts) if has_content(text)]
         short = [at for at in with_text if len(texts[at]) < _LONG * self._limit]
         fast = self._tokenizer.encode_batch_fast([texts[at] for at in short])
         pairs = zip(short, fast, strict=True)
@@ -163,11 +175,11 @@ class Cutter:
 
     def _halve(self, text: str, start: int, end: int) -> list[Piece]:
         """Halves of halves, between words where possible, until each part fits."""
-        tokens = self._tokens(text[start:end])
-        if tokens <= self._limit:
-            return [Piece(start, end, tokens)]
+        encoding = self._tokenizer.encode(text[start:end])
+        if len(encoding) <= self._limit:
+            return [self._piece(start, end, encoding)]
         if end - start == 1:
-            raise self._too_large_error(text[start:end], tokens)
+            raise self._too_large_error(text[start:end], len(encoding))
         middle = _word_end(text[start:end], (end - start + 1) // 2) + start
         rest = end - len(text[middle:end].lstrip())
         return self._halve(text, start, middle) + self._halve(text, rest, end)

@@ -35,3 +35,16 @@ ALIASES: dict[str, Alias] = {
     "word2vec": Alias("word2vec"),  # from a file or trained on the pipeline's own texts
     "hashing": Alias("hashing"),
 }
+
+
+def parse_model(text: str) -> dict[str, Any]:
+    """The options that an alias or `provider:model` stands for. Raises ValueError for neither."""
+    if text in ALIASES:
+        return ALIASES[text].options
+    kind, colon, model = text.partition(":")
+    if not colon:
+        raise ValueError(
+            f"{text!r} is no known alias; write 'hf:<organisation>/<model>' or one of "
+            f"{', '.join(ALIASES)}"
+        )
+    return {"kind": kind, "model": model} if model else {"kind": kind}

@@ -55,7 +55,7 @@ class Check(ABC):
 
     @abstractmethod
     def evaluate(self, candidate: Candidate) -> Outcome:
-        """Compare what was gathered."""
+        """Compare what was gathered. An outcome may warn though the check blocks."""
 
     def outcome(
         self, passed: bool, sentence: str, statistics: dict[str, Any] | None = None

@@ -23,6 +23,7 @@ from embedding_pipelines.metrics.drift import Sketch
 from embedding_pipelines.metrics.evidence import Evidence, Search
 from embedding_pipelines.metrics.health import SHORT_TOKENS, DistinctCount
 from embedding_pipelines.metrics.neighbours import TIES, ExactSearch, K
+from embedding_pipelines.preprocessing.tokens import unknown_id
 from embedding_pipelines.providers.base import NORM_TOLERANCE, InputType
 from embedding_pipelines.quality.queries import (
     KnownItemQuery,
@@ -90,9 +91,16 @@ class Candidate(Evidence):
 
     def embed(self, texts: Sequence[str], input_type: InputType, use_cache: bool = True) -> Vectors:
         """Vectors float32[len(texts), d] within the budget, rows of NaN for what the provider
-        rejects. Raises as `embed`."""
-        cache = self.run.cache if use_cache else None
-        return embed_all(texts, self.run.model, cache, input_type, self.budget).vectors
+        rejects. A text that is longer than the model reads is cut, and told. Raises as `embed`."""
+        cache, tell = self.run.cache if use_cache else None, self.run.progress.note
+        return embed_all(
+            texts,
+            self.run.model,
+            cache,
+            input_type,
+            self.budget,
+            on_cut=lambda words: tell(f"What the checks embed was too long: {words}"),
+        ).vectors
 
 
 def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
@@ -121,6 +129,7 @@ def search(candidate: Candidate) -> None:
 def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
     """The exact neighbours of the queries in the model's own space, and the vectors' figures."""
     run, label = candidate.run, candidate.run.spec.evaluation.label
+    _count_unknown(candidate)
     manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)
     total = sum(manifest.rows for manifest in manifests if manifest)
     generator = np.random.default_rng(run.spec.seed)
@@ -146,6 +155,21 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
         candidate.distinct, candidate.sketch = distinct.distinct, sketch
         candidate.sample = np.concatenate(sample)
         candidate.nearest_other = _nearest_other(near, near_ids)
+
+
+def _count_unknown(candidate: Candidate) -> None:
+    """The tokens of all chunks, but for special ones, and those that the model's vocabulary lacks;
+    none where its tokenizer only estimates."""
+    run, tokenizer = candidate.run, candidate.run.model.tokenizer
+    if unknown_id(tokenizer) is None:
+        return
+    manifests = map(run.folder.chunks.manifest, run.spec.partition_names)
+    statistics = [manifest.statistics for manifest in manifests if manifest]
+    tokens, chunks, unknown = (
+        sum(entry[name] for entry in statistics) for name in ("tokens", "chunks", "unknown_tokens")
+    )
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    candidate.text_tokens, candidate.unknown_tokens = tokens - special * chunks, unknown
 
 
 def _blocks(

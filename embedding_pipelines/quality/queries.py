@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.embedding.embed import count_tokens
+from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
+from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
@@ -140,6 +141,8 @@ def read_qrels(run: Run) -> Qrels | None:
             f"evaluation: no query of {options.queries} has a relevant document in "
             f"{options.qrels}. Give both files the same query ids."
         )
+    for name in names:
+        _require_text(texts[name], f"evaluation.queries: {options.queries}: query {name!r}")
     return Qrels({name: texts[name] for name in names}, {name: relevance[name] for name in names})
 
 
@@ -148,8 +151,12 @@ def read_pairs(run: Run) -> list[tuple[str, str, float]]:
     path = run.spec.evaluation.pairs
     if path is None:
         return []
-    rows = _columns(run, path, "pairs", PAIR_COLUMNS)
-    return [(left, right, _number(score, path)) for left, right, score in rows]
+    pairs = []
+    for number, (left, right, score) in enumerate(_columns(run, path, "pairs", PAIR_COLUMNS), 1):
+        for name, text in zip(PAIR_COLUMNS, (left, right), strict=False):
+            _require_text(text, f"evaluation.pairs: {path}: {name[0]} of pair {number}")
+        pairs.append((left, right, _number(score, path)))
+    return pairs
 
 
 def evaluation_files(run: Run) -> list[Path]:
@@ -191,6 +198,11 @@ def _rows(path: Path) -> Iterator[Mapping[str, object]]:
         else:
             delimiter = "\t" if path.suffix == ".tsv" else ","
             yield from csv.DictReader(file, delimiter=delimiter)
+
+
+def _require_text(text: str, where: str) -> None:
+    if not has_content(text):
+        raise ConfigError(f"{where} is empty. Write its text, or leave it out.")
 
 
 def _number(text: str, where: str) -> float:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type, choices
 from embedding_pipelines.preprocessing.base import Preprocessing
-from embedding_pipelines.providers.aliases import ALIASES
+from embedding_pipelines.providers.aliases import parse_model
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Source
@@ -46,15 +46,7 @@ OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dag
 def _model(value: Any) -> Any:
     """`hf:org/model`, an alias, or `{provider: hf, model: …}` as the options of a provider."""
     if isinstance(value, str):
-        if value in ALIASES:
-            return ALIASES[value].options
-        kind, colon, model = value.partition(":")
-        if not colon:
-            raise ValueError(
-                f"{value!r} is no known alias; write 'hf:<organisation>/<model>' or one of "
-                f"{', '.join(ALIASES)}"
-            )
-        return {"kind": kind, "model": model} if model else {"kind": kind}
+        return parse_model(value)
     if isinstance(value, dict) and "provider" in value:
         return {"kind" if key == "provider" else key: part for key, part in value.items()}
     return value

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.preprocessing.chunk import Cutter
+from embedding_pipelines.preprocessing.tokens import TELL_UNKNOWN
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, chunks_schema
@@ -29,10 +30,16 @@ class ChunksStep(Step):
     description = "Cleaned text, cut to what the model can take, with exact character offsets."
     technologies = ("python", "parquet")
     sentence = "{chunks}, {tokens}, {empty}"
+    extras: ClassVar[Mapping[str, str]] = {
+        "unknown_tokens": "{:,} tokens unknown to the model",
+        "truncated": "{:,} documents cut at the model's limit",
+    }
     row_statistic = "chunks"
     lineage: ClassVar[Mapping[str, str]] = {
         "chunk_id": "document_id",
-        **dict.fromkeys(("start", "end", "tokens", "truncated", "chunk_digest"), "text"),
+        **dict.fromkeys(
+            ("start", "end", "tokens", "unknown_tokens", "truncated", "chunk_digest"), "text"
+        ),
     }
 
     def shards(self, run: Run) -> Shards:
@@ -54,14 +61,16 @@ class ChunksStep(Step):
         """Raises ConfigError if the chunk size does not fit the model, ProviderError if the model
         cannot be loaded."""
         cutter: Cutter | None = None
+        fresh: dict[str, Counts] = {}  # by partition, of what was cut now
         for number, partition in enumerate(partitions, 1):
             report = self.current(run, partition)
             if report is None:
                 limit = run.model.limits.max_tokens
                 cutter = cutter or run.spec.preprocessing.cutter(run.model.tokenizer, limit)
-                report = _write(run, partition, cutter)
+                report, fresh[partition] = _write(run, partition, cutter)
             yield report
             run.progress.update(self.name, number, len(partitions), "partitions")
+        _tell_unknown(run, fresh)
 
 
 def _configuration(run: Run) -> str:
@@ -71,13 +80,14 @@ def _configuration(run: Run) -> str:
     return fingerprint(preprocessing.version, limit, columns, run.model.tokenizer_digest)
 
 
-def _write(run: Run, partition: str, cutter: Cutter) -> StepReport:
+def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts]:
+    """The report of the partition, and the counts of what had to be cut for it."""
     documents, shards, configuration = run.folder.documents, run.folder.chunks, _configuration(run)
     source, before = documents.required(partition), shards.manifest(partition)
     unchanged: set[tuple[str, bytes]] = set()
     if before is not None and before.configuration == configuration:
         unchanged = _identities(shards, partition) & _identities(documents, partition)
-    counts = Counts()
+    fresh, counts = Counts(), Counts(documents=len(unchanged))
     statistics: dict[str, int] = {}
 
     def rows() -> Iterator[pa.RecordBatch]:
@@ -85,23 +95,46 @@ def _write(run: Run, partition: str, cutter: Cutter) -> StepReport:
             reused = batch.filter(_mask(batch, unchanged))
             counts.chunks += reused.num_rows
             counts.tokens += pc.sum(reused["tokens"]).as_py() or 0
+            counts.unknown_tokens += pc.sum(reused["unknown_tokens"]).as_py() or 0
             counts.truncated += reused["truncated"].true_count
             yield reused
         changed = (
             batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
         )
-        yield from run.spec.preprocessing.process(changed, cutter, counts)
-        counts.documents += len(unchanged)
-        statistics.update(asdict(counts), reused_documents=len(unchanged))
+        yield from run.spec.preprocessing.process(changed, cutter, fresh)
+        added = asdict(fresh)
+        statistics.update({name: count + added[name] for name, count in asdict(counts).items()})
+        statistics["reused_documents"] = len(unchanged)
 
     schema = chunks_schema(run.spec.source.metadata_types)
     manifest = shards.write(partition, schema, rows(), source.digest, configuration, statistics)
-    return _report(manifest, partition, changed=True)
+    return _report(manifest, partition, changed=True), fresh
 
 
 def _report(manifest: Manifest, partition: str, changed: bool) -> StepReport:
     statistics = {**manifest.statistics, "size_bytes": manifest.size_bytes}
     return StepReport(ChunksStep.name, changed, statistics, partition)
+
+
+def _tell_unknown(run: Run, fresh: Mapping[str, Counts]) -> None:
+    """Say so where the model lacks the words of what was just cut, by partition: nothing else would
+    show it, since texts of unknown tokens have vectors as all others do."""
+    unknown = sum(counts.unknown_tokens for counts in fresh.values())
+    if not unknown:
+        return
+    special = run.model.tokenizer.num_special_tokens_to_add(is_pair=False)
+    tokens = sum(counts.tokens - special * counts.chunks for counts in fresh.values())
+    if unknown / tokens < TELL_UNKNOWN:
+        return
+    worst = max(fresh, key=lambda partition: fresh[partition].unknown_tokens)
+    batch = next(run.folder.chunks.read(worst, ["text", "unknown_tokens"]))
+    text = batch["text"][int(batch["unknown_tokens"].to_numpy().argmax())].as_py()
+    space = run.model.space
+    run.progress.note(
+        f"{unknown / tokens:.0%} of the tokens are unknown to the model: {space.provider}:"
+        f"{space.model} reads nothing in them, as in {text[:40]!r}, and gives texts of such words "
+        "much the same vector. Choose a model that was trained on their language."
+    )
 
 
 def _identities(shards: Shards, partition: str) -> set[tuple[str, bytes]]:

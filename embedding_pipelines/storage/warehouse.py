@@ -227,10 +227,10 @@ class PipelineFolder:
 class Warehouse:
     """The folder that holds everything the pipelines of a home produce."""
 
-    def __init__(self, home: Path, pipelines: Path | None = None) -> None:
+    def __init__(self, home: Path | str, pipelines: Path | None = None) -> None:
         """`pipelines`: a copy of the pipelines' folders, to read from in place of the usual one."""
-        self.home = home
-        self.root = warehouse_folder(home)
+        self.home = Path(home).expanduser().absolute()
+        self.root = warehouse_folder(self.home)
         self.is_copy = pipelines is not None
         self.pipelines = pipelines or self.root / "pipelines"
         self.cache = self.root / "cache.sqlite"

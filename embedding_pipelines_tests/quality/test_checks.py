@@ -913,3 +913,42 @@ def test_figures_of_other_judgements_are_not_compared(home: Path) -> None:
     assert not failed(found)
     (compared,) = [check for check in found if check.name == "not_worse_than_live"]
     assert "no query in common" in compared.sentence
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("q.jsonl", '{"_id": "q1", "text": " "}', "q.jsonl: query 'q1' is empty"),
+        (
+            "p.csv",
+            "sentence1,sentence2,score\nbano,\u200b,1",
+            "p.csv: sentence2 of pair 1 is empty",
+        ),
+    ],
+)
+def test_an_evaluation_text_that_is_empty_is_named(
+    home: Path, file: str, content: str, words: str
+) -> None:
+    (home / "q.jsonl").write_text('{"_id": "q1", "text": "bano"}')
+    (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tid-2\t1\n")
+    (home / "p.csv").write_text("sentence1,sentence2,score\nbano,ciru,1\n")
+    (home / file).write_text(content)
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv, pairs: p.csv, known_items: 0}\n")
+    write_csv(home, "a.csv", texts(8))
+    with pytest.raises(ConfigError, match=words):
+        run_steps(home, "p")
+
+
+def test_a_query_of_the_evaluation_that_is_longer_than_the_model_reads_is_told(home: Path) -> None:
+    (home / "q.jsonl").write_text(json.dumps({"_id": "q1", "text": "bano " * 300}))
+    (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\nq1\tid-2\t1\n")
+    write(home, "evaluation: {queries: q.jsonl, qrels: r.tsv, known_items: 0}\n")
+    write_csv(home, "a.csv", texts(8))
+    notes: list[str] = []
+    with run_of(home, "p") as run:
+        run.progress.note = notes.append  # type: ignore[method-assign]
+        list(steps(run))
+    (note,) = notes
+    assert note.startswith("What the checks embed was too long: 'bano bano")
+    assert "has 300 tokens; of a query" in note
+    assert "reads 256, and it was cut there." in note

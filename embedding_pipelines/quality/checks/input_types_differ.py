@@ -5,8 +5,8 @@ from typing import get_args
 
 import numpy as np
 
-from embedding_pipelines.embedding.embed import count_tokens
 from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
+from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.quality.base import Candidate, Check, Outcome

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 
-from embedding_pipelines.embedding.embed import count_tokens
+from embedding_pipelines.embedding.texts import count_tokens
 from embedding_pipelines.files import replacing
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.base import Candidate, Check, Outcome

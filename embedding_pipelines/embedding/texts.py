@@ -1,0 +1,141 @@
+"""What a text must be before a model reads it: some content, and no more than the model takes.
+
+A model that is given more reads the beginning and says nothing, and one that is given nothing
+answers all the same. So every text of a caller comes through here first: it is refused, or cut and
+told. The chunks of a pipeline were cut by `preprocessing/`, which counts them alike.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.preprocessing.chunk import Cutter
+from embedding_pipelines.preprocessing.tokens import (
+    TELL_UNKNOWN,
+    count_unknown,
+    has_content,
+    unknown_id,
+)
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
+from embedding_pipelines.providers.common.http import ServiceOptions
+from embedding_pipelines.providers.common.tokenizers import estimate
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TooLong = Literal["refuse", "cut"]  # what to do with a text that the model would not read whole
+TEXTS_AT_ONCE = 4_096  # to count; their encodings are in memory
+EXCERPT = 80  # characters of a text in an error; the notes, which may be logged, quote none
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class ReadableTexts:
+    """Texts that the model reads whole, with their tokens, special ones included."""
+
+    texts: list[str]
+    tokens: list[int]
+    cut: str = ""  # a sentence on what was cut; empty: nothing
+    unknown: str = ""  # one on the tokens that the model lacks; empty: few or none
+
+    @property
+    def notes(self) -> list[str]:
+        return [note for note in (self.cut, self.unknown) if note]
+
+
+def prepare(
+    texts: Sequence[str],
+    model: EmbeddingModel,
+    input_type: InputType,
+    too_long: TooLong = "refuse",
+    name: Callable[[int], str] = "texts[{}]".format,
+    remedy: str = "Divide the text into chunks.",
+) -> ReadableTexts:
+    """The texts as the model can read them; `name` says of a row what its text is called.
+
+    Raises ConfigError, with `remedy`, for a text that is longer than the model reads, unless it is
+    to be cut; and for one that is empty to the model or cannot be written in UTF-8.
+    """
+    if input_type not in ("document", "query"):
+        raise ConfigError(f"input_type is {input_type!r}: write 'document' or 'query'.")
+    if too_long not in ("refuse", "cut"):
+        raise ConfigError(f"too_long is {too_long!r}: write 'refuse' or 'cut'.")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(f"{name(row)} is {_excerpt(text)}, not a text.")
+        if not has_content(text):
+            raise ConfigError(f"{name(row)} is empty. Leave it out: it has no meaning to embed.")
+        if SURROGATE.search(text):
+            raise ConfigError(f"{name(row)} holds half a character, a lone surrogate. Replace it.")
+    tokenizer, tokens, unknown, limit = _count(texts, model, input_type)
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    readable, cut, lacking = list(texts), "", ""
+    for row, count in enumerate(tokens):
+        if count <= special:
+            raise ConfigError(
+                f"{name(row)} ({_excerpt(texts[row])}) holds nothing that {model.space} reads. "
+                "Leave it out: it has no meaning to embed."
+            )
+    long = [row for row, count in enumerate(tokens) if count > limit]
+    if long:
+        row = max(long, key=tokens.__getitem__)
+        is_estimate = tokenizer.to_str() == estimate().to_str()
+        at_most = " at most" if is_estimate else ""
+        has = f"has {tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space} reads"
+        exact = " Or name the model's tokenizer with tokenizer_of, which counts exactly."
+        if too_long == "refuse":
+            raise ConfigError(
+                f"{name(row)} ({_excerpt(texts[row])}) {has} {limit:,}. {remedy}"
+                f"{exact if is_estimate else ''}"
+            )
+        cutter = Cutter(tokenizer, limit, None)
+        for at, pieces in zip(long, cutter.cut([texts[at] for at in long]), strict=True):
+            readable[at] = texts[at][: pieces[0].end]
+            tokens[at] = pieces[0].tokens
+        others = f", and so were {len(long) - 1:,} more" if len(long) > 1 else ""
+        cut = f"{name(row)} {has} {limit:,}, and it was cut there{others}."
+    content = sum(tokens) - special * len(tokens)
+    if content and sum(unknown) / content >= TELL_UNKNOWN:
+        row = max(range(len(texts)), key=unknown.__getitem__)
+        lacking = (
+            f"{min(1, sum(unknown) / content):.0%} of the tokens are unknown to {model.space}, most "
+            f"in {name(row)}: it reads nothing in them. Use a model of their language."
+        )
+    return ReadableTexts(readable, tokens, cut, lacking)
+
+
+def count_tokens(texts: Sequence[str], tokenizer: "Tokenizer") -> list[int]:
+    """Of each text, special tokens included."""
+    parts = (texts[at : at + TEXTS_AT_ONCE] for at in range(0, len(texts), TEXTS_AT_ONCE))
+    return [len(entry) for part in parts for entry in tokenizer.encode_batch_fast(list(part))]
+
+
+def _count(
+    texts: Sequence[str], model: EmbeddingModel, input_type: InputType
+) -> "tuple[Tokenizer, list[int], list[int], int]":
+    """What counted, the tokens of each text, how many of them the vocabulary lacks, and how many
+    the model reads."""
+    prompts, options = model.space.prompts, model.options
+    # Estimate first where that is possible: OpenAI's vocabulary may have to be downloaded, and
+    # only texts that exceed the estimate need it.
+    can_estimate = isinstance(options, ServiceOptions) and options.tokenizer_of is None
+    for is_estimate in (True, False) if can_estimate else (False,):
+        tokenizer = estimate() if is_estimate else model.tokenizer
+        pair = [prompts.get(input_type, ""), prompts.get("document", "")]
+        own, documents = count_tokens(pair, tokenizer)
+        # The model's limit excludes the prompt of documents.
+        limit = model.limits.max_tokens - max(0, own - documents)
+        tokens, unknown, missing = list[int](), list[int](), unknown_id(tokenizer)
+        for at in range(0, len(texts), TEXTS_AT_ONCE):
+            for entry in tokenizer.encode_batch_fast(list(texts[at : at + TEXTS_AT_ONCE])):
+                tokens.append(len(entry))
+                unknown.append(count_unknown(entry, missing))
+        if max(tokens, default=0) <= limit:
+            break
+    return tokenizer, tokens, unknown, limit
+
+
+def _excerpt(text: object) -> str:
+    return repr(text[:EXCERPT] if isinstance(text, str) else text)[: 2 * EXCERPT]
