@@ -194,10 +194,10 @@ def _config(model: str) -> EmbeddingConfig:
         options = parse_model(model)
     except ValueError as error:
         raise ConfigError(f"{error}.{did_you_mean(model, ALIASES)}") from None
-    names = {"provider": options.pop("kind")}
-    if "model" in options:
-        names["model"] = options.pop("model")
-    return EmbeddingConfig(**names, batch_size=None, options=options)
+    names = {name: options[name] for name in options.keys() & {"model"}}
+    others = {name: value for name, value in options.items() if name not in ("kind", "model")}
+    kind = options["kind"]
+    return EmbeddingConfig(provider=kind, **names, batch_size=None, options=others)
 
 
 def _options(config: EmbeddingConfig, home: Path) -> ProviderOptions:

@@ -303,7 +303,7 @@ def test_a_query_that_the_provider_refuses_is_counted_and_left_out(home: Path) -
     table = replace(here, release=here.release.model_copy(update={"spec": spec}))
     pairs = [QueryPair("a", "rude", "rude"), QueryPair("b", "red fox", "red fox")]
     with EmbeddingCache(Warehouse(home).cache) as cache:
-        changes = compare_results(table, table, cache, pairs, "query")
+        changes = compare_results(table, table, cache, pairs, "query", print)
     assert (changes.count, changes.without_vector, changes.mean_overlap) == (1, 1, 1)
 
 

@@ -15,6 +15,7 @@ import pytest
 from embedding_pipelines.embedding.budget import BudgetTracker, Usage
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import BATCHES_AHEAD, embed, embed_all
+from embedding_pipelines.embedding.texts import ReadableTexts
 from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Limits, Response
 from embedding_pipelines.providers.hashing import Hashing
@@ -341,5 +342,6 @@ def test_a_list_is_requested_within_given_limits_and_a_budget() -> None:
     embed_all(["a", "b", "c"], model, None, limits=limits)
     assert sorted(map(len, model.calls)) == [1, 2]
     budget = BudgetTracker()
-    embed_all(["a", "b", "c"], model, None, "query", budget, tokens=[5, 6, 7])
+    readable = ReadableTexts(["a", "b", "c"], [5, 6, 7])
+    embed_all(readable.texts, model, None, "query", budget, readable=readable)
     assert budget.billed == 18
