@@ -8,13 +8,14 @@ from typing import Any
 
 import dagster as dg
 
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.orchestration.assets import pipeline_assets
 from embedding_pipelines.orchestration.checks import broken_file, pipeline_checks
 from embedding_pipelines.orchestration.partitions import job_tags
 from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
-from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.spec.load import find_file, printable, read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
@@ -22,11 +23,29 @@ def home_definitions(home: Path) -> dg.Definitions:
     """All pipelines of a home folder. A broken file takes down nothing but itself: it stands in the
     graph as an asset with its error and a failing check."""
     specs, broken = read_pipelines(home)
-    parts = [pipeline_definitions(specs.values(), home)]
-    for path, error in broken.items():
-        dg.get_dagster_logger().error(f"{path} is left out:\n{error}")
-        parts.append(broken_file(path, re.sub(r"[^A-Za-z0-9_]", "_", path.stem), str(error)))
+    parts = [dg.Definitions(resources=RESOURCES)]
+    for spec in specs.values():
+        try:
+            parts.append(_definitions(spec, home))
+        except Exception as refusal:  # noqa: BLE001 - whatever it is, the other pipelines are up
+            words = " ".join(str(refusal).split())
+            broken[find_file(spec.name, home)] = ConfigError(f"Dagster does not take it: {words}")
+    groups = {name for name in specs if find_file(name, home) not in broken}
+    for path, error in sorted(broken.items()):
+        name = _group(path, groups)
+        groups.add(name)
+        dg.get_dagster_logger().error(f"{printable(path)} is left out:\n{error}")
+        parts.append(broken_file(path, name, str(error)))
     return dg.Definitions.merge(*parts)
+
+
+def _group(path: Path, taken: set[str]) -> str:
+    """A name for Dagster of a file that may have any: the file's, as far as Dagster allows it."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", path.stem)[:100]
+    number = 1
+    while (name if number == 1 else f"{name}_{number}") in taken:
+        number += 1
+    return name if number == 1 else f"{name}_{number}"
 
 
 def pipeline_definitions(
@@ -34,27 +53,28 @@ def pipeline_definitions(
 ) -> dg.Definitions:
     """The definitions of some pipelines below a home folder; `resources` replace those of the same
     key."""
-    specs = list(specs)
-    jobs = [
-        dg.define_asset_job(
-            spec.name,
-            selection=dg.AssetSelection.groups(spec.name),
-            description=f"Brings {spec.name!r} up to date, from its source to its release.",
-            # A process per step would load the model and its libraries again in each.
-            executor_def=dg.in_process_executor,
-            tags=job_tags(spec),
-        )
-        for spec in specs
-    ]
-    schedules = [pipeline_schedule(spec) for spec in specs]
+    parts = [_definitions(spec, home) for spec in specs]
+    return dg.Definitions.merge(dg.Definitions(resources={**RESOURCES, **resources}), *parts)
+
+
+def _definitions(spec: PipelineSpec, home: Path) -> dg.Definitions:
+    """Those of one pipeline, which take the resources of the whole."""
+    job = dg.define_asset_job(
+        spec.name,
+        selection=dg.AssetSelection.groups(spec.name),
+        description=f"Brings {spec.name!r} up to date, from its source to its release.",
+        # A process per step would load the model and its libraries again in each.
+        executor_def=dg.in_process_executor,
+        tags=job_tags(spec),
+    )
+    schedule = pipeline_schedule(spec)
+    sensors = [pipeline_sensor(spec, home)]
+    if spec.model.uses_batch_jobs:
+        sensors.append(batch_sensor(spec, home))
     return dg.Definitions(
-        assets=[asset for spec in specs for asset in pipeline_assets(spec, home)],
-        asset_checks=[check for spec in specs for check in pipeline_checks(spec, home)],
-        jobs=jobs,
-        schedules=[schedule for schedule in schedules if schedule is not None],
-        sensors=[
-            *(pipeline_sensor(spec, home) for spec in specs),
-            *(batch_sensor(spec, home) for spec in specs if spec.model.uses_batch_jobs),
-        ],
-        resources={**RESOURCES, **resources},
+        assets=pipeline_assets(spec, home),
+        asset_checks=pipeline_checks(spec, home),
+        jobs=[job],
+        schedules=[] if schedule is None else [schedule],
+        sensors=sensors,
     )

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.providers.common.prices import ROWS
 
 
@@ -44,7 +45,7 @@ def parse_model(text: str) -> dict[str, Any]:
     kind, colon, model = text.partition(":")
     if not colon:
         raise ValueError(
-            f"{text!r} is no known alias; write 'hf:<organisation>/<model>' or one of "
-            f"{', '.join(ALIASES)}"
+            f"{text!r} is no known alias.{did_you_mean(text, ALIASES)} Write "
+            f"'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"
         )
     return {"kind": kind, "model": model} if model else {"kind": kind}

@@ -1,10 +1,17 @@
-"""Reads pipeline files, YAML or JSON, and reports all mistakes at once, each with its line."""
+"""Reads pipeline files, YAML or JSON, and reports all mistakes at once, each with its line.
+
+Whatever lies in the folder, reading it ends soon: only regular files of a size that people write are
+read, and their values are bounded before they are made.
+"""
 
 import difflib
 import json
+import math
 import os
 import re
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,28 +22,71 @@ from pydantic_core import ErrorDetails
 from embedding_pipelines.errors import ConfigError, did_you_mean
 from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.variables import expand, restore, unset
 
 Problem = tuple[int, str]  # line, and what is wrong there
+Place = tuple[int | str, ...]  # of an option, from the top: ("source", "path", 0)
 
 SUFFIXES = (".yaml", ".yml", ".json")
-TEXT_TAG = "tag:yaml.org,2002:str"
-VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+TEXT_TAG, MERGE_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+MAX_BYTES = 256 * 1024  # of a pipeline file
+MAX_DEPTH = 40
+MAX_VALUES = 20_000  # with what its aliases stand for
+MAX_DIGITS = 40
+# What a model's own code takes as it likes. It may hold secrets, so it is stored as it is written,
+# and its variables are replaced when the model opens.
+KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"))
+PLACEHOLDERS = {"source": {"kind": "csv", "path": "-"}, "model": {"kind": "hashing"}}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A pipeline file as far as it can be read: what is right in it can be looked at further."""
+
+    problems: list[str]  # each a line for people; none: `spec` is the whole file
+    spec: PipelineSpec | None  # of those sections that are right, the others by default; None: none
+    wrong: frozenset[str]  # sections that are not right
+    where: str
+    root: yaml.Node | None = None
+
+    def place(self, *option: int | str) -> str:
+        """The file's name and the line of an option, or of the nearest one above it."""
+        return f"{self.where}:{_place(self.root, option)[0]}" if self.root else self.where
 
 
 def pipeline_files(home: Path) -> list[Path]:
-    """The pipeline files of a home folder, by name."""
-    paths = pipelines_folder(home).glob("*")  # of no folder: none
-    return sorted(path for path in paths if path.suffix in SUFFIXES)
+    """The pipeline files of a home folder, by name; hidden ones, as editors leave them, are none.
+
+    Raises ConfigError if the folder cannot be listed.
+    """
+    folder = pipelines_folder(home)
+    try:
+        paths = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be listed: {error.strerror}.") from error
+    return sorted(
+        path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
 
 
 def find_pipeline(name: str, home: Path) -> PipelineSpec:
     """The pipeline called `name`; ConfigError that names the nearest ones if there is none."""
-    files = {path.stem: path for path in pipeline_files(home)}
+    return read_pipeline(find_file(name, home))
+
+
+def find_file(name: str, home: Path) -> Path:
+    """The file of the pipeline called `name`; ConfigError if there is none."""
+    files: dict[str, Path] = {}
+    for path in pipeline_files(home):
+        files.setdefault(path.stem, path)
     if name in files:
-        return read_pipeline(files[name])
+        return files[name]
     others = "`embedding-pipelines example` makes two."
     if files:
-        others = f"There are: {', '.join(sorted(files))}."
+        others = f"There are: {', '.join(sorted(map(printable, files)))}."
     raise ConfigError(
         f"There is no pipeline {name!r} in {pipelines_folder(home)}."
         f"{did_you_mean(name, files)} {others}"
@@ -47,12 +97,15 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
     """All pipelines by name, and each broken file with its error."""
     specs: dict[str, PipelineSpec] = {}
     errors: dict[Path, ConfigError] = {}
+    seen: set[str] = set()
     for path in pipeline_files(home):
         try:
-            if path.stem in specs:
+            if path.stem in seen:
                 raise ConfigError(
-                    f"{path}: another file is called {path.stem!r} too. Rename one of them."
+                    f"{printable(path)}: another file is called {path.stem!r} too. Rename one of "
+                    "them."
                 )
+            seen.add(path.stem)
             specs[path.stem] = read_pipeline(path)
         except ConfigError as error:
             errors[path] = error
@@ -61,60 +114,189 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
 
 def read_pipeline(path: Path) -> PipelineSpec:
     """One pipeline file, whose name it bears. Raises ConfigError with a line for each mistake."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path}: is not UTF-8 at byte {error.start}. Save it as UTF-8."
-        ) from error
-    return parse_pipeline(text, path.stem, path.name)
+    return _whole(read_draft(path))
 
 
 def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
     """A pipeline from YAML or JSON text; errors begin with `where`, whose ending may be .json."""
+    return _whole(_draft(text, name, where))
+
+
+def read_draft(path: Path) -> Draft:
+    """One pipeline file, as far as it can be read; it never raises for what is in the file."""
+    where = printable(path.name)
+    try:
+        return _draft(_read(path), path.stem, where)
+    except ConfigError as error:
+        return Draft([str(error)], None, frozenset(), where)
+
+
+def printable(path: Path | str) -> str:
+    """A path as text; bytes that are no UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _whole(draft: Draft) -> PipelineSpec:
+    if draft.problems or draft.spec is None:
+        raise ConfigError("\n".join(draft.problems))
+    return draft.spec
+
+
+def _read(path: Path) -> str:
+    """The text of a regular file: opening a pipe would wait for its writer."""
+    name = printable(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise ConfigError(f"{name}: is {kind}, not a file. Remove it from the folder.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        words = error.strerror
+        if path.is_symlink() and not path.exists():
+            words = f"{words}; it links to {printable(os.readlink(path))}"
+        raise ConfigError(f"{name}: cannot be read: {words}. Check the path.") from error
+    if len(data) > MAX_BYTES:
+        raise ConfigError(
+            f"{name}: has more than {MAX_BYTES // 1024} KiB, which is no pipeline. Remove it from "
+            "the folder."
+        )
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\0" in data[:4] and len(data) > 3):
+        raise ConfigError(f"{name}: is UTF-16, not UTF-8. Save it as UTF-8.")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{name}: is not UTF-8 at byte {error.start}. Save it as UTF-8."
+        ) from error
+
+
+def _draft(text: str, name: str, where: str) -> Draft:
     root = _compose(text.removeprefix("\ufeff"), where)
-    problems = list(_check_keys(root, ()))
-    spec: PipelineSpec | None = None
+    written: dict[str, str] = {}
+    problems = list(_check_size(root)) or list(_check(root, (), written))
+    spec, wrong = None, frozenset[str]()
+    if not any("refers to itself" in what or "values" in what for _, what in problems):
+        spec, wrong, more = _validate(root, name)
+        problems += more
+    if spec is not None:
+        spec.keep_variables(written)
+    lines = [f"{where}:{line}: {restore(what, written)}" for line, what in sorted(problems)]
+    lines = [line if line.endswith((".", "?")) else f"{line}." for line in lines]
+    return Draft(list(dict.fromkeys(lines)), spec, wrong, where, root)
+
+
+def _validate(
+    root: yaml.MappingNode, name: str
+) -> tuple[PipelineSpec | None, frozenset[str], list[Problem]]:
+    """What the file says, or as much of it as is right; its wrong sections; and what is wrong."""
     try:
         values = yaml.SafeLoader("").construct_document(root)
     except yaml.MarkedYAMLError as error:  # a tag such as !!python/object
-        problems.append((_line(error), f"{error.problem}; write a plain value"))
-    except ValueError as error:  # a date such as 2020-13-45
+        return None, frozenset(), [(_line(error), f"{error.problem}; write a plain value")]
+    except (ValueError, OverflowError) as error:  # a date such as 2020-13-45
         line = root.start_mark.line + 1
-        problems.append((line, f"a value cannot be read ({error}); put it in quotes"))
-    else:
-        if values.get("name", name) != name:
-            line, _ = _place(root, ("name",))
-            problems.append((line, "name: the file's name is the pipeline's; leave this out"))
+        return None, frozenset(), [(line, f"a value cannot be read ({error}); put it in quotes")]
+    problems: list[Problem] = []
+    if values.get("name", name) != name:
+        line, _ = _place(root, ("name",))
+        problems.append((line, "name: the file's name is the pipeline's; leave this out"))
+    wrong: set[str] = set()
+    for _ in range(len(PLACEHOLDERS) + 2):  # a section that is put right may hide more mistakes
         try:
             spec = PipelineSpec.model_validate({**values, "name": name})
+            return spec, frozenset(wrong), problems
         except ValidationError as error:
-            for detail in error.errors():
-                if detail["type"] not in ("invalid_key", "recursion_loop"):  # see `_check_keys`
-                    line, option = _place(root, detail["loc"])
-                    problems.append((line, f"{option}: {_what(detail)}".removeprefix(": ")))
-    if spec is None or problems:
-        lines = [f"{where}:{line}: {what}" for line, what in sorted(problems)]
-        raise ConfigError(
-            "\n".join(line if line.endswith((".", "?")) else f"{line}." for line in lines)
-        )
-    return spec
+            details = error.errors()
+        for detail in details:
+            # See `_check`; what a placeholder lacks is no mistake of the file.
+            hidden = detail["type"] in ("invalid_key", "recursion_loop")
+            if not hidden and not ("source" in wrong and "evaluation.label:" in detail["msg"]):
+                line, option = _place(root, detail["loc"])
+                what = _what(detail)
+                named = re.match(r"([a-z_.]+): ", what)
+                if not detail["loc"] and named:  # of two sections: the words name one
+                    line, _ = _place(root, tuple(named[1].split(".")))
+                problems.append((line, f"{option}: {what}".removeprefix(": ")))
+                problems += _hidden(detail, values, root)
+        failed = {str(detail["loc"][0]) for detail in details if detail["loc"]} - {"name"}
+        if not failed or failed <= wrong:
+            break
+        wrong |= failed
+        if failed & {"source", "data_path", "input_type"}:
+            values = {key: values[key] for key in values if key not in ("data_path", "input_type")}
+            failed.add("source")
+        values = {key: value for key, value in values.items() if key not in failed}
+        values |= {key: PLACEHOLDERS[key] for key in failed & PLACEHOLDERS.keys()}
+    return None, frozenset(wrong), problems
+
+
+def _hidden(detail: ErrorDetails, values: Any, root: yaml.Node) -> Iterator[Problem]:
+    """What is wrong beside a `kind` that is missing or misspelled: as if it were the nearest one."""
+    place = detail["loc"]
+    if detail["type"] not in ("union_tag_invalid", "union_tag_not_found"):
+        return
+    for part in place:
+        values = values[part]
+    if not isinstance(values, dict):
+        return
+    tag = str(detail.get("ctx", {}).get("tag", ""))
+    models = {str(_kind(model)): model for model in _models_at(place)}
+    near = difflib.get_close_matches(tag, models, n=1)
+    path = values.get("path")
+    for kind, model in models.items():
+        suffixes = getattr(model, "suffixes", ())
+        if not near and isinstance(path, str) and suffixes and path.lower().endswith(suffixes):
+            near = [kind]
+    options = {key: value for key, value in values.items() if key not in ("kind", "provider")}
+    if not near:
+        every = {name for model in models.values() for name in model.model_fields}
+        for key in options:
+            if key not in every:
+                line, option = _place(root, (*place, str(key)))
+                yield line, f"{option}: is no option here{_near(str(key), sorted(every))}"
+        return
+    try:
+        models[near[0]].model_validate({**options, "kind": near[0]})
+    except ValidationError as error:
+        for other in error.errors():
+            loc = (*place, near[0], *other["loc"])
+            line, option = _place(root, loc)
+            yield line, f"{option}: {_what({**other, 'loc': loc})}".removeprefix(": ")
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes down to MAX_DEPTH: it goes down by recursion."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(None, None, f"more than {MAX_DEPTH} levels deep", mark)
+        try:
+            node: yaml.Node | None = super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+        return node
 
 
 def _compose(text: str, where: str) -> yaml.MappingNode:
     """The file's nodes, which know their lines."""
     if where.endswith(".json") or is_json(text):
         try:
-            json.loads(text or "null")
+            json.loads(text or "null", parse_int=len)  # of any number of digits
         except json.JSONDecodeError as error:
             raise ConfigError(
                 f"{where}:{error.lineno}: is not JSON: {error.msg} (column {error.colno})."
             ) from error
+        except RecursionError:  # which composing it says better
+            pass
         text = text.replace("\t", " ")  # YAML refuses tabs; in JSON they are white space
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{where}:{_line(error)}: is not YAML: {_explain(error)}") from error
     except yaml.reader.ReaderError as error:
@@ -122,6 +304,8 @@ def _compose(text: str, where: str) -> yaml.MappingNode:
         raise ConfigError(
             f"{where}:{line}: holds the control character #x{error.character:04x}. Remove it."
         ) from error
+    except ValueError as error:  # an escape such as \U00110000
+        raise ConfigError(f"{where}: is not YAML: {error}.") from error
     if not isinstance(root, yaml.MappingNode) or not root.value:
         raise ConfigError(f"{where}:1: holds no pipeline. Write at least `source:` and `model:`.")
     return root
@@ -130,8 +314,8 @@ def _compose(text: str, where: str) -> yaml.MappingNode:
 def is_json(text: str) -> bool:
     """Whether a pipeline file is JSON, whatever its name."""
     try:
-        return isinstance(json.loads(text), dict)
-    except json.JSONDecodeError:
+        return isinstance(json.loads(text, parse_int=len), dict)
+    except (json.JSONDecodeError, RecursionError):
         return False
 
 
@@ -153,38 +337,103 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     return f"{problem}."
 
 
-def _check_keys(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[Problem]:
-    """Report keys that stand twice or are no text, and replace `${NAME}` in every string."""
-    if node in above:
-        yield node.start_mark.line + 1, "refers to itself; write the value out"
-    elif isinstance(node, yaml.MappingNode):
+def _check_size(root: yaml.Node) -> Iterator[Problem]:
+    """Aliases that refer to themselves, or stand for more than anybody writes."""
+    sizes: dict[int, int] = {}
+    above: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in above:
+            raise yaml.MarkedYAMLError(problem_mark=node.start_mark)
+        if id(node) not in sizes:
+            above.add(id(node))
+            sizes[id(node)] = 1 + sum(map(size, _children(node)))
+            above.discard(id(node))
+        return sizes[id(node)]
+
+    try:
+        if size(root) > MAX_VALUES:
+            line = root.start_mark.line + 1
+            yield line, f"its aliases stand for more than {MAX_VALUES:,} values; write fewer"
+    except yaml.MarkedYAMLError as error:
+        yield _line(error), "refers to itself; write the value out"
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check(node: yaml.Node, place: Place, written: dict[str, str]) -> Iterator[Problem]:
+    """Report keys that stand twice or are no text and values that nothing can be, and replace
+    `${NAME}` in every string; `written` gets each as it was."""
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.tag != TEXT_TAG:
-                name = f" {key.value!r}" if isinstance(key, yaml.ScalarNode) and key.value else ""
-                yield line, f"the key{name} is not text; put it in quotes"
-            elif key.value in lines:
-                first = lines[key.value]
-                yield line, f"{key.value!r} stands twice, first in line {first}. Keep one"
-            else:
-                lines[key.value] = line
-            yield from _check_keys(value, (*above, node))
+            yield from _check_key(key, lines)
+            name = key.value if isinstance(key, yaml.ScalarNode) else ""
+            yield from _check(value, (*place, name), written)
     elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _check_keys(value, (*above, node))
+        for at, value in enumerate(node.value):
+            yield from _check(value, (*place, at), written)
     elif node.tag == TEXT_TAG:
-        yield from _expand(node)
+        yield from _check_text(node, place, written)
+    elif isinstance(node, yaml.ScalarNode) and node.tag in NUMBER_TAGS:
+        if len(node.value) > MAX_DIGITS:
+            yield line, f"a number of {len(node.value):,} characters; write a shorter one"
+            node.value = "0"
+        elif node.tag == NUMBER_TAGS[1] and not math.isfinite(
+            yaml.SafeLoader("").construct_yaml_float(node)
+        ):
+            yield line, f"{node.value} is no finite number; write one"
 
 
-def _expand(node: yaml.Node) -> Iterator[Problem]:
+def _check_key(key: yaml.Node, lines: dict[str, int]) -> Iterator[Problem]:
+    line = key.start_mark.line + 1
+    if key.tag == MERGE_TAG:
+        return
+    if key.tag != TEXT_TAG:
+        name = f" {key.value[:40]!r}" if isinstance(key, yaml.ScalarNode) and key.value else ""
+        yield line, f"the key{name} is not text; put it in quotes"
+        if isinstance(key, yaml.ScalarNode):
+            key.tag = TEXT_TAG
+    elif key.value in lines:
+        yield line, f"{key.value!r} stands twice, first in line {lines[key.value]}. Keep one"
+    else:
+        yield from _check_characters(key)
+    lines.setdefault(key.value if isinstance(key.value, str) else "", line)
+
+
+def _check_text(node: yaml.Node, place: Place, written: dict[str, str]) -> Iterator[Problem]:
     # JSON writes a character beyond the first 65,536 as two escapes, which YAML takes for two.
-    text = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    for name in VARIABLE.findall(text):
-        if name not in os.environ:
-            what = f"the environment variable {name!r} is not set. Set it, or write the value"
-            yield node.start_mark.line + 1, what
-    node.value = VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)
+    text = node.value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    node.value = text
+    yield from _check_characters(node)
+    for name in unset(text):
+        what = f"the environment variable {name!r} is not set. Set it, or write the value"
+        yield node.start_mark.line + 1, what
+    if place[:2] in KEPT_AS_WRITTEN:
+        return
+    node.value = expand(text)
+    if node.value != text:
+        written[node.value] = text
+        if place == ("model",) and ":" in node.value and "${" in text.partition(":")[2]:
+            written[node.value.partition(":")[2]] = text.partition(":")[2]
+        yield from _check_characters(node)
+
+
+def _check_characters(node: yaml.Node) -> Iterator[Problem]:
+    line = node.start_mark.line + 1
+    if "\0" in node.value:
+        yield line, "a text holds the character U+0000; leave it out"
+        node.value = node.value.replace("\0", "")
+    try:
+        node.value.encode()
+    except UnicodeEncodeError:
+        yield line, "a text holds half a surrogate pair, which is no character; write the whole one"
+        node.value = node.value.encode("utf-8", "replace").decode()
 
 
 def _what(detail: ErrorDetails) -> str:
@@ -199,6 +448,9 @@ def _what(detail: ErrorDetails) -> str:
     if kind == "union_tag_invalid" or (kind == "literal_error" and place[-1] == "kind"):
         tag = str(context.get("tag", value))
         return f"{tag!r} is not known{_near(tag, _kinds(place))}"
+    if kind == "literal_error":
+        names = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        return f"{value!r} is not known{_near(str(value), names)}"
     if kind == "union_tag_not_found":
         return f"needs a `{_tag(place)}`: one of {', '.join(_kinds(place))}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):

@@ -6,9 +6,18 @@ It is pure data: nothing here reads a file or loads a model.
 import json
 import keyword
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
 
 from embedding_pipelines.compression.base import Compressor
 from embedding_pipelines.plugins import choice_type, choices
@@ -19,6 +28,7 @@ from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
 from embedding_pipelines.stores.base import Store
+from embedding_pipelines.variables import restore_all
 
 if TYPE_CHECKING:
     AnySource = Source
@@ -37,10 +47,17 @@ NOT_IN_DAGSTER = {  # names that Dagster accepts for no job, beside Python's key
     "arg_dict", "bool", "conf", "config", "context", "dict", "float", "input", "input_arg_dict",
     "int", "meta", "output", "output_arg_dict", "str", "type",
 }  # fmt: skip
-CRON_FIELD = r"[0-9A-Za-z*,/\-#?]+"
-CRON = re.compile(rf"@(hourly|daily|weekly|monthly|yearly)|{CRON_FIELD}( +{CRON_FIELD}){{4}}")
-CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
-OWNER = re.compile(r"team:[A-Za-z0-9_.-]+|[^@\s]+@[^@\s]+\.[^@\s]+")  # what Dagster accepts
+CRON_ALIAS = re.compile(r"@(hourly|daily|midnight|weekly|monthly|yearly|annually)")
+CRON_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))  # minute, hour, day, month, weekday
+CRON_NAMES = {
+    3: ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"),
+    4: ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"),  # from 0, unlike months
+}
+CRON_PART = re.compile(r"(?:\*|(\w+)(?:-(\w+))?)(?:/(\d{1,4}))?")
+LONGEST = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # days of each month
+OWNER = re.compile(  # what Dagster accepts
+    r"team:[A-Za-z0-9_.-]+|[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}"
+)
 
 
 def _model(value: Any) -> Any:
@@ -88,6 +105,7 @@ class PipelineSpec(BaseModel):
     schedule: str | None = None
     partitions: int = Field(16, ge=1, le=MAX_PARTITIONS)
     seed: int = 0  # of samples for metrics
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)  # see `keep_variables`
 
     @model_validator(mode="before")
     @classmethod
@@ -139,7 +157,7 @@ class PipelineSpec(BaseModel):
         if schedule is not None and not _is_cron(schedule.strip()):
             raise ValueError(
                 f"{schedule!r} is no cron schedule: write minute, hour, day, month and weekday "
-                "such as '0 2 * * *', or @daily"
+                "such as '0 2 * * *', or @daily; the day has to be one of the month"
             )
         return schedule
 
@@ -148,8 +166,19 @@ class PipelineSpec(BaseModel):
     def _check_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
         for owner in owners:
             if not OWNER.fullmatch(owner):
-                raise ValueError(f"{owner!r} is no owner: write an e-mail address or 'team:name'")
+                raise ValueError(
+                    f"{owner!r} is no owner for Dagster: write an e-mail address in plain letters, "
+                    "such as ann@example.org, or 'team:name'"
+                )
         return owners
+
+    def keep_variables(self, written: Mapping[str, str]) -> None:
+        """Remember each text that was written with a `${NAME}`, by what it has become."""
+        self._written.update(written)
+
+    def as_written(self, value: Any) -> Any:
+        """A JSON value of this pipeline as it is stored: with variables, not with their values."""
+        return restore_all(value, self._written)
 
     @property
     def partition_names(self) -> list[str]:
@@ -173,15 +202,46 @@ def partition_of(document_id: str, partitions: int) -> int:
 
 
 def _is_cron(schedule: str) -> bool:
-    """Whether the fields of a schedule hold minutes, hours and so on; steps are above 0."""
-    if not CRON.fullmatch(schedule):
+    """Whether Dagster takes a schedule, and it comes on some day of some year."""
+    if CRON_ALIAS.fullmatch(schedule):
+        return True
+    fields = schedule.split()
+    if len(fields) != len(CRON_RANGES):
         return False
-    for field, (low, high) in zip(schedule.split(), CRON_RANGES, strict=False):  # @daily has one
-        numbers = [int(number) for number in re.findall(r"(?<![/\d])\d+", field)]
-        steps = [int(number) for number in re.findall(r"(?<=/)\d+", field)]
-        if not all(low <= number <= high for number in numbers) or not all(steps):
-            return False
-    return True
+    values = [_cron_values(text, at) for at, text in enumerate(fields)]
+    if not all(values):
+        return False
+    days, months = values[2], values[3]
+    comes = any(min(days) <= LONGEST[month - 1] for month in months)
+    # A weekday beside it is another way to come; Dagster refuses 30 February all the same.
+    return comes or (fields[4] != "*" and months != {2})
+
+
+def _cron_values(field: str, at: int) -> set[int]:
+    """The numbers that a schedule's field names; none if it is wrong."""
+    lowest, highest = CRON_RANGES[at]
+    values: set[int] = set()
+    for part in field.split(","):
+        match = CRON_PART.fullmatch(part)
+        if match is None:
+            return set()
+        start, end, step = match.groups()
+        low = lowest if start is None else _cron_number(start, at)
+        only = start is not None and end is None and step is None
+        high = low if only else highest if end is None else _cron_number(end, at)
+        size = 1 if step is None else int(step)
+        if not (lowest <= low <= high <= highest and 1 <= size <= max(high, 1)):
+            return set()
+        values |= {*range(low, high + 1, size)}
+    return values
+
+
+def _cron_number(text: str, at: int) -> int:
+    """A number, or the number of a month's or a weekday's name; -1 if it is neither."""
+    names = CRON_NAMES.get(at, ())
+    if text.upper() in names:
+        return names.index(text.upper()) + CRON_RANGES[at][0]
+    return int(text) if re.fullmatch(r"[0-9]{1,2}", text) else -1
 
 
 def _kind_of(path: str) -> str:

@@ -14,6 +14,8 @@ import yaml
 import embedding_pipelines
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     command,
@@ -22,6 +24,7 @@ from embedding_pipelines_tests.orchestration.support import (
     write_notes,
     write_pipeline,
 )
+from embedding_pipelines_tests.spec.test_load import odd_files
 
 HEAVY = {
     "torch",
@@ -203,6 +206,33 @@ def test_a_broken_file_stands_in_the_graph_with_its_error_and_the_others_are_up(
     (evaluation,) = result.get_asset_check_evaluations()
     assert not evaluation.passed
     assert "wrong-name.yaml:1: source.path: is missing." in (evaluation.description or "")
+
+
+def test_whatever_lies_in_the_folder_the_good_pipelines_are_up(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of all kinds, and what Dagster alone refuses."""
+    notes(home)
+    odd_files(home / "pipelines")
+    for name in ("my_pipe", "refused"):
+        (home / "pipelines" / f"{name}.yaml").write_text(HASHING)
+
+    def refuse(spec: PipelineSpec) -> None:
+        if spec.name == "refused":
+            raise dg.DagsterInvalidDefinitionError("a rule of tomorrow")
+
+    monkeypatch.setattr("embedding_pipelines.orchestration.build.pipeline_schedule", refuse)
+    definitions = home_definitions(home)
+    dg.Definitions.validate_loadable(definitions)
+    repository = definitions.get_repository_def()
+    specs = repository.asset_graph.get_all_asset_keys()
+    broken = {key.path[0] for key in specs if key.path[-1] == "pipeline_file"}
+    assert len(broken) == len([key for key in specs if key.path[-1] == "pipeline_file"]) == 17
+    assert {"my_pipe_2", "my_pipe_3", "_", "__2", "refused"} <= broken
+    valid = {key.path[0] for key in specs if key.path[-1] == "release"}
+    assert {"notes", "my_pipe", "good"} == valid
+    key = dg.AssetKey(["refused", "pipeline_file"])
+    assert "a rule of tomorrow" in (repository.asset_graph.get(key).description or "")
 
 
 def test_an_empty_home_has_no_assets_and_no_error(home: Path) -> None:

@@ -1,8 +1,15 @@
 """Pipeline files: every mistake at once, with its line and what to do."""
 
+import contextlib
+import os
+import re
+import tempfile
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.aliases import ALIASES
@@ -13,6 +20,7 @@ from embedding_pipelines.spec.load import (
     read_pipeline,
     read_pipelines,
 )
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 
@@ -53,7 +61,7 @@ MISTAKES = {
     ),
     "an unknown alias": (
         S + "model: brt\n",
-        "2: model: 'brt' is no known alias; write 'hf:<organisation>/<model>' or one of "
+        "2: model: 'brt' is no known alias. Did you mean 'bert'? Write 'hf:<organisation>/<model>' or one of "
         f"{', '.join(ALIASES)}.",
     ),
     "an unknown store": (
@@ -112,7 +120,7 @@ MISTAKES = {
     ),
     "another input": (
         '{"model": "bert",\n "input_type": "image", "data_path": "x.csv"}',
-        "1: input_type: only 'text' is supported.",
+        "2: input_type: only 'text' is supported.",
     ),
     "a wrong ending": (
         '{"model": "bert", "data_path": "x.xlsx"}',
@@ -215,3 +223,195 @@ def test_an_unknown_pipeline_is_met_with_the_nearest_one(home: Path) -> None:
     with pytest.raises(ConfigError, match=r"Did you mean 'stdlib'\? There are: other, stdlib\."):
         find_pipeline("stdlb", home)
     assert find_pipeline("stdlib", home).name == "stdlib"
+
+
+LAUGHS = "\n".join(
+    f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 9) if level else 'ha'}]"
+    for level in range(12)
+)
+ODD = {
+    "deep YAML": ("description: " + "[" * 500 + "]" * 500, "is not YAML: more than 40 levels"),
+    "deep blocks": ("\n".join(" " * n + "a:" for n in range(500)), "more than 40 levels deep"),
+    "deep JSON": ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "more than 40 levels deep"),
+    "a deep list": ("[" * 100_000, "more than 40 levels deep"),
+    "a long number": ("seed: " + "9" * 5_000, "3: a number of 5,000 characters; write a shorter"),
+    "a long octal": ("seed: 0b" + "1" * 5_000, "a number of 5,002 characters"),
+    "a long sexagesimal": ("seed: 1" + ":59" * 5_000, "a number of 15,001 characters"),
+    "a long number in JSON": ('{"seed": ' + "9" * 5_000 + "}", "a number of 5,000 characters"),
+    "billion laughs": (LAUGHS, "its aliases stand for more than 20,000 values"),
+    "merged laughs": (
+        "\n".join(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}" if n else
+                  "m0: &m0 {a: 1}" for n in range(12)),
+        "its aliases stand for more than 20,000 values",
+    ),
+    "a merge of itself": ("a: &a {<<: *a}", "refers to itself; write the value out"),
+    "infinity": ("budget: {usd: .inf}", r"\.inf is no finite number"),
+    "not a number": ("evaluation: {may_lose: .nan}", r"\.nan is no finite number"),
+    "a zero character": ('description: "a\\0b"', r"holds the character U\+0000"),
+    "half a pair": ('description: "\\ud83d"', "half a surrogate pair"),
+    "half a pair in JSON": ('{"description": "\\ud83d"}', "half a surrogate pair"),
+    "half a pair as key": ('"\\ud83d": 1', "half a surrogate pair"),
+    "no character": ('description: "\\U00110000"', "is not YAML"),
+    "yes as key": ("yes: 1", "the key 'yes' is not text; put it in quotes"),
+    "a date as key": ("2024-01-01: 1", "the key '2024-01-01' is not text"),
+    "null as key": ("~: 1", "the key '~' is not text"),
+    "a list as key": ("[a, b]: 1", "the key is not text"),
+    "a key of a key": ("? {a: b}\n: 1", "the key is not text"),
+    "yes in a list": ("owners: [yes]", "owners.0: must be text; put it in quotes"),
+    "a date as text": ("description: 2024-01-01", "description: must be text; put it in quotes"),
+    "a wrong tag": ("description: !mine x", "write a plain value"),
+    "an alias of nothing": ("description: *x", "is not YAML: found undefined alias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_a_file_may_hold_ends_soon_and_with_its_line(case: str) -> None:
+    more, words = ODD[case]
+    text = more if more.startswith(("{", "[")) else S + M + more
+    with pytest.raises(ConfigError, match=words) as caught:
+        parse_pipeline(text, "p", "p.yaml")
+    lines = str(caught.value).splitlines()
+    assert all(re.match(r"p\.yaml(:\d+)?: ", line) for line in lines)
+    assert max(map(len, lines)) < 1_000
+
+
+def test_anchors_and_merges_are_followed() -> None:
+    text = (
+        "source: &s {kind: csv, path: a.csv, id: &i sku}\nmodel: minilm\nevaluation: {pairs: *i}\n"
+    )
+    assert parse_pipeline(text, "p", "p.yaml").evaluation.pairs == "sku"
+    text = "source: {<<: &s {kind: csv, path: a.csv}, id: sku}\nmodel: minilm\n"
+    source = parse_pipeline(text, "p", "p.yaml").source
+    assert (source.kind, source.id) == ("csv", "sku")
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["kind", "path", "provider", "text", "clean", "checks", "usd"]), inner
+    ),
+    max_leaves=6,
+), st.sampled_from([*PipelineSpec.model_fields, "data_path", "other"]))  # fmt: skip
+def test_whatever_an_option_is_set_to_the_file_is_read_or_its_mistakes_are_told(
+    value: object, option: str
+) -> None:
+    base = {"source": {"kind": "csv", "path": "a.csv"}, "model": "minilm"}
+    text = yaml.safe_dump({**base, option: value}, allow_unicode=True)
+    with contextlib.suppress(ConfigError):
+        parse_pipeline(text, "p", "p.yaml")
+
+
+@given(st.binary(max_size=200))
+def test_whatever_bytes_a_file_holds_it_is_read_or_its_mistakes_are_told(data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        Path(file.name).write_bytes(data)
+        with pytest.raises(ConfigError):
+            read_pipeline(Path(file.name))
+
+
+def odd_files(folder: Path) -> dict[str, str]:
+    """What may lie in `pipelines/`, and what is said of it."""
+    folder.mkdir(exist_ok=True)
+    os.mkfifo(folder / "pipe.yaml")
+    (folder / "zero.yaml").symlink_to("/dev/zero")
+    (folder / "folder.yaml").mkdir()
+    (folder / "nowhere.yaml").symlink_to("no/such/file")
+    (folder / "round.yaml").symlink_to("round.yaml")
+    (folder / "huge.yaml").write_text(S + M + "#" * 300_000)
+    (folder / "wide.yaml").write_bytes((S + M).encode("utf-16"))
+    (folder / "wider.yaml").write_bytes((S + M).encode("utf-16-be"))
+    (folder / "deep.json").write_text('{"a": ' * 40_000)
+    (folder / "my-pipe.yaml").write_text(S + M)
+    (folder / "my pipe.yaml").write_text(S + M)
+    (folder / "ä.yaml").write_text(S + M)
+    (folder / "ö.yaml").write_text(S + M)
+    (folder / "good.yml").write_text(S + M)
+    (folder / "2024-01-01.yaml").write_text(S + M)
+    (folder / os.fsdecode(b"\xff.yaml")).write_text(S + M)
+    (folder / ".#editor.yaml").symlink_to("user@host.1234")
+    (folder / "UPPER.YAML").write_text(S + M)
+    return {
+        "pipe": "is a pipe, socket or device, not a file",
+        "zero": "is a pipe, socket or device, not a file",
+        "folder": "is a folder, not a file",
+        "nowhere": "cannot be read: No such file or directory; it links to no/such/file",
+        "round": "cannot be read: Too many levels of symbolic links",
+        "huge": "has more than 256 KiB",
+        "wide": "is UTF-16, not UTF-8. Save it as UTF-8",
+        "wider": "is UTF-16, not UTF-8",
+        "deep": "more than 40 levels deep",
+        "my-pipe": "'my-pipe' cannot name a pipeline",
+        "my pipe": "'my pipe' cannot name a pipeline",
+        "ä": "cannot name a pipeline",
+        "ö": "cannot name a pipeline",
+        "2024-01-01": "cannot name a pipeline",
+        "\udcff": "cannot name a pipeline",
+        "UPPER": "cannot name a pipeline",
+        "good": "another file is called 'good' too",
+    }
+
+
+def test_whatever_lies_in_the_folder_the_good_files_are_read(home: Path) -> None:
+    write_pipeline(home, "good", HASHING)
+    expected = odd_files(home / "pipelines")
+    specs, errors = read_pipelines(home)
+    assert set(specs) == {"good"}
+    words = {path.stem: str(error) for path, error in errors.items()}
+    assert words.keys() == expected.keys()
+    for name, part in expected.items():
+        assert part in words[name]
+        words[name].encode()  # to a terminal, and to Dagster
+    assert find_pipeline("good", home).model.kind == "hashing"
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(home: Path) -> None:
+    (home / "pipelines").write_text("a file")
+    with pytest.raises(ConfigError, match="pipelines: cannot be listed: Not a directory"):
+        pipeline_files(home)
+
+
+BESIDE = {
+    "a misspelled kind": (
+        "source: {kind: cvs, pth: a, max_rejected: x}\nmodel: minilm\nseed: x\n",
+        ["source: 'cvs' is not known", "source.path: is missing", "source.pth: is no option",
+         "source.max_rejected: 'x' is no limit", "seed: must be a whole number"],
+    ),
+    "no kind": (
+        "source: {path: a.jsonl, txt: a}\nmodel: {modell: x}\n",
+        ["source: needs a `kind`", "source.txt: is no option here; did you mean 'text'",
+         "model: needs a `provider`", "model.modell: is no option here"],
+    ),
+    "a compressor": (
+        S + M + "compression: [{kind: pcaa, dimension: 3}]\nevaluation: {label: topic}\n",
+        ["compression.0: 'pcaa' is not known", "compression.0.dimension: is no option",
+         "compression.0.dimensions: is missing",
+         "4: evaluation.label: 'topic' is no metadata column"],
+    ),
+    "no source": (
+        M + "evaluation: {label: topic}\npartitions: 0\n",
+        ["source: is missing", "partitions: must be 1 or more"],
+    ),
+    "a model": (
+        S + "model: minilmm\nevaluation: {label: topic}\nstore: {kind: lancedb, index: tree}\n",
+        ["Did you mean 'minilm'?", "no metadata column", "store.index: 'tree' is not known; there are sq"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_what_is_wrong_beside_a_wrong_section_is_told_too(case: str) -> None:
+    text, expected = BESIDE[case]
+    with pytest.raises(ConfigError) as caught:
+        parse_pipeline(text, "p", "p.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(expected)
+    for words in expected:
+        assert any(words in line for line in lines), (words, lines)
+
+
+def test_a_variable_is_not_shown_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_SECRET", "hunter2-hunter2")
+    with pytest.raises(ConfigError) as caught:
+        parse_pipeline(S + M + "seed: ${A_SECRET}\nowners: ['x${A_SECRET}']\n", "p", "p.yaml")
+    assert "hunter2" not in str(caught.value)
+    assert "not '${A_SECRET}'" in str(caught.value)

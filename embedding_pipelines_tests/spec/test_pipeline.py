@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from dagster._core.definitions.utils import DISALLOWED_NAMES
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from embedding_pipelines.preprocessing.chunk import Chunk
 from embedding_pipelines.preprocessing.clean import Clean
@@ -16,6 +18,7 @@ from embedding_pipelines.sources.csv import Csv
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import (
     NOT_IN_DAGSTER,
+    OWNER,
     PipelineSpec,
     fingerprint,
     partition_of,
@@ -192,11 +195,46 @@ def test_schedules_are_accepted(schedule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["", "daily", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *"]
-)
+    "schedule",
+    [
+        "", "daily", "* * * *", "60 * * * *", "* 24 * * *", "* * 0 * *", "*/0 * * * *",
+        "1,,2 * * * *", "a b c d e", "0 0 31 2 *", "0 0 30 2 MON", "0 0 31 4,6 *", "5-1 * * * *",
+        "0 0 * * 8", "0 0 ? * *", "* * * * * *", "@reboot", "0 0 * FEBR *", "*/90 * * * *",
+    ],
+)  # fmt: skip
 def test_wrong_schedules_are_refused(schedule: str) -> None:
     with pytest.raises(ValueError, match="no cron schedule"):
         PipelineSpec.model_validate({**BASE, "schedule": schedule})
+
+
+CRON_PARTS = ["*", "0", "1", "5", "29", "30", "31", "59", "60", "*/2", "1-5", "MON", "jan", "L",
+              "MON-FRI", "1,2", "1,,2", "5/15", "?", "5#1", "H", "", "2", "1-31/40", "SUN-SAT", "0-7"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(CRON_PARTS), min_size=5, max_size=5))
+def test_a_schedule_that_is_accepted_comes(parts: list[str]) -> None:
+    schedule = " ".join(parts)
+    try:
+        PipelineSpec.model_validate({**BASE, "schedule": schedule})
+    except ValidationError:
+        return
+
+    @dg.job
+    def nothing() -> None: ...
+
+    plan = dg.ScheduleDefinition(job=nothing, cron_schedule=schedule)
+    assert plan.cron_schedule == schedule
+
+
+@pytest.mark.parametrize("owner", ["a@b.c", "é@ü.de", "@b.de", "a@b", "team:", "me", "-a@b.de"])
+def test_an_owner_that_dagster_refuses_is_refused_here(owner: str) -> None:
+    with pytest.raises(ValueError, match="is no owner for Dagster"):
+        PipelineSpec.model_validate({**BASE, "owners": [owner]})
+
+
+@given(st.from_regex(OWNER, fullmatch=True))
+def test_dagster_takes_each_owner_that_is_accepted(owner: str) -> None:
+    dg.AssetSpec("x", owners=[owner])
 
 
 def test_partitions_are_where_they_were_when_the_first_pipeline_was_made() -> None:
