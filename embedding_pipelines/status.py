@@ -1,4 +1,5 @@
-"""How a pipeline stands, read from files: nothing is computed and no model is loaded."""
+"""How a pipeline stands, read from files: nothing is computed, nothing is written, no model is
+loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedding_pipelines.activity import last_activity
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
@@ -16,39 +18,59 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse
 
 
 def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
-    """Releases, rows of every step, rejected records, and files that differ from those last
-    read."""
+    """Releases, rows of every step, rejected records, what is at work or went wrong, and what of
+    the source is not released.
+
+    `status` is running, held back, failed, stopped, active or new: the first of them that is true.
+    """
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
-    live = releases.get(releases.live)
+    live, newest = releases.get(releases.live), releases.newest
     rejected_texts = sum(
         entry.rejected for entry in run.folder.embeddings.manifests(spec.partition_names)
     )
+    held_back, activity = _held_back(run, live), last_activity(run)
+    state = activity.state if activity else ""
+    if held_back and state != "running":
+        state = "held back"
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
-        "status": "active" if live else "new",
-        "model": _title(spec.model),
+        "status": state or ("active" if live else "new"),
+        "last_step": str(activity) if activity and activity.state else None,
+        "held_back": held_back,
+        "model": title_of(spec.model),
         "schedule": spec.schedule,
+        "source": _source(run),
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
         "rejected_texts": rejected_texts,
         "rejected_texts_table": str(run.folder.rejected_texts),
         "live_release": live.number if live else None,
-        "live_rows": live.rows if live else None,
         "released_at": live.released_at.isoformat(timespec="seconds") if live else None,
+        "live_rows": live.rows if live else None,
         "live_model": _live_model(run, live) if live else None,
         "override": live.override or None if live else None,
-        "held_back": _held_back(run, live),
+        "forced": live.forced or None if live else None,
+        "rolled_back": _rolled_back(live, newest),
         "kept_releases": [release.number for release in releases.releases],
-        "source": _source(run),
     }
+
+
+def _rolled_back(live: Release | None, newest: Release | None) -> str | None:
+    if live is None or newest is None or live.number == newest.number:
+        return None
+    return (
+        f"from release {newest.number}; a run without changes leaves it so, and so does "
+        f"everything but a new release or `rollback --to {newest.number}`"
+    )
 
 
 @dataclass(frozen=True)
@@ -100,7 +122,8 @@ def _written_at(path: Path) -> float:
     return path.stat().st_mtime if path.exists() else 0.0
 
 
-def _title(options: ProviderOptions) -> str:
+def title_of(options: ProviderOptions) -> str:
+    """Provider and model in a few letters."""
     return f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
 
 
@@ -119,7 +142,7 @@ def _live_model(run: Run, live: Release) -> str | None:
     if not differences and not other_kind:
         return None
     differences.pop("model", None)
-    title = ", ".join([_title(ran), *(f"{name} {value}" for name, value in differences.items())])
+    title = ", ".join([title_of(ran), *(f"{name} {value}" for name, value in differences.items())])
     if live.override:
         return f"{title}: set for its run alone; the next run uses the model of the pipeline file"
     return f"{title}: the pipeline file has changed since; the next run uses its model"
@@ -148,15 +171,9 @@ def _rows(run: Run) -> dict[str, int]:
 
 
 def _source(run: Run) -> str:
-    """Whether the files are those that were last read, in a few words."""
+    """What of the source's files is not in the newest release, in a few words."""
     try:
         files = run.spec.source.files(run.warehouse.home)
+        return str(pending(run, files))
     except EmbeddingPipelinesError as error:
         return str(error)
-    before = {name: tuple(record.stamp) for name, record in read_files(run).items()}
-    now = {file.name: file.stamp for file in files}
-    new, gone = len(now.keys() - before.keys()), len(before.keys() - now.keys())
-    changed = sum(now[name] != before[name] for name in now.keys() & before.keys())
-    if not new and not gone and not changed:
-        return "up to date"
-    return f"{new} new, {changed} changed, {gone} deleted files since the last run"

@@ -32,7 +32,7 @@ def test_a_pipeline_that_never_ran_is_new(home: Path) -> None:
     assert found["schedule"] == "@daily"
     assert "matches no file" in found["source"]
     write_csv(home, "a.csv", [(1, "one", "x")])
-    assert status(home)["source"] == "1 new, 0 changed, 0 deleted files since the last run"
+    assert status(home)["source"] == "1 new: data/a.csv"
 
 
 def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
@@ -51,12 +51,14 @@ def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:
         1,
     )
     assert (found["live_release"], found["live_rows"], found["kept_releases"]) == (1, 2, [1])
-    assert found["source"] == "up to date"
+    assert found["source"] == "no file has changed"
     assert found["model"] == "hashing"
     write_csv(home, "a.csv", [(1, "one more", 1)])
     write_csv(home, "c.csv", [(5, "five", 5)])
     (home / "data" / "b.csv").unlink()
-    assert status(home)["source"] == "1 new, 1 changed, 1 deleted files since the last run"
+    assert (
+        status(home)["source"] == "1 new: data/c.csv; 1 changed: data/a.csv; 1 deleted: data/b.csv"
+    )
 
 
 def test_a_candidate_that_is_held_back_is_named_until_it_is_released(home: Path) -> None:

@@ -1,7 +1,9 @@
 """Commands that say what there is, and `example`, which writes two pipelines to start with."""
 
 import sys
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import typer
 
@@ -21,14 +23,28 @@ from embedding_pipelines.cli.terminal import (
     make_console,
     print_statistics,
     print_table,
+    print_words,
     say,
 )
 from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.home import pipelines_folder
 
-LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "schedule", "model")
-OPTIONAL = ("rejected", "rejected_texts", "live_model", "held_back")  # in a status
+LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
+NOTES = ("held_back", "last_step", "forced", "rolled_back", "source")  # below the list
+TITLES = {"live_release": "live", "released_at": "since (UTC)"}
+OPTIONAL = (  # in a status: left out where there is nothing to tell
+    "schedule",
+    "rejected",
+    "rejected_texts",
+    "released_at",
+    "live_rows",
+    "live_model",
+    "held_back",
+    "last_step",
+    "forced",
+    "rolled_back",
+)
 
 app = typer.Typer()
 
@@ -39,6 +55,7 @@ def list_pipelines() -> Outcomes:
     from embedding_pipelines.spec.ids import pipeline_ids
     from embedding_pipelines.spec.load import read_pipelines
     from embedding_pipelines.status import pipeline_status
+    from embedding_pipelines.steps.pending import UP_TO_DATE
 
     specs, broken = read_pipelines(home_folder())
     ids = pipeline_ids(home_folder())
@@ -50,16 +67,33 @@ def list_pipelines() -> Outcomes:
 
     def show() -> None:
         if rows:
-            table = [{name: row.get(name) for name in LIST_COLUMNS} for row in rows]
-            print_table(make_console(), table)
+            console = make_console()
+            print_table(console, [_shown(row) for row in rows])
+            for row in rows:
+                for name in NOTES:
+                    if row.get(name) and row[name] != UP_TO_DATE:
+                        title = name.replace("_", " ")
+                        print_words(console, f"{row['pipeline']}: {title}: {row[name]}")
         else:
             say(no_pipelines())
         if broken:
             print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
     yield Output(
-        [{name: row.get(name) for name in (*LIST_COLUMNS, "problem")} for row in rows], show
+        [
+            {name: row.get(name) for name in (*LIST_COLUMNS, "schedule", *NOTES, "problem")}
+            for row in rows
+        ],
+        show,
     )
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the list, short enough for a terminal."""
+    shown = {name: row.get(name) for name in LIST_COLUMNS}
+    if released_at := shown["released_at"]:
+        shown["released_at"] = released_at[:16].replace("T", " ")
+    return {TITLES.get(name, name): value for name, value in shown.items()}
 
 
 @app.command()

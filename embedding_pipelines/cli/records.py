@@ -60,8 +60,8 @@ def delete(
 ) -> Outcomes:
     """Delete a pipeline with all that it has produced.
 
-    That is its file, rows, table, releases, exports and report. Its source is not touched. Embedded vectors stay in the cache, so that a pipeline that is made
-    again costs nothing.
+    That is its file, rows, table, releases, exports and report. Its source is not touched. Embedded
+    vectors stay in the cache, so that a pipeline that is made again costs nothing.
     """
     from embedding_pipelines.delete import delete_pipeline, plan_deletion
 

@@ -94,6 +94,7 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
 
     With a reason, release the newest table version as it is, though checks of its quality failed.
     """
+    from embedding_pipelines.activity import forget_activity
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     started, run_id, problem = time.perf_counter(), None, ""
@@ -101,6 +102,8 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
     with TerminalProgress(make_console(), spec.name, steps) as progress:
         with open_run(spec) as run:
             reports = None if force_reason else up_to_date(run, instance_folder(home_folder()))
+            if reports is not None:
+                forget_activity(run)
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from embedding_pipelines.activity import recorded
 from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import (
@@ -32,7 +33,7 @@ from embedding_pipelines.progress import Progress, StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
-from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.chain import CHAIN, steps_of
 
 
 def pipeline_assets(spec: PipelineSpec, home: Path) -> list[dg.AssetsDefinition]:
@@ -142,7 +143,7 @@ def _perform(
     reports: list[StepReport] = []
     started = lap = time.perf_counter()
     try:
-        with readable_errors(), run.folder.lock():
+        with readable_errors(), run.folder.lock(), recorded(run, step.name, step is CHAIN[-1]):
             for report in step.work(run, names, context.op_execution_context.op_config):
                 seconds, lap = time.perf_counter() - lap, time.perf_counter()
                 reports.append(replace(report, seconds=seconds))

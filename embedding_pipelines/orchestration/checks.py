@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from embedding_pipelines.activity import recorded
 from embedding_pipelines.orchestration.assets import open_run
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key
@@ -52,7 +53,7 @@ def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
         started = time.perf_counter()
         with readable_errors():
             run = open_run(spec, home, warehouse, model, progress, context.log)
-            with run, run.folder.lock():
+            with run, run.folder.lock(), recorded(run, "checks"):
                 (report,) = step_named("checks").work(run, spec.partition_names)
                 record = current_checks(run)
         assert record is not None

@@ -18,6 +18,7 @@ from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
 SHOWN_FILES = 5
+UP_TO_DATE = "no file has changed"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Pending:
             return f"the newest table is held back by {', '.join(self.held_back_by)}"
         if self.step:
             return f"what was read is not released: {self.step!r} has not taken it in"
-        return "no file has changed"
+        return UP_TO_DATE
 
 
 def pending(run: Run, files: Sequence[SourceFile]) -> Pending:

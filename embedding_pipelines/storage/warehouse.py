@@ -176,6 +176,7 @@ class PipelineFolder:
         self.optimization = self.quality / "optimization.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
         self.last_run = folder / "last_run.json"
+        self.activity = folder / "activity.json"  # the step at work, or how the last one ended
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
 
     def lock(

@@ -265,7 +265,7 @@ def test_status_shows_how_a_pipeline_stands(command: Command, things: Path) -> N
         "3",
         "3",
     )
-    assert statistics["source"] == "up to date"
+    assert statistics["source"] == "no file has changed"
     assert "rejected.parquet" not in said.out
     (row,) = command("status", "--json").results
     assert (row["pipeline"], row["documents"], row["kept_releases"]) == ("things", 3, [1, 2])

@@ -1,0 +1,97 @@
+"""Which step is at work on a pipeline, or how the last one ended: a small file that `status` reads.
+
+It is there from a run's first step until its release, so that what failed, was stopped or was
+killed on the way can be told apart from what is at work.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+from embedding_pipelines.embedding.batch_jobs import BatchPending
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import delete, read_json, write_json
+from embedding_pipelines.run import Run
+from embedding_pipelines.storage.warehouse import parse_state
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One step at work, or as it ended."""
+
+    step: str
+    began_at: str  # ISO 8601, UTC
+    process: int
+    host: str
+    has_ended: bool = False
+    problem: str = ""  # why it failed
+
+    @property
+    def state(self) -> str:
+        """running, failed or stopped; empty if the step ended well."""
+        if self.problem:
+            return "failed"
+        if self.has_ended:
+            return ""
+        return "running" if self._is_alive() else "stopped"
+
+    def _is_alive(self) -> bool:
+        if self.host != socket.gethostname():
+            return True  # nobody here can know
+        try:
+            os.kill(self.process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # of another user
+            return True
+        return True
+
+    def __str__(self) -> str:
+        """A sentence for every state but the one that ended well."""
+        began = f"{self.step}, begun {self.began_at}"
+        if self.state == "failed":
+            return f"{began}, failed: {self.problem}"
+        if self.state == "stopped":
+            return f"{began}, was ended from outside; the next run goes on from there"
+        return f"{began} by process {self.process} on {self.host}"
+
+
+def last_activity(run: Run) -> Activity | None:
+    """None after a release, before the first run, and if the file is damaged: it decides nothing."""
+    try:
+        return parse_state(Activity, read_json(run.folder.activity))
+    except (OSError, StoreError):
+        return None
+
+
+@contextlib.contextmanager
+def recorded(run: Run, step: str, is_last: bool = False) -> Iterator[None]:
+    """Keep on record that a step is at work, and how it ended. After the `is_last` step nothing
+    stays on record."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    activity = Activity(step, now, os.getpid(), socket.gethostname())
+    write_json(run.folder.activity, asdict(activity))
+    try:
+        yield
+    except BatchPending:  # it ends well, and waits
+        write_json(run.folder.activity, asdict(replace(activity, has_ended=True)))
+        raise
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        problem = "it was stopped" if stopped else str(error) or type(error).__name__
+        ended = replace(activity, has_ended=True, problem=problem)
+        with contextlib.suppress(OSError):  # what went wrong is raised
+            write_json(run.folder.activity, asdict(ended))
+        raise
+    if is_last:
+        forget_activity(run)
+    else:
+        write_json(run.folder.activity, asdict(replace(activity, has_ended=True)))
+
+
+def forget_activity(run: Run) -> None:
+    """All is up to date again."""
+    delete(run.folder.activity)
