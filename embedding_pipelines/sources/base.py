@@ -72,6 +72,7 @@ class Source(Choice):
     metadata: dict[str, str] = Field({})  # column in the file -> METADATA_TYPES, timestamp[s] …
     missing: Names = ("NA", "N/A", "#N/A", "<NA>", "NaN", "NaT", "null", "none")  # in any case
     nanoseconds: Literal["reject", "cut"] = "reject"  # of a timestamp, which holds microseconds
+    duplicates: Literal["reject", "first", "last", "error"] = "reject"  # of one id, by file and row
     max_rejected: int | float = 0.01  # an int counts rows, a float is a fraction of all rows
 
     @field_validator("path", "text")

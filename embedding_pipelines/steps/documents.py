@@ -7,6 +7,7 @@ run that dies in between is made up for by the next one, even if the files are t
 were.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,6 +31,7 @@ from embedding_pipelines.schemas import (
     DOCUMENT_DIGEST,
     REJECTED,
     digest,
+    documents_schema,
     stored_documents_schema,
 )
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
@@ -43,6 +46,9 @@ OPEN_FILES = 16  # of a pass over the source; more partitions than that take tur
 READING = ".reading-"  # begins the name of a folder of a pass over the source
 PLACE = ["document_id", "source_file", "source_row"]  # enough to tell where an id stands
 
+Place = tuple[str, int]  # file and row
+Double = tuple[Place, str, Place]  # a record that is left out, its id, the record that counts
+
 
 @dataclass
 class FileStatistics:
@@ -52,6 +58,8 @@ class FileStatistics:
     size_bytes: int
     rows: int = 0
     rejected: int = 0
+    duplicates: int = 0  # left out without being rejected
+    blocked_by: list[str] = field(default_factory=list)  # files whose records left out some of it
     encoding: str | None = None
     notes: list[str] = field(default_factory=list)
     absent: dict[str, dict[str, int]] = field(default_factory=dict)  # as in ReadLog
@@ -100,13 +108,23 @@ def _compare(run: Run) -> tuple[list[SourceFile], dict[str, FileStatistics], Ste
     is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
     if is_whole and len(unchanged) == len(files) == len(record):
         return files, unchanged, StepReport(DocumentsStep.name, False, _statistics(record, 0))
-    return files, unchanged, None
+    return files, _undisputed(unchanged), None
+
+
+def _undisputed(unchanged: dict[str, FileStatistics]) -> dict[str, FileStatistics]:
+    """Those of the unchanged files whose records need not come back: a record that was left out
+    for one of a file that is unchanged, too, still is."""
+    return {
+        name: entry
+        for name, entry in unchanged.items()
+        if unchanged.keys() >= set(entry.blocked_by)
+    }
 
 
 def write_documents(run: Run) -> StepReport:
     """Bring all partitions of documents up to date with the source.
 
-    Raises SourceError for files that cannot be read as the pipeline says, duplicate ids, and more
+    Raises SourceError for files that cannot be read as the pipeline says, and for more
     rejected records than `source.max_rejected` allows; the previous documents stay in force. Raises
     ConfigError for files of `evaluation:` that cannot be read, before anything is paid for.
     """
@@ -132,16 +150,19 @@ def write_documents(run: Run) -> StepReport:
             files[file.name] = _read_file(run, file, spill)
         spill.close()
         _check_columns(run, files)
-        for note in _column_notes([files[file.name] for file in changed]):
-            run.progress.note(note)
+        doubles = {name: _doubles(run, name, spill, unchanged) for name in names}
+        _leave_out(run, doubles, spill, files, unchanged)
         _check_rejections(run, files, spill)
-        for name in names:
-            _check_duplicates(run, name, spill, unchanged)
         _write_record(run, unchanged, whole=False)
-        written = sum(_write_partition(run, name, spill, unchanged) for name in names)
+        left_out = {name: {place for place, *_ in rows} for name, rows in doubles.items()}
+        written = sum(
+            _write_partition(run, name, spill, unchanged, left_out[name]) for name in names
+        )
         others = pc.field("file").isin(_names(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     run.progress.update("documents", len(changed), len(changed), "files")
+    for note in _shared_notes([files[file.name] for file in changed]):
+        run.progress.note(note)
     ordered = {file.name: files[file.name] for file in source_files}
     folder.sync()  # the record says that these files need not be read again
     _write_record(run, ordered, whole=True)
@@ -263,7 +284,7 @@ def source_configuration(run: Run) -> str:
 def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
     entries = list(files.values())
     encodings = sorted({entry.encoding for entry in entries if entry.encoding} - {"utf-8"})
-    notes = [note for entry in entries for note in entry.notes] + _column_notes(entries)
+    notes = [note for entry in entries for note in entry.notes] + _shared_notes(entries)
     return {
         "documents": sum(entry.rows for entry in entries),
         "rejected": sum(entry.rejected for entry in entries),
@@ -294,8 +315,10 @@ def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
     return statistics
 
 
-def _column_notes(entries: Sequence[FileStatistics]) -> list[str]:
-    """Where columns of the pipeline have no value for another reason than an empty cell."""
+def _shared_notes(entries: Sequence[FileStatistics]) -> list[str]:
+    """Where columns have no value for another reason than an empty cell, and records are left out
+    for their ids: once for all files."""
+    duplicates = sum(entry.duplicates for entry in entries)
     words: dict[str, Counter[str]] = {}
     for entry in entries:
         for name, counts in entry.absent.items():
@@ -312,6 +335,11 @@ def _column_notes(entries: Sequence[FileStatistics]) -> list[str]:
             f"column {name!r} is missing in {count:,} of {len(entries):,} files; their documents "
             "have no value there"
             for name, count in lacking.items()
+        ),
+        *(
+            [f"left out, for another record has the same id (source.duplicates): {duplicates:,}"]
+            if duplicates
+            else []
         ),
     ]
 
@@ -337,7 +365,13 @@ def _names(files: Collection[str]) -> pa.Array:
     return pa.array(sorted(files), pa.string())
 
 
-def _write_partition(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> bool:
+def _write_partition(
+    run: Run,
+    partition: str,
+    spill: Spill,
+    unchanged: Collection[str],
+    left_out: Collection[Place],
+) -> bool:
     """Write one partition if it lost or gained rows; whether it did."""
     shards, configuration = run.folder.documents, source_configuration(run)
     if shards.current(partition, "", configuration) and not spill.has(partition):
@@ -351,31 +385,105 @@ def _write_partition(run: Run, partition: str, spill: Spill, unchanged: Collecti
             yield batch.filter(_of_files(batch, unchanged))
         yield from spill.read(partition)
 
-    shards.write(partition, schema, rows(), "", configuration, statistics={})
+    kept = (batch.filter(pc.invert(_at(batch, left_out))) for batch in rows())
+    shards.write(partition, schema, kept, "", configuration, statistics={})
     return True
 
 
-def _check_duplicates(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> None:
-    """SourceError if an id stands in two places; equal ids are always in the same partition."""
+def _doubles(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> list[Double]:
+    """The records of a partition that are left out, for another one with their id counts; equal ids
+    are always in the same partition. Raises SourceError if the source may hold none.
+
+    Which one counts is a matter of file and row alone, so that a run over what has changed and one
+    over everything choose the same.
+    """
     table = spill.places(partition)
     if table is None:
-        return
+        return []
     before = run.folder.documents.read_columns(partition, PLACE) if unchanged else None
     if before is not None:
         table = pa.concat_tables([before.filter(_of_files(before, unchanged)), table])
     counts = pc.value_counts(table["document_id"].combine_chunks())
-    doubles = counts.filter(pc.greater(counts.field("counts"), 1))
-    if not len(doubles):
-        return
-    name = doubles[0]["values"].as_py()
-    places = table.filter(pc.equal(table["document_id"], name)).to_pylist()[:2]
-    first, second = (f"{place['source_file']}:{place['source_row']}" for place in places)
-    others = len(doubles) - 1
+    ids = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if not len(ids):
+        return []
+    places: dict[str, list[Place]] = {}
+    rows = table.filter(pc.is_in(table["document_id"], ids))
+    for name, file, row in zip(*(rows[column].to_pylist() for column in PLACE), strict=True):
+        places.setdefault(name, []).append((file, row))
+    policy = run.spec.source.duplicates
+    if policy == "error":
+        raise _duplicates_error(places)
+    doubles = []
+    for name, ordered in ((name, sorted(stands)) for name, stands in places.items()):
+        winner = ordered.pop(-1 if policy == "last" else 0)
+        doubles += [(place, name, winner) for place in ordered]
+    return doubles
+
+
+def _duplicates_error(places: dict[str, list[Place]]) -> SourceError:
+    name, ordered = next((name, sorted(stands)) for name, stands in places.items())
+    (first, first_row), (second, second_row), *_ = ordered
+    others = len(places) - 1
     more = f" {others} more ids of this partition stand twice." if others else ""
-    raise SourceError(
-        f"{second}: document id {name!r} stands at {first} too.{more} Ids must be unique over all "
-        "files: fix the source, or set source.id to a column that is."
+    return SourceError(
+        f"{second}:{second_row}: document id {name!r} stands at {first}:{first_row} too.{more} Ids "
+        "must be unique over all files: fix the source, set source.id to a column that is, or "
+        "source.duplicates to reject, first or last."
     )
+
+
+def _leave_out(
+    run: Run,
+    doubles: dict[str, list[Double]],
+    spill: Spill,
+    files: dict[str, FileStatistics],
+    unchanged: Collection[str],
+) -> None:
+    """Count the doubles, and reject them if that is what the source says."""
+    rejects = run.spec.source.duplicates == "reject"
+    for partition, rows in doubles.items():
+        for (file, _), _, (winner, _) in rows:
+            entry = files[file]
+            entry.rows -= 1
+            entry.rejected += rejects
+            entry.duplicates += not rejects
+            if winner != file and winner not in entry.blocked_by:
+                entry.blocked_by = sorted([*entry.blocked_by, winner])
+        for rejection in (
+            _rejections(run, partition, rows, spill, unchanged) if rejects and rows else ()
+        ):
+            spill.reject(rejection)
+    spill.close()
+
+
+def _rejections(
+    run: Run, partition: str, doubles: list[Double], spill: Spill, unchanged: Collection[str]
+) -> Iterator[Rejection]:
+    """`raw` is the document, for its record is not at hand any more."""
+    reasons = {
+        place: f"document id {name!r} stands at {file}:{row} too, which counts (source.duplicates)"
+        for place, name, (file, row) in doubles
+    }
+    shards, schema = run.folder.documents, documents_schema(run.spec.source.metadata_types)
+    stored = shards.read(partition) if unchanged else ()
+    old = (batch.filter(_of_files(batch, unchanged)) for batch in stored)
+    for batch in itertools.chain(old, spill.read(partition)):
+        for document in batch.filter(_at(batch, reasons)).select(schema.names).to_pylist():
+            place = (document["source_file"], document["source_row"])
+            raw = json.dumps(document, ensure_ascii=False, default=str).encode()
+            yield Rejection(*place, reasons[place], raw)
+
+
+def _at(rows: pa.RecordBatch, places: Collection[Place]) -> pa.Array:
+    """Which rows stand at one of these places."""
+    if not places:
+        return pa.array(np.zeros(rows.num_rows, dtype=bool))
+    near = pc.is_in(rows["source_row"], pa.array({row for _, row in places}, pa.int64()))
+    pairs = zip(rows["source_file"].to_pylist(), rows["source_row"].to_pylist(), strict=True)
+    if not pc.any(near).as_py():
+        return near
+    return pa.array([pair in places for pair in pairs])
 
 
 def _check_rejections(run: Run, files: dict[str, FileStatistics], spill: Spill) -> None:

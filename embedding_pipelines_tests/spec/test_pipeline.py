@@ -50,6 +50,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "source.metadata": {"cat": "int"},
         "source.missing": ["-"],
         "source.nanoseconds": "cut",
+        "source.duplicates": "first",
         "source.max_rejected": 0.5,
         "source.encoding": "cp1252",
         "source.delimiter": ";",

@@ -139,6 +139,8 @@ def test_two_texts_that_the_model_cannot_tell_apart_are_no_fault(home: Path) -> 
 
 
 def test_duplicate_ids_in_two_files_leave_the_documents_as_they_were(built: Path) -> None:
+    write_pipeline(built, "p", HASHING.replace("metadata:", "duplicates: error, metadata:"))
+    run_steps(built, "p")
     before = (built / "data" / "b.csv").stat()
     manifests = [run_of(built, "p").folder.documents.manifest(f"b0{n}") for n in range(4)]
     write_csv(built, "c.csv", [*rows(500, 600), ("id-7", "again", "c1")])

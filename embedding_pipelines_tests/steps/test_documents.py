@@ -3,14 +3,18 @@ everything as it was."""
 
 import json
 import os
+import random
 import resource
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.files import draft_beside
+from embedding_pipelines.steps import documents
 from embedding_pipelines.steps.documents import read_files, write_documents
 from embedding_pipelines_tests.chain import run_of, run_steps, top, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
@@ -77,8 +81,8 @@ def test_what_a_folder_s_walk_leaves_out_is_told(home: Path) -> None:
     assert [note[:30] for note in notes] == ["passed over: data/b.csv.7z (do"]
 
 
-def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
-    write_pipeline(home, "p", HASHING)
+def test_the_same_id_twice_in_one_file_names_both_lines_if_it_is_an_error(home: Path) -> None:
+    write_pipeline(home, "p", with_duplicates("error"))
     write_csv(home, "a.csv", [("x", "one", "c"), ("y", "two", "c"), ("x", "three", "c")])
     with pytest.raises(
         SourceError, match=r"data/a\.csv:4: document id 'x' stands at data/a\.csv:2 too"
@@ -87,6 +91,104 @@ def test_the_same_id_twice_in_one_file_names_both_lines(home: Path) -> None:
     assert not list(
         (home / "data" / "warehouse" / "pipelines" / "p" / "documents").glob(".reading-*")
     )
+
+
+def with_duplicates(policy: str, max_rejected: str = "100%") -> str:
+    options = f"metadata: [cat], duplicates: {policy}, max_rejected: {max_rejected}"
+    return HASHING.replace("metadata: [cat]", options)
+
+
+def documents_of(home: Path) -> list[tuple[str, str, str, int]]:
+    run = run_of(home, "p")
+    columns = ["document_id", "text", "source_file", "source_row"]
+    tables = [run.folder.documents.read_columns(name, columns) for name in run.spec.partition_names]
+    return sorted(tuple(row.values()) for table in tables for row in table.to_pylist())
+
+
+def test_a_duplicate_id_in_a_thousand_rows_is_rejected_and_told(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    rows = [(row, f"text {row}", "c") for row in range(999)]
+    write_csv(home, "a.csv", [*rows, (7, "again", "c")])
+    report = write_documents(run_of(home, "p"))
+    assert (report.statistics["documents"], report.statistics["rejected"]) == (999, 1)
+    rejection = pq.read_table(run_of(home, "p").folder.rejected).to_pylist()[0]
+    assert (rejection["file"], rejection["row"], rejection["reason"]) == (
+        "data/a.csv",
+        1001,
+        "document id '7' stands at data/a.csv:9 too, which counts (source.duplicates)",
+    )
+    assert json.loads(rejection["raw"])["text"] == "again"
+
+
+@pytest.mark.parametrize(("policy", "text"), [("first", "one"), ("last", "three")])
+def test_one_of_the_records_with_an_id_counts_and_the_others_are_told(
+    home: Path, policy: str, text: str
+) -> None:
+    write_pipeline(home, "p", with_duplicates(policy, "0"))
+    write_csv(home, "a.csv", [("x", "one", "c"), ("x", "two", "c")])
+    write_csv(home, "b.csv", [("x", "three", "c")])
+    report = write_documents(run_of(home, "p"))
+    assert [row[1] for row in documents_of(home)] == [text]
+    assert (report.statistics["documents"], report.statistics["rejected"]) == (1, 0)
+    assert report.statistics["notes"] == [
+        "left out, for another record has the same id (source.duplicates): 2"
+    ]
+
+
+def test_too_many_duplicates_end_the_run_and_change_nothing(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(row, f"text {row}", "c") for row in range(5)])
+    write_documents(run_of(home, "p"))
+    before = documents_of(home)
+    write_csv(home, "b.csv", [(row, "again", "c") for row in range(5)])
+    with pytest.raises(SourceError, match=r"5 of 10 records were rejected.*\n.*b\.csv:2: document"):
+        write_documents(run_of(home, "p"))
+    assert documents_of(home) == before
+
+
+def test_a_run_that_dies_brings_back_the_record_that_it_left_out(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pipeline(home, "p", with_duplicates("first"))
+    write_csv(home, "b.csv", [("x", "b", "c"), *((row, "other", "c") for row in range(9))])
+    write_documents(run_of(home, "p"))
+    before = documents_of(home)
+    write_csv(home, "a.csv", [("x", "a", "c")])
+    with monkeypatch.context() as patch:
+        patch.setattr(documents, "replace_rows", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            write_documents(run_of(home, "p"))
+    assert documents_of(home) != before
+    (home / "data" / "a.csv").unlink()
+    write_documents(run_of(home, "p"))
+    assert documents_of(home) == before
+
+
+@pytest.mark.parametrize("policy", ["reject", "first", "last"])
+def test_whatever_changes_and_goes_the_documents_are_those_of_a_whole_run(
+    home: Path, policy: str
+) -> None:
+    chance = random.Random(policy)
+    write_pipeline(home, "p", with_duplicates(policy))
+    names = ["a.csv", "b.csv", "c.csv", "d.csv"]
+    for step in range(8):
+        for name in chance.sample(names, chance.randint(1, 2)):
+            if chance.random() < 0.4 and len([*(home / "data").glob("*.csv")]) > 1:
+                (home / "data" / name).unlink(missing_ok=True)
+                continue
+            ids = [chance.randint(1, 8) for _ in range(chance.randint(1, 6))]
+            write_csv(
+                home, name, [(each, f"{name} {step} {at}", "c") for at, each in enumerate(ids)]
+            )
+        report = write_documents(run_of(home, "p")).statistics
+        after = documents_of(home)
+        lost = rejected(home)
+        shutil.rmtree(run_of(home, "p").folder.documents.folder)
+        whole = write_documents(run_of(home, "p")).statistics
+        assert after == documents_of(home)
+        assert (report["documents"], report["rejected"]) == (whole["documents"], whole["rejected"])
+        assert sorted(lost) == sorted(rejected(home))
+        assert len({row[0] for row in after}) == len(after) == report["documents"]
 
 
 def test_changed_options_of_the_source_read_every_file_again(home: Path) -> None:
