@@ -9,10 +9,12 @@ import functools
 import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +22,10 @@ from typing import IO, Any
 
 from embedding_pipelines.errors import StoreError
 
+# The end of a JSON object that holds its own checksum; see `seal`.
+SEAL = re.compile(rb',?(?:\n  | )"checksum": "([0-9a-f]{8})"\n?}\Z')
+SEAL_BYTES = 40  # it is not longer
+BLOCK_BYTES = 1 << 20  # that are read at once to compute a checksum
 SYNC_THREADS = 8  # a file system writes what several of them wait for in one go
 CLOCK_SECONDS = 2  # that a file's times may lag behind
 
@@ -175,26 +181,62 @@ def is_absent(path: Path) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None without the file. Raises StoreError for a damaged one."""
+    """The object that `write_json` wrote; None without the file. Raises StoreError for a file that
+    is not just what was written: a bit that has flipped, an edit, half a file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("it holds no object")
-        return value
+        return unseal(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise StoreError(
-            f"{path} is damaged: {error}. Restore a copy, or delete it and run the pipeline; that "
-            "loses no vectors."
+            f"{path} is damaged: {error}. Run the pipeline, which makes it anew, or put back a "
+            "copy of it."
         ) from error
 
 
 def write_json(path: Path, value: dict[str, Any], durable: bool = True) -> None:
     """Replace a JSON file in one rename. A power cut leaves the old file or the new one if it is
-    `durable`."""
+    `durable`. Its last key is the checksum of all before it."""
     with replacing(path, durable) as draft:
-        draft.write_bytes((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        draft.write_bytes(seal(json.dumps(value, indent=2, ensure_ascii=False)) + b"\n")
+
+
+def seal(text: str) -> bytes:
+    """A JSON object with a checksum of its own bytes as its last key."""
+    is_lines = text.endswith("\n}")
+    body = text.removesuffix("}").rstrip("\n").encode()
+    comma, space = b"" if body == b"{" else b",", b"\n  " if is_lines else b" "
+    end = b"\n}" if is_lines else b"}"
+    return body + comma + space + b'"checksum": "%08x"' % zlib.crc32(body) + end
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The object of `seal`, without the checksum; ValueError if the bytes are others."""
+    data = data.removesuffix(b"\n")
+    match = SEAL.search(data[-SEAL_BYTES:])
+    body = data[: -len(match[0])] if match else b""
+    if not match or zlib.crc32(body) != int(match[1], 16):
+        raise ValueError("its content is not what was written")
+    value: dict[str, Any] = json.loads(body + b"}")
+    return value
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of `write_json` is there and just what was written."""
+    try:
+        unseal(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
+def file_checksum(path: Path) -> int:
+    """CRC-32 of a file's bytes: against damage, at 3 GB a second where BLAKE2b does 0.6."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def list_files(folder: Path, pattern: str) -> list[Path]:
@@ -215,10 +257,28 @@ def delete(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; a line that a killed writer left torn stays alone on its own."""
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Add an object to a file of JSON lines; a line that a killed writer left torn stays alone on
+    its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_bytes() if path.exists() else b""
-    end = "\n" if before and not before.endswith(b"\n") else ""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{end}{line}\n")
+    end = b"\n" if before and not before.endswith(b"\n") else b""
+    with path.open("ab") as file:
+        file.write(end + seal(json.dumps(value, ensure_ascii=False)) + b"\n")
+
+
+def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Replace a file of `append_line` in one rename."""
+    lines = (seal(json.dumps(value, ensure_ascii=False)) + b"\n" for value in values)
+    write_atomic(path, b"".join(lines), durable=True)
+
+
+def read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The objects of `append_line`, and how many lines are torn or damaged; none without the
+    file."""
+    values: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values.append(unseal(line))
+    return values, len(lines) - len(values)

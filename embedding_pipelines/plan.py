@@ -20,7 +20,7 @@ from embedding_pipelines.quality.evaluate import cost
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.embeddings import check_dimensions, rejected_chunks
+from embedding_pipelines.steps.embeddings import check_dimensions
 from embedding_pipelines.steps.vector_store import compare, open_table
 
 
@@ -99,8 +99,7 @@ def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> N
         table, _ = open_table(run, load_codec(run))
     for partition in run.spec.partition_names:
         # What the provider rejected is not sent again.
-        rejected = set[str]() if partition in stale else rejected_chunks(run, partition)
-        difference = compare(run, table, partition, rejected)
+        difference = compare(run, table, partition, is_embedded=partition not in stale)
         changed = sum(difference.add) - difference.new
         result.rows_new += difference.new
         result.rows_changed += changed

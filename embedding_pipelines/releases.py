@@ -4,8 +4,6 @@ A release holds its whole configuration, with the options of the model that ran.
 no pipeline file, and an edited file never changes what is live.
 """
 
-import contextlib
-import json
 from datetime import datetime
 from typing import Any
 
@@ -16,16 +14,16 @@ from embedding_pipelines.errors import CompressionError, ReleaseError, StoreErro
 from embedding_pipelines.files import (
     append_line,
     is_absent,
+    is_whole,
     read_json,
+    read_lines,
     sync,
-    write_atomic,
     write_json,
+    write_lines,
 )
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder
-
-HISTORY_TYPES = {"release": int, "released_at": str, "rows": int, "metrics": dict}
 
 
 class Release(BaseModel):
@@ -71,9 +69,16 @@ class Releases(BaseModel):
 
 
 def read_releases(folder: PipelineFolder) -> Releases:
-    """Raises StoreError if another version of this package wrote them, or somebody edited them."""
+    """From the copy if the file is lost or damaged. Raises StoreError if both are, or if another
+    version of this package wrote them."""
     try:
-        return Releases.model_validate(read_json(folder.releases) or {})
+        record = read_json(folder.releases) or read_json(folder.releases_copy)
+    except StoreError:
+        if not is_whole(folder.releases_copy):
+            raise
+        record = read_json(folder.releases_copy)
+    try:
+        return Releases.model_validate(record or {})
     except ValidationError as error:
         raise StoreError(
             f"{folder.releases} cannot be read by this version ({error.error_count()} fields "
@@ -87,7 +92,8 @@ def write_releases(folder: PipelineFolder, releases: Releases) -> None:
     with all of its releases, or the new one with all of its own."""
     tables = {entry.table: entry.spec.store for entry in releases.releases}
     folder.sync(store.table(folder.tables, name).folder_of_files for name, store in tables.items())
-    write_json(folder.releases, releases.model_dump(mode="json"))
+    for path in (folder.releases, folder.releases_copy):
+        write_json(path, releases.model_dump(mode="json"))
     sync(folder.folder)
 
 
@@ -191,22 +197,7 @@ def newest_number(folder: PipelineFolder) -> int:
 def read_history(folder: PipelineFolder) -> tuple[list[dict[str, Any]], int]:
     """The lines of the history, oldest first, and how many others are damaged: a power cut tears
     lines, and leaves zeros for others."""
-    try:
-        text = folder.history.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:  # never written
-        return [], 0
-    entries: list[dict[str, Any]] = []
-    lines = [line for line in text.split("\n") if line.strip("\0 \r")]
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line.strip("\0"))
-            if (
-                isinstance(entry, dict)
-                and HISTORY_TYPES.items()
-                <= {name: type(value) for name, value in entry.items()}.items()
-            ):
-                entries.append(entry)
-    return entries, len(lines) - len(entries)
+    return read_lines(folder.history)
 
 
 def append_history(folder: PipelineFolder, release: Release, usage: dict[str, float]) -> None:
@@ -224,7 +215,6 @@ def append_history(folder: PipelineFolder, release: Release, usage: dict[str, fl
     }
     entries, damaged = read_history(folder)
     if not damaged:
-        append_line(folder.history, json.dumps(line, ensure_ascii=False))
-        return
-    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in (*entries, line)]
-    write_atomic(folder.history, "".join(lines), durable=True)
+        append_line(folder.history, line)
+    else:
+        write_lines(folder.history, [*entries, line])

@@ -38,7 +38,9 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
 
 _OF_CHUNKS = ("chunk_id", "document_id", "start", "end", "text", "chunk_digest")
 TABLE_COLUMNS: dict[str, pa.DataType] = {name: CHUNK_COLUMNS[name] for name in _OF_CHUNKS}
-TABLE_COLUMNS["partition"] = pa.string()  # for updates, as `chunk_digest`; the rest for searches
+# For updates, as `chunk_digest`; the rest is for searches.
+TABLE_COLUMNS["partition"] = pa.string()
+TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the model gave it
 
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector

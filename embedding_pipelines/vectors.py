@@ -1,5 +1,6 @@
 """Arithmetic on a matrix of vectors: unit length, cosines, conversion from and to Arrow columns."""
 
+import zlib
 from typing import Any, Literal
 
 import numpy as np
@@ -39,6 +40,14 @@ def cosine(left: NDArray[Any], right: NDArray[Any], both_zero: float = 0) -> NDA
     cosines: NDArray[Any] = np.clip(np.einsum("ij,ij->i", unit(left), unit(right)), -1, 1)
     cosines[~left.any(axis=1) & ~right.any(axis=1)] = both_zero
     return cosines
+
+
+def checksums(column: pa.FixedSizeListArray) -> list[int]:
+    """CRC-32 of each vector's bytes in a column of fixed_size_list<float32>[d]; of null, of
+    whatever lies there."""
+    rows = column.values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    rows = np.ascontiguousarray(rows[column.offset : column.offset + len(column)])
+    return [zlib.crc32(row) for row in rows]
 
 
 def to_matrix(column: pa.FixedSizeListArray | pa.ChunkedArray) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """A file is replaced as a whole or not at all: whoever is killed, fails or writes beside."""
 
+import json
 import os
 import resource
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,13 +16,16 @@ from hypothesis import strategies as st
 
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import (
+    append_line,
     create_only,
     delete,
     delete_drafts,
     draft_beside,
+    is_whole,
     list_files,
     move,
     read_json,
+    read_lines,
     replacing,
     write_atomic,
     write_json,
@@ -170,10 +175,47 @@ def test_of_many_that_create_a_file_one_does(tmp_path: Path) -> None:
 def test_damaged_json_is_named_with_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     assert read_json(path) is None
-    for content in (b'{"half": ', b"\xff\xfe", b""):
+    for content in (b'{"half": ', b"\xff\xfe", b"", b"{}", b"[]", b"null", b'{"a": 1}'):
         path.write_bytes(content)
-        with pytest.raises(StoreError, match=r"state\.json is damaged: .*delete it and run"):
+        with pytest.raises(StoreError, match=r"state\.json is damaged: .*makes it anew"):
             read_json(path)
+
+
+@pytest.mark.parametrize("value", [{}, {"a": {"b": [1, "ü", None]}, "checksum": "mine"}])
+def test_every_flipped_bit_of_a_state_and_every_cut_is_noticed(
+    tmp_path: Path, value: dict[str, Any]
+) -> None:
+    path = tmp_path / "state.json"
+    write_json(path, value)
+    content = path.read_bytes()
+    assert json.loads(content).keys() == {*value, "checksum"}
+    damages = [
+        *(content[:size] for size in range(len(content) - 1)),  # but for the last end of line
+        *(
+            bytes([*content[:at], content[at] ^ 1 << bit, *content[at + 1 :]])
+            for at in range(len(content))
+            for bit in range(8)
+        ),
+    ]
+    for damaged in damages:
+        path.write_bytes(damaged)
+        assert not is_whole(path)
+        with pytest.raises(StoreError, match="is damaged"):
+            read_json(path)
+    path.write_bytes(content)
+    assert is_whole(path)
+
+
+def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    assert read_lines(path) == ([], 0)
+    values = [{"release": 1, "words": "a\u2028b"}, {}, {"release": 3}]
+    for value in values:
+        append_line(path, value)
+    assert read_lines(path) == (values, 0)
+    path.write_bytes(path.read_bytes().replace(b": 3", b": 7") + b'{"torn')
+    append_line(path, {"release": 4})
+    assert read_lines(path) == ([*values[:2], {"release": 4}], 2)
 
 
 def test_files_are_listed_in_order_without_drafts_and_deleted(tmp_path: Path) -> None:

@@ -42,13 +42,19 @@ def run(
     retry_rejected: Annotated[
         bool, typer.Option("--retry-rejected", help="Send texts again that the provider rejected.")
     ] = False,
+    re_embed: Annotated[
+        bool, typer.Option("--re-embed", help="Make all vectors anew, past the cache; this costs.")
+    ] = False,
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
 
     Stop it at any time: it keeps what it embedded, and the next run goes on from there.
     """
+    from embedding_pipelines.steps.embeddings import re_embed as embed_anew
     from embedding_pipelines.steps.embeddings import retry_rejected as retry
 
+    if re_embed and not names:
+        raise ConfigError("run --re-embed: name the pipeline, since every text is paid for again.")
     specs, problems = load_specs(names)
     yield from problems
     if problems and names:
@@ -56,6 +62,10 @@ def run(
     if retry_rejected:
         for spec in specs:
             retry(open_run(spec))
+    if re_embed:
+        for spec in specs:
+            with open_run(spec) as pipeline:
+                embed_anew(pipeline)
     for spec in specs:
         try:
             result, problem = run_one(spec)

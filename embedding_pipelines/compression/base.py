@@ -9,7 +9,6 @@ import functools
 import io
 import itertools
 import json
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def check_vectors(vectors: Vectors, dimensions: int | None, where: str, first: i
     bad_rows = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     raise CompressionError(
         f"{where}: {bad_rows.size} of {len(vectors)} vectors hold NaN or infinity, the first is "
-        f"number {first + bad_rows[0]}. Embed these texts again."
+        f"number {first + bad_rows[0]}. Embed these texts again, with `run NAME --re-embed`."
     )
 
 
@@ -329,7 +328,7 @@ class CodecChain:
             parts = enumerate(statistics["codecs"])
             codecs = [_load(part, f"{at}.", arrays) for at, part in parts]
             chain = cls(codecs, statistics["input_dimensions"])
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except Exception as error:  # of zipfile, numpy and JSON, whatever damaged bytes make of it
             raise CompressionError(
                 f"{where}: this is no codec that can be read ({error!r}). Delete it and run the "
                 "pipeline, which fits a new one."

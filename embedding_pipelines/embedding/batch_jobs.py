@@ -21,7 +21,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.request import ATTEMPTS, retrying
 from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable
-from embedding_pipelines.files import delete, list_files, write_atomic
+from embedding_pipelines.files import delete, list_files, seal, unseal, write_atomic
 from embedding_pipelines.providers.base import (
     BatchState,
     BatchText,
@@ -258,7 +258,7 @@ class BatchJobs:
 
     def _write(self, job: BatchJob) -> None:
         """On the disk before it returns: what is lost in a power cut would be paid for again."""
-        write_atomic(self._path(job), json.dumps(asdict(job)), durable=True)
+        write_atomic(self._path(job), seal(json.dumps(asdict(job))), durable=True)
 
     def _forget(self, job: BatchJob) -> None:
         delete(self._path(job))
@@ -269,7 +269,7 @@ class BatchJobs:
 
 def _read(path: Path) -> BatchJob:
     try:
-        return BatchJob(**json.loads(path.read_text("utf-8")))
+        return BatchJob(**unseal(path.read_bytes()))
     except (ValueError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {error}. Put back a copy of it, or delete it: the texts of its "

@@ -2,12 +2,14 @@
 
 One SQLite file for all pipelines and programs. Key: 128 bits over space id, input type and the
 exact text, so renamed files, duplicate texts, a second pipeline and a model switched back cost
-nothing, and two models never serve each other's vectors. Values: float32, little-endian.
+nothing, and two models never serve each other's vectors. Values: float32, little-endian,
+each with a CRC-32 of key and value: a damaged one counts as missing.
 """
 
 import sqlite3
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -54,6 +56,7 @@ class EmbeddingCache:
         self._database: sqlite3.Connection | None = None
         self._users = 0  # `with` blocks that hold it open
         self._lock = threading.RLock()
+        self.damaged: set[bytes] = set()  # keys that were looked up and whose values are damaged
 
     @staticmethod
     def key(space_id: str, input_type: InputType, text: str) -> bytes:
@@ -62,16 +65,20 @@ class EmbeddingCache:
 
     def get_many(self, keys: Sequence[bytes], dimensions: int | None) -> dict[bytes, Vectors]:
         """The hits among `keys`, each float32[dimensions], read-only; None: of any size. A value of
-        another size is a miss."""
+        another size is a miss, and so is one that is damaged, whose key `damaged` then has."""
         hits: dict[bytes, Vectors] = {}
         with self._open("read") as database:
+            # A cache of an earlier version that nobody has written to since has no checksums.
+            checksum = "checksum" if _has_checksums(database) else "NULL"
             for start in range(0, len(keys), LOOKUP_KEYS):
                 part = keys[start : start + LOOKUP_KEYS]
                 marks = ",".join("?" * len(part))
-                statement = f"SELECT key, vector FROM vectors WHERE key IN ({marks})"
+                statement = f"SELECT key, vector, {checksum} FROM vectors WHERE key IN ({marks})"
                 with closing(database.execute(statement, part)) as rows:
-                    for key, value in rows:
-                        if dimensions is None or len(value) == 4 * dimensions:
+                    for key, value, expected in rows:
+                        if expected not in (None, _checksum(key, value)):
+                            self.damaged.add(key)
+                        elif dimensions is None or len(value) == 4 * dimensions:
                             hits[key] = np.frombuffer(value, np.float32)
         return hits
 
@@ -83,8 +90,15 @@ class EmbeddingCache:
         values = [row.tobytes() for row in np.ascontiguousarray(vectors, np.float32)]
         with self._open("written") as database, database:  # commits, or rolls back
             database.execute("BEGIN IMMEDIATE")
-            rows = zip(keys, values, strict=True)
-            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+            rows = zip(keys, values, map(_checksum, keys, values), strict=True)
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+
+    def remove_many(self, keys: Sequence[bytes]) -> None:
+        """Forget these vectors, in one transaction."""
+        with self._open("written") as database, database:
+            database.execute("BEGIN IMMEDIATE")
+            rows = ((key,) for key in keys)
+            database.executemany("DELETE FROM vectors WHERE key = ?", rows)
 
     def get(
         self, text: str, model: EmbeddingModel | Space | str, input_type: InputType = "document"
@@ -212,8 +226,23 @@ def _connect(name: str, uri: bool = False) -> sqlite3.Connection:
 
 def _create_table(database: sqlite3.Connection) -> None:
     database.execute(
-        "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)"
+        "CREATE TABLE IF NOT EXISTS vectors "
+        "(key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER)"
     )
+    if not _has_checksums(database):  # of an earlier version; its vectors have none
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            if not _has_checksums(database):  # another process was quicker
+                database.execute("ALTER TABLE vectors ADD COLUMN checksum INTEGER")
+
+
+def _has_checksums(database: sqlite3.Connection) -> bool:
+    columns = database.execute("PRAGMA table_info(vectors)").fetchall()
+    return any(name == "checksum" for _, name, *_ in columns)
+
+
+def _checksum(key: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(key))
 
 
 def _identity(model: EmbeddingModel | Space | str) -> tuple[str, Space | None]:

@@ -93,15 +93,15 @@ def _first_chunks(run: Run, partition: str) -> Iterator[tuple[str, str]]:
 
 def query_tokens(run: Run) -> int:
     """Tokens, by the model's tokenizer, of all these texts that are not in the cache."""
-    space, texts = run.model.space, dict.fromkeys(_texts(run))
+    space, texts = run.model.space, dict.fromkeys(query_texts(run))
     keys = {text: run.cache.key(space.id, text[1], text[0]) for text in texts}
     hits = run.cache.get_many(list(keys.values()), space.dimensions)
     misses = [text for (text, _), key in keys.items() if key not in hits]
     return sum(count_tokens(misses, run.model.tokenizer))
 
 
-def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
-    """Each with the input type that it is embedded as."""
+def query_texts(run: Run) -> Iterator[tuple[str, InputType]]:
+    """All that checks embed through the cache, each with the input type that it is embedded as."""
     for item in known_item_queries(run, run.spec.evaluation.known_items):
         yield item.query, "query"
     qrels = read_qrels(run)

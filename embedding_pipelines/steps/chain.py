@@ -10,6 +10,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
+from embedding_pipelines.steps.repair import is_sound
 
 
 def _discover() -> tuple[Step, ...]:
@@ -45,6 +46,8 @@ def up_to_date(run: Run, instance: Path) -> list[StepReport] | None:
         if not is_recorded or not (instance / "dagster.yaml").is_file():
             return None
         with run.folder.lock("run", timeout_seconds=0):  # else another process is at work on it
+            if not is_sound(run.folder):
+                return None
             released = read_releases(run.folder).releases[-1].spec.model
             if released not in (run.spec.model, run.release_options()):
                 return None  # another model may have to be fetched first

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.errors import CompressionError
-from embedding_pipelines.files import list_files, write_json
+from embedding_pipelines.errors import CompressionError, StoreError
+from embedding_pipelines.files import list_files, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
 from embedding_pipelines.run import Run
@@ -117,8 +115,8 @@ def unless_it_fails(run: Run) -> Iterator[None]:
 def _in_force(run: Run) -> dict[str, str]:
     """The file in force by what it was fitted for. A pointer that is lost or damaged names none."""
     try:
-        return TypeAdapter(dict[str, str]).validate_json(run.folder.codecs_in_force.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return read_json(run.folder.codecs_in_force) or {}
+    except StoreError:
         return {}
 
 

@@ -37,6 +37,7 @@ from embedding_pipelines.schemas import (
 from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.steps.repair import repair
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
@@ -91,6 +92,7 @@ class DocumentsStep(Step):
         return report
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
+        repair(run)
         yield write_documents(run)
 
 

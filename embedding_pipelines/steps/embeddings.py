@@ -24,6 +24,7 @@ from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
+from embedding_pipelines.quality.queries import query_texts
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
@@ -62,6 +63,8 @@ class EmbeddingsStep(Step):
         assert partition is not None
         check_dimensions(run)
         inputs = run.folder.chunks.required(partition).digest
+        if partition in _to_embed_anew(run):
+            return None
         manifest = run.folder.embeddings.current(partition, inputs, run.model.space.id)
         if manifest is None:
             return None
@@ -105,6 +108,10 @@ class EmbeddingsStep(Step):
                     collected = 0  # reported once
         finally:
             run.add_usage(unfinished, run.spec.model.price)
+            if damaged := len(run.cache.damaged):
+                run.progress.note(
+                    f"{damaged:,} damaged vectors of the cache {run.cache.path} are embedded anew."
+                )
 
 
 def _through_batch_jobs(run: Run, partitions: list[str], is_whole: bool) -> int:
@@ -184,16 +191,29 @@ def retry_rejected(run: Run) -> int:
     return count
 
 
-def rejected_chunks(run: Run, partition: str) -> set[str]:
-    """The chunk ids of a partition that have no vector, since the provider rejected their texts."""
-    manifest = run.folder.embeddings.manifest(partition)
-    if manifest is None or not manifest.rejected:
-        return set()
-    return {
-        name
-        for batch in run.folder.embeddings.read(partition, ["chunk_id", VECTOR])
-        for name in batch.filter(pc.is_null(batch[VECTOR]))["chunk_id"].to_pylist()
-    }
+def re_embed(run: Run) -> None:
+    """Let the next run make all vectors of the pipeline anew: its texts and those of its checks
+    leave the embedding cache, and all partitions are to be embedded.
+
+    What is embedded then is kept as ever, so that a run that was stopped, by the budget say, is
+    gone on with. Raises BusyError if another process is at work on the pipeline.
+    """
+    folder, space, names = run.folder, run.model.space, run.spec.partition_names
+    with folder.lock("run", timeout_seconds=0):
+        if _to_embed_anew(run):  # it has begun
+            return
+        keys = [run.cache.key(space.id, kind, text) for text, kind in query_texts(run)]
+        for partition in names:
+            for batch in folder.chunks.read(partition, ["text"]):
+                texts = batch["text"].to_pylist()
+                keys += [run.cache.key(space.id, "document", text) for text in texts]
+        run.cache.remove_many(keys)
+        write_json(folder.embed_anew, {"partitions": names})
+
+
+def _to_embed_anew(run: Run) -> list[str]:
+    """The partitions that `re_embed` named and that no run has embedded since."""
+    return list((read_json(run.folder.embed_anew) or {"partitions": []})["partitions"])
 
 
 def _write(
@@ -225,6 +245,12 @@ def _write(
 
     shards = run.folder.embeddings
     manifest = shards.write(partition, schema, rows(), source.digest, model.space.id, statistics)
+    if partition in (left := _to_embed_anew(run)):
+        left.remove(partition)
+        if left:
+            write_json(run.folder.embed_anew, {"partitions": left})
+        else:
+            delete(run.folder.embed_anew)
     usd = (usage.billed_tokens * (price or 0) + collected * (batch_price or 0)) / 1e6
     usage.billed_tokens += collected
     statistics = _statistics(manifest, usage, usd if price else None, True)

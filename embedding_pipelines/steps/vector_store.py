@@ -5,9 +5,9 @@ table beside the old one. What was last written is remembered with the table's v
 disagree (a run died in between), every partition is compared again.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -23,10 +23,9 @@ from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step, row_values
 from embedding_pipelines.steps.codec import codec_path, load_codec
-from embedding_pipelines.steps.embeddings import rejected_chunks
 from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
-from embedding_pipelines.vectors import Vectors, to_column, to_matrix
+from embedding_pipelines.vectors import Vectors, checksums, to_column, to_matrix
 
 
 @dataclass
@@ -61,7 +60,10 @@ class VectorStoreStep(Step):
     sentence = "{rows}: {added:,} added, {removed:,} removed"
     row_statistic = "rows"
     identity = ("table", "version")
-    lineage: ClassVar[Mapping[str, str]] = {"partition": "document_id"}
+    lineage: ClassVar[Mapping[str, str]] = {
+        "partition": "document_id",
+        "vector_checksum": VECTOR,
+    }
 
     def configuration(self, spec: PipelineSpec) -> str:
         return fingerprint(spec.store.layout)
@@ -96,7 +98,7 @@ def update_vector_store(run: Run) -> StepReport:
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
     differences = {
-        partition: compare(run, table, partition, rejected_chunks(run, partition))
+        partition: compare(run, table, partition)
         for partition, content in shards.items()
         if done.get(partition) != content
     }
@@ -219,25 +221,61 @@ def _intact(run: Run, name: str, version: int | None) -> TableState | None:
     return state if state and (state.table, state.version, state.store) == expected else None
 
 
-def compare(run: Run, table: Table | None, partition: str, rejected: set[str]) -> Difference:
-    """One partition of the table beside its chunks, of which the `rejected` have no vector."""
-    columns = ["chunk_id", "chunk_digest"]
-    stored: dict[str, bytes | None] = {}
+def compare(run: Run, table: Table | None, partition: str, is_embedded: bool = True) -> Difference:
+    """One partition of the table beside its chunks and their vectors; chunks whose texts the
+    provider rejected belong into no table.
+
+    `is_embedded`: the chunks have their vectors. Else only chunks are compared, and all will have
+    one.
+    """
+    columns = ["chunk_id", "chunk_digest", "vector_checksum"]
+    stored: dict[str, tuple[bytes, int] | None] = {}
     if table is not None and table.version is not None:
         for batch in table.scan(columns, partition):
-            for name, content in row_values(batch, *columns):
-                stored[name] = None if name in stored else content  # duplicate rows are rewritten
-    target, add = dict[str, bytes](), list[bool]()
-    for batch in run.folder.chunks.read(partition, columns):
-        for name, content in row_values(batch, *columns):
-            if name not in rejected:
-                target[name] = content
-            add.append(name in target and stored.get(name) != content)
-    remove = [
-        name for name, content in stored.items() if not content or target.get(name) != content
-    ]
+            for name, digest_of_chunk, checksum in row_values(batch, *columns):
+                row = (digest_of_chunk, checksum if is_embedded else 0)
+                stored[name] = None if name in stored else row  # duplicate rows are rewritten
+    target, add = dict[str, tuple[bytes, int]](), list[bool]()
+    for name, content in _contents(run, partition, is_embedded):
+        if content is not None:
+            target[name] = content
+        add.append(content is not None and stored.get(name) != content)
+    remove = [name for name, row in stored.items() if not row or target.get(name) != row]
     new = len(target.keys() - stored.keys())
     return Difference(remove, add, new, unchanged=len(target) - sum(add))
+
+
+def _contents(
+    run: Run, partition: str, is_embedded: bool
+) -> Iterator[tuple[str, tuple[bytes, int] | None]]:
+    """Each chunk's id with its digest and its vector's checksum, None for one without a vector."""
+    columns = ["chunk_id", "chunk_digest"]
+    if not is_embedded:
+        for batch in run.folder.chunks.read(partition, columns):
+            yield from ((name, (content, 0)) for name, content in row_values(batch, *columns))
+        return
+    for batch, embeddings in _pairs(run, partition, columns):
+        vectors = embeddings[VECTOR]
+        rows = row_values(batch, *columns)
+        for (name, content), checksum, is_there in zip(
+            rows, checksums(vectors), vectors.is_valid().to_pylist(), strict=True
+        ):
+            yield name, (content, checksum) if is_there else None
+
+
+def _pairs(
+    run: Run, partition: str, columns: list[str] | None = None
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Chunks with their embeddings. Raises StoreError if they do not belong together."""
+    chunks = run.folder.chunks.read(partition, columns)
+    embeddings = run.folder.embeddings.read(partition)
+    for left, right in itertools.zip_longest(chunks, embeddings):
+        if left is None or right is None or not left["chunk_id"].equals(right["chunk_id"]):
+            raise StoreError(
+                f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ. Make "
+                f"the vectors anew: `embedding-pipelines run {run.spec.name} --re-embed`."
+            )
+        yield left, right
 
 
 def _rows(
@@ -249,19 +287,17 @@ def _rows(
         if not any(difference.add):
             continue
         is_added = iter(difference.add)
-        chunk_batches = run.folder.chunks.read(partition)
-        embedding_batches = run.folder.embeddings.read(partition)
-        for chunks, embeddings in zip(chunk_batches, embedding_batches, strict=True):
-            if not chunks["chunk_id"].equals(embeddings["chunk_id"]):
-                raise StoreError(
-                    f"Partition {partition!r} of {run.spec.name!r}: chunks and embeddings differ."
-                )
-            mask = pa.array(islice(is_added, chunks.num_rows), pa.bool_())
+        for chunks, embeddings in _pairs(run, partition):
+            mask = pa.array(itertools.islice(is_added, chunks.num_rows), pa.bool_())
             rows, vectors = chunks.filter(mask), to_matrix(embeddings[VECTOR].filter(mask))
             if not rows.num_rows:
                 continue
             codes = encoded(store, codec, vectors)
-            values = {"partition": pa.repeat(partition, rows.num_rows), **codes}
+            values = {
+                "partition": pa.repeat(partition, rows.num_rows),
+                "vector_checksum": pa.array(checksums(embeddings[VECTOR].filter(mask)), pa.int64()),
+                **codes,
+            }
             columns = [values[name] if name in values else rows[name] for name in schema.names]
             done += rows.num_rows
             run.progress.update("vector_store", done, total, "rows")

@@ -6,6 +6,7 @@ manifest never sees half a shard, and a crash at any point leaves the previous o
 object store needs the same order.
 """
 
+import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ from embedding_pipelines.files import (
     delete,
     delete_drafts,
     draft_beside,
+    file_checksum,
     is_absent,
     list_files,
     move,
@@ -39,6 +41,7 @@ from embedding_pipelines.schemas import DIGEST_BYTES
 
 State = TypeVar("State")
 
+DAMAGED = ".damaged"  # the end of a shard's name that was set aside, until it is made anew
 ROW_GROUP_ROWS = 4_096  # also the batch in which texts are deduplicated and sorted by length
 ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
 
@@ -53,6 +56,7 @@ class Manifest:
     digest: str  # of the shard's bytes; the next step compares it
     inputs: str  # digest of the input
     configuration: str  # fingerprint of the configuration that computed it
+    checksum: int  # CRC-32 of the shard's bytes, which is compared before they are read
     statistics: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
 
     @property
@@ -66,6 +70,7 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._intact: set[str] = set()  # shards whose bytes were compared; their names never return
 
     def manifest(self, partition: str) -> Manifest | None:
         """The partition's manifest; None if it was never written, is lost or cut short."""
@@ -105,26 +110,54 @@ class Shards:
         manifest = replace(self.required(partition), configuration="")
         write_json(self.folder / f"{partition}.json", asdict(manifest))
 
-    def read(self, partition: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """The partition's rows in order, ROW_GROUP_ROWS at a time; nothing if it was never
-        written."""
+    def is_intact(self, partition: str) -> bool:
+        """Whether the partition's shard holds the bytes that were written; a shard that holds
+        others is set aside, so that the partition counts as never written."""
         manifest = self.manifest(partition)
         if manifest is None:
+            return False
+        path = self.folder / manifest.shard
+        if path.name in self._intact:
+            return True
+        if file_checksum(path) == manifest.checksum or file_checksum(path) == manifest.checksum:
+            self._intact.add(path.name)
+            return True
+        with contextlib.suppress(OSError):  # of a home that is for reading only
+            move(path, path.with_name(f"{path.name}{DAMAGED}"))
+        return False
+
+    def read(self, partition: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The partition's rows in order, ROW_GROUP_ROWS at a time; nothing if it was never
+        written. Raises StoreError if its shard is damaged."""
+        path = self._shard(partition)
+        if path is None:
             return
-        with pq.ParquetFile(self.folder / manifest.shard) as file:
+        with pq.ParquetFile(path) as file:
             yield from file.iter_batches(ROW_GROUP_ROWS, columns=columns, use_threads=False)
 
     def schema(self, partition: str) -> pa.Schema | None:
         """The Arrow schema of the partition's shard, with its metadata; None if never written."""
-        manifest = self.manifest(partition)
-        return pq.read_schema(self.folder / manifest.shard) if manifest else None
+        path = self._shard(partition)
+        return pq.read_schema(path) if path else None
 
     def read_columns(self, partition: str, columns: list[str]) -> pa.Table | None:
         """A few narrow columns of a partition at once; None if it was never written."""
+        path = self._shard(partition)
+        return pq.read_table(path, columns=columns) if path else None
+
+    def _shard(self, partition: str) -> Path | None:
+        """The partition's shard, None if it was never written. Raises StoreError if it is
+        damaged."""
         manifest = self.manifest(partition)
         if manifest is None:
             return None
-        return pq.read_table(self.folder / manifest.shard, columns=columns)
+        if not self.is_intact(partition):
+            step, pipeline = self.folder.name, self.folder.parent.name
+            raise StoreError(
+                f"{self.folder / manifest.shard} is damaged: it holds the {step} of partition "
+                f"{partition!r}. Run `embedding-pipelines run {pipeline}`, which makes them anew."
+            )
+        return self.folder / manifest.shard
 
     def write(
         self,
@@ -138,14 +171,17 @@ class Shards:
         """Replace the partition. A generator of `batches` may fill `statistics` on the way."""
         with draft_beside(self.folder / partition) as draft:
             rows = _write_parquet(draft, schema, batches)
-            content = file_digest(draft)
+            content, checksum = file_digest(draft), file_checksum(draft)
             shard = self.folder / f"{partition}-{content[:16]}.parquet"
             size = draft.stat().st_size
             move(draft, shard)
-        manifest = Manifest(shard.name, rows, size, content, inputs, configuration, statistics)
+        manifest = Manifest(
+            shard.name, rows, size, content, inputs, configuration, checksum, statistics
+        )
+        self._intact.add(shard.name)
         # Synced with all others before something relies on it; torn, it counts as never written.
         write_json(self.folder / f"{partition}.json", asdict(manifest), durable=False)
-        for other in list_files(self.folder, f"{partition}-*.parquet"):
+        for other in list_files(self.folder, f"{partition}-*.parquet*"):
             if other != shard:
                 delete(other)
         return manifest
@@ -165,6 +201,7 @@ class PipelineFolder:
         self.batch_jobs = folder / "embeddings" / "batch_jobs.json"  # those with texts of it
         self.rejected_texts = folder / "embeddings" / "rejected.parquet"
         self.usage = folder / "embeddings" / "usage.json"  # tokens, seconds and USD of all runs
+        self.embed_anew = folder / "embeddings" / "re_embed.json"  # partitions still to be embedded
         self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
         self.codecs_in_force = self.codecs / "current.json"
@@ -175,6 +212,7 @@ class PipelineFolder:
         self.queries = self.quality / "queries.json"  # of these metrics
         self.optimization = self.quality / "optimization.json"  # what `optimize` measured
         self.releases = folder / "releases.json"
+        self.releases_copy = folder / "releases.copy.json"  # for when the first is damaged
         self.last_run = folder / "last_run.json"
         self.activity = folder / "activity.json"  # the step at work, or how the last one ended
         self.rejected_by_failure = folder / "documents" / "rejected_by_failed_run.parquet"
@@ -214,12 +252,13 @@ class PipelineFolder:
     def fix_partitions(self, partitions: int) -> None:
         """Remember the number of partitions at the first run; ConfigError if it changes later."""
         path = self.folder / "pipeline.json"
-        state = read_json(path) or {}
-        if "partitions" not in state:
-            write_json(path, {"partitions": partitions})
-        elif state["partitions"] != partitions:
+        before = (read_json(path) or {}).get("partitions")
+        if before is None:  # of a first run, or one whose file was lost
+            before = len(list_files(self.documents.folder, "b*.json")) or partitions
+            write_json(path, {"partitions": before})
+        if before != partitions:
             raise ConfigError(
-                f"Pipeline {self.folder.name!r} was made with {state['partitions']} partitions, "
+                f"Pipeline {self.folder.name!r} was made with {before} partitions, "
                 f"its file now says {partitions}. The number is fixed for a pipeline's life: set "
                 "it back, or give the file a new name."
             )
@@ -288,7 +327,19 @@ def _hold(path: Path, timeout_seconds: float, problem: str) -> Iterator[None]:
 def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
     """Replace one Parquet file in one rename; returns its rows."""
     with replacing(path) as draft:
-        return _write_parquet(draft, schema, batches)
+        return _write_parquet(draft, schema, batches, write_page_checksum=True)
+
+
+def read_table(path: Path) -> pa.Table | None:
+    """What `write_table` wrote, None without the file. Raises StoreError if it is damaged."""
+    try:
+        return None if is_absent(path) else pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk, not of the content
+        raise StoreError(
+            f"{path} is damaged: {error}. Run the pipeline, which makes it anew."
+        ) from error
 
 
 def replace_rows(
@@ -296,13 +347,8 @@ def replace_rows(
 ) -> None:
     """Replace the rows of one Parquet file but for those that pass `others`; create it if need
     be."""
-    try:
-        before = schema.empty_table() if is_absent(path) else pq.read_table(path)
-    except pa.ArrowException as error:
-        raise StoreError(
-            f"{path} is damaged: {error}. Restore a copy, or delete it and the other files of its "
-            "folder; the next run writes them again."
-        ) from error
+    before = read_table(path)
+    before = schema.empty_table() if before is None else before
     write_table(path, schema, chain(before.filter(others).to_batches(), rows))
 
 
@@ -313,13 +359,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, blake2b).hexdigest()
 
 
-def _write_parquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+def _write_parquet(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], **options: bool
+) -> int:
     """Write in row groups of ROW_GROUP_ROWS, whatever the batches' sizes; returns the rows.
 
     Equal rows make equal bytes: a shard's digest must not depend on the sizes of its batches.
     """
     rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", **options) as writer:
         for group in _regroup(schema, batches):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             rows += group.num_rows

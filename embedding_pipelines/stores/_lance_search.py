@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lancedb.query import AsyncQueryBase
     from lancedb.table import AsyncTable
 
-INTERNAL = ("partition", "chunk_digest")  # for updates, not for searchers
+INTERNAL = ("partition", "chunk_digest", "vector_checksum")  # for updates, not for searchers
 BATCH_ROWS = 16_384  # rows to read at once: 100,000 x 128 codes in 21 ms, in lancedb's 1,024 in 65
 SCAN_ROWS = 512  # rows to compare at once: 512 x 384 float32 stay in a processor's cache
 

@@ -21,6 +21,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.request import ATTEMPTS
 from embedding_pipelines.errors import BudgetError, ProviderError, StoreError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.plan import plan
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.providers import _openai_batch
@@ -137,7 +138,7 @@ def check_vectors(
 def records(home: Path) -> list[dict[str, Any]]:
     """The files of batches in the warehouse."""
     found = sorted((home / "data" / "warehouse" / "batch_jobs").glob("*.json"))
-    return [json.loads(path.read_text()) for path in found]
+    return [read_json(path) for path in found]
 
 
 def noted(home: Path) -> set[str]:
@@ -284,9 +285,8 @@ def test_a_batch_is_found_by_its_tag_though_others_came_after_it(
 ) -> None:
     waits(zoo)
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json").write_text(
-        json.dumps({**record, "id": None})
-    )
+    path = zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json"
+    write_json(path, {**record, "id": None})
     (stored,) = server.batches.values()
     for number in range(5):
         shown = {
@@ -308,9 +308,8 @@ def test_what_was_never_submitted_and_is_not_found_is_submitted(
     waits(zoo)
     server.batches.clear()
     (record,) = records(zoo)
-    (zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json").write_text(
-        json.dumps({**record, "id": None})
-    )
+    path = zoo / "data" / "warehouse" / "batch_jobs" / f"{record['tag']}.json"
+    write_json(path, {**record, "id": None})
     waits(zoo)
     assert len(server.batches) == 1
     assert records(zoo)[0]["tag"] != record["tag"]

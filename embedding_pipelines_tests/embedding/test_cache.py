@@ -240,3 +240,39 @@ def test_a_name_stands_for_a_model_whose_space_nobody_knows(tmp_path: Path) -> N
         with pytest.raises(ProviderError, match="Nothing was stored"):
             cache.set("a hen", "my-model", wrong)
     assert len(cache) == 1
+
+
+def test_a_damaged_value_counts_as_missing_and_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    cache = EmbeddingCache(path)
+    cache.put_many(keys(3), vectors(3) + 1)
+    with sqlite3.connect(path) as database:
+        value = bytearray((vectors(3) + 1)[1].tobytes())
+        value[3] ^= 1
+        database.execute("UPDATE vectors SET vector = ? WHERE key = ?", (bytes(value), keys(2)[1]))
+        database.execute("UPDATE vectors SET key = x'00' WHERE key = ?", (keys(3)[2],))
+    database.close()
+    assert list(cache.get_many([*keys(3), b"\0"], 4)) == keys(1)
+    assert cache.damaged == {keys(2)[1], b"\0"}
+    cache.put_many(keys(2), vectors(2) + 1)
+    assert list(EmbeddingCache(path, read_only=True).get_many(keys(2), 4)) == keys(2)
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_gets_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL)")
+        database.execute("INSERT INTO vectors VALUES (?, ?)", (keys(1)[0], vectors(1).tobytes()))
+    database.close()
+    for cache in (EmbeddingCache(path, read_only=True), EmbeddingCache(path)):
+        assert list(cache.get_many(keys(1), 4)) == keys(1)
+    cache.put_many(keys(2), vectors(2))
+    assert list(cache.get_many(keys(2), 4)) == keys(2)
+    assert cache.damaged == set()
+
+
+def test_what_is_removed_is_gone(tmp_path: Path) -> None:
+    cache = EmbeddingCache(tmp_path / "cache.sqlite")
+    cache.put_many(keys(3), vectors(3))
+    cache.remove_many([*keys(2), b"nowhere"])
+    assert list(cache.get_many(keys(3), 4)) == keys(3)[2:]

@@ -385,7 +385,7 @@ def test_damaged_files_are_named(built: Path) -> None:
         folder.history.write_text(f"\0\0\0\n[1]\n{lines}{{half\n")
         collected = Collected()
         write_report(Warehouse(built), "p", collected)
-        told = f"p: 2 damaged lines of {folder.history} are left out."
+        told = f"p: 3 damaged lines of {folder.history} are left out."
         assert told in collected.notes
     finally:
         folder.history.write_text(lines)

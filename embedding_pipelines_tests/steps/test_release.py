@@ -21,7 +21,7 @@ from embedding_pipelines.errors import (
     ReleaseError,
     StoreError,
 )
-from embedding_pipelines.files import write_json
+from embedding_pipelines.files import file_checksum, write_json
 from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
@@ -76,7 +76,11 @@ def spoil(shards: Shards, partition: str, change: Callable[[pa.Table], pa.Table]
     table = change(pq.read_table(path))
     pq.write_table(table, path)
     made = replace(
-        made, rows=table.num_rows, size_bytes=path.stat().st_size, digest=file_digest(path)
+        made,
+        rows=table.num_rows,
+        size_bytes=path.stat().st_size,
+        digest=file_digest(path),
+        checksum=file_checksum(path),
     )
     write_json(shards.folder / f"{partition}.json", vars(made))
 

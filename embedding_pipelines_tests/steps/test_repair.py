@@ -1,15 +1,22 @@
 """A warehouse that lost something, or a source that plays tricks: a run puts it right or says what
 to do."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ReleaseError, SourceError, StoreError
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases, rollback
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.storage.warehouse import Shards, Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
     live_rows,
@@ -17,6 +24,7 @@ from embedding_pipelines_tests.chain import (
     run_of,
     run_recorded,
     run_steps,
+    steps,
     top,
     write_csv,
     write_pipeline,
@@ -124,17 +132,6 @@ def test_a_lost_partition_is_made_anew(
     )
 
 
-@pytest.mark.parametrize("name", ["releases.json", "vector_store.json", "checks.json"])
-def test_a_damaged_file_is_named_with_what_to_do(built: Path, name: str) -> None:
-    path = run_of(built, "p").folder.folder / name
-    path.write_text("{")
-    with pytest.raises(StoreError, match=rf"{name} is damaged.*delete it and run"):
-        run_steps(built, "p")
-    path.unlink()
-    run_steps(built, "p")
-    assert top(built, "p", "word3 text number 3") == ["3"]
-
-
 def test_a_release_whose_table_is_lost_is_dropped_and_not_gone_back_to(built: Path) -> None:
     context = run_of(built, "p")
     (table,) = (built / "data" / "warehouse" / "tables").glob("*.lance")
@@ -208,21 +205,67 @@ def test_what_another_version_laid_out_otherwise_is_made_anew(built: Path) -> No
     assert_same_rows(live_rows(built, "p"), before)
 
 
-def test_a_damaged_table_of_rejections_is_named_with_what_to_do(built: Path) -> None:
-    path = run_of(built, "p").folder.rejected
-    path.write_bytes(path.read_bytes()[:50])
-    write_csv(built, "b.csv", [(60, "one more", "c")])
-    with pytest.raises(StoreError, match=r"rejected\.parquet is damaged: .* delete it and the"):
-        run_steps(built, "p")
-    for file in path.parent.iterdir():
-        file.unlink()
-    run_steps(built, "p")
-    assert len(live_rows(built, "p")) == 61
+@pytest.mark.parametrize("damage", ["half", "flip", "lost"])
+def test_a_damaged_table_of_rejections_is_made_anew(home: Path, damage: str) -> None:
+    write_pipeline(home, "p", HASHING.replace("id: id,", "id: id, max_rejected: 2,"))
+    write_csv(home, "a.csv", [*ROWS, (1, "too", "many", "cells")])
+    run_steps(home, "p")
+    path = run_of(home, "p").folder.rejected
+    before, content = pq.read_table(path), bytearray(path.read_bytes())
+    if damage == "lost":
+        path.unlink()
+    elif damage == "half":
+        path.write_bytes(content[:50])
+    else:
+        content[20] ^= 1  # of a page
+        path.write_bytes(content)
+    write_csv(home, "b.csv", [(60, "one more", "c")])
+    with noting(home) as (run, notes):
+        list(steps(run))
+    assert any("rejected.parquet was lost or damaged and is made anew" in note for note in notes)
+    assert pq.read_table(path) == before
+    assert len(live_rows(home, "p")) == 61
 
 
-@pytest.mark.parametrize("name", ["documents/files.json", "pipeline.json"])
-def test_a_state_file_that_holds_no_object_is_named(built: Path, name: str) -> None:
-    path = run_of(built, "p").folder.folder / name
-    path.write_text("[1]")
-    with pytest.raises(StoreError, match=rf"{path.name} is damaged: it holds no object"):
-        run_steps(built, "p")
+class Notes(Silent):
+    """What a run says."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@contextlib.contextmanager
+def noting(home: Path) -> Iterator[tuple[Run, list[str]]]:
+    progress = Notes()
+    with Run(find_pipeline("p", home), Warehouse(home), progress) as run:
+        yield run, progress.notes
+
+
+def test_a_run_without_damage_notes_nothing(built: Path) -> None:
+    with noting(built) as (run, notes):
+        list(steps(run))
+    assert notes == []
+
+
+@pytest.mark.parametrize("step", ["documents", "chunks", "embeddings"])
+def test_a_flipped_bit_in_a_shard_is_said_by_whoever_reads_it_and_mended_by_a_run(
+    built: Path, step: str
+) -> None:
+    before = live_rows(built, "p")
+    run = run_of(built, "p")
+    shards = Shards(run.folder.folder / step)
+    path = shards.folder / shards.required("b01").shard
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"is damaged: it holds the .* of partition 'b01'. Run"):
+        list(shards.read("b01"))
+    assert shards.manifest("b01") is None  # so that a run has work
+    with noting(built) as (run, notes):
+        list(steps(run))
+    assert notes == [f"p: the {step} of partition b01 were damaged; made anew."]
+    assert [file for file in shards.folder.iterdir() if "damaged" in file.name] == []
+    assert_same_rows(live_rows(built, "p"), before)

@@ -48,6 +48,7 @@ def batch(names: list[str], text: str = "text") -> pa.RecordBatch:
         "text": pa.array([f"{text} {name}" for name in names], pa.string()),
         "chunk_digest": pa.array([digest(name.encode(), text.encode()) for name in names], DIGEST),
         "partition": pa.array([f"b0{len(name) % 2}" for name in names], pa.string()),
+        "vector_checksum": pa.array([0] * count, pa.int64()),
         "cat": pa.array([name[-1] for name in names], pa.string()),
         "year": pa.array([2000 + len(name) for name in names], pa.int64()),
         VECTOR: pa.FixedSizeListArray.from_arrays(pa.array(vectors_of(names).ravel()), WIDTH),

@@ -46,6 +46,7 @@ def add(
         "text": pa.array(names),
         "chunk_digest": pa.array([digest(name.encode()) for name in names], DIGEST),
         "partition": pa.repeat("b00", count),
+        "vector_checksum": pa.array([0] * count, pa.int64()),
         "cat": pa.array([f"c{n % 20}" for n in range(first, first + count)]),
         **encoded(table.options, codec, vectors),
     }

@@ -56,8 +56,8 @@ class VectorsBelongToTheirTexts(Check):
                 cause = f"the model has changed under its name (canaries at {canaries:.4f})"
             sentence = (
                 f"The stored vector of chunk {worst[0]!r} is not the one that its text has today "
-                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): {cause}. Set the model's "
-                "`revision` (or another name), so that everything is embedded again."
+                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): {cause}. Embed all again: "
+                f"`embedding-pipelines run {candidate.run.spec.name} --re-embed`."
             )
         statistics = {"cosine": least, "looked_at": len(worst), "worst": worst[:5]}
         return self.outcome(passed, sentence, statistics)

@@ -11,8 +11,8 @@ class VectorsAreSound(Check):
         sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound.")
         if faults:
             sentence += (
-                ". The model, or a service, gave vectors that say nothing, or a file is damaged: "
-                "see that the model answers as it should, then delete the folder embeddings in "
-                f"{candidate.run.folder.folder} and run again."
+                ". The model, or a service, gave vectors that say nothing: see that it answers as "
+                "it should, then embed all again: `embedding-pipelines run "
+                f"{candidate.run.spec.name} --re-embed`."
             )
         return self.outcome(not faults, sentence, dict(candidate.faults))

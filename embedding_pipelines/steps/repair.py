@@ -1,0 +1,117 @@
+"""Damage is noticed before a run begins its work: what is not as it was written is removed, so that
+the steps make it anew, and said.
+
+Every file of state holds a checksum of its own, and a manifest that of its shard. What can be
+derived from nothing else, releases and sums of usage, is put back from its copy.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.errors import CompressionError, StoreError
+from embedding_pipelines.files import (
+    delete,
+    is_whole,
+    list_files,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+)
+from embedding_pipelines.run import Run
+from embedding_pipelines.storage.warehouse import PipelineFolder, Shards, read_table
+
+USAGE = ("embedded_tokens", "provider_seconds", "usd")  # as a line of the history has them
+
+
+def is_sound(folder: PipelineFolder) -> bool:
+    """Whether every file of state is what was written; shards are not read."""
+    return all(map(is_whole, _state_files(folder))) and not read_lines(folder.history)[1]
+
+
+def repair(run: Run) -> None:
+    """Remove or put back what is damaged; `run.progress` is told a sentence for each.
+
+    The pipeline's lock is held. Raises OSError for what cannot be read: that is no proof of damage.
+    """
+    if run.warehouse.is_copy:
+        return  # whose other files are those of the warehouse
+    for sentence in (*_repair_states(run.folder), *_repair_rows(run), *_remove_codecs(run.folder)):
+        run.progress.note(f"{run.spec.name}: {sentence}")
+
+
+def _state_files(folder: PipelineFolder) -> list[Path]:
+    return sorted(path for path in folder.folder.rglob("*.json") if not path.name.startswith("."))
+
+
+def _repair_states(folder: PipelineFolder) -> Iterator[str]:
+    lines, damaged_lines = read_lines(folder.history)
+    if damaged_lines:
+        write_lines(folder.history, lines)
+        yield f"{damaged_lines} damaged lines of {folder.history} are removed."
+    for path in _state_files(folder):
+        if is_whole(path):
+            continue
+        delete(path)
+        if path == folder.usage and lines:
+            write_json(path, {name: lines[-1][name] for name in USAGE if name in lines[-1]})
+            yield f"{path} was damaged; its sums go on from those of the newest release."
+        elif path == folder.optimization:
+            yield f"{path} was damaged and is removed; `optimize` makes it anew."
+        elif path != folder.releases or not is_whole(folder.releases_copy):
+            yield f"{path} was damaged and is made anew."
+    for path, other in (
+        (folder.releases, folder.releases_copy),
+        (folder.releases_copy, folder.releases),
+    ):
+        if not path.exists() and (record := read_json(other)) is not None:
+            write_json(path, record)
+            yield f"{path} was lost or damaged and is put back from its copy."
+
+
+def _repair_rows(run: Run) -> Iterator[str]:
+    """Shards, and the tables of what was rejected."""
+    folder, names = run.folder, run.spec.partition_names
+    for shards in (folder.documents, folder.chunks, folder.embeddings):
+        for name in names:
+            if (shards.folder / f"{name}.json").exists() and not shards.is_intact(name):
+                delete(shards.folder / f"{name}.json")
+                yield f"the {shards.folder.name} of partition {name} were damaged; made anew."
+    files = (read_json(folder.files) or {"files": {}})["files"].values()
+    has_rejections = folder.rejected.exists() or any(file["rejected"] for file in files)
+    if has_rejections and _is_damaged(folder.rejected):
+        delete(folder.rejected)
+        delete(folder.files)  # all files are read again
+        yield f"{folder.rejected} was lost or damaged and is made anew."
+    rejecting = [name for name in names if _rejects(folder.embeddings, name)]
+    if (rejecting or folder.rejected_texts.exists()) and _is_damaged(folder.rejected_texts):
+        delete(folder.rejected_texts)
+        for name in rejecting:
+            folder.embeddings.forget(name)
+        yield f"{folder.rejected_texts} was lost or damaged and is made anew."
+
+
+def _rejects(embeddings: Shards, partition: str) -> bool:
+    manifest = embeddings.manifest(partition)
+    return manifest is not None and manifest.rejected > 0
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a table that has rows is lost or damaged."""
+    try:
+        return read_table(path) is None
+    except StoreError:
+        return True
+
+
+def _remove_codecs(folder: PipelineFolder) -> Iterator[str]:
+    for path in list_files(folder.codecs, "*.npz"):
+        try:
+            CodecChain.load(path)
+        except CompressionError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno is not None:
+                raise  # not proven to be damaged
+            delete(path)
+            yield f"{path} was damaged and is removed; what it encoded is encoded anew."
