@@ -67,7 +67,7 @@ def _definitions(spec: PipelineSpec, home: Path) -> dg.Definitions:
         executor_def=dg.in_process_executor,
         tags=job_tags(spec),
     )
-    schedule = pipeline_schedule(spec)
+    schedule = pipeline_schedule(spec, home)
     sensors = [pipeline_sensor(spec, home)]
     if spec.model.uses_batch_jobs:
         sensors.append(batch_sensor(spec, home))

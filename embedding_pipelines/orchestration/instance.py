@@ -12,6 +12,8 @@ from sqlalchemy import Engine, event
 
 from embedding_pipelines.environment import home, instance_folder
 from embedding_pipelines.files import create_only
+from embedding_pipelines.orchestration.dead_runs import end_dead_runs
+from embedding_pipelines.storage.warehouse import Warehouse
 
 LEAN = """\
 # Written once; yours to change.
@@ -101,5 +103,15 @@ def _quick_commits(folder: Path) -> Iterator[None]:
             connection.close()
 
 
+def start() -> Path:
+    """The instance's folder, for Dagster's services to start on: without runs that a crash left as
+    started, which would keep those of the same pipeline waiting."""
+    folder = ensure_instance_folder(home())
+    if (folder / "history").is_dir():  # else nothing ever ran
+        with open_instance(home()) as instance:
+            end_dead_runs(instance, Warehouse(home()))
+    return folder
+
+
 if __name__ == "__main__":
-    print(ensure_instance_folder(home()))
+    print(start())

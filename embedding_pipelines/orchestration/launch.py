@@ -8,6 +8,7 @@ import dagster as dg
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
+from embedding_pipelines.orchestration.dead_runs import ENDED
 from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
@@ -86,6 +87,4 @@ def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec)
         ],
     )
     for run in instance.get_runs(unfinished):
-        instance.report_run_failed(
-            run, "The process of this run was ended from outside; the next run goes on from it."
-        )
+        instance.report_run_failed(run, ENDED)

@@ -1,11 +1,14 @@
 """Schedules: one per pipeline that asks for it, and how fresh that keeps its release."""
 
 from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 
+from embedding_pipelines.orchestration.dead_runs import end_dead_runs
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Warehouse
 
 NAMED = {
     "@hourly": "0 * * * *",
@@ -24,7 +27,7 @@ LONGEST = (
 )
 
 
-def pipeline_schedule(spec: PipelineSpec) -> dg.ScheduleDefinition | None:
+def pipeline_schedule(spec: PipelineSpec, home: Path) -> dg.ScheduleDefinition | None:
     """The schedule that the pipeline file asks for; it runs as soon as a daemon does, as the file
     says so."""
     if spec.schedule is None:
@@ -38,6 +41,7 @@ def pipeline_schedule(spec: PipelineSpec) -> dg.ScheduleDefinition | None:
         description=f"Brings {spec.name!r} up to date at {spec.schedule!r}.",
     )
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        end_dead_runs(context.instance, Warehouse(home))
         return dg.RunRequest(
             run_key=str(context.scheduled_execution_time), tags=all_partitions(spec)
         )

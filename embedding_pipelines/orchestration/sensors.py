@@ -17,6 +17,7 @@ import dagster as dg
 from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.errors import BusyError, EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
+from embedding_pipelines.orchestration.dead_runs import end_dead_runs
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
@@ -130,6 +131,7 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
     ) -> dg.SensorResult:
         run = Run(spec, warehouse.open(home))
         try:
+            end_dead_runs(context.instance, run.warehouse)
             files = spec.source.files(run.warehouse.home)
             state = pending(run, files)
             is_under_way = not state.is_empty and _is_under_way(run, context.instance)
@@ -191,6 +193,7 @@ def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         context: dg.SensorEvaluationContext, warehouse: WarehouseResource
     ) -> dg.SensorResult:
         opened = warehouse.open(home)
+        end_dead_runs(context.instance, opened)
         marker, nothing = opened.pipeline(spec.name).batch_jobs, "No batch job is running."
         if not marker.exists():
             return dg.SensorResult(skip_reason=nothing)

@@ -15,15 +15,18 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 
 from embedding_pipelines.errors import BusyError
+from embedding_pipelines.orchestration import dead_runs
 from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     SLOW,
     environment,
     live_rows,
     notes,
     run,
+    tick,
     write_notes,
 )
 
@@ -115,6 +118,22 @@ def test_a_second_run_is_refused_and_ends_the_first_one_after_it_was_killed(
     assert run_pipeline(home, spec, Silent()).problem == ""
     assert statuses(instance) == [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     assert live_rows(home) == 40
+
+
+def test_a_run_whose_process_was_killed_is_ended_and_one_that_lives_is_not(
+    home: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = notes(home)
+    with started(home, AS_SCHEDULED):
+        monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 0.0)
+        assert dead_runs.end_dead_runs(instance, Warehouse(home)) == []
+        monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 300.0)
+    assert statuses(instance) == [dg.DagsterRunStatus.STARTED]
+    tick(spec, instance, "source")  # it may have died a moment ago, or be about to begin
+    assert statuses(instance) == [dg.DagsterRunStatus.STARTED]
+    monkeypatch.setattr(dead_runs, "SILENT_SECONDS", 0.0)
+    assert tick(spec, instance, "source").run_requests
+    assert statuses(instance) == [dg.DagsterRunStatus.FAILURE]
 
 
 def test_of_two_runs_at_once_the_second_waits_and_both_end_well(

@@ -1,0 +1,54 @@
+"""Dead runs: what a killed process or a power cut left as "started" is ended, so that it does not
+keep others out of the queue for ever.
+
+Dagster (1.13) looks after the processes that its running code server started, and after no others.
+"""
+
+import time
+
+import dagster as dg
+
+from embedding_pipelines.errors import BusyError
+from embedding_pipelines.storage.warehouse import Warehouse
+
+SILENT_SECONDS = 300.0  # a run that lives takes its lock, or says something, sooner than that
+ENDED = "The process of this run was ended from outside; the next run goes on from it."
+
+
+def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[str]:
+    """Mark as failed the runs on record as started of which no process is left; their ids.
+
+    A run that works holds the lock of its pipeline, and one that waits for the lock takes it as
+    soon as it is free. So a run is dead if the locks of its pipelines stay free, and it has said
+    nothing for a while.
+    """
+    started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
+    silent = [run for run in instance.get_runs(started) if _is_silent(instance, run.run_id)]
+    if not any(_is_free(run, warehouse) for run in silent):
+        return []
+    time.sleep(1)  # for one that waits for a lock that has just come free
+    dead = [run for run in silent if _is_free(run, warehouse)]
+    for run in dead:
+        instance.report_run_failed(run, ENDED)
+    return [run.run_id for run in dead]
+
+
+def _is_silent(instance: dg.DagsterInstance, run_id: str) -> bool:
+    records = instance.get_records_for_run(run_id, limit=1, ascending=False).records
+    return all(time.time() - record.timestamp > SILENT_SECONDS for record in records)
+
+
+def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
+    """Whether all pipelines of a run are in this warehouse, and no process is at work on any."""
+    keys = run.asset_selection or ()
+    names = {key.path[0] for key in keys} or {run.job_name}
+    for name in names:
+        folder = warehouse.pipeline(name)
+        if not folder.has_lock("run"):
+            return False
+        try:
+            with folder.lock("run", timeout_seconds=0):
+                pass
+        except BusyError:
+            return False
+    return True
