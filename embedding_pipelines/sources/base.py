@@ -197,15 +197,20 @@ class Source(Choice):
         """
 
     def check_columns(
-        self, file: str, missing: Set[str], columns: Iterable[str], log: ReadLog
+        self,
+        where: str,
+        missing: Set[str],
+        columns: Iterable[str],
+        log: ReadLog,
+        hint: str = "",
     ) -> None:
         """Take note of the columns of the pipeline that a file does not have: its documents have no
         value there. Raises SourceError if the id, or all of the text, is among them."""
         names = list(columns)
         if self.id is not None and self.id in missing:
-            raise self.missing_column_error(file, self.id, names)
+            raise self.missing_column_error(where, self.id, names, hint)
         if missing >= {*self.text}:
-            raise self.missing_column_error(file, self.text[0], names)
+            raise self.missing_column_error(where, self.text[0], names, hint)
         log.lacking = [column for column in self.columns if column in missing]
         log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
 

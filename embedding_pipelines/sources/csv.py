@@ -99,7 +99,7 @@ class Csv(TextSource):
         try:
             for records in split(blocks, dialect, skip_lines):
                 if table is None:
-                    table, records = self._header(records, text, dialect)
+                    table, records = self._header(records, text, dialect, log)
                 if isinstance(records, Misquoted):
                     raw = text.raw(records.data)
                     reason = records.reason + self._hint(records)
@@ -134,7 +134,7 @@ class Csv(TextSource):
         return Dialect(delimiter, self.quote, self.escape, self.comment), skip_lines, blocks
 
     def _header(
-        self, records: Records | Misquoted, text: Text, dialect: Dialect
+        self, records: Records | Misquoted, text: Text, dialect: Dialect, log: ReadLog
     ) -> tuple["_Table | None", Records | Misquoted]:
         """The table and the records after its header; None while all lines are empty."""
         if isinstance(records, Misquoted):
@@ -165,7 +165,7 @@ class Csv(TextSource):
         except csv.Error as error:
             raise SourceError(f"{where}: the header is not CSV ({error}). Correct it.") from error
         names = [name if name in self.columns else name.strip() for name in names]
-        self._check(names, where, dialect.delimiter)
+        self._check(names, where, log)
         return _Table(text, dialect, header, names), records.without_first()
 
     def _hint(self, misquoted: Misquoted) -> str:
@@ -173,18 +173,18 @@ class Csv(TextSource):
             return "; if a backslash escapes quotes in this file, set source.escape to it"
         return "; if quotes mean nothing in this file, set source.quote to null"
 
-    def _check(self, names: list[str], where: str, delimiter: str) -> None:
+    def _check(self, names: list[str], where: str, log: ReadLog) -> None:
         count = Counter(names)
         for column in self.columns:
             if count[column] > 1:
                 raise SourceError(
                     f"{where}: {count[column]} columns are named {column!r}. Rename all but one."
                 )
-            if not count[column]:
-                whole = names[0] if len(names) == 1 else ""
-                likely = next((other for other in _LIKELY_DELIMITERS if other in whole), None)
-                hint = f" Is the delimiter {likely!r}? Then set source.delimiter." if likely else ""
-                raise self.missing_column_error(where, column, names, hint)
+        whole = names[0] if len(names) == 1 else ""
+        likely = next((other for other in _LIKELY_DELIMITERS if other in whole), None)
+        hint = f" Is the delimiter {likely!r}? Then set source.delimiter." if likely else ""
+        missing = {column for column in self.columns if not count[column]}
+        self.check_columns(where, missing, names, log, hint)
 
     def _documents(
         self, records: Records, table: "_Table", log: ReadLog
@@ -204,7 +204,8 @@ class Csv(TextSource):
             for line, data in enumerate(lines, start=first):
                 reject(line, reason + "nothing in this file, set source.quote to null", data)
         records = records.without([*headers, *swallowed])
-        positions = [names.index(column) for column in self.columns]
+        present = [column for column in self.columns if column in names]
+        positions = [names.index(column) for column in present]
         cells, ragged = table.parse(records, positions)
         for at, reason in ragged.items():
             reject(int(records.lines[at]), reason, records.record(at))
@@ -216,9 +217,10 @@ class Csv(TextSource):
                 "Please report this file as a bug."
             )
         if len(regular):
-            columns = {
+            columns = dict.fromkeys(self.columns, pa.nulls(len(regular)))
+            columns |= {
                 name: _without_nulls(pa.concat_arrays(cells.column(str(at)).chunks))
-                for name, at in zip(self.columns, positions, strict=True)
+                for name, at in zip(present, positions, strict=True)
             }
             yield from documents(
                 self,

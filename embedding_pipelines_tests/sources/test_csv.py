@@ -220,8 +220,6 @@ def test_a_missing_column_is_named_with_those_that_are_there(tmp_path: Path) -> 
     )
     with pytest.raises(SourceError, match=r"Did you mean 'title'\? Set source\.text"):
         read(make("csv", "products.csv", text="tilte"), tmp_path)
-    with pytest.raises(SourceError, match=r"Set source\.metadata"):
-        read(make("csv", "products.csv", text="title", metadata=["colour"]), tmp_path)
 
 
 def test_a_wrong_delimiter_is_guessed_in_the_error(tmp_path: Path) -> None:
@@ -387,3 +385,15 @@ def test_every_record_of_a_messy_export_is_accounted_for(tmp_path: Path, name: s
     assert [(row["v1"], row["text"]) for row in documents] == [(row[0], row[1]) for row in kept]
     assert logs[0].encoding == "cp1252"
     assert "read as cp1252" in logs[0].notes[0]
+
+
+def test_a_column_that_a_file_lacks_has_no_value_there(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,text\n1,x\n2,y\n")
+    kinds = {"price": "float", "tags": "list[string]", "brand": "string"}
+    source = make("csv", "a.csv", id="id", text=["title", "text"], metadata=kinds)
+    documents, _, logs = read(source, tmp_path)
+    assert [(row["text"], row["price"], row["tags"], row["brand"]) for row in documents] == [
+        ("x", None, None, None),
+        ("y", None, None, None),
+    ]
+    assert logs[0].lacking == ["title", "price", "tags", "brand"]

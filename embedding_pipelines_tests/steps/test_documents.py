@@ -233,8 +233,8 @@ def test_a_field_that_some_files_lack_has_no_value_there_and_is_told(home: Path)
         "column 'cat': read as no value: 'NaN' (1)",
         "column 'cat' is missing in 1 of 4 files; their documents have no value there",
     ]
-    (home / "data" / "a.jsonl").unlink()
-    (home / "data" / "b.jsonl").unlink()
+    for name in ("a.jsonl", "b.jsonl"):
+        (home / "data" / name).unlink()
     with pytest.raises(
         SourceError, match=r"c\.jsonl: column 'cat' is missing; found 'id', 'title'"
     ):
