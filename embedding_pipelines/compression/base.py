@@ -21,7 +21,7 @@ from pydantic import Field
 from embedding_pipelines import plugins, schemas
 from embedding_pipelines.errors import CompressionError, ConfigError
 from embedding_pipelines.files import write_atomic
-from embedding_pipelines.vectors import Distance, Vectors, unit
+from embedding_pipelines.vectors import Distance, Vectors, cosine, unit
 
 Codes = NDArray[Any]
 Dtype = Literal["float32", "float16", "int8", "binary"]
@@ -202,6 +202,15 @@ def check_chain(compressors: Sequence[Compressor], dimensions: int) -> int:
     return dimensions
 
 
+def is_fitted(compressors: Sequence[Compressor], dimensions: int) -> bool:
+    """Whether any of a chain, for vectors of `dimensions`, depends on the vectors themselves."""
+    for compressor in compressors:
+        if compressor.build(dimensions) is None:
+            return True
+        dimensions = compressor.check(dimensions)
+    return False
+
+
 class _Identity(Codec):
     """What stands at the end of a chain without codecs."""
 
@@ -296,6 +305,19 @@ class CodecChain:
     def _before_last(self, vectors: Vectors) -> Vectors:
         """The input of the last codec."""
         return CodecChain(self.codecs[:-1], self.input_dimensions).encode(vectors)
+
+    def kept_energy(self, vectors: Vectors) -> Vectors:
+        """The share of its energy, in [0, 1], that each vector of float32[n, input_dimensions]
+        keeps: the squared cosine with what its finest code, the rescoring vector if there is one,
+        says of it. Of a vector of zeros it is 1. Raises as `encode`."""
+        if self.rescoring_codec is None:
+            decoded = self.decode(self.encode(vectors))
+        else:
+            before = CodecChain(self.codecs[:-1], self.input_dimensions)
+            finest = self.rescoring_codec.encode(before.encode(vectors))
+            decoded = before.decode(self.rescoring_codec.decode(finest))
+        kept: Vectors = cosine(vectors, decoded, both_zero=1).clip(min=0) ** 2
+        return kept
 
     def statistics(self) -> dict[str, Any]:
         """Id, dimensions and each codec's statistics for the release's record, as JSON values."""

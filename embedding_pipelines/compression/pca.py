@@ -84,16 +84,11 @@ class Pca(Reducer):
     def principal(self, dimensions: int, blocks: Iterator[Vectors]) -> tuple[Vectors, Vectors]:
         """Exact principal directions of unit vectors float32[n_i, dimensions], and the spectrum.
 
-        The strongest comes first; the largest entry of each is positive. Raises as `fit` does.
+        The strongest comes first; the largest entry of each is positive. Fewer vectors than
+        directions leave the rest of these without energy, and to chance. Raises as `fit` does.
         """
         self.check(dimensions)
         products, rows = _products(dimensions, blocks)
-        if rows < self.dimensions:
-            raise CompressionError(
-                f"pca.fit: {rows} vectors cannot give {self.dimensions} directions. Add documents "
-                f"until there are at least {self.dimensions}, set fewer dimensions, or leave pca "
-                "out of `compression`."
-            )
         energies, columns = np.linalg.eigh(products)  # rising
         energies = np.maximum(energies[::-1], 0)
         if not energies[0]:

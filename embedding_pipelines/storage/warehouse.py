@@ -205,6 +205,7 @@ class PipelineFolder:
         self.model = folder / "model" / "trained.json"
         self.codecs = folder / "codec"
         self.codecs_in_force = self.codecs / "current.json"
+        self.codec_fit = self.codecs / "fit.json"
         self.table_state = folder / "vector_store.json"
         self.checks = folder / "checks.json"
         self.quality = folder / "quality"

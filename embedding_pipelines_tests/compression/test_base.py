@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_pipelines import plugins
-from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain
+from embedding_pipelines.compression.base import CodecChain, Compressor, check_chain, is_fitted
 from embedding_pipelines.compression.binary import Binary
 from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8, Int8Codec
@@ -222,3 +222,34 @@ def test_vectors_of_another_shape_are_refused(wrong: Vectors) -> None:
 def test_the_empty_chain_refuses_what_are_no_codes_of_it(wrong: Vectors) -> None:
     with pytest.raises(CompressionError, match=r"compression\.decode"):
         CodecChain([], 8).decode(wrong)
+
+
+@pytest.mark.parametrize("chain", [[], [Float16()], [Int8()], [Pca(dimensions=32), Int8()]])
+def test_what_is_kept_of_vectors_is_what_the_directions_hold_of_them(
+    chain: list[Compressor],
+) -> None:
+    vectors, zero = clustered(300, 96, noise=0.5), np.zeros((1, 96), np.float32)
+    codec = fit_chain(chain, vectors)
+    expected = codec.codecs[0].statistics().get("kept_energy", 1) if chain else 1
+    assert codec.kept_energy(vectors).mean() == pytest.approx(expected, abs=1e-3)
+    assert codec.kept_energy(zero) == [1]
+    rescored = fit_chain([*chain[:1], Binary()] if chain[1:] else [Binary()], vectors)
+    alone = fit_chain(
+        [*chain[:1], Binary(rescore="none")] if chain[1:] else [Binary(rescore="none")], vectors
+    )
+    assert alone.kept_energy(vectors).mean() < rescored.kept_energy(vectors).mean()
+
+
+@pytest.mark.parametrize(
+    ("chain", "fitted"),
+    [
+        ([], False),
+        ([Truncate(dimensions=8), Float16()], False),
+        ([Binary(rescore="float16")], False),
+        ([Binary()], True),
+        ([Truncate(dimensions=8), Int8()], True),
+        ([Pca(dimensions=8)], True),
+    ],
+)
+def test_which_chains_depend_on_the_vectors(chain: list[Compressor], fitted: bool) -> None:
+    assert is_fitted(chain, 96) is fitted

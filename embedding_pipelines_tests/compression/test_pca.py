@@ -11,7 +11,7 @@ from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca, PcaCodec
 from embedding_pipelines.compression.truncate import Truncate
 from embedding_pipelines.errors import CompressionError, ConfigError
-from embedding_pipelines.vectors import Vectors, unit
+from embedding_pipelines.vectors import Vectors, cosine, unit
 from embedding_pipelines_tests.compression.contract import check_compressor, clustered, overlap
 
 
@@ -119,12 +119,13 @@ def test_vectors_without_any_direction_are_refused() -> None:
         Pca(dimensions=4).fit([np.zeros((30, 8), np.float32)])
 
 
-def test_too_few_rows_are_refused_with_what_to_do() -> None:
-    with pytest.raises(
-        CompressionError,
-        match=r"20 vectors cannot give 28 directions\. Add documents until there are at least 28",
-    ):
-        Pca(dimensions=28).fit([clustered(20, 96)])
+@pytest.mark.parametrize("rows", [1, 2, 20, 27])
+def test_fewer_rows_than_directions_are_kept_whole(rows: int) -> None:
+    vectors = clustered(rows, 96)
+    codec = Pca(dimensions=28).fit([vectors])
+    assert np.allclose(codec.directions @ codec.directions.T, np.eye(28), atol=1e-5)
+    assert codec.kept_energy == pytest.approx(1)
+    assert cosine(codec.decode(codec.encode(vectors)), vectors) == pytest.approx(1, abs=1e-5)
 
 
 def test_more_dimensions_than_there_are_is_a_config_error() -> None:

@@ -2,6 +2,7 @@
 told."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import CompressionError, ConfigError, StoreError
 from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.providers.base import InputType, Response
+from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.releases import live_release, read_releases, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
@@ -17,12 +20,14 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.steps.chunks import ChunksStep
 from embedding_pipelines.steps.codec import CodecStep, codec_key, codec_path, fit_codec, load_codec
 from embedding_pipelines.steps.vector_store import update_vector_store
+from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
     live_rows,
     report,
     run_of,
     run_steps,
+    steps,
     top,
     write_csv,
     write_pipeline,
@@ -32,6 +37,7 @@ from embedding_pipelines_tests.runs import Collected
 
 PCA = HASHING + "compression: [{kind: pca, dimensions: 8}, int8]\n"
 ROWS = [(n, f"text number {n} about subject{n % 7}", "c") for n in range(80)]
+MORE_ROWS = [(f"new-{n}", f"text number {n} about subject{n % 7}", "c") for n in range(80, 280)]
 OTHER_ROWS = [
     (f"new-{n}", f"entirely different words{n % 11} of kind{n % 5}", "c") for n in range(200)
 ]
@@ -65,7 +71,7 @@ def two_codecs(home: Path) -> tuple[Run, Path, Path]:
     run_steps(home, "p")
     context = run_of(home, "p")
     first = codec_path(context)
-    write_csv(home, "b.csv", OTHER_ROWS)
+    write_csv(home, "b.csv", MORE_ROWS)
     run_steps(home, "p")
     fit_codec(context)
     second = codec_path(context)
@@ -125,7 +131,7 @@ def test_fitting_again_makes_a_new_table_beside_the_old_and_mixes_nothing(home: 
     new = live_release(context.folder)
     assert (old.codec, new.codec) == (first.name, second.name)
     assert old.table != new.table
-    assert report_of_table.statistics["added"] == len(ROWS) + len(OTHER_ROWS) == new.rows
+    assert report_of_table.statistics["added"] == len(ROWS) + len(MORE_ROWS) == new.rows
 
     vectors = {}
     for partition in context.spec.partition_names:
@@ -187,6 +193,122 @@ def test_the_pointer_says_which_codec_is_in_force_and_without_it_the_newest_is(h
     assert codec_path(context) == first
     first.unlink()
     assert codec_path(context) == second
+
+
+# --- what it keeps of the present vectors
+
+
+PEAKS = [(f"peak-{n}", f"peak{n} of kind{n % 5}", "c") for n in range(200)]
+
+
+class Peaked(HashingModel):
+    """Gives texts of peaks vectors of a few large numbers."""
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        vectors = super().embed(inputs, input_type).vectors
+        peaked = [text.startswith("peak") for text in inputs]
+        vectors[peaked] **= 5
+        return Response(unit(vectors))
+
+
+@pytest.mark.parametrize(
+    ("compression", "few", "many"),
+    [
+        ("[{kind: pca, dimensions: 8}]", ROWS[:20], OTHER_ROWS),
+        ("[{kind: pca, dimensions: 8}, int8]", ROWS[:3], OTHER_ROWS),
+        ("[int8]", ROWS[:20], PEAKS),
+        ("[binary]", ROWS[:20], PEAKS),
+        ("[{kind: truncate, dimensions: 48}, int8]", ROWS[:20], PEAKS),
+        ("[{kind: pca, dimensions: 16}, {kind: binary, rescore: int8}]", ROWS[:20], OTHER_ROWS),
+    ],
+)
+def test_a_codec_that_was_fitted_to_other_texts_is_refitted_and_told(
+    home: Path, compression: str, few: list[tuple[object, ...]], many: list[tuple[object, ...]]
+) -> None:
+    write_pipeline(home, "p", HASHING + f"compression: {compression}\n")
+    write_csv(home, "a.csv", few)
+    model = Peaked(Hashing(), home)
+    run_steps(home, "p", model)
+    context, progress = run_of(home, "p", model), Collected()
+    old = live_release(context.folder)
+    stale = load_codec(context)
+    write_csv(home, "b.csv", many)
+    context.progress = progress
+    reports = {entry.step: entry for name, entry in steps(context) if name != "checks"}
+    assert reports["codec"].changed
+    (note,) = [note for note in progress.notes if "fitted to other texts" in note]
+    new = live_release(context.folder)
+    assert (new.number, new.rows) == (2, len(few) + len(many))
+    assert (new.codec == old.codec, new.table == old.table) == (False, False)
+    vectors = np.concatenate(
+        [
+            np.array(batch[VECTOR].to_pylist(), np.float32)
+            for name in context.spec.partition_names
+            for batch in context.folder.embeddings.read(name, [VECTOR])
+        ]
+    )
+    kept, before = (
+        float(codec.kept_energy(vectors).mean()) for codec in (load_codec(context), stale)
+    )
+    assert kept > before + 0.002
+    assert reports["codec"].statistics["kept_energy_now"] == pytest.approx(kept, abs=1e-5)
+    assert f"it keeps {before:.1%} of" in note
+    assert f"and {kept:.1%} once" in note
+    fresh = CodecChain.fit(context.spec.compression, lambda: [vectors], 64)
+    assert kept == pytest.approx(float(fresh.kept_energy(vectors).mean()), abs=1e-4)
+    assert not any(entry.changed for entry in run_steps(home, "p"))
+
+
+@pytest.mark.parametrize(
+    "compression", ["[{kind: pca, dimensions: 8}, int8]", "[int8]", "[binary]"]
+)
+def test_more_of_the_same_kind_keeps_the_codec(home: Path, compression: str) -> None:
+    write_pipeline(home, "p", HASHING + f"compression: {compression}\n")
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    before = load_id(home)
+    write_csv(home, "b.csv", MORE_ROWS)
+    again = report(run_steps(home, "p"), "codec")
+    assert not again.changed
+    assert load_id(home) == before
+    assert 0 < again.statistics["kept_energy_now"] <= 1
+
+
+def test_what_has_been_measured_is_not_measured_again_and_what_is_lost_is(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    record = run_of(home, "p").folder.codec_fit
+    content = record.read_text()
+    assert CodecStep().current(run_of(home, "p")) is not None
+    for damage in ("{half", "[]", "{}", '{"a": 1}', content.replace('"now"', '"later"'), None):
+        record.unlink() if damage is None else record.write_text(damage)
+        assert CodecStep().current(run_of(home, "p")) is None
+        before = load_id(home)
+        assert not report(run_steps(home, "p"), "codec").changed
+        assert (load_id(home), record.read_text()) == (before, content)
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [
+        "[{kind: pca, dimensions: 32}]",
+        "[{kind: pca, dimensions: 32}, int8]",
+        "[{kind: pca, dimensions: 64}, binary]",
+        "[{kind: truncate, dimensions: 32}, {kind: pca, dimensions: 16}, float16]",
+        "[int8]",
+        "[binary]",
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_rows_are_enough_for_every_chain(home: Path, compression: str, count: int) -> None:
+    write_pipeline(home, "p", HASHING + f"compression: {compression}\n")
+    write_csv(home, "a.csv", OTHER_ROWS[:count])
+    run_steps(home, "p")
+    assert live_release(run_of(home, "p").folder).rows == count
+    assert top(home, "p", "entirely different words0 of kind0") == ["new-0"]
 
 
 def test_each_compression_has_its_own_codec_in_force(home: Path) -> None:

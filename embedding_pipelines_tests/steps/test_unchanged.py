@@ -14,6 +14,7 @@ from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.steps.chain import up_to_date
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -54,7 +55,7 @@ def test_it_tells_what_a_run_would_tell(built: Path) -> None:
         if report.step in ("chunks", "embeddings"):
             assert report.statistics["partitions"] == 4
         elif report.step == "checks":
-            assert report.statistics["checks"] == report.statistics["passed"] == 13
+            assert report.statistics["checks"] == report.statistics["passed"] == len(CHECKS)
         else:
             assert report.statistics == run[report.step]
 
