@@ -1,8 +1,10 @@
 """Turns the bytes of a text file into blocks of UTF-8: decompresses, finds the encoding, decodes.
 
 `encoding: auto` reads the file once before it is parsed. A byte order mark decides at once; valid
-UTF-8 is UTF-8. Otherwise, if most non-ASCII characters are valid UTF-8, the file is UTF-8 with
-broken records, which are rejected; if not, it is read as cp1252. The log says so in both cases.
+UTF-8 is UTF-8, unless zero bytes or escapes say that it is UTF-16, UTF-32 or ISO 2022. Otherwise, if
+most non-ASCII characters are valid UTF-8, the file is UTF-8 with broken records, which are rejected;
+if not, `encodings.py` looks at a sample of the lines. The log says which and how sure that is; a file
+of which too little can be told is refused.
 
 Bytes that do not decode become bytes that no UTF-8 holds (encoded surrogates). So one check finds
 them in any encoding, the record is rejected, and `Text.raw` gives back its original bytes. The five
@@ -24,6 +26,7 @@ import pyarrow as pa
 from pydantic import field_validator
 
 from embedding_pipelines.errors import SourceError
+from embedding_pipelines.sources import encodings
 from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
 from embedding_pipelines.sources.paths import explain_errors
 
@@ -32,6 +35,12 @@ MAX_RECORD_BYTES = 32 * 2**20  # a longer record is not read, so that memory sta
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".xz": "xz", ".zip": "zip"}
 
 _SAMPLE_BYTES = 16 * 2**20  # after the first byte that is not UTF-8: enough to guess the encoding
+_HEAD_BYTES = 2**16
+_MIXED = 5  # bytes of another encoding for each character of UTF-8 are no chance
+_BLOCK_SAMPLE_BYTES = 8 * 2**10
+_LINE_BYTES = 2_000  # of a long line, before and after what tells
+_TELLING = re.compile(rb"[\x1b\x80-\xff]")
+_NO_TRAIL = re.compile(rb"[\x00-\x1a\x1c-\x20,]")  # no second byte of a character in any encoding
 _ESCAPED = 0xDC00  # byte b that does not decode becomes the lone surrogate U+DC00 + b
 _ESCAPES = re.compile(f"([{chr(_ESCAPED)}-{chr(_ESCAPED + 0xFF)}]+)")
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
@@ -123,10 +132,52 @@ def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
 
 
 def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
+    head = next(_bytes(file), b"")
+    if wide := encodings.guess_wide(head[:_HEAD_BYTES]):
+        log.notes.append(f"{file.name}: has no byte order mark, and is read as {wide}")
+        return wide
     with contextlib.suppress(UnicodeDecodeError):
-        for _ in codecs.iterdecode(_bytes(file), "utf-8"):
-            pass
+        has_escapes = False
+        for text in codecs.iterdecode(_bytes(file), "utf-8"):
+            has_escapes = has_escapes or "\x1b" in text
+        escaped = encodings.guess_escaped(_sample(file)) if has_escapes else None
+        if escaped:
+            log.notes.append(f"{file.name}: holds escapes of {escaped}, and is read as that")
+        return escaped or "utf-8"
+    good, bad = _count_characters(file)
+    if good >= bad:
+        log.notes.append(
+            f"{file.name}: is UTF-8, but at least {bad} bytes are not; their records are rejected"
+        )
         return "utf-8"
+    guess = encodings.guess(_sample(file))
+    if guess is None:
+        raise SourceError(
+            f"{file.name}: is text in no encoding that can be told from its bytes. Is it text? Then "
+            "set source.encoding."
+        )
+    if guess.is_unsure:
+        one, two = guess.readings
+        others = f", {guess.rival} {two!r}" if guess.rival else ""
+        raise SourceError(
+            f"{file.name}: is not UTF-8, and holds too little to tell what it is: {guess.codec} "
+            f"reads {one!r}{others}. Set source.encoding to the one that is right."
+        )
+    if guess.codec in encodings.LATIN and good * _MIXED >= bad:
+        raise SourceError(
+            f"{file.name}: is partly UTF-8, partly {guess.codec}. Write it in one encoding, or set "
+            "source.encoding; with utf-8, the other records are rejected."
+        )
+    rival = f"; {guess.rival} would be next" if guess.rival else ""
+    log.notes.append(
+        f"{file.name}: is not UTF-8 and read as {guess.codec}, which is {guess.sureness}{rival}; "
+        "if that is wrong, set source.encoding"
+    )
+    return guess.codec
+
+
+def _count_characters(file: SourceFile) -> tuple[int, int]:
+    """Non-ASCII characters that are valid UTF-8, and bytes that are not; of a part of the file."""
     decoder = codecs.getincrementaldecoder("utf-8")(_ESCAPE)
     good = bad = size = 0
     for block in itertools.chain(_bytes(file), [b""]):
@@ -137,15 +188,29 @@ def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
         size += len(block) if bad else 0
         if size >= _SAMPLE_BYTES:
             break
-    if good >= bad:
-        log.notes.append(
-            f"{file.name}: is UTF-8, but at least {bad} bytes are not; their records are rejected"
-        )
-        return "utf-8"
-    log.notes.append(
-        f"{file.name}: is not UTF-8, so it is read as cp1252; if that is wrong, set source.encoding"
-    )
-    return "cp1252"
+    return good, bad
+
+
+def _sample(file: SourceFile) -> bytes:
+    """Lines with bytes beyond ASCII, or escapes, from all over the beginning of the file."""
+    lines: list[bytes] = []
+    size = read = 0
+    for block in _bytes(file):
+        limit = encodings.SAMPLE_BYTES if len(block) < BLOCK_BYTES else size + _BLOCK_SAMPLE_BYTES
+        at = 0
+        while size < limit and (match := _TELLING.search(block, at)):
+            first = max(at, match.start() - _LINE_BYTES)
+            start = max(first, block.rfind(b"\n", first, match.start()) + 1)
+            end = _NO_TRAIL.search(block, match.end() + _LINE_BYTES)
+            at = end.start() if end else len(block)
+            line_end = block.find(b"\n", match.end(), at)
+            at = at if line_end < 0 else line_end
+            lines.append(block[start:at])
+            size += at - start
+        read += len(block)
+        if size >= encodings.SAMPLE_BYTES or (size and read >= _SAMPLE_BYTES):
+            break
+    return b"\n".join(lines)[: encodings.SAMPLE_BYTES]
 
 
 def _bytes(file: SourceFile) -> Iterator[bytes]:

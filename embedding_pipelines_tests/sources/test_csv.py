@@ -103,9 +103,11 @@ def test_a_row_without_id_is_rejected_and_one_without_text_is_kept(tmp_path: Pat
 def test_the_encoding_is_found_out_and_reported(
     tmp_path: Path, encoding: str, expected: str
 ) -> None:
-    (tmp_path / "a.csv").write_bytes("id,text\r\n1,café – naïve\r\n2,x\r\n".encode(encoding))
+    (tmp_path / "a.csv").write_bytes(
+        "id,text\r\n1,le café à côté – très naïve et élégant\r\n2,x\r\n".encode(encoding)
+    )
     documents, _, logs = read(make("csv", "a.csv", id="id"), tmp_path)
-    assert [row["text"] for row in documents] == ["café – naïve", "x"]
+    assert [row["text"] for row in documents] == ["le café à côté – très naïve et élégant", "x"]
     assert logs[0].encoding == expected
     assert bool(logs[0].notes) == (encoding == "cp1252")
 

@@ -119,9 +119,11 @@ def test_a_field_that_no_element_has_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
 def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.json").write_bytes('[{"text": "café – naïve"}]'.encode(encoding))
+    (tmp_path / "a.json").write_bytes(
+        '[{"text": "le café à côté – très naïve, déjà élégant"}]'.encode(encoding)
+    )
     documents, _, logs = read(make("json", "a.json"), tmp_path)
-    assert documents[0]["text"] == "café – naïve"
+    assert documents[0]["text"] == "le café à côté – très naïve, déjà élégant"
     assert logs[0].encoding == encoding
 
 

@@ -55,9 +55,11 @@ def test_values_convert_to_their_declared_types(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_encodings_are_those_of_all_text_formats(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "a.jsonl").write_bytes('{"text": "café – naïve"}\nbad é\n'.encode(encoding))
+    (tmp_path / "a.jsonl").write_bytes(
+        '{"text": "le café à côté – très naïve, déjà élégant"}\nbad é\n'.encode(encoding)
+    )
     documents, rejections, logs = read(make("jsonl", "a.jsonl"), tmp_path)
-    assert documents[0]["text"] == "café – naïve"
+    assert documents[0]["text"] == "le café à côté – très naïve, déjà élégant"
     assert logs[0].encoding == encoding
     assert rejections[0].raw == "bad é".encode(
         encoding.replace("utf-16", "utf-16-le").removesuffix("-sig")
