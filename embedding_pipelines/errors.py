@@ -8,9 +8,9 @@ import difflib
 from collections.abc import Iterable
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
+def did_you_mean(given: str, names: Iterable[str], likeness: float = 0.6) -> str:
     """A question, with a space before it, if one of the names is near; else nothing."""
-    near = difflib.get_close_matches(given, list(names), n=1)
+    near = difflib.get_close_matches(given, list(names), n=1, cutoff=likeness)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

@@ -78,6 +78,15 @@ Names = Annotated[
     ),
 ]
 
+Files = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="Pipelines by name, number or file (default: all).",
+        autocompletion=complete_name,
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Output:
@@ -186,9 +195,32 @@ def _outcomes(
 def load_spec(text: str) -> "PipelineSpec":
     """The pipeline of a name or number; ConfigError if there is none or its file is broken."""
     from embedding_pipelines.spec.ids import find_name
-    from embedding_pipelines.spec.load import find_pipeline
+    from embedding_pipelines.spec.load import SUFFIXES, find_pipeline
 
+    folder = pipelines_folder(home_folder())
+    if text.lower().endswith(SUFFIXES):  # the path of its file
+        for path in (Path(text), home_folder() / text, folder / text):
+            if path.resolve().parent == folder.resolve() and path.is_file():
+                text = path.stem
+                break
     return find_pipeline(find_name(home_folder(), text), home_folder())
+
+
+def find_file_of(text: str) -> Path:
+    """The pipeline file of a name, a number or a path, from here or from the home folder.
+
+    ConfigError if there is none.
+    """
+    from embedding_pipelines.spec.ids import find_name
+    from embedding_pipelines.spec.load import SUFFIXES, find_file
+
+    if text.lower().endswith(SUFFIXES):
+        for folder in (Path.cwd(), home_folder(), pipelines_folder(home_folder())):
+            path = folder / Path(text).expanduser()
+            if path.exists() or path.is_symlink():
+                return path
+        raise ConfigError(f"There is no file {text!r}, from here or in {home_folder()}.")
+    return find_file(find_name(home_folder(), text), home_folder())
 
 
 def load_specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[Problem]]:

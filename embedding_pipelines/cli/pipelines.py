@@ -3,19 +3,21 @@
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from embedding_pipelines import __version__
 from embedding_pipelines.cli.common import (
+    Files,
     Names,
     Outcomes,
     Output,
     Problem,
+    find_file_of,
     load_specs,
     no_pipelines,
-    open_run,
     open_warehouse,
 )
 from embedding_pipelines.cli.terminal import (
@@ -27,7 +29,7 @@ from embedding_pipelines.cli.terminal import (
     say,
 )
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.home import pipelines_folder
 
 LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
@@ -113,23 +115,38 @@ def status(names: Names = None) -> Outcomes:
 
 
 @app.command()
-def validate(names: Names = None) -> Outcomes:
-    """Check pipeline files and name every mistake.
+def validate(names: Files = None) -> Outcomes:
+    """Check pipeline files and what they name, and say every mistake.
 
-    The files that `evaluation:` names are checked too.
+    It looks at source files, columns, dimensions, models on this machine, keys and judgements. It
+    opens no model, asks no service and imports no code of yours.
     """
-    from embedding_pipelines.quality.queries import read_pairs, read_qrels
+    from embedding_pipelines.spec.load import pipeline_files, read_draft
+    from embedding_pipelines.validate import check_file
 
-    specs, problems = load_specs(names)
-    for spec in specs:
+    problems: list[Problem] = []
+    paths: dict[Path, None] = {}
+    if not names:
+        paths = dict.fromkeys(pipeline_files(home_folder()))
+        if not paths:
+            raise ConfigError(no_pipelines())
+    for name in names or []:
         try:
-            read_qrels(open_run(spec))
-            read_pairs(open_run(spec))
-        except EmbeddingPipelinesError as error:
-            problems.append(Problem(f"{spec.name}: {error}", spec.name))
+            paths[find_file_of(name)] = None
+        except ConfigError as error:
+            problems.append(Problem(str(error), name))
+    stems: dict[str, Path] = {}
+    for path in paths:
+        lines, doubts = check_file(read_draft(path), open_warehouse())
+        first = stems.setdefault(path.stem, path)
+        if first != path:
+            lines.append(f"{path.name}: {first.name} has this name too. Rename one of them.")
+        if lines:
+            problems.append(Problem("\n".join(lines), path.stem))
         else:
-            result = {"pipeline": spec.name, "valid": True}
-            yield Output([result], partial(say, f"{spec.name}: valid"))
+            result = {"pipeline": path.stem, "valid": True, "doubts": doubts}
+            words = "\n".join([f"{path.stem}: valid", *doubts])
+            yield Output([result], partial(say, words))
     yield from problems
 
 

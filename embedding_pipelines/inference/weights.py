@@ -54,6 +54,41 @@ def model_folder(model: str, revision: str | None, home: Path) -> Path:
     return _from_package(model) or _from_hub(model, revision)
 
 
+def local_folder(model: str, revision: str | None, home: Path) -> Path | None:
+    """The folder with `model`'s files if this machine has it; nothing is downloaded or verified."""
+    folder = home / model
+    if folder.is_dir():
+        return folder
+    packaged = PACKAGED.get(model)
+    spec = importlib.util.find_spec(packaged.package) if packaged else None
+    if packaged and spec and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / packaged.subfolder
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    import huggingface_hub
+
+    try:
+        config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
+    except ValueError:  # no name of a repository
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def declared_dimensions(folder: Path) -> int | None:
+    """The dimensions of a model's vectors as its files declare them; None if they do not."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        size = None
+        for module in modules:
+            part = folder / module["path"] / "config.json"
+            if module["type"].endswith((".Pooling", ".Dense")):
+                values = json.loads(part.read_text(encoding="utf-8"))
+                size = values.get("out_features") or values.get("word_embedding_dimension")
+        return size if isinstance(size, int) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over the weight files of a model folder and of its subfolders."""
     files = sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("pytorch_model*.bin"))

@@ -130,6 +130,23 @@ class ProviderOptions(Choice):
         """Whether documents go through batch jobs. Queries and checks never do."""
         return False
 
+    def known_dimensions(self, home: Path) -> int | None:
+        """The dimensions of a vector, if they can be known without opening the model."""
+        size = getattr(self, "dimensions", None)
+        return size if isinstance(size, int) else None
+
+    def mistakes(self, home: Path) -> Iterator[str]:
+        """What is wrong with what the options name, as far as it can be known so."""
+        yield from ()
+
+    def doubts(self, home: Path) -> Iterator[str]:
+        """What may be wrong with it, and may be right."""
+        yield from ()
+
+    def missing_keys(self) -> Iterator[str]:
+        """The keys that this process lacks."""
+        yield from ()
+
     @property
     def trains(self) -> bool:
         """Whether the model is trained on the pipeline's own texts before it can embed."""

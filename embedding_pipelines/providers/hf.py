@@ -1,12 +1,13 @@
 """`hf`: any sentence-transformers model, from a folder, an installed package or the hub."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import model_validator
 
+from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.extras import require
 from embedding_pipelines.files import write_atomic
 from embedding_pipelines.inference.backend import Precision
@@ -18,6 +19,7 @@ from embedding_pipelines.providers.base import (
     ProviderOptions,
     Response,
 )
+from embedding_pipelines.providers.common.prices import MODELS, ROWS, find_published
 from embedding_pipelines.providers.common.prompts import prompts_of
 from embedding_pipelines.space import Space
 
@@ -133,3 +135,38 @@ class Hf(ProviderOptions):
                 f"calibration is for precision 'int8'; leave it out with {self.precision!r}"
             )
         return self
+
+    def known_dimensions(self, home: Path) -> int | None:
+        """Those of the table of models, or of the model's own files where they are on this
+        machine."""
+        from embedding_pipelines.inference.weights import declared_dimensions, local_folder
+
+        entry = find_published(self.kind, self.model)
+        folder = local_folder(self.model, self.revision, home)
+        declared = declared_dimensions(folder) if folder else None
+        return declared or (entry.dimensions if entry else None)
+
+    def mistakes(self, home: Path) -> Iterator[str]:
+        aliases = [row["alias"] for row in ROWS if "alias" in row]
+        if self.calibration and not (home / self.calibration).is_file():
+            yield f"calibration: there is no file {str(home / self.calibration)!r}. Correct it."
+        if self._is_at_hand(home):
+            return
+        if self.model.startswith((".", "/", "~")) or self.model.count("/") > 1:
+            yield f"there is no folder {str(home / self.model)!r} with a model. Correct the path."
+        elif self.model in aliases:
+            yield f"{self.model!r} is a short name: write `model: {self.model}`."
+
+    def doubts(self, home: Path) -> Iterator[str]:
+        published = [name.partition(":")[2] for name in MODELS if name.startswith("hf:")]
+        if not self._is_at_hand(home) and not any(self.mistakes(home)):
+            near = did_you_mean(self.model, published, 0.85)
+            yield (
+                f"{self.model!r} is not on this machine: the first run downloads it from the "
+                f"Hugging Face hub.{'' if self.model in published else near}"
+            )
+
+    def _is_at_hand(self, home: Path) -> bool:
+        from embedding_pipelines.inference.weights import local_folder
+
+        return local_folder(self.model, self.revision, home) is not None

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 from tokenizers import Tokenizer
 
-from embedding_pipelines.errors import Unreachable
+from embedding_pipelines.errors import ConfigError, Unreachable
 from embedding_pipelines.extras import need
 from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
@@ -119,7 +119,13 @@ class OpenaiModel(HostedModel, PromptModel):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        return _tiktoken.cl100k() if self._counts_as_openai else super().tokenizer
+        if not self._counts_as_openai:
+            return super().tokenizer
+        try:
+            return _tiktoken.cl100k()
+        except ConfigError:
+            self.api_key  # noqa: B018 - who has no key yet is told that first
+            raise
 
     @functools.cached_property
     def tokenizer_digest(self) -> str:
@@ -220,6 +226,10 @@ class Openai(HostedOptions, PromptOptions):
     @property
     def model_tokens(self) -> int:
         return super().model_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def sells_published_models(self) -> bool:
+        return _is_openai(self.base_url)
 
     @property
     def batch_price(self) -> float | None:

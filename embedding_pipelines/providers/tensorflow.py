@@ -3,7 +3,7 @@ Sentence Encoder."""
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,10 @@ class Tensorflow(PlainOptions):
     signature: str = "serving_default"
     output: str | None = None
     """The output that holds the vectors, if there are several."""
+
+    def mistakes(self, home: Path) -> Iterator[str]:
+        if not (home / self.model).is_dir():
+            yield f"there is no folder {str(home / self.model)!r}. Correct the path."
 
 
 @dataclass(frozen=True)

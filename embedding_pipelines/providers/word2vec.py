@@ -7,7 +7,7 @@ KeyedVectors, gzipped or not.
 import functools
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -167,6 +167,13 @@ class Word2vec(ProviderOptions):
     @property
     def trains(self) -> bool:
         return self.train is not None and self.trained is None
+
+    def known_dimensions(self, home: Path) -> int | None:
+        return None if self.train is None else self.train.dimensions
+
+    def mistakes(self, home: Path) -> Iterator[str]:
+        if self.vectors and not (home / self.vectors).is_file():
+            yield f"vectors: there is no file {str(home / self.vectors)!r}. Correct the path."
 
 
 def train_vectors(texts: Iterable[str], options: Training, path: Path) -> None:

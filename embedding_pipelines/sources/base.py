@@ -207,12 +207,12 @@ class Source(Choice):
         """Take note of the columns of the pipeline that a file does not have: its documents have no
         value there. Raises SourceError if the id, or all of the text, is among them."""
         names = list(columns)
+        log.lacking = [column for column in self.columns if column in missing]
+        log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
         if self.id is not None and self.id in missing:
             raise self.missing_column_error(where, self.id, names, hint)
         if missing >= {*self.text}:
             raise self.missing_column_error(where, self.text[0], names, hint)
-        log.lacking = [column for column in self.columns if column in missing]
-        log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
 
     def missing_column_error(
         self, where: str, column: str, columns: Iterable[str], hint: str = ""

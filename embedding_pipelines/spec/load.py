@@ -527,10 +527,18 @@ def _place(root: yaml.Node, place: tuple[int | str, ...]) -> tuple[int, str]:
         child = _child(node, part)
         if child is not None:
             line, node = child
-        elif at + 1 < len(place):
+        elif at + 1 < len(place) or _is_tag(node, part):
             continue  # a tag such as "csv"
         path.append(str(part))
     return line, ".".join(path)
+
+
+def _is_tag(node: yaml.Node, part: int | str) -> bool:
+    """Whether `part` is the kind of what stands at `node`."""
+    if isinstance(node, yaml.MappingNode):
+        child = _child(node, "kind")
+        return child is not None and child[1].value == part
+    return isinstance(node, yaml.ScalarNode) and node.value.partition(":")[0] == part
 
 
 def _child(node: yaml.Node, part: int | str) -> tuple[int, yaml.Node] | None:

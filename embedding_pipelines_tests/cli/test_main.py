@@ -140,17 +140,19 @@ def test_home_stands_before_the_command(command: Command, built: Path, home: Pat
 
 
 def test_validate_reads_the_files_of_the_evaluation(command: Command, home: Path) -> None:
+    write_csv(home, "a.csv", [(1, "a", "b")])
     write_pipeline(home, "good", HASHING)
     write_pipeline(home, "bad", f"{PLAIN}evaluation: {{queries: q.jsonl, qrels: r.tsv}}\n")
     said = command("validate")
     assert (said.code, said.out) == (1, "good: valid\n")
-    assert f"bad: evaluation.qrels: {home / 'r.tsv'} cannot be read" in said.err
+    assert f"bad.yaml:4: evaluation.qrels: {home / 'r.tsv'} cannot be read" in said.err
     (home / "r.tsv").write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n")
     (home / "q.jsonl").write_text('{"_id": "1", "text": "what"}\n')
     assert command("validate").code == 0
 
 
 def test_validate_names_every_mistake_of_every_file(command: Command, home: Path) -> None:
+    write_csv(home, "a.csv", [(1, "a", "b")])
     write_pipeline(home, "good", HASHING)
     write_pipeline(home, "bad", "source: {kind: csv, pth: x}\nmodl: {provider: hashing}\n")
     write_pipeline(home, "worse", "source: [\n")
@@ -161,7 +163,7 @@ def test_validate_names_every_mistake_of_every_file(command: Command, home: Path
     assert "worse.yaml" in said.err
     as_json = command("validate", "--json")
     assert as_json.code == 1
-    assert as_json.results == [{"pipeline": "good", "valid": True}]
+    assert as_json.results == [{"pipeline": "good", "valid": True, "doubts": []}]
     assert [error["pipeline"] for error in as_json.envelope["errors"]] == ["bad", "worse"]
     assert command("validate", "good").code == 0
     assert command("validate", "good", "nobody").out == "good: valid\n"

@@ -1,11 +1,15 @@
 """What services share that sell models of their own."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.providers.common.http import RemoteModel, RemoteOptions
 from embedding_pipelines.providers.common.prices import (
+    MODELS,
     PublishedModel,
     choose_dimensions,
     find_published,
@@ -43,6 +47,21 @@ class HostedOptions(RemoteOptions):
         """The number of dimensions of a vector."""
         return choose_dimensions(self.kind, self.model, self.dimensions)
 
+    def known_dimensions(self, home: Path) -> int | None:
+        return self.size
+
+    def doubts(self, home: Path) -> Iterator[str]:
+        if self.published_model is None and self.sells_published_models:
+            published = [name for kind, _, name in map(_split, MODELS) if kind == self.kind]
+            near = did_you_mean(self.model, published)
+            if near:
+                yield f"{self.model!r} is no published model of {self.kind} that is known here.{near}"
+
+    @property
+    def sells_published_models(self) -> bool:
+        """Whether the service at this address sells the models of the table, and hardly others."""
+        return True
+
     @property
     def requested_size(self) -> int | None:
         """The size to send; None for the model's own, since older models reject any."""
@@ -54,6 +73,10 @@ class HostedOptions(RemoteOptions):
         """How many tokens of a text the model reads."""
         entry = self.published_model
         return entry.max_tokens if entry else self.default_max_tokens
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    return name.partition(":")
 
 
 class HostedModel(RemoteModel):

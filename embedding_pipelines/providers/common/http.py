@@ -9,7 +9,7 @@ import json
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -115,6 +115,14 @@ class ServiceOptions(ProviderOptions):
     def price(self) -> float | None:
         own = self.usd_per_million_tokens
         return self.default_price if own is None else own
+
+    def missing_keys(self) -> Iterator[str]:
+        name = self.api_key_env
+        if name and not os.environ.get(name):
+            yield (
+                f"the environment variable {name} is not set, and {self.kind} needs a key. Set it, "
+                "or name another one with api_key_env."
+            )
 
 
 class ServiceModel(EmbeddingModel):

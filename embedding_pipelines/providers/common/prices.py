@@ -18,6 +18,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, PlainValidator
 from pydantic.dataclasses import dataclass
 
+from embedding_pipelines.errors import did_you_mean
+
 PRICES_OF = date(2026, 11, 21)
 TABLE = Path(__file__).with_suffix(".csv")
 
@@ -80,9 +82,10 @@ def choose_dimensions(kind: str, model: str, dimensions: int | None) -> int:
     entry = find_published(kind, model)
     if entry is None:
         if dimensions is None:
+            names = [name.removeprefix(f"{kind}:") for name in MODELS if name.startswith(kind)]
             raise ValueError(
                 f"{kind} model {model!r} is not in the table of published models: set `dimensions` "
-                "to the length of its vectors"
+                f"to the length of its vectors.{did_you_mean(model, names)}"
             )
         return dimensions
     if dimensions in (None, entry.dimensions) or dimensions in entry.other_dimensions:

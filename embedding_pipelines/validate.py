@@ -1,0 +1,119 @@
+"""What is wrong with a pipeline before it has run: its file, and all that can be known of what the
+file names without spending anything. No model is opened, no service asked, no code imported.
+"""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_pipelines.compression.base import check_chain
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, SourceError
+from embedding_pipelines.quality.queries import read_pairs, read_qrels
+from embedding_pipelines.run import Run
+from embedding_pipelines.sources.base import ReadLog
+from embedding_pipelines.spec.load import Draft
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Warehouse
+
+MAX_FILES = 20  # whose columns are looked at
+MAX_BYTES = 64 * 2**20  # of such a file: a JSON array is read whole
+ANY_DIMENSIONS = 2**20  # where a model's are not known, what fits into any order and number
+
+
+class Fault(NamedTuple):
+    """Something that a run would end with, or that its end would show."""
+
+    option: tuple[str, ...]  # of the pipeline file
+    what: str
+    is_key: bool = False  # a key that this process lacks, and a run does not
+    is_doubt: bool = False  # it may be right all the same
+
+
+def check_file(draft: Draft, warehouse: Warehouse) -> tuple[list[str], list[str]]:
+    """What is wrong with a pipeline file and what it names, and what may be, a line for each."""
+    lines, doubts = list(draft.problems), list[str]()
+    if draft.spec is not None:
+        for fault in faults(draft.spec, warehouse, draft.wrong):
+            line = f"{draft.place(*fault.option)}: {fault.what}"
+            (doubts if fault.is_doubt else lines).append(line)
+    return list(dict.fromkeys(lines)), doubts
+
+
+def faults(
+    spec: PipelineSpec, warehouse: Warehouse, wrong: frozenset[str] = frozenset()
+) -> Iterator[Fault]:
+    """What is wrong with what a pipeline names; its `wrong` sections are not looked at."""
+    home = warehouse.home
+    if "source" not in wrong:
+        yield from _of_source(spec, home)
+    if "model" not in wrong:
+        yield from (Fault(("model",), what) for what in spec.model.mistakes(home))
+        yield from (Fault(("model",), what, is_key=True) for what in spec.model.missing_keys())
+        yield from (Fault(("model",), what, is_doubt=True) for what in spec.model.doubts(home))
+    if not wrong & {"compression", "store", "output_dim"}:
+        yield from _of_dimensions(spec, home, "model" in wrong)
+    if not wrong & {"source", "evaluation"}:
+        run = Run(spec, warehouse)
+        for read in (read_qrels, read_pairs):
+            try:
+                read(run)
+            except EmbeddingPipelinesError as error:
+                yield Fault(("evaluation",), str(error))
+
+
+def _of_source(spec: PipelineSpec, home: Path) -> Iterator[Fault]:
+    source = spec.source
+    try:
+        files = source.files(home)
+    except SourceError as error:
+        yield Fault(("source", "path"), str(error))
+        return
+    lacking: dict[str, list[str]] = {}  # the files without a column
+    columns: dict[str, None] = {}
+    looked_at = [file for file in files if 0 < file.size_bytes <= MAX_BYTES][:MAX_FILES]
+    fatal: set[str] = set()
+    with_rows = 0
+    for file in looked_at:
+        log = ReadLog(reject=lambda _: None)
+        try:
+            rows = list(itertools.islice(source.read(file, log), 1))
+        except SourceError as error:
+            if not log.lacking:
+                yield Fault(("source",), str(error))
+                return
+            rows, missing = [], {*log.lacking}
+            fatal |= {source.id or ""} & missing
+            fatal |= {*source.text} if missing >= {*source.text} else set()
+        with_rows += bool(rows) or bool(log.lacking)
+        for column in log.lacking:
+            lacking.setdefault(column, []).append(file.name)
+        columns |= dict.fromkeys(log.columns)
+    for column, names in lacking.items():
+        # Else it may be in a file that was not looked at, or that has it.
+        if column in fatal or len(names) == with_rows == len(files):
+            option = "text" if column in source.text else "metadata"
+            words = str(source.missing_column_error(names[0], column, columns))
+            yield Fault(("source", "id" if column == source.id else option), words)
+
+
+def _of_dimensions(spec: PipelineSpec, home: Path, is_unknown: bool) -> Iterator[Fault]:
+    size = None if is_unknown else spec.model.known_dimensions(home)
+    chain = spec.compression
+    try:
+        actual = check_chain(chain, size or ANY_DIMENSIONS)
+    except ConfigError as error:
+        yield Fault(("compression",), str(error))
+        return
+    if size is None and not any(choice.kind in ("pca", "truncate") for choice in chain):
+        return
+    try:
+        spec.store.check(chain[-1].codec.dtype if chain else "float32", actual)
+    except ConfigError as error:
+        yield Fault(("store",), str(error))
+    if spec.output_dim not in (None, actual):
+        yield Fault(
+            ("output_dim",),
+            f"output_dim is {spec.output_dim}, but model and compression give {actual}. Set it to "
+            f"{actual}, or leave it out.",
+        )
