@@ -239,9 +239,16 @@ def test_a_subject_s_specification(openai: WireServer, aios: Block, minilm: None
         ),
         (
             {**HF, "llm_parameters": {"device": "gpu"}},
-            "device is 'gpu': write one of cpu, cuda, mps",
+            "device is 'gpu': write auto, cpu, cuda, cuda:1 or mps",
         ),
         ({**AIOS, "llm_parameters": {}}, "llm_parameters.grpc_url is missing"),
+        ({**AIOS, "llm_parameters": {"grpc_url": ""}}, "grpc_url"),
+        ({**OPENAI, "llm_parameters": {"base_url": "localhost"}}, "base_url"),
+        ({**OPENAI, "llm_parameters": {"dims": 5_000}}, "can give 1 to 1536"),
+        ({**OPENAI, "llm_parameters": {"timeout_s": -1}}, "timeout_seconds"),
+        ({**HF, "llm_parameters": {"dims": 512}}, "dims is 512: .* gives 384"),
+        ({**OPENAI, "llm_parameters": {"too_long": "drop"}}, "write 'refuse' or 'cut'"),
+        ({**OPENAI, "llm_selection_query": ["eu"]}, "llm_selection_query is not a mapping"),
         ({**OPENAI, "llm_parameters": ["model"]}, "llm_parameters is not a mapping"),
         ({**OPENAI, "llm_parameters": {"api_key": 4711}}, "api_key is not a text"),
         ({"llm_type": "embeddings"}, "needs llm_block_id"),
@@ -309,9 +316,12 @@ def test_dims_are_asked_for_and_checked(openai: WireServer, aios: Block, minilm:
     assert openai.requests[0]["dimensions"] == 256
     with pytest.raises(ProviderError, match="768 dimensions, not 512"):
         AIOSEmbeddings(grpc_url=aios.address, dims=512).generate("x")
-    declared = build_embeddings_from_model_item({**HF, "llm_parameters": {"dims": 768}})
+    with pytest.raises(ConfigError, match=r"all-MiniLM-L6-v2: dims is 768: .* gives 384"):
+        build_embeddings_from_model_item({**HF, "llm_parameters": {"dims": 768}})
+    changed = build_embeddings_from_model_item(HF)
+    changed.set_parameter("dims", 768)
     with pytest.raises(ProviderError, match=r"384 dimensions\): dims is 768"):
-        declared.generate("x")
+        changed.generate("x")
 
 
 def test_batches_are_divided_and_come_back_in_order(openai: WireServer) -> None:
@@ -484,3 +494,64 @@ def test_a_text_that_would_be_cut_is_an_error(minilm: None) -> None:
     generator = HuggingFaceEmbeddingGenerator("sentence-transformers/all-MiniLM-L6-v2")
     with pytest.raises(ConfigError, match=r"has 302 tokens; of a document, .* reads 256"):
         generator.generate("cat " * 300)
+
+
+def test_empty_texts_are_refused_and_long_ones_cut_only_where_that_is_said(
+    minilm: None, openai: WireServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    local = HuggingFaceEmbeddingGenerator("sentence-transformers/all-MiniLM-L6-v2", too_long="cut")
+    for generator in (local, OpenAIEmbeddingGenerator()):
+        for text in ("", " \n", "\u200b"):
+            with pytest.raises(ConfigError, match=r"texts\[0\] is empty"):
+                generator.generate(text)
+    assert not openai.requests
+    caplog.clear()
+    vector = local.generate("cat " * 300)
+    assert vector == local.generate("cat " * 254)
+    assert ["has 302 tokens" in message for message in caplog.messages] == [True]
+    caplog.clear()
+    local.generate("สวัสดี")
+    assert ["100% of the tokens are unknown" in line for line in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto", "cuda"])
+def test_a_device_is_the_one_that_computes(
+    device: str, minilm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that seems to have another best one; what computes there is a processor."""
+    from embedding_pipelines.inference import torch
+
+    def start(backend: torch.Torch, folder: Path, device: str, precision: str) -> None:
+        raise ProviderError(f"torch on {device}")
+
+    monkeypatch.setattr(torch, "accelerator", lambda: "cuda")
+    monkeypatch.setattr(torch.Torch, "__init__", start)
+    generator = HuggingFaceEmbeddingGenerator(
+        "sentence-transformers/all-MiniLM-L6-v2", device=device, cache_enabled=False
+    )
+    if device == "cpu":
+        assert len(generator.generate("x")) == 384
+        generator.set_parameter("device", "cuda")
+    with pytest.raises(ProviderError, match="torch on cuda"):
+        generator.generate("x")
+
+
+def test_a_selection_is_made_or_told(openai: WireServer, caplog: pytest.LogCaptureFixture) -> None:
+    item = {**OPENAI, "llm_selection_query": {"region": "ap-south-1"}}
+    build_embeddings_from_model_item(item)
+    assert "llm_selection_query (region) selects nothing: 'openai'" in caplog.messages[0]
+    caplog.clear()
+    regions = {"ap-south-1": f"{openai.url}/v1"}
+    spec = {"subject_id": "a", "models": [item, {**HF, "llm_selection_query": None}]}
+    manager = generators_of_subject(
+        spec, lambda chosen: {"base_url": regions[chosen.llm_selection_query["region"]]}
+    )
+    assert manager.get_parameter(OPENAI["llm_block_id"], "base_url") == f"{openai.url}/v1"
+    assert caplog.messages == []
+
+
+def test_agents_import_from_the_path_that_they_know() -> None:
+    from agent_sdk.embeddings import generator
+
+    assert generator.OpenAIEmbeddingGenerator is OpenAIEmbeddingGenerator
+    assert {"AbstractEmbeddingGenerator", "EmbeddingGeneratorManager"} <= set(generator.__all__)

@@ -1,20 +1,27 @@
 """The generators for OpenAI, Hugging Face and AIOS, on top of the embedding service."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from embedding_pipelines.agents.base import AbstractEmbeddingGenerator, Vector
+from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.environment import home
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.service import EmbeddingConfig, EmbeddingService
+from embedding_pipelines.providers.common.prices import find_published
+from embedding_pipelines.providers.hf import DEVICE
+from embedding_pipelines.service import (
+    EmbeddingCache,
+    EmbeddingConfig,
+    EmbeddingService,
+    default_cache,
+)
 
 log = logging.getLogger(__name__)
-
-DEVICES = ("cpu", "cuda", "mps")
 
 
 class _Secrets(dict[str, str]):
@@ -28,7 +35,9 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
     """A generator with an embedding service, which a changed parameter replaces.
 
     `input_type` is that of the texts, for asymmetric models. `cache_enabled`: use the embedding
-    cache of the home folder that the environment names when the generator is made.
+    cache that `service.default_cache` names when the generator is made. `too_long` "cut" embeds the
+    beginning of a text that is longer than the model reads, and warns in the log; else it is an
+    error. So is an empty text, always.
     """
 
     OPTIONS: ClassVar[Mapping[str, str]]  # the provider's options: the parameter of each
@@ -36,13 +45,19 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
     batch_size: int | None
     input_type: InputType
     cache_enabled: bool
+    too_long: TooLong
 
     def __post_init__(self, api_key: str | None = None) -> None:
         self._api_key_env, self._secrets = _resolve_key(type(self).__name__, api_key)
-        self._home = home()
+        self._home, self._cache = home(), default_cache()
         self._service: EmbeddingService | None = None
         for name, value in vars(self).items():
             self._check(name, value)
+        self._verify(self._current_service())
+
+    def _verify(self, service: EmbeddingService) -> None:
+        """Raise ConfigError for what is known to be wrong before anything is loaded; the service
+        has checked its own options."""
 
     def set_parameter(self, key: str, value: Any) -> None:
         self.get_parameter(key)
@@ -57,6 +72,8 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             raise ConfigError(f"{name} is {value!r}: write a whole number, 1 or more.")
         if name == "input_type" and value not in ("document", "query"):
             raise ConfigError(f"{name} is {value!r}: write 'document' or 'query'.")
+        if name == "too_long" and value not in ("refuse", "cut"):
+            raise ConfigError(f"{name} is {value!r}: write 'refuse' or 'cut'.")
 
     def _infer(self, text: str) -> Vector:
         return self._infer_batch([text])[0]
@@ -75,19 +92,25 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
             )
         return list(service.embed_batch(texts, self.input_type))
 
+    def _options(self) -> dict[str, Any]:
+        """The provider's options of the current parameters."""
+        options = {option: getattr(self, name) for option, name in self.OPTIONS.items()}
+        return {**options, "api_key_env": self._api_key_env}
+
     def _current_service(self) -> EmbeddingService:
         """The service of the current parameters."""
-        options = {option: getattr(self, name) for option, name in self.OPTIONS.items()}
-        options["api_key_env"] = self._api_key_env
+        options = self._options()
         config = EmbeddingConfig(
             provider=self.provider,
             batch_size=self.batch_size,
             cache_enabled=self.cache_enabled,
+            too_long=self.too_long,
             options={name: value for name, value in options.items() if value not in (None, {})},
         )
         if self._service is None or self._service.config != config:
             # Another thread may still use the old one, which closes when the last reference goes.
-            self._service = EmbeddingService(config, home=self._home, secrets=self._secrets)
+            cache = EmbeddingCache(self._cache)
+            self._service = EmbeddingService(config, cache, self._home, self._secrets)
         return self._service
 
 
@@ -117,15 +140,18 @@ class OpenAIEmbeddingGenerator(_ServiceGenerator):
     base_url: str | None = None
     input_type: InputType = "document"
     cache_enabled: bool = True
+    too_long: TooLong = "refuse"
 
 
 @dataclass(eq=False, repr=False)
 class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
-    """A local sentence-transformers model on the best device of this machine. Another `device` gets
-    a warning in the log."""
+    """A local sentence-transformers model on `device`: auto, cpu, cuda, cuda:1 or mps.
+
+    Where the machine does not have it, the model runs on its best one, with a warning in the log.
+    """
 
     provider = "hf"
-    OPTIONS: ClassVar = {"model": "model_name"}
+    OPTIONS: ClassVar = {"model": "model_name", "device": "device"}
 
     model_name: str
     device: str = "cpu"
@@ -134,23 +160,37 @@ class HuggingFaceEmbeddingGenerator(_ServiceGenerator):
     dims: int | None = None
     input_type: InputType = "document"
     cache_enabled: bool = True
+    too_long: TooLong = "refuse"
+
+    _replaced_device: str = field(default="", init=False)  # one that this machine does not have
+
+    def _verify(self, service: EmbeddingService) -> None:
+        options: Any = service.model.options
+        entry = find_published(options.kind, options.model)
+        if self.dims is not None and entry is not None and self.dims != entry.dimensions:
+            raise ConfigError(
+                f"dims is {self.dims}: {options.model} gives {entry.dimensions}. Correct dims, or "
+                "choose another model."
+            )
 
     def _check(self, name: str, value: Any) -> None:
         super()._check(name, value)
-        is_device = isinstance(value, str) and value.split(":")[0] in DEVICES
-        if name == "device" and not is_device:
-            raise ConfigError(f"{name} is {value!r}: write one of {', '.join(DEVICES)}.")
+        if name == "device" and not (isinstance(value, str) and re.fullmatch(DEVICE, value)):
+            raise ConfigError(f"{name} is {value!r}: write auto, cpu, cuda, cuda:1 or mps.")
 
-    def _current_service(self) -> EmbeddingService:
-        before, service = self._service, super()._current_service()
-        if service is not before:
-            from embedding_pipelines.inference.torch import accelerator
+    def _infer_batch(self, texts: Sequence[str]) -> Sequence[Vector]:
+        if self.device not in ("auto", "cpu", self._replaced_device):
+            from embedding_pipelines.inference.torch import accelerator, is_here
 
-            device, best = self.device.split(":")[0], accelerator() or "cpu"
-            if device != best:
+            if not is_here(self.device):
                 words = "device is %r, but models run on %r, the best of this machine"
-                log.warning(words, device, best)
-        return service
+                log.warning(words, self.device, accelerator() or "cpu")
+                self._replaced_device = self.device
+        return super()._infer_batch(texts)
+
+    def _options(self) -> dict[str, Any]:
+        device = "auto" if self.device == self._replaced_device else self.device
+        return {**super()._options(), "device": device}
 
 
 @dataclass(eq=False, repr=False)
@@ -178,6 +218,7 @@ class AIOSEmbeddings(_ServiceGenerator):
     batch_size: int | None = None
     input_type: InputType = "document"
     cache_enabled: bool = True
+    too_long: TooLong = "refuse"
 
 
 def _resolve_key(owner: str, api_key: str | None) -> tuple[str | None, _Secrets]:

@@ -1,7 +1,8 @@
 """Builds generators from the embedding models of an agent's specification."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,6 +13,8 @@ from embedding_pipelines.agents.generators import (
     OpenAIEmbeddingGenerator,
 )
 from embedding_pipelines.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings"
 GENERATORS = (OpenAIEmbeddingGenerator, HuggingFaceEmbeddingGenerator, AIOSEmbeddings)
@@ -26,6 +29,9 @@ class ModelItem:
     llm_block_id: str
     llm_selection_query: dict[str, Any] = field(default_factory=dict)
     llm_parameters: dict[str, Any] = field(default_factory=dict, repr=False)  # may hold a key
+
+
+Select = Callable[[ModelItem], Mapping[str, Any]]
 
 
 class EmbeddingGeneratorManager:
@@ -65,11 +71,17 @@ class EmbeddingGeneratorManager:
 
 
 def build_embeddings_from_model_item(
-    item: Mapping[str, Any] | ModelItem,
+    item: Mapping[str, Any] | ModelItem, select: Select | None = None
 ) -> AbstractEmbeddingGenerator:
     """The generator of a model item, whose `llm_type` is "embeddings" by default.
 
-    Raises ConfigError for a wrong item, and NotImplementedError for an unknown backend.
+    `llm_selection_query` names a deployment, tenant or region. AIOS looks for it itself; for the
+    other backends `select` does: it is given the item, and returns what its `llm_parameters` become
+    for the deployment, such as `{"base_url": …}`. Without it, a query that selects nothing is a
+    warning in the log.
+
+    Raises ConfigError for a wrong item, NotImplementedError for an unknown backend, and whatever
+    `select` raises.
     """
     item = _item(item)
     where = item.llm_block_id
@@ -82,7 +94,12 @@ def build_embeddings_from_model_item(
     target_argument = cls.OPTIONS["model"]
     if not isinstance(item.llm_parameters, Mapping):
         raise ConfigError(f"{where}: llm_parameters is not a mapping of names to values.")
+    query = item.llm_selection_query or {}
+    if not isinstance(query, Mapping):
+        raise ConfigError(f"{where}: llm_selection_query is not a mapping of names to values.")
     arguments = dict(item.llm_parameters)
+    if query and select is not None:
+        arguments |= select(item)
     model = arguments.pop("model", None)
     if model and target and model != target:
         raise ConfigError(
@@ -95,7 +112,13 @@ def build_embeddings_from_model_item(
         arguments["api_key"] = arguments.get("api_key") or _key_at(reference)
     parameters = inspect.signature(cls).parameters
     if "selection_query" in parameters:
-        arguments["selection_query"] = item.llm_selection_query
+        arguments["selection_query"] = dict(query)
+    elif query and select is None:
+        log.warning(
+            "%s: llm_selection_query (%s) selects nothing: %r has one address. Name the deployment "
+            "in llm_parameters, or give `select`, which chooses it.",
+            *(where, ", ".join(map(str, query)), kind),
+        )
     if unknown := sorted(arguments.keys() - parameters.keys()):
         allowed = ", ".join(sorted({*parameters, "model"} - {target_argument, "selection_query"}))
         raise ConfigError(
@@ -110,7 +133,9 @@ def build_embeddings_from_model_item(
         raise ConfigError(f"{where}: {error}") from error
 
 
-def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
+def generators_of_subject(
+    spec: Mapping[str, Any], select: Select | None = None
+) -> EmbeddingGeneratorManager:
     """A manager with the embedding models of a subject's specification, by block id.
 
     Raises as `build_embeddings_from_model_item`, and ConfigError for no such model, or one twice.
@@ -127,7 +152,8 @@ def generators_of_subject(spec: Mapping[str, Any]) -> EmbeddingGeneratorManager:
         if model["llm_type"] != EMBEDDINGS:
             continue
         try:
-            generator, name = build_embeddings_from_model_item(model), model["llm_block_id"]
+            generator = build_embeddings_from_model_item(model, select)
+            name = model["llm_block_id"]
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
         if name in manager.metrics:

@@ -21,6 +21,7 @@ from embedding_pipelines.errors import (
     Unreachable,
 )
 from embedding_pipelines.once import once
+from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ class Sender:
 
     def _call(self, request: Request) -> Response:
         """One call, on the usage of its request. Raises InvalidReply for an array of a wrong
-        shape."""
+        shape, and BadInput for a text without content, which some models give a vector."""
+        if not all(map(has_content, request.inputs)):
+            raise BadInput("The text is empty: white space or characters that nobody sees.")
         usage, started = request.usage, time.perf_counter()
         try:
             response = self.model.embed(request.inputs, request.input_type)

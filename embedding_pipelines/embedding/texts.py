@@ -99,9 +99,10 @@ def prepare(
     content = sum(tokens) - special * len(tokens)
     if content and sum(unknown) / content >= TELL_UNKNOWN:
         row = max(range(len(texts)), key=unknown.__getitem__)
+        share, most = f"{min(1, sum(unknown) / content):.0%}", f", most in {name(row)}"
         lacking = (
-            f"{min(1, sum(unknown) / content):.0%} of the tokens are unknown to {model.space}, most "
-            f"in {name(row)}: it reads nothing in them. Use a model of their language."
+            f"{share} of the tokens are unknown to {model.space}{most if len(texts) > 1 else ''}: "
+            "it reads nothing in them. Use a model of their language."
         )
     return ReadableTexts(readable, tokens, cut, lacking)
 

@@ -36,7 +36,7 @@ class Engine:
     """One model, for any number of threads.
 
     `prompts` by input type ("document", "query") replace the model's own; `defaults` apply if it
-    has none.
+    has none. `device` is "auto", "cpu", "mps", "cuda" or one of several, "cuda:1".
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class Engine:
         calibration: Path | None = None,
         prompts: Mapping[str, str] | None = None,
         defaults: Mapping[str, str] | None = None,
+        device: str = "auto",
     ) -> None:
-        self.folder, self.precision = folder, precision
+        self.folder, self.precision, self.device = folder, precision, device
         self.samples = read_samples(calibration) if calibration else []
         self._cache, own = convert(folder)
         if prompts is None:
@@ -70,7 +71,22 @@ class Engine:
 
     @property
     def request_tokens(self) -> int:
-        return ACCELERATOR_REQUEST_TOKENS if _torch.accelerator() else REQUEST_TOKENS
+        return ACCELERATOR_REQUEST_TOKENS if self._accelerator else REQUEST_TOKENS
+
+    @property
+    def _accelerator(self) -> str | None:
+        """What torch computes on; None: OpenVINO on the processor. Raises ProviderError if this
+        machine does not have the device."""
+        if self.device == "cpu":
+            return None
+        if self.device == "auto":
+            return _torch.accelerator()
+        if not _torch.is_here(self.device):
+            raise ProviderError(
+                f"{self.folder.name}: device is {self.device!r}, which this machine does not have; "
+                f"its best is {_torch.accelerator() or 'cpu'!r}. Set device to 'auto' or to that."
+            )
+        return self.device
 
     @once
     def tokenizer(self) -> Tokenizer:
@@ -95,7 +111,7 @@ class Engine:
     @once
     def backend(self) -> Backend:
         """The model on its device. Raises ProviderError if that cannot compute in `precision`."""
-        device = _torch.accelerator()
+        device = self._accelerator
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
         if self.precision == "int8":

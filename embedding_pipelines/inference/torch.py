@@ -38,31 +38,33 @@ class Torch(Backend):
 
     in_flight = 2  # an accelerator queues the next batch while it computes one
 
-    def __init__(self, folder: Path, device: Device, precision: Precision) -> None:
+    def __init__(self, folder: Path, device: str, precision: Precision) -> None:
+        """`device` is a Device, or one of several, such as "cuda:1"."""
         torch = need("torch", "local")
         if precision == "int8":
             raise ProviderError(
                 f"precision 'int8' is for processors, and this model runs on {device}. Set it to "
                 "'auto'."
             )
-        self._device = device
+        kind: Any = device.partition(":")[0]
+        self._device, self._kind = device, kind
         self.precision = precision
         if precision == "auto":
             self.precision = "float32"
-            if device == "cuda":  # bfloat16 where possible: some models overflow in float16
+            if kind == "cuda":  # bfloat16 where possible: some models overflow in float16
                 self.precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-        self.batch_tokens = BATCH_TOKENS[device]
+        self.batch_tokens = BATCH_TOKENS[kind]
         self.name = f"torch {torch.__version__}, {device}"
         model: Any = load(folder).to(device)
         self._model = model.to(getattr(torch, self.precision)).eval()
         # On a processor one batch takes all cores.
-        self._slot: Any = threading.Lock() if device == "cpu" else contextlib.nullcontext()
+        self._slot: Any = threading.Lock() if kind == "cpu" else contextlib.nullcontext()
 
     def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
         torch = need("torch", "local")
         with self._slot, _translate_errors(), torch.inference_mode():
             tensors = [torch.from_numpy(part) for part in (tokens, mask, pooled)]
-            if self._device == "cuda":
+            if self._kind == "cuda":
                 tensors = [tensor.pin_memory() for tensor in tensors]
             tensors = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
             return forward(self._model, *tensors)
@@ -103,6 +105,14 @@ def accelerator() -> Device | None:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else None
+
+
+def is_here(device: str) -> bool:
+    """Whether this machine has a device, such as "cuda" or "cuda:1"."""
+    kind, _, number = device.partition(":")
+    if kind != accelerator():
+        return kind == "cpu"
+    return not number or int(number) < need("torch", "local").cuda.device_count()
 
 
 def forward(model: Any, tokens: "Tensor", mask: "Tensor", pooled: "Tensor") -> "Tensor":

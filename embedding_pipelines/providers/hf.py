@@ -1,11 +1,12 @@
 """`hf`: any sentence-transformers model, from a folder, an installed package or the hub."""
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.extras import require
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from embedding_pipelines.inference.encoder import Engine
 
+DEVICE = r"auto|cpu|mps|cuda(:\d{1,3})?"
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
 # One computes while the other tokenizes, and neither waits for the other's last batch.
 CONCURRENT_REQUESTS = 2
@@ -78,13 +80,16 @@ class HfModel(EmbeddingModel):
         return Response(self._engine.embed(inputs, input_type))
 
     def release_options(self, folder: Path) -> "Hf":
-        if self.options.calibration is None:
-            return self.options
+        """Without the device: vectors of one precision compare on all, and who searches the release
+        has a machine of their own."""
+        options = self.options.model_copy(update={"device": "auto"})
+        if options.calibration is None:
+            return options
         copy = folder / f"{self._engine.dtype}.txt"
         if not copy.exists():
             write_atomic(copy, "\n".join(self._engine.samples) + "\n")
         calibration = copy.relative_to(self.home).as_posix()
-        return self.options.model_copy(update={"calibration": calibration})
+        return options.model_copy(update={"calibration": calibration})
 
     @once
     def _engine(self) -> "Engine":
@@ -99,6 +104,7 @@ class HfModel(EmbeddingModel):
             self.home / options.calibration if options.calibration else None,
             None if prompts is None else {str(name): text for name, text in prompts.items()},
             prompts_of(options.model),
+            options.device,
         )
 
 
@@ -116,12 +122,23 @@ class Hf(ProviderOptions):
     Its vectors are one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of
     those in float32."""
 
+    device: str = "auto"
+    """auto: the best of the machine, cuda before mps before cpu. Else one of these, or cuda:1; a
+    run ends where there is none. It is no part of the vectors' space."""
+
     calibration: str | None = None
     """With int8: a file below the home folder with your own texts, one a line, to fit scales on."""
 
     prompts: dict[InputType, str] | None = None
     """The text before each input, by input type; none for one that is left out. Default: what the
     model's own files name, else what its family needs."""
+
+    @field_validator("device")
+    @classmethod
+    def _check_device(cls, device: str) -> str:
+        if not re.fullmatch(DEVICE, device):
+            raise ValueError(f"{device!r} is no device; write auto, cpu, cuda, cuda:1 or mps")
+        return device
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Self:

@@ -4,12 +4,14 @@ model is refused, or cut and told."""
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.cache import IN_MEMORY, EmbeddingCache
+from embedding_pipelines.embedding.embed import embed, embed_all
 from embedding_pipelines.embedding.texts import prepare
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.providers.hashing import Hashing, HashingModel
@@ -90,3 +92,13 @@ def test_tokens_that_the_model_does_not_know_are_told() -> None:
     assert note.startswith("50% of the tokens are unknown to ")
     assert "most in texts[1]: it reads nothing in them" in note
     assert prepare([THAI], hashing(), "query").notes == []  # it only counts
+
+
+def test_a_stream_rejects_a_text_without_content_unsent() -> None:
+    model = Recording(hashing())
+    rows = pa.RecordBatch.from_pydict({"text": ["fox", "\u200b", "dog"], "tokens": [1, 1, 1]})
+    with EmbeddingCache(IN_MEMORY) as cache:
+        (batch,) = embed([rows], model, cache, "document", lambda _: None)
+    assert list(batch.rejected) == [1]
+    assert batch.rejected[1].startswith("The text is empty")
+    assert "\u200b" not in model.texts

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from embedding_pipelines.errors import ProviderError
+from embedding_pipelines.inference import torch
 from embedding_pipelines.inference.encoder import Engine
 from embedding_pipelines.inference.weights import model_folder, revision_sha256
 from embedding_pipelines.providers.hf import Hf
@@ -232,3 +234,18 @@ def test_two_homes_in_one_process_each_have_their_own_model(tmp_path: Path, refe
     assert models["first"].space.id != models["second"].space.id
     assert vectors["first"] @ vectors["second"] < 0.9999
     assert not (tmp_path / "models").exists()
+
+
+def test_a_device_is_pinned_and_part_of_nothing_else(home: Path) -> None:
+    with pytest.raises(ValidationError, match="'gpu' is no device; write auto, cpu, cuda"):
+        Hf(model="m", device="gpu")
+    anywhere, pinned = (Hf(model=MINILM, device=device) for device in ("auto", "cpu"))
+    with anywhere.open(home) as one, pinned.open(home) as other:
+        assert one.space == other.space
+        assert other.release_options(home) == anywhere
+    device = "cuda:7" if torch.accelerator() == "cuda" else "cuda"
+    with (
+        Hf(model=MINILM, device=device).open(home) as missing,
+        pytest.raises(ProviderError, match=rf"device is '{device}', which this machine does not"),
+    ):
+        missing.embed(["x"], "query")

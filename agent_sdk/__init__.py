@@ -1,0 +1,1 @@
+"""The import paths of the agents' SDK; the code is `embedding_pipelines.agents`."""
