@@ -22,8 +22,11 @@ from embedding_pipelines.files import (
     write_lines,
 )
 from embedding_pipelines.space import Space
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder
+from embedding_pipelines.variables import expand_all
+
+NAMES_OF_MODEL = ("model", "revision", "cls")
 
 
 class Release(BaseModel):
@@ -77,8 +80,12 @@ def read_releases(folder: PipelineFolder) -> Releases:
         if not is_whole(folder.releases_copy):
             raise
         record = read_json(folder.releases_copy)
+    record, written = _expand(record or {})
     try:
-        return Releases.model_validate(record or {})
+        releases = Releases.model_validate(record)
+        for release in releases.releases:
+            release.spec.keep_variables(written)
+        return releases
     except ValidationError as error:
         raise StoreError(
             f"{folder.releases} cannot be read by this version ({error.error_count()} fields "
@@ -93,8 +100,38 @@ def write_releases(folder: PipelineFolder, releases: Releases) -> None:
     tables = {entry.table: entry.spec.store for entry in releases.releases}
     folder.sync(store.table(folder.tables, name).folder_of_files for name, store in tables.items())
     for path in (folder.releases, folder.releases_copy):
-        write_json(path, releases.model_dump(mode="json"))
+        write_json(path, _as_written(releases))
     sync(folder.folder)
+
+
+def _as_written(releases: Releases) -> dict[str, Any]:
+    """The record with `${NAME}` where a pipeline file has it, since its value may be a secret. What
+    names the model stays as it ran: a release outlives a change of the variable."""
+    record = releases.model_dump(mode="json")
+    for release, values in zip(releases.releases, record["releases"], strict=True):
+        kept = {name: values["spec"]["model"].get(name) for name in NAMES_OF_MODEL}
+        values["spec"] = release.spec.as_written(values["spec"])
+        values["spec"]["model"] |= {name: value for name, value in kept.items() if value}
+    return record
+
+
+def _expand(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The record with the values of its variables, but for options that are kept as written."""
+    written: dict[str, str] = {}
+    releases = record.get("releases")
+    if not isinstance(releases, list):
+        return record, written
+    for release in releases:
+        spec = release.get("spec") if isinstance(release, dict) else None
+        if not isinstance(spec, dict):
+            continue
+        model = spec["model"] if isinstance(spec.get("model"), dict) else {}
+        kept = {name: model[name] for _, name in KEPT_AS_WRITTEN if name in model}
+        release["spec"], more = expand_all(spec)
+        if model:
+            release["spec"]["model"] |= kept
+        written |= more
+    return record, written
 
 
 def live_release(folder: PipelineFolder) -> Release:

@@ -1,6 +1,7 @@
 """One run of a pipeline in a warehouse, the argument of every step, check and verb."""
 
 import functools
+import json
 from typing import Self
 
 from embedding_pipelines.embedding.budget import Usage
@@ -33,7 +34,10 @@ class Run:
         self.override = ""
         if options is not None and options != spec.model:
             spec = spec.model_copy(update={"model": options})
-            self.override = options.model_dump_json(exclude_defaults=True)
+            values = options.model_dump(mode="json", exclude_defaults=True)
+            self.override = json.dumps(
+                spec.as_written(values), ensure_ascii=False, separators=(",", ":")
+            )
         self.spec, self.warehouse, self.progress = spec, warehouse, progress or Silent()
         self.folder: PipelineFolder = warehouse.pipeline(spec.name)
         self._given_model = model

@@ -1,10 +1,14 @@
 """`${NAME}` in a pipeline file: replaced while a process works, and back in its place in what is
 stored, since its value may be a secret."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.schemas import digest
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -17,6 +21,28 @@ def unset(text: str) -> list[str]:
 def expand(text: str) -> str:
     """A text with its variables replaced; those that are not set stay."""
     return VARIABLE.sub(lambda match: os.environ.get(match[1], match[0]), text)
+
+
+def expand_options(options: Any) -> Any:
+    """A copy of what a file holds as it is written, for code that needs the values.
+
+    Raises ConfigError for a variable that is not set.
+    """
+    values, _ = expand_all(options)
+    for name in unset(json.dumps(options, ensure_ascii=False)):
+        raise ConfigError(f"The environment variable {name!r} is not set. Set it and try again.")
+    return values
+
+
+def identity(options: Any) -> str:
+    """JSON of options as they are written. What their variables stand for decides it by a digest."""
+    words = _words(options)
+    values = _words(expand_all(options)[0])
+    return words if values == words else f"{words} {digest(values.encode()).hex()}"
+
+
+def _words(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def expand_all(value: Any) -> tuple[Any, dict[str, str]]:

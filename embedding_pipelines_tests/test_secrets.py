@@ -6,6 +6,7 @@ refusals.
 """
 
 import dataclasses
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -254,3 +255,42 @@ def test_a_wrong_override_of_a_provider_in_dagster_is_told_without_its_value(
     assert KEY not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+CUSTOM = """\
+source: {kind: csv, path: 'data/${A_FOLDER}/*.csv', id: id, text: [title], metadata: [cat]}
+model: {provider: custom, cls: 'mine:Mine', options: {word: '${MY_KEY}', more: ['x-${MY_KEY}']}}
+description: Asks https://example.org/${MY_KEY}
+partitions: 2
+evaluation: {known_items: 0}
+"""
+MINE = """\
+import numpy as np
+class Mine:
+    dimensions = 8
+    def __init__(self, word, more):
+        assert word.startswith("sk-") and more == ["x-" + word], "no key"
+    def embed(self, texts, input_type):
+        return [np.random.default_rng(len(text)).normal(size=8) for text in texts]
+"""
+
+
+@pytest.mark.slow
+def test_a_variable_in_options_is_stored_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = Home(tmp_path / "home", tmp_path / "state")
+    write_pipeline(at.home, "own", CUSTOM)
+    write_csv(at.home, "in/a.csv", [(1, "one", "x")])
+    monkeypatch.setenv("A_FOLDER", "in")
+    (at.home / "mine.py").write_text(MINE)
+    at.command("run", "own")
+    at.command("search", "own", "one")
+    at.command("status", "own")
+    at.command("run", "own")
+    assert at.holders() == []
+    record = (at.home / "data" / "warehouse" / "pipelines" / "own" / "releases.json").read_text()
+    assert "'more': ['x-${MY_KEY}']" in str(json.loads(record))
+    assert "data/${A_FOLDER}/*.csv" in record
+    assert "example.org/${MY_KEY}" in record
+    assert "no key" in at.command("search", "own", "one", code=1, key="")

@@ -29,7 +29,7 @@ def asset_inputs(step: Step) -> list[str]:
 
 def described(text: str, spec: PipelineSpec) -> str:
     """An asset's description: its own, then the pipeline's."""
-    return f"{text}\n\n{spec.description}".strip()
+    return f"{text}\n\n{spec.as_written(spec.description)}".strip()  # Dagster stores it
 
 
 def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:

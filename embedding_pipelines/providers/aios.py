@@ -28,6 +28,7 @@ from embedding_pipelines.providers.common.replies import (
 )
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.variables import expand_all, expand_options, identity
 from embedding_pipelines.vectors import Vectors, unit
 
 REQUEST_TEXTS = 32
@@ -103,6 +104,8 @@ class AiosModel(PromptModel):
     def space(self) -> Space:
         options = self.options
         choice = json.dumps([options.selection_query, options.gen_params], sort_keys=True)
+        if expand_all(options.gen_params)[1]:  # of another value, other vectors
+            choice = identity([options.selection_query, options.gen_params])
         return Space(
             provider=options.kind,
             model=options.model or options.grpc_url,
@@ -128,7 +131,7 @@ class AiosModel(PromptModel):
     def send(self, inputs: Sequence[str], input_type: InputType) -> Response:
         body = {
             "mode": "embedding",
-            "gen_params": self.options.gen_params,
+            "gen_params": expand_options(self.options.gen_params),
             "texts": self.add_prompt(inputs, input_type),
         }
         vectors = self._read(self._infer(json.dumps(body, ensure_ascii=False)), len(inputs))

@@ -18,7 +18,6 @@ import contextlib
 import functools
 import importlib
 import inspect
-import json
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from embedding_pipelines.providers.common.http import MAX_PRICE
 from embedding_pipelines.providers.common.plain import PlainModel, PlainOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.space import Space
+from embedding_pipelines.variables import expand_options, identity
 from embedding_pipelines.vectors import Vectors
 
 # sys.path and sys.modules belong to the process, and so does this lock: one import at a time.
@@ -60,8 +60,7 @@ class CustomModel(PlainModel):
     def space(self) -> Space:
         cls, options, instance = self.options.cls, self.options.options, self._instance
         if options:
-            words = json.dumps(options, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-            cls = f"{cls} {words}"
+            cls = f"{cls} {identity(options)}"
         return self.make_space(cls, instance.revision, instance.dimensions)
 
     @property
@@ -75,7 +74,7 @@ class CustomModel(PlainModel):
 
     @once
     def _instance(self) -> "Instance":
-        options = self.options.model_dump()["options"]  # a copy, which the class may change
+        options = expand_options(self.options.options)  # a copy, which the class may change
         return _load(self.home, self.options.cls, options)
 
 
@@ -90,6 +89,9 @@ class Custom(PlainOptions):
     """`my_package.my_module:MyModel`"""
 
     options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Keyword arguments. `${NAME}` in them is replaced when the class is called, and stored as it
+    is written."""
+
     concurrent_requests: int = Field(1, ge=1, le=256)
     """From how many threads the class may be called at once."""
 

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from embedding_pipelines.errors import ConfigError, did_you_mean
 from embedding_pipelines.home import pipelines_folder
-from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
 from embedding_pipelines.variables import expand, restore, unset
 
 Problem = tuple[int, str]  # line, and what is wrong there
@@ -34,9 +34,6 @@ MAX_BYTES = 256 * 1024  # of a pipeline file
 MAX_DEPTH = 40
 MAX_VALUES = 20_000  # with what its aliases stand for
 MAX_DIGITS = 40
-# What a model's own code takes as it likes. It may hold secrets, so it is stored as it is written,
-# and its variables are replaced when the model opens.
-KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"))
 PLACEHOLDERS = {"source": {"kind": "csv", "path": "-"}, "model": {"kind": "hashing"}}
 
 

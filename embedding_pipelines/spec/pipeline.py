@@ -60,6 +60,11 @@ OWNER = re.compile(  # what Dagster accepts
 )
 
 
+# What a model's own code takes as it likes. It may hold secrets, so it is stored as it is written,
+# and its variables are replaced when the model opens.
+KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"))
+
+
 def _model(value: Any) -> Any:
     """`hf:org/model`, an alias, or `{provider: hf, model: …}` as the options of a provider."""
     if isinstance(value, str):
