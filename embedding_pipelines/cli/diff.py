@@ -8,6 +8,7 @@ import typer
 
 from embedding_pipelines.cli.common import Name, Outcomes, Output, find_released, open_warehouse
 from embedding_pipelines.cli.terminal import (
+    counted,
     figure,
     make_console,
     print_statistics,
@@ -18,12 +19,20 @@ from embedding_pipelines.cli.terminal import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from embedding_pipelines.diff.diff import Diff
+    from embedding_pipelines.diff.diff import Diff, MetricChange
+    from embedding_pipelines.diff.documents import DocumentChanges
     from embedding_pipelines.diff.queries import ResultChanges
 
 SHOWN = 20  # of each kind; --json has more
-KINDS = ("new", "gone", "changed", "moved")  # of documents
+KINDS = {  # of documents, and how they are called
+    "new": "new",
+    "gone": "gone",
+    "changed": "changed",
+    "metadata": "with other metadata",
+    "moved": "moved",
+}
 RATINGS = {True: "better", False: "worse", None: ""}
+SLIGHT = "within chance"
 
 app = typer.Typer()
 
@@ -55,7 +64,7 @@ def diff(
 def _show(console: "Console", diff: "Diff") -> None:
     old, new, documents = diff.before, diff.after, diff.documents
     kinds = {kind: listed for kind in KINDS if (listed := getattr(documents, kind)) is not None}
-    counts = ", ".join(f"{listed.count:,} {kind}" for kind, listed in kinds.items())
+    counts = ", ".join(f"{listed.count:,} {KINDS[kind]}" for kind, listed in kinds.items())
     statistics = {
         "released at": f"{old.released_at} -> {new.released_at}",
         "documents": f"{documents.before:,} -> {documents.after:,}: {counts}",
@@ -80,27 +89,55 @@ def _show(console: "Console", diff: "Diff") -> None:
         change.option: f"{_value(change.before)} -> {_value(change.after)}"
         for change in diff.options
     }
+    if documents.metadata_columns:
+        _show_metadata(console, documents)
     if options:
         print_statistics(console, "\noptions", options)
+    metrics = [change for change in diff.metrics if change.metric != "documents"]  # it stands above
     rows = [
         {
             "metric": change.metric,
             f"release {old.release}": figure(change.before, ".4f"),
             f"release {new.release}": figure(change.after, ".4f"),
-            "difference": figure(change.difference, "+.4f"),
-            "": RATINGS[change.better],
+            "difference": figure(change.difference or None, "+.4f"),
+            "": SLIGHT if _is_slight(change) else RATINGS[change.better],
         }
-        for change in diff.metrics
+        for change in metrics
     ]
     if rows:
         console.print()
-        print_table(console, rows)
+        slight = [number for number, change in enumerate(metrics) if _is_slight(change)]
+        print_table(console, rows, faint=slight)
     if diff.neighbours is not None:
         _show_answers(console, diff.neighbours, "sampled documents", "nearest neighbours", ids=True)
     if diff.queries is not None:
         _show_answers(console, diff.queries, "queries", "first ten documents")
     for problem in diff.problems:
         print_words(console, f"\n{problem}", "yellow")
+
+
+def _show_metadata(console: "Console", documents: "DocumentChanges") -> None:
+    """How many documents have another value in each column, and some of them."""
+    counts = {
+        column: f"{counted(count, 'document')} with another value"
+        for column, count in documents.metadata_columns.items()
+    }
+    print_statistics(console, "\nmetadata", counts)
+    console.print()
+    rows = [
+        {
+            "document": change.document_id,
+            "column": change.column,
+            "before": _value(change.before),
+            "after": _value(change.after),
+        }
+        for change in documents.metadata_examples
+    ]
+    print_table(console, rows, cut=("before", "after"))
+
+
+def _is_slight(change: "MetricChange") -> bool:
+    return bool(change.difference) and change.beyond_chance is False
 
 
 def _show_answers(
@@ -137,4 +174,4 @@ def _ids(ids: list[str], count: int) -> str:
 def _value(value: Any) -> str:
     if value is None:
         return "-"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

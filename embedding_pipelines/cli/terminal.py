@@ -8,7 +8,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
@@ -164,10 +164,14 @@ def say(*lines: str) -> None:
 
 
 def print_table(
-    console: Console, rows: Sequence[Mapping[str, Any]], cut: Sequence[str] = ()
+    console: Console,
+    rows: Sequence[Mapping[str, Any]],
+    cut: Sequence[str] = (),
+    faint: Collection[int] = (),
 ) -> None:
     """Rows of equal keys below a heading, a line each. On a terminal the texts of the columns `cut`
-    (by default the last) are cut where a line would not fit; ids and figures stay whole."""
+    (by default the last) are cut where a line would not fit; ids and figures stay whole. The rows
+    with the numbers `faint` are grey."""
     cut = cut or list(rows[0])[-1:]
     columns = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
     is_figure = {name: all(map(FIGURE.fullmatch, cells)) for name, cells in columns.items()}
@@ -179,14 +183,15 @@ def print_table(
         if widths[name] <= CUT_WIDTH:
             break
         widths[name], excess = widths[name] - 1, excess - 1
-    for cells in (
+    lines = (
         titles,
         *(dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)),
-    ):
+    )
+    for number, cells in enumerate(lines, -1):
         line = (" " * GAP).join(
             _fit(cells[name], widths[name], is_figure[name]) for name in columns
         )
-        console.print(Text(line.rstrip()), soft_wrap=True)
+        console.print(Text(line.rstrip(), "dim" if number in faint else ""), soft_wrap=True)
 
 
 def _fit(text: str, width: int, is_figure: bool) -> str:

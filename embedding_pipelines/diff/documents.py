@@ -1,4 +1,5 @@
-"""Finds the documents in which two releases differ: new, gone, with another text or another vector.
+"""Finds the documents in which two releases differ: new, gone, with another text, other metadata or
+another vector.
 
 It compares partition by partition, so that memory holds one partition of each release.
 """
@@ -7,6 +8,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,8 @@ from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 Rows = NDArray[np.int64]  # places in a table
 
 SAME_DIRECTION = 0.999  # cosine; batch shapes cost 1e-5, the precisions of `auto` less than 1e-3
+TURNED_BITS = 1 / 40  # of a binary code, whose numbers may lie so near to zero that bits turn
+MAX_EXAMPLES = 20  # of changed metadata
 MAX_IDS = 1_000  # of each kind, the first by name; counts include all
 SAMPLE_DOCUMENTS = 200  # whose neighbourhoods represent all
 
@@ -64,6 +68,16 @@ class SampleDocument:
     after: str
 
 
+@dataclass(frozen=True)
+class MetadataChange:
+    """A value of a document's metadata that differs."""
+
+    document_id: str
+    column: str
+    before: Any
+    after: Any
+
+
 @dataclass
 class DocumentChanges:
     """Documents by what changed. Their text is that of all their chunks, white space apart."""
@@ -73,10 +87,15 @@ class DocumentChanges:
     new: IdList = field(default_factory=IdList)
     gone: IdList = field(default_factory=IdList)
     changed: IdList = field(default_factory=IdList)  # with another text
-    moved: IdList | None = None  # same text, another direction; None if the spaces differ
+    metadata: IdList = field(default_factory=IdList)  # same text, another value of a column of both
+    metadata_columns: dict[str, int] = field(default_factory=dict)  # documents, by column
+    metadata_examples: list[MetadataChange] = field(default_factory=list)  # MAX_EXAMPLES at most
+    # Same text, another direction, beyond what the codecs' rounding can turn; None if the spaces
+    # differ, or the compression was refitted and so keeps other directions of all.
+    moved: IdList | None = None
     compared_chunks: int = 0  # with the same id and text in both releases
     mean_cosine: float | None = None  # of these chunks' vectors in both releases
-    # Only if the spaces differ; by hash of the id, and so the same for any two releases.
+    # Only if `moved` is None; by hash of the id, and so the same for any two releases.
     sample: list[SampleDocument] = field(default_factory=list)
 
 
@@ -106,13 +125,16 @@ def open_release(warehouse: Warehouse, release: Release) -> ReleaseTable:
 def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChanges:
     """All documents of two releases of one pipeline. Raises StoreError for an unreadable table."""
     changes, total = DocumentChanges(), 0.0
-    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest"]
-    if before.space == after.space:
+    types = [side.release.spec.source.metadata_types for side in (before, after)]
+    metadata = [name for name, kind in types[1].items() if types[0].get(name) == kind]
+    columns = ["chunk_id", "document_id", "start", "text", "chunk_digest", *metadata]
+    if before.space == after.space and not _was_refitted(before, after):
         changes.moved = IdList()
         columns.append(VECTOR)
+    least = min(_same_direction(side.codec) for side in (before, after))
     for name in after.release.spec.partition_names:
         partition = _read(before, after, name, columns)
-        same = _compare_texts(changes, partition)
+        same = _compare_texts(changes, partition, metadata)
         if changes.moved is None:
             changes.sample = _extend_sample(changes.sample, partition, same)
             continue
@@ -120,11 +142,25 @@ def compare_documents(before: ReleaseTable, after: ReleaseTable) -> DocumentChan
         for names, cosines in _cosines(before, after, partition):
             total += float(cosines.sum())
             changes.compared_chunks += len(cosines)
-            moved.update(names[row] for row in np.flatnonzero(cosines < SAME_DIRECTION))
+            moved.update(names[row] for row in np.flatnonzero(cosines < least))
         changes.moved.add(moved & same)
     if changes.compared_chunks:
         changes.mean_cosine = total / changes.compared_chunks
     return changes
+
+
+def _was_refitted(before: ReleaseTable, after: ReleaseTable) -> bool:
+    """Whether the same compression was fitted to other vectors."""
+    same = before.release.spec.compression == after.release.spec.compression
+    return same and before.codec.id != after.codec.id
+
+
+def _same_direction(codec: CodecChain) -> float:
+    """The least cosine of what a codec makes of two vectors that are the same up to rounding."""
+    if codec.dtype != "binary":
+        return SAME_DIRECTION
+    turned = max(1, int(codec.dimensions * TURNED_BITS))
+    return 1 - 2 * turned / codec.dimensions - 1e-6
 
 
 def _read(
@@ -145,7 +181,9 @@ def _rows(table: ReleaseTable, partition: str, columns: Sequence[str]) -> pa.Tab
     )
 
 
-def _compare_texts(changes: DocumentChanges, partition: _Partition) -> set[str]:
+def _compare_texts(
+    changes: DocumentChanges, partition: _Partition, metadata: Sequence[str]
+) -> set[str]:
     """Add a partition's documents; returns the ids of those with the same text in both."""
     old = set(pc.unique(partition.old["document_id"]).to_pylist())
     new = set(pc.unique(partition.new["document_id"]).to_pylist())
@@ -161,7 +199,33 @@ def _compare_texts(changes: DocumentChanges, partition: _Partition) -> set[str]:
     old_texts, new_texts = _texts(partition.old, suspects), _texts(partition.new, suspects)
     changed = {name for name in suspects if old_texts[name] != new_texts[name]}
     changes.changed.add(changed)
+    if metadata:
+        _compare_metadata(changes, partition, metadata, suspects - changed)
     return both - changed
+
+
+def _compare_metadata(
+    changes: DocumentChanges, partition: _Partition, columns: Sequence[str], names: set[str]
+) -> None:
+    """Add the documents of `names` whose metadata differ."""
+    old, new = (_values(rows, columns, names) for rows in (partition.old, partition.new))
+    different = set[str]()
+    for name in sorted(names):
+        for column, left, right in zip(columns, old[name], new[name], strict=True):
+            if left == right:
+                continue
+            different.add(name)
+            changes.metadata_columns[column] = changes.metadata_columns.get(column, 0) + 1
+            if len(changes.metadata_examples) < MAX_EXAMPLES:
+                changes.metadata_examples.append(MetadataChange(name, column, left, right))
+    changes.metadata.add(different)
+
+
+def _values(rows: pa.Table, columns: Sequence[str], names: set[str]) -> dict[str, list[Any]]:
+    """The metadata of some documents, which all chunks of a document share."""
+    chosen = rows.filter(pc.is_in(rows["document_id"], value_set=pa.array(names, pa.string())))
+    parts = (chosen[name].to_pylist() for name in ("document_id", *columns))
+    return {name: values for name, *values in zip(*parts, strict=True)}
 
 
 def _texts(rows: pa.Table, names: set[str]) -> dict[str, bytes]:

@@ -37,6 +37,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.spec.pipeline import partition_of
+from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -330,9 +331,9 @@ def keep_figures(candidate: Candidate) -> None:
         write_atomic(folder.quality / f"{name}.npz", candidate.sketch.to_bytes())
 
 
-def query_figures(run: Run, release: Release) -> dict[str, dict[str, float]]:
+def query_figures(folder: PipelineFolder, release: Release) -> dict[str, dict[str, float]]:
     """A release's figures by metric and query; empty if none were kept."""
-    path = run.folder.quality / f"{release.table}-{release.version}.json"
+    path = folder.quality / f"{release.table}-{release.version}.json"
     figures: dict[str, dict[str, float]] = (read_json(path) or {}).get("per_query", {})
     return figures
 

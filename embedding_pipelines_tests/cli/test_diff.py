@@ -15,6 +15,8 @@ ROWS = [
     (n, f"{colour} fox", "animal") for n, colour in enumerate(("red", "blue", "green", "amber"))
 ]
 
+SNOW = (9, "purple snow", "weather")
+
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
@@ -30,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "things")
     write_pipeline(home, "things", HASHING + "compression: [int8]\n")
-    write_csv(home, "a.csv", [*ROWS[1:], (9, "purple snow", "weather")])
+    write_csv(home, "a.csv", [*ROWS[1:3], (3, "amber fox", "bird"), SNOW])
     run_steps(home, "things")
     queries = [{"id": "q", "text": "purple snow", "from": ""}]
     write_json(Warehouse(home).pipeline("things").queries, {"queries": queries})
@@ -57,13 +59,20 @@ def test_diff_says_what_changed_between_the_last_two_releases(
     assert (said.code, said.err) == (0, "")
     assert said.out.startswith("things: release 1 -> 2\n")
     found = {name: value.strip() for name, value in statistics(said.out).items()}
-    assert found["documents"] == "4 -> 4: 1 new, 1 gone, 0 changed, 0 moved"
+    assert found["documents"] == (
+        "4 -> 4: 1 new, 1 gone, 0 changed, 1 with other metadata, 0 moved"
+    )
     assert (found["rows"], found["new"], found["gone"]) == ("4 -> 4", "9", "0")
     assert found["compression"] == '[] -> [{"kind": "int8"}]'
     assert found["codec"].startswith("none -> ")
     assert "space" not in found
     assert "1 of 1 queries have other first ten documents, mean overlap 0.750" in said.out
     assert "   0.75  purple snow      9        0" in said.out
+    assert found["cat"] == "1 document with another value"
+    assert [line.split() for line in said.out.splitlines() if "bird" in line] == [
+        ["3", "cat", "animal", "bird"]
+    ]
+    assert "-0.0000" not in said.out
 
 
 def test_diff_as_json_has_all_of_it(command: Command, things: Path) -> None:

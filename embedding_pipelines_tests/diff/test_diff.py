@@ -141,6 +141,11 @@ def live(home: Path) -> ReleaseTable:
     return open_release(Warehouse(home), live_release(folder_of(home)))
 
 
+def table_rows(side: ReleaseTable) -> list[dict[str, Any]]:
+    names = side.table.schema().names
+    return [row for batch in side.table.scan(names) for row in batch.to_pylist()]
+
+
 def with_vector(home: Path, vector: list[float]) -> ReleaseTable:
     """The live release, of a table in which somebody replaced a vector."""
     here = live(home)
@@ -180,6 +185,70 @@ def test_all_documents_are_counted_and_the_first_by_name_are_listed() -> None:
         changes.add([f"{number:04}" for number in range(start, start + 2 * MAX_IDS)])
     assert changes.count == 4 * MAX_IDS
     assert changes.ids == [f"{number:04}" for number in range(MAX_IDS)]
+
+
+def test_a_refitted_codec_does_not_move_documents_that_stay_where_they_are(home: Path) -> None:
+    pipeline = PIPELINE + "compression: [{kind: pca, dimensions: 4}, int8]\n"
+    release(home, rows(40)[:10], pipeline)
+    release(home, rows(40), pipeline)  # three times what it was fitted to
+    changes = compare(home)
+    assert changes.before.codec != changes.after.codec
+    assert changes.documents.moved is None
+    assert changes.neighbours is not None
+    assert changes.neighbours.count == 10
+
+
+def test_bits_that_turn_by_rounding_are_no_move(home: Path) -> None:
+    pipeline = PIPELINE + "compression: [{kind: binary, rescore: none}]\n"
+    release(home, rows(40), pipeline)
+    before = live(home)
+    (code,) = [row[VECTOR] for row in table_rows(before) if row["chunk_id"] == "id-3#0"]
+    for turned, moved in ((1, 0), (64, 1)):
+        changed = [byte ^ 255 for byte in code] if turned == 64 else [code[0] ^ 1, *code[1:]]
+        changes = compare_documents(before, with_vector(home, changed))
+        assert changes.moved is not None
+        assert changes.moved.count == moved
+
+
+# --- metadata
+
+
+def test_other_metadata_is_told_by_document_and_column(home: Path) -> None:
+    source = PIPELINE.replace("metadata: [cat]", "metadata: [cat, colour, size]")
+
+    def written(*changed: tuple[int, str, str]) -> list[tuple[str, ...]]:
+        values = [
+            [f"id-{i}", f"{COLOURS[i % 5]} {THINGS[i % 8]} {i}", "c", "", "1"] for i in range(40)
+        ]
+        for row, column, value in changed:
+            values[row][("id", "title", "cat", "colour", "size").index(column)] = value
+        return [tuple(row) for row in values]
+
+    def write(rows: list[tuple[str, ...]], pipeline: str = source) -> None:
+        write_pipeline(home, "p", pipeline)
+        write_csv(home, "a.csv", rows, header="id,title,cat,colour,size")
+        run_steps(home, "p")
+
+    write(written())
+    write(
+        written((3, "cat", "d"), (3, "colour", "red"), (7, "cat", "e"), (9, "title", "new words"))
+    )
+    changes = compare(home).documents
+    assert (changes.metadata, changes.changed) == (IdList(2, ["id-3", "id-7"]), IdList(1, ["id-9"]))
+    assert changes.metadata_columns == {"cat": 2, "colour": 1}
+    values = [
+        (entry.document_id, entry.column, entry.before, entry.after)
+        for entry in changes.metadata_examples
+    ]
+    assert values[0] == ("id-3", "cat", "c", "d")
+    assert values[1][:2] == ("id-3", "colour")
+    assert values[1][3] == "red"
+    assert values[2] == ("id-7", "cat", "c", "e")
+    assert changes.moved == IdList()
+    # A column that only one of them has is a change of the options.
+    write(written(), source.replace(", size]", "]"))
+    changes = compare(home).documents
+    assert changes.metadata == IdList(2, ["id-3", "id-7"])
 
 
 # --- two spaces
@@ -376,6 +445,55 @@ def test_metrics_of_both_are_compared_by_the_way_that_is_better(home: Path) -> N
     assert [change.better for change in compare(home, 2, 1).metrics] == [False, None, None, None]
 
 
+def metrics_of(home: Path, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
+    """What is said of each metric of two releases whose figures these are."""
+    edit_release(home, 1, lambda entry: entry.update(metrics=before))
+    edit_release(home, 2, lambda entry: entry.update(metrics=after))
+    return {
+        change.metric: (change.difference, change.better, change.beyond_chance)
+        for change in compare(home).metrics
+    }
+
+
+def test_what_may_be_chance_is_neither_better_nor_worse(home: Path) -> None:
+    release(home, rows(8))
+    release(home, rows(7))
+    before = {
+        "recall_at_10": 0.99, "codec_cosine": 0.9, "hubness": 2.0, "search_p50_ms": 3.0,
+        "anisotropy": 0.300001, "effective_rank": 40.0,
+    }  # fmt: skip
+    after = {
+        "recall_at_10": 0.985, "codec_cosine": 0.85, "hubness": 2.03, "search_p50_ms": 9.0,
+        "anisotropy": 0.3, "effective_rank": 30.0,
+    }  # fmt: skip
+    assert metrics_of(home, before, after) == {
+        "codec_cosine": (pytest.approx(-0.05), False, True),
+        "effective_rank": (-10, False, True),
+        "recall_at_10": (pytest.approx(-0.005), None, False),
+        "anisotropy": (0, None, False),  # nothing that four decimals show
+        "hubness": (pytest.approx(0.03), None, False),
+        "search_p50_ms": (6, None, True),  # the machine was busier
+    }
+
+
+@pytest.mark.parametrize(("lost", "certain"), [(1, False), (60, True)])
+def test_figures_of_queries_are_worse_only_beyond_chance(
+    home: Path, lost: int, certain: bool
+) -> None:
+    release(home, rows(8))
+    release(home, rows(7))
+    folder = folder_of(home)
+    for entry, worse in zip(read_releases(folder).releases, (0, lost), strict=True):
+        ranks = {f"q{n}": 0.0 if n < worse else 1.0 for n in range(128)}
+        path = folder.quality / f"{entry.table}-{entry.version}.json"
+        write_json(path, {"per_query": {"known_item_mrr": ranks}})
+    value = 1 - lost / 128
+    names = ("known_item_mrr", "known_item_recall")
+    found = metrics_of(home, dict.fromkeys(names, 1.0), dict.fromkeys(names, value))
+    expected = (value - 1, False if certain else None, certain)
+    assert found == dict.fromkeys(names, expected)
+
+
 # --- which releases
 
 
@@ -404,6 +522,18 @@ def test_the_live_release_is_compared_with_the_one_before_it(home: Path) -> None
     assert numbers(compare(home, 3)) == (3, 2)
     assert numbers(compare(home, 1, 3)) == (1, 3)
     assert compare(home, 1, 3).documents.gone == IdList(2, ["id-6", "id-7"])
+
+
+def test_after_a_rollback_it_says_what_going_back_has_changed(home: Path) -> None:
+    release(home, rows(8))
+    release(home, rows(7))
+    rollback(folder_of(home), None)
+    changes = compare(home)
+    assert numbers(changes) == (2, 1)
+    assert changes.documents.new.ids == ["id-7"]
+    (note,) = changes.problems
+    assert "Release 1 is live after a rollback" in note
+    assert compare(home, 1, 2).problems == []
 
 
 def numbers(changes: Diff) -> tuple[int, int]:

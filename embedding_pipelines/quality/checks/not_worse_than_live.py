@@ -14,7 +14,7 @@ FEW_DOCUMENTS = 10  # fewer of them may shrink as they like, but not to none
 class NotWorseThanLive(Check):
     def collect(self, candidate: Candidate) -> None:
         if candidate.live is not None:
-            candidate.collected[self.name] = query_figures(candidate.run, candidate.live)
+            candidate.collected[self.name] = query_figures(candidate.run.folder, candidate.live)
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         live: dict[str, dict[str, float]] = candidate.collected.get(self.name, {})
