@@ -60,7 +60,13 @@ class Fields:
             self.names |= dict.fromkeys(record)
         values: list[str | list[str | None] | None] = []
         problem = ""
+        is_plain = type(record) is dict
         for path in self.columns:
+            value = record.get(path)
+            if type(value) is str and is_plain and path not in self.lists and value.isascii():
+                self.missing.discard(path)  # most values are such, and need no more
+                values.append(value)
+                continue
             try:
                 value = _lookup(record, path)
                 self.missing.discard(path)

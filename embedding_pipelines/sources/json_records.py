@@ -1,8 +1,8 @@
 """Parses JSON as it is written: numbers keep their text, and what is too much is refused.
 
 A record is at most MAX_RECORD_BYTES characters long and nested at most MAX_DEPTH levels deep. While
-it is read it takes at most 40 times its size in memory (many empty objects); of texts it is four
-times.
+it is read it takes at most 40 times its size in memory: 6 times where it is texts, 16 if one of them
+is beyond U+FFFF, 33 where it is millions of small objects.
 """
 
 import codecs

@@ -121,10 +121,11 @@ class Column:
     def _decoded(self, array: pa.Array) -> pa.Array:
         """Bytes, and texts whose bytes may be wrong, as UTF-8."""
         is_fixed = pa.types.is_fixed_size_binary(array.type)  # mostly numbers, keys and hashes
-        data = pc.cast(array, pa.large_binary())
+        is_large = array.type in (pa.large_string(), pa.large_binary())
+        data = pc.cast(array, pa.large_binary() if is_large else pa.binary())
 
         def decode(part: pa.Array) -> pa.Array:
-            texts = pc.cast(pc.cast(part, pa.large_string()), pa.string())
+            texts = pc.cast(pc.cast(part, pa.large_string()) if is_large else part, pa.string())
             if is_fixed and pc.any(pc.match_substring(texts, "\0")).as_py():
                 raise pa.ArrowInvalid("a zero byte")
             return texts
@@ -244,6 +245,9 @@ class Column:
         return self._drop(texts, mask, lambda at: texts[at].as_py())
 
     def _ints(self, texts: pa.Array) -> pa.Array:
+        if not pc.any(pc.match_substring(texts, "x", ignore_case=True)).as_py():
+            with contextlib.suppress(*_ARROW_ERRORS):  # most often all are plain
+                return pc.cast(texts, pa.int64())
         plain = pc.replace_substring_regex(texts, r"^\+?(-?\d+)(?:\.0*)?$", r"\1")
 
         def parse(part: pa.Array) -> pa.Array:
@@ -276,6 +280,9 @@ class Column:
 
     def _timestamps(self, texts: pa.Array) -> pa.Array:
         """A time without an offset is UTC."""
+        for cast in (_with_offset, _assume_utc):  # most often all are of one kind
+            with contextlib.suppress(*_ARROW_ERRORS):
+                return self._within_years(cast(texts))
         forms = texts
         for pattern, form in _TIME_FORMS:
             forms = pc.replace_substring_regex(forms, pattern, form)
@@ -292,12 +299,9 @@ class Column:
         without = pc.if_else(has_offset, null, forms)
         target, reason = METADATA_TYPES["timestamp"], self._reason(texts, "timestamp")
 
-        def assume_utc(part: pa.Array) -> pa.Array:
-            return pc.assume_timezone(pc.cast(part, pa.timestamp("us")), "UTC")
-
         times = pc.coalesce(
-            self._each(with_offset, target, lambda part: pc.cast(part, target), reason),
-            self._each(without, target, assume_utc, reason),
+            self._each(with_offset, target, _with_offset, reason),
+            self._each(without, target, _assume_utc, reason),
         )
         return self._within_years(times)
 
@@ -456,6 +460,14 @@ def _decimal_texts(array: pa.Array) -> pa.Array:
         values = array.to_pylist()
         texts = pa.array([None if each is None else f"{each:f}" for each in values], pa.string())
     return pc.replace_substring_regex(texts, r"\.0+$", "")
+
+
+def _with_offset(texts: pa.Array) -> pa.Array:
+    return pc.cast(texts, METADATA_TYPES["timestamp"])
+
+
+def _assume_utc(texts: pa.Array) -> pa.Array:
+    return pc.assume_timezone(pc.cast(texts, pa.timestamp("us")), "UTC")
 
 
 def _counts(array: pa.Array) -> npt.NDArray[np.int64]:
