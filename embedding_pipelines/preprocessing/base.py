@@ -1,7 +1,7 @@
 """Preprocessing: cleans documents, cuts them into chunks and counts both, batch by batch.
 
-`clean.py` tidies text, `chunk.py` decides where to cut it. This module orders the two steps and
-writes the rows of chunks, with their ids and digests.
+`html.py` takes markup away, `clean.py` tidies text, `chunk.py` decides where to cut it. This module orders the
+steps and writes the rows of chunks, with their ids and digests.
 """
 
 import datetime
@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from embedding_pipelines import schemas
 from embedding_pipelines.preprocessing.chunk import Chunk, Cutter, Piece
 from embedding_pipelines.preprocessing.clean import Clean
+from embedding_pipelines.preprocessing.html import Html, version, without_markup
 
 MAX_ROWS = 8192  # of a batch of chunks
 # Text to clean and encode at once: an encoding takes about 100 bytes a token, four times its text.
@@ -34,6 +35,7 @@ class Counts:
     chunks: int = 0
     tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
     unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
+    html: int = 0  # documents that lost their markup
 
 
 class Preprocessing(BaseModel):
@@ -41,13 +43,16 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    html: Html = "auto"
+    """Take the markup out of HTML: of texts that are mostly markup, of all (true) or of none."""
     clean: Clean = Clean()
     chunk: Chunk | None = Chunk()
 
     @property
     def version(self) -> str:
         """All that decides a document's chunks, except the tokenizer and its limit."""
-        return f"{self.clean.version} {self.chunk.version if self.chunk else 'chunk/none'}"
+        chunk = self.chunk.version if self.chunk else "chunk/none"
+        return f"{version(self.html)} {self.clean.version} {chunk}"
 
     def cutter(self, tokenizer: Tokenizer, limit: int) -> Cutter:
         """What `process` cuts with. Make one for all partitions: it takes 30 ms.
@@ -67,7 +72,10 @@ class Preprocessing(BaseModel):
         character has more tokens than a chunk may hold.
         """
         for group in itertools.chain.from_iterable(map(_groups, documents)):
-            texts = self.clean.texts([text or "" for text in group["text"].to_pylist()])
+            given = [text or "" for text in group["text"].to_pylist()]
+            plain, of_html = without_markup(given, self.html)
+            counts.html += of_html
+            texts = self.clean.texts(plain)
             pieces = cutter.cut(texts)
             counts.documents += len(texts)
             counts.empty += sum(not cuts for cuts in pieces)

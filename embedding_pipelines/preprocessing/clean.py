@@ -33,6 +33,7 @@ _ZERO_WIDTH_SPACE = "\u200b"
 _GLUE = frozenset("/\\_.-@:=&?#%+~")
 _UNSPACED = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef]")
 _LINE_END = re.compile("\r\n|[\r\v\f\x85\u2028\u2029]")
+_JOINT = re.compile(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*")
 _SPACE = "\t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"  # all but the plain one
 _SPACES = re.compile(f"[ {_SPACE}]{{2,}}|[{_SPACE}]")
 _BLANK_LINES = re.compile("\n{3,}")
@@ -44,7 +45,7 @@ _ROUNDS = 16
 
 
 class Clean(BaseModel):
-    """Four switches; cleaning a clean text changes nothing, whatever the switches.
+    """Five switches; cleaning a clean text changes nothing, whatever the switches.
 
     Under any switches lone surrogates, which no file format can hold, become U+FFFD, and surrogate
     pairs the character that they stand for.
@@ -63,6 +64,9 @@ class Clean(BaseModel):
     """Make line ends \\n, runs of spaces and tabs one space; drop trailing spaces and all blank
     lines but one."""
 
+    join_lines: bool = False
+    """Make each line break, and the white space around it, one space."""
+
     @property
     def version(self) -> str:
         """The switches that are on and the versions of what they use, for fingerprints."""
@@ -76,7 +80,7 @@ class Clean(BaseModel):
 
     def text(self, text: str) -> str:
         """One cleaned text, possibly empty; never raises."""
-        if _is_clean(text):
+        if _is_clean(text) and not (self.join_lines and "\n" in text):
             return text
         if text.isascii():  # nothing to repair or to normalize, so one pass is final
             return self._tidy(text)
@@ -101,6 +105,8 @@ class Clean(BaseModel):
             text = _LINE_END.sub("\n", text)
             text = _SPACES.sub(" ", text).replace(" \n", "\n")
             text = _BLANK_LINES.sub("\n\n", text).strip(" \n")
+        if self.join_lines:
+            text = _JOINT.sub(" ", text)
         return text
 
 

@@ -32,6 +32,7 @@ class ChunksStep(Step):
     sentence = "{chunks}, {tokens}, {empty}"
     extras: ClassVar[Mapping[str, str]] = {
         "unknown_tokens": "{:,} tokens unknown to the model",
+        "html": "{:,} documents freed of HTML markup",
         "truncated": "{:,} documents cut at the model's limit",
     }
     row_statistic = "chunks"

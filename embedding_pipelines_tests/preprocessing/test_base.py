@@ -172,7 +172,9 @@ def test_the_recipe_tells_all_options_apart() -> None:
         {"chunk": None},
         {"chunk": {"max_tokens": 128}},
         {"chunk": {"overlap": 0}},
-        *({"clean": {name: False}} for name in Clean.model_fields),
+        *({"clean": {name: not field.default}} for name, field in Clean.model_fields.items()),
+        {"html": False},
+        {"html": True},
     ]
     assert len({Preprocessing.model_validate(each).version for each in options}) == len(options)
 

@@ -25,6 +25,7 @@ switches = st.builds(
     normalize=st.booleans(),
     control=st.booleans(),
     whitespace=st.booleans(),
+    join_lines=st.booleans(),
 )
 OFF = Clean(repair=False, normalize=False, control=False, whitespace=False)
 
@@ -122,6 +123,13 @@ def test_each_switch_does_its_part_and_off_leaves_it_alone(
 )
 def test_what_is_right_stays(right: str) -> None:
     assert Clean().text(right) == right
+
+
+def test_lines_are_joined_where_that_is_asked_for() -> None:
+    joined = Clean(join_lines=True)
+    assert joined.text("one\ntwo") == "one two"
+    assert joined.text("é \r\n\n\tb\u2028c\n") == "é b c"
+    assert OFF.model_copy(update={"join_lines": True}).text("a \n b  c") == "a b  c"
 
 
 def test_surrogate_pairs_become_their_character_and_lone_ones_the_replacement() -> None:

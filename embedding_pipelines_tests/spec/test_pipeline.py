@@ -64,6 +64,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "preprocessing.chunk.max_tokens": 99,
         "preprocessing.chunk.overlap": 9,
         "preprocessing.chunk": None,
+        "preprocessing.html": False,
         "model.max_tokens": 50,
         **{f"preprocessing.clean.{name}": "other" for name in Clean.model_fields},
     },
