@@ -5,7 +5,7 @@ line, API and Dagster print it without a traceback. It never holds a secret.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(given: str, names: Iterable[str], likeness: float = 0.6) -> str:
@@ -29,6 +29,8 @@ class ConfigError(EmbeddingPipelinesError):
 
 class SourceError(EmbeddingPipelinesError):
     """The input files cannot be read as the pipeline says."""
+
+    columns: Sequence[str] = ()  # those that a file has, where it lacks one
 
 
 class ProviderError(EmbeddingPipelinesError):

@@ -223,11 +223,13 @@ class Source(Choice):
         names_text = ", ".join(map(repr, names[:SHOWN_COLUMNS])) + more
         option = "text" if column in self.text else "metadata"
         remedy = "one of them" if names else "a column that is there"
-        return SourceError(
+        error = SourceError(
             f"{where}: column {column!r} is missing; found {names_text or 'none'}."
             f"{did_you_mean(column, names)} "
             f"Set source.{'id' if column == self.id else option} to {remedy}.{hint}"
         )
+        error.columns = names
+        return error
 
 
 def column_name(path: str) -> str:

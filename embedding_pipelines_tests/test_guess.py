@@ -1,0 +1,152 @@
+"""Pipeline files that are guessed from sources: the guess runs, and names what a person would."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.guess import Guess, guess, name_of, write_guess
+from embedding_pipelines_tests.chain import live_rows, run_steps
+
+ROWS = [
+    {
+        "sku": f"A-{number}",
+        "description": f"A comfortable chair for the kitchen, number {number}",
+        "title": "Red chair",
+        "price": 49.9 + number,
+        "stock": number,
+        "code": f"0{number}",
+        "added": "2024-01-05",
+        "seen": "2024-01-05T10:00:00Z",
+        "is_new": number % 2 == 0,
+    }
+    for number in range(9)
+]
+METADATA = {
+    "price": "float",
+    "stock": "int",
+    "code": "string",
+    "added": "date",
+    "seen": "timestamp",
+    "is_new": "bool",
+}
+
+
+def write_csv(path: Path, delimiter: str) -> None:
+    lines = [delimiter.join(ROWS[0])]
+    lines += [delimiter.join(str(cell).replace(",", "") for cell in row.values()) for row in ROWS]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_source(folder: Path, name: str) -> str:
+    path = folder / name
+    if name.endswith(".csv"):
+        write_csv(path, ";" if name.startswith("semicolon") else ",")
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    elif name.startswith("nested"):
+        path.write_text(json.dumps({"count": 9, "data": {"more": [1], "items": ROWS}}))
+    else:
+        path.write_text(json.dumps(ROWS))
+    return name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.csv", {}),
+        ("semicolon.csv", {"delimiter": ";"}),
+        ("a.parquet", {}),
+        ("a.jsonl", {}),
+        ("a.json", {}),
+        ("nested.json", {"records": "data.items"}),
+    ],
+)
+def test_every_format_gives_the_same_guess_and_it_runs(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, str]
+) -> None:
+    monkeypatch.chdir(home)
+    guessed = guess(home, [write_source(home, name)])
+    kind = name.rpartition(".")[2]
+    assert guessed == Guess(kind, [name], options, 9, "sku", ["title", "description"], METADATA)
+    path = home / "pipelines" / f"{name_of([name])}.yaml"
+    write_guess(home, path, guessed, "hashing")
+    run_steps(home, path.stem)
+    row = live_rows(home, path.stem)["A-1#0"]
+    assert (row["stock"], row["code"], row["is_new"]) == (1, "01", False)
+    with pytest.raises(ConfigError, match="exists"):
+        write_guess(home, path, guessed, "hashing")
+
+
+def test_lists_empty_columns_and_names_that_cannot_be_metadata(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    rows = [
+        {
+            "body": f"words of a text {n}",
+            "tags": ["a", "b"],
+            "nothing": None,
+            "score": n,
+            "o": {"x": 1},
+        }
+        for n in range(3)
+    ]
+    (home / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    guessed = guess(home, ["a.jsonl"])
+    assert (guessed.id, guessed.text) == (None, ["body"])
+    assert guessed.metadata == {"tags": "list[string]"}
+
+
+def test_paths_are_those_of_the_home_whatever_the_current_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (home / "data").mkdir(exist_ok=True)
+    write_source(home / "data", "a.csv")
+    monkeypatch.chdir(home / "data")
+    assert guess(home, ["a.csv"]).path == ["data/a.csv"]
+    assert guess(home, ["*.csv"]).path == ["data/*.csv"]
+    assert guess(home, [str(home / "data")]).path == ["data"]
+    outside = tmp_path_factory.mktemp("outside")
+    write_source(outside, "b.csv")
+    assert guess(home, [str(outside / "b.csv")]).path == [(outside / "b.csv").as_posix()]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["nope.csv"], "match no source file"),
+        (["a.csv", "a.jsonl"], "several formats: csv, jsonl"),
+        (["header.csv"], "no rows to guess from"),
+        (["numbers.csv"], "holds text"),
+    ],
+)
+def test_what_cannot_be_guessed_is_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], words: str
+) -> None:
+    monkeypatch.chdir(home)
+    write_source(home, "a.csv")
+    write_source(home, "a.jsonl")
+    (home / "header.csv").write_text("id,title\n")
+    (home / "numbers.csv").write_text("x,y\n1,2\n1,3\n")
+    with pytest.raises((ConfigError, SourceError), match=words):
+        guess(home, files)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("data/Products 2024.csv.gz", "products_2024"),
+        ("data/*.csv", "data"),
+        ("2024.csv", "pipeline_2024"),
+        ("été/", "t"),
+        ("x" * 90 + ".csv", "x" * 60),
+    ],
+)
+def test_names_are_made_of_files(file: str, name: str) -> None:
+    assert name_of([file]) == name
