@@ -4,6 +4,7 @@ The warehouse's `ids.json` holds them. A name keeps its number when its file is 
 back, and no other name ever gets that number.
 """
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -15,23 +16,34 @@ from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 
+LOCK_SECONDS = 10.0  # for other processes, each of which takes milliseconds
 NUMBER = re.compile(r"[0-9]+")  # which no name is: names begin with a letter
 
 
 def pipeline_ids(home: Path) -> dict[str, int]:
     """The number of each pipeline that ever had a file; new ones get the next numbers, by name.
 
+    Where nothing can be written (a home that is read only, a full disk), new ones have none: a
+    number that is not kept would be another one's tomorrow.
+
     Raises StoreError if `ids.json` is damaged.
     """
     path = warehouse_folder(home) / "ids.json"
     ids = _read(path)
     if _names_without(ids, home):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(".ids.lock")):
-            ids = _read(path)  # another process may just have numbered them
-            for name in _names_without(ids, home):
-                ids[name] = max(ids.values(), default=0) + 1
-            write_json(path, {"ids": ids})
+        with contextlib.suppress(OSError):
+            ids = _number(path, home)
+    return ids
+
+
+def _number(path: Path, home: Path) -> dict[str, int]:
+    """All numbers, once new pipelines have theirs. Raises OSError if they cannot be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(".ids.lock"), timeout=LOCK_SECONDS):
+        ids = _read(path)  # another process may just have numbered them
+        for name in _names_without(ids, home):
+            ids[name] = max(ids.values(), default=0) + 1
+        write_json(path, {"ids": ids})
     return ids
 
 

@@ -1,5 +1,7 @@
 """Numbers of pipelines: given once, never twice, the same for everybody."""
 
+import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import write_json
+from embedding_pipelines.spec import ids as ids_of_pipelines
 from embedding_pipelines.spec.ids import find_name, pipeline_ids
 from embedding_pipelines_tests.chain import write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
@@ -63,8 +67,8 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"ids": {"a": 1', "cannot be read: Expecting"),
-        ("[]", "cannot be read: it holds no object"),
+        ('{"ids": {"a": 1', "cannot be read: its content is not what was written"),
+        ("[]", "cannot be read: its content is not what was written"),
         ('{"ids": {"a": "1"}}', "are not whole numbers by name"),
         ('{"ids": {"a": true}}', "are not whole numbers by name"),
         ('{"ids": {"a": 0}}', "are not whole numbers by name"),
@@ -73,7 +77,10 @@ def test_a_number_that_nobody_has_is_refused_with_those_there_are(home: Path) ->
 )
 def test_damaged_numbers_are_named_with_what_to_do(home: Path, content: str, problem: str) -> None:
     pipeline_ids(with_pipelines(home, "a"))
-    (home / MEMORY).write_text(content)
+    if content.endswith("}}"):
+        write_json(home / MEMORY, json.loads(content))
+    else:
+        (home / MEMORY).write_text(content)
     with pytest.raises(
         StoreError, match=rf"{problem}.*Put back a copy of it, or delete it.*ids\.json"
     ):
@@ -99,3 +106,22 @@ def test_processes_at_once_agree_on_every_number(home: Path) -> None:
     ids = pipeline_ids(home)
     assert len(ids) == 61
     assert sorted(ids.values()) == list(range(1, 62))
+
+
+def test_where_no_number_can_be_kept_none_is_given(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with_pipelines(home, "b")
+    with monkeypatch.context() as read_only:
+        read_only.setattr(ids_of_pipelines, "write_json", refuse)
+        assert pipeline_ids(home) == {}
+    assert pipeline_ids(home) == {"b": 1}
+    with_pipelines(home, "a")
+    with monkeypatch.context() as read_only:
+        read_only.setattr(ids_of_pipelines, "write_json", refuse)
+        assert pipeline_ids(home) == {"b": 1}
+        assert find_name(home, "1") == "b"
+    assert pipeline_ids(home) == {"b": 1, "a": 2}
