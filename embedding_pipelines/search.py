@@ -6,7 +6,9 @@ part in it.
 
 import asyncio
 import logging
+import sys
 import time
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -426,3 +428,12 @@ def hit_of(row: Mapping[str, Any]) -> Hit:
     """A row of `nearest`."""
     metadata = {name: value for name, value in row.items() if name not in HIT_COLUMNS}
     return Hit(metadata=metadata, **{name: row[name] for name in HIT_COLUMNS})
+
+
+class _CallableModule(types.ModuleType):
+    """`from embedding_pipelines import search` gives this module, and it is called."""
+
+    __call__ = staticmethod(search)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -28,7 +28,7 @@ Kind = Literal["exact", "stored"]
 OWN_COLUMNS = ("chunk_id", "document_id", "start", "end", "text")
 
 
-def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.DataFrame":
+def load_table(home: Path | str, name: str, vectors: Kind | None = "exact") -> "pd.DataFrame":
     """The live release of a pipeline: ids, offsets, text, metadata and `vector`, float32[d] each.
 
     `vectors`: "exact" as the model gave them, "stored" as far as the compression has kept them,
@@ -39,11 +39,18 @@ def load_table(home: Path, name: str, vectors: Kind | None = "exact") -> "pd.Dat
     return as_frame(pa.Table.from_batches(table.read(vectors), table.schema(vectors)))
 
 
+def load_vectors(home: Path | str, name: str, vectors: Kind = "exact") -> Vectors:
+    """The vectors of `load_table` alone, float32[n, d], in the order of its rows. Raises as it."""
+    table = LiveTable(home, name)
+    batches = [to_matrix(batch[VECTOR]) for batch in table.read(vectors, ["chunk_id"])]
+    return np.concatenate([np.empty((0, table.space.dimensions), np.float32), *batches])
+
+
 class LiveTable:
     """The live release of a pipeline, read batch by batch, in the same order each time. Raises
     ReleaseError if nothing was released yet."""
 
-    def __init__(self, home: Path, name: str) -> None:
+    def __init__(self, home: Path | str, name: str) -> None:
         self.warehouse = Warehouse(home)
         self.folder = self.warehouse.pipeline(name)
         self.release = live_release(self.folder)

@@ -1,11 +1,13 @@
 """Runs a pipeline in this process, on the instance that the web UI shows."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
 from embedding_pipelines.environment import instance_folder
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.dead_runs import ENDED
@@ -14,9 +16,13 @@ from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import LockedWarehouseResource
-from embedding_pipelines.progress import Progress
+from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
+
+log = logging.getLogger(__name__)
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
 HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder
@@ -72,6 +78,26 @@ def run_pipeline(
                 {"instance": str(instance_folder(home))},
             )
         return Outcome(result.run_id, "" if result.success else problem_of(result))
+
+
+def run_named(home: Path | str, name: str, progress: Progress | None = None) -> int | None:
+    """For programs: bring a pipeline up to date, as the command `run` does. Returns the number of
+    the live release, None if there is none.
+
+    `progress` is told how far the run is; without one its notes are warnings in the log. Raises
+    EmbeddingPipelinesError with the reason if a step fails or the candidate is held back.
+    """
+    home = Path(home).expanduser().absolute()
+    spec = find_pipeline(name, home)
+    outcome = run_pipeline(home, spec, progress or _Logged())
+    if outcome.problem:
+        raise EmbeddingPipelinesError(f"{name}: {outcome.problem}")
+    return read_releases(Warehouse(home).pipeline(name)).live
+
+
+class _Logged(Silent):
+    def note(self, text: str) -> None:
+        log.warning("%s", text)
 
 
 def _end_dead_runs(instance: dg.DagsterInstance, home: Path, spec: PipelineSpec) -> None:

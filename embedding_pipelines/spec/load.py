@@ -69,9 +69,9 @@ def pipeline_files(home: Path) -> list[Path]:
     )
 
 
-def find_pipeline(name: str, home: Path) -> PipelineSpec:
+def find_pipeline(name: str, home: Path | str) -> PipelineSpec:
     """The pipeline called `name`; ConfigError that names the nearest ones if there is none."""
-    return read_pipeline(find_file(name, home))
+    return read_pipeline(find_file(name, Path(home).expanduser()))
 
 
 def find_file(name: str, home: Path) -> Path:
