@@ -95,7 +95,8 @@ def _cause_in_texts(metrics: dict[str, float]) -> str:
         )
     if short >= MANY:
         return (
-            f"{short:.0%} of the chunks have {SHORT_TOKENS} tokens or fewer, which say little. Name "
-            "more fields in source.text."
+            f"{short:.0%} of the chunks have {SHORT_TOKENS} tokens or fewer by the model's tokenizer: "
+            "they are short, or of a script that it does not know. Name more fields in source.text, "
+            "or use a model for their language."
         )
     return ""

@@ -41,9 +41,35 @@ class NotWorseThanLive(Check):
         sentence = f"Against release {candidate.live.number}: {changed}."
         if worse:
             sentence += f" {' and '.join(worse)} fell by more than evaluation.may_lose "
-            sentence += f"({may_lose:g}): go back on what has changed since (`embedding-pipelines "
-            sentence += "diff` compares releases), or raise may_lose."
+            sentence += f"({may_lose:g}). {_cause(candidate, candidate.live)}"
         return self.outcome(not worse, sentence, statistics)
+
+
+def _cause(candidate: Candidate, live: Release) -> str:
+    """What is not as it was when the live release was made, and what to do."""
+    run, spec = candidate.run, candidate.run.spec
+    names = [
+        name
+        for name in ("preprocessing", "compression", "store")
+        if getattr(spec, name) != getattr(live.spec, name)
+    ]
+    if live.space.with_codec(None) != run.model.space:
+        names.insert(0, "model")
+    if names:
+        return (
+            f"Not as in release {live.number}: {', '.join(names)}. Go back on that, or release it."
+        )
+    figures = []
+    for name, words in (("documents", "documents"), ("near_duplicate_rate", "near-duplicates")):
+        before, now = live.metrics.get(name), candidate.metrics.get(name)
+        if before is not None and now is not None and before != now:
+            style = ",.0f" if name == "documents" else ".0%"
+            figures.append(f"{words} {before:{style}} -> {now:{style}}")
+    known = f" ({', '.join(figures)})" if figures else ""
+    return (
+        f"Model and options are those of release {live.number}, so it is the texts{known}: others "
+        "stand before those that queries are of. See what has come into the source."
+    )
 
 
 def _shrunk(candidate: Candidate, live: Release) -> tuple[str, dict[str, Any]]:

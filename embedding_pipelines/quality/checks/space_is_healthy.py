@@ -13,7 +13,7 @@ THRESHOLDS = {  # at most, measured on this project's test corpora; and what mor
         0.7,
         "chunks that nearly say the same: doubles, or a text in all of them",
     ),
-    "short_rate": (0.3, "chunks of four tokens or fewer, which say little"),
+    "short_rate": (0.3, "chunks of four tokens or fewer by the model's tokenizer"),
 }
 LEAST_RANK = 0.02  # of the dimensions: fewer are in use than one in fifty
 
