@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from filelock import FileLock
 from sqlalchemy import Engine, event
 
 from embedding_pipelines.environment import home, instance_folder
@@ -44,13 +45,28 @@ COMPUTE_LOGS = {
     "module": "dagster.core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
+MADE = ".made"  # a file that says so of the databases
 BUSY_SECONDS = 60  # another process writes one event at a time
 
 
 def ensure_instance_folder(home: Path) -> Path:
-    """The instance's folder; made, with a lean dagster.yaml, if it is not there."""
+    """The instance's folder; made, with a lean dagster.yaml and Dagster's databases, if it is not
+    there.
+
+    Dagster makes its databases at their first use, without a lock: of several processes that do so
+    at once, most fail, and leave databases that no process can use any more. So they are made here,
+    by one process at a time.
+    """
     folder = instance_folder(home)
     create_only(folder / "dagster.yaml", LEAN)
+    if not (folder / MADE).exists():
+        with FileLock(folder / "making.lock"):
+            if not (folder / MADE).exists():
+                with dg.DagsterInstance.from_config(str(folder)) as instance:
+                    instance.get_runs(limit=1)
+                    instance.get_asset_keys(limit=1)
+                    instance.all_instigator_state()
+                create_only(folder / MADE, "Dagster's databases were made.\n")
     return folder
 
 
