@@ -5,6 +5,8 @@ line, API and Dagster print it without a traceback. It never holds a secret.
 """
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 
 
@@ -12,6 +14,32 @@ def did_you_mean(given: str, names: Iterable[str], likeness: float = 0.6) -> str
     """A question, with a space before it, if one of the names is near; else nothing."""
     near = difflib.get_close_matches(given, list(names), n=1, cutoff=likeness)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+REMEDIES = {  # by the system's number of an error
+    errno.ENOSPC: "Free some space on that disk",
+    errno.EDQUOT: "Free some space, or have the quota raised",
+    errno.EROFS: "Make that disk writable, or give another folder by --home",
+    errno.EACCES: "Give this user the right to it, or give another folder by --home",
+    errno.EPERM: "Give this user the right to it, or give another folder by --home",
+    errno.EMFILE: "Allow more open files (`ulimit -n 1024`)",
+    errno.ENFILE: "Close other programs: the whole machine has no open files left",
+    errno.EIO: "Look after that disk",
+}
+
+
+def describe_os_error(error: OSError) -> str:
+    """An error of the system in a sentence, with what to do."""
+    number = error.errno or 0
+    # Arrow gives its own words in place of the system's, and no name.
+    words = os.strerror(number) if number else " ".join(error_lines(error))
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    if not place and isinstance(error.filename, os.PathLike):
+        place = f"{error.filename}: "
+    what_next = REMEDIES.get(number, "Look after it")
+    return (
+        f"{place}{words.rstrip('.')}. {what_next}, then try again; what was released is as before."
+    )
 
 
 def error_lines(error: BaseException) -> list[str]:

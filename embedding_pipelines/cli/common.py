@@ -22,7 +22,7 @@ import typer
 from embedding_pipelines.cli.terminal import JOINERS, make_console, print_words
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, describe_os_error
 from embedding_pipelines.home import pipelines_folder
 
 if TYPE_CHECKING:
@@ -185,9 +185,7 @@ def _outcomes(
     except EmbeddingPipelinesError as error:
         yield Problem(str(error), arguments.get("name"))
     except OSError as error:
-        if error.filename is None:
-            raise
-        yield Problem(f"{error.filename}: {error.strerror}.")
+        yield Problem(describe_os_error(error), arguments.get("name"))
     except KeyboardInterrupt as interrupt:
         yield Problem(" ".join(["Stopped.", *interrupt.args]), code=INTERRUPTED)
 

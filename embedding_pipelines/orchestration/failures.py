@@ -1,7 +1,9 @@
 """Failures: how a step that went wrong is reported, on the run's page and on the command line."""
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -10,19 +12,42 @@ from embedding_pipelines.errors import (
     Busy,
     BusyError,
     EmbeddingPipelinesError,
+    StoreError,
     Unreachable,
+    describe_os_error,
 )
 
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
     """An error that the user can fix fails the step with its sentence. Where somebody has retries,
-    only what may pass by itself is retried: network, rate limits, another process at work."""
+    only what may pass by itself is retried: network, disk, rate limits, another process at work."""
     try:
         yield
     except EmbeddingPipelinesError as error:
         may_pass = isinstance(error, Busy | Unreachable | BusyError)
         raise dg.Failure(str(error), allow_retries=may_pass) from None
+    except OSError as error:
+        raise dg.Failure(describe_os_error(error), allow_retries=True) from error
+
+
+@contextlib.contextmanager
+def readable_records(folder: Path) -> Iterator[None]:
+    """Databases of an instance that cannot be read or written are a StoreError: the disk is full,
+    say. Dagster wraps the database's own error."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, sqlite3.Error):
+                raise StoreError(
+                    f"Dagster's records in {folder} cannot be used: {cause}. Is there room on the "
+                    "disk, and may this user write there? Then run again; what was released is as "
+                    "before."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
 
 
 def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:

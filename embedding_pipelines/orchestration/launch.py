@@ -11,7 +11,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.dead_runs import ENDED
-from embedding_pipelines.orchestration.failures import problem_of, was_interrupted
+from embedding_pipelines.orchestration.failures import problem_of, readable_records, was_interrupted
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
@@ -48,6 +48,7 @@ def run_pipeline(
     """
     with (
         Warehouse(home).pipeline(spec.name).lock("run", timeout_seconds=0),
+        readable_records(instance_folder(home)),
         open_instance(home) as instance,
     ):
         _end_dead_runs(instance, home, spec)

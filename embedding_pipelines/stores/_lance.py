@@ -69,6 +69,15 @@ def explain_open_errors(folder: Path, name: str, version: int | None) -> Iterato
         ) from error
 
 
+@contextlib.contextmanager
+def explain_errors(folder: Path, name: str, use: str) -> Iterator[None]:
+    """Turn what lancedb raises while a table is in use into StoreError."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        raise StoreError(f"Table {name!r} in {folder} cannot be {use}: {short(error)}") from error
+
+
 def short(error: Exception) -> str:
     """A Lance error without its source places and backtrace."""
     first = (str(error).splitlines() or [""])[0]

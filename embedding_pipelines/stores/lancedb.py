@@ -166,13 +166,14 @@ class LanceTable(Table):
     def apply(
         self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
     ) -> None:
-        if not self._manifests():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._connection.create_table(self.name, schema=schema)
-        table = self._open()
-        for start in range(0, len(remove), REMOVE_IDS):
-            ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
-            table.delete(f"chunk_id IN ({ids})")
+        with self._explained("written"):
+            if not self._manifests():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._connection.create_table(self.name, schema=schema)
+            table = self._open()
+            for start in range(0, len(remove), REMOVE_IDS):
+                ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
+                table.delete(f"chunk_id IN ({ids})")
         failures: list[BaseException] = []
         batches = record_failure(add, failures)
         first = next(batches, None)
@@ -189,15 +190,20 @@ class LanceTable(Table):
 
     def index(self, metric: Distance, trained_rows: int) -> int:
         table, options = self._open(), self.options
-        trained_rows = update_index(table, options.index, metric, options.index_rows, trained_rows)
-        compact(table)
+        with self._explained("indexed"):
+            trained_rows = update_index(
+                table, options.index, metric, options.index_rows, trained_rows
+            )
+            compact(table)
         for name in os.listdir(self._versions_folder):
             if name.endswith(TORN):
                 delete(self._versions_folder / name)
         return trained_rows
 
     def rows(self, version: int | None = None) -> int:
-        return int(self._open(version).count_rows())
+        table = self._open(version)
+        with self._explained("read"):
+            return int(table.count_rows())
 
     def schema(self, version: int | None = None) -> pa.Schema:
         return self._open(version).schema
@@ -206,15 +212,16 @@ class LanceTable(Table):
         self, columns: Sequence[str], partition: str | None = None, version: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         table = self._open(version)
-        if partition is not None:
-            where = f"partition = {quote_text(partition)}"
-            yield from table.search().select(list(columns)).where(where).to_batches()
-            return
-        if version is None:
-            table.checkout(table.version)
-        for first in range(0, table.count_rows(), SCANNED_ROWS):
-            query = table.search().select(list(columns)).offset(first).limit(SCANNED_ROWS)
-            yield from query.to_batches()
+        with self._explained("read"):
+            if partition is not None:
+                where = f"partition = {quote_text(partition)}"
+                yield from table.search().select(list(columns)).where(where).to_batches()
+                return
+            if version is None:
+                table.checkout(table.version)
+            for first in range(0, table.count_rows(), SCANNED_ROWS):
+                query = table.search().select(list(columns)).offset(first).limit(SCANNED_ROWS)
+                yield from query.to_batches()
 
     def search(
         self,
@@ -249,20 +256,27 @@ class LanceTable(Table):
             ) from error
 
     def tag(self, versions: Mapping[str, int]) -> None:
-        tags = self._open().tags
-        old = {name: tag["version"] for name, tag in tags.list().items()}
-        versions = {name: version for name, version in versions.items() if not self.lacks(version)}
-        for name in old.keys() - versions.keys():
-            tags.delete(name)
-        for name, version in versions.items():
-            if name not in old:
-                tags.create(name, version)
-            elif old[name] != version:  # of a release that somebody began and never finished
-                tags.update(name, version)
+        table = self._open()
+        with self._explained("tagged"):
+            tags = table.tags
+            old = {name: tag["version"] for name, tag in tags.list().items()}
+            versions = {
+                name: version for name, version in versions.items() if not self.lacks(version)
+            }
+            for name in old.keys() - versions.keys():
+                tags.delete(name)
+            for name, version in versions.items():
+                if name not in old:
+                    tags.create(name, version)
+                elif old[name] != version:  # of a release that somebody began and never finished
+                    tags.update(name, version)
 
     def size_bytes(self) -> int:
         files = self.folder_of_files.rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
+
+    def _explained(self, use: str) -> contextlib.AbstractContextManager[None]:
+        return _lance.explain_errors(self.folder, self.name, use)
 
     def _manifests(self) -> list[Path]:
         """One file per version; a folder without any is the rest of a process that died."""

@@ -102,7 +102,9 @@ def main(cuts: int) -> int:
                 failures += not is_right
                 state = "after the run" if number else "in the run"
                 verdict = "right" if is_right else f"WRONG: {searched} {again} {final}"
-                print(f"{turn:3} {moment:5.1f} s {state:13} {before} -> {now}: {verdict}", flush=True)
+                print(
+                    f"{turn:3} {moment:5.1f} s {state:13} {before} -> {now}: {verdict}", flush=True
+                )
         finally:
             subprocess.run(["umount", place], check=True)
     print(f"{cuts} cuts, {failures} wrong")

@@ -1,6 +1,7 @@
 """After a power cut at any moment the live release answers as before, and the next run ends as if
 nothing had been."""
 
+import contextlib
 import random
 import shutil
 from pathlib import Path
@@ -66,14 +67,11 @@ def test_a_cut_during_a_run_loses_no_release(released: Path, tmp_path: Path, see
     dice = random.Random(seed)
     home = tmp_path / "home"
     shutil.copytree(released, home)
-    with Recorder(home / "data" / "warehouse", tmp_path / "before") as recorder:
-        with pytest.MonkeyPatch.context() as patch:
-            watch(Fuse(dice.randrange(1, 40), after=dice.random() < 0.5), patch)
-            with pytest.MonkeyPatch.context():
-                try:
-                    run_steps(home, "p")
-                except Died:
-                    pass
+    recorder = Recorder(home / "data" / "warehouse", tmp_path / "before")
+    with recorder, pytest.MonkeyPatch.context() as patch:
+        watch(Fuse(dice.randrange(1, 40), after=dice.random() < 0.5), patch)
+        with contextlib.suppress(Died):
+            run_steps(home, "p")
     number = live_release(run_of(home, "p").folder).number
     cut(recorder, dice)
     assert live_release(run_of(home, "p").folder).number in (1, number)
@@ -89,13 +87,11 @@ def test_a_cut_in_a_first_run_is_made_up_for(tmp_path: Path) -> None:
         dice, home = random.Random(seed), tmp_path / str(seed)
         write_pipeline(home, "p", PIPELINE)
         write_csv(home, "a.csv", OLD)
-        with Recorder(home / "data" / "warehouse", tmp_path / f"before-{seed}") as recorder:
-            with pytest.MonkeyPatch.context() as patch:
-                watch(Fuse(dice.randrange(1, 40), after=True), patch)
-                try:
-                    run_steps(home, "p")
-                except Died:
-                    pass
+        recorder = Recorder(home / "data" / "warehouse", tmp_path / f"before-{seed}")
+        with recorder, pytest.MonkeyPatch.context() as patch:
+            watch(Fuse(dice.randrange(1, 40), after=True), patch)
+            with contextlib.suppress(Died):
+                run_steps(home, "p")
         cut(recorder, dice)
         run_steps(home, "p")
         assert len(live_rows(home, "p")) == len(OLD)

@@ -1,6 +1,9 @@
 """Runs from the command line: what goes wrong is told, and no run stays "started" for ever."""
 
+import errno
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,8 +17,9 @@ import dagster as dg
 import pytest
 from sqlalchemy import NullPool, create_engine, text
 
-from embedding_pipelines.errors import BusyError
+from embedding_pipelines.errors import BusyError, StoreError
 from embedding_pipelines.orchestration import dead_runs
+from embedding_pipelines.orchestration.failures import readable_records
 from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
@@ -181,3 +185,39 @@ def test_commits_do_not_wait_for_the_disk_while_a_run_is_on_and_other_processes_
         assert other.get_materialized_partitions(dg.AssetKey(["notes", "chunks"])) == set(
             spec.partition_names
         )
+
+
+def test_a_disk_that_fails_ends_the_run_with_a_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notes(home)
+    spec = notes(home)
+
+    def full(*arguments: object) -> None:
+        raise OSError(
+            errno.ENOSPC, os.strerror(errno.ENOSPC), str(home / "data" / "warehouse" / "x")
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_pipelines.storage.warehouse.move", full)
+        problem = run_pipeline(home, spec, Silent()).problem
+    assert problem.startswith(
+        f"{home / 'data' / 'warehouse' / 'x'}: {os.strerror(errno.ENOSPC)}. Free some "
+    )
+    assert "\n" not in problem
+
+
+def test_records_that_cannot_be_written_are_named(home: Path) -> None:
+    def fail() -> None:
+        try:
+            raise sqlite3.OperationalError("database or disk is full")
+        except sqlite3.Error as error:
+            raise RuntimeError("wrapped") from error
+
+    with (
+        pytest.raises(StoreError, match=r"records in .* cannot be used: database or disk is full"),
+        readable_records(home),
+    ):
+        fail()
+    with pytest.raises(KeyError), readable_records(home):
+        raise KeyError("another")
