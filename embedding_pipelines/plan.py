@@ -5,23 +5,31 @@ removed afterwards; what follows is counted from them.
 """
 
 import contextlib
-from dataclasses import dataclass
+import timeit
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Literal
+
+import numpy as np
 
 from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.inference.weights import local_folder, operations_per_token
+from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.evaluate import cost
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.embeddings import check_dimensions
 from embedding_pipelines.steps.vector_store import compare, open_table
+
+REQUEST_SECONDS = 0.5  # of a service that nobody has asked yet
+WORDS_PER_SECOND = 500_000  # of `hashing` and `word2vec` on one core
 
 
 @dataclass
@@ -42,8 +50,10 @@ class Plan:
     requests: int = 0
     tokens_to_check: int = 0  # more at most, for the checks
     usd: float | None = None  # of both; None: the price is unknown
-    within_budget: bool = True  # of one run; else it takes several
-    seconds: float | None = None  # at the pace of the last run; None: there was none
+    within_budget: bool | None = None  # of one run; None: no budget, or a key is missing
+    seconds: float | None = None  # of embedding; None: nobody can tell yet
+    seconds_from: str = ""  # what they are reckoned from, in words
+    missing: list[str] = field(default_factory=list)  # before a run can begin
 
 
 def plan(run: Run) -> Plan:
@@ -85,11 +95,14 @@ def _count(run: Run) -> Plan:
         result.tokens_to_check = cost(run)
     later = result.tokens - direct
     budget = BudgetTracker.of(spec.budget, options, batch_jobs=later > 0)
-    result.within_budget = budget.holds(later or direct)
+    result.missing += [f"{what[0].upper()}{what[1:]}" for what in options.missing_keys()]
+    if spec.budget is not None and (spec.budget.usd is not None or spec.budget.tokens is not None):
+        fits = budget.holds(later or direct)
+        result.within_budget = None if fits and result.missing else fits
     if options.price is not None and options.batch_price is not None:
         direct += result.tokens_to_check
         result.usd = round((later * options.batch_price + direct * options.price) / 1e6, 6)
-    result.seconds = _seconds(run, result)
+    result.seconds, result.seconds_from = _seconds(run, result)
     return result
 
 
@@ -132,15 +145,53 @@ def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> 
     return direct
 
 
-def _seconds(run: Run, result: Plan) -> float | None:
-    """At the pace of the last run, but no faster than the account's stated requests."""
+def _seconds(run: Run, result: Plan) -> tuple[float | None, str]:
+    """Seconds of embedding, and where they come from: the pace of the last run, else an estimate;
+    no faster than the account's stated requests."""
     if not result.tokens:
-        return 0.0
+        return 0.0, ""
+    options = run.spec.model
     manifests = run.folder.embeddings.manifests(run.spec.partition_names)
     figures = (entry.statistics.get("tokens_per_second") for entry in manifests)
     rates: list[float] = [rate for rate in figures if rate]
-    stated: float | None = getattr(run.spec.model, "requests_per_minute", None)
+    if rates:
+        seconds: float | None = result.tokens / median(rates)
+        source = "at the pace of this pipeline's last run"
+    elif isinstance(options, ServiceOptions):
+        seconds = result.requests * REQUEST_SECONDS / options.concurrent_requests
+        source = (
+            f"an estimate before the first run: {REQUEST_SECONDS} s a request, "
+            f"{options.concurrent_requests} at a time"
+        )
+    else:
+        seconds, source = _local_seconds(run, result.tokens)
+    stated: float | None = getattr(options, "requests_per_minute", None)
     slowest = 60 * result.requests / stated if stated else 0.0
-    if not rates:
-        return round(slowest, 1) or None
-    return round(max(slowest, result.tokens / median(rates)), 1)
+    if slowest > (seconds or 0):
+        seconds, source = slowest, "at the stated requests_per_minute"
+    return None if seconds is None else round(seconds, 1), source
+
+
+def _local_seconds(run: Run, tokens: int) -> tuple[float | None, str]:
+    """Of a model on this machine, by the size of the model and what the processor computes now."""
+    options, home = run.spec.model, run.warehouse.home
+    if options.kind in ("hashing", "word2vec"):
+        words = f"an estimate before the first run: {WORDS_PER_SECOND:,} words a second"
+        return tokens / WORDS_PER_SECOND, words
+    folder = local_folder(getattr(options, "model", ""), None, home)
+    operations = operations_per_token(folder) if folder and options.kind == "hf" else None
+    if operations is None:
+        return None, "not known before the first run"
+    speed = _operations_per_second()
+    words = (
+        f"an estimate before the first run: {operations / 1e6:,.0f} million operations a token, "
+        f"and this processor does about {speed / 1e9:,.0f} billion a second"
+    )
+    return tokens * operations / speed, words
+
+
+def _operations_per_second() -> float:
+    """Of a product of matrices now, halved for all that is not one."""
+    left = np.ones((512, 512), np.float32)
+    best = min(timeit.repeat(lambda: left @ left, number=1, repeat=8))
+    return 2 * 512**3 / best / 2

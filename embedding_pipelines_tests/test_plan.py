@@ -2,6 +2,7 @@
 it asks nobody."""
 
 import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.errors import BusyError, ConfigError, SourceError, StoreError
+from embedding_pipelines.inference.weights import operations_per_token
 from embedding_pipelines.plan import Plan
 from embedding_pipelines.plan import plan as make_plan
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -99,7 +101,12 @@ def test_a_plan_asks_nobody_and_needs_no_key(home: Path, server: WireServer) -> 
         300,
         0,
     )
-    assert made.seconds is None  # nothing was embedded yet
+    assert (made.seconds, made.within_budget) == (0.1, None)
+    assert made.seconds_from.startswith("an estimate before the first run")
+    assert made.missing == [
+        "The environment variable A_KEY_THAT_IS_NOT_SET is not set, and openai needs a key. Set "
+        "it, or name another one with api_key_env."
+    ]
     assert made == plan(home)
     with pytest.raises(ConfigError, match="A_KEY_THAT_IS_NOT_SET is not set"):
         run(home, server)
@@ -237,8 +244,26 @@ def test_a_budget_does_not_change_what_would_be_done(home: Path, server: WireSer
     without = plan(home)
     write(home, server, "budget: {usd: 0.000001, tokens: 10}\n")
     beyond = plan(home)
-    assert (without.within_budget, beyond.within_budget) == (True, False)
-    assert dataclasses.replace(beyond, within_budget=True) == without
+    assert (without.within_budget, beyond.within_budget) == (None, False)
+    assert dataclasses.replace(beyond, within_budget=None) == without
+
+
+@pytest.mark.usefixtures("key")
+def test_a_budget_that_suffices_is_told_only_with_a_key(
+    home: Path, server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(home, server, "budget: {usd: 5}\n")
+    assert plan(home).within_budget is True
+    monkeypatch.delenv("A_KEY_THAT_IS_NOT_SET")
+    assert plan(home).within_budget is None
+
+
+def test_a_local_models_time_is_estimated_by_its_size_and_this_machine(tmp_path: Path) -> None:
+    values = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert operations_per_token(tmp_path) == 2 * 6 * (4 * 384**2 + 2 * 384 * 1536)
+    (tmp_path / "config.json").write_text("[]")
+    assert operations_per_token(tmp_path) is None
 
 
 @pytest.mark.parametrize("lock", ["run", "step"])

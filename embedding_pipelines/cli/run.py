@@ -22,7 +22,6 @@ from embedding_pipelines.cli.terminal import (
     TerminalProgress,
     counted,
     make_console,
-    print_statistics,
     say,
     words_of,
 )
@@ -31,6 +30,7 @@ from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 
 if TYPE_CHECKING:
+    from embedding_pipelines.plan import Plan
     from embedding_pipelines.spec.pipeline import PipelineSpec
 
 app = typer.Typer()
@@ -148,21 +148,68 @@ def plan(names: Names = None) -> Outcomes:
     changes nothing; a service may be asked once which model it serves.
     """
     from embedding_pipelines.plan import plan as make_plan
+    from embedding_pipelines.validate import faults
 
     specs, problems = load_specs(names)
     yield from problems
     if problems and names:
         return
     for number, spec in enumerate(specs):
+        wrong = [
+            fault.what
+            for fault in faults(spec, open_warehouse())
+            if not fault.is_key and not fault.is_doubt
+        ]
+        if wrong:
+            yield Problem("\n".join(f"{spec.name}: {what}" for what in wrong), spec.name)
+            continue
         try:
             with open_run(spec) as run:
-                row = vars(make_plan(run))
+                plan = make_plan(run)
         except EmbeddingPipelinesError as error:
             yield Problem(f"{spec.name}: {error}", spec.name)
             continue
-        statistics = {name: value for name, value in row.items() if name != "pipeline"}
-        title = f"\n{spec.name}" if number else spec.name
-        yield Output([row], partial(print_statistics, make_console(), title, statistics))
+        lines = ([""] if number else []) + plan_in_words(plan, spec)
+        yield Output([vars(plan)], partial(say, *lines))
+
+
+def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
+    """What a plan says, in lines for people."""
+    rows = {"new": plan.rows_new, "changed": plan.rows_changed, "deleted": plan.rows_deleted}
+    changes = [f"{count:,} {word}" for word, count in rows.items() if count]
+    unchanged = f"{counted(plan.rows_unchanged, 'row')} unchanged" if plan.rows_unchanged else ""
+    what = ", ".join([*changes, *filter(None, [unchanged])]) or "no rows"
+    lines = [f"{spec.name}: {what}{'' if changes else '; a run has nothing to do'}"]
+    if plan.texts_to_embed:
+        model = f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":")
+        lines.append(
+            f"  embeds   {counted(plan.texts_to_embed, 'text')}, about "
+            f"{counted(plan.tokens, 'token')}, in {counted(plan.requests, 'request')} to {model}"
+        )
+    if plan.cache_hits:
+        lines.append(f"  cached   {counted(plan.cache_hits, 'text')}, which cost nothing")
+    if plan.texts_waiting:
+        lines.append(f"  waits    for {counted(plan.texts_waiting, 'text')} in batch jobs")
+    if plan.tokens_to_check:
+        lines.append(f"  checks   embed up to {counted(plan.tokens_to_check, 'token')} more")
+    if plan.tokens or plan.tokens_to_check:
+        lines.append(f"  costs    {_usd_in_words(plan.usd)}")
+    if plan.within_budget is False:
+        lines.append("  budget   does not suffice: the run ends there, and the next one goes on")
+    elif spec.budget is not None:
+        lines.append(f"  budget   {'suffices' if plan.within_budget else 'not known to suffice'}")
+    if plan.tokens:
+        took = "" if plan.seconds is None else f"about {words_of(plan.seconds)}: "
+        lines.append(f"  takes    {took}{plan.seconds_from}")
+    return lines + [f"  missing  {what}" for what in plan.missing]
+
+
+def _usd_in_words(usd: float | None) -> str:
+    if usd is None:
+        return "not known: set model.usd_per_million_tokens"
+    if not usd:
+        return "nothing, the model runs here"
+    return "less than 0.01 USD" if usd < 0.01 else f"about {usd:,.2f} USD"
 
 
 @app.command()

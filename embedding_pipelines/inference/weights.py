@@ -89,6 +89,18 @@ def declared_dimensions(folder: Path) -> int | None:
         return None
 
 
+def operations_per_token(folder: Path) -> int | None:
+    """Multiplications and additions of a transformer's layers for a token, as its configuration
+    declares them; None if it does not."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        hidden, layers = int(values["hidden_size"]), int(values["num_hidden_layers"])
+        inner = int(values["intermediate_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return 2 * layers * (4 * hidden * hidden + 2 * hidden * inner)
+
+
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over the weight files of a model folder and of its subfolders."""
     files = sorted(folder.rglob("*.safetensors")) or sorted(folder.rglob("pytorch_model*.bin"))

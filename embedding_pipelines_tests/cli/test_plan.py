@@ -1,6 +1,7 @@
 """The commands around flow control: `plan`, `models`, and Ctrl-C while a service lets one wait."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -47,16 +48,14 @@ def server(home: Path) -> Iterator[WireServer]:
 def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: WireServer) -> None:
     said = command("plan")
     assert (said.code, said.err) == (0, "")
-    title, *lines = said.out.splitlines()
-    statistics = dict(line.strip().rsplit("  ", 1) for line in lines)
-    statistics = {name.strip(): value for name, value in statistics.items()}
-    assert title == "tales"
-    assert (statistics["rows new"], statistics["rows unchanged"], statistics["texts to embed"]) == (
-        "30",
-        "0",
-        "30",
+    lines = said.out.splitlines()
+    assert lines[0] == "tales: 30 new"
+    assert re.fullmatch(
+        r"  embeds   30 texts, about \d+ tokens, in 2 requests to openai:little", lines[1]
     )
-    assert statistics["seconds"] == "-"
+    assert lines[2] == "  costs    less than 0.01 USD"
+    estimate = "an estimate before the first run: 0.5 s a request, 8 at a time"
+    assert lines[3:] == [f"  takes    about 0.1 s: {estimate}"]
     assert not server.requests
 
     [row] = command("plan", "tales", "--json").results
@@ -64,8 +63,9 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
         "tales",
         30,
         30,
-        None,
+        0.1,
     )
+    assert (row["within_budget"], row["missing"]) == (None, [])
     assert row["usd"] == pytest.approx(row["tokens"] * 2 / 1e6, rel=0.02)
     [result] = command("run", "--json").results
     steps = {step["step"]: step for step in result["steps"]}
@@ -81,6 +81,7 @@ def test_plan_says_what_the_run_then_does(command: Command, home: Path, server: 
         0,
         0,
     )
+    assert command("plan").out == "tales: 30 rows unchanged; a run has nothing to do\n"
     [again] = command("run", "--json").results
     assert not any(step["changed"] for step in again["steps"])
 
