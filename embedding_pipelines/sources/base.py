@@ -23,6 +23,7 @@ from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part o
 from embedding_pipelines.sources.values import split_unit
 
 SHOWN_COLUMNS = 20  # in an error
+SHOWN_CHARACTERS = 60  # of a column's name
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Source(Choice):
     ) -> None:
         """Take note of the columns of the pipeline that a file does not have: its documents have no
         value there. Raises SourceError if the id, or all of the text, is among them."""
-        names = list(columns)
+        names = [_shown(column) for column in columns]
         log.lacking = [column for column in self.columns if column in missing]
         log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
         if self.id is not None and self.id in missing:
@@ -218,7 +219,7 @@ class Source(Choice):
         self, where: str, column: str, columns: Iterable[str], hint: str = ""
     ) -> SourceError:
         """The error for a `column` that is not among the `columns` of a file."""
-        names = list(dict.fromkeys(columns))
+        names = list(dict.fromkeys(map(_shown, columns)))
         more = ", …" if len(names) > SHOWN_COLUMNS else ""
         names_text = ", ".join(map(repr, names[:SHOWN_COLUMNS])) + more
         option = "text" if column in self.text else "metadata"
@@ -230,6 +231,12 @@ class Source(Choice):
         )
         error.columns = names
         return error
+
+
+def _shown(name: str) -> str:
+    """A column's name as an error and a state file can hold it."""
+    shown = name.encode("utf-8", "backslashreplace").decode()
+    return shown if len(shown) <= SHOWN_CHARACTERS else shown[:SHOWN_CHARACTERS] + "…"
 
 
 def column_name(path: str) -> str:

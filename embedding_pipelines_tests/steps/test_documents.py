@@ -225,7 +225,7 @@ def test_a_field_that_some_files_lack_has_no_value_there_and_is_told(home: Path)
     write_pipeline(home, "p", JSONL.replace("metadata: [cat]", "metadata: {cat: float}"))
     write_lines(home, "a.jsonl", {"id": 1, "title": "one", "cat": 1}, {"id": 2, "title": "two"})
     write_lines(home, "b.jsonl", {"id": 3, "title": "three", "cat": float("nan")})
-    write_lines(home, "c.jsonl", {"id": 4, "title": "four"})
+    write_lines(home, "c.jsonl", {"id": 4, "title": "four", "\udc00" * 99: 1})
     write_lines(home, "d.jsonl")
     report = write_documents(run_of(home, "p"))
     assert report.statistics["documents"] == 4
@@ -236,7 +236,7 @@ def test_a_field_that_some_files_lack_has_no_value_there_and_is_told(home: Path)
     for name in ("a.jsonl", "b.jsonl"):
         (home / "data" / name).unlink()
     with pytest.raises(
-        SourceError, match=r"c\.jsonl: column 'cat' is missing; found 'id', 'title'"
+        SourceError, match=r"c\.jsonl: column 'cat' is missing; found 'id', 'title', '.{59,}…'"
     ):
         write_documents(run_of(home, "p"))
 
