@@ -46,6 +46,8 @@ _LIKELY_DELIMITERS = ";\t|,"
 _DELIMITER_LINE = re.compile(rb'"?sep=([\x01-\x7f])"?[ \t,;]*(?:\r\n|\n|\r|$)', re.IGNORECASE)
 _DELIMITER_LINE_BYTES = 32
 _NULL = rb"\N"  # how databases write that there is no value
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_CONTROLS = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
 class Csv(TextSource):
@@ -53,8 +55,9 @@ class Csv(TextSource):
 
     All are single ASCII characters. `delimiter`: by default what a first line `sep=;` says, else a
     tab in a `.tsv` file and else a comma; `quote`: null if quotes mean nothing; `escape`: what
-    makes the next character stand for itself, such as "\\\\"; records that begin with `comment` are
-    none. `skip_rows`: lines before the header.
+    makes the next character stand for itself; behind a backslash, n, r and t are line ends and a
+    tab, as databases write them. Records that begin with `comment` are none. `skip_rows`: lines
+    before the header.
     """
 
     kind: Literal["csv"] = "csv"
@@ -164,9 +167,13 @@ class Csv(TextSource):
             ) from error
         except csv.Error as error:
             raise SourceError(f"{where}: the header is not CSV ({error}). Correct it.") from error
+        quote = dialect.quote or ""
+        forms = {header}
+        for side in ("", quote):  # other programs quote it in another way
+            forms.add(dialect.delimiter.join(f"{side}{name}{side}" for name in names).encode())
         names = [name if name in self.columns else name.strip() for name in names]
         self._check(names, where, log)
-        return _Table(text, dialect, header, names), records.without_first()
+        return _Table(text, dialect, frozenset(forms), names), records.without_first()
 
     def _hint(self, misquoted: Misquoted) -> str:
         if self.escape is None and b'\\"' in misquoted.data:
@@ -239,14 +246,14 @@ class _Table:
 
     text: Text
     dialect: Dialect
-    header: bytes
+    forms: frozenset[bytes]  # of the header
     names: list[str]
 
     def headers(self, records: Records) -> list[int]:
         """The places of records that are the header once more, as where files were put together."""
-        lengths = records.ends - records.starts
-        places = np.flatnonzero(lengths == len(self.header)).tolist()
-        return [at for at in places if records.record(at) == self.header]
+        lengths = [len(form) for form in self.forms]
+        places = np.flatnonzero(np.isin(records.ends - records.starts, lengths)).tolist()
+        return [at for at in places if records.record(at) in self.forms]
 
     def parse(self, records: Records, positions: list[int]) -> tuple[pa.Table, dict[int, str]]:
         """The columns at `positions` of the regular records, as binary and named by their position,
@@ -271,10 +278,8 @@ class _Table:
         columns = [str(at) for at in positions]
         if not data:
             return pa.table({column: pa.array([], pa.binary()) for column in columns})
-        if self.dialect.escape == "\\" and _NULL in data:  # else Arrow makes "N" of it
-            delimiter = re.escape(self.dialect.delimiter.encode())
-            null = rb"(^|[\r\n]|%s)\\N(?=%s|[\r\n]|$)" % (delimiter, delimiter)
-            data = re.sub(null, rb"\1\\\\N", data)
+        if self.dialect.escape == "\\" and b"\\" in data:
+            data = self._unescape(data)
         return pa.csv.read_csv(
             pa.BufferReader(data),
             read_options=pa.csv.ReadOptions(
@@ -296,6 +301,14 @@ class _Table:
                 strings_can_be_null=False,
             ),
         )
+
+    def _unescape(self, data: bytes) -> bytes:
+        """What databases write with a backslash, in a form that Arrow reads: of `\\n` and `\\N`
+        it would make a letter."""
+        delimiter = re.escape(self.dialect.delimiter.encode())
+        null = rb"(^|[\r\n]|%s)\\N(?=%s|[\r\n]|$)" % (delimiter, delimiter)
+        data = re.sub(null, rb"\1\\\\N", data)
+        return _ESCAPE.sub(lambda match: b"\\" + _CONTROLS.get(match[1], match[1]), data)
 
 
 def _without_nulls(cells: pa.Array) -> pa.Array:

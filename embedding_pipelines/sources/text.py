@@ -50,6 +50,17 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be"),
 )
+# How files begin that are no text, and what to do with them.
+_NO_TEXT = {
+    b"\x1f\x8b": "is packed with gzip. Let its name end with .gz",
+    b"\x28\xb5\x2f\xfd": "is packed with zstd. Let its name end with .zst",
+    b"\xfd7zXZ\x00": "is packed with xz. Let its name end with .xz",
+    b"PK\x03\x04": "is a zip archive or an Excel workbook. Let an archive's name end with .zip; save a "
+    "workbook as CSV",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook. Save it as CSV",
+    b"PAR1\x15": "is a Parquet file. Set source.kind to parquet",
+    b"SQLite format 3\x00": "is an SQLite database. Export the table as CSV",
+}
 # Without a mark Python takes the little-endian codec; reversed, so that it comes last and stays.
 _WITHOUT_MARK = {name: codec for _, name, codec in reversed(_MARKS)}
 
@@ -119,6 +130,9 @@ class Text:
 def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
     """Find the encoding of `file` and write it into the log. Raises SourceError."""
     head = next(_bytes(file), b"")
+    for start, remedy in _NO_TEXT.items():
+        if head.startswith(start):
+            raise SourceError(f"{file.name}: the file {remedy}.")
     mark, name, codec = next((mark for mark in _MARKS if head.startswith(mark[0])), (b"", "", ""))
     if mark and encoding in ("auto", name, codec):
         text = Text(file, name, codec, len(mark))

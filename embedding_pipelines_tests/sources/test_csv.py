@@ -190,6 +190,13 @@ def test_an_archive_that_is_cut_short_is_an_error_with_its_name(
         read(make("csv", "a.csv*"), tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst", ".zip"])
+def test_an_archive_under_a_plain_name_is_told(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "a.csv").write_bytes(PACK[suffix](b"text\na\n"))
+    with pytest.raises(SourceError, match=rf"a\.csv: the file is .*name end with \{suffix}"):
+        read(make("csv", "a.csv"), tmp_path)
+
+
 def test_an_archive_of_several_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv.zip").write_bytes(_zip(b"text\na\n", "a.csv", "b.csv"))
     with pytest.raises(SourceError, match=r"a\.csv\.zip: the archive holds 2 files, not one"):

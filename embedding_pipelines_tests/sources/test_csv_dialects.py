@@ -210,6 +210,19 @@ def test_files_put_together_have_their_header_once(tmp_path: Path, end: str, mar
     assert (rejections[0].row, rejections[0].reason) == (4, "repeats the header")
 
 
+def test_a_header_that_another_program_quotes_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"id",text\n1,a\n"id","text"\n2,b\nid,text\n')
+    _, rejections = check_source(make("csv", "a.csv", id="id"), tmp_path, 2, 2)
+    assert {each.reason for each in rejections} == {"repeats the header"}
+
+
+@pytest.mark.parametrize("quote", [None, '"'])
+def test_line_breaks_and_tabs_as_databases_write_them(tmp_path: Path, quote: str | None) -> None:
+    (tmp_path / "a.tsv").write_text("id\ttext\n1\ta\\tb\\nc\\\\nd\\\ne\n")
+    source = make("csv", "a.tsv", id="id", quote=quote, escape="\\")
+    assert check_source(source, tmp_path, 1)[0][0]["text"] == "a\tb\nc\\nd\ne"
+
+
 @pytest.mark.parametrize("line", ["sep=;", '"sep=;"', "SEP=;", "sep=;;"])
 def test_a_first_line_may_name_the_delimiter(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.csv").write_bytes(f"{line}\r\nid;text\r\n1;a, b\r\n".encode("utf-16"))
