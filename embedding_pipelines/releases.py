@@ -134,6 +134,12 @@ def _expand(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return record, written
 
 
+def tagged_versions(releases: Releases, table: str) -> dict[str, int]:
+    """The versions of one table that releases name, by tag."""
+    own = [entry for entry in releases.releases if entry.table == table]
+    return {f"release-{entry.number}": entry.version for entry in own}
+
+
 def live_release(folder: PipelineFolder) -> Release:
     """The release that searches read. Raises ReleaseError without one."""
     releases = read_releases(folder)

@@ -15,6 +15,7 @@ from embedding_pipelines.releases import (
     newest_number,
     read_releases,
     serve_alike,
+    tagged_versions,
     write_releases,
 )
 from embedding_pipelines.run import Run
@@ -139,9 +140,8 @@ def _drop_lost(run: Run, releases: Releases) -> Releases:
 def _tag_tables(run: Run, releases: Releases) -> None:
     """Tag the versions of kept releases before the pointer moves."""
     for name in {entry.table for entry in releases.releases}:
-        own = [entry for entry in releases.releases if entry.table == name]
-        versions = {f"release-{entry.number}": entry.version for entry in own}
-        run.spec.store.table(run.warehouse.tables, name).tag(versions)
+        table = run.spec.store.table(run.warehouse.tables, name)
+        table.tag(tagged_versions(releases, name))
 
 
 def _drop_tables(run: Run, releases: Releases) -> None:

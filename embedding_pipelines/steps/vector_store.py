@@ -16,7 +16,7 @@ from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.releases import read_releases, write_releases
+from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
@@ -26,6 +26,8 @@ from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
 from embedding_pipelines.vectors import Vectors, checksums, to_column, to_matrix
+
+SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
 
 
 @dataclass
@@ -79,6 +81,8 @@ class VectorStoreStep(Step):
         state = _intact(run, name, table.version)
         if state is None or state.partitions != shard_digests(run):
             return None
+        if table.damage(state.version, SAMPLE_BYTES):
+            return None
         return StepReport(self.name, False, _statistics(table, state, codec, 0, 0))
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
@@ -94,7 +98,9 @@ def update_vector_store(run: Run) -> StepReport:
     table, name = open_table(run, codec)
     state, shards = table_state(run), shard_digests(run)
     _forget_releases(run, table, name)
-    _withdraw_unfinished(run, table, name)
+    if words := _damage(run, table, name):
+        run.progress.note(f"{run.spec.name}: {words}; the table is built anew.")
+        table, name = _unused_table(run, name)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
     differences = {
@@ -111,6 +117,8 @@ def update_vector_store(run: Run) -> StepReport:
         trained = 0
     if remove or added or not intact:
         table.apply(_schema(run, codec), remove, _rows(run, differences, codec, added))
+        # Before a clean-up, which keeps versions with a tag: a lost one would take a release along.
+        table.tag(tagged_versions(read_releases(run.folder), name))
         trained = table.index(codec.metric, trained)
         run.folder.sync([table.folder_of_files])  # the state below vouches for it
     version = table.version
@@ -127,8 +135,37 @@ def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
     """The table that the pipeline as it is now configured belongs in, and its name."""
     schema = _schema(run, codec)
     content = digest(stored_space(run, codec).id.encode(), str(schema).encode()).hex()
-    name = f"{run.spec.name}-{content[:12]}"
+    name = _in_use(run, f"{run.spec.name}-{content[:12]}")
     return run.spec.store.table(run.warehouse.tables, name), name
+
+
+def _in_use(run: Run, name: str) -> str:
+    """The table of this name, or the one that was built in its place: `name.2`."""
+    state = table_state(run)
+    newest_first = [entry.table for entry in reversed(read_releases(run.folder).releases)]
+    known = [state.table, *state.trained_before] if state is not None else []
+    for other in (*known, *newest_first):
+        if other == name or other.startswith(f"{name}."):
+            return other
+    return name
+
+
+def _unused_table(run: Run, name: str) -> tuple[Table, str]:
+    """A table to build in place of a damaged one, which stays for releases of whole versions."""
+    base, taken = name.partition(".")[0], run.spec.store.names(run.warehouse.tables)
+    number = next(number for number in itertools.count(2) if f"{base}.{number}" not in taken)
+    other = f"{base}.{number}"
+    return run.spec.store.table(run.warehouse.tables, other), other
+
+
+def _damage(run: Run, table: Table, name: str) -> str | None:
+    """What hinders a run to go on from a table, in a few words."""
+    try:
+        _withdraw_unfinished(run, table, name)
+        version = table.version
+        return None if version is None else table.damage(version)
+    except StoreError as error:
+        return str(error)
 
 
 def stored_space(run: Run, codec: CodecChain) -> Space:

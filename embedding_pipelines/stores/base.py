@@ -45,6 +45,11 @@ class Table(ABC):
         """Make `version` the newest one again, by withdrawing those after it; with None the whole
         table. They need not be readable."""
 
+    @abstractmethod
+    def damage(self, version: int, most_bytes: int | None = None) -> str | None:
+        """Whether the files that `version` reads are as `index` left them: None, or in a few words
+        what is not. `most_bytes`: compare a part of them, chosen by chance."""
+
     @property
     @abstractmethod
     def folder_of_files(self) -> Path:

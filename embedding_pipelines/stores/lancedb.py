@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,12 @@ from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, is_absent
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores import _lance
+from embedding_pipelines.stores._checksums import (
+    damaged_file,
+    forget_lost_files,
+    is_recorded,
+    write_checksums,
+)
 from embedding_pipelines.stores._lance import quote_text, record_failure, short
 from embedding_pipelines.stores._lance_index import INDICES, IndexKind, compact, update_index
 from embedding_pipelines.stores._lance_search import Snapshot, open_snapshot
@@ -44,6 +52,10 @@ VERSION_ZERO = 2**64 - 1
 MANIFEST_END = b"LANC"  # of a whole manifest
 ENDING = ".lance"  # of a table's folder
 MANIFEST = ".manifest"
+CHECKSUMS = ".checksums.json"  # the end of the name of their file, beside the table's folder
+# That a reader compares before it trusts a version: 20 ms. A larger one is compared in part.
+COMPARED_BYTES = 64 << 20
+FIXED = ("data", "_versions", "_indices", "_deletions")  # folders whose files never change
 TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
 
 
@@ -115,6 +127,7 @@ class Lancedb(Store):
 
     def drop(self, folder: Path, name: str) -> None:
         _lance.connect(folder).drop_table(name, ignore_missing=True)
+        delete(folder / f"{name}{CHECKSUMS}")
 
 
 class LanceTable(Table):
@@ -150,18 +163,28 @@ class LanceTable(Table):
             return False
         return self._manifest(version) not in self._manifests()
 
+    def damage(self, version: int, most_bytes: int | None = None) -> str | None:
+        if not is_recorded(self._checksums):
+            return f"{self._checksums} is lost or damaged"
+        name = damaged_file(
+            self._checksums, self.folder_of_files, self._reader(version), most_bytes
+        )
+        return name and f"{self.folder_of_files / name} is lost or damaged"
+
     def withdraw(self, version: int | None) -> None:
         manifests = self._manifests()
         if version is None:
             for manifest in manifests:
                 delete(manifest)
             shutil.rmtree(self.folder_of_files, ignore_errors=True)
+            delete(self._checksums)
             return
         # Names count down. What these versions added is removed with the next clean-up.
         for manifest in manifests:
             if re.fullmatch(r"\d{20}", manifest.stem) and manifest < self._manifest(version):
                 delete(manifest)
         delete(self._versions_folder / "latest_version_hint.json")
+        forget_lost_files(self._checksums, self.folder_of_files)
 
     def apply(
         self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
@@ -169,6 +192,7 @@ class LanceTable(Table):
         with self._explained("written"):
             if not self._manifests():
                 self.folder.mkdir(parents=True, exist_ok=True)
+                delete(self._checksums)  # of a table of this name that was lost
                 self._connection.create_table(self.name, schema=schema)
             table = self._open()
             for start in range(0, len(remove), REMOVE_IDS):
@@ -198,6 +222,10 @@ class LanceTable(Table):
         for name in os.listdir(self._versions_folder):
             if name.endswith(TORN):
                 delete(self._versions_folder / name)
+        folder = self.folder_of_files
+        paths = (path for part in FIXED for path in (folder / part).rglob("*") if path.is_file())
+        names = (path.relative_to(folder).as_posix() for path in paths if path.suffix != ".json")
+        write_checksums(self._checksums, folder, names)
         return trained_rows
 
     def rows(self, version: int | None = None) -> int:
@@ -256,6 +284,7 @@ class LanceTable(Table):
             ) from error
 
     def tag(self, versions: Mapping[str, int]) -> None:
+        self._remove_damaged_tags()
         table = self._open()
         with self._explained("tagged"):
             tags = table.tags
@@ -270,6 +299,14 @@ class LanceTable(Table):
                     tags.create(name, version)
                 elif old[name] != version:  # of a release that somebody began and never finished
                     tags.update(name, version)
+
+    def _remove_damaged_tags(self) -> None:
+        """Those whose file has been read and holds no JSON; Lance then lists none of them."""
+        for path in (self.folder_of_files / "_refs" / "tags").glob("*.json"):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                delete(path)
 
     def size_bytes(self) -> int:
         files = self.folder_of_files.rglob("*")
@@ -295,6 +332,42 @@ class LanceTable(Table):
     def _manifest(self, version: int) -> Path:
         return self._versions_folder / f"{VERSION_ZERO - version:020}{MANIFEST}"
 
+    @property
+    def _checksums(self) -> Path:
+        return self.folder / f"{self.name}{CHECKSUMS}"
+
+    def _reader(self, version: int) -> Callable[[str], bool]:
+        """Whether this version reads a file. Its manifest names data files and indices; of a file
+        of deletions all that is known is that it is there."""
+        manifest = self._manifest(version)
+        try:
+            content = manifest.read_bytes()
+        except FileNotFoundError:
+            content = b""
+
+        def is_read(name: str) -> bool:
+            folder, *_, file = parts = name.split("/")
+            if folder == "_versions":
+                return file == manifest.name
+            if folder == "_indices":
+                with contextlib.suppress(ValueError):
+                    return uuid.UUID(parts[1]).bytes in content
+            if folder == "data":
+                return file.encode() in content
+            return (self.folder_of_files / name).exists()
+
+        return is_read
+
+    def _compare(self, version: int) -> None:
+        """Raises StoreError if files that this version reads are damaged."""
+        if is_recorded(self._checksums) and (words := self.damage(version, COMPARED_BYTES)):
+            name = self.name.rpartition("-")[0]
+            raise StoreError(
+                f"Table {self.name!r} version {version} cannot be used: {words}. Run "
+                f"`embedding-pipelines run {name}`, which builds the table anew and embeds nothing "
+                "twice."
+            )
+
     def _set_torn_aside(self) -> None:
         """Rename the newest manifests if a power cut left them without their content: Lance opens
         no version of a table whose newest manifest it cannot read. Lance writes a manifest under
@@ -310,6 +383,8 @@ class LanceTable(Table):
         if version in self._versions:
             return self._versions[version]
         self._set_torn_aside()
+        if version is not None:
+            self._compare(version)
         with _lance.explain_open_errors(self.folder, self.name, version):
             table: Lance = self._connection.open_table(self.name)
             if version is not None:
@@ -320,6 +395,7 @@ class LanceTable(Table):
     def _snapshot(self, version: int) -> Snapshot:
         if version not in self._snapshots:
             self._set_torn_aside()
+            self._compare(version)
             with _lance.explain_open_errors(self.folder, self.name, version):
                 snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
                 self._snapshots[version] = snapshot

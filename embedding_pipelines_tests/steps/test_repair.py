@@ -269,3 +269,65 @@ def test_a_flipped_bit_in_a_shard_is_said_by_whoever_reads_it_and_mended_by_a_ru
     assert notes == [f"p: the {step} of partition b01 were damaged; made anew."]
     assert [file for file in shards.folder.iterdir() if "damaged" in file.name] == []
     assert_same_rows(live_rows(built, "p"), before)
+
+
+def flip(path: Path, place: int, bit: int = 2) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", ["data", "_versions"])
+def test_a_flipped_bit_in_the_table_is_said_by_a_search_and_mended_by_a_run(
+    built: Path, part: str
+) -> None:
+    before = live_rows(built, "p")
+    folder = next((built / "data" / "warehouse" / "tables").glob("*.lance"))
+    path = (
+        min((folder / part).iterdir()) if part == "_versions" else next((folder / part).iterdir())
+    )
+    flip(path, path.stat().st_size // 2)
+    with pytest.raises(StoreError, match=r"cannot be used: .* is lost or damaged. Run `.* run p`"):
+        top(built, "p", "word3 text number 3")
+    with noting(built) as (run, notes):
+        list(steps(run))
+    assert any("the table is built anew" in note for note in notes)
+    assert_same_rows(live_rows(built, "p"), before)
+    with pytest.raises(ReleaseError, match="release 1 cannot be searched"):
+        rollback(run_of(built, "p").folder, 1)
+    assert not report(run_steps(built, "p"), "release").changed
+
+
+def test_a_damaged_table_keeps_the_releases_of_its_whole_versions(built: Path) -> None:
+    write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
+    run_steps(built, "p")
+    folder = next((built / "data" / "warehouse" / "tables").glob("*.lance"))
+    newest = max((folder / "data").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    flip(newest, 100)
+    run_steps(built, "p")
+    assert top(built, "p", "one more") == ["900"]
+    rollback(run_of(built, "p").folder, 1)
+    assert len(live_rows(built, "p")) == len(ROWS)
+
+
+def test_a_table_without_its_checksums_is_built_anew(built: Path) -> None:
+    before = live_rows(built, "p")
+    (path,) = (built / "data" / "warehouse" / "tables").glob("*.checksums.json")
+    for content in (None, b"{}"):
+        path.unlink() if content is None else path.write_bytes(content)
+        assert top(built, "p", "word3 text number 3") == ["3"]
+        run_steps(built, "p")
+        assert_same_rows(live_rows(built, "p"), before)
+        path = max(path.parent.glob("*.checksums.json"), key=lambda each: each.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_a_tag_that_is_lost_takes_no_release_along(built: Path, damage: str) -> None:
+    tags = next((built / "data" / "warehouse" / "tables").glob("*.lance/_refs/tags"))
+    shutil.rmtree(tags) if damage == "lost" else (tags / "release-1.json").write_text("{")
+    for number in range(3):
+        write_csv(built, "a.csv", [*ROWS, (900, f"one more {number}", "c")])
+        run_steps(built, "p")
+    assert sorted(path.stem for path in tags.iterdir()) == [f"release-{n}" for n in (1, 2, 3, 4)]
+    rollback(run_of(built, "p").folder, 1)
+    assert len(live_rows(built, "p")) == len(ROWS)
