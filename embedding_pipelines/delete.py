@@ -35,7 +35,7 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
     if is_name:
         paths += [
             folder.folder,
-            *warehouse.tables.glob(f"{name}-*.lance"),
+            *warehouse.tables.glob(f"{name}-*"),  # with their checksums
             *(warehouse.root / "exports").glob(f"{name}-*"),
             warehouse.root / "reports" / f"{name}.html",
         ]

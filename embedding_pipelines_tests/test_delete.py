@@ -63,7 +63,9 @@ def test_nothing_is_deleted_while_it_runs(two: Path) -> None:
 
 
 def test_damaged_releases_do_not_keep_a_pipeline(two: Path) -> None:
-    Warehouse(two).pipeline("p").releases.write_text("{")
+    folder = Warehouse(two).pipeline("p")
+    folder.releases.write_text("{")
+    folder.releases_copy.write_text("{")
     assert delete_pipeline(two, "p").releases == []
 
 

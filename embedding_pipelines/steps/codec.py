@@ -45,6 +45,9 @@ class Fit:
     now: float
 
 
+COPY = ".copy"  # in place of a codec's `.npz`, for when that is damaged
+
+
 class CodecStep(Step):
     name = "codec"
     inputs = ("embeddings",)
@@ -100,6 +103,7 @@ def fit_codec(run: Run) -> StepReport:
     # Its own id is in the name: a refitted codec never replaces one that a release names.
     path = run.folder.codecs / f"{codec_key(run)}-{codec.id[:16]}.npz"
     codec.save(path)
+    codec.save(path.with_suffix(COPY))  # without it no release that names it can be searched
     write_json(run.folder.codecs_in_force, {**_in_force(run), codec_key(run): path.name})
     if _depends(run):
         kept = _kept(codec, _sample(run))

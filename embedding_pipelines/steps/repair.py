@@ -2,9 +2,10 @@
 the steps make it anew, and said.
 
 Every file of state holds a checksum of its own, and a manifest that of its shard. What can be
-derived from nothing else, releases and sums of usage, is put back from its copy.
+derived from nothing else, releases, codecs and sums of usage, is put back from its copy.
 """
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from embedding_pipelines.files import (
     write_lines,
 )
 from embedding_pipelines.run import Run
+from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.storage.warehouse import PipelineFolder, Shards, read_table
 
 USAGE = ("embedded_tokens", "provider_seconds", "usd")  # as a line of the history has them
@@ -37,7 +39,7 @@ def repair(run: Run) -> None:
     """
     if run.warehouse.is_copy:
         return  # whose other files are those of the warehouse
-    for sentence in (*_repair_states(run.folder), *_repair_rows(run), *_remove_codecs(run.folder)):
+    for sentence in (*_repair_states(run.folder), *_repair_rows(run), *_repair_codecs(run.folder)):
         run.progress.note(f"{run.spec.name}: {sentence}")
 
 
@@ -105,13 +107,28 @@ def _is_damaged(path: Path) -> bool:
         return True
 
 
-def _remove_codecs(folder: PipelineFolder) -> Iterator[str]:
-    for path in list_files(folder.codecs, "*.npz"):
-        try:
-            CodecChain.load(path)
-        except CompressionError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno is not None:
-                raise  # not proven to be damaged
-            delete(path)
+def _repair_codecs(folder: PipelineFolder) -> Iterator[str]:
+    """Each codec and its copy."""
+    for stem in sorted({path.stem for path in list_files(folder.codecs, "*-*.*")}):
+        path = folder.codecs / f"{stem}.npz"
+        pair = (path, path.with_suffix(COPY))
+        sound = [_load(each) for each in pair]
+        codec = sound[0] or sound[1]
+        for each, own in zip(pair, sound, strict=True):
+            if codec is None:
+                delete(each)
+            elif own is None:
+                codec.save(each)
+                yield f"{each} was lost or damaged and is put back from its copy."
+        if codec is None:
             yield f"{path} was damaged and is removed; what it encoded is encoded anew."
+
+
+def _load(path: Path) -> CodecChain | None:
+    try:
+        return CodecChain.load(path)
+    except CompressionError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT):
+            raise  # not proven to be damaged
+        return None
