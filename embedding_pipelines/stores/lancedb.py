@@ -337,8 +337,8 @@ class LanceTable(Table):
         return self.folder / f"{self.name}{CHECKSUMS}"
 
     def _reader(self, version: int) -> Callable[[str], bool]:
-        """Whether this version reads a file. Its manifest names data files and indices; of a file
-        of deletions all that is known is that it is there."""
+        """Whether this version reads a file. Its manifest names data files, holds the UUIDs of
+        indices and, as protobuf's varints, the numbers of files of deletions."""
         manifest = self._manifest(version)
         try:
             content = manifest.read_bytes()
@@ -354,7 +354,8 @@ class LanceTable(Table):
                     return uuid.UUID(parts[1]).bytes in content
             if folder == "data":
                 return file.encode() in content
-            return (self.folder_of_files / name).exists()
+            number = file.partition(".")[0].rpartition("-")[2]
+            return not number.isdecimal() or _varint(int(number)) in content
 
         return is_read
 
@@ -400,6 +401,15 @@ class LanceTable(Table):
                 snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
                 self._snapshots[version] = snapshot
         return self._snapshots[version]
+
+
+def _varint(number: int) -> bytes:
+    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
+    parts = bytearray()
+    while number > 0x7F:
+        parts.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*parts, number])
 
 
 def _is_torn(manifest: Path) -> bool:

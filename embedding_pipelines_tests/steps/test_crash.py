@@ -188,7 +188,7 @@ def test_a_table_that_was_never_committed_or_was_deleted_is_made_anew(
     for n in range(3):
         write_csv(home, "a.csv", [*OLD, ("x", f"extra text {n}", "c")])
         run_steps(home, "p")
-    (folder,) = (home / "data" / "warehouse" / "tables").iterdir()
+    (folder,) = (home / "data" / "warehouse" / "tables").glob("*.lance")
     for half_made in (False, True):
         shutil.rmtree(folder)
         if half_made:
