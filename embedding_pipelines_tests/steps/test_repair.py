@@ -156,6 +156,7 @@ def test_a_codec_fitted_anew_does_not_take_the_place_of_a_released_one(home: Pat
     (codec,) = context.folder.codecs.glob("*.npz")
     kept = codec.read_bytes()
     codec.unlink()
+    codec.with_suffix(".copy").unlink()
     write_csv(
         home,
         "a.csv",
@@ -166,6 +167,20 @@ def test_a_codec_fitted_anew_does_not_take_the_place_of_a_released_one(home: Pat
         rollback(context.folder, 1)
     codec.write_bytes(kept)  # put back from a copy: both are there, under names of their own
     assert len(list(context.folder.codecs.glob("*.npz"))) == 2
+
+
+def test_a_codec_that_is_lost_is_put_back_from_its_copy(home: Path) -> None:
+    write_pipeline(home, "p", PCA)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    before, folder = live_rows(home, "p"), run_of(home, "p").folder.codecs
+    (codec,), (copy,) = folder.glob("*.npz"), folder.glob("*.copy")
+    for path in (codec, copy):
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert not report(run_steps(home, "p"), "release").changed
+        assert path.read_bytes() == content
+    assert_same_rows(live_rows(home, "p"), before)
 
 
 def test_a_failed_run_leaves_the_rejected_table_that_is_in_force(home: Path) -> None:
