@@ -18,7 +18,7 @@ from embedding_pipelines.sources.text import MAX_RECORD_BYTES, Text
 MAX_DEPTH = 100
 
 _WHITESPACE = re.compile(r"[ \t\n\r]*")
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|"|[\[{]++|[\]}]++', re.DOTALL)
 _DELIMITERS = ",:]} \t\n\r"
 _CUT_CHARACTERS = 32  # an error this near to the end of what has been read may be a value cut there
 TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
@@ -65,13 +65,13 @@ def is_deep(text: str) -> bool:
         return False
     depth = 0
     for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in ("[", "{"):
-            depth += 1
+        run = match[0]
+        if run[0] in "[{":
+            depth += len(run)
             if depth > MAX_DEPTH:
                 return True
-        elif token in ("]", "}"):
-            depth -= 1
+        elif run[0] != '"':
+            depth -= len(run)
     return False
 
 
@@ -243,15 +243,15 @@ def _end_of(text: str, start: int) -> int | None:
     """Where the array or object ends that begins at `start`; None if the text ends before."""
     depth = 0
     for match in _TOKEN.finditer(text, start):
-        token = match[0]
-        if token == '"':
+        run = match[0]
+        if run == '"':
             return None
-        if token in ("[", "{"):
-            depth += 1
-        elif token in ("]", "}"):
-            depth -= 1
-            if not depth:
-                return match.end()
+        if run[0] in "[{":
+            depth += len(run)
+        elif run[0] != '"':
+            if depth <= len(run):
+                return match.start() + depth
+            depth -= len(run)
     return None
 
 
