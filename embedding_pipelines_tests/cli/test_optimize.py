@@ -112,7 +112,7 @@ def test_a_codec_that_was_fitted_anew_and_not_released_is_not_in_force(
     write_csv(
         built,
         "b.csv",
-        [(f"b-{number}", f"y{number} y{number % 7} y{number % 5}", "c") for number in range(200)],
+        [(f"b-{n}", f"w{n} w{n + 3} w{n + 5}", "c") for n in range(60)],  # words of the others
     )
     run_whole(built, "p")
     assert codec_path(context) == before
