@@ -18,7 +18,7 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
-from embedding_pipelines.errors import EmbeddingPipelinesError
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.inference.weights import local_folder, operations_per_token
 from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.evaluate import cost
@@ -59,9 +59,15 @@ class Plan:
 def plan(run: Run) -> Plan:
     """What a run of the pipeline would do now.
 
-    Raises as the steps `documents` and `chunks` do, and BusyError if another process is at work on
-    the pipeline.
+    Raises as the steps `documents` and `chunks` do, BusyError if another process is at work on the
+    pipeline, and ConfigError for a model of code that the file does not vouch for: nobody expects a
+    plan to run it.
     """
+    if not run.spec.model.is_trusted:
+        raise ConfigError(
+            f"{run.spec.model.kind}: a plan runs no code that a pipeline file names. Set `trusted: "
+            "true` in `model:` if it may; `run` needs no such word for code in the home folder."
+        )
     with contextlib.ExitStack() as stack:
         locks: tuple[Literal["run", "step"], ...] = ("run", "step")
         for lock in locks:

@@ -299,3 +299,22 @@ def test_what_the_checks_will_ask_for_is_in_the_price(home: Path, server: WireSe
     asked = sum(len(text.split()) for body in server.requests for text in body["input"])
     assert asked <= made.tokens + made.tokens_to_check
     assert plan(home).tokens_to_check == 0  # nothing has changed
+
+
+def test_a_plan_runs_no_code_of_the_home_folder_unless_it_is_trusted(home: Path) -> None:
+    (home / "own.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(home / 'imported')!r}).touch()\n"
+        "class Model:\n    dimensions = 2\n"
+        "    def embed(self, texts, input_type): return [[1.0, 0.0]] * len(texts)\n"
+    )
+    text = "source: {kind: csv, path: data/*.csv, id: id, text: [title]}\n"
+    model = "model: {{provider: custom, cls: 'own:Model', trusted: {}}}\nevaluation: {{known_items: 0}}\n"
+    write_csv(home, "a.csv", [(1, "one", "x"), (2, "two", "y")])
+    write_pipeline(home, "own", text + model.format("false"))
+    with pytest.raises(ConfigError, match="a plan runs no code that a pipeline file names"):
+        plan(home, "own")
+    assert not (home / "imported").exists()
+    write_pipeline(home, "own", text + model.format("true"))
+    assert plan(home, "own").rows_new == 2
+    assert (home / "imported").exists()

@@ -9,12 +9,11 @@ import glob
 import gzip
 import itertools
 import json
-import pickle
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 import numpy as np
 from platformdirs import user_cache_path
@@ -30,18 +29,8 @@ CACHE_LAYOUT = "1"  # raise it when the files in the cache change
 ALL_WORDS = "words.json"
 LINE_BYTES = 1 << 20  # 4,096 numbers take 50 KB as text
 MAX_DIMENSIONS = 1 << 16
+PICKLE = b"\x80"  # its first byte, of protocol 2 and later
 WORD_BYTES = 1 << 14  # a binary file with a longer word is none
-
-# All names in a pickle of KeyedVectors, by module. Any other is rejected, so that opening a file
-# runs no code.
-PICKLE_NAMES = {
-    "gensim.models.keyedvectors": {"KeyedVectors", "Word2VecKeyedVectors", "Vocab"},
-    "numpy._core.multiarray": {"_reconstruct", "scalar"},
-    "numpy._core.numeric": {"_frombuffer"},
-    "numpy": {"ndarray", "dtype"},
-    "builtins": {"frozenset", "set"},
-    "_codecs": {"encode"},
-}
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,13 @@ def content_sha256(path: Path) -> str:
     return join_sha256(file_sha256(part) for part in parts(path))
 
 
-def load_vectors(path: Path) -> WordVectors:
-    """The vectors of a file. Raises ProviderError for another format or a file cut short."""
+def load_vectors(path: Path, trusted: bool = False) -> WordVectors:
+    """The vectors of a file. Raises ProviderError for another format or a file cut short, and for a
+    pickle that is not `trusted`: opening one may run code."""
     sha256 = content_sha256(path)
     cache = user_cache_path("embedding-pipelines") / f"{sha256[:32]}-word2vec-{CACHE_LAYOUT}"
     if not (cache / ALL_WORDS).exists():
-        _fill(cache, path)
+        _fill(cache, path, trusted)
     try:
         words: list[str] = json.loads((cache / ALL_WORDS).read_text(encoding="utf-8"))
         vectors = np.memmap(cache / "vectors.f32", np.float32, "r").reshape(len(words), -1)
@@ -87,12 +77,12 @@ def load_vectors(path: Path) -> WordVectors:
     return WordVectors(path, sha256, {word: row for row, word in enumerate(words)}, vectors)
 
 
-def _fill(cache: Path, path: Path) -> None:
+def _fill(cache: Path, path: Path, trusted: bool) -> None:
     with fill_folder(cache, ALL_WORDS) as draft:
         words: dict[str, None] = {}
         with (draft / "vectors.f32").open("wb") as file:
             try:
-                for word, vector in _entries(path):
+                for word, vector in _entries(path, trusted):
                     if word not in words:
                         words[word] = None
                         file.write(vector.tobytes())
@@ -103,11 +93,17 @@ def _fill(cache: Path, path: Path) -> None:
         (draft / ALL_WORDS).write_text(json.dumps(list(words)), encoding="utf-8")
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Vectors]]:
+def _entries(path: Path, trusted: bool) -> Iterator[tuple[str, Vectors]]:
     """Words and their vectors float32[d]. The first two lines tell the format."""
     with _open(path) as file:
         first = file.readline(LINE_BYTES)
-        if first[:1] == b"\x80":
+        if first[:1] == PICKLE:
+            if not trusted:
+                raise ProviderError(
+                    f"{path}: is a pickle, and opening one may run code. If it is gensim's "
+                    "KeyedVectors and you know who wrote it, set `trusted: true`; else save it with "
+                    "`save_word2vec_format`."
+                )
             yield from _keyed_vectors(path)
             return
         fields = first.split()
@@ -180,30 +176,17 @@ def _binary(
         yield word.lstrip(b"\n").decode("utf-8", "replace"), np.frombuffer(numbers, "<f4")
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        # Older files hold older names.
-        module = module.replace("numpy.core", "numpy._core").replace("__builtin__", "builtins")
-        if name not in PICKLE_NAMES.get(module, ()):
-            raise pickle.UnpicklingError(
-                f"it holds {module}.{name}, which word vectors do not need"
-            )
-        return super().find_class(module, name)
-
-
 def _keyed_vectors(path: Path) -> Iterator[tuple[str, Vectors]]:
-    need("gensim.models.keyedvectors", "word2vec")
+    keyed_vectors = need("gensim.models.keyedvectors", "word2vec")
     try:
-        with _open(path) as file:
-            table = _Unpickler(file).load()
-        compress, suffix = table._adapt_by_suffix(str(path))
-        table._load_specials(str(path), None, compress, suffix)
+        table = keyed_vectors.KeyedVectors.load(str(path))
+        table = getattr(table, "wv", table)  # of a whole model
         words, vectors = table.index_to_key, np.asarray(table.vectors, np.float32)
     except Exception as error:  # a damaged pickle raises anything
         reason = error_lines(error)[0]
         raise _format_error(
             path,
-            f"gensim's KeyedVectors cannot be read from it ({reason}); of a model, save `model.wv`",
+            f"gensim's KeyedVectors cannot be read from it ({reason})",
         ) from error
     yield from zip(words, vectors, strict=True)
 

@@ -130,6 +130,12 @@ class ProviderOptions(Choice):
         """Whether documents go through batch jobs. Queries and checks never do."""
         return False
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether opening the model runs no code but this package's, or code that the pipeline file
+        vouches for."""
+        return True
+
     def known_dimensions(self, home: Path) -> int | None:
         """The dimensions of a vector, if they can be known without opening the model."""
         size = getattr(self, "dimensions", None)

@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -75,7 +76,7 @@ class CustomModel(PlainModel):
     @once
     def _instance(self) -> "Instance":
         options = expand_options(self.options.options)  # a copy, which the class may change
-        return _load(self.home, self.options.cls, options)
+        return _load(self.home, self.options.cls, options, self.options.trusted)
 
 
 class Custom(PlainOptions):
@@ -87,6 +88,10 @@ class Custom(PlainOptions):
     kind: Literal["custom"] = "custom"
     cls: str
     """`my_package.my_module:MyModel`"""
+
+    trusted: bool = False
+    """Import the class from an installed package too, and for `plan`; else it is imported from the
+    home folder alone, and by runs and searches alone."""
 
     options: dict[str, JsonValue] = Field(default_factory=dict)
     """Keyword arguments. `${NAME}` in them is replaced when the class is called, and stored as it
@@ -122,6 +127,10 @@ class Custom(PlainOptions):
     @property
     def price(self) -> float | None:
         return self.usd_per_million_tokens
+
+    @property
+    def is_trusted(self) -> bool:
+        return self.trusted
 
 
 def _names(value: JsonValue) -> list[str]:
@@ -171,10 +180,10 @@ class Instance:
             return vectors.astype(np.float32)
 
 
-def _load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
+def _load(home: Path, cls: str, options: Mapping[str, Any], trusted: bool) -> Instance:
     """An instance of `cls`, called with `options`. Raises ConfigError if it lacks something."""
     with IMPORTING, _importable(home):
-        user_class = _class(home, cls)
+        user_class = _class(home, cls, trusted)
         try:
             instance = user_class(**options)
         except Exception as error:
@@ -184,11 +193,19 @@ def _load(home: Path, cls: str, options: Mapping[str, Any]) -> Instance:
                 "options or the class."
             ) from error
         revision = _revision(instance, cls)
-    return Instance(cls, _dimensions(instance, cls), revision, _call(instance, cls))
+    return Instance(cls, _dimensions(instance, cls), revision, _call(instance))
 
 
-def _class(home: Path, cls: str) -> type:
+def _class(home: Path, cls: str, trusted: bool) -> type:
+    """The class, looked at before it is made: a class that cannot embed is never called."""
     module_name, _, class_name = cls.partition(":")
+    top = module_name.partition(".")[0]
+    own = PathFinder.find_spec(top, [str(home)])
+    if own is None and not trusted and find_spec(top) is not None:
+        raise ConfigError(
+            f"custom: {top!r} is not below {home} but installed. Set `trusted: true` if its code "
+            "may run, or copy the class into the home folder."
+        )
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -197,8 +214,6 @@ def _class(home: Path, cls: str) -> type:
         if missing and f"{module_name}.".startswith(f"{missing}."):
             reason = f"the module is neither below {home} nor installed. Correct `cls`"
         raise ConfigError(f"custom: the module of {cls} cannot be imported: {reason}.") from error
-    top = module_name.partition(".")[0]
-    own = PathFinder.find_spec(top, [str(home)])
     if own is not None and own.origin and not _is_of(sys.modules[top], own):
         loaded_from = getattr(sys.modules[top], "__file__", None) or "Python itself"
         raise ConfigError(
@@ -216,6 +231,11 @@ def _class(home: Path, cls: str) -> type:
             f"custom: {cls} is a provider itself. Register it in your package's pyproject.toml "
             'under [project.entry-points."embedding_pipelines.providers"], and choose it by its '
             "kind."
+        )
+    if not any(callable(getattr(value, name, None)) for name in ("embed", "generate_batch")):
+        raise ConfigError(
+            f"custom: {cls} has no method embed(texts, input_type) -> float32[n, d], nor "
+            "generate_batch(texts). Add one."
         )
     return value
 
@@ -286,17 +306,12 @@ def _revision(instance: object, cls: str) -> str:
         ) from error
 
 
-def _call(instance: object, cls: str) -> Callable[[list[str], InputType], Any]:
+def _call(instance: object) -> Callable[[list[str], InputType], Any]:
     embed: Any = getattr(instance, "embed", None)
     generate_batch: Any = getattr(instance, "generate_batch", None)
     if callable(embed):
         return lambda texts, input_type: embed(texts, input_type)
-    if callable(generate_batch):
-        return lambda texts, _: generate_batch(texts)
-    raise ConfigError(
-        f"custom: {cls} has no method embed(texts, input_type) -> float32[n, d], nor "
-        "generate_batch(texts). Add one."
-    )
+    return lambda texts, _: generate_batch(texts)
 
 
 def _describe(error: BaseException) -> str:

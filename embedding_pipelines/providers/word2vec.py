@@ -119,7 +119,7 @@ class Word2vecModel(TrainableModel):
                 "word2vec: the vectors are not trained yet. Run the pipeline's `train` step, or "
                 "name a file of word vectors with `vectors`."
             )
-        return load_vectors(path)
+        return load_vectors(path, self.options.trusted)
 
 
 class Training(BaseModel):
@@ -146,6 +146,9 @@ class Word2vec(ProviderOptions):
     kind: Literal["word2vec"] = "word2vec"
     vectors: str | None = None
     """A file of word vectors, below the home folder."""
+
+    trusted: bool = False
+    """Open `vectors` though it is a pickle (gensim's KeyedVectors), which may run code."""
 
     train: Training | None = None
     """Train word vectors on the pipeline's own texts; `train: {}` takes the defaults."""

@@ -181,9 +181,20 @@ def test_a_class_cannot_change_the_options_of_its_pipeline(model: Open) -> None:
     assert own.space.model.endswith('{"layers":[3]}')
 
 
-def test_an_installed_module_serves_as_well(home: Path) -> None:
-    with pytest.raises(ConfigError, match="json:JSONDecoder has no attribute `dimensions`"):
+def test_an_installed_module_serves_as_well_if_it_is_trusted(home: Path) -> None:
+    with pytest.raises(ConfigError, match="json:JSONDecoder has no method embed"):
+        _ = Custom(cls="json:JSONDecoder", trusted=True).open(home).space
+    with pytest.raises(ConfigError, match=r"'json' is not below .* but installed. Set `trusted"):
         _ = Custom(cls="json:JSONDecoder").open(home).space
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_no_class_is_called_that_cannot_embed(home: Path, trusted: bool) -> None:
+    options = {"args": f"touch {home / 'pwned'}", "shell": True}
+    own = Custom(cls="subprocess:Popen", options=options, trusted=trusted).open(home)
+    with pytest.raises(ConfigError):
+        _ = own.space
+    assert not (home / "pwned").exists()
 
 
 def test_the_input_type_reaches_the_class(model: Open) -> None:
@@ -301,12 +312,12 @@ def test_a_zero_vector_and_a_missing_one_are_left_for_the_caller_to_reject(model
     ("source", "problem"),
     [
         (
-            "class M:\n    pass\n",
+            "class M:\n    embed = print\n",
             "has no attribute `dimensions`. Set `dimensions` .* to the length of its vectors",
         ),
-        ("class M:\n    dimensions = 'many'\n", "has 'many' dimensions"),
+        ("class M:\n    dimensions, embed = 'many', print\n", "has 'many' dimensions"),
         (
-            "class M:\n    dimensions = 2\n    def revision(self): ...\n",
+            "class M:\n    dimensions, embed = 2, print\n    def revision(self): ...\n",
             "`revision` of .* is a method, not a string",
         ),
         ("class M:\n    dimensions = 2\n", r"has no method embed\(texts, input_type\)"),
@@ -319,7 +330,7 @@ def test_a_zero_vector_and_a_missing_one_are_left_for_the_caller_to_reject(model
         ("class M\n", "cannot be imported: SyntaxError"),
         ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
         (
-            "class M:\n    def __init__(self):\n        open('/no/such/file')\n",
+            "class M:\n    embed = print\n    def __init__(self):\n        open('/no/such/file')\n",
             r"failed with options \(none\): FileNotF",
         ),
         (

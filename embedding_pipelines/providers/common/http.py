@@ -34,6 +34,7 @@ from embedding_pipelines.providers.base import (
     RateLimit,
     Response,
 )
+from embedding_pipelines.providers.common.bounds import HEADERS, bound
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -270,8 +271,12 @@ class RemoteModel(ServiceModel):
     def _client(self) -> "Client":
         import httpx2
 
-        limits = httpx2.Limits(max_connections=256, max_keepalive_connections=64)
-        return httpx2.Client(limits=limits, timeout=self.options.timeout_seconds)
+        return httpx2.Client(
+            limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64),
+            timeout=self.options.timeout_seconds,
+            headers=HEADERS,
+            event_hooks={"response": [bound]},
+        )
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """POST `body` as JSON without its Nones, else GET: the reply's JSON. Raises as `embed`."""
