@@ -2,7 +2,9 @@
 folder."""
 
 import contextlib
+import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ from filelock import FileLock
 from sqlalchemy import Engine, event
 
 from embedding_pipelines.environment import home, instance_folder
+from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import create_only
 from embedding_pipelines.orchestration.dead_runs import end_dead_runs
+from embedding_pipelines.schemas import digest
 from embedding_pipelines.storage.warehouse import Warehouse
 
 LEAN = """\
@@ -57,7 +61,7 @@ def ensure_instance_folder(home: Path) -> Path:
     at once, most fail, and leave databases that no process can use any more. So they are made here,
     by one process at a time.
     """
-    folder = instance_folder(home)
+    folder = _without_url_marks(instance_folder(home))
     create_only(folder / "dagster.yaml", LEAN)
     if not (folder / MADE).exists():
         with FileLock(folder / "making.lock"):
@@ -68,6 +72,25 @@ def ensure_instance_folder(home: Path) -> Path:
                     instance.all_instigator_state()
                 create_only(folder / MADE, "Dagster's databases were made.\n")
     return folder
+
+
+def _without_url_marks(folder: Path) -> Path:
+    """The folder under a path that Dagster can use: it makes URLs of paths without quoting them, so
+    that what follows a `?` is cut off and `%20` becomes a space. Such a folder gets a link in the
+    system's temporary folder, by which all processes of this user reach it.
+
+    Raises StoreError if there is something else of the link's name.
+    """
+    if not set("?%") & set(str(folder)):
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"embedding-pipelines-{os.getuid()}-{digest(os.fsencode(folder)).hex()}"
+    link = Path(tempfile.gettempdir(), name)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    if link.lstat().st_uid != os.getuid() or link.resolve() != folder.resolve():
+        raise StoreError(f"{link} is not a link to {folder}. Remove it, and try again.")
+    return link
 
 
 @contextlib.contextmanager

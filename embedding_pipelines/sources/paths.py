@@ -77,7 +77,7 @@ def _survey(
         whole = Path(os.path.abspath(home / Path(entry).expanduser()))
         try:
             _refuse_warehouse(entry, whole, warehouse)
-            expanded = _expand(whole, suffixes, places)
+            expanded = _expand(whole, home, suffixes, places)
             paths = [path for path in expanded if warehouse not in path.parents]
             if not paths:
                 raise _no_match_error(entry, whole, suffixes)
@@ -118,7 +118,9 @@ def explain_errors(file: SourceFile, damage: str) -> Iterator[None]:
         ) from error
 
 
-def _expand(whole: Path, suffixes: tuple[str, ...], places: Omissions) -> Iterator[Path]:
+def _expand(
+    whole: Path, home: Path, suffixes: tuple[str, ...], places: Omissions
+) -> Iterator[Path]:
     if whole.is_file():  # before the glob: 'a[1].csv' may be a name
         yield whole
     elif whole.is_dir():
@@ -128,8 +130,9 @@ def _expand(whole: Path, suffixes: tuple[str, ...], places: Omissions) -> Iterat
             else:
                 places.setdefault(_OTHER_NAME.format(", ".join(suffixes)), []).append(path)
     else:
-        root, *parts = (whole / "*" if whole.name == "**" else whole).parts
-        yield from _match(Path(root), parts, places)
+        root = Path(os.path.commonpath([home, whole]))  # the home's own name is no pattern
+        parts = (whole / "*" if whole.name == "**" else whole).relative_to(root).parts
+        yield from _match(root, parts, places)
 
 
 def _match(path: Path, parts: Sequence[str], places: Omissions) -> Iterator[Path]:
