@@ -75,7 +75,8 @@ class LiveTable:
         Raises StoreError if an exact vector is not in the embedding cache."""
         schema = self.schema(vectors, columns)
         names = [name for name in schema.names if name != VECTOR]
-        exact = vectors == "exact" and bool(self.codec.codecs)  # else the table holds them
+        # Else the table holds them; without compression at unit length.
+        exact = vectors == "exact" and (bool(self.codec.codecs) or not self.space.normalized)
         source = ["chunk_id", "text"] if exact else [VECTOR] if vectors else []
         stored = list(dict.fromkeys([*names, *source]))
         cache = EmbeddingCache(self.warehouse.cache)

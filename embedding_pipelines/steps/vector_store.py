@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain, code_width
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.providers.base import NORM_TOLERANCE
 from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
@@ -25,7 +27,7 @@ from embedding_pipelines.steps.base import Options, Reports, Step, row_values
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.storage.warehouse import parse_state
 from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
-from embedding_pipelines.vectors import Vectors, checksums, to_column, to_matrix
+from embedding_pipelines.vectors import Vectors, checksums, to_column, to_matrix, unit
 
 SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
 
@@ -134,7 +136,10 @@ def update_vector_store(run: Run) -> StepReport:
 def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
     """The table that the pipeline as it is now configured belongs in, and its name."""
     schema = _schema(run, codec)
-    content = digest(stored_space(run, codec).id.encode(), str(schema).encode()).hex()
+    parts = [stored_space(run, codec).id, str(schema)]
+    if not codec.codecs and not run.model.space.normalized:
+        parts.append("unit length")  # earlier tables hold the model's own lengths
+    content = digest(*(part.encode() for part in parts)).hex()
     name = _in_use(run, f"{run.spec.name}-{content[:12]}")
     return run.spec.store.table(run.warehouse.tables, name), name
 
@@ -188,10 +193,21 @@ def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
 
 
 def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
-    """float32[n, d] as these columns, by name."""
-    matrices = codec.encode(vectors), codec.encode_rescoring(vectors)
+    """float32[n, d] as these columns, by name; without compression at unit length, so that a dot
+    product in the table is a cosine, too."""
+    codes = codec.encode(vectors) if codec.codecs else _at_unit_length(codec.encode(vectors))
+    matrices = codes, codec.encode_rescoring(vectors)
     pairs = zip(vector_columns(store, codec), matrices, strict=False)
     return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
+
+
+def _at_unit_length(vectors: Vectors) -> Vectors:
+    """Bit by bit as they are where the model has normalized them."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (np.abs(lengths - 1) <= NORM_TOLERANCE).all():
+        return vectors
+    units: Vectors = unit(vectors)
+    return units
 
 
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:

@@ -1,11 +1,18 @@
 """vector_store: which options of the store change the table, and which only how it is searched."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from embedding_pipelines.explore.table import load_table, load_vectors
+from embedding_pipelines.metrics.similarity import cosine_similarity
+from embedding_pipelines.providers.base import InputType, Response
+from embedding_pipelines.providers.hashing import Hashing, HashingModel
 from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     live_rows,
@@ -118,3 +125,35 @@ def test_an_index_is_not_trained_again_for_a_table_that_was_left_for_a_while(bui
     after = Searcher(Warehouse(built), "p").release
     assert after.number == before.number + 2
     assert (after.table, after.version) == (before.table, before.version)
+
+
+class OfAnyLength(HashingModel):
+    """A model that does not normalize, as BERT's mean of tokens."""
+
+    @property
+    def space(self) -> Space:
+        return Space(**{**super().space.model_dump(), "normalized": False})
+
+    def embed(self, inputs: Sequence[str], input_type: InputType) -> Response:
+        lengths = np.array([[1 + len(text)] for text in inputs], np.float32)
+        return Response(super().embed(inputs, input_type).vectors * lengths)
+
+
+@pytest.mark.parametrize("compression", ["", "compression: [float16]\n"])
+def test_vectors_stand_in_the_table_at_unit_length(home: Path, compression: str) -> None:
+    """Whatever lengths a model gives: a program that multiplies gets cosines."""
+    write_pipeline(home, "p", HASHING + compression)
+    write_csv(home, "a.csv", [(f"id{n}", f"fox {n}" * (n + 1), "x") for n in range(6)])
+    model = OfAnyLength(Hashing(), home)
+    run_steps(home, "p", model)
+    stored, given = load_vectors(home, "p", "stored"), load_vectors(home, "p")
+    texts = load_table(home, "p", None)["text"].tolist()
+    assert np.allclose(np.linalg.norm(stored, axis=1), 1, atol=1e-3)
+    assert np.allclose(given, model.embed(texts, "document").vectors, rtol=1e-5)
+    with Searcher(home, "p", model) as searcher:
+        hits = searcher.search(texts[0], 6).hits
+        vectors = [searcher.model.embed([hit.text], "document").vectors[0] for hit in hits]
+        query = searcher.model.embed([texts[0]], "query").vectors[0]
+    expected = [cosine_similarity(query, vector) for vector in vectors]
+    assert [hit.score for hit in hits] == pytest.approx(expected, abs=1e-3)
+    assert expected == sorted(expected, reverse=True)
