@@ -45,6 +45,26 @@ TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the mod
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 
+# What a column holds, for a person who looks at it in Dagster; metadata columns describe themselves.
+DESCRIPTIONS = {
+    "document_id": "The record's id in the source; decides its partition.",
+    "text": "The text: of a document as it was read, of a chunk cleaned and cut.",
+    "source_file": "The file it comes from, relative to the home folder.",
+    "source_row": "Where it stands in the file, from 1: a line of CSV and JSON Lines, else a record.",
+    DOCUMENT_DIGEST: "Digest of text and metadata: what makes the document itself.",
+    "chunk_id": "The document's id, `#`, and the chunk's first character.",
+    "start": "First character of the chunk in the cleaned text.",
+    "end": "The character after its last one.",
+    "tokens": "Tokens as the model counts them, special tokens included.",
+    "unknown_tokens": "Of these, how many the model's vocabulary lacks.",
+    "truncated": "Whether the rest of the document was dropped.",
+    "chunk_digest": "Digest of text, offsets and metadata: decides which rows of the table differ.",
+    "partition": "The partition of its document.",
+    "vector_checksum": "CRC-32 of the vector as the model gave it.",
+    VECTOR: "The vector; null if the provider rejected the text.",
+    RESCORING_VECTOR: "A finer code of the same vector, by which candidates are ranked again.",
+}
+
 REJECTED = pa.schema(
     [
         pa.field("file", pa.string()),

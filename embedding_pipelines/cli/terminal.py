@@ -25,6 +25,8 @@ from rich.progress import (
 from rich.text import Text
 
 from embedding_pipelines.progress import StepReport
+from embedding_pipelines.steps.sentences import counted as counted
+from embedding_pipelines.steps.sentences import sentence as sentence
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import SearchResult
@@ -38,17 +40,6 @@ EXCERPT_LINES = 2  # of a hit's text on a terminal
 EXCERPT_INDENT = " " * 11
 JOINERS = "\u200c\u200d"  # of letters in Persian and Indic scripts, and of emoji
 FIGURE = re.compile(r"-|[+-]?[\d,]*\.?\d+")  # a cell that is aligned to the right, never cut
-
-NOUNS = {  # of statistics that are counts
-    "documents": "document",
-    "files": "file",
-    "chunks": "chunk",
-    "tokens": "token",
-    "empty": "empty document",
-    "vectors": "vector",
-    "bytes_per_vector": "byte",
-    "rows": "row",
-}
 
 
 def make_console(**options: Any) -> Console:
@@ -116,27 +107,6 @@ class TerminalProgress:
             if step:
                 self._task = self._bars.add_task(step, total=None, amount="")
             self._step = step
-
-
-def sentence(report: StepReport) -> str:
-    """What a step did, in a line."""
-    from embedding_pipelines.steps.chain import step_named
-
-    step, statistics = step_named(report.step), report.statistics
-    words = {
-        name: counted(value, NOUNS[name]) if name in NOUNS else value
-        for name, value in statistics.items()
-    }
-    extras = [
-        form.format(statistics[name]) for name, form in step.extras.items() if statistics.get(name)
-    ]
-    end = f"{report.seconds:.1f} s" if report.changed else "unchanged"
-    return f"{', '.join([step.sentence.format(**words), *extras])} ({end})"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2,000 files`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def words_of(seconds: float) -> str:

@@ -23,10 +23,16 @@ from embedding_pipelines.orchestration.metadata import (
     asset_metadata,
     data_version,
     described,
+    file_link,
+    run_metadata,
     table_columns,
 )
 from embedding_pipelines.orchestration.partitions import partitions
-from embedding_pipelines.orchestration.resources import ModelResource, WarehouseResource
+from embedding_pipelines.orchestration.resources import (
+    LogProgress,
+    ModelResource,
+    WarehouseResource,
+)
 from embedding_pipelines.orchestration.schedules import freshness
 from embedding_pipelines.orchestration.source import SOURCE, source_asset
 from embedding_pipelines.progress import Progress, StepReport, sum_reports
@@ -59,6 +65,8 @@ def open_run(
     folder = opened.pipeline(spec.name)
     live = model.open(options, opened.home, folder.model.parent)
     warehouse.hold(folder, log)
+    if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered
+        progress = LogProgress(log, spec.name)
     return Run(spec, opened, progress, live, options)
 
 
@@ -68,7 +76,7 @@ def build_asset(
     """The asset of one step. Its output is optional: a step that waits for a batch job ends well
     without one, and what is downstream is skipped."""
 
-    @_decorator(step, steps, spec)
+    @_decorator(step, steps, spec, home)
     def asset(
         context: dg.AssetExecutionContext,
         warehouse: WarehouseResource,
@@ -82,11 +90,11 @@ def build_asset(
             try:
                 report = _perform(context, step, run, names)
             except BatchPending as waiting:
-                progress.note(str(waiting))
+                run.progress.note(str(waiting))
                 return
-            progress.finish(report)
+            run.progress.finish(report)
             yield dg.MaterializeResult(
-                metadata={} if step.partitioned else asset_metadata(step, report, run),
+                metadata=run_metadata(step, report, run),
                 data_version=data_version(step, run, names, report),
             )
 
@@ -94,7 +102,7 @@ def build_asset(
 
 
 def _decorator(
-    step: Step, steps: Sequence[Step], spec: PipelineSpec
+    step: Step, steps: Sequence[Step], spec: PipelineSpec, home: Path
 ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
     """`@dg.asset` with all that Dagster shows of a step before it ran."""
     names = {other.name for other in steps}
@@ -121,7 +129,7 @@ def _decorator(
             description=described(step.description, spec),
             kinds=step.kinds(spec),
             owners=list(spec.owners),
-            metadata=table_columns(steps, step, spec),
+            metadata={**table_columns(steps, step, spec), **file_link(spec, home)},
             partitions_def=partitions(spec) if step.partitioned else None,
             backfill_policy=dg.BackfillPolicy.single_run(),
             config_schema=options or None,

@@ -58,11 +58,11 @@ def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
                 record = current_checks(run)
         assert record is not None
         outcomes = record.checks
-        progress.finish(replace(report, seconds=time.perf_counter() - started))
+        run.progress.finish(replace(report, seconds=time.perf_counter() - started))
         selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in outcomes:
             if not outcome.passed and not any(other.blocks for other in outcomes):
-                progress.note(f"{outcome.name}: {outcome.sentence}")
+                run.progress.note(f"{outcome.name}: {outcome.sentence}")
             if outcome.name in selected:
                 yield dg.AssetCheckResult(
                     passed=outcome.passed,

@@ -6,7 +6,7 @@ from embedding_pipelines.spec.pipeline import PipelineSpec
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
-PARTITIONS = "embedding_pipelines/partitions"  # on every run of a job: what all partitions are
+PARTITIONS = "partitions"  # on every run of a job: what all partitions are
 
 
 def partitions(spec: PipelineSpec) -> dg.StaticPartitionsDefinition:

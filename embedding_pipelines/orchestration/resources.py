@@ -17,6 +17,7 @@ from embedding_pipelines.orchestration.partitions import take_all_partitions
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.sentences import sentence
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 LOG_SECONDS = 10.0  # between two lines of progress in a run's log
@@ -122,24 +123,24 @@ class ModelResource(dg.ConfigurableResource[Any]):
 
 
 class LogProgress:
-    """Progress as lines of the run's log, not more often than every LOG_SECONDS."""
+    """Progress as lines of the run's log, each with pipeline and step, not more often than every
+    LOG_SECONDS."""
 
-    def __init__(self, log: dg.DagsterLogManager) -> None:
-        self._log = log
+    def __init__(self, log: dg.DagsterLogManager, pipeline: str = "") -> None:
+        self._log, self._pipeline = log, pipeline
         self._last = time.monotonic()
 
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
         if time.monotonic() - self._last >= LOG_SECONDS:
             self._last = time.monotonic()
-            self._log.info(f"{step}: {done:,} of {total if total is None else f'{total:,}'} {unit}")
+            amount = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
+            self._log.info(f"{self._pipeline} {step}: {amount}")
 
     def note(self, text: str) -> None:
-        self._log.warning(text)
+        self._log.warning(f"{self._pipeline}: {text}")
 
     def finish(self, report: StepReport) -> None:
-        statistics = ", ".join(f"{name}: {value}" for name, value in report.statistics.items())
-        state = "done" if report.changed else "unchanged"
-        self._log.info(f"{report.step} {state} ({report.seconds:.1f} s): {statistics}")
+        self._log.info(f"{self._pipeline} {report.step}: {sentence(report)}")
 
 
 class ProgressResource(dg.ConfigurableResource[Progress]):

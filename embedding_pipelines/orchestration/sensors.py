@@ -142,7 +142,8 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         if decision.run_key is None:
             return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
         context.log.info(decision.reason)
-        request = dg.RunRequest(run_key=decision.run_key, tags=all_partitions(spec))
+        tags = {**all_partitions(spec), "why": state.brief}
+        request = dg.RunRequest(run_key=decision.run_key, tags=tags)
         version, metadata = observe(files)
         observation = dg.AssetObservation(
             asset_key(spec, SOURCE),
@@ -215,7 +216,8 @@ def batch_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
             return dg.SensorResult(skip_reason=str(error))
         if not ready:
             return dg.SensorResult(skip_reason=reason)
-        request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=all_partitions(spec))
+        tags = {**all_partitions(spec), "why": "a batch job has ended"}
+        request = dg.RunRequest(run_key=f"{'+'.join(ready)}:{again}", tags=tags)
         return dg.SensorResult(run_requests=[request])
 
     return sensor

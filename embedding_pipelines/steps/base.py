@@ -57,6 +57,10 @@ class Step(ABC):
         """The schema of what it writes, where it is known before it runs."""
         return None
 
+    def written_columns(self, run: Run) -> pa.Schema | None:
+        """As `columns`, with what is known only after it ran: how long vectors are."""
+        return self.columns(run.spec)
+
     def shards(self, run: Run) -> Shards | None:
         """Where its rows are, a file for each partition; None for a step without rows."""
         return None

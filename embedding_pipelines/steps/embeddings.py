@@ -59,6 +59,9 @@ class EmbeddingsStep(Step):
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return embeddings_schema(1, "")
 
+    def written_columns(self, run: Run) -> pa.Schema:
+        return embeddings_schema(run.model.space.dimensions, "")
+
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         assert partition is not None
         check_dimensions(run)

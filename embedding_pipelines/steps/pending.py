@@ -36,6 +36,13 @@ class Pending:
     def is_empty(self) -> bool:
         return not (self.new or self.changed or self.deleted or self.step)
 
+    @property
+    def brief(self) -> str:
+        """In a few words, e.g. `2 new, 1 deleted`."""
+        groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
+        counts = [f"{len(names)} {group}" for group, names in groups.items() if names]
+        return ", ".join(counts) or f"{self.step} is not done"
+
     def __str__(self) -> str:
         groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
         parts = []

@@ -75,6 +75,9 @@ class VectorStoreStep(Step):
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
 
+    def written_columns(self, run: Run) -> pa.Schema:
+        return _schema(run, load_codec(run))
+
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         if codec_path(run) is None:
             return None

@@ -93,8 +93,11 @@ def test_metadata_count_rows_tokens_bytes_and_rates(
             for name, value in event.step_materialization_data.materialization.metadata.items():
                 if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue):
                     totals[asset, name] += value.value or 0
-    for asset in ("documents", "chunks", "embeddings", "vector_store", "release"):
+    for asset in ("documents", "vector_store", "release"):
         assert totals[asset, "dagster/row_count"] == 40
+    for asset in ("chunks", "embeddings"):  # the rows of all partitions stand at each of them
+        assert totals[asset, "dagster/partition_row_count"] == 40
+        assert totals[asset, "dagster/row_count"] == 40 * PARTITIONS
     assert totals["chunks", "tokens"] == totals["embeddings", "embedded_tokens"] == 200
     assert totals["embeddings", "tokens_per_second"] > 0
     assert totals["embeddings", "size_bytes"] > 0
@@ -339,7 +342,18 @@ def test_metadata_names_the_table_and_says_where_data_and_report_are(
     page.parent.mkdir()
     page.touch()
     run(notes(home), instance)
-    assert metadata("release")["report"] == str(page)
+    assert metadata("release")["report"] == "data/warehouse/reports/notes.html"
+    assert metadata("chunks")["path"] == "data/warehouse/pipelines/notes/chunks"
+    assert metadata("documents")["source"] == "data/notes/*.jsonl"
+    assert "rejected_rows" not in metadata("documents")
+    assert "| known_items | known_item_recall |" in metadata("release")["metrics"]
+    assert metadata("release")["known_items/known_item_recall"] > 0
+    for name, kind in (("embeddings", "float32[16]"), ("vector_store", "float32[16]")):
+        columns = {
+            column.name: column for column in metadata(name)["dagster/column_schema"].columns
+        }
+        assert columns["vector"].type == kind
+        assert columns["chunk_id"].description
 
 
 @pytest.mark.slow

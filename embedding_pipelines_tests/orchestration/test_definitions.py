@@ -14,6 +14,12 @@ import yaml
 import embedding_pipelines
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.orchestration.build import home_definitions
+from embedding_pipelines.schemas import (
+    CHUNK_COLUMNS,
+    DESCRIPTIONS,
+    DOCUMENT_COLUMNS,
+    TABLE_COLUMNS,
+)
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.orchestration.support import (
@@ -78,6 +84,22 @@ def test_columns_are_shown_before_anything_ran(home: Path) -> None:
     }
     assert {"document_id", "text", "keeper"} <= set(columns["documents"])
     assert {"chunk_id", "tokens", "keeper"} <= set(columns["chunks"])
+    for name in ("documents", "chunks", "embeddings", "vector_store"):
+        for column in specs[name].metadata["dagster/column_schema"].columns:
+            assert column.description, (name, column.name)
+            assert column.type
+            assert (column.type == "vector") == (column.name == "vector")
+
+
+def test_every_column_of_ours_says_what_it_holds() -> None:
+    assert {*DOCUMENT_COLUMNS, *CHUNK_COLUMNS, *TABLE_COLUMNS} <= set(DESCRIPTIONS)
+
+
+def test_an_asset_leads_to_its_pipeline_file(home: Path) -> None:
+    notes(home)
+    references = specs_of(home_definitions(home))["chunks"].metadata["dagster/code_references"]
+    (reference,) = references.code_references
+    assert reference.file_path == str(home / "pipelines" / "notes.yaml")
 
 
 def test_columns_lead_back_to_the_columns_they_come_from(home: Path) -> None:
@@ -217,7 +239,7 @@ def test_whatever_lies_in_the_folder_the_good_pipelines_are_up(
     for name in ("my_pipe", "refused"):
         (home / "pipelines" / f"{name}.yaml").write_text(HASHING)
 
-    def refuse(spec: PipelineSpec) -> None:
+    def refuse(spec: PipelineSpec, home: Path) -> None:
         if spec.name == "refused":
             raise dg.DagsterInvalidDefinitionError("a rule of tomorrow")
 

@@ -239,6 +239,7 @@ def test_a_tick_asks_for_one_run_over_all_partitions_and_that_run_works(
     spec = notes(home)
     result = tick(spec, instance, "source")
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
+    assert asked(result).tags["why"] == "1 new"
     assert job.execute_in_process(instance=instance, tags=dict(asked(result).tags)).success
     assert live_rows(home) == 40
     assert quiet(tick(spec, instance, "source", result.cursor)) == "no file has changed"

@@ -1,0 +1,35 @@
+"""Sentences: what a step did, in a line, for a terminal or Dagster's log."""
+
+from embedding_pipelines.progress import StepReport
+
+NOUNS = {  # of statistics that are counts
+    "documents": "document",
+    "files": "file",
+    "chunks": "chunk",
+    "tokens": "token",
+    "empty": "empty document",
+    "vectors": "vector",
+    "bytes_per_vector": "byte",
+    "rows": "row",
+}
+
+
+def sentence(report: StepReport) -> str:
+    """What a step did, in a line."""
+    from embedding_pipelines.steps.chain import step_named
+
+    step, statistics = step_named(report.step), report.statistics
+    words = {
+        name: counted(value, NOUNS[name]) if name in NOUNS else value
+        for name, value in statistics.items()
+    }
+    extras = [
+        form.format(statistics[name]) for name, form in step.extras.items() if statistics.get(name)
+    ]
+    end = f"{report.seconds:.1f} s" if report.changed else "unchanged"
+    return f"{', '.join([step.sentence.format(**words), *extras])} ({end})"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
