@@ -65,10 +65,9 @@ def local_folder(model: str, revision: str | None, home: Path) -> Path | None:
         return Path(spec.submodule_search_locations[0]) / packaged.subfolder
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
-    import huggingface_hub
-
+    hub = need("huggingface_hub", "local")
     try:
-        config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
+        config = hub.try_to_load_from_cache(model, "config.json", revision=revision)
     except ValueError:  # no name of a repository
         return None
     return Path(config).parent if isinstance(config, str) else None
