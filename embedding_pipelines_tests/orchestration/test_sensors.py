@@ -188,8 +188,8 @@ def test_a_candidate_that_checks_hold_back_is_told_and_asked_for_once_a_day(
     home: Path, instance: dg.DagsterInstance
 ) -> None:
     notes(home)
-    blocking = "{known_items: 0, checks: {data_has_not_drifted: block}}"
-    write_pipeline(home, text=NOTES.replace("{known_items: 8}", blocking))
+    blocking = "known_items: 0, checks: {data_has_not_drifted: block}"
+    write_pipeline(home, text=NOTES.replace("known_items: 8", blocking))
     spec = find_pipeline("notes", home)
     assert run(spec, instance).success
     write_notes(home, rows=range(0))
