@@ -281,7 +281,7 @@ def test_a_flipped_bit_in_a_shard_is_said_by_whoever_reads_it_and_mended_by_a_ru
     assert shards.manifest("b01") is None  # so that a run has work
     with noting(built) as (run, notes):
         list(steps(run))
-    assert notes == [f"p: the {step} of partition b01 were damaged; made anew."]
+    assert notes == [f"the {step} of partition b01 were damaged; made anew."]
     assert [file for file in shards.folder.iterdir() if "damaged" in file.name] == []
     assert_same_rows(live_rows(built, "p"), before)
 
