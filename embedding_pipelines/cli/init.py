@@ -22,10 +22,7 @@ def init(
     ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="As in a pipeline file.")] = "minilm",
 ) -> Outcomes:
-    """Write a pipeline file for source files, to be corrected.
-
-    Id, text, metadata and types are guessed from the first rows.
-    """
+    """Write a pipeline file for source files: their id, text and metadata are guessed."""
     from embedding_pipelines.guess import guess, name_of, write_guess
 
     home = home_folder()

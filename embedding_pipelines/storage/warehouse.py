@@ -186,6 +186,14 @@ class Shards:
                 delete(other)
         return manifest
 
+    def delete_unnamed(self) -> None:
+        """Delete the shards that a process left which was killed before it deleted them itself; not
+        those of a partition without a manifest, which is about to be written."""
+        for shard in list_files(self.folder, "*-*.parquet*"):
+            manifest = self.manifest(shard.name.partition("-")[0])
+            if manifest is not None and shard.name != manifest.shard:
+                delete(shard)
+
 
 class PipelineFolder:
     """The files and folders of one pipeline in the warehouse, and its locks."""
@@ -239,10 +247,13 @@ class PipelineFolder:
         sync_since([self.folder, *others], since)
 
     def delete_leftovers(self, prefix: str) -> None:
-        """Delete what killed processes left: drafts, and folders of the documents whose names begin
-        with `prefix`. To be called by whoever holds the step's lock."""
+        """Delete what killed processes left: drafts, shards that no manifest names, and folders of
+        the documents whose names begin with `prefix`. To be called by whoever holds the step's
+        lock."""
         for folder in (self.folder, *self.folder.glob("*/")):
             delete_drafts(folder)
+        for shards in (self.documents, self.chunks, self.embeddings):
+            shards.delete_unnamed()
         for folder in self.documents.folder.glob(f"{prefix}*/"):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -56,6 +56,12 @@ CHECKSUMS = ".checksums.json"  # the end of the name of their file, beside the t
 # That a reader compares before it trusts a version: 20 ms. A larger one is compared in part.
 COMPARED_BYTES = 64 << 20
 FIXED = ("data", "_versions", "_indices", "_deletions")  # folders whose files never change
+UNNAMED = (
+    "data",
+    "_transactions",
+    "_indices",
+    "_deletions",
+)  # that a killed writer leaves files in
 TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
 
 
@@ -179,12 +185,13 @@ class LanceTable(Table):
             shutil.rmtree(self.folder_of_files, ignore_errors=True)
             delete(self._checksums)
             return
-        # Names count down. What these versions added is removed with the next clean-up.
         for manifest in manifests:
+            # Names count down.
             if re.fullmatch(r"\d{20}", manifest.stem) and manifest < self._manifest(version):
                 delete(manifest)
         delete(self._versions_folder / "latest_version_hint.json")
         forget_lost_files(self._checksums, self.folder_of_files)
+        self._delete_unnamed()
 
     def apply(
         self, schema: pa.Schema, remove: Sequence[str], add: Iterable[pa.RecordBatch]
@@ -195,6 +202,7 @@ class LanceTable(Table):
                 delete(self._checksums)  # of a table of this name that was lost
                 self._connection.create_table(self.name, schema=schema)
             table = self._open()
+            self._delete_unnamed()
             for start in range(0, len(remove), REMOVE_IDS):
                 ids = ", ".join(map(quote_text, remove[start : start + REMOVE_IDS]))
                 table.delete(f"chunk_id IN ({ids})")
@@ -300,8 +308,30 @@ class LanceTable(Table):
                 elif old[name] != version:  # of a release that somebody began and never finished
                     tags.update(name, version)
 
+    def _delete_unnamed(self) -> None:
+        """Delete the files that no version names: writers that were killed left them. There is no
+        other writer, since the pipeline is locked; and none is deleted while a manifest, which
+        might name it, is not as it was written."""
+        folder, manifests = self.folder_of_files, set(self._manifests())
+        if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
+            return  # of a scheme that is not known here
+        if not is_recorded(self._checksums) or damaged_file(
+            self._checksums, folder, lambda name: folder / name in manifests, None
+        ):
+            return
+        readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in manifests]
+        for part in UNNAMED:
+            for path in (folder / part).rglob("*"):
+                name = path.relative_to(folder).as_posix()
+                if path.is_file() and not any(is_read(name) for is_read in readers):
+                    delete(path)
+        forget_lost_files(self._checksums, folder)
+
     def _remove_damaged_tags(self) -> None:
-        """Those whose file has been read and holds no JSON; Lance then lists none of them."""
+        """Those whose file has been read and holds no JSON, for Lance then lists none of them; and
+        the drafts of killed writers."""
+        for path in (self.folder_of_files / "_refs" / "tags").glob("*.json.tmp.*"):
+            delete(path)
         for path in (self.folder_of_files / "_refs" / "tags").glob("*.json"):
             try:
                 json.loads(path.read_bytes())
@@ -352,7 +382,7 @@ class LanceTable(Table):
             if folder == "_indices":
                 with contextlib.suppress(ValueError):
                     return uuid.UUID(parts[1]).bytes in content
-            if folder == "data":
+            if folder in ("data", "_transactions"):
                 return file.encode() in content
             number = file.partition(".")[0].rpartition("-")[2]
             return not number.isdecimal() or _varint(int(number)) in content

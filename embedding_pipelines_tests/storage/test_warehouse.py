@@ -120,6 +120,20 @@ def test_old_shards_go_and_a_reader_that_has_begun_ends_in_peace(tmp_path: Path)
     assert numbers(shards, "b01") == [0]
 
 
+def test_shards_that_a_killed_process_left_go(tmp_path: Path) -> None:
+    folder = Warehouse(tmp_path).pipeline("p")
+    shards = folder.chunks
+    for partition in ("b00", "b01"):
+        shards.write(partition, SCHEMA, [batch(0, 3)], "", "", {})
+    named = shards.folder / shards.required("b00").shard
+    (shards.folder / "b01.json").unlink()  # it was killed before it wrote this
+    for name in ("b00-1234.parquet", "b00-5678.parquet.damaged"):
+        (shards.folder / name).write_bytes(named.read_bytes())
+    folder.delete_leftovers(".reading-")
+    (other,) = shards.folder.glob("b01-*.parquet")
+    assert sorted(shards.folder.iterdir()) == [named, shards.folder / "b00.json", other]
+
+
 def test_a_partition_can_be_rewritten_from_itself(tmp_path: Path) -> None:
     shards = Shards(tmp_path)
     shards.write("b00", SCHEMA, [batch(0, 9_000)], "", "", {})

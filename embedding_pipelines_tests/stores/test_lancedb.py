@@ -164,6 +164,43 @@ def test_versions_that_were_withdrawn_leave_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_killed_writers_left_goes_and_nothing_goes_beside_a_damaged_manifest(
+    tmp_path: Path,
+) -> None:
+    table, folder = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)), tmp_path / "p-1.lance"
+    table.apply(SCHEMA, [], [batch(["a", "b", "c"])])
+    table.apply(SCHEMA, ["a"], [batch(["d"])])
+    table.index("cosine", 0)
+    version, files = table.version, {path for path in folder.rglob("*") if path.is_file()}
+    assert version is not None
+    for name in ("data/.tmpXyz", "data/unnamed.lance", "_transactions/9-x.txn"):
+        (folder / name).write_bytes(b"half of something")
+    table.apply(SCHEMA, ["c"], [])  # killed before it says that it has ended
+    assert {path for path in folder.rglob("*") if path.is_file()} > files
+    assert not list(folder.rglob("*unnamed*"))
+    table.withdraw(version)
+    left = {path for path in folder.rglob("*") if path.is_file()}
+    assert left == files - {folder / "_versions" / "latest_version_hint.json"}
+    assert sorted(
+        row for part in table.scan(["chunk_id"]) for row in part["chunk_id"].to_pylist()
+    ) == [
+        "b",
+        "c",
+        "d",
+    ]
+
+    table.tag({"release-1": version})
+    (folder / "_refs" / "tags" / "release-2.json.tmp.5a0ac8b37e1f").write_bytes(b"{")
+    table.tag({"release-1": version})
+    assert [path.name for path in (folder / "_refs" / "tags").iterdir()] == ["release-1.json"]
+
+    (folder / "data" / "unnamed.lance").write_bytes(b"of a manifest that is damaged, perhaps")
+    oldest = max((folder / "_versions").glob("*.manifest"))
+    oldest.write_bytes(oldest.read_bytes().replace(b"LANC", b"LAND"))
+    table.withdraw(version)
+    assert (folder / "data" / "unnamed.lance").exists()
+
+
 def test_versions_go_where_the_same_rows_change_for_ever(tmp_path: Path) -> None:
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
     table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(50)])])
