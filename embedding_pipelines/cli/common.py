@@ -221,6 +221,28 @@ def find_file_of(text: str) -> Path:
     return find_file(find_name(home_folder(), text), home_folder())
 
 
+def find_files(names: list[str] | None) -> tuple[list[Path], list[Problem]]:
+    """The pipeline files of names, numbers or paths, or all there are; the others as problems.
+
+    ConfigError if there are none at all.
+    """
+    from embedding_pipelines.spec.load import pipeline_files
+
+    if not names:
+        files = pipeline_files(home_folder())
+        if not files:
+            raise ConfigError(no_pipelines())
+        return files, []
+    paths: dict[Path, None] = {}
+    problems: list[Problem] = []
+    for name in names:
+        try:
+            paths[find_file_of(name)] = None
+        except ConfigError as error:
+            problems.append(Problem(str(error), name))
+    return list(paths), problems
+
+
 def load_specs(names: list[str] | None) -> tuple[list["PipelineSpec"], list[Problem]]:
     """The pipelines of these names or numbers, or all there are; the others as problems.
 

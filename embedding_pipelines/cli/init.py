@@ -22,7 +22,10 @@ def init(
     ] = None,
     model: Annotated[str, typer.Option(metavar="MODEL", help="As in a pipeline file.")] = "minilm",
 ) -> Outcomes:
-    """Write a pipeline file for source files: their id, text and metadata are guessed."""
+    """Write a pipeline file for source files, to be corrected.
+
+    Id, text, metadata and types are guessed from the first rows.
+    """
     from embedding_pipelines.guess import guess, name_of, write_guess
 
     home = home_folder()

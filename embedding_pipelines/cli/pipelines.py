@@ -15,7 +15,7 @@ from embedding_pipelines.cli.common import (
     Outcomes,
     Output,
     Problem,
-    find_file_of,
+    find_files,
     load_specs,
     no_pipelines,
     open_warehouse,
@@ -29,7 +29,6 @@ from embedding_pipelines.cli.terminal import (
     say,
 )
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.home import pipelines_folder
 
 LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
@@ -121,20 +120,10 @@ def validate(names: Files = None) -> Outcomes:
     It looks at source files, columns, dimensions, models on this machine, keys and judgements. It
     opens no model, asks no service and imports no code of yours.
     """
-    from embedding_pipelines.spec.load import pipeline_files, read_draft
+    from embedding_pipelines.spec.load import read_draft
     from embedding_pipelines.validate import check_file
 
-    problems: list[Problem] = []
-    paths: dict[Path, None] = {}
-    if not names:
-        paths = dict.fromkeys(pipeline_files(home_folder()))
-        if not paths:
-            raise ConfigError(no_pipelines())
-    for name in names or []:
-        try:
-            paths[find_file_of(name)] = None
-        except ConfigError as error:
-            problems.append(Problem(str(error), name))
+    paths, problems = find_files(names)
     stems: dict[str, Path] = {}
     for path in paths:
         lines, doubts = check_file(read_draft(path), open_warehouse())

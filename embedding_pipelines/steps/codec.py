@@ -96,7 +96,7 @@ def fit_codec(run: Run) -> StepReport:
     cut = any(choice.kind == "truncate" for choice in spec.compression)
     if cut and not is_trained_for_truncation(space.provider, space.model):
         run.progress.note(
-            f"{spec.name}: compression.truncate cuts vectors of {space.model!r}, which is not "
+            f"compression.truncate cuts vectors of {space.model!r}, which is not "
             "known to be trained for that (Matryoshka). `pca` of the same dimensions keeps more."
         )
     codec = CodecChain.fit(spec.compression, lambda: _vectors(run, total), space.dimensions)
@@ -146,7 +146,7 @@ def _review(run: Run) -> StepReport:
         if _is_worse(now, best):
             report = fit_codec(run)
             run.progress.note(
-                f"{run.spec.name}: the compression was fitted to other texts: it keeps {now:.1%} of "
+                f"the compression was fitted to other texts: it keeps {now:.1%} of "
                 f"the energy of the present vectors, and {best:.1%} once it is fitted to them, which "
                 "has been done. All rows are written anew, to a table of their own; no text is "
                 "embedded again."

@@ -132,7 +132,7 @@ def _drop_lost(run: Run, releases: Releases) -> Releases:
     gone = [entry for entry in releases.releases if is_gone(run.folder, entry)]
     if gone:
         numbers = ", ".join(str(entry.number) for entry in gone)
-        run.progress.note(f"{run.spec.name}: release {numbers} is gone and is dropped.")
+        run.progress.note(f"release {numbers} is gone and is dropped.")
     kept = [entry for entry in releases.releases if entry not in gone]
     return releases.model_copy(update={"releases": kept})
 

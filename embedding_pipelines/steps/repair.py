@@ -40,7 +40,7 @@ def repair(run: Run) -> None:
     if run.warehouse.is_copy:
         return  # whose other files are those of the warehouse
     for sentence in (*_repair_states(run.folder), *_repair_rows(run), *_repair_codecs(run.folder)):
-        run.progress.note(f"{run.spec.name}: {sentence}")
+        run.progress.note(sentence)
 
 
 def _state_files(folder: PipelineFolder) -> list[Path]:

@@ -104,7 +104,7 @@ def update_vector_store(run: Run) -> StepReport:
     state, shards = table_state(run), shard_digests(run)
     _forget_releases(run, table, name)
     if words := _damage(run, table, name):
-        run.progress.note(f"{run.spec.name}: {words}; the table is built anew.")
+        run.progress.note(f"{words}; the table is built anew.")
         table, name = _unused_table(run, name)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}

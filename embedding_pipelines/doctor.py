@@ -1,0 +1,131 @@
+"""Tests what a pipeline depends on: its file, source and model, and every byte that was stored for
+it.
+
+`validate` costs nothing and asks nobody; this sends two short texts to the model, as a document and
+as a query, and reads all files of the pipeline. It repairs nothing: the next run does.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from embedding_pipelines.embedding.budget import Usage
+from embedding_pipelines.embedding.request import Sender
+from embedding_pipelines.embedding.sanity import probe
+from embedding_pipelines.errors import EmbeddingPipelinesError, SpaceMismatchError
+from embedding_pipelines.files import is_whole, list_files
+from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import Draft
+from embedding_pipelines.steps.pending import pending
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.validate import check_file
+
+ATTEMPTS = 2  # of the probe: a person waits
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How one thing stands, in a sentence."""
+
+    what: str
+    is_well: bool
+    sentence: str
+
+
+def examine(draft: Draft, warehouse: Warehouse) -> Iterator[Finding]:
+    """Every test of a pipeline, as it is done. Nothing is raised for what is not well."""
+    lines, doubts = check_file(draft, warehouse)
+    yield Finding("file", not lines, "\n".join([*lines, *doubts]) or "valid")
+    if draft.spec is None:
+        return
+    with Run(draft.spec, warehouse) as run:
+        for what, test in (
+            ("source", _source),
+            ("model", _model),
+            ("state", _state),
+            ("rows", _rows),
+            ("releases", _releases),
+        ):
+            yield _finding(what, test, run)
+
+
+def _finding(what: str, test: Callable[[Run], str], run: Run) -> Finding:
+    try:
+        return Finding(what, True, test(run))
+    except EmbeddingPipelinesError as error:
+        return Finding(what, False, str(error))
+
+
+class _NotWell(EmbeddingPipelinesError):
+    """A test that has failed, with its sentence."""
+
+
+def _source(run: Run) -> str:
+    files = run.spec.source.files(run.warehouse.home)
+    size = sum(file.size_bytes for file in files) / 1e6
+    count = f"{len(files):,} file{'' if len(files) == 1 else 's'}"
+    return f"{count}, {size:,.1f} MB; {pending(run, files)}"
+
+
+def _model(run: Run) -> str:
+    """The model answers, and its space is that of the live release."""
+    model, usage = run.model, Usage()
+    if run.spec.model.trains:
+        return f"{run.spec.model.kind} is trained by a run"
+    started = time.perf_counter()
+    inputs: tuple[InputType, ...] = ("document", "query")
+    for input_type in inputs:
+        probe(Sender(model), input_type, usage, ATTEMPTS)
+    seconds = time.perf_counter() - started
+    releases = read_releases(run.folder)
+    live = releases.get(releases.live)
+    if live is not None and live.space.with_codec(None).id != model.space.id:
+        raise SpaceMismatchError(
+            f"{model.space} answers, but release {live.number} is of {live.space}. Searches use the "
+            "model of the release; the next run builds a table of the new one."
+        )
+    space = model.space
+    size = f"{space.dimensions:,} dimensions"
+    return f"{space.provider}:{space.model} answers with {size}, in {seconds:.1f} s with loading"
+
+
+def _state(run: Run) -> str:
+    paths = sorted(run.folder.folder.rglob("*.json"))
+    damaged = [str(path) for path in paths if not path.name.startswith(".") and not is_whole(path)]
+    if damaged:
+        raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
+    return f"{len(paths):,} files are as they were written"
+
+
+def _rows(run: Run) -> str:
+    count, damaged = 0, list[str]()
+    for shards in (run.folder.documents, run.folder.chunks, run.folder.embeddings):
+        for partition in run.spec.partition_names:
+            if shards.manifest(partition) is None:
+                continue
+            count += 1
+            if not shards.is_intact(partition):
+                damaged.append(f"{shards.folder.name} of {partition}")
+    if damaged:
+        raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
+    return f"{count:,} shards are as they were written"
+
+
+def _releases(run: Run) -> str:
+    """All files of every release that can be gone back to."""
+    releases = read_releases(run.folder)
+    damaged = []
+    for release in releases.releases:
+        table = release.spec.store.table(run.warehouse.tables, release.table)
+        if (damage := table.damage(release.version)) is not None:
+            damaged.append(f"release {release.number}: {damage}")
+        elif not list_files(run.folder.codecs, release.codec):
+            damaged.append(f"release {release.number}: its codec {release.codec} is lost")
+    if damaged:
+        raise _NotWell(f"{'; '.join(damaged)}. The next run builds the newest table anew.")
+    if not releases.releases:
+        return "none yet"
+    numbers = ", ".join(str(release.number) for release in releases.releases)
+    return f"{numbers}: tables and codecs are as they were written; live is {releases.live}"

@@ -1,0 +1,103 @@
+"""Every test of `doctor`, well and not well, by real damage and a real service."""
+
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.doctor import examine
+from embedding_pipelines.releases import live_release
+from embedding_pipelines.spec.load import read_draft
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.cli.test_main import command as command
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.conftest import HASHING
+
+NAMES = ["file", "source", "model", "state", "rows", "releases"]
+
+
+@pytest.fixture
+def p(home: Path) -> Path:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "red fox", "x"), (2, "blue whale", "y")])
+    run_steps(home, "p")
+    return home
+
+
+def findings(home: Path) -> dict[str, str]:
+    """The sentences of what is not well."""
+    all_of_them = list(examine(read_draft(home / "pipelines" / "p.yaml"), Warehouse(home)))
+    assert [finding.what for finding in all_of_them] == NAMES[: len(all_of_them)]
+    return {entry.what: entry.sentence for entry in all_of_them if not entry.is_well}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_a_pipeline_is_well_before_and_after_its_first_run(home: Path, p: Path) -> None:
+    assert findings(home) == {}
+    write_pipeline(home, "p", HASHING.replace("id: id", "id: id, max_rejected: 1"))
+    assert findings(home) == {}
+
+
+def test_a_file_without_a_pipeline_ends_there(home: Path) -> None:
+    write_pipeline(home, "p", "source: [\n")
+    assert list(findings(home)) == ["file"]
+
+
+def test_what_the_source_and_the_model_lack_is_told(
+    p: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    (p / "data" / "a.csv").unlink()
+    service = "model: {provider: voyage, model: voyage-3.5, api_key_env: NO_SUCH_KEY}\n"
+    write_pipeline(p, "p", HASHING.replace("model: {provider: hashing}\n", service))
+    wrong = findings(p)
+    assert set(wrong) == {"file", "source", "model"}
+    assert "matches no file" in wrong["source"]
+    assert "NO_SUCH_KEY is not set" in wrong["model"]
+
+
+def test_a_model_that_is_not_the_release_s_is_told(p: Path) -> None:
+    write_pipeline(
+        p, "p", HASHING.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    )
+    wrong = findings(p)
+    assert list(wrong) == ["model"]
+    assert "release 1 is of" in wrong["model"]
+
+
+def test_every_kind_of_damage_is_named_and_the_next_run_ends_it(p: Path) -> None:
+    folder = run_of(p, "p").folder
+    shard = next(folder.chunks.folder.glob("*.parquet"))
+    table = folder.tables / f"{live_release(folder).table}.lance"
+    flip(folder.checks)
+    flip(shard)
+    flip(max(table.rglob("*.lance"), key=lambda path: path.stat().st_size))
+    wrong = findings(p)
+    assert list(wrong) == ["state", "rows", "releases"]
+    assert str(folder.checks) in wrong["state"]
+    assert "chunks of b" in wrong["rows"]
+    assert "release 1: " in wrong["releases"]
+    run_steps(p, "p")
+    wrong = findings(p)
+    assert set(wrong) <= {"releases"}  # release 1 is kept, to be named; release 2 is live
+
+
+def test_the_command_says_a_line_for_each_and_ends_with_1_if_one_is_bad(
+    p: Path, command: Command
+) -> None:
+    said = command("doctor", "p")
+    assert (said.code, said.err) == (0, "")
+    assert [line.split()[1:3] for line in said.out.splitlines()] == [
+        [name, "ok:"] for name in NAMES
+    ]
+    (result,) = command("doctor", "p", "--json").results
+    assert result["well"] is True
+    (p / "data" / "a.csv").unlink()
+    said = command("doctor", "pipelines/p.yaml")
+    assert said.code == 1
+    assert said.err == "error: p: not well: file, source.\n"
