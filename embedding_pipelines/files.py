@@ -25,6 +25,7 @@ from embedding_pipelines.errors import StoreError
 # The end of a JSON object that holds its own checksum; see `seal`.
 SEAL = re.compile(rb',?(?:\n  | )"checksum": "([0-9a-f]{8})"\n?}\Z')
 SEAL_BYTES = 40  # it is not longer
+SEAL_DIGITS = 8
 BLOCK_BYTES = 1 << 20  # that are read at once to compute a checksum
 SYNC_THREADS = 8  # a file system writes what several of them wait for in one go
 CLOCK_SECONDS = 2  # that a file's times may lag behind
@@ -219,6 +220,20 @@ def unseal(data: bytes) -> dict[str, Any]:
         raise ValueError("its content is not what was written")
     value: dict[str, Any] = json.loads(body + b"}")
     return value
+
+
+def unsealed(data: bytes) -> dict[str, Any] | None:
+    """The object of a version that wrote no checksums; None for bytes that are none, or whose last
+    entry may be a checksum that is damaged itself."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict) or not value:
+        return None
+    name, last = list(value.items())[-1]
+    is_seal = len(name) == len("checksum") and isinstance(last, str) and len(last) == SEAL_DIGITS
+    return None if is_seal else value
 
 
 def is_whole(path: Path) -> bool:

@@ -18,6 +18,7 @@ from embedding_pipelines.files import (
     read_json,
     read_lines,
     sync,
+    unsealed,
     write_json,
     write_lines,
 )
@@ -92,6 +93,25 @@ def read_releases(folder: PipelineFolder) -> Releases:
             f"differ). Delete {folder.folder} and run `embedding-pipelines run "
             f"{folder.folder.name}`: vectors in the embedding cache are not computed again."
         ) from error
+
+
+def adopt_releases(folder: PipelineFolder) -> bool:
+    """Take over releases and history of a version that wrote no checksums and no copy; whether
+    there were any. What such a file names is verified by nobody but its own shape."""
+    if folder.releases_copy.exists() or is_whole(folder.releases):
+        return False
+    record = unsealed(folder.releases.read_bytes()) if folder.releases.exists() else None
+    try:
+        if record is None or not Releases.model_validate(_expand(record)[0]).releases:
+            return False
+    except ValidationError:
+        return False
+    if folder.history.exists():
+        lines = map(unsealed, folder.history.read_bytes().splitlines())
+        write_lines(folder.history, [line for line in lines if line and "release" in line])
+    for path in (folder.releases, folder.releases_copy):
+        write_json(path, record)
+    return True
 
 
 def write_releases(folder: PipelineFolder, releases: Releases) -> None:

@@ -20,6 +20,7 @@ from embedding_pipelines.files import (
     write_json,
     write_lines,
 )
+from embedding_pipelines.releases import adopt_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.storage.warehouse import PipelineFolder, Shards, read_table
@@ -48,6 +49,14 @@ def _state_files(folder: PipelineFolder) -> list[Path]:
 
 
 def _repair_states(folder: PipelineFolder) -> Iterator[str]:
+    if adopt_releases(folder):
+        outdated = [path for path in _state_files(folder) if not is_whole(path)]
+        for path in outdated:
+            delete(path)
+        yield (
+            f"{folder.folder} is of an earlier version, which wrote no checksums: its releases "
+            f"stay, and {len(outdated)} other files of state are made anew."
+        )
     lines, damaged_lines = read_lines(folder.history)
     if damaged_lines:
         write_lines(folder.history, lines)

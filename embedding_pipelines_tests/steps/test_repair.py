@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ReleaseError, SourceError, StoreError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.progress import Silent
-from embedding_pipelines.releases import read_releases, rollback
+from embedding_pipelines.releases import read_history, read_releases, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.storage.warehouse import Shards, Warehouse
@@ -352,3 +353,31 @@ def test_a_tag_that_is_lost_takes_no_release_along(built: Path, damage: str) -> 
     assert sorted(path.stem for path in tags.iterdir()) == [f"release-{n}" for n in (1, 2, 3, 4)]
     rollback(run_of(built, "p").folder, 1)
     assert len(live_rows(built, "p")) == len(ROWS)
+
+
+def test_a_home_of_a_version_without_checksums_keeps_releases_and_vectors(built: Path) -> None:
+    write_csv(built, "a.csv", ROWS[:-1])
+    run_steps(built, "p")
+    folder = run_of(built, "p").folder
+    for path in (*folder.folder.rglob("*.json"), *folder.folder.rglob("*.copy")):
+        if path.suffix == ".copy" or path == folder.releases_copy:
+            path.unlink()
+            continue
+        value = read_json(path)
+        if path.parent.name in ("documents", "chunks", "embeddings"):
+            value.pop("checksum", None)  # of a shard
+        path.write_text(json.dumps(value, indent=2))
+    lines, _ = read_history(folder)
+    folder.history.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_csv(built, "a.csv", ROWS)
+    with noting(built) as (run, notes):
+        reports = [result for name, result in steps(run) if name != "checks"]
+    made = sum(entry.statistics["embedded"] for entry in reports if entry.step == "embeddings")
+    assert made == 0  # all are in the cache
+    assert [note for note in notes if "damaged" in note and "its copy" not in note] == []
+    assert "which wrote no checksums: its releases stay" in notes[0]
+    assert [line["release"] for line in read_history(folder)[0]] == [1, 2, 3]
+    releases = read_releases(folder)
+    assert [entry.number for entry in releases.releases] == [1, 2, 3]
+    rollback(folder, 1)
+    assert top(built, "p", ROWS[3][1]) == ["3"]
