@@ -1,6 +1,7 @@
 """Failures: how a step that went wrong is reported, on the run's page and on the command line."""
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,13 +42,16 @@ def readable_records(folder: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, sqlite3.Error):
-                raise StoreError(
-                    f"Dagster's records in {folder} cannot be used: {cause}. Is there room on the "
-                    "disk, and may this user write there? Then run again; what was released is as "
-                    "before."
-                ) from error
+                raise StoreError(_of_records(folder, str(cause))) from error
             cause = cause.__cause__ or cause.__context__
         raise
+
+
+def _of_records(folder: Path, words: str) -> str:
+    return (
+        f"Dagster's records in {folder} cannot be used: {words}. Is there room on the disk, and may "
+        "this user write there? Then run again; what was released is as before."
+    )
 
 
 def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
@@ -59,9 +63,10 @@ def was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
     return any(reason is not None and reason.name == "UNEXPECTED_TERMINATION" for reason in reasons)
 
 
-def problem_of(result: dg.ExecuteInProcessResult) -> str:
+def problem_of(result: dg.ExecuteInProcessResult, records: Path) -> str:
     """Why a run failed: a step's own sentence, else that of the checks that are in the way, else
-    the exception that nobody expected, with the place to look."""
+    what is the matter with the instance's `records`, else the exception that nobody expected, with
+    the place to look."""
     checks = [
         f"{evaluation.check_name}: {evaluation.description}"
         for evaluation in result.get_asset_check_evaluations()
@@ -74,10 +79,22 @@ def problem_of(result: dg.ExecuteInProcessResult) -> str:
             failure = event.step_failure_data
             if failure.user_failure_data is not None and failure.user_failure_data.description:
                 return failure.user_failure_data.description
+            if words := _sqlite_error(failure.error):
+                return _of_records(records, words)
             reason = _unexpected(failure.error)
             return f"Step {event.step_key!r} failed: {reason} {_where(result.run_id)}"
     last = [event.message for event in result.all_events if event.message][-1:]
     return f"{last[0] if last else 'No event says why.'} {_where(result.run_id)}"
+
+
+def _sqlite_error(error: Any) -> str:
+    """What a database said, if that is why; Dagster's are the only ones that speak here, through
+    SQLAlchemy: our own say a sentence."""
+    while error is not None:
+        if match := re.search(r"\(sqlite3\.\w+\) (.+)", error.message):
+            return match[1]
+        error = error.cause
+    return ""
 
 
 def _unexpected(error: Any) -> str:

@@ -78,7 +78,8 @@ def run_pipeline(
                 Warehouse(home).pipeline(spec.name).last_run,
                 {"instance": str(instance_folder(home))},
             )
-        return Outcome(result.run_id, "" if result.success else problem_of(result))
+        problem = "" if result.success else problem_of(result, instance_folder(home))
+        return Outcome(result.run_id, problem)
 
 
 def run_named(home: Path | str, name: str, progress: Progress | None = None) -> int | None:

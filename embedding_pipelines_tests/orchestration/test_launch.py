@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from embedding_pipelines.errors import BusyError, StoreError
 from embedding_pipelines.orchestration import dead_runs
@@ -205,6 +207,20 @@ def test_a_disk_that_fails_ends_the_run_with_a_sentence(
         f"{home / 'data' / 'warehouse' / 'x'}: {os.strerror(errno.ENOSPC)}. Free some "
     )
     assert "\n" not in problem
+
+
+def test_records_that_fail_in_the_middle_of_a_step_are_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notes(home)
+    spec = notes(home)
+
+    def fail(*arguments: object) -> None:
+        raise OperationalError("INSERT", {}, sqlite3.OperationalError("disk I/O error"))
+
+    monkeypatch.setattr("embedding_pipelines.storage.warehouse.move", fail)
+    problem = run_pipeline(home, spec, Silent()).problem
+    assert re.fullmatch(r"Dagster's records in .* cannot be used: disk I/O error\. .*", problem)
 
 
 def test_records_that_cannot_be_written_are_named(home: Path) -> None:
