@@ -11,7 +11,7 @@ EXTRAS := .[dev]
 TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test extras bench dev lint lock clean
+.PHONY: help run test faults extras bench dev lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ run: .venv/installed ## example data, two pipelines, three searches
 test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
+
+faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: five minutes
+	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 200 --command 15
+	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 40
+	$(BIN)/python -m embedding_pipelines_tests.faults.damage 60
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
 	$(BIN)/python scripts/try_extras.py $(TRY)

@@ -199,7 +199,9 @@ class LanceTable(Table):
         with self._explained("written"):
             if not self._manifests():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                delete(self._checksums)  # of a table of this name that was lost
+                self.withdraw(
+                    None
+                )  # what is left of a lost table of this name, or of a dead writer
                 self._connection.create_table(self.name, schema=schema)
             table = self._open()
             self._delete_unnamed()

@@ -168,7 +168,11 @@ def test_what_killed_writers_left_goes_and_nothing_goes_beside_a_damaged_manifes
     tmp_path: Path,
 ) -> None:
     table, folder = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256)), tmp_path / "p-1.lance"
+    unnamed = folder / "_transactions" / "0-unnamed.txn"  # killed before there was a version
+    unnamed.parent.mkdir(parents=True)
+    unnamed.write_bytes(b"")
     table.apply(SCHEMA, [], [batch(["a", "b", "c"])])
+    assert not unnamed.exists()
     table.apply(SCHEMA, ["a"], [batch(["d"])])
     table.index("cosine", 0)
     version, files = table.version, {path for path in folder.rglob("*") if path.is_file()}
