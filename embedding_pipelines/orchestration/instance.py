@@ -40,6 +40,15 @@ run_retries:
   enabled: true
   max_retries: 2
   retry_on_asset_or_op_failure: false
+# Looks of sensors and schedules; of the runs the newest stay (see the README).
+retention:
+  schedule:
+    purge_after_days: 90
+  sensor:
+    purge_after_days:
+      skipped: 7
+      failure: 30
+      success: 90
 """
 
 # Dagster sends what a step prints through a file and two processes that follow it, which tears a

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.orchestration.partitions import take_all_partitions
+from embedding_pipelines.orchestration.retention import delete_old_runs
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -29,6 +30,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
     folder: str = Field(default="", description="The home folder; empty: that of the definitions.")
     _locks: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
     _pipelines: set[Path] = PrivateAttr(default_factory=set)
+    _home: Path | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         take_all_partitions(context)
@@ -38,6 +40,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 
         Raises ConfigError if the launchpad names a folder that is none.
         """
+        self._home = home
         if not self.folder:
             return Warehouse(home)
         folder = Path(os.path.expanduser(self.folder)).resolve()  # which keeps an unknown ~user
@@ -66,7 +69,15 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
         self._pipelines.add(pipeline.folder)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
+        """The end of a run, however it was started: let others in, and tidy Dagster's history."""
         self._locks.close()
+        if self._home is None or context.instance is None or context.run is None:
+            return
+        try:
+            delete_old_runs(context.instance, self._home, context.run.job_name)
+        except Exception as error:  # noqa: BLE001  # which the run has nothing to do with
+            message = f"Old runs could not be deleted from Dagster's history: {error}"
+            (context.log or dg.get_dagster_logger()).warning(message)
 
 
 class LockedWarehouseResource(WarehouseResource):
