@@ -73,23 +73,28 @@ def recorded(run: Run, step: str, is_last: bool = False) -> Iterator[None]:
     stays on record."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     activity = Activity(step, now, os.getpid(), socket.gethostname())
-    write_json(run.folder.activity, asdict(activity))
+    _write(run, activity)
     try:
         yield
     except BatchPending:  # it ends well, and waits
-        write_json(run.folder.activity, asdict(replace(activity, has_ended=True)))
+        _write(run, replace(activity, has_ended=True))
         raise
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         problem = "it was stopped" if stopped else str(error) or type(error).__name__
         ended = replace(activity, has_ended=True, problem=problem)
         with contextlib.suppress(OSError):  # what went wrong is raised
-            write_json(run.folder.activity, asdict(ended))
+            _write(run, ended)
         raise
     if is_last:
         forget_activity(run)
     else:
-        write_json(run.folder.activity, asdict(replace(activity, has_ended=True)))
+        _write(run, replace(activity, has_ended=True))
+
+
+def _write(run: Run, activity: Activity) -> None:
+    """Not synced: it decides nothing, and is written twice a step."""
+    write_json(run.folder.activity, asdict(activity), durable=False)
 
 
 def forget_activity(run: Run) -> None:

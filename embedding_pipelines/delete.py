@@ -59,7 +59,8 @@ def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
     folder = Warehouse(home).pipeline(name)
     with folder.lock("run", timeout_seconds=0), folder.lock(timeout_seconds=0):
         deletion = plan_deletion(home, name, keep_file)
-        delete(folder.releases)  # first, so that nothing is searched that is half gone
+        for record in (folder.releases_copy, folder.releases):
+            delete(record)  # first, so that nothing is searched that is half gone
         for path in deletion.paths:
             if path.is_dir():
                 shutil.rmtree(path)

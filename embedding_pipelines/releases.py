@@ -119,7 +119,8 @@ def write_releases(folder: PipelineFolder, releases: Releases) -> None:
     with all of its releases, or the new one with all of its own."""
     tables = {entry.table: entry.spec.store for entry in releases.releases}
     folder.sync(store.table(folder.tables, name).folder_of_files for name, store in tables.items())
-    for path in (folder.releases, folder.releases_copy):
+    # The copy first: it never names a table that was dropped since.
+    for path in (folder.releases_copy, folder.releases):
         write_json(path, _as_written(releases))
     sync(folder.folder)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.delete import delete_pipeline, plan_deletion
-from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.errors import BusyError, ConfigError, ReleaseError
+from embedding_pipelines.releases import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     live_rows,
@@ -60,6 +61,17 @@ def test_nothing_is_deleted_while_it_runs(two: Path) -> None:
     with Warehouse(two).pipeline("p").lock("run"), pytest.raises(BusyError):
         delete_pipeline(two, "p")
     assert files_of(two) >= before
+
+
+def test_what_is_half_gone_is_not_searched(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(f"{path} cannot be removed")
+
+    monkeypatch.setattr("shutil.rmtree", fail)
+    with pytest.raises(OSError, match="cannot be removed"):
+        delete_pipeline(two, "p")
+    with pytest.raises(ReleaseError, match="no release yet"):
+        live_release(Warehouse(two).pipeline("p"))
 
 
 def test_damaged_releases_do_not_keep_a_pipeline(two: Path) -> None:

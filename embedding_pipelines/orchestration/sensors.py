@@ -41,7 +41,7 @@ DATA_VERSION_TAG = "dagster/data_version"
 
 
 @dataclass(frozen=True)
-class Asked:
+class Cursor:
     """What the sensor's cursor remembers: for which files and options it asked last, how often, and
     when (seconds since 1970) it last asked or saw a run under way."""
 
@@ -73,11 +73,12 @@ def decide(
     if state.is_empty:
         return Decision(None, str(state), json.dumps(None))
     if last is None or last.version != version:
-        # Who held the candidate back has seen it: the sensor was on, and did not ask for that run.
-        times = 1 if state.held_back_by and cursor is not None else 0
-        last = Asked(version, times, now)
+        # All was released at the last look, and now a candidate is held back: somebody's own run
+        # made it, who has seen why.
+        times = 1 if state.held_back_by and last is None and cursor is not None else 0
+        last = Cursor(version, times, now)
     if is_under_way:
-        last = Asked(version, last.times, now)
+        last = Cursor(version, last.times, now)
         return Decision(None, f"{state}; a run is under way", _dump(last))
     if state.in_batch_jobs:
         reason = "texts are in batch jobs; their own sensor asks for a run when one has ended"
@@ -86,8 +87,8 @@ def decide(
     if 0 <= now - last.at < wait:  # a clock that was put back never makes the wait longer
         due = datetime.fromtimestamp(last.at + wait, UTC).strftime("%Y-%m-%d %H:%M UTC")
         return Decision(None, f"{state}; a run is asked for again at {due}", _dump(last))
-    asked = Asked(version, last.times + 1, now)
-    return Decision(f"{version}:{int(now * 1000)}", str(state), _dump(asked))
+    following = Cursor(version, last.times + 1, now)
+    return Decision(f"{version}:{int(now * 1000)}", str(state), _dump(following))
 
 
 def _wait_seconds(times: int, is_held_back: bool) -> float:
@@ -99,18 +100,18 @@ def _wait_seconds(times: int, is_held_back: bool) -> float:
     return min(FIRST_WAIT_SECONDS * 2.0 ** min(times - 1, 16), LONGEST_WAIT_SECONDS)
 
 
-def _parse(cursor: str | None) -> Asked | None:
+def _parse(cursor: str | None) -> Cursor | None:
     """What a cursor remembers; None of an empty one, and of one that somebody else wrote."""
     try:
         values = json.loads(cursor) if cursor else None
-        asked = parse_state(Asked, values) if isinstance(values, dict) else None
-        return asked and Asked(str(asked.version), int(asked.times), float(asked.at))
+        memory = parse_state(Cursor, values) if isinstance(values, dict) else None
+        return memory and Cursor(str(memory.version), int(memory.times), float(memory.at))
     except (ValueError, TypeError):
         return None
 
 
-def _dump(asked: Asked) -> str:
-    return json.dumps(asdict(asked))
+def _dump(cursor: Cursor) -> str:
+    return json.dumps(asdict(cursor))
 
 
 def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:

@@ -494,7 +494,10 @@ def _whole_number(text: str | None) -> int | None:
 def _scaled(text: str, factor: int, divisor: int) -> tuple[int, bool] | None:
     """A number times factor / divisor: the largest whole number that is not above it, and whether
     it is that; None beyond all that could be meant."""
-    number = decimal.Decimal(text)
+    try:
+        number = decimal.Decimal(text)
+    except decimal.InvalidOperation:  # an exponent of 19 digits or more
+        return None
     if not number:
         return 0, True
     if number.adjusted() > _LARGEST_EXPONENT:
@@ -527,10 +530,10 @@ def parse_list(text: str | None) -> list[str | None] | None:
 
 def _likely_unit(text: str) -> str:
     """The unit in which a number since 1970 is a time of our days."""
-    digits = decimal.Decimal(text).adjusted() + 1
-    return next(
-        (unit for unit, most in (("s", 11), ("ms", 14), ("us", 17)) if digits <= most), "ns"
-    )
+    for unit, most in (("s", 10**11), ("ms", 10**14), ("us", 10**17)):
+        if abs(float(text)) < most:
+            return unit
+    return "ns"
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -90,6 +90,8 @@ def _lagging_step(run: Run) -> str:
             return "documents"
         if chunks is None or chunks.inputs != documents.digest:
             return "chunks"
+    if folder.embed_anew.exists():  # a run that makes all vectors anew has not reached its end
+        return "embeddings"
     try:
         digests = shard_digests(run)
     except StoreError:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from embedding_pipelines.errors import StoreError, did_you_mean
 
 MAX_CHARACTERS = 1_000_000
-MAX_DEPTH = 30  # of parentheses and of NOT
+MAX_DEPTH = 30  # of parentheses, of NOT and of what is computed: a store recurses into each
 SHOWN = 200  # characters of a filter in an error
 INT64 = 2**63
 
@@ -264,7 +264,9 @@ class _Parser:
         """Go one level down; the level to come back to."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise _Wrong(f"more than {MAX_DEPTH} levels of parentheses or NOT. Write it flatter.")
+            raise _Wrong(
+                f"more than {MAX_DEPTH} levels of parentheses, NOT or arithmetic. Write it flatter."
+            )
         return self.depth - 1
 
     def _comparison(self) -> Value | Condition:
@@ -353,7 +355,9 @@ class _Parser:
 
     def _chain(self, part: Any, *signs: str) -> Value | Condition:
         left: Value | Condition = part()
+        before = self.depth
         while sign := self._take(*signs):
+            self._deeper()  # as a + b + c is (a + b) + c
             one = self._value(left, f"before {sign}")
             other = self._value(part(), f"after {sign}")
             numbers = [_as_float(_number(one)), _as_float(_number(other))]
@@ -361,6 +365,7 @@ class _Parser:
                 numbers[1] = f"nullif({numbers[1]}, CAST(0 AS DOUBLE))"
             sql = f"({numbers[0]} {sign} {numbers[1]})"
             left = Value(sql, "float", f"{one.name} {sign} {other.name}")
+        self.depth = before
         return left
 
     def _single(self) -> Value | Condition:

@@ -108,6 +108,13 @@ def test_a_candidate_that_is_held_back_after_somebodys_own_run_asks_for_no_secon
     assert decide(held, "one", False, decision.cursor, 1e9 + 30 + ENOUGH).run_key
 
 
+def test_a_corrected_pipeline_file_asks_at_once_for_what_was_held_back() -> None:
+    held = Pending(step="release", held_back_by=("not_worse_than_live",))
+    waiting = decide(held, "one", False, decide(held, "one", False, None, 1e9).cursor, 1e9 + 30)
+    assert waiting.run_key is None
+    assert decide(held, "corrected", False, waiting.cursor, 1e9 + 60).run_key
+
+
 @given(st.text() | st.sampled_from(['{"version": 1}', "[null, 3]", '{"version":"x","times":{}}']))
 def test_any_cursor_that_is_not_its_own_counts_as_a_reset(cursor: str) -> None:
     assert decide(Pending(new=("a",)), "one", False, cursor, 1e9).run_key

@@ -6,6 +6,7 @@ import pytest
 
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.embeddings import re_embed
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
@@ -69,3 +70,13 @@ def test_other_options_of_the_source_make_every_file_new(pipeline: Path) -> None
     write_pipeline(pipeline, "p", PLAIN.replace("[title]", "[title, cat]") + UNMEASURED)
     with run_of(pipeline, "p") as run:
         assert state_of(run) == Pending(new=("data/a.csv",))
+
+
+def test_vectors_that_are_to_be_made_anew_are_pending(pipeline: Path) -> None:
+    run_steps(pipeline, "p")
+    with run_of(pipeline, "p") as run:
+        re_embed(run)
+        assert state_of(run) == Pending(step="embeddings")
+    run_steps(pipeline, "p")
+    with run_of(pipeline, "p") as run:
+        assert state_of(run).is_empty

@@ -191,6 +191,7 @@ WRONG = {
     "NOT " * 60 + "in_stock": "more than 30 levels",
     "(" * 5_000 + "in_stock" + ")" * 5_000: "more than 30 levels",
     "- " * 5_000 + "1 = 1": "more than 30 levels",
+    "1" + " + 1" * 5_000 + " > 3": "more than 30 levels",
     "price = 1e999": "too large",
     "year = 5x": "'5x' is no number",
     "year = $1": "'\\$' stands in it",
