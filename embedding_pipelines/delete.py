@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.files import delete
+from embedding_pipelines.files import delete, list_files
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
@@ -31,14 +31,15 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
     is_name = NAME.fullmatch(name) is not None  # else a file that could never run
     if not files and not (is_name and folder.folder.exists()):
         find_pipeline(name, home)  # raises
-    paths = [] if keep_file else files
-    if is_name:
+    paths: list[Path] = []
+    if is_name:  # what a name is found by goes last, so that a deletion that was stopped goes on
         paths += [
-            folder.folder,
-            *warehouse.tables.glob(f"{name}-*"),  # with their checksums
-            *(warehouse.root / "exports").glob(f"{name}-*"),
+            *list_files(warehouse.tables, f"{name}-*"),  # with their checksums
+            *list_files(warehouse.root / "exports", f"{name}-*"),
             warehouse.root / "reports" / f"{name}.html",
+            folder.folder,
         ]
+    paths += [] if keep_file else files
     paths = [path for path in paths if path.exists()]
     if not paths:
         raise ConfigError(f"There is nothing to delete: {name!r} has never run.")

@@ -1,5 +1,8 @@
 """Deleting a pipeline: all of it and nothing else."""
 
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,24 @@ def test_what_is_half_gone_is_not_searched(two: Path, monkeypatch: pytest.Monkey
         delete_pipeline(two, "p")
     with pytest.raises(ReleaseError, match="no release yet"):
         live_release(Warehouse(two).pipeline("p"))
+
+
+def test_a_deletion_that_was_stopped_is_gone_on_with(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_at_folder(path: Path) -> None:
+        if path.suffix == ".lance":
+            rmtree(path)
+        else:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    rmtree = shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr("embedding_pipelines.delete.shutil.rmtree", stop_at_folder)
+        with pytest.raises(OSError, match="output error"):
+            delete_pipeline(two, "p")
+    delete_pipeline(two, "p")
+    assert not [name for name in files_of(two) if "/p" in name and "p_2" not in name]
 
 
 def test_damaged_releases_do_not_keep_a_pipeline(two: Path) -> None:

@@ -23,11 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json
+from embedding_pipelines.plan import plan
 from embedding_pipelines.releases import is_readable, read_releases, rollback
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.search import Searcher
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
 from embedding_pipelines_tests.faults.children import (
@@ -56,6 +61,9 @@ EDITS = [
 ]
 
 
+ALL_IS_DONE = ("no release before 1", "is live already", "There is nothing to delete")
+
+
 class Point(NamedTuple):
     """Where a fault strikes: `by` is "steps" or "command"."""
 
@@ -67,11 +75,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is changed after `releases` runs, each with its edit of the source, and then done."""
+    """What is changed after `releases` runs, each with its edit of the source, and then done; `again`
+    is done when the fault is over."""
 
     releases: int
     edit: Callable[[Path], object]
     verb: str = "run"
+    again: Sequence[str] = ("run",)
 
 
 SCENARIOS: Mapping[str, Scenario] = {
@@ -80,27 +90,46 @@ SCENARIOS: Mapping[str, Scenario] = {
     "another codec": Scenario(
         2, lambda home: write_pipeline(home, "p", PIPELINE.replace("float16", "int8"))
     ),
-    "rollback": Scenario(2, lambda home: None, "rollback"),
+    "rollback": Scenario(2, lambda home: None, "rollback", ("rollback", "run")),
+    "search": Scenario(2, lambda home: None, "search"),
+    "plan": Scenario(1, lambda home: write_csv(home, "a.csv", EDITS[1]), "plan"),
+    "status": Scenario(1, lambda home: None, "status", ("status", "run")),
+    "delete": Scenario(2, lambda home: None, "delete", ("delete",)),
     "run again": Scenario(2, lambda home: None),
     "bad rows": Scenario(1, lambda home: write_csv(home, "a.csv", [*EDITS[1], ("x", "y")])),
 }
 
 
-def do(by: str, verb: str, home: Path) -> None:
-    """`run` or `rollback`, in a child; what the command prints is looked at by the caller."""
-    folder = Warehouse(home).pipeline("p")
+def do(by: str, verb: str, home: Path) -> list[Any] | None:
+    """What the command of this name does, in a child; the answers of a search. What the command
+    prints is looked at by the caller."""
     if by == "steps":
+        spec, warehouse = find_pipeline("p", home), Warehouse(home)
         if verb == "run":
             run(home)
-        else:
-            rollback(folder, 1)
-        return
+        elif verb == "rollback":
+            rollback(warehouse.pipeline("p"), 1)
+        elif verb == "search":
+            return search(home)
+        elif verb == "plan":
+            with Run(spec, warehouse) as pipeline:
+                plan(pipeline)
+        elif verb == "status":
+            pipeline_status(spec, warehouse)
+        elif verb == "delete":
+            delete_pipeline(home, "p", keep_file=True)
+        return None
     from embedding_pipelines.cli.main import main
 
-    more = ["--to", "1"] if verb == "rollback" else []
+    more = {
+        "rollback": ["--to", "1"],
+        "search": [QUERIES[0]],
+        "delete": ["--yes", "--keep-file"],
+    }.get(verb, [])
     sys.argv = ["embedding-pipelines", "--home", str(home), verb, "p", *more]
     with contextlib.suppress(SystemExit):
         main()
+    return None
 
 
 class Look(NamedTuple):
@@ -196,7 +225,8 @@ class Sweep:
             copy = self._copy(home, "counted")
             ended = self._must(partial(do, self.by, scenario.verb, copy), copy, COUNT)
             self.calls |= {(name, kind): calls for kind, calls in ended.calls.items()}
-            self._must(partial(do, self.by, "run", copy))
+            if "run" in scenario.again:
+                self._must(partial(do, self.by, "run", copy))
             self.after[name] = self._must(partial(look, copy)).value
 
     def points(self) -> list[Point]:
@@ -214,16 +244,18 @@ class Sweep:
         step = partial(do, self.by, scenario.verb, home)
         struck = in_child(step, home / "data" / "warehouse", Fault(point.kind, point.at))
         problems += [f"with the fault: {words}" for words in _tracebacks(struck)]
+        if struck.value not in (None, before.answers):
+            problems.append(f"silently wrong: with the fault a search gives {struck.value}")
         ended = in_child(partial(search, home), home)
         problems += [f"the search after it: {words}" for words in _tracebacks(ended)]
         if ended.sentence:
             problems.append(f"the search after it says: {ended.sentence}")
         elif ended.value not in (before.answers, after.answers):
             problems.append(f"silently wrong: the search after it gives {ended.value}")
-        for verb in dict.fromkeys([scenario.verb, "run"]):
+        for verb in scenario.again:
             ended = in_child(partial(do, self.by, verb, home), home)
             problems += [f"{verb} again: {words}" for words in _tracebacks(ended)]
-            if ended.sentence and not (verb == "rollback" and "live already" in ended.sentence):
+            if ended.sentence and not any(words in ended.sentence for words in ALL_IS_DONE):
                 problems.append(f"{verb} again says: {ended.sentence}")
         ended = in_child(partial(look, home), home)
         problems += [f"the last look: {words}" for words in _tracebacks(ended)]
