@@ -315,6 +315,8 @@ class LanceTable(Table):
         other writer, since the pipeline is locked; and none is deleted while a manifest, which
         might name it, is not as it was written."""
         folder, manifests = self.folder_of_files, set(self._manifests())
+        for draft in self._versions_folder.glob(f"*{MANIFEST}#*"):
+            delete(draft)
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
             return  # of a scheme that is not known here
         if not is_recorded(self._checksums) or damaged_file(
