@@ -79,7 +79,7 @@ def _of_source(spec: PipelineSpec, home: Path) -> Iterator[Fault]:
         try:
             rows = list(itertools.islice(source.read(file, log), 1))
         except SourceError as error:
-            if not log.lacking:
+            if not log.lacking or log.hint:  # one cause, whatever columns it hides
                 yield Fault(("source",), str(error))
                 return
             rows, missing = [], {*log.lacking}

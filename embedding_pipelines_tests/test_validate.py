@@ -20,6 +20,7 @@ MINILM = "model: {provider: hf, model: models/mine}\n"
 def _alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table, a model's folder without weights, and no network."""
     write_csv(home, "a.csv", [(1, "a tale", "x")])
+    (home / "data" / "a.json").write_text('{"rows": [{"title": "a tale"}]}')
     folder = home / "models" / "mine"
     (folder / "1_Pooling").mkdir(parents=True)
     (folder / "1_Pooling" / "config.json").write_text('{"word_embedding_dimension": 384}')
@@ -61,6 +62,16 @@ MISTAKES = {
         + MINILM,
         ["4: data/a.csv: column 'sku' is missing", "5: data/a.csv: column 'titel' is missing",
          "6: data/a.csv: column 'price' is missing"],
+    ),
+    "a delimiter": (
+        "source: {kind: csv, path: data/a.csv, delimiter: ';', id: id, text: [title]}\n" + MINILM,
+        ["1: data/a.csv:1: column 'id' is missing; found 'id,title,cat'. Set source.id to one of "
+         "them. Is the delimiter ','? Then set source.delimiter."],
+    ),
+    "an object around the records": (
+        "source: {kind: json, path: data/a.json, text: [title]}\n" + MINILM,
+        ["1: data/a.json: column 'title' is missing; found 'rows'. Set source.text to one of them. "
+         "The file is one object; are 'rows' its records?"],
     ),
     "an order": (
         SOURCE + MINILM + "compression: [int8, {kind: pca, dimensions: 8}]\n",

@@ -12,10 +12,15 @@ from typing import Literal
 
 Html = bool | Literal["auto"]
 
-_VERSION = 1  # raise it when the same text comes out otherwise
+_VERSION = 2  # raise it when the same text comes out otherwise
 _LOOKED_AT = 20_000  # characters at the beginning, to tell whether a text is HTML
 _SHARE = 0.25  # of a text in tags, from which it is mostly markup
 _FEWEST_TAGS = 3  # in such a text
+# Elements within a word or a sentence, beside those above; what HTML does not know separates words.
+_INLINE = (
+    "area|audio|bdi|bdo|canvas|data|del|dfn|embed|ins|map|math|nobr|object|param|picture|rp|rt|ruby|"
+    "source|svg|time|track|wbr"
+)
 _BREAK = "\x1e"  # stands for a line break while white space is collapsed
 _BLOCKS = (
     "address|article|aside|blockquote|br|caption|center|dd|details|dialog|div|dl|dt|fieldset|"
@@ -31,6 +36,7 @@ _TAG = re.compile(
     rf"<!doctype\s[^<>]*>|<!--|-->|</?(?:{_BLOCKS}|{_OTHERS})(?:\s[^<>]*)?/?>",
     re.IGNORECASE,
 )
+_HTML = frozenset(f"{_BLOCKS}|{_OTHERS}|{_INLINE}|basefont|frame|frameset|base".split("|"))
 _ANY_TAG = re.compile(r"<(/?)([a-zA-Z][^\s<>/]*)[^<>]*>")
 _NOT_NESTED = re.compile("br|col|hr|img|input|li|link|meta|option|p|td|th|tr|wbr", re.IGNORECASE)
 _DEEPEST = 500  # a parser's time grows with the square of how deep elements are nested
@@ -88,6 +94,10 @@ def text_of(html: str) -> str:
     for cell in tree.css("td,th"):
         cell.insert_after(" ")
     root = tree.root
+    if root is not None and {name.lower() for _, name in _ANY_TAG.findall(html)} - _HTML:
+        for element in [node for node in root.traverse() if node.tag not in _HTML]:
+            element.insert_before(" ")
+            element.insert_after(" ")
     text = root.text() if root is not None else ""
     text = re.sub(r"[ \t\r\n\f]+", " ", text)
     return re.sub(f" ?(?:{_BREAK} ?)+", "\n", text).strip("\n ")

@@ -49,6 +49,7 @@ class ReadLog:
     absent: dict[str, Counter[str]] = field(default_factory=dict)  # column -> words for no value
     lacking: list[str] = field(default_factory=list)  # columns of the pipeline that are not there
     columns: list[str] = field(default_factory=list)  # some that are, if any is lacking
+    hint: str = ""  # why columns may be lacking: what the file may be instead
     notes: list[str] = field(default_factory=list)
 
 
@@ -210,6 +211,7 @@ class Source(Choice):
         names = [_shown(column) for column in columns]
         log.lacking = [column for column in self.columns if column in missing]
         log.columns = names[:SHOWN_COLUMNS] if log.lacking else []
+        log.hint = hint
         if self.id is not None and self.id in missing:
             raise self.missing_column_error(where, self.id, names, hint)
         if missing >= {*self.text}:

@@ -147,7 +147,7 @@ class Csv(TextSource):
             raise SourceError(
                 f"{text.file.name}:{records.line}: {what}. Close it, or set source.quote."
             )
-        if not len(records.starts):
+        if not len(records.starts) or (len(records.starts) == 1 and not records.record(0).strip()):
             return None, records
         where = f"{text.file.name}:{records.lines[0]}"
         header = records.record(0)
@@ -190,6 +190,8 @@ class Csv(TextSource):
         whole = names[0] if len(names) == 1 else ""
         likely = next((other for other in _LIKELY_DELIMITERS if other in whole), None)
         hint = f" Is the delimiter {likely!r}? Then set source.delimiter." if likely else ""
+        if self.comment is None and "".join(names[:1]).startswith("#"):
+            hint = " Is this line a comment? Then set source.comment to '#', or source.skip_rows."
         missing = {column for column in self.columns if not count[column]}
         self.check_columns(where, missing, names, log, hint)
 

@@ -109,11 +109,12 @@ class Fields:
             whole_file=self.whole_file,
         )
 
-    def finish(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rest. Raises SourceError if no record of the file has the id, or any text."""
-        yield from self.flush()
+    def finish(self, hint: str = "") -> Iterator[pa.RecordBatch]:
+        """Yield the rest. Raises SourceError if no record of the file has the id, or any text;
+        `hint` is the end of what it says."""
         if self.records:
-            self.source.check_columns(self.file.name, self.missing, self.names, self.log)
+            self.source.check_columns(self.file.name, self.missing, self.names, self.log, hint)
+        yield from self.flush()
 
     def _leaf(self, value: Any, path: str) -> str | list[str | None] | None:
         """The value of a field. Raises ValueError with a reason."""
@@ -151,13 +152,17 @@ class Fields:
 
 def _lookup(record: dict[str, Any], path: str) -> Any:
     """The field whose name is the path, or the nested field `a.b`. Raises KeyError if there is
-    none, ValueError if an object on the way has it twice."""
+    none, ValueError if an object on the way has it twice, or something on the way is no object."""
     if path in record:
         return _only(record, path)
     value: Any = record
-    for part in path.split("."):
-        if not isinstance(value, dict):
+    parts = path.split(".")
+    for at, part in enumerate(parts):
+        if value is None:
             raise KeyError(path)
+        if not isinstance(value, dict):
+            before = ".".join(parts[:at])
+            raise ValueError(f"cannot be looked up: {before!r} is {_name(value)}, not an object")
         value = _only(value, part)
     return value
 

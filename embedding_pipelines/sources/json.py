@@ -61,18 +61,36 @@ class Json(TextSource):
                 "Set source.records to the path of the array in it, or source.kind to jsonl."
             )
         fields = Fields(self, file, log, stream.raw, whole_file=whole)
+        hint = ""  # what one object may be meant as
         records = iter([stream.value()]) if whole else self._elements(stream)
         for number, (value, part) in enumerate(records, start=1):
             stream.records = number
+            if whole and isinstance(value, dict):
+                hint = self._shape(file, value)
             if not stream.is_decoded(part):
                 fields.reject(number, f"not valid {text.encoding}", part)
             else:
                 yield from fields.add(number, _named(value, part), part, len(part))
         if stream.peek():
             is_jsonl = whole and stream.peek() == "{"
-            hint = " Is it JSON Lines? Then set source.kind to jsonl." if is_jsonl else ""
-            raise stream.error("there is more after the end", hint=hint)
-        yield from fields.finish()
+            words = " Is it JSON Lines? Then set source.kind to jsonl." if is_jsonl else ""
+            raise stream.error("there is more after the end", hint=words)
+        yield from fields.finish(hint)
+
+    def _shape(self, file: SourceFile, value: dict[str, Any]) -> str:
+        """What to do if an object is meant as many records. Raises SourceError if it holds
+        columns, not records, of which the id is one."""
+        if self.id is not None and isinstance(value.get(self.id), dict | list):
+            raise SourceError(
+                f"{file.name}: holds a value for each row in {self.id!r}, so columns and not "
+                "records. Write it as an array of records; pandas does with orient='records'."
+            )
+        path = _records_in(value)
+        if path:
+            return f" The file is one object; are {path!r} its records? Then set source.records."
+        if len(value) > 1 and all(isinstance(part, dict) for part in value.values()):
+            return " The file is one object of objects; write these as an array of records."
+        return ""
 
     def _elements(self, stream: Stream) -> Iterator[tuple[Any, str]]:
         """Those of the array that `records` names. Raises SourceError if there is none."""
@@ -112,6 +130,17 @@ def _arrays(
         else:
             stream.skip()
     return arrays
+
+
+def _records_in(value: dict[str, Any], depth: int = 4) -> str:
+    """The path of the first array of objects in an object; empty if there is none."""
+    for name, part in value.items():
+        if isinstance(part, list) and part and isinstance(part[0], dict):
+            return name
+        inner = _records_in(part, depth - 1) if isinstance(part, dict) and depth else ""
+        if inner:
+            return f"{name}.{inner}"
+    return ""
 
 
 def _named(value: Any, part: str) -> Any:

@@ -5,14 +5,14 @@ write none.
 """
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, SourceFile
 from embedding_pipelines.sources.fields import Fields
-from embedding_pipelines.sources.json_records import parse
+from embedding_pipelines.sources.json_records import Problem, parse
 from embedding_pipelines.sources.text import (
     MAX_RECORD_BYTES,
     Text,
@@ -32,6 +32,7 @@ class Jsonl(TextSource):
         """See Source.read. Raises SourceError at the end of the file if no line has a field."""
         text = open_text(file, self.encoding, log)
         fields = Fields(self, file, log, text.raw)
+        is_first = True
         for number, line in enumerate(_lines(text), start=1):
             if not line.strip():
                 continue
@@ -40,8 +41,19 @@ class Jsonl(TextSource):
             except UnicodeDecodeError:
                 fields.reject(number, f"not valid {text.encoding}", line)
             else:
+                if is_first and line.strip().endswith((b"[", b"]", b"{", b",", b":")):
+                    record = _whole(record)
                 yield from fields.add(number, record, line, len(line))
+            is_first = False
         yield from fields.finish()
+
+
+def _whole(record: Any) -> Any:
+    """The first record; if it is none, though its line may begin JSON, with what the file may be."""
+    if not isinstance(record, Problem | list):
+        return record
+    problem = record if isinstance(record, Problem) else "is a list, not an object"
+    return Problem(f"{problem}; is the file one array or object? Then set source.kind to json")
 
 
 def _lines(text: Text) -> Iterator[bytes]:

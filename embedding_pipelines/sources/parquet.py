@@ -14,6 +14,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS, documents
 from embedding_pipelines.sources.paths import explain_errors
+from embedding_pipelines.sources.text import POINTER, POINTER_REMEDY
 from embedding_pipelines.sources.values import Column, Reasons
 
 _BUFFER_BYTES = 2**20  # column chunks are read through a buffer of this size, not as a whole
@@ -129,6 +130,8 @@ def _explained(file: SourceFile) -> Iterator[None]:
         ) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
+            if _is_pointer(file):
+                raise SourceError(f"{file.name}: the file {POINTER_REMEDY}.") from error
             problem = " ".join(str(error).split())
             raise SourceError(
                 f"{file.name}: {damage} ({problem}). Put a whole copy in its place."
@@ -146,6 +149,12 @@ def _nanoseconds(path: str, micros: pa.Array, nanos: pa.Array) -> Reasons:
     texts = pc.cast(nanos, pa.string())
     rows = np.flatnonzero((whole == coarse) & (rest != 0)).tolist()
     return {at: column.too_fine(texts[at].as_py()) for at in rows}
+
+
+def _is_pointer(file: SourceFile) -> bool:
+    with contextlib.suppress(OSError), file.path.open("rb") as stream:
+        return stream.read(len(POINTER)) == POINTER
+    return False
 
 
 def _column(rows: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray:

@@ -50,6 +50,8 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16", "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16", "utf-16-be"),
 )
+POINTER = b"version https://git-lfs.github.com/"
+POINTER_REMEDY = "is a pointer of Git LFS to the data. Fetch them: git lfs pull"
 # How files begin that are no text, and what to do with them.
 _NO_TEXT = {
     b"\x1f\x8b": "is packed with gzip. Let its name end with .gz",
@@ -60,6 +62,7 @@ _NO_TEXT = {
     b"\xd0\xcf\x11\xe0": "is an Excel workbook. Save it as CSV",
     b"PAR1\x15": "is a Parquet file. Set source.kind to parquet",
     b"SQLite format 3\x00": "is an SQLite database. Export the table as CSV",
+    POINTER: POINTER_REMEDY,
 }
 # Without a mark Python takes the little-endian codec; reversed, so that it comes last and stays.
 _WITHOUT_MARK = {name: codec for _, name, codec in reversed(_MARKS)}

@@ -36,6 +36,9 @@ _DAY_SECONDS = 86_400
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _LARGEST_EXPONENT = 30  # of ten; a number beyond is no int64 and no time
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# 1.234,50 and $12: digits, what may stand between them, and a sign before or after.
+_OTHER_NUMBER = re.compile(r"[^\w.+-]?\s*[+-]?\d[\d.,'’_\s]*[^\w.,'’]?")
+_OTHER_DATE = re.compile(r"^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|^\d{4}[./]\d|^\d{4}-\d(?!\d)")
 _TIME_OF_DAY = re.compile(r"^\d{4}-\d\d-\d\d[Tt ]\d\d")
 _NOT_FINITE = frozenset({"inf", "infinity", "nan"})
 _JSON = json.JSONDecoder(parse_int=str, parse_float=str)
@@ -51,6 +54,8 @@ _TIME_FORMS = (
     (rf"(:\d\d\.\d{{6}})0+{_OFFSET}?$", r"\1\2"),
 )
 _TOO_FINE = rf"(:\d\d\.\d{{6}})\d+{_OFFSET}?$"
+# What databases and spreadsheets write beside true, false, 1 and 0; 1.0 is pandas', beside a null.
+_BOOLS = ((r"(?i)^(t|yes|y|on|1\.0)$", "true"), (r"(?i)^(f|no|n|off|0\.0)$", "false"))
 _MIDNIGHT = rf"^(\d{{4}}-\d\d-\d\d)[Tt ]00:00(?::00(?:\.0+)?)?\s*(?:[zZ]|UTC|GMT|{_OFFSET})?$"
 
 
@@ -272,7 +277,12 @@ class Column:
         return self._refuse(values, mask & ~is_word, lambda at: f"{reason(at)}: it is too large")
 
     def _bools(self, texts: pa.Array) -> pa.Array:
-        return self._parsed(texts, "bool")
+        with contextlib.suppress(*_ARROW_ERRORS):  # most often all are true and false
+            return pc.cast(texts, pa.bool_())
+        words = texts
+        for pattern, word in _BOOLS:
+            words = pc.replace_substring_regex(words, pattern, word)
+        return self._parsed(words, "bool", texts)
 
     def _dates(self, texts: pa.Array) -> pa.Array:
         days = pc.replace_substring_regex(texts, _MIDNIGHT, r"\1")
@@ -407,6 +417,12 @@ class Column:
                 return f"{problem}: a number has no unit; declare it as {guess}int"
             if declared == "date" and _TIME_OF_DAY.search(text):
                 problem += "; declare it as timestamp"
+            if declared == "bool":
+                problem += ": it is none of true, false, yes, no, t, f, y, n, on, off, 1 and 0"
+            elif declared in ("int", "float") and _is_other_number(text):
+                problem += ": a number is written as 1234.5; else declare it as string"
+            elif declared in ("date", "timestamp") and _OTHER_DATE.search(text):
+                problem += ": a day is written as 2024-01-31; else declare it as string"
             if not any(map(str.isdigit, text)) and text.lower() not in ("true", "false"):
                 problem += "; if it stands for no value, add it to source.missing"
             return problem
@@ -526,6 +542,11 @@ def parse_list(text: str | None) -> list[str | None] | None:
     if not all(part is None or isinstance(part, str) for part in parts):
         raise ValueError(f"is {_show(text)}, not list[string]")
     return parts
+
+
+def _is_other_number(text: str) -> bool:
+    """Whether a text is a number as some countries and spreadsheets write it."""
+    return _OTHER_NUMBER.fullmatch(text) is not None and _NUMBER.fullmatch(text) is None
 
 
 def _likely_unit(text: str) -> str:

@@ -72,6 +72,13 @@ def test_no_markup_is_too_broken(text: str, deep: bool) -> None:
     assert isinstance(html.text_of(text), str)
 
 
+def test_elements_that_html_does_not_know_separate_words() -> None:
+    text = (
+        "<p>x<o:p>one</o:p><a>two</a></p><Item>three</Item><item>four</item>fi<wbr>ve<ins>s</ins>"
+    )
+    assert html.text_of(text) == "x one two\nthree four fives"
+
+
 @pytest.mark.parametrize("part", ["<div>", "<b>", "<x>", "<!--", "<a ", "<", "</p>", "<p>a<b>"])
 def test_no_markup_takes_long(part: str) -> None:
     text = part * 50_000 + "the end &amp; all</p>"

@@ -210,7 +210,7 @@ def test_a_header_alone_is_no_documents(tmp_path: Path, data: bytes) -> None:
     assert (documents, rejections) == ([], [])
 
 
-@pytest.mark.parametrize("data", [b"", b"\n\n"])
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"  \n\n"])
 def test_a_file_without_a_header_is_an_error_because_it_may_be_half_written(
     tmp_path: Path, data: bytes
 ) -> None:
@@ -236,6 +236,22 @@ def test_a_wrong_delimiter_is_guessed_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"Is the delimiter ';'\? Then set source\.delimiter"):
         read(make("csv", "a.csv"), tmp_path)
     check_source(make("csv", "a.csv", delimiter=";"), tmp_path, 1)
+
+
+def test_a_comment_before_the_header_is_guessed_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("# exported, 2024\nid,text\n1,x\n")
+    with pytest.raises(SourceError, match=r"a comment\? Then set source\.comment to '#', or"):
+        read(make("csv", "a.csv"), tmp_path)
+    check_source(make("csv", "a.csv", comment="#"), tmp_path, 1)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "parquet"])
+def test_a_pointer_in_place_of_the_data_is_told(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"a.{kind}").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4\n"
+    )
+    with pytest.raises(SourceError, match="is a pointer of Git LFS to the data"):
+        read(make(kind, f"a.{kind}"), tmp_path)
 
 
 def test_tab_is_the_delimiter_of_a_tsv_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def test_the_array_may_lie_deep_in_an_object(tmp_path: Path) -> None:
         SourceError, match=r"a\.json: no array at 'data\.item'; the top level has .*'n', 'data'"
     ):
         read(make("json", "a.json", records="data.item"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{"n": 1, "data": {"rows": [{"text": "x"}]}}', "are 'data.rows' its records? Then set"),
+        ('{"a": {"text": "x"}, "b": {"text": "y"}}', "write these as an array of records"),
+        ('{"text": {"0": "x"}, "id": {"0": 1}}', "columns and not records"),
+        ('{"text": ["x"], "id": [1]}', "pandas does with orient='records'"),
+    ],
+)
+def test_one_object_that_is_meant_as_many_records_is_told(
+    tmp_path: Path, data: str, words: str
+) -> None:
+    (tmp_path / "a.json").write_text(data)
+    with pytest.raises(SourceError, match=re.escape(words)):
+        read(make("json", "a.json", id="id"), tmp_path)
 
 
 @pytest.mark.parametrize("data", ["[]", '{"rows": []}'])

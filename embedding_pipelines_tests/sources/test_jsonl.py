@@ -87,6 +87,28 @@ def test_a_field_of_a_rejected_record_is_not_missing(tmp_path: Path) -> None:
     assert read(source, tmp_path)[2][0].lacking == []
 
 
+def test_a_path_that_leads_through_something_else_than_objects_rejects_its_record(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"m": {"k": "x"}}\n{"m": null}\n{}\n{"m": {}}\n{"m": "x"}\n{"m": [{"k": "x"}]}\n'
+    )
+    documents, rejections = check_source(make("jsonl", "a.jsonl", text="m.k"), tmp_path, 4, 2)
+    assert [row["text"] for row in documents] == ["x", "", "", ""]
+    assert [each.reason for each in rejections] == [
+        f"field 'm.k' cannot be looked up: 'm' is {what}, not an object"
+        for what in ("a string", "a list")
+    ]
+
+
+@pytest.mark.parametrize("data", ['[{"text": "a"}, {"text": "b"}]\n', '{\n  "text": "a"\n}\n'])
+def test_a_file_that_is_one_json_value_is_told(tmp_path: Path, data: str) -> None:
+    (tmp_path / "a.jsonl").write_text(data)
+    _, rejections, _ = read(make("jsonl", "a.jsonl"), tmp_path)
+    assert rejections[0].reason.endswith("? Then set source.kind to json")
+    assert all(" kind " not in rejection.reason for rejection in rejections[1:])
+
+
 def test_lists_are_joined_by_line_breaks_where_they_are_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"text": ["a", null, 1.50, ""], "tags": ["p", "q"], "s": "x"}\n'
