@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from embedding_pipelines.errors import StoreError
+from embedding_pipelines.errors import BusyError, StoreError
 
 # The end of a JSON object that holds its own checksum; see `seal`.
 SEAL = re.compile(rb',?(?:\n  | )"checksum": "([0-9a-f]{8})"\n?}\Z')
@@ -124,15 +124,48 @@ def _sync_if_changed(since: float, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """An empty folder, removed in the end. It is locked as long as this process lives: those of
+    the same prefix that killed processes left are removed here."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        if (lock := _lock_folder(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    folder, lock = Path(), None
+    while lock is None:  # else somebody took it for abandoned before it was locked
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = _lock_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder of this user's; None if that is not to be had. Closing it lets go."""
+    with contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(lock)
+            if status.st_uid == os.getuid() and os.path.samestat(status, folder.lstat()):
+                return lock
+        except OSError:
+            pass
+        os.close(lock)
+    return None
+
+
+@contextlib.contextmanager
 def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
     """A draft to fill, which becomes `folder` once the body has succeeded; for caches.
 
     A folder without the file `marker` counts as damaged and is replaced. Of several processes the
     first one wins, since others may have its files open by then.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with temporary_folder(folder.parent, f".{folder.name}-") as draft:
         yield draft
         try:
             os.rename(draft, folder)
@@ -141,8 +174,18 @@ def fill_folder(folder: Path, marker: str) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # another process was first
                     os.rename(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def hold_to_read(path: Path, problem: str) -> Iterator[None]:
+    """Hold the lock of `filelock` on a file that is there, which needs no right to write it.
+    Raises BusyError with the problem if another process does."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(problem) from error
+        yield
 
 
 def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:

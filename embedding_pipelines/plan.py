@@ -4,13 +4,11 @@ Documents are read and chunks are cut as in a run, in a copy of the pipeline's f
 removed afterwards; what follows is counted from them.
 """
 
-import contextlib
 import timeit
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
-from typing import Literal
+from tempfile import gettempdir
 
 import numpy as np
 
@@ -19,6 +17,7 @@ from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.lookup import look_up
 from embedding_pipelines.embedding.packing import pack
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.files import temporary_folder
 from embedding_pipelines.inference.weights import local_folder, operations_per_token
 from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.evaluate import cost
@@ -68,22 +67,18 @@ def plan(run: Run) -> Plan:
             f"{run.spec.model.kind}: a plan runs no code that a pipeline file names. Set `trusted: "
             "true` in `model:` if it may; `run` needs no such word for code in the home folder."
         )
-    with contextlib.ExitStack() as stack:
-        locks: tuple[Literal["run", "step"], ...] = ("run", "step")
-        for lock in locks:
-            if run.folder.has_lock(lock):  # else nobody has ever run the pipeline
-                stack.enter_context(run.folder.lock(lock, timeout_seconds=0))
-        folder = stack.enter_context(TemporaryDirectory(prefix="embedding-pipelines-plan-"))
-        warehouse = run.warehouse.copy_for_reading(Path(folder), run.spec.name)
-        copy = stack.enter_context(Run(run.spec, warehouse, run.progress, run.model))
-        try:
-            for name in ("documents", "chunks"):  # which cost nothing but time
-                for _ in step_named(name).work(copy, run.spec.partition_names):
-                    pass
-            return _count(copy)
-        except EmbeddingPipelinesError as error:  # a user looks where the copy was made of
-            message = str(error).replace(str(copy.folder.folder), str(run.folder.folder))
-            raise type(error)(message) from error
+    parent = Path(gettempdir())
+    with run.folder.lock_to_read(), temporary_folder(parent, "embedding-pipelines-plan-") as folder:
+        warehouse = run.warehouse.copy_for_reading(folder, run.spec.name)
+        with Run(run.spec, warehouse, run.progress, run.model) as copy:
+            try:
+                for name in ("documents", "chunks"):  # which cost nothing but time
+                    for _ in step_named(name).work(copy, run.spec.partition_names):
+                        pass
+                return _count(copy)
+            except EmbeddingPipelinesError as error:  # a user looks where the copy was made of
+                message = str(error).replace(str(copy.folder.folder), str(run.folder.folder))
+                raise type(error)(message) from error
 
 
 def _count(run: Run) -> Plan:

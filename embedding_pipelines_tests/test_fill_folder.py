@@ -2,12 +2,15 @@
 open."""
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embedding_pipelines.files import fill_folder
+from embedding_pipelines.files import fill_folder, temporary_folder
 
 MARKER = "config.json"
 
@@ -71,3 +74,37 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
         fill(draft, "whole")
     assert [path.name for path in (tmp_path / "model").iterdir()] == [MARKER]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from embedding_pipelines.files import fill_folder, temporary_folder
+with fill_folder(Path(sys.argv[1]), "config.json") as draft:
+    (draft / "half").write_text("x" * 1_000)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_fills_stays(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "model")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with temporary_folder(tmp_path, ".model-") as living:
+        assert not left.exists()
+        with temporary_folder(tmp_path, ".model-") as other:
+            assert living.exists()
+            assert other != living
+        assert list(tmp_path.iterdir()) == [living]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_folders_of_that_name_are_taken_for_left(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "precious").mkdir(parents=True)
+    (tmp_path / ".model-link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".model-file").write_text("a file")
+    (tmp_path / ".other-left").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with temporary_folder(tmp_path, ".model-"):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before

@@ -2,6 +2,7 @@
 it asks nobody."""
 
 import dataclasses
+import errno
 import json
 import threading
 from collections.abc import Iterator
@@ -318,3 +319,23 @@ def test_a_plan_runs_no_code_of_the_home_folder_unless_it_is_trusted(home: Path)
     write_pipeline(home, "own", text + model.format("true"))
     assert plan(home, "own").rows_new == 2
     assert (home / "imported").exists()
+
+
+@pytest.mark.usefixtures("key")
+def test_a_plan_writes_nothing_into_the_home_and_removes_what_killed_plans_left(
+    home: Path, server: WireServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(home, server)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "embedding-pipelines-plan-left"
+    (left / "tales").mkdir(parents=True)
+    write_csv(home, "b.csv", [(1_000, "a song about bears", "song")])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr("filelock.FileLock.acquire", refuse)
+        read_only.setattr("embedding_pipelines.storage.warehouse.FileLock", refuse)
+        assert plan(home).rows_new == 1
+    assert list(tmp_path.glob("embedding-pipelines-plan-*")) == []

@@ -4,7 +4,6 @@ A folder holds one export: its files and `export.json`, which says what they are
 beside its place and put there once it is whole.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.explore.table import Kind, LiveTable
 from embedding_pipelines.extras import need
-from embedding_pipelines.files import write_json
+from embedding_pipelines.files import temporary_folder, write_json
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.storage.warehouse import write_table
@@ -70,11 +69,8 @@ def export(
     is_free = not target.exists() or (target.is_dir() and not any(target.iterdir()))
     if not is_free and not (target / ABOUT).is_file():
         raise ConfigError(f"{target} is there and is no export. Name a folder that is not there.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{target.name}.", dir=target.parent, ignore_cleanup_errors=True
-    ) as beside:
-        draft, before = Path(beside, "draft"), Path(beside, "before")
+    with temporary_folder(target.parent, f".{target.name}.") as beside:
+        draft, before = beside / "draft", beside / "before"
         draft.mkdir()
         rows = WRITERS[format](table, vectors, draft, progress)
         if rows != table.release.rows:

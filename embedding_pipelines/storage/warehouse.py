@@ -28,6 +28,7 @@ from embedding_pipelines.files import (
     delete_drafts,
     draft_beside,
     file_checksum,
+    hold_to_read,
     is_absent,
     list_files,
     move,
@@ -41,6 +42,7 @@ from embedding_pipelines.schemas import DIGEST_BYTES
 
 State = TypeVar("State")
 
+WAIT = "Wait for it to end, then try again."
 DAMAGED = ".damaged"  # the end of a shard's name that was set aside, until it is made anew
 ROW_GROUP_ROWS = 4_096  # also the batch in which texts are deduplicated and sorted by length
 ROW_GROUP_BYTES = 32 << 20  # long texts make smaller groups, so that memory stays bounded
@@ -234,8 +236,23 @@ class PipelineFolder:
 
         Waits for ever by default; with a timeout raises BusyError.
         """
-        problem = f"Pipeline {self.folder.name!r} is being run by another process."
-        return _hold(self.folder / f"{name}.lock", timeout_seconds, problem)
+        return _hold(self.folder / f"{name}.lock", timeout_seconds, self._busy)
+
+    @contextmanager
+    def lock_to_read(self) -> Iterator[None]:
+        """Hold both locks, as far as anybody has ever held them, writing nothing. Raises BusyError
+        if another process is at work."""
+        names: tuple[Literal["run", "step"], ...] = ("run", "step")
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                if self.has_lock(name):
+                    path = self.folder / f"{name}.lock"
+                    stack.enter_context(hold_to_read(path, f"{self._busy} {WAIT}"))
+            yield
+
+    @property
+    def _busy(self) -> str:
+        return f"Pipeline {self.folder.name!r} is being run by another process."
 
     def sync(self, others: Iterable[Path] = ()) -> None:
         """Wait until all that was written in this folder, and in others, since the pointer to the
@@ -333,7 +350,7 @@ def _hold(path: Path, timeout_seconds: float, problem: str) -> Iterator[None]:
         with FileLock(path, timeout=timeout_seconds):
             yield
     except Timeout as error:
-        raise BusyError(f"{problem} Wait for it to end, then try again.") from error
+        raise BusyError(f"{problem} {WAIT}") from error
 
 
 def write_table(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -1,7 +1,6 @@
 """Exports read back equal to the live table, replace only exports, and are written in bounded
 memory."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -47,7 +46,7 @@ def test_parquet_holds_the_live_table(home: Path, kind: Kind) -> None:
     schema = pq.read_schema(folder / "table.parquet")
     assert schema.field(VECTOR).type == pa.list_(pa.float32(), 64)
     assert schema.metadata[SPACE_ID_KEY].decode() == about.space_id
-    written = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    written = read_json(folder / ABOUT)
     assert written == {
         "pipeline": "p",
         "release": 1,
