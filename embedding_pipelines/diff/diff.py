@@ -126,7 +126,12 @@ def diff(
         before=_side(old),
         after=_side(new),
         options=list(_options("", *options)),
-        metrics=list(_metrics(folder, old.release, new.release)),
+        metrics=list(
+            metric_changes(
+                *(old.release.metrics, new.release.metrics),
+                *(query_figures(folder, side.release) for side in (old, new)),
+            )
+        ),
         documents=documents,
         neighbours=neighbours,
         queries=queries,
@@ -175,9 +180,15 @@ def _options(path: str, old: Any, new: Any) -> Iterator[OptionChange]:
         yield OptionChange(path, old, new)
 
 
-def _metrics(folder: PipelineFolder, before: Release, after: Release) -> Iterator[MetricChange]:
-    old, new = before.metrics, after.metrics
-    figures = [_by_query(query_figures(folder, release)) for release in (before, after)]
+def metric_changes(
+    old: Mapping[str, float],
+    new: Mapping[str, float],
+    old_queries: Mapping[str, Mapping[str, float]],
+    new_queries: Mapping[str, Mapping[str, float]],
+) -> Iterator[MetricChange]:
+    """The metrics of two releases, with the figures of their queries by metric, where they are kept,
+    to tell a change from chance."""
+    figures = [_by_query(queries) for queries in (old_queries, new_queries)]
     for name in [*METRICS, *sorted((old.keys() | new.keys()) - METRICS.keys())]:
         left, right = old.get(name), new.get(name)
         difference = right - left if left is not None and right is not None else None

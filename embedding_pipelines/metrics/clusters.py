@@ -14,7 +14,7 @@ Labels = NDArray[np.int32]
 NUMBERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)  # of clusters that are tried if none is given
 CHOICE_ROWS = 2_000  # that they are tried on
 FIT_ROWS = 10_000  # that the clusters are fitted to
-STARTS = 3  # of each fit, of which the best counts
+STARTS = 3  # of the fit, of which the best counts; of those that k is chosen by, one is enough
 KEYWORDS = 6
 VOCABULARY = 50_000  # of the words that most texts hold
 WORD = r"(?u)\b[^\W\d_]{2,}\b"
@@ -109,7 +109,9 @@ def _choose(units: Vectors, seed: int) -> tuple[int, float | None]:
     np.fill_diagonal(distances, 0)
     directions = len(np.unique(units, axis=0))
     scores = {
-        k: float(metrics.silhouette_score(distances, _fit(units, k, seed)[0], metric="precomputed"))
+        k: float(
+            metrics.silhouette_score(distances, _fit(units, k, seed, 1)[0], metric="precomputed")
+        )
         for k in NUMBERS
         if k <= directions and k < len(units)
     }
@@ -117,9 +119,9 @@ def _choose(units: Vectors, seed: int) -> tuple[int, float | None]:
     return best, scores.get(best)
 
 
-def _fit(units: Vectors, k: int, seed: int) -> tuple[Labels, Vectors]:
+def _fit(units: Vectors, k: int, seed: int, starts: int = STARTS) -> tuple[Labels, Vectors]:
     """Labels int32[n] and centres float32[k, d]."""
-    model = need("sklearn.cluster", "explore").KMeans(k, n_init=STARTS, random_state=seed)
+    model = need("sklearn.cluster", "explore").KMeans(k, n_init=starts, random_state=seed)
     model.fit(units)
     return model.labels_, model.cluster_centers_
 

@@ -44,6 +44,7 @@ from embedding_pipelines.vectors import Vectors, to_matrix
 QRELS_K = 100  # chunks that a query with relevance judgements asks for
 SAMPLE = 5_000  # vectors that are compared with one another
 NEIGHBOURS = 128  # chunks whose nearest other is looked for, and queries that test an index
+ANSWERS = 10  # documents that are kept with a query, the most relevant first
 GROWTH = 1.25  # of the table, from which on known items may come later
 
 
@@ -320,10 +321,22 @@ def keep_figures(candidate: Candidate) -> None:
     for path in list_files(folder.quality, "*-*-*.*"):
         if path.stem not in names:
             delete(path)
-    judged = judgements.queries.items() if judgements else ()
-    queries = [{"id": name, "text": text, "from": ""} for name, text in judged] + [
-        {"id": item.id, "text": item.query, "from": item.document_id} for item in candidate.items
-    ]
+    queries = (
+        [
+            {
+                "id": name,
+                "text": text,
+                "from": "",
+                "figure": candidate.query_ids.get(name, name),  # its name among the figures
+                "answers": judgements.answers(name)[:ANSWERS] if judgements else [],
+            }
+            for name, text in (judgements.queries.items() if judgements else ())
+        ]
+        + [
+            {"id": item.id, "text": item.query, "from": item.document_id}
+            for item in candidate.items
+        ]
+    )
     name = f"{candidate.name}-{candidate.version}"
     write_json(folder.queries, {"queries": queries})
     write_json(folder.quality / f"{name}.json", {"per_query": candidate.query_metrics})

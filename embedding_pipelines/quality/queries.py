@@ -54,6 +54,11 @@ class Qrels:
     def documents(self) -> set[str]:
         return set[str]().union(*self.relevance.values())
 
+    def answers(self, query: str) -> list[str]:
+        """The documents that are relevant to a query, the most relevant first."""
+        gains = self.relevance[query]
+        return sorted((name for name in gains if gains[name] > 0), key=lambda name: -gains[name])
+
 
 def known_item_queries(run: Run, most: int) -> list[KnownItemQuery]:
     """Up to `most` queries from the corpus, always the same while their documents are: of the first

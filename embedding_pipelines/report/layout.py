@@ -1,11 +1,10 @@
 """Lays out a map of a space: a place on a plane for each vector, near vectors near one another.
 
-UMAP computes it. The map stays stable from release to release: an old point keeps its place, a new
-one goes beside its nearest neighbours. UMAP runs again, from the old map, once more than a third of
-the points are only placed. The map is a picture for people; no figure comes from it.
+The map stays stable from release to release: an old point keeps its place, a new one goes beside its
+nearest neighbours. All are laid out anew, from the old map, once more than a third of the points are
+only placed. The map is a picture for people; no figure comes from it.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -14,20 +13,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.extras import need
+from embedding_pipelines.report.projection import project
 from embedding_pipelines.vectors import Vectors, unit
 
-# Of 384 dimensions: UMAP takes 84 s of processor time on one core; a browser draws them smoothly.
-MAX_POINTS = 50_000
+MAX_POINTS = 50_000  # a browser draws them smoothly
 FEW = 40  # points without neighbourhoods: their two strongest directions are the map
 MOST_PLACED = 1 / 3  # share of points that may be placed beside neighbours, not laid out
-NEIGHBOURS = 15  # UMAP's own default
 BESIDE = 5  # old neighbours that place a new point
-JITTER = 1e-4  # of the map's extent: UMAP cannot start from points at the same place
-# UMAP's learning rate and epochs when it starts from the old map. Measured on points of 20
-# overlapping clusters, two fifths of them new: old points move by 5% of the map (median), by 11%
-# with UMAP's own; neighbours are as good.
-GENTLE_RATE, GENTLE_EPOCHS = 0.1, 100
+SHRUNK = 0.01  # the strongest directions as a start: near together, points find their neighbours
+JITTER = 1e-4  # of the map's extent: points at the same place cannot part
 FALL_OFF = 0.03  # of cosine, by which a neighbour's pull falls to 1/e of the nearest one's
 BLOCK = 2_048  # rows to compare with all old ones at a time: 400 MB for 50,000 old ones
 
@@ -42,7 +36,7 @@ class Layout:
 
     ids: Sequence[str]
     xy: Vectors  # float32[n, 2]
-    fitted: NDArray[np.bool_]  # [n], by UMAP; False: placed beside its neighbours
+    fitted: NDArray[np.bool_]  # [n]; False: placed beside its neighbours
 
     def batch(self) -> pa.RecordBatch:
         """The layout as rows of SCHEMA."""
@@ -78,7 +72,7 @@ def layout(
 
 
 def needs_fit(ids: Sequence[str], before: Layout | None) -> bool:
-    """Whether `layout` would run UMAP, which takes minutes for many points."""
+    """Whether `layout` would lay out all points, which takes half a minute for many."""
     rows = _old_rows(ids, before)
     count = int(before.fitted[rows[rows >= 0]].sum()) if before is not None else 0
     return len(ids) - count > MOST_PLACED * len(ids)
@@ -115,25 +109,14 @@ def _old_rows(ids: Sequence[str], before: Layout | None) -> NDArray[np.int64]:
 
 
 def _fit(units: Vectors, start: Vectors | None, seed: int) -> Vectors:
-    """UMAP's places float32[n, 2] for unit vectors, from `start` or the strongest directions."""
+    """Places float32[n, 2] for unit vectors, from `start` or the strongest directions."""
     plane = _plane(units) if start is None else start
     if len(units) < FEW:
         return plane
-    scale = JITTER * (float(np.ptp(plane)) or 1.0)
-    jitter = np.random.default_rng(seed).normal(scale=scale, size=plane.shape)
-    with warnings.catch_warnings():
-        # At import about TensorFlow; later about points whose neighbours are all equal to them.
-        warnings.simplefilter("ignore")
-        model = need("umap", "report").UMAP(
-            n_neighbors=NEIGHBOURS,
-            metric="cosine",
-            init=(plane + jitter).astype(np.float32),
-            random_state=seed,
-            n_jobs=1,
-            learning_rate=1.0 if start is None else GENTLE_RATE,
-            n_epochs=None if start is None else GENTLE_EPOCHS,
-        )
-        return np.ascontiguousarray(model.fit_transform(units), np.float32)
+    first = plane if start is not None else plane * np.float32(SHRUNK)
+    scale = JITTER * (float(np.ptp(first)) or 1.0)
+    jitter = np.random.default_rng(seed).normal(scale=scale, size=first.shape)
+    return project(units, (first + jitter).astype(np.float32), seed, start is not None)
 
 
 def _plane(units: Vectors) -> Vectors:

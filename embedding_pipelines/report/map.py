@@ -1,7 +1,6 @@
 """The data of the report's map: points of the live table, their texts and colours, and queries.
 
-The warehouse keeps one layout per model, so that the next release's map looks like this one. No
-model is called: queries that are not in the embedding cache are left out.
+The warehouse keeps one layout per model, so that the next release's map looks like this one.
 """
 
 import math
@@ -14,10 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from embedding_pipelines.compression.base import CodecChain
-from embedding_pipelines.embedding.cache import EmbeddingCache
-from embedding_pipelines.files import read_json
 from embedding_pipelines.metrics.clusters import cluster_labels
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.releases import Release
@@ -29,15 +27,14 @@ from embedding_pipelines.report.layout import (
     needs_fit,
     place_beside,
 )
+from embedding_pipelines.report.searches import Query, cut
 from embedding_pipelines.schemas import VECTOR, digest
-from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse, write_table
+from embedding_pipelines.storage.warehouse import PipelineFolder, write_table
 from embedding_pipelines.stores.base import Table
-from embedding_pipelines.vectors import Vectors, to_matrix
+from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
-TEXT_CHARACTERS = 200  # of a text that the map shows
 KINDS = 20  # of a column, with a colour each
 LEAST_SHARE = 0.05  # of the points that these must cover, else the colours would say nothing
-MAX_QUERIES = 1_000
 DIGITS = 4  # after the point, of places and numbers: finer than a screen
 
 
@@ -53,34 +50,34 @@ class Points:
 
 
 def map_of(
-    warehouse: Warehouse, release: Release, codec: CodecChain, progress: Progress
+    release: Release, points: Points, queries: Sequence[Query], xy: Vectors
 ) -> dict[str, Any]:
-    """The map as JSON values, lists over points: places, texts, columns to colour by; queries."""
-    table = release.spec.store.table(warehouse.tables, release.table)
-    folder = warehouse.pipeline(release.spec.name)
-    points = read_points(table, release, codec, progress)
-    xy = place_points(folder, release, points, progress).xy
-    x, y = np.round(xy.T.astype(np.float64), DIGITS).tolist()
+    """The map as JSON values, lists over points at `xy` float32[n, 2]: places, texts, columns to
+    colour by; clusters; queries."""
+    x, y = _numbers(xy)
     types = release.spec.source.metadata_types
     metadata = {
         name: _column(name, types[name], values) for name, values in points.metadata.items()
     }
-    columns = [column for column in metadata.values() if column is not None]
+    clusters, columns = list[dict[str, Any]](), list[dict[str, Any]]()
     if points.chunk_ids:
         numbers, labels = cluster_labels(points.vectors, points.texts, seed=release.spec.seed)
         names = [name for name, _ in labels]
-        columns += [{"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}]
+        clusters = _clusters(numbers, [words for _, words in labels], points, xy)
+        columns = [{"name": "cluster", "kind": "kinds", "names": names, "codes": numbers.tolist()}]
+    columns += [column for column in metadata.values() if column is not None]
     lengths = [len(text) for text in points.texts]
     columns += [{"name": "length of the text", "kind": "numbers", "values": lengths}]
     return {
         "rows": release.rows,
         "x": x,
         "y": y,
-        "texts": [_cut(text) for text in points.texts],
+        "texts": [cut(text) for text in points.texts],
         "documents": points.document_ids,
         "columns": columns,
+        "clusters": clusters,
         "left_out": [name for name, column in metadata.items() if column is None],
-        "queries": _queries(warehouse, folder, release, points, xy),
+        "queries": _queries(points, queries, xy),
     }
 
 
@@ -136,7 +133,7 @@ def place_points(
     ids = [point_id(*pair) for pair in zip(points.chunk_ids, points.texts, strict=True)]
     if needs_fit(ids, before):
         progress.note(
-            f"Laying out the map of {len(ids):,} points; 50,000 take a few minutes, and next time "
+            f"Laying out the map of {len(ids):,} points; 50,000 take half a minute, and next time "
             "none."
         )
     places = layout(points.vectors, ids, before, release.spec.seed)
@@ -164,7 +161,7 @@ def _column(name: str, kind: str, values: Sequence[Any]) -> dict[str, Any] | Non
 def _as_text(value: Any) -> str:
     if value is None or value == []:
         return "(none)"
-    return _cut(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return cut(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _number(value: float | None) -> float | None:
@@ -180,23 +177,59 @@ def _day(value: date | datetime | None) -> float | None:
     return round(value.timestamp() / 86_400, DIGITS)
 
 
-def _queries(
-    warehouse: Warehouse, folder: PipelineFolder, release: Release, points: Points, xy: Vectors
-) -> dict[str, list[Any]]:
-    """The queries of the release's metrics, beside the chunks that are nearest to them."""
-    queries = (read_json(folder.queries) or {}).get("queries", [])
-    texts = list(dict.fromkeys(str(query["text"]) for query in queries))[:MAX_QUERIES]
-    cache = EmbeddingCache(warehouse.cache, read_only=True)
-    space = release.space.with_codec(None)
-    keys = {cache.key(space.id, "query", text): text for text in texts}
-    vectors = cache.get_many(list(keys), space.dimensions)
-    if not vectors or not len(xy):
-        return {"x": [], "y": [], "texts": []}
-    hits = [key for key in keys if key in vectors]
-    places = place_beside(np.stack([vectors[key] for key in hits]), points.vectors, xy)
-    x, y = np.round(places.T.astype(np.float64), DIGITS).tolist()
-    return {"x": x, "y": y, "texts": [_cut(keys[key]) for key in hits]}
+def _clusters(
+    numbers: NDArray[np.int32], keywords: Sequence[Sequence[str]], points: Points, xy: Vectors
+) -> list[dict[str, Any]]:
+    """Each cluster with its keywords, size, an example, and a place for its name on the map."""
+    units, result = unit(points.vectors), []
+    for number, words in enumerate(keywords):
+        rows = np.flatnonzero(numbers == number)
+        if not len(rows):
+            continue
+        middle = np.median(xy[rows], axis=0)  # which need not lie among its points
+        place = rows[((xy[rows] - middle) ** 2).sum(axis=1).argmin()]
+        central = rows[(units[rows] @ units[rows].mean(axis=0)).argmax()]
+        x, y = _numbers(xy[[place]])
+        result.append(
+            {
+                "number": number,
+                "words": list(words),
+                "rows": len(rows),
+                "share": f"{len(rows) / len(numbers):.0%}",
+                "example": points.document_ids[central],
+                "x": x[0],
+                "y": y[0],
+            }
+        )
+    return result
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}…"
+def _queries(points: Points, queries: Sequence[Query], xy: Vectors) -> dict[str, list[Any]]:
+    """The queries, beside the chunks that are nearest to them, each with the point that answers it:
+    of its right document if that is on the map, else the nearest one."""
+    result: dict[str, list[Any]] = {
+        name: [] for name in ("x", "y", "texts", "answers", "right", "found")
+    }
+    if not queries or not len(xy):
+        return result
+    vectors = np.stack([query.vector for query in queries])
+    result["x"], result["y"] = _numbers(place_beside(vectors, points.vectors, xy))
+    rows = dict[str, list[int]]()
+    for row, name in enumerate(points.document_ids):
+        rows.setdefault(name, []).append(row)
+    units = unit(points.vectors)
+    for query, vector in zip(queries, unit(vectors), strict=True):
+        right = next((rows[name] for name in query.answers if name in rows), None)
+        cosines = units @ vector if right is None else units[right] @ vector
+        at = int(cosines.argmax())
+        result["texts"].append(cut(query.text))
+        result["answers"].append(at if right is None else right[at])
+        result["right"].append(right is not None)
+        result["found"].append(query.figure is None or query.figure > 0)
+    return result
+
+
+def _numbers(xy: Vectors) -> list[list[float]]:
+    """Columns x and y, with as many digits as a screen shows."""
+    columns: list[list[float]] = np.round(xy.T.astype(np.float64), DIGITS).tolist()
+    return columns

@@ -1,26 +1,44 @@
-"""Writes the report of a pipeline: an HTML page of metrics, checks, charts, and a map of its space.
+"""Writes the report of a pipeline: an HTML page with a verdict, a map of its space, searches, metrics,
+checks, what was rejected, and charts.
 
 It loads nothing from the network. All comes from the warehouse, without model and pipeline file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from embedding_pipelines.compression.base import CodecChain, as_options, describe_chain
 from embedding_pipelines.compression.pca import PcaCodec
+from embedding_pipelines.diff.diff import MetricChange
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.extras import need
 from embedding_pipelines.files import read_json, write_atomic
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.evaluate import CHECKS
-from embedding_pipelines.releases import Release, live_release, read_history, read_releases
-from embedding_pipelines.report.charts import ABSENT, SIZE, charts, describe_search
-from embedding_pipelines.report.map import map_of
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.releases import (
+    Release,
+    Releases,
+    live_release,
+    read_history,
+    read_releases,
+)
+from embedding_pipelines.report.charts import ABSENT, SIZE, Line, charts, describe_search
+from embedding_pipelines.report.map import map_of, place_points, read_points
+from embedding_pipelines.report.searches import Query, cut, read_queries, searches
+from embedding_pipelines.report.verdict import Changes, changes_of, verdict_of
+from embedding_pipelines.run import Run
+from embedding_pipelines.status import read_rejections
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors
 
-SLIGHT = 0.001  # of a metric: smaller changes are neither better nor worse
+Part = TypeVar("Part")
+
+IN_HISTORY = {"release", "space", "codec", "metrics"}  # of each line
+REJECTED = 20  # rows that the page shows
 TEMPLATE = Path(__file__).with_name("report.html")
 
 
@@ -39,34 +57,56 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release. Raises
-    ReleaseError without one, StoreError or CompressionError for damaged state."""
+    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release.
+
+    What cannot be read is left out; the page and a note say so. Raises ReleaseError without a
+    release, StoreError if the releases themselves cannot be read.
+    """
     folder = warehouse.pipeline(name)
-    release = live_release(folder)
-    codec = CodecChain.load(folder.codecs / release.codec)
+    release, releases = live_release(folder), read_releases(folder)
+    run, parts = Run(release.spec, warehouse), Parts(name, progress)
     progress.update("report", 0, release.rows, "rows")
-    points = map_of(warehouse, release, codec, progress)
-    (history, torn), optimization = read_history(folder), read_json(folder.optimization)
-    if torn:
-        progress.note(f"{name}: {torn} damaged lines of {folder.history} are left out.")
-    pca = next((part for part in codec.codecs if isinstance(part, PcaCodec)), None)
-    spectrum, dimensions = (pca.spectrum, pca.dimensions) if pca else (None, None)
-    figures = charts(history, optimization, spectrum, dimensions)
+    history = parts.read(lambda: _history(folder, parts), list[Line]())
+    optimization = parts.read(lambda: read_json(folder.optimization), None)
+    codec = parts.read(lambda: CodecChain.load(folder.codecs / release.codec), None)
+    table = release.spec.store.table(warehouse.tables, release.table)
+    size = parts.read(table.size_bytes, None)
+    queries = parts.read(lambda: read_queries(warehouse, release), list[Query]())
+    points, answers = None, dict[str, Any](samples=[], worst=[])
+    if codec is not None:
+        points = parts.read(lambda: _map(table, folder, release, codec, queries, progress), None)
+        answers = parts.read(lambda: searches(table, release, codec, queries), answers)
+    verdict = parts.read(lambda: verdict_of(run, releases, release), None)
+    before, changes = parts.read(
+        lambda: changes_of(run, releases, release, history), Changes(None, [])
+    )
+    figures = charts(history, optimization, *_spectrum(codec))
     descriptions = {name: check.description for name, check in CHECKS.items()}
-    page = _render(
-        release=release,
-        statistics=_statistics(warehouse, release, codec),
-        metrics=_metrics(release, history),
+    values = dict[str, Any](
+        name=name,
+        description=release.spec.as_written(release.spec.description),
+        release=release.number,
+        verdict=verdict,
+        before=before,
+        better=[_words(change) for change in changes if change.better],
+        worse=[_words(change) for change in changes if change.better is False],
+        tiles=_tiles(release),
+        statistics=_statistics(release, releases, codec, size),
+        metrics=_metrics(release, changes),
         checks=[
             {"name": name, "passed": passed, "what": descriptions.get(name, "")}
             for name, passed in release.checks.items()
         ],
+        answers=answers,
+        rejected=parts.read(lambda: _rejected(run), None),
         charts={title: figure.to_dict() for title, figure in figures.items()},
         absent=ABSENT,
         size=SIZE,
         optimization=_optimization(optimization),
         map=points,
+        problems=parts.problems,
     )
+    page = _render(**values)
     path = warehouse.root / "reports" / f"{name}.html"
     write_atomic(path, page)
     return Report(
@@ -74,25 +114,95 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         name,
         release.number,
         release.rows,
-        points=len(points["x"]),
-        queries=len(points["queries"]["x"]),
+        points=len(points["x"]) if points else 0,
+        queries=len(points["queries"]["x"]) if points else 0,
         charts=list(figures),
         size_bytes=len(page),
     )
 
 
-def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> dict[str, str]:
-    folder, space, spec = warehouse.pipeline(release.spec.name), release.space, release.spec
-    numbers, size = read_releases(folder).numbers, codec.bytes_per_vector
-    compression = f"none: {size:,} bytes a vector"
-    if spec.compression:
-        compression = f"{describe_chain(as_options(spec.compression))}: {size:,} bytes a vector, "
-        compression += f"{4 * space.dimensions / size:.3g} times smaller than float32"
-    on_disk = spec.store.table(warehouse.tables, release.table).size_bytes()
-    prompts = [f"{name}: {prompt!r}" for name, prompt in space.prompts.items() if prompt]
+class Parts:
+    """What could not be read for a page, which is written without it."""
+
+    def __init__(self, name: str, progress: Progress) -> None:
+        self.problems: list[str] = []
+        self._name, self._progress = name, progress
+
+    def read(self, read: Callable[[], Part], otherwise: Part) -> Part:
+        """What `read` gives, `otherwise` if it cannot be read."""
+        try:
+            return read()
+        except (EmbeddingPipelinesError, OSError) as error:
+            self.leave_out(f"A part is missing: {error}")
+            return otherwise
+
+    def leave_out(self, problem: str) -> None:
+        self.problems.append(problem)
+        self._progress.note(f"{self._name}: {problem}")
+
+
+def _history(folder: PipelineFolder, parts: Parts) -> list[Line]:
+    """The lines of the history that are whole."""
+    lines, torn = read_history(folder)
+    whole: list[Line] = [line for line in lines if line.keys() >= IN_HISTORY]
+    torn += len(lines) - len(whole)
+    if torn:
+        parts.leave_out(f"{torn} damaged lines of {folder.history} are left out.")
+    return whole
+
+
+def _map(
+    table: Table,
+    folder: PipelineFolder,
+    release: Release,
+    codec: CodecChain,
+    queries: Sequence[Query],
+    progress: Progress,
+) -> dict[str, Any]:
+    points = read_points(table, release, codec, progress)
+    xy = place_points(folder, release, points, progress).xy
+    return map_of(release, points, queries, xy)
+
+
+def _spectrum(codec: CodecChain | None) -> tuple[Vectors | None, int | None]:
+    """The energy of every principal direction float32[d], and how many are kept."""
+    parts = codec.codecs if codec else ()
+    pca = next((part for part in parts if isinstance(part, PcaCodec)), None)
+    return (pca.spectrum, pca.dimensions) if pca else (None, None)
+
+
+def _tiles(release: Release) -> dict[str, str]:
+    """The figures of the verdict."""
+    passed = sum(release.checks.values())
+    return {"rows": f"{release.rows:,}", "checks passed": f"{passed} of {len(release.checks)}"}
+
+
+def _rejected(run: Run) -> dict[str, Any]:
+    """The first rejected records and texts, and where all of them are."""
+    rejections = read_rejections(run, REJECTED)
+    rows = [
+        {"place": cut(row.place), "reason": row.reason, "content": cut(row.content)}
+        for row in rejections.rows
+    ]
+    return {"total": rejections.total, "rows": rows, "tables": list(map(str, rejections.tables))}
+
+
+def _statistics(
+    release: Release, releases: Releases, codec: CodecChain | None, on_disk: int | None
+) -> dict[str, str]:
+    space, spec = release.space, release.spec
+    compression = describe_chain(as_options(spec.compression)) if spec.compression else "none"
+    if codec is not None:
+        size = codec.bytes_per_vector
+        compression += f": {size:,} bytes a vector"
+        if spec.compression:
+            compression += f", {4 * space.dimensions / size:.3g} times smaller than float32"
+    prompts = [
+        f"{name}: {spec.as_written(prompt)!r}" for name, prompt in space.prompts.items() if prompt
+    ]
     statistics = {
         "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept: "
-        f"{numbers}",
+        f"{releases.numbers}",
         "Rows": f"{release.rows:,}",
         "Model": f"{space.provider}:{space.model}, revision {space.revision[:12]}",
         "Space": f"{space.dimensions:,} dimensions of {space.dtype}, {space.pooling}; "
@@ -100,50 +210,53 @@ def _statistics(warehouse: Warehouse, release: Release, codec: CodecChain) -> di
         "Prompts": ", ".join(prompts),
         "Space id": space.id,
         "Compression": compression,
-        "On disk": f"{on_disk / 1e6:,.1f} MB, all releases together",
+        "On disk": f"{on_disk / 1e6:,.1f} MB, all releases together" if on_disk else "",
         "Store": f"{spec.store.kind}, table {release.table}, version {release.version}",
-        "Schedule": spec.schedule or "",
+        "Schedule": spec.as_written(spec.schedule or ""),
         "Released by force": release.forced,
     }
     return {name: text for name, text in statistics.items() if text}
 
 
-def _metrics(release: Release, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _metrics(release: Release, changes: Sequence[MetricChange]) -> dict[str, Any]:
     """Rows of the table of metrics, and the names of metrics without a value."""
-    earlier = [line for line in history if line["release"] < release.number]
-    last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
-    before = last.get("metrics", {})
     required, now = release.spec.evaluation.require, release.metrics
+    by_name = {change.metric: change for change in changes}
     rows = [
-        _measure(name, now.get(name), before.get(name), required.get(name))
+        _measure(
+            by_name.get(name) or MetricChange(name, None, now.get(name), None, None, None),
+            required.get(name),
+        )
         for name in dict.fromkeys((*METRICS, *now))
         if name in now or name in required
     ]
     return {"rows": rows, "missing": [name for name in METRICS if name not in now]}
 
 
-def _measure(
-    name: str, now: float | None, before: float | None, required: float | None
-) -> dict[str, Any]:
-    metric = METRICS.get(name)
-    change = now - before if now is not None and before is not None else None
-    is_slight = change is None or abs(change) <= SLIGHT * abs(before or 0.0)
-    better = metric.improves(change or 0.0) if metric and not is_slight else None
+def _measure(change: MetricChange, required: float | None) -> dict[str, Any]:
+    metric, now, difference = METRICS.get(change.metric), change.after, change.difference
     met = None
     if metric and required is not None:
         met = now is not None and metric.meets(now, required)
     sign = "≥" if metric and metric.direction == "higher" else "≤"
+    better, direction = change.better, metric.direction if metric else ""
     return {
-        "name": name,
+        "name": change.metric,
         "what": f"{metric.description} ({metric.unit})" if metric else "",
         "now": _figure(now),
-        "before": _figure(before),
-        "change": "–" if change is None else f"{change:+.3g}" if change else "0",
+        "before": _figure(change.before),
+        "change": "–" if difference is None else f"{difference:+.3g}" if difference else "0",
+        "is_chance": change.beyond_chance is False,
         "verdict": "" if better is None else "better" if better else "worse",
         "required": "" if required is None else f"{sign} {_figure(required)}",
         "met": met,
-        "better": metric.direction if metric else "",
+        "better": "" if direction == "neither" else direction,
     }
+
+
+def _words(change: MetricChange) -> str:
+    """A change as a few words."""
+    return f"{change.metric} {_figure(change.before)} → {_figure(change.after)}"
 
 
 def _figure(value: float | None) -> str:

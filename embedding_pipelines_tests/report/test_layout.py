@@ -72,7 +72,7 @@ def test_known_points_are_known_by_their_id_wherever_they_stand(first: Layout) -
 def test_a_new_fit_keeps_the_arrangement() -> None:
     """Two fifths of the points are new, so the map is laid out anew."""
     moves, unlike = [], []
-    for seed in range(7):  # one map alone says little: UMAP takes another way for a last digit
+    for seed in range(7):  # one map alone says little: it takes another way for a last digit
         vectors = points(seed)
         before = layout(vectors[:FIRST], IDS[:FIRST])
         after = layout(vectors, IDS, before)

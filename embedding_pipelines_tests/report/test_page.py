@@ -10,21 +10,25 @@ import numpy as np
 import pytest
 from plotly.offline import get_plotlyjs
 
-from embedding_pipelines.errors import CompressionError, ReleaseError
-from embedding_pipelines.files import write_json
+from embedding_pipelines.diff.diff import metric_changes
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report import map as report_map
 from embedding_pipelines.report.charts import COST, DRIFT, RECALL, SIZE, VARIANCE
-from embedding_pipelines.report.map import KINDS, TEXT_CHARACTERS, _column
+from embedding_pipelines.report.map import KINDS, _column
 from embedding_pipelines.report.page import Report, _measure, write_report
+from embedding_pipelines.report.searches import TEXT_CHARACTERS
+from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
-from embedding_pipelines_tests.runs import Collected
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>bold</b> & 'quoted' \" fox"
 PIPELINE = """\
 description: "Animals <i>and</i> others"
 source: {kind: csv, path: 'data/*.csv', id: id, text: [text], metadata: {kind: string, year: int, seen: date}}
+preprocessing: {html: false}
 model: {provider: hashing, dimensions: 64}
 compression: [{kind: pca, dimensions: 8}, int8]
 evaluation: {require: {known_item_mrr: 0.0}}
@@ -155,6 +159,7 @@ def page(built: Path) -> Page:
 
 def test_the_page_says_what_is_live_and_what_was_measured(page: Page) -> None:
     for words in (
+        "Released Release 2 of",
         "Live release 2, of",
         "kept: 1, 2",
         "hashing:words",
@@ -185,7 +190,8 @@ def test_every_chart_is_a_figure_or_a_sentence(page: Page) -> None:
     ("name", "now", "verdict"),
     [
         ("known_item_mrr", 0.9, "better"),
-        ("search_p50_ms", 0.9, "worse"),
+        ("known_item_mrr", 0.7, "worse"),
+        ("search_p50_ms", 0.9, ""),  # what else the machine did
         ("mean_norm", 0.9, ""),  # neither more nor less is better
         ("known_item_mrr", 0.8001, ""),
     ],
@@ -193,7 +199,18 @@ def test_every_chart_is_a_figure_or_a_sentence(page: Page) -> None:
 def test_a_change_is_better_or_worse_where_one_of_them_is(
     name: str, now: float, verdict: str
 ) -> None:
-    assert _measure(name, now, 0.8, None)["verdict"] == verdict
+    (change,) = metric_changes({name: 0.8}, {name: now}, {}, {})
+    assert _measure(change, None)["verdict"] == verdict
+
+
+def test_a_change_that_queries_do_not_bear_out_is_chance() -> None:
+    before = {f"q{n}": n % 2 for n in range(40)}
+    after = before | {"q1": 0, "q3": 0, "q5": 0}
+    means = [sum(figures.values()) / 40 for figures in (before, after)]
+    figures = [{"known_item_mrr": figures} for figures in (before, after)]
+    (change,) = metric_changes(*({"known_item_mrr": mean} for mean in means), *figures)
+    row = _measure(change, 0.9)
+    assert (row["verdict"], row["is_chance"], row["met"]) == ("", True, False)
 
 
 def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
@@ -210,6 +227,9 @@ def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
         "`pca`",
         "needs two",
         "No queries: the release has none",
+        "The checks had no queries",
+        "This is the first release",
+        "Rejected Nothing:",
         "none: 256 bytes a vector",
     ):
         assert words.replace("`", "") in page.text.replace("`", "").replace("  ", " ")
@@ -220,7 +240,7 @@ def test_texts_never_become_elements(page: Page) -> None:
         "svg", "b", "i", "img", "iframe", "object", "link",
     } == set()  # fmt: skip
     assert not [name for _, values in page.tags for name in values if name.startswith("on")]
-    assert len(page.scripts) == 3  # plotly's, the charts', the map's
+    assert len(page.scripts) == 5  # the theme's, plotly's, the charts', the map's, the first paint
     assert HOSTILE in page.map["texts"]
     assert "<script>d0" in page.map["documents"]
     assert "Animals <i>and</i> others" in page.text
@@ -240,8 +260,8 @@ def test_the_page_asks_no_network(page: Page) -> None:
         for tag, values in page.tags
         if tag == "link" or str(values.get("src", "")).startswith("http")
     ]
-    assert page.scripts[0].strip() == get_plotlyjs().strip()  # escaped, it would draw nothing
-    assert "showSendToCloud: false" in page.scripts[2]  # else a button offers to publish the map
+    assert page.scripts[1].strip() == get_plotlyjs().strip()  # escaped, it would draw nothing
+    assert "showSendToCloud: false" in page.scripts[3]  # else a button offers to publish the map
 
 
 def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> None:
@@ -249,7 +269,7 @@ def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> N
     assert shown["rows"] == 30
     assert {len(shown[name]) for name in ("x", "y", "texts", "documents")} == {30}
     columns = {column["name"]: column for column in shown["columns"]}
-    assert list(columns) == ["kind", "year", "seen", "cluster", "length of the text"]
+    assert list(columns) == ["cluster", "kind", "year", "seen", "length of the text"]
     at = shown["documents"].index("d4")
     assert columns["kind"]["names"][columns["kind"]["codes"][at]] == "whale"
     assert columns["year"]["values"][at] == 1994
@@ -259,6 +279,8 @@ def test_the_map_has_a_place_a_text_and_colours_for_every_chunk(page: Page) -> N
     clusters = columns["cluster"]
     assert any("whale" in name for name in clusters["names"])
     assert "whale" in clusters["names"][clusters["codes"][at]]
+    assert sum(cluster["rows"] for cluster in shown["clusters"]) == 30
+    assert "whale" in " ".join(word for cluster in shown["clusters"] for word in cluster["words"])
 
 
 def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page) -> None:
@@ -268,6 +290,54 @@ def test_queries_stand_beside_what_they_were_taken_from(built: Path, page: Page)
     origin = places[page.map["documents"].index(queries[0]["from"])]
     query = np.array([page.map["queries"]["x"][0], page.map["queries"]["y"][0]])
     assert np.linalg.norm(query - origin) < np.median(np.linalg.norm(places - query, axis=1))
+    answers = [page.map["documents"][row] for row in page.map["queries"]["answers"]]
+    assert answers == [query["from"] for query in queries]
+    assert all(page.map["queries"]["right"])
+
+
+def test_searches_show_what_was_found_and_the_worst_queries_what_was_not(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", rows(24), HEADER)
+    run_steps(home, "p")
+    run = run_of(home, "p")
+    (live,) = read_releases(run.folder).releases
+    path = run.folder.quality / f"{live.table}-{live.version}.json"
+    figures = (read_json(path) or {})["per_query"]
+    queries = (read_json(run.folder.queries) or {})["queries"]
+    missed, seventh = queries[:2]
+    figures["known_item_mrr"] |= {missed["id"]: 0.0, seventh["id"]: 1 / 7}
+    write_json(path, {"per_query": figures})
+    page = write_page(home)[1]
+    worst = page.text.partition("The worst queries")[2].partition("Metrics Metric")[0]
+    places = [
+        worst.index(words)
+        for words in (
+            f"{missed['text']} · its document was not found",
+            f"{seventh['text']} · its document stands at 7",
+        )
+    ]
+    assert places == sorted(places)
+    samples = page.text.partition("Sample searches")[2].partition("The worst queries")[0]
+    assert samples.count("its document stands first") > 2
+    assert samples.count("✓ right") > 2
+    assert page.map["queries"]["found"] == [query != missed for query in queries]
+
+
+def test_queries_of_people_are_joined_to_the_documents_that_they_judged(home: Path) -> None:
+    text = PIPELINE.replace(
+        "{require: {known_item_mrr: 0.0}}",
+        "{queries: data/q.jsonl, qrels: data/r.tsv, known_items: 0}",
+    )
+    write_pipeline(home, "p", text)
+    write_csv(home, "a.csv", rows(24), HEADER)
+    (home / "data" / "q.jsonl").write_text('{"_id": "q", "text": "whale 4"}\n')
+    grades = ["query-id\tcorpus-id\tscore", "q\td7\t1", "q\td4\t2", "q\td5\t0", ""]
+    (home / "data" / "r.tsv").write_text("\n".join(grades))
+    run_steps(home, "p")
+    page = write_page(home)[1]
+    assert [page.map["documents"][row] for row in page.map["queries"]["answers"]] == ["d4"]
+    assert "whale 4 · nDCG@10 " in page.text
+    assert "✓ right" in page.text
 
 
 def test_queries_that_the_cache_does_not_know_are_left_out(built: Path) -> None:
@@ -378,22 +448,78 @@ def test_a_pipeline_that_was_never_released_is_refused(home: Path) -> None:
         write_report(Warehouse(home), "p", Silent())
 
 
-def test_damaged_files_are_named(built: Path) -> None:
+def test_what_is_damaged_is_named_and_left_out(built: Path) -> None:
     folder = run_of(built, "p").folder
-    lines = folder.history.read_text()
-    try:
-        folder.history.write_text(f"\0\0\0\n[1]\n{lines}{{half\n")
-        collected = Collected()
-        write_report(Warehouse(built), "p", collected)
-        told = f"p: 3 damaged lines of {folder.history} are left out."
-        assert told in collected.notes
-    finally:
-        folder.history.write_text(lines)
     (codec,) = folder.codecs.glob("*.npz")
-    content = codec.read_bytes()
+    half = '{"release": 1}'  # JSON, and no line of a history
+    damages = {
+        folder.history: f"\0\0\0\n[1]\n{half}\n{folder.history.read_text()}{{half\n",
+        folder.queries: "{",
+        folder.optimization: "",
+        folder.checks: "[]",
+        folder.table_state: "}",
+        folder.rejected: "no parquet",
+        codec: "",
+        **dict.fromkeys(folder.quality.glob("*-*.json"), "{"),
+    }
+    whole = {path: path.read_bytes() if path.exists() else None for path in damages}
     try:
-        codec.write_bytes(b"")
-        with pytest.raises(CompressionError, match="no codec that can be read"):
-            write_report(Warehouse(built), "p", Silent())
+        for path, content in damages.items():
+            path.write_text(content)
+            _, page, notes = write_page(built)
+            assert str(path) in " ".join(notes)
+            assert str(path) in page.text
+            if path == folder.history:
+                assert notes == [f"p: 4 damaged lines of {path} are left out."]
+        assert "There is no map, since what it shows could not be read" in page.text
+        assert "known_item_mrr" in page.text
     finally:
-        codec.write_bytes(content)
+        for path, before in whole.items():
+            path.unlink() if before is None else path.write_bytes(before)
+
+
+def test_what_was_rejected_stands_in_the_page(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE.replace("id: id,", "id: id, max_rejected: 10%,"))
+    path = write_csv(home, "a.csv", rows(24), HEADER)
+    with path.open("a") as file:
+        file.write("bad,<img src=x> fox,kind,no-year,2024-05-01\n")
+    run_steps(home, "p")
+    page = write_page(home)[1]
+    assert "1 rejected" in page.text
+    rejected = page.text.partition("Rejected Where")[2]
+    assert "a.csv:26" in rejected
+    assert "<img src=x> fox" in rejected
+    assert "embedding-pipelines rejected p" in rejected
+
+
+def test_a_candidate_that_is_held_back_is_said_on_top_with_what_holds_it(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", rows(24), HEADER)
+    run_steps(home, "p")
+    write_csv(home, "a.csv", rows(4), HEADER)
+    with pytest.raises(ReleaseError):
+        run_steps(home, "p")
+    page = write_page(home)[1]
+    assert "Held back What the last run wrote, 4 rows, is held back. Release 1 of" in page.text
+    assert "not_worse_than_live :" in page.text
+    assert page.map["rows"] == 24
+    with run_of(home, "p") as run:
+        release(run, force_reason="they are gone")
+    page = write_page(home)[1]
+    assert "Released by force Release 2 of" in page.text
+    assert "The reason to release: they are gone" in page.text
+    rollback(run_of(home, "p").folder, None)
+    assert "Rolled back Release 1 of" in write_page(home)[1].text
+
+
+def test_values_of_variables_stay_out_of_the_page(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORDS", "secret words of a variable")
+    text = PIPELINE.replace('"Animals <i>and</i> others"', "${WORDS}")
+    write_pipeline(home, "p", text)
+    write_csv(home, "a.csv", rows(6), HEADER)
+    run_steps(home, "p")
+    report, page, _ = write_page(home)
+    assert "${WORDS}" in page.text
+    assert "secret words" not in report.path.read_text()

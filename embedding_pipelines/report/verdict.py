@@ -1,0 +1,84 @@
+"""What stands on top of the report: whether the newest data is live, and what that has changed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from embedding_pipelines.activity import last_activity
+from embedding_pipelines.diff.diff import MetricChange, metric_changes
+from embedding_pipelines.quality.evidence import query_figures
+from embedding_pipelines.releases import Release, Releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.steps.checks import read_checks
+from embedding_pipelines.steps.vector_store import table_state
+
+State = Literal["released", "released by force", "rolled back", "held back", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a pipeline stands, in a word and in sentences."""
+
+    state: State
+    sentences: list[str] = field(default_factory=list)
+    # Name and sentence of each check that holds back what the last run wrote.
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def tone(self) -> str:
+        """good, fair or bad."""
+        return {"released": "good", "held back": "bad", "failed": "bad"}.get(self.state, "fair")
+
+
+def verdict_of(run: Run, releases: Releases, live: Release) -> Verdict:
+    """From what is on record. Raises StoreError if that is damaged."""
+    state, record, newest = table_state(run), read_checks(run), releases.newest
+    date = f"{live.released_at:%Y-%m-%d %H:%M} UTC"
+    stays = f"Release {live.number} of {date} is live"
+    stored = [(entry.table, entry.version) for entry in releases.releases]
+    if state and record and record.is_of(state) and (state.table, state.version) not in stored:
+        problems = [(check.name, check.sentence) for check in record.checks if check.blocks]
+        if problems:
+            rows = f"What the last run wrote, {state.rows:,} rows, is held back. {stays}."
+            return Verdict("held back", [rows], problems)
+    activity = last_activity(run)
+    if activity and activity.state in ("failed", "stopped"):
+        words = f"The last run has released nothing: {activity}."
+        return Verdict("failed" if activity.state == "failed" else "stopped", [words, f"{stays}."])
+    sentences = [f"{stays}."]
+    if activity and activity.state == "running":
+        sentences.append("A run is at work.")
+    if newest and newest.number != live.number:
+        sentences.append(
+            f"Release {newest.number} of {newest.released_at:%Y-%m-%d %H:%M} UTC was rolled back."
+        )
+        return Verdict("rolled back", sentences)
+    failed = ", ".join(name for name, passed in live.checks.items() if not passed)
+    if live.forced:
+        sentences.append(f"Checks that failed: {failed}. The reason to release: {live.forced}")
+        return Verdict("released by force", sentences)
+    if failed:
+        sentences.append(f"Warnings: {failed}.")
+    return Verdict("released", sentences)
+
+
+class Changes(NamedTuple):
+    """All metrics of the live release and the one before it."""
+
+    before: int | None  # None for the first release
+    metrics: list[MetricChange]
+
+
+def changes_of(
+    run: Run, releases: Releases, live: Release, history: Sequence[Mapping[str, Any]]
+) -> Changes:
+    """Against the last release before the live one that is in the history. Raises StoreError for
+    damaged figures."""
+    earlier = [line for line in history if line["release"] < live.number]
+    last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
+    before = releases.get(last.get("release"))  # else no longer kept, as are its queries' figures
+    figures = query_figures(run.folder, before) if before else {}
+    changes = metric_changes(
+        last.get("metrics", {}), live.metrics, figures, query_figures(run.folder, live)
+    )
+    return Changes(last.get("release"), list(changes))
