@@ -28,7 +28,7 @@ from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_erro
 from embedding_pipelines.files import replacing
 
 SOURCE = Path(__file__).with_name("shim.c")
-KINDS = ("kill", "kill-after", "torn", "ENOSPC", "EIO", "EACCES", "EMFILE")
+KINDS = ("kill", "kill-after", "torn", "ENOSPC", "EIO", "EIO-read", "EACCES", "EMFILE")
 PRELOAD = "LD_PRELOAD"
 HANGS_AFTER_SECONDS = 300
 

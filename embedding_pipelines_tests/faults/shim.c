@@ -3,11 +3,11 @@
  * SQLite and Lance's Rust alike.
  *
  * FAULT_FOLDER  the folder; nothing happens without it
- * FAULT_KIND    kill, kill-after, torn, ENOSPC, EIO, EACCES, EMFILE; empty to count alone
+ * FAULT_KIND    kill, kill-after, torn, ENOSPC, EIO, EIO-read, EACCES, EMFILE; empty to count alone
  * FAULT_AT      the number of the call, from 1, among those that this kind can strike
  *
  * torn: half of a write is done, then the process is killed. ENOSPC and EMFILE last from that call
- * on, as a full disk does; EIO and EACCES strike once. */
+ * on, as a full disk does; the others strike once. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,21 +24,22 @@
 #include <unistd.h>
 
 enum { OPEN = 1, CREATE = 2, WRITE = 4, SYNC = 8, RENAME = 16, UNLINK = 32, MKDIR = 64, TRUNCATE = 128,
-       LINK = 256, RMDIR = 512 };
-#define BITS 10
-#define ALL 1023
+       LINK = 256, RMDIR = 512, READ = 1024 };
+#define BITS 11
+#define ALL 1023 /* but reading */
 #define CHANGES (ALL & ~OPEN)
 
 static const struct kind {
     const char *name;
     int calls, error, lasts;
 } KINDS[] = {
-    {"", ALL, 0, 0},
+    {"", ALL | READ, 0, 0},
     {"kill", CHANGES, 0, 0},
     {"kill-after", CHANGES, 0, 0},
     {"torn", WRITE, 0, 0},
     {"ENOSPC", CREATE | WRITE | SYNC | MKDIR | TRUNCATE | LINK, ENOSPC, 1},
     {"EIO", ALL, EIO, 0},
+    {"EIO-read", READ, EIO, 0},
     {"EACCES", OPEN | CREATE | RENAME | UNLINK | MKDIR | LINK | RMDIR, EACCES, 0},
     {"EMFILE", OPEN | CREATE, EMFILE, 1},
 };
@@ -211,6 +212,23 @@ ssize_t pwrite64(int file, const void *data, size_t size, off64_t place) {
 ssize_t writev(int file, const struct iovec *parts, int n) {
     REAL(writev);
     WRITES(real(file, parts, n / 2), real(file, parts, n))
+}
+
+ssize_t read(int file, void *data, size_t size) {
+    REAL(read);
+    GUARD(file_is_below(file), READ, real(file, data, size))
+}
+ssize_t pread(int file, void *data, size_t size, off_t place) {
+    REAL(pread);
+    GUARD(file_is_below(file), READ, real(file, data, size, place))
+}
+ssize_t pread64(int file, void *data, size_t size, off64_t place) {
+    REAL(pread64);
+    GUARD(file_is_below(file), READ, real(file, data, size, place))
+}
+ssize_t readv(int file, const struct iovec *parts, int n) {
+    REAL(readv);
+    GUARD(file_is_below(file), READ, real(file, parts, n))
 }
 
 int fsync(int file) { REAL(fsync); GUARD(file_is_below(file), SYNC, real(file)) }

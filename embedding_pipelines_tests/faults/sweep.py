@@ -37,6 +37,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
 from embedding_pipelines_tests.faults.children import (
     COUNT,
+    KINDS,
     Ended,
     Fault,
     in_child,
@@ -312,7 +313,12 @@ def chosen(points: Sequence[Point], count: int, seed: int) -> list[Point]:
 
 
 def sweep(
-    steps: int, command: int, seed: int, folder: Path, scenarios: Sequence[str] = tuple(SCENARIOS)
+    steps: int,
+    command: int,
+    seed: int,
+    folder: Path,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    kinds: Sequence[str] = KINDS,
 ) -> Iterator[tuple[Point, list[str]]]:
     """Each point that was tried, with what went wrong."""
     import lancedb  # noqa: F401  # before the children need it
@@ -325,7 +331,8 @@ def sweep(
             from embedding_pipelines.orchestration import launch  # noqa: F401
         tool = Sweep(folder, by)
         tool.prepare(scenarios)
-        for point in chosen(tool.points(), count, seed):
+        points = [point for point in tool.points() if point.kind in kinds]
+        for point in chosen(points, count, seed):
             yield point, tool.try_point(point)
 
 
@@ -335,6 +342,7 @@ def main() -> None:
     parser.add_argument("--command", type=int, default=0, help="points in the real command")
     parser.add_argument("--seed", type=int, default=0, help="which points, of those beside them")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="these alone")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="these alone")
     parser.add_argument("--point", help="one alone, as it is printed: by/scenario/kind/number")
     options = parser.parse_args()
     start_again_with_shim()
@@ -343,8 +351,14 @@ def main() -> None:
         if options.point:
             results = one(options.point, Path(folder))
         else:
-            scenarios = options.scenario or list(SCENARIOS)
-            results = sweep(options.steps, options.command, options.seed, Path(folder), scenarios)
+            results = sweep(
+                options.steps,
+                options.command,
+                options.seed,
+                Path(folder),
+                options.scenario or list(SCENARIOS),
+                options.kind or KINDS,
+            )
         for point, problems in results:
             tried, wrong = tried + 1, wrong + bool(problems)
             kinds[f"{point.by} {point.kind}"] += 1
