@@ -1,9 +1,12 @@
 """Guesses a pipeline file from source files: which column is the id, which are text, and what the
 others hold. A person corrects it; `validate` says what is wrong."""
 
+import contextlib
 import itertools
 import json
+import keyword
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -19,6 +22,7 @@ from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceF
 from embedding_pipelines.sources.paths import find
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.spec.load import parse_pipeline
+from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
 
 SAMPLE_ROWS = 500
 NO_COLUMN = "\0"  # a name that no file has
@@ -65,7 +69,8 @@ class Guess:
             content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         )
         return (
-            f"# Guessed from {self.rows:,} rows. Change what is wrong; README explains the options.\n"
+            f"# Guessed from {self.rows:,} row{'s' * (self.rows != 1)}. Change what is wrong; README "
+            "explains the options.\n"
             f"{body}"
         )
 
@@ -83,7 +88,10 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
         if any(_matches(entry, home, source) for entry in files)
     }
     if len(kinds) != 1:
-        several = f"are of several formats: {', '.join(kinds)}" if kinds else "match no source file"
+        several = f"of several formats: {', '.join(kinds)}"
+        if not kinds:
+            exist = all((Path.cwd() / Path(entry).expanduser()).exists() for entry in files)
+            several = "no file of a format that is read" if exist else "there is no such file"
         suffixes = {suffix for source in sources.values() for suffix in source.suffixes}
         plain = ", ".join(sorted(suffix for suffix in suffixes if suffix.count(".") == 1))
         raise ConfigError(
@@ -99,7 +107,10 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     values = {name: texts for name, texts in values.items() if any(texts)}
     rows = max(map(len, values.values()), default=0)
     if not rows:
-        raise ConfigError(f"{first.name} has no rows to guess from. Write the pipeline file.")
+        raise ConfigError(
+            f"{first.name} has no rows to guess from{_first_problem(source, names, first)}. Write "
+            "the pipeline file."
+        )
     options = source.model_dump(
         mode="json", exclude_defaults=True, exclude={"kind", "path", "text", "id", "metadata"}
     )
@@ -123,9 +134,11 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
 def name_of(files: Sequence[str]) -> str:
     """A pipeline's name, of the first file's or folder's."""
     stem = Path(re.sub(r"[*?\[].*", "", files[0]) or files[0]).name.split(".")[0]
+    stem = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     name = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
     name = name if name[:1].isalpha() else f"pipeline_{name}"
-    return name[:60].strip("_")
+    name = name[:60].strip("_")
+    return f"my_{name}" if keyword.iskeyword(name) or name in NOT_IN_DAGSTER else name
 
 
 def write_guess(home: Path, path: Path, guessed: Guess, model: str) -> None:
@@ -214,6 +227,16 @@ def _values(source: Source, name: str, file: SourceFile) -> list[str]:
     except SourceError:  # the column holds no values that are texts
         return []
     return texts[:SAMPLE_ROWS]
+
+
+def _first_problem(source: Source, names: list[str], file: SourceFile) -> str:
+    """Why the first record is none, after a colon; nothing if there is no record."""
+    rejections: list[Rejection] = []
+    configured = _with(source, text=tuple(names[:1]) or (NO_COLUMN,))
+    with contextlib.suppress(SourceError):
+        for _ in configured.read(file, ReadLog(reject=rejections.append)):
+            pass
+    return f": {rejections[0].reason}" if rejections else ""
 
 
 def _rejections(source: Source, text: list[str], metadata: dict[str, str], file: SourceFile) -> int:

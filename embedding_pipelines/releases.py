@@ -23,8 +23,10 @@ from embedding_pipelines.files import (
     write_lines,
 )
 from embedding_pipelines.space import Space
+from embedding_pipelines.spec.ids import find_name
+from embedding_pipelines.spec.load import find_file
 from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
-from embedding_pipelines.storage.warehouse import PipelineFolder
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines.variables import expand_all
 
 NAMES_OF_MODEL = ("model", "revision", "cls")
@@ -159,6 +161,15 @@ def tagged_versions(releases: Releases, table: str) -> dict[str, int]:
     """The versions of one table that releases name, by tag."""
     own = [entry for entry in releases.releases if entry.table == table]
     return {f"release-{entry.number}": entry.version for entry in own}
+
+
+def find_released(warehouse: Warehouse, pipeline: str | int) -> str:
+    """The name of the pipeline with this name or number; it may have lost its file since it was
+    released. Raises ConfigError if there is none."""
+    name = find_name(warehouse.home, str(pipeline))
+    if not warehouse.pipeline(name).folder.exists():
+        find_file(name, warehouse.home)
+    return name
 
 
 def live_release(folder: PipelineFolder) -> Release:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.embedding.cache import EmbeddingCache
@@ -25,7 +25,7 @@ from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
-from embedding_pipelines.releases import live_release
+from embedding_pipelines.releases import find_released, live_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -72,6 +72,7 @@ class SearchResult(BaseModel, frozen=True):
     milliseconds: float
     notes: list[str] = []
     """Sentences: that the query was cut, and that the model does not know its words."""
+    _types: dict[str, str] = PrivateAttr(default_factory=dict)  # of the release's metadata
 
     def to_pandas(self) -> "pd.DataFrame":
         """A row for each hit, nearest first: score float32, ids, offsets, text, metadata.
@@ -79,8 +80,12 @@ class SearchResult(BaseModel, frozen=True):
         Types are those of `as_frame`. Raises ConfigError without pandas.
         """
         table = pa.Table.from_pylist([vars(hit) for hit in self.hits], pa.schema(HIT_COLUMNS))
-        for name in dict.fromkeys(name for hit in self.hits for name in hit.metadata):
-            table = table.append_column(name, [[hit.metadata.get(name) for hit in self.hits]])
+        for name in self._types or dict.fromkeys(
+            name for hit in self.hits for name in hit.metadata
+        ):
+            values = [hit.metadata.get(name) for hit in self.hits]
+            kind = self._types.get(name)
+            table = table.append_column(name, pa.array(values, kind and METADATA_TYPES[kind]))
         return as_frame(table)
 
 
@@ -121,17 +126,18 @@ class Searcher:
     """Searches a pipeline's live release; close it, or use it in a `with` block. It leaves a given
     `model` open.
 
-    `warehouse` is a home folder, or its warehouse. Raises ReleaseError without a release.
+    `warehouse` is a home folder, or its warehouse; `pipeline` a name, or the number that `list`
+    shows. Raises ConfigError for a pipeline that there is not, ReleaseError without a release.
     """
 
     def __init__(
         self,
         warehouse: Warehouse | Path | str,
-        pipeline: str,
+        pipeline: str | int,
         model: EmbeddingModel | None = None,
     ) -> None:
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
-        folder = warehouse.pipeline(pipeline)
+        folder = warehouse.pipeline(find_released(warehouse, pipeline))
         self.release = live_release(folder)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
         self._owns_model = model is None
@@ -257,7 +263,7 @@ class Searcher:
 
     def _result(self, rows: pa.Table, query: str, started: float, notes: list[str]) -> SearchResult:
         release = self.release
-        return SearchResult(
+        result = SearchResult(
             pipeline=release.spec.name,
             release=release.number,
             space_id=release.space.id,
@@ -266,6 +272,8 @@ class Searcher:
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             notes=notes,
         )
+        result._types = release.spec.source.metadata_types  # no part of its JSON
+        return result
 
     def _clean(self, query: str, name: str) -> str:
         """The query, cleaned as documents are; ConfigError, beginning with `name`, if empty."""
@@ -292,7 +300,7 @@ class Searcher:
 @overload
 def search(  # type: ignore[overload-overlap]
     home: Path | str,
-    pipeline: str,
+    pipeline: str | int,
     query: str,
     k: int = 10,
     filter: Filter | None = None,
@@ -304,7 +312,7 @@ def search(  # type: ignore[overload-overlap]
 @overload
 def search(
     home: Path | str,
-    pipeline: str,
+    pipeline: str | int,
     query: "Iterable[str] | pd.Series | pd.DataFrame",
     k: int = 10,
     filter: Filter | None = None,
@@ -315,7 +323,7 @@ def search(
 
 def search(
     home: Path | str,
-    pipeline: str,
+    pipeline: str | int,
     query: "str | Iterable[str] | pd.Series | pd.DataFrame",
     k: int = 10,
     filter: Filter | None = None,
@@ -329,7 +337,7 @@ def search(
 
 async def search_async(
     home: Path | str,
-    pipeline: str,
+    pipeline: str | int,
     query: Any,
     k: int = 10,
     filter: Filter | None = None,
@@ -418,7 +426,7 @@ def _column(queries: Any) -> "tuple[list[str], pd.Index | None]":
                 "the queries, such as frame['text']."
             )
         queries = queries[name]
-    if not isinstance(queries, Iterable):
+    if not isinstance(queries, Iterable) or isinstance(queries, bytes | Mapping):
         raise ConfigError(f"The query is {queries!r}. Give a text, a list of texts, or a column.")
     index = getattr(queries, "index", None)  # of a list a method, of a column an Index
     return list(queries), None if callable(index) else index

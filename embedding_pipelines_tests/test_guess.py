@@ -118,9 +118,20 @@ def test_paths_are_those_of_the_home_whatever_the_current_folder(
 
 
 @pytest.mark.parametrize(
+    ("file", "name"),
+    [("class.csv", "my_class"), ("Ünïcode.csv", "unicode"), ("2024.csv", "pipeline_2024")],
+)
+def test_any_file_has_a_name_that_a_pipeline_may_have(file: str, name: str) -> None:
+    assert name_of([file]) == name
+
+
+@pytest.mark.parametrize(
     ("files", "words"),
     [
-        (["nope.csv"], "match no source file"),
+        (["nope.csv"], "there is no such file"),
+        (["notes.txt"], "no file of a format that is read"),
+        (["quotes.csv"], "guess from: .*set source.escape"),
+        (["one.jsonl"], "guess from: is a list.*set source.kind to json"),
         (["a.csv", "a.jsonl"], "several formats: csv, jsonl"),
         (["header.csv"], "no rows to guess from"),
         (["numbers.csv"], "holds text"),
@@ -133,6 +144,9 @@ def test_what_cannot_be_guessed_is_one_sentence(
     write_source(home, "a.csv")
     write_source(home, "a.jsonl")
     (home / "header.csv").write_text("id,title\n")
+    (home / "notes.txt").write_text("a note\n")
+    (home / "quotes.csv").write_text('id,title\n1,"12\\" disc"\n')
+    (home / "one.jsonl").write_text('[{"id": 1, "title": "x"}]\n')
     (home / "numbers.csv").write_text("x,y\n1,2\n1,3\n")
     with pytest.raises((ConfigError, SourceError), match=words):
         guess(home, files)
@@ -144,7 +158,7 @@ def test_what_cannot_be_guessed_is_one_sentence(
         ("data/Products 2024.csv.gz", "products_2024"),
         ("data/*.csv", "data"),
         ("2024.csv", "pipeline_2024"),
-        ("été/", "t"),
+        ("été/", "ete"),
         ("x" * 90 + ".csv", "x" * 60),
     ],
 )

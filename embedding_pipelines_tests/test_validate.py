@@ -73,6 +73,14 @@ MISTAKES = {
         ["1: data/a.json: column 'title' is missing; found 'rows'. Set source.text to one of them. "
          "The file is one object; are 'rows' its records?"],
     ),
+    "an address": (
+        SOURCE.replace("data/a.csv", "'s3://bucket/a.csv'") + MINILM,
+        ["1: source.path 's3://bucket/a.csv' is an address, and only files are read"],
+    ),
+    "a model without its provider": (
+        SOURCE + "model: text-embedding-3-small\n",
+        ["2: model: 'text-embedding-3-small' needs its provider: write 'openai:text-emb"],
+    ),
     "an order": (
         SOURCE + MINILM + "compression: [int8, {kind: pca, dimensions: 8}]\n",
         ["3: compression: int8, pca cannot follow one another"],

@@ -13,7 +13,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import replacing
-from embedding_pipelines.releases import live_release
+from embedding_pipelines.releases import find_released, live_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import as_frame
 from embedding_pipelines.storage.warehouse import Warehouse, write_table
@@ -48,11 +48,11 @@ def load_vectors(home: Path | str, name: str, vectors: Kind = "exact") -> Vector
 
 class LiveTable:
     """The live release of a pipeline, read batch by batch, in the same order each time. Raises
-    ReleaseError if nothing was released yet."""
+    ReleaseError if nothing was released yet, ConfigError if there is no such pipeline."""
 
     def __init__(self, home: Path | str, name: str) -> None:
         self.warehouse = Warehouse(home)
-        self.folder = self.warehouse.pipeline(name)
+        self.folder = self.warehouse.pipeline(find_released(self.warehouse, name))
         self.release = live_release(self.folder)
         self.codec = CodecChain.load(self.folder.codecs / self.release.codec)
         self.space = self.release.space.with_codec(None)  # of the vectors that are read

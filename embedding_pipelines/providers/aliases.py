@@ -44,6 +44,9 @@ def parse_model(text: str) -> dict[str, Any]:
         return ALIASES[text].options
     kind, colon, model = text.partition(":")
     if not colon:
+        whole = next((f"{row['provider']}:{text}" for row in ROWS if row["model"] == text), None)
+        if whole is not None:
+            raise ValueError(f"{text!r} needs its provider: write {whole!r}")
         raise ValueError(
             f"{text!r} is no known alias.{did_you_mean(text, ALIASES)} Write "
             f"'hf:<organisation>/<model>' or one of {', '.join(ALIASES)}"

@@ -269,6 +269,6 @@ def faulty_rows(vectors: Vectors, inputs: Sequence[str], space: Space) -> dict[i
         "a vector that is not of unit length": space.normalized
         & (np.abs(norms - 1) > NORM_TOLERANCE),
         "a zero vector": norms == 0,
-        "NaN or infinity": ~finite,
+        "no vector, NaN or infinity": ~finite,
     }
     return {int(row): fault for fault, rows in faults.items() for row in np.flatnonzero(rows)}

@@ -195,6 +195,11 @@ def _no_match_error(entry: str, whole: Path, suffixes: tuple[str, ...]) -> Sourc
             f"source.path {entry!r}: no file in {str(whole)!r} ends with {', '.join(suffixes)}. "
             "Name the files, or choose the source.kind that reads them."
         )
+    if "://" in entry:
+        return SourceError(
+            f"source.path {entry!r} is an address, and only files are read. Copy them, or mount "
+            "where they are, and name the folder."
+        )
     folder = whole
     while not folder.is_dir():
         folder, name = folder.parent, folder.name

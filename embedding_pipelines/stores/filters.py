@@ -140,10 +140,13 @@ def _parts(name: object, value: Any) -> list[str]:
     if not isinstance(name, str) or not name:
         raise StoreError(f"The filter has the key {name!r}. Write the name of a column.")
     column = '"' + name.replace('"', '""') + '"'
+    value = _plain(value)
     if not isinstance(value, Mapping):
         value = {"in" if isinstance(value, list | tuple | set | frozenset) else "=": value}
+    if not value:
+        raise StoreError(f"The filter on {name!r} compares with nothing. Leave it out.")
     parts = []
-    for word, operand in value.items():
+    for word, operand in ((word, _plain(operand)) for word, operand in value.items()):
         sign = COMPARISONS.get(str(word).lower().removeprefix("$"))
         if word == "contains":
             parts.append(f"contains({column}, {_constant(name, operand)})")
@@ -160,6 +163,11 @@ def _parts(name: object, value: Any) -> list[str]:
         else:
             parts.append(f"{column} {sign} {_constant(name, operand)}")
     return parts
+
+
+def _plain(value: Any) -> Any:
+    """A column or an array as a list."""
+    return value.tolist() if getattr(value, "ndim", 0) else value
 
 
 def _constant(name: str, value: Any) -> str:
@@ -410,8 +418,21 @@ class _Parser:
         column = self._find(name)
         if column is not None:
             return Value(_quote(column), self.kinds[column], _name(column))
+        raise _Wrong(self._no_column(name, token.at))
+
+    def _no_column(self, name: str, at: int) -> str:
+        """What to write in place of a name at this place of the filter."""
+        rest = self.filter[at:].lower()
+        for column in self.kinds:
+            if _name(column) != column and rest.startswith(column.lower()):
+                return f"{column!r} is no plain word. Write it in double quotes: {_name(column)}."
         near = did_you_mean(name, self.kinds)
-        raise _Wrong(f"there is no column {name!r}.{near} Texts stand in single quotes: '{name}'.")
+        if name.lower() == "id" and "document_id" in self.kinds:
+            near = " Did you mean 'document_id'?"
+        return (
+            f"there is no column {name!r}.{near} Texts stand in single quotes: '{name}'. Other "
+            "columns of the source have to be in source.metadata."
+        )
 
     def _find(self, name: str) -> str | None:
         """The column of a name; `a.b` of a file is `a_b`, and case is minded only where two
@@ -509,7 +530,10 @@ def _alike(left: Value, right: Value, sign: str) -> tuple[Value, Value]:
         if one.kind in ("list", "texts"):
             element = other.name if other.kind == "text" else "'red'"
             column = one.name if one.kind == "list" else other.name
-            raise _Wrong(f"{column} holds lists of texts. Write {element} IN {column}.")
+            raise _Wrong(
+                f"{column} holds lists of texts. Write {element} IN {column}, or in a mapping "
+                f"'contains'."
+            )
     kinds = {left.kind, right.kind}
     if kinds & {"date", "timestamp"}:
         return _alike_times(left, right, sign)

@@ -256,7 +256,7 @@ def test_an_invalid_row_is_left_to_who_checks(block: Block) -> None:
     block.reply = lambda *_: {"data": {"embeddings": rows}}
     model = model_at(block)
     found = faulty_rows(model.embed(TEXTS, "document").vectors, TEXTS, model.space)
-    assert found == {1: "NaN or infinity", 2: "a zero vector"}
+    assert found == {1: "no vector, NaN or infinity", 2: "a zero vector"}
 
 
 def test_a_text_that_was_left_out_is_a_row_of_nan(block: Block) -> None:

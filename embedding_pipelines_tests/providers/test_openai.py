@@ -222,6 +222,7 @@ def test_the_key_is_in_no_text(server: WireServer) -> None:
             ProviderError,
             "Check the key in OPENAI_API_KEY",
         ),
+        (402, "Insufficient credits.", ProviderError, "The account has to be paid up"),
         (404, "The model `x` does not exist.", ProviderError, "Check model and base_url"),
         (413, "Request too large.", TooLarge, "Request too large"),
         (422, "List should have at most 32 items after validation, not 40", TooLarge, "at most 32"),

@@ -137,7 +137,7 @@ def test_the_index_tells_which_is_which_and_what_is_missing(server: WireServer) 
     assert np.array_equal(model.embed(TEXTS, "document").vectors, whole)
     fewer = model.embed(TEXTS, "document").vectors
     assert np.array_equal(fewer[:3], whole[:3])
-    assert faulty_rows(fewer, TEXTS, model.space) == {3: "NaN or infinity"}
+    assert faulty_rows(fewer, TEXTS, model.space) == {3: "no vector, NaN or infinity"}
 
 
 def test_each_type_as_float32(server: WireServer) -> None:

@@ -479,6 +479,9 @@ def test_a_provider_that_has_silently_changed_its_model_is_stopped(released: Pat
     found = outcomes(released, Changed(Hashing(), Path()))
     assert found["provider_is_unchanged"].blocks
     assert "was changed under its name" in found["provider_is_unchanged"].sentence
+    for name in ("provider_is_unchanged", "vectors_belong_to_their_texts"):  # one way out, not two
+        assert "`revision`" in found[name].sentence
+        assert "--re-embed" not in found[name].sentence
     assert live(released) == 1
 
 

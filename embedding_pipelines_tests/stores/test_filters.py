@@ -172,6 +172,8 @@ WRONG = {
     "added > '2024-13-01'": "no day or time",
     "seen_at = '2024-01-10'": "seen_at >= '2024-01-10' AND seen_at < '2024-01-11'",
     "tags = 'red'": "Write 'red' IN tags",
+    "Unit price > 5": "'Unit price' is no plain word. Write it in double quotes: \"Unit price\"",
+    "colour = 'red'": "have to be in source.metadata",
     "tags LIKE 'r%'": "tags holds lists of texts",
     "price = NULL": "Write price IS NULL",
     "price <> null": "Write price IS NOT NULL",
@@ -212,6 +214,30 @@ def test_a_wrong_filter_is_told_in_our_words(filter: str) -> None:
     assert "Columns: text (text), brand (text), year (int)" in words
     assert len(words) < 1_500
     assert words.count("size_width") == 1
+
+
+def test_the_id_of_the_source_is_the_document_s() -> None:
+    schema = pa.schema([("chunk_id", pa.string()), ("document_id", pa.string())])
+    with pytest.raises(StoreError, match=r"no column 'id'\. Did you mean 'document_id'"):
+        store_filter("id = 'a'", schema, schema.names)
+
+
+class Column(list[Any]):
+    """What has several values and gives them as a list, as columns and arrays do."""
+
+    ndim = 1
+
+    def tolist(self) -> list[Any]:
+        return list(self)
+
+
+def test_a_mapping_takes_columns_and_arrays(matches: Callable[[str], list[int]]) -> None:
+    years = Column([1999, 2024])
+    expected = matches("year IN (1999, 2024)")
+    assert matches(filter_of({"year": years})) == matches(filter_of({"year": {"in": years}}))
+    assert matches(filter_of({"year": years})) == expected
+    with pytest.raises(StoreError, match="compares with nothing"):
+        filter_of({"year": {}})
 
 
 def test_the_example_of_an_error_is_a_filter_that_works(

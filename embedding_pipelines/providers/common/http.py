@@ -74,7 +74,8 @@ MEANINGS = (
     ),
     Meaning([400, 422], BadInput),
     Meaning([401, 403], ProviderError, "Check {key}, and that its account may use this model."),
-    Meaning([402, 404, 405, 410], ProviderError, "Check model and base_url."),
+    Meaning([402], ProviderError, "The account has to be paid up; nothing is lost."),
+    Meaning([404, 405, 410], ProviderError, "Check model and base_url."),
 )
 
 
@@ -192,7 +193,9 @@ class ServiceModel(EmbeddingModel):
             return json.loads(content)
         except ValueError as error:
             words = self.redact(content.decode(errors="replace"))[:WORDS]
-            raise Unreachable(f"{self.where} answered 200 without JSON: {words!r}") from error
+            raise Unreachable(
+                f"{self.where} answered 200 without JSON: {words!r}. Check its address."
+            ) from error
 
     def quote(self, body: str) -> str:
         """The sentence in an error's body, without the key, escaped in JSON or not."""

@@ -54,10 +54,14 @@ class VectorsBelongToTheirTexts(Check):
                 )
             elif canaries is not None:
                 cause = f"the model has changed under its name (canaries at {canaries:.4f})"
+            remedy = (
+                f"Embed all again: `embedding-pipelines run {candidate.run.spec.name} --re-embed`."
+            )
+            if canaries is not None and canaries < SAME_MODEL:  # other pipelines share its space
+                remedy = "Set the model's `revision`, or another name: all is embedded again."
             sentence = (
                 f"The stored vector of chunk {worst[0]!r} is not the one that its text has today "
-                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): {cause}. Embed all again: "
-                f"`embedding-pipelines run {candidate.run.spec.name} --re-embed`."
+                f"(cosine {least:.4f}, the worst of {len(worst)} chunks): {cause}. {remedy}"
             )
         statistics = {"cosine": least, "looked_at": len(worst), "worst": worst[:5]}
         return self.outcome(passed, sentence, statistics)
