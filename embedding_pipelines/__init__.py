@@ -4,7 +4,7 @@ What programs use is imported from here; each name loads its module when it is f
 
     from embedding_pipelines import EmbeddingService, Searcher, load_table, search
 
-Start at `pipeline.py` (what a user writes), `steps/` (what each asset does, without Dagster) and
+Start at `spec/` (what a user writes), `steps/` (what each asset does, without Dagster) and
 `definitions.py` (what Dagster loads). ARCHITECTURE.md shows the way the data takes.
 """
 

@@ -10,10 +10,15 @@ import os
 from collections.abc import Iterable, Sequence
 
 
-def did_you_mean(given: str, names: Iterable[str], likeness: float = 0.6) -> str:
+def nearest_name(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
+    """The name that somebody may have meant by a word, empty if none is near."""
+    return next(iter(difflib.get_close_matches(word, list(names), n=1, cutoff=likeness)), "")
+
+
+def did_you_mean(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
     """A question, with a space before it, if one of the names is near; else nothing."""
-    near = difflib.get_close_matches(given, list(names), n=1, cutoff=likeness)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest_name(word, names, likeness)
+    return f" Did you mean {near!r}?" if near else ""
 
 
 REMEDIES = {  # by the system's number of an error

@@ -1,6 +1,8 @@
-"""The optional parts of an installation: an import that fails for want of one names its extra."""
+"""What is installed: an import that fails for want of an optional part names its extra."""
 
+import functools
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -17,6 +19,13 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "tensorflow": "The provider tensorflow",
     "word2vec": "Training word2vec",
 }
+
+
+@functools.cache
+def version_of(package: str) -> str:
+    """The installed version, for fingerprints. Kept, since finding it takes a millisecond and a run
+    without work asks fifty times."""
+    return version(package)
 
 
 def require(module: str, extra: str) -> None:

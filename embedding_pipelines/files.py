@@ -265,7 +265,7 @@ def unseal(data: bytes) -> dict[str, Any]:
     return value
 
 
-def unsealed(data: bytes) -> dict[str, Any] | None:
+def parse_unsealed(data: bytes) -> dict[str, Any] | None:
     """The object of a version that wrote no checksums; None for bytes that are none, or whose last
     entry may be a checksum that is damaged itself."""
     try:

@@ -15,10 +15,10 @@ from embedding_pipelines.files import (
     append_line,
     is_absent,
     is_whole,
+    parse_unsealed,
     read_json,
     read_lines,
     sync,
-    unsealed,
     write_json,
     write_lines,
 )
@@ -102,14 +102,14 @@ def adopt_releases(folder: PipelineFolder) -> bool:
     there were any. What such a file names is verified by nobody but its own shape."""
     if folder.releases_copy.exists() or is_whole(folder.releases):
         return False
-    record = unsealed(folder.releases.read_bytes()) if folder.releases.exists() else None
+    record = parse_unsealed(folder.releases.read_bytes()) if folder.releases.exists() else None
     try:
         if record is None or not Releases.model_validate(_expand(record)[0]).releases:
             return False
     except ValidationError:
         return False
     if folder.history.exists():
-        lines = map(unsealed, folder.history.read_bytes().splitlines())
+        lines = map(parse_unsealed, folder.history.read_bytes().splitlines())
         write_lines(folder.history, [line for line in lines if line and "release" in line])
     for path in (folder.releases, folder.releases_copy):
         write_json(path, record)

@@ -24,11 +24,11 @@ from embedding_pipelines.files import (
     is_whole,
     list_files,
     move,
+    parse_unsealed,
     read_json,
     read_lines,
     replacing,
     seal,
-    unsealed,
     write_atomic,
     write_json,
 )
@@ -209,13 +209,16 @@ def test_every_flipped_bit_of_a_state_and_every_cut_is_noticed(
 
 
 def test_an_object_without_a_checksum_is_told_from_one_whose_checksum_is_damaged() -> None:
-    assert unsealed(b'{\n  "live": 2,\n  "releases": []\n}') == {"live": 2, "releases": []}
+    assert parse_unsealed(b'{\n  "live": 2,\n  "releases": []\n}') == {"live": 2, "releases": []}
     for data in (b"", b"{}", b"[1]", b'{"half": ', b"[" * 100_000, b"\xff"):
-        assert unsealed(data) is None
+        assert parse_unsealed(data) is None
     sealed = seal('{\n  "live": 2\n}')
     for at in range(sealed.index(b"checksum") - 3, len(sealed)):
         for bit in range(8):
-            assert unsealed(bytes([*sealed[:at], sealed[at] ^ 1 << bit, *sealed[at + 1 :]])) is None
+            assert (
+                parse_unsealed(bytes([*sealed[:at], sealed[at] ^ 1 << bit, *sealed[at + 1 :]]))
+                is None
+            )
 
 
 def test_lines_that_are_torn_or_damaged_are_counted_and_left_out(tmp_path: Path) -> None:

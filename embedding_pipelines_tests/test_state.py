@@ -15,6 +15,7 @@ PACKAGE = Path(embedding_pipelines.__file__).parent
 PURE = {
     "providers/hashing.py:_direction": "a word's direction, by the word and nothing else",
     "plugins.py:_all_entry_points": "what is installed, which a process does not change",
+    "extras.py:version_of": "what is installed, which a process does not change",
     "plugins.py:choices": "the classes that are installed, which a process does not change",
     "inference/torch.py:accelerator": "the device of this machine",
     "inference/weights.py:_sha256": "the digest of a file, by path, size and time",

@@ -26,7 +26,7 @@ def init(
 
     Id, text, metadata and types are guessed from the first rows.
     """
-    from embedding_pipelines.guess import guess, name_of, write_guess
+    from embedding_pipelines.spec.guess import guess, name_of, write_guess
 
     home = home_folder()
     guessed = guess(home, files)

@@ -208,8 +208,8 @@ def metric_changes(
 def _by_query(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
     """With those of known items found at all, which follow from their ranks."""
     ranks = figures.get("known_item_mrr", {})
-    found = {query: float(rank > 0) for query, rank in ranks.items()}
-    return {**figures, "known_item_recall": found}
+    recall = {query: float(rank > 0) for query, rank in ranks.items()}
+    return {**figures, "known_item_recall": recall}
 
 
 def _is_beyond_chance(

@@ -15,7 +15,7 @@ from embedding_pipelines.orchestration.partitions import job_tags
 from embedding_pipelines.orchestration.resources import RESOURCES
 from embedding_pipelines.orchestration.schedules import pipeline_schedule
 from embedding_pipelines.orchestration.sensors import batch_sensor, pipeline_sensor
-from embedding_pipelines.spec.load import find_file, printable, read_pipelines
+from embedding_pipelines.spec.load import escaped, find_file, read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
 
@@ -34,7 +34,7 @@ def home_definitions(home: Path) -> dg.Definitions:
     for path, error in sorted(broken.items()):
         name = _group(path, groups)
         groups.add(name)
-        dg.get_dagster_logger().error(f"{printable(path)} is left out:\n{error}")
+        dg.get_dagster_logger().error(f"{escaped(path)} is left out:\n{error}")
         parts.append(broken_file(path, name, str(error)))
     return dg.Definitions.merge(*parts)
 

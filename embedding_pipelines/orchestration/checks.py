@@ -17,7 +17,7 @@ from embedding_pipelines.orchestration.resources import ModelResource, Warehouse
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.quality.evaluate import CHECKS, STRUCTURE, effects
 from embedding_pipelines.releases import live_release, read_releases
-from embedding_pipelines.spec.load import printable
+from embedding_pipelines.spec.load import escaped
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.checks import current_checks
@@ -117,8 +117,8 @@ def broken_file(path: Path, name: str, error: str) -> dg.Definitions:
     asset = dg.AssetSpec(
         key,
         group_name=name,
-        description=f"`{printable(path.name)}` is left out until it is corrected:\n\n```\n{lines}\n```",
-        metadata={"path": dg.MetadataValue.path(printable(path))},
+        description=f"`{escaped(path.name)}` is left out until it is corrected:\n\n```\n{lines}\n```",
+        metadata={"path": dg.MetadataValue.path(escaped(path))},
     )
 
     @dg.asset_check(

@@ -14,7 +14,6 @@ stop 27 s, 200,000 127 s), so it gets one window at a time (1.1 s and 2.2 s; the
 the same).
 """
 
-import importlib.metadata
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizers import Encoding, Tokenizer
 
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import version_of
 from embedding_pipelines.preprocessing.tokens import count_unknown, has_content, unknown_id
 
 _VERSION = 2  # raise it when the same options give other chunks
@@ -54,7 +54,7 @@ class Chunk(BaseModel):
     @property
     def version(self) -> str:
         """The options and the splitter's version, for fingerprints; without the tokenizer."""
-        splitter = importlib.metadata.version("semantic-text-splitter")
+        splitter = version_of("semantic-text-splitter")
         options = f"max_tokens={self.max_tokens},overlap={self.overlap}"
         return f"chunk/{_VERSION}:{options};semantic-text-splitter={splitter}"
 

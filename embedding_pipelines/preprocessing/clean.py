@@ -7,12 +7,13 @@ image captions), and four lines of 7.3 M characters of SciFact abstracts, each w
 Windows-1252 byte ("1\\x964" → "1–4").
 """
 
-import importlib.metadata
 import re
 import unicodedata
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
+
+from embedding_pipelines.extras import version_of
 
 _VERSION = 2  # raise it when the same switches give other text: then everything is cleaned again
 
@@ -73,7 +74,7 @@ class Clean(BaseModel):
         on = [name for name, is_on in self.model_dump().items() if is_on]
         version = f"clean/{_VERSION}:{','.join(on) or 'none'}"
         if self.repair:
-            version += f";ftfy={importlib.metadata.version('ftfy')}"
+            version += f";ftfy={version_of('ftfy')}"
         if self.normalize:
             version += f";unicode={unicodedata.unidata_version}"
         return version

@@ -5,10 +5,11 @@ end with a line break, other white space is one space, an image leaves its descr
 """
 
 import html as entities
-import importlib.metadata
 import re
 from collections.abc import Sequence
 from typing import Literal
+
+from embedding_pipelines.extras import version_of
 
 Html = bool | Literal["auto"]
 
@@ -46,8 +47,8 @@ def version(html: Html) -> str:
     """The option and the versions of what it uses, for fingerprints."""
     if html is False:
         return "html/none"
-    selectolax = importlib.metadata.version("selectolax")
-    return f"html/{_VERSION}:{'auto' if html == 'auto' else 'on'};selectolax={selectolax}"
+    which = "auto" if html == "auto" else "on"
+    return f"html/{_VERSION}:{which};selectolax={version_of('selectolax')}"
 
 
 def is_markup(text: str) -> bool:

@@ -176,9 +176,9 @@ class _Shapes:
             return False  # as after a comma in a sentence
         if len(lines) >= _MANY_LINES:
             return True
-        known = [at for at, shape in enumerate(self.typical) if shape]
-        return bool(known) and all(
-            _shape(row[at].strip(self.quote)) == self.typical[at] for row in rows for at in known
+        telling = [at for at, shape in enumerate(self.typical) if shape]
+        return bool(telling) and all(
+            _shape(row[at].strip(self.quote)) == self.typical[at] for row in rows for at in telling
         )
 
     def _typical(self, column: tuple[bytes, ...]) -> bytes:

@@ -4,7 +4,6 @@ Whatever lies in the folder, reading it ends soon: only regular files of a size 
 read, and their values are bounded before they are made.
 """
 
-import difflib
 import json
 import math
 import os
@@ -19,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from embedding_pipelines.errors import ConfigError, did_you_mean
+from embedding_pipelines.errors import ConfigError, did_you_mean, nearest_name
 from embedding_pipelines.home import pipelines_folder
 from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
 from embedding_pipelines.variables import expand, restore, unset
@@ -83,7 +82,7 @@ def find_file(name: str, home: Path) -> Path:
         return files[name]
     others = "`embedding-pipelines example` makes two."
     if files:
-        others = f"There are: {', '.join(sorted(map(printable, files)))}."
+        others = f"There are: {', '.join(sorted(map(escaped, files)))}."
     raise ConfigError(
         f"There is no pipeline {name!r} in {pipelines_folder(home)}."
         f"{did_you_mean(name, files)} {others}"
@@ -99,7 +98,7 @@ def read_pipelines(home: Path) -> tuple[dict[str, PipelineSpec], dict[Path, Conf
         try:
             if path.stem in seen:
                 raise ConfigError(
-                    f"{printable(path)}: another file is called {path.stem!r} too. Rename one of "
+                    f"{escaped(path)}: another file is called {path.stem!r} too. Rename one of "
                     "them."
                 )
             seen.add(path.stem)
@@ -121,14 +120,14 @@ def parse_pipeline(text: str, name: str, where: str) -> PipelineSpec:
 
 def read_draft(path: Path) -> Draft:
     """One pipeline file, as far as it can be read; it never raises for what is in the file."""
-    where = printable(path.name)
+    where = escaped(path.name)
     try:
         return _draft(_read(path), path.stem, where)
     except ConfigError as error:
         return Draft([str(error)], None, frozenset(), where)
 
 
-def printable(path: Path | str) -> str:
+def escaped(path: Path | str) -> str:
     """A path as text; bytes that are no UTF-8 are escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -141,7 +140,7 @@ def _whole(draft: Draft) -> PipelineSpec:
 
 def _read(path: Path) -> str:
     """The text of a regular file: opening a pipe would wait for its writer."""
-    name = printable(path)
+    name = escaped(path)
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -152,7 +151,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         words = error.strerror
         if path.is_symlink() and not path.exists():
-            words = f"{words}; it links to {printable(os.readlink(path))}"
+            words = f"{words}; it links to {escaped(os.readlink(path))}"
         raise ConfigError(f"{name}: cannot be read: {words}. Check the path.") from error
     if len(data) > MAX_BYTES:
         raise ConfigError(
@@ -240,12 +239,12 @@ def _hidden(detail: ErrorDetails, values: Any, root: yaml.Node) -> Iterator[Prob
         return
     tag = str(detail.get("ctx", {}).get("tag", ""))
     models = {str(_kind(model)): model for model in _models_at(place)}
-    near = difflib.get_close_matches(tag, models, n=1)
+    near = nearest_name(tag, models)
     path = values.get("path")
     for kind, model in models.items():
         suffixes = getattr(model, "suffixes", ())
         if not near and isinstance(path, str) and suffixes and path.lower().endswith(suffixes):
-            near = [kind]
+            near = kind
     options = {key: value for key, value in values.items() if key not in ("kind", "provider")}
     if not near:
         every = {name for model in models.values() for name in model.model_fields}
@@ -255,10 +254,10 @@ def _hidden(detail: ErrorDetails, values: Any, root: yaml.Node) -> Iterator[Prob
                 yield line, f"{option}: is no option here{_near(str(key), sorted(every))}"
         return
     try:
-        models[near[0]].model_validate({**options, "kind": near[0]})
+        models[near].model_validate({**options, "kind": near})
     except ValidationError as error:
         for other in error.errors():
-            loc = (*place, near[0], *other["loc"])
+            loc = (*place, near, *other["loc"])
             line, option = _place(root, loc)
             yield line, f"{option}: {_what({**other, 'loc': loc})}".removeprefix(": ")
 
@@ -467,11 +466,10 @@ def _what(detail: ErrorDetails) -> str:
     return messages.get(kind, detail["msg"].removeprefix("Value error, "))
 
 
-def _near(given: str, names: list[str]) -> str:
+def _near(word: str, names: list[str]) -> str:
     """What the user may have meant."""
-    near = difflib.get_close_matches(given, names, n=1)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    if near := nearest_name(word, names):
+        return f"; did you mean {near!r}?"
     return f"; there are {', '.join(names)}" if names else ""
 
 

@@ -151,8 +151,8 @@ def _in_use(run: Run, name: str) -> str:
     """The table of this name, or the one that was built in its place: `name.2`."""
     state = table_state(run)
     newest_first = [entry.table for entry in reversed(read_releases(run.folder).releases)]
-    known = [state.table, *state.trained_before] if state is not None else []
-    for other in (*known, *newest_first):
+    in_state = [state.table, *state.trained_before] if state is not None else []
+    for other in (*in_state, *newest_first):
         if other == name or other.startswith(f"{name}."):
             return other
     return name

@@ -58,7 +58,7 @@ class Manifest:
     digest: str  # of the shard's bytes; the next step compares it
     inputs: str  # digest of the input
     configuration: str  # fingerprint of the configuration that computed it
-    checksum: int  # CRC-32 of the shard's bytes, which is compared before they are read
+    shard_checksum: int  # CRC-32 of the shard's bytes, which is compared before they are read
     statistics: dict[str, Any] = field(default_factory=dict)  # counts for metadata and checks
 
     @property
@@ -121,7 +121,8 @@ class Shards:
         path = self.folder / manifest.shard
         if path.name in self._intact:
             return True
-        if file_checksum(path) == manifest.checksum or file_checksum(path) == manifest.checksum:
+        # Twice: a bit that flips on its way into memory is no damage.
+        if any(file_checksum(path) == manifest.shard_checksum for _ in range(2)):
             self._intact.add(path.name)
             return True
         with contextlib.suppress(OSError):  # of a home that is for reading only

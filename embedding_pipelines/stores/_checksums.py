@@ -48,8 +48,8 @@ def damaged_file(
     """
     state = _read(record)
     files: dict[str, Any] = {name: entry for name, entry in state["files"].items() if is_read(name)}
-    if known := sorted(files.keys() & set(state["damaged"])):
-        return known[0]
+    if damaged := sorted(files.keys() & set(state["damaged"])):
+        return damaged[0]
     blocks = [(name, at) for name, entry in files.items() for at in range(len(entry["blocks"]))]
     for name, entry in files.items():
         try:

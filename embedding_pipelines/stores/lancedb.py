@@ -56,12 +56,7 @@ CHECKSUMS = ".checksums.json"  # the end of the name of their file, beside the t
 # That a reader compares before it trusts a version: 20 ms. A larger one is compared in part.
 COMPARED_BYTES = 64 << 20
 FIXED = ("data", "_versions", "_indices", "_deletions")  # folders whose files never change
-UNNAMED = (
-    "data",
-    "_transactions",
-    "_indices",
-    "_deletions",
-)  # that a killed writer leaves files in
+UNNAMED = ("data", "_transactions", "_indices", "_deletions")  # in which a dead writer leaves files
 TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
 
 
@@ -199,9 +194,7 @@ class LanceTable(Table):
         with self._explained("written"):
             if not self._manifests():
                 self.folder.mkdir(parents=True, exist_ok=True)
-                self.withdraw(
-                    None
-                )  # what is left of a lost table of this name, or of a dead writer
+                self.withdraw(None)  # the rest of a lost table of this name, or of a dead writer
                 self._connection.create_table(self.name, schema=schema)
             table = self._open()
             self._delete_unnamed()

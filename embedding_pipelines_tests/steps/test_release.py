@@ -80,7 +80,7 @@ def spoil(shards: Shards, partition: str, change: Callable[[pa.Table], pa.Table]
         rows=table.num_rows,
         size_bytes=path.stat().st_size,
         digest=file_digest(path),
-        checksum=file_checksum(path),
+        shard_checksum=file_checksum(path),
     )
     write_json(shards.folder / f"{partition}.json", vars(made))
 

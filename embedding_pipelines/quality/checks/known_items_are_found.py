@@ -29,18 +29,18 @@ class KnownItemsAreFound(Check):
         if recall >= LEAST_RECALL:
             return self.outcome(True, f"{sentence}.", statistics)
         sentence += f" (by chance: {10 / rows:.1%})"
-        recognized, known = _recognized(candidate)
-        statistics |= {"canaries_recognized": recognized, "canaries": known}
+        recognized, canaries = _recognized(candidate)
+        statistics |= {"canaries_recognized": recognized, "canaries": canaries}
         cause = _cause_in_texts(candidate.metrics)
-        if recognized > known / 2:  # by chance one of eight
+        if recognized > canaries / 2:  # by chance one of eight
             sentence += (
-                f". The model is not the cause: it recognizes {recognized} of {known} fixed texts, "
+                f". The model is not the cause: it recognizes {recognized} of {canaries} fixed texts, "
                 f"embedded as queries and as documents. {cause or UNCLEAR}"
             )
             return self.weakness(sentence, statistics)
-        if known:
+        if canaries:
             sentence += (
-                f". Of {known} fixed texts, embedded as queries and as documents, only {recognized} "
+                f". Of {canaries} fixed texts, embedded as queries and as documents, only {recognized} "
                 "are nearest to themselves: queries and documents are not embedded by the same "
                 "model, or it gives all texts about the same vector. See that the model, or the "
                 "server behind it, is the same for both, and that model.prompts are its own."

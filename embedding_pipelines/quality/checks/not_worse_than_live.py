@@ -65,9 +65,9 @@ def _cause(candidate: Candidate, live: Release) -> str:
         if before is not None and now is not None and before != now:
             style = ",.0f" if name == "documents" else ".0%"
             figures.append(f"{words} {before:{style}} -> {now:{style}}")
-    known = f" ({', '.join(figures)})" if figures else ""
+    evidence = f" ({', '.join(figures)})" if figures else ""
     return (
-        f"Model and options are those of release {live.number}, so it is the texts{known}: others "
+        f"Model and options are those of release {live.number}, so it is the texts{evidence}: others "
         "stand before those that queries are of. See what has come into the source."
     )
 

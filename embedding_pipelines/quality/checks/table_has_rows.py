@@ -4,9 +4,7 @@ from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 
 class TableHasRows(Check):
-    effect = (
-        "warn"  # an empty source gives an empty table; what was full is `not_worse_than_live`'s
-    )
+    effect = "warn"  # one that was full before is blocked by `not_worse_than_live`
 
     def evaluate(self, candidate: Candidate) -> Outcome:
         rows, records, files = candidate.rows, candidate.source_rows, candidate.source_files

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embedding_pipelines.errors import ConfigError, SourceError
-from embedding_pipelines.guess import Guess, guess, name_of, write_guess
+from embedding_pipelines.spec.guess import Guess, guess, name_of, write_guess
 from embedding_pipelines_tests.chain import live_rows, run_steps
 
 ROWS = [
