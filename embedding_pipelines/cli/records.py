@@ -1,4 +1,4 @@
-"""Commands about what did not get in, and what goes: `rejected` and `delete`."""
+"""Commands about what did not get in, and what goes: `rejected`, `delete` and `cache`."""
 
 import sys
 from dataclasses import asdict
@@ -76,3 +76,47 @@ def delete(
     deletion = delete_pipeline(home_folder(), name, keep_file)
     result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
     yield Output([result], partial(say, f"{name}: deleted, {what}", *map(str, deletion.paths)))
+
+
+@app.command()
+def cache(
+    forget: Annotated[
+        str | None,
+        typer.Option(metavar="UNUSED", help="Forget the vectors that no pipeline uses: `unused`."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> Outcomes:
+    """Show how many embedded vectors the cache holds, and for which pipelines.
+
+    A vector stays in the cache for ever, since it may have been paid for: a text that comes back
+    costs nothing. `--forget unused` deletes those that no chunk, release or check of a pipeline of
+    this home has, those that programs have embedded among them, and makes the file smaller.
+    """
+    from embedding_pipelines.unused import cache_use, forget_unused
+
+    if forget not in (None, "unused"):
+        raise ConfigError(f"cache --forget {forget}: say `--forget unused`.")
+    use = cache_use(home_folder())
+    rows = [{"pipeline": name, "vectors": count} for name, count in use.used_by.items()]
+    rows.append({"pipeline": None, "vectors": use.unused})
+    size = f"{use.size_bytes / MEGABYTE:,.1f} MB"
+    words = [
+        f"{use.path}: {counted(use.vectors, 'vector')}, {size}",
+        *(f"  {name}: {count:,}" for name, count in use.used_by.items()),
+        f"  of no pipeline: {use.unused:,}",
+    ]
+    if forget:
+        question = f"{counted(use.unused, 'vector')} of no pipeline, those of programs too"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError(f"cache: {question}. Say --yes to forget them.")
+            typer.confirm(f"Forget {question}?", abort=True, err=True)
+        before = forget_unused(home_folder())
+        now = use.path.stat().st_size if use.path.exists() else 0
+        gone = before.size_bytes - now
+        count = counted(before.unused, "vector")
+        words.append(f"Forgot {count}: the file is {gone / MEGABYTE:,.1f} MB smaller.")
+    elif use.unused:
+        words.append("To forget what no pipeline uses: embedding-pipelines cache --forget unused")
+    result = {"path": str(use.path), "size_bytes": use.size_bytes, "vectors": use.vectors}
+    yield Output([result | {"used_by": rows, "forgotten": bool(forget)}], partial(say, *words))

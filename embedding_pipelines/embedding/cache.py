@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Self
@@ -99,6 +99,30 @@ class EmbeddingCache:
             database.execute("BEGIN IMMEDIATE")
             rows = ((key,) for key in keys)
             database.executemany("DELETE FROM vectors WHERE key = ?", rows)
+
+    def count_used(
+        self, users: Mapping[str, Iterable[Sequence[bytes]]], forget_others: bool = False
+    ) -> tuple[int, dict[str, int]]:
+        """How many vectors there are, and how many of them each user's keys name, what several
+        name for the first. `forget_others` deletes what nobody names and makes the file smaller."""
+        with self._open("written" if forget_others else "read") as database:
+            database.execute("CREATE TEMP TABLE used (key BLOB PRIMARY KEY, user TEXT)")
+            try:
+                for user, batches in users.items():
+                    for keys in batches:
+                        entries = ((key, user) for key in keys)
+                        database.executemany("INSERT OR IGNORE INTO used VALUES (?, ?)", entries)
+                count = int(database.execute("SELECT count(*) FROM vectors").fetchone()[0])
+                rows = database.execute(
+                    "SELECT user, count(*) FROM used JOIN vectors USING (key) GROUP BY user"
+                ).fetchall()
+                if forget_others:
+                    database.execute("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM used)")
+                    database.execute("VACUUM")
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                database.execute("DROP TABLE used")
+        return count, dict.fromkeys(users, 0) | {user: int(number) for user, number in rows}
 
     def get(
         self, text: str, model: EmbeddingModel | Space | str, input_type: InputType = "document"

@@ -1,0 +1,105 @@
+"""Which vectors of the embedding cache the pipelines of a home use, and forgetting the others."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.quality.queries import query_texts
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import SPACE_ID_KEY
+from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.storage.warehouse import Warehouse
+
+KEYS = 4_096  # that are handed on together
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """How many vectors there are, and what they take; `used_by` counts what two pipelines share
+    for the first of them."""
+
+    path: Path
+    size_bytes: int
+    vectors: int
+    used_by: dict[str, int]
+
+    @property
+    def unused(self) -> int:
+        return self.vectors - sum(self.used_by.values())
+
+
+def cache_use(home: Path) -> CacheUse:
+    """What the cache of a home holds and which pipelines use it: with their chunks, releases and
+    checks, in the spaces of today's model, of their shards and of their releases.
+
+    Raises ConfigError for a pipeline file that cannot be read, and whatever says why a pipeline's
+    model cannot be opened.
+    """
+    return _look(home, forget=False)
+
+
+def forget_unused(home: Path) -> CacheUse:
+    """Forget all other vectors, those of programs too, and make the file smaller; what was there
+    before. Raises as `cache_use`, and BusyError while a pipeline runs."""
+    return _look(home, forget=True)
+
+
+def _look(home: Path, forget: bool) -> CacheUse:
+    warehouse, (specs, broken) = Warehouse(home), read_pipelines(home)
+    if broken:
+        names = ", ".join(sorted(path.name for path in broken))
+        raise ConfigError(
+            f"Nobody can know which vectors {names} would use. Mend or delete it, then try again."
+        )
+    cache = EmbeddingCache(warehouse.cache, read_only=not warehouse.cache.exists())
+    size = warehouse.cache.stat().st_size if warehouse.cache.exists() else 0
+    with contextlib.ExitStack() as stack:
+        runs = [stack.enter_context(Run(spec, warehouse)) for spec in specs.values()]
+        for run in runs if forget else ():
+            stack.enter_context(run.folder.lock("run", timeout_seconds=0))
+        stack.enter_context(cache)
+        users = {run.spec.name: _keys(run) for run in runs}
+        vectors, used_by = cache.count_used(users, forget and not cache.read_only)
+    return CacheUse(warehouse.cache, size, vectors, used_by)
+
+
+def _keys(run: Run) -> Iterator[list[bytes]]:
+    """The keys of all that a pipeline can look up, many of them twice."""
+    spaces, batch = _spaces(run), list[bytes]()
+    for text, kind in _texts(run):
+        batch += [EmbeddingCache.key(space, kind, text) for space in spaces]
+        if len(batch) >= KEYS:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _spaces(run: Run) -> set[str]:
+    releases = read_releases(run.folder).releases
+    spaces = {release.space.with_codec(None).id for release in releases}
+    for name in run.spec.partition_names:
+        schema = run.folder.embeddings.schema(name)
+        if schema is not None:
+            spaces.add((schema.metadata or {}).get(SPACE_ID_KEY, b"").decode())
+    if not run.spec.model.trains or step_named("train").current(run) is not None:
+        spaces.add(run.model.space.id)
+    return spaces
+
+
+def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
+    yield from query_texts(run)
+    for name in run.spec.partition_names:
+        for batch in run.folder.chunks.read(name, ["text"]):
+            for text in batch["text"].to_pylist():
+                yield text, "document"
+    for release in read_releases(run.folder).releases:
+        table = release.spec.store.table(run.folder.tables, release.table)
+        for batch in table.scan(["text"], version=release.version):
+            for text in batch["text"].to_pylist():
+                yield text, "document"
