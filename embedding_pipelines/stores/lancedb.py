@@ -57,6 +57,7 @@ CHECKSUMS = ".checksums.json"  # the end of the name of their file, beside the t
 COMPARED_BYTES = 64 << 20
 FIXED = ("data", "_versions", "_indices", "_deletions")  # folders whose files never change
 UNNAMED = ("data", "_transactions", "_indices", "_deletions")  # in which a dead writer leaves files
+DRAFTS = ("*/.tmp*", "_versions/*.manifest#*")  # as Lance and its object store name them
 TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
 
 
@@ -308,8 +309,9 @@ class LanceTable(Table):
         other writer, since the pipeline is locked; and none is deleted while a manifest, which
         might name it, is not as it was written."""
         folder, manifests = self.folder_of_files, set(self._manifests())
-        for draft in self._versions_folder.glob(f"*{MANIFEST}#*"):
-            delete(draft)
+        for pattern in DRAFTS:
+            for draft in folder.glob(pattern):
+                delete(draft)
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
             return  # of a scheme that is not known here
         if not is_recorded(self._checksums) or damaged_file(

@@ -177,7 +177,7 @@ def test_what_killed_writers_left_goes_and_nothing_goes_beside_a_damaged_manifes
     table.index("cosine", 0)
     version, files = table.version, {path for path in folder.rglob("*") if path.is_file()}
     assert version is not None
-    drafts = ("data/.tmpXyz", f"_versions/{2**64 - 9}.manifest#1")
+    drafts = ("data/.tmpX", "_deletions/.tmpX", "_versions/.tmpX", "_versions/9.manifest#1")
     for name in (*drafts, "data/unnamed.lance", "_transactions/9-x.txn"):
         (folder / name).write_bytes(b"half of something")
     table.apply(SCHEMA, ["c"], [])  # killed before it says that it has ended
