@@ -94,7 +94,11 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
         statistics=_statistics(release, releases, codec, size),
         metrics=_metrics(release, changes),
         checks=[
-            {"name": name, "passed": passed, "what": descriptions.get(name, "")}
+            {
+                "name": name,
+                "tone": "good" if passed else "bad" if release.forced else "fair",
+                "what": descriptions.get(name, ""),
+            }
             for name, passed in release.checks.items()
         ],
         answers=answers,
@@ -230,7 +234,8 @@ def _metrics(release: Release, changes: Sequence[MetricChange]) -> dict[str, Any
         for name in dict.fromkeys((*METRICS, *now))
         if name in now or name in required
     ]
-    return {"rows": rows, "missing": [name for name in METRICS if name not in now]}
+    missing = [name for name in METRICS if name not in now]
+    return {"rows": rows, "requires": bool(required), "missing": missing}
 
 
 def _measure(change: MetricChange, required: float | None) -> dict[str, Any]:
@@ -245,13 +250,19 @@ def _measure(change: MetricChange, required: float | None) -> dict[str, Any]:
         "what": f"{metric.description} ({metric.unit})" if metric else "",
         "now": _figure(now),
         "before": _figure(change.before),
-        "change": "–" if difference is None else f"{difference:+.3g}" if difference else "0",
+        "change": "–" if difference is None else _difference(difference),
         "is_chance": change.beyond_chance is False,
         "verdict": "" if better is None else "better" if better else "worse",
         "required": "" if required is None else f"{sign} {_figure(required)}",
         "met": met,
         "better": "" if direction == "neither" else direction,
     }
+
+
+def _difference(value: float) -> str:
+    if not value:
+        return "0"
+    return f"{value:+,.0f}" if abs(value) >= 1_000 else f"{value:+.3g}"
 
 
 def _words(change: MetricChange) -> str:

@@ -244,6 +244,7 @@ def test_texts_never_become_elements(page: Page) -> None:
     assert HOSTILE in page.map["texts"]
     assert "<script>d0" in page.map["documents"]
     assert "Animals <i>and</i> others" in page.text
+    assert page.text.count("Details Live release") == 1
 
 
 def test_the_page_asks_no_network(page: Page) -> None:
