@@ -9,16 +9,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import Sender
 from embedding_pipelines.embedding.sanity import probe
-from embedding_pipelines.errors import EmbeddingPipelinesError, SpaceMismatchError
-from embedding_pipelines.files import is_whole, list_files
+from embedding_pipelines.errors import (
+    CompressionError,
+    EmbeddingPipelinesError,
+    SpaceMismatchError,
+)
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.steps.pending import pending
+from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.validate import check_file
 
@@ -92,24 +97,20 @@ def _model(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
-    paths = sorted(run.folder.folder.rglob("*.json"))
-    damaged = [str(path) for path in paths if not path.name.startswith(".") and not is_whole(path)]
-    if damaged:
-        raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
-    return f"{len(paths):,} files are as they were written"
+    if damaged := damaged_states(run.folder):
+        raise _NotWell(f"damaged: {', '.join(map(str, damaged))}. The next run makes them anew.")
+    return f"{len(state_files(run.folder)):,} files are as they were written"
 
 
 def _rows(run: Run) -> str:
-    count, damaged = 0, list[str]()
-    for shards in (run.folder.documents, run.folder.chunks, run.folder.embeddings):
-        for partition in run.spec.partition_names:
-            if shards.manifest(partition) is None:
-                continue
-            count += 1
-            if not shards.is_intact(partition):
-                damaged.append(f"{shards.folder.name} of {partition}")
+    folder, names = run.folder, run.spec.partition_names
+    damaged = [f"{shards.folder.name} of {name}" for shards, name in damaged_shards(run)]
     if damaged:
         raise _NotWell(f"damaged: {', '.join(damaged)}. The next run makes them anew.")
+    count = sum(
+        len(shards.manifests(names))
+        for shards in (folder.documents, folder.chunks, folder.embeddings)
+    )
     return f"{count:,} shards are as they were written"
 
 
@@ -121,8 +122,10 @@ def _releases(run: Run) -> str:
         table = release.spec.store.table(run.warehouse.tables, release.table)
         if (damage := table.damage(release.version)) is not None:
             damaged.append(f"release {release.number}: {damage}")
-        elif not list_files(run.folder.codecs, release.codec):
-            damaged.append(f"release {release.number}: its codec {release.codec} is lost")
+        try:
+            CodecChain.load(run.folder.codecs / release.codec)
+        except CompressionError as error:
+            damaged.append(f"release {release.number}: {error}")
     if damaged:
         raise _NotWell(f"{'; '.join(damaged)}. The next run builds the newest table anew.")
     if not releases.releases:

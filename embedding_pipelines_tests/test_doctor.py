@@ -87,6 +87,23 @@ def test_every_kind_of_damage_is_named_and_the_next_run_ends_it(p: Path) -> None
     assert set(wrong) <= {"releases"}  # release 1 is kept, to be named; release 2 is live
 
 
+def test_what_is_lost_or_cut_short_is_named_like_what_is_damaged(p: Path) -> None:
+    folder = run_of(p, "p").folder
+    shard = next(folder.embeddings.folder.glob("b*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    next(folder.documents.folder.glob("b*.parquet")).unlink()
+    flip(folder.codecs / live_release(folder).codec)
+    flip(folder.history)
+    wrong = findings(p)
+    assert list(wrong) == ["state", "rows", "releases"]
+    assert str(folder.history) in wrong["state"]
+    assert "embeddings of b" in wrong["rows"]
+    assert "documents of b" in wrong["rows"]
+    assert "no codec that can be read" in wrong["releases"]
+    run_steps(p, "p")
+    assert findings(p) == {}
+
+
 def test_the_command_says_a_line_for_each_and_ends_with_1_if_one_is_bad(
     p: Path, command: Command
 ) -> None:

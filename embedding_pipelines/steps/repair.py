@@ -30,7 +30,22 @@ USAGE = ("embedded_tokens", "provider_seconds", "usd")  # as a line of the histo
 
 def is_sound(folder: PipelineFolder) -> bool:
     """Whether every file of state is what was written; shards are not read."""
-    return all(map(is_whole, _state_files(folder))) and not read_lines(folder.history)[1]
+    return not damaged_states(folder)
+
+
+def damaged_states(folder: PipelineFolder) -> list[Path]:
+    """The files of state that are not what was written."""
+    damaged = [path for path in state_files(folder) if not is_whole(path)]
+    return [*damaged, folder.history] if read_lines(folder.history)[1] else damaged
+
+
+def damaged_shards(run: Run) -> Iterator[tuple[Shards, str]]:
+    """Shards, with their partition, that are lost or not what was written."""
+    folder = run.folder
+    for shards in (folder.documents, folder.chunks, folder.embeddings):
+        for name in run.spec.partition_names:
+            if (shards.folder / f"{name}.json").exists() and not shards.is_intact(name):
+                yield shards, name
 
 
 def repair(run: Run) -> None:
@@ -44,13 +59,13 @@ def repair(run: Run) -> None:
         run.progress.note(sentence)
 
 
-def _state_files(folder: PipelineFolder) -> list[Path]:
+def state_files(folder: PipelineFolder) -> list[Path]:
     return sorted(path for path in folder.folder.rglob("*.json") if not path.name.startswith("."))
 
 
 def _repair_states(folder: PipelineFolder) -> Iterator[str]:
     if adopt_releases(folder):
-        outdated = [path for path in _state_files(folder) if not is_whole(path)]
+        outdated = [path for path in state_files(folder) if not is_whole(path)]
         for path in outdated:
             delete(path)
         yield (
@@ -61,7 +76,7 @@ def _repair_states(folder: PipelineFolder) -> Iterator[str]:
     if damaged_lines:
         write_lines(folder.history, lines)
         yield f"{damaged_lines} damaged lines of {folder.history} are removed."
-    for path in _state_files(folder):
+    for path in state_files(folder):
         if is_whole(path):
             continue
         delete(path)
@@ -84,11 +99,9 @@ def _repair_states(folder: PipelineFolder) -> Iterator[str]:
 def _repair_rows(run: Run) -> Iterator[str]:
     """Shards, and the tables of what was rejected."""
     folder, names = run.folder, run.spec.partition_names
-    for shards in (folder.documents, folder.chunks, folder.embeddings):
-        for name in names:
-            if (shards.folder / f"{name}.json").exists() and not shards.is_intact(name):
-                delete(shards.folder / f"{name}.json")
-                yield f"the {shards.folder.name} of partition {name} were damaged; made anew."
+    for shards, name in damaged_shards(run):
+        delete(shards.folder / f"{name}.json")
+        yield f"the {shards.folder.name} of partition {name} were damaged; made anew."
     files = (read_json(folder.files) or {"files": {}})["files"].values()
     has_rejections = folder.rejected.exists() or any(file["rejected"] for file in files)
     if has_rejections and _is_damaged(folder.rejected):
