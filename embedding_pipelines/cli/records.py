@@ -92,7 +92,7 @@ def cache(
     costs nothing. `--forget unused` deletes those that no chunk, release or check of a pipeline of
     this home has, those that programs have embedded among them, and makes the file smaller.
     """
-    from embedding_pipelines.unused import cache_use, forget_unused
+    from embedding_pipelines.cache_use import cache_use, forget_unused
 
     if forget not in (None, "unused"):
         raise ConfigError(f"cache --forget {forget}: say `--forget unused`.")

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.cache_use import cache_use, forget_unused
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.unused import cache_use, forget_unused
 from embedding_pipelines_tests.chain import (
     run_of,
     run_recorded,
