@@ -31,6 +31,8 @@ from embedding_pipelines.variables import expand_all
 
 NAMES_OF_MODEL = ("model", "revision", "cls")
 
+MODEL_CHECK = "provider_is_unchanged"
+
 
 class Release(BaseModel):
     """One table version that may be searched."""
@@ -181,6 +183,21 @@ def live_release(folder: PipelineFolder) -> Release:
         remedy = _held_back(folder) or f"Run `embedding-pipelines run {name}`."
         raise ReleaseError(f"Pipeline {name!r} has no release yet. {remedy}")
     return release
+
+
+def doubts(folder: PipelineFolder, release: Release) -> list[str]:
+    """What the newest checks say against searching a release: that its model has changed."""
+    try:
+        record = read_json(folder.checks) or {}
+    except StoreError:  # a run makes it anew
+        return []
+    failed = [check["name"] for check in record.get("checks", ()) if not check["passed"]]
+    if record.get("table") != release.table or MODEL_CHECK not in failed:  # of another space
+        return []
+    return [
+        f"The model was changed under its name since release {release.number}: queries and stored "
+        f"vectors do not belong together (`embedding-pipelines status {folder.folder.name}`)."
+    ]
 
 
 def release_anyway(name: str) -> str:

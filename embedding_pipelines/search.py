@@ -25,7 +25,7 @@ from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
-from embedding_pipelines.releases import find_released, live_release
+from embedding_pipelines.releases import doubts, find_released, live_release
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -71,7 +71,7 @@ class SearchResult(BaseModel, frozen=True):
     hits: list[Hit]
     milliseconds: float
     notes: list[str] = []
-    """Sentences: that the query was cut, and that the model does not know its words."""
+    """Sentences: that the query was cut, that the model does not know its words, or has changed."""
     _types: dict[str, str] = PrivateAttr(default_factory=dict)  # of the release's metadata
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -139,6 +139,7 @@ class Searcher:
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         folder = warehouse.pipeline(find_released(warehouse, pipeline))
         self.release = live_release(folder)
+        self._doubts = doubts(folder, self.release)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
         self._owns_model = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)
@@ -200,9 +201,10 @@ class Searcher:
         for words in response.rejected.values():
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
-        _log(readable.notes)
+        notes = [*self._doubts, *readable.notes]
+        _log(notes)
         rows = self._nearest(vector, k, filter)
-        return self._result(rows, query, started, readable.notes)
+        return self._result(rows, query, started, notes)
 
     async def search_async(
         self, query: Any, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
@@ -238,14 +240,15 @@ class Searcher:
         )
         for row, reason in embeddings.rejected.items():
             raise ConfigError(f"queries[{row}] ({texts[row]!r}) has no vector: {reason}")
-        _log(readable.notes)
+        notes = [*self._doubts, *readable.notes]
+        _log(notes)
         types = self.release.spec.source.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
         parts, results = list[pa.Table](), list[SearchResult]()
         for query, vector in zip(queries, embeddings.vectors, strict=True):
             rows = self._nearest(vector, k, filter).select(schema.names).cast(schema)
             parts.append(rows)
-            results.append(self._result(rows, query, started, readable.notes))
+            results.append(self._result(rows, query, started, notes))
             started = time.perf_counter()
         return SearchResults(results, parts, schema, index)
 
@@ -256,7 +259,7 @@ class Searcher:
         started = time.perf_counter()
         self._check(space, k)
         rows = self._nearest(np.asarray(vector, np.float32), k, filter)
-        return self._result(rows, "", started, [])
+        return self._result(rows, "", started, self._doubts)
 
     def _nearest(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
         return nearest(self._table, self.codec, vector, k, filter, self.release.version)

@@ -353,7 +353,7 @@ def _check_columns(run: Run, files: dict[str, FileStatistics]) -> None:
         if without and not any(
             column not in entry.lacking and entry.rows + entry.rejected for entry in files.values()
         ):
-            others = f" and {len(without) - 1:,} other files" if len(without) > 1 else ""
+            others = f" and {len(without) - 1:,} more" if len(without) > 1 else ""
             names = dict.fromkeys(name for file in without for name in files[file].columns)
             raise run.spec.source.missing_column_error(without[0] + others, column, names)
 

@@ -16,7 +16,7 @@ source:
   metadata: {topic: string, year: int, tags: 'list[string]'}
 model: {provider: hashing}
 partitions: 4
-evaluation: {known_items: 0}
+evaluation: {known_items: 0, may_shrink: 1}
 """
 COMPRESSED = f"{PIPELINE}compression: [{{kind: pca, dimensions: 40}}, int8]\n"
 HEADER = "id,title,topic,year,tags"

@@ -482,6 +482,11 @@ def test_a_provider_that_has_silently_changed_its_model_is_stopped(released: Pat
     for name in ("provider_is_unchanged", "vectors_belong_to_their_texts"):  # one way out, not two
         assert "`revision`" in found[name].sentence
         assert "--re-embed" not in found[name].sentence
+    with Searcher(released, "p", Changed(Hashing(), Path())) as searcher:
+        notes = searcher.search("a new text").notes
+    assert [note.partition(":")[0] for note in notes] == [
+        "The model was changed under its name since release 1"
+    ]
     assert live(released) == 1
 
 
