@@ -86,7 +86,7 @@ def cache(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> Outcomes:
-    """Show how many embedded vectors the cache holds, and for which pipelines.
+    """Show how many vectors the cache holds, and for which pipelines.
 
     A vector stays in the cache for ever, since it may have been paid for: a text that comes back
     costs nothing. `--forget unused` deletes those that no chunk, release or check of a pipeline of
