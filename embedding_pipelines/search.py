@@ -4,7 +4,6 @@ Everything comes from the release, its model and its cleaning included; the pipe
 part in it.
 """
 
-import asyncio
 import logging
 import sys
 import time
@@ -210,6 +209,8 @@ class Searcher:
         self, query: Any, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
     ) -> Any:
         """As `search`, in a thread."""
+        import asyncio
+
         return await asyncio.to_thread(self.search, query, k, filter, too_long=too_long)
 
     def search_many(
@@ -348,6 +349,8 @@ async def search_async(
     too_long: TooLong = "refuse",
 ) -> Any:
     """As `search`, in a thread."""
+    import asyncio  # here, since a run without work imports this module
+
     return await asyncio.to_thread(search, home, pipeline, query, k, filter, too_long=too_long)
 
 
