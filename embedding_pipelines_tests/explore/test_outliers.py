@@ -65,6 +65,9 @@ def test_what_cannot_be_is_a_readable_error(home: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             find_outliers(home, "p", **options)
+    with pytest.raises(ConfigError, match="There is no pipeline 'p'"):
+        find_outliers(home, "p")
+    write_pipeline(home, "p", PIPELINE)
     with pytest.raises(ReleaseError, match="no release yet"):
         find_outliers(home, "p")
 
