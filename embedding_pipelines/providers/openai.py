@@ -8,6 +8,7 @@ length of vectors and of texts, and the server's replies must agree.
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -60,14 +61,11 @@ class OpenaiModel(HostedModel, PromptModel):
         """The client of the SDK. Raises ConfigError without the SDK."""
         # Without a key the SDK looks for one of its own; `request_headers` replaces this one.
         openai = need("openai", "openai")
+        http = openai.DefaultHttpxClient(headers=HEADERS, event_hooks={"response": [bound]})
         client: OpenAI = openai.OpenAI(
-            api_key="none",
-            base_url=self.address,
-            max_retries=0,
-            http_client=openai.DefaultHttpxClient(
-                headers=HEADERS, event_hooks={"response": [bound]}
-            ),
+            api_key="none", base_url=self.address, max_retries=0, http_client=http
         )
+        weakref.finalize(client, http.close)  # as the SDK does with a client of its own
         return client
 
     @property

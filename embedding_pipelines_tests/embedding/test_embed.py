@@ -51,14 +51,14 @@ def run(
 
 
 def test_each_text_is_embedded_once_and_comes_back_in_order(tmp_path: Path) -> None:
-    texts = ["b b", "a", "b b", "", "c c c", "a"]
+    texts = ["b b", "a", "b b", "d", "c c c", "a"]
     with EmbeddingCache(tmp_path / "l") as cache:
         model = Recording(hashing(), request_texts=2)
         vectors, usage, progress = run(texts, cache, model)
         assert np.allclose(vectors, vectors_of(texts), atol=1e-6)
-        assert sorted(model.texts) == ["", "a", "b b", "c c c"]
+        assert sorted(model.texts) == ["a", "b b", "c c c", "d"]
         assert (usage.texts, usage.cache_hits, usage.embedded, usage.requests) == (4, 0, 4, 2)
-        assert usage.embedded_tokens == 6
+        assert usage.embedded_tokens == 7
         assert progress == sum(len(text.split()) for text in texts)
         again, usage, progress = run([*texts, "new"], cache, model)
         assert np.array_equal(again[:-1], vectors)

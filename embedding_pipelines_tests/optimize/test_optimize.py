@@ -13,6 +13,7 @@ from embedding_pipelines.compression.float16 import Float16
 from embedding_pipelines.compression.int8 import Int8
 from embedding_pipelines.compression.pca import Pca
 from embedding_pipelines.errors import BusyError, CompressionError, ConfigError
+from embedding_pipelines.files import read_json
 from embedding_pipelines.metrics.neighbours import recall
 from embedding_pipelines.optimize import optimize
 from embedding_pipelines.optimize.candidates import Compression
@@ -78,7 +79,7 @@ def with_store(run: Run, **options: Any) -> Run:
 
 
 def evidence_of(run: Run) -> dict[str, Any]:
-    evidence: dict[str, Any] = json.loads(run.folder.optimization.read_text())
+    evidence: dict[str, Any] = read_json(run.folder.optimization) or {}
     return evidence
 
 

@@ -194,7 +194,7 @@ def test_the_sensor_asks_for_a_run_when_a_batch_has_ended_and_that_run_works(
     assert (
         asked(tick(spec, instance, "batch")).run_key == request.run_key
     )  # so that the daemon starts one run
-    assert request.tags == all_partitions(spec)
+    assert request.tags == {**all_partitions(spec), "why": "a batch job has ended"}
     job = pipeline_definitions([spec], home).resolve_job_def("notes")
     assert job.execute_in_process(instance=instance, tags=dict(request.tags)).success
     assert live_rows(home) == 40
@@ -321,7 +321,7 @@ def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_en
     assert waiting.returncode == 0, waiting.stderr
     assert "notes note: 40 texts are in 1 batch job since" in waiting.stdout
     assert "run the pipeline again later" in waiting.stdout
-    assert "release" not in waiting.stdout
+    assert "nothing is released by this run" in waiting.stdout
     assert "Traceback" not in waiting.stdout + waiting.stderr
     assert KEY not in waiting.stdout + waiting.stderr
     as_json = command(home, "embedding-pipelines", "run", "notes", "--json")

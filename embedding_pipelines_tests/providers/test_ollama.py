@@ -210,7 +210,9 @@ def test_a_reply_that_is_none_is_a_fault_on_the_way(
         model_at(server).embed(TEXTS, "document")
 
 
-@pytest.mark.parametrize(("kind", "says"), [("nan", "NaN or infinity"), ("zero", "a zero vector")])
+@pytest.mark.parametrize(
+    ("kind", "says"), [("nan", "no vector, NaN or infinity"), ("zero", "a zero vector")]
+)
 def test_an_invalid_row_is_left_to_who_checks(server: WireServer, kind: str, says: str) -> None:
     model = model_at(server)
     server.faults.append(Fault(kind))
