@@ -6,9 +6,12 @@ import itertools
 import json
 import keyword
 import re
+import textwrap
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +30,7 @@ from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
 SAMPLE_ROWS = 500
 NO_COLUMN = "\0"  # a name that no file has
 DELIMITERS = ";\t|"
+SURE_ID_NAMES = ("id", "_id", "uuid", "guid", "sku", "isbn", "doi")
 ID_NAMES = ("id", "_id", "uuid", "guid", "key", "sku", "isbn", "doi", "slug", "url", "name")
 TITLE_NAMES = ("title", "name", "headline", "subject", "question", "label")
 TEXT_NAMES = (
@@ -38,6 +42,8 @@ WORDS_OF_TEXT = 3.0  # a column with so many words on average is text
 MAX_ID_LETTERS = 128
 MAX_METADATA_LETTERS = 200
 MAX_METADATA = 30
+NEARLY_ALL = 0.95  # so many values of a type make a column of it, though the others are rejected
+SHOWN = 3  # examples in a note
 
 INT = re.compile(r"-?(0|[1-9]\d{0,17})")  # not 01234, which is a code
 FLOAT = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -54,6 +60,8 @@ class Guess:
     id: str | None
     text: list[str]
     metadata: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    """Sentences: what a person has to know or to decide."""
 
     def pipeline(self, model: str) -> str:
         """The pipeline file, as YAML."""
@@ -68,11 +76,12 @@ class Guess:
         body = yaml.safe_dump(
             content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         )
-        return (
-            f"# Guessed from {self.rows:,} row{'s' * (self.rows != 1)}. Change what is wrong; README "
-            "explains the options.\n"
-            f"{body}"
+        first = (
+            f"Guessed from {self.rows:,} row{'s' * (self.rows != 1)}. Change what is wrong; README "
+            "explains the options."
         )
+        comments = [line for note in (first, *self.notes) for line in textwrap.wrap(note, 98)]
+        return "".join(f"# {line}\n" for line in comments) + body
 
 
 def guess(home: Path, files: Sequence[str]) -> Guess:
@@ -103,8 +112,8 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     source = source_class(kind=kind, path=tuple(paths), text=(NO_COLUMN,))
     first = max(source.files(home), key=lambda file: file.size_bytes > 0)
     source, names = _columns(source, first)
-    values = {name: _values(source, name, first) for name in dict.fromkeys(names) if name}
-    values = {name: texts for name, texts in values.items() if any(texts)}
+    sample = {name: _values(source, name, first) for name in dict.fromkeys(names) if name}
+    values = {name: texts for name, texts in sample.items() if any(texts)}
     rows = max(map(len, values.values()), default=0)
     if not rows:
         raise ConfigError(
@@ -114,21 +123,43 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     options = source.model_dump(
         mode="json", exclude_defaults=True, exclude={"kind", "path", "text", "id", "metadata"}
     )
-    key = _id_of(values)
-    text = _text_of(values, key)
-    others = [name for name in values if name not in (key, *text)]
+    missing = source.missing_words
+    types = {name: _type_of(texts, missing) for name, texts in values.items()}
+    key = _id_of(values, types)
+    text = _text_of(values, types, key)
+    unreadable = _rejections(source, text, {}, first)
+    notes = [*_notes_on_id(values, key, first), *_notes_on_rows(unreadable)]
     metadata: dict[str, str] = {}
-    rejected = _rejections(source, text, metadata, first)
-    for name in others:
-        taken = {column_name(other) for other in metadata}
-        too_long = max(map(len, values[name])) > MAX_METADATA_LETTERS
-        if column_name(name) not in RESERVED | taken and not too_long:
-            for column_type in (_type_of(values[name]), "list[string]"):
-                if _rejections(source, text, {name: column_type}, first) <= rejected:
-                    metadata[name] = column_type
+    omissions = {
+        name: "has no value in the sample" if texts else "holds no text, number or time"
+        for name, texts in sample.items()
+        if name not in values
+    }
+    for name in values:
+        if name in (key, *text):
+            continue
+        if column_name(name) in RESERVED:
+            omissions[name] = "is a name that results have already; rename it in the file"
+        elif column_name(name) in map(column_name, metadata):
+            omissions[name] = "has the name of another column in filters"
+        elif max(map(len, values[name])) > MAX_METADATA_LETTERS:
+            omissions[name] = f"holds more than {MAX_METADATA_LETTERS} characters"
+        elif len(metadata) == MAX_METADATA:
+            omissions[name] = f"is one of more than {MAX_METADATA} columns"
+        else:
+            wrong = _misfits(types[name], values[name], missing)
+            for likely, allowed in ((types[name], wrong), ("string", []), ("list[string]", [])):
+                rejected = _rejections(source, text, {name: likely}, first)
+                if rejected is not None and len(rejected) <= len(unreadable or ()) + len(allowed):
+                    metadata[name] = likely
+                    notes += _notes_on_type(name, likely, allowed)
                     break
-    metadata = dict(itertools.islice(metadata.items(), MAX_METADATA))
-    return Guess(kind, paths, options, rows, key, text, metadata)
+            else:
+                omissions[name] = "cannot be read as a text"
+    if omissions:
+        reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
+        notes.append(f"Left out of metadata: {reasons}.")
+    return Guess(kind, paths, options, rows, key, text, metadata, notes)
 
 
 def name_of(files: Sequence[str]) -> str:
@@ -239,46 +270,113 @@ def _first_problem(source: Source, names: list[str], file: SourceFile) -> str:
     return f": {rejections[0].reason}" if rejections else ""
 
 
-def _rejections(source: Source, text: list[str], metadata: dict[str, str], file: SourceFile) -> int:
-    """How many of the first rows cannot be documents with these columns."""
+def _rejections(
+    source: Source, text: list[str], metadata: dict[str, str], file: SourceFile
+) -> list[Rejection] | None:
+    """Those of the first rows that cannot be documents with these columns; None: there are no
+    such columns."""
     rejections: list[Rejection] = []
     configured = _with(source, text=tuple(text), metadata=metadata)
     try:
         next(iter(configured.read(file, ReadLog(reject=rejections.append))), None)
     except SourceError:
-        return SAMPLE_ROWS
-    return sum(rejection.row <= SAMPLE_ROWS for rejection in rejections)
+        return None
+    return [rejection for rejection in rejections if rejection.row <= SAMPLE_ROWS]
 
 
-def _id_of(values: dict[str, list[str]]) -> str | None:
-    """A column whose values are short, there and all different; the first by name, then by place."""
+def _id_of(values: dict[str, list[str]], types: dict[str, str]) -> str | None:
+    """A column whose values are short, there and all different; the first by name, then by place.
 
-    def identifies(name: str) -> bool:
+    Of a column that by its name or place is the id a few values may be doubled or empty.
+    """
+
+    def identifies(name: str, exceptions: float = 0) -> bool:
         texts = values[name]
-        return (
-            all(texts) and len(set(texts)) == len(texts) and max(map(len, texts)) <= MAX_ID_LETTERS
-        )
+        wrong = len(texts) - len(set(filter(None, texts)))
+        return wrong <= exceptions and max(map(len, texts)) <= MAX_ID_LETTERS
 
     by_name = {name.lower(): name for name in reversed(values)}
-    likely = [by_name[name] for name in ID_NAMES if name in by_name]
-    likely += [name for name in values if re.search(r"(_|\b)(id|key|code)$", name.lower())]
-    likely += [
+    sure = [by_name[name] for name in SURE_ID_NAMES if name in by_name]
+    named = [by_name[name] for name in ID_NAMES if name in by_name]
+    named += [name for name in values if re.search(r"(_|\b)(id|key|code)$", name.lower())]
+    placed = [
         name
         for place, name in enumerate(values)
         if not any(" " in text for text in values[name])
-        and (_type_of(values[name]) == "string" or (place == 0 and _type_of(values[name]) == "int"))
+        and (types[name] == "string" or (place == 0 and types[name] == "int"))
     ]
-    return next((name for name in likely if identifies(name)), None)
+    # One of three rows, two of six, and then one of a hundred.
+    few = {name: max(len(values[name]) / 100, min(2, len(values[name]) / 3)) for name in sure}
+    nearly = {name: len(values[name]) / 100 for name in (*named, *placed[:1]) if name != "name"}
+    return next(
+        itertools.chain(
+            (name for name in sure if identifies(name, few[name])),
+            (name for name in (*named, *placed) if identifies(name)),
+            (name for name in nearly if identifies(name, nearly[name])),
+        ),
+        None,
+    )
 
 
-def _text_of(values: dict[str, list[str]], key: str | None) -> list[str]:
+def _notes_on_id(values: dict[str, list[str]], key: str | None, file: SourceFile) -> list[str]:
+    if key is None:
+        return [
+            f"No column looks like an id, so file and row are it (as in {f'{file.name}:2'!r}): "
+            "inserting a row changes the ids of all after it. If a column is the id, name it as "
+            "source.id."
+        ]
+    counts = Counter(values[key])
+    empty = counts.pop("", 0)
+    doubled = [value for value, count in counts.items() if count > 1]
+    notes = []
+    if doubled:
+        notes.append(
+            f"The id {key!r} is not unique: {_some(doubled)} stand{'s' * (len(doubled) == 1)} more "
+            "than once. Runs reject all but one of such rows; source.duplicates decides which."
+        )
+    if empty:
+        rows = "1 row" if empty == 1 else f"{empty} rows"
+        notes.append(f"The id {key!r} is empty in {rows}, which runs reject.")
+    return notes
+
+
+def _notes_on_rows(unreadable: list[Rejection] | None) -> list[str]:
+    if not unreadable:
+        return []
+    count, first = len(unreadable), unreadable[0]
+    return [
+        f"{count} row{'s' * (count != 1)} of the sample cannot be read; runs reject such rows. The "
+        f"first is row {first.row} of {first.file}: {' '.join(first.reason.split())}."
+    ]
+
+
+def _notes_on_type(name: str, kind: str, wrong: list[str]) -> list[str]:
+    if not wrong:
+        return []
+    count = len(wrong)
+    return [
+        f"{name!r} is {kind} but for {count} value{'s' * (count != 1)}: "
+        f"{_some(list(dict.fromkeys(wrong)))}. Runs reject {'these rows' if count > 1 else 'this row'}"
+        ". Add what stands for no value to source.missing, or declare the column as string."
+    ]
+
+
+def _some(values: list[str]) -> str:
+    more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
+    return ", ".join(map(repr, values[:SHOWN])) + more
+
+
+def _text_of(values: dict[str, list[str]], types: dict[str, str], key: str | None) -> list[str]:
     """The columns that a reader would read, titles first."""
-    types = {name: _type_of(texts) for name, texts in values.items() if name != key}
-    words = {name: _words(values[name]) for name, kind in types.items() if kind == "string"}
+    words = {
+        name: _words(values[name])
+        for name, kind in types.items()
+        if name != key and kind == "string"
+    }
     text = [name for name in words if words[name] >= WORDS_OF_TEXT or name.lower() in TEXT_NAMES]
     if not text and words:
         text = [max(words, key=words.__getitem__)]
-    if not text and key is not None and _type_of(values[key]) == "string":
+    if not text and key is not None and types[key] == "string":
         text = [key]
     if not text:
         raise ConfigError(
@@ -293,19 +391,35 @@ def _words(texts: list[str]) -> float:
     return sum(len(text.split()) for text in filled) / len(filled)
 
 
-def _type_of(texts: Sequence[str]) -> str:
-    """A type of metadata that takes all values."""
-    filled = [text.strip() for text in texts if text.strip()]
-    for kind, fits in (
-        ("int", INT.fullmatch),
-        ("float", FLOAT.fullmatch),
-        ("bool", lambda text: text.lower() in ("true", "false")),
-        ("date", lambda text: len(text) == len("2026-01-31") and _is_time(date, text)),
-        ("timestamp", lambda text: ":" in text and _is_time(datetime, text)),
-    ):
-        if filled and all(map(fits, filled)):
-            return kind
-    return "string"
+TYPES: dict[str, Callable[[str], object]] = {
+    "int": INT.fullmatch,
+    "float": FLOAT.fullmatch,
+    "bool": lambda text: text.lower() in ("true", "false"),
+    "date": lambda text: len(text) == len("2026-01-31") and _is_time(date, text),
+    "timestamp": lambda text: ":" in text and _is_time(datetime, text),
+}
+
+
+def _type_of(texts: Sequence[str], missing: AbstractSet[str]) -> str:
+    """A type of metadata that takes all values, else one that takes nearly all."""
+    filled = len(_filled(texts, missing))
+    misfits = {kind: _misfits(kind, texts, missing) for kind in TYPES if filled}
+    kind = min(misfits, key=lambda kind: len(misfits[kind]), default="string")
+    wrong = misfits.get(kind, [])
+    if len(wrong) > filled * (1 - NEARLY_ALL) or any(re.match(r"0\d", text) for text in wrong):
+        return "string"  # 01234 is a code
+    return kind
+
+
+def _misfits(kind: str, texts: Sequence[str], missing: AbstractSet[str]) -> list[str]:
+    """The values that this type does not take."""
+    fits = TYPES.get(kind)
+    return [text for text in _filled(texts, missing) if not fits(text)] if fits else []
+
+
+def _filled(texts: Sequence[str], missing: AbstractSet[str]) -> list[str]:
+    stripped = (text.strip() for text in texts)
+    return [text for text in stripped if text and text.lower() not in missing]
 
 
 def _is_time(kind: type[date], text: str) -> bool:

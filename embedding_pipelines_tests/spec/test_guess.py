@@ -101,6 +101,10 @@ def test_lists_empty_columns_and_names_that_cannot_be_metadata(
     guessed = guess(home, ["a.jsonl"])
     assert (guessed.id, guessed.text) == (None, ["body"])
     assert guessed.metadata == {"tags": "list[string]"}
+    assert guessed.notes[1:] == [
+        "Left out of metadata: 'nothing' has no value in the sample; 'o' holds no text, number or "
+        "time; 'score' is a name that results have already; rename it in the file."
+    ]
 
 
 def test_paths_are_those_of_the_home_whatever_the_current_folder(
@@ -164,3 +168,71 @@ def test_what_cannot_be_guessed_is_one_sentence(
 )
 def test_names_are_made_of_files(file: str, name: str) -> None:
     assert name_of([file]) == name
+
+
+def guess_csv(home: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> Guess:
+    monkeypatch.chdir(home)
+    (home / "a.csv").write_text("\n".join(lines) + "\n")
+    return guess(home, ["a.csv"])
+
+
+def test_words_for_no_value_do_not_make_numbers_strings(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{n},a chair for the kitchen,{n}.5,{n % 2 == 0},2024-01-05" for n in range(9)]
+    guessed = guess_csv(
+        home, monkeypatch, "id,title,price,new,added", *lines, "9,a lamp,NA,none,n/a"
+    )
+    assert guessed.metadata == {"price": "float", "new": "bool", "added": "date"}
+    assert guessed.notes == []
+
+
+def test_a_column_that_is_nearly_all_numbers_is_one_and_the_file_says_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{n},a chair for the kitchen,{n}.5,{n + 100}" for n in range(50)]
+    guessed = guess_csv(
+        home, monkeypatch, "id,title,price,zip", *lines, "50,a lamp,on request,01234"
+    )
+    assert guessed.metadata == {"price": "float", "zip": "string"}  # 01234 is a code
+    (note,) = guessed.notes
+    assert note.startswith("'price' is float but for 1 value: 'on request'. Runs reject this row.")
+    write_guess(home, home / "pipelines" / "a.yaml", guessed, "hashing")
+    assert "# 'price' is float but for 1 value" in (home / "pipelines" / "a.yaml").read_text()
+    lines = [f"{n},a chair for the kitchen,{n}.5" for n in range(9)]
+    guessed = guess_csv(home, monkeypatch, "id,title,price", *lines, "9,a lamp,on request")
+    assert guessed.metadata == {"price": "string"}  # one of ten is not nearly all
+
+
+def test_an_id_that_stands_twice_or_is_empty_is_still_the_id(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{n},a chair for the kitchen" for n in range(9)]
+    guessed = guess_csv(home, monkeypatch, "sku,title", *lines, "7,a lamp to read by", ",a table")
+    assert guessed.id == "sku"
+    assert guessed.notes == [
+        "The id 'sku' is not unique: '7' stands more than once. Runs reject all but one of such "
+        "rows; source.duplicates decides which.",
+        "The id 'sku' is empty in 1 row, which runs reject.",
+    ]
+    lines = [f"X{n},a chair for the kitchen" for n in range(199)]
+    guessed = guess_csv(home, monkeypatch, "article,title", *lines, "X7,a lamp to read by")
+    assert guessed.id == "article"
+    assert "'X7' stands more than once" in guessed.notes[0]
+
+
+def test_no_id_unreadable_rows_and_names_of_results_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{n % 2},a chair for the kitchen,{n}," for n in range(9)]
+    guessed = guess_csv(
+        home, monkeypatch, "kind,title,score,nothing", *lines, "1,a lamp,3,,too,many"
+    )
+    assert guessed.id is None
+    no_id, unreadable, left_out = guessed.notes
+    assert "file and row are it (as in 'a.csv:2')" in no_id
+    assert "inserting a row changes the ids" in no_id
+    assert unreadable.startswith("1 row of the sample cannot be read; runs reject such rows.")
+    assert "row 11 of a.csv" in unreadable
+    assert "'score' is a name that results have already" in left_out
+    assert "'nothing' has no value in the sample" in left_out
