@@ -263,7 +263,8 @@ class Searcher:
         return self._result(rows, "", started, self._doubts)
 
     def _nearest(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
-        return nearest(self._table, self.codec, vector, k, filter, self.release.version)
+        names, version = self.release.spec.source.table_names, self.release.version
+        return nearest(self._table, self.codec, vector, k, filter, version, names)
 
     def _result(self, rows: pa.Table, query: str, started: float, notes: list[str]) -> SearchResult:
         release = self.release
@@ -361,20 +362,32 @@ def check_k(k: int) -> None:
 
 
 def nearest(
-    table: Table, codec: CodecChain, vector: Vectors, k: int, filter: Filter | None, version: int
+    table: Table,
+    codec: CodecChain,
+    vector: Vectors,
+    k: int,
+    filter: Filter | None,
+    version: int,
+    names: Mapping[str, str] | None = None,
 ) -> pa.Table:
     """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest
     first.
 
     Their columns are the table's and `score` float32: the cosine, or the share of equal bits for a
     binary codec without rescoring vectors. With rescoring vectors, the codes give `oversample`
-    times `k` rows, and these vectors rank them. Raises CompressionError for a vector of another
-    shape or one that is not finite, StoreError for a wrong filter.
+    times `k` rows, and these vectors rank them. `names` are as in `Table.search`. Raises
+    CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
+    filter, ConfigError for what is none.
     """
     if isinstance(filter, Mapping):
         filter = filter_of(filter)
+    if not isinstance(filter, str | None):
+        raise ConfigError(
+            f'The filter is {filter!r}. Write a condition, as in "price < 9", or a mapping, as in '
+            '{"brand": ["Acme", "Apex"]}.'
+        )
     code, rescoring = encode_queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
-    rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring)
+    rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring, names)
     if rescoring:
         scores = codec.rescore(vector, to_matrix(rows[RESCORING_VECTOR]))
         best = np.argsort(-scores, kind="stable")[:k]  # of equals the one with the nearer code

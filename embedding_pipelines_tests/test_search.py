@@ -91,6 +91,14 @@ def test_a_wrong_filter_is_told_with_the_columns_there_are(searcher: Searcher) -
         with pytest.raises(StoreError, match=r"(?s)cannot be used.*year") as caught:
             searcher.search("x", 1, wrong)
         assert "Traceback" not in str(caught.value)
+    with pytest.raises(StoreError, match="'id' is the id, which is document_id in filters"):
+        searcher.search("x", 1, "id = 'id-3'")
+    with pytest.raises(StoreError, match="'title' is in the text, which is text in filters"):
+        searcher.search("x", 1, "title = 'x'")
+    not_filters: list[Any] = [["year = 5"], 5, True]
+    for wrong in not_filters:
+        with pytest.raises(ConfigError, match=r"The filter is .*Write a condition"):
+            searcher.search("x", 1, wrong)
 
 
 @pytest.mark.parametrize("k", [0, -1, 10_001])

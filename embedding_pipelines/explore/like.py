@@ -29,7 +29,8 @@ def find_like(
     live = LiveTable(home, name)
     vectors = _vectors(live, document_id)
     mean, version = unit(vectors).mean(axis=0), live.release.version
-    rows = nearest(live.table, live.codec, mean, k + len(vectors), filter, version)
+    names = live.release.spec.source.table_names
+    rows = nearest(live.table, live.codec, mean, k + len(vectors), filter, version, names)
     others = rows.filter(pc.not_equal(rows["document_id"], document_id))
     return SearchResult(
         pipeline=name,

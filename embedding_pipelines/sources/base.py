@@ -164,6 +164,11 @@ class Source(Choice):
         return {column_name(path): split_unit(kind)[0] for path, kind in self.metadata.items()}
 
     @property
+    def table_names(self) -> dict[str, str]:
+        """What the columns of id and text are called in documents and tables."""
+        return dict.fromkeys(self.text, "text") | ({self.id: "document_id"} if self.id else {})
+
+    @property
     def missing_words(self) -> frozenset[str]:
         """The words of `missing` in lower case."""
         return frozenset(word.lower() for word in self.missing)

@@ -94,12 +94,14 @@ class Table(ABC):
         filter: str | None,
         version: int,
         rescoring: bool = False,
+        names: Mapping[str, str] | None = None,
     ) -> pa.Table:
         """The `k` nearest rows, nearest first, without the vector and with `_distance` float32.
 
         `vector` is float[d], for hamming packed bits uint8[d / 8]. `filter` is a condition on
         ids, text and metadata (`filters.py`). With `rescoring` the rows also hold the table's
-        `rescoring_vector`. Raises StoreError if the filter is wrong.
+        `rescoring_vector`. `names` says what columns of the source are called in the table, for
+        the StoreError that a wrong filter raises.
         """
 
     @abstractmethod

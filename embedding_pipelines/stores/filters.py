@@ -28,6 +28,7 @@ TOKEN = re.compile(
     re.VERBOSE,
 )
 KEYWORDS = {"and", "or", "not", "in", "between", "is", "null", "like", "ilike", "true", "false"}
+VALUE_FOLLOWS = {"=", "==", "<>", "!=", "<", "<=", ">", ">=", "like", "ilike", "between", ",", "["}
 OPPOSITE = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 SIGNS = {"==": "=", "!=": "<>"}
 NUMBERS = ("int", "float")
@@ -96,13 +97,17 @@ class Condition:
     no: str
 
 
-def store_filter(filter: str, schema: pa.Schema, columns: list[str]) -> str:
+def store_filter(
+    filter: str, schema: pa.Schema, columns: list[str], names: Mapping[str, str] | None = None
+) -> str:
     """The same condition in the store's SQL; `columns` are those of `schema` that it may name.
 
-    Raises StoreError, which says where it is wrong and what to write.
+    `names` are columns of the source that have another name here, and that name. Raises StoreError,
+    which says where it is wrong and what to write.
     """
+    kinds = {name: _kind(schema.field(name).type) for name in columns}
     try:
-        return _Parser(filter, {name: _kind(schema.field(name).type) for name in columns}).read()
+        return _Parser(filter, kinds, names or {}).read()
     except _Wrong as error:
         raise filter_error(filter, schema, columns, str(error)) from None
 
@@ -193,8 +198,8 @@ class _Wrong(Exception):
 class _Parser:
     """Reads one condition. Binds, loosest first: OR, AND, NOT, comparisons, + and -, * and /."""
 
-    def __init__(self, filter: str, kinds: dict[str, str]) -> None:
-        self.kinds, self.depth, self.next = kinds, 0, 0
+    def __init__(self, filter: str, kinds: dict[str, str], names: Mapping[str, str]) -> None:
+        self.kinds, self.names, self.depth, self.next = kinds, names, 0, 0
         self.tokens = _tokens(filter)
         self.filter = filter
 
@@ -423,15 +428,27 @@ class _Parser:
     def _no_column(self, name: str, at: int) -> str:
         """What to write in place of a name at this place of the filter."""
         rest = self.filter[at:].lower()
+        for column, here in self.names.items():
+            plain = _name(column) == column
+            if name.lower() == column.lower() or (not plain and rest.startswith(column.lower())):
+                what = "the id" if here == "document_id" else "in the text"
+                example = "= 'A1'" if here == "document_id" else "LIKE '%red%'"
+                return (
+                    f"{column!r} is {what}, which is {here} in filters. Write {here} {example}, or "
+                    f"add {column!r} to source.metadata."
+                )
         for column in self.kinds:
             if _name(column) != column and rest.startswith(column.lower()):
                 return f"{column!r} is no plain word. Write it in double quotes: {_name(column)}."
         near = did_you_mean(name, self.kinds)
         if name.lower() == "id" and "document_id" in self.kinds:
             near = " Did you mean 'document_id'?"
+        before = [token.word or token.text for token in self.tokens if token.at < at][-2:]
+        is_value = before == ["in", "("] or not VALUE_FOLLOWS.isdisjoint(before[-1:])
+        quotes = f" Texts stand in single quotes: '{name}'." if is_value else ""
         return (
-            f"there is no column {name!r}.{near} Texts stand in single quotes: '{name}'. Other "
-            "columns of the source have to be in source.metadata."
+            f"there is no column {name!r}.{near}{quotes} Other columns of the source have to be in "
+            "source.metadata."
         )
 
     def _find(self, name: str) -> str | None:
@@ -544,7 +561,7 @@ def _alike(left: Value, right: Value, sign: str) -> tuple[Value, Value]:
         return _to_float(left), _to_float(right)
     if len(kinds) > 1:
         first, second = (right, left) if left.constant is not None else (left, right)
-        raise _mismatch(first, second.name)
+        raise _mismatch(first, second.name, _declare("bool", left, right))
     if kinds == {"bool"} and sign not in ("=", "<>"):
         raise _Wrong(f"true and false have no order. Write = or <> instead of {sign}.")
     return left, right
@@ -601,14 +618,27 @@ def _number(value: Value, other: Value | None = None) -> Value:
         if re.fullmatch(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", text):
             return _literal(_constant_of(text))
     if other is None:
-        raise _Wrong(f"{value.name} is no number, and only numbers can be computed with.")
+        declare = _declare("float", value)
+        raise _Wrong(f"{value.name} is no number, and only numbers can be computed with.{declare}")
     column, wrong = (other, value) if other.constant is None else (value, other)
-    raise _mismatch(column, wrong.name)
+    raise _mismatch(column, wrong.name, _declare("float", value, other))
 
 
-def _mismatch(column: Value, other: str) -> _Wrong:
+def _mismatch(column: Value, other: str, remedy: str = "") -> _Wrong:
     what, _ = HOLDS.get(column.kind, ("something else", ""))
-    return _Wrong(f"{column.name} holds {what}, and {other} is none. Write {_example(column)}.")
+    return _Wrong(
+        f"{column.name} holds {what}, and {other} is none. Write {_example(column)}.{remedy}"
+    )
+
+
+def _declare(kind: str, *values: Value) -> str:
+    """A remedy, where a column of texts is taken for one of this kind."""
+    for value in values:
+        if value.kind == "text" and value.constant is None and "(" not in value.name:
+            return (
+                f" If {value.name} holds {HOLDS[kind][0]}, declare it as {kind} in source.metadata."
+            )
+    return ""
 
 
 def _example(value: Value) -> str:

@@ -263,11 +263,12 @@ class LanceTable(Table):
         filter: str | None,
         version: int,
         rescoring: bool = False,
+        names: Mapping[str, str] | None = None,
     ) -> pa.Table:
         snapshot = self._snapshot(version)
         where = None
         if filter is not None:
-            where = store_filter(filter, snapshot.schema, snapshot.columns)
+            where = store_filter(filter, snapshot.schema, snapshot.columns, names)
         columns = [*snapshot.columns, RESCORING_VECTOR] if rescoring else snapshot.columns
         try:
             if snapshot.is_int8:

@@ -164,7 +164,13 @@ WRONG = {
     "brand = ‘Acme’": "straight single quotes",
     "price = 'cheap'": r"price holds numbers, and 'cheap' is none. Write price = 5",
     "brand = 5": "brand holds text, and 5 is none. Write brand = 'red'",
-    "brand > price": "none",
+    "brand > price": "If brand holds numbers, declare it as float in source.metadata",
+    "brand <= 9.5": "If brand holds numbers, declare it as float in source.metadata",
+    "brand IN (5, 6)": "If brand holds numbers, declare it as float in source.metadata",
+    "brand BETWEEN 5 AND 6": "If brand holds numbers, declare it as float in source.metadata",
+    "brand * 1.2 < 10": "If brand holds numbers, declare it as float in source.metadata",
+    "brand = true": "If brand holds true or false, declare it as bool in source.metadata",
+    "brand IN (Acme)": "Texts stand in single quotes: 'Acme'",
     "in_stock = 1": "in_stock holds true or false, and 1 is none. Write in_stock = true",
     "in_stock > false": "have no order",
     "added = 'x'": "'x' is no day or time, and added holds days. Write '2024-01-31'",
@@ -412,7 +418,7 @@ def test_the_columns_of_a_filter_may_have_any_name(tmp_path: Path) -> None:
 def test_the_page_shows_conditions_that_work_and_names_every_function() -> None:
     page = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     part = page.partition("`--filter` is an SQL condition")[2].partition("\n\nAfter a")[0]
-    kinds = {"sku": "string", "title": "string", "unit price": "float"}
+    kinds = {"document_id": "string", "unit price": "float"}
     names = [*FIELDS, *((name, METADATA_TYPES[kind]) for name, kind in kinds.items())]
     schema = pa.schema(names)
     table = part.partition("| of a column")[2].partition("\n\n")[0]
@@ -421,3 +427,24 @@ def test_the_page_shows_conditions_that_work_and_names_every_function() -> None:
     for condition in conditions:
         store_filter(condition, schema, schema.names)
     assert all(f"`{name}`" in part for name in CALLS)
+
+
+@pytest.mark.parametrize(
+    ("filter", "words"),
+    [
+        (
+            "sku = 'A1'",
+            "'sku' is the id, which is document_id in filters. Write document_id = 'A1'",
+        ),
+        ({"SKU": "A1"}, "'sku' is the id, which is document_id in filters"),
+        ("price > 5 AND title LIKE '%a%'", "'title' is in the text, which is text in filters"),
+        ("Long title = 'a'", "'Long title' is in the text, which is text in filters"),
+        ("colour = 'red'", "there is no column 'colour'. Other columns of the source"),
+    ],
+)
+def test_a_column_of_id_or_text_is_told_by_its_name_in_filters(filter: Any, words: str) -> None:
+    names = {"sku": "document_id", "title": "text", "Long title": "text"}
+    text = filter if isinstance(filter, str) else filter_of(filter)
+    with pytest.raises(StoreError, match=words) as caught:
+        store_filter(text, SCHEMA, COLUMNS, names)
+    assert "single quotes" not in str(caught.value)
