@@ -27,10 +27,10 @@ test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
-faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: five minutes
-	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 200 --command 15
-	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 40
-	$(BIN)/python -m embedding_pipelines_tests.faults.damage 60
+faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: three minutes
+	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
+	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 20
+	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
 	$(BIN)/python scripts/try_extras.py $(TRY)
