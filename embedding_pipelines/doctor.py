@@ -6,7 +6,7 @@ as a query, and reads all files of the pipeline. It repairs nothing: the next ru
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from embedding_pipelines.compression.base import CodecChain
@@ -19,9 +19,10 @@ from embedding_pipelines.errors import (
     SpaceMismatchError,
 )
 from embedding_pipelines.providers.base import InputType
-from embedding_pipelines.releases import read_releases
+from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
+from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -115,20 +116,59 @@ def _rows(run: Run) -> str:
 
 
 def _releases(run: Run) -> str:
-    """All files of every release that can be gone back to."""
-    releases = read_releases(run.folder)
-    damaged = []
-    for release in releases.releases:
-        table = release.spec.store.table(run.warehouse.tables, release.table)
-        if (damage := table.damage(release.version)) is not None:
-            damaged.append(f"release {release.number}: {damage}")
-        try:
-            CodecChain.load(run.folder.codecs / release.codec)
-        except CompressionError as error:
-            damaged.append(f"release {release.number}: {error}")
-    if damaged:
-        raise _NotWell(f"{'; '.join(damaged)}. The next run builds the newest table anew.")
+    """All files of every release that can be gone back to. Older ones that cannot be are no fault
+    as long as the live and the newest are whole: no run makes them anew."""
+    releases, name = read_releases(run.folder), run.spec.name
     if not releases.releases:
         return "none yet"
-    numbers = ", ".join(str(release.number) for release in releases.releases)
-    return f"{numbers}: tables and codecs are as they were written; live is {releases.live}"
+    newest, live = releases.releases[-1].number, releases.live
+    damaged: dict[str, list[int]] = {}  # the releases by what each of them lacks
+    repairable = False
+    for release in releases.releases:
+        what = release.spec.store.table(run.warehouse.tables, release.table).damage(release.version)
+        if what is None:
+            what = _codec_damage(run, release)
+            path = run.folder.codecs / release.codec
+            repairable |= what is not None and any(
+                each.exists() for each in (path, path.with_suffix(COPY))
+            )
+        if what is not None:
+            damaged.setdefault(what, []).append(release.number)
+    lost = {number for numbers in damaged.values() for number in numbers}
+    whole = [entry.number for entry in releases.releases if entry.number not in lost]
+    words = "; ".join(f"{_named(numbers)}: {what}" for what, numbers in damaged.items())
+    if newest in lost:
+        raise _NotWell(
+            f"{words}. The next run makes the newest release anew; earlier ones on damaged files "
+            "cannot be gone back to."
+        )
+    if live in lost:
+        raise _NotWell(
+            f"{words}. Release {newest} is whole: `embedding-pipelines rollback {name} --to "
+            f"{newest}` makes it live."
+        )
+    if repairable:
+        raise _NotWell(f"{words}. The next run puts back what has a whole copy.")
+    fine = f"{_listed(whole)}: tables and codecs are as they were written; live is {live}"
+    if not damaged:
+        return fine
+    return (
+        f"{fine}. {_named(sorted(lost))} cannot be gone back to ({words}); no run makes that anew, "
+        f"and they leave with the next releases (keep_releases: {run.spec.store.keep_releases})"
+    )
+
+
+def _codec_damage(run: Run, release: Release) -> str | None:
+    try:
+        CodecChain.load(run.folder.codecs / release.codec)
+    except CompressionError as error:
+        return str(error)
+    return None
+
+
+def _named(numbers: Sequence[int]) -> str:
+    return f"release{'' if len(numbers) == 1 else 's'} {_listed(numbers)}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

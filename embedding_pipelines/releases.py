@@ -240,9 +240,19 @@ def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:
                 "older or newer, with `--to`."
             )
         if not is_readable(folder, target):
+            others = [
+                str(entry.number)
+                for entry in releases.releases
+                if entry not in (current, target) and is_readable(folder, entry)
+            ]
+            way = (
+                f"With `--to` you can go to {', '.join(others)}."
+                if others
+                else "No other release can be gone to; what changes in the source is released anew."
+            )
             raise ReleaseError(
                 f"Pipeline {name!r}: release {target.number} cannot be searched, since its table "
-                f"or codec is gone or damaged. Release {current.number} stays live."
+                f"or codec is gone or damaged. Release {current.number} stays live. {way}"
             )
         write_releases(folder, releases.model_copy(update={"live": target.number}))
     return current, target

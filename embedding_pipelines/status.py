@@ -1,7 +1,10 @@
 """How a pipeline stands, read from files: nothing is computed, nothing is written, no model is
 loaded."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.vector_store import table_state
 from embedding_pipelines.storage.warehouse import Warehouse
+
+EMPTY = "its text is empty after cleaning"  # of a document, so that no search finds it
 
 
 def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
@@ -84,20 +89,23 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Rejections:
-    """What was rejected, records before texts."""
+    """What was rejected, records before texts, then the documents that have no text."""
 
-    total: int
+    total: int  # of records and texts
+    empty: int  # documents without text: they are on record, and no search finds them
     rows: list[Rejection]
     tables: list[Path]  # the Parquet files with all of it
 
 
 def read_rejections(run: Run, limit: int) -> Rejections:
-    """The first `limit` records and texts that are on record as rejected.
+    """The first `limit` records and texts that are on record as rejected, and documents without
+    text.
 
     Records are those of the documents in force or, where that is newer, of the run that ended since
     they were too many. Raises StoreError for a damaged table.
     """
     folder = run.folder
+    empty = _empty_documents(run)
     records = max((folder.rejected, folder.rejected_by_failure), key=_written_at)
     total, rows, tables = 0, list[Rejection](), list[Path]()
     for path, content in ((records, "raw"), (folder.rejected_texts, "text")):
@@ -115,7 +123,31 @@ def read_rejections(run: Run, limit: int) -> Rejections:
             text = row[content] or ""
             text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
             rows.append(Rejection(place, row["reason"], text))
-    return Rejections(total, rows, tables)
+    documents = (document for name in empty for document in _without_text(run, name))
+    rows.extend(islice(documents, max(limit - len(rows), 0)))
+    return Rejections(total, sum(empty.values()), rows, tables)
+
+
+def _empty_documents(run: Run) -> dict[str, int]:
+    """How many documents have no text, by partition: of those that were cut as they are now."""
+    counts = dict[str, int]()
+    for name in run.spec.partition_names:
+        cut, read = run.folder.chunks.manifest(name), run.folder.documents.manifest(name)
+        if cut and read and cut.inputs == read.digest and cut.statistics.get("empty"):
+            counts[name] = cut.statistics["empty"]
+    return counts
+
+
+def _without_text(run: Run, partition: str) -> Iterator[Rejection]:
+    """The documents of a partition that have no chunk."""
+    chunks = run.folder.chunks.read_columns(partition, ["document_id"])
+    cut = set(chunks["document_id"].to_pylist()) if chunks else set[str]()
+    columns = ["document_id", "source_file", "source_row", "text"]
+    for batch in run.folder.documents.read(partition, columns):
+        for row in batch.to_pylist():
+            if row["document_id"] not in cut:
+                place = f"{row['source_file']}:{row['source_row']}"
+                yield Rejection(place, EMPTY, row["text"] or "")
 
 
 def _written_at(path: Path) -> float:
@@ -154,10 +186,15 @@ def _held_back(run: Run, live: Release | None) -> str | None:
     if live and state and (live.table, live.version) == (state.table, state.version):
         return None
     record = current_checks(run)
-    failed = [check.name for check in record.checks if check.blocks] if record else []
+    failed = [check for check in record.checks if check.blocks] if record else []
     if not failed:
         return None
-    return f"by {', '.join(failed)}; `embedding-pipelines run {run.spec.name}` says why"
+    return "by " + "; ".join(f"{check.name}: {_first_sentence(check.sentence)}" for check in failed)
+
+
+def _first_sentence(text: str) -> str:
+    """What a check saw, without what to do about it."""
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
 def _rows(run: Run) -> dict[str, int]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.doctor import examine
-from embedding_pipelines.releases import live_release
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.releases import live_release, rollback
 from embedding_pipelines.spec.load import read_draft
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
@@ -83,8 +84,27 @@ def test_every_kind_of_damage_is_named_and_the_next_run_ends_it(p: Path) -> None
     assert "chunks of b" in wrong["rows"]
     assert "release 1: " in wrong["releases"]
     run_steps(p, "p")
-    wrong = findings(p)
-    assert set(wrong) <= {"releases"}  # release 1 is kept, to be named; release 2 is live
+    assert findings(p) == {}  # release 1 is kept, to be named; release 2 is live
+    *_, last = examine(read_draft(p / "pipelines" / "p.yaml"), Warehouse(p))
+    assert "2: tables and codecs are as they were written; live is 2. release 1 " in last.sentence
+    assert last.sentence.count(str(table)) == 1
+    assert "(keep_releases: 5)" in last.sentence
+    write_csv(p, "a.csv", [(1, "red fox", "x"), (2, "blue whale", "y"), (3, "a hen", "z")])
+    run_steps(p, "p")
+    with pytest.raises(ReleaseError, match=r"stays live\. With `--to` you can go to 2\."):
+        rollback(folder, 1)
+
+
+def test_a_damaged_live_release_with_a_whole_newer_one_names_it(p: Path) -> None:
+    folder = run_of(p, "p").folder
+    table = folder.tables / f"{live_release(folder).table}.lance"
+    write_pipeline(
+        p, "p", HASHING.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    )
+    run_steps(p, "p")
+    rollback(folder, 1)
+    flip(max(table.rglob("*.lance"), key=lambda path: path.stat().st_size))
+    assert "`embedding-pipelines rollback p --to 2` makes it live." in findings(p)["releases"]
 
 
 def test_what_is_lost_or_cut_short_is_named_like_what_is_damaged(p: Path) -> None:

@@ -31,7 +31,8 @@ def rejected(
 ) -> Outcomes:
     """Show the records and texts that could not be used, and why.
 
-    Records are of the last run, also of one that ended because they were too many.
+    Records are of the last run, also of one that ended because they were too many. Documents
+    without text follow them.
     """
     from embedding_pipelines.status import read_rejections
 
@@ -41,12 +42,17 @@ def rejected(
 
     def show() -> None:
         print_rejected(make_console(), rows)
-        shown = "" if rejections.total == len(rows) else f", {len(rows):,} of them shown"
-        say(f"{spec.name}: {rejections.total:,} rejected{shown}")
+        every = rejections.total + rejections.empty
+        empty = (
+            f", {counted(rejections.empty, 'document')} without text" if rejections.empty else ""
+        )
+        shown = "" if every == len(rows) else f", {len(rows):,} of them shown"
+        say(f"{spec.name}: {rejections.total:,} rejected{empty}{shown}")
         for path in rejections.tables:
             say(f"the whole table: {path}")
 
     result: dict[str, Any] = {"pipeline": spec.name, "total": rejections.total, "rejected": rows}
+    result["empty"] = rejections.empty
     yield Output([result | {"tables": list(map(str, rejections.tables))}], show)
 
 

@@ -85,7 +85,7 @@ def build_asset(
     ) -> Iterator[dg.MaterializeResult[Any]]:
         with readable_errors():
             run = open_run(spec, home, warehouse, model, progress, context.log)
-        names = sorted(context.partition_keys) if step.partitioned else spec.partition_names
+        names = _partition_names(context, step, spec)
         with run:
             try:
                 report = _perform(context, step, run, names)
@@ -99,6 +99,16 @@ def build_asset(
             )
 
     return asset
+
+
+def _partition_names(
+    context: dg.AssetExecutionContext, step: Step, spec: PipelineSpec
+) -> Sequence[str]:
+    """The partitions of this Dagster run. One that names none takes all of them, as a job does:
+    Dagster lets it through where a selection matches nothing, which it takes for everything."""
+    if step.partitioned and (context.has_partition_key or context.has_partition_key_range):
+        return sorted(context.partition_keys)
+    return spec.partition_names
 
 
 def _decorator(

@@ -186,7 +186,7 @@ def _rejected(run: Run) -> dict[str, Any]:
     rejections = read_rejections(run, REJECTED)
     rows = [
         {"place": cut(row.place), "reason": row.reason, "content": cut(row.content)}
-        for row in rejections.rows
+        for row in rejections.rows[: rejections.total]  # documents without text follow
     ]
     return {"total": rejections.total, "rows": rows, "tables": list(map(str, rejections.tables))}
 

@@ -52,6 +52,23 @@ def test_those_of_a_run_that_ended_for_them_are_shown_until_it_ends_well(
     assert command("rejected", "p", "--json").results[0]["total"] == 1
 
 
+def test_documents_without_text_follow_what_was_rejected(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", [(1, "one", 1), (2, "  ", 2), (3, "three", "no number"), (4, "", 4)])
+    run_steps(home, "p")
+    (result,) = command("rejected", "p", "--json").results
+    assert (result["total"], result["empty"]) == (1, 2)
+    places = {row["place"]: row["reason"] for row in result["rejected"]}
+    assert next(iter(places)) == "data/a.csv:4"
+    assert set(places) == {"data/a.csv:3", "data/a.csv:4", "data/a.csv:5"}
+    assert places["data/a.csv:5"] == "its text is empty after cleaning"
+    lines = command("rejected", "p", "-n", "2").out.splitlines()
+    assert "p: 1 rejected, 2 documents without text, 2 of them shown" in lines
+    write_csv(home, "a.csv", [(1, "one", 1), (2, "two", 2)])
+    run_steps(home, "p")
+    assert command("rejected", "p").out == "p: 0 rejected\n"
+
+
 def test_nothing_rejected(command: Command, home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     assert command("rejected", "p").out == "p: 0 rejected\n"

@@ -20,9 +20,17 @@ class NotWorseThanLive(Check):
         live: dict[str, dict[str, float]] = candidate.collected.get(self.name, {})
         if candidate.live is None:
             return self.outcome(True, "Skipped: there is no live release to compare with.")
-        shrunk, statistics = _shrunk(candidate, candidate.live)
-        if shrunk:
-            return self.outcome(False, shrunk, statistics)
+        may_shrink = candidate.run.spec.evaluation.may_shrink
+        too_small, statistics = shrunk(
+            candidate.live, candidate.documents, candidate.rows, may_shrink
+        )
+        if too_small:
+            source = (
+                f"{candidate.source_rows:,} records from {candidate.source_files:,} files. If it is "
+                "not whole (an export that failed, a folder that is not there), mend it and run "
+                "again."
+            )
+            return self.outcome(False, f"{too_small}: the source gave {source}", statistics)
         if not live:
             release = f"release {candidate.live.number}"
             return self.outcome(True, f"Skipped: {release} has no figures to compare.", statistics)
@@ -72,23 +80,22 @@ def _cause(candidate: Candidate, live: Release) -> str:
     )
 
 
-def _shrunk(candidate: Candidate, live: Release) -> tuple[str, dict[str, Any]]:
-    """Why the table is too small, empty if it is not; and the figures. A release of before this
-    was measured has no documents on record: its rows stand for them."""
-    before, now, what = live.metrics.get("documents"), candidate.documents, "documents"
+def shrunk(
+    live: Release, documents: int, rows: int, may_shrink: float
+) -> tuple[str, dict[str, Any]]:
+    """Why a table of so many documents and rows is too small, empty if it is not; and the figures.
+    A release of before this was measured has no documents on record: its rows stand for them."""
+    before, now, what = live.metrics.get("documents"), documents, "documents"
     if before is None:
-        before, now, what = live.rows, candidate.rows, "rows"
+        before, now, what = live.rows, rows, "rows"
     statistics = {f"{what}_before": int(before), f"{what}_now": now}
-    may_shrink = candidate.run.spec.evaluation.may_shrink
     gone = 1 - now / before if before else 0.0
     if gone <= may_shrink or (now and before < FEW_DOCUMENTS):
         return "", statistics
     size = f"has only {now:,} {what}" if now else "is empty"
     sentence = (
         f"The table {size}; release {live.number} has {before:,.0f}. {_percent(gone)} are gone, "
-        f"and evaluation.may_shrink allows {may_shrink:.0%}: the source gave "
-        f"{candidate.source_rows:,} records from {candidate.source_files:,} files. If it is not "
-        "whole (an export that failed, a folder that is not there), mend it and run again."
+        f"and evaluation.may_shrink allows {may_shrink:.0%}"
     )
     return sentence, statistics
 
