@@ -20,7 +20,9 @@ from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.files import temporary_folder
 from embedding_pipelines.inference.weights import local_folder, operations_per_token
 from embedding_pipelines.providers.common.http import ServiceOptions
-from embedding_pipelines.quality.evaluate import cost
+from embedding_pipelines.quality.checks.not_worse_than_live import NotWorseThanLive, shrunk
+from embedding_pipelines.quality.evaluate import cost, effects
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
@@ -53,6 +55,8 @@ class Plan:
     seconds: float | None = None  # of embedding; None: nobody can tell yet
     seconds_from: str = ""  # what they are reckoned from, in words
     missing: list[str] = field(default_factory=list)  # before a run can begin
+    built_anew: str = ""  # what changed, so that all rows go into a new table
+    held_back: str = ""  # why the run would be, as far as that can be foreseen
 
 
 def plan(run: Run) -> Plan:
@@ -91,6 +95,7 @@ def _count(run: Run) -> Plan:
     stale = [name for name in names if not is_trained or step.current(run, name) is None]
     result = Plan(spec.name, str(run.model.space) if is_trained else options.kind)
     _count_rows(run, result, stale, is_trained)
+    _foresee(run, result, is_trained)
     direct = _count_texts(run, result, stale, is_trained)
     if is_trained and (result.rows_new or result.rows_changed or result.rows_deleted):
         result.tokens_to_check = cost(run)
@@ -119,6 +124,26 @@ def _count_rows(run: Run, result: Plan, stale: list[str], is_trained: bool) -> N
         result.rows_changed += changed
         result.rows_unchanged += difference.unchanged
         result.rows_deleted += len(difference.remove) - changed
+
+
+def _foresee(run: Run, result: Plan, is_trained: bool) -> None:
+    """What is as sure before the run as after it: a new table, and a source that has shrunk."""
+    releases = read_releases(run.folder)
+    live = releases.get(releases.live)
+    if live is None or not (result.rows_new or result.rows_changed or result.rows_deleted):
+        return
+    if not result.rows_changed and not result.rows_unchanged and result.rows_new:
+        changes = {
+            "metadata": run.spec.source.metadata_types != live.spec.source.metadata_types,
+            "model": is_trained and run.model.space != live.space.with_codec(None),
+            "compression": run.spec.compression != live.spec.compression,
+        }
+        result.built_anew = ", ".join(name for name, differs in changes.items() if differs)
+    cut = run.folder.chunks.manifests(run.spec.partition_names)
+    documents = sum(entry.statistics["documents"] - entry.statistics["empty"] for entry in cut)
+    rows = result.rows_new + result.rows_changed + result.rows_unchanged
+    if effects(run.spec).get(NotWorseThanLive().name) == "block":
+        result.held_back, _ = shrunk(live, documents, rows, run.spec.evaluation.may_shrink)
 
 
 def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> int:

@@ -180,6 +180,8 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
     unchanged = f"{counted(plan.rows_unchanged, 'row')} unchanged" if plan.rows_unchanged else ""
     what = ", ".join([*changes, *filter(None, [unchanged])]) or "no rows"
     lines = [f"{spec.name}: {what}{'' if changes else '; a run has nothing to do'}"]
+    if plan.built_anew:
+        lines.append(f"  builds   the table anew, since {plan.built_anew} changed")
     if plan.texts_to_embed:
         model = f"{spec.model.kind}:{getattr(spec.model, 'model', '')}".rstrip(":")
         lines.append(
@@ -201,6 +203,8 @@ def plan_in_words(plan: "Plan", spec: "PipelineSpec") -> list[str]:
     if plan.tokens:
         took = "" if plan.seconds is None else f"about {words_of(plan.seconds)}: "
         lines.append(f"  takes    {took}{plan.seconds_from}")
+    if plan.held_back:
+        lines.append(f"  checks   a run will hold this back: {plan.held_back}")
     return lines + [f"  missing  {what}" for what in plan.missing]
 
 

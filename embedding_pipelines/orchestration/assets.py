@@ -16,6 +16,7 @@ import dagster as dg
 
 from embedding_pipelines.activity import recorded
 from embedding_pipelines.embedding.batch_jobs import BatchPending
+from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import (
     asset_inputs,
@@ -84,8 +85,8 @@ def build_asset(
         progress: dg.ResourceParam[Progress],
     ) -> Iterator[dg.MaterializeResult[Any]]:
         with readable_errors():
+            names = _partition_names(context, step, spec)
             run = open_run(spec, home, warehouse, model, progress, context.log)
-        names = _partition_names(context, step, spec)
         with run:
             try:
                 report = _perform(context, step, run, names)
@@ -104,11 +105,22 @@ def build_asset(
 def _partition_names(
     context: dg.AssetExecutionContext, step: Step, spec: PipelineSpec
 ) -> Sequence[str]:
-    """The partitions of this Dagster run. One that names none takes all of them, as a job does:
-    Dagster lets it through where a selection matches nothing, which it takes for everything."""
-    if step.partitioned and (context.has_partition_key or context.has_partition_key_range):
+    """The partitions of this Dagster run.
+
+    Raises ConfigError for a run that names none: Dagster lets it through where a selection matches
+    nothing, which it takes for everything, and ends it at the next asset.
+    """
+    if not step.partitioned:
+        return spec.partition_names
+    if context.has_partition_key or context.has_partition_key_range:
         return sorted(context.partition_keys)
-    return spec.partition_names
+    every = f"{spec.partition_names[0]}...{spec.partition_names[-1]}"
+    raise ConfigError(
+        f"Pipeline {spec.name!r}: {step.name!r} has partitions, and this run names none. Say "
+        f"`--partition-range {every}`, see that the selection names an asset that there is "
+        f"('group:{spec.name}', 'key:\"{spec.name}/{step.name}\"'), or launch the job "
+        f"{spec.name!r}, which takes all of them."
+    )
 
 
 def _decorator(

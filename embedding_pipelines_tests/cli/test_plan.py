@@ -12,9 +12,10 @@ import pytest
 
 from embedding_pipelines.catalogue import catalogue
 from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.providers.common.prices import PRICES_OF
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import write_csv, write_pipeline
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
 from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.embedding.service import DIALECT
@@ -162,3 +163,32 @@ def test_ctrl_c_ends_a_long_wait_for_a_service_at_once(home: Path, server: WireS
     told, stopped = errors.splitlines()
     assert told.endswith("answered 429: Rate limit reached. Waiting 120 seconds, as it asks.")
     assert stopped == "Stopped. What was embedded is kept: the same command goes on from there."
+
+
+def test_plan_foresees_what_holds_a_run_back_and_a_table_that_is_built_anew(
+    command: Command, home: Path
+) -> None:
+    strict = HASHING.replace("may_shrink: 1", "may_shrink: 0.5")
+    write_pipeline(home, "p", strict)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "p")
+    assert command("plan", "p").out == "p: 30 rows unchanged; a run has nothing to do\n"
+    write_csv(home, "a.csv", ROWS[:3])
+    said = command("plan", "p")
+    sentence = "The table has only 3 documents; release 1 has 30. 90.0% are gone"
+    assert f"  checks   a run will hold this back: {sentence}" in said.out
+    with pytest.raises(ReleaseError, match=re.escape(sentence)):
+        run_steps(home, "p")
+    write_pipeline(home, "p", HASHING)
+    assert command("plan", "p", "--json").results[0]["held_back"] == ""
+
+    write_csv(home, "a.csv", ROWS)
+    write_pipeline(home, "p", strict + "compression: [int8]\n")
+    said = command("plan", "p")
+    assert "  builds   the table anew, since compression changed\n" in said.out
+    assert "hold this back" not in said.out
+    text = HASHING.replace("metadata: [cat]", "metadata: []")
+    write_pipeline(
+        home, "p", text.replace("{provider: hashing}", "{provider: hashing, dimensions: 32}")
+    )
+    assert "  builds   the table anew, since metadata, model changed\n" in command("plan", "p").out

@@ -380,3 +380,18 @@ def test_the_dagster_command_runs_ranges_partitions_and_selections(home: Path) -
     )
     assert chunks.returncode == 0, chunks.stderr
     assert live_rows(home) == 40
+
+
+def test_assets_that_are_materialized_without_a_partition_say_how_to_name_one(
+    home: Path, instance: dg.DagsterInstance
+) -> None:
+    assets = pipeline_definitions([notes(home)], home).resolve_implicit_global_asset_job_def()
+    result = assets.execute_in_process(instance=instance, raise_on_error=False)
+    assert not result.success
+    (failed,) = recorded(instance, result.run_id, dg.DagsterEventType.STEP_FAILURE)
+    assert failed.step_key == "notes__chunks"
+    error = failed.step_failure_data.error
+    assert error is not None
+    said = f"{error.message} {failed.step_failure_data.user_failure_data}"
+    assert f"`--partition-range b00...b0{PARTITIONS - 1}`" in said
+    assert "Cannot access partition_key" not in said
