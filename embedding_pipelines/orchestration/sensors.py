@@ -88,7 +88,7 @@ def decide(
         due = datetime.fromtimestamp(last.at + wait, UTC).strftime("%Y-%m-%d %H:%M UTC")
         return Decision(None, f"{state}; a run is asked for again at {due}", _dump(last))
     following = Cursor(version, last.times + 1, now)
-    return Decision(f"{version}:{int(now * 1000)}", str(state), _dump(following))
+    return Decision(f"{version}:{now}", str(state), _dump(following))
 
 
 def _wait_seconds(times: int, is_held_back: bool) -> float:
