@@ -297,16 +297,21 @@ def file_checksum(path: Path) -> int:
     return checksum
 
 
-def list_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder whose names match a pattern of `fnmatch`, sorted, without drafts; none
-    without the folder. Raises OSError for one that cannot be read, which a glob takes for empty."""
+def list_names(folder: Path) -> list[str]:
+    """All names in a folder; none without the folder. Raises OSError for one that cannot be read,
+    which a glob takes for empty."""
     try:
-        names = os.listdir(folder)
+        return os.listdir(folder)
     except FileNotFoundError:
         if not is_absent(folder):
             raise
         return []
-    names = [name for name in names if not name.startswith(".")]
+
+
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder whose names match a pattern of `fnmatch`, sorted, without drafts.
+    Raises as `list_names`."""
+    names = [name for name in list_names(folder) if not name.startswith(".")]
     return sorted(folder / name for name in fnmatch.filter(names, pattern))
 
 

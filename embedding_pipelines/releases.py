@@ -134,9 +134,9 @@ def _as_written(releases: Releases) -> dict[str, Any]:
     names the model stays as it ran: a release outlives a change of the variable."""
     record = releases.model_dump(mode="json")
     for release, values in zip(releases.releases, record["releases"], strict=True):
-        kept = {name: values["spec"]["model"].get(name) for name in NAMES_OF_MODEL}
+        as_it_ran = {name: values["spec"]["model"].get(name) for name in NAMES_OF_MODEL}
         values["spec"] = release.spec.as_written(values["spec"])
-        values["spec"]["model"] |= {name: value for name, value in kept.items() if value}
+        values["spec"]["model"] |= {name: value for name, value in as_it_ran.items() if value}
     return record
 
 
@@ -151,10 +151,10 @@ def _expand(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         if not isinstance(spec, dict):
             continue
         model = spec["model"] if isinstance(spec.get("model"), dict) else {}
-        kept = {name: model[name] for _, name in KEPT_AS_WRITTEN if name in model}
+        unexpanded = {name: model[name] for _, name in KEPT_AS_WRITTEN if name in model}
         release["spec"], more = expand_all(spec)
         if model:
-            release["spec"]["model"] |= kept
+            release["spec"]["model"] |= unexpanded
         written |= more
     return record, written
 

@@ -61,31 +61,14 @@ def complete_name(context: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="PIPELINE",
-        help="The name of its file without ending, or its number.",
-        autocompletion=complete_name,
-    ),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PIPELINE",
-        help="Pipelines by name or number (default: all).",
-        autocompletion=complete_name,
-    ),
-]
+def _pipeline(help: str) -> Any:
+    """An argument that names pipelines."""
+    return typer.Argument(metavar="PIPELINE", help=help, autocompletion=complete_name)
 
-Files = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="PIPELINE",
-        help="Pipelines by name, number or file (default: all).",
-        autocompletion=complete_name,
-    ),
-]
+
+Name = Annotated[str, _pipeline("The name of its file without ending, or its number.")]
+Names = Annotated[list[str] | None, _pipeline("Pipelines by name or number (default: all).")]
+Files = Annotated[list[str] | None, _pipeline("Pipelines by name, number or file (default: all).")]
 
 
 @dataclass(frozen=True)

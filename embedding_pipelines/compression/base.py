@@ -316,8 +316,8 @@ class CodecChain:
             before = CodecChain(self.codecs[:-1], self.input_dimensions)
             finest = self.rescoring_codec.encode(before.encode(vectors))
             decoded = before.decode(self.rescoring_codec.decode(finest))
-        kept: Vectors = cosine(vectors, decoded, both_zero=1).clip(min=0) ** 2
-        return kept
+        share: Vectors = cosine(vectors, decoded, both_zero=1).clip(min=0) ** 2
+        return share
 
     def statistics(self) -> dict[str, Any]:
         """Id, dimensions and each codec's statistics for the release's record, as JSON values."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
-from embedding_pipelines.files import delete, is_absent
+from embedding_pipelines.files import delete, list_names
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._checksums import (
@@ -119,12 +119,7 @@ class Lancedb(Store):
         return LanceTable(folder, name, self)
 
     def names(self, folder: Path) -> list[str]:
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            if not is_absent(folder):
-                raise
-            return []
+        names = list_names(folder)
         return sorted(name.removesuffix(ENDING) for name in names if name.endswith(ENDING))
 
     def drop(self, folder: Path, name: str) -> None:
@@ -347,12 +342,7 @@ class LanceTable(Table):
 
     def _manifests(self) -> list[Path]:
         """One file per version; a folder without any is the rest of a process that died."""
-        try:
-            names = os.listdir(self._versions_folder)  # a glob takes what it may not read for empty
-        except FileNotFoundError:
-            if not is_absent(self._versions_folder):
-                raise
-            return []
+        names = list_names(self._versions_folder)
         return [self._versions_folder / name for name in names if name.endswith(MANIFEST)]
 
     @property

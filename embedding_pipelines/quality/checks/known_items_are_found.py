@@ -81,16 +81,16 @@ def _recognized(candidate: Candidate) -> tuple[int, int]:
 def _cause_in_texts(metrics: dict[str, float]) -> str:
     """What makes the texts hard to tell apart, with its figure; empty if nothing is known to."""
     near, short = metrics.get("near_duplicate_rate", 0), metrics.get("short_rate", 0)
-    kept = metrics.get("recall_at_10", 1)
+    recall = metrics.get("recall_at_10", 1)
     if near >= MANY:
         return (
             f"{near:.0%} of the sampled chunks have another one at a cosine of {NEAR_DUPLICATE} or "
             "more: the texts are nearly the same, and no query tells one from its likes. Remove "
             "doubles, or leave out of source.text what stands in all of them."
         )
-    if kept < MANY:
+    if recall < MANY:
         return (
-            f"Searches find {kept:.0%} of what is nearest in the model's own space: compression or "
+            f"Searches find {recall:.0%} of what is nearest in the model's own space: compression or "
             "index lose the rest. Compress less (`embedding-pipelines optimize` measures it)."
         )
     if short >= MANY:
