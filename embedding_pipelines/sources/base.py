@@ -1,7 +1,8 @@
-"""The contract of a source: options of a pipeline file name files, and files yield documents.
+"""The contract of a source: it lists its parts, with a stamp that changes with what is in them, and
+each part yields documents. Of most sources a part is a file.
 
-This module holds what every format shares; each format has its own. `paths.py` finds the files,
-`text.py` decodes them, `columns.py` makes documents of columns.
+This module holds what every source shares; each kind has its own. `paths.py` finds files, `text.py`
+decodes them, `columns.py` makes documents of columns.
 """
 
 import contextlib
@@ -59,16 +60,15 @@ Names = Annotated[
 
 
 class Source(Choice):
-    """Where documents come from; each subclass reads one file format.
+    """Where documents come from; each kind is a subclass, or one of `FileSource`.
 
-    Options name columns as the file does; in nested formats `a.b` is field `b` of `a`. The words of
-    `missing` are no value where a number, a boolean or a time is declared, as an empty text is; in
-    ids, texts and strings they are what they say.
+    Options name columns as the source does; in nested formats `a.b` is field `b` of `a`. The words
+    of `missing` are no value where a number, a boolean or a time is declared, as an empty text is;
+    in ids, texts and strings they are what they say.
     """
 
-    suffixes: ClassVar[tuple[str, ...]]  # which files of a folder to read; in lower case
+    suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
 
-    path: Names
     id: str | None = None
     text: Names = ("text",)
     metadata: dict[str, str] = Field({})  # column in the file -> METADATA_TYPES, timestamp[s] …
@@ -77,22 +77,10 @@ class Source(Choice):
     duplicates: Literal["reject", "first", "last", "error"] = "reject"  # of one id, by file and row
     max_rejected: int | float = 0.01  # an int counts rows, a float is a fraction of all rows
 
-    @field_validator("path", "text")
+    @field_validator("text")
     @classmethod
-    def _check_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value or not all(value):
-            raise ValueError("must name at least one, and none of them may be empty")
-        return value
-
-    @field_validator("path")
-    @classmethod
-    def _check_globs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            if any("**" in part and part != "**" for part in entry.split("/")):
-                raise ValueError(
-                    f"in {entry!r}, '**' must stand alone between slashes, as in 'data/**/*.csv'"
-                )
-        return value
+    def _check_text(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return _names(value)
 
     @field_validator("id")
     @classmethod
@@ -183,24 +171,24 @@ class Source(Choice):
         limit = self.max_rejected
         return rejected <= (limit if isinstance(limit, int) else limit * total)
 
+    @abstractmethod
     def files(self, home: Path) -> list[SourceFile]:
-        """All files that `path` names, once each, by name; relative entries start at `home`.
+        """All parts, once each, by name, with their stamps as they are now.
 
-        Raises SourceError if an entry matches nothing or a folder cannot be listed.
+        Raises SourceError if one cannot be looked at, or if there is none.
         """
-        return paths.find(self.path, home, self.suffixes)
 
     def omissions(self, home: Path) -> list[str]:
-        """What walks through the folders of `path` leave out: a sentence for each reason."""
-        return paths.omissions(self.path, home, self.suffixes)
+        """What a run shall say of how `files` looks: a sentence each."""
+        return []
 
     @abstractmethod
     def read(self, file: SourceFile, log: ReadLog) -> Iterator[pa.RecordBatch]:
-        """The documents of one file, in batches of `schema`.
+        """The documents of one part, in batches of `schema`.
 
         A batch has at most `columns.BATCH_ROWS` rows and about 16 MB. A record that cannot be a
         document goes to `log.reject`: records = documents + rejections. Raises SourceError for a
-        file that cannot be read; the caller then drops the batches that came before.
+        part that cannot be read; the caller then drops the batches that came before.
         """
 
     def check_columns(
@@ -238,6 +226,39 @@ class Source(Choice):
         )
         error.columns = names
         return error
+
+
+class FileSource(Source):
+    """A source whose parts are files; each subclass reads one format."""
+
+    path: Names
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            if any("**" in part and part != "**" for part in entry.split("/")):
+                raise ValueError(
+                    f"in {entry!r}, '**' must stand alone between slashes, as in 'data/**/*.csv'"
+                )
+        return _names(value)
+
+    def files(self, home: Path) -> list[SourceFile]:
+        """All files that `path` names, once each, by name; relative entries start at `home`.
+
+        Raises SourceError if an entry matches nothing or a folder cannot be listed.
+        """
+        return paths.find(self.path, home, self.suffixes)
+
+    def omissions(self, home: Path) -> list[str]:
+        """What walks through the folders of `path` leave out: a sentence for each reason."""
+        return paths.omissions(self.path, home, self.suffixes)
+
+
+def _names(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or not all(value):
+        raise ValueError("must name at least one, and none of them may be empty")
+    return value
 
 
 def _shown(name: str) -> str:

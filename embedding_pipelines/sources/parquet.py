@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
+from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS, documents
 from embedding_pipelines.sources.paths import explain_errors
 from embedding_pipelines.sources.text import POINTER, POINTER_REMEDY
@@ -20,7 +20,7 @@ from embedding_pipelines.sources.values import Column, Reasons
 _BUFFER_BYTES = 2**20  # column chunks are read through a buffer of this size, not as a whole
 
 
-class Parquet(Source):
+class Parquet(FileSource):
     """One document per row; `source_row` is the row's number in the file, from 1."""
 
     kind: Literal["parquet"] = "parquet"

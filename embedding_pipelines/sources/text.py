@@ -27,7 +27,7 @@ from pydantic import field_validator
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources import encodings
-from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
+from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
 from embedding_pipelines.sources.paths import explain_errors
 
 BLOCK_BYTES = 4 * 2**20
@@ -68,7 +68,7 @@ _NO_TEXT = {
 _WITHOUT_MARK = {name: codec for _, name, codec in reversed(_MARKS)}
 
 
-class TextSource(Source):
+class TextSource(FileSource):
     """A source whose files are text. `encoding` is "auto" or the name of a Python codec."""
 
     encoding: str = "auto"
