@@ -235,7 +235,7 @@ class FileSource(Source):
 
     @field_validator("path")
     @classmethod
-    def _check_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             if any("**" in part and part != "**" for part in entry.split("/")):
                 raise ValueError(

@@ -21,7 +21,14 @@ import yaml
 from embedding_pipelines.errors import ConfigError, SourceError
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.schemas import RESERVED
-from embedding_pipelines.sources.base import ReadLog, Rejection, Source, SourceFile, column_name
+from embedding_pipelines.sources.base import (
+    FileSource,
+    ReadLog,
+    Rejection,
+    Source,
+    SourceFile,
+    column_name,
+)
 from embedding_pipelines.sources.paths import find
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.spec.load import parse_pipeline
@@ -90,7 +97,8 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     Raises SourceError if one matches nothing or cannot be read, ConfigError for files of several
     formats, and if no column holds text.
     """
-    sources = cast(dict[str, type[Source]], choices("sources", Source))
+    all_sources = cast(dict[str, type[Source]], choices("sources", Source))
+    sources = {kind: cls for kind, cls in all_sources.items() if issubclass(cls, FileSource)}
     kinds = {
         kind: source
         for kind, source in sources.items()
