@@ -218,6 +218,7 @@ class LanceTable(Table):
                 table, options.index, metric, options.index_rows, trained_rows
             )
             compact(table)
+        self._delete_drafts()  # Lance passes over one that it could not delete itself
         for name in os.listdir(self._versions_folder):
             if name.endswith(TORN):
                 delete(self._versions_folder / name)
@@ -305,9 +306,7 @@ class LanceTable(Table):
         other writer, since the pipeline is locked; and none is deleted while a manifest, which
         might name it, is not as it was written."""
         folder, manifests = self.folder_of_files, set(self._manifests())
-        for pattern in DRAFTS:
-            for draft in folder.glob(pattern):
-                delete(draft)
+        self._delete_drafts()
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
             return  # of a scheme that is not known here
         if not is_recorded(self._checksums) or damaged_file(
@@ -321,6 +320,11 @@ class LanceTable(Table):
                 if path.is_file() and not any(is_read(name) for is_read in readers):
                     delete(path)
         forget_lost_files(self._checksums, folder)
+
+    def _delete_drafts(self) -> None:
+        for pattern in DRAFTS:
+            for draft in self.folder_of_files.glob(pattern):
+                delete(draft)
 
     def _remove_damaged_tags(self) -> None:
         """Those whose file has been read and holds no JSON, for Lance then lists none of them; and

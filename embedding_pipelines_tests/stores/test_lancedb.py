@@ -206,6 +206,15 @@ def test_what_killed_writers_left_goes_and_nothing_goes_beside_a_damaged_manifes
     assert (folder / "data" / "unnamed.lance").exists()
 
 
+def test_a_draft_that_lance_could_not_delete_goes_before_the_update_ends(tmp_path: Path) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
+    table.apply(SCHEMA, [], [batch(["a"])])
+    draft = tmp_path / "p-1.lance" / "_versions" / "9.manifest#1"
+    draft.write_bytes(b"whole, and under its own name as well")
+    table.index("cosine", 0)
+    assert not draft.exists()
+
+
 def test_versions_go_where_the_same_rows_change_for_ever(tmp_path: Path) -> None:
     table = LanceTable(tmp_path, "p-1", Lancedb(index_rows=256))
     table.apply(SCHEMA, [], [batch([f"row{n}" for n in range(50)])])
