@@ -180,6 +180,9 @@ def test_a_plan_leaves_the_warehouse_byte_for_byte_as_it_was(
     assert plan(home).rows_new == 300
     assert not (home / "data" / "warehouse").exists()
     run_steps(home, "tales")
+    embeddings = run_of(home, "tales").folder.embeddings.folder
+    for name in (".b00.114f0438ce32.tmp", "b00-114f0438ce321111.parquet"):
+        (embeddings / name).write_bytes(b"of a killed run, for the next one to remove")
     before = contents(home)
     write_csv(home, "b.csv", [("new", "a tale that is new", "x")])
     (home / "data" / "a.csv").unlink()

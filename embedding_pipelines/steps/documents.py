@@ -134,7 +134,8 @@ def write_documents(run: Run) -> StepReport:
     read_pairs(run)
     names, folder = run.spec.partition_names, run.folder
     folder.fix_partitions(run.spec.partitions)
-    folder.delete_leftovers(READING)
+    if not run.warehouse.is_copy:  # its other folders are links into the warehouse itself
+        folder.delete_leftovers(READING)
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
