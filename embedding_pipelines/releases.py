@@ -150,11 +150,10 @@ def _expand(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         spec = release.get("spec") if isinstance(release, dict) else None
         if not isinstance(spec, dict):
             continue
-        model = spec["model"] if isinstance(spec.get("model"), dict) else {}
-        unexpanded = {name: model[name] for _, name in KEPT_AS_WRITTEN if name in model}
         release["spec"], more = expand_all(spec)
-        if model:
-            release["spec"]["model"] |= unexpanded
+        for section, name in KEPT_AS_WRITTEN:
+            if isinstance(spec.get(section), dict) and name in spec[section]:
+                release["spec"][section][name] = spec[section][name]
         written |= more
     return record, written
 

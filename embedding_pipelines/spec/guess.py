@@ -117,7 +117,7 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
         )
     ((kind, source_class),) = kinds.items()
     paths = [_relative(entry, home) for entry in files]
-    source = source_class(kind=kind, path=tuple(paths), text=(NO_COLUMN,))
+    source: Source = source_class(kind=kind, path=tuple(paths), text=(NO_COLUMN,))
     first = max(source.files(home), key=lambda file: file.size_bytes > 0)
     source, names = _columns(source, first)
     sample = {name: _values(source, name, first) for name in dict.fromkeys(names) if name}

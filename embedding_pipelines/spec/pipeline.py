@@ -60,9 +60,9 @@ OWNER = re.compile(  # what Dagster accepts
 )
 
 
-# What a model's own code takes as it likes. It may hold secrets, so it is stored as it is written,
-# and its variables are replaced when the model opens.
-KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"))
+# What may hold secrets: it is stored as it is written, and its variables are replaced when the model,
+# or the connection to a database, opens.
+KEPT_AS_WRITTEN = (("model", "options"), ("model", "gen_params"), ("source", "url"))
 
 
 def _model(value: Any) -> Any:
