@@ -1,5 +1,6 @@
 """What every source must do, whatever it reads; each format's tests go through `check_source`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS
 Document = dict[str, Any]
 
 
-def make(kind: str, path: str | list[str], **options: Any) -> Source:
+def make(kind: str, path: str | Sequence[str] = (), **options: Any) -> Source:
     """A source from options as they stand in a pipeline file."""
-    source = parse("sources", Source, {"kind": kind, "path": path, **options})
+    paths = {"path": path} if path else {}
+    source = parse("sources", Source, {"kind": kind, **paths, **options})
     assert isinstance(source, Source)
     return source
 

@@ -19,6 +19,7 @@ from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.stores.base import Store
+from embedding_pipelines.variables import VARIABLE
 from embedding_pipelines_tests.page import (
     ROOT,
     Block,
@@ -130,7 +131,11 @@ def test_a_shell_block_calls_what_this_project_installs() -> None:
     [block for block in BLOCKS if block.language in ("yaml", "json")],
     ids=lambda block: f"line {block.line}",
 )
-def test_a_pipeline_in_the_readme_loads_strictly(block: Block) -> None:
+def test_a_pipeline_in_the_readme_loads_strictly(
+    block: Block, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VARIABLE.findall(block.text):
+        monkeypatch.setenv(name, "a-value")
     assert parse_pipeline(block.text, "readme", "README.md").name == "readme"
 
 

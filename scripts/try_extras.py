@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -181,10 +182,36 @@ def core(environment: Environment) -> None:
     (environment.home / "model" / "saved_model.pb").touch()
     environment.pipeline("tensorflow", "{provider: tensorflow, model: model}")
     environment.names("tensorflow", "run", "tensorflow")
+    with contextlib.closing(sqlite3.connect(environment.home / "data" / "shop.db")) as connection:
+        connection.execute("create table texts (id integer, text text)")
+        connection.executemany("insert into texts values (?, ?)", enumerate(TEXTS))
+        connection.commit()
+    shop(environment, "sqlite:///data/shop.db")
+    environment.finds("shop")
+    shop(environment, "postgresql://127.0.0.1:1/shop")
+    environment.names("sql", "run", "shop")
     judged(environment)
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
     environment.names("explore", "clusters", "toy")
+
+
+def shop(environment: Environment, url: str) -> None:
+    """A pipeline whose source is a database."""
+    source = f"{{kind: sql, url: '{url}', table: texts, id: id}}"
+    text = f"source: {source}\nmodel: {{provider: hashing}}\npartitions: 2\n"
+    (environment.home / "pipelines" / "shop.yaml").write_text(text)
+
+
+def sql(environment: Environment) -> None:
+    """No server is at hand: the driver says so."""
+    shop(environment, "postgresql://127.0.0.1:1/shop")
+    try:
+        environment.command("run", "shop")
+    except Failed as error:
+        expect(str(error), "cannot connect to postgresql://127.0.0.1:1/shop")
+    else:
+        raise Failed("A database came from nowhere.")
 
 
 def judged(environment: Environment) -> None:
@@ -377,6 +404,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "openai": ("openai", openai),
     "report": ("report", report),
     "server": ("server", server),
+    "sql": ("sql", sql),
     "tensorflow": ("tensorflow", tensorflow),
     "word2vec": ("word2vec", word2vec),
 }

@@ -28,11 +28,11 @@ from pydantic import field_validator, model_validator
 
 from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.extras import need
+from embedding_pipelines.sources.as_json import as_json
 from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS
 from embedding_pipelines.sources.fields import Fields
 from embedding_pipelines.sources.json_records import Problem, parse
-from embedding_pipelines.sources.objects import as_json
 from embedding_pipelines.variables import VARIABLE, expand, restore, unset
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Sql(Source):
             names = self._roots(self._names(connection))
             nested = {path.partition(".")[0] for path in self.columns if path not in names}
             fields = Fields(self, file, log, lambda row: _shown(names, row))
-            columns = [sa.column(name) for name in names]
+            columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in names]
             for number, row in enumerate(self._rows(connection, columns), start=1):
                 record = _record(names, row, nested)
                 size = sum(len(value) for value in row if isinstance(value, str | bytes))
@@ -176,10 +176,10 @@ class Sql(Source):
             if self.version not in names:
                 raise self._version_error(names)
             watched = [self.id, self.version]
-        columns = [sa.column(name) for name in watched]
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in watched]
         if connection.dialect.name == "postgresql":
             # No parameters: pg8000 would take a % in the query for one.
-            seed = sa.literal_column("0")
+            seed: sa.ColumnClause[Any] = sa.literal_column("0")
             digests = sa.func.hashtextextended(sa.cast(sa.func.row(*columns), sa.Text), seed)
             statement = sa.select(sa.func.count(), sa.func.sum(digests)).select_from(self._from())
             count, total = connection.execute(statement).one()
@@ -393,12 +393,11 @@ def _for_pg8000(url: "sa.URL") -> "tuple[sa.URL, dict[str, Any]]":
 
 def _keep_texts(connection: Any, _: object) -> None:
     """See _DAYS and what follows it."""
-    from pg8000.converters import string_array_in
-
+    texts = need("pg8000.converters", "sql").string_array_in
     for kind in (*_DAYS, *_JSON):
         connection.register_in_adapter(kind, str)
     for kind in _ARRAYS:
-        connection.register_in_adapter(kind, string_array_in)
+        connection.register_in_adapter(kind, texts)
     for kind in _TIMES_OF_A_ZONE:
         connection.register_in_adapter(kind, lambda text: re.sub(r"\+00$", "Z", text))
 

@@ -5,6 +5,8 @@ import datetime
 import decimal
 import json
 import math
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,26 @@ def write_parquet(path: Path, records: list[dict[str, Any]]) -> None:
     pq.write_table(pa.table(arrays), path)
 
 
+def write_sql(path: Path, records: list[dict[str, Any]]) -> None:
+    columns = ["id", "text", *(name for name in KINDS if name != "m.k"), "m"]
+    rows = [[record[name] for name in columns] for record in records]
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("drop table if exists a")
+        connection.execute(f"create table a ({', '.join(columns)})")
+        for row in rows:
+            is_json = [isinstance(value, list | dict) for value in row]
+            cells = [
+                json.dumps(value)
+                if nested
+                else str(value)
+                if isinstance(value, datetime.date)
+                else value
+                for value, nested in zip(row, is_json, strict=True)
+            ]
+            connection.execute(f"insert into a values ({', '.join('?' * len(cells))})", cells)
+        connection.commit()
+
+
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(RECORDS, min_size=1, max_size=5))
 def test_records_are_the_same_documents_in_every_format(
@@ -118,10 +140,15 @@ def test_records_are_the_same_documents_in_every_format(
     (tmp_path / "a.json").write_text(f"[{','.join(lines)}]", encoding="utf-8")
     write_csv(tmp_path / "a.csv", records)
     write_parquet(tmp_path / "a.parquet", records)
+    write_sql(tmp_path / "a.db", records)
     right = {str(record["id"]): expected(record) for record in records}
-    for kind in ("json", "jsonl", "parquet", "csv"):
-        encoding = {} if kind == "parquet" else {"encoding": "utf-8"}
-        source = make(kind, f"a.{kind}", id="id", metadata=KINDS, **encoding)
+    for kind in ("json", "jsonl", "parquet", "sql", "csv"):
+        options: dict[str, Any] = {"path": f"a.{kind}", "encoding": "utf-8"}
+        if kind == "parquet":
+            del options["encoding"]
+        if kind == "sql":
+            options = {"url": "sqlite:///a.db", "table": "a"}
+        source = make(kind, id="id", metadata=KINDS, **options)
         documents, rejections, _ = read(source, tmp_path)
         values = {
             row["document_id"]: {name: row[name] for name in ("text", *source.metadata_types)}

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +21,10 @@ from pathlib import Path
 from embedding_pipelines_tests.contracts_sources import make
 from embedding_pipelines.sources.base import ReadLog
 
-source = make(sys.argv[1], sys.argv[2], id="id")
+place = {"path": sys.argv[2]}
+if sys.argv[1] == "sql":
+    place = {"url": f"sqlite:///{sys.argv[2]}", "table": "big"}
+source = make(sys.argv[1], id="id", **place)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = 0
 for file in source.files(Path("/")):
@@ -37,6 +42,13 @@ def _write(kind: str, path: Path) -> None:
         text = pa.array([f"{row} {TEXT}" for row in range(ROWS)])
         pq.write_table(pa.table({"id": range(ROWS), "text": text}), path, use_dictionary=False)
         return
+    if kind == "sql":
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("create table big (id integer, text text)")
+            rows = ((row, TEXT) for row in range(ROWS))
+            connection.executemany("insert into big values (?, ?)", rows)
+            connection.commit()
+        return
     with path.open("w", encoding="utf-8") as opened:
         opened.write({"csv": "id,text\n", "jsonl": "", "json": "["}[kind])
         for row in range(ROWS):
@@ -47,7 +59,7 @@ def _write(kind: str, path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet", "sql"])
 def test_two_hundred_megabytes_take_no_more_memory_than_a_few_blocks(
     tmp_path: Path, kind: str
 ) -> None:

@@ -185,7 +185,9 @@ def test_what_is_wrong_is_said_without_the_password(
         assert PASSWORD not in str(caught.value)
     assert stamp(server, url=f"{url}?sslmode=disable")
     monkeypatch.setenv("SHOP_SECRET", "not the one")
-    with pytest.raises(SourceError, match=r"cannot connect to .*SHOP_SECRET.*authentication failed"):
+    with pytest.raises(
+        SourceError, match=r"cannot connect to .*SHOP_SECRET.*authentication failed"
+    ):
         source(server).files(Path("/nowhere"))
 
 
