@@ -86,18 +86,17 @@ def build_asset(
     ) -> Iterator[dg.MaterializeResult[Any]]:
         with readable_errors():
             names = _partition_names(context, step, spec)
-            run = open_run(spec, home, warehouse, model, progress, context.log)
-        with run:
-            try:
-                report = _perform(context, step, run, names)
-            except BatchPending as waiting:
-                run.progress.note(str(waiting))
-                return
-            run.progress.finish(report)
-            yield dg.MaterializeResult(
-                metadata=run_metadata(step, report, run),
-                data_version=data_version(step, run, names, report),
-            )
+            with open_run(spec, home, warehouse, model, progress, context.log) as run:
+                try:
+                    report = _perform(context, step, run, names)
+                except BatchPending as waiting:
+                    run.progress.note(str(waiting))
+                    return
+                run.progress.finish(report)
+                yield dg.MaterializeResult(
+                    metadata=run_metadata(step, report, run),
+                    data_version=data_version(step, run, names, report),
+                )
 
     return asset
 
@@ -173,7 +172,7 @@ def _perform(
     reports: list[StepReport] = []
     started = lap = time.perf_counter()
     try:
-        with readable_errors(), run.folder.lock(), recorded(run, step.name, step is CHAIN[-1]):
+        with run.folder.lock(), recorded(run, step.name, step is CHAIN[-1]):
             for report in step.work(run, names, context.op_execution_context.op_config):
                 seconds, lap = time.perf_counter() - lap, time.perf_counter()
                 reports.append(replace(report, seconds=seconds))

@@ -95,7 +95,7 @@ def _release_check(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
         with readable_errors():
             run = open_run(spec, home, warehouse, model, progress, context.log)
             live, newest = live_release(run.folder), read_releases(run.folder).releases[-1]
-        state = table_state(run)
+            state = table_state(run)
         failed = [name for name in STRUCTURE if not live.checks.get(name)]
         faults = [f"it did not pass {', '.join(failed)}"] if failed else []
         if state is None or (newest.table, newest.version) != (state.table, state.version):

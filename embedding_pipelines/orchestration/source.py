@@ -34,8 +34,7 @@ def source_asset(spec: PipelineSpec, home: Path) -> dg.AssetsDefinition:
 
     def source(warehouse: WarehouseResource) -> dg.ObserveResult:
         with readable_errors():
-            files = spec.source.files(warehouse.open(home).home)
-        version, metadata = observe(files)
+            version, metadata = observe(spec.source.files(warehouse.open(home).home))
         return dg.ObserveResult(data_version=dg.DataVersion(version), metadata=metadata)
 
     with warnings.catch_warnings():

@@ -209,6 +209,22 @@ def test_a_disk_that_fails_ends_the_run_with_a_sentence(
     assert "\n" not in problem
 
 
+@pytest.mark.parametrize(
+    "read", ["checks.table_state", "assets.run_metadata", "assets.data_version"]
+)
+def test_a_disk_that_fails_after_the_work_of_a_step_is_a_sentence_too(
+    home: Path, monkeypatch: pytest.MonkeyPatch, read: str
+) -> None:
+    write_notes(home)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "vector_store.json")
+
+    monkeypatch.setattr(f"embedding_pipelines.orchestration.{read}", fail)
+    problem = run_pipeline(home, notes(home), Silent()).problem
+    assert problem.startswith(f"vector_store.json: {os.strerror(errno.EIO)}.")
+
+
 def test_records_that_fail_in_the_middle_of_a_step_are_named(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
