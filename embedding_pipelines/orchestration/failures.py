@@ -83,6 +83,9 @@ def problem_of(result: dg.ExecuteInProcessResult, records: Path) -> str:
                 return _of_records(records, words)
             reason = _unexpected(failure.error)
             return f"Step {event.step_key!r} failed: {reason} {_where(result.run_id)}"
+        is_end = event.event_type == dg.DagsterEventType.RUN_FAILURE
+        if is_end and (words := _sqlite_error(event.job_failure_data.error)):
+            return _of_records(records, words)
     last = [event.message for event in result.all_events if event.message][-1:]
     return f"{last[0] if last else 'No event says why.'} {_where(result.run_id)}"
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -207,6 +208,22 @@ def test_a_disk_that_fails_ends_the_run_with_a_sentence(
         f"{home / 'data' / 'warehouse' / 'x'}: {os.strerror(errno.ENOSPC)}. Free some "
     )
     assert "\n" not in problem
+
+
+def test_records_that_fail_between_two_steps_are_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_notes(home)
+    handle = dg.DagsterInstance.handle_new_event
+
+    def fail(instance: dg.DagsterInstance, entry: dg.EventLogEntry, **options: Any) -> None:
+        if entry.dagster_event and entry.dagster_event_type == dg.DagsterEventType.ENGINE_EVENT:
+            raise OperationalError("INSERT", {}, sqlite3.OperationalError("disk I/O error"))
+        handle(instance, entry, **options)
+
+    monkeypatch.setattr(dg.DagsterInstance, "handle_new_event", fail)
+    problem = run_pipeline(home, notes(home), Silent()).problem
+    assert re.fullmatch(r"Dagster's records in .* cannot be used: disk I/O error\. .*", problem)
 
 
 @pytest.mark.parametrize(
