@@ -66,6 +66,10 @@ class SourceError(EmbeddingPipelinesError):
     columns: Sequence[str] = ()  # those that a file has, where it lacks one
 
 
+class BucketError(EmbeddingPipelinesError):
+    """A bucket of an object store cannot be opened, listed or read."""
+
+
 class ProviderError(EmbeddingPipelinesError):
     """The model is unavailable or returned an invalid reply. Its subclasses say what to do next."""
 

@@ -1,9 +1,10 @@
 """What is wrong with a pipeline before it has run: its file, and all that can be known of what the
-file names without spending anything. No model is opened, no service asked, no code imported.
+file names without spending anything. No model is opened, no service asked but the store of a bucket
+that is the source, no code imported.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from embedding_pipelines.compression.base import check_chain
 from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, SourceError
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.run import Run
-from embedding_pipelines.sources.base import ReadLog
+from embedding_pipelines.sources.base import Input, ReadLog, Source, fetched
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -66,29 +67,35 @@ def _of_source(spec: PipelineSpec, home: Path) -> Iterator[Fault]:
     source = spec.source
     try:
         files = source.files(home)
-    except SourceError as error:
+        yield from _of_files(source, files)
+    except (SourceError, ConfigError) as error:
         yield Fault(("source", "path"), str(error))
-        return
+
+
+def _of_files(source: Source, files: Sequence[Input]) -> Iterator[Fault]:
+    """What the first rows of some files show. Raises SourceError for objects that cannot be
+    fetched."""
     lacking: dict[str, list[str]] = {}  # the files without a column
     columns: dict[str, None] = {}
     looked_at = [file for file in files if 0 < file.size_bytes <= MAX_BYTES][:MAX_FILES]
     fatal: set[str] = set()
     with_rows = 0
-    for file in looked_at:
-        log = ReadLog(reject=lambda _: None)
-        try:
-            rows = list(itertools.islice(source.read(file, log), 1))
-        except SourceError as error:
-            if not log.lacking or log.hint:  # one cause, whatever columns it hides
-                yield Fault(("source",), str(error))
-                return
-            rows, missing = [], {*log.lacking}
-            fatal |= {source.id or ""} & missing
-            fatal |= {*source.text} if missing >= {*source.text} else set()
-        with_rows += bool(rows) or bool(log.lacking)
-        for column in log.lacking:
-            lacking.setdefault(column, []).append(file.name)
-        columns |= dict.fromkeys(log.columns)
+    with fetched(looked_at) as local:
+        for file in local:
+            log = ReadLog(reject=lambda _: None)
+            try:
+                rows = list(itertools.islice(source.read(file, log), 1))
+            except SourceError as error:
+                if not log.lacking or log.hint:  # one cause, whatever columns it hides
+                    yield Fault(("source",), str(error))
+                    return
+                rows, missing = [], {*log.lacking}
+                fatal |= {source.id or ""} & missing
+                fatal |= {*source.text} if missing >= {*source.text} else set()
+            with_rows += bool(rows) or bool(log.lacking)
+            for column in log.lacking:
+                lacking.setdefault(column, []).append(file.name)
+            columns |= dict.fromkeys(log.columns)
     for column, names in lacking.items():
         # Else it may be in a file that was not looked at, or that has it.
         if column in fatal or len(names) == with_rows == len(files):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines_tests.buckets import Proxy, TestBucket, new_bucket, proxy_to, serve_s3
 
 settings.register_profile("shared", deadline=None)  # machines are shared: a pause is no failure
 settings.load_profile("shared")
@@ -54,3 +55,24 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home folder that EMBEDDING_PIPELINES_HOME names."""
     monkeypatch.setenv(HOME_VARIABLE, str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 server."""
+    with serve_s3(tmp_path_factory.mktemp("s3") / "log") as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> TestBucket:
+    """An empty bucket on it, which the environment says how to reach."""
+    return new_bucket(s3_address, monkeypatch)
+
+
+@pytest.fixture
+def proxy(bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy on the way to the bucket's server."""
+    with proxy_to(bucket.address) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        yield proxy

@@ -14,7 +14,7 @@ Document = dict[str, Any]
 
 def make(kind: str, path: str | Sequence[str] = (), **options: Any) -> Source:
     """A source from options as they stand in a pipeline file."""
-    paths = {"path": path} if path else {}
+    paths = {} if path == () else {"path": path}
     source = parse("sources", Source, {"kind": kind, **paths, **options})
     assert isinstance(source, Source)
     return source

@@ -74,8 +74,8 @@ MISTAKES = {
          "The file is one object; are 'rows' its records?"],
     ),
     "an address": (
-        SOURCE.replace("data/a.csv", "'s3://bucket/a.csv'") + MINILM,
-        ["1: source.path 's3://bucket/a.csv' is an address, and only files are read"],
+        SOURCE.replace("data/a.csv", "'https://bucket/a.csv'") + MINILM,
+        ["1: source.path 'https://bucket/a.csv' is an address of a kind that is not read"],
     ),
     "a model without its provider": (
         SOURCE + "model: text-embedding-3-small\n",

@@ -65,8 +65,8 @@ class Environment:
         files = (path for path in self.python.parent.parent.rglob("*") if not path.is_symlink())
         return round(sum(path.stat().st_size for path in files if path.is_file()) / 1e6)
 
-    def pipeline(self, name: str, model: str, more: str = "") -> None:
-        source = "source: {kind: csv, path: data/texts.csv, id: id, text: text}"
+    def pipeline(self, name: str, model: str, more: str = "", path: str = "data/texts.csv") -> None:
+        source = f"source: {{kind: csv, path: '{path}', id: id, text: text}}"
         text = f"{source}\nmodel: {model}\npartitions: 2\n{more}"
         (self.home / "pipelines" / f"{name}.yaml").write_text(text)
 
@@ -146,7 +146,38 @@ def service() -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with serving(Handler) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def bucket(content: bytes) -> Iterator[str]:
+    """The address of a server that speaks as S3 does and holds one object, whatever it is asked
+    for."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(206 if self.headers["range"] else 200)
+            self.send_header("etag", '"1"')
+            self.send_header("last-modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.send_header("content-range", f"bytes 0-{len(content) - 1}/{len(content)}")
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with serving(Handler) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -194,6 +225,17 @@ def core(environment: Environment) -> None:
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
     environment.names("explore", "clusters", "toy")
+    environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
+    environment.names("buckets", "run", "objects")
+
+
+def buckets(environment: Environment) -> None:
+    environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
+    environment.variables |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none"}
+    with bucket((environment.home / "data" / "texts.csv").read_bytes()) as address:
+        environment.variables |= {"AWS_ENDPOINT_URL": address}
+        environment.finds("objects")
+    environment.code("import boto3")
 
 
 def shop(environment: Environment, url: str) -> None:
@@ -396,6 +438,7 @@ def server(environment: Environment) -> None:
 TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "core": ("", core),
     "aios": ("aios", aios),
+    "buckets": ("buckets", buckets),
     "evaluation": ("evaluation", evaluation),
     "explore": ("explore", explore),
     "int8": ("int8,offline", int8),  # the weights of a model, beside what runs it

@@ -12,12 +12,12 @@ from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key, described
 from embedding_pipelines.orchestration.resources import WarehouseResource
 from embedding_pipelines.schemas import digest
-from embedding_pipelines.sources.base import SourceFile
+from embedding_pipelines.sources.base import Input, Stamp
 from embedding_pipelines.spec.pipeline import PipelineSpec
 
 SOURCE = "source"
 
-Listing = Mapping[str, tuple[int, ...]]  # file name -> `SourceFile.stamp`
+Listing = Mapping[str, Stamp]  # file name -> `SourceFile.stamp`
 
 
 def source_asset(spec: PipelineSpec, home: Path) -> dg.AssetsDefinition:
@@ -49,16 +49,16 @@ def source_asset(spec: PipelineSpec, home: Path) -> dg.AssetsDefinition:
     return observable(source)
 
 
-def observe(files: Sequence[SourceFile]) -> tuple[str, dict[str, Any]]:
+def observe(files: Sequence[Input]) -> tuple[str, dict[str, Any]]:
     """The version of the source's files, and what to show of them."""
     size = sum(file.size_bytes for file in files)
     return listing_version(listing_of(files)), {"files": len(files), "size_bytes": size}
 
 
-def listing_of(files: Sequence[SourceFile]) -> Listing:
+def listing_of(files: Sequence[Input]) -> Listing:
     return {file.name: file.stamp for file in files}
 
 
 def listing_version(listing: Listing, options: str = "") -> str:
-    """A digest of the files' names, sizes and times, and of the options they are read with."""
+    """A digest of the files' names and stamps, and of the options they are read with."""
     return digest(json.dumps(sorted(listing.items())).encode(), options.encode()).hex()

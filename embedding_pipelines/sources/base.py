@@ -20,7 +20,10 @@ from embedding_pipelines import schemas
 from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.sources import paths
-from embedding_pipelines.sources.paths import SourceFile as SourceFile  # part of this contract
+from embedding_pipelines.sources.inputs import Input as Input  # these are part of this contract
+from embedding_pipelines.sources.inputs import SourceFile as SourceFile
+from embedding_pipelines.sources.inputs import Stamp as Stamp
+from embedding_pipelines.sources.inputs import fetched as fetched
 from embedding_pipelines.sources.values import split_unit
 
 SHOWN_COLUMNS = 20  # in an error
@@ -172,8 +175,10 @@ class Source(Choice):
         return rejected <= (limit if isinstance(limit, int) else limit * total)
 
     @abstractmethod
-    def files(self, home: Path) -> list[SourceFile]:
-        """All parts, once each, by name, with their stamps as they are now.
+    def files(self, home: Path) -> list[Input]:
+        """All parts, once each, by name, with their stamps as they are now. `fetched` makes files
+        of those that are objects in a bucket.
+
 
         Raises SourceError if one cannot be looked at, or if there is none.
         """
@@ -243,8 +248,9 @@ class FileSource(Source):
                 )
         return _names(value)
 
-    def files(self, home: Path) -> list[SourceFile]:
-        """All files that `path` names, once each, by name; relative entries start at `home`.
+    def files(self, home: Path) -> list[Input]:
+        """All files and objects that `path` names, once each, by name; relative entries start at
+        `home`.
 
         Raises SourceError if an entry matches nothing or a folder cannot be listed.
         """

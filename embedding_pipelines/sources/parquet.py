@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS, documents
-from embedding_pipelines.sources.paths import explain_errors
+from embedding_pipelines.sources.inputs import explain_errors
 from embedding_pipelines.sources.text import POINTER, POINTER_REMEDY
 from embedding_pipelines.sources.values import Column, Reasons
 

@@ -1,22 +1,21 @@
-"""Finds the files that the paths of a pipeline file name.
+"""Finds the files and objects that the paths of a pipeline file name.
 
 A path is a file, a folder (all files below it with the source's suffixes) or a glob. Links to files
 count. Links to folders are entered when a path names them, but not by `**` or a folder's walk, so a
 loop of links cannot hang it and no file is read twice. Hidden names (leading dot) are skipped unless
-the path spells the dot; what else a walk leaves out is told.
+the path spells the dot; what else a walk leaves out is told. A path that begins with s3://, gs://
+or az:// names objects in the same way: what stands between slashes is a folder.
 """
 
-import contextlib
 import fnmatch
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
-from embedding_pipelines.errors import SourceError, did_you_mean
+from embedding_pipelines.errors import BucketError, SourceError, did_you_mean
 from embedding_pipelines.home import warehouse_folder
+from embedding_pipelines.objects import Bucket, Object, is_uri, open_bucket
+from embedding_pipelines.sources.inputs import Input, SourceFile, SourceObject
 
 _MAGIC = frozenset("*?[")
 _NAMES_SHOWN = 3  # of what is passed over for one reason
@@ -25,28 +24,16 @@ _LINK = "is a link to a folder, which a walk does not enter; name it in source.p
 _DEAD_LINK = "is a link that leads nowhere"
 _NO_FILE = "is neither a file nor a folder"
 
-Omissions = dict[str, list[Path]]  # reason -> paths
+Omissions = dict[str, list[Path | str]]  # reason -> paths of files, URIs of objects
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """An input file. `name` is posix, relative to the home folder or, outside of it, absolute."""
-
-    name: str
-    path: Path
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int = 0  # when the file system last changed file or name; nobody can set it back
-
-    @property
-    def stamp(self) -> tuple[int, ...]:
-        """Changes whenever the content does: a copy that keeps size and times has another ctime."""
-        return (self.size_bytes, self.mtime_ns, self.ctime_ns)
+class NoMatchError(SourceError):
+    """An entry of `path` names nothing that is there."""
 
 
-def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[SourceFile]:
-    """The files of all entries, once each, by name. Raises SourceError for an entry without any,
-    or one in the warehouse.
+def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[Input]:
+    """The files and objects of all entries, once each, by name. Raises SourceError for an entry
+    without any, or one in the warehouse, and ConfigError for one that needs an extra.
 
     Files in the warehouse are the pipelines' own output and never count as input.
     """
@@ -56,10 +43,10 @@ def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[
 def omissions(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[str]:
     """What walks through folders leave out, hidden names apart: a sentence for each reason."""
     home, places = Path(os.path.abspath(home)), Omissions()
-    files = {file.path for file in _survey(entries, home, suffixes, places)}
+    files = {file.name for file in _survey(entries, home, suffixes, places)}
     notes = []
     for reason, paths in places.items():
-        names = sorted({_name(path, home) for path in paths if path not in files})
+        names = sorted({_name(path, home) for path in paths} - files)
         if names:
             count = len(names)
             rest = f" and {count - _NAMES_SHOWN} more" if count > _NAMES_SHOWN else ""
@@ -69,11 +56,14 @@ def omissions(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> 
 
 def _survey(
     entries: Iterable[str], home: Path, suffixes: tuple[str, ...], places: Omissions
-) -> list[SourceFile]:
+) -> list[Input]:
     home = Path(os.path.abspath(home))
     warehouse = warehouse_folder(home)
-    files: dict[str, SourceFile] = {}
+    files: dict[str, Input] = {}
     for entry in entries:
+        if is_uri(entry):
+            files |= {file.name: file for file in _objects(entry, suffixes, places)}
+            continue
         whole = Path(os.path.abspath(home / Path(entry).expanduser()))
         try:
             _refuse_warehouse(entry, whole, warehouse)
@@ -88,7 +78,9 @@ def _survey(
             ) from error
         files |= {file.name: file for file in (_source_file(path, home) for path in paths)}
     for reason, outside in places.items():
-        places[reason] = [path for path in outside if warehouse not in path.parents]
+        places[reason] = [
+            path for path in outside if isinstance(path, str) or warehouse not in path.parents
+        ]
     return [files[name] for name in sorted(files)]
 
 
@@ -99,23 +91,6 @@ def _refuse_warehouse(entry: str, whole: Path, warehouse: Path) -> None:
                 f"source.path {entry!r} is in {str(warehouse)!r}, where pipelines keep what they "
                 "make: runs replace and remove it. Copy the files to another folder and name that."
             )
-
-
-@contextlib.contextmanager
-def explain_errors(file: SourceFile, damage: str) -> Iterator[None]:
-    """Turn errors of reading `file` into SourceError; `damage` is what else is wrong with it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise SourceError(f"{file.name}: the file is gone. Put it back, or run again.") from error
-    except PermissionError as error:
-        raise SourceError(
-            f"{file.name}: permission denied. Let this user read the file."
-        ) from error
-    except (OSError, pa.ArrowInvalid) as error:
-        raise SourceError(
-            f"{file.name}: {damage} ({error}). Put a whole copy in its place."
-        ) from error
 
 
 def _expand(
@@ -158,11 +133,16 @@ def _match(path: Path, parts: Sequence[str], places: Omissions) -> Iterator[Path
                 places.setdefault(_LINK, []).append(inner)
     elif _MAGIC & set(part):
         for child in _list(path):
-            hidden = child.name.startswith(".") and not part.startswith(".")
-            if not hidden and fnmatch.fnmatchcase(child.name, part):
+            if _fits(child.name, part):
                 yield from _match(path / child.name, rest, places)
     else:
         yield from _match(path / part, rest, places)
+
+
+def _fits(name: str, part: str) -> bool:
+    """Whether a name is one that this part of a glob stands for."""
+    is_hidden = name.startswith(".") and not part.startswith(".")
+    return not is_hidden and fnmatch.fnmatchcase(name, part)
 
 
 def _list(path: Path) -> list[os.DirEntry[str]]:
@@ -182,29 +162,128 @@ def _source_file(path: Path, home: Path) -> SourceFile:
             f"{os.fsencode(path)!r}: the file's name is not valid UTF-8. Rename it."
         ) from error
     status = path.stat()
-    return SourceFile(name, path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return SourceFile(name, status.st_size, stamp, path)
 
 
-def _name(path: Path, home: Path) -> str:
+def _name(path: Path | str, home: Path) -> str:
+    if isinstance(path, str):
+        return path
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
 
 
-def _no_match_error(entry: str, whole: Path, suffixes: tuple[str, ...]) -> SourceError:
+def _objects(entry: str, suffixes: tuple[str, ...], places: Omissions) -> list[SourceObject]:
+    """The objects of an entry. Raises SourceError if there are none, or the bucket's BucketError as
+    one."""
+    try:
+        bucket, rest = open_bucket(entry)
+        parts = [part for part in rest.split("/") if part]
+        if any(_MAGIC & set(part) for part in parts):
+            parts += ["*"] if parts[-1] == "**" else []
+            objects = list(_match_objects(bucket, "", parts))
+            whole = [each for each in objects if each.key == "/".join(parts)]
+            objects = whole or objects  # 'a[1].csv' may be a name
+        else:
+            objects = list(_expand_objects(bucket, "/".join(parts), suffixes, places))
+        if not objects:
+            raise _no_object_error(entry, bucket, parts, suffixes)
+    except BucketError as error:
+        raise SourceError(str(error)) from error
+    return [SourceObject.of(bucket, each) for each in objects]
+
+
+def _expand_objects(
+    bucket: Bucket, key: str, suffixes: tuple[str, ...], places: Omissions
+) -> Iterator[Object]:
+    """The object of this key, else those below a folder of this name."""
+    whole = bucket.find(key) if key else None
+    if whole is not None:
+        yield whole
+        return
+    for each in bucket.walk(key):
+        if not _matches(each.key.removeprefix(key).strip("/").split("/"), ["**", "*"]):
+            continue
+        if each.key.lower().endswith(suffixes):
+            yield each
+        else:
+            places.setdefault(_OTHER_NAME.format(", ".join(suffixes)), []).append(
+                bucket.uri(each.key)
+            )
+
+
+def _match_objects(bucket: Bucket, folder: str, parts: list[str]) -> Iterator[Object]:
+    """The objects in a folder that a glob names. Only `**` lists what is below all its folders."""
+    part, *rest = parts
+    if part == "**":
+        for each in bucket.walk(folder):
+            if _matches(each.key.removeprefix(folder).strip("/").split("/"), parts):
+                yield each
+    elif rest and not _MAGIC & set(part):
+        yield from _match_objects(bucket, f"{folder}/{part}".strip("/"), rest)
+    else:
+        folders, objects = bucket.list_folder(folder)
+        if rest:
+            for inner in folders:
+                if _matches([inner.rpartition("/")[2]], [part]):
+                    yield from _match_objects(bucket, inner, rest)
+        else:
+            yield from (each for each in objects if _matches([each.key.rpartition("/")[2]], parts))
+
+
+def _matches(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether folders and a name, in order, are what a glob stands for; a part that looks like a
+    glob may be a name."""
+    if not names or not parts:
+        return not names and not parts
+    if parts[0] == "**":
+        goes_on = len(names) > 1 and not names[0].startswith(".")
+        return _matches(names, parts[1:]) or (goes_on and _matches(names[1:], parts))
+    is_match = names[0] == parts[0] or _fits(names[0], parts[0])
+    return is_match and _matches(names[1:], parts[1:])
+
+
+def _no_object_error(
+    entry: str, bucket: Bucket, parts: list[str], suffixes: tuple[str, ...]
+) -> NoMatchError:
+    """Says how far the folders of an entry go, and what is there in place of the next one."""
+    folder, names = "", list[str]()
+    for part in parts or [""]:
+        folders, objects = bucket.list_folder(folder)
+        names = [each.rpartition("/")[2] for each in (*folders, *(each.key for each in objects))]
+        whole = f"{folder}/{part}".strip("/")
+        if whole not in folders:
+            break
+        folder = whole
+    else:
+        return NoMatchError(
+            f"source.path {entry!r}: no object in {bucket.uri(folder)!r} ends with "
+            f"{', '.join(suffixes)}. Name the objects, or choose the source.kind that reads them."
+        )
+    guess = did_you_mean(part, names)
+    held = ", ".join(map(repr, names[:_NAMES_SHOWN])) or "nothing"
+    more = ", …" if len(names) > _NAMES_SHOWN else ""
+    return NoMatchError(
+        f"source.path {entry!r} matches no object; looked in {bucket.uri(folder)!r}, which holds "
+        f"{held}{more}.{guess} Correct the path."
+    )
+
+
+def _no_match_error(entry: str, whole: Path, suffixes: tuple[str, ...]) -> NoMatchError:
     if whole.is_dir():
-        return SourceError(
+        return NoMatchError(
             f"source.path {entry!r}: no file in {str(whole)!r} ends with {', '.join(suffixes)}. "
             "Name the files, or choose the source.kind that reads them."
         )
     if "://" in entry:
-        return SourceError(
-            f"source.path {entry!r} is an address, and only files are read. Copy them, or mount "
-            "where they are, and name the folder."
+        return NoMatchError(
+            f"source.path {entry!r} is an address of a kind that is not read; s3://, gs:// and "
+            "az:// are. Copy the files to one of these or to this machine."
         )
     folder = whole
     while not folder.is_dir():
         folder, name = folder.parent, folder.name
     guess = did_you_mean(name, [child.name for child in _list(folder)])
-    return SourceError(
+    return NoMatchError(
         f"source.path {entry!r} matches no file; looked in {str(folder)!r}.{guess} "
         "Correct the path."
     )

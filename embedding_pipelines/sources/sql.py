@@ -18,7 +18,6 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import quote
@@ -29,7 +28,7 @@ from pydantic import field_validator, model_validator
 from embedding_pipelines.errors import SourceError, did_you_mean
 from embedding_pipelines.extras import need
 from embedding_pipelines.sources.as_json import as_json
-from embedding_pipelines.sources.base import ReadLog, Source, SourceFile
+from embedding_pipelines.sources.base import Input, ReadLog, Source, SourceFile
 from embedding_pipelines.sources.columns import BATCH_BYTES, BATCH_ROWS
 from embedding_pipelines.sources.fields import Fields
 from embedding_pipelines.sources.json_records import Problem, parse
@@ -58,18 +57,6 @@ _FIRST_STATEMENTS = {  # of a connection, by database
 # years before Christ as years after, and JSON's numbers as floats.
 _DAYS, _JSON, _TIMES_OF_A_ZONE = (1082, 1114), (114, 3802), (1184,)
 _ARRAYS = (1182, 1115, 1185, 199, 3807)
-
-
-@dataclass(frozen=True)
-class Rows(SourceFile):
-    """The rows of a table. `path`: the file of the database, if it is one."""
-
-    count: int = 0
-    digest: int = 0
-
-    @property
-    def stamp(self) -> tuple[int, ...]:
-        return (self.count, self.digest)
 
 
 class Sql(Source):
@@ -130,8 +117,9 @@ class Sql(Source):
         """The name of its one part."""
         return self.table or "query"
 
-    def files(self, home: Path) -> list[SourceFile]:
-        """Its one part, `Rows`, with a stamp that is true of this moment.
+    def files(self, home: Path) -> list[Input]:
+        """Its one part, with a stamp that is true of this moment; its path is the database's, if
+        that is a file.
 
         Raises SourceError if the database cannot be reached, or lacks the table or a column, and
         ConfigError if the driver is not installed.
@@ -140,8 +128,8 @@ class Sql(Source):
         if url.get_backend_name() == "sqlite":
             path = home.absolute() / Path(url.database or "").expanduser()
         with self._connect(path) as connection:
-            count, digest = self._look(connection)
-        return [Rows(self.part, path, 0, 0, count=count, digest=digest)]
+            stamp = self._look(connection)
+        return [SourceFile(self.part, 0, stamp, path)]
 
     def omissions(self, home: Path) -> list[str]:
         if self.version is not None:

@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -28,7 +29,7 @@ from pydantic import field_validator
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines.sources import encodings
 from embedding_pipelines.sources.base import FileSource, ReadLog, SourceFile
-from embedding_pipelines.sources.paths import explain_errors
+from embedding_pipelines.sources.inputs import explain_errors
 
 BLOCK_BYTES = 4 * 2**20
 MAX_RECORD_BYTES = 32 * 2**20  # a longer record is not read, so that memory stays bounded
@@ -232,7 +233,7 @@ def _sample(file: SourceFile) -> bytes:
 
 def _bytes(file: SourceFile) -> Iterator[bytes]:
     """Blocks of the file, decompressed by its last suffix. Raises SourceError naming the file."""
-    compression = COMPRESSED.get(file.path.suffix.lower())
+    compression = COMPRESSED.get(PurePosixPath(file.name).suffix.lower())
     archive = f"the {compression} archive is cut short or damaged"
     with (
         explain_errors(file, archive if compression else "cannot be read"),

@@ -19,17 +19,20 @@ from typing import Any, cast
 import yaml
 
 from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.objects import is_uri
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.schemas import RESERVED
 from embedding_pipelines.sources.base import (
     FileSource,
+    Input,
     ReadLog,
     Rejection,
     Source,
     SourceFile,
     column_name,
+    fetched,
 )
-from embedding_pipelines.sources.paths import find
+from embedding_pipelines.sources.paths import NoMatchError, find
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
@@ -94,31 +97,37 @@ class Guess:
 def guess(home: Path, files: Sequence[str]) -> Guess:
     """What the first rows of `files` say; each is a file, a folder or a glob, of one format.
 
-    Raises SourceError if one matches nothing or cannot be read, ConfigError for files of several
-    formats, and if no column holds text.
+    Raises SourceError if one cannot be read, ConfigError for files of several formats or of none
+    that is read, and if no column holds text.
     """
     all_sources = cast(dict[str, type[Source]], choices("sources", Source))
     sources = {kind: cls for kind, cls in all_sources.items() if issubclass(cls, FileSource)}
+    suffixes = sorted({suffix for source in sources.values() for suffix in source.suffixes})
+    paths = [_relative(entry, home) for entry in files]
+    inputs = _found(paths, home, tuple(suffixes))
     kinds = {
         kind: source
         for kind, source in sources.items()
-        if any(_matches(entry, home, source) for entry in files)
+        if any(file.name.lower().endswith(source.suffixes) for file in inputs)
     }
     if len(kinds) != 1:
         several = f"of several formats: {', '.join(kinds)}"
         if not kinds:
-            exist = all((Path.cwd() / Path(entry).expanduser()).exists() for entry in files)
+            exist = inputs or all((home / path).exists() for path in paths)
             several = "no file of a format that is read" if exist else "there is no such file"
-        suffixes = {suffix for source in sources.values() for suffix in source.suffixes}
-        plain = ", ".join(sorted(suffix for suffix in suffixes if suffix.count(".") == 1))
+        plain = ", ".join(suffix for suffix in suffixes if suffix.count(".") == 1)
         raise ConfigError(
             f"{', '.join(files)}: {several}. Name files, folders or globs of one format ({plain}, "
             "also compressed)."
         )
     ((kind, source_class),) = kinds.items()
-    paths = [_relative(entry, home) for entry in files]
-    source: Source = source_class(kind=kind, path=tuple(paths), text=(NO_COLUMN,))
+    source = source_class(kind=kind, path=tuple(paths), text=(NO_COLUMN,))
     first = max(source.files(home), key=lambda file: file.size_bytes > 0)
+    with fetched([first]) as local:
+        return _guess(source, paths, next(local))
+
+
+def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
     source, names = _columns(source, first)
     sample = {name: _values(source, name, first) for name in dict.fromkeys(names) if name}
     values = {name: texts for name, texts in sample.items() if any(texts)}
@@ -167,7 +176,7 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     if omissions:
         reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
         notes.append(f"Left out of metadata: {reasons}.")
-    return Guess(kind, paths, options, rows, key, text, metadata, notes)
+    return Guess(source.kind, paths, options, rows, key, text, metadata, notes)
 
 
 def name_of(files: Sequence[str]) -> str:
@@ -192,16 +201,22 @@ def write_guess(home: Path, path: Path, guessed: Guess, model: str) -> None:
         raise ConfigError(f"{path} exists. Choose another --name, or delete the file.") from None
 
 
-def _matches(entry: str, home: Path, source: type[Source]) -> bool:
-    try:
-        files = find([_relative(entry, home)], home, source.suffixes)
-    except SourceError:
-        return False
-    return any(file.name.lower().endswith(source.suffixes) for file in files)
+def _found(paths: Sequence[str], home: Path, suffixes: tuple[str, ...]) -> list[Input]:
+    """What is there of the paths."""
+    inputs: list[Input] = []
+    for path in paths:
+        try:
+            inputs += find([path], home, suffixes)
+        except NoMatchError:
+            if is_uri(path):  # it says what the bucket holds
+                raise
+    return inputs
 
 
 def _relative(entry: str, home: Path) -> str:
     """An entry as a pipeline file names it; a shell's own folder may be another than the home."""
+    if is_uri(entry):
+        return entry
     path = Path.cwd() / Path(entry).expanduser()
     return path.relative_to(home).as_posix() if path.is_relative_to(home) else path.as_posix()
 
@@ -238,7 +253,7 @@ def _names(source: Source, file: SourceFile) -> list[str]:
 
 def _records_of(file: SourceFile) -> str | None:
     """The path to the longest array of objects in a file that is one JSON object, else None."""
-    if file.size_bytes > MAX_RECORD_BYTES or not file.path.name.endswith(".json"):
+    if file.size_bytes > MAX_RECORD_BYTES or not file.name.endswith(".json"):
         return None
     try:
         value = json.loads(file.path.read_bytes())

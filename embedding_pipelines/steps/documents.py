@@ -1,10 +1,10 @@
 """documents: the changed files of the source become canonical rows in partitions, in one pass.
 
-A file has changed if its size or times have (`SourceFile.stamp`). Each partition concerned is then
-rewritten from its rows of unchanged files and the rows of the changed ones. Before the first
-partition is written, `files.json` forgets the changed files, and names them again after the last: a
-run that dies in between is made up for by the next one, even if the files are then put back as they
-were.
+A file has changed if its size or times have, an object if its ETag has (`SourceFile.stamp`). Each
+partition concerned is then rewritten from its rows of unchanged files and the rows of the changed
+ones. Before the first partition is written, `files.json` forgets the changed files, and names them
+again after the last: a run that dies in between is made up for by the next one, even if the files
+are then put back as they were.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from embedding_pipelines.schemas import (
     documents_schema,
     stored_documents_schema,
 )
-from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
+from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFile, Stamp, fetched
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.repair import repair
@@ -55,7 +55,7 @@ Double = tuple[Place, str, Place]  # a record that is left out, its id, the reco
 class FileStatistics:
     """What is on record of one source file."""
 
-    stamp: tuple[int, ...]
+    stamp: Stamp
     size_bytes: int
     rows: int = 0
     rejected: int = 0
@@ -96,7 +96,7 @@ class DocumentsStep(Step):
         yield write_documents(run)
 
 
-def _compare(run: Run) -> tuple[list[SourceFile], dict[str, FileStatistics], StepReport | None]:
+def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepReport | None]:
     """The files of the source now, what is on record of those that have not changed, and the
     step's report if the documents are up to date with all of them."""
     files, shards = run.spec.source.files(run.warehouse.home), run.folder.documents
@@ -148,9 +148,10 @@ def write_documents(run: Run) -> StepReport:
         TemporaryDirectory(prefix=READING, dir=folder.documents.folder) as drafts,
         Spill(Path(drafts)) as spill,
     ):
-        for number, file in enumerate(changed):
-            run.progress.update("documents", number, len(changed), "files")
-            files[file.name] = _read_file(run, file, spill)
+        with fetched(changed, spill.folder) as read:
+            for number, file in enumerate(read):
+                run.progress.update("documents", number, len(changed), "files")
+                files[file.name] = _read_file(run, file, spill)
         spill.close()
         _check_columns(run, files)
         doubles = {name: _doubles(run, name, spill, unchanged) for name in names}

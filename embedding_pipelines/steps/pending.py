@@ -12,7 +12,7 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.sources.base import SourceFile
+from embedding_pipelines.sources.base import Input
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
@@ -58,7 +58,7 @@ class Pending:
         return UP_TO_DATE
 
 
-def pending(run: Run, files: Sequence[SourceFile]) -> Pending:
+def pending(run: Run, files: Sequence[Input]) -> Pending:
     """What of the source's files as they are now is not in the newest release. A rollback leaves
     nothing pending: who went back wants no run.
 

@@ -30,6 +30,8 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import Budget, PipelineSpec
 from embedding_pipelines.steps.pending import Pending
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.buckets import TestBucket
+from embedding_pipelines_tests.chain import run_steps
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     Failing,
@@ -341,6 +343,41 @@ def test_a_missing_folder_is_a_reason_to_skip(home: Path, instance: dg.DagsterIn
     assert result.skip_reason is not None
     assert result.skip_reason.skip_message is not None
     assert "data/notes/*.jsonl" in result.skip_reason.skip_message
+
+
+def test_each_change_of_a_bucket_asks_for_one_run(
+    home: Path, instance: dg.DagsterInstance, bucket: TestBucket
+) -> None:
+    """All within a second or two: no date tells what is new."""
+    write_pipeline(home, text=NOTES.replace("data/notes/*.jsonl", f"{bucket.uri}/notes"))
+    spec, cursor = find_pipeline("notes", home), None
+
+    def put(name: str, rows: range) -> None:
+        bucket.put(f"notes/{name}.jsonl", write_notes(home, "local", rows).read_bytes())
+
+    def rename(name: str, to: str) -> None:
+        bucket.copy(f"notes/{name}.jsonl", f"notes/{to}.jsonl")
+        bucket.delete(f"notes/{name}.jsonl")
+
+    result = tick(spec, instance, "source")
+    assert not result.run_requests
+    assert f"no object; looked in '{bucket.uri}/'" in quiet(result)
+    put("a", range(40))
+    for change, why in (
+        (lambda: put("b", range(40, 50)), "2 new"),
+        (lambda: put("b", range(40, 49)), "1 changed"),
+        (lambda: rename("b", "c"), "1 new, 1 deleted"),
+        (lambda: put("d", range(50, 60)), "1 new"),
+        (lambda: bucket.delete("notes/d.jsonl"), "1 deleted"),
+    ):
+        change()
+        result = tick(spec, instance, "source", cursor)
+        assert asked(result).tags["why"] == why
+        assert quiet(tick(spec, instance, "source", result.cursor))  # not twice
+        run_steps(home, "notes")
+        cursor = result.cursor
+        assert quiet(tick(spec, instance, "source", cursor)) == "no file has changed"
+    assert live_rows(home) == 49
 
 
 def test_a_damaged_list_of_files_is_a_reason_to_skip(

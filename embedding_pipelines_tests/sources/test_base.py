@@ -41,7 +41,8 @@ def test_files_folders_and_globs_name_each_file_once_and_sorted(tmp_path: Path) 
     assert _names(tmp_path, "a/.*.csv") == ["a/.hidden.csv"]
     file = make("csv", "b.csv").files(tmp_path)[0]
     assert (file.path, file.size_bytes) == (tmp_path / "b.csv", 7)
-    assert file.mtime_ns == (tmp_path / "b.csv").stat().st_mtime_ns
+    status = (tmp_path / "b.csv").stat()
+    assert file.stamp == (7, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_itself(tmp_path: Path) -> None:

@@ -1,0 +1,123 @@
+"""What a source reads: a file on this machine, or an object in a bucket, which is read from a copy."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+
+import pyarrow as pa
+
+from embedding_pipelines.errors import BucketError, SourceError
+from embedding_pipelines.files import temporary_folder
+from embedding_pipelines.objects import Bucket, Object
+
+DOWNLOADS = 8  # at once: small objects cost the way to the store and back, not their bytes
+AHEAD_BYTES = 256 * 2**20  # of copies at once, unless one object is larger
+
+Stamp = tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """An input that can be read at `path`. `name` is posix, relative to the home folder or, outside
+    of it, absolute; of an object it is the URI."""
+
+    name: str
+    size_bytes: int
+    stamp: Stamp
+    """Changes whenever the content does. Of a file it holds size, mtime and ctime: a copy that
+    keeps size and times has another ctime. Of an object it holds size and ETag."""
+    path: Path
+
+
+@dataclass(frozen=True)
+class SourceObject:
+    """An object as it was listed. `name` is its URI; `stamp` as in SourceFile."""
+
+    name: str
+    size_bytes: int
+    stamp: Stamp
+    bucket: Bucket
+    listed: Object
+
+    @classmethod
+    def of(cls, bucket: Bucket, listed: Object) -> "SourceObject":
+        stamp = (listed.size_bytes, listed.tag)
+        return cls(bucket.uri(listed.key), listed.size_bytes, stamp, bucket, listed)
+
+
+Input = SourceFile | SourceObject
+
+
+@contextlib.contextmanager
+def fetched(inputs: Sequence[Input], parent: Path | None = None) -> Iterator[Iterator[SourceFile]]:
+    """Inputs one after the other, each to be read before the next one is asked for.
+
+    Objects are copied to a folder in `parent` (by default where the system has such files), some of
+    them ahead. A copy is whole and of one version, whose stamp it has: the one that was listed or,
+    if it has been replaced since, the newer one. Asking for it raises SourceError for an object
+    that is gone, or cannot be read.
+    """
+    if not any(isinstance(each, SourceObject) for each in inputs):
+        yield iter([each for each in inputs if isinstance(each, SourceFile)])
+        return
+    place = parent or Path(gettempdir())
+    with (
+        temporary_folder(place, ".embedding-pipelines-copies-") as folder,
+        ThreadPoolExecutor(DOWNLOADS) as threads,
+    ):
+        try:
+            yield _copies(inputs, folder, threads)
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _copies(
+    inputs: Sequence[Input], folder: Path, threads: ThreadPoolExecutor
+) -> Iterator[SourceFile]:
+    started: list[Future[SourceFile]] = []
+    for at in range(len(inputs)):
+        while len(started) < len(inputs) and (
+            len(started) == at or _fits(inputs[at : len(started) + 1])
+        ):
+            number = len(started)
+            started.append(threads.submit(_copy, inputs[number], folder / str(number)))
+        file = started[at].result()
+        yield file
+        if isinstance(inputs[at], SourceObject):
+            file.path.unlink()
+
+
+def _copy(each: Input, path: Path) -> SourceFile:
+    if isinstance(each, SourceFile):
+        return each
+    try:
+        now = SourceObject.of(each.bucket, each.bucket.download(each.listed, path))
+    except BucketError as error:
+        raise SourceError(str(error)) from error
+    return SourceFile(now.name, now.size_bytes, now.stamp, path)
+
+
+def _fits(inputs: Sequence[Input]) -> bool:
+    """Whether copies of these may be here at once."""
+    sizes = [each.size_bytes for each in inputs if isinstance(each, SourceObject)]
+    return len(inputs) <= DOWNLOADS and sum(sizes) <= AHEAD_BYTES
+
+
+@contextlib.contextmanager
+def explain_errors(file: SourceFile, damage: str) -> Iterator[None]:
+    """Turn errors of reading `file` into SourceError; `damage` is what else is wrong with it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SourceError(f"{file.name}: the file is gone. Put it back, or run again.") from error
+    except PermissionError as error:
+        raise SourceError(
+            f"{file.name}: permission denied. Let this user read the file."
+        ) from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise SourceError(
+            f"{file.name}: {damage} ({error}). Put a whole copy in its place."
+        ) from error
