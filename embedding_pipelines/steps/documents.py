@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_pipelines.errors import SourceError
-from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
 from embedding_pipelines.run import Run
@@ -164,6 +164,7 @@ def write_documents(run: Run) -> StepReport:
         )
         others = pc.field("file").isin(_names(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
+    delete(folder.rejected_by_failure)  # of runs before this one
     run.progress.update("documents", len(changed), len(changed), "files")
     for note in _shared_notes([files[file.name] for file in changed]):
         run.progress.note(note)

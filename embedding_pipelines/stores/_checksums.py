@@ -16,13 +16,19 @@ from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import BLOCK_BYTES, read_json, write_json
 
 
-def write_checksums(record: Path, folder: Path, names: Iterable[str]) -> None:
-    """Record the files of these names below `folder`; those on record are not read again."""
+def write_checksums(record: Path, folder: Path, names: Iterable[str], updates: int) -> None:
+    """Record the files of these names below `folder`; those on record are not read again. `updates`
+    is kept for `updates_of`."""
     before = _read(record)["files"]
     files = {}
     for name in names:
         files[name] = before.get(name) or _checksums(folder / name)
-    write_json(record, {"files": files, "damaged": []})
+    write_json(record, {"files": files, "damaged": [], "updates": updates})
+
+
+def updates_of(record: Path) -> int:
+    """How many updates there were since the table's files were last merged."""
+    return int(_read(record).get("updates", 0))
 
 
 def forget_lost_files(record: Path, folder: Path) -> None:

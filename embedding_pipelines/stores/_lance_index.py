@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.stores._lance import quote_text
 from embedding_pipelines.vectors import Distance
 
 if TYPE_CHECKING:
@@ -46,19 +47,26 @@ MAX_SEGMENTS = 8
 MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
 MAX_UNINDEXED_ROWS = 4_000  # a search compares them all: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
-# That no release needs. Lance removes them only while it compacts; where the same rows change again
-# and again, nothing else would ever be due.
-MAX_OLD_VERSIONS = 20
+# With deleted rows still in a file: as many updates as make that number of small files.
+MAX_UPDATES = 8
+ALWAYS = timedelta(days=36_500)  # old versions are the caller's to remove
 
 
 def update_index(
-    table: Lance, kind: IndexKind, metric: Distance, index_rows: int, trained_rows: int
+    table: Lance,
+    kind: IndexKind,
+    metric: Distance,
+    index_rows: int,
+    trained_rows: int,
+    has_dead_rows: bool,
 ) -> int:
     """Train, keep or drop the index of a table's vectors; returns on how many rows it was trained.
 
     A table has an index from `index_rows` rows on. `trained_rows` is how many the last training saw
-    (0: never).
+    (0: never). `has_dead_rows`: rows that were deleted are to leave their files.
     """
+    if has_dead_rows:
+        _move_a_row(table)
     rows = table.count_rows()
     indices = [index for index in table.list_indices() if index.columns == [VECTOR]]
     segments = sum(index.num_segments or 1 for index in indices)
@@ -67,7 +75,10 @@ def update_index(
         lance_kind = BITS
     is_other = any(index.index_type != lance_kind for index in indices)
     has_grown = rows > trained_rows * RETRAIN_GROWTH
-    is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown
+    # Files merge that one segment covers.
+    is_stale = (
+        not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
+    )
     if lance_kind is not None and rows >= index_rows and is_stale:
         width = table.schema.field(VECTOR).type.list_size
         table.create_index(VECTOR, config=_config(lance_kind, metric, width), replace=True)
@@ -80,20 +91,24 @@ def update_index(
     return trained_rows if segments else 0
 
 
-def compact(table: Lance) -> None:
-    """If it is due, merge small files, index new rows and remove versions that no release needs."""
-    versions = {entry["version"]: entry["timestamp"] for entry in table.list_versions()}
-    kept = {tag["version"] for tag in table.tags.list().values()} & versions.keys()
-    kept = kept or {max(versions)}
-    # Lance refuses to remove anything while a tagged version is older than the limit. A clock that
-    # was put right may have made the oldest version the one with the latest time.
-    oldest = min(versions[version] for version in kept)
-    old = sum(time < oldest for time in versions.values())
-    if _is_scattered(table) or old > MAX_OLD_VERSIONS:
-        # A limit in the future keeps nothing but what is tagged, and the newest version.
-        age = max(timedelta(0), datetime.now(oldest.tzinfo) - oldest) + timedelta(seconds=1)
-        # Unverified files are ours: the pipeline is locked.
-        table.optimize(cleanup_older_than=age, delete_unverified=True)
+def compact(table: Lance, has_dead_rows: bool) -> bool:
+    """If it is due, merge small files and index new rows; whether it was. With `has_dead_rows` it
+    is."""
+    if not has_dead_rows and not _is_scattered(table):
+        return False
+    table.optimize(cleanup_older_than=ALWAYS)
+    return True
+
+
+def _move_a_row(table: Lance) -> None:
+    """Give a file with deleted rows another one to be merged with: alone, Lance rewrites none for
+    less than a tenth of dead rows, and none of a million rows at all."""
+    statistics: Any = table.stats()  # a dict, whatever its annotation says
+    if statistics["fragment_stats"]["num_small_fragments"] > 1:
+        return
+    for row in table.search().select(["chunk_id"]).limit(1).to_list():
+        where = f"chunk_id = {quote_text(row['chunk_id'])}"
+        table.update(where=where, values_sql={"chunk_id": "chunk_id"})
 
 
 def _config(lance_kind: str, metric: Distance, dimensions: int) -> Any:

@@ -69,8 +69,9 @@ class Table(ABC):
         """Finish this version: merge small files, update the vector index that the store's options
         name if the table is large enough for one, and remove old versions that have no tag.
 
-        Small rests may wait: searches find all rows, indexed or not. `trained_rows` is how many the
-        last training saw (0: never); returns the same after this call.
+        Small rests may wait: searches find all rows, indexed or not; and rows that were deleted may
+        stay in their files for a few updates. `trained_rows` is how many the last training saw (0:
+        never); returns the same after this call.
         """
 
     @abstractmethod
@@ -106,8 +107,8 @@ class Table(ABC):
 
     @abstractmethod
     def tag(self, versions: Mapping[str, int]) -> None:
-        """Keep these versions (by tag), and let `index` remove all others but the newest. Those
-        that are gone get no tag."""
+        """Keep these versions (by tag); `index` removes all others but the newest. Those that are
+        gone get no tag."""
 
     @abstractmethod
     def size_bytes(self) -> int:

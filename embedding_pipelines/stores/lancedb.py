@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,11 +27,19 @@ from embedding_pipelines.stores._checksums import (
     damaged_file,
     forget_lost_files,
     is_recorded,
+    updates_of,
     write_checksums,
 )
 from embedding_pipelines.stores._lance import quote_text, record_failure, short
-from embedding_pipelines.stores._lance_index import INDICES, IndexKind, compact, update_index
+from embedding_pipelines.stores._lance_index import (
+    INDICES,
+    MAX_UPDATES,
+    IndexKind,
+    compact,
+    update_index,
+)
 from embedding_pipelines.stores._lance_search import Snapshot, open_snapshot
+from embedding_pipelines.stores._manifest import named_by, varint
 from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
 from embedding_pipelines.stores.filters import filter_error, store_filter
 from embedding_pipelines.vectors import Distance
@@ -213,11 +221,15 @@ class LanceTable(Table):
 
     def index(self, metric: Distance, trained_rows: int) -> int:
         table, options = self._open(), self.options
+        updates = updates_of(self._checksums) + 1
+        is_due = updates > MAX_UPDATES and self._has_dead_rows()
         with self._explained("indexed"):
             trained_rows = update_index(
-                table, options.index, metric, options.index_rows, trained_rows
+                table, options.index, metric, options.index_rows, trained_rows, is_due
             )
-            compact(table)
+            if compact(table, is_due):
+                updates = 0
+            kept = {tag["version"] for tag in table.tags.list().values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
         for name in os.listdir(self._versions_folder):
             if name.endswith(TORN):
@@ -225,8 +237,27 @@ class LanceTable(Table):
         folder = self.folder_of_files
         paths = (path for part in FIXED for path in (folder / part).rglob("*") if path.is_file())
         names = (path.relative_to(folder).as_posix() for path in paths if path.suffix != ".json")
-        write_checksums(self._checksums, folder, names)
+        write_checksums(self._checksums, folder, names, updates)
+        self._remove_old_versions(kept)
         return trained_rows
+
+    def _has_dead_rows(self) -> bool:
+        """Whether a file of the newest version holds rows that were deleted."""
+        version = self.version
+        is_read = self._reader(version) if version is not None else (lambda _: False)
+        names = list_names(self.folder_of_files / "_deletions")
+        return any(is_read(f"_deletions/{name}") for name in names)
+
+    def _remove_old_versions(self, kept: Collection[int]) -> None:
+        """All but these and the newest one, with the files that only they name. Lance's own
+        clean-up stops at the oldest version with a tag."""
+        manifests = self._manifests()
+        if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
+            return  # of a scheme that is not known here
+        for manifest in sorted(manifests)[1:]:  # names count down
+            if VERSION_ZERO - int(manifest.stem) not in kept:
+                delete(manifest)
+        self._delete_unnamed()
 
     def rows(self, version: int | None = None) -> int:
         table = self._open(version)
@@ -364,10 +395,7 @@ class LanceTable(Table):
         """Whether this version reads a file. Its manifest names data files, holds the UUIDs of
         indices and, as protobuf's varints, the numbers of files of deletions."""
         manifest = self._manifest(version)
-        try:
-            content = manifest.read_bytes()
-        except FileNotFoundError:
-            content = b""
+        content = named_by(manifest)
 
         def is_read(name: str) -> bool:
             folder, *_, file = parts = name.split("/")
@@ -379,7 +407,7 @@ class LanceTable(Table):
             if folder in ("data", "_transactions"):
                 return file.encode() in content
             number = file.partition(".")[0].rpartition("-")[2]
-            return not number.isdecimal() or _varint(int(number)) in content
+            return not number.isdecimal() or varint(int(number)) in content
 
         return is_read
 
@@ -425,15 +453,6 @@ class LanceTable(Table):
                 snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
                 self._snapshots[version] = snapshot
         return self._snapshots[version]
-
-
-def _varint(number: int) -> bytes:
-    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
-    parts = bytearray()
-    while number > 0x7F:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*parts, number])
 
 
 def _is_torn(manifest: Path) -> bool:

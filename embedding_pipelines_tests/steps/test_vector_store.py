@@ -14,6 +14,7 @@ from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.space import Space
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.stores import lancedb
 from embedding_pipelines_tests.chain import (
     live_rows,
     report,
@@ -23,6 +24,7 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.decoded import files_with
 
 ROWS = [
     (f"id-{n}", f"animal{n} in room{n % 7}", "even" if n % 2 == 0 else "odd") for n in range(300)
@@ -157,3 +159,35 @@ def test_vectors_stand_in_the_table_at_unit_length(home: Path, compression: str)
     expected = [cosine_similarity(query, vector) for vector in vectors]
     assert [hit.score for hit in hits] == pytest.approx(expected, abs=1e-3)
     assert expected == sorted(expected, reverse=True)
+
+
+@pytest.mark.parametrize("later", ["deletions", "edits"])
+def test_a_deleted_text_is_in_no_file_after_a_stated_number_of_releases(
+    built: Path, monkeypatch: pytest.MonkeyPatch, later: str
+) -> None:
+    """`keep_releases` + MAX_UPDATES + 1 of them, whatever changes: here begun where the files have
+    just been merged, which is the longest way. The index is trained, rows are in its files too."""
+    monkeypatch.setattr(lancedb, "MAX_UPDATES", 2)
+    marker = "an aardvark whose text must go"
+    write(built, "[]", "index_rows: 256, keep_releases: 2")
+    rows = [*ROWS, ("gone", f"Here is {marker}.", "odd")]
+
+    def change(number: int) -> None:
+        if later == "deletions":
+            rows.pop(0)
+        else:
+            rows[number] = (f"id-{number}", f"another animal{number}", "odd")
+        write_csv(built, "a.csv", rows)
+        run_steps(built, "p")
+
+    for number in range(3):
+        change(number)
+    table = live_rows(built, "p")
+    assert any(marker in row["text"] for row in table.values())
+    rows.remove(("gone", f"Here is {marker}.", "odd"))
+    holding = []
+    for number in range(3, 3 + 1 + 2 + 3):  # the one that deletes it, and those that follow
+        change(number)
+        holding.append(files_with(built, marker))
+    assert holding[0]  # the release before holds it still, to go back to
+    assert holding[-1] == []

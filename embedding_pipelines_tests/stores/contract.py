@@ -76,6 +76,7 @@ def check_store(store: Store, folder: Path) -> None:
     assert table.size_bytes() > 0
     assert store.names(folder) == ["pipeline-1"]
 
+    table.tag({"release-1": first})
     table.apply(SCHEMA, ["it's", "no such id"], [batch(["d"])])
     table.apply(SCHEMA, ["bb"], [batch(["bb"], "other")])
     table.index("cosine", 0)
