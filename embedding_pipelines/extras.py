@@ -16,6 +16,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "int8": "Precision int8",
     "local": "A model on this machine, or a file of tensors,",
     "openai": "The provider openai",
+    "pdf": "The source pdf",
     "report": "A report",
     "sql": "A source in PostgreSQL",
     "tensorflow": "The provider tensorflow",

@@ -19,7 +19,7 @@ DOCUMENT_COLUMNS: dict[str, pa.DataType] = {
     "document_id": pa.string(),
     "text": pa.string(),
     "source_file": pa.string(),  # relative to the home folder, posix
-    "source_row": pa.int64(),  # CSV: line; JSON Lines: line; JSON array, Parquet: record; from 1
+    "source_row": pa.int64(),  # CSV, JSON Lines, Markdown: line; PDF: page; else record; from 1
 }
 DOCUMENT_DIGEST = "document_digest"  # over text and metadata, not over file and row
 
@@ -50,7 +50,7 @@ DESCRIPTIONS = {
     "document_id": "The record's id in the source; decides its partition.",
     "text": "The text: of a document as it was read, of a chunk cleaned and cut.",
     "source_file": "The file it comes from, relative to the home folder.",
-    "source_row": "Where it stands in the file, from 1: a line of CSV and JSON Lines, else a record.",
+    "source_row": "Where it stands in the file, from 1: the line in text, the page in PDF, else the record.",
     DOCUMENT_DIGEST: "Digest of text and metadata: what makes the document itself.",
     "chunk_id": "The document's id, `#`, and the chunk's first character.",
     "start": "First character of the chunk in the cleaned text.",

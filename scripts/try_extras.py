@@ -221,6 +221,11 @@ def core(environment: Environment) -> None:
     environment.finds("shop")
     shop(environment, "postgresql://127.0.0.1:1/shop")
     environment.names("sql", "run", "shop")
+    (environment.home / "data" / "empty.pdf").touch()
+    (environment.home / "pipelines" / "pages.yaml").write_text(
+        "source: {kind: pdf, path: data/empty.pdf}\nmodel: {provider: hashing}\n"
+    )
+    environment.names("pdf", "run", "pages")
     judged(environment)
     environment.names("evaluation", "run", "judged")
     environment.names("report", "report", "toy")
@@ -254,6 +259,31 @@ def sql(environment: Environment) -> None:
         expect(str(error), "cannot connect to postgresql://127.0.0.1:1/shop")
     else:
         raise Failed("A database came from nowhere.")
+
+
+PDF = """
+import pypdf
+from pypdf.generic import DictionaryObject, NameObject, StreamObject
+writer = pypdf.PdfWriter()
+page, content = writer.add_blank_page(300, 99), StreamObject()
+font = {"/Type": "/Font", "/Subtype": "/Type1", "/BaseFont": "/Helvetica"}
+font = DictionaryObject({NameObject(name): NameObject(value) for name, value in font.items()})
+fonts = DictionaryObject({NameObject("/F"): font})
+page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
+content.set_data(b"BT /F 9 Tf 9 9 Td (" + WORDS.encode() + b") Tj ET")
+page[NameObject("/Contents")] = content
+writer.encrypt("", owner_password="owner", algorithm="AES-256")
+writer.write("data/page.pdf")
+"""
+
+
+def pdf(environment: Environment) -> None:
+    """A file that anybody may read is encrypted all the same."""
+    environment.code(PDF.replace("WORDS", repr(ANSWER)))
+    source = "{kind: pdf, path: data/page.pdf}"
+    text = f"source: {source}\nmodel: {{provider: hashing}}\npartitions: 2\n"
+    (environment.home / "pipelines" / "pages.yaml").write_text(text)
+    environment.finds("pages")
 
 
 def judged(environment: Environment) -> None:
@@ -445,6 +475,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "local": ("local", local),
     "offline": ("offline", offline),
     "openai": ("openai", openai),
+    "pdf": ("pdf", pdf),
     "report": ("report", report),
     "server": ("server", server),
     "sql": ("sql", sql),

@@ -8,7 +8,7 @@ decodes them, `columns.py` makes documents of columns.
 import contextlib
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -160,6 +160,12 @@ class Source(Choice):
         return dict.fromkeys(self.text, "text") | ({self.id: "document_id"} if self.id else {})
 
     @property
+    def reader(self) -> str:
+        """What makes texts of the files, with its version, where files can be read otherwise one
+        day; it is part of the fingerprint."""
+        return ""
+
+    @property
     def missing_words(self) -> frozenset[str]:
         """The words of `missing` in lower case."""
         return frozenset(word.lower() for word in self.missing)
@@ -235,6 +241,8 @@ class Source(Choice):
 
 class FileSource(Source):
     """A source whose parts are files; each subclass reads one format."""
+
+    usual_metadata: ClassVar[Mapping[str, str]] = {}  # of formats whose files all have the same
 
     path: Names
 

@@ -149,6 +149,32 @@ def open_text(file: SourceFile, encoding: str, log: ReadLog) -> Text:
     return text
 
 
+def read_whole(text: Text) -> bytes:
+    """All of a text that is one record. Raises SourceError for more than MAX_RECORD_BYTES."""
+    parts, size = [], 0
+    for block in text.blocks():
+        parts.append(block)
+        size += len(block)
+        if size > MAX_RECORD_BYTES:
+            raise SourceError(
+                f"{text.file.name}: is longer than {MAX_RECORD_BYTES >> 20} MiB, and is read as a "
+                "whole. Split it, or leave it out of source.path."
+            )
+    return b"".join(parts)
+
+
+def start_of(file: SourceFile, size_bytes: int) -> bytes:
+    """The first bytes of a file, decompressed."""
+    return next(_bytes(file), b"")[:size_bytes]
+
+
+def is_utf8(file: SourceFile) -> bool:
+    try:
+        return all(True for _ in codecs.iterdecode(_bytes(file), "utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+
 def _guess_encoding(file: SourceFile, log: ReadLog) -> str:
     head = next(_bytes(file), b"")
     if wide := encodings.guess_wide(head[:_HEAD_BYTES]):

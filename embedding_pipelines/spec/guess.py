@@ -128,6 +128,11 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
 
 
 def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
+    if isinstance(source, FileSource) and source.usual_metadata:
+        options = {"kind": source.kind, "path": source.path}
+        prose = type(source).model_validate(options)
+        documents = sum(batch.num_rows for batch in prose.read(first, _log()))
+        return Guess(source.kind, paths, {}, documents, None, ["text"], dict(prose.usual_metadata))
     source, names = _columns(source, first)
     sample = {name: _values(source, name, first) for name in dict.fromkeys(names) if name}
     values = {name: texts for name, texts in sample.items() if any(texts)}
@@ -177,6 +182,10 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
         reasons = "; ".join(f"{name!r} {why}" for name, why in omissions.items())
         notes.append(f"Left out of metadata: {reasons}.")
     return Guess(source.kind, paths, options, rows, key, text, metadata, notes)
+
+
+def _log() -> ReadLog:
+    return ReadLog(reject=lambda _: None)
 
 
 def name_of(files: Sequence[str]) -> str:
@@ -242,7 +251,7 @@ def _with(source: Source, **options: Any) -> Source:
 def _names(source: Source, file: SourceFile) -> list[str]:
     """The columns of the first rows; none if there is no table."""
     try:
-        for _ in source.read(file, ReadLog(reject=lambda _: None)):
+        for _ in source.read(file, _log()):
             pass  # in nested formats any record may be the first with a field
     except SourceError as error:
         if not error.columns:
@@ -272,7 +281,7 @@ def _records_of(file: SourceFile) -> str | None:
 
 def _values(source: Source, name: str, file: SourceFile) -> list[str]:
     """The first values of a column, as texts."""
-    log, texts = ReadLog(reject=lambda _: None), list[str]()
+    log, texts = _log(), list[str]()
     try:
         for batch in _with(source, text=(name,)).read(file, log):
             texts += [text or "" for text in batch["text"].to_pylist()]

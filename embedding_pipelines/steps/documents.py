@@ -82,7 +82,7 @@ class DocumentsStep(Step):
         return run.folder.documents
 
     def configuration(self, spec: PipelineSpec) -> str:
-        return fingerprint(spec.source)
+        return fingerprint(spec.source, *filter(None, [spec.source.reader]))
 
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return stored_documents_schema(spec.source.metadata_types)
@@ -283,7 +283,7 @@ def _write_record(run: Run, files: dict[str, FileStatistics], whole: bool) -> No
 
 
 def source_configuration(run: Run) -> str:
-    return fingerprint(run.spec.source)
+    return DocumentsStep().configuration(run.spec)
 
 
 def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:

@@ -83,6 +83,25 @@ def test_every_format_gives_the_same_guess_and_it_runs(
         write_guess(home, path, guessed, "hashing")
 
 
+@pytest.mark.parametrize(
+    ("kind", "metadata", "content"),
+    [
+        ("markdown", {"heading": "string"}, "# Chairs\n## Red\nFor the kitchen.\n## Oak\nFor six."),
+        ("html", {"title": "string"}, "<title>Chairs</title><p>For the kitchen.</p>"),
+    ],
+)
+def test_a_folder_of_prose_needs_no_column(
+    tmp_path: Path, kind: str, metadata: dict[str, str], content: str
+) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / f"a.{ {'markdown': 'md'}.get(kind, kind) }").write_text(content)
+    found = guess(tmp_path, [str(tmp_path / "texts")])
+    assert (found.kind, found.id, found.text, found.metadata) == (kind, None, ["text"], metadata)
+    write_guess(tmp_path, tmp_path / "pipelines" / "texts.yaml", found, "hashing:")
+    run_steps(tmp_path, "texts")
+    assert any("For the kitchen." in row["text"] for row in live_rows(tmp_path, "texts").values())
+
+
 def test_lists_empty_columns_and_names_that_cannot_be_metadata(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,19 @@ def test_a_changed_option_makes_its_step_run_again(step: str, option: str) -> No
     assert configurations(change(option, CHANGES[step][option]))[step] != before[step]
 
 
+def test_what_makes_texts_of_files_is_part_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def configuration() -> str:
+        values = {**BASE, "source": {"kind": "markdown", "path": "*.md"}, "evaluation": {}}
+        return configurations(PipelineSpec.model_validate(values))["documents"]
+
+    before = configuration()
+    assert configuration() == before
+    monkeypatch.setattr("embedding_pipelines.sources.markdown._VERSION", 99)
+    assert configuration() != before
+
+
 def test_every_option_is_tried() -> None:
     spec = PipelineSpec.model_validate(BASE)
     options = {option for changes in CHANGES.values() for option in changes} | CHANGES_NOTHING
