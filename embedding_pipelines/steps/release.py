@@ -84,7 +84,8 @@ def release(run: Run, force_reason: str = "") -> StepReport:
             f"Pipeline {name!r}: table version {state.version} failed {', '.join(failed)}; {stays}."
             f"{''.join(reasons)}"
         )
-    releases = _drop_lost(run, read_releases(run.folder))
+    before = read_releases(run.folder)
+    releases = _drop_lost(run, before)
     candidate = _candidate(run, releases, state).model_copy(
         update={
             "checks": {check.name: check.passed for check in record.checks},
@@ -97,6 +98,8 @@ def release(run: Run, force_reason: str = "") -> StepReport:
         if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
             append_history(run.folder, newest, run.usage())
             _drop_tables(run, releases)
+        if releases != before:
+            write_releases(run.folder, releases)
         return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
     keep = [*releases.releases, candidate][-run.spec.store.keep_releases :]
     releases = Releases(live=candidate.number, releases=keep)

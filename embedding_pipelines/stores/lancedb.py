@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,8 @@ from embedding_pipelines.vectors import Distance
 if TYPE_CHECKING:
     from lancedb.table import Table as Lance
 
+Opened = TypeVar("Opened")
+
 REMOVE_IDS = 1_000  # ids per delete statement
 # That are read at once: of all rows, Lance holds up to 2 GB ready for a reader that is slower.
 SCANNED_ROWS = 4_096
@@ -66,7 +68,7 @@ COMPARED_BYTES = 64 << 20
 FIXED = ("data", "_versions", "_indices", "_deletions")  # folders whose files never change
 UNNAMED = ("data", "_transactions", "_indices", "_deletions")  # in which a dead writer leaves files
 DRAFTS = ("*/.tmp*", "_versions/*.manifest#*")  # as Lance and its object store name them
-TORN = ".torn"  # what is appended to the name of one that a power cut left without its content
+TORN = ".torn"  # what is appended to a manifest's name when it is set aside: cut short, or damaged
 
 
 class Lancedb(Store):
@@ -428,8 +430,21 @@ class LanceTable(Table):
         for manifest in sorted(self._manifests()):
             if not _is_torn(manifest):
                 return
-            with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                manifest.rename(manifest.with_name(manifest.name + TORN))
+            _set_aside(manifest)
+
+    def _open_past_damage(self, open_table: Callable[[], Opened]) -> Opened:
+        """What `open_table` returns, tried again without the newest manifest if that is damaged:
+        Lance reads it to open any version."""
+        try:
+            return open_table()
+        except (RuntimeError, ValueError, OSError):
+            newest = min(self._manifests(), default=None)
+            if newest is None or not damaged_file(
+                self._checksums, self.folder_of_files, f"_versions/{newest.name}".__eq__, None
+            ):
+                raise
+            _set_aside(newest)
+            return open_table()
 
     def _open(self, version: int | None = None) -> Lance:
         """A new handle on the newest version, or the one handle on an older one."""
@@ -439,7 +454,7 @@ class LanceTable(Table):
         if version is not None:
             self._compare(version)
         with _lance.explain_open_errors(self.folder, self.name, version):
-            table: Lance = self._connection.open_table(self.name)
+            table: Lance = self._open_past_damage(lambda: self._connection.open_table(self.name))
             if version is not None:
                 table.checkout(version)
                 self._versions[version] = table
@@ -450,9 +465,15 @@ class LanceTable(Table):
             self._set_torn_aside()
             self._compare(version)
             with _lance.explain_open_errors(self.folder, self.name, version):
-                snapshot = _lance.wait(open_snapshot(self.folder, self.name, version))
-                self._snapshots[version] = snapshot
+                self._snapshots[version] = self._open_past_damage(
+                    lambda: _lance.wait(open_snapshot(self.folder, self.name, version))
+                )
         return self._snapshots[version]
+
+
+def _set_aside(manifest: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        manifest.rename(manifest.with_name(manifest.name + TORN))
 
 
 def _is_torn(manifest: Path) -> bool:

@@ -332,6 +332,23 @@ def test_a_damaged_table_keeps_the_releases_of_its_whole_versions(built: Path) -
     assert len(live_rows(built, "p")) == len(ROWS)
 
 
+def test_a_newest_manifest_that_lance_cannot_read_is_set_aside(built: Path) -> None:
+    write_csv(built, "a.csv", [*ROWS, (900, "one more", "c")])
+    run_steps(built, "p")
+    folder = next((built / "data" / "warehouse" / "tables").glob("*.lance"))
+    newest = min((folder / "_versions").glob("*.manifest"))
+    flip(newest, newest.read_bytes().rindex(b".lance") - 3, bit=7)  # no UTF-8 any more
+    with pytest.raises(StoreError, match="cannot be used"):
+        top(built, "p", "one more")
+    rollback(run_of(built, "p").folder, 1)
+    assert len(live_rows(built, "p")) == len(ROWS)  # though Lance opens no version beside it
+    run_steps(built, "p")
+    assert top(built, "p", "one more") == ["900"]
+    run_steps(built, "p")
+    numbers = [entry.number for entry in read_releases(run_of(built, "p").folder).releases]
+    assert numbers == [1, 3]
+
+
 def test_a_table_without_its_checksums_is_built_anew(built: Path) -> None:
     before = live_rows(built, "p")
     (path,) = (built / "data" / "warehouse" / "tables").glob("*.checksums.json")
