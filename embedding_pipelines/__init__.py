@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embedding_pipelines.orchestration.launch import run_named as run_pipeline
     from embedding_pipelines.search import Hit, Searcher, SearchResult, SearchResults, search_async
     from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
+    from embedding_pipelines.sources.changes import changes, listing
     from embedding_pipelines.spec.load import find_pipeline
 
 __version__ = "0.1.0"
@@ -31,9 +32,11 @@ __all__ = [
     "SearchResult",
     "SearchResults",
     "Searcher",
+    "changes",
     "cosine_similarity",
     "find_most_similar",
     "find_pipeline",
+    "listing",
     "load_table",
     "load_vectors",
     "run_pipeline",
@@ -50,9 +53,11 @@ _PLACES = {
     "SearchResult": ("search", "SearchResult"),
     "SearchResults": ("search", "SearchResults"),
     "Searcher": ("search", "Searcher"),
+    "changes": ("sources.changes", "changes"),
     "cosine_similarity": ("metrics.similarity", "cosine_similarity"),
     "find_most_similar": ("metrics.similarity", "find_most_similar"),
     "find_pipeline": ("spec.load", "find_pipeline"),
+    "listing": ("sources.changes", "listing"),
     "load_table": ("explore.table", "load_table"),
     "load_vectors": ("explore.table", "load_vectors"),
     "run_pipeline": ("orchestration.launch", "run_named"),

@@ -13,6 +13,7 @@ from embedding_pipelines.files import read_json
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input
+from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
@@ -64,12 +65,10 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
 
     Raises StoreError if a state file is damaged.
     """
-    now = {file.name: tuple(file.stamp) for file in files}
-    read = {name: tuple(entry.stamp) for name, entry in read_files(run).items()}
-    new, deleted = sorted(now.keys() - read.keys()), sorted(read.keys() - now.keys())
-    changed = sorted(name for name in now.keys() & read.keys() if now[name] != read[name])
-    if new or changed or deleted:
-        return Pending(tuple(new), tuple(changed), tuple(deleted))
+    read = {name: entry.stamp for name, entry in read_files(run).items()}
+    difference = changes(read, {file.name: file.stamp for file in files})
+    if any(difference):
+        return Pending(*difference)
     step = _lagging_step(run)
     if step == "release":
         record = current_checks(run)
