@@ -165,7 +165,7 @@ def _links(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
         links["dagster/uri"] = shards.folder.as_uri()
         links["path"] = _path(run, shards.folder)
     if not step.inputs:
-        links["source"] = dg.MetadataValue.path(", ".join(getattr(run.spec.source, "path", ())))
+        links["source"] = dg.MetadataValue.path(run.spec.source.place)
     if report.statistics.get("rejected"):
         rejected = folder.rejected if not step.inputs else folder.rejected_texts
         links["rejected_rows"] = _path(run, rejected)

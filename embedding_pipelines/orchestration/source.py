@@ -29,7 +29,7 @@ def source_asset(spec: PipelineSpec, home: Path) -> dg.AssetsDefinition:
         kinds={spec.source.kind},
         owners=list(spec.owners),
         description=described("The files of the source; its sensor asks for runs.", spec),
-        metadata={"path": ", ".join(getattr(spec.source, "path", ()))},
+        metadata={"path": spec.source.place},
     )
 
     def source(warehouse: WarehouseResource) -> dg.ObserveResult:

@@ -160,6 +160,11 @@ class Source(Choice):
         return dict.fromkeys(self.text, "text") | ({self.id: "document_id"} if self.id else {})
 
     @property
+    def place(self) -> str:
+        """Where it reads, for people."""
+        return self.kind
+
+    @property
     def reader(self) -> str:
         """What makes texts of the files, with its version, where files can be read otherwise one
         day; it is part of the fingerprint."""
@@ -255,6 +260,10 @@ class FileSource(Source):
                     f"in {entry!r}, '**' must stand alone between slashes, as in 'data/**/*.csv'"
                 )
         return _names(value)
+
+    @property
+    def place(self) -> str:
+        return ", ".join(self.path)
 
     def files(self, home: Path) -> list[Input]:
         """All files and objects that `path` names, once each, by name; relative entries start at

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _FIRST_ROWS = 100  # fetched at once, before it is known how long rows are
 _LOCK_SECONDS = 30.0  # to wait for a writer of an SQLite file
 _MODULUS = 2**63
+_SQLITE = b"SQLite format 3\0"  # how a file begins
 _SHOWN_TABLES = 20
 _SECRET_OPTION = re.compile(r"passw|pwd|token|secret", re.IGNORECASE)
 # Strings, quoted names and comments: what of a query is not to be looked at for keywords.
@@ -116,6 +117,10 @@ class Sql(Source):
     def part(self) -> str:
         """The name of its one part."""
         return self.table or "query"
+
+    @property
+    def place(self) -> str:
+        return f"{self.url}: {self.part}"
 
     def files(self, home: Path) -> list[Input]:
         """Its one part, with a stamp that is true of this moment; its path is the database's, if
@@ -355,6 +360,27 @@ class Sql(Source):
         for form in (password, quote(password), quote(password, safe="")):
             written.setdefault(form, "…")
         return " ".join(restore(words, written).split()).rstrip(".")
+
+
+def is_database(path: Path) -> bool:
+    """Whether there is an SQLite file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError:
+        return False
+
+
+def tables_of(path: Path) -> list[str]:
+    """The tables of an SQLite file, by name. Raises SourceError."""
+    query = "select name from sqlite_master where type = 'table' and name not like 'sqlite^_%' escape '^'"
+    try:
+        with contextlib.closing(_open_file(path)) as connection:
+            return sorted(name for (name,) in connection.execute(query))
+    except sqlite3.Error as error:
+        raise SourceError(
+            f"{path}: cannot be read ({error}). Put a whole copy in its place."
+        ) from error
 
 
 def _open_file(path: Path) -> sqlite3.Connection:

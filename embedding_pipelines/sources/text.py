@@ -62,7 +62,7 @@ _NO_TEXT = {
     "workbook as CSV",
     b"\xd0\xcf\x11\xe0": "is an Excel workbook. Save it as CSV",
     b"PAR1\x15": "is a Parquet file. Set source.kind to parquet",
-    b"SQLite format 3\x00": "is an SQLite database. Export the table as CSV",
+    b"SQLite format 3\x00": "is an SQLite database. Set source.kind to sql, and source.url to sqlite:/// with its path",
     POINTER: POINTER_REMEDY,
 }
 # Without a mark Python takes the little-endian codec; reversed, so that it comes last and stays.

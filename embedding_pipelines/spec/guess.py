@@ -33,6 +33,7 @@ from embedding_pipelines.sources.base import (
     fetched,
 )
 from embedding_pipelines.sources.paths import NoMatchError, find
+from embedding_pipelines.sources.sql import Sql, is_database, tables_of
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
@@ -76,7 +77,8 @@ class Guess:
     def pipeline(self, model: str) -> str:
         """The pipeline file, as YAML."""
         path = self.path[0] if len(self.path) == 1 else self.path
-        source: dict[str, Any] = {"kind": self.kind, "path": path, **self.options}
+        place = {"path": path} if self.path else {}
+        source: dict[str, Any] = {"kind": self.kind, **place, **self.options}
         if self.id:
             source["id"] = self.id
         source |= {"text": self.text}
@@ -100,6 +102,8 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     Raises SourceError if one cannot be read, ConfigError for files of several formats or of none
     that is read, and if no column holds text.
     """
+    if len(files) == 1 and is_database(home / _relative(files[0], home)):
+        return _guess_table(home, _relative(files[0], home))
     all_sources = cast(dict[str, type[Source]], choices("sources", Source))
     sources = {kind: cls for kind, cls in all_sources.items() if issubclass(cls, FileSource)}
     suffixes = sorted({suffix for source in sources.values() for suffix in source.suffixes})
@@ -125,6 +129,26 @@ def guess(home: Path, files: Sequence[str]) -> Guess:
     first = max(source.files(home), key=lambda file: file.size_bytes > 0)
     with fetched([first]) as local:
         return _guess(source, paths, next(local))
+
+
+def _guess_table(home: Path, path: str) -> Guess:
+    """Of the one table of an SQLite file. Raises ConfigError if it has more, or no id."""
+    tables = tables_of(home / path)
+    if len(tables) != 1:
+        raise ConfigError(
+            f"{path} is a database with {len(tables)} tables: {', '.join(tables)}. Write the pipeline "
+            f"file, with source: {{kind: sql, url: 'sqlite:///{path}', table: …, id: …}}."
+        )
+    first = SourceFile(tables[0], 1, (), home / path)
+    options = {"url": f"sqlite:///{path}", "table": tables[0], "text": (NO_COLUMN,)}
+    names = _names(Sql(id=NO_COLUMN, **options), first)
+    guessed = _guess(Sql(id=names[0], **options), [], first)
+    if guessed.id is None:
+        raise ConfigError(
+            f"No column of {tables[0]!r} in {path} looks like an id. Write the pipeline file, and "
+            "name as source.id a column that is one."
+        )
+    return guessed
 
 
 def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:

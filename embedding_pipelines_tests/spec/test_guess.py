@@ -1,6 +1,8 @@
 """Pipeline files that are guessed from sources: the guess runs, and names what a person would."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,6 +83,33 @@ def test_every_format_gives_the_same_guess_and_it_runs(
     assert (row["stock"], row["code"], row["is_new"]) == (1, "01", False)
     with pytest.raises(ConfigError, match="exists"):
         write_guess(home, path, guessed, "hashing")
+
+
+def test_the_one_table_of_a_database_is_guessed(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.execute("create table chairs (added text, sku text, words text, price real)")
+        rows = [("2024-01-05", f"A{n}", f"A chair of some kind {n}", n / 2) for n in range(9)]
+        connection.executemany("insert into chairs values (?, ?, ?, ?)", rows)
+        connection.commit()
+        found = guess(tmp_path, [str(tmp_path / "shop.db")])
+        assert (found.id, found.text) == ("sku", ["words"])
+        assert found.metadata == {"added": "date", "price": "float"}
+        write_guess(tmp_path, tmp_path / "pipelines" / "shop.yaml", found, "hashing:")
+        run_steps(tmp_path, "shop")
+        assert len(live_rows(tmp_path, "shop")) == 9
+        connection.execute("create table tables (x text)")
+        connection.commit()
+        with pytest.raises(ConfigError, match="a database with 2 tables: chairs, tables"):
+            guess(tmp_path, [str(tmp_path / "shop.db")])
+        connection.executescript(
+            "drop table tables; delete from chairs; alter table chairs drop sku"
+        )
+        connection.execute(
+            "insert into chairs values ('2024-01-05', 'a b c d', 1), ('2024-01-05', 'a b c d', 1)"
+        )
+        connection.commit()
+        with pytest.raises(ConfigError, match=r"No column of 'chairs' in shop.db looks like an id"):
+            guess(tmp_path, [str(tmp_path / "shop.db")])
 
 
 @pytest.mark.parametrize(
