@@ -1,17 +1,70 @@
 """Fixtures that every test may use."""
 
+import functools
 import logging
+import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import alembic.script
 import pytest
-from hypothesis import settings
+import sqlalchemy
+from hypothesis import HealthCheck, settings
 
-from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.environment import HOME_VARIABLE, instance_folder
 from embedding_pipelines_tests.buckets import Proxy, TestBucket, new_bucket, proxy_to, serve_s3
 
-settings.register_profile("shared", deadline=None)  # machines are shared: a pause is no failure
+# Machines are shared: a pause is no failure.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
+
+# A process that a test starts loads this package compiled, not compiles it, whatever the
+# environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def _keep_engines() -> None:
+    """Dagster makes an SQLAlchemy engine for every event and compiles its statements for it, and
+    reads its migrations whenever a database is opened: half of what a small run costs. Here both
+    are kept; connections are opened and closed as ever. To be called before Dagster is imported.
+    """
+    create = sqlalchemy.create_engine
+
+    @functools.lru_cache(maxsize=32)
+    def kept(url: str, timeout_seconds: int) -> sqlalchemy.Engine:
+        arguments = {"timeout": timeout_seconds}
+        return create(url, poolclass=sqlalchemy.NullPool, connect_args=arguments)
+
+    def create_engine(url: Any, **options: Any) -> sqlalchemy.Engine:
+        arguments = options.get("connect_args", {"timeout": 5})
+        dagsters = {"poolclass": sqlalchemy.NullPool, "connect_args": arguments}
+        is_plain = {"connect_args": arguments} | options == dagsters
+        if not is_plain or arguments.keys() != {"timeout"} or "sqlite:///" not in str(url):
+            return create(url, **options)
+        return kept(url, arguments["timeout"])
+
+    scripts = alembic.script.ScriptDirectory
+    sqlalchemy.create_engine = create_engine
+    scripts.from_config = staticmethod(functools.lru_cache(scripts.from_config))  # type: ignore
+
+
+_keep_engines()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files side by side are not begun by the number of their tests: the dearest have few."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with proofs come first, so that no process is alone with one in the end."""
+    proofs = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in proofs)
+
 
 PLAIN = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat]}
@@ -76,3 +129,26 @@ def proxy(bucket: TestBucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
     with proxy_to(bucket.address) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def empty_instance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Dagster instance in which nothing ran yet."""
+    import dagster as dg
+
+    from embedding_pipelines.orchestration.instance import open_instance
+
+    home = tmp_path_factory.mktemp("instance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DAGSTER_HOME", raising=False)
+        with open_instance(home) as opened:
+            opened.get_runs_count()
+            opened.get_latest_materialization_event(dg.AssetKey("none"))
+        return instance_folder(home)
+
+
+@pytest.fixture
+def own_instance(home: Path, empty_instance: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home's own Dagster instance, as a copy: making its tables takes a second."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    return shutil.copytree(empty_instance, instance_folder(home))

@@ -21,8 +21,7 @@ from embedding_pipelines_tests.conftest import HASHING
 
 
 @pytest.fixture
-def pipeline(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+def pipeline(home: Path, own_instance: Path) -> Path:
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [(1, "one", "x"), (2, "two", "y")])
     return home

@@ -16,7 +16,7 @@ from embedding_pipelines_tests.runs import run_whole
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = pipeline_files(ROOT)
-SLICE_LINES = 60  # of each data file, for the quick run
+SLICE_LINES = 20  # of each data file, for the quick run
 MODEL = "hf:sentence-transformers/all-MiniLM-L6-v2"
 # Modules of the standard library near the query in name or kind: shutil, os, tarfile.
 SLOW_FILES = ("s.jsonl", "o.jsonl", "t.jsonl")
@@ -31,8 +31,7 @@ def example_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+def own_home(home: Path, own_instance: Path) -> Path:
     return home
 
 

@@ -26,9 +26,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 @pytest.fixture
-def built(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(home: Path, own_instance: Path) -> Path:
     """A home whose pipeline `p` was run once, without compression."""
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
     write_things(home, FILE)
     run_whole(home, "p")
     return home
