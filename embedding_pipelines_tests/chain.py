@@ -1,6 +1,7 @@
 """Runs a pipeline's steps without Dagster, in the order the data takes, and sees what the model is
 sent."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,12 @@ def write_csv(
     lines = [",".join('"' + str(cell).replace('"', '""') + '"' for cell in row) for row in rows]
     path.write_bytes("\n".join([header, *lines, ""]).encode())
     return path
+
+
+def copy_home(built: Path, home: Path) -> Path:
+    """A home that was built once, for a test that may change it; with its modification times."""
+    shutil.copytree(built, home, dirs_exist_ok=True)
+    return home
 
 
 def run_of(home: Path, name: str, model: EmbeddingModel | None = None) -> Run:

@@ -10,6 +10,7 @@ from embedding_pipelines.errors import BusyError, ConfigError
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
+    copy_home,
     run_of,
     run_recorded,
     run_steps,
@@ -22,9 +23,10 @@ from embedding_pipelines_tests.conftest import HASHING
 ROWS = [(number, f"word{number % 7} text number {number}", "c") for number in range(40)]
 
 
-@pytest.fixture
-def used(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def used_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with two pipelines, the second of another space, and 2,000 vectors of nobody's."""
+    home = tmp_path_factory.mktemp("used")
     write_pipeline(home, "p", HASHING)
     write_pipeline(home, "q", HASHING.replace("hashing}", "hashing, dimensions: 32}"))
     write_csv(home, "a.csv", ROWS)
@@ -34,6 +36,11 @@ def used(home: Path) -> Path:
         for number in range(2_000):
             cache.set(f"of a program {number}", "its model", [1.0] * 384)
     return home
+
+
+@pytest.fixture
+def used(home: Path, used_once: Path) -> Path:
+    return copy_home(used_once, home)
 
 
 def forget_cached(home: Path, name: str) -> list[str]:

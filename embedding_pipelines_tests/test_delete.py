@@ -12,6 +12,7 @@ from embedding_pipelines.errors import BusyError, ConfigError, ReleaseError
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
+    copy_home,
     live_rows,
     run_recorded,
     run_steps,
@@ -27,14 +28,20 @@ def files_of(home: Path) -> set[str]:
     return {str(path.relative_to(home)) for path in home.rglob("*") if path.is_file()}
 
 
-@pytest.fixture
-def two(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def two_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pipelines `p` and `p_2`, with releases."""
+    home = tmp_path_factory.mktemp("two")
     write_csv(home, "a.csv", ROWS)
     for name in ("p", "p_2"):
         write_pipeline(home, name, HASHING)
         run_steps(home, name)
     return home
+
+
+@pytest.fixture
+def two(home: Path, two_once: Path) -> Path:
+    return copy_home(two_once, home)
 
 
 def test_a_pipeline_goes_and_its_neighbour_stays(two: Path) -> None:

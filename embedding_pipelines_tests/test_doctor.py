@@ -9,7 +9,7 @@ from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.releases import live_release, rollback
 from embedding_pipelines.spec.load import read_draft
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import copy_home, run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.cli.test_main import command as command
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
@@ -17,12 +17,18 @@ from embedding_pipelines_tests.conftest import HASHING
 NAMES = ["file", "source", "model", "state", "rows", "releases"]
 
 
-@pytest.fixture
-def p(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def p_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("p")
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", [(1, "red fox", "x"), (2, "blue whale", "y")])
     run_steps(home, "p")
     return home
+
+
+@pytest.fixture
+def p(home: Path, p_once: Path) -> Path:
+    return copy_home(p_once, home)
 
 
 def findings(home: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMisma
 from embedding_pipelines.schemas import RESCORING_VECTOR
 from embedding_pipelines.search import Searcher, nearest, search
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import hashing, run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import copy_home, hashing, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered
 from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.recording import Recording
@@ -27,11 +27,18 @@ ROWS = [
 PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {Cat: string, year: int}")
 
 
-@pytest.fixture
-def searcher(home: Path) -> Searcher:
+@pytest.fixture(scope="module")
+def searcher_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("searcher")
     write_pipeline(home, "p", PIPELINE)
     write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
     run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def searcher(home: Path, searcher_once: Path) -> Searcher:
+    copy_home(searcher_once, home)
     return Searcher(Warehouse(home), "p")
 
 
@@ -160,12 +167,19 @@ def test_every_codec_finds_the_document_itself(home: Path, chain: str) -> None:
         assert best.score == pytest.approx(1, abs=0.02)
 
 
-@pytest.fixture
-def rescored(home: Path) -> Searcher:
+@pytest.fixture(scope="module")
+def rescored_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bits with int8 copies, twice as many found as are wanted."""
+    home = tmp_path_factory.mktemp("rescored")
     write_pipeline(home, "p", PIPELINE + "compression: [{kind: binary, oversample: 2}]\n")
     write_csv(home, "a.csv", ROWS, "id,title,Cat,year")
     run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def rescored(home: Path, rescored_once: Path) -> Searcher:
+    copy_home(rescored_once, home)
     return Searcher(Warehouse(home), "p")
 
 
@@ -242,9 +256,10 @@ TYPED = HASHING.replace(
 )
 
 
-@pytest.fixture
-def typed(home: Path) -> Searcher:
+@pytest.fixture(scope="module")
+def typed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline with metadata of every type, of which some is missing, and a column `query`."""
+    home = tmp_path_factory.mktemp("typed")
     write_pipeline(home, "p", TYPED)
     rows = [
         ("a", "red fox", 1999, 1.5, "true", "2024-05-01", "2024-05-01T10:00:00Z", "q1"),
@@ -253,6 +268,12 @@ def typed(home: Path) -> Searcher:
     ]
     write_csv(home, "a.csv", rows, "id,title,year,price,sold,day,at,query")
     run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def typed(home: Path, typed_once: Path) -> Searcher:
+    copy_home(typed_once, home)
     return Searcher(Warehouse(home), "p")
 
 

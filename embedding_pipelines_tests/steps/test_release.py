@@ -32,6 +32,7 @@ from embedding_pipelines.storage.warehouse import Shards, Warehouse, file_digest
 from embedding_pipelines.stores._lance import connect as _connect
 from embedding_pipelines_tests.chain import (
     checks_of,
+    copy_home,
     live_rows,
     report,
     run_of,
@@ -49,12 +50,18 @@ def rows(n: int, word: str = "text") -> list[tuple[object, str, str]]:
     return [(f"id-{i}", f"{word} number {i}", f"c{i % 3}") for i in range(n)]
 
 
-@pytest.fixture
-def built(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("built")
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", rows(40))
     run_steps(home, "p")
     return home
+
+
+@pytest.fixture
+def built(home: Path, built_once: Path) -> Path:
+    return copy_home(built_once, home)
 
 
 def numbers(home: Path) -> list[int]:
@@ -255,13 +262,19 @@ def test_every_release_records_the_checks_it_passed_and_its_space(built: Path) -
 # --- the way back
 
 
-@pytest.fixture
-def three(built: Path) -> Path:
+@pytest.fixture(scope="module")
+def three_once(built_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three releases: id-0 is 'text number 0', 'second text', 'third text'."""
+    home = copy_home(built_once, tmp_path_factory.mktemp("three"))
     for word in ("second", "third"):
-        write_csv(built, "a.csv", [("id-0", f"{word} text", "c0"), *rows(40)[1:]])
-        run_steps(built, "p")
-    return built
+        write_csv(home, "a.csv", [("id-0", f"{word} text", "c0"), *rows(40)[1:]])
+        run_steps(home, "p")
+    return home
+
+
+@pytest.fixture
+def three(home: Path, three_once: Path) -> Path:
+    return copy_home(three_once, home)
 
 
 def text_of_first(home: Path) -> str:

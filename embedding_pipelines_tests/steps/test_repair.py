@@ -20,6 +20,7 @@ from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.storage.warehouse import Shards, Warehouse
 from embedding_pipelines_tests.chain import (
     assert_same_rows,
+    copy_home,
     live_rows,
     report,
     run_of,
@@ -38,13 +39,19 @@ ROWS = [
 PCA = HASHING + "compression: [{kind: pca, dimensions: 16}]\n"
 
 
-@pytest.fixture
-def built(home: Path) -> Path:
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with one released pipeline."""
+    home = tmp_path_factory.mktemp("built")
     write_pipeline(home, "p", HASHING)
     write_csv(home, "a.csv", ROWS)
     run_steps(home, "p")
     return home
+
+
+@pytest.fixture
+def built(home: Path, built_once: Path) -> Path:
+    return copy_home(built_once, home)
 
 
 def rebuilt(home: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
