@@ -2,10 +2,11 @@
 there is and that holds what is missing."""
 
 import ast
+import functools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -19,9 +20,6 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "embedding_pipelines"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-TREES = {
-    path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))
-}
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "Makefile")),
     *sorted((ROOT / "scripts").glob("*.py")),
@@ -32,12 +30,25 @@ NAMED = re.compile(
     r"|pip install -e '?\.\[([\w,-]+)\]"
     r"|\bextras? ['`]([\w-]+)['`]"
 )
-DISTRIBUTIONS = {
-    **packages_distributions(),
-    "tensorflow": ["tensorflow"],  # not in development
-    "dagster_shared": ["dagster"],
-    "pydantic_core": ["pydantic"],
-}
+
+
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Every file of the package, parsed."""
+    return {
+        path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+@functools.cache
+def distributions() -> Mapping[str, list[str]]:
+    """The packages of a module, by its name."""
+    return {
+        **packages_distributions(),
+        "tensorflow": ["tensorflow"],  # not in development
+        "dagster_shared": ["dagster"],
+        "pydantic_core": ["pydantic"],
+    }
 
 
 def canonical(name: str) -> str:
@@ -62,7 +73,7 @@ CORE = packages(PROJECT["dependencies"])
 def holds(names: set[str], module: str) -> bool:
     """Whether one of the packages is the module's."""
     top = module.partition(".")[0]
-    return bool({canonical(name) for name in DISTRIBUTIONS.get(top, [top])} & names)
+    return bool({canonical(name) for name in distributions().get(top, [top])} & names)
 
 
 def needs(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
@@ -86,42 +97,56 @@ def imports(node: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 OURS_OR_PYTHONS = {"embedding_pipelines", "__future__", *sys.stdlib_module_names}
-THIRD_PARTY = [
-    (path.relative_to(ROOT), line, module)
-    for path, tree in TREES.items()
-    for line, module in imports(tree)
-    if module.partition(".")[0] not in OURS_OR_PYTHONS
-]
-NEEDED = [(path.relative_to(ROOT), *found) for path, tree in TREES.items() for found in needs(tree)]
+
+
+@functools.cache
+def third_party() -> list[tuple[Path, int, str]]:
+    """File, line and module of every import of somebody else's."""
+    return [
+        (path.relative_to(ROOT), line, module)
+        for path, tree in trees().items()
+        for line, module in imports(tree)
+        if module.partition(".")[0] not in OURS_OR_PYTHONS
+    ]
+
+
+@functools.cache
+def needed() -> list[tuple[Path, int, str, str]]:
+    """File, line, module and extra of every call of `need` and `require`."""
+    return [
+        (path.relative_to(ROOT), *found) for path, tree in trees().items() for found in needs(tree)
+    ]
 
 
 def test_a_plain_import_is_of_a_package_that_every_installation_has() -> None:
     assert [
-        f"{path}:{line}: {module}" for path, line, module in THIRD_PARTY if not holds(CORE, module)
+        f"{path}:{line}: {module}"
+        for path, line, module in third_party()
+        if not holds(CORE, module)
     ] == []  # use need(), or add the package to `dependencies`
 
 
 def test_every_package_of_the_core_is_imported() -> None:
-    modules = {module.partition(".")[0] for _, _, module in THIRD_PARTY}
-    used = {canonical(name) for module in modules for name in DISTRIBUTIONS.get(module, [])}
+    modules = {module.partition(".")[0] for _, _, module in third_party()}
+    used = {canonical(name) for module in modules for name in distributions().get(module, [])}
     assert CORE - used == set()
 
 
 def test_a_module_that_is_needed_is_in_the_extra_that_is_named() -> None:
     assert [
         f"{path}:{line}: {module} is not in {extra}"
-        for path, line, module, extra in NEEDED
+        for path, line, module, extra in needed()
         if extra not in EXTRAS or not holds(packages(EXTRAS[extra]), module)
     ] == []
 
 
 def test_every_extra_that_code_needs_says_what_for() -> None:
-    assert {extra for *_, extra in NEEDED} <= FEATURES.keys() <= EXTRAS.keys()
+    assert {extra for *_, extra in needed()} <= FEATURES.keys() <= EXTRAS.keys()
 
 
 def test_an_extra_in_a_text_is_one_that_there_is() -> None:
     wrong = []
-    for path in [*TREES, *PAGES]:
+    for path in [*trees(), *PAGES]:
         for match in NAMED.finditer(path.read_text(encoding="utf-8")):
             names = {name for group in match.groups() if group for name in group.split(",")}
             wrong += [f"{path}: {name}" for name in names - EXTRAS.keys() - {"NAME"}]

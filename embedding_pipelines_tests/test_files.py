@@ -33,9 +33,11 @@ from embedding_pipelines.files import (
     write_json,
 )
 
+TEXT = st.text(max_size=20)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=8,
 )
 NO_SURROGATES = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -66,7 +68,7 @@ def test_what_is_written_is_read_byte_by_byte(
     assert names(path.parent) == ["state"]
 
 
-@given(st.dictionaries(NO_SURROGATES, JSON))
+@given(st.dictionaries(NO_SURROGATES, JSON, max_size=4))
 def test_json_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]
 ) -> None:

@@ -13,7 +13,7 @@ from embedding_pipelines.providers.openai import Openai, OpenaiModel
 from embedding_pipelines.vectors import Vectors
 from embedding_pipelines_tests.providers.wire import Body, Dialect, WireServer
 
-TEXTS = 10_000
+TEXTS = 5_000
 REQUEST_TEXTS = 25
 BATCH_TEXTS = 1_000
 

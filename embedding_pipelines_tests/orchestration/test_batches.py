@@ -2,7 +2,6 @@
 next, the CLI."""
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -17,11 +16,11 @@ from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import UNMEASURED
 from embedding_pipelines_tests.orchestration.support import (
     NOTES,
     PARTITIONS,
-    command,
     live_rows,
     materialized,
     notes,
@@ -314,24 +313,29 @@ def test_a_key_in_the_services_words_is_in_no_event(
 
 
 def test_the_command_line_waits_in_a_sentence_and_releases_when_the_batch_has_ended(
-    home: Path, server: BatchServer
+    home: Path,
+    own_instance: Path,
+    server: BatchServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     later(home, server)
-    waiting = command(home, "embedding-pipelines", "run", "notes")
-    assert waiting.returncode == 0, waiting.stderr
-    assert "notes note: 40 texts are in 1 batch job since" in waiting.stdout
-    assert "run the pipeline again later" in waiting.stdout
-    assert "nothing is released by this run" in waiting.stdout
-    assert "Traceback" not in waiting.stdout + waiting.stderr
-    assert KEY not in waiting.stdout + waiting.stderr
-    as_json = command(home, "embedding-pipelines", "run", "notes", "--json")
-    (outcome,) = json.loads(as_json.stdout)["results"]
-    assert as_json.returncode == 0
+    command = Command(monkeypatch, capsys)
+    waiting = command("run", "notes")
+    assert waiting.code == 0, waiting.err
+    assert "notes note: 40 texts are in 1 batch job since" in waiting.out
+    assert "run the pipeline again later" in waiting.out
+    assert "nothing is released by this run" in waiting.out
+    assert "Traceback" not in waiting.out + waiting.err
+    assert KEY not in waiting.out + waiting.err
+    as_json = command("run", "notes", "--json")
+    (outcome,) = as_json.results
+    assert as_json.code == 0
     assert {step["step"] for step in outcome["steps"]} == {"documents", "chunks"}
     server.finish_all()
-    done = command(home, "embedding-pipelines", "run", "notes")
-    assert done.returncode == 0, done.stderr
-    assert "release 1, live: 1" in done.stdout
+    done = command("run", "notes")
+    assert done.code == 0, done.err
+    assert "release 1, live: 1" in done.out
     assert live_rows(home) == 40
     assert server.asked["create"] == 1
     assert set(server.billed.values()) == {1}

@@ -63,35 +63,35 @@ def test_list_components_names_ours(project: Project) -> None:
     assert {COMPONENT, "embedding_pipelines.orchestration.PipelineFolderComponent"} <= keys
 
 
-def test_list_defs_shows_assets_checks_jobs_schedules_sensors_and_resources(
+def test_scaffold_defs_writes_a_pipeline_that_dg_accepts_as_it_is_and_lists(
     project: Project,
 ) -> None:
+    project.dg("scaffold", "defs", COMPONENT, "My-Products")
+    project.dg("check", "defs")
     definitions = json.loads(project.dg("list", "defs", "--json"))
-    assert {asset["asset_key"] for asset in definitions["assets"]} == {
-        f"notes/{name}"
-        for name in (
-            "source",
-            "documents",
-            "chunks",
-            "embeddings",
-            "codec",
-            "vector_store",
-            "release",
-        )
+    steps = ("source", "documents", "chunks", "embeddings", "codec", "vector_store", "release")
+    pipelines = {"notes", "my_products"}
+    assert {(asset["group_name"], asset["asset_key"]) for asset in definitions["assets"]} == {
+        (name, f"{name}/{step}") for name in pipelines for step in steps
     }
     names = {
         kind: {item["name"] for item in definitions[kind]}
         for kind in ("jobs", "schedules", "sensors", "resources")
     }
-    assert names == {
-        "jobs": {"notes"},
-        "schedules": {"notes_schedule"},
-        "sensors": {"notes_source_sensor"},
-        "resources": {"warehouse", "model", "progress"},
-    }
+    assert names["jobs"] == pipelines
+    assert names["schedules"] == {"notes_schedule"}
+    assert names["sensors"] == {f"{name}_source_sensor" for name in pipelines}
+    assert names["resources"] == {"warehouse", "model", "progress"}
     assert "counts_add_up" in {check["name"] for check in definitions["asset_checks"]}
 
+    file = project.root / "embedding_pipelines" / "defs" / "My-Products" / "defs.yaml"
+    file.write_text(file.read_text().replace("model:", "modle:"))
+    problems = project.dg("check", "yaml", code=1)
+    assert "defs.yaml:11" in problems
+    assert "modle" in problems
 
+
+@pytest.mark.slow  # starts Dagster twice
 def test_launch_runs_a_whole_pipeline(project: Project) -> None:
     last = f"b{PARTITIONS - 1:02d}"
     project.dg("launch", "--assets", "group:notes", "--partition-range", f"b00...{last}")
@@ -99,18 +99,3 @@ def test_launch_runs_a_whole_pipeline(project: Project) -> None:
     write_notes(project.home, rows=range(41))
     project.dg("launch", "--job", "notes")
     assert live_rows(project.home) == 41
-
-
-def test_scaffold_defs_writes_pipelines_that_check_defs_accepts_as_they_are(
-    project: Project,
-) -> None:
-    for folder in ("faq", "My-Products"):
-        project.dg("scaffold", "defs", COMPONENT, folder)
-    project.dg("check", "defs")
-    assets = json.loads(project.dg("list", "defs", "--json"))["assets"]
-    assert {asset["group_name"] for asset in assets} == {"notes", "faq", "my_products"}
-    for file in (project.root / "embedding_pipelines" / "defs").glob("*/defs.yaml"):
-        file.write_text(file.read_text().replace("model:", "modle:"))
-    problems = project.dg("check", "yaml", code=1)
-    assert "defs.yaml:11" in problems
-    assert "modle" in problems
