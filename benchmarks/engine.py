@@ -1,14 +1,15 @@
 """The embedding engine beside `SentenceTransformer.encode()` with its defaults, on the same texts
 in turns.
 
-    python -m benchmarks.engine [--data FOLDER] [--rounds 3] [--precision auto] [--json FILE]
+    python -m benchmarks.engine [--data FOLDER] [--model NAME] [--rounds 3] [--precision auto]
+        [--json FILE]
 
 Three corpora: abstracts (SciFact, near the limit of 256 tokens), image captions (short) and
 paragraphs of mixed length (PEPs). Rates are real tokens per second, padding not counted. The
 matrix-product limit of this processor is measured in the same run, in the precision that the engine
 computes in: what a model would reach if it consisted of large matrix products alone. `--processes
 2` runs the engine twice at a time instead, to see whether runs that share a machine stand in each
-other's way.
+other's way. On a machine with a CUDA GPU it measures what `benchmarks/gpu.py` says instead.
 """
 
 import argparse
@@ -18,13 +19,16 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import gpu
 from embedding_pipelines.inference.encoder import Engine, token_batches
+from embedding_pipelines.inference.torch import accelerator
 from embedding_pipelines.inference.weights import model_folder
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -33,8 +37,9 @@ TEXTS = {"abstracts": 1_000, "captions": 8_000, "paragraphs": 2_000}
 SHAPES = ((1_024, 384, 384), (1_024, 384, 1_536), (1_024, 1_536, 384))
 
 
-def corpora(data: Path, share: float) -> dict[str, list[str]]:
-    """The texts of the three corpora, the first ones of each; a share of them for a quick look."""
+def corpora(data: Path, share: float, counts: Mapping[str, int]) -> dict[str, list[str]]:
+    """The texts of the three corpora, as many of each as there are and `counts` says; a share of
+    them for a quick look."""
     with (data / "scifact" / "corpus.jsonl").open(encoding="utf-8") as file:
         abstracts = [f"{entry['title']}\n{entry['text']}" for entry in map(json.loads, file)]
     with (data / "captions" / "captions_en.csv").open(encoding="utf-8", newline="") as file:
@@ -46,9 +51,9 @@ def corpora(data: Path, share: float) -> dict[str, list[str]]:
             for part in json.loads(line)["text"].split("\n\n")
             if part.strip()
         ]
-    every = max(1, len(paragraphs) // TEXTS["paragraphs"])
+    every = max(1, len(paragraphs) // counts["paragraphs"])
     corpora = {"abstracts": abstracts, "captions": captions, "paragraphs": paragraphs[::every]}
-    return {name: texts[: max(8, int(TEXTS[name] * share))] for name, texts in corpora.items()}
+    return {name: texts[: max(8, int(counts[name] * share))] for name, texts in corpora.items()}
 
 
 def flops(lengths: list[int], layers: int = 6, width: int = 384) -> float:
@@ -84,7 +89,7 @@ def padding(lengths: list[int], budget: int, window: int = 4_096) -> float:
         for part in [lengths[start : start + window]]
         for batch in token_batches(part, budget)
     )
-    return 1 - sum(lengths) / padded
+    return float(1 - sum(lengths) / padded)
 
 
 def compare(texts: list[str], engine: Engine, encoder: Any, rounds: int) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def side_by_side(arguments: argparse.Namespace) -> None:
     code = (
         "import sys, time; from pathlib import Path; from benchmarks.engine import *\n"
         "engine = Engine(model_folder(MODEL, None, Path()), sys.argv[2])\n"
-        "texts = corpora(Path(sys.argv[1]), 0.5)['abstracts']\n"
+        "texts = corpora(Path(sys.argv[1]), 0.5, TEXTS)['abstracts']\n"
         "engine.embed(texts[:8], 'document'); print('ready', flush=True); input()\n"
         "started = time.perf_counter(); engine.embed(texts, 'document'); print(time.perf_counter() - started)\n"
     )
@@ -180,6 +185,7 @@ def main() -> None:
         prog="python -m benchmarks.engine", description=str(__doc__).split("\n\n")[0]
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", default=MODEL, help="its name, or a folder")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--share", type=float, default=1.0, help="of the texts, for a quick look")
     parser.add_argument("--precision", default="auto")
@@ -191,7 +197,11 @@ def main() -> None:
         return
     from sentence_transformers import SentenceTransformer
 
-    folder = model_folder(MODEL, None, Path())
+    folder = model_folder(arguments.model, None, Path())
+    if accelerator() == "cuda":
+        on_gpu = corpora(arguments.data, arguments.share, gpu.TEXTS)
+        gpu.main(folder, on_gpu, arguments.rounds, arguments.json)
+        return
     engine = Engine(folder, arguments.precision)
     encoder: Any = SentenceTransformer(str(folder), device=_device(engine), local_files_only=True)
     if engine.backend.precision == "float16":
@@ -208,7 +218,7 @@ def main() -> None:
         "limit_gflops": round(matrix_limit(precision) / 1e9, 1),
         "corpora": {},
     }
-    for name, texts in corpora(arguments.data, arguments.share).items():
+    for name, texts in corpora(arguments.data, arguments.share, TEXTS).items():
         results["corpora"][name] = compare(texts, engine, encoder, arguments.rounds)
     results["limit_gflops"] = max(results["limit_gflops"], round(matrix_limit(precision) / 1e9, 1))
     show(results)

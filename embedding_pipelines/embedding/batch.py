@@ -44,7 +44,8 @@ class Batch:
     def embedded(self, dimensions: int) -> EmbeddedBatch:
         """What is yielded, once nothing is pending."""
         missing = np.full(dimensions, np.nan, np.float32)
-        vectors = np.stack([self.vectors.get(key, missing) for key in self.keys])
+        rows = [self.vectors.get(key, missing) for key in self.keys]
+        vectors = np.concatenate(rows).reshape(len(rows), dimensions)
         rejected = {
             row: self.rejected[key] for row, key in enumerate(self.keys) if key in self.rejected
         }
@@ -58,6 +59,8 @@ class BatchRequest(Request):
     keys: Sequence[bytes] = ()
     batch: Batch = field(kw_only=True)
     is_part: bool = False  # of a request that failed or was too large
+    # What is wrong with rows of the reply; its other vectors are in the cache.
+    faults: dict[int, str] = field(default_factory=dict)
     is_final: bool = False  # one text that failed alone before
     submitted_at: float = 0.0  # by the clock `time.perf_counter`, as the next two
     started_at: float = 0.0

@@ -9,9 +9,10 @@
                    │                           fault          │
                    └──────── halves, or once more ◀───────────┘ ── a text alone ──▶ rejected
 
-A stream: while the model computes `limits.concurrent_requests` requests, the next batches are read
-and looked up, and the replies of others are committed. BATCHES_AHEAD batches are in memory. What a
-fault means for the texts of its request stands in `request.POLICY`.
+A stream: while the model computes `limits.concurrent_requests` requests, and their threads commit
+its replies, the next batches are read and looked up. BATCHES_AHEAD batches are in memory, or as
+many more as keep these threads at work. What a fault means for the texts of its request stands in
+`request.POLICY`.
 """
 
 import contextlib
@@ -158,14 +159,17 @@ class _Stream:
 
     @property
     def has_room(self) -> bool:
-        return len(self.batches) < BATCHES_AHEAD and not self._queue
+        most, concurrent = BATCHES_AHEAD, self._limits.concurrent_requests
+        if len(self._out) <= concurrent:
+            most = max(most, concurrent + 1)
+        return len(self.batches) < most and not self._queue
 
     def add(self, rows: pa.RecordBatch) -> None:
         """Look a batch up, and request the misses that are not requested yet."""
         if not rows.num_rows:
             return
         space, texts = self._space, rows["text"].to_pylist()
-        keys = {text: self._cache.key(space.id, self._input_type, text) for text in texts}
+        keys = {text: self._cache.key(space.id, self._input_type, text) for text in set(texts)}
         batch = Batch(rows, [keys[text] for text in texts])
         unique, usage = set(batch.keys), batch.usage
         batch.vectors = self._cache.get_many(list(unique - self._requested), space.dimensions)
@@ -189,8 +193,8 @@ class _Stream:
 
     @contextlib.contextmanager
     def closing(self, unfinished: Usage) -> Iterator[None]:
-        """In the end, commit and count what requests that are out still bring within
-        PATIENCE_SECONDS; those not begun are not sent."""
+        """In the end, wait PATIENCE_SECONDS for what requests that are out still bring; those not
+        begun are not sent."""
         try:
             yield
         finally:
@@ -199,7 +203,7 @@ class _Stream:
             self._workers.close()
             for future in wait(out, PATIENCE_SECONDS).done:
                 if future.exception() is None:
-                    self._commit(out[future], future.result())
+                    self._deliver(out[future], future.result())
                 self._spend(out[future].batch, out[future].usage)
             for batch in self.batches:
                 unfinished.add(batch.usage)
@@ -226,7 +230,8 @@ class _Stream:
                 self._cut_to_budget()
             request = self._queue.popleft()
             request.submitted_at = time.perf_counter()
-            self._out[self._workers.submit(_send, self._sender, request)] = request
+            future = self._workers.submit(_send, self._sender, self._cache, request)
+            self._out[future] = request
 
     def _cut_to_budget(self) -> None:
         """Put what can still be paid for of the first request before the rest of it. Raises
@@ -240,7 +245,7 @@ class _Stream:
         self._queue.appendleft(request.part(range(count)))
 
     def _finish(self, future: "Future[Response]") -> int:
-        """Commit the vectors of a request that has ended, and see to the texts that got none."""
+        """Deliver the vectors of a request that has ended, and see to the texts that got none."""
         request = self._out[future]
         try:
             response = future.result()
@@ -249,7 +254,7 @@ class _Stream:
             self._spend(request.batch, request.usage)
             self._recover(request, fault)
             return 0
-        tokens, faults = self._commit(request, response)
+        tokens, faults = self._deliver(request, response)
         del self._out[future]
         self._spend(request.batch, request.usage)
         for at, reason in response.rejected.items():
@@ -297,16 +302,14 @@ class _Stream:
             self._spend(request.batch, usage)
         self._right_at = time.perf_counter()
 
-    def _commit(self, request: BatchRequest, response: Response) -> tuple[int, dict[int, str]]:
-        """Commit, count and deliver the right vectors of a reply: the tokens of their texts, and
-        what is wrong with others that the provider did not reject itself."""
-        faults = faulty_rows(response.vectors, request.inputs, self._space)
+    def _deliver(self, request: BatchRequest, response: Response) -> tuple[int, dict[int, str]]:
+        """Count and deliver the right vectors of a reply: the tokens of their texts, and what is
+        wrong with others that the provider did not reject itself."""
+        faults = request.faults
         sound = [at for at in range(len(request.inputs)) if at not in faults]
         vectors = {request.keys[at]: response.vectors[at] for at in sound}
         if sound:
-            self._cache.put_many(list(vectors), response.vectors[sound])
             self._right_at = time.perf_counter()
-            self._commit_copies(request, response, sound)
         self._requested.difference_update(vectors)
         for batch in self.batches:
             for key in batch.pending & vectors.keys():
@@ -319,19 +322,6 @@ class _Stream:
         usage.provider_seconds += max(0.0, uncounted)
         self._counted_until = max(self._counted_until, request.ended_at)
         return tokens, {at: words for at, words in faults.items() if at not in response.rejected}
-
-    def _commit_copies(
-        self, request: BatchRequest, response: Response, sound: Sequence[int]
-    ) -> None:
-        """The vectors of other spaces that came for nothing. Whoever wants one that is wrong
-        requests it."""
-        for space, vectors in response.copies.items():
-            with contextlib.suppress(ProviderError):  # of a wrong shape
-                faults = faulty_rows(vectors, request.inputs, space)
-                right = [at for at in sound if at not in faults]
-                texts = [request.inputs[at] for at in right]
-                keys = [self._cache.key(space.id, self._input_type, text) for text in texts]
-                self._cache.put_many(keys, vectors[right])
 
     def _spend(self, batch: Batch, usage: Usage) -> None:
         batch.usage.add(usage)
@@ -348,10 +338,29 @@ class _Stream:
                 batch.rejected[key] = reason
 
 
-def _send(sender: Sender, request: BatchRequest) -> Response:
-    """In a thread of its own."""
+def _send(sender: Sender, cache: EmbeddingCache, request: BatchRequest) -> Response:
+    """In a thread of its own: the reply, once what is right of it is committed."""
     request.started_at = time.perf_counter()
     try:
-        return send_verified(sender, request)
+        response = send_verified(sender, request)
     finally:
         request.ended_at = time.perf_counter()
+    request.faults = faulty_rows(response.vectors, request.inputs, sender.model.space)
+    _commit(cache, request, response)
+    return response
+
+
+def _commit(cache: EmbeddingCache, request: BatchRequest, response: Response) -> None:
+    """The right vectors of a reply, and those of other spaces that came for nothing. Whoever wants
+    one of these that is wrong requests it."""
+    sound = [at for at in range(len(request.inputs)) if at not in request.faults]
+    if sound:
+        keys, vectors = [request.keys[at] for at in sound], response.vectors[sound]
+        cache.put_many(keys, vectors)
+    for space, copies in response.copies.items() if sound else ():
+        with contextlib.suppress(ProviderError):  # of a wrong shape
+            faults = faulty_rows(copies, request.inputs, space)
+            right = [at for at in sound if at not in faults]
+            texts = [request.inputs[at] for at in right]
+            keys = [cache.key(space.id, request.input_type, text) for text in texts]
+            cache.put_many(keys, copies[right])

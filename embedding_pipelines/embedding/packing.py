@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 from embedding_pipelines.providers.base import Limits
 
 
@@ -13,20 +15,16 @@ def pack(
     `tokens[i]` is the length of text i in tokens, `sizes[i]` in bytes of UTF-8. Every position
     comes exactly once; a text that exceeds the limits by itself comes alone.
     """
-    request: list[int] = []
-    total = total_bytes = 0
-    sizes, max_bytes = (sizes or [0] * len(tokens)), (limits.request_bytes or 0)
-    for position in sorted(range(len(tokens)), key=lambda i: -tokens[i]):
-        is_full = (
-            total + tokens[position] > limits.request_tokens
-            or len(request) == limits.request_texts
-            or total_bytes + sizes[position] > max_bytes > 0
-        )
-        if request and is_full:
-            yield request
-            request, total, total_bytes = [], 0, 0
-        request.append(position)
-        total += tokens[position]
-        total_bytes += sizes[position]
-    if request:
-        yield request
+    order = np.argsort(-np.asarray(tokens, np.int64), kind="stable")
+    bounds = [(np.cumsum(np.asarray(tokens, np.int64)[order]), limits.request_tokens)]
+    if sizes and limits.request_bytes:
+        bounds.append((np.cumsum(np.asarray(sizes, np.int64)[order]), limits.request_bytes))
+    start = 0
+    while start < len(order):
+        stop = start + limits.request_texts
+        for totals, limit in bounds:
+            before = totals[start - 1] if start else 0
+            stop = min(stop, int(np.searchsorted(totals, before + limit, side="right")))
+        stop = max(stop, start + 1)
+        yield order[start:stop].tolist()
+        start = stop

@@ -1,8 +1,9 @@
-"""The contract of backends, which run a local model: padded token ids in, vectors out."""
+"""The contract of backends, which run a local model: a batch of token ids in, vectors out."""
 
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,49 @@ def damage_error(folder: Path, reason: object) -> ProviderError:
     )
 
 
+@dataclass(frozen=True)
+class TokenBatch:
+    """The token ids of n texts, and what a model has to know of them."""
+
+    ids: Array  # [total], those of one text after those of another
+    lengths: Array  # [n], of each text
+    unpooled: int = 0  # first tokens of each text that pooling leaves out
+    pad_id: int = 0
+
+    @property
+    def longest(self) -> int:
+        return max(1, int(self.lengths.max()))
+
+    @property
+    def starts(self) -> Array:
+        """[n + 1]: where each text begins in `ids`, and their end."""
+        return np.concatenate(([0], np.cumsum(self.lengths)))
+
+    @property
+    def positions(self) -> Array:
+        """[total], of each token in its text, from 0."""
+        return np.arange(len(self.ids)) - np.repeat(self.starts[:-1], self.lengths)
+
+    def take(self, rows: Array) -> "TokenBatch":
+        """Some of the texts, in the order of `rows`."""
+        part = replace(self, ids=self.ids[:0], lengths=self.lengths[rows])
+        where = np.repeat(self.starts[rows], part.lengths)
+        where += np.arange(len(where)) - np.repeat(part.starts[:-1], part.lengths)
+        return replace(part, ids=self.ids[where])
+
+    def padded(self, multiple: int = 1) -> tuple[Array, Array, Array]:
+        """Token ids [n, width], a mask of real ones, and of those that pooling counts; `width` is a
+        multiple of `multiple`."""
+        width = -(-self.longest // multiple) * multiple
+        real = np.arange(width) < self.lengths[:, None]
+        tokens = np.full(real.shape, self.pad_id, np.int64)
+        tokens[real] = self.ids
+        mask = real.astype(np.int64)
+        pooled = mask.copy()
+        pooled[:, : self.unpooled] = 0
+        return tokens, mask, pooled
+
+
 class Backend(ABC):
     """One model on one device; any number of threads may use it."""
 
@@ -48,14 +92,11 @@ class Backend(ABC):
     precision: str  # of the computation: a Precision other than "auto", or "float16"
     batch_tokens: int  # per batch at most, padding included
     in_flight: int  # batches to start before the first is finished, at most
+    pads: bool = True  # whether texts of a batch take as much as its longest
 
     @abstractmethod
-    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
-        """Start a batch: token ids [n, width], a mask of real ones, and of those that pooling
-        counts.
-
-        Returns a handle for `finish`. May raise OutOfMemory.
-        """
+    def start(self, batch: TokenBatch) -> Any:
+        """Start a batch. Returns a handle for `finish`. May raise OutOfMemory."""
 
     @abstractmethod
     def finish(self, handle: Any) -> Vectors:

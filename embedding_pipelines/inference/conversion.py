@@ -1,7 +1,8 @@
-"""Converts a sentence-transformers model once, into a folder of the user's cache.
+"""Reads a sentence-transformers model once, and converts it where OpenVINO runs it, into a folder of
+the user's cache.
 
-A folder belongs to one digest of the model's files and one version of OpenVINO. It holds
-`config.json`, `tokenizer.json` and, if OpenVINO can run the model, `model.xml` and `model.bin`.
+A folder belongs to one digest of the model's files. It holds `config.json` and `tokenizer.json`; a
+folder in it for one version of OpenVINO holds `model.xml` and `model.bin`, or why there are none.
 """
 
 import json
@@ -15,6 +16,7 @@ from platformdirs import user_cache_path
 from tokenizers import Tokenizer
 
 from embedding_pipelines.errors import ProviderError, error_lines
+from embedding_pipelines.extras import require
 from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
@@ -25,8 +27,9 @@ from embedding_pipelines.schemas import digest
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-CACHE_LAYOUT = "7"  # raise it when the files in the cache change
+CACHE_LAYOUT = "8"  # raise it when the files in the cache change
 CONFIG = "config.json"
+GRAPH, PROBLEM = "model.xml", "problem.txt"
 MAX_TOKENS = 8_192  # of a text, for models without a limit
 # By input type, as models call them.
 PROMPT_NAMES = {"document": ("document", "passage", "corpus"), "query": ("query",)}
@@ -49,17 +52,45 @@ class ModelConfig:
     cut: str  # the side at which long texts are cut
     special_tokens: bool
     tokenizer: str  # digest of its definition
-    problem: str  # why OpenVINO cannot run the model; empty if it can
 
 
-def convert(folder: Path) -> tuple[Path, ModelConfig]:
+@dataclass(frozen=True)
+class Conversion:
+    """What OpenVINO makes of a model."""
+
+    graph: Path
+    problem: str  # why there is no graph, because OpenVINO cannot run the model; empty if there is
+
+
+def describe(folder: Path) -> tuple[Path, ModelConfig]:
     """A model's folder in the cache and its configuration. Raises ProviderError without a model."""
     weights_sha256(folder)  # raises without weights, before anything is loaded
-    name = f"{folder_sha256(folder)[:32]}-openvino-{version('openvino')}-{CACHE_LAYOUT}"
+    name = f"{folder_sha256(folder)[:32]}-{CACHE_LAYOUT}"
     cache = user_cache_path("embedding-pipelines") / name
     if not (cache / CONFIG).exists():
         _fill(cache, folder)
     return cache, ModelConfig(**json.loads((cache / CONFIG).read_text(encoding="utf-8")))
+
+
+def convert(folder: Path, cache: Path) -> Conversion:
+    """The model of a folder as OpenVINO's graph, in its folder in the cache. Raises ConfigError
+    without OpenVINO."""
+    require("openvino", "local")
+    target = cache / f"openvino-{version('openvino')}"
+    if not (target / PROBLEM).exists():
+        model = _torch.load(folder)
+        with fill_folder(target, PROBLEM) as draft:
+            problem = ""
+            try:
+                _openvino.save_graph(model, draft / GRAPH)
+            except (OSError, MemoryError):
+                raise  # the model is not the cause
+            except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
+                problem = error_lines(error)[-1]
+                for half in draft.glob("model.*"):
+                    half.unlink()
+            (draft / PROBLEM).write_text(problem, encoding="utf-8")
+    return Conversion(target / GRAPH, (target / PROBLEM).read_text(encoding="utf-8"))
 
 
 def with_prompts(
@@ -107,22 +138,11 @@ def _fill(cache: Path, folder: Path) -> None:
     with fill_folder(cache, CONFIG) as draft:
         tokenizer = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
         tokenizer.save(str(draft / "tokenizer.json"))
-        problem = ""
-        try:
-            _openvino.save_graph(model, draft / "model.xml")
-        except (OSError, MemoryError):
-            raise  # the model is not the cause
-        except Exception as error:  # noqa: BLE001 - OpenVINO's and torch's errors share no class
-            problem = error_lines(error)[-1]
-            for half in draft.glob("model.*"):
-                half.unlink()
-        config = asdict(_config(model, folder, load_tokenizer(draft), problem))
+        config = asdict(_config(model, folder, load_tokenizer(draft)))
         (draft / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def _config(
-    model: "SentenceTransformer", folder: Path, tokenizer: Tokenizer, problem: str
-) -> ModelConfig:
+def _config(model: "SentenceTransformer", folder: Path, tokenizer: Tokenizer) -> ModelConfig:
     modules = [type(module).__name__ for module in model]
     pooling: Any = next((module for module in model if type(module).__name__ == "Pooling"), None)
     dimensions = model.get_embedding_dimension()
@@ -144,7 +164,6 @@ def _config(
         cut=getattr(model.tokenizer, "truncation_side", "right"),
         special_tokens="StaticEmbedding" not in modules,
         tokenizer=digest(tokenizer.to_str().encode()).hex(),
-        problem=problem,
     )
     prompts = {name: _prompt(model, names) for name, names in PROMPT_NAMES.items()}
     return with_prompts(config, prompts, tokenizer)

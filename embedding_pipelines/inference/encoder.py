@@ -5,8 +5,10 @@ Its configuration is read at once; the model itself is loaded with the first tex
 
 import logging
 import sys
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,20 @@ from embedding_pipelines.errors import ProviderError
 from embedding_pipelines.files import fill_folder
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
-from embedding_pipelines.inference.backend import Array, Backend, OutOfMemory, Precision
-from embedding_pipelines.inference.conversion import convert, load_tokenizer, with_prompts
+from embedding_pipelines.inference.backend import (
+    Array,
+    Backend,
+    OutOfMemory,
+    Precision,
+    TokenBatch,
+)
+from embedding_pipelines.inference.conversion import (
+    Conversion,
+    convert,
+    describe,
+    load_tokenizer,
+    with_prompts,
+)
 from embedding_pipelines.once import once
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.vectors import Vectors
@@ -28,6 +42,9 @@ log = logging.getLogger(__name__)
 # Tokens of one request. Three are computed at a time, which a killed run repeats: 4 s on two AVX2
 # cores.
 REQUEST_TOKENS, ACCELERATOR_REQUEST_TOKENS = 8_192, 131_072
+# On a processor one request computes while another tokenizes. An accelerator waits for none of what
+# its requests do before and after: tokenize, launch, commit.
+CONCURRENT_REQUESTS, ACCELERATOR_CONCURRENT_REQUESTS = 2, 3
 MOST_PADDING = 0.03  # of a batch, unless it is small
 CALIBRATION_TEXTS, MIN_CALIBRATION_TEXTS = 100, 16  # 100 abstracts take 29 s of one core
 
@@ -50,13 +67,14 @@ class Engine:
     ) -> None:
         self.folder, self.precision, self.device = folder, precision, device
         self.samples = read_samples(calibration) if calibration else []
-        self._cache, own = convert(folder)
+        self._cache, own = describe(folder)
         if prompts is None:
             prompts = own.prompts or defaults or {}
         self.config = own if prompts == own.prompts else with_prompts(own, prompts, self.tokenizer)
         self._own_prompts = own.prompts
         # Lowered where a device runs out of memory.
         self._max_batch_tokens = self._max_in_flight = sys.maxsize
+        self._replacing = threading.Lock()
 
     @property
     def dtype(self) -> str:
@@ -72,6 +90,10 @@ class Engine:
     @property
     def request_tokens(self) -> int:
         return ACCELERATOR_REQUEST_TOKENS if self._accelerator else REQUEST_TOKENS
+
+    @property
+    def concurrent_requests(self) -> int:
+        return ACCELERATOR_CONCURRENT_REQUESTS if self._accelerator else CONCURRENT_REQUESTS
 
     @property
     def _accelerator(self) -> str | None:
@@ -114,78 +136,103 @@ class Engine:
         device = self._accelerator
         if device is not None:
             return _torch.Torch(self.folder, device, self.precision)
+        conversion = convert(self.folder, self._cache)
         if self.precision == "int8":
-            return _openvino.OpenVino(self._quantize(), "int8")
-        if self.config.problem:
+            return _openvino.OpenVino(self._quantize(conversion), "int8")
+        if conversion.problem:
             words = "%s: torch runs this model, OpenVINO cannot: %s"
-            log.warning(words, self.folder.name, self.config.problem)
+            log.warning(words, self.folder.name, conversion.problem)
             return _torch.Torch(self.folder, "cpu", self.precision)
-        return _openvino.OpenVino(self._cache / "model.xml", self.precision)
+        return _openvino.OpenVino(conversion.graph, self.precision)
 
-    def _quantize(self) -> Path:
+    def _quantize(self, conversion: Conversion) -> Path:
         """The graph in int8, in the cache beside the other."""
-        folder = self._cache / f"int8-{self._calibration}"
-        if self.config.problem:
+        if conversion.problem:
             raise ProviderError(
                 f"{self.folder.name}: OpenVINO cannot run this model, which int8 needs "
-                f"({self.config.problem}). Set precision to 'auto'."
+                f"({conversion.problem}). Set precision to 'auto'."
             )
-        graph = folder / "model.xml"
+        folder = conversion.graph.parent / f"int8-{self._calibration}"
+        graph = folder / conversion.graph.name
         if not graph.exists():
-            ids = self._ids(self.samples, "document")
+            tokens = self._tokens(self.samples, "document")
+            ids = np.split(tokens.ids, tokens.starts[1:-1])
             with fill_folder(folder, graph.name) as draft:
-                _openvino.quantize(self._cache / graph.name, ids, draft / graph.name)
+                _openvino.quantize(conversion.graph, ids, draft / graph.name)
         return graph
 
     def embed(self, texts: Sequence[str], input_type: str) -> Vectors:
         """float32[len(texts), d], each text after its prompt and cut at the model's limit."""
-        config = self.config
+        config, backend = self.config, self.backend
+        tokens = self._tokens(texts, input_type)
         vectors = np.empty((len(texts), config.dimensions), np.float32)
-        self._compute(self._ids(texts, input_type), vectors, config.unpooled.get(input_type, 0))
-        if config.normalized and self.backend.precision != "float32":
+        self._compute(tokens, vectors, backend)
+        if backend.precision == "float16" and not np.isfinite(vectors).all():
+            backend = self._replace(backend)
+            self._compute(tokens, vectors, backend)
+        if config.normalized and backend.precision != "float32":
             # Half precision is 0.4% off the unit length.
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
-    def _ids(self, texts: Sequence[str], input_type: str) -> list[list[int]]:
-        prompt = self.config.prompts.get(input_type, "")
-        encodings = self._cutting_tokenizer.encode_batch_fast(
-            [prompt + text for text in texts], add_special_tokens=self.config.special_tokens
-        )
-        return [entry.ids for entry in encodings]
+    def _replace(self, backend: Backend) -> Backend:
+        """A backend in place of one in float16 whose numbers grow too large; once for all
+        threads."""
+        with self._replacing:
+            if self.backend is backend:
+                words = "%s: its numbers are too large for float16; from now on in %s"
+                vars(self)["backend"] = _torch.wider(self.folder, str(self._accelerator))
+                log.warning(words, self.folder.name, self.backend.precision)
+            return self.backend
 
-    def _compute(self, ids: list[list[int]], vectors: Vectors, unpooled: int) -> None:
+    def _tokens(self, texts: Sequence[str], input_type: str) -> TokenBatch:
+        prompt = self.config.prompts.get(input_type, "")
+        if prompt:
+            texts = [prompt + text for text in texts]
+        encodings = self._cutting_tokenizer.encode_batch_fast(
+            texts, add_special_tokens=self.config.special_tokens
+        )
+        ids = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
+        return TokenBatch(
+            flat, lengths, self.config.unpooled.get(input_type, 0), self.config.pad_id
+        )
+
+    def _compute(self, texts: TokenBatch, vectors: Vectors, backend: Backend) -> None:
         """Fill `vectors` for token ids, `in_flight` batches at a time.
 
         A batch without room on the device is repeated alone, then in halves.
         """
-        backend = self.backend
-        waiting = deque(token_batches([len(entry) for entry in ids], self.batch_tokens))
-        running: deque[tuple[Any, list[int]]] = deque()
+        lengths = texts.lengths
+        group = token_batches if backend.pads else packed_batches
+        waiting = deque(group(lengths, self.batch_tokens))
+        running: deque[tuple[Any, Array]] = deque()
         while waiting or running:
             try:
                 if waiting and len(running) < self.in_flight:
                     rows = waiting.popleft()
-                    running.append((backend.start(*self._padded(ids, rows, unpooled)), rows))
+                    running.append((backend.start(texts.take(rows)), rows))
                 else:
                     handle, rows = running.popleft()
                     vectors[rows] = backend.finish(handle)
             except OutOfMemory as error:
                 is_alone = self.in_flight == 1 and not running
                 self._max_in_flight = 1
-                parts = self._halve(rows, len(ids[rows[0]]), error) if is_alone else [rows]
+                parts = self._halve(rows, lengths[rows], error) if is_alone else [rows]
                 waiting.extendleft(parts)
 
-    def _halve(self, rows: list[int], width: int, error: OutOfMemory) -> list[list[int]]:
+    def _halve(self, rows: Array, lengths: Array, error: OutOfMemory) -> list[Array]:
         """Halve a batch that has no room even alone; later batches are as small from the start."""
-        device = self.backend.name
+        device, longest = self.backend.name, int(lengths.max())
         if len(rows) == 1:
             raise ProviderError(
-                f"{self.folder.name}: no memory for a single text of {width} tokens on {device}: "
+                f"{self.folder.name}: no memory for a single text of {longest} tokens on {device}: "
                 f"{error} Free some, or set preprocessing.chunk.max_tokens lower."
             ) from error
-        if len(rows) * width <= self.batch_tokens:  # else the limit is already lower
-            self._max_batch_tokens = len(rows) * width // 2
+        tokens = len(rows) * longest if self.backend.pads else int(lengths.sum())
+        if tokens <= self.batch_tokens:  # else the limit is already lower
+            self._max_batch_tokens = tokens // 2
             log.warning(
                 "%s: out of memory on %s; from now on %d tokens at a time",
                 *(self.folder.name, device, self._max_batch_tokens),
@@ -193,38 +240,41 @@ class Engine:
         middle = len(rows) // 2
         return [rows[middle:], rows[:middle]]
 
-    def _padded(
-        self, ids: list[list[int]], rows: list[int], unpooled: int
-    ) -> tuple[Array, Array, Array]:
-        width = max(1, len(ids[rows[0]]))
-        tokens = np.full((len(rows), width), self.config.pad_id, np.int64)
-        mask = np.zeros((len(rows), width), np.int64)
-        for line, row in enumerate(rows):
-            tokens[line, : len(ids[row])] = ids[row]
-            mask[line, : len(ids[row])] = 1
-        pooled = mask.copy()
-        pooled[:, :unpooled] = 0
-        return tokens, mask, pooled
 
-
-def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+def token_batches(lengths: Sequence[int] | Array, budget: int) -> list[Array]:
     """Rows grouped longest first, each group at most `budget` tokens once padded to its first row.
 
     A group of a quarter of the budget or more also ends before more than MOST_PADDING of it is
     padding.
     """
-    groups: list[list[int]] = []
-    real = 0  # tokens of the last group
-    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    groups, start = [], 0
+    real = widest = 0  # of the group so far: tokens, and those of its first row
+    for row, length in enumerate(np.asarray(lengths)[order].tolist()):
+        padded = (row - start + 1) * widest
         fits = padded <= budget and (
-            real < budget / 4 or real + lengths[row] >= (1 - MOST_PADDING) * padded
+            real < budget / 4 or real + length >= (1 - MOST_PADDING) * padded
         )
-        if not (groups and fits):
-            groups.append([])
-            real = 0
-        groups[-1].append(row)
-        real += lengths[row]
+        if row == start or fits:
+            widest = widest if row > start else length
+        else:
+            groups.append(order[start:row])
+            start, real, widest = row, 0, length
+        real += length
+    return [*groups, order[start:]] if len(order) else []
+
+
+def packed_batches(lengths: Array, budget: int) -> list[Array]:
+    """Rows in order, in groups of about as many tokens each, at most `budget` unless one row has
+    more."""
+    ends, start, groups = np.cumsum(lengths), 0, []
+    total = int(ends[-1]) if len(ends) else 0
+    while start < len(ends):
+        done = int(ends[start - 1]) if start else 0
+        even = -(-(total - done) // -(-(total - done) // budget)) if total > done else 0
+        stop = max(start + 1, int(np.searchsorted(ends, done + even, side="right")))
+        groups.append(np.arange(start, stop))
+        start = stop
     return groups
 
 

@@ -20,6 +20,7 @@ from embedding_pipelines.inference.backend import (
     Array,
     Backend,
     Precision,
+    TokenBatch,
     damage_error,
     translate_errors,
 )
@@ -69,11 +70,12 @@ class OpenVino(Backend):
         except RuntimeError as error:
             raise damage_error(graph.parent, error_lines(error)[-1]) from error
         self._idle: deque[Any] = deque()
-        one = np.ones((1, 1), np.int64)
-        self.finish(self.start(one, one, one))  # in one thread only: see BINDING_LOCK
+        one = np.ones(1, np.int64)
+        self.finish(self.start(TokenBatch(one, one)))  # in one thread only: see BINDING_LOCK
         self.name = f"OpenVINO {openvino.__version__.split('-')[0]}, CPU"
 
-    def start(self, tokens: Array, mask: Array, pooled: Array) -> Any:
+    def start(self, batch: TokenBatch) -> Any:
+        tokens, mask, pooled = batch.padded()
         try:
             request = self._idle.popleft()
         except IndexError:
@@ -120,12 +122,12 @@ def save_graph(model: "SentenceTransformer", path: Path) -> None:
     openvino.save_model(graph, path, compress_to_fp16=False)
 
 
-def quantize(graph: Path, samples: Sequence[Sequence[int]], path: Path) -> None:
+def quantize(graph: Path, samples: Sequence[Array], path: Path) -> None:
     """Save the graph in int8, weights and activations, scaled by the activations of samples (token
     ids). Raises ConfigError without NNCF."""
     openvino, nncf = load(), need("nncf", "int8")
     nncf.set_log_level(logging.ERROR)
-    rows = [np.array([sample], np.int64) for sample in samples]
+    rows = [sample[None] for sample in samples]
     data = nncf.Dataset([{0: row, 1: np.ones_like(row), 2: np.ones_like(row)} for row in rows])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         quantized = nncf.quantize(

@@ -14,7 +14,7 @@ INVISIBLE = ("Cc", "Cf")  # control and format characters, U+200B among them
 
 def has_content(text: str) -> bool:
     """Whether a text has more than white space, control and format characters."""
-    return any(
+    return text[:1].isalnum() or any(
         not letter.isspace() and unicodedata.category(letter) not in INVISIBLE for letter in text
     )
 

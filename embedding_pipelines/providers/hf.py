@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 DEVICE = r"auto|cpu|mps|cuda(:\d{1,3})?"
 REQUEST_TEXTS = 4_096  # short texts: 90,000 tokens of image captions
-# One computes while the other tokenizes, and neither waits for the other's last batch.
-CONCURRENT_REQUESTS = 2
 
 
 class HfModel(EmbeddingModel):
@@ -60,7 +58,7 @@ class HfModel(EmbeddingModel):
             max_tokens=self._engine.config.max_document_tokens,
             request_tokens=self._engine.request_tokens,
             request_texts=REQUEST_TEXTS,
-            concurrent_requests=CONCURRENT_REQUESTS,
+            concurrent_requests=self._engine.concurrent_requests,
         )
 
     @property
@@ -94,9 +92,13 @@ class HfModel(EmbeddingModel):
     @once
     def _engine(self) -> "Engine":
         from embedding_pipelines.inference.encoder import Engine
+        from embedding_pipelines.inference.torch import accelerator
         from embedding_pipelines.inference.weights import model_folder
 
-        require("openvino", "local")  # before a download that nothing here could run
+        # Before a download that nothing here could run.
+        require("sentence_transformers", "local")
+        if accelerator() is None:
+            require("openvino", "local")
         options, prompts = self.options, self.options.prompts
         return Engine(
             model_folder(options.model, options.revision, self.home),
@@ -118,7 +120,8 @@ class Hf(ProviderOptions):
     model: str
     revision: str | None = None  # a commit of the hub's repository; None: its main branch
     precision: Precision = "auto"
-    """auto: bfloat16 on processors that have it and on CUDA (float16 on older GPUs), else float32.
+    """auto: bfloat16 on processors that have it; on CUDA float16 for BERT and its kin, bfloat16 for
+    others (float16 on older GPUs) and where float16 overflows; else float32.
     Its vectors are one space on all machines: MiniLM's in bfloat16 are within a cosine of 0.999 of
     those in float32."""
 

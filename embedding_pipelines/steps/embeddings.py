@@ -29,7 +29,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step
-from embedding_pipelines.storage.warehouse import Manifest, Shards, replace_rows
+from embedding_pipelines.storage.warehouse import Manifest, Shards, ShardWriters, replace_rows
 from embedding_pipelines.vectors import to_column
 
 
@@ -75,7 +75,7 @@ class EmbeddingsStep(Step):
         return StepReport(self.name, False, statistics, partition)
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
-        """While one partition is written, the next ones are being embedded.
+        """While one partition is written, the next ones are being embedded, and read.
 
         Raises ProviderError if the model fails, BudgetError if the pipeline's budget is exhausted,
         BatchPending while a batch job is running; what was embedded until then is in the cache, and
@@ -105,10 +105,25 @@ class EmbeddingsStep(Step):
         batches = (batch for name in stale for batch in chunks.read(name, columns))
         stream = embed(batches, run.model, run.cache, "document", advance, budget, unfinished)
         try:
-            with closing(stream) as embedded:  # type: ignore[type-var]
-                for partition in stale:
-                    yield _write(run, partition, embedded, collected)
-                    collected = 0  # reported once
+            with (
+                ShardWriters(run.folder.embeddings) as writers,
+                closing(stream) as embedded,  # type: ignore[type-var]
+            ):
+                last: _Writing | None = None
+                try:
+                    for partition in stale:
+                        writing = _Writing(run, partition, writers, collected)
+                        collected = 0  # reported once
+                        writing.fill(embedded)
+                        if last is not None:
+                            yield last.report()
+                        last = writing
+                except Exception:
+                    if last is not None:  # all of its rows have come
+                        yield last.report()
+                    raise
+                if last is not None:
+                    yield last.report()
         finally:
             run.add_usage(unfinished, run.spec.model.price)
             if damaged := len(run.cache.damaged):
@@ -219,48 +234,60 @@ def _to_embed_anew(run: Run) -> list[str]:
     return list((read_json(run.folder.embed_anew) or {"partitions": []})["partitions"])
 
 
-def _write(
-    run: Run, partition: str, embedded: Iterator[EmbeddedBatch], collected: int
-) -> StepReport:
-    """`collected` tokens were billed before, in batch jobs, for texts that are in the cache now."""
-    source, model, usage = run.folder.chunks.required(partition), run.model, Usage()
-    price, batch_price = run.spec.model.price, run.spec.model.batch_price
-    schema = embeddings_schema(model.space.dimensions, model.space.id)
-    statistics: dict[str, Any] = {}
-    before = run.folder.embeddings.manifest(partition)
+class _Writing:
+    """A partition that is being written. `collected` tokens were billed before, in batch jobs, for
+    texts that are in the cache now."""
 
-    def rows() -> Iterator[pa.RecordBatch]:
-        left, rejected = source.rows, list[pa.RecordBatch]()
+    def __init__(self, run: Run, partition: str, writers: ShardWriters, collected: int) -> None:
+        self._run, self._partition, self._collected = run, partition, collected
+        self._source = run.folder.chunks.required(partition)
+        self._usage, self._statistics = Usage(), dict[str, Any]()
+        self._before = run.folder.embeddings.manifest(partition)
+        space = run.model.space
+        self._schema = embeddings_schema(space.dimensions, space.id)
+        self._draft = writers.begin(
+            partition, self._schema, self._source.digest, space.id, self._statistics
+        )
+
+    def fill(self, embedded: Iterator[EmbeddedBatch]) -> None:
+        """Take all rows of the partition, and what is on record of them beside the shard."""
+        run, usage, partition = self._run, self._usage, self._partition
+        left, rejected = self._source.rows, list[pa.RecordBatch]()
         while left:
             part = next(embedded)
             left -= part.rows.num_rows
             usage.add(part.usage)
-            run.add_usage(part.usage, price)  # at once: it is paid for, whatever comes
+            # At once: it is paid for, whatever comes.
+            run.add_usage(part.usage, run.spec.model.price)
             rejected.append(_rejected_rows(partition, part))
             nulls = np.isin(np.arange(part.rows.num_rows), list(part.rejected))
-            vectors = to_column(part.vectors, nulls=nulls)
-            yield pa.RecordBatch.from_arrays([part.rows["chunk_id"], vectors], schema=schema)
+            columns = [part.rows["chunk_id"], to_column(part.vectors, nulls=nulls)]
+            self._draft.add(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         usage.rejected = sum(batch.num_rows for batch in rejected)  # rows, not texts
-        statistics.update(rejected=usage.rejected, **compute_rates(asdict(usage)))
-        if usage.rejected or before is None or before.rejected:
+        self._statistics.update(rejected=usage.rejected, **compute_rates(asdict(usage)))
+        if usage.rejected or self._before is None or self._before.rejected:
             others = pc.field("partition") != partition
             replace_rows(run.folder.rejected_texts, REJECTED_TEXTS, others, rejected)
+        self._draft.add(None)
 
-    shards = run.folder.embeddings
-    manifest = shards.write(partition, schema, rows(), source.digest, model.space.id, statistics)
-    if partition in (left := _to_embed_anew(run)):
-        left.remove(partition)
-        if left:
-            write_json(run.folder.embed_anew, {"partitions": left})
-        else:
-            delete(run.folder.embed_anew)
-    usd = (usage.billed_tokens * (price or 0) + collected * (batch_price or 0)) / 1e6
-    usage.billed_tokens += collected
-    statistics = _statistics(manifest, usage, usd if price else None, True)
-    report = statistics | {"space": str(model.space)}
-    if usage.embedded and model.computed_by:
-        report["computed_by"] = model.computed_by
-    return StepReport(EmbeddingsStep.name, True, report, partition)
+    def report(self) -> StepReport:
+        """Once the shard is written."""
+        run, model, usage = self._run, self._run.model, self._usage
+        manifest = self._draft.manifest.result()
+        if self._partition in (left := _to_embed_anew(run)):
+            left.remove(self._partition)
+            if left:
+                write_json(run.folder.embed_anew, {"partitions": left})
+            else:
+                delete(run.folder.embed_anew)
+        price, batch_price = run.spec.model.price, run.spec.model.batch_price
+        usd = (usage.billed_tokens * (price or 0) + self._collected * (batch_price or 0)) / 1e6
+        usage.billed_tokens += self._collected
+        statistics = _statistics(manifest, usage, usd if price else None, True)
+        report = statistics | {"space": str(model.space)}
+        if usage.embedded and model.computed_by:
+            report["computed_by"] = model.computed_by
+        return StepReport(EmbeddingsStep.name, True, report, self._partition)
 
 
 def _rejected_rows(partition: str, part: EmbeddedBatch) -> pa.RecordBatch:

@@ -8,14 +8,17 @@ object store needs the same order.
 
 import contextlib
 import hashlib
+import mmap
 import shutil
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from queue import Empty, Full, Queue
+from typing import Any, Literal, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -196,6 +199,75 @@ class Shards:
             manifest = self.manifest(shard.name.partition("-")[0])
             if manifest is not None and shard.name != manifest.shard:
                 delete(shard)
+
+
+class ShardWriters:
+    """Writes partitions in threads of their own, in the order in which they begin, while the next
+    rows are made. Whoever leaves it early leaves the partitions that have not ended as they were."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        # One is filled while the last one's bytes are digested.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="shard-writer")
+        self._open: list[ShardDraft] = []
+
+    def begin(
+        self,
+        partition: str,
+        schema: pa.Schema,
+        inputs: str,
+        configuration: str,
+        statistics: dict[str, Any],
+    ) -> "ShardDraft":
+        """As `Shards.write`; `statistics` may be filled until the draft ends."""
+        draft = ShardDraft()
+        draft.manifest = self._pool.submit(
+            self._shards.write, partition, schema, draft.rows(), inputs, configuration, statistics
+        )
+        self._open.append(draft)
+        return draft
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for draft in self._open:
+            draft.abandon()
+        self._pool.shutdown()
+
+
+class ShardDraft:
+    """A partition while its rows come."""
+
+    manifest: "Future[Manifest]"
+
+    def __init__(self) -> None:
+        self._batches: Queue[pa.RecordBatch | None] = Queue(2)  # so that memory stays bounded
+        self._is_abandoned = False
+
+    def add(self, batch: pa.RecordBatch | None) -> None:
+        """More rows; None: there are no more. Raises what writing has failed with."""
+        while True:
+            if self.manifest.done():
+                self.manifest.result()
+            with contextlib.suppress(Full):
+                return self._batches.put(batch, timeout=0.1)
+
+    def abandon(self) -> None:
+        """Write nothing, unless the rows have ended."""
+        self._is_abandoned = True
+
+    def rows(self) -> Iterator[pa.RecordBatch]:
+        """What was added, as it comes. Raises StoreError once the draft is abandoned."""
+        while True:
+            with contextlib.suppress(Empty):
+                batch = self._batches.get(timeout=0.1)
+                if batch is None:
+                    return
+                yield batch
+                continue
+            if self._is_abandoned:
+                raise StoreError("The partition's rows never ended; it stays as it was.")
 
 
 class PipelineFolder:
@@ -384,9 +456,13 @@ def replace_rows(
 
 def file_digest(path: Path) -> str:
     """128-bit BLAKE2b of a file's bytes, hex."""
-    blake2b = partial(hashlib.blake2b, digest_size=DIGEST_BYTES)
+    blake2b, size = partial(hashlib.blake2b, digest_size=DIGEST_BYTES), path.stat().st_size
+    # At once: after each block it would wait for other threads of Python.
     with path.open("rb") as file:
-        return hashlib.file_digest(file, blake2b).hexdigest()
+        if size:
+            with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+                return blake2b(content).hexdigest()
+        return blake2b().hexdigest()
 
 
 def _write_parquet(
@@ -397,7 +473,15 @@ def _write_parquet(
     Equal rows make equal bytes: a shard's digest must not depend on the sizes of its batches.
     """
     rows = 0
-    with pq.ParquetWriter(path, schema, compression="zstd", **options) as writer:
+    # Not of vectors: no number comes twice, and looking for that took most of the time.
+    others = [
+        f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name
+        for field in schema
+        if not pa.types.is_fixed_size_list(field.type)
+    ]
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=others, write_statistics=others, **options
+    ) as writer:
         for group in _regroup(schema, batches):
             writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
             rows += group.num_rows

@@ -76,9 +76,7 @@ def update_index(
     is_other = any(index.index_type != lance_kind for index in indices)
     has_grown = rows > trained_rows * RETRAIN_GROWTH
     # Files merge that one segment covers.
-    is_stale = (
-        not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
-    )
+    is_stale = not segments or is_other or segments >= MAX_SEGMENTS or has_grown or has_dead_rows
     if lance_kind is not None and rows >= index_rows and is_stale:
         width = table.schema.field(VECTOR).type.list_size
         table.create_index(VECTOR, config=_config(lance_kind, metric, width), replace=True)

@@ -295,7 +295,7 @@ def test_every_request_that_has_ended_is_committed_though_an_older_one_goes_on(
                 model.go.set()
 
         list(embed([batch_of(texts)], model, cache, "document", advance))
-    assert committed[:5] == [1, 2, 3, 4, 5]
+    assert all(count >= ended for ended, count in enumerate(committed[:5], 1))
 
 
 def test_only_a_few_batches_are_read_ahead(tmp_path: Path) -> None:

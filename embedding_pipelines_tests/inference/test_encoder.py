@@ -26,10 +26,11 @@ from pydantic import ValidationError
 from embedding_pipelines.errors import ConfigError, ProviderError
 from embedding_pipelines.inference import openvino as _openvino
 from embedding_pipelines.inference import torch as _torch
-from embedding_pipelines.inference.backend import Backend, OutOfMemory
+from embedding_pipelines.inference.backend import Backend, OutOfMemory, TokenBatch
 from embedding_pipelines.inference.encoder import (
     CALIBRATION_TEXTS,
     Engine,
+    packed_batches,
     read_samples,
     token_batches,
 )
@@ -62,7 +63,7 @@ def expected() -> Vectors:
 def test_every_row_is_in_one_batch_and_no_batch_is_over_the_budget(
     lengths: list[int], budget: int
 ) -> None:
-    batches = token_batches(lengths, budget)
+    batches = [batch.tolist() for batch in token_batches(lengths, budget)]
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     for batch in batches:
         widths = [lengths[row] for row in batch]
@@ -70,32 +71,75 @@ def test_every_row_is_in_one_batch_and_no_batch_is_over_the_budget(
         assert len(batch) == 1 or len(batch) * widths[0] <= budget
 
 
+@given(st.lists(st.integers(1, 300), max_size=200), st.integers(1, 2_000))
+def test_batches_without_padding_are_even_and_in_order(lengths: list[int], budget: int) -> None:
+    batches = packed_batches(np.array(lengths, np.int64), budget)
+    assert [row for batch in batches for row in batch.tolist()] == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in batch) for batch in batches]
+    assert all(
+        size <= budget or len(batch) == 1 for size, batch in zip(sizes, batches, strict=True)
+    )
+    assert len(sizes) <= -(-sum(lengths) // max(1, budget - 300)) + 1 or budget <= 300
+    if len(sizes) == 2 and budget > 600:
+        assert max(sizes) - min(sizes) <= 2 * 300
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.randoms())
+def test_texts_of_a_batch_are_taken_and_padded(lengths: list[int], random: Any) -> None:
+    texts = [[random.randrange(1, 100) for _ in range(length)] for length in lengths]
+    batch = TokenBatch(
+        np.array([token for text in texts for token in text], np.int64),
+        np.array(lengths, np.int64),
+        unpooled=2,
+        pad_id=7,
+    )
+    rows = random.sample(range(len(texts)), random.randrange(1, len(texts) + 1))
+    part = batch.take(np.array(rows))
+    starts = part.starts
+    assert [part.ids[starts[i] : starts[i + 1]].tolist() for i in range(len(rows))] == [
+        texts[row] for row in rows
+    ]
+    assert part.positions.tolist() == [at for row in rows for at in range(len(texts[row]))]
+    tokens, mask, pooled = part.padded(8)
+    assert tokens.shape[1] % 8 == 0
+    for line, row in enumerate(rows):
+        padding = tokens.shape[1] - lengths[row]
+        assert tokens[line].tolist() == texts[row] + [7] * padding
+        assert mask[line].tolist() == [1] * lengths[row] + [0] * padding
+        assert pooled[line].tolist() == [0, 0, *mask[line, 2:]]
+
+
 class Small(Backend):
     """A device with room for `room` tokens; the sum of its ids stands for a text's vector."""
 
     name, precision, in_flight = "a small device", "float32", 2
 
-    def __init__(self, room: int, fails_in: str) -> None:
+    def __init__(self, room: int, fails_in: str, pads: bool) -> None:
         self.room, self.fails_in, self.batch_tokens = room, fails_in, 64
+        self.pads = pads
         self.running: deque[Any] = deque()
 
-    def start(self, tokens: Any, mask: Any, pooled: Any) -> Any:
-        if self.fails_in == "start" and tokens.size > self.room:
+    def start(self, batch: TokenBatch) -> Any:
+        tokens, mask, _ = batch.padded()
+        size = tokens.size if self.pads else batch.ids.size
+        if self.fails_in == "start" and size > self.room:
             raise OutOfMemory("no room")
-        return tokens * mask
+        return size, tokens * mask
 
     def finish(self, handle: Any) -> Vectors:
-        if self.fails_in == "finish" and handle.size > self.room:
+        size, tokens = handle
+        if self.fails_in == "finish" and size > self.room:
             raise OutOfMemory("no room")
-        return np.repeat(handle.sum(axis=1, keepdims=True).astype(np.float32), 384, axis=1)
+        return np.repeat(tokens.sum(axis=1, keepdims=True).astype(np.float32), 384, axis=1)
 
 
+@pytest.mark.parametrize("pads", [True, False])
 @pytest.mark.parametrize("fails_in", ["start", "finish"])
 def test_what_does_not_fit_is_halved_until_it_does(
-    fails_in: str, caplog: pytest.LogCaptureFixture
+    fails_in: str, pads: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = Engine(MINILM, "float32")
-    backend = engine.__dict__["backend"] = Small(8, fails_in)
+    backend = engine.__dict__["backend"] = Small(8, fails_in, pads)
     texts = ["word " * number for number in (1, 6, 2, 5, 3, 4)] * 4
     expected = [sum(engine.tokenizer.encode(text).ids) for text in texts]
     assert engine.embed(texts, "document")[:, 0].tolist() == expected
@@ -164,11 +208,34 @@ def test_torch_gives_the_same_vectors(
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
 
 
+def test_a_model_that_overflows_in_float16_is_replaced_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, expected: Vectors
+) -> None:
+    class Narrow(_torch.Torch):
+        def __init__(self, folder: Path, device: str, precision: Any) -> None:
+            super().__init__(folder, device, "float32")
+            self.precision = "float16" if precision == "auto" else precision
+
+        def finish(self, handle: Any) -> Vectors:
+            vectors = super().finish(handle)
+            if self.precision == "float16":
+                vectors[0] = np.inf
+            return vectors
+
+    monkeypatch.setattr(_torch, "Torch", Narrow)
+    monkeypatch.setattr(_torch, "accelerator", lambda: "cpu")
+    engine = Engine(MINILM, "auto")
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(engine.embed, [TEXTS[:5]] * 3, ["document"] * 3):
+            assert cosines(found, expected[:5]).min() >= 0.9999
+    assert engine.backend.precision != "float16"
+    assert caplog.text.count("too large for float16") == 1
+
+
 def test_memory_that_torch_cannot_have_is_told_from_other_failures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     backend = _torch.Torch(MINILM, "cpu", "float32")
-    tokens, mask = np.ones((2, 4), np.int64), np.ones((2, 4), np.int64)
     for error, kind in (
         (torch.OutOfMemoryError("CUDA out of memory"), OutOfMemory),
         (RuntimeError("MPS backend out of memory"), OutOfMemory),
@@ -181,7 +248,7 @@ def test_memory_that_torch_cannot_have_is_told_from_other_failures(
 
         monkeypatch.setattr(backend, "_model", [fail])
         with pytest.raises(kind):
-            backend.start(tokens, mask, mask)
+            backend.start(TokenBatch(np.ones(8, np.int64), np.array([4, 4])))
 
 
 def test_a_processor_only_build_of_torch_is_not_imported_to_look_for_a_gpu() -> None:
@@ -300,4 +367,4 @@ def test_int8_without_nncf_says_what_to_install(
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(ConfigError, match=r"pip install 'embedding-pipelines\[int8\]'"):
-        _openvino.quantize(Path("model.xml"), [[1]], home / "int8.xml")
+        _openvino.quantize(Path("model.xml"), [np.array([1])], home / "int8.xml")

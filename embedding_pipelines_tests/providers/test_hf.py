@@ -189,7 +189,8 @@ def test_a_damaged_cache_is_named_with_what_to_do(home: Path, monkeypatch) -> No
     folder = model_folder(MINILM, None, home)
     Engine(folder, "float32").embed(["a cat"], "document")
     (cache,) = (home / "cache" / "embedding-pipelines").iterdir()
-    (cache / "model.bin").write_bytes(b"half")
+    (graph,) = cache.glob("openvino-*")
+    (graph / "model.bin").write_bytes(b"half")
     with pytest.raises(ProviderError, match=r"is damaged .*the next run makes it again"):
         Engine(folder, "float32").embed(["a cat"], "document")
     (cache / "tokenizer.json").write_text("{")

@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.storage import warehouse
 from embedding_pipelines.storage.warehouse import (
     ROW_GROUP_ROWS,
     Shards,
+    ShardWriters,
     Warehouse,
     file_digest,
     write_table,
@@ -166,3 +168,58 @@ def test_the_number_of_partitions_is_fixed_at_the_first_run(tmp_path: Path) -> N
         ConfigError, match=r"'p' was made with 16 partitions, its file now says 8.*set it back"
     ):
         folder.fix_partitions(8)
+
+
+def batches_of(count: int) -> list[pa.RecordBatch]:
+    return [pa.RecordBatch.from_pydict({"number": [at, at]}) for at in range(count)]
+
+
+def test_partitions_that_threads_write_are_those_that_a_caller_writes(tmp_path: Path) -> None:
+    here, there = Shards(tmp_path / "here"), Shards(tmp_path / "there")
+    batches = batches_of(9)
+    with ShardWriters(there) as writers:
+        drafts = {}
+        for name in ("b00", "b01", "b02"):
+            statistics: dict[str, int] = {}
+            draft = writers.begin(name, batches[0].schema, "in", "how", statistics)
+            for batch in batches:
+                draft.add(batch)
+            statistics["rows"] = 18  # until the draft ends
+            draft.add(None)
+            drafts[name] = draft
+        for name, draft in drafts.items():
+            arguments = (batches[0].schema, batches, "in", "how", {"rows": 18})
+            assert draft.manifest.result() == here.write(name, *arguments)
+            assert there.manifest(name) == here.manifest(name)
+
+
+def test_a_partition_whose_rows_never_end_stays_as_it_was(tmp_path: Path) -> None:
+    shards, batches = Shards(tmp_path), batches_of(2)
+    before = shards.write("b00", batches[0].schema, batches[:1], "in", "how", {})
+    with ShardWriters(shards) as writers:
+        whole = writers.begin("b01", batches[0].schema, "in", "how", {})
+        whole.add(None)
+        draft = writers.begin("b00", batches[0].schema, "in", "how", {})
+        draft.add(batches[1])
+    with pytest.raises(StoreError, match="never ended"):
+        draft.manifest.result()
+    assert shards.manifest("b00") == before
+    assert shards.manifest("b01") == whole.manifest.result()
+    assert {path.name for path in tmp_path.iterdir() if path.suffix == ".parquet"} == {
+        before.shard,
+        whole.manifest.result().shard,
+    }
+
+
+def test_what_writing_fails_with_is_raised_where_rows_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(warehouse, "_write_parquet", fail)
+    with ShardWriters(Shards(tmp_path)) as writers:
+        draft = writers.begin("b00", batches_of(1)[0].schema, "in", "how", {})
+        draft.manifest.exception()
+        with pytest.raises(OSError, match="no space left"):
+            draft.add(batches_of(1)[0])
