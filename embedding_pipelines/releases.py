@@ -178,10 +178,15 @@ def live_release(folder: PipelineFolder) -> Release:
     releases = read_releases(folder)
     release = releases.get(releases.live)
     if release is None:
-        name = folder.folder.name
-        remedy = _held_back(folder) or f"Run `embedding-pipelines run {name}`."
-        raise ReleaseError(f"Pipeline {name!r} has no release yet. {remedy}")
+        raise no_release(folder)
     return release
+
+
+def no_release(folder: PipelineFolder) -> ReleaseError:
+    """That a pipeline has none yet, what holds it back, and what to do."""
+    name = folder.folder.name
+    remedy = _held_back(folder) or _failure(folder) or f"Run `embedding-pipelines run {name}`."
+    return ReleaseError(f"Pipeline {name!r} has no release yet. {remedy}")
 
 
 def doubts(folder: PipelineFolder, release: Release) -> list[str]:
@@ -221,6 +226,16 @@ def _held_back(folder: PipelineFolder) -> str:
         return ""
     run = f"`embedding-pipelines run {folder.folder.name}`"
     return "\n".join([f"Checks hold back what the last run wrote; mend it and {run}:", *lines])
+
+
+def _failure(folder: PipelineFolder) -> str:
+    """Why the last run failed, and what to do; empty if none did."""
+    try:
+        problem = (read_json(folder.activity) or {}).get("problem")
+    except (OSError, StoreError):  # it decides nothing
+        return ""
+    run = f"`embedding-pipelines run {folder.folder.name}`"
+    return f"Its last run failed; mend it and {run}:\n  {problem}" if problem else ""
 
 
 def rollback(folder: PipelineFolder, to: int | None) -> tuple[Release, Release]:

@@ -1,7 +1,8 @@
 """Writes the report of a pipeline: an HTML page with a verdict, a map of its space, searches, metrics,
 checks, what was rejected, and charts.
 
-It loads nothing from the network. All comes from the warehouse, without model and pipeline file.
+It loads nothing from the network. All comes from the warehouse; only before the first release are
+the pipeline file and the model's own files read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from embedding_pipelines.quality.evaluate import CHECKS
 from embedding_pipelines.releases import (
     Release,
     Releases,
-    live_release,
+    no_release,
     read_history,
     read_releases,
 )
@@ -30,7 +31,9 @@ from embedding_pipelines.report.map import map_of, place_points, read_points
 from embedding_pipelines.report.searches import Query, cut, read_queries, searches
 from embedding_pipelines.report.verdict import Changes, changes_of, verdict_of
 from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import read_rejections
+from embedding_pipelines.steps.release import candidate_of
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors
@@ -48,7 +51,7 @@ class Report:
 
     path: Path
     pipeline: str
-    release: int
+    release: int | None  # None: of a candidate, before the first release
     rows: int
     points: int  # on the map
     queries: int  # on the map
@@ -57,14 +60,20 @@ class Report:
 
 
 def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
-    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release.
+    """Replace reports/NAME.html in the warehouse by a page on the pipeline's live release; before the
+    first one, on the candidate that is held back.
 
     What cannot be read is left out; the page and a note say so. Raises ReleaseError without a
-    release, StoreError if the releases themselves cannot be read.
+    release and a candidate that was checked, StoreError if the releases themselves cannot be read.
     """
     folder = warehouse.pipeline(name)
-    release, releases = live_release(folder), read_releases(folder)
-    run, parts = Run(release.spec, warehouse), Parts(name, progress)
+    releases, parts = read_releases(folder), Parts(name, progress)
+    live = releases.get(releases.live)
+    if live is None:
+        release, blocking = _candidate(warehouse, name)
+    else:
+        release, blocking = live, set(live.checks) if live.forced else set()
+    run = Run(release.spec, warehouse)
     progress.update("report", 0, release.rows, "rows")
     history = parts.read(lambda: _history(folder, parts), list[Line]())
     optimization = parts.read(lambda: read_json(folder.optimization), None)
@@ -76,7 +85,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     if codec is not None:
         points = parts.read(lambda: _map(table, folder, release, codec, queries, progress), None)
         answers = parts.read(lambda: searches(table, release, codec, queries), answers)
-    verdict = parts.read(lambda: verdict_of(run, releases, release), None)
+    verdict = parts.read(lambda: verdict_of(run, releases, live), None)
     before, changes = parts.read(
         lambda: changes_of(run, releases, release, history), Changes(None, [])
     )
@@ -85,21 +94,21 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     values = dict[str, Any](
         name=name,
         description=release.spec.as_written(release.spec.description),
-        release=release.number,
+        release=live.number if live else None,
         verdict=verdict,
         before=before,
         better=[_words(change) for change in changes if change.better],
         worse=[_words(change) for change in changes if change.better is False],
         tiles=_tiles(release),
-        statistics=_statistics(release, releases, codec, size),
+        statistics=_kept(live, releases) | _statistics(release, codec, size),
         metrics=_metrics(release, changes),
         checks=[
             {
-                "name": name,
-                "tone": "good" if passed else "bad" if release.forced else "fair",
-                "what": descriptions.get(name, ""),
+                "name": check,
+                "tone": "good" if passed else "bad" if check in blocking else "fair",
+                "what": descriptions.get(check, ""),
             }
-            for name, passed in release.checks.items()
+            for check, passed in release.checks.items()
         ],
         answers=answers,
         rejected=parts.read(lambda: _rejected(run), None),
@@ -116,13 +125,23 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     return Report(
         path,
         name,
-        release.number,
+        live.number if live else None,
         release.rows,
         points=len(points["x"]) if points else 0,
         queries=len(points["queries"]["x"]) if points else 0,
         charts=list(figures),
         size_bytes=len(page),
     )
+
+
+def _candidate(warehouse: Warehouse, name: str) -> tuple[Release, set[str]]:
+    """The newest table version as a release, and the checks that hold it back."""
+    with Run(find_pipeline(name, warehouse.home), warehouse) as run:
+        checked = candidate_of(run)
+    if checked is None:
+        raise no_release(run.folder)
+    release, record = checked
+    return release, {check.name for check in record.checks if check.blocks}
 
 
 class Parts:
@@ -191,9 +210,14 @@ def _rejected(run: Run) -> dict[str, Any]:
     return {"total": rejections.total, "rows": rows, "tables": list(map(str, rejections.tables))}
 
 
-def _statistics(
-    release: Release, releases: Releases, codec: CodecChain | None, on_disk: int | None
-) -> dict[str, str]:
+def _kept(live: Release | None, releases: Releases) -> dict[str, str]:
+    if live is None:
+        return {"Live release": "none"}
+    made = f"{live.number}, of {live.released_at:%Y-%m-%d %H:%M} UTC"
+    return {"Live release": f"{made}; kept: {releases.numbers}"}
+
+
+def _statistics(release: Release, codec: CodecChain | None, on_disk: int | None) -> dict[str, str]:
     space, spec = release.space, release.spec
     compression = describe_chain(as_options(spec.compression)) if spec.compression else "none"
     if codec is not None:
@@ -205,8 +229,6 @@ def _statistics(
         f"{name}: {spec.as_written(prompt)!r}" for name, prompt in space.prompts.items() if prompt
     ]
     statistics = {
-        "Live release": f"{release.number}, of {release.released_at:%Y-%m-%d %H:%M} UTC; kept: "
-        f"{releases.numbers}",
         "Rows": f"{release.rows:,}",
         "Model": f"{space.provider}:{space.model}, revision {space.revision[:12]}",
         "Space": f"{space.dimensions:,} dimensions of {space.dtype}, {space.pooling}; "

@@ -12,7 +12,9 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.steps.checks import read_checks
 from embedding_pipelines.steps.vector_store import table_state
 
-State = Literal["released", "released by force", "rolled back", "held back", "failed", "stopped"]
+State = Literal[
+    "released", "released by force", "rolled back", "held back", "failed", "stopped", "not released"
+]
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,14 @@ class Verdict:
         return {"released": "good", "held back": "bad", "failed": "bad"}.get(self.state, "fair")
 
 
-def verdict_of(run: Run, releases: Releases, live: Release) -> Verdict:
-    """From what is on record. Raises StoreError if that is damaged."""
+def verdict_of(run: Run, releases: Releases, live: Release | None) -> Verdict:
+    """From what is on record; without a live release of the newest table. Raises StoreError if that
+    is damaged."""
     state, record, newest = table_state(run), read_checks(run), releases.newest
-    date = f"{live.released_at:%Y-%m-%d %H:%M} UTC"
-    stays = f"Release {live.number} of {date} is live"
+    if live is None:
+        stays = "There is no release yet, so searches have nothing to open"
+    else:
+        stays = f"Release {live.number} of {live.released_at:%Y-%m-%d %H:%M} UTC is live"
     stored = [(entry.table, entry.version) for entry in releases.releases]
     if state and record and record.is_of(state) and (state.table, state.version) not in stored:
         problems = [(check.name, check.sentence) for check in record.checks if check.blocks]
@@ -45,6 +50,8 @@ def verdict_of(run: Run, releases: Releases, live: Release) -> Verdict:
     if activity and activity.state in ("failed", "stopped"):
         words = f"The last run has released nothing: {activity}."
         return Verdict("failed" if activity.state == "failed" else "stopped", [words, f"{stays}."])
+    if live is None:
+        return Verdict("not released", [f"{stays}. Run `embedding-pipelines run {run.spec.name}`."])
     sentences = [f"{stays}."]
     if activity and activity.state == "running":
         sentences.append("A run is at work.")
@@ -63,22 +70,22 @@ def verdict_of(run: Run, releases: Releases, live: Release) -> Verdict:
 
 
 class Changes(NamedTuple):
-    """All metrics of the live release and the one before it."""
+    """All metrics of the release that is shown and the one before it."""
 
     before: int | None  # None for the first release
     metrics: list[MetricChange]
 
 
 def changes_of(
-    run: Run, releases: Releases, live: Release, history: Sequence[Mapping[str, Any]]
+    run: Run, releases: Releases, shown: Release, history: Sequence[Mapping[str, Any]]
 ) -> Changes:
-    """Against the last release before the live one that is in the history. Raises StoreError for
+    """Against the last release in the history before the one that is shown. Raises StoreError for
     damaged figures."""
-    earlier = [line for line in history if line["release"] < live.number]
+    earlier = [line for line in history if line["release"] < shown.number]
     last: Mapping[str, Any] = max(earlier, key=lambda line: line["release"], default={})
     before = releases.get(last.get("release"))  # else no longer kept, as are its queries' figures
     figures = query_figures(run.folder, before) if before else {}
     changes = metric_changes(
-        last.get("metrics", {}), live.metrics, figures, query_figures(run.folder, live)
+        last.get("metrics", {}), shown.metrics, figures, query_figures(run.folder, shown)
     )
     return Changes(last.get("release"), list(changes))

@@ -21,7 +21,7 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Option, Options, Reports, Step
-from embedding_pipelines.steps.checks import read_checks
+from embedding_pipelines.steps.checks import CheckRecord, read_checks
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.steps.vector_store import TableState, open_table, stored_space, table_state
 
@@ -68,13 +68,13 @@ def release(run: Run, force_reason: str = "") -> StepReport:
     the checks of quality; a table whose structure is broken is never released.
     """
     name = run.spec.name
-    state, record = table_state(run), read_checks(run)
-    _, configured = open_table(run, load_codec(run))  # the file may have changed since
-    if state is None or state.table != configured or record is None or not record.is_of(state):
+    checked = _newest_checked(run)
+    if checked is None:
         raise ReleaseError(
             f"Pipeline {name!r}: the newest table version was not checked. Run "
             f"`embedding-pipelines run {name}` first."
         )
+    state, record = checked
     failed = [check.name for check in record.checks if check.blocks]
     if failed and not (force_reason and STRUCTURE.keys().isdisjoint(failed)):
         live = read_releases(run.folder).live
@@ -86,13 +86,8 @@ def release(run: Run, force_reason: str = "") -> StepReport:
         )
     before = read_releases(run.folder)
     releases = _drop_lost(run, before)
-    candidate = _candidate(run, releases, state).model_copy(
-        update={
-            "checks": {check.name: check.passed for check in record.checks},
-            "metrics": record.metrics,
-            "forced": force_reason if failed else "",
-        }
-    )
+    candidate = _candidate(run, releases, state, record)
+    candidate = candidate.model_copy(update={"forced": force_reason if failed else ""})
     newest = releases.newest
     if newest and serve_alike(newest, candidate) and releases.get(releases.live):
         if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
@@ -110,8 +105,28 @@ def release(run: Run, force_reason: str = "") -> StepReport:
     return StepReport(ReleaseStep.name, True, _statistics(candidate, releases))
 
 
-def _candidate(run: Run, releases: Releases, state: TableState) -> Release:
-    """What releasing the newest table version makes, without its checks."""
+def candidate_of(run: Run) -> tuple[Release, CheckRecord] | None:
+    """What releasing the newest table version would make, and its checks; None if it was not
+    checked as the pipeline is now configured. Raises StoreError or CompressionError for what is
+    damaged."""
+    checked = _newest_checked(run)
+    if checked is None:
+        return None
+    return _candidate(run, read_releases(run.folder), *checked), checked[1]
+
+
+def _newest_checked(run: Run) -> tuple[TableState, CheckRecord] | None:
+    state, record = table_state(run), read_checks(run)
+    if state is None or record is None or not record.is_of(state) or codec_path(run) is None:
+        return None
+    _, configured = open_table(run, load_codec(run))  # the file may have changed since
+    return (state, record) if state.table == configured else None
+
+
+def _candidate(
+    run: Run, releases: Releases, state: TableState, record: CheckRecord | None = None
+) -> Release:
+    """What releasing the newest table version makes, with its checks if they are given."""
     path = codec_path(run)
     assert path is not None  # callers have loaded it
     spec, numbers = run.spec, [entry.number for entry in releases.releases]
@@ -125,7 +140,8 @@ def _candidate(run: Run, releases: Releases, state: TableState) -> Release:
         cleaning=spec.preprocessing.clean.version,
         spec=spec.model_copy(update={"model": run.release_options()}),
         released_at=datetime.now(UTC),
-        checks={},
+        checks={check.name: check.passed for check in record.checks} if record else {},
+        metrics=record.metrics if record else {},
         override=run.override,
     )
 

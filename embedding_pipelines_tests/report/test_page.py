@@ -226,7 +226,7 @@ def test_what_is_missing_is_said_after_one_release(home: Path) -> None:
         "No candidates were measured",
         "`pca`",
         "needs two",
-        "No queries: the release has none",
+        "No queries: there are none",
         "The checks had no queries",
         "This is the first release",
         "Rejected Nothing:",
@@ -511,6 +511,47 @@ def test_a_candidate_that_is_held_back_is_said_on_top_with_what_holds_it(home: P
     assert "The reason to release: they are gone" in page.text
     rollback(run_of(home, "p").folder, None)
     assert "Rolled back Release 1 of" in write_page(home)[1].text
+
+
+def test_before_the_first_release_the_page_shows_the_candidate_that_is_held_back(
+    home: Path,
+) -> None:
+    text = PIPELINE.replace("known_item_mrr: 0.0", "known_item_mrr: 1.0").replace(
+        "id: id,", "id: id, max_rejected: 10%,"
+    )
+    write_pipeline(home, "p", text)
+    with write_csv(home, "a.csv", rows(24), HEADER).open("a") as file:
+        file.write("bad,fox again,kind,no-year,2024-05-01\n")
+    with pytest.raises(ReleaseError):
+        run_steps(home, "p")
+    report, page, notes = write_page(home)
+    assert (report.release, report.rows, report.points) == (None, 24, 24)
+    assert not [note for note in notes if "missing" in note]
+    for words in (
+        "Held back What the last run wrote, 24 rows, is held back. There is no release yet",
+        "required_metrics_hold : ",
+        "This page shows what the last run wrote.",
+        "1 rejected",
+        "a.csv:26",
+        "≥ 1 missed",
+        "✗ failed required_metrics_hold",
+        "Live release none",
+    ):
+        assert words in page.text
+    assert page.map["rows"] == 24
+    assert "Worse" not in page.text
+    assert "A grey change" not in page.text  # there is nothing to compare with
+
+
+def test_the_candidate_of_another_configuration_is_not_shown(home: Path) -> None:
+    text = PIPELINE.replace("known_item_mrr: 0.0", "known_item_mrr: 1.0")
+    write_pipeline(home, "p", text)
+    write_csv(home, "a.csv", rows(24), HEADER)
+    with pytest.raises(ReleaseError):
+        run_steps(home, "p")
+    write_pipeline(home, "p", text.replace("dimensions: 64", "dimensions: 32"))
+    with pytest.raises(ReleaseError, match="has no release yet"):
+        write_report(Warehouse(home), "p", Silent())
 
 
 def test_values_of_variables_stay_out_of_the_page(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedding_pipelines.activity import recorded
 from embedding_pipelines.errors import (
     CompressionError,
     EmbeddingPipelinesError,
@@ -332,6 +333,15 @@ def test_a_pipeline_without_a_release_says_what_to_do(home: Path) -> None:
         Searcher(Warehouse(home), "p")
     with pytest.raises(ReleaseError, match="has no release yet"):
         rollback(run_of(home, "p").folder, None)
+    run = run_of(home, "p")
+    with pytest.raises(StoreError), recorded(run, "documents"):
+        raise StoreError("too many records were rejected")
+    failure = r"no release yet\. Its last run failed; mend it and .*`:\n  too many records"
+    with pytest.raises(ReleaseError, match=failure):
+        Searcher(Warehouse(home), "p")
+    run.folder.activity.write_text("{")  # it decides nothing
+    with pytest.raises(ReleaseError, match=r"has no release yet\. Run `embedding-pipelines run p`"):
+        Searcher(Warehouse(home), "p")
 
 
 def test_kept_releases_stay_readable_and_the_others_go(home: Path) -> None:
