@@ -59,9 +59,10 @@ def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
         assert record is not None
         outcomes = record.checks
         run.progress.finish(replace(report, seconds=time.perf_counter() - started))
+        blocking = [f"\n  {other.name}: {other.sentence}" for other in outcomes if other.blocks]
         selected = {key.name for key in context.selected_asset_check_keys}
         for outcome in outcomes:
-            if not outcome.passed and not any(other.blocks for other in outcomes):
+            if not outcome.passed and not blocking:
                 run.progress.note(f"{outcome.name}: {outcome.sentence}")
             if outcome.name in selected:
                 yield dg.AssetCheckResult(
@@ -74,6 +75,8 @@ def _table_checks(spec: PipelineSpec, home: Path) -> dg.AssetChecksDefinition:
                     description=outcome.sentence,
                     metadata=outcome.statistics,
                 )
+        if blocking:  # Dagster's own error, which follows, names the checks alone
+            context.log.error(f"{spec.name} checks: the release is held back:{''.join(blocking)}")
 
     return table_checks
 

@@ -25,7 +25,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 log = logging.getLogger(__name__)
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}  # the run's log has it all
-HOME_TAG = "embedding_pipelines/command_line"  # on runs from here; its value is the home folder
+HOME_TAG = "command_line"  # on runs from here; its value is the home folder
 NO_RETRIES = {"dagster/max_retries": "0"}  # by the daemon: who typed the command can type it again
 
 

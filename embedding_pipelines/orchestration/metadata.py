@@ -47,6 +47,8 @@ def asset_metadata(step: Step, report: StepReport, run: Run) -> dict[str, Any]:
             values[rows] = value
         elif name in METRICS:
             metrics[name] = value
+        elif isinstance(value, list):
+            values[name] = ", ".join(map(str, value))  # as JSON each would stand in a line
         else:
             values[name] = value
     values |= {"seconds": round(report.seconds, 3), "changed": report.changed}

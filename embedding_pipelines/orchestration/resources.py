@@ -142,7 +142,7 @@ class LogProgress:
         self._last = time.monotonic()
 
     def update(self, step: str, done: int, total: int | None, unit: str) -> None:
-        if time.monotonic() - self._last >= LOG_SECONDS:
+        if total != 0 and time.monotonic() - self._last >= LOG_SECONDS:
             self._last = time.monotonic()
             amount = f"{done:,} {unit}" if total is None else f"{done:,} of {total:,} {unit}"
             self._log.info(f"{self._pipeline} {step}: {amount}")

@@ -88,9 +88,11 @@ def test_metadata_count_rows_tokens_bytes_and_rates(
     for event in recorded(instance, result.run_id, dg.DagsterEventType.ASSET_MATERIALIZATION):
         assert event.asset_key is not None
         asset = event.asset_key.path[-1]
+        values = event.step_materialization_data.materialization.metadata
+        assert not [name for name, value in values.items() if "Json" in type(value).__name__]
         if (asset, event.partition) not in seen:
             seen.add((asset, event.partition))
-            for name, value in event.step_materialization_data.materialization.metadata.items():
+            for name, value in values.items():
                 if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue):
                     totals[asset, name] += value.value or 0
     for asset in ("documents", "vector_store", "release"):

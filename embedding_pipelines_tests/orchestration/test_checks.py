@@ -1,5 +1,6 @@
 """Checks block a wrong release, and say why."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -56,6 +57,9 @@ def test_a_vandalized_table_is_not_released_and_the_run_fails(
     assert failed[0].description is not None
     assert failed[0].description.startswith("Counts do not add up: 40 embeddings, but 39 rows")
     assert "39 rows" in failed[0].description
+    errors = [entry for entry in instance.all_logs(result.run_id) if entry.level == logging.ERROR]
+    sentence = f"notes checks: the release is held back:\n  counts_add_up: {failed[0].description}"
+    assert sentence in [entry.user_message for entry in errors]  # in front of Dagster's own
     assert live_rows(home) == 40
     assert not [
         event
