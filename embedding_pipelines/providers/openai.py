@@ -22,7 +22,7 @@ from embedding_pipelines.once import once
 from embedding_pipelines.providers import _tiktoken
 from embedding_pipelines.providers._openai_batch import OpenaiBatches
 from embedding_pipelines.providers.base import InputType, Limits, Response
-from embedding_pipelines.providers.common.bounds import HEADERS, bound
+from embedding_pipelines.providers.common.bounds import HEADERS, Bounds
 from embedding_pipelines.providers.common.hosted import HostedModel, HostedOptions
 from embedding_pipelines.providers.common.prompts import PromptModel, PromptOptions
 from embedding_pipelines.providers.common.replies import (
@@ -61,7 +61,7 @@ class OpenaiModel(HostedModel, PromptModel):
         """The client of the SDK. Raises ConfigError without the SDK."""
         # Without a key the SDK looks for one of its own; `request_headers` replaces this one.
         openai = need("openai", "openai")
-        http = openai.DefaultHttpxClient(headers=HEADERS, event_hooks={"response": [bound]})
+        http = openai.DefaultHttpxClient(headers=HEADERS, event_hooks=Bounds().hooks)
         client: OpenAI = openai.OpenAI(
             api_key="none", base_url=self.address, max_retries=0, http_client=http
         )

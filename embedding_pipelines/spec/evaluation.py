@@ -2,10 +2,11 @@
 `optimized:`."""
 
 import re
+from collections.abc import Iterable, Sequence
 from datetime import date
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from embedding_pipelines.errors import did_you_mean
 from embedding_pipelines.plugins import names
@@ -34,6 +35,14 @@ def _directed_metrics() -> list[str]:
     return [name for name, metric in METRICS.items() if metric.direction != "neither"]
 
 
+def _check_names(given: Iterable[str], every: Sequence[str], what: str) -> None:
+    """Raise ValueError for names that are none of `every`."""
+    wrong = [name for name in given if name not in every]
+    if wrong:
+        words = [f"{name!r} is no {what}.{did_you_mean(name, every)}" for name in wrong]
+        raise ValueError(f"{' '.join(words)} Write one of {', '.join(every)}")
+
+
 class Evaluation(BaseModel):
     """What to measure before each release, and what must hold. All paths are relative to the home
     folder."""
@@ -43,7 +52,7 @@ class Evaluation(BaseModel):
     # JSON Lines or CSV with id (`_id`, `query_id`) and text (`query`), as in BEIR.
     queries: str | None = None
     # Tab or comma separated: query id, document id, relevance, as in BEIR.
-    qrels: str | None = None
+    qrels: str | None = Field(None, validate_default=True)
     pairs: str | None = None  # CSV with sentence1, sentence2, score
     label: str | None = None  # a metadata column
     known_items: int = Field(128, ge=0, le=10_000)  # queries taken from the corpus itself; 0: none
@@ -54,28 +63,27 @@ class Evaluation(BaseModel):
     # Check -> what it does when it fails, if not what it does by default.
     checks: dict[str, Effect] = {}
 
-    @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        directed = _directed_metrics() if self.require else []
-        for name in self.require:
-            if name not in directed:
-                raise ValueError(
-                    f"require: {name!r} is no metric that can be better or worse."
-                    f"{did_you_mean(name, directed)} Write one of {', '.join(directed)}"
-                )
-        checks = names("quality.checks") if self.checks else []  # which import this file
-        for name in self.checks:
-            if name not in checks:
-                raise ValueError(
-                    f"checks: {name!r} is no check.{did_you_mean(name, checks)} Write one of "
-                    f"{', '.join(checks)}"
-                )
-        if (self.queries is None) != (self.qrels is None):
-            given, missing = ("queries", "qrels") if self.queries else ("qrels", "queries")
-            raise ValueError(
-                f"{given} needs {missing}: queries, and the documents relevant to them"
-            )
-        return self
+    @field_validator("qrels")
+    @classmethod
+    def _check_pair(cls, qrels: str | None, info: ValidationInfo) -> str | None:
+        if (info.data.get("queries") is None) == (qrels is None):
+            return qrels
+        given, missing = ("qrels", "queries") if qrels else ("queries", "qrels")
+        raise ValueError(f"{given} needs {missing}: queries, and the documents relevant to them")
+
+    @field_validator("require")
+    @classmethod
+    def _check_metrics(cls, require: dict[str, float]) -> dict[str, float]:
+        directed = _directed_metrics() if require else []
+        _check_names(require, directed, "metric that can be better or worse")
+        return require
+
+    @field_validator("checks")
+    @classmethod
+    def _check_checks(cls, checks: dict[str, Effect]) -> dict[str, Effect]:
+        every = names("quality.checks") if checks else []  # which import this file
+        _check_names(checks, every, "check")
+        return checks
 
 
 class Optimized(BaseModel):

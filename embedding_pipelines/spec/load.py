@@ -33,6 +33,7 @@ MAX_BYTES = 256 * 1024  # of a pipeline file
 MAX_DEPTH = 40
 MAX_VALUES = 20_000  # with what its aliases stand for
 MAX_DIGITS = 40
+LABEL = ("evaluation", "label")  # a column of the source, which may be wrong itself
 PLACEHOLDERS = {"source": {"kind": "csv", "path": "-"}, "model": {"kind": "hashing"}}
 
 
@@ -205,27 +206,46 @@ def _validate(
             return spec, frozenset(wrong), problems
         except ValidationError as error:
             details = error.errors()
+        failed, options = set[str](), set[int | str]()
         for detail in details:
             # See `_check`; what a placeholder lacks is no mistake of the file.
             hidden = detail["type"] in ("invalid_key", "recursion_loop")
-            if not hidden and not ("source" in wrong and "evaluation.label:" in detail["msg"]):
-                line, option = _place(root, detail["loc"])
-                what = _what(detail)
-                named = re.match(r"([a-z_.]+): ", what)
-                if not detail["loc"] and named:  # of two sections: the words name one
-                    line, _ = _place(root, tuple(named[1].split(".")))
+            place, what = _named(detail, root)
+            if not hidden and not ("source" in wrong and place == LABEL):
+                line, option = _place(root, place)
                 problems.append((line, f"{option}: {what}".removeprefix(": ")))
                 problems += _hidden(detail, values, root)
-        failed = {str(detail["loc"][0]) for detail in details if detail["loc"]} - {"name"}
-        if not failed or failed <= wrong:
+            if len(place) > 1 and place[0] == LABEL[0] and place[1] in values[LABEL[0]]:
+                options.add(place[1])
+            elif place and place[0] != "name":
+                failed.add(str(place[0]))
+        if not options and failed <= wrong:
             break
         wrong |= failed
+        if options and LABEL[0] not in failed:  # the other ones are looked at
+            rest = {key: value for key, value in values[LABEL[0]].items() if key not in options}
+            values = {**values, LABEL[0]: rest}
         if failed & {"source", "data_path", "input_type"}:
             values = {key: values[key] for key in values if key not in ("data_path", "input_type")}
             failed.add("source")
         values = {key: value for key, value in values.items() if key not in failed}
         values |= {key: PLACEHOLDERS[key] for key in failed & PLACEHOLDERS.keys()}
     return None, frozenset(wrong), problems
+
+
+def _named(detail: ErrorDetails, root: yaml.Node) -> tuple[tuple[int | str, ...], str]:
+    """Where a mistake stands, and its words. They may begin with the option of the place."""
+    place, what = detail["loc"], _what(detail)
+    name, colon, rest = what.partition(": ")
+    if not colon or not re.fullmatch("[a-z_]+", name):
+        return place, what
+    node: yaml.Node | None = root
+    for part in place:
+        child = _child(node, part) if node is not None else None
+        node = child[1] if child else None
+    if node is None or _child(node, name) is None:
+        return place, what
+    return (*place, name), rest
 
 
 def _hidden(detail: ErrorDetails, values: Any, root: yaml.Node) -> Iterator[Problem]:

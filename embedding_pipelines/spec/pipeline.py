@@ -7,7 +7,7 @@ import json
 import keyword
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PrivateAttr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -143,18 +144,26 @@ class PipelineSpec(BaseModel):
             )
         return name
 
-    @model_validator(mode="after")
-    def _check_whole(self) -> Self:
-        label, columns = self.evaluation.label, self.source.metadata_types
-        if label is not None and label not in columns:
-            others = f"there are {', '.join(columns)}" if columns else "source.metadata names none"
-            raise ValueError(f"evaluation.label: {label!r} is no metadata column; {others}")
-        if self.budget is not None and self.budget.usd is not None and self.model.price is None:
-            raise ValueError(
-                "budget.usd: the price of this model is unknown; set model.usd_per_million_tokens, "
-                "or use budget.tokens"
-            )
-        return self
+    @field_validator("evaluation")
+    @classmethod
+    def _check_label(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
+        source, label = info.data.get("source"), evaluation.label
+        if source is None or label is None or label in source.metadata_types:
+            return evaluation
+        columns = ", ".join(source.metadata_types)
+        others = f"there are {columns}" if columns else "source.metadata names none"
+        raise ValueError(f"label: {label!r} is no metadata column; {others}")
+
+    @field_validator("budget")
+    @classmethod
+    def _check_price(cls, budget: Budget | None, info: ValidationInfo) -> Budget | None:
+        model = info.data.get("model")
+        if model is None or budget is None or budget.usd is None or model.price is not None:
+            return budget
+        raise ValueError(
+            "usd: the price of this model is unknown; set model.usd_per_million_tokens, or use "
+            "budget.tokens"
+        )
 
     @field_validator("schedule")
     @classmethod

@@ -387,6 +387,14 @@ BESIDE = {
          "compression.0.dimensions: is missing",
          "4: evaluation.label: 'topic' is no metadata column"],
     ),
+    "evaluation": (
+        S + M + "evaluation: {label: topic, require: {x: 1, y: 2}, checks: {z: off}, may_lose: 3, qrels: a}\n"
+        "budget: {usd: -1}\n",
+        ["2: evaluation.label: 'topic' is no", "2: evaluation.require: 'x' is no metric that can be "
+         "better or worse. 'y' is no metric", "evaluation.checks: 'z' is no check",
+         "evaluation.may_lose: 3 is no share", "evaluation.qrels: qrels needs queries",
+         "budget.usd: must be 0 or more"],
+    ),
     "no source": (
         M + "evaluation: {label: topic}\npartitions: 0\n",
         ["source: is missing", "partitions: must be 1 or more"],

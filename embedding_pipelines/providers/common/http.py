@@ -34,7 +34,7 @@ from embedding_pipelines.providers.base import (
     RateLimit,
     Response,
 )
-from embedding_pipelines.providers.common.bounds import HEADERS, bound
+from embedding_pipelines.providers.common.bounds import HEADERS, Bounds
 from embedding_pipelines.schemas import digest
 
 if TYPE_CHECKING:
@@ -278,7 +278,7 @@ class RemoteModel(ServiceModel):
             limits=httpx2.Limits(max_connections=256, max_keepalive_connections=64),
             timeout=self.options.timeout_seconds,
             headers=HEADERS,
-            event_hooks={"response": [bound]},
+            event_hooks=Bounds().hooks,
         )
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
