@@ -10,12 +10,14 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from embedding_pipelines import __version__, cli
-from embedding_pipelines.cli.common import HomeFolder, set_home, with_json
+from embedding_pipelines.cli.common import HomeFolder, Problem, set_home, with_json
 from embedding_pipelines.cli.streams import prepare_streams
+from embedding_pipelines.cli.usage import PROGRAM, describe
 
-WITHOUT_COMMANDS = {"main", "common", "streams", "terminal"}
+WITHOUT_COMMANDS = {"main", "common", "streams", "terminal", "usage"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,7 +70,13 @@ def main() -> None:
     """The console script."""
     descriptors = prepare_streams()
     try:
-        app(prog_name="embedding-pipelines")
+        raise SystemExit(app(prog_name=PROGRAM, standalone_mode=False))
+    except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+        else:
+            Problem(describe(error)).show()
+        raise SystemExit(error.exit_code) from None
     finally:
         sys.stdout.flush()
         problems = [descriptor.problem for descriptor in descriptors if descriptor.problem]
