@@ -21,6 +21,11 @@ def did_you_mean(word: str, names: Iterable[str], likeness: float = 0.6) -> str:
     return f" Did you mean {near!r}?" if near else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 REMEDIES = {  # by the system's number of an error
     errno.ENOSPC: "Free some space on that disk",
     errno.EDQUOT: "Free some space, or have the quota raised",

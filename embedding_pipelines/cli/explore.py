@@ -48,7 +48,7 @@ def search(
             metavar="CONDITION",
             help="Only rows that pass, e.g. \"price < 9 AND added > '2024-01-31' AND 'new' IN "
             'tags". Texts, days and times stand in single quotes; = <> < > IN LIKE BETWEEN IS '
-            "NULL, AND OR NOT.",
+            "NULL, AND OR NOT. The last 30 days: added >= days_ago(30).",
         ),
     ] = None,
     cut: Annotated[

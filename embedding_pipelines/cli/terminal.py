@@ -24,8 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from embedding_pipelines.errors import counted as counted
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.steps.sentences import counted as counted
 from embedding_pipelines.steps.sentences import sentence as sentence
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def print_table(
     columns = {name: [_cell(row[name]) for row in rows] for name in rows[0]}
     is_figure = {name: all(map(FIGURE.fullmatch, cells)) for name, cells in columns.items()}
     titles = {name: name.replace("_", " ") for name in columns}
-    widths = {name: max(map(cell_len, (titles[name], *columns[name]))) for name in columns}
-    excess = sum(widths.values()) + GAP * (len(widths) - 1) - console.width
+    widths = _widths(rows)
+    excess = _excess(console, widths)
     texts = [name for name in cut if not is_figure[name]]
     while excess > 0 and (name := max(texts, key=widths.__getitem__, default="")):
         if widths[name] <= CUT_WIDTH:
@@ -162,6 +162,23 @@ def print_table(
             _fit(cells[name], widths[name], is_figure[name]) for name in columns
         )
         console.print(Text(line.rstrip(), "dim" if number in faint else ""), soft_wrap=True)
+
+
+def fits(console: Console, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether `print_table` cuts nothing."""
+    return _excess(console, _widths(rows)) <= 0
+
+
+def _widths(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How wide each column is, with its title."""
+    return {
+        name: max(map(cell_len, (name.replace("_", " "), *(_cell(row[name]) for row in rows))))
+        for name in rows[0]
+    }
+
+
+def _excess(console: Console, widths: Mapping[str, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1) - console.width
 
 
 def _fit(text: str, width: int, is_figure: bool) -> str:

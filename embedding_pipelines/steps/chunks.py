@@ -31,9 +31,9 @@ class ChunksStep(Step):
     technologies = ("python", "parquet")
     sentence = "{chunks}, {tokens}, {empty}"
     extras: ClassVar[Mapping[str, str]] = {
-        "unknown_tokens": "{:,} tokens unknown to the model",
-        "html": "{:,} documents freed of HTML markup",
-        "truncated": "{:,} documents cut at the model's limit",
+        "unknown_tokens": "{} unknown to the model",
+        "html": "{} freed of HTML markup",
+        "truncated": "{} cut at the model's limit",
     }
     row_statistic = "chunks"
     lineage: ClassVar[Mapping[str, str]] = {

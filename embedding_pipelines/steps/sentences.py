@@ -1,5 +1,6 @@
 """Sentences: what a step did, in a line, for a terminal or Dagster's log."""
 
+from embedding_pipelines.errors import counted
 from embedding_pipelines.progress import StepReport
 
 NOUNS = {  # of statistics that are counts
@@ -11,6 +12,9 @@ NOUNS = {  # of statistics that are counts
     "vectors": "vector",
     "bytes_per_vector": "byte",
     "rows": "row",
+    "html": "document",
+    "truncated": "document",
+    "unknown_tokens": "token",
 }
 
 
@@ -24,12 +28,7 @@ def sentence(report: StepReport) -> str:
         for name, value in statistics.items()
     }
     extras = [
-        form.format(statistics[name]) for name, form in step.extras.items() if statistics.get(name)
+        form.format(words[name]) for name, form in step.extras.items() if statistics.get(name)
     ]
     end = f"{report.seconds:.1f} s" if report.changed else "unchanged"
     return f"{', '.join([step.sentence.format(**words), *extras])} ({end})"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 file`, `2,000 files`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

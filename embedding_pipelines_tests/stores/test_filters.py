@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.schemas import METADATA_TYPES
-from embedding_pipelines.stores.filters import CALLS, filter_of, store_filter
+from embedding_pipelines.stores._filter_values import CALLS
+from embedding_pipelines.stores.filters import filter_of, store_filter
 
 UTC = datetime.UTC
 NEGATIVE_NAN = struct.unpack("<d", struct.pack("<Q", 0xFFF8_0000_0000_0001))[0]
@@ -106,6 +107,10 @@ CONDITIONS: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
     ("added BETWEEN '2024-01-02' AND '2024-01-10'", lambda row: row["added"] and 2 <= row["added"].day <= 10),
     ("added <= '2024-01-10T12:00'", lambda row: row["added"] and row["added"] <= DAY),
     ("year(added) = 2024 AND month(added) = 1 AND day(added) < 3", lambda row: row["added"] and row["added"].day < 3),
+    ("added >= days_ago(0) OR added < days_ago(100000)", lambda row: False),
+    ("seen_at < days_ago(1)", lambda row: True),
+    ("lower(brand) > '5'", lambda row: row["brand"] is not None),
+    ("brand = '5'", lambda row: False),
     ("seen_at > '2024-01-10'", lambda row: row["seen_at"].day >= 10),
     ("seen_at > '2024-01-10 12:00'", lambda row: row["seen_at"] > NOON),
     ("seen_at = '2024-01-10T13:00:00+01:00'", lambda row: row["seen_at"] == NOON),
@@ -176,6 +181,16 @@ WRONG = {
     "added = 'x'": "'x' is no day or time, and added holds days. Write '2024-01-31'",
     "added = 5": "added holds days, and 5 is none",
     "added > '2024-13-01'": "no day or time",
+    "added >= now() - interval '30 days'": "no function 'now'. Write days_ago",
+    "added >= current_date - 30": "no column 'current_date'. Write days_ago",
+    "added >= days_ago(1.5)": "days_ago takes one whole number",
+    "added >= days_ago(-1)": "days_ago takes one whole number",
+    "added >= days_ago(year)": "days_ago takes one whole number",
+    "added >= days_ago(999999999999)": "before the year 1",
+    "seen_at = days_ago(3)": r"seen_at >= days_ago\(3\) AND seen_at < '20",
+    "brand < '100'": "brand holds text, in which '9' comes after '100'. If brand holds numbers, declare it as float",
+    "'9.5' >= brand": r"write lower\(brand\) in its place",
+    "brand BETWEEN '5' AND '6'": "declare it as float in source.metadata",
     "seen_at = '2024-01-10'": "seen_at >= '2024-01-10' AND seen_at < '2024-01-11'",
     "tags = 'red'": "Write 'red' IN tags",
     "Unit price > 5": "'Unit price' is no plain word. Write it in double quotes: \"Unit price\"",
@@ -192,7 +207,7 @@ WRONG = {
     "": "it is empty",
     "  ": "it is empty",
     "brand = repeat('a', 1000000000)": "no function 'repeat'",
-    "length(brand, 3) = 5": "takes 1 values, not 2",
+    "length(brand, 3) = 5": "takes 1 value, not 2",
     "length(year) = 5": r"year does not fit into length\(text\)",
     "brand + 1 = 2": "brand is no number",
     "(price > 5) = true": "a condition stands where a value belongs",
