@@ -19,7 +19,7 @@ from embedding_pipelines.files import BLOCK_BYTES, read_json, write_json
 def write_checksums(record: Path, folder: Path, names: Iterable[str], updates: int) -> None:
     """Record the files of these names below `folder`; those on record are not read again. `updates`
     is kept for `updates_of`."""
-    before = _read(record)["files"]
+    before = read_checksums(record)["files"]
     files = {}
     for name in names:
         files[name] = before.get(name) or _checksums(folder / name)
@@ -28,31 +28,30 @@ def write_checksums(record: Path, folder: Path, names: Iterable[str], updates: i
 
 def updates_of(record: Path) -> int:
     """How many updates there were since the table's files were last merged."""
-    return int(_read(record).get("updates", 0))
+    return int(read_checksums(record).get("updates", 0))
 
 
 def forget_lost_files(record: Path, folder: Path) -> None:
     """Forget the files that are no longer there: others may get their names."""
-    state = _read(record)
+    state = read_checksums(record)
     files = {name: entry for name, entry in state["files"].items() if (folder / name).exists()}
     if len(files) < len(state["files"]):
         write_json(record, {**state, "files": files})
 
 
-def is_recorded(record: Path) -> bool:
-    """Whether there are checksums to compare with."""
-    return bool(_read(record)["files"])
-
-
 def damaged_file(
-    record: Path, folder: Path, is_read: Callable[[str], bool], most_bytes: int | None
+    state: dict[str, Any],
+    record: Path,
+    folder: Path,
+    is_read: Callable[[str], bool],
+    most_bytes: int | None,
 ) -> str | None:
-    """The name of a file on record that is not as it was written, None if all are.
+    """The name of a file that is not as it was written, None if all in `state`, what
+    `read_checksums` gave of `record`, are.
 
     `is_read` says whether a file matters; of those that do at most `most_bytes` are compared. What
     is damaged once stays so on record, for whoever looks next may look elsewhere.
     """
-    state = _read(record)
     files: dict[str, Any] = {name: entry for name, entry in state["files"].items() if is_read(name)}
     if damaged := sorted(files.keys() & set(state["damaged"])):
         return damaged[0]
@@ -74,7 +73,9 @@ def damaged_file(
     return None
 
 
-def _read(record: Path) -> dict[str, Any]:
+def read_checksums(record: Path) -> dict[str, Any]:
+    """What is on record; no `files` if it is lost or damaged, so that there is nothing to compare
+    with."""
     with contextlib.suppress(StoreError):
         if (state := read_json(record)) is not None:
             return state

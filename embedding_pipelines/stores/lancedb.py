@@ -26,7 +26,7 @@ from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._checksums import (
     damaged_file,
     forget_lost_files,
-    is_recorded,
+    read_checksums,
     updates_of,
     write_checksums,
 )
@@ -171,12 +171,16 @@ class LanceTable(Table):
         return self._manifest(version) not in self._manifests()
 
     def damage(self, version: int, most_bytes: int | None = None) -> str | None:
-        if not is_recorded(self._checksums):
+        state = read_checksums(self._checksums)
+        if not state["files"]:
             return f"{self._checksums} is lost or damaged"
-        name = damaged_file(
-            self._checksums, self.folder_of_files, self._reader(version), most_bytes
-        )
-        return name and f"{self.folder_of_files / name} is lost or damaged"
+        return self._damage(state, version, most_bytes)
+
+    def _damage(self, state: dict[str, Any], version: int, most_bytes: int | None) -> str | None:
+        """Which file is damaged of those that a version reads, by what is on record."""
+        folder, is_read = self.folder_of_files, self._reader(version)
+        name = damaged_file(state, self._checksums, folder, is_read, most_bytes)
+        return name and f"{folder / name} is lost or damaged"
 
     def withdraw(self, version: int | None) -> None:
         manifests = self._manifests()
@@ -342,8 +346,9 @@ class LanceTable(Table):
         self._delete_drafts()
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
             return  # of a scheme that is not known here
-        if not is_recorded(self._checksums) or damaged_file(
-            self._checksums, folder, lambda name: folder / name in manifests, None
+        state = read_checksums(self._checksums)
+        if not state["files"] or damaged_file(
+            state, self._checksums, folder, lambda name: folder / name in manifests, None
         ):
             return
         readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in manifests]
@@ -415,7 +420,8 @@ class LanceTable(Table):
 
     def _compare(self, version: int) -> None:
         """Raises StoreError if files that this version reads are damaged."""
-        if is_recorded(self._checksums) and (words := self.damage(version, COMPARED_BYTES)):
+        state = read_checksums(self._checksums)
+        if state["files"] and (words := self._damage(state, version, COMPARED_BYTES)):
             name = self.name.rpartition("-")[0]
             raise StoreError(
                 f"Table {self.name!r} version {version} cannot be used: {words}. Run "

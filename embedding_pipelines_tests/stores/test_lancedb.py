@@ -15,6 +15,8 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json
+from embedding_pipelines.stores import _checksums
 from embedding_pipelines.stores._lance_index import MAX_SMALL_FILES, MAX_UPDATES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered
@@ -60,6 +62,27 @@ def test_a_table_of_dead_rows_is_written_anew(tmp_path: Path) -> None:
     table.apply(SCHEMA, [f"row{n}" for n in range(500)], [])
     table.index("cosine", 0)
     assert table._open().stats()["fragment_stats"]["lengths"]["max"] == 500
+
+
+def test_the_record_of_checksums_is_read_once_to_compare_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = LanceTable(tmp_path, "p-1", Lancedb())
+    table.apply(SCHEMA, [], [batch(["a", "b"])])
+    table.index("cosine", 0)
+    version, reads = table.version, list[Path]()
+    assert version is not None
+
+    def read(path: Path) -> dict[str, object] | None:
+        reads.append(path)
+        return read_json(path)
+
+    monkeypatch.setattr(_checksums, "read_json", read)
+    assert table.damage(version) is None
+    assert len(reads) == 1
+    reads.clear()
+    list(LanceTable(tmp_path, "p-1", Lancedb()).scan(["chunk_id"], version=version))
+    assert len(reads) == 1
 
 
 def test_the_version_is_the_one_of_lancedb(tmp_path: Path) -> None:
