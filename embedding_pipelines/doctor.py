@@ -17,6 +17,7 @@ from embedding_pipelines.errors import (
     CompressionError,
     EmbeddingPipelinesError,
     SpaceMismatchError,
+    counted,
 )
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import Release, read_releases
@@ -71,8 +72,7 @@ class _NotWell(EmbeddingPipelinesError):
 def _source(run: Run) -> str:
     files = run.spec.source.files(run.warehouse.home)
     size = sum(file.size_bytes for file in files) / 1e6
-    count = f"{len(files):,} file{'' if len(files) == 1 else 's'}"
-    return f"{count}, {size:,.1f} MB; {pending(run, files)}"
+    return f"{counted(len(files), 'file')}, {size:,.1f} MB; {pending(run, files)}"
 
 
 def _model(run: Run) -> str:
@@ -100,7 +100,7 @@ def _model(run: Run) -> str:
 def _state(run: Run) -> str:
     if damaged := damaged_states(run.folder):
         raise _NotWell(f"damaged: {', '.join(map(str, damaged))}. The next run makes them anew.")
-    return f"{len(state_files(run.folder)):,} files are as they were written"
+    return f"{counted(len(state_files(run.folder)), 'file')} as written"
 
 
 def _rows(run: Run) -> str:

@@ -41,15 +41,21 @@ class Space(BaseModel):
         # Not `model_copy`: it would carry the cached id along.
         return Space(**{**self.model_dump(), "codec": codec_id})
 
+    @property
+    def title(self) -> str:
+        """The model for people, e.g. `hf:intfloat/e5-small-v2 (384 dimensions)`."""
+        return f"{self.provider}:{self.model} ({self.dimensions} dimensions)"
+
     def __str__(self) -> str:
+        """As `title`, with what tells two spaces of one model apart."""
         codec = f", codec {self.codec[:8]}" if self.codec else ""
-        return f"{self.id[:12]} ({self.provider}:{self.model}, {self.dimensions} dimensions{codec})"
+        return f"{self.title[:-1]}{codec}, space {self.id[:12]})"
 
 
 def require_same_space(space: Space, other_id: str, where: str, remedy: str) -> None:
     """Raise SpaceMismatchError unless `other_id` is the id of `space`."""
     if space.id != other_id:
         raise SpaceMismatchError(
-            f"{where} holds vectors of space {other_id[:12]}, but this query is of space {space}. "
+            f"{where} holds vectors of space {other_id[:12]}, but this query is of {space}. "
             f"Their numbers cannot be compared. {remedy}"
         )

@@ -58,6 +58,13 @@ def test_a_compressed_space_is_another_one_and_depends_on_the_codec() -> None:
     assert space.with_codec("a").with_codec("b") == space.with_codec("b")
 
 
+def test_messages_name_the_model_before_the_id() -> None:
+    space = Space(**FIELDS)
+    assert space.title == "hf:sentence-transformers/all-MiniLM-L6-v2 (384 dimensions)"
+    end = f"(384 dimensions, codec aaaaaaaa, space {space.with_codec('a' * 32).id[:12]})"
+    assert str(space.with_codec("a" * 32)) == f"{space.provider}:{space.model} {end}"
+
+
 def test_mixing_is_refused_with_both_spaces_and_the_remedy() -> None:
     space, other = Space(**FIELDS), Space(**{**FIELDS, "model": "another"})
     require_same_space(space, space.id, "Table 'x'", "Do this.")

@@ -87,7 +87,7 @@ class _ServiceGenerator(AbstractEmbeddingGenerator):
         space = service.model.space
         if self.dims not in (None, space.dimensions):
             raise ProviderError(
-                f"{space}: dims is {self.dims}, not {space.dimensions}. Correct dims, or choose "
+                f"{space.title}: dims is {self.dims}, not {space.dimensions}. Correct dims, or choose "
                 "another model."
             )
         return list(service.embed_batch(texts, self.input_type))

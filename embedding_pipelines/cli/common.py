@@ -277,4 +277,7 @@ def open_run(spec: "PipelineSpec", progress: "Progress | None" = None) -> "Run":
 
 def no_pipelines() -> str:
     folder = pipelines_folder(home_folder())
-    return f"There are no pipelines in {folder}. `embedding-pipelines example` writes two."
+    return (
+        f"There are no pipelines in {folder}. `embedding-pipelines init FILE` writes one for a file "
+        "of yours, `embedding-pipelines example` two with their data."
+    )

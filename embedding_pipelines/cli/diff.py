@@ -150,7 +150,7 @@ def _show_answers(
         line += f"; {answers.without_vector:,} have no vector"
     calls = answers.embedded_before + answers.embedded_after
     if calls:
-        line += f"\n{calls:,} texts were embedded for this; the others were in the cache."
+        line += f"\nEmbedded for this: {counted(calls, 'text')}; the others were in the cache."
     print_words(console, line)
     rows = [
         {

@@ -22,6 +22,7 @@ from embedding_pipelines.cli.common import (
 )
 from embedding_pipelines.cli.terminal import (
     counted,
+    fits,
     make_console,
     print_statistics,
     print_table,
@@ -69,9 +70,13 @@ def list_pipelines() -> Outcomes:
     def show() -> None:
         if rows:
             console = make_console()
-            print_table(console, [_shown(row) for row in rows])
+            shown, notes = [_shown(row) for row in rows], tuple[str, ...](NOTES)
+            if not fits(console, shown):  # a cut model may be any
+                notes = ("model", *NOTES)
+                shown = [{name: row[name] for name in row if name != "model"} for row in shown]
+            print_table(console, shown)
             for row in rows:
-                for name in NOTES:
+                for name in notes:
                     if row.get(name) and row[name] != UP_TO_DATE:
                         title = name.replace("_", " ")
                         print_words(console, f"{row['pipeline']}: {title}: {row[name]}")

@@ -10,6 +10,8 @@ from embedding_pipelines.errors import did_you_mean
 PROGRAM = "embedding-pipelines"
 NUMBERS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
+BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
 
 def describe(error: Any) -> str:
     """A sentence for an error of typer, whose classes have no public names: what it is about is
@@ -57,13 +59,20 @@ def _too_many(words: str, context: Any, path: str) -> str:
 
 
 def _wrong_value(error: Any, parameter: Any, quoted: Sequence[str]) -> str:
-    details = getattr(error.__cause__, "errors", list)()
+    details: list[Any] = getattr(error.__cause__, "errors", list)()
     if not details:  # it says what is wrong with the value
         return f"{_name(parameter)}: {error.message}".rstrip(".") + "."
     number = NUMBERS.get(str(details[0]["type"]).partition("_")[0])
     value = details[0]["input"]
     if number:
         return f"{_name(parameter)} is {value!r}: write {number}."
+    limits = [
+        f"{BOUNDS[name]} {limit:g}"
+        for name, limit in details[0].get("ctx", {}).items()
+        if name in BOUNDS
+    ]
+    if limits:
+        return f"{_name(parameter)} is {value!r}: write a number that is {' and '.join(limits)}."
     return f"{_name(parameter)} is {value!r}{_one_of(quoted[1:])}."
 
 

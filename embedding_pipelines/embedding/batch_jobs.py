@@ -20,7 +20,7 @@ import numpy as np
 from embedding_pipelines.embedding.budget import BudgetTracker
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.request import ATTEMPTS, retrying
-from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable
+from embedding_pipelines.errors import Busy, ProviderError, StoreError, Unreachable, counted
 from embedding_pipelines.files import delete, list_files, seal, unseal, write_atomic
 from embedding_pipelines.providers.base import (
     BatchState,
@@ -71,7 +71,7 @@ class BatchJobs:
         attempts: int = ATTEMPTS,
     ) -> None:
         if model.batch_service is None:
-            raise TypeError(f"{model.space} has no batch service.")
+            raise TypeError(f"{model.space.title} has no batch service.")
         self._service, self._space = model.batch_service, model.space
         self._folder, self._cache, self._attempts = folder, cache, attempts
         self._input_type: InputType = input_type
@@ -94,10 +94,11 @@ class BatchJobs:
         jobs = self.jobs()
         if not jobs:
             return None
-        texts, plural = sum(len(job.keys) for job in jobs), "" if len(jobs) == 1 else "s"
+        texts = sum(len(job.keys) for job in jobs)
         done = sum(self._state(job).done for job in jobs if job.id is not None)
         return (
-            f"{texts:,} texts are in {len(jobs)} batch job{plural} since {jobs[0].submitted_at}, "
+            f"{counted(texts, 'text')} {'is' if texts == 1 else 'are'} in "
+            f"{counted(len(jobs), 'batch job')} since {jobs[0].submitted_at}, "
             f"{done:,} of them done. The next run collects the vectors: the sensor starts it, or "
             "run the pipeline again later."
         )

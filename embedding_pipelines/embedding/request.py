@@ -155,7 +155,7 @@ class Sender:
         if response.vectors.shape != shape:
             usage.retries += 1
             raise InvalidReply(
-                f"{self.model.space} returned an array of shape {response.vectors.shape} for "
+                f"{self.model.space.title} returned an array of shape {response.vectors.shape} for "
                 f"{shape}. If this repeats, correct the model or its `dimensions` in the pipeline "
                 "file."
             )

@@ -30,7 +30,7 @@ def send_verified(sender: Sender, request: Request) -> Response:
     unlike = probe(sender, request.input_type, request.usage, request.attempts)
     if unlike is not None and (unlike[0] == unlike[1]).all():
         raise ProviderError(
-            f"{sender.model.space} returned one and the same vector for {len(vectors)} different "
+            f"{sender.model.space.title} returned one and the same vector for {len(vectors)} different "
             "texts. Nothing was stored."
         )
     return response

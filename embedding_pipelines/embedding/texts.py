@@ -75,7 +75,7 @@ def prepare(
     for row, count in enumerate(tokens):
         if count <= special:
             raise ConfigError(
-                f"{name(row)} ({_excerpt(texts[row])}) holds nothing that {model.space} reads. "
+                f"{name(row)} ({_excerpt(texts[row])}) holds nothing that {model.space.title} reads. "
                 "Leave it out: it has no meaning to embed."
             )
     long = [row for row, count in enumerate(tokens) if count > limit]
@@ -83,7 +83,7 @@ def prepare(
         row = max(long, key=tokens.__getitem__)
         is_estimate = tokenizer.to_str() == estimate().to_str()
         at_most = " at most" if is_estimate else ""
-        has = f"has {tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space} reads"
+        has = f"has {tokens[row]:,} tokens{at_most}; of a {input_type}, {model.space.title} reads"
         exact = " Or name the model's tokenizer with tokenizer_of, which counts exactly."
         if too_long == "refuse":
             raise ConfigError(
@@ -101,7 +101,7 @@ def prepare(
         row = max(range(len(texts)), key=unknown.__getitem__)
         share, most = f"{min(1, sum(unknown) / content):.0%}", f", most in {name(row)}"
         lacking = (
-            f"{share} of the tokens are unknown to {model.space}{most if len(texts) > 1 else ''}: "
+            f"{share} of the tokens are unknown to {model.space.title}{most if len(texts) > 1 else ''}: "
             "it reads nothing in them. Use a model of their language."
         )
     return ReadableTexts(readable, tokens, cut, lacking)

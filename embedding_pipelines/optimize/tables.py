@@ -62,7 +62,7 @@ class Corpus:
         if len(own) < len(manifests) or not self.rows:
             name = run.spec.name
             raise ConfigError(
-                f"Pipeline {name!r} has no vectors of {self.space} to measure with. Run "
+                f"Pipeline {name!r} has no vectors of {self.space.title} to measure with. Run "
                 f"`embedding-pipelines run {name}`."
             )
 

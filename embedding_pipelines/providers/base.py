@@ -247,7 +247,7 @@ def check_reply(vectors: Vectors, inputs: Sequence[str], space: Space) -> Vector
         first = min(faults)
         count = sum(fault == faults[first] for fault in faults.values())
         raise ProviderError(
-            f"{space} returned {faults[first]} for {count} of {len(inputs)} texts, first for "
+            f"{space.title} returned {faults[first]} for {count} of {len(inputs)} texts, first for "
             f"{inputs[first][:80]!r}. Nothing of this request was stored."
         )
     return vectors
@@ -261,7 +261,7 @@ def faulty_rows(vectors: Vectors, inputs: Sequence[str], space: Space) -> dict[i
     shape = (len(inputs), space.dimensions)
     if vectors.shape != shape:
         raise ProviderError(
-            f"{space} returned an array of shape {vectors.shape}, not {shape}. Nothing was stored."
+            f"{space.title} returned an array of shape {vectors.shape}, not {shape}. Nothing was stored."
         )
     finite = np.isfinite(vectors).all(axis=1)
     norms = np.linalg.norm(vectors, axis=1)

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from embedding_pipelines.activity import last_activity
 from embedding_pipelines.diff.diff import MetricChange, metric_changes
+from embedding_pipelines.errors import counted
 from embedding_pipelines.quality.evidence import query_figures
 from embedding_pipelines.releases import Release, Releases
 from embedding_pipelines.run import Run
@@ -44,7 +45,7 @@ def verdict_of(run: Run, releases: Releases, live: Release | None) -> Verdict:
     if state and record and record.is_of(state) and (state.table, state.version) not in stored:
         problems = [(check.name, check.sentence) for check in record.checks if check.blocks]
         if problems:
-            rows = f"What the last run wrote, {state.rows:,} rows, is held back. {stays}."
+            rows = f"What the last run wrote, {counted(state.rows, 'row')}, is held back. {stays}."
             return Verdict("held back", [rows], problems)
     activity = last_activity(run)
     if activity and activity.state in ("failed", "stopped"):

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import yaml
 
-from embedding_pipelines.errors import ConfigError, SourceError
+from embedding_pipelines.errors import ConfigError, SourceError, counted
 from embedding_pipelines.objects import is_uri
 from embedding_pipelines.plugins import choices
 from embedding_pipelines.schemas import RESERVED
@@ -41,6 +41,7 @@ from embedding_pipelines.spec.pipeline import NOT_IN_DAGSTER
 SAMPLE_ROWS = 500
 NO_COLUMN = "\0"  # a name that no file has
 DELIMITERS = ";\t|"
+BY_HAND = "Or write a file in pipelines/ by hand; README shows one under 'The file you write'."
 SURE_ID_NAMES = ("id", "_id", "uuid", "guid", "sku", "isbn", "doi")
 ID_NAMES = ("id", "_id", "uuid", "guid", "key", "sku", "isbn", "doi", "slug", "url", "name")
 TITLE_NAMES = ("title", "name", "headline", "subject", "question", "label")
@@ -89,7 +90,7 @@ class Guess:
             content, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
         )
         first = (
-            f"Guessed from {self.rows:,} row{'s' * (self.rows != 1)}. Change what is wrong; README "
+            f"Guessed from {counted(self.rows, 'row')}. Change what is wrong; README "
             "explains the options."
         )
         comments = [line for note in (first, *self.notes) for line in textwrap.wrap(note, 98)]
@@ -163,8 +164,8 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
     rows = max(map(len, values.values()), default=0)
     if not rows:
         raise ConfigError(
-            f"{first.name} has no rows to guess from{_first_problem(source, names, first)}. Write "
-            "the pipeline file."
+            f"{first.name} has no rows to guess from{_first_problem(source, names, first)}. Name a "
+            f"file that has some. {BY_HAND}"
         )
     options = source.model_dump(
         mode="json", exclude_defaults=True, exclude={"kind", "path", "text", "id", "metadata"}
@@ -391,8 +392,7 @@ def _notes_on_id(values: dict[str, list[str]], key: str | None, file: SourceFile
             "than once. Runs reject all but one of such rows; source.duplicates decides which."
         )
     if empty:
-        rows = "1 row" if empty == 1 else f"{empty} rows"
-        notes.append(f"The id {key!r} is empty in {rows}, which runs reject.")
+        notes.append(f"The id {key!r} is empty in {counted(empty, 'row')}, which runs reject.")
     return notes
 
 
@@ -401,7 +401,7 @@ def _notes_on_rows(unreadable: list[Rejection] | None) -> list[str]:
         return []
     count, first = len(unreadable), unreadable[0]
     return [
-        f"{count} row{'s' * (count != 1)} of the sample cannot be read; runs reject such rows. The "
+        f"{counted(count, 'row')} of the sample cannot be read; runs reject such rows. The "
         f"first is row {first.row} of {first.file}: {' '.join(first.reason.split())}."
     ]
 
@@ -436,7 +436,8 @@ def _text_of(values: dict[str, list[str]], types: dict[str, str], key: str | Non
         text = [key]
     if not text:
         raise ConfigError(
-            f"None of the columns {', '.join(map(repr, values))} holds text. Write the pipeline file."
+            f"None of the columns {', '.join(map(repr, values))} holds text, "
+            f"so there is nothing to embed. {BY_HAND}"
         )
     return sorted(text, key=lambda name: name.lower() not in TITLE_NAMES)
 

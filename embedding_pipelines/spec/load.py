@@ -81,7 +81,10 @@ def find_file(name: str, home: Path) -> Path:
         files.setdefault(path.stem, path)
     if name in files:
         return files[name]
-    others = "`embedding-pipelines example` makes two."
+    others = (
+        "`embedding-pipelines init FILE` writes one for a file of yours, `embedding-pipelines "
+        "example` two with their data."
+    )
     if files:
         others = f"There are: {', '.join(sorted(map(escaped, files)))}."
     raise ConfigError(

@@ -312,7 +312,7 @@ def check_dimensions(run: Run) -> None:
     choices = possible_dimensions(spec.model.kind, getattr(spec.model, "model", ""))
     others = f" The model itself can give {choices}: say which with its option `dimensions`."
     raise ConfigError(
-        f"Pipeline {spec.name!r}: output_dim is {expected}, but {space} gives {actual}. "
+        f"Pipeline {spec.name!r}: output_dim is {expected}, but {space.title} gives {actual}. "
         f"Set output_dim to {actual}{pca}.{others if ' ' in choices else ''}"
     )
 

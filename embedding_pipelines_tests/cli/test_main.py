@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from embedding_pipelines import __version__
+from embedding_pipelines.cli import pipelines
 from embedding_pipelines.cli.main import app
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -80,10 +82,25 @@ def test_without_pipelines_the_error_says_how_to_get_some(
 ) -> None:
     said = command(*arguments)
     assert (said.code, said.out) == (1, "")
-    assert "`embedding-pipelines example`" in said.err
+    assert "`embedding-pipelines example`" in " ".join(said.err.split())
     as_json = command(*arguments, "--json")
     assert (as_json.code, as_json.err) == (1, "")
     assert "`embedding-pipelines example`" in as_json.errors[0]
+
+
+def test_a_list_on_a_narrow_terminal_cuts_no_model(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "hf:sentence-transformers/all-MiniLM-L6-v2"
+    write_pipeline(home, "p", f"source: {{kind: csv, path: data/a.csv}}\nmodel: {model}\n")
+    for width, line in ((80, f"p: model: {model}"), (200, "model")):
+        monkeypatch.setattr(
+            pipelines, "make_console", lambda width=width: Console(force_terminal=True, width=width)
+        )
+        said = command("list")
+        assert line in said.out
+        assert said.out.count(model) == 1
+        assert "…" not in said.out
 
 
 def test_an_empty_list_is_no_error(command: Command, home: Path) -> None:

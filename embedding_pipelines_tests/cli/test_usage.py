@@ -18,6 +18,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         ("search ok x -k x", "`-k` is 'x': write a whole number. `embedding-pipelines search -"),
         ("search ok x -k 1.5", "`-k` is '1.5': write a whole number."),
         ("outliers ok --share x", "`--share` is 'x': write a number."),
+        (
+            "optimize ok --method int8 --floor 2",
+            "`--floor` is '2': write a number that is at most 1.",
+        ),
         ("search ok x --lik 3", "`embedding-pipelines search` has no option `--lik`. Did you mean"),
         ("export ok --to foo", "`--to` is 'foo': write one of parquet, npy, torch, atlas."),
         ("export ok", "`--to` is missing: write one of parquet, npy, torch, atlas."),

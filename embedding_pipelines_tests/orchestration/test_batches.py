@@ -139,7 +139,7 @@ def test_a_release_stays_live_while_a_change_is_awaited(
     waiting = run(spec, instance)
     assert waiting.success
     assert made(instance, waiting.run_id) == {"documents", "chunks"}
-    assert "1 texts are in 1 batch job" in said(instance, waiting.run_id)
+    assert "1 text is in 1 batch job" in said(instance, waiting.run_id)
     assert live_rows(home) == 40
     server.finish_all()
     assert run(spec, instance).success

@@ -214,7 +214,7 @@ def test_one_vector_needs_no_list_around_it(block: Block, reply: Any) -> None:
     ("reply", "says"),
     [
         ({"data": {"embeddings": ROWS[:2]}}, "2 vectors for 3 texts"),
-        ({"data": {"embedding": ROWS[0]}}, "1 vectors for 3 texts"),
+        ({"data": {"embedding": ROWS[0]}}, "1 vector for 3 texts"),
         ({"data": {"data": entries(None, None)}}, "2 vectors for 3 texts"),
         (
             {"data": {"data": [*entries(0), {"index": 3, "embedding": ROWS[0]}]}},

@@ -185,7 +185,10 @@ def test_any_file_has_a_name_that_a_pipeline_may_have(file: str, name: str) -> N
         (["quotes.csv"], "guess from: .*set source.escape"),
         (["one.jsonl"], "guess from: is a list.*set source.kind to json"),
         (["a.csv", "a.jsonl"], "several formats: csv, jsonl"),
-        (["header.csv"], "no rows to guess from"),
+        (
+            ["header.csv"],
+            "no rows to guess from. Name a file that has some. Or write a file in pipelines/",
+        ),
         (["numbers.csv"], "holds text"),
     ],
 )

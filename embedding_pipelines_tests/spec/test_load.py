@@ -53,7 +53,7 @@ MISTAKES = {
     ),
     "no kind": (
         "source: {path: a}\n" + M,
-        "1: source: needs a `kind`: one of csv, json, jsonl, parquet.",
+        "1: source: needs a `kind`: one of csv, json, jsonl, parquet, sql.",
     ),
     "a path as source": (
         S.replace("{kind: csv, path: a.csv}", "a.csv") + M,
@@ -215,7 +215,8 @@ def test_a_broken_file_does_not_hide_the_others(home: Path) -> None:
 
 def test_an_unknown_pipeline_is_met_with_the_nearest_one(home: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"There is no pipeline 'stdlib'.*`embedding-pipelines example` makes two"
+        ConfigError,
+        match=r"There is no pipeline 'stdlib'.*`embedding-pipelines init FILE` writes one",
     ):
         find_pipeline("stdlib", home)
     write_pipeline(home, "stdlib", HASHING)
@@ -390,10 +391,10 @@ BESIDE = {
     "evaluation": (
         S + M + "evaluation: {label: topic, require: {x: 1, y: 2}, checks: {z: off}, may_lose: 3, qrels: a}\n"
         "budget: {usd: -1}\n",
-        ["2: evaluation.label: 'topic' is no", "2: evaluation.require: 'x' is no metric that can be "
+        ["3: evaluation.label: 'topic' is no", "3: evaluation.require: 'x' is no metric that can be "
          "better or worse. 'y' is no metric", "evaluation.checks: 'z' is no check",
          "evaluation.may_lose: 3 is no share", "evaluation.qrels: qrels needs queries",
-         "budget.usd: must be 0 or more"],
+         "budget.usd: must be 0.0 or more"],
     ),
     "no source": (
         M + "evaluation: {label: topic}\npartitions: 0\n",

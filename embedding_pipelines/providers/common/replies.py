@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_pipelines.errors import InvalidReply
+from embedding_pipelines.errors import InvalidReply, counted
 from embedding_pipelines.providers.common.http import ServiceModel
 from embedding_pipelines.vectors import Vectors
 
@@ -144,5 +144,5 @@ def as_float(service: ServiceModel, vectors: Vectors, dtype: str) -> Vectors:
 def _check_count(service: ServiceModel, entries: Sequence[Any], count: int) -> None:
     if len(entries) != count:
         raise InvalidReply(
-            f"{service.where} returned {len(entries)} vectors for {count} texts, and no index."
+            f"{service.where} returned {counted(len(entries), 'vector')} for {counted(count, 'text')}, and no index."
         )

@@ -1,5 +1,6 @@
 """Vectors are distributed as those of the live release."""
 
+from embedding_pipelines.errors import counted
 from embedding_pipelines.metrics.drift import drift
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.evidence import sketch_of
@@ -20,7 +21,7 @@ class DataHasNotDrifted(Check):
         if live is None:
             return self.outcome(True, "Skipped: there is no live release to compare with.")
         if now is None:
-            sentence = f"The table is empty; release {live.number} has {live.rows:,} rows."
+            sentence = f"The table is empty; release {live.number} has {counted(live.rows, 'row')}."
             return self.outcome(live.rows == 0, sentence)
         if live.space.with_codec(None) != candidate.run.model.space:
             sentence = f"Skipped: release {live.number} is of another space."

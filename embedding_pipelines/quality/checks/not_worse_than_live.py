@@ -3,6 +3,7 @@ lost more of its documents than `evaluation.may_shrink`."""
 
 from typing import Any
 
+from embedding_pipelines.errors import counted
 from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.evidence import query_figures
@@ -26,7 +27,8 @@ class NotWorseThanLive(Check):
         )
         if too_small:
             source = (
-                f"{candidate.source_rows:,} records from {candidate.source_files:,} files. If it is "
+                f"{counted(candidate.source_rows, 'record')} from "
+                f"{counted(candidate.source_files, 'file')}. If it is "
                 "not whole (an export that failed, a folder that is not there), mend it and run "
                 "again."
             )

@@ -1,5 +1,6 @@
 """There is something to search."""
 
+from embedding_pipelines.errors import counted
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 
@@ -10,13 +11,13 @@ class TableHasRows(Check):
         rows, records, files = candidate.rows, candidate.source_rows, candidate.source_files
         statistics = {"rows": rows, "records": records, "files": files}
         if rows:
-            return self.outcome(True, f"There are {rows:,} rows to search.", statistics)
-        rejected = f" ({candidate.rejected_records:,} were rejected)"
+            return self.outcome(True, f"The table has {counted(rows, 'row')}.", statistics)
+        rejected = f" ({candidate.rejected_records:,} rejected)"
         rejected = rejected if candidate.rejected_records else ""
-        reason = f"none of {records:,} records has a text: set source.text to the fields that do"
+        reason = f"none of {counted(records, 'record')} has a text: set source.text to the fields that do"
         if not records:
             reason = (
-                f"the source gave no record{rejected} from {files:,} files: see whether its path "
+                f"the source gave no record{rejected} from {counted(files, 'file')}: see whether its path "
                 "names the right ones, and whether they hold more than a header"
             )
         return self.outcome(

@@ -15,8 +15,8 @@ class SpaceIsOne(Check):
         passed = embedded == {space.id} and stored == queries
         return self.outcome(
             passed,
-            f"The table holds vectors of space {stored[:12]}, and queries are embedded in space "
-            f"{queries[:12]}."
+            f"Queries are embedded by {space.title}, in space {queries[:12]}, and the table holds "
+            f"vectors of space {stored[:12]}."
             + ("" if passed else " Run the pipeline again: its table is built anew."),
             {"embeddings": sorted(embedded), "table": stored, "queries": queries},
         )

@@ -1,5 +1,6 @@
 """No vector is zero, NaN or infinite; normalized models give unit length."""
 
+from embedding_pipelines.errors import counted
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 
 
@@ -8,7 +9,8 @@ class VectorsAreSound(Check):
         faults = {fault: count for fault, count in candidate.faults.items() if count}
         vectors = faults.pop("vectors", 0)
         words = (f"{count} {fault.replace('_', ' ')}" for fault, count in faults.items())
-        sentence = f"{vectors} vectors" + (f": {', '.join(words)}" if faults else " are sound.")
+        sentence = counted(vectors, "sound vector") if not faults else counted(vectors, "vector")
+        sentence += f": {', '.join(words)}" if faults else "."
         if faults:
             sentence += (
                 ". The model, or a service, gave vectors that say nothing: see that it answers as "
