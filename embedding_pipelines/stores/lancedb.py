@@ -445,9 +445,10 @@ class LanceTable(Table):
             return open_table()
         except (RuntimeError, ValueError, OSError):
             newest = min(self._manifests(), default=None)
-            if newest is None or not damaged_file(
-                self._checksums, self.folder_of_files, f"_versions/{newest.name}".__eq__, None
-            ):
+            if newest is None:
+                raise
+            state, is_newest = read_checksums(self._checksums), f"_versions/{newest.name}".__eq__
+            if not damaged_file(state, self._checksums, self.folder_of_files, is_newest, None):
                 raise
             _set_aside(newest)
             return open_table()
