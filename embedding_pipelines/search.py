@@ -21,7 +21,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.embedding.texts import TooLong, prepare
-from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
 from embedding_pipelines.releases import doubts, find_released, live_release
@@ -136,13 +136,14 @@ class Searcher:
         model: EmbeddingModel | None = None,
     ) -> None:
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
-        folder = warehouse.pipeline(find_released(warehouse, pipeline))
+        self._folder = folder = warehouse.pipeline(find_released(warehouse, pipeline))
         self.release = live_release(folder)
         self._doubts = doubts(folder, self.release)
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
         self._owns_model = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)
         self._sender = Sender(self.model)
+        self._table_folder = warehouse.tables
         self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
         self._cache = warehouse.cache
 
@@ -263,8 +264,34 @@ class Searcher:
         return self._result(rows, "", started, self._doubts)
 
     def _nearest(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
+        self._follow()
+        try:
+            return self._search_table(vector, k, filter)
+        except StoreError:
+            if not self._follow():  # it went just now
+                raise
+            return self._search_table(vector, k, filter)
+
+    def _search_table(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
         names, version = self.release.spec.source.table_names, self.release.version
         return nearest(self._table, self.codec, vector, k, filter, version, names)
+
+    def _follow(self) -> bool:
+        """Go on with the live release if the one that was opened has left the disk, since a document
+        was forgotten, say; whether it did. One of another space or other columns has to be
+        opened."""
+        before = self.release
+        if not self._table.lacks(before.version):
+            return False
+        live = live_release(self._folder)
+        types = live.spec.source.metadata_types
+        if live.space != before.space or types != before.spec.source.metadata_types:
+            return False
+        table = live.spec.store.table(self._table_folder, live.table)
+        if table.lacks(live.version):
+            return False
+        self.release, self._table = live, table
+        return True
 
     def _result(self, rows: pa.Table, query: str, started: float, notes: list[str]) -> SearchResult:
         release = self.release
