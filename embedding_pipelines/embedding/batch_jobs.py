@@ -8,7 +8,7 @@ no text is submitted twice.
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -266,6 +266,19 @@ class BatchJobs:
 
     def _path(self, job: BatchJob) -> Path:
         return self._folder / f"{job.tag}.json"
+
+
+def forget_keys(folder: Path, keys: Collection[bytes]) -> int:
+    """Have no batch job's vectors of these texts filed when it has ended; how many there are. The
+    service keeps what it was sent as long as it does. Hold the warehouse's `batch_jobs_lock`."""
+    gone, count = {key.hex() for key in keys}, 0
+    for path in list_files(folder, "*.json"):
+        job = _read(path)
+        kept = [key for key in job.keys if key not in gone]
+        if len(kept) < len(job.keys):
+            count += len(job.keys) - len(kept)
+            write_atomic(path, seal(json.dumps(asdict(replace(job, keys=kept)))), durable=True)
+    return count
 
 
 def _read(path: Path) -> BatchJob:

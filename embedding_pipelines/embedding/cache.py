@@ -103,12 +103,16 @@ class EmbeddingCache:
                 statement = f"INSERT OR REPLACE INTO vectors VALUES {marks}"
                 database.execute(statement, tuple(chain.from_iterable(part)))
 
-    def remove_many(self, keys: Sequence[bytes]) -> None:
-        """Forget these vectors, in one transaction."""
-        with self._open("written") as database, database:
-            database.execute("BEGIN IMMEDIATE")
-            rows = ((key,) for key in keys)
-            database.executemany("DELETE FROM vectors WHERE key = ?", rows)
+    def remove_many(self, keys: Sequence[bytes]) -> int:
+        """Forget these vectors, in one transaction, and overwrite them on the disk; how many there
+        were."""
+        with self._open("written") as database:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                rows = ((key,) for key in keys)
+                count = database.executemany("DELETE FROM vectors WHERE key = ?", rows).rowcount
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return max(count, 0)
 
     def count_used(
         self, users: Mapping[str, Iterable[Sequence[bytes]]], forget_others: bool = False
@@ -238,6 +242,7 @@ class EmbeddingCache:
             # often for the disk, at 128 MB of the log: a quarter more short texts a second.
             database.execute("PRAGMA cache_size = -16384")
             database.execute("PRAGMA wal_autocheckpoint = 16384")
+            database.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
             _create_table(database)
         except BaseException:
             database.close()
