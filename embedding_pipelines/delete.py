@@ -15,7 +15,8 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 @dataclass(frozen=True)
 class Deletion:
-    """What goes when a pipeline is deleted. Cached vectors and its number stay."""
+    """What goes when a pipeline is deleted. Cached vectors, its number and what it has forgotten
+    stay."""
 
     pipeline: str
     releases: list[int]

@@ -56,6 +56,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
+        "forgotten": sum(statistics.forgotten for statistics in files.values()),
         "rejected_texts": rejected_texts,
         "rejected_texts_table": str(run.folder.rejected_texts),
         "live_release": live.number if live else None,

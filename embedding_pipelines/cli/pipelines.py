@@ -39,6 +39,7 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "schedule",
     "rejected",
     "rejected_texts",
+    "forgotten",
     "released_at",
     "live_rows",
     "live_model",

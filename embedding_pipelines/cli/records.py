@@ -1,4 +1,4 @@
-"""Commands about what did not get in, and what goes: `rejected`, `delete` and `cache`."""
+"""Commands about what did not get in, and what goes: `rejected`, `delete`, `forget` and `cache`."""
 
 import sys
 from dataclasses import asdict
@@ -11,9 +11,11 @@ from embedding_pipelines.cli.common import (
     Name,
     Outcomes,
     Output,
+    Problem,
     find_released,
     load_spec,
     open_run,
+    open_warehouse,
 )
 from embedding_pipelines.cli.terminal import counted, make_console, print_rejected, say
 from embedding_pipelines.environment import home as home_folder
@@ -82,6 +84,74 @@ def delete(
     deletion = delete_pipeline(home_folder(), name, keep_file)
     result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
     yield Output([result], partial(say, f"{name}: deleted, {what}", *map(str, deletion.paths)))
+
+
+@app.command()
+def forget(
+    name: Name,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="A document, as search shows it.")
+    ] = None,
+    sources: Annotated[
+        list[str] | None,
+        typer.Option("--source", metavar="FILE", help="A source file: all documents of it."),
+    ] = None,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Let it come back with the next run; restores nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> Outcomes:
+    """Erase documents for good, and leave them out of every later run.
+
+    They go from rows, table, cache, rejected records, report and Dagster's history. Older releases
+    go too, since they hold them: there is none to roll back to until the next is made. Then files
+    are decoded and searched for their texts, and a receipt says what was looked at.
+    """
+    from embedding_pipelines.forget.forget import allow_again, find, source_name
+    from embedding_pipelines.forget.forget import forget as erase
+    from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
+
+    if not ids and not sources:
+        raise ConfigError("forget: name documents by --id, or a source file by --source.")
+    spec = load_spec(name)
+    with open_run(spec) as run:
+        files = [source_name(run, given) for given in sources or ()]
+        what = ", ".join([*map(repr, ids or ()), *map(repr, files)])
+        if undo:
+            count = allow_again(run, ids or (), files)
+            if not count:
+                raise ConfigError(f"{spec.name}: {what} is not forgotten, so nothing was undone.")
+            words = f"{spec.name}: {what} may come back with the next run, if the source holds it."
+            result = {"pipeline": spec.name, "undone": count}
+            yield Output([result], partial(say, words))
+            return
+        traces = find(run, ids or (), files)
+        question = f"{counted(len(traces.ids), 'document')} and all releases but a new one"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError(
+                    f"forget {spec.name}: {question}. Say --yes to erase them for good."
+                )
+            typer.confirm(f"Erase {question} of {spec.name} for good?", abort=True, err=True)
+        receipt = erase(run, ids or (), files, partial(delete_runs_that_quote, home_folder()))
+    checked = receipt.checked
+    live = f"release {receipt.release} is live" if receipt.release else "there is no release"
+    lines = [
+        f"{spec.name}: forgot {counted(receipt.documents, 'document')}; {live}",
+        f"looked for {counted(checked['texts'], 'text')} in {counted(checked['files'], 'file')} and "
+        f"{counted(checked['tables'], 'table')} of {counted(checked['rows'], 'row')}, and searched by "
+        f"{counted(checked.get('searches', 0), 'vector')}: "
+        f"{'texts are left' if receipt.left else 'nothing is left'}",
+        *receipt.notes,
+        f"receipt: {receipt.path}",
+    ]
+    yield Output([asdict(receipt)], partial(say, *lines))
+    if receipt.left:
+        yield Problem(
+            f"{spec.name}: texts are left in {', '.join(receipt.left)}, below "
+            f"{open_warehouse().root}. Say the same command again; if they stay, delete those files.",
+            spec.name,
+        )
 
 
 @app.command()

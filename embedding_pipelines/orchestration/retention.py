@@ -42,12 +42,18 @@ def delete_old_runs(instance: dg.DagsterInstance, home: Path, job_name: str) -> 
     in_force = _in_force(instance, {key for run in runs for key in _assets(instance, run)})
     ids = [run.run_id for run in runs if run.run_id not in in_force]
     for run_id in ids:
-        instance.delete_run(run_id)
-        # Dagster (1.13) empties the run's files and leaves them in their full size.
-        for path in list_files(root / "history" / "runs", f"{run_id}.db*"):
-            delete(path)
-        shutil.rmtree(root / "storage" / run_id, ignore_errors=True)
+        delete_run(instance, run_id)
     return ids
+
+
+def delete_run(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Delete a run, with its files."""
+    root = Path(instance.root_directory)
+    instance.delete_run(run_id)
+    # Dagster (1.13) empties the run's files and leaves them in their full size.
+    for path in list_files(root / "history" / "runs", f"{run_id}.db*"):
+        delete(path)
+    shutil.rmtree(root / "storage" / run_id, ignore_errors=True)
 
 
 def _assets(instance: dg.DagsterInstance, run: dg.DagsterRun) -> Iterable[dg.AssetKey]:

@@ -10,11 +10,11 @@ are then put back as they were.
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +38,7 @@ from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFi
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.repair import repair
+from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
@@ -60,6 +61,8 @@ class FileStatistics:
     rows: int = 0
     rejected: int = 0
     duplicates: int = 0  # left out without being rejected
+    forgotten: int = 0  # left out, for they are to be forgotten
+    is_forgotten: bool = False  # the whole file is, and was not read
     blocked_by: list[str] = field(default_factory=list)  # files whose records left out some of it
     encoding: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -76,6 +79,10 @@ class DocumentsStep(Step):
     )
     technologies = ("{spec.source.kind}", "parquet")
     sentence = "{documents} from {files}, {rejected:,} rejected"
+    extras: ClassVar[Mapping[str, str]] = {
+        "forgotten": "{:,} forgotten left out",
+        "forgotten_files": "{:,} forgotten files left out",
+    }
     row_statistic = "documents"
 
     def shards(self, run: Run) -> Shards:
@@ -142,16 +149,20 @@ def write_documents(run: Run) -> StepReport:
     for note in run.spec.source.omissions(run.warehouse.home):
         run.progress.note(note)
     changed = [file for file in source_files if file.name not in unchanged]
-    files = dict(unchanged)
+    files, forgotten = dict(unchanged), forgotten_by(run)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
         TemporaryDirectory(prefix=READING, dir=folder.documents.folder) as drafts,
         Spill(Path(drafts)) as spill,
     ):
-        with fetched(changed, spill.folder) as read:
+        for file in changed:
+            if forgotten.has("file", file.name):
+                files[file.name] = FileStatistics(file.stamp, file.size_bytes, is_forgotten=True)
+        needed = [file for file in changed if file.name not in files]
+        with fetched(needed, spill.folder) as read:
             for number, file in enumerate(read):
-                run.progress.update("documents", number, len(changed), "files")
-                files[file.name] = _read_file(run, file, spill)
+                run.progress.update("documents", number, len(needed), "files")
+                files[file.name] = _read_file(run, file, spill, forgotten)
         spill.close()
         _check_columns(run, files)
         doubles = {name: _doubles(run, name, spill, unchanged) for name in names}
@@ -181,6 +192,13 @@ def document_digest(text: str, metadata: dict[str, Any]) -> bytes:
     return digest(text.encode("utf-8", "surrogatepass"), canonical.encode("utf-8", "surrogatepass"))
 
 
+def document_digests(rows: pa.RecordBatch) -> list[bytes]:
+    """Of documents as a source yields them."""
+    metadata = [name for name in rows.schema.names if name not in DOCUMENT_COLUMNS]
+    pairs = zip(rows["text"].to_pylist(), rows.select(metadata).to_pylist(), strict=True)
+    return [document_digest(text, values) for text, values in pairs]
+
+
 class Spill:
     """What a pass over the source read, by partition, on disk until the partitions are written:
     reading needs no more memory than a batch."""
@@ -193,10 +211,7 @@ class Spill:
 
     def add(self, batch: pa.RecordBatch, partitions: list[str]) -> None:
         """Digest the documents of a batch and put each into its partition."""
-        texts, ids = batch["text"].to_pylist(), batch["document_id"].to_pylist()
-        metadata = [name for name in batch.schema.names if name not in DOCUMENT_COLUMNS]
-        rows = zip(texts, batch.select(metadata).to_pylist(), strict=True)
-        digests = pa.array([document_digest(text, row) for text, row in rows], DIGEST)
+        ids, digests = batch["document_id"].to_pylist(), pa.array(document_digests(batch), DIGEST)
         batch = batch.append_column(pa.field(DOCUMENT_DIGEST, DIGEST), digests)
         numbers = pa.array([partition_of(name, len(partitions)) for name in ids], pa.int16())
         for number in pc.unique(numbers).to_pylist():
@@ -275,6 +290,15 @@ def read_files(run: Run) -> dict[str, FileStatistics]:
     return {name: entry for name, entry in files.items() if entry is not None}
 
 
+def forget_files(run: Run, names: Collection[str] | None) -> None:
+    """Have the next run read these files again, or all of them."""
+    record = read_json(run.folder.files)
+    if record is not None:
+        files = {} if names is None else record["files"]
+        files = {name: entry for name, entry in files.items() if name not in (names or ())}
+        write_json(run.folder.files, {**record, "whole": False, "files": files})
+
+
 def _write_record(run: Run, files: dict[str, FileStatistics], whole: bool) -> None:
     entries = {name: vars(entry) for name, entry in files.items()}
     configuration = source_configuration(run)
@@ -296,20 +320,32 @@ def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[st
         "files": len(entries),
         "changed_files": changed_files,
         "source_bytes": sum(entry.size_bytes for entry in entries),
+        "forgotten": sum(entry.forgotten for entry in entries),
+        "forgotten_files": sum(entry.is_forgotten for entry in entries),
         **({"other_encodings": ", ".join(encodings)} if encodings else {}),
         **({"notes": notes} if notes else {}),
     }
 
 
-def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
+def forgotten_by(run: Run) -> Forgotten:
+    """What the pipeline leaves out for good. Raises StoreError if that cannot be read."""
+    return read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
+
+
+def _read_file(run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten) -> FileStatistics:
     statistics = FileStatistics(file.stamp, file.size_bytes)
 
     def reject(rejection: Rejection) -> None:
+        if forgotten and forgotten.has("record", rejection.raw):
+            statistics.forgotten += 1
+            return
         statistics.rejected += 1
         spill.reject(rejection)
 
     log = ReadLog(reject=reject)
-    for batch in run.spec.source.read(file, log):
+    for read in run.spec.source.read(file, log):
+        batch = _without_forgotten(run, read, forgotten) if forgotten else read
+        statistics.forgotten += read.num_rows - batch.num_rows
         statistics.rows += batch.num_rows
         spill.add(batch, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
@@ -318,6 +354,15 @@ def _read_file(run: Run, file: SourceFile, spill: Spill) -> FileStatistics:
     for note in log.notes:
         run.progress.note(note)
     return statistics
+
+
+def _without_forgotten(run: Run, rows: pa.RecordBatch, forgotten: Forgotten) -> pa.RecordBatch:
+    """Without source.id the content tells a document, since a row's number says nothing of it."""
+    if run.spec.source.id is not None:
+        gone = [forgotten.has("id", name) for name in rows["document_id"].to_pylist()]
+    else:
+        gone = [forgotten.has("content", content) for content in document_digests(rows)]
+    return rows.filter(pc.invert(pa.array(gone, pa.bool_())))
 
 
 def _shared_notes(entries: Sequence[FileStatistics]) -> list[str]:

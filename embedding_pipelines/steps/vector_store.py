@@ -8,6 +8,7 @@ disagree (a run died in between), every partition is compared again.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,7 +106,7 @@ def update_vector_store(run: Run) -> StepReport:
     _forget_releases(run, table, name)
     if words := _damage(run, table, name):
         run.progress.note(f"{words}; the table is built anew.")
-        table, name = _unused_table(run, name)
+        table, name = unused_table(run.spec.store, run.warehouse.tables, name)
     intact = _intact(run, name, table.version)
     done = intact.partitions if intact else {}
     differences = {
@@ -158,12 +159,12 @@ def _in_use(run: Run, name: str) -> str:
     return name
 
 
-def _unused_table(run: Run, name: str) -> tuple[Table, str]:
-    """A table to build in place of a damaged one, which stays for releases of whole versions."""
-    base, taken = name.partition(".")[0], run.spec.store.names(run.warehouse.tables)
+def unused_table(store: Store, folder: Path, name: str) -> tuple[Table, str]:
+    """A table to build in place of another one, which stays until no release needs it."""
+    base, taken = name.partition(".")[0], store.names(folder)
     number = next(number for number in itertools.count(2) if f"{base}.{number}" not in taken)
     other = f"{base}.{number}"
-    return run.spec.store.table(run.warehouse.tables, other), other
+    return store.table(folder, other), other
 
 
 def _damage(run: Run, table: Table, name: str) -> str | None:

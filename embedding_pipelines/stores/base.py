@@ -50,6 +50,11 @@ class Table(ABC):
         """Whether the files that `version` reads are as `index` left them: None, or in a few words
         what is not. `most_bytes`: compare a part of them, chosen by chance."""
 
+    @abstractmethod
+    def has_only(self, version: int) -> bool:
+        """Whether the disk holds nothing of the table but this version's rows: neither an older one
+        nor a row that was deleted."""
+
     @property
     @abstractmethod
     def folder_of_files(self) -> Path:

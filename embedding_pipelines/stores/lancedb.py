@@ -133,7 +133,8 @@ class Lancedb(Store):
         return sorted(name.removesuffix(ENDING) for name in names if name.endswith(ENDING))
 
     def drop(self, folder: Path, name: str) -> None:
-        _lance.connect(folder).drop_table(name, ignore_missing=True)
+        with _lance.explain_errors(folder, name, "deleted"):
+            _lance.connect(folder).drop_table(name, ignore_missing=True)
         delete(folder / f"{name}{CHECKSUMS}")
 
 
@@ -247,11 +248,17 @@ class LanceTable(Table):
         self._remove_old_versions(kept)
         return trained_rows
 
+    def has_only(self, version: int) -> bool:
+        if self._manifests() != [self._manifest(version)] or self._has_dead_rows():
+            return False
+        is_read = self._reader(version)
+        return all(is_read(f"data/{name}") for name in list_names(self.folder_of_files / "data"))
+
     def _has_dead_rows(self) -> bool:
         """Whether a file of the newest version holds rows that were deleted."""
-        version = self.version
-        is_read = self._reader(version) if version is not None else (lambda _: False)
-        names = list_names(self.folder_of_files / "_deletions")
+        if (version := self.version) is None:
+            return False
+        is_read, names = self._reader(version), list_names(self.folder_of_files / "_deletions")
         return any(is_read(f"_deletions/{name}") for name in names)
 
     def _remove_old_versions(self, kept: Collection[int]) -> None:

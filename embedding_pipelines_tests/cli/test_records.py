@@ -1,4 +1,4 @@
-"""The commands `rejected` and `delete`."""
+"""The commands `rejected`, `delete` and `forget`."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.decoded import files_with
 
 PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
 
@@ -86,3 +87,32 @@ def test_delete_asks_and_says_what_went(command: Command, home: Path) -> None:
     assert result["releases"] == [1]
     assert not (home / "pipelines" / "p.yaml").exists()
     assert command("delete", "p", "--yes").code == 1
+
+
+def test_forget_asks_erases_and_says_what_it_looked_at(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "red fox", "x"), (2, "blue whale", "y"), (3, "grey owl", "y")])
+    assert command("run", "p").code == 0
+    said = command("forget", "p", "--id", "2")
+    assert (said.code, said.out) == (1, "")
+    assert (
+        "1 document and all releases but a new one. Say --yes to erase them for good." in said.err
+    )
+    assert "name documents by --id, or a source file" in command("forget", "p", "-y").err
+    assert "no document '7'" in command("forget", "p", "--id", "7", "--yes").err
+    said = command("forget", "p", "--id", "2", "--yes")
+    assert (said.code, said.err) == (0, "")
+    first, second, *_, last = said.out.splitlines()
+    assert first == "p: forgot 1 document; release 2 is live"
+    assert second.startswith("looked for 1 text in ")
+    assert second.endswith("and searched by 1 vector: nothing is left")
+    assert last.startswith("receipt: ")
+    assert files_with(home / "data" / "warehouse", "blue whale") == []
+    out = command("run", "p").out
+    assert "1 forgotten left out" in out
+    assert command("status", "p", "--json").results[0]["forgotten"] == 1
+    (result,) = command("forget", "p", "--source", "data/a.csv", "--yes", "--json").results
+    assert (result["documents"], result["left"]) == (2, [])
+    said = command("forget", "p", "--id", "2", "--undo")
+    assert said.out.startswith("p: '2' may come back with the next run")
+    assert "is not forgotten" in command("forget", "p", "--id", "2", "--undo").err

@@ -4,9 +4,9 @@ each with what must be true.
     python -m embedding_pipelines_tests.faults.sequences 1000 [--seed 0] [--steps 8]
 
 The source is edited, the pipeline file changed, and there are runs (some of which are killed or meet
-a fault of the disk), plans, rollbacks, forced releases, texts embedded anew, and deletions. A sequence that
-fails is tried again with steps left out; the seed and what is left of its steps are printed, and
-the exit status is 1.
+a fault of the disk), plans, rollbacks, forced releases, texts embedded anew, documents forgotten,
+and deletions. A sequence that fails is tried again with steps left out; the seed and what is left
+of its steps are printed, and the exit status is 1.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedding_pipelines.delete import delete_pipeline
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.steps.embeddings import re_embed, retry_rejected
@@ -64,6 +65,7 @@ STEPS = {  # and how often
     "retry": 1,
     "re-embed": 1,
     "delete": 1,
+    "forget": 1,
     "shrink": 1,
 }
 CALLS = 450  # of a run, about: where a fault may strike
@@ -97,10 +99,14 @@ class World:
     rows: Rows
     options: dict[str, Any]
     seen: Seen = field(default_factory=lambda: Seen(None, None, {}, []))
+    forgotten: set[str] = field(default_factory=set)
 
     def write(self, home: Path | None = None) -> None:
+        """Into another home without what is forgotten."""
+        gone = self.forgotten if home else set[str]()
+        rows = [row for name, row in self.rows.items() if name not in gone]
         home = home or self.home
-        write_csv(home, "a.csv", list(self.rows.values()), "id,title,cat,tag")
+        write_csv(home, "a.csv", rows, "id,title,cat,tag")
         write_pipeline(home, "p", PIPELINE.format(**self.options))
 
 
@@ -125,8 +131,9 @@ def see(home: Path) -> Seen:
     return Seen(releases.live, search(home), rows, unnamed(home))
 
 
-def work_of(name: str, home: Path, dice: random.Random) -> Callable[[], Any]:
+def work_of(name: str, world: World, dice: random.Random) -> Callable[[], Any]:
     """What a step does in a child."""
+    home = world.home
 
     def on_run(verb: Callable[[Any], Any]) -> Any:
         with run_of(home, "p") as pipeline:
@@ -135,6 +142,12 @@ def work_of(name: str, home: Path, dice: random.Random) -> Callable[[], Any]:
     def go_back() -> None:
         numbers = [entry.number for entry in read_releases(Warehouse(home).pipeline("p")).releases]
         rollback(Warehouse(home).pipeline("p"), dice.choice(numbers) if numbers else None)
+
+    def forget_one() -> str:
+        one = dice.choice(sorted(name for name in world.rows if name.startswith("id-")))
+        receipt = on_run(lambda pipeline: forget(pipeline, [one], []))
+        assert not receipt.left, receipt.left
+        return one
 
     return {
         "run": partial(run, home),
@@ -145,6 +158,7 @@ def work_of(name: str, home: Path, dice: random.Random) -> Callable[[], Any]:
         "retry": partial(on_run, retry_rejected),
         "re-embed": partial(on_run, re_embed),
         "delete": partial(delete_pipeline, home, "p", keep_file=True),
+        "forget": forget_one,
     }[name]
 
 
@@ -207,9 +221,11 @@ class Sequences:
             fault = Fault(dice.choice(KINDS), dice.randrange(1, CALLS))
         warehouse = home / "data" / "warehouse"
         files = _stamps(warehouse)
-        ended = in_child(work_of(step.name, home, dice), warehouse, fault)
+        ended = in_child(work_of(step.name, world, dice), warehouse, fault)
         if ended.traceback:
             return [f"traceback ({fault}): {ended.traceback}{ended.output}"]
+        if step.name == "forget" and ended.value:
+            world.forgotten.add(ended.value)
         if step.name == "plan" and files != _stamps(warehouse):
             return ["a plan changed the warehouse"]
         looked = in_child(partial(see, home), home)
@@ -226,6 +242,10 @@ class Sequences:
                 yield f"silently wrong: release {number} has other rows than it had"
         if now.live == before.live and now.answers != before.answers and step.name != "delete":
             yield f"silently wrong: release {now.live} answers otherwise: {now.answers}"
+        gone = {f"{name}#" for name in world.forgotten}
+        for number, rows in now.rows.items():
+            if any(row[0].startswith(tuple(gone)) for row in rows):
+                yield f"silently wrong: release {number} holds what was forgotten"
         if step.name == "delete":
             if now.live is not None or now.rows:
                 yield "releases are left of a deleted pipeline"
@@ -259,7 +279,7 @@ class Sequences:
 
     def clean_build(self, world: World) -> Seen | None:
         """What a run from nothing gives; None if it is held back."""
-        key = repr((world.rows, world.options))
+        key = repr((world.rows, world.options, sorted(world.forgotten)))
         if key not in self.clean:
             home = self.folder / "clean"
             shutil.rmtree(home, ignore_errors=True)

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.files import read_json
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.releases import is_readable, read_releases, rollback
 from embedding_pipelines.run import Run
@@ -34,7 +35,8 @@ from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
+from embedding_pipelines_tests.chain import live_rows, run_of, write_csv, write_pipeline
+from embedding_pipelines_tests.decoded import files_with
 from embedding_pipelines_tests.faults.children import (
     COUNT,
     KINDS,
@@ -62,6 +64,8 @@ EDITS = [
 ]
 
 
+FORGOTTEN = "id-0"
+FORGOTTEN_TEXTS = ("a new text", "word0 text number 0")
 ALL_IS_DONE = ("no release before 1", "is live already", "There is nothing to delete")
 
 
@@ -96,6 +100,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "plan": Scenario(1, lambda home: write_csv(home, "a.csv", EDITS[1]), "plan"),
     "status": Scenario(1, lambda home: None, "status", ("status", "run")),
     "delete": Scenario(2, lambda home: None, "delete", ("delete",)),
+    "forget": Scenario(2, lambda home: None, "forget", ("forget", "run")),
     "run again": Scenario(2, lambda home: None),
     "bad rows": Scenario(1, lambda home: write_csv(home, "a.csv", [*EDITS[1], ("x", "y")])),
 }
@@ -117,6 +122,9 @@ def do(by: str, verb: str, home: Path) -> list[Any] | None:
                 plan(pipeline)
         elif verb == "status":
             pipeline_status(spec, warehouse)
+        elif verb == "forget":
+            with run_of(home, "p") as pipeline:
+                forget(pipeline, [FORGOTTEN], [])
         elif verb == "delete":
             delete_pipeline(home, "p", keep_file=True)
         return None
@@ -126,6 +134,7 @@ def do(by: str, verb: str, home: Path) -> list[Any] | None:
         "rollback": ["--to", "1"],
         "search": [QUERIES[0]],
         "delete": ["--yes", "--keep-file"],
+        "forget": ["--yes", "--id", FORGOTTEN],
     }.get(verb, [])
     sys.argv = ["embedding-pipelines", "--home", str(home), verb, "p", *more]
     with contextlib.suppress(SystemExit):
@@ -258,6 +267,13 @@ class Sweep:
             problems += [f"{verb} again: {words}" for words in _tracebacks(ended)]
             if ended.sentence and not any(words in ended.sentence for words in ALL_IS_DONE):
                 problems.append(f"{verb} again says: {ended.sentence}")
+        if scenario.verb == "forget":
+            ended = in_child(
+                partial(files_with, home / "data" / "warehouse", *FORGOTTEN_TEXTS), home
+            )
+            problems += [f"the text is left in {ended.value or ended.traceback}"] * (
+                ended.value != []
+            )
         ended = in_child(partial(look, home), home)
         problems += [f"the last look: {words}" for words in _tracebacks(ended)]
         if ended.sentence:

@@ -23,6 +23,12 @@ def test_a_fault_at_any_call_loses_nothing() -> None:
     tool("sweep", "5", "--scenario", "change")
 
 
+def test_a_fault_while_a_document_is_forgotten_leaves_no_text_and_no_searcher_without_a_release() -> (
+    None
+):
+    tool("sweep", "6", "--scenario", "forget")
+
+
 @pytest.mark.slow
 def test_faults_in_more_scenarios_and_in_the_real_command() -> None:
     tool("sweep", "8", "--command", "2", "--scenario", "another codec", "--scenario", "delete")

@@ -1,0 +1,167 @@
+"""Decodes what a home keeps and says which files still hold some texts.
+
+Parquet, Lance and SQLite compress or cut texts, so that the bytes of a file prove nothing.
+"""
+
+import gzip
+import json
+import re
+import sqlite3
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.stores.base import Store
+
+LEAST_CHARACTERS = 16  # shorter texts are looked for as a whole value, not within others
+MOST_WITHIN = 1_000  # texts that are looked for within others; all are compared as a whole
+EXCERPT = 40  # the shortest beginning of a text that errors and notes quote
+IGNORED = (".lock", "-shm")  # without content of anybody's
+
+
+@dataclass
+class Proof:
+    """What was looked at, and which files hold a text still, relative to the warehouse."""
+
+    files: int = 0
+    tables: int = 0
+    rows: int = 0  # of Parquet files and tables
+    left: list[str] = field(default_factory=list)
+
+
+class Needles:
+    """Texts to look for."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self.texts = pa.array(sorted(texts), pa.string())
+        self._whole = frozenset(texts)
+        long = sorted(text for text in texts if len(text) >= LEAST_CHARACTERS)[:MOST_WITHIN]
+        parts = {part for text in long for part in (text, text[:EXCERPT])}
+        self._within = re.compile("|".join(map(re.escape, sorted(parts)))) if parts else None
+
+    def are_in(self, text: str) -> bool:
+        """Whether a value is one of the texts, or has one of the long ones in it."""
+        if text in self._whole:
+            return True
+        return self._within is not None and self._within.search(text) is not None
+
+    def are_in_rows(self, batch: pa.RecordBatch) -> bool:
+        """Whether a row's text is one of them, or its record's bytes hold one."""
+        for column, kind in zip(batch.columns, batch.schema.types, strict=True):
+            if pa.types.is_string(kind):
+                if pc.any(pc.is_in(column, self.texts), min_count=0).as_py():
+                    return True
+            elif pa.types.is_binary(kind):
+                values = (value for value in column.to_pylist() if value)
+                if any(self.are_in(value.decode("utf-8", "replace")) for value in values):
+                    return True
+        return False
+
+
+def prove(root: Path, store: Store, needles: Needles) -> Proof:
+    """Look for texts in all files of a warehouse but exports, which are the user's."""
+    proof = Proof()
+    tables, exports = root / "tables", root / "exports"
+    for path in sorted(root.rglob("*")):
+        inside = exports in path.parents or any(part.endswith(".lance") for part in path.parts)
+        if inside or not path.is_file() or path.name.endswith(IGNORED):
+            continue
+        proof.files += 1
+        if _holds(path, needles, proof):
+            proof.left.append(path.relative_to(root).as_posix())
+    for name in store.names(tables):
+        proof.tables += 1
+        if _table_holds(store, tables, name, needles, proof):
+            proof.left.append(f"tables/{name}.lance")
+    return proof
+
+
+def _table_holds(store: Store, folder: Path, name: str, needles: Needles, proof: Proof) -> bool:
+    table = store.table(folder, name)
+    try:
+        if table.version is None:
+            return False
+        for batch in table.scan(["text"]):
+            proof.rows += batch.num_rows
+            if needles.are_in_rows(batch):
+                return True
+    except StoreError:
+        return True  # nobody knows
+    return False
+
+
+def _holds(path: Path, needles: Needles, proof: Proof) -> bool:
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+        if head.startswith(b"PAR1"):
+            with pq.ParquetFile(path) as parquet:
+                proof.rows += parquet.metadata.num_rows
+                columns = sorted({"text", "raw"} & {*parquet.schema_arrow.names})
+                batches = parquet.iter_batches(columns=columns or None)
+                return any(map(needles.are_in_rows, batches))
+        if head.startswith(b"SQLite format 3"):
+            return any(needles.are_in(text) for text in database_texts(path))
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    except (pa.ArrowException, sqlite3.Error):
+        return True  # nobody knows
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error):
+            return True
+    text = content.decode("utf-8", "replace")
+    return needles.are_in(text) or any(map(needles.are_in, _values(text)))
+
+
+def database_texts(path: Path) -> Iterator[str]:
+    """Every text of an SQLite file, and those within its JSON."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            quoted = str(table).replace('"', '""')
+            columns = database.execute(f'PRAGMA table_info("{quoted}")').fetchall()
+            kinds = {str(kind).upper() for _, _, kind, *_ in columns}
+            if kinds <= {"BLOB", "INTEGER", "FLOAT", "DATETIME"}:
+                continue  # the cache's vectors under their keys
+            for row in database.execute(f'SELECT * FROM "{quoted}"'):
+                for value in row:
+                    if isinstance(value, str):
+                        yield value
+                        yield from _values(value)
+
+
+def _values(text: str) -> Iterator[str]:
+    """The texts within JSON or JSON Lines; nothing of what is neither."""
+    if text[:1] not in ("{", "["):
+        return
+    try:
+        yield from _strings(json.loads(text))
+    except (ValueError, RecursionError):
+        for line in text.splitlines():
+            try:
+                yield from _strings(json.loads(line))
+            except (ValueError, RecursionError):
+                continue
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+        for part in value.values():
+            yield from _strings(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part)

@@ -1,0 +1,186 @@
+"""Where documents stand in what a pipeline keeps: their rows, and every text of theirs that is
+known."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.metrics.known_items import known_item
+from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.releases import read_history, read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import DOCUMENT_DIGEST, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.spec.pipeline import partition_of
+from embedding_pipelines.stores.base import Table
+from embedding_pipelines.vectors import Vectors, to_matrix
+
+CHUNK = ["document_id", "start", "text"]
+PROBES = 20  # chunks whose vectors the table is searched with afterwards
+
+
+@dataclass
+class Traces:
+    """What there is of some documents."""
+
+    ids: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)  # those of them that stand anywhere
+    contents: set[bytes] = field(default_factory=set)  # digests of the documents on record
+    files: set[str] = field(default_factory=set)  # source files that they stand in
+    texts: set[str] = field(default_factory=set)  # of documents and chunks, old versions included
+    queries: set[str] = field(default_factory=set)  # that checks made of their texts
+    shared: set[str] = field(default_factory=set)  # those of the texts that other documents have
+    probes: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
+    rows: int = 0  # of the live release
+    documents: int = 0  # on record
+    releases: list[int] = field(default_factory=list)  # that hold any of them
+    unreadable: list[str] = field(default_factory=list)  # releases that nobody could look into
+
+    @property
+    def own_texts(self) -> set[str]:
+        return self.texts - self.shared
+
+
+def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
+    """Where documents of these ids and source files stand. Raises StoreError for a damaged
+    shard."""
+    traces = Traces(ids=set(ids))
+    names = run.spec.partition_names
+    _trace_documents(run, traces, names if files else sorted(partitions(run, ids)), files)
+    own = sorted(partitions(run, traces.ids))
+    for name in own:
+        _trace_chunks(run, traces, name)
+    _trace_tables(run, traces, own)
+    _find_shared(run, traces)
+    return traces
+
+
+def partitions(run: Run, ids: Collection[str]) -> set[str]:
+    names = run.spec.partition_names
+    return {names[partition_of(name, len(names))] for name in ids}
+
+
+def rows_of(batch: pa.RecordBatch | pa.Table, ids: Collection[str]) -> pa.Array:
+    """Which rows belong to these documents, bool[n]; without the documents' ids, by the chunks'."""
+    if "document_id" in batch.schema.names:
+        return pc.is_in(batch["document_id"], pa.array(sorted(ids), pa.string()))
+    owners = [name.rpartition("#")[0] for name in batch["chunk_id"].to_pylist()]
+    return pa.array([owner in ids for owner in owners], pa.bool_())
+
+
+def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]]:
+    """The keys of texts in the cache, in every space that the pipeline ever released or holds, and
+    in that of its model; and in a sentence each why a space is not known."""
+    folder, notes = run.folder, list[str]()
+    spaces = {release.space.with_codec(None).id for release in read_releases(folder).releases}
+    spaces |= {str(line["space"]) for line in read_history(folder)[0] if "space" in line}
+    for name in run.spec.partition_names:
+        schema = folder.embeddings.schema(name)
+        if schema is not None:
+            spaces.add((schema.metadata or {}).get(SPACE_ID_KEY, b"").decode())
+    try:
+        spaces.add(run.model.space.id)
+    except EmbeddingPipelinesError as error:
+        notes.append(
+            "The pipeline file's model cannot be opened, so its vectors of these texts stay in the "
+            f"cache if it has never finished a run: {error}"
+        )
+    kinds: tuple[InputType, ...] = ("document", "query")
+    keys = [
+        EmbeddingCache.key(space, kind, text)
+        for space in sorted(spaces)
+        for text in sorted(texts)
+        for kind in kinds
+    ]
+    return keys, notes
+
+
+def _trace_documents(
+    run: Run, traces: Traces, names: Collection[str], files: Collection[str]
+) -> None:
+    own, sources = pa.array(sorted(traces.ids), pa.string()), pa.array(sorted(files), pa.string())
+    columns = ["document_id", "source_file", "text", DOCUMENT_DIGEST]
+    for name in names:
+        for batch in run.folder.documents.read(name, columns):
+            by_id = pc.is_in(batch["document_id"], own)
+            rows = batch.filter(pc.or_(by_id, pc.is_in(batch["source_file"], sources)))
+            traces.documents += rows.num_rows
+            traces.seen |= set(rows["document_id"].to_pylist())
+            traces.files |= set(rows["source_file"].to_pylist())
+            traces.texts |= set(rows["text"].to_pylist())
+            traces.contents |= set(rows[DOCUMENT_DIGEST].to_pylist())
+    traces.ids |= traces.seen
+
+
+def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
+    """Of one partition: chunks, their vectors, and texts that the provider rejected."""
+    for batch in run.folder.chunks.read(name, CHUNK):
+        _add_texts(run, traces, batch.filter(rows_of(batch, traces.ids)))
+    for batch in run.folder.embeddings.read(name):
+        vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
+        traces.probes += list(to_matrix(vectors))[: PROBES - len(traces.probes)]
+
+
+def _trace_tables(run: Run, traces: Traces, names: Collection[str]) -> None:
+    """In every release, and in what was written since the newest one."""
+    releases = read_releases(run.folder)
+    for entry in releases.releases:
+        table = entry.spec.store.table(run.folder.tables, entry.table)
+        try:
+            rows = sum(_trace_table(run, traces, table, names, entry.version))
+        except (StoreError, OSError) as error:
+            traces.unreadable.append(f"Release {entry.number} could not be read: {error}")
+            continue
+        if rows:
+            traces.releases.append(entry.number)
+        if entry.number == releases.live:
+            traces.rows = rows
+    store = run.spec.store
+    for name in tables_of(run):
+        table = store.table(run.folder.tables, name)
+        try:
+            if table.version is not None:
+                list(_trace_table(run, traces, table, names, None))
+        except (StoreError, OSError) as error:
+            traces.unreadable.append(f"Table {name} could not be read: {error}")
+
+
+def tables_of(run: Run) -> list[str]:
+    """All tables of the pipeline, whoever left them."""
+    names = run.spec.store.names(run.folder.tables)
+    return [name for name in names if name.rpartition("-")[0] == run.spec.name]
+
+
+def _trace_table(
+    run: Run, traces: Traces, table: Table, names: Collection[str], version: int | None
+) -> Iterator[int]:
+    """How many rows of the documents each batch has."""
+    for name in names:
+        for batch in table.scan(CHUNK, name, version):
+            rows = batch.filter(rows_of(batch, traces.ids))
+            _add_texts(run, traces, rows)
+            yield rows.num_rows
+
+
+def _add_texts(run: Run, traces: Traces, rows: pa.RecordBatch) -> None:
+    has_title = len(run.spec.source.text) > 1
+    traces.seen |= set(rows["document_id"].to_pylist())
+    for start, text in zip(rows["start"].to_pylist(), rows["text"].to_pylist(), strict=True):
+        traces.texts.add(text)
+        query = known_item(text, text.partition("\n")[0] if has_title else None)
+        if start == 0 and query is not None:
+            traces.queries.add(query)
+
+
+def _find_shared(run: Run, traces: Traces) -> None:
+    """Texts that others have too are no trace: they stay with those."""
+    texts = pa.array(sorted(traces.texts), pa.string())
+    for shards in (run.folder.documents, run.folder.chunks):
+        for name in run.spec.partition_names:
+            for batch in shards.read(name, ["document_id", "text"]) if len(texts) else ():
+                others = batch.filter(pc.invert(rows_of(batch, traces.ids)))
+                same = others.filter(pc.is_in(others["text"], texts))
+                traces.shared |= set(same["text"].to_pylist())

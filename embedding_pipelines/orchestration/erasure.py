@@ -1,0 +1,44 @@
+"""Erasure: runs whose events quote a text that is forgotten leave a home's own Dagster instance.
+
+Events hold notes and errors, some of which quote the beginning of a text; what is on record of
+assets and checks, which outlives runs, holds figures and names alone. An instance that the user
+has chosen is the user's to tidy.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from embedding_pipelines.environment import instance_folder
+from embedding_pipelines.files import list_files
+from embedding_pipelines.forget.proof import database_texts
+from embedding_pipelines.home import warehouse_folder
+from embedding_pipelines.orchestration.failures import readable_records
+from embedding_pipelines.orchestration.instance import open_instance
+from embedding_pipelines.orchestration.retention import delete_run
+
+
+def delete_runs_that_quote(home: Path, quotes: Callable[[str], bool]) -> int:
+    """Delete the runs that have an event, or output that Dagster captured, for which `quotes` is
+    true; how many."""
+    root = warehouse_folder(home) / "dagster"
+    if instance_folder(home).resolve() != root.resolve() or not root.is_dir():
+        return 0
+    with readable_records(root):
+        ids = {*_in_events(root, quotes), *_in_output(root, quotes)}
+        if ids:
+            with open_instance(home) as instance:
+                for run_id in sorted(ids):
+                    delete_run(instance, run_id)
+    return len(ids)
+
+
+def _in_events(root: Path, quotes: Callable[[str], bool]) -> Iterator[str]:
+    for path in list_files(root / "history" / "runs", "*-*.db"):
+        if any(map(quotes, database_texts(path))):
+            yield path.stem
+
+
+def _in_output(root: Path, quotes: Callable[[str], bool]) -> Iterator[str]:
+    for path in (root / "storage").rglob("*"):
+        if path.is_file() and quotes(path.read_text("utf-8", "replace")):
+            yield path.relative_to(root / "storage").parts[0]

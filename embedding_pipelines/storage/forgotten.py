@@ -1,0 +1,110 @@
+"""What a pipeline has forgotten for good: hashes of ids, contents and files, never a text.
+
+A run leaves out what is named here, and says how many. The file lies beside the pipelines' folders,
+since it outlives them, and has a copy: nothing else could say what must not come back.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from embedding_pipelines.errors import StoreError
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.schemas import DIGEST_BYTES
+
+Kind = Literal["id", "content", "file", "record"]
+COPY = ".copy.json"  # in place of `.json`
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was forgotten at once. Hashes are BLAKE2b with the list's salt, in hex."""
+
+    at: str  # ISO 8601, UTC
+    files: list[str] = field(default_factory=list)  # whose documents all are left out
+    documents: list[str] = field(default_factory=list)  # of ids; without source.id of contents
+    records: list[str] = field(default_factory=list)  # of the bytes of records that were rejected
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """All that a pipeline has forgotten. Hashes of one salt compare with no other list."""
+
+    salt: str
+    entries: list[Entry]
+
+    def has(self, kind: Kind, value: bytes | str) -> bool:
+        return self.hash(kind, value) in self._hashes
+
+    def hash(self, kind: Kind, value: bytes | str) -> str:
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        key, person = bytes.fromhex(self.salt), kind.encode()
+        return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=key, person=person).hexdigest()
+
+    def with_more(self, values: Mapping[Kind, Iterable[bytes | str]]) -> "Forgotten":
+        """With an entry of today for what is not in it already."""
+        new: dict[Kind, list[str]] = {}
+        for kind, each in values.items():
+            hashes = {self.hash(kind, value) for value in each}
+            new[kind] = sorted(hashes - self._hashes)
+        if not any(new.values()):
+            return self
+        entry = Entry(
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            files=new.get("file", []),
+            documents=[*new.get("id", []), *new.get("content", [])],
+            records=new.get("record", []),
+        )
+        return replace(self, entries=[*self.entries, entry])
+
+    def without(self, ids: Iterable[str], files: Iterable[str]) -> "Forgotten":
+        """Without these ids, and without all that was forgotten with these files."""
+        gone = {self.hash("id", name) for name in ids}
+        gone_files = {self.hash("file", name) for name in files}
+        entries = [
+            replace(entry, documents=[name for name in entry.documents if name not in gone])
+            for entry in self.entries
+            if gone_files.isdisjoint(entry.files)
+        ]
+        kept = [entry for entry in entries if entry.files or entry.documents or entry.records]
+        return replace(self, entries=kept)
+
+    @cached_property
+    def _hashes(self) -> frozenset[str]:
+        lists = ([*entry.files, *entry.documents, *entry.records] for entry in self.entries)
+        return frozenset(name for names in lists for name in names)
+
+    def __bool__(self) -> bool:
+        return bool(self._hashes)
+
+
+def read_forgotten(path: Path) -> Forgotten:
+    """From the copy if the file is lost or damaged; empty if there is neither. Raises StoreError if
+    what is there is damaged: a run would bring back what must not come back."""
+    record: dict[str, Any] | None = None
+    damaged: StoreError | None = None
+    for each in (path, path.with_suffix(COPY)):
+        try:
+            record = record or read_json(each)
+        except StoreError as error:
+            damaged = error
+    if record is None and damaged is not None:
+        raise StoreError(
+            f"{path} and its copy are damaged: they say what this pipeline has forgotten for good. "
+            "Put back a copy of one of them. Delete both only if all of that may come back."
+        ) from damaged
+    if record is None:
+        return Forgotten(secrets.token_hex(DIGEST_BYTES), [])
+    return Forgotten(record["salt"], [Entry(**entry) for entry in record["entries"]])
+
+
+def write_forgotten(path: Path, forgotten: Forgotten) -> None:
+    """On the disk before it returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for each in (path.with_suffix(COPY), path):
+        write_json(each, asdict(forgotten))

@@ -1,0 +1,297 @@
+"""Forgetting: a document is in no file afterwards, and no run brings it back unsaid."""
+
+import errno
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.errors import BusyError, ConfigError, StoreError
+from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
+from embedding_pipelines.progress import Silent
+from embedding_pipelines.releases import read_releases, rollback
+from embedding_pipelines.report.page import write_report
+from embedding_pipelines.search import Searcher
+from embedding_pipelines.storage.forgotten import COPY
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.chain import (
+    live_rows,
+    report,
+    run_of,
+    run_recorded,
+    run_steps,
+    top,
+    write_csv,
+    write_pipeline,
+)
+from embedding_pipelines_tests.decoded import files_with
+
+PIPELINE = """\
+source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat], max_rejected: 5}
+model: {provider: hashing}
+partitions: 2
+compression: [float16]
+store: {kind: lancedb, keep_releases: 3, index_rows: 256}
+evaluation: {known_items: 30, may_shrink: 1}
+"""
+SECRET, BEFORE = "Ada Lovelace lives in the blue house", "Ada Lovelace lives in the red house"
+ROWS = [(f"id-{n}", f"word{n % 7} text number {n}", "c") for n in range(20)]
+MANY = [(f"id-{n}", f"word{n % 7} text number {n}", "c") for n in range(300)]
+
+
+def release(home: Path, rows: list[tuple[str, ...]], pipeline: str = PIPELINE) -> None:
+    write_pipeline(home, "p", pipeline)
+    write_csv(home, "a.csv", rows)
+    run_steps(home, "p")
+
+
+@pytest.fixture
+def released(home: Path) -> Path:
+    """A home whose pipeline holds the document `ada`: in two releases with other texts, in a
+    rejected record, in a report."""
+    release(home, [*ROWS, ("ada", f"{BEFORE}.", "c")])
+    release(home, [*ROWS, ("ada", f"{SECRET}.", "c"), ("ada", f"{SECRET}, too.", "c")])
+    write_report(Warehouse(home), "p", Silent())
+    return home
+
+
+def forget_it(home: Path, *ids: str, files: tuple[str, ...] = ()) -> Receipt:
+    with run_of(home, "p") as run:
+        return forget(run, ids, files)
+
+
+def kept(home: Path) -> list[str]:
+    """The files that the warehouse holds the texts in."""
+    return files_with(home / "data" / "warehouse", SECRET, BEFORE)
+
+
+def test_a_document_is_in_no_file_and_everything_else_stays(released: Path) -> None:
+    before = live_rows(released, "p")
+    places = {path.split("/")[0] for path in kept(released)}
+    assert places == {"pipelines", "tables", "reports"}
+    cached = len(run_of(released, "p").cache)
+    receipt = forget_it(released, "ada")
+    assert kept(released) == receipt.left == []
+    after = live_rows(released, "p")
+    assert after.keys() == before.keys() - {"ada#0"}
+    assert all(list(after[name]["vector"]) == list(before[name]["vector"]) for name in after)
+    assert (receipt.documents, receipt.release, receipt.removed_releases) == (1, 3, [1, 2])
+    assert [entry.number for entry in read_releases(run_of(released, "p").folder).releases] == [3]
+    assert receipt.erased["cached_vectors"] == cached - len(run_of(released, "p").cache)
+    assert receipt.erased["cached_vectors"] >= 3  # both texts, and a query of theirs
+    assert receipt.erased["rejected_records"] == receipt.erased["reports"] == 1
+    assert receipt.checked["searches"] == 1
+    written = Path(receipt.path).read_text()
+    assert json.loads(written)["checked"]["texts"] >= 2
+    assert not any(word in written for word in ("Ada", "ada"))
+
+
+def test_a_run_over_a_source_that_holds_it_leaves_it_out_and_says_so(released: Path) -> None:
+    forget_it(released, "ada")
+    reports, texts = run_recorded(released, "p")
+    assert texts == []  # nothing else is paid for again
+    assert report(reports, "documents").statistics["forgotten"] == 2
+    assert not report(reports, "release").changed
+    assert kept(released) == []
+    write_csv(released, "b.csv", [("new", "an added text", "c"), ("ada", f"{SECRET}.", "c")])
+    reports, texts = run_recorded(released, "p")
+    assert (texts, report(reports, "documents").statistics["forgotten"]) == (["an added text"], 3)
+    assert kept(released) == []
+    assert "ada#0" not in live_rows(released, "p")
+
+
+def test_the_next_run_makes_what_hangs_on_it_and_then_there_is_nothing_to_do(
+    released: Path,
+) -> None:
+    forget_it(released, "ada")
+    run_steps(released, "p")
+    assert not any(report.changed for report in run_steps(released, "p"))
+    release(released, [*ROWS[1:], ("ada", f"{SECRET}.", "c")])
+    assert [entry.number for entry in read_releases(run_of(released, "p").folder).releases] == [
+        3,
+        4,
+    ]
+    rollback(run_of(released, "p").folder, None)
+
+
+def test_all_documents_of_a_file_go_and_a_copy_of_it_is_left_out(released: Path) -> None:
+    rows = [("x", f"{SECRET} today.", "c"), ("y", f"{BEFORE} still.", "c")]
+    write_csv(released, "b.csv", rows)
+    release(released, ROWS)
+    receipt = forget_it(released, files=("data/b.csv",))
+    assert (receipt.documents, receipt.left) == (2, [])
+    assert kept(released) == []
+    write_csv(released, "c.csv", [*rows, ("z", "a text of its own", "c")])
+    write_csv(released, "b.csv", [*rows, ("w", f"{SECRET} again.", "c")])  # is not even read
+    statistics = report(run_steps(released, "p"), "documents").statistics
+    assert (statistics["forgotten"], statistics["forgotten_files"]) == (2, 1)
+    assert live_rows(released, "p").keys() == {*(f"id-{n}#0" for n in range(20)), "z#0"}
+
+
+def test_without_ids_the_content_tells_a_document(home: Path) -> None:
+    pipeline = PIPELINE.replace("id: id, ", "")
+    release(home, [("1", f"{SECRET}.", "c"), *ROWS], pipeline)
+    forget_it(home, "data/a.csv:2")
+    release(home, [*ROWS, ("1", f"{SECRET}.", "c")], pipeline)
+    rows = live_rows(home, "p")
+    assert len(rows) == len(ROWS)
+    assert "data/a.csv:2#0" in rows  # another record's place now
+    assert kept(home) == []
+    forget_it(home, "data/a.csv:2#0".removesuffix("#0"))
+    with run_of(home, "p") as run, pytest.raises(ConfigError, match="by --source"):
+        allow_again(run, ["data/a.csv:2"], [])
+
+
+def test_texts_that_others_have_too_stay_with_them(home: Path) -> None:
+    release(home, [*ROWS, ("ada", f"{SECRET}.", "c"), ("eve", f"{SECRET}.", "c")])
+    receipt = forget_it(home, "ada")
+    assert receipt.left == []
+    assert "stand in other documents too" in receipt.notes[0]
+    assert "eve#0" in live_rows(home, "p")
+    assert run_recorded(home, "p")[1] == []
+
+
+def test_a_held_back_candidate_is_forgotten_too(home: Path) -> None:
+    release(home, ROWS)
+    write_pipeline(home, "p", PIPELINE.replace("may_shrink: 1", "may_shrink: 0.1"))
+    write_csv(home, "a.csv", [*ROWS[:11], ("ada", f"{SECRET}.", "c")])
+    with pytest.raises(Exception, match="may_shrink"):
+        run_steps(home, "p")
+    assert forget_it(home, "ada").left == kept(home) == []
+    assert len(live_rows(home, "p")) == 20
+
+
+def test_what_was_never_released_is_forgotten(home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", [("ada", f"{SECRET}.", "c"), *ROWS])
+    with run_of(home, "p") as run:
+        from embedding_pipelines.steps.chain import step_named
+
+        for name in ("documents", "chunks", "embeddings"):
+            list(step_named(name).work(run, run.spec.partition_names))
+    receipt = forget_it(home, "ada")
+    assert (receipt.release, receipt.left, kept(home)) == (None, [], [])
+    run_steps(home, "p")
+    assert len(live_rows(home, "p")) == 20
+
+
+def test_the_only_document_is_forgotten(home: Path) -> None:
+    release(home, [("ada", f"{SECRET}.", "c")])
+    assert forget_it(home, "ada").left == kept(home) == []
+    assert top(home, "p", "blue house") == []
+
+
+def test_open_searchers_go_on_and_no_longer_find_it(home: Path) -> None:
+    """While it goes on, too: one process searches without a pause."""
+    release(home, [*MANY, ("ada", f"{SECRET}.", "c")])
+    answers, problems, ended = list[list[str]](), list[Exception](), threading.Event()
+
+    def search() -> None:
+        with Searcher(Warehouse(home), "p") as searcher:
+            while not ended.is_set():
+                try:
+                    hits = searcher.search(SECRET, 1).hits
+                    with Searcher(Warehouse(home), "p") as other:
+                        hits += other.search(SECRET, 1).hits
+                    answers.append([hit.document_id for hit in hits])
+                except Exception as error:  # noqa: BLE001  # that is what is looked for
+                    problems.append(error)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    while not answers and not problems:
+        pass
+    forget_it(home, "ada")
+    before = len(answers)
+    while len(answers) < before + 3 and not problems:
+        pass
+    ended.set()
+    thread.join()
+    assert problems == []
+    assert answers[0] == ["ada", "ada"]
+    assert "ada" not in answers[-1]
+
+
+def fail(*arguments: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    "part", ["_erase_from_table", "_erase_rows", "_erase_from_shard", "_check"]
+)
+@pytest.mark.parametrize("between", ["a run", "nothing"])
+def test_killed_anywhere_the_same_command_ends_right_and_so_does_a_run_in_between(
+    home: Path, monkeypatch: pytest.MonkeyPatch, part: str, between: str
+) -> None:
+    rows = [(f"gone-{n}", f"{SECRET} since {n}.", "c") for n in range(4)]
+    write_csv(home, "b.csv", rows)
+    release(home, ROWS)
+    with monkeypatch.context() as patch:
+        patch.setattr(f"embedding_pipelines.forget.forget.{part}", fail)
+        with pytest.raises(OSError, match="output error"):
+            forget_it(home, files=("data/b.csv",))
+    if between == "a run":
+        run_steps(home, "p")
+        assert len(live_rows(home, "p")) == len(ROWS)
+    assert forget_it(home, files=("data/b.csv",)).left == kept(home) == []
+    run_steps(home, "p")
+    assert len(live_rows(home, "p")) == len(ROWS)
+    assert kept(home) == []
+
+
+def test_another_pipeline_that_holds_it_is_named(released: Path) -> None:
+    write_pipeline(released, "q", PIPELINE)
+    run_steps(released, "q")
+    receipt = forget_it(released, "ada")
+    assert receipt.left == []
+    assert receipt.notes[-1] == (
+        "Pipeline 'q' holds some of the texts too: forget them there as well."
+    )
+
+
+def test_undone_it_comes_back_with_the_next_run(released: Path) -> None:
+    forget_it(released, "ada")
+    with run_of(released, "p") as run:
+        assert allow_again(run, ["ada"], []) == 1
+        assert allow_again(run, ["ada"], []) == 0
+    run_steps(released, "p")
+    assert "ada#0" in live_rows(released, "p")
+
+
+def test_tombstones_outlive_the_file_and_damaged_ones_stop_a_run(released: Path) -> None:
+    forget_it(released, "ada")
+    path = Warehouse(released).forgotten / "p.json"
+    path.unlink()  # there is a copy
+    write_csv(released, "b.csv", [("new", "an added text", "c")])
+    assert report(run_steps(released, "p"), "documents").statistics["forgotten"] == 2
+    path.with_suffix(COPY).write_text("{")
+    write_csv(released, "b.csv", [("new", "another added text", "c")])
+    with pytest.raises(StoreError, match=r"has forgotten for good\. Put back a copy"):
+        run_steps(released, "p")
+
+
+def test_what_nobody_has_heard_of_is_refused(released: Path) -> None:
+    before = files_with(released, SECRET)
+    with pytest.raises(ConfigError, match="there is no document 'nobody', in no release"):
+        forget_it(released, "nobody")
+    with pytest.raises(ConfigError, match=r"no document on record is of 'data/b\.csv'"):
+        forget_it(released, files=("data/b.csv",))
+    with Warehouse(released).pipeline("p").lock("run"), pytest.raises(BusyError):
+        forget_it(released, "ada")
+    assert files_with(released, SECRET) == before
+    rollback(run_of(released, "p").folder, None)
+    release(released, ROWS)
+    rollback(run_of(released, "p").folder, 1)
+    with pytest.raises(ConfigError, match="nobody can tell their files"):
+        forget_it(released, files=("data/a.csv",))
+
+
+def test_a_file_is_named_from_here_or_from_home(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(released, "p")
+    names = {source_name(run, given) for given in ("data/a.csv", str(released / "data/a.csv"))}
+    monkeypatch.chdir(released / "data")
+    assert names | {source_name(run, "a.csv")} == {"data/a.csv"}
