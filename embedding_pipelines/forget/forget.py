@@ -94,6 +94,9 @@ def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
             f"{name}: release {live.number} is damaged. Run `embedding-pipelines run {name}`, which "
             "makes it anew, then forget."
         )
+    for each in (*ids, *files):
+        if each != each.encode("utf-8", "replace").decode():
+            raise ConfigError(f"{name}: {each!r} is not UTF-8, and so is no id and no source file.")
     traces = trace(run, ids, files)
     for file in files:
         if file not in known and file not in traces.files and not forgotten.has("file", file):

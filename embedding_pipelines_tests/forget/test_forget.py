@@ -278,6 +278,8 @@ def test_what_nobody_has_heard_of_is_refused(released: Path) -> None:
         forget_it(released, "nobody")
     with pytest.raises(ConfigError, match=r"no document on record is of 'data/b\.csv'"):
         forget_it(released, files=("data/b.csv",))
+    with pytest.raises(ConfigError, match="is not UTF-8"):
+        forget_it(released, "b\udcff")
     with Warehouse(released).pipeline("p").lock("run"), pytest.raises(BusyError):
         forget_it(released, "ada")
     assert files_with(released, SECRET) == before
