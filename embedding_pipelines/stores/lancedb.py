@@ -133,6 +133,8 @@ class Lancedb(Store):
         return sorted(name.removesuffix(ENDING) for name in names if name.endswith(ENDING))
 
     def drop(self, folder: Path, name: str) -> None:
+        for manifest in LanceTable(folder, name, self)._manifests():
+            delete(manifest)  # first: who searches it meanwhile sees that it is gone
         with _lance.explain_errors(folder, name, "deleted"):
             _lance.connect(folder).drop_table(name, ignore_missing=True)
         delete(folder / f"{name}{CHECKSUMS}")
