@@ -44,6 +44,10 @@ TABLE_COLUMNS: dict[str, pa.DataType] = {name: CHUNK_COLUMNS[name] for name in _
 TABLE_COLUMNS["partition"] = pa.string()
 TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the model gave it
 
+# Never null, for it is the table's primary key: without one, two writers who merge the same new id
+# at once store it twice.
+TABLE_KEY = "chunk_id"
+
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 
@@ -127,8 +131,11 @@ def embeddings_schema(dimensions: int, space_id: str) -> pa.Schema:
 
 def table_schema(metadata: Mapping[str, str], vector: pa.DataType, space_id: str) -> pa.Schema:
     """What the vector store holds: TABLE_COLUMNS, metadata and the (compressed) vector."""
+    columns = [
+        pa.field(name, kind, nullable=name != TABLE_KEY) for name, kind in TABLE_COLUMNS.items()
+    ]
     return pa.schema(
-        [*TABLE_COLUMNS.items(), *_metadata_fields(metadata), (VECTOR, vector)],
+        [*columns, *_metadata_fields(metadata), (VECTOR, vector)],
         metadata={SPACE_ID_KEY: space_id.encode()},
     )
 

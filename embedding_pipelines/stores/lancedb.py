@@ -21,7 +21,7 @@ from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_names
-from embedding_pipelines.schemas import RESCORING_VECTOR
+from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._checksums import (
     damaged_file,
@@ -208,7 +208,8 @@ class LanceTable(Table):
             if not self._manifests():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.withdraw(None)  # the rest of a lost table of this name, or of a dead writer
-                self._connection.create_table(self.name, schema=schema)
+                new = self._connection.create_table(self.name, schema=schema)
+                new.set_unenforced_primary_key(TABLE_KEY)
             table = self._open()
             self._delete_unnamed()
             for start in range(0, len(remove), REMOVE_IDS):

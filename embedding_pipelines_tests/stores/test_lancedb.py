@@ -5,6 +5,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.stores import _checksums
+from embedding_pipelines.stores._lance import connect
 from embedding_pipelines.stores._lance_index import MAX_SMALL_FILES, MAX_UPDATES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines_tests.compression.contract import clustered
@@ -27,6 +30,30 @@ from embedding_pipelines_tests.stores.tables import DIMENSIONS, add, build
 
 def test_lancedb_keeps_the_contract(tmp_path: Path) -> None:
     check_store(Lancedb(), tmp_path)
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_two_writers_who_merge_one_new_id_at_once_store_it_once_because_of_the_key(
+    tmp_path: Path, has_key: bool
+) -> None:
+    if has_key:
+        LanceTable(tmp_path, "p-1", Lancedb()).apply(SCHEMA, [], [batch(["old"])])
+    else:  # as tables were made before: it shows that the key is what helps
+        connect(tmp_path).create_table("p-1", [batch(["old"])], SCHEMA)
+    barrier = threading.Barrier(2)
+
+    def merge(name: str) -> None:
+        table = connect(tmp_path).open_table("p-1")
+        barrier.wait(60)
+        merge = table.merge_insert("chunk_id").when_matched_update_all()
+        merge.when_not_matched_insert_all().execute(pa.Table.from_batches([batch([name])]))
+
+    with ThreadPoolExecutor(2) as writers:
+        for name in ("first", "second", "third"):
+            list(writers.map(merge, [name, name]))
+    ids = connect(tmp_path).open_table("p-1").to_arrow()["chunk_id"].to_pylist()
+    times = 1 if has_key else 2
+    assert Counter(ids) == {"old": 1, "first": times, "second": times, "third": times}
 
 
 def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_keeps(
@@ -97,7 +124,7 @@ def test_the_version_is_the_one_of_lancedb(tmp_path: Path) -> None:
         return version
 
     table.apply(SCHEMA, [], [])
-    assert agree() == 1
+    assert agree() == 2  # the table, then its key
     names = [f"row{n}" for n in range(300)]
     table.apply(SCHEMA, [], [batch(names)])
     table.apply(SCHEMA, ["row1", "row2"], [])
@@ -132,7 +159,7 @@ def test_the_version_is_known_without_importing_lancedb(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["2", "False"]
+    assert done.stdout.split() == ["3", "False"]
 
 
 def test_manifests_of_another_naming_are_left_to_lancedb(tmp_path: Path) -> None:
