@@ -45,6 +45,7 @@ RATES = {
     "tokens_per_second": ("embedded_tokens", "provider_seconds", 0),
     "seconds_per_request": ("request_seconds", "requests", 3),
     "texts_per_request": ("embedded", "requests", 1),
+    "tokens_per_edited_token": ("embedded_tokens", "edited_tokens", 1),
 }
 
 

@@ -33,7 +33,7 @@ CHUNK_COLUMNS: dict[str, pa.DataType] = {
     "text": pa.string(),
     "tokens": pa.int32(),  # as the model counts them, special tokens included
     "unknown_tokens": pa.int32(),  # of these, those that the model's vocabulary lacks
-    "truncated": pa.bool_(),  # the rest of the document was dropped
+    "unseen_tokens": pa.int32(),  # of the document behind it, which no chunk holds (`chunk: null`)
     DOCUMENT_DIGEST: DIGEST,
     "chunk_digest": DIGEST,  # over text, offsets and metadata; decides which rows differ
 }
@@ -63,7 +63,7 @@ DESCRIPTIONS = {
     "end": "The character after its last one.",
     "tokens": "Tokens as the model counts them, special tokens included.",
     "unknown_tokens": "Of these, how many the model's vocabulary lacks.",
-    "truncated": "Whether the rest of the document was dropped.",
+    "unseen_tokens": "Tokens of the rest of the document, which was cut off; 0 in most pipelines.",
     "chunk_digest": "Digest of text, offsets and metadata: decides which rows of the table differ.",
     "partition": "The partition of its document.",
     "vector_checksum": "CRC-32 of the vector as the model gave it.",

@@ -38,6 +38,7 @@ class Evidence:
     short_texts: int = 0  # of `health.SHORT_TOKENS` tokens or fewer
     text_tokens: int = 0  # of all chunks without special ones; 0 if they are only estimated
     unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
+    unseen_tokens: int = 0  # of the texts, those that no vector is of
     sketch: Sketch | None = None
     live_sketch: Sketch | None = None  # of the live release, if it is of the same space
     # A random sample of them.

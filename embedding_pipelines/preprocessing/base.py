@@ -32,6 +32,7 @@ class Counts:
     documents: int = 0
     empty: int = 0  # documents of which the model reads nothing after cleaning; they have no chunk
     truncated: int = 0  # lost their end, because `chunk` is null and the model takes less
+    unseen_tokens: int = 0  # of these ends
     chunks: int = 0
     tokens: int = 0  # of all chunks, special and overlapping ones too: what the model has to read
     unknown_tokens: int = 0  # of these, those that the model's vocabulary lacks
@@ -82,11 +83,12 @@ class Preprocessing(BaseModel):
             rows = [(row, piece) for row, cuts in enumerate(pieces) for piece in cuts]
             for at in range(0, len(rows), MAX_ROWS):
                 part = rows[at : at + MAX_ROWS]
-                batch = _batch(group, texts, part, whole=self.chunk is None)
+                batch = _batch(group, texts, part)
                 counts.chunks += batch.num_rows
                 counts.tokens += sum(piece.tokens for _, piece in part)
                 counts.unknown_tokens += sum(piece.unknown for _, piece in part)
-                counts.truncated += batch["truncated"].true_count
+                counts.truncated += sum(piece.unseen > 0 for _, piece in part)
+                counts.unseen_tokens += sum(piece.unseen for _, piece in part)
                 yield batch
 
 
@@ -103,12 +105,9 @@ def _groups(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 
 
 def _batch(
-    group: pa.RecordBatch, texts: Sequence[str], rows: Sequence[tuple[int, Piece]], whole: bool
+    group: pa.RecordBatch, texts: Sequence[str], rows: Sequence[tuple[int, Piece]]
 ) -> pa.RecordBatch:
-    """The chunks' rows; `rows` holds the row of the document in `group` and the piece of its text.
-
-    `whole`: a document has one chunk, so its text is truncated if that ends early.
-    """
+    """The chunks' rows; `rows` holds the row of the document in `group` and the piece of its text."""
     own = {*schemas.DOCUMENT_COLUMNS, schemas.DOCUMENT_DIGEST}
     metadata = [field for field in group.schema if field.name not in own]
     names = [field.name for field in metadata]
@@ -124,7 +123,7 @@ def _batch(
         columns["text"].append(text)
         columns["tokens"].append(piece.tokens)
         columns["unknown_tokens"].append(piece.unknown)
-        columns["truncated"].append(whole and piece.end < len(texts[row].rstrip()))
+        columns["unseen_tokens"].append(piece.unseen)
         columns["chunk_digest"].append(schemas.digest(text.encode(), start, end, values[row]))
     of_documents = group.select(["document_id", schemas.DOCUMENT_DIGEST, *names])
     of_rows = of_documents.take(pa.array([row for row, _ in rows], pa.int64()))

@@ -8,8 +8,9 @@ the next letters decides. So borders stay where the text around them stays: what
 or edited changes the chunks beside it, and the vectors of all others are in the embedding cache.
 
 Of 36 PEPs (1,500 words each, limit 256), a paragraph that is inserted, taken out or edited by a word
-changes 2.0 chunks in the mean and 5 at most; filling each chunk from the beginning of the text, 2.7
-and 14. The price: a chunk has 180 tokens in the mean instead of 212.
+changes 1.6 chunks in the mean and 3 at most; filling each chunk from the beginning of the text, 2.4
+and 14. The price: a chunk has 171 tokens in the mean instead of 212, and all chunks together 6%
+more. What is found does not suffer: of 100 PEPs by their titles, nDCG@10 is 0.938 (0.913).
 
 Each long text is encoded once, and sizes are counted by the tokens' offsets (the PEPs: 14.3 M
 characters, 3.9 M MiniLM tokens). A cut within a word can change tokens, so each chunk is counted
@@ -73,6 +74,7 @@ class Piece(NamedTuple):
     end: int
     tokens: int
     unknown: int = 0  # of these, those that the model's vocabulary lacks
+    unseen: int = 0  # tokens of the text behind it that no piece holds
 
 
 class Cutter:
@@ -108,11 +110,13 @@ class Cutter:
             ]
         pieces: list[list[Piece]] = [[] for _ in texts]
         cuts: list[tuple[int, int, int]] = []  # number of the text, start, end
+        cut_off: dict[int, int] = {}  # tokens of the whole, by the number of the text
         for at, encoding in self._encode(texts).items():
             if len(encoding) <= self._limit:
                 pieces[at] = [self._piece(0, len(texts[at]), encoding)]
             elif self._whole:
                 cuts.append((at, 0, self._prefix(texts[at], encoding)))
+                cut_off[at] = len(encoding)
             else:
                 long = _Long(texts[at], encoding, self._capacity, self._overlap)
                 cuts += [(at, *span) for span in long.spans()]
@@ -122,6 +126,8 @@ class Cutter:
                 pieces[at].append(self._piece(start, end, encoding))
             else:
                 pieces[at] += self._halve(texts[at], start, end)
+        for at, tokens in cut_off.items():
+            pieces[at] = [piece._replace(unseen=tokens - piece.tokens) for piece in pieces[at]]
         return [self._readable(_drop_inner(each)) for each in pieces]
 
     def _piece(self, start: int, end: int, encoding: Encoding) -> Piece:
@@ -135,8 +141,13 @@ class Cutter:
         """The pieces of one very long text; at the seams of its parts pieces share no tokens."""
         pieces: list[Piece] = []
         start = 0
-        while start < len(text) and not (self._whole and pieces):
+        while start < len(text):
             end = _seam(text, start)
+            if self._whole and pieces:  # the rest is counted
+                unseen = pieces[0].unseen + self._tokens(text[start:end]) - self._special
+                pieces[0] = pieces[0]._replace(unseen=unseen)
+                start = end
+                continue
             for piece in self.cut([text[start:end]])[0]:
                 moved = {"start": start + piece.start, "end": start + piece.end}
                 pieces.append(piece._replace(**moved))
@@ -302,6 +313,11 @@ class _Long:
             return first
         space = _WORDS.search(self._text, first, place)
         return space.end() if space else first
+
+
+def sentence_ends(text: str) -> list[int]:
+    """Where a sentence, a line or a paragraph begins behind another."""
+    return _sentences(text).places
 
 
 def _sentences(text: str) -> _Borders:

@@ -37,7 +37,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
 from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.spec.pipeline import partition_of
-from embedding_pipelines.storage.warehouse import PipelineFolder
+from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -131,6 +131,8 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
     """The exact neighbours of the queries in the model's own space, and the vectors' figures."""
     run, label = candidate.run, candidate.run.spec.evaluation.label
     _count_unknown(candidate)
+    cut_off = sum(entry.statistics["unseen_tokens"] for entry in _chunk_manifests(candidate))
+    candidate.unseen_tokens, limit = cut_off, run.model.limits.max_tokens
     manifests = map(run.folder.embeddings.manifest, run.spec.partition_names)
     total = sum(manifest.rows for manifest in manifests if manifest)
     generator = np.random.default_rng(run.spec.seed)
@@ -150,6 +152,7 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
         sample.append(vectors[rows])
         candidate.labels += chunks[label].take(pa.array(rows)).to_pylist() if label else []
         candidate.short_texts += pc.sum(pc.less_equal(chunks["tokens"], SHORT_TOKENS)).as_py()
+        candidate.unseen_tokens += int(np.maximum(chunks["tokens"].to_numpy() - limit, 0).sum())
         candidate.vectors += len(ids)
     candidate.exact = exact.result()
     if candidate.vectors:
@@ -161,16 +164,20 @@ def _read_embeddings(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64
 def _count_unknown(candidate: Candidate) -> None:
     """The tokens of all chunks, but for special ones, and those that the model's vocabulary lacks;
     none where its tokenizer only estimates."""
-    run, tokenizer = candidate.run, candidate.run.model.tokenizer
+    tokenizer = candidate.run.model.tokenizer
     if unknown_id(tokenizer) is None:
         return
-    manifests = map(run.folder.chunks.manifest, run.spec.partition_names)
-    statistics = [manifest.statistics for manifest in manifests if manifest]
+    statistics = [manifest.statistics for manifest in _chunk_manifests(candidate)]
     tokens, chunks, unknown = (
         sum(entry[name] for entry in statistics) for name in ("tokens", "chunks", "unknown_tokens")
     )
     special = tokenizer.num_special_tokens_to_add(is_pair=False)
     candidate.text_tokens, candidate.unknown_tokens = tokens - special * chunks, unknown
+
+
+def _chunk_manifests(candidate: Candidate) -> list[Manifest]:
+    run = candidate.run
+    return run.folder.chunks.manifests(run.spec.partition_names)
 
 
 def _blocks(

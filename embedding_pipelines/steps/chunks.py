@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.preprocessing.chunk import Cutter
+from embedding_pipelines.preprocessing.edits import Edits
 from embedding_pipelines.preprocessing.tokens import TELL_UNKNOWN
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.run import Run
@@ -39,7 +40,7 @@ class ChunksStep(Step):
     lineage: ClassVar[Mapping[str, str]] = {
         "chunk_id": "document_id",
         **dict.fromkeys(
-            ("start", "end", "tokens", "unknown_tokens", "truncated", "chunk_digest"), "text"
+            ("start", "end", "tokens", "unknown_tokens", "unseen_tokens", "chunk_digest"), "text"
         ),
     }
 
@@ -89,23 +90,33 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
     if before is not None and before.configuration == configuration:
         unchanged = _identities(shards, partition) & _identities(documents, partition)
     fresh, counts = Counts(), Counts(documents=len(unchanged))
+    special = run.model.tokenizer.num_special_tokens_to_add(is_pair=False)
+    edits = Edits(special) if before and before.configuration == configuration else None
     statistics: dict[str, int] = {}
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in shards.read(partition) if unchanged else ():
-            reused = batch.filter(_mask(batch, unchanged))
+        for batch in shards.read(partition) if edits else ():
+            mask = _mask(batch, unchanged)
+            edits.add_before(batch.filter(pc.invert(mask)))
+            reused = batch.filter(mask)
             counts.chunks += reused.num_rows
             counts.tokens += pc.sum(reused["tokens"]).as_py() or 0
             counts.unknown_tokens += pc.sum(reused["unknown_tokens"]).as_py() or 0
-            counts.truncated += reused["truncated"].true_count
+            counts.unseen_tokens += pc.sum(reused["unseen_tokens"]).as_py() or 0
+            counts.truncated += pc.sum(pc.greater(reused["unseen_tokens"], 0)).as_py() or 0
             yield reused
         changed = (
             batch.filter(pc.invert(_mask(batch, unchanged))) for batch in documents.read(partition)
         )
-        yield from run.spec.preprocessing.process(changed, cutter, fresh)
+        for batch in run.spec.preprocessing.process(changed, cutter, fresh):
+            if edits:
+                edits.add_after(batch)
+            yield batch
         added = asdict(fresh)
         statistics.update({name: count + added[name] for name, count in asdict(counts).items()})
         statistics["reused_documents"] = len(unchanged)
+        if edits:
+            statistics["edited_tokens"] = edits.tokens
 
     schema = chunks_schema(run.spec.source.metadata_types)
     manifest = shards.write(partition, schema, rows(), source.digest, configuration, statistics)

@@ -45,6 +45,7 @@ class EmbeddingsStep(Step):
     extras: ClassVar[Mapping[str, str]] = {
         "rejected": "{:,} rejected (see status)",
         "usd": "{:.4f} USD",
+        "tokens_per_edited_token": "{} tokens embedded for each one edited",
         "tokens_per_second": "{:,} tokens/s",
     }
     row_statistic = "vectors"
@@ -283,11 +284,20 @@ class _Writing:
         price, batch_price = run.spec.model.price, run.spec.model.batch_price
         usd = (usage.billed_tokens * (price or 0) + self._collected * (batch_price or 0)) / 1e6
         usage.billed_tokens += self._collected
-        statistics = _statistics(manifest, usage, usd if price else None, True)
+        statistics = _statistics(manifest, usage, usd if price else None, True, self._edited_tokens())
         report = statistics | {"space": str(model.space)}
         if usage.embedded and model.computed_by:
             report["computed_by"] = model.computed_by
         return StepReport(EmbeddingsStep.name, True, report, self._partition)
+
+    def _edited_tokens(self) -> int:
+        """Of its texts since it was last embedded; 0 if all would be embedded without an edit, too."""
+        before, source = self._before, self._source
+        if before is None or before.configuration != self._run.model.space.id:
+            return 0
+        if before.inputs == source.digest:
+            return 0
+        return int(source.statistics.get("edited_tokens", 0))
 
 
 def _rejected_rows(partition: str, part: EmbeddedBatch) -> pa.RecordBatch:
@@ -318,17 +328,17 @@ def check_dimensions(run: Run) -> None:
 
 
 def _statistics(
-    manifest: Manifest, usage: Usage, usd: float | None, changed: bool
+    manifest: Manifest, usage: Usage, usd: float | None, changed: bool, edited: int = 0
 ) -> dict[str, Any]:
     """Every vector was embedded, reused (its text was in the cache, or stood twice), or is in a
-    partition that has not changed."""
-    vectors = manifest.rows - manifest.rejected
+    partition that has not changed. `edited`: tokens that are new or gone since it was embedded."""
+    vectors, counts = manifest.rows - manifest.rejected, asdict(usage) | {"edited_tokens": edited}
     return {
         "vectors": vectors,
         "reused": max(vectors - usage.embedded, 0) if changed else 0,
         "unchanged": 0 if changed else vectors,
         "size_bytes": manifest.size_bytes,
-        **asdict(usage),
+        **counts,
         **({} if usd is None else {"usd": round(usd, 6)}),
-        **compute_rates(asdict(usage)),
+        **compute_rates(counts),
     }

@@ -16,7 +16,11 @@ from embedding_pipelines.preprocessing.base import Counts, Preprocessing
 from embedding_pipelines.preprocessing.chunk import Chunk, Piece
 from embedding_pipelines.preprocessing.clean import Clean
 from embedding_pipelines_tests.corpora import OWN, long_texts, minilm
-from embedding_pipelines_tests.preprocessing.tokenizers_for_tests import check_pieces, wordpiece
+from embedding_pipelines_tests.preprocessing.tokenizers_for_tests import (
+    check_pieces,
+    count,
+    wordpiece,
+)
 
 LONG = "The quick brown fox jumped over the lazy dog. " * 40
 
@@ -135,6 +139,9 @@ def test_without_chunking_each_document_is_one_chunk_and_cut_ones_are_counted() 
     assert rows[0]["tokens"] <= 32
     assert LONG.startswith(rows[0]["text"] + " ")
     assert (counts.documents, counts.empty, counts.truncated, counts.chunks) == (3, 1, 1, 2)
+    every = count(wordpiece(), LONG)
+    assert [row["unseen_tokens"] for row in rows] == [every - rows[0]["tokens"], 0]
+    assert counts.unseen_tokens == every - rows[0]["tokens"] > 0
 
 
 def test_batches_are_bounded_and_rows_stay_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,4 +212,4 @@ def test_every_chunk_of_long_documents_fits_minilm_and_no_text_is_lost() -> None
     assert not any(cleaned[name][end:].strip() for name, end in covered.items())
     assert counts.documents == len(texts)
     assert counts.empty == counts.truncated == 0
-    assert counts.tokens / counts.chunks > 180  # chunks are full, not crumbs
+    assert counts.tokens / counts.chunks > 160  # no crumbs

@@ -75,6 +75,7 @@ def test_one_piece_per_text_is_its_beginning_within_the_limit(
         assert piece.start == 0
         assert piece.tokens == count(tokenizer, text[: piece.end]) <= limit
         assert piece.end == len(text) or count(tokenizer, text) > limit
+        assert piece.unseen == count(tokenizer, text) - piece.tokens or piece.end == len(text)
 
 
 @kinds
@@ -227,7 +228,7 @@ def test_time_grows_with_the_text_and_not_with_its_square() -> None:
 
 def test_a_text_that_fits_is_one_chunk_and_an_empty_one_is_none() -> None:
     pieces = Cutter(wordpiece(), 8, Chunk(overlap=0)).cut(["the quick fox", "", " \n ", "dog"])
-    assert pieces == [[(0, 13, 5, 0)], [], [], [(0, 3, 3, 0)]]
+    assert pieces == [[(0, 13, 5, 0, 0)], [], [], [(0, 3, 3, 0, 0)]]
 
 
 def test_special_tokens_count() -> None:
@@ -251,7 +252,7 @@ def test_padding_and_truncation_of_the_given_tokenizer_do_not_count_and_stay_on(
     text = "the quick brown fox " * 20
     pieces = Cutter(tokenizer, 16, Chunk(overlap=4)).cut([text, "dog"])
     check_pieces(text, pieces[0], wordpiece(), 16)
-    assert pieces[1] == [(0, 3, 3, 0)]
+    assert pieces[1] == [(0, 3, 3, 0, 0)]
     assert len(tokenizer.encode("dog").ids) == 64
 
 
@@ -305,3 +306,5 @@ def test_a_very_long_text_is_cut_part_by_part(
             check_pieces(text, cuts, tokenizer, 30)
         else:
             assert len(cuts) <= 1
+            seen = sum(piece.tokens + piece.unseen for piece in cuts)
+            assert seen >= count(tokenizer, text) or not cuts  # a seam may add a token
