@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from embedding_pipelines.embedding.batch_jobs import BatchPending
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import delete, read_json, write_json
+from embedding_pipelines.progress import Paused
 from embedding_pipelines.run import Run
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -76,7 +77,7 @@ def recorded(run: Run, step: str, is_last: bool = False) -> Iterator[None]:
     _write(run, activity)
     try:
         yield
-    except BatchPending:  # it ends well, and waits
+    except (BatchPending, Paused):  # it ends well, and more is to come
         _write(run, replace(activity, has_ended=True))
         raise
     except BaseException as error:

@@ -1,5 +1,6 @@
 """Progress of a step, and the report of what it did, for a terminal or Dagster's log to show."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -38,6 +39,40 @@ class Silent:
 
     def finish(self, report: StepReport) -> None:
         pass
+
+
+class Paused(Exception):
+    """Raised where a run was told to stop by itself; not an error. `str` says how far it has come."""
+
+
+class Limited:
+    """A progress that ends a run with Paused at a share of its tokens, from 0 to 1, or at a time of
+    the clock `time.monotonic`, whichever comes first.
+
+    It does so between partitions that are cut and between requests to the model, for what was done
+    until then is kept; never where nothing is left to embed.
+    """
+
+    def __init__(self, progress: Progress, share: float | None, deadline: float | None) -> None:
+        self._progress, self._share, self._deadline = progress, share, deadline
+        self.paused = ""  # how far the run has come, once it was ended
+
+    def update(self, step: str, done: int, total: int | None, unit: str) -> None:
+        self._progress.update(step, done, total, unit)
+        if step not in ("chunks", "embeddings") or not total or done >= total:
+            return
+        is_late = self._deadline is not None and time.monotonic() >= self._deadline
+        is_enough = step == "embeddings" and self._share is not None and done >= self._share * total
+        if is_late or is_enough:
+            verb = "embedded" if step == "embeddings" else "cut into chunks"
+            self.paused = f"{done:,} of {total:,} {unit} are {verb}"
+            raise Paused(self.paused)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+
+    def finish(self, report: StepReport) -> None:
+        self._progress.finish(report)
 
 
 # Statistics that cannot be summed over partitions: name -> (dividend, divisor, digits).

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from embedding_pipelines.storage.warehouse import Warehouse
 
 INTERRUPTED = 130  # exit code
+PAUSED = 3  # exit code of a run that has stopped by itself, as it was told to
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one object: command, ok, results, errors.")
@@ -88,7 +89,8 @@ class Problem:
     code: int = 1
 
     def show(self) -> None:
-        prefix, style = ("", "") if self.code == INTERRUPTED else ("error: ", "red")
+        is_fault = self.code not in (INTERRUPTED, PAUSED)
+        prefix, style = ("error: ", "red") if is_fault else ("", "")
         print_words(make_console(stderr=True), f"{prefix}{self.error}", style)
 
 

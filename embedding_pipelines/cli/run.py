@@ -1,5 +1,6 @@
 """Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from embedding_pipelines.cli.common import (
+    PAUSED,
     Name,
     Names,
     Outcomes,
@@ -45,16 +47,25 @@ def run(
     re_embed: Annotated[
         bool, typer.Option("--re-embed", help="Make all vectors anew, past the cache; this costs.")
     ] = False,
+    until: Annotated[
+        str, typer.Option(metavar="50%", help="Stop when this share of the tokens is embedded.")
+    ] = "",
+    time_limit: Annotated[
+        str, typer.Option("--for", metavar="30m", help="Stop after this time: 90s, 30m, 2h.")
+    ] = "",
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
 
-    Stop it at any time: it keeps what it embedded, and the next run goes on from there.
+    Stop it at any time: it keeps what it embedded, and the next run goes on from there. With --until
+    or --for it stops by itself, with exit code 3, and releases nothing before all is embedded.
     """
     from embedding_pipelines.steps.embeddings import re_embed as embed_anew
     from embedding_pipelines.steps.embeddings import retry_rejected as retry
 
     if re_embed and not names:
         raise ConfigError("run --re-embed: name the pipeline, since every text is paid for again.")
+    share = _parse_share(until) if until else None
+    deadline = time.monotonic() + _parse_seconds(time_limit) if time_limit else None
     specs, problems = load_specs(names)
     yield from problems
     if problems and names:
@@ -68,21 +79,44 @@ def run(
                 embed_anew(pipeline)
     for spec in specs:
         try:
-            result, problem = run_one(spec)
+            result, problem = run_one(spec, share=share, deadline=deadline)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 "What was embedded is kept: the same command goes on from there."
             ) from None
         yield Output([result], partial(_say_end, result, problem))
-        if problem:
+        if result["paused"]:
+            yield Problem(
+                f"{spec.name}: {result['paused']}. Nothing is released until all is embedded; "
+                f"`embedding-pipelines run {spec.name}` goes on from here.",
+                spec.name,
+                PAUSED,
+            )
+        elif problem:
             yield Problem(f"{spec.name}: {problem}", spec.name)
+
+
+def _parse_share(text: str) -> float:
+    """Of 50%: 0.5. Raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?) ?%", text.strip())
+    if not match or not float(match[1]):
+        raise ConfigError(f"run --until: {text!r} is no share. Write one from 1% to 99%, as 50%.")
+    return float(match[1]) / 100
+
+
+def _parse_seconds(text: str) -> float:
+    """Of 30m: 1800. Raises ConfigError."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?) ?([smh])", text.strip())
+    if not match:
+        raise ConfigError(f"run --for: {text!r} is no time. Write seconds, minutes or hours: 30m.")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _say_end(result: dict[str, Any], problem: str) -> None:
     """The last line of a run: what is live now, how long it took, and what to do next."""
     name, took = result["pipeline"], words_of(result["seconds"])
     release = next((step for step in result["steps"] if step["step"] == "release"), None)
-    if problem:
+    if problem or result["paused"]:
         if result["steps"]:
             say(f"{name}: stopped after {took}.")
     elif release is None:
@@ -98,18 +132,26 @@ def _say_end(result: dict[str, Any], problem: str) -> None:
         )
 
 
-def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any], str]:
+def run_one(
+    spec: "PipelineSpec",
+    force_reason: str = "",
+    share: float | None = None,
+    deadline: float | None = None,
+) -> tuple[dict[str, Any], str]:
     """Bring a pipeline up to date, with its progress on the terminal: what was done, and the error
     that ended it, if one did.
 
     With a reason, release the newest table version as it is, though checks of its quality failed.
+    `share` and `deadline` are as those of `Limited`.
     """
     from embedding_pipelines.activity import forget_activity
+    from embedding_pipelines.progress import Limited
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     started, run_id, problem = time.perf_counter(), None, ""
     steps = [step.name for step in steps_of(spec)]
     with TerminalProgress(make_console(), spec.name, steps) as progress:
+        limited = Limited(progress, share, deadline)
         with open_run(spec) as run:
             reports = None if force_reason else up_to_date(run, instance_folder(home_folder()))
             if reports is not None:
@@ -117,7 +159,7 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
-            outcome = run_pipeline(home_folder(), spec, progress, force_reason)
+            outcome = run_pipeline(home_folder(), spec, limited, force_reason)
             run_id, problem = outcome.run_id, outcome.problem
         for report in reports or ():
             progress.finish(report)
@@ -135,6 +177,7 @@ def run_one(spec: "PipelineSpec", force_reason: str = "") -> tuple[dict[str, Any
         "run_id": run_id,
         "seconds": round(time.perf_counter() - started, 3),
         "notes": progress.notes,
+        "paused": limited.paused or None,
         "steps": rows,
     }
     return result, problem

@@ -36,7 +36,7 @@ from embedding_pipelines.orchestration.resources import (
 )
 from embedding_pipelines.orchestration.schedules import freshness
 from embedding_pipelines.orchestration.source import SOURCE, source_asset
-from embedding_pipelines.progress import Progress, StepReport, sum_reports
+from embedding_pipelines.progress import Paused, Progress, StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.base import Step
@@ -91,6 +91,9 @@ def build_asset(
                     report = _perform(context, step, run, names)
                 except BatchPending as waiting:
                     run.progress.note(str(waiting))
+                    return
+                except Paused as paused:  # who asked for it is told at the end
+                    context.log.info(f"Stopped as was asked for: {paused}.")
                     return
                 run.progress.finish(report)
                 yield dg.MaterializeResult(

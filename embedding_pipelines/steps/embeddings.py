@@ -79,8 +79,8 @@ class EmbeddingsStep(Step):
         """While one partition is written, the next ones are being embedded, and read.
 
         Raises ProviderError if the model fails, BudgetError if the pipeline's budget is exhausted,
-        BatchPending while a batch job is running; what was embedded until then is in the cache, and
-        its cost is on record.
+        BatchPending while a batch job is running, Paused where the run is told to stop by itself;
+        what was embedded until then is in the cache, and its cost is on record.
         """
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
         chunks, stale, unfinished, done = run.folder.chunks, list[str](), Usage(), 0
@@ -96,8 +96,10 @@ class EmbeddingsStep(Step):
             if report is None:
                 stale.append(partition)
             else:
-                advance(chunks.required(partition).statistics["tokens"])
+                done += chunks.required(partition).statistics["tokens"]
                 yield report
+        if stale:
+            advance(0)
         is_whole, collected = set(partitions) == set(run.spec.partition_names), 0
         awaits_jobs = is_whole and run.folder.batch_jobs.exists()
         if run.spec.model.uses_batch_jobs and (stale or awaits_jobs):

@@ -1,0 +1,62 @@
+"""The command `run` that stops by itself, at a share of the work or after a time."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.cli.common import PAUSED
+from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
+
+TEXTS = 3_000  # three requests
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_a_run_stops_where_it_is_told_to_and_the_next_one_goes_on(
+    command: Command, home: Path
+) -> None:
+    write_pipeline(home, "p", PLAIN + UNMEASURED)
+    write_csv(home, "a.csv", [(n, f"text {n}", "x") for n in range(TEXTS)])
+    early = command("run", "p", "--for", "0s")
+    assert early.code == PAUSED
+    assert "p: 1 of 4 partitions are cut into chunks. Nothing is released until" in early.err
+    said = command("run", "p", "--until", "30%", "--json")
+    assert said.code == PAUSED
+    (error,) = said.errors
+    assert re.match(r"p: [\d,]+ of 6,000 tokens are embedded\. Nothing is released", error)
+    assert error.endswith("`embedding-pipelines run p` goes on from here.")
+    assert said.results[0]["paused"] in error
+    assert command("status", "p", "--json").results[0]["live_release"] is None
+    last = command("run", "p", "--json")
+    assert last.code == 0
+    assert last.results[0]["paused"] is None
+    (step,) = [step for step in last.results[0]["steps"] if step["step"] == "embeddings"]
+    assert 0 < step["embedded"] < TEXTS
+    assert len(live_rows(home, "p")) == TEXTS
+    again = command("run", "p", "--until", "1%")
+    assert (again.code, again.err) == (0, "")  # nothing is left to embed
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "remedy"),
+    [
+        ("--until", "half", "Write one from 1% to 99%, as 50%"),
+        ("--until", "0%", "Write one"),
+        ("--until", "100%", "Write one"),
+        ("--for", "soon", "Write seconds, minutes or hours: 30m"),
+    ],
+)
+def test_a_share_or_a_time_that_is_none_is_told(
+    command: Command, home: Path, option: str, value: str, remedy: str
+) -> None:
+    write_pipeline(home, "p", PLAIN + UNMEASURED)
+    said = command("run", "p", option, value)
+    assert said.code == 1
+    assert f"run {option}: '{value}' is no" in said.err
+    assert remedy in said.err
