@@ -1,0 +1,25 @@
+"""The command `metrics`, which monitors read."""
+
+import sys
+from dataclasses import asdict
+
+import typer
+
+from embedding_pipelines.cli.common import Outcomes, Output
+from embedding_pipelines.environment import home as home_folder
+
+app = typer.Typer()
+
+
+@app.command()
+def metrics() -> Outcomes:
+    """Print state, rows, rejected records and figures of all pipelines for Prometheus.
+
+    Write it to a file of node_exporter's textfile folder, or serve it.
+    """
+    from embedding_pipelines.prometheus import exposition, samples
+
+    found = samples(home_folder())
+    yield Output(
+        list(map(asdict, found)), lambda: print(exposition(found), end="", file=sys.stdout)
+    )

@@ -1,0 +1,101 @@
+"""What a monitor watches of pipelines, as Prometheus reads it: the text format, version 0.0.4."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.status import pipeline_status
+from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.pending import UP_TO_DATE
+from embedding_pipelines.storage.warehouse import Warehouse
+
+PREFIX = "embedding_pipelines_"
+STATES = ("active", "broken", "failed", "held back", "new", "running", "stopped")
+# By name: the type and what it says.
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "state": ("gauge", "1 for the state that `status` shows of a pipeline, 0 for the others."),
+    "source_up_to_date": ("gauge", "Whether the newest release holds what the source's files do."),
+    "rows": ("gauge", "Rows of a step."),
+    "rejected": ("gauge", "Records and texts that could not be used."),
+    "live_release": ("gauge", "The number of the live release."),
+    "live_rows": ("gauge", "Rows of the live release."),
+    "released_timestamp_seconds": ("gauge", "When the live release was made, since 1970."),
+    "release_metric": ("gauge", "A figure of the live release, as it was measured then."),
+    "embedded_tokens_total": ("counter", "Tokens that the model was given, of all runs."),
+    "provider_seconds_total": ("counter", "Seconds in which the model was at work, of all runs."),
+    "usd_total": ("counter", "What all runs have cost, in US dollars."),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One number: its family, its labels, its value."""
+
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def samples(home: Path) -> list[Sample]:
+    """Of all pipelines of a home folder, broken files included. Reads files alone."""
+    specs, broken = read_pipelines(home)
+    found = [sample for spec in specs.values() for sample in _of_pipeline(spec, Warehouse(home))]
+    return found + [sample for path in broken for sample in _state(path.stem, "broken")]
+
+
+def exposition(samples: Sequence[Sample]) -> str:
+    """The text of samples, family by family."""
+    lines = list[str]()
+    for name, (kind, help_text) in FAMILIES.items():
+        own = [sample for sample in samples if sample.name == name]
+        if own:
+            lines += [f"# HELP {PREFIX}{name} {help_text}", f"# TYPE {PREFIX}{name} {kind}"]
+            lines += [f"{PREFIX}{name}{_labels(sample.labels)} {sample.value!r}" for sample in own]
+    return "\n".join([*lines, ""])
+
+
+def _of_pipeline(spec: PipelineSpec, warehouse: Warehouse) -> Iterator[Sample]:
+    run, status = Run(spec, warehouse), pipeline_status(spec, warehouse)
+    yield from _state(spec.name, status["status"])
+    yield _sample(spec, "source_up_to_date", status["source"] == UP_TO_DATE)
+    for step in steps_of(spec):
+        if step.name in status:
+            yield _sample(spec, "rows", status[step.name], step=step.name)
+    yield _sample(spec, "rejected", status["rejected"], kind="records")
+    yield _sample(spec, "rejected", status["rejected_texts"], kind="texts")
+    for name, value in run.usage().items():
+        yield _sample(spec, f"{name}_total", value)
+    if status["live_release"] is None:
+        return
+    yield _sample(spec, "live_release", status["live_release"])
+    yield _sample(spec, "live_rows", status["live_rows"])
+    released_at = datetime.fromisoformat(status["released_at"]).timestamp()
+    yield _sample(spec, "released_timestamp_seconds", released_at)
+    releases = read_releases(run.folder)
+    live = releases.get(releases.live)
+    for name, value in live.metrics.items() if live else ():
+        yield _sample(spec, "release_metric", value, metric=name)
+
+
+def _state(pipeline: str, state: str) -> Iterable[Sample]:
+    return (
+        Sample("state", {"pipeline": pipeline, "state": each}, float(each == state))
+        for each in STATES
+    )
+
+
+def _sample(spec: PipelineSpec, name: str, value: float, **labels: str) -> Sample:
+    return Sample(name, {"pipeline": spec.name, **labels}, float(value))
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return "{" + ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items()) + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,0 +1,54 @@
+"""What monitors read, in the format that they read."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.prometheus import Sample, exposition, samples
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.conftest import HASHING
+
+LINE = re.compile(r'[a-z_]+\{([a-z]+="(\\[\\"n]|[^\\"\n])*",?)+\} -?[\d.e+-]+')
+
+
+def test_a_monitor_reads_state_rows_and_figures_of_all_pipelines(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 5")
+    write_pipeline(home, "p", file)
+    write_csv(home, "a.csv", [(1, "one", 1), (2, "two", 2), (3, "three", "no number")])
+    run_steps(home, "p")
+    write_csv(home, "b.csv", [(4, "four", 4)])
+    write_pipeline(home, "wrong", "source: 3\n")
+    command = Command(monkeypatch, capsys)
+    text = command("metrics").out
+    comments = [line for line in text.splitlines() if line.startswith("#")]
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert "# TYPE embedding_pipelines_usd_total counter" in comments
+    assert len(comments) == len(set(comments)) == 2 * len({line.split("{")[0] for line in lines})
+    for line in (
+        'state{pipeline="p",state="active"} 1.0',
+        'state{pipeline="wrong",state="broken"} 1.0',
+        'state{pipeline="p",state="held back"} 0.0',
+        'source_up_to_date{pipeline="p"} 0.0',
+        'rows{pipeline="p",step="documents"} 2.0',
+        'rejected{pipeline="p",kind="records"} 1.0',
+        'live_rows{pipeline="p"} 2.0',
+        'live_release{pipeline="p"} 1.0',
+        'release_metric{pipeline="p",metric="tokens_unseen"} 0.0',
+    ):
+        assert f"embedding_pipelines_{line}" in lines
+    (released,) = [each.value for each in samples(home) if "released" in each.name]
+    assert abs(datetime.now(UTC).timestamp() - released) < 600
+    result = command("metrics", "--json").results[0]
+    assert result.keys() == {"name", "labels", "value"}
+
+
+def test_labels_are_escaped() -> None:
+    text = exposition([Sample("rows", {"pipeline": 'a\\b"c\nd'}, 1)])
+    assert text.splitlines()[-1] == r'embedding_pipelines_rows{pipeline="a\\b\"c\nd"} 1'
+    assert text.endswith("\n")
