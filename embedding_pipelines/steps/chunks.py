@@ -97,7 +97,8 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
     def rows() -> Iterator[pa.RecordBatch]:
         for batch in shards.read(partition) if edits else ():
             mask = _mask(batch, unchanged)
-            edits.add_before(batch.filter(pc.invert(mask)))
+            if edits:
+                edits.add_before(batch.filter(pc.invert(mask)))
             reused = batch.filter(mask)
             counts.chunks += reused.num_rows
             counts.tokens += pc.sum(reused["tokens"]).as_py() or 0
