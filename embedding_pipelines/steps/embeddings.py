@@ -286,7 +286,9 @@ class _Writing:
         price, batch_price = run.spec.model.price, run.spec.model.batch_price
         usd = (usage.billed_tokens * (price or 0) + self._collected * (batch_price or 0)) / 1e6
         usage.billed_tokens += self._collected
-        statistics = _statistics(manifest, usage, usd if price else None, True, self._edited_tokens())
+        statistics = _statistics(
+            manifest, usage, usd if price else None, True, self._edited_tokens()
+        )
         report = statistics | {"space": str(model.space)}
         if usage.embedded and model.computed_by:
             report["computed_by"] = model.computed_by
