@@ -48,12 +48,14 @@ def test_two_writers_who_merge_one_new_id_at_once_store_it_once_because_of_the_k
         merge = table.merge_insert("chunk_id").when_matched_update_all()
         merge.when_not_matched_insert_all().execute(pa.Table.from_batches([batch([name])]))
 
+    names = [f"new{number}" for number in range(6)]
     with ThreadPoolExecutor(2) as writers:
-        for name in ("first", "second", "third"):
+        for name in names:
             list(writers.map(merge, [name, name]))
-    ids = connect(tmp_path).open_table("p-1").to_arrow()["chunk_id"].to_pylist()
-    times = 1 if has_key else 2
-    assert Counter(ids) == {"old": 1, "first": times, "second": times, "third": times}
+    counts = Counter(connect(tmp_path).open_table("p-1").to_arrow()["chunk_id"].to_pylist())
+    assert counts.keys() == {"old", *names}
+    # Without the key nearly each is there twice; one writer may be too quick for the other.
+    assert max(counts.values()) == (1 if has_key else 2)
 
 
 def test_small_updates_wait_for_their_compaction_and_it_removes_what_no_release_keeps(
