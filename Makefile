@@ -31,6 +31,7 @@ faults: .venv/installed ## disk faults, kills, random sequences and damages, som
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
 	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 20
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
+	$(BIN)/python -m embedding_pipelines_tests.faults.two_writers 40
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"
 	$(BIN)/python scripts/try_extras.py $(TRY)

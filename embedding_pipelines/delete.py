@@ -7,7 +7,9 @@ from pathlib import Path
 
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases
+from embedding_pipelines.remote import writing
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -54,12 +56,20 @@ def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
     """Delete a pipeline: its file, unless `keep_file`, and its rows, tables, releases, exports and
     report.
 
-    Vectors stay in the embedding cache, so that a pipeline made again embeds nothing twice. Raises
-    BusyError while it runs, ConfigError if there is no such pipeline.
+    Vectors stay in the embedding cache, so that a pipeline made again embeds nothing twice. What was
+    published of it in a bucket goes, too. Raises BusyError while it runs, ConfigError if there is
+    no such pipeline, BucketError if the bucket does not answer.
     """
     plan_deletion(home, name, keep_file)  # before a lock makes a folder
-    folder = Warehouse(home).pipeline(name)
-    with folder.lock("run", timeout_seconds=0), folder.lock(timeout_seconds=0):
+    warehouse = Warehouse(home)
+    folder = warehouse.pipeline(name)
+    with (
+        folder.lock("run", timeout_seconds=0),
+        folder.lock(timeout_seconds=0),
+        writing(warehouse, name, Silent()) as writer,
+    ):
+        if writer is not None:
+            writer.delete()
         deletion = plan_deletion(home, name, keep_file)
         for record in (folder.releases_copy, folder.releases):
             delete(record)  # first, so that nothing is searched that is half gone

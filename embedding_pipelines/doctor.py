@@ -14,6 +14,7 @@ from embedding_pipelines.embedding.budget import Usage
 from embedding_pipelines.embedding.request import Sender
 from embedding_pipelines.embedding.sanity import probe
 from embedding_pipelines.errors import (
+    BucketError,
     CompressionError,
     EmbeddingPipelinesError,
     SpaceMismatchError,
@@ -21,11 +22,13 @@ from embedding_pipelines.errors import (
 )
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import Release, read_releases
+from embedding_pipelines.remote import fetch_state, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
+from embedding_pipelines.storage.bucket import FILE_NAME
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.validate import check_file
 
@@ -48,6 +51,8 @@ def examine(draft: Draft, warehouse: Warehouse) -> Iterator[Finding]:
     if draft.spec is None:
         return
     with Run(draft.spec, warehouse) as run:
+        if (warehouse.home / FILE_NAME).exists():
+            yield _finding("bucket", _bucket, run)
         for what, test in (
             ("source", _source),
             ("model", _model),
@@ -67,6 +72,13 @@ def _finding(what: str, test: Callable[[Run], str], run: Run) -> Finding:
 
 class _NotWell(EmbeddingPipelinesError):
     """A test that has failed, with its sentence."""
+
+
+def _bucket(run: Run) -> str:
+    """The bucket answers, and this machine has what is in it."""
+    if words := refresh(run.warehouse, run.spec.name):
+        raise BucketError(words)
+    return fetch_state(run.warehouse, run.spec.name) or ""
 
 
 def _source(run: Run) -> str:

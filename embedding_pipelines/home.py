@@ -2,6 +2,7 @@
 
 home/
 ├── pipelines/          one YAML or JSON file per pipeline
+├── warehouse.yaml      the bucket that machines share, if there is one
 └── data/
     ├── …               inputs
     └── warehouse/      all that is produced: shards, cache, tables, Dagster's instance

@@ -10,11 +10,11 @@ import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from embedding_pipelines.errors import BucketError
@@ -33,6 +33,7 @@ RETRY_SECONDS = 30  # after which none begins: Dagster gives a sensor a minute
 LONGEST_WAIT_SECONDS = 5  # between two of them
 READINGS = 5  # of an object that is replaced while it is read
 LISTED_AT_ONCE = 1_000
+ONE_PUT_BYTES = 64 * 2**20  # of an object that is held in memory and sent in one request
 
 URI = re.compile(r"(s3|gs|az)://([^/]*)/*(.*)", re.DOTALL)
 ENDPOINTS = {  # by scheme: the variables that name another address than the service's own
@@ -73,6 +74,15 @@ class Object:
     key: str
     size_bytes: int
     tag: str
+
+
+@dataclass(frozen=True)
+class Dated:
+    """An object and when it was written, by the store's clock."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
 
 
 class _ReplacedError(Exception):
@@ -145,6 +155,71 @@ class Bucket:
             )
         raise BucketError(f"{self.uri(entry.key)}: the object is gone. Put it back, or run again.")
 
+    # What a warehouse needs: it creates objects and never replaces one.
+
+    def create(self, key: str, content: bytes | Path) -> bool:
+        """Write an object unless there is one of this key; True if there was none. Of several
+        writers one succeeds. A file beyond ONE_PUT_BYTES is sent in parts, which no store makes
+        depend on what is there: its name must be its own."""
+        is_large = isinstance(content, Path) and content.stat().st_size > ONE_PUT_BYTES
+        if is_large and self.find(key) is not None:
+            return False
+        mode: Literal["create", "overwrite"] = "overwrite" if is_large else "create"
+        try:
+            with self._explained(key):
+                self._store.put(key, content, mode=mode, use_multipart=is_large)
+        except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
+            return False
+        return True
+
+    def look(self, key: str) -> Dated | None:
+        """What there is of this key."""
+        try:
+            with self._explained(key):
+                meta = self._store.head(key)
+        except FileNotFoundError:
+            return None
+        return Dated(meta["path"], meta["size"], meta["last_modified"])
+
+    def touch(self, key: str) -> datetime:
+        """The store's own time, of an object without content that is written for it."""
+        with self._explained(key):
+            self._store.put(key, b"")
+            modified_at: datetime = self._store.head(key)["last_modified"]
+            return modified_at
+
+    def read(self, key: str) -> bytes | None:
+        """The content of a small object, None if there is none of this key."""
+        try:
+            with self._explained(key):
+                return bytes(self._store.get(key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def fetch(self, key: str, file: IO[bytes]) -> bool:
+        """Write an object's content to a file, part by part; False if there is none."""
+        try:
+            with self._explained(key):
+                for part in self._store.get(key).stream(PART_BYTES):
+                    file.write(part)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list_dated(self, folder: str, after: str = "") -> list[Dated]:
+        """The objects below a folder whose keys come after another, sorted by key."""
+        with self._explained(folder):
+            listed = self._store.list(folder, offset=after or None, chunk_size=LISTED_AT_ONCE)
+            metas = [meta for part in listed for meta in part]
+        entries = (Dated(meta["path"], meta["size"], meta["last_modified"]) for meta in metas)
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; those that are gone already are no error."""
+        for start in range(0, len(keys), LISTED_AT_ONCE):
+            with self._explained(keys[start]), contextlib.suppress(FileNotFoundError):
+                self._store.delete(keys[start : start + LISTED_AT_ONCE])
+
     def _copy(self, entry: Object, file: IO[bytes]) -> None:
         """Raises _ReplacedError."""
         for start in range(0, entry.size_bytes, PART_BYTES):
@@ -180,7 +255,7 @@ class Bucket:
         object that there is not, and a condition that does not hold."""
         try:
             yield
-        except self._errors.PreconditionError:
+        except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
             raise
         except FileNotFoundError as error:
             if NO_BUCKET.search(str(error)):
@@ -190,9 +265,16 @@ class Bucket:
             raise BucketError(_explain(self.address, key, str(error))) from None
 
 
-def open_bucket(uri: str) -> tuple[Bucket, str]:
+def open_folder(path: Path) -> Bucket:
+    """A folder of this machine that stands for a bucket."""
+    stores = need("obstore.store", "buckets")
+    return Bucket(path.as_uri(), stores.LocalStore(path, mkdir=True))
+
+
+def open_bucket(uri: str, patience_seconds: float = RETRY_SECONDS) -> tuple[Bucket, str]:
     """The bucket that a URI names, and the rest of the URI: a key, a folder, a pattern. Asks nobody
-    but who may know the credentials.
+    but who may know the credentials. A request that fails is sent again until `patience_seconds`
+    have passed.
 
     Raises BucketError for a URI without a bucket and without credentials, ConfigError without the
     extra.
@@ -207,7 +289,7 @@ def open_bucket(uri: str) -> tuple[Bucket, str]:
         "client_options": {"timeout": timedelta(seconds=REQUEST_SECONDS)},
         "retry_config": {
             "max_retries": RETRIES,
-            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            "retry_timeout": timedelta(seconds=patience_seconds),
             "backoff": {"max_backoff": timedelta(seconds=LONGEST_WAIT_SECONDS)},
         },
     }
@@ -243,7 +325,7 @@ def _aws_credentials(address: str) -> dict[str, Any]:
 def _endpoint(scheme: str) -> str:
     """The address that the environment names in place of the service's own; empty if it names
     none."""
-    return next(filter(None, map(os.environ.get, ENDPOINTS[scheme])), "")
+    return next(filter(None, map(os.environ.get, ENDPOINTS.get(scheme, ()))), "")
 
 
 def _is_loopback(address: str) -> bool:

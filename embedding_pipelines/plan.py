@@ -23,6 +23,7 @@ from embedding_pipelines.providers.common.http import ServiceOptions
 from embedding_pipelines.quality.checks.not_worse_than_live import NotWorseThanLive, shrunk
 from embedding_pipelines.quality.evaluate import cost, effects
 from embedding_pipelines.releases import read_releases
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.codec import codec_path, load_codec
@@ -71,6 +72,7 @@ def plan(run: Run) -> Plan:
             f"{run.spec.model.kind}: a plan runs no code that a pipeline file names. Set `trusted: "
             "true` in `model:` if it may; `run` needs no such word for code in the home folder."
         )
+    refresh(run.warehouse, run.spec.name)
     parent = Path(gettempdir())
     with run.folder.lock_to_read(), temporary_folder(parent, "embedding-pipelines-plan-") as folder:
         warehouse = run.warehouse.copy_for_reading(folder, run.spec.name)

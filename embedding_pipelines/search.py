@@ -25,6 +25,7 @@ from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
 from embedding_pipelines.releases import doubts, find_released, live_release
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
 from embedding_pipelines.space import Space, require_same_space
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -137,8 +138,9 @@ class Searcher:
     ) -> None:
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         self._folder = folder = warehouse.pipeline(find_released(warehouse, pipeline))
+        stale = refresh(warehouse, folder.folder.name, "search")
         self.release = live_release(folder)
-        self._doubts = doubts(folder, self.release)
+        self._doubts = [*filter(None, [stale]), *doubts(folder, self.release)]
         self.codec = CodecChain.load(folder.codecs / self.release.codec)
         self._owns_model = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)

@@ -15,6 +15,7 @@ from embedding_pipelines.activity import last_activity
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
+from embedding_pipelines.remote import fetch_state, is_whole, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -23,7 +24,7 @@ from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.vector_store import table_state
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Manifest, Shards, Warehouse
 
 EMPTY = "its text is empty after cleaning"  # of a document, so that no search finds it
 
@@ -34,12 +35,11 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
 
     `status` is running, held back, failed, stopped, active or new: the first of them that is true.
     """
+    shared = fetch_state(warehouse, spec.name)
     run = Run(spec, warehouse)
     releases, files = read_releases(run.folder), read_files(run)
     live, newest = releases.get(releases.live), releases.newest
-    rejected_texts = sum(
-        entry.rejected for entry in run.folder.embeddings.manifests(spec.partition_names)
-    )
+    rejected_texts = sum(entry.rejected for entry in _recorded(run, run.folder.embeddings))
     held_back, activity = _held_back(run, live), last_activity(run)
     state = activity.state if activity else ""
     if held_back and state != "running":
@@ -53,6 +53,7 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "model": title_of(spec.model),
         "schedule": spec.schedule,
         "source": _source(run),
+        "bucket": shared,
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
         "rejected_table": str(run.folder.rejected),
@@ -105,6 +106,7 @@ def read_rejections(run: Run, limit: int) -> Rejections:
     Records are those of the documents in force or, where that is newer, of the run that ended since
     they were too many. Raises StoreError for a damaged table.
     """
+    refresh(run.warehouse, run.spec.name)
     folder = run.folder
     empty = _empty_documents(run)
     records = max((folder.rejected, folder.rejected_by_failure), key=_written_at)
@@ -202,14 +204,23 @@ def _rows(run: Run) -> dict[str, int]:
     """The rows of every step that has rows, less those that are only on record as rejected."""
     shards = {step.name: step.shards(run) for step in steps_of(run.spec)}
     return {
-        name: sum(entry.rows - entry.rejected for entry in each.manifests(run.spec.partition_names))
+        name: sum(entry.rows - entry.rejected for entry in _recorded(run, each))
         for name, each in shards.items()
         if each is not None
     }
 
 
+def _recorded(run: Run, shards: Shards) -> list[Manifest]:
+    """The manifests of a step. Where only a search's files were fetched from the bucket, the shards
+    are on another machine."""
+    read = shards.manifest if is_whole(run.warehouse, run.spec.name) else shards.recorded
+    return [entry for name in run.spec.partition_names if (entry := read(name)) is not None]
+
+
 def _source(run: Run) -> str:
     """What of the source's files is not in the newest release, in a few words."""
+    if not is_whole(run.warehouse, run.spec.name):
+        return "not compared: this machine has no rows of the pipeline, which a run fetches"
     try:
         files = run.spec.source.files(run.warehouse.home)
         return str(pending(run, files))

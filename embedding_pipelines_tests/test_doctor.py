@@ -13,6 +13,7 @@ from embedding_pipelines_tests.chain import copy_home, run_of, run_steps, write_
 from embedding_pipelines_tests.cli.test_main import command as command
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.shared import at_work, machine
 
 NAMES = ["file", "source", "model", "state", "rows", "releases"]
 
@@ -144,3 +145,20 @@ def test_the_command_says_a_line_for_each_and_ends_with_1_if_one_is_bad(
     said = command("doctor", "pipelines/p.yaml")
     assert said.code == 1
     assert said.err == "error: p: not well: file, source.\n"
+
+
+def test_what_a_bucket_lacks_is_told_and_what_it_has_is_fetched(p: Path, tmp_path: Path) -> None:
+    (p / "warehouse.yaml").write_text(f"bucket: {(tmp_path / 'bucket').as_uri()}\n")
+    with at_work(p):
+        pass
+    other = machine(tmp_path / "other", (tmp_path / "bucket").as_uri())
+    write_pipeline(other, "p", HASHING)
+    draft = read_draft(other / "pipelines" / "p.yaml")
+    fetched = {finding.what: finding for finding in examine(draft, Warehouse(other))}
+    assert fetched["bucket"].sentence.startswith("generation 1 in file://")
+    assert fetched["rows"].is_well
+    (generation,) = (tmp_path / "bucket").rglob("generations/*.json")
+    generation.unlink()
+    lost = {finding.what: finding for finding in examine(draft, Warehouse(other))}
+    assert not lost["bucket"].is_well
+    assert "does not hold generation 1" in lost["bucket"].sentence

@@ -47,6 +47,7 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "last_step",
     "forced",
     "rolled_back",
+    "bucket",
 )
 
 app = typer.Typer()

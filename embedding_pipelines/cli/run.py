@@ -1,5 +1,6 @@
 """Commands that change what is live: `run`, with `plan` of it, `release` and `rollback`."""
 
+import contextlib
 import re
 import time
 from functools import partial
@@ -59,6 +60,7 @@ def run(
     Stop it at any time: it keeps what it embedded, and the next run goes on from there. With --until
     or --for it stops by itself, with exit code 3, and releases nothing before all is embedded.
     """
+    from embedding_pipelines.remote import refresh
     from embedding_pipelines.steps.embeddings import re_embed as embed_anew
     from embedding_pipelines.steps.embeddings import retry_rejected as retry
 
@@ -70,6 +72,9 @@ def run(
     yield from problems
     if problems and names:
         return
+    if retry_rejected or re_embed:
+        for spec in specs:
+            refresh(open_warehouse(), spec.name)
     if retry_rejected:
         for spec in specs:
             retry(open_run(spec))
@@ -146,6 +151,7 @@ def run_one(
     """
     from embedding_pipelines.activity import forget_activity
     from embedding_pipelines.progress import Limited
+    from embedding_pipelines.remote import is_current
     from embedding_pipelines.steps.chain import steps_of, up_to_date
 
     started, run_id, problem = time.perf_counter(), None, ""
@@ -153,7 +159,9 @@ def run_one(
     with TerminalProgress(make_console(), spec.name, steps) as progress:
         limited = Limited(progress, share, deadline)
         with open_run(spec) as run:
-            reports = None if force_reason else up_to_date(run, instance_folder(home_folder()))
+            reports = None
+            if not force_reason and is_current(run.warehouse, spec.name):
+                reports = up_to_date(run, instance_folder(home_folder()))
             if reports is not None:
                 forget_activity(run)
         if reports is None:
@@ -290,10 +298,17 @@ def rollback(
     ] = None,
 ) -> Outcomes:
     """Make an earlier release live again."""
+    from embedding_pipelines.progress import Silent
     from embedding_pipelines.releases import rollback as go_back
+    from embedding_pipelines.remote import is_shared, writing
 
-    name = find_released(name)
-    before, now = go_back(open_warehouse().pipeline(name), to)
+    name, warehouse = find_released(name), open_warehouse()
+    folder = warehouse.pipeline(name)
+    with contextlib.ExitStack() as stack:
+        if is_shared(warehouse):
+            stack.enter_context(folder.lock("run", timeout_seconds=0))
+            stack.enter_context(writing(warehouse, name, Silent()))
+        before, now = go_back(folder, to)
     result = {"pipeline": name, "from": before.number, "live": now.number, "rows": now.rows}
     rows = counted(now.rows, "row")
     lines = (

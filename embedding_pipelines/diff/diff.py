@@ -26,6 +26,7 @@ from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.metrics.registry import METRICS
 from embedding_pipelines.quality.evidence import query_figures
 from embedding_pipelines.releases import Release, live_release, read_releases
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 # The options that decide the contents of a release.
@@ -94,6 +95,7 @@ def diff(
     oldest the newest. Raises ReleaseError without two such releases, StoreError or CompressionError if their tables or
     codecs are damaged.
     """
+    refresh(warehouse, pipeline)
     folder = warehouse.pipeline(pipeline)
     old, new = (open_release(warehouse, release) for release in _pair(folder, before, after))
     documents = compare_documents(old, new)

@@ -14,6 +14,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import replacing
 from embedding_pipelines.releases import find_released, live_release
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, SPACE_ID_KEY, VECTOR
 from embedding_pipelines.search import as_frame
 from embedding_pipelines.storage.warehouse import Warehouse, write_table
@@ -53,6 +54,7 @@ class LiveTable:
     def __init__(self, home: Path | str, name: str) -> None:
         self.warehouse = Warehouse(home)
         self.folder = self.warehouse.pipeline(find_released(self.warehouse, name))
+        refresh(self.warehouse, self.folder.folder.name)
         self.release = live_release(self.folder)
         self.codec = CodecChain.load(self.folder.codecs / self.release.codec)
         self.space = self.release.space.with_codec(None)  # of the vectors that are read

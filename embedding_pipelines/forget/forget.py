@@ -41,6 +41,7 @@ from embedding_pipelines.releases import (
     read_releases,
     write_releases,
 )
+from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS
 from embedding_pipelines.search import nearest
@@ -136,6 +137,7 @@ def forget(
         folder.lock("run", timeout_seconds=0),
         folder.lock(timeout_seconds=0),
         run.warehouse.batch_jobs_lock(timeout_seconds=0),
+        writing(run.warehouse, run.spec.name, run.progress) as writer,
     ):
         now = datetime.now(UTC)
         receipt = Receipt(run.spec.name, now.isoformat(timespec="seconds"))
@@ -152,6 +154,8 @@ def forget(
         _erase_rows(run, traces, places, receipt)
         _erase_reports(run, receipt)
         _check(run, traces, needles, receipt)
+        if writer is not None:
+            writer.forget()
         path = run.warehouse.forgotten / "receipts" / f"{run.spec.name}-{now:%Y%m%dT%H%M%S%fZ}.json"
         receipt.path = str(path)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from embedding_pipelines.optimize.search import search_candidates
 from embedding_pipelines.optimize.tables import ALPHA, CandidateTables, Corpus, QuerySet
 from embedding_pipelines.plugins import choices, parse
 from embedding_pipelines.quality.queries import has_vector, known_item_queries, read_qrels
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.spec.evaluation import Optimized
@@ -95,6 +96,7 @@ def optimize_pipeline(run: Run, goal: Goal) -> OptimizeResult:
     Raises as `embed`, ConfigError for an impossible goal or a pipeline without vectors,
     CompressionError for too few queries to prove the floor, BusyError while the pipeline runs.
     """
+    refresh(run.warehouse, run.spec.name)
     with run.folder.lock("run", timeout_seconds=0):
         run.progress.update("optimize", 0, None, "queries")
         corpus = Corpus(run)

@@ -65,7 +65,7 @@ def open_run(
     opened, options = warehouse.open(home), model.choose(spec)
     folder = opened.pipeline(spec.name)
     live = model.open(options, opened.home, folder.model.parent)
-    warehouse.hold(folder, log)
+    warehouse.hold(opened, spec.name, log)
     if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered
         progress = LogProgress(log, spec.name)
     return Run(spec, opened, progress, live, options)
@@ -89,6 +89,8 @@ def build_asset(
             with open_run(spec, home, warehouse, model, progress, context.log) as run:
                 try:
                     report = _perform(context, step, run, names)
+                    if step is CHAIN[-1]:
+                        warehouse.publish(run.folder)
                 except BatchPending as waiting:
                     run.progress.note(str(waiting))
                     return

@@ -18,6 +18,7 @@ from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import LockedWarehouseResource
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.releases import read_releases
+from embedding_pipelines.remote import writing
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
@@ -44,10 +45,13 @@ def run_pipeline(
 
     With a reason only the release is made, though checks of the candidate's quality failed.
 
-    Raises BusyError if another run is just doing that, KeyboardInterrupt if the user stops it.
+    Raises BusyError if another run is just doing that, on this machine or another, BucketError if
+    the warehouse's bucket does not answer, KeyboardInterrupt if the user stops it.
     """
+    warehouse = Warehouse(home)
     with (
-        Warehouse(home).pipeline(spec.name).lock("run", timeout_seconds=0),
+        warehouse.pipeline(spec.name).lock("run", timeout_seconds=0),
+        writing(warehouse, spec.name, progress),
         readable_records(instance_folder(home)),
         open_instance(home) as instance,
     ):
@@ -75,7 +79,7 @@ def run_pipeline(
             raise KeyboardInterrupt
         if result.success and not force_reason:
             write_json(
-                Warehouse(home).pipeline(spec.name).last_run,
+                warehouse.pipeline(spec.name).last_run,
                 {"instance": str(instance_folder(home))},
             )
         problem = "" if result.success else problem_of(result, instance_folder(home))

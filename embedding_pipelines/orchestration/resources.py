@@ -12,11 +12,12 @@ from typing import Any
 import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError
 
-from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.errors import BusyError, ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.orchestration.partitions import take_all_partitions
 from embedding_pipelines.orchestration.retention import delete_old_runs
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
+from embedding_pipelines.remote import Writer, writing
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.sentences import sentence
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
@@ -29,7 +30,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 
     folder: str = Field(default="", description="The home folder; empty: that of the definitions.")
     _locks: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
-    _pipelines: set[Path] = PrivateAttr(default_factory=set)
+    _writers: dict[Path, Writer | None] = PrivateAttr(default_factory=dict)
     _home: Path | None = PrivateAttr(default=None)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
@@ -51,26 +52,38 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
             )
         return Warehouse(folder)
 
-    def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
+    def hold(self, warehouse: Warehouse, name: str, log: dg.DagsterLogManager) -> None:
         """Wait until no other run is at work on the pipeline, then keep others out until this run
-        ends.
+        ends. Raises BusyError if another machine is, which shares the warehouse by a bucket.
 
         Pools make runs wait in Dagster's queue. This lock is for runs that do not come from there
         (the command line, `dg launch`): between the steps of another run, a step would meet
         partitions of which only half is done.
         """
-        if pipeline.folder in self._pipelines:
+        pipeline = warehouse.pipeline(name)
+        if pipeline.folder in self._writers:
             return
         try:
             self._locks.enter_context(pipeline.lock("run", timeout_seconds=0))
         except BusyError:
-            log.info(f"Waiting for the run of pipeline {pipeline.folder.name!r} that is under way.")
+            log.info(f"Waiting for the run of pipeline {name!r} that is under way.")
             self._locks.enter_context(pipeline.lock("run"))
-        self._pipelines.add(pipeline.folder)
+        writer = self._locks.enter_context(writing(warehouse, name, LogProgress(log, name)))
+        self._writers[pipeline.folder] = writer
+
+    def publish(self, pipeline: PipelineFolder) -> None:
+        """Publish what the run has made, where the warehouse is shared by a bucket. Raises
+        BucketError if that fails, BusyError if another machine has taken over."""
+        if (writer := self._writers.get(pipeline.folder)) is not None:
+            writer.publish()
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """The end of a run, however it was started: let others in, and tidy Dagster's history."""
-        self._locks.close()
+        try:
+            self._locks.close()
+        except EmbeddingPipelinesError as error:  # of what a run made that failed
+            message = f"What this run made is not published: {error}"
+            (context.log or dg.get_dagster_logger()).warning(message)
         if self._home is None or context.instance is None or context.run is None:
             return
         try:
@@ -83,7 +96,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 class LockedWarehouseResource(WarehouseResource):
     """The warehouse for a process that holds the pipeline's lock already."""
 
-    def hold(self, pipeline: PipelineFolder, log: dg.DagsterLogManager) -> None:
+    def hold(self, warehouse: Warehouse, name: str, log: dg.DagsterLogManager) -> None:
         pass
 
 

@@ -26,6 +26,7 @@ from embedding_pipelines.releases import (
     read_history,
     read_releases,
 )
+from embedding_pipelines.remote import refresh
 from embedding_pipelines.report.charts import ABSENT, SIZE, Line, charts, describe_search
 from embedding_pipelines.report.map import map_of, place_points, read_points
 from embedding_pipelines.report.searches import Query, cut, read_queries, searches
@@ -67,6 +68,7 @@ def write_report(warehouse: Warehouse, name: str, progress: Progress) -> Report:
     release and a candidate that was checked, StoreError if the releases themselves cannot be read.
     """
     folder = warehouse.pipeline(name)
+    refresh(warehouse, name)
     releases, parts = read_releases(folder), Parts(name, progress)
     live = releases.get(releases.live)
     if live is None:

@@ -2,8 +2,7 @@
 
 A shard is written under a temporary name, renamed to a name that contains its digest, and only then
 named by its partition's manifest, which is replaced in one rename. So a reader that follows a
-manifest never sees half a shard, and a crash at any point leaves the previous one in force. An
-object store needs the same order.
+manifest never sees half a shard, and a crash at any point leaves the previous one in force.
 """
 
 import contextlib
@@ -79,13 +78,20 @@ class Shards:
 
     def manifest(self, partition: str) -> Manifest | None:
         """The partition's manifest; None if it was never written, is lost or cut short."""
+        manifest = self.recorded(partition)
         try:
-            manifest = parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
             # After a power cut a renamed file may be shorter.
             size = manifest and (self.folder / manifest.shard).stat().st_size
-        except (StoreError, FileNotFoundError):
+        except FileNotFoundError:
             return None
         return manifest if manifest and size == manifest.size_bytes else None
+
+    def recorded(self, partition: str) -> Manifest | None:
+        """As `manifest`, whether its shard is on this machine or not."""
+        try:
+            return parse_state(Manifest, read_json(self.folder / f"{partition}.json"))
+        except StoreError:
+            return None
 
     def manifests(self, partitions: Iterable[str]) -> list[Manifest]:
         """Of those partitions that have one."""

@@ -27,6 +27,7 @@ from embedding_pipelines_tests.chain import (
     write_pipeline,
 )
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.shared import at_work, machine, run_shared
 
 PIPELINE = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat], max_rejected: 5}
@@ -297,3 +298,17 @@ def test_a_file_is_named_from_here_or_from_home(
     names = {source_name(run, given) for given in ("data/a.csv", str(released / "data/a.csv"))}
     monkeypatch.chdir(released / "data")
     assert names | {source_name(run, "a.csv")} == {"data/a.csv"}
+
+
+def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    (released / "warehouse.yaml").write_text(f"bucket: {bucket.as_uri()}\n")
+    with at_work(released):
+        pass
+    assert forget_it(released, "ada").documents
+    assert len(list(bucket.rglob("generations/*.json"))) == 1
+    other = machine(tmp_path / "other", bucket.as_uri())
+    write_pipeline(other, "p", PIPELINE)
+    write_csv(other, "a.csv", [*ROWS, ("ada", f"{SECRET}.", "c")])
+    run_shared(other)
+    assert "ada" not in {row["document_id"] for row in live_rows(other, "p").values()}

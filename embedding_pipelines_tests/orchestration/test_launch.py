@@ -20,12 +20,15 @@ import pytest
 from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from embedding_pipelines.errors import BusyError, StoreError
+from embedding_pipelines.errors import BucketError, BusyError, StoreError
 from embedding_pipelines.orchestration import dead_runs
-from embedding_pipelines.orchestration.failures import readable_records
+from embedding_pipelines.orchestration.failures import problem_of, readable_records
 from embedding_pipelines.orchestration.instance import ensure_instance_folder, open_instance
 from embedding_pipelines.orchestration.launch import run_pipeline
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.remote import is_current, open_remote
+from embedding_pipelines.storage.generations import Generations
+from embedding_pipelines.storage.lease import Holder, Lease
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.orchestration.support import (
     SLOW,
@@ -270,3 +273,46 @@ def test_records_that_cannot_be_written_are_named(home: Path) -> None:
         fail()
     with pytest.raises(KeyError), readable_records(home):
         raise KeyError("another")
+
+
+def test_runs_publish_in_the_bucket_and_wait_for_no_other_machine(
+    home: Path, tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    (home / "warehouse.yaml").write_text(f"bucket: {(tmp_path / 'bucket').as_uri()}\n")
+    spec = notes(home)
+    assert run_pipeline(home, spec, Silent()).problem == ""
+    remote = open_remote(Warehouse(home), "notes")
+    assert remote is not None
+    assert remote.newest() == 1
+    write_notes(home, rows=range(41))
+    result = run(spec, instance)  # as a sensor's
+    assert result.success
+    assert remote.newest() == 2
+    assert is_current(Warehouse(home), "notes")
+    other = Holder("elsewhere", "/home", "2", 42, "2026-01-02T03:04:05+00:00")
+    folder = f"{remote.generations.folder}/lease"
+    write_notes(home, rows=range(42))
+    with Lease(remote.bucket, folder, "notes", other).hold():
+        with pytest.raises(BusyError, match="run by process 42 on elsewhere"):
+            run_pipeline(home, spec, Silent())
+        result = run(spec, instance)
+        assert not result.success
+    assert "run by process 42 on elsewhere" in problem_of(result, home)
+    assert live_rows(home) == 41
+
+
+def test_a_release_that_cannot_be_published_fails_its_run(
+    home: Path, tmp_path: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "warehouse.yaml").write_text(f"bucket: {(tmp_path / 'bucket').as_uri()}\n")
+    spec = notes(home)
+
+    def refuse(*_: object) -> None:
+        raise BucketError("file://bucket: access denied. Give these credentials the right to it.")
+
+    monkeypatch.setattr(Generations, "upload", refuse)
+    result = run(spec, instance)
+    assert "access denied" in problem_of(result, home)
+    monkeypatch.undo()
+    monkeypatch.setenv("EMBEDDING_PIPELINES_HOME", str(home))
+    assert not is_current(Warehouse(home), "notes")

@@ -1,0 +1,483 @@
+"""A warehouse in a bucket: the local folder is the working copy, the bucket holds what was
+published of it.
+
+A run takes the pipeline's lease, fetches what is newer, works on the copy as ever, and publishes
+all of it at once, as the next generation. Readers fetch what they need of the newest one.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
+from embedding_pipelines.files import delete, list_names, read_json, unseal, write_json
+from embedding_pipelines.objects import RETRY_SECONDS, Bucket
+from embedding_pipelines.progress import Progress
+from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
+from embedding_pipelines.storage.bucket import bucket_of, open_uri, require_commits
+from embedding_pipelines.storage.generations import (
+    TABLE,
+    VERSIONS,
+    Entry,
+    File,
+    Generation,
+    Generations,
+    OvertakenError,
+    now,
+)
+from embedding_pipelines.storage.lease import Lease, this_process
+from embedding_pipelines.storage.warehouse import Warehouse, file_digest, parse_state
+from embedding_pipelines.vectors import to_matrix
+
+log = logging.getLogger(__name__)
+
+Part = Literal["all", "search", "records"]  # of a pipeline's files
+
+INDEX = "bucket.json"  # in the pipeline's folder: what it has of the bucket
+# Files of the pipeline's folder that belong to this machine, and folders that can be made again.
+# Batch jobs are of the machine that submitted them: their records lie in its warehouse.
+OWN_FILES = (INDEX, "activity.json", "last_run.json", "batch_jobs.json")
+OWN_FOLDERS = ("maps", "candidates")
+OWN_ENDINGS = (".lock", ".damaged", ".torn")
+POINTERS = ("releases.copy.json", "releases.json")  # fetched last, in this order
+READER_SECONDS = 5.0  # that a reader gives a store which does not answer: there is the copy
+CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the local copy has of the bucket."""
+
+    bucket: str  # its URI
+    generation: int
+    published_at: str
+    part: Part
+    is_published: bool  # all that runs have written here is in the bucket
+    # By path below the warehouse: size, time of change in ns, and digest.
+    files: Mapping[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.part == "all"
+
+
+class Remote:
+    """A pipeline's working copy and its generations in a bucket."""
+
+    def __init__(
+        self, warehouse: Warehouse, name: str, uri: str, opened: tuple[Bucket, str]
+    ) -> None:
+        self.warehouse, self.name, self.uri = warehouse, name, uri
+        self.folder = warehouse.pipeline(name)
+        self.bucket, self.prefix = opened
+        self.generations = Generations(*opened, name)
+
+    def index(self) -> Index | None:
+        """None where nothing was ever fetched from or published to this bucket."""
+        return _read_index(self._index_path, self.uri)
+
+    def newest(self) -> int | None:
+        """The number of the newest generation: one listing. Raises BucketError if those that the
+        copy knows are gone."""
+        index = self.index()
+        known = index.generation if index else 0
+        newest = self.generations.newest(known)
+        if newest is None and known:
+            raise BucketError(
+                f"{self.uri} does not hold generation {known} of pipeline {self.name!r} any more, "
+                f"which was published on {index.published_at if index else ''}. Put it back, or "
+                f"delete {self._index_path} to publish what is on this machine."
+            )
+        return newest
+
+    def is_current(self) -> bool:
+        """Whether the bucket has nothing newer than this copy, nor the copy anything that the
+        bucket lacks."""
+        index = self.index()
+        if index is None or not index.is_whole or not index.is_published:
+            return False
+        return self.newest() == index.generation
+
+    @contextmanager
+    def write(self, progress: Progress) -> Iterator["Writer"]:
+        """Hold the pipeline's lease, with the copy brought up to date, and publish in the end what
+        the body has changed. The pipeline's run lock is held.
+
+        Raises BusyError if another machine holds the lease, or has taken it over meanwhile;
+        BucketError if the store does not answer or cannot hold a warehouse.
+        """
+        require_commits(self.bucket, self.prefix)
+        holder = this_process(self.warehouse.home, self.warehouse.root)
+        folder = f"{self.generations.folder}/lease"
+        lease = Lease(self.bucket, folder, self.name, holder)
+        with lease.hold():
+            writer = Writer(self, lease, progress)
+            writer.begin()
+            yield writer
+            writer.publish()
+
+    def fetch(self, generation: Generation, part: Part = "all") -> None:
+        """Make the local copy what a generation names: all of it, or a part.
+
+        Raises ConfigError if the copy holds releases that this bucket never had.
+        """
+        index = self.index()
+        if (index is None or not index.generation) and not generation.files:
+            return  # nobody has published anything yet
+        if index is None:
+            self._refuse_to_replace(generation)
+        local = self._local_files(index)
+        entries = dict(generation.files)
+        if part != "all":
+            is_needed = _is_record if part == "records" else _is_searched(self, generation)
+            entries = {path: entries[path] for path in entries if is_needed(path)}
+        missing = {
+            path: entry
+            for path, entry in entries.items()
+            if path not in local or local[path].digest != entry.digest
+        }
+        for rank in range(_rank(POINTERS[-1]) + 1):
+            files = {
+                self.warehouse.root / path: entry
+                for path, entry in missing.items()
+                if _rank(path) == rank
+            }
+            self.generations.download(files)
+        for path in local.keys() - entries.keys() if part == "all" else ():
+            # Other pipelines may name the first; what was forgotten never comes back.
+            if not path.startswith(("calibration/", "forgotten/")):
+                delete(local[path].path)
+        self.write_index(generation, True, self._local_files(index), part)
+        if part == "all":
+            self._fill_cache(missing)
+
+    def write_index(
+        self,
+        generation: Generation,
+        is_published: bool,
+        files: Mapping[str, File],
+        part: Part = "all",
+    ) -> None:
+        stamps = {}
+        for path, file in files.items():
+            with contextlib.suppress(FileNotFoundError):
+                stamps[path] = (file.size_bytes, file.path.stat().st_mtime_ns, file.digest)
+        index = Index(
+            self.uri, generation.number, generation.published_at, part, is_published, stamps
+        )
+        write_json(self._index_path, asdict(index), durable=False)
+
+    def local_files(self) -> dict[str, File]:
+        """The files that a generation names, by path below the warehouse."""
+        return self._local_files(self.index())
+
+    def _local_files(self, index: Index | None) -> dict[str, File]:
+        known = index.files if index else {}
+        files = {}
+        for path in self._paths():
+            name = path.relative_to(self.warehouse.root).as_posix()
+            status = path.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
+            entry = known.get(name)
+            digest = entry[2] if entry and list(entry[:2]) == stamp else file_digest(path)
+            files[name] = File(path, status.st_size, digest)
+        return files
+
+    def _paths(self) -> Iterator[Path]:
+        tables, root = self.warehouse.tables, self.folder.folder
+        own = [tables / name for name in list_names(tables) if self.owns_table(name)]
+        calibrations = _calibrations(self.warehouse, self.folder.releases)
+        forgotten = self.warehouse.forgotten / f"{self.name}.json"
+        for folder in (root, *own, *calibrations, forgotten):
+            for place, folders, names in os.walk(folder):
+                folders[:] = [name for name in folders if not _is_own(name, OWN_FOLDERS)]
+                yield from (Path(place, name) for name in names if not _is_own(name, OWN_FILES))
+            if folder.is_file():
+                yield folder
+
+    def owns_table(self, name: str) -> bool:
+        """Whether a name in the tables' folder belongs to this pipeline."""
+        stem = name.partition(TABLE)[0].partition(".checksums")[0].partition("~")[0]
+        return stem.rpartition("-")[0] == self.name
+
+    def _refuse_to_replace(self, generation: Generation) -> None:
+        record, entry = self.folder.releases, generation.files.get(self._path_of(POINTERS[-1]))
+        if entry is None or not record.exists() or file_digest(record) == entry.digest:
+            return
+        raise ConfigError(
+            f"Pipeline {self.name!r} has releases in {self.folder.folder} that were never published, "
+            f"and {self.uri} has others ({generation.day}). Keep one of them: delete that folder "
+            "here, whose vectors stay in the embedding cache, or name another folder of the bucket."
+        )
+
+    def _fill_cache(self, fetched: Mapping[str, Entry]) -> None:
+        """File the vectors of the shards that were fetched, so that a text is paid for once by all
+        machines."""
+        folder, cache = self.folder, EmbeddingCache(self.warehouse.cache)
+        start = f"{self._path_of('embeddings')}/b"
+        shards = [path for path in fetched if path.startswith(start) and path.endswith(".parquet")]
+        with cache:
+            for path in shards:
+                partition = path.rpartition("/")[2].partition("-")[0]
+                chunks, manifest = folder.chunks, folder.embeddings.manifest(partition)
+                cut = chunks.manifest(partition)
+                schema = folder.embeddings.schema(partition)
+                if manifest is None or cut is None or schema is None:
+                    continue
+                if manifest.inputs != cut.digest:
+                    continue
+                space = (schema.metadata or {}).get(SPACE_ID_KEY, b"").decode()
+                pairs = zip(
+                    chunks.read(partition, ["text"]),
+                    folder.embeddings.read(partition, [VECTOR]),
+                    strict=True,
+                )
+                for texts, vectors in pairs:
+                    has_vector = vectors[VECTOR].is_valid()
+                    keys = [
+                        cache.key(space, "document", text)
+                        for text in texts["text"].filter(has_vector).to_pylist()
+                    ]
+                    if keys:
+                        cache.put_many(keys, to_matrix(vectors[VECTOR].filter(has_vector)))
+
+    def _path_of(self, name: str) -> str:
+        return f"{self.folder.folder.relative_to(self.warehouse.root).as_posix()}/{name}"
+
+    @property
+    def _index_path(self) -> Path:
+        return self.folder.folder / INDEX
+
+
+class Writer:
+    """Whoever holds the lease of a pipeline."""
+
+    def __init__(self, remote: Remote, lease: Lease, progress: Progress) -> None:
+        self._remote, self._lease, self._progress = remote, lease, progress
+        self._generation = Generation(0, "", "", 0, lease.holder, "", {})  # before the first
+
+    def begin(self) -> None:
+        """Bring the copy to the newest generation."""
+        remote = self._remote
+        newest = remote.newest()
+        if newest is not None:
+            self._generation = remote.generations.read(newest)
+        if self._lease.is_takeover:
+            newest = self._close_out()
+        index = remote.index()
+        has_copy = index is not None and index.is_whole and index.generation == (newest or 0)
+        if newest is not None and not has_copy:
+            if index is not None and not index.is_published:
+                self._progress.note(
+                    f"what the last run made here was never published, and {self._generation.day} "
+                    "is newer: this copy is brought to it. No text is embedded again."
+                )
+            remote.fetch(self._generation)
+        remote.write_index(self._generation, False, remote.local_files())
+
+    def _close_out(self) -> int:
+        """Publish the newest generation again under the next number, so that whoever held the lease
+        before cannot publish what follows the old one, however late. Returns the old number."""
+        while True:
+            number = self._generation.number
+            try:
+                self._publish(self._generation.files)
+                return number
+            except OvertakenError:
+                newest = self._remote.newest()
+                assert newest is not None
+                self._generation = self._remote.generations.read(newest)
+
+    def publish(self) -> None:
+        """Publish what the copy holds, if that is not what the newest generation names. Raises
+        BusyError if another holder of the lease was quicker."""
+        remote, before = self._remote, self._generation
+        local = remote.local_files()
+        if {path: file.digest for path, file in local.items()} != {
+            path: entry.digest for path, entry in before.files.items()
+        }:
+            entries = remote.generations.upload(local, before.files)
+            try:
+                if not self._lease.renew():
+                    raise OvertakenError
+                self._publish(entries)
+            except OvertakenError:
+                raise BusyError(
+                    f"Pipeline {remote.name!r}: its lease was taken over by "
+                    f"{self._lease.other_holder()}, since this process gave no sign for too long. "
+                    "What it made is not published; the next run here begins from what the other "
+                    "one publishes, and embeds nothing twice."
+                ) from None
+            remote.generations.sweep(self._generation.number, remote.owns_table, self._lease.renew)
+        if local:
+            remote.write_index(self._generation, True, local)
+
+    def delete(self) -> None:
+        """Delete what was ever published of the pipeline, and publish that there is nothing."""
+        if self._generation.files:
+            self._publish({})
+        self._erase()
+
+    def forget(self) -> None:
+        """Publish what the copy holds, and delete all that was published before. Raises as
+        `publish`."""
+        self.publish()
+        self._erase()
+
+    def _erase(self) -> None:
+        if self._generation.number:
+            self._remote.generations.erase(self._generation.number, self._remote.owns_table)
+
+    def _publish(self, files: Mapping[str, Entry]) -> None:
+        before, lease = self._generation, self._lease
+        who = lease.epoch, lease.holder
+        generation = Generation(
+            before.number + 1, uuid.uuid4().hex, before.mark, *who, now(), files
+        )
+        self._remote.generations.publish(generation)
+        self._generation = generation
+
+
+def open_remote(
+    warehouse: Warehouse, name: str, patience_seconds: float = RETRY_SECONDS
+) -> Remote | None:
+    """A pipeline's part of the bucket, None for a warehouse that is on this machine alone. Raises
+    ConfigError for a wrong `warehouse.yaml`, BucketError without credentials."""
+    uri = None if warehouse.is_copy else bucket_of(warehouse.home)
+    return Remote(warehouse, name, uri, open_uri(uri, patience_seconds)) if uri else None
+
+
+def is_shared(warehouse: Warehouse) -> bool:
+    """Whether the warehouse is published in a bucket."""
+    return bucket_of(warehouse.home) is not None
+
+
+@contextmanager
+def writing(warehouse: Warehouse, name: str, progress: Progress) -> Iterator[Writer | None]:
+    """As `Remote.write`; without a bucket it does nothing."""
+    remote = open_remote(warehouse, name)
+    if remote is None:
+        yield None
+        return
+    with remote.write(progress) as writer:
+        yield writer
+
+
+def is_current(warehouse: Warehouse, name: str) -> bool:
+    """As `Remote.is_current`; without a bucket nothing can be newer."""
+    remote = open_remote(warehouse, name)
+    return remote is None or remote.is_current()
+
+
+def is_whole(warehouse: Warehouse, name: str) -> bool:
+    """Whether the local copy has all of a pipeline, as it has without a bucket."""
+    uri = None if warehouse.is_copy else bucket_of(warehouse.home)
+    index = _read_index(warehouse.pipeline(name).folder / INDEX, uri) if uri else None
+    return index is None or index.is_whole
+
+
+def fetch_state(warehouse: Warehouse, name: str) -> str | None:
+    """Fetch the records of a pipeline, without its rows; how copy and bucket stand, in words. None
+    without a bucket. Nothing is raised for a bucket that does not answer."""
+    remote = open_remote(warehouse, name, READER_SECONDS)
+    if remote is None:
+        return None
+    problem = refresh(warehouse, name, "records")
+    index = remote.index()
+    if problem or index is None or not index.generation:
+        return problem or f"nothing is published in {remote.uri} yet"
+    words = f"generation {index.generation} in {remote.uri}, published {index.published_at}"
+    return words if index.is_published else f"{words}; this machine has what is not published yet"
+
+
+def refresh(warehouse: Warehouse, name: str, part: Part = "all") -> str:
+    """Fetch what is newer in the bucket: all of the pipeline, what a search of its live release
+    needs, or its records alone. Returns what is wrong with the copy in words, empty if it is up to
+    date; where all was to be fetched, the log has them, too.
+
+    Raises BucketError if the bucket cannot be reached and there is no copy.
+    """
+    remote = open_remote(warehouse, name, READER_SECONDS)
+    if remote is None:
+        return ""
+    index = remote.index()
+    try:
+        newest = remote.newest()
+        has_all = index is not None and (index.is_whole or index.part == part)
+        if newest is None or (has_all and index is not None and index.generation >= newest):
+            return ""
+        with remote.folder.lock("run", timeout_seconds=0):
+            remote.fetch(remote.generations.read(newest), part)
+    except BusyError:
+        return ""  # a run of this machine is at work on the copy, which is the newest
+    except (BucketError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
+            raise
+        if index is None or not remote.folder.releases.exists():
+            raise
+        words = f"{error} What answers is the copy on this machine, of {index.published_at}."
+        if part == "all":
+            log.warning("%s", words)
+        return words
+    return ""
+
+
+def _read_index(path: Path, uri: str) -> Index | None:
+    try:
+        index = parse_state(Index, read_json(path))
+    except StoreError:  # everything is compared again
+        return None
+    return index if index is not None and index.bucket == uri else None
+
+
+def _is_record(path: str) -> bool:
+    return path.endswith((".json", ".jsonl")) and TABLE not in path
+
+
+def _is_searched(remote: Remote, generation: Generation) -> Callable[[str], bool]:
+    """Which files of a generation a search of its live release reads."""
+    own = f"pipelines/{remote.name}/"
+    entry = generation.files.get(own + POINTERS[-1])
+    content = remote.bucket.read(remote.prefix + entry.key) if entry else None
+    record = unseal(content) if content else {"releases": []}
+    live = [entry for entry in record["releases"] if entry["number"] == record["live"]]
+    starts = [f"{own}{name}" for name in (*POINTERS, "checks.json", "model/")]
+    for release in live:
+        table = f"tables/{release['table']}"
+        starts += [f"{own}codec/{release['codec']}", f"{table}{TABLE}/", f"{table}.checksums.json"]
+        starts += ["calibration/"] if release["spec"]["model"].get("calibration") else []
+    return lambda path: path.startswith(tuple(starts))
+
+
+def _calibrations(warehouse: Warehouse, releases: Path) -> list[Path]:
+    """The copies of calibration texts that releases name."""
+    try:
+        record = read_json(releases) or {"releases": []}
+    except StoreError:  # the next run puts it right
+        return []
+    names = {entry["spec"]["model"].get("calibration") for entry in record["releases"]} - {None}
+    paths = (warehouse.home / str(name) for name in names)
+    return [path for path in paths if path.parent == warehouse.root / "calibration"]
+
+
+def _is_own(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a name is of this machine's alone: of these names, a draft, a lock, or damaged."""
+    return name in names or name.startswith(".") or name.endswith(OWN_ENDINGS) or "#" in name
+
+
+def _rank(path: str) -> int:
+    """When a file is fetched: what others name goes first."""
+    name = path.rpartition("/")[2]
+    if name in POINTERS:
+        return 3 + POINTERS.index(name)
+    if name.endswith((".json", ".jsonl")):
+        return 2
+    return 1 if VERSIONS in path else 0

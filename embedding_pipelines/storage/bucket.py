@@ -1,0 +1,91 @@
+"""Where a warehouse is published: the home's `warehouse.yaml`, and a proof that its store can commit."""
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from embedding_pipelines.errors import BucketError, ConfigError
+from embedding_pipelines.objects import RETRY_SECONDS, Bucket, is_uri, open_bucket, open_folder
+
+FILE_NAME = "warehouse.yaml"
+RACERS = 8
+PROVEN = "warehouse.json"  # the object that says that the store was tried
+
+
+def bucket_of(home: Path) -> str | None:
+    """The URI that a home's `warehouse.yaml` gives, None without one. Raises ConfigError for a file
+    that says anything else."""
+    path = home / FILE_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    uri = value.get("bucket") if isinstance(value, dict) and set(value) == {"bucket"} else None
+    parts = urlsplit(uri) if isinstance(uri, str) else None
+    if parts is None or not (is_uri(parts.geturl()) or parts.scheme == "file"):
+        raise ConfigError(
+            f"{path} has to be one line that says where the warehouse is published, as in `bucket: "
+            "s3://bucket/folder` (or gs://, az://, file:///folder)."
+        )
+    if "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            f"{path}: the address holds credentials. Leave them out, and set the store's usual "
+            "environment variables."
+        )
+    return str(uri).rstrip("/")
+
+
+def open_uri(uri: str, patience_seconds: float = RETRY_SECONDS) -> tuple[Bucket, str]:
+    """The bucket of a warehouse, and the prefix of its keys: empty, or ending in a slash. Arguments
+    and errors are those of `open_bucket`."""
+    if uri.startswith("file:"):
+        return open_folder(Path(url2pathname(urlsplit(uri).path))), ""
+    bucket, folder = open_bucket(uri, patience_seconds)
+    return bucket, f"{folder.strip('/')}/" if folder.strip("/") else ""
+
+
+def require_commits(bucket: Bucket, prefix: str) -> None:
+    """Try once, before the first object of a warehouse is written, that the store creates an object
+    for one of several writers alone; it is on record in the bucket then.
+
+    Raises BucketError for a store that lets each of them believe so: what they publish would be
+    lost without an error.
+    """
+    if bucket.read(prefix + PROVEN) is not None:
+        return
+    one, other = (f"{prefix}probe/{uuid.uuid4().hex}" for _ in range(2))
+    start = threading.Barrier(RACERS)
+
+    def race(number: int) -> bool:
+        start.wait()
+        return bucket.create(other, b"%d" % number)
+
+    try:
+        again = (bucket.create(one, b"first"), bucket.create(one, b"second"))
+        with ThreadPoolExecutor(RACERS) as threads:
+            wins = [number for number, won in enumerate(threads.map(race, range(RACERS))) if won]
+        content = bucket.read(other)
+        is_right = again == (True, False) and bucket.read(one) == b"first"
+        if not is_right or [b"%d" % number for number in wins] != [content]:
+            raise BucketError(
+                f"{bucket.address}: this store cannot hold a warehouse, since it does not let one "
+                f"writer alone create an object: of {RACERS} at once {len(wins)} did, and a second "
+                f"one after the first {'did too' if again[1] else 'did not'}. What one run "
+                "publishes, another would overwrite without an error. Use a store that obeys "
+                "`If-None-Match: *` (Amazon S3, Google Cloud Storage, Azure), or "
+                f"remove {FILE_NAME} to keep the warehouse on this machine."
+            )
+    finally:
+        bucket.delete([one, other])
+    bucket.create(prefix + PROVEN, b'{"format": 1}')

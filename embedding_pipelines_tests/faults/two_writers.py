@@ -1,0 +1,153 @@
+"""Two writers of one pipeline on one bucket, killed and put to sleep at random.
+
+    python -m embedding_pipelines_tests.faults.two_writers 200 s3://bucket/folder
+
+Each writer, in a home of its own, does the same again and again: take the lease, add an entry to
+what is published, publish, and write down that it did. Leases last a second. In the end everything
+that was written down must be published, once, and no epoch may have had two holders.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_pipelines.errors import BucketError, BusyError
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.storage import lease
+from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.shared import at_work, machine, remote_of
+
+LEASE_SECONDS = 1.0
+PAUSE_SECONDS = 1.5  # of a writer that sleeps through its lease
+ROUND_SECONDS = 0.7  # at most
+END_SECONDS = 120  # for what comes after the last round
+SHARE_ASLEEP = 0.3  # of the rounds; in the others a writer is killed
+
+
+@dataclass
+class Outcome:
+    """What the writers have done, and what is wrong with it."""
+
+    rounds: int
+    acknowledged: int
+    published: int
+    overtaken: int  # that were told so
+    epochs: int
+    problems: list[str]
+
+
+def write(home: Path, log: Path) -> None:
+    """Until somebody ends it."""
+    lease.LEASE_SECONDS, lease.RENEWED_SECONDS = LEASE_SECONDS, LEASE_SECONDS / 4
+    path = Warehouse(home).pipeline("p").folder / "documents" / "entries.json"
+    while True:
+        entry, epoch = uuid.uuid4().hex, 0
+        try:
+            with at_work(home) as writer:
+                epoch = writer._lease.epoch
+                note(log, "holds", str(epoch), writer._lease._token)
+                entries = (read_json(path) or {"entries": []})["entries"]
+                write_json(path, {"entries": [*entries, entry]}, durable=False)
+                time.sleep(random.random() * 0.1)
+            note(log, "published", entry, str(epoch))
+        except BusyError:
+            if epoch:
+                note(log, "overtaken", entry, str(epoch))
+            time.sleep(0.05)
+        except BucketError as error:
+            note(log, "failed", str(error).replace("\n", " "), "")
+
+
+def note(log: Path, *words: str) -> None:
+    """One line, whole or not at all."""
+    with log.open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(words)}\n".encode())
+
+
+def try_two(rounds: int, uri: str, folder: Path, seed: int) -> Outcome:
+    """Let two writers work through so many kills and pauses, then look at what is there."""
+    choose, log = random.Random(seed), folder / "log"
+    homes = [machine(folder / name, uri) for name in ("one", "two")]
+    # Forks of a process that has used no object store, whose library's threads a fork would lack.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["embedding_pipelines_tests.faults.two_writers"])
+
+    def start(home: Path) -> multiprocessing.Process:
+        process = context.Process(target=write, args=(home, log), daemon=True)
+        process.start()
+        return process  # type: ignore[return-value]
+
+    writers = {home: start(home) for home in homes}
+    for _ in range(rounds):
+        time.sleep(choose.random() * ROUND_SECONDS)
+        home = choose.choice(homes)
+        number = writers[home].pid
+        assert number is not None
+        if choose.random() < SHARE_ASLEEP:
+            os.kill(number, signal.SIGSTOP)
+            time.sleep(PAUSE_SECONDS)
+            os.kill(number, signal.SIGCONT)
+        else:
+            os.kill(number, signal.SIGKILL)
+            writers[home].join()
+            writers[home] = start(home)
+    before, ends_at = _count(log), time.monotonic() + END_SECONDS
+    while _count(log) == before and time.monotonic() < ends_at:  # they still make headway
+        time.sleep(LEASE_SECONDS)
+    for process in writers.values():
+        process.kill()
+        process.join()
+    return judge(rounds, homes[0], log)
+
+
+def _count(log: Path) -> int:
+    """How often somebody has published."""
+    return log.read_text().count('"published"') if log.exists() else 0
+
+
+def judge(rounds: int, home: Path, log: Path) -> Outcome:
+    """What is published, beside what the writers have written down."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    done = [entry for word, entry, _ in lines if word == "published"]
+    holders: dict[str, set[str]] = {}
+    for word, epoch, token in lines:
+        if word == "holds":
+            holders.setdefault(epoch, set()).add(token)
+    remote = remote_of(home)
+    newest = remote.newest()
+    assert newest is not None
+    remote.fetch(remote.generations.read(newest))
+    record = read_json(remote.folder.folder / "documents" / "entries.json") or {"entries": []}
+    entries = record["entries"]
+    problems = [f"{entry} is lost" for entry in done if entry not in entries]
+    problems += [f"{entry} is there {n} times" for entry, n in Counter(entries).items() if n > 1]
+    problems += [
+        f"epoch {epoch} had {len(t)} holders" for epoch, t in holders.items() if len(t) > 1
+    ]
+    overtaken = [entry for word, entry, _ in lines if word == "overtaken"]
+    problems += [f"{entry} was overtaken, and is there" for entry in overtaken if entry in entries]
+    problems += [words for word, words, _ in lines if word == "failed"]
+    return Outcome(rounds, len(done), len(entries), len(overtaken), len(holders), problems)
+
+
+def main() -> int:
+    rounds, uri = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
+    with tempfile.TemporaryDirectory() as folder:
+        uri = uri or (Path(folder) / "bucket").as_uri()
+        outcome = try_two(rounds, uri, Path(folder), seed)
+    print(f"seed {seed}: {outcome}")
+    return 1 if outcome.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
