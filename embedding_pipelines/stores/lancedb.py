@@ -208,7 +208,9 @@ class LanceTable(Table):
             if not self._manifests():
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.withdraw(None)  # the rest of a lost table of this name, or of a dead writer
-                new = self._connection.create_table(self.name, schema=schema)
+                # A schema that was read from another table says of its columns which one is the key.
+                plain = pa.schema([field.remove_metadata() for field in schema], schema.metadata)
+                new = self._connection.create_table(self.name, schema=plain)
                 new.set_unenforced_primary_key(TABLE_KEY)
             table = self._open()
             self._delete_unnamed()
