@@ -45,6 +45,7 @@ def parquet(values: list[str]) -> bytes:
         ("jsonl", "a.jsonl.bz2", bz2.compress(b'{"text": "one"}\n{"text": "two"}\n')),
         ("parquet", "a.parquet", parquet(["one", "two"])),
     ],
+    ids=["csv", "tsv.gz", "json", "jsonl.bz2", "parquet"],
 )
 def test_every_kind_reads_objects(
     bucket: TestBucket, tmp_path: Path, kind: str, key: str, content: bytes
