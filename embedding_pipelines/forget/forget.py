@@ -172,7 +172,11 @@ def allow_again(run: Run, ids: Collection[str], files: Collection[str]) -> int:
             f"{run.spec.name}: without source.id only whole files come back: name them by --source."
         )
     path = run.warehouse.forgotten / f"{run.spec.name}.json"
-    with run.folder.lock("run", timeout_seconds=0), run.folder.lock(timeout_seconds=0):
+    with (
+        run.folder.lock("run", timeout_seconds=0),
+        run.folder.lock(timeout_seconds=0),
+        writing(run.warehouse, run.spec.name, run.progress),
+    ):
         before = forgotten_by(run)
         after = before.without(ids, files)
         count = sum(len(entry.files) + len(entry.documents) for entry in before.entries)

@@ -52,7 +52,7 @@ def test_parquet_holds_the_live_table(home: Path, kind: Kind) -> None:
         "release": 1,
         "format": "parquet",
         "vectors": kind,
-        "space": f"{about.space_id[:12]} (hashing:words, 64 dimensions)",
+        "space": f"hashing:words (64 dimensions, space {about.space_id[:12]})",
         "space_id": about.space_id,
         "rows": 123,
         "dimensions": 64,

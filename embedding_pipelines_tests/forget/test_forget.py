@@ -312,3 +312,7 @@ def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path)
     write_csv(other, "a.csv", [*ROWS, ("ada", f"{SECRET}.", "c")])
     run_shared(other)
     assert "ada" not in {row["document_id"] for row in live_rows(other, "p").values()}
+    with run_of(released, "p") as run:
+        assert allow_again(run, ["ada"], []) == 1
+    run_shared(other)
+    assert "ada" in {row["document_id"] for row in live_rows(other, "p").values()}

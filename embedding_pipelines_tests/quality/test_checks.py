@@ -270,7 +270,7 @@ def test_before_its_first_run_a_pipeline_says_run_it(home: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        ([], "the source gave no record from 1 files: see whether its path names the right ones"),
+        ([], "the source gave no record from 1 file: see whether its path names the right ones"),
         ([("a", "", "x"), ("b", " ", "x")], "none of 2 records has a text: set source.text"),
     ],
 )
@@ -317,7 +317,7 @@ def test_a_fall_beyond_the_stated_share_is_held_back(
     with pytest.raises(ReleaseError, match="not_worse_than_live") as error:
         run_steps(home, "p")
     assert f"release 1 has {before:,}" in str(error.value)
-    assert f"the source gave {after} records from 1 files" in str(error.value)
+    assert f"the source gave {after} records from 1 file" in str(error.value)
     assert "100.0%" not in str(error.value)
     assert "--force --reason" in str(error.value)
     assert live(home) == 1
