@@ -13,7 +13,7 @@ app = typer.Typer()
 
 @app.command()
 def metrics() -> Outcomes:
-    """Print state, rows, rejected records and figures of all pipelines for Prometheus.
+    """Print what a monitor watches of all pipelines, for Prometheus.
 
     Write it to a file of node_exporter's textfile folder, or serve it.
     """

@@ -24,6 +24,7 @@ from embedding_pipelines.sources.text import (
 _DECLARED = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
 _HEAD_BYTES = 4096  # a page names its encoding in the first of them, if it does
 _SAME = {"iso8859-1": "cp1252", "ascii": "cp1252"}  # what browsers read under these names
+_NO_PAGES = ("idna", "punycode", "unicode-escape", "raw-unicode-escape")  # Python's own
 
 
 class Html(TextSource):
@@ -63,7 +64,9 @@ def _declared(head: bytes) -> str | None:
     match = _DECLARED.search(head)
     if match is None:
         return None
-    with contextlib.suppress(LookupError):
+    # LookupError also for codecs that are not text; broken templates write `undefined`.
+    with contextlib.suppress(LookupError, UnicodeError):
         name = codecs.lookup(match[1].decode("ascii")).name
-        return None if name.startswith("utf") else _SAME.get(name, name)
+        "".encode(name)
+        return None if name.startswith("utf") or name in _NO_PAGES else _SAME.get(name, name)
     return None

@@ -6,7 +6,6 @@ it; its text begins with that path. What stands before the first heading has the
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -70,13 +69,17 @@ class Markdown(TextSource):
         parts = sections(content.split("\n")[first - 1 :], first)
         titles = [part.path[0] for part in parts if len(part.path) == 1]
         title = next(iter(titles), None)
-        seen: Counter[str] = Counter()
+        ids: set[str] = set()
         for part in parts:
             name = f"{file.name}#{_ARROW.join(part.path)}" if part.path else file.name
-            seen[name] += 1
+            number, plain = 1, name
+            while name in ids:
+                number += 1
+                name = f"{plain} ({number})"
+            ids.add(name)
             heading = _ARROW.join(part.path)
             record = {"title": title} | front
-            record["id"] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+            record["id"] = name
             record["heading"] = heading or None
             record["text"] = "\n\n".join(filter(None, (heading, part.body)))
             yield from fields.add(part.line, record, record["text"].encode(), len(part.body))

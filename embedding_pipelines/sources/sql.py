@@ -84,9 +84,10 @@ class Sql(Source):
                 "is no address of a database; write it as postgresql://user:${PASSWORD}@host/name, "
                 "sqlite:///path/of/file.db or ${NAME_OF_A_VARIABLE}"
             )
-        account, _, options = url.partition("?")
-        account = "" if account.startswith("sqlite") else account.partition("://")[2]
-        password = account.rpartition("@")[0].partition(":")[2]
+        # As SQLAlchemy reads it: a password may hold a question mark.
+        account = re.match(r"(?!sqlite)[\w+]+://[^:/@]*:([^@]*)@", url)
+        password = account[1] if account else ""
+        options = (url[account.end() :] if account else url).partition("?")[2]
         pairs = [pair.partition("=") for pair in options.split("&")]
         secrets = [password, *(value for key, _, value in pairs if _SECRET_OPTION.search(key))]
         if any(VARIABLE.sub("", secret) for secret in secrets):

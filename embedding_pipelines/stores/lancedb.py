@@ -211,7 +211,8 @@ class LanceTable(Table):
                 # A schema that was read from another table says of its columns which one is the key.
                 plain = pa.schema([field.remove_metadata() for field in schema], schema.metadata)
                 new = self._connection.create_table(self.name, schema=plain)
-                new.set_unenforced_primary_key(TABLE_KEY)
+                if TABLE_KEY in schema.names:  # candidates of `optimize` have vectors alone
+                    new.set_unenforced_primary_key(TABLE_KEY)
             table = self._open()
             self._delete_unnamed()
             for start in range(0, len(remove), REMOVE_IDS):

@@ -209,7 +209,7 @@ def test_only_new_texts_are_submitted_when_files_change(zoo: Path, server: Batch
     write_csv(
         zoo, "zoo_more.csv", [("b1", "a new animal, with a caf\u00e9 and a \u2028 in it", "zoo")]
     )
-    assert waits(zoo).startswith("1 texts are")
+    assert waits(zoo).startswith("1 text is")
     assert len(live_rows(zoo, "zoo")) == 12
     write_csv(zoo, "zoo_last.csv", [("b2", "another new animal", "zoo")])
     assert waits(zoo).startswith("2 texts are in 2 batch jobs")
@@ -476,7 +476,7 @@ def test_two_pipelines_of_one_model_share_what_is_with_the_service(
     assert waits(zoo, "park").startswith("13 texts are in 2 batch jobs")
     assert set(server.submitted().values()) == {1}
     server.finish(server.out[0])
-    assert waits(zoo, "park").startswith("1 texts are")
+    assert waits(zoo, "park").startswith("1 text is")
     server.finish_all()
     embedded(zoo, "park")
     embedded(zoo)

@@ -56,4 +56,4 @@ def test_each_piece_has_its_own_count() -> None:
 def test_white_space_and_what_nobody_sees_are_no_content(text: str) -> None:
     assert not has_content(text)
     assert has_content(f"{text}.{text}")
-    assert Cutter(wordpiece(), 16, None).cut([text, "fox"]) == [[], [(0, 3, 3, 0)]]
+    assert Cutter(wordpiece(), 16, None).cut([text, "fox"]) == [[], [(0, 3, 3, 0, 0)]]

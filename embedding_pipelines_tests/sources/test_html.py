@@ -53,6 +53,19 @@ def test_a_page_is_read_in_the_encoding_that_it_names(
     assert codecs.lookup(log.encoding or "").name == codecs.lookup(encoding).name
 
 
+@pytest.mark.parametrize(
+    "name", ["undefined", "base64", "rot13", "idna", "punycode", "unicode_escape", "no-such"]
+)
+def test_a_page_that_names_no_encoding_of_pages_is_detected(tmp_path: Path, name: str) -> None:
+    words = (
+        "Il a d\u00e9j\u00e0 \u00e9t\u00e9 dit que la for\u00eat br\u00fble, \u00e0 c\u00f4t\u00e9 du ch\u00e2teau. "
+        * 9
+    )
+    (tmp_path / "a.html").write_bytes(f"<meta charset={name}><p>{words}</p>".encode("cp1252"))
+    documents, _, _ = read(make("html", "a.html"), tmp_path)
+    assert words.strip() in documents[0]["text"]
+
+
 def test_a_page_with_broken_bytes_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes(b"<p>caf\xff</p>")
     _, (rejection,) = check_source(make("html", "a.html", encoding="utf-8"), tmp_path, 0, 1)

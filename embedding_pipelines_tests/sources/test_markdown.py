@@ -77,6 +77,13 @@ def test_a_section_is_a_document_with_its_path(tmp_path: Path) -> None:
         assert row["authors_first"] == "Ann"
 
 
+def test_headings_that_look_like_numbered_ones_have_ids_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# Notes\n\na\n\n# Notes\n\nb\n\n# Notes (2)\n\nc\n")
+    documents, _ = check_source(make("markdown", "a.md"), tmp_path, 3)
+    names = ["a.md#Notes", "a.md#Notes (2)", "a.md#Notes (2) (2)"]
+    assert [row["document_id"] for row in documents] == names
+
+
 def test_a_file_without_headings_is_one_document(tmp_path: Path) -> None:
     (document,) = documents_of(tmp_path, "\n\nJust words.\n\n---\nand more")
     assert (document["document_id"], document["source_row"]) == ("a.md", 3)

@@ -228,6 +228,7 @@ def test_a_writer_that_does_not_end_is_told(shop: Shop, monkeypatch: pytest.Monk
     [
         ({"url": "postgresql://ann:geheim@h/x"}, "holds a password in clear"),
         ({"url": "postgresql://ann:${A}b@h/x"}, "holds a password in clear"),
+        ({"url": "postgresql://ann:pa?ss@h/x"}, "holds a password in clear"),
         ({"url": "postgresql://h/x?user=a&password=geheim"}, "holds a password in clear"),
         ({"url": "data/shop.db"}, "is no address of a database"),
         ({"table": None, "query": "delete from articles"}, "must be one SELECT"),
