@@ -23,6 +23,7 @@ from embedding_pipelines.objects import RETRY_SECONDS, Bucket
 from embedding_pipelines.progress import Progress
 from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.storage.bucket import bucket_of, open_uri, require_commits
+from embedding_pipelines.storage.forgotten import COPY
 from embedding_pipelines.storage.generations import (
     TABLE,
     VERSIONS,
@@ -47,6 +48,7 @@ INDEX = "bucket.json"  # in the pipeline's folder: what it has of the bucket
 OWN_FILES = (INDEX, "activity.json", "last_run.json", "batch_jobs.json")
 OWN_FOLDERS = ("maps", "candidates")
 OWN_ENDINGS = (".lock", ".damaged", ".torn")
+FORGOTTEN = "forgotten/"  # the start of the paths of what must not come back
 POINTERS = ("releases.copy.json", "releases.json")  # fetched last, in this order
 READER_SECONDS = 5.0  # that a reader gives a store which does not answer: there is the copy
 CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -123,6 +125,7 @@ class Remote:
             writer.begin()
             yield writer
             writer.publish()
+            writer.end()
 
     def fetch(self, generation: Generation, part: Part = "all") -> None:
         """Make the local copy what a generation names: all of it, or a part.
@@ -132,9 +135,10 @@ class Remote:
         index = self.index()
         if (index is None or not index.generation) and not generation.files:
             return  # nobody has published anything yet
-        if index is None:
+        if index is None or not index.generation:
             self._refuse_to_replace(generation)
         local = self._local_files(index)
+        self._warn_of_tombstones(index, local, generation)
         entries = dict(generation.files)
         if part != "all":
             is_needed = _is_record if part == "records" else _is_searched(self, generation)
@@ -153,7 +157,7 @@ class Remote:
             self.generations.download(files)
         for path in local.keys() - entries.keys() if part == "all" else ():
             # Other pipelines may name the first; what was forgotten never comes back.
-            if not path.startswith(("calibration/", "forgotten/")):
+            if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
         self.write_index(generation, True, self._local_files(index), part)
         if part == "all":
@@ -196,7 +200,8 @@ class Remote:
         own = [tables / name for name in list_names(tables) if self.owns_table(name)]
         calibrations = _calibrations(self.warehouse, self.folder.releases)
         forgotten = self.warehouse.forgotten / f"{self.name}.json"
-        for folder in (root, *own, *calibrations, forgotten):
+        lists = (forgotten, forgotten.with_suffix(COPY))
+        for folder in (root, *own, *calibrations, *lists):
             for place, folders, names in os.walk(folder):
                 folders[:] = [name for name in folders if not _is_own(name, OWN_FOLDERS)]
                 yield from (Path(place, name) for name in names if not _is_own(name, OWN_FILES))
@@ -210,13 +215,35 @@ class Remote:
 
     def _refuse_to_replace(self, generation: Generation) -> None:
         record, entry = self.folder.releases, generation.files.get(self._path_of(POINTERS[-1]))
-        if entry is None or not record.exists() or file_digest(record) == entry.digest:
+        if not record.exists() or (entry is not None and file_digest(record) == entry.digest):
             return
         raise ConfigError(
             f"Pipeline {self.name!r} has releases in {self.folder.folder} that were never published, "
-            f"and {self.uri} has others ({generation.day}). Keep one of them: delete that folder "
-            "here, whose vectors stay in the embedding cache, or name another folder of the bucket."
+            f"and {self.uri} has {'others' if entry else 'none of them'} ({generation.day}). Keep one "
+            "of them: delete that folder here, whose vectors stay in the embedding cache, or name "
+            "another folder of the bucket."
         )
+
+    def _warn_of_tombstones(
+        self, index: Index | None, local: Mapping[str, File], generation: Generation
+    ) -> None:
+        """Say that a list of what is forgotten is replaced which was changed here and not
+        published: `forget` publishes it before it erases anything, so that nothing is erased
+        yet."""
+        path = self.warehouse.forgotten / f"{self.name}.json"
+        name = path.relative_to(self.warehouse.root).as_posix()
+        mine, entry = local.get(name), generation.files.get(name)
+        if index is None or index.is_published or mine is None:
+            return
+        before = index.files.get(name)
+        if (entry is None or entry.digest != mine.digest) and (
+            before is None or before[2] != mine.digest
+        ):
+            log.warning(
+                "Pipeline %r: a `forget` ended here before it could publish what it forgets, and "
+                "has erased nothing. Say the same command again.",
+                self.name,
+            )
 
     def _fill_cache(self, fetched: Mapping[str, Entry]) -> None:
         """File the vectors of the shards that were fetched, so that a text is paid for once by all
@@ -262,7 +289,7 @@ class Writer:
 
     def __init__(self, remote: Remote, lease: Lease, progress: Progress) -> None:
         self._remote, self._lease, self._progress = remote, lease, progress
-        self._generation = Generation(0, "", "", 0, lease.holder, "", {})  # before the first
+        self._generation = Generation(0, "", "", lease.holder, "", {})  # before the first
 
     def begin(self) -> None:
         """Bring the copy to the newest generation."""
@@ -273,8 +300,10 @@ class Writer:
         if self._lease.is_takeover:
             newest = self._close_out()
         index = remote.index()
-        has_copy = index is not None and index.is_whole and index.generation == (newest or 0)
-        if newest is not None and not has_copy:
+        # What a run here has not published goes on, unless the bucket has something newer. Whatever
+        # else differs from the generation is lost or damaged, and fetched again.
+        is_ahead = index is not None and index.is_whole and not index.is_published
+        if newest is not None and not (is_ahead and index and index.generation == newest):
             if index is not None and not index.is_published:
                 self._progress.note(
                     f"what the last run made here was never published, and {self._generation.day} "
@@ -289,7 +318,7 @@ class Writer:
         while True:
             number = self._generation.number
             try:
-                self._publish(self._generation.files)
+                self._follow(self._generation.files)
                 return number
             except OvertakenError:
                 newest = self._remote.newest()
@@ -304,26 +333,25 @@ class Writer:
         if {path: file.digest for path, file in local.items()} != {
             path: entry.digest for path, entry in before.files.items()
         }:
-            entries = remote.generations.upload(local, before.files)
-            try:
-                if not self._lease.renew():
-                    raise OvertakenError
-                self._publish(entries)
-            except OvertakenError:
-                raise BusyError(
-                    f"Pipeline {remote.name!r}: its lease was taken over by "
-                    f"{self._lease.other_holder()}, since this process gave no sign for too long. "
-                    "What it made is not published; the next run here begins from what the other "
-                    "one publishes, and embeds nothing twice."
-                ) from None
+            if not self._lease.renew():
+                raise self._overtaken("What it made is not published")
+            self._publish(remote.generations.upload(local, before.files))
             remote.generations.sweep(self._generation.number, remote.owns_table, self._lease.renew)
-        if local:
-            remote.write_index(self._generation, True, local)
+        if remote.folder.folder.exists():  # else it was deleted
+            remote.write_index(self._generation, False, local)  # more may follow
+
+    def end(self) -> None:
+        """Note that all of the copy is published."""
+        if self._remote.folder.folder.exists():
+            self._remote.write_index(self._generation, True, self._remote.local_files())
 
     def delete(self) -> None:
-        """Delete what was ever published of the pipeline, and publish that there is nothing."""
-        if self._generation.files:
-            self._publish({})
+        """Delete what was ever published of the pipeline, and publish that there is nothing but the
+        list of what it has forgotten. Raises as `publish`."""
+        files = self._generation.files
+        kept = {path: entry for path, entry in files.items() if path.startswith(FORGOTTEN)}
+        if kept != files:
+            self._publish(kept)
         self._erase()
 
     def forget(self) -> None:
@@ -333,17 +361,34 @@ class Writer:
         self._erase()
 
     def _erase(self) -> None:
-        if self._generation.number:
-            self._remote.generations.erase(self._generation.number, self._remote.owns_table)
+        number = self._generation.number
+        if number and not self._remote.generations.erase(
+            number, self._remote.owns_table, self._lease.renew
+        ):
+            raise self._overtaken("What was published before is not erased: say the command again")
 
     def _publish(self, files: Mapping[str, Entry]) -> None:
-        before, lease = self._generation, self._lease
-        who = lease.epoch, lease.holder
-        generation = Generation(
-            before.number + 1, uuid.uuid4().hex, before.mark, *who, now(), files
-        )
+        try:
+            if not self._lease.renew():
+                raise OvertakenError
+            self._follow(files)
+        except OvertakenError:
+            raise self._overtaken("What it made is not published") from None
+
+    def _follow(self, files: Mapping[str, Entry]) -> None:
+        """Create the next generation. Raises OvertakenError."""
+        before, mark = self._generation, uuid.uuid4().hex
+        holder = self._lease.holder
+        generation = Generation(before.number + 1, mark, before.mark, holder, now(), files)
         self._remote.generations.publish(generation)
         self._generation = generation
+
+    def _overtaken(self, what: str) -> BusyError:
+        return BusyError(
+            f"Pipeline {self._remote.name!r}: its lease was taken over by "
+            f"{self._lease.other_holder()}, since this process gave no sign for too long. {what}; "
+            "the next run here begins from what the other one publishes, and embeds nothing twice."
+        )
 
 
 def open_remote(

@@ -110,6 +110,7 @@ def forget(
     from embedding_pipelines.forget.forget import allow_again, find, source_name
     from embedding_pipelines.forget.forget import forget as erase
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
+    from embedding_pipelines.remote import refresh
 
     if not ids and not sources:
         raise ConfigError("forget: name documents by --id, or a source file by --source.")
@@ -125,6 +126,7 @@ def forget(
             result = {"pipeline": spec.name, "undone": count}
             yield Output([result], partial(say, words))
             return
+        refresh(run.warehouse, spec.name)
         traces = find(run, ids or (), files)
         question = f"{counted(len(traces.ids), 'document')} and all releases but a new one"
         if not yes:

@@ -60,7 +60,6 @@ def run(
     Stop it at any time: it keeps what it embedded, and the next run goes on from there. With --until
     or --for it stops by itself, with exit code 3, and releases nothing before all is embedded.
     """
-    from embedding_pipelines.remote import refresh
     from embedding_pipelines.steps.embeddings import re_embed as embed_anew
     from embedding_pipelines.steps.embeddings import retry_rejected as retry
 
@@ -72,9 +71,6 @@ def run(
     yield from problems
     if problems and names:
         return
-    if retry_rejected or re_embed:
-        for spec in specs:
-            refresh(open_warehouse(), spec.name)
     if retry_rejected:
         for spec in specs:
             retry(open_run(spec))

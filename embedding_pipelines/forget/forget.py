@@ -1,8 +1,8 @@
 """Erases documents for good: rows, old releases, vectors, and whatever else holds their texts.
 
 The order makes a kill harmless. First a tombstone: no run brings them back, not even one that comes
-before the end. Then what is known by
-its text (cache, batch jobs, history), while the texts can still be read. Then the table: a new one
+before the end, nor one of another machine that shares the warehouse. Then what is known by its text
+(cache, batch jobs, history), while the texts can still be read. Then the table: a new one
 is built beside the old one from the rows that stay, and becomes live in one rename. Then what the
 old one was made of. The same command goes on from wherever it was killed, for each part is done
 anew.
@@ -147,6 +147,8 @@ def forget(
         # A run that comes before the end of this reads these files again, and leaves them out.
         places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
         forget_files(run, {*traces.files, *files, *(file for file, _ in places)})
+        if writer is not None:
+            writer.publish()  # before anything is erased, so that no fetch brings it back
         needles = Needles(traces.own_texts)
         _erase_by_text(run, traces, receipt)
         receipt.erased["dagster_runs"] = erase_history(needles.are_in)

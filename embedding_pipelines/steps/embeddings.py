@@ -25,6 +25,7 @@ from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport, compute_rates
 from embedding_pipelines.providers.common.prices import possible_dimensions
 from embedding_pipelines.quality.queries import query_texts
+from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
@@ -203,7 +204,10 @@ def retry_rejected(run: Run) -> int:
     Raises BusyError if another process is at work on the pipeline.
     """
     count, shards = 0, run.folder.embeddings
-    with run.folder.lock("run", timeout_seconds=0):
+    with (
+        run.folder.lock("run", timeout_seconds=0),
+        writing(run.warehouse, run.spec.name, run.progress),
+    ):
         for partition in run.spec.partition_names:
             manifest = shards.manifest(partition)
             if manifest is not None and manifest.rejected:
@@ -220,7 +224,10 @@ def re_embed(run: Run) -> None:
     gone on with. Raises BusyError if another process is at work on the pipeline.
     """
     folder, space, names = run.folder, run.model.space, run.spec.partition_names
-    with folder.lock("run", timeout_seconds=0):
+    with (
+        folder.lock("run", timeout_seconds=0),
+        writing(run.warehouse, run.spec.name, run.progress),
+    ):
         if _to_embed_anew(run):  # it has begun
             return
         keys = [run.cache.key(space.id, kind, text) for text, kind in query_texts(run)]

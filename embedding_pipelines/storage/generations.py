@@ -49,7 +49,6 @@ class Generation:
     number: int
     mark: str  # that no other generation has
     follows: str  # the mark of the generation before, empty for the first
-    epoch: int  # of the writer's lease
     writer: Holder
     published_at: str  # ISO 8601, UTC
     files: Mapping[str, Entry]  # by path below the warehouse
@@ -212,14 +211,20 @@ class Generations:
         if may_go_on():
             self.bucket.delete(gone)
 
-    def erase(self, number: int, tables: Callable[[str], bool]) -> None:
-        """Delete all generations but one, the newest, and all contents that it does not name,
-        however young they are: somebody may have asked for that."""
+    def erase(
+        self, number: int, tables: Callable[[str], bool], may_go_on: Callable[[], bool]
+    ) -> bool:
+        """Delete all generations before one, the newest, and all contents that it does not name,
+        however young they are: somebody may have asked for that. Deletes nothing and returns False
+        if others have followed, or unless `may_go_on` says, just before, that the lease is held."""
         named = {f"{self.prefix}{entry.key}" for entry in self.read(number).files.values()}
-        gone = [e.key for e in self.bucket.list_dated(self._folder) if _number(e) != number]
+        gone = [e.key for e in self.bucket.list_dated(self._folder) if _number(e) < number]
         for listed in self._contents(tables):
             gone += [entry.key for entry in listed if entry.key not in named]
+        if not may_go_on() or self.newest(number) != number:
+            return False
         self.bucket.delete(gone)
+        return True
 
     def _contents(self, tables: Callable[[str], bool]) -> Iterable[list[Dated]]:
         folders, _ = self.bucket.list_folder(f"{self.prefix}tables")

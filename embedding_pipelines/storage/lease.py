@@ -3,7 +3,8 @@ and never replaced.
 
 The newest record says who holds the lease. To take it, to keep it and to give it back is to create
 the next number, and a store lets one of several writers create an object: no store needs more than
-that. The number under which somebody took it is their epoch, which nobody else ever has.
+that. A holder knows its records by a token, which nobody else ever has: numbers of records that were
+deleted can be created again.
 """
 
 import json
@@ -49,7 +50,7 @@ class Holder:
 @dataclass(frozen=True)
 class _Record:
     number: int
-    epoch: int
+    token: str
     holder: Holder | None  # None: the lease is free
     modified_at: datetime
 
@@ -69,9 +70,9 @@ class Lease:
     """
 
     def __init__(self, bucket: Bucket, folder: str, pipeline: str, holder: Holder) -> None:
-        self.holder, self.epoch, self.is_takeover = holder, 0, False
+        self.holder, self.is_takeover = holder, False
         self._bucket, self._folder, self._pipeline = bucket, folder, pipeline
-        self._number, self._token = 0, uuid.uuid4().hex  # the token tells its records from others
+        self._number, self._token = 0, uuid.uuid4().hex
         self._lock = threading.Lock()
 
     @contextmanager
@@ -97,7 +98,7 @@ class Lease:
     def other_holder(self) -> str:
         """Who has it instead, in words."""
         record = self._newest()
-        holder = record.holder if record and record.epoch != self.epoch else None
+        holder = record.holder if record and record.token != self._token else None
         return str(holder) if holder else "another process, which has ended since"
 
     def _take(self) -> None:
@@ -105,8 +106,7 @@ class Lease:
             newest = self._newest()
             if newest is not None and newest.holder is not None:
                 self._require_expired(newest, newest.holder)
-            number = 1 if newest is None else newest.number + 1
-            self._number, self.epoch = number - 1, number
+            self._number = 0 if newest is None else newest.number
             # The newest record is never deleted, older ones are: a process that slept may create
             # one of them again, but then finds newer ones.
             if self._append(self.holder) and self._is_newest():
@@ -147,7 +147,7 @@ class Lease:
         """Create the record after the last one of this holder; False if somebody else did."""
         number = self._number + 1
         who = asdict(holder) if holder else None
-        value = {"epoch": self.epoch, "token": self._token, "holder": who}
+        value = {"token": self._token, "holder": who}
         content = seal(json.dumps(value))
         key = self._key(number)
         # A store may have taken a request whose answer was lost: then it is there, and of us.
@@ -162,7 +162,7 @@ class Lease:
 
     def _is_newest(self) -> bool:
         newest = self._newest()
-        return newest is not None and newest.epoch == self.epoch
+        return newest is not None and newest.token == self._token
 
     def _newest(self) -> _Record | None:
         while True:
@@ -179,7 +179,7 @@ class Lease:
             value = unseal(content)
             holder = Holder(**value["holder"]) if value["holder"] else None
             number = int(entry.key.rpartition("/")[2].removesuffix(".json"))
-            return _Record(number, value["epoch"], holder, entry.modified_at)
+            return _Record(number, value["token"], holder, entry.modified_at)
         except (ValueError, TypeError, KeyError):
             raise BucketError(
                 f"{self._bucket.uri(entry.key)} is no record of a lease of this version. See that "

@@ -316,3 +316,27 @@ def test_what_is_forgotten_leaves_the_bucket_too(released: Path, tmp_path: Path)
         assert allow_again(run, ["ada"], []) == 1
     run_shared(other)
     assert "ada" in {row["document_id"] for row in live_rows(other, "p").values()}
+
+
+def test_a_forget_that_dies_as_it_erases_is_known_to_all(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of what is forgotten is in the bucket before anything is erased."""
+    uri = (tmp_path / "bucket").as_uri()
+    (released / "warehouse.yaml").write_text(f"bucket: {uri}\n")
+    with at_work(released):
+        pass
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("embedding_pipelines.forget.forget._erase_by_text", die)
+    with pytest.raises(KeyboardInterrupt):
+        forget_it(released, "ada")
+    other = machine(tmp_path / "other", uri)
+    write_pipeline(other, "p", PIPELINE)
+    write_csv(other, "a.csv", [*ROWS, ("ada", f"{SECRET}.", "c")])
+    run_shared(other)
+    assert "ada" not in {row["document_id"] for row in live_rows(other, "p").values()}
+    run_shared(released)
+    assert "ada" not in {row["document_id"] for row in live_rows(released, "p").values()}

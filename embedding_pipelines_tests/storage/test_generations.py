@@ -32,7 +32,7 @@ def generation(before: Generation | None = None, number: int | None = None) -> G
     if number is None:
         number = before.number + 1 if before else 1
     mark, follows = uuid.uuid4().hex, before.mark if before else ""
-    return Generation(number, mark, follows, 1, WRITER, "2026-01-02T03:04:05+00:00", {})
+    return Generation(number, mark, follows, WRITER, "2026-01-02T03:04:05+00:00", {})
 
 
 def file(path: Path, content: str) -> File:
