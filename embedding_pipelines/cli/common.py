@@ -173,6 +173,8 @@ def _outcomes(
         yield Problem(describe_os_error(error), arguments.get("name"))
     except KeyboardInterrupt as interrupt:
         yield Problem(" ".join(["Stopped.", *interrupt.args]), code=INTERRUPTED)
+    except typer.Abort:  # the answer to a question was no, Ctrl-D or Ctrl-C
+        yield Problem("Stopped. Nothing was changed.", code=INTERRUPTED)
 
 
 def load_spec(text: str) -> "PipelineSpec":

@@ -46,7 +46,8 @@ def _options(
     "results": [objects], "errors": [{"error": sentence, "pipeline": name or null}]}.
 
     Exit code 0: all went well. 1: there are errors, on stderr or in the object. 2: the command is
-    wrong. 3: a run has stopped by itself, as `--until` or `--for` say. 130: Ctrl-C.
+    wrong. 3: a run has stopped by itself, as `--until` or `--for` say. 130: Ctrl-C,
+    or no to a question.
     """
     set_home(home)
 

@@ -1,15 +1,22 @@
 """The commands `rejected`, `delete` and `forget`."""
 
+import contextlib
+import os
+import pty
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from embedding_pipelines.cli.common import INTERRUPTED
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
-from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.commands import EXECUTABLE, Command
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.decoded import files_with
 
+CTRL_C = b"\x03"
 PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
 
 
@@ -73,6 +80,32 @@ def test_documents_without_text_follow_what_was_rejected(command: Command, home:
 def test_nothing_rejected(command: Command, home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     assert command("rejected", "p").out == "p: 0 rejected\n"
+
+
+@pytest.mark.parametrize("answer", [b"n\n", b"\x04", CTRL_C])
+def test_a_question_that_is_not_answered_with_yes_stops_without_a_change(
+    home: Path, answer: bytes
+) -> None:
+    path = write_pipeline(home, "p", HASHING)
+    ours, theirs = pty.openpty()
+    command = [EXECUTABLE, "delete", "p"]
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        while not text.endswith(b"[y/N]: "):
+            text += os.read(ours, 1_000)
+        if answer == CTRL_C:  # this terminal is not the one that steers the process
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(ours, answer)
+        with contextlib.suppress(OSError):  # which is how the end of a terminal reads on Linux
+            while more := os.read(ours, 1_000):
+                text += more
+    os.close(ours)
+    assert process.returncode == INTERRUPTED
+    assert b"Stopped. Nothing was changed." in text
+    assert b"Traceback" not in text
+    assert path.exists()
 
 
 def test_delete_asks_and_says_what_went(command: Command, home: Path) -> None:
