@@ -86,15 +86,15 @@ def run(
                 "What was embedded is kept: the same command goes on from there."
             ) from None
         yield Output([result], partial(_say_end, result, problem))
-        if result["paused"]:
+        if problem:
+            yield Problem(f"{spec.name}: {problem}", spec.name)
+        elif result["paused"]:
             yield Problem(
                 f"{spec.name}: {result['paused']}. Nothing is released until all is embedded; "
                 f"`embedding-pipelines run {spec.name}` goes on from here.",
                 spec.name,
                 PAUSED,
             )
-        elif problem:
-            yield Problem(f"{spec.name}: {problem}", spec.name)
 
 
 def _parse_share(text: str) -> float:

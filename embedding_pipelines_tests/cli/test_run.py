@@ -1,11 +1,14 @@
 """The command `run` that stops by itself, at a share of the work or after a time."""
 
+import errno
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from embedding_pipelines.cli.common import PAUSED
+from embedding_pipelines.steps import embeddings
 from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import PLAIN, UNMEASURED
@@ -41,6 +44,22 @@ def test_a_run_stops_where_it_is_told_to_and_the_next_one_goes_on(
     assert len(live_rows(home, "p")) == TEXTS
     again = command("run", "p", "--until", "1%")
     assert (again.code, again.err) == (0, "")  # nothing is left to embed
+
+
+def test_an_error_on_the_way_out_is_told_before_the_pause(
+    command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(writing: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard.parquet")
+
+    monkeypatch.setattr(embeddings._Writing, "report", fail)
+    write_pipeline(home, "p", PLAIN + UNMEASURED)
+    write_csv(home, "a.csv", [(n, f"text {n}", "x") for n in range(TEXTS)])
+    said = command("run", "p", "--until", "30%", "--json")
+    assert said.results[0]["paused"]
+    (error,) = said.errors
+    assert "No space left on device" in error
+    assert said.code == 1
 
 
 @pytest.mark.parametrize(
