@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import read_pipelines
@@ -18,7 +19,10 @@ PREFIX = "embedding_pipelines_"
 STATES = ("active", "broken", "failed", "held back", "new", "running", "stopped")
 # By name: the type and what it says.
 FAMILIES: Mapping[str, tuple[str, str]] = {
-    "state": ("gauge", "1 for the state that `status` shows of a pipeline, 0 for the others."),
+    "state": (
+        "gauge",
+        "1 for the state of a pipeline, 0 for the others; of broken ones `status` says why.",
+    ),
     "source_up_to_date": ("gauge", "Whether the newest release holds what the source's files do."),
     "rows": ("gauge", "Rows of a step."),
     "rejected": ("gauge", "Records and texts that could not be used."),
@@ -42,10 +46,17 @@ class Sample:
 
 
 def samples(home: Path) -> list[Sample]:
-    """Of all pipelines of a home folder, broken files included. Reads files alone."""
-    specs, broken = read_pipelines(home)
-    found = [sample for spec in specs.values() for sample in _of_pipeline(spec, Warehouse(home))]
-    return found + [sample for path in broken for sample in _state(path.stem, "broken")]
+    """Of all pipelines of a home folder, broken ones included. Reads what `status` reads: records,
+    those in the warehouse's bucket and the list of the source's files among them."""
+    specs, errors = read_pipelines(home)
+    broken = {path.stem for path in errors} - specs.keys()  # a.yml beside a.yaml is one pipeline
+    numbers = list[Sample]()
+    for spec in specs.values():
+        try:
+            numbers += list(_of_pipeline(spec, Warehouse(home)))
+        except EmbeddingPipelinesError:  # `status` says what is the matter
+            broken.add(spec.name)
+    return numbers + [sample for name in sorted(broken) for sample in _state(name, "broken")]
 
 
 def exposition(samples: Sequence[Sample]) -> str:

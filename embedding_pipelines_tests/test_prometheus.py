@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.prometheus import Sample, exposition, samples
+from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, PLAIN
 
 LINE = re.compile(r'[a-z_]+\{([a-z]+="(\\[\\"n]|[^\\"\n])*",?)+\} -?[\d.e+-]+')
 
@@ -46,6 +47,26 @@ def test_a_monitor_reads_state_rows_and_figures_of_all_pipelines(
     assert abs(datetime.now(UTC).timestamp() - released) < 600
     result = command("metrics", "--json").results[0]
     assert result.keys() == {"name", "labels", "value"}
+
+
+def test_no_sample_comes_twice_and_a_damaged_pipeline_hides_no_other(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "damaged"):
+        write_pipeline(home, name, PLAIN)
+    (home / "pipelines" / "good.yml").write_text(PLAIN)
+    for ending in ("yaml", "yml"):
+        (home / "pipelines" / f"wrong.{ending}").write_text("source: 3\n")
+    folder = Warehouse(home).pipeline("damaged")
+    folder.releases.parent.mkdir(parents=True)
+    folder.releases.write_text("{")
+    said = Command(monkeypatch, capsys)("metrics")
+    lines = [line.rpartition(" ")[0] for line in said.out.splitlines() if line[0] != "#"]
+    assert len(lines) == len(set(lines))
+    assert 'embedding_pipelines_rows{pipeline="good",step="documents"}' in lines
+    for name, state in (("good", "new"), ("damaged", "broken"), ("wrong", "broken")):
+        line = f'embedding_pipelines_state{{pipeline="{name}",state="{state}"}} 1.0'
+        assert line in said.out.splitlines()
 
 
 def test_labels_are_escaped() -> None:

@@ -19,7 +19,7 @@ def metrics() -> Outcomes:
     """
     from embedding_pipelines.prometheus import exposition, samples
 
-    found = samples(home_folder())
+    numbers = samples(home_folder())
     yield Output(
-        list(map(asdict, found)), lambda: print(exposition(found), end="", file=sys.stdout)
+        list(map(asdict, numbers)), lambda: print(exposition(numbers), end="", file=sys.stdout)
     )
