@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import select
 import signal
 import subprocess
 from pathlib import Path
@@ -94,13 +95,16 @@ def test_a_question_that_is_not_answered_with_yes_stops_without_a_change(
         text = b""
         while not text.endswith(b"[y/N]: "):
             text += os.read(ours, 1_000)
-        if answer == CTRL_C:  # this terminal is not the one that steers the process
-            process.send_signal(signal.SIGINT)
-        else:
-            os.write(ours, answer)
+        seconds = 0
         with contextlib.suppress(OSError):  # which is how the end of a terminal reads on Linux
-            while more := os.read(ours, 1_000):
-                text += more
+            while True:
+                if select.select([ours], [], [], seconds)[0]:
+                    text += os.read(ours, 1_000)
+                elif answer == CTRL_C:  # this terminal is not the one that steers the process
+                    process.send_signal(signal.SIGINT)
+                else:
+                    os.write(ours, answer)
+                seconds = 10  # it may have come just before the process began to listen
     os.close(ours)
     assert process.returncode == INTERRUPTED
     assert b"Stopped. Nothing was changed." in text
