@@ -287,7 +287,7 @@ def test_an_overlap_of_more_than_half_is_refused_with_the_largest_that_goes() ->
         Chunk(max_tokens=16, overlap=9)
 
 
-def test_the_recipe_names_the_options() -> None:
+def test_the_version_names_the_options() -> None:
     assert Chunk(max_tokens=256).version == "chunk/3:max_tokens=256,overlap=32"
 
 
