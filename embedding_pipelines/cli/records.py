@@ -151,7 +151,9 @@ def forget(
     if receipt.left:
         yield Problem(
             f"{spec.name}: texts are left in {', '.join(receipt.left)}, below "
-            f"{open_warehouse().root}. Say the same command again; if they stay, delete those files.",
+            f"{open_warehouse().root}. Say the same command again. Do not delete those files, for "
+            f"the pipeline needs them: if texts stay, `embedding-pipelines delete {spec.name} "
+            "--keep-file` and a run make all of it anew without them.",
             spec.name,
         )
 

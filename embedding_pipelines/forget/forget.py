@@ -8,6 +8,8 @@ old one was made of. The same command goes on from wherever it was killed, for e
 anew.
 """
 
+import csv
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -45,12 +47,22 @@ from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS
 from embedding_pipelines.search import nearest
-from embedding_pipelines.steps.documents import READING, forget_files, forgotten_by, read_files
+from embedding_pipelines.sources.base import Source
+from embedding_pipelines.sources.fields import lookup
+from embedding_pipelines.sources.json_records import parse
+from embedding_pipelines.steps.documents import (
+    READING,
+    FileStatistics,
+    forget_files,
+    forgotten_by,
+    read_files,
+)
 from embedding_pipelines.steps.vector_store import TableState, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
+DOUBLE = '{"document_id": '  # begins a rejected record that is a whole document
 NEAREST = 10  # rows that each search looks at
 FIGURES = "*-*-*.*"  # of releases and their tables, in the folder of quality
 
@@ -417,19 +429,59 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
 
 
 def _rejected(run: Run, traces: Traces, files: Collection[str]) -> list[dict[str, Any]]:
-    """Rejected records of these files, and those that quote a text, or have an id as a word."""
-    names = [rf"(?<!\w){re.escape(name)}(?!\w)" for name in sorted(traces.ids) if name]
-    words = re.compile("|".join(names)) if names else None
-    needles, records = Needles(traces.own_texts), []
-    encodings = {name: entry.encoding for name, entry in read_files(run).items()}
+    """Rejected records of these files, and those that have one of the ids or quote a text."""
+    needles, records, entries = Needles(traces.own_texts), [], read_files(run)
     for path in (run.folder.rejected, run.folder.rejected_by_failure):
         rows = read_table(path)
         for row in rows.to_pylist() if rows is not None else ():
-            text = (row["raw"] or b"").decode(encodings.get(row["file"]) or "utf-8", "replace")
-            has_id = words is not None and words.search(text) is not None
+            entry = entries.get(row["file"])
+            encoding = entry.encoding if entry is not None else None
+            text = (row["raw"] or b"").decode(encoding or "utf-8", "replace")
+            has_id = _record_id(run.spec.source, text, entry) in traces.ids
             if row["file"] in files or has_id or needles.are_in(text):
                 records.append(row)
     return records
+
+
+def _record_id(source: Source, text: str, entry: FileStatistics | None) -> str | None:
+    """The id of a rejected record, None if it has none or nobody can tell: of CSV the cell in the
+    id's column, of all else the id's field."""
+    if source.id is None:
+        return None
+    if entry is not None and entry.id_cell is not None and not text.startswith(DOUBLE):
+        delimiter, at = entry.id_cell
+        quote, escape = getattr(source, "quote", None), getattr(source, "escape", None)
+        cells = csv.reader(
+            [text],
+            delimiter=delimiter,
+            quotechar=quote,
+            escapechar=escape,
+            quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+        )
+        try:
+            row = next(cells, [])
+        except csv.Error:
+            return None
+        return row[at] if at < len(row) else None
+    record = parse(text)
+    if not isinstance(record, dict):
+        return _field_of(text, source.id)
+    try:
+        value = lookup(record, "document_id" if text.startswith(DOUBLE) else source.id)
+    except KeyError:
+        return None
+    except ValueError:
+        return _field_of(text, source.id)
+    return None if value is None else str(value)
+
+
+def _field_of(text: str, name: str) -> str | None:
+    """The value of a field where text merely looks like JSON: most rejected records are broken."""
+    key = re.escape(json.dumps(name.rpartition(".")[2], ensure_ascii=False))
+    match = re.search(key + r'\s*:\s*(?:("(?:[^"\\\n]|\\.)*")|([^\s,"}\]]+))', text)
+    if match is None:
+        return None
+    return str(json.loads(match[1], strict=False)) if match[1] else match[2]
 
 
 def _of_unknown_files(run: Run) -> int:

@@ -5,7 +5,6 @@ Parquet, Lance and SQLite compress or cut texts, so that the bytes of a file pro
 
 import gzip
 import json
-import re
 import sqlite3
 import zlib
 from collections.abc import Collection, Iterator
@@ -21,8 +20,7 @@ import pyarrow.parquet as pq
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.stores.base import Store
 
-LEAST_CHARACTERS = 16  # shorter texts are looked for as a whole value, not within others
-MOST_WITHIN = 1_000  # texts that are looked for within others; all are compared as a whole
+LEAST_CHARACTERS = 16  # shorter texts may be words of anybody's: only columns of texts tell them
 EXCERPT = 40  # the shortest beginning of a text that errors and notes quote
 IGNORED = (".lock", "-shm")  # without content of anybody's
 
@@ -42,19 +40,25 @@ class Needles:
 
     def __init__(self, texts: Collection[str]) -> None:
         self.texts = pa.array(sorted(texts), pa.string())
-        self._whole = frozenset(texts)
-        long = sorted(text for text in texts if len(text) >= LEAST_CHARACTERS)[:MOST_WITHIN]
-        parts = {part for text in long for part in (text, text[:EXCERPT])}
-        self._within = re.compile("|".join(map(re.escape, sorted(parts)))) if parts else None
+        self._excerpts: dict[str, set[str]] = {}  # by their first characters
+        for text in texts:
+            if len(text) >= LEAST_CHARACTERS:
+                excerpt = text[:EXCERPT]
+                for part in (excerpt, repr(excerpt)[1:-1]):  # as notes quote it
+                    self._excerpts.setdefault(part[:LEAST_CHARACTERS], set()).add(part)
 
     def are_in(self, text: str) -> bool:
-        """Whether a value is one of the texts, or has one of the long ones in it."""
-        if text in self._whole:
-            return True
-        return self._within is not None and self._within.search(text) is not None
+        """Whether a value holds one of the texts that are not short, or quotes its beginning."""
+        if not self._excerpts:
+            return False
+        for at in range(len(text) - LEAST_CHARACTERS + 1):
+            parts = self._excerpts.get(text[at : at + LEAST_CHARACTERS])
+            if parts is not None and any(text.startswith(part, at) for part in parts):
+                return True
+        return False
 
     def are_in_rows(self, batch: pa.RecordBatch) -> bool:
-        """Whether a row's text is one of them, or its record's bytes hold one."""
+        """Whether a row's text is one of them, short or not, or its record's bytes hold one."""
         for column, kind in zip(batch.columns, batch.schema.types, strict=True):
             if pa.types.is_string(kind):
                 if pc.any(pc.is_in(column, self.texts), min_count=0).as_py():
@@ -106,7 +110,7 @@ def _holds(path: Path, needles: Needles, proof: Proof) -> bool:
             with pq.ParquetFile(path) as parquet:
                 proof.rows += parquet.metadata.num_rows
                 columns = sorted({"text", "raw"} & {*parquet.schema_arrow.names})
-                batches = parquet.iter_batches(columns=columns or None)
+                batches = parquet.iter_batches(columns=columns) if columns else ()
                 return any(map(needles.are_in_rows, batches))
         if head.startswith(b"SQLite format 3"):
             return any(needles.are_in(text) for text in database_texts(path))
@@ -121,11 +125,11 @@ def _holds(path: Path, needles: Needles, proof: Proof) -> bool:
         except (OSError, EOFError, zlib.error):
             return True
     text = content.decode("utf-8", "replace")
-    return needles.are_in(text) or any(map(needles.are_in, _values(text)))
+    return any(map(needles.are_in, _values(text)))
 
 
 def database_texts(path: Path) -> Iterator[str]:
-    """Every text of an SQLite file, and those within its JSON."""
+    """Every text of an SQLite file; of its JSON the values."""
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
         tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         for (table,) in tables:
@@ -137,13 +141,13 @@ def database_texts(path: Path) -> Iterator[str]:
             for row in database.execute(f'SELECT * FROM "{quoted}"'):
                 for value in row:
                     if isinstance(value, str):
-                        yield value
                         yield from _values(value)
 
 
 def _values(text: str) -> Iterator[str]:
-    """The texts within JSON or JSON Lines; nothing of what is neither."""
+    """The values within JSON or JSON Lines, whose keys are nobody's texts; else the text itself."""
     if text[:1] not in ("{", "["):
+        yield text
         return
     try:
         yield from _strings(json.loads(text))
@@ -152,14 +156,13 @@ def _values(text: str) -> Iterator[str]:
             try:
                 yield from _strings(json.loads(line))
             except (ValueError, RecursionError):
-                continue
+                yield line
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from value
         for part in value.values():
             yield from _strings(part)
     elif isinstance(value, list):

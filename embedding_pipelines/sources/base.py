@@ -53,6 +53,7 @@ class ReadLog:
     absent: dict[str, Counter[str]] = field(default_factory=dict)  # column -> words for no value
     lacking: list[str] = field(default_factory=list)  # columns of the pipeline that are not there
     columns: list[str] = field(default_factory=list)  # some that are, if any is lacking
+    id_cell: tuple[str, int] | None = None  # of CSV: delimiter, and the id's place among the cells
     hint: str = ""  # why columns may be lacking: what the file may be instead
     notes: list[str] = field(default_factory=list)
 

@@ -173,6 +173,8 @@ class Csv(TextSource):
             forms.add(dialect.delimiter.join(f"{side}{name}{side}" for name in names).encode())
         names = [name if name in self.columns else name.strip() for name in names]
         self._check(names, where, log)
+        if self.id is not None:
+            log.id_cell = dialect.delimiter, names.index(self.id)
         return _Table(text, dialect, frozenset(forms), names), records.without_first()
 
     def _hint(self, misquoted: Misquoted) -> str:

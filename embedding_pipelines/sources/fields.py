@@ -68,7 +68,7 @@ class Fields:
                 values.append(value)
                 continue
             try:
-                value = _lookup(record, path)
+                value = lookup(record, path)
                 self.missing.discard(path)
                 values.append(None if problem else self._leaf(value, path))
             except KeyError:
@@ -150,7 +150,7 @@ class Fields:
         raise ValueError(f"is {_name(value)}, not text or a number{remedy}")
 
 
-def _lookup(record: dict[str, Any], path: str) -> Any:
+def lookup(record: dict[str, Any], path: str) -> Any:
     """The field whose name is the path, or the nested field `a.b`. Raises KeyError if there is
     none, ValueError if an object on the way has it twice, or something on the way is no object."""
     if path in record:

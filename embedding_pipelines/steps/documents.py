@@ -69,6 +69,7 @@ class FileStatistics:
     absent: dict[str, dict[str, int]] = field(default_factory=dict)  # as in ReadLog
     lacking: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
+    id_cell: tuple[str, int] | None = None  # as in ReadLog
 
 
 class DocumentsStep(Step):
@@ -350,6 +351,7 @@ def _read_file(run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten) -
         spill.add(batch, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
     statistics.lacking, statistics.columns = log.lacking, log.columns
+    statistics.id_cell = log.id_cell
     statistics.absent = {name: dict(words) for name, words in log.absent.items() if words}
     for note in log.notes:
         run.progress.note(note)

@@ -15,7 +15,7 @@ from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report.page import write_report
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.forgotten import COPY
-from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines.storage.warehouse import Warehouse, read_table
 from embedding_pipelines_tests.chain import (
     live_rows,
     report,
@@ -289,6 +289,40 @@ def test_what_nobody_has_heard_of_is_refused(released: Path) -> None:
     rollback(run_of(released, "p").folder, 1)
     with pytest.raises(ConfigError, match="nobody can tell their files"):
         forget_it(released, files=("data/a.csv",))
+
+
+def rejected(home: Path) -> list[str]:
+    rows = read_table(run_of(home, "p").folder.rejected)
+    assert rows is not None
+    return [raw.decode() for raw in rows["raw"].to_pylist()]
+
+
+def test_a_rejected_record_is_told_by_its_id_not_by_a_word_of_it(home: Path) -> None:
+    """By a cell of CSV or a field of JSON, also of what is broken."""
+    write_pipeline(home, "p", PIPELINE)
+    write_csv(home, "a.csv", ROWS)
+    eve = "eve,seen in 2024 by Eve,c,2024"
+    with (home / "data" / "a.csv").open("a") as file:
+        file.write(f"{eve}\nada,too,many,cells\n")
+    run_steps(home, "p")
+    assert rejected(home) == [eve, "ada,too,many,cells"]
+    for word in ("2024", "seen", "too"):
+        with pytest.raises(ConfigError, match="there is no document"):
+            forget_it(home, word)
+    assert forget_it(home, "ada").erased["rejected_records"] == 1
+    assert rejected(home) == [eve]
+    broken = ['{"id": "ada", "title": ["x"}', '{"id": 7, "title": {"a": "ada"}}', '{"title": "ada']
+    lines = [*broken, *(json.dumps({"id": name, "title": text}) for name, text, _ in ROWS)]
+    (home / "data" / "a.jsonl").write_text("\n".join(lines))
+    pipeline = PIPELINE.replace("kind: csv, path: 'data/*.csv'", "kind: jsonl, path: data/a.jsonl")
+    write_pipeline(home, "p", pipeline.replace(" metadata: [cat],", ""))
+    with run_of(home, "p") as run:
+        allow_again(run, ["ada"], [])
+    run_steps(home, "p")
+    forget_it(home, "ada")
+    assert rejected(home) == broken[1:]
+    forget_it(home, "7")
+    assert rejected(home) == broken[2:]
 
 
 def test_a_file_is_named_from_here_or_from_home(

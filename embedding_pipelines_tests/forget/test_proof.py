@@ -22,7 +22,7 @@ def left(root: Path, *texts: str) -> list[str]:
 
 def test_each_kind_of_file_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"deep": [{"text": f"see: {TEXT}"}]}))
-    (tmp_path / "b.jsonl").write_text(f'{{"n": 1}}\n{json.dumps({TEXT: 1})}\n')
+    (tmp_path / "b.jsonl").write_text(f'{{"n": 1}}\n{json.dumps({"t": TEXT})}\n')
     (tmp_path / "c.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
     pq.write_table(pa.table({"text": [TEXT, None]}), tmp_path / "d.parquet", compression="zstd")
     pq.write_table(pa.table({"raw": [b"x,%s" % TEXT.encode()]}), tmp_path / "e.parquet")
@@ -48,7 +48,26 @@ def test_tables_are_read_as_they_are(tmp_path: Path) -> None:
     assert left(tmp_path, "a sentence of some length about") == []  # rows hold others
 
 
-def test_a_short_text_counts_as_a_whole_value_alone(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps({"cat": "red", "note": "a red fox"}))
-    assert left(tmp_path, "fox") == []
-    assert left(tmp_path, "red") == ["a.json"]
+def test_a_short_text_is_looked_for_in_columns_of_texts_alone(tmp_path: Path) -> None:
+    """It may be a word of the pipeline's own state."""
+    state = {"title": "rows", "removed_releases": ["red"]}
+    (tmp_path / "a.json").write_text(json.dumps(state))
+    (tmp_path / "b.json").write_text(json.dumps(state, indent=2))
+    pq.write_table(pa.table({"text": ["red"], "kind": ["blue"]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"kind": ["blue"]}), tmp_path / "d.parquet")
+    assert left(tmp_path, "title", "rows", "removed_releases", "blue") == []
+    assert left(tmp_path, "red") == ["c.parquet"]
+    assert not Needles({"rows"}).are_in("rows")  # of Dagster's events
+
+
+def test_each_of_many_texts_is_looked_for_within_others(tmp_path: Path) -> None:
+    texts = [f"text number {number:05} of very many" for number in range(1_500)]
+    (tmp_path / "a.txt").write_text(f"see: {texts[1_400]}, which is no text")
+    assert left(tmp_path, *texts) == ["a.txt"]
+    assert left(tmp_path, *texts[:1_400]) == []
+
+
+def test_a_text_is_told_where_a_note_quotes_it(tmp_path: Path) -> None:
+    for name, text in (("a", "two lines\nof a text"), ("b", 'it\'s "so", and goes on')):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"note": f"too long: {text[:40]!r}"}))
+        assert left(tmp_path, text) == [f"{name}.json"]
