@@ -107,7 +107,7 @@ def forget(
     go too, since they hold them: there is none to roll back to until the next is made. Then files
     are decoded and searched for their texts, and a receipt says what was looked at.
     """
-    from embedding_pipelines.forget.forget import allow_again, find, source_name
+    from embedding_pipelines.forget.forget import EQUAL, allow_again, find, source_name
     from embedding_pipelines.forget.forget import forget as erase
     from embedding_pipelines.orchestration.erasure import delete_runs_that_quote
     from embedding_pipelines.remote import refresh
@@ -128,7 +128,8 @@ def forget(
             return
         refresh(run.warehouse, spec.name)
         traces = find(run, ids or (), files)
-        question = f"{counted(len(traces.ids), 'document')} and all releases but a new one"
+        equal = f" ({traces.equal:,} of them named by none: {EQUAL})" if traces.equal else ""
+        question = f"{counted(len(traces.ids), 'document')}{equal} and all releases but a new one"
         if not yes:
             if not sys.stdin.isatty():
                 raise ConfigError(

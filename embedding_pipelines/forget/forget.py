@@ -62,6 +62,7 @@ from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
+EQUAL = "without source.id all documents of equal content go"
 DOUBLE = '{"document_id": '  # begins a rejected record that is a whole document
 NEAREST = 10  # rows that each search looks at
 FIGURES = "*-*-*.*"  # of releases and their tables, in the folder of quality
@@ -155,6 +156,8 @@ def forget(
         receipt = Receipt(run.spec.name, now.isoformat(timespec="seconds"))
         traces = find(run, ids, files)
         receipt.documents, receipt.notes = len(traces.ids), traces.unreadable
+        if traces.equal:
+            receipt.notes.append(f"{traces.equal:,} of the documents are named by none: {EQUAL}.")
         receipt.hashes = _leave_tombstone(run, traces, ids, files)
         # A run that comes before the end of this reads these files again, and leaves them out.
         places = {(row["file"], row["row"]) for row in _rejected(run, traces, files)}
@@ -212,7 +215,12 @@ def _leave_tombstone(
         "content": [] if run.spec.source.id else list(traces.contents),
         "record": [row["raw"] for row in _rejected(run, traces, files)],
     }
-    forgotten = forgotten_by(run).with_more(values)
+    forgotten = forgotten_by(run)
+    if files and ids:
+        own = trace(run, ids, [])
+        contents = [] if run.spec.source.id else list(own.contents)
+        forgotten = forgotten.with_more({"id": list(own.ids), "content": contents})
+    forgotten = forgotten.with_more(values)
     write_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json", forgotten)
     by_file = [forgotten.hash("file", name) for name in files]
     return sorted([*by_file, *(forgotten.hash("id", name) for name in ids)])

@@ -1,6 +1,7 @@
 """Where documents stand in what a pipeline keeps: their rows, and every text of theirs that is
 known."""
 
+import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -13,8 +14,9 @@ from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import read_history, read_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import DOCUMENT_DIGEST, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, SPACE_ID_KEY, VECTOR
 from embedding_pipelines.spec.pipeline import partition_of
+from embedding_pipelines.storage.forgotten import read_forgotten
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -35,7 +37,7 @@ class Traces:
     shared: set[str] = field(default_factory=set)  # those of the texts that other documents have
     probes: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
     rows: int = 0  # of the live release
-    documents: int = 0  # on record
+    equal: int = 0  # documents that are among the ids for their content alone
     releases: list[int] = field(default_factory=list)  # that hold any of them
     unreadable: list[str] = field(default_factory=list)  # releases that nobody could look into
 
@@ -45,11 +47,18 @@ class Traces:
 
 
 def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
-    """Where documents of these ids and source files stand. Raises StoreError for a damaged
-    shard."""
+    """Where documents of these ids and source files stand; without source.id all others of equal
+    content, too, for the content tells a document. Raises StoreError for a damaged shard."""
     traces = Traces(ids=set(ids))
     names = run.spec.partition_names
-    _trace_documents(run, traces, names if files else sorted(partitions(run, ids)), files)
+    if files:
+        traces.ids |= _forgotten_ids(run, files)
+    own = names if files else sorted(partitions(run, traces.ids))
+    _trace_documents(run, traces, own, files)
+    if run.spec.source.id is None and traces.contents:
+        before = len(traces.ids)
+        _trace_documents(run, traces, names, files)
+        traces.equal = len(traces.ids) - before
     own = sorted(partitions(run, traces.ids))
     for name in own:
         _trace_chunks(run, traces, name)
@@ -102,12 +111,15 @@ def _trace_documents(
     run: Run, traces: Traces, names: Collection[str], files: Collection[str]
 ) -> None:
     own, sources = pa.array(sorted(traces.ids), pa.string()), pa.array(sorted(files), pa.string())
+    by_content = run.spec.source.id is None
+    contents = pa.array(sorted(traces.contents) if by_content else [], DIGEST)
     columns = ["document_id", "source_file", "text", DOCUMENT_DIGEST]
     for name in names:
         for batch in run.folder.documents.read(name, columns):
-            by_id = pc.is_in(batch["document_id"], own)
-            rows = batch.filter(pc.or_(by_id, pc.is_in(batch["source_file"], sources)))
-            traces.documents += rows.num_rows
+            mask = pc.or_(
+                pc.is_in(batch["document_id"], own), pc.is_in(batch["source_file"], sources)
+            )
+            rows = batch.filter(pc.or_(mask, pc.is_in(batch[DOCUMENT_DIGEST], contents)))
             traces.seen |= set(rows["document_id"].to_pylist())
             traces.files |= set(rows["source_file"].to_pylist())
             traces.texts |= set(rows["text"].to_pylist())
@@ -122,6 +134,32 @@ def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
     for batch in run.folder.embeddings.read(name):
         vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
         traces.probes += list(to_matrix(vectors))[: PROBES - len(traces.probes)]
+
+
+def _forgotten_ids(run: Run, files: Collection[str]) -> set[str]:
+    """Ids in tables of documents that were forgotten with these files: a command that was killed
+    has left them there, and a run since then has left them out of the documents."""
+    forgotten = read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
+    if not any(forgotten.has("file", name) for name in files):
+        return set()
+    hashes, ids = forgotten.of_files(files), set[str]()
+    for table, version in _tables(run):
+        with contextlib.suppress(StoreError, OSError):  # `_trace_tables` says so
+            if version is None and table.version is None:
+                continue
+            for batch in table.scan(["document_id"], version=version):
+                ids.update(batch["document_id"].to_pylist())
+    if run.spec.source.id is None:  # ids are files and rows
+        return {name for name in ids if name.rpartition(":")[0] in files or name in files}
+    return {name for name in ids if forgotten.hash("id", name) in hashes}
+
+
+def _tables(run: Run) -> Iterator[tuple[Table, int | None]]:
+    """Every table as each release has it, and as it is now."""
+    for entry in read_releases(run.folder).releases:
+        yield entry.spec.store.table(run.folder.tables, entry.table), entry.version
+    for name in tables_of(run):
+        yield run.spec.store.table(run.folder.tables, name), None
 
 
 def _trace_tables(run: Run, traces: Traces, names: Collection[str]) -> None:

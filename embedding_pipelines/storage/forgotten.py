@@ -47,11 +47,13 @@ class Forgotten:
         return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=key, person=person).hexdigest()
 
     def with_more(self, values: Mapping[Kind, Iterable[bytes | str]]) -> "Forgotten":
-        """With an entry of today for what is not in it already."""
+        """With an entry of today for what is not in it already. What is named without a file has
+        an entry of its own: to let a file come back does not let that come back."""
+        before = self._hashes if values.get("file") else self._hashes_without_file
         new: dict[Kind, list[str]] = {}
         for kind, each in values.items():
             hashes = {self.hash(kind, value) for value in each}
-            new[kind] = sorted(hashes - self._hashes)
+            new[kind] = sorted(hashes - before)
         if not any(new.values()):
             return self
         entry = Entry(
@@ -74,13 +76,27 @@ class Forgotten:
         kept = [entry for entry in entries if entry.files or entry.documents or entry.records]
         return replace(self, entries=kept)
 
+    def of_files(self, files: Iterable[str]) -> frozenset[str]:
+        """The hashes of all documents that were forgotten with these files."""
+        hashes = {self.hash("file", name) for name in files}
+        entries = [entry for entry in self.entries if not hashes.isdisjoint(entry.files)]
+        return frozenset(name for entry in entries for name in entry.documents)
+
     @cached_property
     def _hashes(self) -> frozenset[str]:
-        lists = ([*entry.files, *entry.documents, *entry.records] for entry in self.entries)
-        return frozenset(name for names in lists for name in names)
+        return _hashes_of(self.entries)
+
+    @cached_property
+    def _hashes_without_file(self) -> frozenset[str]:
+        return _hashes_of([entry for entry in self.entries if not entry.files])
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
+
+
+def _hashes_of(entries: Iterable[Entry]) -> frozenset[str]:
+    lists = ([*entry.files, *entry.documents, *entry.records] for entry in entries)
+    return frozenset(name for names in lists for name in names)
 
 
 def read_forgotten(path: Path) -> Forgotten:

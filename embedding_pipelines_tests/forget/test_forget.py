@@ -145,6 +145,21 @@ def test_without_ids_the_content_tells_a_document(home: Path) -> None:
         allow_again(run, ["data/a.csv:2"], [])
 
 
+def test_without_ids_all_documents_of_equal_content_go_from_every_file(home: Path) -> None:
+    pipeline = PIPELINE.replace("id: id, ", "")
+    write_csv(home, "b.csv", [("1", f"{SECRET}.", "c"), ("2", "one that stays", "c")])
+    release(home, [("1", f"{SECRET}.", "c"), ("2", f"{SECRET}.", "c"), *ROWS], pipeline)
+    receipt = forget_it(home, "data/a.csv:2")
+    assert (receipt.documents, receipt.left) == (3, [])
+    assert receipt.notes == [
+        "2 of the documents are named by none: without source.id all documents of equal content go."
+    ]
+    assert len(live_rows(home, "p")) == len(ROWS) + 1
+    assert report(run_steps(home, "p"), "documents").statistics["forgotten"] == 3
+    assert len(live_rows(home, "p")) == len(ROWS) + 1
+    assert kept(home) == []
+
+
 def test_texts_that_others_have_too_stay_with_them(home: Path) -> None:
     release(home, [*ROWS, ("ada", f"{SECRET}.", "c"), ("eve", f"{SECRET}.", "c")])
     receipt = forget_it(home, "ada")
@@ -220,15 +235,23 @@ def fail(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["_erase_from_table", "_erase_rows", "_erase_from_shard", "_check"]
+    "part", ["_erase_by_text", "_erase_from_table", "_erase_rows", "_erase_from_shard", "_check"]
 )
-@pytest.mark.parametrize("between", ["a run", "nothing"])
+@pytest.mark.parametrize(
+    ("between", "pipeline"),
+    [("a run", PIPELINE), ("nothing", PIPELINE), ("a run", PIPELINE.replace("id: id, ", ""))],
+    ids=["a run", "nothing", "a run without ids"],
+)
 def test_killed_anywhere_the_same_command_ends_right_and_so_does_a_run_in_between(
-    home: Path, monkeypatch: pytest.MonkeyPatch, part: str, between: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, part: str, between: str, pipeline: str
 ) -> None:
     rows = [(f"gone-{n}", f"{SECRET} since {n}.", "c") for n in range(4)]
     write_csv(home, "b.csv", rows)
-    release(home, ROWS)
+    release(home, ROWS, pipeline)
+    with run_of(home, "p") as run:
+        texts = [text for _, text, _ in rows]
+        keys = [run.cache.key(run.model.space.id, "document", text) for text in texts]
+        assert len(run.cache.get_many(keys, None)) == len(rows)
     with monkeypatch.context() as patch:
         patch.setattr(f"embedding_pipelines.forget.forget.{part}", fail)
         with pytest.raises(OSError, match="output error"):
@@ -237,6 +260,7 @@ def test_killed_anywhere_the_same_command_ends_right_and_so_does_a_run_in_betwee
         run_steps(home, "p")
         assert len(live_rows(home, "p")) == len(ROWS)
     assert forget_it(home, files=("data/b.csv",)).left == kept(home) == []
+    assert run_of(home, "p").cache.get_many(keys, None) == {}
     run_steps(home, "p")
     assert len(live_rows(home, "p")) == len(ROWS)
     assert kept(home) == []
@@ -259,6 +283,26 @@ def test_undone_it_comes_back_with_the_next_run(released: Path) -> None:
         assert allow_again(run, ["ada"], []) == 0
     run_steps(released, "p")
     assert "ada#0" in live_rows(released, "p")
+
+
+@pytest.mark.parametrize("order", ["at once", "the file first", "the id first"])
+def test_to_undo_a_file_does_not_bring_back_what_was_named_by_its_id(
+    home: Path, order: str
+) -> None:
+    write_csv(home, "b.csv", [("ada", f"{SECRET}.", "c"), ("eve", "a text of Eve's", "c")])
+    release(home, ROWS)
+    if order == "at once":
+        forget_it(home, "ada", files=("data/b.csv",))
+    elif order == "the file first":
+        forget_it(home, files=("data/b.csv",))
+        forget_it(home, "ada")
+    else:
+        forget_it(home, "ada")
+        forget_it(home, files=("data/b.csv",))
+    with run_of(home, "p") as run:
+        allow_again(run, [], ["data/b.csv"])
+    run_steps(home, "p")
+    assert live_rows(home, "p").keys() - {f"id-{n}#0" for n in range(20)} == {"eve#0"}
 
 
 def test_tombstones_outlive_the_file_and_damaged_ones_stop_a_run(released: Path) -> None:
