@@ -103,16 +103,17 @@ class EmbeddingCache:
                 statement = f"INSERT OR REPLACE INTO vectors VALUES {marks}"
                 database.execute(statement, tuple(chain.from_iterable(part)))
 
-    def remove_many(self, keys: Sequence[bytes]) -> int:
-        """Forget these vectors, in one transaction, and overwrite them on the disk; how many there
-        were."""
+    def remove_many(self, keys: Sequence[bytes]) -> tuple[int, bool]:
+        """Forget these vectors, in one transaction; how many there were, and whether they are
+        overwritten on the disk, too: another process that reads for BUSY_SECONDS keeps them in the
+        file until the last one has closed it."""
         with self._open("written") as database:
             with database:
                 database.execute("BEGIN IMMEDIATE")
                 rows = ((key,) for key in keys)
                 count = database.executemany("DELETE FROM vectors WHERE key = ?", rows).rowcount
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return max(count, 0)
+            busy, *_ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return max(count, 0), not busy
 
     def count_used(
         self, users: Mapping[str, Iterable[Sequence[bytes]]], forget_others: bool = False

@@ -1,11 +1,10 @@
 """Erases documents for good: rows, old releases, vectors, and whatever else holds their texts.
 
 The order makes a kill harmless. First a tombstone: no run brings them back, not even one that comes
-before the end, nor one of another machine that shares the warehouse. Then what is known by its text
-(cache, batch jobs, history), while the texts can still be read. Then the table: a new one
-is built beside the old one from the rows that stay, and becomes live in one rename. Then what the
-old one was made of. The same command goes on from wherever it was killed, for each part is done
-anew.
+before the end, nor one of another machine that shares the warehouse. Then what is filed by its text
+(cache, batch jobs, history), while the texts can still be read. Then the table: a new one is built
+beside the old one from the rows that stay, and becomes live in one rename. Then what the old one
+was made of. The same command goes on from wherever it was killed, for each part is done anew.
 """
 
 import csv
@@ -25,7 +24,7 @@ from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.batch_jobs import forget_keys
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files, read_json, write_json
-from embedding_pipelines.forget.proof import Needles, prove
+from embedding_pipelines.forget.proof import Needles, look_for
 from embedding_pipelines.forget.traces import (
     Traces,
     cache_keys,
@@ -100,7 +99,7 @@ def source_name(run: Run, given: str) -> str:
 
 def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     """What there is to forget. Raises ConfigError for what nobody has ever heard of."""
-    forgotten, known = forgotten_by(run), read_files(run)
+    forgotten, read = forgotten_by(run), read_files(run)
     name, releases = run.spec.name, read_releases(run.folder)
     live = releases.get(releases.live)
     if live is not None and not is_readable(run.folder, live):
@@ -113,7 +112,7 @@ def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
             raise ConfigError(f"{name}: {each!r} is not UTF-8, and so is no id and no source file.")
     traces = trace(run, ids, files)
     for file in files:
-        if file not in known and file not in traces.files and not forgotten.has("file", file):
+        if file not in read and file not in traces.files and not forgotten.has("file", file):
             raise ConfigError(
                 f"{name}: no document on record is of {file!r}. Name a file as `source.path` has it, "
                 "from the home folder or from here."
@@ -231,7 +230,12 @@ def _erase_by_text(run: Run, traces: Traces, receipt: Receipt) -> None:
     keys, notes = cache_keys(run, traces.own_texts | traces.queries)
     receipt.notes += notes
     if run.warehouse.cache.exists():
-        receipt.erased["cached_vectors"] = run.cache.remove_many(keys)
+        receipt.erased["cached_vectors"], is_overwritten = run.cache.remove_many(keys)
+        if not is_overwritten:
+            receipt.notes.append(
+                f"The vectors are out of the cache, but their bytes stay in {run.cache.path} while "
+                "another process reads it. Say the same command again when none does."
+            )
     waiting = forget_keys(run.warehouse.batch_jobs, keys)
     if waiting:
         receipt.erased["texts_in_batch_jobs"] = waiting
@@ -396,14 +400,14 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
     if live is not None:
         table = live.spec.store.table(run.folder.tables, live.table)
         codec = CodecChain.load(run.folder.codecs / live.codec)
-        probes = [probe for probe in traces.probes if len(probe) == codec.input_dimensions]
-        for probe in probes:
-            rows = nearest(table, codec, probe, NEAREST, None, live.version)
+        vectors = [row for row in traces.vectors if len(row) == codec.input_dimensions]
+        for vector in vectors:
+            rows = nearest(table, codec, vector, NEAREST, None, live.version)
             hits += pc.sum(rows_of(rows, traces.ids)).as_py() or 0
-        receipt.checked["searches"] = len(probes)
+        receipt.checked["searches"] = len(vectors)
         for batch in table.scan(["document_id"], version=live.version):
             hits += rows_of(batch, traces.ids).true_count
-    proof = prove(warehouse.root, run.spec.store, needles)
+    proof = look_for(warehouse.root, run.spec.store, needles)
     receipt.checked |= {
         "files": proof.files,
         "tables": proof.tables,
@@ -498,11 +502,11 @@ def _of_unknown_files(run: Run) -> int:
     live = releases.get(releases.live)
     if live is None:
         return 0
-    known = set[str]()
+    recorded = set[str]()
     for name in run.spec.partition_names:
         rows = run.folder.documents.read_columns(name, ["document_id"])
-        known |= set(rows["document_id"].to_pylist()) if rows is not None else set()
+        recorded |= set(rows["document_id"].to_pylist()) if rows is not None else set()
     table = live.spec.store.table(run.folder.tables, live.table)
     batches = table.scan(["document_id"], version=live.version)
     released = {name for batch in batches for name in batch["document_id"].to_pylist()}
-    return len(released - known)
+    return len(released - recorded)

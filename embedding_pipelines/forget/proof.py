@@ -1,6 +1,6 @@
 """Decodes what a home keeps and says which files still hold some texts.
 
-Parquet, Lance and SQLite compress or cut texts, so that the bytes of a file prove nothing.
+Parquet, Lance and SQLite compress or cut texts, so that the bytes of a file say nothing.
 """
 
 import gzip
@@ -70,7 +70,7 @@ class Needles:
         return False
 
 
-def prove(root: Path, store: Store, needles: Needles) -> Proof:
+def look_for(root: Path, store: Store, needles: Needles) -> Proof:
     """Look for texts in all files of a warehouse but exports, which are the user's."""
     proof = Proof()
     tables, exports = root / "tables", root / "exports"

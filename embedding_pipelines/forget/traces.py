@@ -1,5 +1,4 @@
-"""Where documents stand in what a pipeline keeps: their rows, and every text of theirs that is
-known."""
+"""Where documents stand in what a pipeline keeps: their rows, and every text of theirs."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -21,7 +20,7 @@ from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
 CHUNK = ["document_id", "start", "text"]
-PROBES = 20  # chunks whose vectors the table is searched with afterwards
+SEARCHES = 20  # chunks whose vectors the table is searched with afterwards
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Traces:
     texts: set[str] = field(default_factory=set)  # of documents and chunks, old versions included
     queries: set[str] = field(default_factory=set)  # that checks made of their texts
     shared: set[str] = field(default_factory=set)  # those of the texts that other documents have
-    probes: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
+    vectors: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
     rows: int = 0  # of the live release
     equal: int = 0  # documents that are among the ids for their content alone
     releases: list[int] = field(default_factory=list)  # that hold any of them
@@ -82,7 +81,7 @@ def rows_of(batch: pa.RecordBatch | pa.Table, ids: Collection[str]) -> pa.Array:
 
 def cache_keys(run: Run, texts: Collection[str]) -> tuple[list[bytes], list[str]]:
     """The keys of texts in the cache, in every space that the pipeline ever released or holds, and
-    in that of its model; and in a sentence each why a space is not known."""
+    in that of its model; and in a sentence each why a space is missing."""
     folder, notes = run.folder, list[str]()
     spaces = {release.space.with_codec(None).id for release in read_releases(folder).releases}
     spaces |= {str(line["space"]) for line in read_history(folder)[0] if "space" in line}
@@ -133,7 +132,7 @@ def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
         _add_texts(run, traces, batch.filter(rows_of(batch, traces.ids)))
     for batch in run.folder.embeddings.read(name):
         vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
-        traces.probes += list(to_matrix(vectors))[: PROBES - len(traces.probes)]
+        traces.vectors += list(to_matrix(vectors))[: SEARCHES - len(traces.vectors)]
 
 
 def _forgotten_ids(run: Run, files: Collection[str]) -> set[str]:

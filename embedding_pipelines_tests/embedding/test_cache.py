@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -274,5 +275,20 @@ def test_a_cache_of_an_earlier_version_is_read_and_gets_checksums(tmp_path: Path
 def test_what_is_removed_is_gone(tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path / "cache.sqlite")
     cache.put_many(keys(3), vectors(3))
-    cache.remove_many([*keys(2), b"nowhere"])
+    assert cache.remove_many([*keys(2), b"nowhere"]) == (2, True)
     assert list(cache.get_many(keys(3), 4)) == keys(3)[2:]
+
+
+def test_a_reader_that_keeps_bytes_on_the_disk_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_pipelines.embedding.cache.BUSY_SECONDS", 0.1)
+    path = tmp_path / "cache.sqlite"
+    with EmbeddingCache(path) as cache, closing(sqlite3.connect(path)) as reader:
+        cache.put_many(keys(3), vectors(3))
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM vectors").fetchone()
+        assert cache.remove_many(keys(2)) == (2, False)
+        reader.rollback()
+        assert cache.remove_many(keys(2)) == (0, True)
+        assert list(cache.get_many(keys(3), 4)) == keys(3)[2:]

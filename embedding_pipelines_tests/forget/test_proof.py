@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedding_pipelines.forget.proof import Needles, prove
+from embedding_pipelines.forget.proof import Needles, look_for
 from embedding_pipelines.stores.lancedb import Lancedb
 from embedding_pipelines_tests.stores.contract import SCHEMA, batch
 
@@ -17,7 +17,7 @@ TEXT = 'Zoë\'s text, with "quotes" and more than forty characters of it.'
 
 
 def left(root: Path, *texts: str) -> list[str]:
-    return prove(root, Lancedb(), Needles(texts)).left
+    return look_for(root, Lancedb(), Needles(texts)).left
 
 
 def test_each_kind_of_file_is_decoded(tmp_path: Path) -> None:
