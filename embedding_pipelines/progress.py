@@ -50,7 +50,7 @@ class Limited:
     the clock `time.monotonic`, whichever comes first.
 
     It does so between partitions that are cut and between requests to the model, for what was done
-    until then is kept; never where nothing is left to embed.
+    until then is kept; never where no partition is left to write.
     """
 
     def __init__(self, progress: Progress, share: float | None, deadline: float | None) -> None:

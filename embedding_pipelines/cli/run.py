@@ -79,6 +79,13 @@ def run(
             with open_run(spec) as pipeline:
                 embed_anew(pipeline)
     for spec in specs:
+        if share is not None and spec.model.uses_batch_jobs:
+            yield Problem(
+                f"{spec.name}: run --until does not go with batch jobs, which take all texts at "
+                "once. Leave it out, or set a budget.",
+                spec.name,
+            )
+            continue
         try:
             result, problem = run_one(spec, share=share, deadline=deadline)
         except KeyboardInterrupt:

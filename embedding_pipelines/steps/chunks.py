@@ -91,11 +91,15 @@ def _write(run: Run, partition: str, cutter: Cutter) -> tuple[StepReport, Counts
         unchanged = _identities(shards, partition) & _identities(documents, partition)
     fresh, counts = Counts(), Counts(documents=len(unchanged))
     special = run.model.tokenizer.num_special_tokens_to_add(is_pair=False)
-    edits = Edits(special) if before and before.configuration == configuration else None
+    is_comparable = before is not None and before.configuration == configuration
+    embedded = run.folder.embeddings.manifest(partition)
+    # What was cut and never embedded is no state to count edits from: more than the last ones are.
+    is_counted = is_comparable and before and embedded and embedded.inputs == before.digest
+    edits = Edits(special) if is_counted else None
     statistics: dict[str, int] = {}
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in shards.read(partition) if edits else ():
+        for batch in shards.read(partition) if is_comparable else ():
             mask = _mask(batch, unchanged)
             if edits:
                 edits.add_before(batch.filter(pc.invert(mask)))

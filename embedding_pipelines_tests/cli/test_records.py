@@ -99,7 +99,10 @@ def test_a_question_that_is_not_answered_with_yes_stops_without_a_change(
         with contextlib.suppress(OSError):  # which is how the end of a terminal reads on Linux
             while True:
                 if select.select([ours], [], [], seconds)[0]:
-                    text += os.read(ours, 1_000)
+                    more = os.read(ours, 1_000)
+                    if not more:
+                        break
+                    text += more
                 elif answer == CTRL_C:  # this terminal is not the one that steers the process
                     process.send_signal(signal.SIGINT)
                 else:

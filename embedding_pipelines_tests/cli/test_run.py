@@ -3,11 +3,14 @@
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from embedding_pipelines.cli.common import PAUSED
+from embedding_pipelines.embedding.batch import EmbeddedBatch
+from embedding_pipelines.progress import Paused
 from embedding_pipelines.steps import embeddings
 from embedding_pipelines_tests.chain import live_rows, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import Command
@@ -49,10 +52,15 @@ def test_a_run_stops_where_it_is_told_to_and_the_next_one_goes_on(
 def test_an_error_on_the_way_out_is_told_before_the_pause(
     command: Command, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(writing: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard.parquet")
+    fill = embeddings._Writing.fill
 
-    monkeypatch.setattr(embeddings._Writing, "report", fail)
+    def fail(writing: embeddings._Writing, embedded: Iterator[EmbeddedBatch]) -> None:
+        try:
+            fill(writing, embedded)
+        except Paused as paused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "shard.parquet") from paused
+
+    monkeypatch.setattr(embeddings._Writing, "fill", fail)
     write_pipeline(home, "p", PLAIN + UNMEASURED)
     write_csv(home, "a.csv", [(n, f"text {n}", "x") for n in range(TEXTS)])
     said = command("run", "p", "--until", "30%", "--json")
@@ -60,6 +68,14 @@ def test_an_error_on_the_way_out_is_told_before_the_pause(
     (error,) = said.errors
     assert "No space left on device" in error
     assert said.code == 1
+
+
+def test_a_share_of_batch_jobs_is_refused(command: Command, home: Path) -> None:
+    model = "{provider: openai, model: text-embedding-3-small, mode: batch}"
+    write_pipeline(home, "p", PLAIN.replace("{provider: hashing}", model))
+    said = command("run", "p", "--until", "30%")
+    assert said.code == 1
+    assert "p: run --until does not go with batch jobs" in said.err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.progress import StepReport, sum_reports
+from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks
 from embedding_pipelines_tests.chain import (
     hashing,
@@ -50,6 +51,23 @@ def test_a_paragraph_at_the_top_of_10_000_words_embeds_three_chunks_at_most(home
     assert ratio < 15
     starts = sorted(row["start"] for row in live_rows(home, "p").values())
     assert len(starts) >= first["vectors"]
+
+
+def test_edits_that_were_cut_and_not_embedded_give_no_figure(home: Path) -> None:
+    write_pipeline(home, "p", ONE_PARTITION)
+    paragraphs = [paragraph(f"d{number}") for number in range(20)]
+    for number in range(3):
+        paragraphs.insert(0, paragraph(f"another {number}"))
+        write_csv(home, "a.csv", [("long", "\n\n".join(paragraphs), "x")])
+        if number != 1:
+            reports = run_steps(home, "p")
+            continue
+        with run_of(home, "p") as run:  # a run that ends before the model
+            for step in steps_of(run.spec)[:2]:
+                list(step.work(run, run.spec.partition_names))
+    statistics = embeddings(reports).statistics
+    assert statistics["embedded_tokens"] > 0
+    assert "tokens_per_edited_token" not in statistics
 
 
 def test_tokens_that_the_model_never_sees_are_none_or_told(home: Path) -> None:
