@@ -35,6 +35,7 @@ READINGS = 5  # of an object that is replaced while it is read
 LISTED_AT_ONCE = 1_000
 ONE_PUT_BYTES = 64 * 2**20  # of an object that is held in memory and sent in one request
 
+TO_READ = "to list the bucket and to read its objects"
 URI = re.compile(r"(s3|gs|az)://([^/]*)/*(.*)", re.DOTALL)
 ENDPOINTS = {  # by scheme: the variables that name another address than the service's own
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
@@ -166,7 +167,7 @@ class Bucket:
             return False
         mode: Literal["create", "overwrite"] = "overwrite" if is_large else "create"
         try:
-            with self._explained(key):
+            with self._explained(key, "to write objects"):
                 self._store.put(key, content, mode=mode, use_multipart=is_large)
         except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
             return False
@@ -183,7 +184,7 @@ class Bucket:
 
     def touch(self, key: str) -> datetime:
         """The store's own time, of an object without content that is written for it."""
-        with self._explained(key):
+        with self._explained(key, "to write objects"):
             self._store.put(key, b"")
             modified_at: datetime = self._store.head(key)["last_modified"]
             return modified_at
@@ -217,7 +218,10 @@ class Bucket:
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are gone already are no error."""
         for start in range(0, len(keys), LISTED_AT_ONCE):
-            with self._explained(keys[start]), contextlib.suppress(FileNotFoundError):
+            with (
+                self._explained(keys[start], "to delete objects"),
+                contextlib.suppress(FileNotFoundError),
+            ):
                 self._store.delete(keys[start : start + LISTED_AT_ONCE])
 
     def _copy(self, entry: Object, file: IO[bytes]) -> None:
@@ -250,19 +254,20 @@ class Bucket:
         return Object(meta["path"], meta["size"], tag)
 
     @contextlib.contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
+    def _explained(self, key: str, right: str = TO_READ) -> Iterator[None]:
         """Turn the library's errors into BucketError, but for what is no failure of the store: an
-        object that there is not, and a condition that does not hold."""
+        object that there is not, and a condition that does not hold. `right` is what the request
+        takes."""
         try:
             yield
         except (self._errors.AlreadyExistsError, self._errors.PreconditionError):
             raise
         except FileNotFoundError as error:
             if NO_BUCKET.search(str(error)):
-                raise BucketError(_explain(self.address, key, str(error))) from None
+                raise BucketError(_explain(self.address, key, str(error), right)) from None
             raise
         except (self._errors.BaseError, ValueError) as error:
-            raise BucketError(_explain(self.address, key, str(error))) from None
+            raise BucketError(_explain(self.address, key, str(error), right)) from None
 
 
 def open_folder(path: Path) -> Bucket:
@@ -335,7 +340,7 @@ def _is_loopback(address: str) -> bool:
     return host == "localhost"
 
 
-def _explain(address: str, key: str, error: str) -> str:
+def _explain(address: str, key: str, error: str, right: str = TO_READ) -> str:
     """What went wrong with a bucket, and what to do."""
     scheme = address.partition(":")[0]
     endpoint = _endpoint(scheme)
@@ -361,8 +366,8 @@ def _explain(address: str, key: str, error: str) -> str:
         return f"{address}: the store does not take these credentials ({reason}). {CREDENTIALS[scheme]}."
     if number in ("401", "403"):
         return (
-            f"{address}/{key}: access denied ({reason}). Give these credentials the right to list "
-            "the bucket and to read its objects, or use others."
+            f"{address}/{key}: access denied ({reason}). Give these credentials the right "
+            f"{right}, or use others."
         )
     if "builder error" in error and endpoint.startswith("http:"):
         return (

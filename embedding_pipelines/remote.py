@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
@@ -51,6 +51,7 @@ OWN_ENDINGS = (".lock", ".damaged", ".torn")
 FORGOTTEN = "forgotten/"  # the start of the paths of what must not come back
 POINTERS = ("releases.copy.json", "releases.json")  # fetched last, in this order
 READER_SECONDS = 5.0  # that a reader gives a store which does not answer: there is the copy
+WAIT_SECONDS = 1.0  # between two looks at a copy that another process fetches
 CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -141,8 +142,13 @@ class Remote:
         self._warn_of_tombstones(index, local, generation)
         entries = dict(generation.files)
         if part != "all":
-            is_needed = _is_record if part == "records" else _is_searched(self, generation)
-            entries = {path: entries[path] for path in entries if is_needed(path)}
+            tests: list[Callable[[str], bool]] = [_is_record] if part == "records" else []
+            if part == "search" or (index is not None and index.part != "records"):
+                tests.append(_is_searched(self, generation))  # it can be searched, and stays so
+                part = "search"
+            entries = {
+                path: entry for path, entry in entries.items() if any(test(path) for test in tests)
+            }
         missing = {
             path: entry
             for path, entry in entries.items()
@@ -155,7 +161,7 @@ class Remote:
                 if _rank(path) == rank
             }
             self.generations.download(files)
-        for path in local.keys() - entries.keys() if part == "all" else ():
+        for path in local.keys() - generation.files.keys():
             # Other pipelines may name the first; what was forgotten never comes back.
             if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
@@ -456,13 +462,16 @@ def refresh(warehouse: Warehouse, name: str, part: Part = "all") -> str:
     index = remote.index()
     try:
         newest = remote.newest()
-        has_all = index is not None and (index.is_whole or index.part == part)
-        if newest is None or (has_all and index is not None and index.generation >= newest):
-            return ""
-        with remote.folder.lock("run", timeout_seconds=0):
-            remote.fetch(remote.generations.read(newest), part)
-    except BusyError:
-        return ""  # a run of this machine is at work on the copy, which is the newest
+        while newest is not None and not (_has(index, part) and index.generation >= newest):
+            wait = 0.0 if _has(index, part) else WAIT_SECONDS
+            try:
+                with remote.folder.lock("run", timeout_seconds=wait):
+                    remote.fetch(remote.generations.read(newest), part)
+                return ""
+            except BusyError:  # another process fetches, or runs on the newest copy
+                index = remote.index()
+                if _has(index, part):
+                    return ""
     except (BucketError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in CANNOT_WRITE:
             raise
@@ -473,6 +482,11 @@ def refresh(warehouse: Warehouse, name: str, part: Part = "all") -> str:
             log.warning("%s", words)
         return words
     return ""
+
+
+def _has(index: Index | None, part: Part) -> TypeGuard[Index]:
+    """Whether a copy has a part, of whatever generation."""
+    return index is not None and (index.is_whole or index.part == part)
 
 
 def _read_index(path: Path, uri: str) -> Index | None:

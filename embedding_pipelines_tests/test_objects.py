@@ -229,6 +229,14 @@ def test_what_a_store_answers_is_said_in_a_sentence(
     assert caught.value.__cause__ is None
 
 
+def test_the_right_that_is_missing_is_named(bucket: TestBucket, proxy: Proxy, hasty: None) -> None:
+    proxy.fault = lambda exchange: exchange.answer(403, denied("AccessDenied", 403))
+    with pytest.raises(BucketError, match=r"the right to write objects, or use others"):
+        opened(bucket).create("x", b"x")
+    with pytest.raises(BucketError, match=r"the right to delete objects, or use others"):
+        opened(bucket).delete(["x"])
+
+
 def test_what_is_not_there_is_said_in_a_sentence(
     bucket: TestBucket, monkeypatch: pytest.MonkeyPatch, hasty: None
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
@@ -122,6 +123,52 @@ def test_a_status_fetches_records_alone(one: Path, two: Path) -> None:
     assert there["bucket"].startswith("generation 1 in file://")
     assert "no rows" in there["source"]
     assert not [name for name in files_of(two) if name.endswith(".parquet")]
+
+
+@pytest.mark.parametrize("has_all", [False, True], ids=["of a search", "whole"])
+def test_a_status_leaves_a_copy_that_can_be_searched(
+    one: Path, two: Path, monkeypatch: pytest.MonkeyPatch, has_all: bool
+) -> None:
+    refresh(Warehouse(two), "p", "all" if has_all else "search")
+    (one / "pipelines" / "p.yaml").write_text(PIPELINE.replace("[float16]", "[]"))
+    write_csv(one, "a.csv", EDITED)
+    run_shared(one)  # a table of its own
+    pipeline_status(find_pipeline("p", two), Warehouse(two))
+
+    def fail(*_: object, **__: object) -> None:
+        raise BucketError("s3://b: the store does not answer.")
+
+    monkeypatch.setattr(Bucket, "list_dated", fail)
+    assert top(two, "p", "text added", k=1) == ["id-99"]
+
+
+def test_a_search_keeps_no_table_that_is_published_no_more(one: Path, two: Path) -> None:
+    top(two, "p", "text 3")
+    stray = Warehouse(two).tables / "p-0123456789ab.lance" / "data" / "0.lance"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("what was forgotten")
+    write_csv(one, "a.csv", EDITED)
+    run_shared(one)
+    assert top(two, "p", "text added", k=1) == ["id-99"]
+    assert not stray.exists()
+
+
+def test_a_first_search_waits_for_another_that_fetches(one: Path, two: Path) -> None:
+    held, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Warehouse(two).pipeline("p").lock("run"):
+            held.set()
+            end.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    timer = threading.Timer(0.3, end.set)
+    timer.start()
+    assert top(two, "p", "text 3") == top(one, "p", "text 3")
+    other.join()
+    timer.join()
 
 
 def test_nothing_new_costs_one_listing(

@@ -4,13 +4,17 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
 from embedding_pipelines.errors import BucketError, ConfigError
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket, is_uri, open_bucket, open_folder
 
 FILE_NAME = "warehouse.yaml"
+EXAMPLE = (
+    "It has to be one line that says where the warehouse is published, as in `bucket: "
+    "s3://bucket/folder` (or gs://, az://, file:///folder)."
+)
 RACERS = 8
 PROVEN = "warehouse.json"  # the object that says that the store was tried
 
@@ -30,20 +34,29 @@ def bucket_of(home: Path) -> str | None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
+        # Not the parser's own words: they quote the line, which may hold credentials.
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: this is no YAML. {EXAMPLE}") from None
     uri = value.get("bucket") if isinstance(value, dict) and set(value) == {"bucket"} else None
-    parts = urlsplit(uri) if isinstance(uri, str) else None
-    if parts is None or not (is_uri(parts.geturl()) or parts.scheme == "file"):
-        raise ConfigError(
-            f"{path} has to be one line that says where the warehouse is published, as in `bucket: "
-            "s3://bucket/folder` (or gs://, az://, file:///folder)."
-        )
+    try:
+        parts = urlsplit(uri) if isinstance(uri, str) else None
+    except ValueError:  # as of s3://[b
+        parts = None
+    if parts is None or not (is_uri(parts.geturl()) or _is_folder(parts)):
+        raise ConfigError(f"{path} names no bucket. {EXAMPLE}")
     if "@" in parts.netloc or parts.query:
         raise ConfigError(
             f"{path}: the address holds credentials. Leave them out, and set the store's usual "
             "environment variables."
         )
     return str(uri).rstrip("/")
+
+
+def _is_folder(parts: SplitResult) -> bool:
+    """Whether a URI is of a folder of this machine, from its root."""
+    is_here = parts.scheme == "file" and parts.netloc in ("", "localhost")
+    return is_here and parts.path.startswith("/")
 
 
 def open_uri(uri: str, patience_seconds: float = RETRY_SECONDS) -> tuple[Bucket, str]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
 from embedding_pipelines.errors import BucketError
@@ -93,6 +93,8 @@ class Generations:
         try:
             value = unseal(content)
             files = {path: Entry(**entry) for path, entry in value.pop("files").items()}
+            if not all(map(_is_below, files)):
+                raise ValueError("a path leads out of the warehouse")
             return Generation(files=files, writer=Holder(**value.pop("writer")), **value)
         except (ValueError, TypeError, KeyError):
             raise BucketError(
@@ -181,7 +183,9 @@ class Generations:
         what = "is damaged: its content is not what was published" if is_there else "is gone"
         raise BucketError(
             f"{self.bucket.uri(key)} {what}. Try again; if it stays so, put it back from a copy of "
-            f"the bucket, or run {self.pipeline!r} where its files are whole."
+            "the bucket; or publish all anew from a machine whose copy is whole, by "
+            f"`embedding-pipelines delete {self.pipeline} --keep-file` and a run, which takes its "
+            "vectors from the cache."
         )
 
     def sweep(
@@ -240,6 +244,12 @@ class Generations:
 
     def _key(self, number: int) -> str:
         return f"{self._folder}/{number:0{DIGITS}}.json"
+
+
+def _is_below(path: str) -> bool:
+    """Whether a path stays below the folder that it is relative to, on any system."""
+    windows = PureWindowsPath(path)
+    return not windows.anchor and ".." not in windows.parts
 
 
 def _key_of(path: str, digest: str, pipeline: str) -> str:

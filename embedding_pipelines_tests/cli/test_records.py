@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.shared import at_work
 
 CTRL_C = b"\x03"
 PIPELINE = HASHING.replace("metadata: [cat]", "metadata: {cat: int}, max_rejected: 3")
@@ -156,3 +158,16 @@ def test_forget_asks_erases_and_says_what_it_looked_at(command: Command, home: P
     said = command("forget", "p", "--id", "2", "--undo")
     assert said.out.startswith("p: '2' may come back with the next run")
     assert "is not forgotten" in command("forget", "p", "--id", "2", "--undo").err
+
+
+def test_forget_knows_what_another_machine_has_published(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(1, "red fox", "x"), (2, "blue whale", "y"), (3, "grey owl", "y")])
+    run_steps(home, "p")
+    (home / "warehouse.yaml").write_text(f"bucket: {(tmp_path / 'bucket').as_uri()}\n")
+    with at_work(home):
+        pass
+    shutil.rmtree(home / "data" / "warehouse")  # as on a new machine
+    assert "forgot 1 document" in command("forget", "p", "--id", "2", "--yes").out

@@ -31,7 +31,12 @@ def test_the_file_names_a_bucket(tmp_path: Path, uri: str) -> None:
         ("bucket: [s3://b]\n", "has to be one line"),
         ("s3://b\n", "has to be one line"),
         ("", "has to be one line"),
-        ("bucket: {\n", "is no YAML"),
+        ("bucket: {\n", r"line 2: this is no YAML.*has to be one line"),
+        ("bucket: 's3://key:secret@b\n", "this is no YAML"),
+        ("bucket: s3://[abc\n", "names no bucket"),
+        ("bucket: file://folder\n", "names no bucket"),
+        ("bucket: file:folder\n", "names no bucket"),
+        ("bucket: file://server/share/x\n", "names no bucket"),
         ("bucket: s3://key:secret@b/x\n", "holds credentials"),
     ],
 )

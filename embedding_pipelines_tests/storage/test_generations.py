@@ -1,6 +1,7 @@
 """Generations: created once, one after the other, and swept."""
 
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -101,6 +102,14 @@ def test_a_generation_that_cannot_be_read_is_named(folder: Generations, tmp_path
         folder.read(1)
     with pytest.raises(BucketError, match=r"0000000002\.json is gone"):
         folder.read(2)
+
+
+@pytest.mark.parametrize("path", ["../../../evil.txt", "/evil.txt", "a/../../b", "C:/x", "..\\\\x"])
+def test_a_path_out_of_the_warehouse_is_damage(folder: Generations, path: str) -> None:
+    evil = replace(generation(), files={path: Entry("contents/x", 1, "0")})
+    folder.publish(evil)
+    with pytest.raises(BucketError, match="is damaged"):
+        folder.read(1)
 
 
 def test_a_file_that_may_change_is_named_by_its_content(
