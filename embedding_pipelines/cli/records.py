@@ -136,7 +136,9 @@ def forget(
                     f"forget {spec.name}: {question}. Say --yes to erase them for good."
                 )
             typer.confirm(f"Erase {question} of {spec.name} for good?", abort=True, err=True)
-        receipt = erase(run, ids or (), files, partial(delete_runs_that_quote, home_folder()))
+        receipt = erase(
+            run, ids or (), files, partial(delete_runs_that_quote, home_folder(), spec.name)
+        )
     checked = receipt.checked
     live = f"release {receipt.release} is live" if receipt.release else "there is no release"
     lines = [

@@ -8,18 +8,21 @@ has chosen is the user's to tidy.
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dagster as dg
+
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import list_files
 from embedding_pipelines.forget.proof import database_texts
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.orchestration.failures import readable_records
 from embedding_pipelines.orchestration.instance import open_instance
-from embedding_pipelines.orchestration.retention import delete_run
+from embedding_pipelines.orchestration.retention import FINISHED, delete_run
 
 
-def delete_runs_that_quote(home: Path, quotes: Callable[[str], bool]) -> int:
+def delete_runs_that_quote(home: Path, name: str, quotes: Callable[[str], bool]) -> int:
     """Delete the runs that have an event, or output that Dagster captured, for which `quotes` is
-    true; how many."""
+    true; how many. Runs of other pipelines than `name`, whose lock is held, may be at work: they
+    stay, and the proof names their files."""
     root = warehouse_folder(home) / "dagster"
     if instance_folder(home).resolve() != root.resolve() or not root.is_dir():
         return 0
@@ -27,9 +30,15 @@ def delete_runs_that_quote(home: Path, quotes: Callable[[str], bool]) -> int:
         ids = {*_in_events(root, quotes), *_in_output(root, quotes)}
         if ids:
             with open_instance(home) as instance:
+                ids = {run_id for run_id in ids if not _is_at_work(instance, run_id, name)}
                 for run_id in sorted(ids):
                     delete_run(instance, run_id)
     return len(ids)
+
+
+def _is_at_work(instance: dg.DagsterInstance, run_id: str, name: str) -> bool:
+    run = instance.get_run_by_id(run_id)
+    return run is not None and run.job_name != name and run.status not in FINISHED
 
 
 def _in_events(root: Path, quotes: Callable[[str], bool]) -> Iterator[str]:
