@@ -27,7 +27,7 @@ test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
-faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: three minutes
+faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: four minutes
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
 	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 20
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
