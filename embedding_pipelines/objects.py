@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 8 * 2**20  # of one request; a line of 1 Mbit/s has it within REQUEST_SECONDS
 REQUEST_SECONDS = 90
-RETRIES = (
-    8  # of a request that ends in 5xx, 429 or a broken line: one in five of them goes unnoticed
-)
+RETRIES = 8  # of a request that ends in 5xx, 429 or a broken line: so one in five is borne
 RETRY_SECONDS = 30  # after which none begins: Dagster gives a sensor a minute
 LONGEST_WAIT_SECONDS = 5  # between two of them
 READINGS = 5  # of an object that is replaced while it is read
@@ -70,20 +68,12 @@ def is_uri(text: str) -> bool:
 @dataclass(frozen=True)
 class Object:
     """What a store says of an object. `tag` is its ETag without quotes: it changes with the
-    content."""
+    content. `modified_at` is by the store's clock, and tells no two objects apart."""
 
     key: str
     size_bytes: int
     tag: str
-
-
-@dataclass(frozen=True)
-class Dated:
-    """An object and when it was written, by the store's clock."""
-
-    key: str
-    size_bytes: int
-    modified_at: datetime
+    modified_at: datetime = field(compare=False)
 
 
 class _ReplacedError(Exception):
@@ -173,15 +163,6 @@ class Bucket:
             return False
         return True
 
-    def look(self, key: str) -> Dated | None:
-        """What there is of this key."""
-        try:
-            with self._explained(key):
-                meta = self._store.head(key)
-        except FileNotFoundError:
-            return None
-        return Dated(meta["path"], meta["size"], meta["last_modified"])
-
     def touch(self, key: str) -> datetime:
         """The store's own time, of an object without content that is written for it."""
         with self._explained(key, "to write objects"):
@@ -207,13 +188,12 @@ class Bucket:
             return False
         return True
 
-    def list_dated(self, folder: str, after: str = "") -> list[Dated]:
+    def list_after(self, folder: str, after: str = "") -> list[Object]:
         """The objects below a folder whose keys come after another, sorted by key."""
         with self._explained(folder):
             listed = self._store.list(folder, offset=after or None, chunk_size=LISTED_AT_ONCE)
             metas = [meta for part in listed for meta in part]
-        entries = (Dated(meta["path"], meta["size"], meta["last_modified"]) for meta in metas)
-        return sorted(entries, key=lambda entry: entry.key)
+        return sorted(map(self._object, metas), key=lambda entry: entry.key)
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; those that are gone already are no error."""
@@ -251,7 +231,7 @@ class Bucket:
                 f"{self.uri(meta['path'])}: the store gives no ETag, which alone tells whether an "
                 "object has changed. Copy the objects to another store, or to this machine."
             )
-        return Object(meta["path"], meta["size"], tag)
+        return Object(meta["path"], meta["size"], tag, meta["last_modified"])
 
     @contextlib.contextmanager
     def _explained(self, key: str, right: str = TO_READ) -> Iterator[None]:

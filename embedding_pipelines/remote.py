@@ -91,11 +91,11 @@ class Remote:
         """The number of the newest generation: one listing. Raises BucketError if those that the
         copy knows are gone."""
         index = self.index()
-        known = index.generation if index else 0
-        newest = self.generations.newest(known)
-        if newest is None and known:
+        last = index.generation if index else 0
+        newest = self.generations.newest(last)
+        if newest is None and last:
             raise BucketError(
-                f"{self.uri} does not hold generation {known} of pipeline {self.name!r} any more, "
+                f"{self.uri} does not hold generation {last} of pipeline {self.name!r} any more, "
                 f"which was published on {index.published_at if index else ''}. Put it back, or "
                 f"delete {self._index_path} to publish what is on this machine."
             )
@@ -190,13 +190,13 @@ class Remote:
         return self._local_files(self.index())
 
     def _local_files(self, index: Index | None) -> dict[str, File]:
-        known = index.files if index else {}
+        recorded = index.files if index else {}
         files = {}
         for path in self._paths():
             name = path.relative_to(self.warehouse.root).as_posix()
             status = path.stat()
             stamp = [status.st_size, status.st_mtime_ns]
-            entry = known.get(name)
+            entry = recorded.get(name)
             digest = entry[2] if entry and list(entry[:2]) == stamp else file_digest(path)
             files[name] = File(path, status.st_size, digest)
         return files

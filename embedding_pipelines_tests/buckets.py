@@ -123,7 +123,8 @@ class Exchange:
         self.handler.send_response(status)
         self.handler.send_header("Content-Length", str(len(body) if length is None else length))
         self.handler.end_headers()
-        self.handler.wfile.write(body)
+        if self.handler.command != "HEAD":  # a body would be taken for the next answer
+            self.handler.wfile.write(body)
         if length is not None:
             self.handler.close_connection = True
         return True

@@ -138,7 +138,7 @@ def test_a_status_leaves_a_copy_that_can_be_searched(
     def fail(*_: object, **__: object) -> None:
         raise BucketError("s3://b: the store does not answer.")
 
-    monkeypatch.setattr(Bucket, "list_dated", fail)
+    monkeypatch.setattr(Bucket, "list_after", fail)
     assert top(two, "p", "text added", k=1) == ["id-99"]
 
 
@@ -300,7 +300,7 @@ def test_without_the_bucket_a_search_answers_and_a_run_refuses(
     def fail(*_: object, **__: object) -> None:
         raise BucketError("s3://b: the store does not answer.")
 
-    monkeypatch.setattr(Bucket, "list_dated", fail)
+    monkeypatch.setattr(Bucket, "list_after", fail)
     with Searcher(Warehouse(one), "p") as searcher:
         result = searcher.search("text 3", k=1)
     assert len(result.hits) == 1
@@ -315,7 +315,7 @@ def test_without_bucket_and_copy_there_is_nothing_to_answer(
     def fail(*_: object, **__: object) -> None:
         raise BucketError("s3://b: the store does not answer.")
 
-    monkeypatch.setattr(Bucket, "list_dated", fail)
+    monkeypatch.setattr(Bucket, "list_after", fail)
     with pytest.raises(BucketError):
         Searcher(Warehouse(two), "p")
 
@@ -521,7 +521,7 @@ class Died(BaseException):
     """Stands for `kill -9`."""
 
 
-METHODS = ("create", "read", "list_dated", "look", "delete", "touch")
+METHODS = ("create", "read", "list_after", "find", "delete", "touch")
 
 
 def small(home: Path, uri: str, content: str) -> Path:

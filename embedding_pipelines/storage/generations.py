@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from embedding_pipelines.errors import BucketError
 from embedding_pipelines.files import draft_beside, move, seal, unseal
-from embedding_pipelines.objects import Bucket, Dated
+from embedding_pipelines.objects import Bucket, Object
 from embedding_pipelines.storage.lease import Holder
 from embedding_pipelines.storage.warehouse import file_digest
 
@@ -81,7 +81,7 @@ class Generations:
 
     def newest(self, least: int = 0) -> int | None:
         """The number of the newest one, None if there is none from `least` on."""
-        listed = self.bucket.list_dated(self._folder, self._key(max(least, 1) - 1))
+        listed = self.bucket.list_after(self._folder, self._key(max(least, 1) - 1))
         return _number(listed[-1]) if listed else None
 
     def read(self, number: int) -> Generation:
@@ -151,13 +151,13 @@ class Generations:
         key = self.prefix + entry.key
         if self.bucket.create(key, source):
             return True
-        there = self.bucket.look(key)
+        there = self.bucket.find(key)
         if there is None or there.size_bytes != entry.size_bytes or self._is_old(there):
             return False
         # Other names are of their content: they hold its digest, or a number that nobody has again.
         return VERSIONS not in key or self.bucket.read(key) == source.read_bytes()
 
-    def _is_old(self, entry: Dated) -> bool:
+    def _is_old(self, entry: Object) -> bool:
         """Whether somebody may just be sweeping an object that no generation names."""
         return entry.modified_at < self._now - KEPT
 
@@ -197,7 +197,7 @@ class Generations:
         the newest was published. `tables` tells the folders of this pipeline's tables. Nothing is
         deleted unless `may_go_on` says, just before, that the lease is held.
         """
-        generations = self.bucket.list_dated(self._folder)
+        generations = self.bucket.list_after(self._folder)
         dates = {_number(entry): entry.modified_at for entry in generations}
         now = dates.get(newest)
         if now is None or min(dates.values()) > now - 2 * KEPT:
@@ -222,7 +222,7 @@ class Generations:
         however young they are: somebody may have asked for that. Deletes nothing and returns False
         if others have followed, or unless `may_go_on` says, just before, that the lease is held."""
         named = {f"{self.prefix}{entry.key}" for entry in self.read(number).files.values()}
-        gone = [e.key for e in self.bucket.list_dated(self._folder) if _number(e) < number]
+        gone = [e.key for e in self.bucket.list_after(self._folder) if _number(e) < number]
         for listed in self._contents(tables):
             gone += [entry.key for entry in listed if entry.key not in named]
         if not may_go_on() or self.newest(number) != number:
@@ -230,12 +230,12 @@ class Generations:
         self.bucket.delete(gone)
         return True
 
-    def _contents(self, tables: Callable[[str], bool]) -> Iterable[list[Dated]]:
+    def _contents(self, tables: Callable[[str], bool]) -> Iterable[list[Object]]:
         folders, _ = self.bucket.list_folder(f"{self.prefix}tables")
         own = [folder for folder in folders if tables(folder.rpartition("/")[2])]
         for folder in (self.folder, *own):
             skipped = (f"{self._folder}/", f"{self.folder}/lease/")
-            listed = self.bucket.list_dated(folder)
+            listed = self.bucket.list_after(folder)
             yield [entry for entry in listed if not entry.key.startswith(skipped)]
 
     @property
@@ -265,7 +265,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _number(entry: Dated) -> int:
+def _number(entry: Object) -> int:
     return int(entry.key.rpartition("/")[2].removesuffix(".json"))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from embedding_pipelines.errors import BucketError, BusyError
 from embedding_pipelines.files import create_only, seal, unseal
-from embedding_pipelines.objects import Bucket, Dated
+from embedding_pipelines.objects import Bucket, Object
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ class Lease:
             return False
         self._number = number
         if number > KEPT_RECORDS and number % KEPT_RECORDS == 0:
-            entries = self._bucket.list_dated(self._folder)
+            entries = self._bucket.list_after(self._folder)
             older = [entry.key for entry in entries if entry.key < self._key(number - KEPT_RECORDS)]
             self._bucket.delete([key for key in older if key.endswith(".json")])
         return True
@@ -166,7 +166,7 @@ class Lease:
 
     def _newest(self) -> _Record | None:
         while True:
-            entries = self._bucket.list_dated(self._folder)
+            entries = self._bucket.list_after(self._folder)
             records = [entry for entry in entries if entry.key.endswith(".json")]
             if not records:
                 return None
@@ -174,7 +174,7 @@ class Lease:
             if content is not None:  # else it is no longer the newest
                 return self._parse(records[-1], content)
 
-    def _parse(self, entry: Dated, content: bytes) -> _Record:
+    def _parse(self, entry: Object, content: bytes) -> _Record:
         try:
             value = unseal(content)
             holder = Holder(**value["holder"]) if value["holder"] else None

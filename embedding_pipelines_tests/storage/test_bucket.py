@@ -52,7 +52,7 @@ def test_a_store_that_commits_is_tried_once(
 ) -> None:
     opened, prefix = open_uri(f"{bucket.uri}/warehouse")
     require_commits(opened, prefix)
-    assert [entry.key for entry in opened.list_dated("warehouse")] == [f"warehouse/{PROVEN}"]
+    assert [entry.key for entry in opened.list_after("warehouse")] == [f"warehouse/{PROVEN}"]
     monkeypatch.delattr(Bucket, "create")
     require_commits(opened, prefix)
 
@@ -69,7 +69,7 @@ def test_a_store_that_ignores_conditions_is_refused(
     monkeypatch.setattr(Bucket, "create", create)
     with pytest.raises(BucketError, match=r"cannot hold a warehouse.*8 at once 8 did"):
         require_commits(opened, "")
-    assert opened.list_dated("") == []
+    assert opened.list_after("") == []
 
 
 @pytest.mark.slow

@@ -88,7 +88,7 @@ def test_it_is_renewed_while_it_is_held_and_old_records_go(
     with lease.hold():
         while lease._number < 25:
             threading.Event().wait(0.01)
-    assert len(folder.list_dated("p/lease")) <= 2 * leases.KEPT_RECORDS
+    assert len(folder.list_after("p/lease")) <= 2 * leases.KEPT_RECORDS
 
 
 def test_who_slept_through_other_leases_has_none(
