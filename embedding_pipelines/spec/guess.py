@@ -200,6 +200,7 @@ def _guess(source: Source, paths: list[str], first: SourceFile) -> Guess:
                 if rejected is not None and len(rejected) <= len(unreadable or ()) + len(allowed):
                     metadata[name] = likely
                     notes += _notes_on_type(name, likely, allowed)
+                    notes += _notes_on_days(name, likely, _filled(values[name], missing))
                     break
             else:
                 omissions[name] = "cannot be read as a text"
@@ -417,6 +418,17 @@ def _notes_on_type(name: str, kind: str, wrong: list[str]) -> list[str]:
     ]
 
 
+def _notes_on_days(name: str, kind: str, filled: list[str]) -> list[str]:
+    days = [text for text in filled if OTHER_DAYS.fullmatch(text)]
+    if kind != "string" or not days or len(days) < len(filled) * NEARLY_ALL:
+        return []
+    return [
+        f"{name!r} holds days in another notation than 2026-01-31: {_some(days[:1])}. They stay "
+        "text, which filters cannot order; to filter by time write them so in the file, and declare "
+        "the column as date or timestamp."
+    ]
+
+
 def _some(values: list[str]) -> str:
     more = f" and {len(values) - SHOWN} more" if len(values) > SHOWN else ""
     return ", ".join(map(repr, values[:SHOWN])) + more
@@ -448,6 +460,10 @@ def _words(texts: list[str]) -> float:
     return sum(len(text.split()) for text in filled) / len(filled)
 
 
+# 31.1.2026, 1/31/26, 2026/01/31, with a time or without.
+OTHER_DAYS = re.compile(
+    r"(\d{1,2}([./-])\d{1,2}\2(\d{4}|\d\d)|\d{4}([./])\d{1,2}\4\d{1,2})([ T]\d{1,2}:\d\d.*)?"
+)
 TYPES: dict[str, Callable[[str], object]] = {
     "int": INT.fullmatch,
     "float": FLOAT.fullmatch,

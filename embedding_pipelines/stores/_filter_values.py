@@ -15,6 +15,12 @@ from embedding_pipelines.errors import counted
 NUMBERS = ("int", "float")
 INT64 = 2**63
 FIGURE = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+# What a text column would order by its letters: the type to declare, how such a value is written,
+# and what comes of it.
+ORDERS = (
+    ("float", FIGURE, "'9' comes after '100'"),
+    ("date", re.compile(r"\d{4}-\d\d-\d\d([T ].*)?"), "'29.10.2026' comes after '2026-11-01'"),
+)
 SHOWN = 200  # characters of a filter in an error
 KEYWORDS = {"and", "or", "not", "in", "between", "is", "null", "like", "ilike", "true", "false"}
 OPPOSITE = {"=": "<>", "<>": "=", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -84,7 +90,7 @@ def join(word: str, parts: list[Condition]) -> Condition:
 
 def compare(left: Value, sign: str, right: Value) -> Condition:
     left, right = make_alike(left, right, sign)
-    _refuse_figures(left, right, sign)
+    _refuse_order_of_letters(left, right, sign)
     values = [value for value in (left, right) if value.kind == "float" and value.constant is None]
     guards = [f" AND NOT isnan({value.sql})" for value in values]
     texts = [f"{left.sql} {one} {right.sql}{''.join(guards)}" for one in (sign, OPPOSITE[sign])]
@@ -92,18 +98,19 @@ def compare(left: Value, sign: str, right: Value) -> Condition:
     return Condition(yes, no)
 
 
-def _refuse_figures(left: Value, right: Value, sign: str) -> None:
-    """Texts have the order of their letters, in which '9' comes after '100': nobody who writes a
-    number means it."""
+def _refuse_order_of_letters(left: Value, right: Value, sign: str) -> None:
+    """Texts have the order of their letters, in which '9' comes after '100', and '29.10.2026' after
+    '2026-11-01': nobody who writes a number or a day means it."""
     for column, other in ((left, right), (right, left)):
-        is_figure = isinstance(other.constant, str) and FIGURE.fullmatch(other.constant.strip())
-        if sign in ("=", "<>") or not is_figure:
+        if sign in ("=", "<>") or not isinstance(other.constant, str):
             continue
-        if remedy := _declare("float", column):
-            raise Wrong(
-                f"{column.name} holds text, in which '9' comes after '100'.{remedy} To compare "
-                f"letter by letter all the same, write lower({column.name}) in its place."
-            )
+        for kind, shape, order in ORDERS:
+            remedy = _declare(kind, column)
+            if remedy and shape.fullmatch(other.constant.strip()):
+                raise Wrong(
+                    f"{column.name} holds text, in which {order}.{remedy} To compare letter by "
+                    f"letter all the same, write lower({column.name}) in its place."
+                )
 
 
 def make_alike(left: Value, right: Value, sign: str) -> tuple[Value, Value]:

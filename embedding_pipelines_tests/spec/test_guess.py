@@ -255,6 +255,26 @@ def test_a_column_that_is_nearly_all_numbers_is_one_and_the_file_says_so(
     assert guessed.metadata == {"price": "string"}  # one of ten is not nearly all
 
 
+@pytest.mark.parametrize(
+    ("day", "is_told"),
+    [
+        ("31.01.2026", True),
+        ("1/31/26 9:30", True),
+        ("2026/01/31", True),
+        ("10.0.2-1", False),
+        ("12-34", False),
+    ],
+)
+def test_days_in_another_notation_are_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, day: str, is_told: bool
+) -> None:
+    lines = [f"{n},a chair for the kitchen,{day}" for n in range(9)]
+    guessed = guess_csv(home, monkeypatch, "id,title,opened", *lines)
+    assert guessed.metadata == {"opened": "string"}
+    told = [note for note in guessed.notes if "in another notation than 2026-01-31" in note]
+    assert bool(told) == is_told
+
+
 def test_an_id_that_stands_twice_or_is_empty_is_still_the_id(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

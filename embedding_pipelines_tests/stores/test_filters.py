@@ -190,6 +190,10 @@ WRONG = {
     "seen_at = days_ago(3)": r"seen_at >= days_ago\(3\) AND seen_at < '20",
     "brand < '100'": "brand holds text, in which '9' comes after '100'. If brand holds numbers, declare it as float",
     "'9.5' >= brand": r"write lower\(brand\) in its place",
+    "brand >= '2026-11-01'": "brand holds text, in which '29.10.2026' comes after '2026-11-01'. If brand holds days, "
+    "declare it as date",
+    "brand >= days_ago(30)": "declare it as date in source.metadata",
+    "'2026-11-01T12:00:00' > brand": r"write lower\(brand\) in its place",
     "brand BETWEEN '5' AND '6'": "declare it as float in source.metadata",
     "seen_at = '2024-01-10'": "seen_at >= '2024-01-10' AND seen_at < '2024-01-11'",
     "tags = 'red'": "Write 'red' IN tags",
