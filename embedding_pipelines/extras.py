@@ -18,6 +18,7 @@ FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "openai": "The provider openai",
     "pdf": "The source pdf",
     "report": "A report",
+    "serving": "The server",
     "sql": "A source in PostgreSQL",
     "tensorflow": "The provider tensorflow",
     "word2vec": "Training word2vec",

@@ -429,14 +429,24 @@ def explore(environment: Environment) -> None:
 
 def server(environment: Environment) -> None:
     """Dagster's web interface answers over the pipelines of the home folder."""
+    words = ["dagster-webserver", "-m", "embedding_pipelines.definitions", "-h", "127.0.0.1", "-p"]
+    serve(environment, words, "/server_info", "dagster_webserver_version")
+
+
+def api(environment: Environment) -> None:
+    """The HTTP API is ready with the pipelines of the home folder."""
+    serve(environment, ["embedding-pipelines", "serve", "--port"], "/ready", '"ok"')
+
+
+def serve(environment: Environment, command: list[str], path: str, words: str) -> None:
+    """A server, whose command ends with its port, answers with these words."""
     environment.pipeline("toy", "{provider: hashing}")
-    program = str(environment.python.with_name("dagster-webserver"))
+    program, *arguments = command
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words = [program, "-m", "embedding_pipelines.definitions", "-h", "127.0.0.1", "-p", port]
     running = subprocess.Popen(
-        words,
+        [str(environment.python.with_name(program)), *arguments, port],
         env=environment.variables,
         cwd=environment.home,
         stdout=subprocess.DEVNULL,
@@ -446,10 +456,8 @@ def server(environment: Environment) -> None:
         until = time.monotonic() + 180  # of a machine that is busy
         while True:
             try:
-                with urllib.request.urlopen(
-                    f"http://127.0.0.1:{port}/server_info", timeout=10
-                ) as reply:
-                    expect(reply.read().decode(), "dagster_webserver_version")
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+                    expect(reply.read().decode(), words)
                 return
             except OSError:
                 if time.monotonic() > until:
@@ -478,6 +486,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "pdf": ("pdf", pdf),
     "report": ("report", report),
     "server": ("server", server),
+    "serving": ("serving", api),
     "sql": ("sql", sql),
     "tensorflow": ("tensorflow", tensorflow),
     "word2vec": ("word2vec", word2vec),

@@ -1,0 +1,1 @@
+"""The server: an HTTP API over the pipelines of one home folder."""

@@ -1,0 +1,146 @@
+"""The HTTP API: every module of `routes/` that has a `router`, and one form for all errors."""
+
+import contextlib
+import importlib
+import logging
+import pkgutil
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from embedding_pipelines import __version__
+from embedding_pipelines.errors import (
+    BadInput,
+    Busy,
+    BusyError,
+    ConfigError,
+    EmbeddingPipelinesError,
+    ProviderError,
+    ReleaseError,
+    describe_os_error,
+)
+from embedding_pipelines.serving import routes
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import ErrorBody, ServingError
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none of an API
+    BusyError: 409,
+    ReleaseError: 409,
+    ConfigError: 400,
+    BadInput: 400,
+    ProviderError: 503,
+}
+INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
+ERROR_STATUSES = {400: "What was sent is wrong", 401: "No key, or a wrong one"}
+
+
+def create_app(server: Server) -> FastAPI:
+    """The application that serves `server`, which it opens and closes."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await server.open()
+        try:
+            yield
+        finally:
+            await server.close()
+
+    app = FastAPI(
+        title="embedding-pipelines",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+        responses={
+            status: {"model": ErrorBody, "description": text}
+            for status, text in ERROR_STATUSES.items()
+        },
+    )
+    app.state.server = server
+    app.add_exception_handler(EmbeddingPipelinesError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(OSError, _on_os_error)
+    app.add_exception_handler(Exception, _on_fault)
+    for module in pkgutil.iter_modules(routes.__path__):
+        part = importlib.import_module(f"{routes.__name__}.{module.name}")
+        if hasattr(part, "router"):
+            app.include_router(part.router)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def error_reply(status: int, text: str, retry_after_seconds: float | None = None) -> JSONResponse:
+    """The body and the headers of an error."""
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(retry_after_seconds)))
+        headers["Retry-After-Ms"] = str(max(1, round(retry_after_seconds * 1000)))
+    return JSONResponse({"error": text}, status, headers)
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ServingError):
+        return error_reply(error.status, str(error), error.retry_after_seconds)
+    if isinstance(error, Busy):
+        return error_reply(503, str(error), error.retry_after_seconds)
+    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    if status == 500:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+    return error_reply(status, str(error))
+
+
+async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    sentences = {
+        404: f"There is no {request.url.path!r} here. /docs lists what there is.",
+        405: f"{request.url.path!r} does not take {request.method}. /docs says what it takes.",
+    }
+    reply = error_reply(error.status_code, sentences.get(error.status_code, str(error.detail)))
+    reply.headers.update(error.headers or {})
+    return reply
+
+
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    faults = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.errors()]
+    return error_reply(400, f"The request is wrong: {'; '.join(dict.fromkeys(faults))}.")
+
+
+async def _on_os_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    log.error("%s %s: %s", request.method, request.url.path, error)
+    return error_reply(500, describe_os_error(error))
+
+
+async def _on_fault(request: Request, error: Exception) -> JSONResponse:
+    """A fault of this program, whose traceback Starlette logs."""
+    return error_reply(500, INTERNAL)
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """`input[3]` of a place in the body, `filter` of one in the query."""
+    text = ""
+    for part in location[1:] or location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """What FastAPI writes, without the status 422, which is a 400 here."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema.get("components", {}).get("schemas", {}).pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,61 @@
+"""The process of a server: uvicorn, the line that says it is ready, and an end without a loss."""
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from embedding_pipelines.serving.api import create_app
+from embedding_pipelines.serving.server import Server
+
+# After SIGTERM: how long `/ready` says 503 while requests are still taken, so that whoever sends
+# them learns of it, and how long those that are out may take. Together less than the 30 seconds
+# after which SageMaker and Kubernetes kill.
+NOTICE_SECONDS, FINISH_SECONDS = 3.0, 22
+
+
+class Process(uvicorn.Server):
+    """Serves until SIGTERM or Ctrl-C; `on_ready` is given the address once models are loaded."""
+
+    def __init__(
+        self, server: Server, host: str, port: int, on_ready: Callable[[str], None]
+    ) -> None:
+        self.served, self._on_ready, self._ends_at = server, on_ready, float("inf")
+        super().__init__(
+            uvicorn.Config(
+                create_app(server),
+                host=host,
+                port=port,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=FINISH_SECONDS,
+            )
+        )
+
+    async def main_loop(self) -> None:
+        telling = asyncio.create_task(self._tell())
+        try:
+            await super().main_loop()
+        finally:
+            telling.cancel()
+
+    async def _tell(self) -> None:
+        await self.served.wait_until_ready()
+        host, port, *_ = self.servers[0].sockets[0].getsockname()
+        self._on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At SIGTERM give notice first; at Ctrl-C, or the second signal, end at once."""
+        if sig == signal.SIGTERM and not self.served.is_draining:
+            self.served.is_draining = True
+            self._ends_at = time.monotonic() + NOTICE_SECONDS
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        self.should_exit = self.should_exit or time.monotonic() >= self._ends_at
+        return await super().on_tick(counter)

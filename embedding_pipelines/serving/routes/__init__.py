@@ -1,0 +1,1 @@
+"""One file per group of endpoints; each has a `router`, which `api.py` finds."""

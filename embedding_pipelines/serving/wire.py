@@ -1,0 +1,174 @@
+"""What server and client say to each other: bodies of requests and replies, and errors by status.
+
+Every error's body is `{"error": sentence}`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedding_pipelines.errors import EmbeddingPipelinesError
+
+MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
+SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
+RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
+TIMEOUT_HEADER = "X-Request-Timeout"  # seconds after which the caller has no use for the answer
+
+
+class ServingError(EmbeddingPipelinesError):
+    """An error of an HTTP API, by its status; `str(error)` is the sentence in its body."""
+
+    status: ClassVar[int] = 500
+
+    def __init__(self, text: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class BadRequest(ServingError):
+    """What was sent is wrong: correct it."""
+
+    status = 400
+
+
+class Unauthorized(ServingError):
+    """No key, or a wrong one."""
+
+    status = 401
+
+
+class Forbidden(ServingError):
+    """The key does not allow this."""
+
+    status = 403
+
+
+class NotFound(ServingError):
+    """There is no such thing here."""
+
+    status = 404
+
+
+class Conflict(ServingError):
+    """Something else that is under way stands against it: try again when it has ended."""
+
+    status = 409
+
+
+class ContentTooLarge(ServingError):
+    """The body is larger than the server reads: send it in parts."""
+
+    status = 413
+
+
+class TooManyRequests(ServingError):
+    """More than the server computes in time: send it again after `retry_after_seconds`."""
+
+    status = 429
+
+
+class Unavailable(ServingError):
+    """The server, or a model behind it, cannot answer now."""
+
+    status = 503
+
+
+class DeadlineExceeded(ServingError):
+    """The time that the caller allowed is over."""
+
+    status = 504
+
+
+ERRORS: Mapping[int, type[ServingError]] = MappingProxyType(
+    {
+        error.status: error
+        for error in (
+            *(BadRequest, Unauthorized, Forbidden, NotFound, Conflict, ContentTooLarge),
+            *(TooManyRequests, Unavailable, DeadlineExceeded),
+        )
+    }
+)
+
+
+class Body(BaseModel):
+    """Base of what a client sends: unknown keys are an error, so that none is ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class ErrorBody(BaseModel):
+    """What every error says."""
+
+    error: str = Field(description="What happened, where, and what to do.")
+
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class EmbeddingsRequest(Body):
+    """As OpenAI's, with `truncate` and `input_type`."""
+
+    model: str | None = Field(
+        None,
+        description="A pipeline's name, or its model's. May be left out where one model is served.",
+    )
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1, description="Fewer, where the model allows it.")
+    user: str | None = None
+    input_type: Literal["document", "query"] = "document"
+    truncate: bool = Field(
+        False, description="Embed the beginning of a text that is longer than the model reads."
+    )
+
+
+class EmbeddingsUsage(BaseModel):
+    """Tokens, special ones included."""
+
+    prompt_tokens: int
+    total_tokens: int
+    truncated_tokens: int = Field(0, description="Of texts that were cut: what was not read.")
+
+
+class EmbeddingItem(BaseModel):
+    """The vector of one text."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(
+        description="Numbers, or with base64 the bytes of little-endian float32."
+    )
+
+
+class EmbeddingsResponse(BaseModel):
+    """The vectors of all texts, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingItem]
+    model: str
+    usage: EmbeddingsUsage
+
+
+class ModelItem(BaseModel):
+    """One name that `model` may be."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "embedding-pipelines"
+
+
+class ModelsResponse(BaseModel):
+    """All models that are served."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelItem]
+
+
+class Health(BaseModel):
+    """Whether the process answers, or takes requests."""
+
+    status: Literal["ok", "starting", "draining"]
+    problems: dict[str, str] = Field({}, description="By pipeline: why it is not served.")

@@ -1,0 +1,31 @@
+"""A home folder with released pipelines, and a client of the application over it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastapi.testclient import TestClient
+
+from embedding_pipelines.serving.api import create_app
+from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+
+KEY = "a key of the tests"
+
+
+def build(home: Path, text: str = HASHING, name: str = "things") -> Path:
+    """A home with one released pipeline of two documents."""
+    write_pipeline(home, name, text)
+    write_csv(home, "a.csv", [(1, "red fox", "animal"), (2, "blue whale", "animal")])
+    run_steps(home, name)
+    return home
+
+
+@contextlib.contextmanager
+def client_of(home: Path, key: str | None = None) -> Iterator[TestClient]:
+    """A client that sends `key`, and which the server asks for it."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with TestClient(create_app(Server(home, Keys(key))), headers=headers) as client:
+        yield client
