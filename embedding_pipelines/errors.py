@@ -123,5 +123,13 @@ class ReleaseError(EmbeddingPipelinesError):
     """No release yet, or a version that failed its checks."""
 
 
+class BundleError(EmbeddingPipelinesError):
+    """A bundle cannot be made, is damaged, or is not what it says."""
+
+
+class TargetError(EmbeddingPipelinesError):
+    """An endpoint refused a deployment, or failed in the middle of one."""
+
+
 class BusyError(EmbeddingPipelinesError):
     """Another process holds the pipeline."""

@@ -10,7 +10,7 @@ import errno
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,7 +35,12 @@ from embedding_pipelines.storage.generations import (
     now,
 )
 from embedding_pipelines.storage.lease import Lease, this_process
-from embedding_pipelines.storage.warehouse import Warehouse, file_digest, parse_state
+from embedding_pipelines.storage.warehouse import (
+    PipelineFolder,
+    Warehouse,
+    file_digest,
+    parse_state,
+)
 from embedding_pipelines.vectors import to_matrix
 
 log = logging.getLogger(__name__)
@@ -44,8 +49,8 @@ Part = Literal["all", "search", "records"]  # of a pipeline's files
 
 INDEX = "bucket.json"  # in the pipeline's folder: what it has of the bucket
 # Files of the pipeline's folder that belong to this machine, and folders that can be made again.
-# Batch jobs are of the machine that submitted them: their records lie in its warehouse.
-OWN_FILES = (INDEX, "activity.json", "last_run.json", "batch_jobs.json")
+# Batch jobs and deployments are of the machine that made them.
+OWN_FILES = (INDEX, "activity.json", "last_run.json", "batch_jobs.json", "deployments.json")
 OWN_FOLDERS = ("maps", "candidates")
 OWN_ENDINGS = (".lock", ".damaged", ".torn")
 FORGOTTEN = "forgotten/"  # the start of the paths of what must not come back
@@ -254,33 +259,10 @@ class Remote:
     def _fill_cache(self, fetched: Mapping[str, Entry]) -> None:
         """File the vectors of the shards that were fetched, so that a text is paid for once by all
         machines."""
-        folder, cache = self.folder, EmbeddingCache(self.warehouse.cache)
         start = f"{self._path_of('embeddings')}/b"
         shards = [path for path in fetched if path.startswith(start) and path.endswith(".parquet")]
-        with cache:
-            for path in shards:
-                partition = path.rpartition("/")[2].partition("-")[0]
-                chunks, manifest = folder.chunks, folder.embeddings.manifest(partition)
-                cut = chunks.manifest(partition)
-                schema = folder.embeddings.schema(partition)
-                if manifest is None or cut is None or schema is None:
-                    continue
-                if manifest.inputs != cut.digest:
-                    continue
-                space = (schema.metadata or {}).get(SPACE_ID_KEY, b"").decode()
-                pairs = zip(
-                    chunks.read(partition, ["text"]),
-                    folder.embeddings.read(partition, [VECTOR]),
-                    strict=True,
-                )
-                for texts, vectors in pairs:
-                    has_vector = vectors[VECTOR].is_valid()
-                    keys = [
-                        cache.key(space, "document", text)
-                        for text in texts["text"].filter(has_vector).to_pylist()
-                    ]
-                    if keys:
-                        cache.put_many(keys, to_matrix(vectors[VECTOR].filter(has_vector)))
+        partitions = [path.rpartition("/")[2].partition("-")[0] for path in shards]
+        file_vectors(self.folder, EmbeddingCache(self.warehouse.cache), partitions)
 
     def _path_of(self, name: str) -> str:
         return f"{self.folder.folder.relative_to(self.warehouse.root).as_posix()}/{name}"
@@ -482,6 +464,31 @@ def refresh(warehouse: Warehouse, name: str, part: Part = "all") -> str:
             log.warning("%s", words)
         return words
     return ""
+
+
+def file_vectors(folder: PipelineFolder, cache: EmbeddingCache, partitions: Iterable[str]) -> None:
+    """File the vectors of a pipeline's shards in the cache."""
+    with cache:
+        for partition in partitions:
+            chunks, manifest = folder.chunks, folder.embeddings.manifest(partition)
+            cut = chunks.manifest(partition)
+            schema = folder.embeddings.schema(partition)
+            if manifest is None or cut is None or schema is None or manifest.inputs != cut.digest:
+                continue
+            space = (schema.metadata or {}).get(SPACE_ID_KEY, b"").decode()
+            pairs = zip(
+                chunks.read(partition, ["text"]),
+                folder.embeddings.read(partition, [VECTOR]),
+                strict=True,
+            )
+            for texts, vectors in pairs:
+                has_vector = vectors[VECTOR].is_valid()
+                keys = [
+                    cache.key(space, "document", text)
+                    for text in texts["text"].filter(has_vector).to_pylist()
+                ]
+                if keys:
+                    cache.put_many(keys, to_matrix(vectors[VECTOR].filter(has_vector)))
 
 
 def _has(index: Index | None, part: Part) -> TypeGuard[Index]:

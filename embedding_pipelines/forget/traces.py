@@ -150,7 +150,7 @@ def _forgotten_ids(run: Run, files: Collection[str]) -> set[str]:
                 ids.update(batch["document_id"].to_pylist())
     if run.spec.source.id is None:  # ids are files and rows
         return {name for name in ids if name.rpartition(":")[0] in files or name in files}
-    return {name for name in ids if forgotten.hash("id", name) in hashes}
+    return {name for name in ids if not hashes.isdisjoint(forgotten.hashes("id", name))}
 
 
 def _tables(run: Run) -> Iterator[tuple[Table, int | None]]:

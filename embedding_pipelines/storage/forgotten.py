@@ -29,21 +29,27 @@ class Entry:
     files: list[str] = field(default_factory=list)  # whose documents all are left out
     documents: list[str] = field(default_factory=list)  # of ids; without source.id of contents
     records: list[str] = field(default_factory=list)  # of the bytes of records that were rejected
+    salt: str = ""  # of its hashes, where it came from another list; empty: the list's
 
 
 @dataclass(frozen=True)
 class Forgotten:
-    """All that a pipeline has forgotten. Hashes of one salt compare with no other list."""
+    """All that a pipeline has forgotten. Hashes of one salt compare with no other list; entries that
+    came from another machine's keep their salt."""
 
     salt: str
     entries: list[Entry]
 
     def has(self, kind: Kind, value: bytes | str) -> bool:
-        return self.hash(kind, value) in self._hashes
+        return not self._hashes.isdisjoint(self.hashes(kind, value))
 
-    def hash(self, kind: Kind, value: bytes | str) -> str:
+    def hashes(self, kind: Kind, value: bytes | str) -> set[str]:
+        """Those that a value may have in any of the entries."""
+        return {self.hash(kind, value, salt) for salt in self._salts}
+
+    def hash(self, kind: Kind, value: bytes | str, salt: str = "") -> str:
         data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-        key, person = bytes.fromhex(self.salt), kind.encode()
+        key, person = bytes.fromhex(salt or self.salt), kind.encode()
         return hashlib.blake2b(data, digest_size=DIGEST_BYTES, key=key, person=person).hexdigest()
 
     def with_more(self, values: Mapping[Kind, Iterable[bytes | str]]) -> "Forgotten":
@@ -66,8 +72,8 @@ class Forgotten:
 
     def without(self, ids: Iterable[str], files: Iterable[str]) -> "Forgotten":
         """Without these ids, and without all that was forgotten with these files."""
-        gone = {self.hash("id", name) for name in ids}
-        gone_files = {self.hash("file", name) for name in files}
+        gone = set[str]().union(*(self.hashes("id", name) for name in ids))
+        gone_files = set[str]().union(*(self.hashes("file", name) for name in files))
         entries = [
             replace(entry, documents=[name for name in entry.documents if name not in gone])
             for entry in self.entries
@@ -78,9 +84,21 @@ class Forgotten:
 
     def of_files(self, files: Iterable[str]) -> frozenset[str]:
         """The hashes of all documents that were forgotten with these files."""
-        hashes = {self.hash("file", name) for name in files}
+        hashes = set[str]().union(*(self.hashes("file", name) for name in files))
         entries = [entry for entry in self.entries if not hashes.isdisjoint(entry.files)]
         return frozenset(name for entry in entries for name in entry.documents)
+
+    def joined(self, other: "Forgotten") -> "Forgotten":
+        """With all that another list has forgotten, too."""
+        salted = [replace(entry, salt=entry.salt or other.salt) for entry in other.entries]
+        new = [replace(entry, salt="") if entry.salt == self.salt else entry for entry in salted]
+        return replace(
+            self, entries=[*self.entries, *(entry for entry in new if entry not in self.entries)]
+        )
+
+    @cached_property
+    def _salts(self) -> frozenset[str]:
+        return frozenset({self.salt, *(entry.salt or self.salt for entry in self.entries)})
 
     @cached_property
     def _hashes(self) -> frozenset[str]:

@@ -1,0 +1,503 @@
+"""A bundle: one release with all that answers from it, sealed, so that another machine can see
+that it is whole and that its own model gives the same vectors.
+
+    bundle.json       what it is, and size and digest of every other file
+    golden.parquet    texts with the vectors that the model gave them
+    sbom.cdx.json     the packages that the release needs
+    licences/         of this package, and of the model where its files say so
+    home/             laid out as a home: pipeline file, codec, table, and the model's files
+
+Nothing that was deleted or forgotten is in it: the table is built from the release's rows. With
+shards, another machine can also go on from it (`imports.py`).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from embedding_pipelines import __version__
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.errors import (
+    BundleError,
+    CompressionError,
+    ConfigError,
+    EmbeddingPipelinesError,
+    SpaceMismatchError,
+    StoreError,
+)
+from embedding_pipelines.files import list_files, read_json, temporary_folder, write_json
+from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines.providers.base import EmbeddingModel, InputType
+from embedding_pipelines.quality.checks.provider_is_unchanged import CANARIES
+from embedding_pipelines.releases import (
+    Release,
+    Releases,
+    live_release,
+    read_releases,
+    write_releases,
+)
+from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.serving.archive import (
+    DESCRIPTION,
+    MAX_DESCRIPTION_BYTES,
+    REFUSED,
+    Entry,
+    check_paths,
+    entries_below,
+    members,
+    unpack_rest,
+    write_archive,
+)
+from embedding_pipelines.serving.pin import Pin, model_files, pin_of, require_portable
+from embedding_pipelines.serving.sbom import licences_of, write_sbom
+from embedding_pipelines.spec.load import find_pipeline, pipeline_files
+from embedding_pipelines.spec.pipeline import NAME
+from embedding_pipelines.steps.checks import CheckRecord
+from embedding_pipelines.steps.vector_store import TableState, encoded, shard_digests, table_state
+from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder, Shards, Warehouse
+from embedding_pipelines.vectors import Vectors, cosine, to_matrix
+
+HOME = "home"
+GOLDEN = "golden.parquet"
+SBOM = "sbom.cdx.json"
+LICENCES = "licences"
+STEPS = ("documents", "chunks", "embeddings")
+ARCHIVE = ".tar"  # the ending of a bundle that is an archive
+LEAST_COSINE = 0.999  # between a golden vector and that of another machine
+GOLDEN_ROWS = 16  # of the table, beside the canaries
+SAME_CODES = 0.999  # cosine of a stored code and the one that the golden vector gives now
+MAX_STATE_BYTES = 64 << 20  # of a JSON file in the home
+# What else a run goes on from, beside shards. Records of the source's files are of one machine's own.
+STATE = (
+    *("pipeline.json", "embeddings/rejected.parquet", "model/trained.json", "model/vectors.bin"),
+    *("codec/current.json", "codec/fit.json"),
+)
+WEIGHTS = re.compile(
+    r"\.(safetensors|json|txt|model|md|bin|vec|glove|gz|kv|npy|pb|index|data-[\d\-of]+)"
+)
+
+
+class Description(BaseModel):
+    """What `bundle.json` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1]
+    pipeline: str
+    release: int  # its number where it was made
+    space_id: str  # of the vectors in the table
+    cleaning: str
+    codec: str  # file name
+    table: str
+    rows: int
+    model: Pin
+    has_shards: bool  # whether another machine can go on from it
+    licences: dict[str, str]
+    made_at: datetime
+    made_by: str  # version of this package
+    files: dict[str, Entry]
+
+
+def write_bundle(
+    warehouse: Warehouse,
+    pipeline: str,
+    to: Path,
+    *,
+    with_shards: bool = True,
+    progress: Progress | None = None,
+) -> Description:
+    """Seal the live release of a pipeline, by its name: as an archive if `to` ends in `.tar`, else
+    as a folder, which must not exist.
+
+    Raises ReleaseError without a release, BundleError where `to` exists or the model cannot go
+    along, SpaceMismatchError if the model has changed, BusyError while the pipeline runs.
+    """
+    if to.exists():
+        raise BundleError(f"{to} exists. Name another file or folder, or remove it first.")
+    folder, progress = warehouse.pipeline(pipeline), progress or Silent()
+    with ExitStack() as stack:
+        if with_shards:
+            stack.enter_context(folder.lock("run", timeout_seconds=0))
+        release = live_release(folder)
+        model = stack.enter_context(release.spec.model.open(warehouse.home))
+        require_portable(release.spec.model, warehouse.home)
+        draft = stack.enter_context(temporary_folder(to.absolute().parent, f".{to.name}-"))
+        source = _Source(warehouse, folder, release, model)
+        own = Warehouse(draft / HOME)
+        stored = source.write_release(own, progress)
+        has_shards = with_shards and source.write_state(own, stored, progress)
+        source.write_golden(draft / GOLDEN)
+        options = release.spec.model
+        write_sbom(draft / SBOM, options, pipeline)
+        pin = pin_of(options, model, warehouse.home)
+        description = Description(
+            format=1,
+            pipeline=pipeline,
+            release=release.number,
+            space_id=release.space.id,
+            cleaning=release.cleaning,
+            codec=release.codec,
+            table=stored.table,
+            rows=stored.rows,
+            model=pin,
+            has_shards=has_shards,
+            licences=licences_of(draft / LICENCES, options, warehouse.home),
+            made_at=datetime.now(UTC),
+            made_by=__version__,
+            files=entries_below(draft),
+        )
+        check_paths(description.files, _allowed(description))
+        text = description.model_dump_json(indent=1)
+        (draft / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        if to.suffix == ARCHIVE:
+            sealed = draft / f"{HOME}{ARCHIVE}"
+            write_archive(draft, sorted(description.files), sealed)
+            sealed.rename(to)
+        else:
+            to.mkdir(parents=True)
+            for path in draft.iterdir():
+                path.rename(to / path.name)
+    return description
+
+
+class _Source:
+    """A release that is put into a bundle."""
+
+    def __init__(
+        self, warehouse: Warehouse, folder: PipelineFolder, release: Release, model: EmbeddingModel
+    ) -> None:
+        self.warehouse, self.folder, self.release, self.model = warehouse, folder, release, model
+        self.codec = CodecChain.load(folder.codecs / release.codec)
+        self.table = release.spec.store.table(folder.tables, release.table)
+        if (now := model.space.with_codec(self.codec.id)).id != release.space.id:
+            raise SpaceMismatchError(
+                f"Release {release.number} of {release.spec.name!r} was made with {release.space}, and "
+                f"the model of that name is now {now}. Put the model back, or run "
+                f"`embedding-pipelines run {release.spec.name}`."
+            )
+
+    def write_release(self, own: Warehouse, progress: Progress) -> Release:
+        """Pipeline file, model's files, codec, and a table of the release's rows alone."""
+        name, release, target = self.release.spec.name, self.release, own.pipeline(self.name)
+        for path in pipeline_files(self.warehouse.home):
+            if path.stem == name:
+                _copy(path, own.home / "pipelines" / path.name)
+        for path in model_files(release.spec.model, self.warehouse.home):
+            _copy(path, own.home / path.relative_to(self.warehouse.home))
+        _copy(self.folder.codecs / release.codec, target.codecs / release.codec)
+        table = release.spec.store.table(own.tables, release.table.partition(".")[0])
+        schema, done = self.table.schema(release.version), 0
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            nonlocal done
+            for batch in self.table.scan(schema.names, version=release.version):
+                done += batch.num_rows
+                progress.update("bundle", done, release.rows, "rows")
+                columns = [batch[column] for column in schema.names]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+        table.apply(schema, [], rows())
+        self.trained_rows = table.index(self.codec.metric, 0)
+        version = table.version
+        assert version is not None
+        if table.rows(version) != release.rows:
+            raise StoreError(
+                f"The bundle's table holds {table.rows(version)} rows of {release.rows}. Try again."
+            )
+        changes = {"table": release.table.partition(".")[0], "version": version}
+        stored = release.model_copy(update=changes)
+        table.tag({f"release-{release.number}": version})
+        write_releases(target, Releases(live=stored.number, releases=[stored]))
+        return stored
+
+    @property
+    def name(self) -> str:
+        return self.release.spec.name
+
+    def write_state(self, own: Warehouse, stored: Release, progress: Progress) -> bool:
+        """The steps' shards and records, if they are those that the release was made from; whether
+        they are."""
+        target, state = own.pipeline(self.name), None
+        try:
+            spec = find_pipeline(self.name, self.warehouse.home)
+            with Run(spec, self.warehouse) as run:
+                state, digests = table_state(run), shard_digests(run)
+        except (ConfigError, StoreError) as error:
+            progress.note(f"{error} So the bundle can be served, but no run can go on from it.")
+            return False
+        release = self.release
+        if state is None or (state.table, state.version) != (release.table, release.version):
+            progress.note(
+                f"The live release {release.number} is not what the last run of {self.name!r} wrote, "
+                "so the bundle can be served, but no run can go on from it. Run the pipeline, or "
+                "roll back to its newest release, then bundle again."
+            )
+            return False
+        for name in STATE:
+            if (path := self.folder.folder / name).exists():
+                _copy(path, target.folder / name)
+        for step in STEPS:
+            shards: Shards = getattr(self.folder, step)
+            for partition in spec.partition_names:
+                manifest = shards.required(partition)
+                for file in (f"{partition}.json", manifest.shard):
+                    _copy(shards.folder / file, target.folder / step / file)
+        figures = f"{release.table}-{release.version}.json"
+        if (path := self.folder.quality / figures).exists():
+            _copy(path, target.quality / f"{stored.table}-{stored.version}.json")
+        checks = read_json(self.folder.checks)
+        if checks is not None:
+            own_place = {"table": stored.table, "version": stored.version}
+            write_json(target.checks, checks | own_place)
+        state = replace(
+            state,
+            table=stored.table,
+            version=stored.version,
+            partitions=digests,
+            trained_rows=self.trained_rows,
+            trained_before={},
+        )
+        write_json(target.table_state, asdict(state))
+        for path in list_files(self.warehouse.forgotten, f"{self.name}*.json"):
+            if path.name.partition(".")[0] == self.name:
+                _copy(path, own.forgotten / path.name)
+        return True
+
+    def write_golden(self, path: Path) -> None:
+        """Canaries and texts of the table, with the vectors that the model gives them today, past
+        the cache. Raises SpaceMismatchError if the table's rows hold others."""
+        texts, codes = self._sample()
+        rows = list[dict[str, Any]]()
+        for input_type in get_args(InputType):
+            given = [*CANARIES, *(texts if input_type == "document" else [])]
+            vectors = _embed(given, self.model, input_type)
+            if input_type == "document":
+                self._compare(texts, vectors[len(CANARIES) :], codes)
+            rows += [
+                {"input_type": input_type, "text": text, VECTOR: vector.tolist()}
+                for text, vector in zip(given, vectors, strict=True)
+                if np.isfinite(vector).all()  # else the model rejects the text
+            ]
+        pq.write_table(pa.Table.from_pylist(rows, _golden_schema(self.model)), path)
+
+    def _sample(self) -> tuple[list[str], list[Any]]:
+        """Texts of the table's first rows, and their codes."""
+        version = self.release.version
+        for batch in self.table.scan(["text", VECTOR], version=version):
+            part = batch.slice(0, GOLDEN_ROWS)
+            return part["text"].to_pylist(), part[VECTOR].to_pylist()
+        return [], []
+
+    def _compare(self, texts: Sequence[str], vectors: Vectors, codes: Sequence[Any]) -> None:
+        usable = [row for row in range(len(texts)) if np.isfinite(vectors[row]).all()]
+        if not usable or self.codec.metric == "hamming":  # a bit may flip
+            return
+        now = to_matrix(encoded(self.release.spec.store, self.codec, vectors[usable])[VECTOR])
+        then = np.array([codes[row] for row in usable])
+        least = float(cosine(now.astype(np.float32), then.astype(np.float32), both_zero=1).min())
+        if least < SAME_CODES:
+            raise SpaceMismatchError(
+                f"Release {self.release.number} of {self.name!r}: the model gives other vectors for "
+                f"texts of the table than those stored there (cosine {least:.4f}). Run "
+                f"`embedding-pipelines run {self.name} --re-embed`, then bundle again."
+            )
+
+
+def unpack(source: Path, folder: Path) -> Description:
+    """Write the content of a bundle, an archive or a folder, to an empty folder, once each file is
+    seen to be what the description says.
+
+    Raises BundleError for one that is damaged or malicious; the folder then holds a part of it.
+    """
+    if not source.exists():
+        raise BundleError(f"There is no bundle {str(source)!r}. Name a file or a folder.")
+    files = members(source)
+    name, size, content = next(files, ("", 0, None))
+    if name != DESCRIPTION or content is None or size > MAX_DESCRIPTION_BYTES:
+        raise BundleError(f"{source} is no bundle: it does not begin with {DESCRIPTION}. {REFUSED}")
+    data = content.read(size)
+    description = _parse(data)
+    check_paths(description.files, _allowed(description))
+    (folder / DESCRIPTION).write_bytes(data)
+    unpack_rest(files, description.files, folder)
+    return description
+
+
+def released(folder: Path, description: Description) -> Release:
+    """The release that an unpacked bundle holds, once it is seen to lead nowhere else. Raises
+    BundleError."""
+    home = Warehouse(folder / HOME)
+    own = home.pipeline(description.pipeline)
+    _check_state(folder / HOME, description)
+    try:
+        releases = read_releases(own)
+        release = live_release(own)
+    except (EmbeddingPipelinesError, RecursionError, AttributeError, TypeError) as error:
+        raise BundleError(f"The bundle's release cannot be read: {error} {REFUSED}") from None
+    fits = {
+        "pipeline": (release.spec.name, description.pipeline),
+        "release": (release.number, description.release),
+        "number of releases": (len(releases.releases), 1),
+        "space": (release.space.id, description.space_id),
+        "codec": (release.codec, description.codec),
+        "cleaning": (release.cleaning, release.spec.preprocessing.clean.version),
+        "table": (release.table, description.table),
+        "rows": (release.rows, description.rows),
+        "model": (release.space.with_codec(None).id, description.model.space_id),
+    }
+    for what, (one, other) in fits.items():
+        if one != other:
+            raise BundleError(f"The bundle's {what} is {one!r} and {other!r}. {REFUSED}")
+    options = release.spec.model
+    require_portable(options, folder / HOME)
+    there = {
+        path.relative_to(folder / HOME).as_posix() for path in model_files(options, folder / HOME)
+    }
+    if there != set(description.model.files):
+        raise BundleError(f"The bundle's model is not made of the files that it names. {REFUSED}")
+    return release
+
+
+def verify(
+    folder: Path, description: Description, release: Release, model: EmbeddingModel
+) -> float:
+    """Compare an unpacked bundle with what this machine's model gives; the least cosine of a golden
+    vector.
+
+    Raises BundleError if a vector does not reproduce, if the table or the codec is not the
+    release's, or if the model is of another space.
+    """
+    own = Warehouse(folder / HOME)
+    try:
+        codec = CodecChain.load(own.pipeline(description.pipeline).codecs / release.codec)
+        table = release.spec.store.table(own.tables, release.table)
+        rows = table.rows(release.version)
+    except (CompressionError, StoreError) as error:
+        raise BundleError(f"The bundle cannot be used: {error} {REFUSED}") from None
+    if rows != release.rows:
+        raise BundleError(f"The bundle's table holds {rows:,} rows of {release.rows:,}. {REFUSED}")
+    space = model.space.with_codec(codec.id)
+    if space.id != release.space.id:
+        raise BundleError(
+            f"The bundle is of {release.space}, and this machine has {space}. {description.model.fetch}"
+        )
+    least = 1.0
+    golden = _read_golden(folder / GOLDEN, model)
+    for input_type in get_args(InputType):
+        rows_of_type = golden.filter(pa.compute.equal(golden["input_type"], input_type))
+        texts = rows_of_type["text"].to_pylist()
+        if not texts:
+            continue
+        now, then = _embed(texts, model, input_type), to_matrix(rows_of_type[VECTOR])
+        least = min(least, float(np.nan_to_num(cosine(now, then)).min()))
+    if least < LEAST_COSINE:
+        raise BundleError(
+            f"The bundle's golden vectors do not reproduce on this machine: the least cosine is "
+            f"{least:.4f}, and {LEAST_COSINE} is needed, so queries and stored vectors would not "
+            f"belong together. {description.model.fetch}"
+        )
+    return least
+
+
+def _parse(data: bytes) -> Description:
+    try:
+        description = Description.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))[:120]
+        raise BundleError(
+            f"{DESCRIPTION} is not as this version writes it: {place}: {first['msg'][:120]}. {REFUSED}"
+        ) from None
+    if not NAME.fullmatch(description.pipeline):
+        raise BundleError(f"{DESCRIPTION} names no pipeline. {REFUSED}")
+    return description
+
+
+def _place(pipeline: str) -> str:
+    return f"{HOME}/data/warehouse/pipelines/{pipeline}"
+
+
+def _allowed(description: Description) -> Callable[[str], bool]:
+    """Which paths a bundle may hold. Beside what is this pipeline's own, the model's files."""
+    name, table = description.pipeline, description.table
+    own = f"{HOME}/data/warehouse"
+    if table.rpartition("-")[0] != name or "/" in table or "/" in description.codec:
+        raise BundleError(f"{DESCRIPTION} names a table or a codec of another place. {REFUSED}")
+    pipeline = {f"{HOME}/pipelines/{name}{ending}" for ending in (".yaml", ".yml", ".json")}
+    forgotten = {f"{own}/forgotten/{name}{ending}" for ending in (".json", ".copy.json")}
+    files = {GOLDEN, SBOM, f"{own}/tables/{table}.checksums.json"} | pipeline | forgotten
+    folders = (f"{_place(name)}/", f"{own}/tables/{table}.lance/", f"{LICENCES}/")
+    weights = {f"{HOME}/{path}" for path in description.model.files}
+
+    def is_allowed(path: str) -> bool:
+        is_weight = path in weights and WEIGHTS.fullmatch(PurePosixPath(path).suffix) is not None
+        return path in files or path.startswith(folders) or is_weight
+
+    return is_allowed
+
+
+def _check_state(home: Path, description: Description) -> None:
+    """Each record of the home that is read is one, of a size to read, of the right types, and names
+    nothing outside of the bundle. Raises BundleError."""
+    own = Warehouse(home).pipeline(description.pipeline)
+    kinds: list[tuple[Path, type[Any]]] = [
+        (own.table_state, TableState),
+        (own.checks, CheckRecord),
+        *((path, Manifest) for step in STEPS for path in list_files(own.folder / step, "b*.json")),
+    ]
+    for path in home.rglob("*.json"):
+        if path.stat().st_size > MAX_STATE_BYTES:
+            raise BundleError(f"The bundle's {path.name!r} is too large to be read. {REFUSED}")
+    for path, kind in kinds:
+        try:
+            value = read_json(path)
+            text = json.dumps(value)  # strict: of Python's own values a dict is no dataclass
+            record = value and TypeAdapter(kind).validate_json(text, strict=True)
+        except (StoreError, ValidationError, RecursionError):
+            raise BundleError(f"The bundle's {path.name!r} is damaged. {REFUSED}") from None
+        place = path.parent.relative_to(home.parent).as_posix()
+        if isinstance(record, Manifest) and f"{place}/{record.shard}" not in description.files:
+            raise BundleError(f"The bundle lacks the rows that {path.name!r} names. {REFUSED}")
+        if isinstance(record, TableState | CheckRecord) and record.table != description.table:
+            raise BundleError(f"The bundle's {path.name!r} is of another table. {REFUSED}")
+
+
+def _golden_schema(model: EmbeddingModel) -> pa.Schema:
+    vector = pa.list_(pa.float32(), model.space.dimensions)
+    return pa.schema([("input_type", pa.string()), ("text", pa.string()), (VECTOR, vector)])
+
+
+def _read_golden(path: Path, model: EmbeddingModel) -> pa.Table:
+    try:
+        golden = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise BundleError(f"The bundle has no golden texts: {error}. {REFUSED}") from None
+    if not golden.schema.equals(_golden_schema(model)) or not golden.num_rows:
+        raise BundleError(f"The bundle's golden texts are not as this model has them. {REFUSED}")
+    if any(column.null_count for column in golden.columns):
+        raise BundleError(f"The bundle's golden texts have gaps. {REFUSED}")
+    return golden
+
+
+def _embed(texts: Sequence[str], model: EmbeddingModel, input_type: InputType) -> Vectors:
+    """float32[n, d], past the cache; NaN for a text that the model rejects. Those that are too long
+    are cut."""
+    return embed_all(texts, model, None, input_type, on_cut=lambda _: None).vectors
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
