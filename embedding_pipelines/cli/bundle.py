@@ -51,7 +51,7 @@ def write(name: Name, to: To = None) -> Outcomes:
 
 @app.command("import")
 def take_up(path: Source) -> Outcomes:
-    """Make a bundle the live release of this home, and go on from its rows.
+    """Make a bundle the live release, and go on from it.
 
     It is refused if a checksum is wrong, or if the model of this machine does not give the vectors
     that the bundle holds. What this home has forgotten is left out.

@@ -19,7 +19,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
 ) -> Outcomes:
-    """Serve the pipelines of this folder: embeddings, search, management.
+    """Serve the pipelines: embeddings, search, management.
 
     Who sends requests needs the key that $EMBEDDING_API_KEY held when the server started. Without
     one it listens on loopback only. /docs describes the API.
