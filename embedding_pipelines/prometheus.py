@@ -2,11 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
-from embedding_pipelines.releases import read_releases
+from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -16,6 +15,7 @@ from embedding_pipelines.steps.pending import UP_TO_DATE
 from embedding_pipelines.storage.warehouse import Warehouse
 
 PREFIX = "embedding_pipelines_"
+HISTOGRAM = ("_bucket", "_sum", "_count")  # what the samples of one are called after its name
 STATES = ("active", "broken", "failed", "held back", "new", "running", "stopped")
 # By name: the type and what it says.
 FAMILIES: Mapping[str, tuple[str, str]] = {
@@ -59,14 +59,19 @@ def samples(home: Path) -> list[Sample]:
     return numbers + [sample for name in sorted(broken) for sample in _state(name, "broken")]
 
 
-def exposition(samples: Sequence[Sample]) -> str:
+def exposition(
+    samples: Sequence[Sample], families: Mapping[str, tuple[str, str]] = FAMILIES
+) -> str:
     """The text of samples, family by family."""
     lines = list[str]()
-    for name, (kind, help_text) in FAMILIES.items():
-        own = [sample for sample in samples if sample.name == name]
+    for name, (kind, help_text) in families.items():
+        names = {name} if kind != "histogram" else {name + ending for ending in HISTOGRAM}
+        own = [sample for sample in samples if sample.name in names]
         if own:
             lines += [f"# HELP {PREFIX}{name} {help_text}", f"# TYPE {PREFIX}{name} {kind}"]
-            lines += [f"{PREFIX}{name}{_labels(sample.labels)} {sample.value!r}" for sample in own]
+            lines += [
+                f"{PREFIX}{sample.name}{_labels(sample.labels)} {sample.value!r}" for sample in own
+            ]
     return "\n".join([*lines, ""])
 
 
@@ -81,16 +86,23 @@ def _of_pipeline(spec: PipelineSpec, warehouse: Warehouse) -> Iterator[Sample]:
     yield _sample(spec, "rejected", status["rejected_texts"], kind="texts")
     for name, value in run.usage().items():
         yield _sample(spec, f"{name}_total", value)
-    if status["live_release"] is None:
-        return
-    yield _sample(spec, "live_release", status["live_release"])
-    yield _sample(spec, "live_rows", status["live_rows"])
-    released_at = datetime.fromisoformat(status["released_at"]).timestamp()
-    yield _sample(spec, "released_timestamp_seconds", released_at)
     releases = read_releases(run.folder)
     live = releases.get(releases.live)
-    for name, value in live.metrics.items() if live else ():
-        yield _sample(spec, "release_metric", value, metric=name)
+    if live is not None:
+        yield from of_release(spec.name, live)
+
+
+def of_release(pipeline: str, live: Release) -> Iterator[Sample]:
+    """A pipeline's live release, and the figures that it was released with."""
+    released_at = live.released_at.timestamp()
+    for name, value in (
+        ("live_release", live.number),
+        ("live_rows", live.rows),
+        ("released_timestamp_seconds", released_at),
+    ):
+        yield Sample(name, {"pipeline": pipeline}, float(value))
+    for name, value in live.metrics.items():
+        yield Sample("release_metric", {"pipeline": pipeline, "metric": name}, float(value))
 
 
 def _state(pipeline: str, state: str) -> Iterable[Sample]:

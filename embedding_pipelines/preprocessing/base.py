@@ -63,6 +63,11 @@ class Preprocessing(BaseModel):
         """
         return Cutter(tokenizer, limit, self.chunk)
 
+    def tidy(self, texts: Sequence[str]) -> tuple[list[str], int]:
+        """Texts of documents without markup and cleaned, in order, and how many had markup."""
+        plain, of_html = without_markup(texts, self.html)
+        return self.clean.texts(plain), of_html
+
     def process(
         self, documents: Iterable[pa.RecordBatch], cutter: Cutter, counts: Counts
     ) -> Iterator[pa.RecordBatch]:
@@ -74,9 +79,8 @@ class Preprocessing(BaseModel):
         """
         for group in itertools.chain.from_iterable(map(_groups, documents)):
             given = [text or "" for text in group["text"].to_pylist()]
-            plain, of_html = without_markup(given, self.html)
+            texts, of_html = self.tidy(given)
             counts.html += of_html
-            texts = self.clean.texts(plain)
             pieces = cutter.cut(texts)
             counts.documents += len(texts)
             counts.empty += sum(not cuts for cuts in pieces)

@@ -190,6 +190,11 @@ class EmbeddingModel(ABC):
     def limits(self) -> Limits: ...
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens that keep the model busy, padding included: more take longer in proportion."""
+        return self.limits.request_tokens
+
+    @property
     @abstractmethod
     def tokenizer(self) -> "Tokenizer":
         """The model's own tokenizer, which counts and cuts."""

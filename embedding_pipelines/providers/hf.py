@@ -62,6 +62,10 @@ class HfModel(EmbeddingModel):
         )
 
     @property
+    def batch_tokens(self) -> int:
+        return min(self._engine.batch_tokens * self._engine.in_flight, self.limits.request_tokens)
+
+    @property
     def tokenizer(self) -> "Tokenizer":
         return self._engine.tokenizer
 

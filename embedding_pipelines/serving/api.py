@@ -25,6 +25,7 @@ from embedding_pipelines.errors import (
     describe_os_error,
 )
 from embedding_pipelines.serving import routes
+from embedding_pipelines.serving.guard import Guard
 from embedding_pipelines.serving.server import Server
 from embedding_pipelines.serving.wire import ErrorBody, ServingError
 
@@ -38,7 +39,20 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     ProviderError: 503,
 }
 INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
-ERROR_STATUSES = {400: "What was sent is wrong", 401: "No key, or a wrong one"}
+MAX_BODY_BYTES = 32 << 20
+ERROR_STATUSES = {
+    400: "What was sent is wrong",
+    401: "No key, or a wrong one",
+    403: "The key does not allow this",
+    404: "There is no such thing",
+    408: "The body did not come in time",
+    409: "Something else is under way",
+    413: "The body is too large",
+    429: "Too much is waiting: try again after Retry-After",
+    500: "The server failed",
+    503: "A model cannot answer now",
+    504: "X-Request-Timeout is over",
+}
 
 
 def create_app(server: Server) -> FastAPI:
@@ -57,6 +71,7 @@ def create_app(server: Server) -> FastAPI:
         version=__version__,
         lifespan=lifespan,
         docs_url="/docs",
+        max_body_size=MAX_BODY_BYTES,
         redoc_url=None,
         responses={
             status: {"model": ErrorBody, "description": text}
@@ -64,6 +79,7 @@ def create_app(server: Server) -> FastAPI:
         },
     )
     app.state.server = server
+    app.add_middleware(Guard, server=server)
     app.add_exception_handler(EmbeddingPipelinesError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -83,7 +99,8 @@ def error_reply(status: int, text: str, retry_after_seconds: float | None = None
     if retry_after_seconds is not None:
         headers["Retry-After"] = str(max(1, round(retry_after_seconds)))
         headers["Retry-After-Ms"] = str(max(1, round(retry_after_seconds * 1000)))
-    return JSONResponse({"error": text}, status, headers)
+    # What was sent may be quoted, and need not be Unicode.
+    return JSONResponse({"error": text.encode(errors="replace").decode()}, status, headers)
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
@@ -102,6 +119,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     sentences = {
         404: f"There is no {request.url.path!r} here. /docs lists what there is.",
         405: f"{request.url.path!r} does not take {request.method}. /docs says what it takes.",
+        413: f"The body is too large: {MAX_BODY_BYTES >> 20} MB at most. Send it in parts.",
     }
     reply = error_reply(error.status_code, sentences.get(error.status_code, str(error.detail)))
     reply.headers.update(error.headers or {})

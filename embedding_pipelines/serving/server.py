@@ -5,26 +5,33 @@ It follows the warehouse: a pipeline's new release, or its first, is taken up wi
 
 import asyncio
 import logging
+import math
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedding_pipelines.embedding.embed import embed_all
-from embedding_pipelines.embedding.texts import TooLong, prepare
-from embedding_pipelines.errors import EmbeddingPipelinesError, did_you_mean
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.texts import TooLong
+from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, did_you_mean
+from embedding_pipelines.files import is_absent
 from embedding_pipelines.providers.aliases import ALIASES
-from embedding_pipelines.providers.base import EmbeddingModel, InputType, ProviderOptions
-from embedding_pipelines.releases import Release, live_release
+from embedding_pipelines.providers.base import InputType, ProviderOptions
+from embedding_pipelines.releases import Release, find_released, live_release, read_releases
 from embedding_pipelines.serving.auth import Keys
-from embedding_pipelines.serving.wire import NotFound, Unavailable
-from embedding_pipelines.space import Space
-from embedding_pipelines.spec.load import read_pipelines
+from embedding_pipelines.serving.metrics import Metrics
+from embedding_pipelines.serving.models import Embedded, ServedModel
+from embedding_pipelines.serving.wire import (
+    RELEASE_HEADER,
+    BadRequest,
+    NotFound,
+    Unavailable,
+)
+from embedding_pipelines.spec.load import pipeline_files, read_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     from embedding_pipelines.search import Searcher
@@ -32,22 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 1.0  # between two looks at which releases are live
-
-
-class ServedModel:
-    """One open model: what pipelines with the same model share, and the thread in which it works."""
-
-    def __init__(self, options: ProviderOptions, home: Path) -> None:
-        self.options = options
-        self.model: EmbeddingModel = options.open(home)
-        self.thread = ThreadPoolExecutor(1, "model")  # all work in the model
-        self.helpers = ThreadPoolExecutor(2, "texts")  # what texts need before it
-
-    def close(self) -> None:
-        """Waits for the batch that is computed, then frees the model."""
-        self.helpers.shutdown(cancel_futures=True)
-        self.thread.shutdown(cancel_futures=True)
-        self.model.close()
+Stamps = tuple[tuple[int, int, int], ...]  # of files: size, modification and change time
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,11 @@ class Served:
         return self.spec.name
 
     @property
+    def headers(self) -> dict[str, str]:
+        """What a reply says of the release, if there is one."""
+        return {RELEASE_HEADER: str(self.release.number)} if self.release else {}
+
+    @property
     def names_of_model(self) -> Iterator[str]:
         """What else than the pipeline's name a request may call it by."""
         options = self.model.options
@@ -71,19 +68,15 @@ class Served:
         if model:
             yield str(model)
         for alias, meant in ALIASES.items():
-            if meant.provider == options.kind and meant.model == model:
+            if model and meant.provider == options.kind and meant.model == model:
                 yield alias
 
-
-@dataclass(frozen=True)
-class Embedded:
-    """The vectors of a request's texts, before compression."""
-
-    vectors: Vectors  # float32[n, d]
-    tokens: int  # that the model read, special ones included
-    space: Space
-    truncated_tokens: int = 0  # that it did not read, of texts that were cut
-    notes: list[str] = field(default_factory=list)
+    def tidy(self, texts: Sequence[str], input_type: InputType) -> list[str]:
+        """Texts as the pipeline's documents are, or its queries, before its model reads them."""
+        preprocessing = self.spec.preprocessing
+        if input_type == "query":
+            return preprocessing.clean.texts(texts)
+        return preprocessing.tidy(texts)[0]
 
 
 class Server:
@@ -91,59 +84,82 @@ class Server:
 
     def __init__(self, home: Path, keys: Keys) -> None:
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
+        self.metrics = Metrics()
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
         self._served: dict[str, Served] = {}
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
+        self._opening_models = threading.Lock()
         self._searchers: dict[str, tuple[int, Searcher]] = {}  # with the release's number
+        self._cache: EmbeddingCache | None = None
+        self._stamps: dict[str, Stamps] = {}  # by pipeline, when it was last read
         self._looked_at = float("-inf")
-        self._opening: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Begin to load what is served; `wait_until_ready` waits for the end of it."""
-        self._opening = asyncio.create_task(self._load())
+        self._cache = await asyncio.to_thread(_open_cache, self.warehouse)
+        self._loading = asyncio.create_task(self._load())
 
     async def wait_until_ready(self) -> None:
-        assert self._opening is not None, "the server is not open"
-        await asyncio.shield(self._opening)
+        assert self._loading is not None, "the server is not open"
+        await asyncio.shield(self._loading)
 
     @property
     def is_ready(self) -> bool:
-        return self._opening is not None and self._opening.done() and not self.is_draining
+        return self._loading is not None and self._loading.done() and not self.is_draining
 
     async def close(self) -> None:
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
+        """Wait for batches that are computed, and free everything."""
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
         for _, searcher in self._searchers.values():
             searcher.close()
         for model in self._models.values():
-            await asyncio.to_thread(model.close)
+            await model.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    @property
+    def models(self) -> list[ServedModel]:
+        """Those that are open."""
+        return list(self._models.values())
 
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name."""
         async with self._looking:
             if time.monotonic() - self._looked_at > REFRESH_SECONDS:
                 await asyncio.to_thread(self._look)
+                await self._close_unused()
                 self._looked_at = time.monotonic()
         return self._served
 
     async def find(self, model: str | None) -> Served:
         """The pipeline of this name, or one that has this model. Raises NotFound with what is
-        served; BadRequest if several pipelines of one model clean texts in different ways."""
+        served, Unavailable with what is the matter with a pipeline, and BadRequest if several
+        pipelines of one model clean texts in different ways."""
         served = await self.served()
         if model is not None and model in served:
             return served[model]
         if model is not None and model in self.problems:
             raise Unavailable(f"Pipeline {model!r} cannot be served: {self.problems[model]}")
         fitting = [each for each in served.values() if model in (None, *each.names_of_model)]
-        if len({each.model for each in fitting}) == 1:
-            return fitting[0]
-        names = [*served, *(name for each in served.values() for name in each.names_of_model)]
-        which = ", ".join(map(repr, dict.fromkeys(names))) or "no pipeline yet"
-        what = "model is missing" if model is None else f"There is no model {model!r} here"
-        raise NotFound(f"{what}.{did_you_mean(model or '', names)} Served: {which}.")
+        if not fitting or len({each.model for each in fitting}) > 1:
+            names = [*served, *(name for each in served.values() for name in each.names_of_model)]
+            which = ", ".join(map(repr, dict.fromkeys(names))) or "no pipeline yet"
+            if model is None:
+                raise BadRequest(f"model is missing. Name one of: {which}.")
+            what = f"There is no model {model!r} here.{did_you_mean(model, names)}"
+            raise NotFound(f"{what} Served: {which}.")
+        if len({each.spec.preprocessing.version for each in fitting}) > 1:
+            names = [each.name for each in fitting]
+            raise BadRequest(
+                f"The pipelines {', '.join(map(repr, names))} have this model and clean texts in "
+                "different ways. Name one of them as the model."
+            )
+        return fitting[0]
 
     async def embed(
         self,
@@ -151,24 +167,26 @@ class Server:
         texts: Sequence[str],
         input_type: InputType,
         too_long: TooLong = "refuse",
+        *,
+        name: str = "input[{}]",
+        is_awaited: bool = False,
+        seconds_left: float = math.inf,
     ) -> Embedded:
-        """Vectors of texts, cleaned as the pipeline's documents are. Raises ConfigError for an
-        empty text and for one that is too long, ProviderError if the model is unavailable."""
-        loop, model = asyncio.get_running_loop(), served.model.model
-        clean = served.spec.preprocessing.clean
-
-        def work() -> Embedded:
-            cleaned = clean.texts(list(texts))
-            readable = prepare(cleaned, model, input_type, too_long, "input[{}]".format)
-            result = embed_all(cleaned, model, None, input_type, readable=readable)
-            return Embedded(result.vectors, sum(readable.tokens), model.space, notes=readable.notes)
-
-        return await loop.run_in_executor(served.model.thread, work)
+        """Vectors of texts, cleaned as the pipeline's documents or queries are; as
+        `ServedModel.embed`. `name` says what errors call a text, by its number."""
+        return await served.model.embed(
+            texts,
+            input_type,
+            lambda given: served.tidy(given, input_type),
+            too_long,
+            name=name.format,
+            is_awaited=is_awaited,
+            seconds_left=seconds_left,
+        )
 
     def searcher(self, pipeline: str | int) -> "Searcher":
         """The open searcher of a pipeline's live release; to be called in a thread. Raises as
         `Searcher`."""
-        from embedding_pipelines.releases import find_released
         from embedding_pipelines.search import Searcher
 
         name = find_released(self.warehouse, pipeline)
@@ -180,43 +198,76 @@ class Server:
         return self._searchers[name][1]
 
     async def _load(self) -> None:
+        """Load all models that are served; one that cannot be loaded is tried again when it is
+        used."""
         for each in (await self.served()).values():
             try:
-                await asyncio.get_running_loop().run_in_executor(
-                    each.model.thread, embed_all, ["warm"], each.model.model, None
-                )
-            except EmbeddingPipelinesError as error:
+                await each.model.load()
+            except (EmbeddingPipelinesError, OSError) as error:
                 self.problems[each.name] = str(error)
                 log.warning("%s: %s", each.name, error)
 
     def _look(self) -> None:
-        """Take up what is live now, or has a file and no release yet."""
-        specs, broken = read_pipelines(self.home)
-        self.problems = {path.stem: str(error) for path, error in broken.items()}
+        """Take up what is live now, or has a file and no release yet; in a thread. A pipeline whose
+        files are as they were is not read again."""
+        files = {path.stem: path for path in pipeline_files(self.home)}
         folders = self.warehouse.pipelines.iterdir() if self.warehouse.pipelines.is_dir() else ()
-        names = {path.name for path in folders if path.is_dir()} | specs.keys()
-        served = dict[str, Served]()
+        names = {path.name for path in folders if path.is_dir()} | files.keys()
+        served, problems = dict[str, Served](), dict[str, str]()
         for name in sorted(names):
+            folder = self.warehouse.pipeline(name)
+            paths = [folder.releases, *([files[name]] if name in files else [])]
+            stamps = tuple(map(_stamp, paths))
+            if name in self._served and self._stamps.get(name) == stamps:
+                served[name] = self._served[name]
+                continue
+            self._stamps[name] = stamps
             try:
-                release = _live(self.warehouse, name)
-                spec = release.spec if release else specs.get(name)
-                if spec is not None:
-                    served[name] = Served(spec, release, self._open(spec.model))
-                    self.problems.pop(name, None)
+                releases = read_releases(folder)
+                release = releases.get(releases.live)
+                if release is None and name not in files:
+                    continue
+                spec = release.spec if release else read_pipeline(files[name])
+                if release is None and spec.model.trains:
+                    raise ConfigError(
+                        f"Its model is trained by the first run: `embedding-pipelines run {name}`."
+                    )
+                served[name] = Served(spec, release, self._open(spec.model))
             except EmbeddingPipelinesError as error:
-                self.problems[name] = str(error)
-        self._served = served
+                problems[name] = str(error)
+        self._served, self.problems = served, problems
+
+    async def _close_unused(self) -> None:
+        """Close the models that no pipeline has any more, once no request is in them."""
+        used = {id(each.model) for each in self._served.values()}
+        used |= {id(searcher.model) for _, searcher in self._searchers.values()}
+        for key, model in list(self._models.items()):
+            if id(model) not in used and id(model.model) not in used and not model.users:
+                del self._models[key]
+                await model.close()
 
     def _open(self, options: ProviderOptions) -> ServedModel:
         key = options.model_dump_json()
-        if key not in self._models:
-            self._models[key] = ServedModel(options, self.home)
-        return self._models[key]
+        with self._opening_models:
+            if key not in self._models:
+                model = ServedModel(options, self.home, self._cache, self.metrics)
+                self._models[key] = model
+            return self._models[key]
 
 
-def _live(warehouse: Warehouse, name: str) -> Release | None:
-    """The live release; None before the first."""
-    from embedding_pipelines.releases import read_releases
+def _open_cache(warehouse: Warehouse) -> EmbeddingCache | None:
+    """The embedding cache of the pipelines, until it is closed; None where it cannot be written."""
+    cache = EmbeddingCache(warehouse.cache)
+    try:
+        return cache.__enter__()
+    except (EmbeddingPipelinesError, OSError) as error:
+        log.warning("Vectors of documents are not kept: %s", error)
+        return None
 
-    releases = read_releases(warehouse.pipeline(name))
-    return releases.get(releases.live)
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Equal as long as a file is the same; zeros without it."""
+    if is_absent(path):
+        return (0, 0, 0)
+    status = path.stat()
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns)

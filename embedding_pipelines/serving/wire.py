@@ -5,7 +5,7 @@ Every error's body is `{"error": sentence}`.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -114,7 +114,9 @@ class EmbeddingsRequest(Body):
         None,
         description="A pipeline's name, or its model's. May be left out where one model is served.",
     )
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] = Field(
+        description="One text or several; no token ids."
+    )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, description="Fewer, where the model allows it.")
     user: str | None = None
@@ -149,6 +151,103 @@ class EmbeddingsResponse(BaseModel):
     data: list[EmbeddingItem]
     model: str
     usage: EmbeddingsUsage
+
+
+class EmbedContent(Body):
+    """A part of an input; images are not served yet."""
+
+    type: Literal["text", "image_url"]
+    text: Text | None = None
+    image_url: Any = None
+
+
+class EmbedInput(Body):
+    """One input of several parts."""
+
+    content: Annotated[list[EmbedContent], Field(min_length=1)]
+
+
+EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+
+
+class EmbedRequest(Body):
+    """As Cohere's, version 2."""
+
+    model: str | None = Field(None, description="A pipeline's name, or its model's.")
+    input_type: Literal[
+        "search_document", "search_query", "classification", "clustering", "image"
+    ] = "search_document"
+    texts: Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    images: list[str] | None = None
+    inputs: Annotated[list[EmbedInput], Field(min_length=1, max_length=MAX_TEXTS)] | None = None
+    output_dimension: int | None = Field(None, ge=1)
+    embedding_types: list[EmbeddingType] | None = None
+    truncate: Literal["NONE", "START", "END"] = Field(
+        "NONE", description="END: embed the beginning of a text that is too long."
+    )
+
+
+class EmbedMeta(BaseModel):
+    """What it took."""
+
+    api_version: dict[str, str] = {"version": "2"}
+    billed_units: dict[str, int]
+    warnings: list[str] = []
+
+
+class EmbedResponse(BaseModel):
+    """The vectors of all texts, in each form that was asked for."""
+
+    id: str
+    response_type: Literal["embeddings_by_type"] = "embeddings_by_type"
+    embeddings: dict[EmbeddingType, list[list[float]] | list[list[int]] | list[str]]
+    texts: list[str]
+    meta: EmbedMeta
+
+
+class RerankDocument(Body):
+    """A document as an object."""
+
+    text: Text
+
+
+class RerankRequest(Body):
+    """As Cohere's and Jina's."""
+
+    model: str | None = Field(None, description="The reranker, a pipeline, or its model.")
+    query: Text
+    documents: Annotated[list[Text | RerankDocument], Field(min_length=1, max_length=MAX_TEXTS)]
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+    truncate: bool = Field(
+        False, description="Read the beginning of a document that is longer than the model reads."
+    )
+
+
+class RerankResult(BaseModel):
+    """One document, by its place in the request."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | None = None
+
+
+class RerankMeta(BaseModel):
+    """How documents were scored, and what it took."""
+
+    api_version: dict[str, str] = {"version": "2"}
+    billed_units: dict[str, int]
+    tokens: dict[str, int]
+    scored_by: str = Field(description="The cross-encoder, or the model whose cosine it is.")
+
+
+class RerankResponse(BaseModel):
+    """The documents, the most relevant first."""
+
+    id: str
+    model: str
+    results: list[RerankResult]
+    meta: RerankMeta
 
 
 class ModelItem(BaseModel):

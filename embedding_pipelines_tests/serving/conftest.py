@@ -20,3 +20,9 @@ def client(built_home: Path) -> Iterator[TestClient]:
     """A client with the right key."""
     with client_of(built_home, KEY) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Tests that are coroutines, marked `anyio`, run in asyncio."""
+    return "asyncio"

@@ -1,7 +1,7 @@
 """A home folder with released pipelines, and a client of the application over it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fastapi.testclient import TestClient
@@ -15,10 +15,18 @@ from embedding_pipelines_tests.conftest import HASHING
 KEY = "a key of the tests"
 
 
-def build(home: Path, text: str = HASHING, name: str = "things") -> Path:
-    """A home with one released pipeline of two documents."""
+ROWS: Sequence[Sequence[object]] = ((1, "red fox", "animal"), (2, "blue whale", "animal"))
+
+
+def build(
+    home: Path,
+    text: str = HASHING,
+    rows: Sequence[Sequence[object]] = ROWS,
+    name: str = "things",
+) -> Path:
+    """A home with one released pipeline."""
     write_pipeline(home, name, text)
-    write_csv(home, "a.csv", [(1, "red fox", "animal"), (2, "blue whale", "animal")])
+    write_csv(home, "a.csv", rows)
     run_steps(home, name)
     return home
 

@@ -1,24 +1,47 @@
-"""Vectors of texts, as OpenAI's API gives them."""
+"""Vectors of texts, as the APIs of OpenAI and of Cohere give them."""
 
-import base64
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from fastapi import APIRouter, Depends, Request, Response
 
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
-from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.callers import AnyCaller, Caller
+from embedding_pipelines.serving.dimensions import cut
+from embedding_pipelines.serving.encoding import (
+    Numbers,
+    as_base64,
+    as_bits,
+    as_numbers,
+    json_array,
+)
+from embedding_pipelines.serving.models import Embedded
+from embedding_pipelines.serving.server import Served, Server
 from embedding_pipelines.serving.wire import (
     SPACE_HEADER,
     BadRequest,
-    EmbeddingItem,
     EmbeddingsRequest,
     EmbeddingsResponse,
-    EmbeddingsUsage,
+    EmbedMeta,
+    EmbedRequest,
+    EmbedResponse,
     ModelItem,
     ModelsResponse,
 )
+from embedding_pipelines.vectors import Vectors
 
 router = APIRouter(tags=["embeddings"], dependencies=[Depends(allow("read"))])
+
+INLINE_NUMBERS = 8_192  # of a reply that is written in the event loop: about 5 ms
+FORMS: dict[str, Callable[[Vectors], Iterable[Numbers]]] = {
+    "float": as_numbers,
+    "base64": as_base64,
+    "binary": partial(as_bits, is_signed=True),
+    "ubinary": partial(as_bits, is_signed=False),
+}
 
 
 @router.get("/v1/models")
@@ -33,30 +56,106 @@ async def models(request: Request) -> ModelsResponse:
     return ModelsResponse(data=[ModelItem(id=name) for name in dict.fromkeys(names)])
 
 
-@router.post("/v1/embeddings")
-async def embeddings(
-    body: EmbeddingsRequest, request: Request, response: Response
-) -> EmbeddingsResponse:
+@router.post("/v1/embeddings", response_model=EmbeddingsResponse)
+async def embeddings(body: EmbeddingsRequest, caller: AnyCaller) -> Response:
     """Vectors of one text or of many, in their order, before the pipeline's compression."""
-    server: Server = request.app.state.server
-    served = await server.find(body.model)
+    served = await caller.server.find(body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     too_long: TooLong = "cut" if body.truncate else "refuse"
-    embedded = await server.embed(served, texts, body.input_type, too_long)
-    if body.dimensions not in (None, embedded.space.dimensions):
-        raise BadRequest(f"dimensions may be {embedded.space.dimensions}.")
-    response.headers[SPACE_HEADER] = embedded.space.id
-    is_base64 = body.encoding_format == "base64"
-    return EmbeddingsResponse(
-        data=[
-            EmbeddingItem(
-                index=index,
-                embedding=base64.b64encode(vector.astype("<f4").tobytes()).decode()
-                if is_base64
-                else vector.tolist(),
-            )
-            for index, vector in enumerate(embedded.vectors)
-        ],
-        model=body.model or served.name,
-        usage=EmbeddingsUsage(prompt_tokens=embedded.tokens, total_tokens=embedded.tokens),
+    embedded = await caller.wait_for(
+        caller.server.embed(
+            served, texts, body.input_type, too_long, seconds_left=caller.seconds_left
+        )
     )
+
+    def content(vectors: Vectors) -> str:
+        form = as_base64 if body.encoding_format == "base64" else as_numbers
+        items = (
+            {"object": "embedding", "index": index, "embedding": numbers}
+            for index, numbers in enumerate(form(vectors))
+        )
+        usage = {
+            "prompt_tokens": embedded.tokens,
+            "total_tokens": embedded.tokens,
+            "truncated_tokens": embedded.truncated_tokens,
+        }
+        rest = json.dumps({"model": body.model or served.name, "usage": usage})
+        return f'{{"object": "list", "data": {json_array(items)}, {rest[1:]}'
+
+    return await _reply(caller, served, embedded, body.dimensions, content)
+
+
+@router.post("/v2/embed", response_model=EmbedResponse)
+async def embed(body: EmbedRequest, caller: AnyCaller) -> Response:
+    """Vectors of texts, with the role that they have: document or query."""
+    texts = _texts(body)
+    types = list(dict.fromkeys(body.embedding_types or ["float"]))
+    if strangers := [name for name in types if name not in FORMS]:
+        raise BadRequest(
+            f"embedding_types: {', '.join(strangers)} need a scale that is fitted to vectors. Use "
+            f"{', '.join(FORMS)}, or a pipeline with `compression: [int8]`."
+        )
+    if body.truncate == "START":
+        raise BadRequest("truncate: START is not served. Use END, or NONE.")
+    served = await caller.server.find(body.model)
+    too_long: TooLong = "cut" if body.truncate == "END" else "refuse"
+    input_type = "query" if body.input_type == "search_query" else "document"
+    embedded = await caller.wait_for(
+        caller.server.embed(
+            *(served, texts, "query" if input_type == "query" else "document", too_long),
+            name="texts[{}]",
+            seconds_left=caller.seconds_left,
+        )
+    )
+    dropped = embedded.truncated_tokens
+    warnings = [f"{dropped:,} tokens of texts that are too long were not read."] if dropped else []
+    meta = EmbedMeta(billed_units={"input_tokens": embedded.tokens}, warnings=warnings)
+
+    def content(vectors: Vectors) -> str:
+        forms = ", ".join(f'"{name}": {json_array(FORMS[name](vectors))}' for name in types)
+        rest = {
+            "id": str(uuid.uuid4()),
+            "response_type": "embeddings_by_type",
+            "texts": texts,
+            "meta": meta.model_dump(),
+        }
+        return f'{{"embeddings": {{{forms}}}, {json.dumps(rest)[1:]}'
+
+    return await _reply(caller, served, embedded, body.output_dimension, content)
+
+
+async def _reply(
+    caller: Caller,
+    served: Served,
+    embedded: Embedded,
+    dimensions: int | None,
+    content: Callable[[Vectors], str],
+) -> Response:
+    """The vectors in `dimensions`, and which space they are of."""
+
+    def work() -> tuple[bytes, str]:
+        vectors, space = cut(
+            embedded.vectors, embedded.space, dimensions, served, caller.server.warehouse
+        )
+        return content(vectors).encode(), space.id
+
+    is_plain = dimensions in (None, embedded.space.dimensions)
+    if is_plain and embedded.vectors.size <= INLINE_NUMBERS:
+        body, space_id = work()
+    else:
+        body, space_id = await served.model.help(work)
+    headers = {SPACE_HEADER: space_id, **served.headers}
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _texts(body: EmbedRequest) -> Sequence[str]:
+    """The texts of a request of Cohere's. Raises BadRequest for images, and without any."""
+    has_image = any(part.type == "image_url" for each in body.inputs or () for part in each.content)
+    if body.images is not None or body.input_type == "image" or has_image:
+        raise BadRequest("images: this server has no model that reads images yet. Send texts.")
+    if (body.texts is None) == (body.inputs is None):
+        raise BadRequest("texts: send either texts or inputs.")
+    if body.texts is not None:
+        return body.texts
+    assert body.inputs is not None
+    return ["\n".join(part.text or "" for part in each.content) for each in body.inputs]

@@ -1,0 +1,61 @@
+"""What every request passes on its way in and out: it is counted, and must not be endless."""
+
+import asyncio
+import time
+from typing import Any
+
+from fastapi.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from embedding_pipelines.serving.server import Server
+
+BODY_SECONDS = 60.0  # in which a body has to come
+
+
+class Guard:
+    """ASGI middleware around all routes."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, is_whole = time.perf_counter(), 500, False
+
+        async def receive_in_time() -> Message:
+            nonlocal is_whole
+            if is_whole:
+                return await receive()
+            left = BODY_SECONDS - (time.perf_counter() - started)
+            try:
+                message = await asyncio.wait_for(receive(), left)
+            except TimeoutError:
+                raise HTTPException(
+                    408, f"The body did not come within {BODY_SECONDS:g} seconds. Send it faster."
+                ) from None
+            is_whole = not message.get("more_body", False)
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if self._server.is_draining:  # the next request goes elsewhere
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        try:
+            await self._app(scope, receive_in_time, send_and_note)
+        finally:
+            path = _path(scope)
+            seconds = time.perf_counter() - started
+            self._server.metrics.count("requests_total", path=path, status=str(status))
+            self._server.metrics.observe("request_seconds", seconds, path=path)
+
+
+def _path(scope: dict[str, Any] | Any) -> str:
+    """The route's path, so that there are as many labels as routes."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "other"))

@@ -1,0 +1,256 @@
+"""One open model as a server uses it: its thread, its lanes, and the way of a text through it.
+
+A text is cleaned as the documents of its pipeline, counted, and looked up in the embedding cache,
+by the functions that batch runs use; what is not there waits in a lane.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.request import Request, Sender
+from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, count_tokens, prepare
+from embedding_pipelines.errors import BadInput, EmbeddingPipelinesError, TooLarge
+from embedding_pipelines.providers.base import (
+    EmbeddingModel,
+    InputType,
+    ProviderOptions,
+    faulty_rows,
+)
+from embedding_pipelines.serving.lanes import Budget, Computed, ItemRejected, Lane, Lanes
+from embedding_pipelines.serving.metrics import Metrics
+from embedding_pipelines.space import Space
+from embedding_pipelines.vectors import Vectors
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # of a request to a service, since somebody waits
+REMEDY = "Divide it, or send `truncate: true` to embed its beginning."
+WARM_WORDS, WARM_TEXTS = 48, 256  # of a batch that measures how fast a local model is, at most
+
+T = TypeVar("T")
+Tidy = Callable[[Sequence[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The vectors of a request's texts, before compression."""
+
+    vectors: Vectors  # float32[n, d]
+    tokens: int  # that the model read, special ones included
+    space: Space
+    truncated_tokens: int = 0  # that it did not read, of texts that were cut
+    unknown: str = ""  # a sentence, where the model lacks the words of the texts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request's texts before the model: what is in the cache, and what is not."""
+
+    readable: ReadableTexts
+    truncated_tokens: int
+    keys: list[bytes]  # of each text
+    hits: dict[bytes, Vectors]
+
+    @property
+    def misses(self) -> list[int]:
+        """One row of each text that is to be computed."""
+        first = {key: row for row, key in reversed([*enumerate(self.keys)])}
+        return sorted(row for key, row in first.items() if key not in self.hits)
+
+
+class ServedModel:
+    """One open model, shared by all pipelines that name it with the same options.
+
+    It belongs to one event loop. All work in the model is done in one thread of its own, and what
+    texts need before it in two others.
+    """
+
+    def __init__(
+        self,
+        options: ProviderOptions,
+        home: Path,
+        cache: EmbeddingCache | None,
+        metrics: Metrics,
+    ) -> None:
+        self.options, self._cache, self._metrics = options, cache, metrics
+        self.model: EmbeddingModel = options.open(home)
+        self.title = f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
+        self.users = 0  # requests that are in it
+        self._sender = Sender(self.model)
+        self._thread = ThreadPoolExecutor(1, "model")
+        self._helpers = ThreadPoolExecutor(2, "texts")
+        self._loading: asyncio.Task[Lanes] | None = None
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """What waits for the model; None until it is loaded."""
+        task = self._loading
+        if task is None or not task.done() or task.cancelled() or task.exception():
+            return None
+        return task.result()
+
+    async def load(self) -> Lanes:
+        """Load the model, once; a failure is tried again with the next call. Raises ProviderError
+        if it is unavailable."""
+        task = self._loading
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = self._loading = asyncio.create_task(self._load())
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Waits for the batch that is computed, then frees the model."""
+        if self.lanes:
+            self.lanes.close()
+        self._sender.cancel()
+        for pool in (self._helpers, self._thread):
+            await asyncio.to_thread(pool.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self.model.close)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        tidy: Tidy,
+        too_long: TooLong = "refuse",
+        *,
+        name: Callable[[int], str] = "input[{}]".format,
+        is_awaited: bool = False,
+        seconds_left: float = math.inf,
+    ) -> Embedded:
+        """The vectors of texts, in their order. `name` says what errors call a text.
+
+        A single text is interactive, and so are queries, and texts that somebody waits for, if they
+        fit one batch. All others are bulk. Documents go through the embedding cache; a query is typed once, so it does not.
+
+        Raises ConfigError for an empty text and, with its count of tokens, for one that is too
+        long; BadInput for one that the model rejects; ProviderError if the model is unavailable;
+        TooManyRequests as `Lanes.compute`.
+        """
+        self.users += 1
+        try:
+            lanes = await self.load()
+            started, loop = time.perf_counter(), asyncio.get_running_loop()
+            prepared = await loop.run_in_executor(
+                self._helpers, self._prepare, texts, input_type, tidy, too_long, name
+            )
+            readable, rows = prepared.readable, prepared.misses
+            tokens = [readable.tokens[row] for row in rows]
+            fits = sum(tokens) <= lanes.budget.tokens
+            is_interactive = fits and (is_awaited or input_type == "query")
+            lane: Lane = "interactive" if is_interactive or len(texts) == 1 else "bulk"
+            labels = {"model": self.title, "lane": lane}
+            spent = time.perf_counter() - started
+            self._metrics.observe("tokenize_seconds", spent, **labels)
+            if len(prepared.hits):
+                self._metrics.count("cache_hits_total", len(prepared.hits), **labels)
+            found = dict(prepared.hits)
+            if rows:
+                items = [readable.texts[row] for row in rows]
+                try:
+                    vectors = await lanes.compute(
+                        items, tokens, input_type, lane, seconds_left - spent
+                    )
+                except ItemRejected as fault:
+                    which = name(rows[fault.row])
+                    raise BadInput(f"{which} has no vector: {fault}") from None
+                keys = [prepared.keys[row] for row in rows]
+                found |= zip(keys, vectors, strict=True)
+                if input_type == "document":
+                    self._keep(keys, vectors)
+            return Embedded(
+                np.stack([found[key] for key in prepared.keys]),
+                sum(readable.tokens),
+                self.model.space,
+                prepared.truncated_tokens,
+                readable.unknown,
+            )
+        finally:
+            self.users -= 1
+
+    async def _load(self) -> Lanes:
+        loop = asyncio.get_running_loop()
+        budget, tokens, seconds = await loop.run_in_executor(self._thread, self._warm)
+        lanes = Lanes(self._compute, self._thread, budget, self._metrics, self.title)
+        if tokens:
+            lanes.record_rate(tokens, seconds)
+        return lanes
+
+    def _warm(self) -> tuple[Budget, int, float]:
+        """Load the model; and, if it computes on this machine, how long a batch takes."""
+        model = self.model
+        budget = Budget(model.batch_tokens, model.limits.request_texts)
+        if model.rate_limit is not None:  # a service, which would bill it
+            return budget, 0, 0.0
+        text = " ".join(["words"] * WARM_WORDS)
+        (count,) = prepare([text], model, "document", "cut").tokens
+        texts = [text] * max(1, min(WARM_TEXTS, budget.items, budget.tokens // count))
+        tokens = [count] * len(texts)
+        self._compute(texts[:1], tokens[:1], "document")
+        started = time.perf_counter()
+        self._compute(texts, tokens, "document")
+        return budget, sum(tokens), time.perf_counter() - started
+
+    async def help(self, function: Callable[[], T]) -> T:
+        """Do work beside the model, out of the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, function)
+
+    def _prepare(
+        self,
+        texts: Sequence[str],
+        input_type: InputType,
+        tidy: Tidy,
+        too_long: TooLong,
+        name: Callable[[int], str],
+    ) -> Prepared:
+        cleaned, model = tidy(texts), self.model
+        readable = prepare(cleaned, model, input_type, too_long, name, REMEDY)
+        lost = 0
+        if readable.cut:
+            lost = sum(count_tokens(cleaned, model.tokenizer)) - sum(readable.tokens)
+        space = model.space
+        keys = [EmbeddingCache.key(space.id, input_type, text) for text in readable.texts]
+        hits: dict[bytes, Vectors] = {}
+        if self._cache is not None and input_type == "document":
+            hits = self._cache.get_many(list(dict.fromkeys(keys)), space.dimensions)
+        return Prepared(readable, lost, keys, hits)
+
+    def _compute(self, texts: Sequence[str], tokens: Sequence[int], kind: str) -> Computed:
+        """One batch, in the model's thread. A batch that the model does not take as it is goes the
+        way of batch runs, which finds the texts that are at fault."""
+        input_type: InputType = "query" if kind == "query" else "document"
+        request = Request(texts, input_type, tokens, attempts=ATTEMPTS)
+        try:
+            response = self._sender.send(request)
+        except (BadInput, TooLarge):
+            response = None
+        if response is not None and not response.rejected:
+            if not faulty_rows(response.vectors, texts, self.model.space):
+                return Computed(response.vectors)
+        readable = ReadableTexts(list(texts), list(tokens))
+        result = embed_all(texts, self.model, None, input_type, readable=readable)
+        return Computed(result.vectors, result.rejected)
+
+    def _keep(self, keys: Sequence[bytes], vectors: Vectors) -> None:
+        """File vectors in the cache, while the reply is on its way."""
+        cache = self._cache
+        if cache is None:
+            return
+
+        def put() -> None:
+            try:
+                cache.put_many(keys, vectors)
+            except EmbeddingPipelinesError as error:  # the vectors are right, and computed again
+                log.warning("%s", error)
+
+        self._helpers.submit(put)
