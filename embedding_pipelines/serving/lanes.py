@@ -248,7 +248,7 @@ class Lanes:
                 job.result.set_exception(
                     error if isinstance(error, Exception) else Unavailable("The server has ended.")
                 )
-            elif not job.missing:
+            elif not job.missing and job.rows is not None:
                 job.result.set_result(job.rows)
         for job in dict.fromkeys(job for job, _ in batch):
             if job.result.done():

@@ -131,7 +131,8 @@ class ServedModel:
         """The vectors of texts, in their order. `name` says what errors call a text.
 
         A single text is interactive, and so are queries, and texts that somebody waits for, if they
-        fit one batch. All others are bulk. Documents go through the embedding cache; a query is typed once, so it does not.
+        fit one batch. All others are bulk. Documents go through the embedding cache; a query is
+        typed once, so it does not.
 
         Raises ConfigError for an empty text and, with its count of tokens, for one that is too
         long; BadInput for one that the model rejects; ProviderError if the model is unavailable;
@@ -232,11 +233,11 @@ class ServedModel:
         request = Request(texts, input_type, tokens, attempts=ATTEMPTS)
         try:
             response = self._sender.send(request)
-        except (BadInput, TooLarge):
-            response = None
-        if response is not None and not response.rejected:
-            if not faulty_rows(response.vectors, texts, self.model.space):
+            faults = response.rejected or faulty_rows(response.vectors, texts, self.model.space)
+            if not faults:
                 return Computed(response.vectors)
+        except (BadInput, TooLarge):
+            pass
         readable = ReadableTexts(list(texts), list(tokens))
         result = embed_all(texts, self.model, None, input_type, readable=readable)
         return Computed(result.vectors, result.rejected)

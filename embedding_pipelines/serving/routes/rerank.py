@@ -59,7 +59,7 @@ async def _by_cosine(
     served = await server.find(body.model)
     too_long: TooLong = "cut" if body.truncate else "refuse"
 
-    async def work() -> list[Embedded]:
+    async def work() -> tuple[Embedded, Embedded]:
         left = caller.seconds_left
         query = server.embed(
             served, [body.query], "query", too_long, name="query", seconds_left=left
