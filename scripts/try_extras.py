@@ -11,6 +11,7 @@ Python itself is needed, and pip's packages; nothing else is fetched. Exit code 
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -232,6 +233,8 @@ def core(environment: Environment) -> None:
     environment.names("explore", "clusters", "toy")
     environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
     environment.names("buckets", "run", "objects")
+    shutil.rmtree(environment.home / "data" / "warehouse" / "dagster")
+    without_postgres(environment)
 
 
 def buckets(environment: Environment) -> None:
@@ -257,6 +260,32 @@ def sql(environment: Environment) -> None:
         environment.command("run", "shop")
     except Failed as error:
         expect(str(error), "cannot connect to postgresql://127.0.0.1:1/shop")
+    else:
+        raise Failed("A database came from nowhere.")
+
+
+def records_on_a_server(environment: Environment) -> None:
+    """No server is at hand: where Dagster's records should be, the driver says so."""
+    environment.pipeline("toy", "{provider: hashing}")
+    folder = environment.home / "data" / "warehouse" / "dagster"
+    folder.mkdir(parents=True)
+    (folder / "dagster.yaml").write_text(
+        "storage: {postgres: {postgres_url: {env: DAGSTER_POSTGRES_URL}}}\n"
+    )
+    environment.variables["DAGSTER_POSTGRES_URL"] = "postgresql+psycopg2://127.0.0.1:1/dagster"
+
+
+def without_postgres(environment: Environment) -> None:
+    records_on_a_server(environment)
+    environment.names("postgres", "run", "toy")
+
+
+def postgres(environment: Environment) -> None:
+    records_on_a_server(environment)
+    try:
+        environment.command("run", "toy")
+    except Failed as error:
+        expect(str(error), "Is the server up")
     else:
         raise Failed("A database came from nowhere.")
 
@@ -484,6 +513,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "offline": ("offline", offline),
     "openai": ("openai", openai),
     "pdf": ("pdf", pdf),
+    "postgres": ("postgres", postgres),
     "report": ("report", report),
     "server": ("server", server),
     "serving": ("serving", api),

@@ -125,7 +125,7 @@ def _holds(path: Path, needles: Needles, proof: Proof) -> bool:
         except (OSError, EOFError, zlib.error):
             return True
     text = content.decode("utf-8", "replace")
-    return any(map(needles.are_in, _values(text)))
+    return any(map(needles.are_in, json_texts(text)))
 
 
 def database_texts(path: Path) -> Iterator[str]:
@@ -141,10 +141,10 @@ def database_texts(path: Path) -> Iterator[str]:
             for row in database.execute(f'SELECT * FROM "{quoted}"'):
                 for value in row:
                     if isinstance(value, str):
-                        yield from _values(value)
+                        yield from json_texts(value)
 
 
-def _values(text: str) -> Iterator[str]:
+def json_texts(text: str) -> Iterator[str]:
     """The values within JSON or JSON Lines, whose keys are nobody's texts; else the text itself."""
     if text[:1] not in ("{", "["):
         yield text

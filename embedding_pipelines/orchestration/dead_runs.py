@@ -9,9 +9,11 @@ import time
 import dagster as dg
 
 from embedding_pipelines.errors import BusyError
+from embedding_pipelines.orchestration.records import is_of_another_machine
 from embedding_pipelines.storage.warehouse import Warehouse
 
 SILENT_SECONDS = 300.0  # a run that lives takes its lock, or says something, sooner than that
+SILENT_ELSEWHERE_SECONDS = 86_400.0  # of a run on another machine, whose lock is not seen from here
 ENDED = "The process of this run was ended from outside; the next run goes on from it."
 
 
@@ -20,10 +22,11 @@ def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[st
 
     A run that works holds the lock of its pipeline, and one that waits for the lock takes it as
     soon as it is free. So a run is dead if the locks of its pipelines stay free, and it has said
-    nothing for a while.
+    nothing for a while. The locks of another machine, which shares the records, are not seen from
+    here: its runs are dead after a day of silence.
     """
     started = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])
-    silent = [run for run in instance.get_runs(started) if _is_silent(instance, run.run_id)]
+    silent = [run for run in instance.get_runs(started) if _is_silent(instance, run)]
     if not any(_is_free(run, warehouse) for run in silent):
         return []
     time.sleep(1)  # for one that waits for a lock that has just come free
@@ -33,9 +36,10 @@ def end_dead_runs(instance: dg.DagsterInstance, warehouse: Warehouse) -> list[st
     return [run.run_id for run in dead]
 
 
-def _is_silent(instance: dg.DagsterInstance, run_id: str) -> bool:
-    records = instance.get_records_for_run(run_id, limit=1, ascending=False).records
-    return all(time.time() - record.timestamp > SILENT_SECONDS for record in records)
+def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    patience = SILENT_ELSEWHERE_SECONDS if is_of_another_machine(run) else SILENT_SECONDS
+    records = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+    return all(time.time() - record.timestamp > patience for record in records)
 
 
 def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:

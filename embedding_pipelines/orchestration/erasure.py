@@ -12,10 +12,11 @@ import dagster as dg
 
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.files import list_files
-from embedding_pipelines.forget.proof import database_texts
+from embedding_pipelines.forget.proof import database_texts, json_texts
 from embedding_pipelines.home import warehouse_folder
 from embedding_pipelines.orchestration.failures import readable_records
 from embedding_pipelines.orchestration.instance import open_instance
+from embedding_pipelines.orchestration.records import keeps_records_elsewhere
 from embedding_pipelines.orchestration.retention import FINISHED, delete_run
 
 
@@ -28,12 +29,23 @@ def delete_runs_that_quote(home: Path, name: str, quotes: Callable[[str], bool])
         return 0
     with readable_records(root):
         ids = {*_in_events(root, quotes), *_in_output(root, quotes)}
-        if ids:
+        is_elsewhere = keeps_records_elsewhere(root)
+        if ids or is_elsewhere:
             with open_instance(home) as instance:
+                ids |= {*_in_records(instance, quotes)} if is_elsewhere else set()
                 ids = {run_id for run_id in ids if not _is_at_work(instance, run_id, name)}
                 for run_id in sorted(ids):
                     delete_run(instance, run_id)
     return len(ids)
+
+
+def _in_records(instance: dg.DagsterInstance, quotes: Callable[[str], bool]) -> Iterator[str]:
+    """Of an instance whose events are in a database of another kind than a file."""
+    for run in instance.get_runs():
+        for entry in instance.all_logs(run.run_id):
+            if any(map(quotes, json_texts(dg.serialize_value(entry)))):
+                yield run.run_id
+                break
 
 
 def _is_at_work(instance: dg.DagsterInstance, run_id: str, name: str) -> bool:

@@ -4,6 +4,7 @@ folder."""
 import contextlib
 import os
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from filelock import FileLock
 from sqlalchemy import Engine, event
 
 from embedding_pipelines.environment import home, instance_folder
-from embedding_pipelines.errors import StoreError
+from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
 from embedding_pipelines.files import create_only
 from embedding_pipelines.orchestration.dead_runs import end_dead_runs
+from embedding_pipelines.orchestration.failures import readable_records
+from embedding_pipelines.orchestration.records import keeps_records_elsewhere
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -154,12 +157,17 @@ def _quick_commits(folder: Path) -> Iterator[None]:
 def start() -> Path:
     """The instance's folder, for Dagster's services to start on: without runs that a crash left as
     started, which would keep those of the same pipeline waiting."""
-    folder = ensure_instance_folder(home())
-    if (folder / "history").is_dir():  # else nothing ever ran
-        with open_instance(home()) as instance:
-            end_dead_runs(instance, Warehouse(home()))
+    with readable_records(instance_folder(home())):
+        folder = ensure_instance_folder(home())
+        # Without files of a history nothing ever ran.
+        if (folder / "history").is_dir() or keeps_records_elsewhere(folder):
+            with open_instance(home()) as instance:
+                end_dead_runs(instance, Warehouse(home()))
     return folder
 
 
 if __name__ == "__main__":
-    print(start())
+    try:
+        print(start())
+    except EmbeddingPipelinesError as error:
+        sys.exit(f"error: {error}")

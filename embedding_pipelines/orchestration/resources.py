@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from embedding_pipelines.errors import BusyError, ConfigError, EmbeddingPipelinesError
 from embedding_pipelines.orchestration.partitions import take_all_partitions
+from embedding_pipelines.orchestration.records import tag_machine
 from embedding_pipelines.orchestration.retention import delete_old_runs
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
@@ -35,6 +36,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         take_all_partitions(context)
+        tag_machine(context)
 
     def open(self, home: Path) -> Warehouse:
         """The warehouse; `home` is the home folder of the definitions.

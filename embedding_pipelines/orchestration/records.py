@@ -1,0 +1,33 @@
+"""Where a Dagster instance keeps its records: in files of its folder, or on a server that several
+machines may share."""
+
+import platform
+from pathlib import Path
+
+import dagster as dg
+import yaml
+
+STORAGES = ("storage", "run_storage", "event_log_storage")  # in dagster.yaml, by Dagster's names
+MACHINE_TAG = "machine"  # on runs in a database that machines share: where its process is
+
+
+def keeps_records_elsewhere(folder: Path) -> bool:
+    """Whether the dagster.yaml of an instance's folder names a database, a PostgreSQL server say."""
+    try:
+        settings = yaml.safe_load((folder / "dagster.yaml").read_text("utf-8"))
+    except FileNotFoundError:
+        return False
+    return isinstance(settings, dict) and any(name in settings for name in STORAGES)
+
+
+def tag_machine(context: dg.InitResourceContext) -> None:
+    """Say in a run's record on which machine it is, if other machines read it there."""
+    instance = context.instance
+    if instance is None or context.run is None:
+        return
+    if keeps_records_elsewhere(Path(instance.root_directory)):
+        instance.add_run_tags(context.run.run_id, {MACHINE_TAG: platform.node()})
+
+
+def is_of_another_machine(run: dg.DagsterRun) -> bool:
+    return run.tags.get(MACHINE_TAG, platform.node()) != platform.node()
