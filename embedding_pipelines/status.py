@@ -87,6 +87,7 @@ class Rejection:
     place: str  # file and row, or the chunk's id
     reason: str
     content: str  # what was rejected; bytes that are no UTF-8 are replaced
+    bytes: int  # of what was rejected
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def read_rejections(run: Run, limit: int) -> Rejections:
         for row in table.slice(0, max(limit - len(rows), 0)).to_pylist():
             place = row.get("chunk_id") or f"{row['file']}:{row['row']}"
             text = row[content] or ""
-            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-            rows.append(Rejection(place, row["reason"], text))
+            raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+            rows.append(Rejection(place, row["reason"], raw.decode("utf-8", "replace"), len(raw)))
     documents = (document for name in empty for document in _without_text(run, name))
     rows.extend(islice(documents, max(limit - len(rows), 0)))
     return Rejections(total, sum(empty.values()), rows, tables)
@@ -150,7 +151,8 @@ def _without_text(run: Run, partition: str) -> Iterator[Rejection]:
         for row in batch.to_pylist():
             if row["document_id"] not in cut:
                 place = f"{row['source_file']}:{row['source_row']}"
-                yield Rejection(place, EMPTY, row["text"] or "")
+                text = row["text"] or ""
+                yield Rejection(place, EMPTY, text, len(text.encode("utf-8", "surrogatepass")))
 
 
 def _written_at(path: Path) -> float:

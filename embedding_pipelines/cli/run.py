@@ -42,9 +42,6 @@ app = typer.Typer()
 @app.command()
 def run(
     names: Names = None,
-    retry_rejected: Annotated[
-        bool, typer.Option("--retry-rejected", help="Send texts again that the provider rejected.")
-    ] = False,
     re_embed: Annotated[
         bool, typer.Option("--re-embed", help="Make all vectors anew, past the cache; this costs.")
     ] = False,
@@ -61,7 +58,6 @@ def run(
     or --for it stops by itself, with exit code 3, and releases nothing before all is embedded.
     """
     from embedding_pipelines.steps.embeddings import re_embed as embed_anew
-    from embedding_pipelines.steps.embeddings import retry_rejected as retry
 
     if re_embed and not names:
         raise ConfigError("run --re-embed: name the pipeline, since every text is paid for again.")
@@ -71,9 +67,6 @@ def run(
     yield from problems
     if problems and names:
         return
-    if retry_rejected:
-        for spec in specs:
-            retry(open_run(spec))
     if re_embed:
         for spec in specs:
             with open_run(spec) as pipeline:
@@ -102,6 +95,39 @@ def run(
                 spec.name,
                 PAUSED,
             )
+
+
+@app.command()
+def retry(name: Name) -> Outcomes:
+    """Send the texts again that the provider rejected, and no others, then release what changed.
+
+    The source is not read and no other text is paid for. A record of the source that was rejected
+    is read again when its file or the pipeline file changes.
+    """
+    from embedding_pipelines.remote import refresh
+    from embedding_pipelines.steps.embeddings import rejected_texts
+
+    spec = load_spec(name)
+    with open_run(spec) as run:
+        refresh(run.warehouse, spec.name)
+        before = rejected_texts(run)
+        if not before:
+            result = {"pipeline": spec.name, "rejected": 0, "accepted": 0}
+            yield Output([result], partial(say, f"{spec.name}: no text is rejected."))
+            return
+        done, problem = run_one(spec, retry_rejected=True)
+        left = rejected_texts(run)
+    lines = [f"{spec.name}: {before - left:,} of {counted(before, 'rejected text')} accepted."]
+    if left:
+        lines.append(f"Why the others are not: embedding-pipelines rejected {spec.name}")
+
+    def show() -> None:
+        say(*lines)
+        _say_end(done, problem)
+
+    yield Output([done | {"rejected": left, "accepted": before - left}], show)
+    if problem:
+        yield Problem(f"{spec.name}: {problem}", spec.name)
 
 
 def _parse_share(text: str) -> float:
@@ -145,12 +171,13 @@ def run_one(
     force_reason: str = "",
     share: float | None = None,
     deadline: float | None = None,
+    retry_rejected: bool = False,
 ) -> tuple[dict[str, Any], str]:
     """Bring a pipeline up to date, with its progress on the terminal: what was done, and the error
     that ended it, if one did.
 
     With a reason, release the newest table version as it is, though checks of its quality failed.
-    `share` and `deadline` are as those of `Limited`.
+    `share` and `deadline` are as those of `Limited`, `retry_rejected` as that of `run_pipeline`.
     """
     from embedding_pipelines.activity import forget_activity
     from embedding_pipelines.progress import Limited
@@ -163,14 +190,14 @@ def run_one(
         limited = Limited(progress, share, deadline)
         with open_run(spec) as run:
             reports = None
-            if not force_reason and is_current(run.warehouse, spec.name):
+            if not force_reason and not retry_rejected and is_current(run.warehouse, spec.name):
                 reports = up_to_date(run, instance_folder(home_folder()))
             if reports is not None:
                 forget_activity(run)
         if reports is None:
             from embedding_pipelines.orchestration.launch import run_pipeline
 
-            outcome = run_pipeline(home_folder(), spec, limited, force_reason)
+            outcome = run_pipeline(home_folder(), spec, limited, force_reason, retry_rejected)
             run_id, problem = outcome.run_id, outcome.problem
         for report in reports or ():
             progress.finish(report)

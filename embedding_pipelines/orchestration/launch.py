@@ -1,8 +1,10 @@
 """Runs a pipeline in this process, on the instance that the web UI shows."""
 
+import itertools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -21,6 +23,8 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import writing
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines.steps.embeddings import RETRY
 from embedding_pipelines.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -39,11 +43,16 @@ class Outcome:
 
 
 def run_pipeline(
-    home: Path, spec: PipelineSpec, progress: Progress, force_reason: str = ""
+    home: Path,
+    spec: PipelineSpec,
+    progress: Progress,
+    force_reason: str = "",
+    retry_rejected: bool = False,
 ) -> Outcome:
     """Bring all partitions of a pipeline up to date in one run, from the source to the release.
 
-    With a reason only the release is made, though checks of the candidate's quality failed.
+    With a reason only the release is made, though checks of the candidate's quality failed. With
+    `retry_rejected` rejected texts are sent again, and no others, and what follows is done.
 
     Raises BusyError if another run is just doing that, on this machine or another, BucketError if
     the warehouse's bucket does not answer, KeyboardInterrupt if the user stops it.
@@ -59,25 +68,28 @@ def run_pipeline(
         resources = {"progress": progress, "warehouse": LockedWarehouseResource()}
         job = pipeline_definitions([spec], home, **resources).resolve_job_def(spec.name)
         tags = {**all_partitions(spec), **NO_RETRIES, HOME_TAG: str(home)}
-        forced = (
-            {"ops": {f"{spec.name}__release": {"config": {"force_reason": force_reason}}}}
-            if force_reason
-            else {}
-        )
+        names, config = None, dict[str, Any]()
+        if force_reason:
+            names, config = ["release"], {"release": {"force_reason": force_reason}}
+        elif retry_rejected:
+            chain = itertools.dropwhile(lambda step: step.name != "embeddings", steps_of(spec))
+            names = [step.name for step in chain if step.is_asset]
+            config = {"embeddings": {RETRY: True}}
+        ops = {f"{spec.name}__{step}": {"config": values} for step, values in config.items()}
         try:
             result = job.execute_in_process(
                 instance=instance,
                 tags=tags,
                 raise_on_error=False,
-                run_config={**QUIET, **forced},
-                asset_selection=[asset_key(spec, "release")] if force_reason else None,
+                run_config={**QUIET, **({"ops": ops} if ops else {})},
+                asset_selection=[asset_key(spec, name) for name in names] if names else None,
             )
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             _end_dead_runs(instance, home, spec)  # this one
             raise KeyboardInterrupt from error
         if was_interrupted(result):
             raise KeyboardInterrupt
-        if result.success and not force_reason:
+        if result.success and names is None:
             write_json(
                 warehouse.pipeline(spec.name).last_run,
                 {"instance": str(instance_folder(home))},

@@ -1,13 +1,14 @@
 """embeddings: each chunk gets its vector, from the embedding cache or from the model.
 
 A text that the provider rejects has no vector (null), and stands with the provider's words in the
-table of rejected texts. It is sent again when its partition has other chunks, or when the run is
-told to (`run --retry-rejected`).
+table of rejected texts. It is sent again when its partition has other chunks, or by `retry`, which
+sends nothing else.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,9 +30,11 @@ from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED_TEXTS, VECTOR, embeddings_schema
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.base import Options, Reports, Step
+from embedding_pipelines.steps.base import Option, Options, Reports, Step
 from embedding_pipelines.storage.warehouse import Manifest, Shards, ShardWriters, replace_rows
-from embedding_pipelines.vectors import to_column
+from embedding_pipelines.vectors import to_column, to_matrix
+
+RETRY = "retry_rejected"  # the step's option
 
 
 class EmbeddingsStep(Step):
@@ -51,6 +54,7 @@ class EmbeddingsStep(Step):
     }
     row_statistic = "vectors"
     lineage: ClassVar[Mapping[str, str]] = {VECTOR: "text"}
+    options = (Option(RETRY, False, "Send the rejected texts again, and no others."),)
 
     def shards(self, run: Run) -> Shards:
         return run.folder.embeddings
@@ -83,6 +87,9 @@ class EmbeddingsStep(Step):
         BatchPending while a batch job is running, Paused where the run is told to stop by itself;
         what was embedded until then is in the cache, and its cost is on record.
         """
+        if (options or {}).get(RETRY):
+            yield from _retry(self, run, partitions)
+            return
         budget = BudgetTracker.of(run.spec.budget, run.spec.model)
         chunks, stale, unfinished, done = run.folder.chunks, list[str](), Usage(), 0
         total = sum(entry.statistics["tokens"] for entry in chunks.manifests(partitions))
@@ -198,22 +205,71 @@ def _await(run: Run, tags: set[str]) -> None:
         delete(run.folder.batch_jobs)
 
 
-def retry_rejected(run: Run) -> int:
-    """Let the next run send the texts again that the provider rejected; how many there are.
+def rejected_texts(run: Run) -> int:
+    """How many texts have no vector since the provider rejected them.
 
-    Raises BusyError if another process is at work on the pipeline.
+    Raises ConfigError if a partition has chunks that were never embedded with today's model.
     """
-    count, shards = 0, run.folder.embeddings
-    with (
-        run.folder.lock("run", timeout_seconds=0),
-        writing(run.warehouse, run.spec.name, run.progress),
-    ):
-        for partition in run.spec.partition_names:
-            manifest = shards.manifest(partition)
-            if manifest is not None and manifest.rejected:
-                count += manifest.rejected
-                shards.forget(partition)
-    return count
+    step, chunks = EmbeddingsStep(), run.folder.chunks
+    reports = [
+        step.current(run, name) if chunks.manifest(name) else None
+        for name in run.spec.partition_names
+    ]
+    unfinished = sum(report is None for report in reports)
+    if unfinished:
+        raise ConfigError(
+            f"Pipeline {run.spec.name!r}: {unfinished} of {len(reports)} partitions have texts that "
+            f"were never embedded. Run `embedding-pipelines run {run.spec.name}` first."
+        )
+    return sum(report.statistics["rejected"] for report in reports if report)
+
+
+def _retry(step: EmbeddingsStep, run: Run, partitions: Sequence[str]) -> Reports:
+    """Send the rejected texts of some partitions again; all other vectors stay as they are in the
+    shards, so that nothing else is paid for, whatever the cache holds. Raises as `rejected_texts`.
+    """
+    rejected_texts(run)
+    budget = BudgetTracker.of(run.spec.budget, run.spec.model)
+    for partition in partitions:
+        report = step.current(run, partition)
+        assert report is not None
+        if not report.statistics["rejected"]:
+            yield report
+            continue
+        with (
+            ShardWriters(run.folder.embeddings) as writers,
+            closing(_filled_up(run, partition, budget)) as embedded,  # type: ignore[type-var]
+        ):
+            writing = _Writing(run, partition, writers, 0)
+            writing.fill(embedded)
+            yield writing.report()
+
+
+def _filled_up(run: Run, partition: str, budget: BudgetTracker) -> Iterator[EmbeddedBatch]:
+    """The chunks of a partition with the vectors that they have, and new ones where they have
+    none."""
+    chunks = run.folder.chunks.read(partition, ["chunk_id", "text", "tokens"])
+    stored, unfinished = run.folder.embeddings.read(partition, [VECTOR]), Usage()
+    try:
+        for rows, old in zip(chunks, stored, strict=True):
+            missing = np.flatnonzero(old[VECTOR].is_null().to_numpy(zero_copy_only=False))
+            vectors = np.full((len(rows), run.model.space.dimensions), np.nan, np.float32)
+            vectors[np.delete(np.arange(len(rows)), missing)] = to_matrix(old[VECTOR].drop_null())
+            rejected, usage = dict[int, str](), Usage()
+            if len(missing):
+                asked = iter([rows.take(pa.array(missing))])
+                advance = partial(
+                    run.progress.update, EmbeddingsStep.name, total=None, unit="tokens"
+                )
+                for part in embed(
+                    asked, run.model, run.cache, "document", advance, budget, unfinished
+                ):
+                    vectors[missing] = part.vectors
+                    rejected = {int(missing[at]): reason for at, reason in part.rejected.items()}
+                    usage = part.usage
+            yield EmbeddedBatch(vectors, rejected, usage, rows)
+    finally:
+        run.add_usage(unfinished, run.spec.model.price)
 
 
 def re_embed(run: Run) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from embedding_pipelines.cli.common import INTERRUPTED
+from embedding_pipelines.embedding.sanity import UNLIKE_TEXTS
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.commands import EXECUTABLE, Command
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, PLAIN, UNMEASURED
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.embedding.service import DIALECT
+from embedding_pipelines_tests.providers.wire import serve
 from embedding_pipelines_tests.shared import at_work
 
 CTRL_C = b"\x03"
@@ -45,7 +48,7 @@ def test_rejected_records_are_shown_with_place_and_reason(command: Command, home
     assert lines[5].startswith("the whole table: ")
     (result,) = command("rejected", "p", "--json").results
     assert (result["total"], len(result["rejected"])) == (3, 3)
-    assert result["rejected"][0].keys() == {"place", "reason", "content"}
+    assert result["rejected"][0].keys() == {"place", "reason", "content", "bytes"}
 
 
 def test_those_of_a_run_that_ended_for_them_are_shown_until_it_ends_well(
@@ -83,6 +86,45 @@ def test_documents_without_text_follow_what_was_rejected(command: Command, home:
 def test_nothing_rejected(command: Command, home: Path) -> None:
     write_pipeline(home, "p", PIPELINE)
     assert command("rejected", "p").out == "p: 0 rejected\n"
+
+
+def test_retry_sends_rejected_texts_alone_and_releases_what_was_accepted(
+    command: Command, home: Path
+) -> None:
+    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(20)])
+    with serve(DIALECT, 64) as server:
+        options = f"dimensions: 64, base_url: '{server.url}/v1'"
+        text = PLAIN.replace(
+            "{provider: hashing}", f"{{provider: openai, model: little, {options}}}"
+        )
+        write_pipeline(home, "p", text + UNMEASURED)
+        assert "were never embedded. Run" in command("retry", "p").err
+        server.poisoned = lambda text: (
+            "Not this one." if text in ("text number 7", "text number 8") else None
+        )
+        run_steps(home, "p")
+        billed = dict(server.billed)
+        write_csv(home, "b.csv", [("new", "a text that no run has read yet", "x")])
+        server.poisoned = {"text number 8": "Not this one."}.get
+        said = command("retry", "p")
+        assert (said.code, said.err) == (0, "")
+        assert "p: 1 of 2 rejected texts accepted." in said.out
+        assert "p: release 2 is live: 19 rows" in said.out
+        assert "documents" not in said.out
+        again = {text for text, count in server.billed.items() if count != billed.get(text)}
+        assert again == {"text number 7", *UNLIKE_TEXTS}
+        (result,) = command("rejected", "p", "--json").results
+        (row,) = result["rejected"]
+        assert (row["place"], row["content"]) == ("d8#0", "text number 8")
+        assert "Not this one." in row["reason"]
+        assert row["bytes"] == len("text number 8")
+
+
+def test_retry_without_a_rejected_text_does_nothing(command: Command, home: Path) -> None:
+    write_pipeline(home, "p", PIPELINE)
+    write_rows(home, 2)
+    run_steps(home, "p")
+    assert command("retry", "p").out == "p: no text is rejected.\n"
 
 
 @pytest.mark.parametrize("answer", [b"n\n", b"\x04", CTRL_C])

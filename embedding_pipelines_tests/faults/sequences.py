@@ -25,7 +25,9 @@ from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
 from embedding_pipelines.releases import read_releases, rollback
-from embedding_pipelines.steps.embeddings import re_embed, retry_rejected
+from embedding_pipelines.run import Run
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.embeddings import RETRY, re_embed
 from embedding_pipelines.steps.release import release
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, write_csv, write_pipeline
@@ -143,6 +145,11 @@ def work_of(name: str, world: World, dice: random.Random) -> Callable[[], Any]:
         numbers = [entry.number for entry in read_releases(Warehouse(home).pipeline("p")).releases]
         rollback(Warehouse(home).pipeline("p"), dice.choice(numbers) if numbers else None)
 
+    def retry(pipeline: Run) -> None:
+        with pipeline.folder.lock("run", timeout_seconds=0), pipeline.folder.lock():
+            step = step_named("embeddings")
+            list(step.work(pipeline, pipeline.spec.partition_names, {RETRY: True}))
+
     def forget_one() -> str:
         one = dice.choice(sorted(name for name in world.rows if name.startswith("id-")))
         receipt = on_run(lambda pipeline: forget(pipeline, [one], []))
@@ -155,7 +162,7 @@ def work_of(name: str, world: World, dice: random.Random) -> Callable[[], Any]:
         "plan": partial(on_run, plan),
         "rollback": go_back,
         "force": partial(on_run, lambda pipeline: release(pipeline, "because")),
-        "retry": partial(on_run, retry_rejected),
+        "retry": partial(on_run, retry),
         "re-embed": partial(on_run, re_embed),
         "delete": partial(delete_pipeline, home, "p", keep_file=True),
         "forget": forget_one,

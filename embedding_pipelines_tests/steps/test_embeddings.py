@@ -5,9 +5,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from embedding_pipelines.errors import BudgetError
+from embedding_pipelines.errors import BudgetError, ConfigError
+from embedding_pipelines.run import Run
 from embedding_pipelines.status import pipeline_status
-from embedding_pipelines.steps.embeddings import retry_rejected
+from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.steps.embeddings import RETRY, rejected_texts
 from embedding_pipelines_tests.chain import (
     checks_of,
     live_rows,
@@ -16,11 +18,18 @@ from embedding_pipelines_tests.chain import (
     write_csv,
     write_pipeline,
 )
-from embedding_pipelines_tests.conftest import UNMEASURED
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 from embedding_pipelines_tests.embedding.service import DIALECT
 from embedding_pipelines_tests.providers.wire import serve
 
 DIMENSIONS = 64
+
+
+def retry(run: Run) -> int:
+    """Send the rejected texts again; how many were accepted."""
+    before = rejected_texts(run)
+    list(step_named("embeddings").work(run, run.spec.partition_names, {RETRY: True}))
+    return before - rejected_texts(run)
 
 
 def test_a_rejected_text_is_requested_again_on_demand(home: Path) -> None:
@@ -46,12 +55,16 @@ def test_a_rejected_text_is_requested_again_on_demand(home: Path) -> None:
         assert (counted.statistics["documents"], counted.statistics["rejected_texts"]) == (61, 2)
         (home / "data" / "b.csv").unlink()
         run_steps(home, "p")
-        assert retry_rejected(run) == 1
-        status = pipeline_status(run.spec, run.warehouse)
-        assert status["rejected_texts"] == 1  # until a run requests it
+        assert retry(run) == 0
+        assert pipeline_status(run.spec, run.warehouse)["rejected_texts"] == 1
         server.poisoned = lambda _: None
+        run.warehouse.cache.unlink()  # what the shards hold is not paid for again
+        before = live_rows(home, "p")
+        assert retry(run) == 1
         run_steps(home, "p")
-        assert len(live_rows(home, "p")) == 60
+        rows = live_rows(home, "p")
+        assert len(rows) == 60
+        assert {name: row for name, row in rows.items() if name in before} == before
         assert {server.billed[f"text number {n}"] for n in range(60)} == {1}
         assert pq.read_table(run.folder.rejected_texts).num_rows == 0
 
@@ -79,3 +92,16 @@ def test_what_a_run_has_spent_is_on_record_though_its_budget_ends_it_in_the_midd
         run_steps(home, "p")
         assert len(server.billed) == 60
         assert run.usage()["usd"] == pytest.approx(60 * 3 * 2 / 1e6, abs=1e-8)
+
+
+def test_nothing_is_retried_while_other_texts_were_never_embedded(home: Path) -> None:
+    write_csv(home, "a.csv", [(f"d{n}", f"text number {n}", "x") for n in range(60)])
+    write_pipeline(home, "p", HASHING)
+    run_steps(home, "p")
+    run = run_of(home, "p")
+    assert retry(run) == 0
+    write_csv(home, "a.csv", [(f"d{n}", f"text number {n} more", "x") for n in range(60)])
+    for name in ("documents", "chunks"):
+        list(step_named(name).work(run, run.spec.partition_names))
+    with pytest.raises(ConfigError, match=r"were never embedded\. Run `embedding-pipelines run p`"):
+        retry(run)

@@ -85,8 +85,8 @@ def _remedy(folder: PipelineFolder, counts: dict[str, int]) -> str:
     if counts["rejected_texts"] and not counts["table_rows"]:
         name = folder.folder.name
         return (
-            f" {folder.rejected_texts} has its reasons; `embedding-pipelines run {name} "
-            "--retry-rejected` sends them again."
+            f" {folder.rejected_texts} has its reasons; `embedding-pipelines retry {name}` "
+            "sends them again."
         )
     return (
         f" A file may be damaged: delete the folders documents, chunks and embeddings in "
