@@ -1,4 +1,4 @@
-"""Which vectors of the embedding cache the pipelines of a home use, and forgetting the others."""
+"""Which vectors of the embedding cache the pipelines of a home use, and forgetting others."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,9 +14,11 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import SPACE_ID_KEY
 from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.steps.chain import step_named
+from embedding_pipelines.storage.bucket import CacheRules
 from embedding_pipelines.storage.warehouse import Warehouse
 
 KEYS = 4_096  # that are handed on together
+GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,33 @@ def forget_unused(home: Path) -> CacheUse:
     return _look(home, forget=True)
 
 
+def expire_unused(
+    home: Path, rules: CacheRules, today: int, look_only: bool = False
+) -> tuple[int, int]:
+    """Forget those of the other vectors that `rules` let go; how many, and their bytes. `today` is a
+    day's number; with `look_only` they stay. Raises as `forget_unused`."""
+    most = None if rules.max_gb is None else int(rules.max_gb * GIGABYTE)
+    if rules.unused_days is None and most is None:
+        return 0, 0
+    with _open(home, not look_only) as (cache, users):
+        if cache.read_only and not cache.path.exists():
+            return 0, 0
+        return cache.expire(users, today, rules.unused_days, most, look_only)
+
+
 def _look(home: Path, forget: bool) -> CacheUse:
+    path = Warehouse(home).cache
+    size = path.stat().st_size if path.exists() else 0
+    with _open(home, forget) as (cache, users):
+        vectors, used_by = cache.count_used(users, forget and not cache.read_only)
+    return CacheUse(path, size, vectors, used_by)
+
+
+@contextlib.contextmanager
+def _open(
+    home: Path, is_writing: bool
+) -> Iterator[tuple[EmbeddingCache, dict[str, Iterator[list[bytes]]]]]:
+    """The cache, and the keys of each pipeline; to write, while none of them runs."""
     warehouse, (specs, broken) = Warehouse(home), read_pipelines(home)
     if broken:
         names = ", ".join(sorted(path.name for path in broken))
@@ -58,15 +86,12 @@ def _look(home: Path, forget: bool) -> CacheUse:
             f"Nobody can know which vectors {names} would use. Mend or delete it, then try again."
         )
     cache = EmbeddingCache(warehouse.cache, read_only=not warehouse.cache.exists())
-    size = warehouse.cache.stat().st_size if warehouse.cache.exists() else 0
     with contextlib.ExitStack() as stack:
         runs = [stack.enter_context(Run(spec, warehouse)) for spec in specs.values()]
-        for run in runs if forget else ():
+        for run in runs if is_writing else ():
             stack.enter_context(run.folder.lock("run", timeout_seconds=0))
         stack.enter_context(cache)
-        users = {run.spec.name: _keys(run) for run in runs}
-        vectors, used_by = cache.count_used(users, forget and not cache.read_only)
-    return CacheUse(warehouse.cache, size, vectors, used_by)
+        yield cache, {run.spec.name: _keys(run) for run in runs}
 
 
 def _keys(run: Run) -> Iterator[list[bytes]]:

@@ -84,7 +84,8 @@ def _bucket(run: Run) -> str:
 def _source(run: Run) -> str:
     files = run.spec.source.files(run.warehouse.home)
     size = sum(file.size_bytes for file in files) / 1e6
-    return f"{counted(len(files), 'file')}, {size:,.1f} MB; {pending(run, files)}"
+    sizes = f", {size:,.1f} MB" if size else ""
+    return f"{counted(len(files), run.spec.source.unit)}{sizes}; {pending(run, files)}"
 
 
 def _model(run: Run) -> str:

@@ -61,11 +61,17 @@ def _locked_draft(path: Path) -> tuple[Path, IO[bytes]]:
 
 def delete_drafts(folder: Path, name: str | None = None) -> None:
     """Delete the drafts that killed writers left in a folder: of one file, or of all."""
+    for draft in abandoned_drafts(folder, name):
+        draft.unlink(missing_ok=True)
+
+
+def abandoned_drafts(folder: Path, name: str | None = None) -> Iterator[Path]:
+    """The drafts in a folder that no process has locked, each locked until the next is asked for."""
     pattern = "*" if name is None else glob.escape(name)
     for draft in folder.glob(f".{pattern}.*.tmp"):
         with contextlib.suppress(FileNotFoundError, BlockingIOError), draft.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            draft.unlink()
+            yield draft
 
 
 def move(draft: Path, path: Path) -> None:

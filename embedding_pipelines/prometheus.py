@@ -11,7 +11,6 @@ from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.chain import steps_of
-from embedding_pipelines.steps.pending import UP_TO_DATE
 from embedding_pipelines.storage.warehouse import Warehouse
 
 PREFIX = "embedding_pipelines_"
@@ -78,7 +77,7 @@ def exposition(
 def _of_pipeline(spec: PipelineSpec, warehouse: Warehouse) -> Iterator[Sample]:
     run, status = Run(spec, warehouse), pipeline_status(spec, warehouse)
     yield from _state(spec.name, status["status"])
-    yield _sample(spec, "source_up_to_date", status["source"] == UP_TO_DATE)
+    yield _sample(spec, "source_up_to_date", status["source_is_released"])
     for step in steps_of(spec):
         if step.name in status:
             yield _sample(spec, "rows", status[step.name], step=step.name)

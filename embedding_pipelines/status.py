@@ -2,6 +2,7 @@
 loaded."""
 
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,20 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_pipelines.activity import last_activity
-from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError, counted
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
-from embedding_pipelines.remote import fetch_state, is_whole, refresh
+from embedding_pipelines.remote import fetch_state, is_current, is_whole, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
-from embedding_pipelines.steps.checks import current_checks
+from embedding_pipelines.steps.checks import current_checks, read_checks
 from embedding_pipelines.steps.documents import read_files
-from embedding_pipelines.steps.pending import pending
-from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.steps.pending import Pending, pending
+from embedding_pipelines.steps.repair import damaged_states
+from embedding_pipelines.steps.vector_store import SAMPLE_BYTES, table_state
 from embedding_pipelines.storage.warehouse import Manifest, Shards, Warehouse
 
+DRIFT = "data_has_not_drifted"  # the check that compares a candidate with the live release
 EMPTY = "its text is empty after cleaning"  # of a document, so that no search finds it
 
 
@@ -33,7 +36,9 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     """Releases, rows of every step, rejected records, what is at work or went wrong, and what of
     the source is not released.
 
-    `status` is running, held back, failed, stopped, active or new: the first of them that is true.
+    `up_to_date` is true if the live release holds what the source and the pipeline file say now, as
+    far as files tell: no model is asked whether it is still the same. `status` is running, held
+    back, failed, stopped, active or new: the first of them that is true.
     """
     shared = fetch_state(warehouse, spec.name)
     run = Run(spec, warehouse)
@@ -42,17 +47,24 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
     rejected_texts = sum(entry.rejected for entry in _recorded(run, run.folder.embeddings))
     held_back, activity = _held_back(run, live), last_activity(run)
     state = activity.state if activity else ""
+    waiting, source = _source(run)
+    rolled_back = _rolled_back(live, newest)
+    lag = _lag(run, live, waiting, source, state, held_back, rolled_back)
     if held_back and state != "running":
         state = "held back"
     return {
         "id": pipeline_ids(warehouse.home).get(spec.name),
         "pipeline": spec.name,
         "status": state or ("active" if live else "new"),
-        "last_step": str(activity) if activity and activity.state else None,
+        "up_to_date": not lag,
+        "freshness": _freshness(live, lag),
+        "last_step": str(activity) if activity and state in ("running", "stopped") else None,
+        "last_error": str(activity) if activity and state == "failed" else None,
         "held_back": held_back,
         "model": title_of(spec.model),
         "schedule": spec.schedule,
-        "source": _source(run),
+        "source": source,
+        "source_is_released": waiting is not None and waiting.is_empty,
         "bucket": shared,
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
@@ -66,7 +78,8 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "live_model": _live_model(run, live) if live else None,
         "override": live.override or None if live else None,
         "forced": live.forced or None if live else None,
-        "rolled_back": _rolled_back(live, newest),
+        "rolled_back": rolled_back,
+        "drift": _drift(run),
         "kept_releases": [release.number for release in releases.releases],
     }
 
@@ -219,12 +232,80 @@ def _recorded(run: Run, shards: Shards) -> list[Manifest]:
     return [entry for name in run.spec.partition_names if (entry := read(name)) is not None]
 
 
-def _source(run: Run) -> str:
-    """What of the source's files is not in the newest release, in a few words."""
+def _source(run: Run) -> tuple[Pending | None, str]:
+    """What of the source is not in the newest release, None if that cannot be told; in a few
+    words."""
     if not is_whole(run.warehouse, run.spec.name):
-        return "not compared: this machine has no rows of the pipeline, which a run fetches"
+        return None, "not compared: this machine has no rows of the pipeline, which a run fetches"
     try:
-        files = run.spec.source.files(run.warehouse.home)
-        return str(pending(run, files))
+        waiting = pending(run, run.spec.source.files(run.warehouse.home))
+    except EmbeddingPipelinesError as error:
+        return None, str(error)
+    return waiting, str(waiting)
+
+
+def _lag(
+    run: Run,
+    live: Release | None,
+    waiting: Pending | None,
+    source: str,
+    state: str,
+    held_back: str | None,
+    rolled_back: str | None,
+) -> str:
+    """Why the live release is not all that it should be, in a few words; empty if it is."""
+    if state == "running":
+        return "a run is under way"
+    if held_back:
+        return "the newest candidate is held back"
+    if state:
+        return f"the last run {'failed' if state == 'failed' else 'was ended from outside'}"
+    if waiting is None or not waiting.is_empty:
+        return source
+    if live is None:
+        return "nothing is released"
+    if rolled_back:
+        return "it was rolled back"
+    if current_checks(run) is None:
+        return "the pipeline file has changed since the last run, or files of its evaluation"
+    if damaged := damaged_states(run.folder):
+        verb, what = ("is", "it") if len(damaged) == 1 else ("are", "them")
+        files = counted(len(damaged), "file")
+        return f"{files} of its state {verb} damaged; the next run mends {what}"
+    table = live.spec.store.table(run.warehouse.tables, live.table)
+    if words := table.damage(live.version, SAMPLE_BYTES):
+        return f"{words}; the next run mends it"
+    try:
+        if not is_current(run.warehouse, run.spec.name):
+            return "bucket and this machine differ; the next run here brings them together"
     except EmbeddingPipelinesError as error:
         return str(error)
+    return ""
+
+
+def _freshness(live: Release | None, lag: str) -> str:
+    """Whether the live release is up to date, how old it is, and why it is not."""
+    if live is None:
+        return f"not up to date: {lag}"
+    age = _words_of(time.time() - live.released_at.timestamp())
+    if lag:
+        return f"not up to date: {lag}; release {live.number} is {age} old"
+    return f"up to date; release {live.number} is {age} old"
+
+
+def _words_of(seconds: float) -> str:
+    """A span of time in its greatest unit."""
+    for size, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= size:
+            return counted(int(seconds // size), unit)
+    return counted(max(int(seconds), 0), "second")
+
+
+def _drift(run: Run) -> str | None:
+    """What the newest checks say of the distribution of the vectors; None if they do not."""
+    try:
+        record = read_checks(run)
+    except StoreError:  # a run makes it anew
+        return None
+    checks = [check for check in record.checks if check.name == DRIFT] if record else []
+    return _first_sentence(checks[0].sentence) if checks else None

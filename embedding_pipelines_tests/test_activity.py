@@ -29,7 +29,7 @@ def pipeline(home: Path, own_instance: Path) -> Path:
 
 def state(home: Path) -> tuple[str, str]:
     row = pipeline_status(find_pipeline("p", home), Warehouse(home))
-    return row["status"], row["last_step"] or ""
+    return row["status"], row["last_step"] or row["last_error"] or ""
 
 
 def run(home: Path) -> str:

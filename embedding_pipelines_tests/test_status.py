@@ -2,6 +2,7 @@
 
 import json
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import pytest
 
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.providers.hashing import Hashing
-from embedding_pipelines.releases import live_release
+from embedding_pipelines.releases import live_release, rollback
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.release import release
+from embedding_pipelines.steps.sentences import sentence
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
-from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.conftest import HASHING, UNMEASURED
 
 WORD = "far "
 
@@ -34,6 +36,63 @@ def test_a_pipeline_that_never_ran_is_new(home: Path) -> None:
     assert "matches no file" in found["source"]
     write_csv(home, "a.csv", [(1, "one", "x")])
     assert status(home)["source"] == "1 new: data/a.csv"
+    assert status(home)["freshness"] == "not up to date: 1 new: data/a.csv"
+
+
+def test_up_to_date_is_said_only_of_what_is(home: Path) -> None:
+    write_pipeline(home, "p", HASHING)
+    write_csv(home, "a.csv", [(number, f"text {number}", "x") for number in range(8)])
+    run_steps(home, "p")
+    folder = Warehouse(home).pipeline("p")
+
+    def why() -> str:
+        found = status(home)
+        assert found["up_to_date"] is found["freshness"].startswith("up to date; release 1 is ")
+        return "" if found["up_to_date"] else str(found["freshness"])
+
+    assert why() == ""
+    write_csv(home, "b.csv", [(9, "text 9", "x")])
+    assert why().startswith("not up to date: 1 new: data/b.csv; release 1 is ")
+    (home / "data" / "b.csv").unlink()
+    assert why() == ""
+    for edit in ("compression: [int8]\n", "preprocessing: {chunk: {max_tokens: 99}}\n"):
+        write_pipeline(home, "p", HASHING + edit)
+        assert "the pipeline file has changed since the last run" in why()
+    write_pipeline(home, "p", HASHING + "description: other words\nschedule: '@daily'\n")
+    assert why() == ""
+    content = folder.releases_copy.read_bytes()
+    folder.releases_copy.write_bytes(content.replace(b"hashing", b"smashed"))
+    assert "1 file of its state is damaged; the next run mends it" in why()
+    folder.releases_copy.write_bytes(content)
+    (shard,) = list(folder.embeddings.folder.glob("b00-*.parquet"))
+    shard.rename(shard.with_suffix(".away"))
+    assert "'embeddings' has not taken it in" in why()
+    shard.with_suffix(".away").rename(shard)
+    table = folder.tables / f"{live_release(folder).table}.lance"
+    data = next(table.glob("data/*.lance"))
+    content = data.read_bytes()
+    data.write_bytes(content[:-1])
+    assert "is lost or damaged; the next run mends it" in why()
+    data.write_bytes(content)
+    assert why() == ""
+    write_csv(home, "a.csv", [(number, f"text {number} more", "x") for number in range(8)])
+    run_steps(home, "p")
+    assert status(home)["drift"] is not None
+    rollback(folder, 1)
+    assert "it was rolled back; release 1 is " in why()
+
+
+def test_a_database_has_tables_not_files(home: Path) -> None:
+    with sqlite3.connect(home / "shop.db") as database:
+        database.execute("CREATE TABLE things (id TEXT, title TEXT)")
+        database.execute("INSERT INTO things VALUES ('1', 'red fox'), ('2', 'blue whale')")
+    database.close()
+    source = "{kind: sql, url: 'sqlite:///shop.db', table: things, id: id, text: [title]}"
+    write_pipeline(home, "p", f"source: {source}\nmodel: {{provider: hashing}}\n{UNMEASURED}")
+    assert status(home)["source"] == "1 new: things"
+    reports = run_steps(home, "p")
+    assert sentence(reports[0]).startswith("2 documents from 1 table, 0 rejected")
+    assert status(home)["source"] == "no table has changed"
 
 
 def test_rows_releases_and_changed_files_are_counted(home: Path) -> None:

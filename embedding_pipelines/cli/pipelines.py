@@ -33,7 +33,14 @@ from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.home import pipelines_folder
 
 LIST_COLUMNS = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
-NOTES = ("held_back", "last_step", "forced", "rolled_back", "source")  # below the list
+NOTES = (
+    "held_back",
+    "last_error",
+    "last_step",
+    "forced",
+    "rolled_back",
+    "source",
+)  # below the list
 TITLES = {"live_release": "live", "released_at": "since (UTC)"}
 OPTIONAL = (  # in a status: left out where there is nothing to tell
     "schedule",
@@ -44,9 +51,11 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "live_rows",
     "live_model",
     "held_back",
+    "last_error",
     "last_step",
     "forced",
     "rolled_back",
+    "drift",
     "bucket",
 )
 
@@ -59,7 +68,6 @@ def list_pipelines() -> Outcomes:
     from embedding_pipelines.spec.ids import pipeline_ids
     from embedding_pipelines.spec.load import read_pipelines
     from embedding_pipelines.status import pipeline_status
-    from embedding_pipelines.steps.pending import UP_TO_DATE
 
     specs, broken = read_pipelines(home_folder())
     ids = pipeline_ids(home_folder())
@@ -79,7 +87,7 @@ def list_pipelines() -> Outcomes:
             print_table(console, shown)
             for row in rows:
                 for name in notes:
-                    if row.get(name) and row[name] != UP_TO_DATE:
+                    if row.get(name) and not (name == "source" and row["source_is_released"]):
                         title = name.replace("_", " ")
                         print_words(console, f"{row['pipeline']}: {title}: {row[name]}")
         else:
@@ -106,14 +114,22 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def status(names: Names = None) -> Outcomes:
-    """Show rows, releases and changed files of pipelines."""
+    """Show freshness, rows, releases, faults and the next tick."""
+    from embedding_pipelines.orchestration.ticks import next_tick
     from embedding_pipelines.status import pipeline_status
 
     specs, problems = load_specs(names)
     for number, spec in enumerate(specs):
         row = pipeline_status(spec, open_warehouse())
+        row["next_tick"] = next_tick(spec, home_folder())
         absent = {name for name in OPTIONAL if not row[name]}
-        absent |= {"pipeline", "override", *(f"{name}_table" for name in absent)}
+        absent |= {
+            "pipeline",
+            "override",
+            "up_to_date",
+            "source_is_released",
+            *(f"{name}_table" for name in absent),
+        }
         statistics = {name: value for name, value in row.items() if name not in absent}
         title = f"\n{spec.name}" if number else spec.name
         yield Output([row], partial(print_statistics, make_console(), title, statistics))

@@ -1,4 +1,5 @@
-"""Commands about what did not get in, and what goes: `rejected`, `delete`, `forget` and `cache`."""
+"""Commands about what did not get in, and what goes: `rejected`, `delete`, `forget`, `clean` and
+`cache`."""
 
 import sys
 from dataclasses import asdict
@@ -24,6 +25,10 @@ from embedding_pipelines.errors import ConfigError
 MEGABYTE = 1e6
 
 app = typer.Typer()
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / MEGABYTE:,.1f} MB"
 
 
 @app.command()
@@ -159,6 +164,43 @@ def forget(
             "--keep-file` and a run make all of it anew without them.",
             spec.name,
         )
+
+
+@app.command()
+def clean(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")
+    ] = False,
+) -> Outcomes:
+    """Delete what no release, candidate or next run needs.
+
+    Those are old versions of tables, tables, shards and codecs that nothing names, and what killed
+    processes left. Vectors that no pipeline uses leave the embedding cache as `warehouse.yaml` says
+    (`cache: {unused_days: 90, max_gb: 20}`), by default none. Dagster does the same each week.
+    """
+    from embedding_pipelines.clean import clean as clean_home
+
+    cleaning = clean_home(home_folder(), dry_run)
+    lines, rows = [], []
+    for name, entries in cleaning.garbage.items():
+        sizes: dict[str, list[int]] = {}
+        for entry in entries:
+            sizes.setdefault(entry.what, []).append(entry.size_bytes)
+            path = str(entry.path)
+            rows.append({"what": entry.what, "path": path, "size_bytes": entry.size_bytes})
+            rows[-1]["pipeline"] = name
+        for what, each in sizes.items():
+            lines.append(f"{name}: {counted(len(each), what)}, {_megabytes(sum(each))}")
+    if cleaning.vectors:
+        vectors = counted(cleaning.vectors, "vector")
+        lines.append(f"embedding cache: {vectors}, {_megabytes(cleaning.vector_bytes)}")
+    verb = "would go" if dry_run else "deleted"
+    lines.append(f"{_megabytes(cleaning.size_bytes)} {verb}" if lines else "nothing to delete")
+    result = {"dry_run": dry_run, "garbage": rows, "vectors": cleaning.vectors}
+    result |= {"vector_bytes": cleaning.vector_bytes, "size_bytes": cleaning.size_bytes}
+    yield Output([result | {"left_alone": cleaning.left_alone}], partial(say, *lines))
+    for sentence in cleaning.left_alone:
+        yield Problem(f"left alone: {sentence}")
 
 
 @app.command()

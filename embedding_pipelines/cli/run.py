@@ -99,10 +99,11 @@ def run(
 
 @app.command()
 def retry(name: Name) -> Outcomes:
-    """Send the texts again that the provider rejected, and no others, then release what changed.
+    """Send rejected texts again, and no others.
 
-    The source is not read and no other text is paid for. A record of the source that was rejected
-    is read again when its file or the pipeline file changes.
+    What follows is done as ever: texts that are accepted are released. The source is not read and
+    no other text is paid for. A record of the source that was rejected is read again when its file
+    or the pipeline file changes.
     """
     from embedding_pipelines.remote import refresh
     from embedding_pipelines.steps.embeddings import rejected_texts

@@ -27,6 +27,8 @@ from embedding_pipelines.vectors import Vectors
 # Per statement; measured fastest between 1,000 and 16,000 (SQLite allows 32,766).
 LOOKUP_KEYS = 4_096
 INSERT_ROWS = 1_024
+ROW_BYTES = 40  # of a row besides its vector: key, checksum, and the index
+WORTH_SHRINKING = 0.25  # of the file: less is left for later vectors
 BUSY_SECONDS = 60.0  # another process writes one batch at a time, in milliseconds
 FILE_NAME = "cache.sqlite"
 IN_MEMORY = Path(":memory:")  # SQLite's name for a database that is gone when it is closed
@@ -110,8 +112,9 @@ class EmbeddingCache:
         with self._open("written") as database:
             with database:
                 database.execute("BEGIN IMMEDIATE")
-                rows = ((key,) for key in keys)
+                rows = [(key,) for key in keys]
                 count = database.executemany("DELETE FROM vectors WHERE key = ?", rows).rowcount
+                database.executemany("DELETE FROM unused WHERE key = ?", rows)
             busy, *_ = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return max(count, 0), not busy
 
@@ -120,24 +123,89 @@ class EmbeddingCache:
     ) -> tuple[int, dict[str, int]]:
         """How many vectors there are, and how many of them each user's keys name, what several
         name for the first. `forget_others` deletes what nobody names and makes the file smaller."""
-        with self._open("written" if forget_others else "read") as database:
+        with self._with_used(users, forget_others) as database:
+            count = int(database.execute("SELECT count(*) FROM vectors").fetchone()[0])
+            rows = database.execute(
+                "SELECT user, count(*) FROM used JOIN vectors USING (key) GROUP BY user"
+            ).fetchall()
+            if forget_others:
+                database.execute("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM used)")
+                database.execute("DELETE FROM unused")
+                _shrink(database)
+        return count, dict.fromkeys(users, 0) | {user: int(number) for user, number in rows}
+
+    def expire(
+        self,
+        users: Mapping[str, Iterable[Sequence[bytes]]],
+        today: int,
+        days: int | None,
+        most_bytes: int | None,
+        look_only: bool = False,
+    ) -> tuple[int, int]:
+        """Delete vectors that no user's keys name: those that were first seen so `days` days ago or
+        earlier, and more of them, the longest unused first, while the file is larger than
+        `most_bytes`. `today` is a day's number, kept for those that are seen unused for the first
+        time. Returns how many vectors go and their bytes; with `look_only` they stay."""
+        with self._with_used(users, not look_only) as database:
+            unused = "unused" if _has_table(database, "unused") else "(SELECT 0 key, 0 since)"
+            source = (
+                f"vectors LEFT JOIN {unused} AS unused USING (key) "
+                "WHERE vectors.key NOT IN (SELECT key FROM used)"
+            )
+            if not look_only:
+                with database:
+                    database.execute("BEGIN IMMEDIATE")
+                    database.execute(
+                        "DELETE FROM unused WHERE key IN (SELECT key FROM used) "
+                        "OR key NOT IN (SELECT key FROM vectors)"
+                    )
+                    database.execute(
+                        f"INSERT OR IGNORE INTO unused SELECT vectors.key, ? FROM {source}",
+                        (today,),
+                    )
+            rows = database.execute(
+                "SELECT coalesce(since, ?) AS day, vectors.rowid AS row, length(vector) "
+                f"FROM {source} ORDER BY day, row",
+                (today,),
+            )
+            size, count, gone, last = _size(database), 0, 0, (0, 0)
+            for day, row, length in rows:
+                is_old = days is not None and day <= today - days
+                if not is_old and (most_bytes is None or size - gone <= most_bytes):
+                    break
+                count, gone, last = count + 1, gone + length + ROW_BYTES, (day, row)
+            rows.close()
+            if count and not look_only:
+                with database:
+                    database.execute("BEGIN IMMEDIATE")
+                    database.execute(
+                        "DELETE FROM vectors WHERE key IN (SELECT vectors.key FROM "
+                        f"{source} AND (coalesce(since, ?), vectors.rowid) <= (?, ?))",
+                        (today, *last),
+                    )
+                    database.execute(
+                        "DELETE FROM unused WHERE key NOT IN (SELECT key FROM vectors)"
+                    )
+                if gone >= size * WORTH_SHRINKING:
+                    _shrink(database)
+        return count, gone
+
+    @contextmanager
+    def _with_used(
+        self, users: Mapping[str, Iterable[Sequence[bytes]]], is_writing: bool
+    ) -> Iterator[sqlite3.Connection]:
+        """The database with a temporary table `used`: each key that users name, and its first
+        user."""
+        with self._open("written" if is_writing else "read") as database:
             database.execute("CREATE TEMP TABLE used (key BLOB PRIMARY KEY, user TEXT)")
             try:
                 for user, batches in users.items():
                     for keys in batches:
                         entries = ((key, user) for key in keys)
                         database.executemany("INSERT OR IGNORE INTO used VALUES (?, ?)", entries)
-                count = int(database.execute("SELECT count(*) FROM vectors").fetchone()[0])
-                rows = database.execute(
-                    "SELECT user, count(*) FROM used JOIN vectors USING (key) GROUP BY user"
-                ).fetchall()
-                if forget_others:
-                    database.execute("DELETE FROM vectors WHERE key NOT IN (SELECT key FROM used)")
-                    database.execute("VACUUM")
-                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                yield database
             finally:
                 database.execute("DROP TABLE used")
-        return count, dict.fromkeys(users, 0) | {user: int(number) for user, number in rows}
 
     def get(
         self, text: str, model: EmbeddingModel | Space | str, input_type: InputType = "document"
@@ -285,11 +353,31 @@ def _create_table(database: sqlite3.Connection) -> None:
         "CREATE TABLE IF NOT EXISTS vectors "
         "(key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum INTEGER)"
     )
+    database.execute(  # the day on which `expire` first saw that nobody uses a vector
+        "CREATE TABLE IF NOT EXISTS unused (key BLOB PRIMARY KEY, since INTEGER NOT NULL)"
+    )
     if not _has_checksums(database):  # of an earlier version; its vectors have none
         with database:
             database.execute("BEGIN IMMEDIATE")
             if not _has_checksums(database):  # another process was quicker
                 database.execute("ALTER TABLE vectors ADD COLUMN checksum INTEGER")
+
+
+def _has_table(database: sqlite3.Connection, name: str) -> bool:
+    statement = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    return database.execute(statement, (name,)).fetchone() is not None
+
+
+def _size(database: sqlite3.Connection) -> int:
+    """The bytes in use of the file."""
+    names = ("page_count", "freelist_count", "page_size")
+    pages, free, size = (database.execute(f"PRAGMA {name}").fetchone()[0] for name in names)
+    return int((pages - free) * size)
+
+
+def _shrink(database: sqlite3.Connection) -> None:
+    database.execute("VACUUM")
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _has_checksums(database: sqlite3.Connection) -> bool:

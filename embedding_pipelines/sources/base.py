@@ -72,6 +72,7 @@ class Source(Choice):
     """
 
     suffixes: ClassVar[tuple[str, ...]] = ()  # which files of a folder to read; in lower case
+    unit: ClassVar[str] = "file"  # what one of its parts is, for people
 
     id: str | None = None
     text: Names = ("text",)

@@ -19,7 +19,7 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -69,6 +69,7 @@ class Sql(Source):
     """
 
     kind: Literal["sql"] = "sql"
+    unit: ClassVar[str] = "table"
 
     url: str
     table: str | None = None

@@ -117,7 +117,7 @@ def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepRepo
     }
     is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
     if is_whole and len(unchanged) == len(files) == len(record):
-        return files, unchanged, StepReport(DocumentsStep.name, False, _statistics(record, 0))
+        return files, unchanged, StepReport(DocumentsStep.name, False, _statistics(run, record, 0))
     return files, _undisputed(unchanged), None
 
 
@@ -150,6 +150,7 @@ def write_documents(run: Run) -> StepReport:
     for note in run.spec.source.omissions(run.warehouse.home):
         run.progress.note(note)
     changed = [file for file in source_files if file.name not in unchanged]
+    parts = f"{run.spec.source.unit}s"
     files, forgotten = dict(unchanged), forgotten_by(run)
     folder.documents.folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -162,7 +163,7 @@ def write_documents(run: Run) -> StepReport:
         needed = [file for file in changed if file.name not in files]
         with fetched(needed, spill.folder) as read:
             for number, file in enumerate(read):
-                run.progress.update("documents", number, len(needed), "files")
+                run.progress.update("documents", number, len(needed), parts)
                 files[file.name] = _read_file(run, file, spill, forgotten)
         spill.close()
         _check_columns(run, files)
@@ -177,13 +178,13 @@ def write_documents(run: Run) -> StepReport:
         others = pc.field("file").isin(_names(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
     delete(folder.rejected_by_failure)  # of runs before this one
-    run.progress.update("documents", len(changed), len(changed), "files")
+    run.progress.update("documents", len(changed), len(changed), parts)
     for note in _shared_notes([files[file.name] for file in changed]):
         run.progress.note(note)
     ordered = {file.name: files[file.name] for file in source_files}
     folder.sync()  # the record says that these files need not be read again
     _write_record(run, ordered, whole=True)
-    statistics = _statistics(ordered, len(changed)) | {"written_partitions": written}
+    statistics = _statistics(run, ordered, len(changed)) | {"written_partitions": written}
     return StepReport(DocumentsStep.name, True, statistics)
 
 
@@ -311,7 +312,7 @@ def source_configuration(run: Run) -> str:
     return DocumentsStep().configuration(run.spec)
 
 
-def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
+def _statistics(run: Run, files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
     entries = list(files.values())
     encodings = sorted({entry.encoding for entry in entries if entry.encoding} - {"utf-8"})
     notes = [note for entry in entries for note in entry.notes] + _shared_notes(entries)
@@ -319,6 +320,7 @@ def _statistics(files: dict[str, FileStatistics], changed_files: int) -> dict[st
         "documents": sum(entry.rows for entry in entries),
         "rejected": sum(entry.rejected for entry in entries),
         "files": len(entries),
+        "unit": run.spec.source.unit,
         "changed_files": changed_files,
         "source_bytes": sum(entry.size_bytes for entry in entries),
         "forgotten": sum(entry.forgotten for entry in entries),

@@ -19,12 +19,12 @@ from embedding_pipelines.steps.documents import read_files
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
 SHOWN_FILES = 5
-UP_TO_DATE = "no file has changed"
 
 
 @dataclass(frozen=True)
 class Pending:
-    """File names, and the first step that lacks what was read; all empty if it is released."""
+    """Names of files, or of other parts of the source, and the first step that lacks what was read;
+    all empty if it is released."""
 
     new: tuple[str, ...] = ()  # since they were last read
     changed: tuple[str, ...] = ()
@@ -32,6 +32,7 @@ class Pending:
     step: str = ""
     held_back_by: tuple[str, ...] = ()  # checks that block the newest table version
     in_batch_jobs: bool = False  # texts are with the service, which answers later
+    unit: str = "file"  # what a part of the source is
 
     @property
     def is_empty(self) -> bool:
@@ -56,7 +57,7 @@ class Pending:
             return f"the newest table is held back by {', '.join(self.held_back_by)}"
         if self.step:
             return f"what was read is not released: {self.step!r} has not taken it in"
-        return UP_TO_DATE
+        return f"no {self.unit} has changed"
 
 
 def pending(run: Run, files: Sequence[Input]) -> Pending:
@@ -65,17 +66,19 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
 
     Raises StoreError if a state file is damaged.
     """
+    unit = run.spec.source.unit
     read = {name: entry.stamp for name, entry in read_files(run).items()}
     difference = changes(read, {file.name: file.stamp for file in files})
     if any(difference):
-        return Pending(*difference)
+        return Pending(*difference, unit=unit)
     step = _lagging_step(run)
     if step == "release":
         record = current_checks(run)
         blocking = (check.name for check in record.checks if check.blocks) if record else ()
-        return Pending(step=step, held_back_by=tuple(blocking))
+        return Pending(step=step, held_back_by=tuple(blocking), unit=unit)
     awaits_jobs = run.spec.model.uses_batch_jobs and run.folder.batch_jobs.exists()
-    return Pending(step=step, in_batch_jobs=step == "embeddings" and awaits_jobs)
+    in_batch_jobs = step == "embeddings" and awaits_jobs
+    return Pending(step=step, in_batch_jobs=in_batch_jobs, unit=unit)
 
 
 def _lagging_step(run: Run) -> str:

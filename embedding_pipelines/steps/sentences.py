@@ -23,8 +23,9 @@ def sentence(report: StepReport) -> str:
     from embedding_pipelines.steps.chain import step_named
 
     step, statistics = step_named(report.step), report.statistics
+    nouns = {**NOUNS, "files": statistics.get("unit", NOUNS["files"])}  # parts of any source
     words = {
-        name: counted(value, NOUNS[name]) if name in NOUNS else value
+        name: counted(value, nouns[name]) if name in nouns else value
         for name, value in statistics.items()
     }
     extras = [

@@ -1,11 +1,15 @@
-"""Where a warehouse is published: the home's `warehouse.yaml`, and a proof that its store can commit."""
+"""What holds for a home's whole warehouse: its `warehouse.yaml`, which says where it is published and
+what of the cache may stay, and a proof that the bucket's store can commit."""
 
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from embedding_pipelines.errors import BucketError, ConfigError
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket, is_uri, open_bucket, open_folder
@@ -13,15 +17,57 @@ from embedding_pipelines.objects import RETRY_SECONDS, Bucket, is_uri, open_buck
 FILE_NAME = "warehouse.yaml"
 EXAMPLE = (
     "It has to be one line that says where the warehouse is published, as in `bucket: "
-    "s3://bucket/folder` (or gs://, az://, file:///folder)."
+    "s3://bucket/folder` (or gs://, az://, file:///folder), and may have another that says what of "
+    "the embedding cache stays: `cache: {unused_days: 90, max_gb: 20}`."
 )
 RACERS = 8
 PROVEN = "warehouse.json"  # the object that says that the store was tried
 
 
+class CacheRules(BaseModel):
+    """Which vectors that no pipeline uses leave the embedding cache; by default none does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unused_days: int | None = Field(None, ge=1)  # since a clean-up first saw that nobody uses them
+    max_gb: float | None = Field(None, gt=0)  # of the file; those go first that are unused longest
+
+
 def bucket_of(home: Path) -> str | None:
     """The URI that a home's `warehouse.yaml` gives, None without one. Raises ConfigError for a file
-    that says anything else."""
+    that says anything else than these."""
+    path, values = home / FILE_NAME, _read(home)
+    if values is None or (values.keys() == {"cache"} and cache_rules(home)):
+        return None
+    uri = values.get("bucket")
+    try:
+        parts = urlsplit(uri) if isinstance(uri, str) else None
+    except ValueError:  # as of s3://[b
+        parts = None
+    if parts is None or not (is_uri(parts.geturl()) or _is_folder(parts)):
+        raise ConfigError(f"{path} names no bucket. {EXAMPLE}")
+    if "@" in parts.netloc or parts.query:
+        raise ConfigError(
+            f"{path}: the address holds credentials. Leave them out, and set the store's usual "
+            "environment variables."
+        )
+    return str(uri).rstrip("/")
+
+
+def cache_rules(home: Path) -> CacheRules:
+    """What a home's `warehouse.yaml` says of the embedding cache. Raises ConfigError for a file
+    that cannot be read so."""
+    try:
+        return CacheRules.model_validate((_read(home) or {}).get("cache") or {})
+    except ValidationError as error:
+        faults = "; ".join(
+            f"cache.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+        )
+        raise ConfigError(f"{home / FILE_NAME}: {faults}. {EXAMPLE}") from None
+
+
+def _read(home: Path) -> dict[str, Any] | None:
+    """The parts of the file, None without it."""
     path = home / FILE_NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -38,19 +84,9 @@ def bucket_of(home: Path) -> str | None:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: this is no YAML. {EXAMPLE}") from None
-    uri = value.get("bucket") if isinstance(value, dict) and set(value) == {"bucket"} else None
-    try:
-        parts = urlsplit(uri) if isinstance(uri, str) else None
-    except ValueError:  # as of s3://[b
-        parts = None
-    if parts is None or not (is_uri(parts.geturl()) or _is_folder(parts)):
+    if not isinstance(value, dict) or not value or not set(value) <= {"bucket", "cache"}:
         raise ConfigError(f"{path} names no bucket. {EXAMPLE}")
-    if "@" in parts.netloc or parts.query:
-        raise ConfigError(
-            f"{path}: the address holds credentials. Leave them out, and set the store's usual "
-            "environment variables."
-        )
-    return str(uri).rstrip("/")
+    return value
 
 
 def _is_folder(parts: SplitResult) -> bool:

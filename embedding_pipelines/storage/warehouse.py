@@ -198,13 +198,20 @@ class Shards:
                 delete(other)
         return manifest
 
-    def delete_unnamed(self) -> None:
-        """Delete the shards that a process left which was killed before it deleted them itself; not
-        those of a partition without a manifest, which is about to be written."""
+    def unnamed(self) -> list[Path]:
+        """The shards that no manifest names; not those of a partition without a manifest, which is
+        about to be written."""
+        paths = []
         for shard in list_files(self.folder, "*-*.parquet*"):
             manifest = self.manifest(shard.name.partition("-")[0])
             if manifest is not None and shard.name != manifest.shard:
-                delete(shard)
+                paths.append(shard)
+        return paths
+
+    def delete_unnamed(self) -> None:
+        """Delete the shards that a process left which was killed before it deleted them itself."""
+        for shard in self.unnamed():
+            delete(shard)
 
 
 class ShardWriters:

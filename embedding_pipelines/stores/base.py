@@ -1,7 +1,7 @@
 """The contract of a store: versions of a table, changed by differences, indexed and searched."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from embedding_pipelines.files import delete
 from embedding_pipelines.plugins import Choice
 from embedding_pipelines.vectors import Distance
 
@@ -118,6 +119,16 @@ class Table(ABC):
     @abstractmethod
     def size_bytes(self) -> int:
         """The size of all versions on disk."""
+
+    def garbage(self, kept: Collection[int]) -> list[Path]:
+        """The files that neither these versions nor the newest one needs; there is no other
+        writer."""
+        return []
+
+    def delete_garbage(self, kept: Collection[int]) -> None:
+        """Delete them."""
+        for path in self.garbage(kept):
+            delete(path)
 
 
 @dataclass(frozen=True)

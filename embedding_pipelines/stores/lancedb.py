@@ -244,14 +244,11 @@ class LanceTable(Table):
                 updates = 0
             kept = {tag["version"] for tag in table.tags.list().values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
-        for name in os.listdir(self._versions_folder):
-            if name.endswith(TORN):
-                delete(self._versions_folder / name)
         folder = self.folder_of_files
         paths = (path for part in FIXED for path in (folder / part).rglob("*") if path.is_file())
         names = (path.relative_to(folder).as_posix() for path in paths if path.suffix != ".json")
         write_checksums(self._checksums, folder, names, updates)
-        self._remove_old_versions(kept)
+        self.delete_garbage(kept)
         return trained_rows
 
     def has_only(self, version: int) -> bool:
@@ -267,16 +264,15 @@ class LanceTable(Table):
         is_read, names = self._reader(version), list_names(self.folder_of_files / "_deletions")
         return any(is_read(f"_deletions/{name}") for name in names)
 
-    def _remove_old_versions(self, kept: Collection[int]) -> None:
-        """All but these and the newest one, with the files that only they name. Lance's own
-        clean-up stops at the oldest version with a tag."""
-        manifests = self._manifests()
-        if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
-            return  # of a scheme that is not known here
-        for manifest in sorted(manifests)[1:]:  # names count down
-            if VERSION_ZERO - int(manifest.stem) not in kept:
-                delete(manifest)
-        self._delete_unnamed()
+    def garbage(self, kept: Collection[int]) -> list[Path]:
+        # Lance's own clean-up stops at the oldest version with a tag.
+        torn = self._versions_folder.glob(f"*{TORN}")
+        newest = sorted(self._manifests())[:1]  # names count down
+        return [*torn, *self._unneeded({*newest, *map(self._manifest, kept)})]
+
+    def delete_garbage(self, kept: Collection[int]) -> None:
+        super().delete_garbage(kept)
+        forget_lost_files(self._checksums, self.folder_of_files)
 
     def rows(self, version: int | None = None) -> int:
         table = self._open(version)
@@ -352,25 +348,36 @@ class LanceTable(Table):
                     tags.update(name, version)
 
     def _delete_unnamed(self) -> None:
-        """Delete the files that no version names: writers that were killed left them. There is no
-        other writer, since the pipeline is locked; and none is deleted while a manifest, which
-        might name it, is not as it was written."""
-        folder, manifests = self.folder_of_files, set(self._manifests())
-        self._delete_drafts()
+        """Delete the files that no version names: writers that were killed left them."""
+        for path in self._unneeded(set(self._manifests())):
+            delete(path)
+        forget_lost_files(self._checksums, self.folder_of_files)
+
+    def _unneeded(self, kept: Collection[Path]) -> list[Path]:
+        """The files that only other manifests than these name, or none, those manifests first.
+        There is no other writer, since the pipeline is locked; and none but drafts while a manifest
+        that stays, which might name it, is not as it was written, or of a scheme that is not known
+        here."""
+        folder, manifests = self.folder_of_files, self._manifests()
+        drafts = [path for pattern in DRAFTS for path in folder.glob(pattern)]
         if not all(re.fullmatch(r"\d{20}", manifest.stem) for manifest in manifests):
-            return  # of a scheme that is not known here
-        state = read_checksums(self._checksums)
+            return drafts
+        kept, state = set(kept) & set(manifests), read_checksums(self._checksums)
         if not state["files"] or damaged_file(
-            state, self._checksums, folder, lambda name: folder / name in manifests, None
+            state, self._checksums, folder, lambda name: folder / name in kept, None
         ):
-            return
-        readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in manifests]
-        for part in UNNAMED:
-            for path in (folder / part).rglob("*"):
-                name = path.relative_to(folder).as_posix()
-                if path.is_file() and not any(is_read(name) for is_read in readers):
-                    delete(path)
-        forget_lost_files(self._checksums, folder)
+            return drafts
+        readers = [self._reader(VERSION_ZERO - int(manifest.stem)) for manifest in kept]
+        names = {
+            path.relative_to(folder).as_posix(): path
+            for part in UNNAMED
+            for path in (folder / part).rglob("*")
+            if path.is_file() and path not in drafts
+        }
+        unnamed = [
+            path for name, path in names.items() if not any(is_read(name) for is_read in readers)
+        ]
+        return [*drafts, *(manifest for manifest in manifests if manifest not in kept), *unnamed]
 
     def _delete_drafts(self) -> None:
         for pattern in DRAFTS:

@@ -1,0 +1,108 @@
+"""Garbage: what lies on the disk for a pipeline and that neither a release that can be gone back to,
+nor the newest candidate, nor the next run needs.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedding_pipelines.files import abandoned_drafts, delete, list_files, read_json
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.steps.codec import COPY
+from embedding_pipelines.steps.documents import READING
+from embedding_pipelines.steps.vector_store import table_state
+from embedding_pipelines.stores.base import Table
+
+CANDIDATES = "candidates"  # the folder in which `optimize` builds its tables
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file or folder that can go."""
+
+    what: str  # table, version, shard, codec or leftover
+    path: Path
+    size_bytes: int
+
+
+def find_garbage(run: Run) -> list[Garbage]:
+    """What nobody needs of a pipeline; to be called by whoever holds its locks, since a file may
+    belong to a run that is at work. Raises StoreError if its records are damaged: then nobody can
+    know what they need."""
+    found = [
+        *_tables(run),
+        *(("version", path) for table, kept in _kept(run) for path in table.garbage(kept)),
+        *_shards(run),
+        *_codecs(run),
+        *_leftovers(run),
+    ]
+    return [Garbage(what, path, _size(path)) for what, path in found]
+
+
+def delete_garbage(run: Run) -> list[Garbage]:
+    """Delete it; what it was. As `find_garbage`."""
+    garbage = find_garbage(run)
+    for entry in garbage:
+        if entry.what == "table":
+            run.spec.store.drop(run.warehouse.tables, entry.path.stem)
+        elif entry.path.is_dir():
+            shutil.rmtree(entry.path)
+        elif entry.what != "version":
+            delete(entry.path)
+    for table, kept in _kept(run):
+        table.delete_garbage(kept)
+    return garbage
+
+
+def _kept(run: Run) -> Iterator[tuple[Table, set[int]]]:
+    """The tables that stay, with the versions that do."""
+    state, versions = table_state(run), dict[str, set[int]]()
+    for release in read_releases(run.folder).releases:
+        versions.setdefault(release.table, set()).add(release.version)
+    if state is not None:
+        versions.setdefault(state.table, set()).add(state.version)
+    for name, kept in versions.items():
+        yield run.spec.store.table(run.warehouse.tables, name), kept
+
+
+def _tables(run: Run) -> Iterator[tuple[str, Path]]:
+    store, folder = run.spec.store, run.warehouse.tables
+    kept = {table.folder_of_files for table, _ in _kept(run)}
+    for name in store.names(folder):
+        path = store.table(folder, name).folder_of_files
+        if name.rpartition("-")[0] == run.spec.name and path not in kept:
+            yield "table", path
+
+
+def _shards(run: Run) -> Iterator[tuple[str, Path]]:
+    for shards in (run.folder.documents, run.folder.chunks, run.folder.embeddings):
+        for path in shards.unnamed():
+            yield "shard", path
+
+
+def _codecs(run: Run) -> Iterator[tuple[str, Path]]:
+    """Those that no release names and that are not in force for any options."""
+    folder = run.folder.codecs
+    kept = {release.codec for release in read_releases(run.folder).releases}
+    kept |= set((read_json(run.folder.codecs_in_force) or {}).values())
+    for path in list_files(folder, "*-*.*"):
+        if path.suffix in (".npz", COPY) and path.with_suffix(".npz").name not in kept:
+            yield "codec", path
+
+
+def _leftovers(run: Run) -> Iterator[tuple[str, Path]]:
+    """What processes left that were killed."""
+    root = run.folder.folder
+    for folder in (root, *root.glob("*/")):
+        for path in abandoned_drafts(folder):
+            yield "leftover", path
+    for path in (*run.folder.documents.folder.glob(f"{READING}*/"), root / CANDIDATES):
+        if path.is_dir():
+            yield "leftover", path
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_file())
