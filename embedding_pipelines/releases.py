@@ -294,7 +294,8 @@ def is_gone(folder: PipelineFolder, release: Release) -> bool:
 def search_alike(one: PipelineSpec, other: PipelineSpec) -> bool:
     """Whether two pipelines clean queries and search tables in the same way."""
     stores = [spec.store.model_dump(exclude={"keep_releases"}) for spec in (one, other)]
-    return one.preprocessing == other.preprocessing and stores[0] == stores[1]
+    same = one.preprocessing == other.preprocessing and one.search == other.search
+    return same and stores[0] == stores[1]
 
 
 def serve_alike(one: Release, other: Release) -> bool:

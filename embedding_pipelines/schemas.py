@@ -48,6 +48,7 @@ TABLE_COLUMNS["vector_checksum"] = pa.int64()  # CRC-32 of the vector as the mod
 # at once store it twice.
 TABLE_KEY = "chunk_id"
 
+TEXT = "text"
 VECTOR = "vector"
 RESCORING_VECTOR = "rescoring_vector"  # a finer code of the same vector
 

@@ -1,4 +1,4 @@
-"""The one read path: query → clean → embed as a query → codec → store → SearchResult.
+"""The one read path: query → clean → embed as a query → ranking → SearchResult.
 
 Everything comes from the release, its model and its cleaning included; the pipeline file has no
 part in it.
@@ -10,13 +10,13 @@ import time
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, get_args, overload
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, PrivateAttr
 
-from embedding_pipelines.compression.base import CodecChain, Codes
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
@@ -24,22 +24,20 @@ from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
+from embedding_pipelines.ranking import Filter, Query, find
 from embedding_pipelines.releases import doubts, find_released, live_release
 from embedding_pipelines.remote import refresh
-from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES, RESCORING_VECTOR
+from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES
 from embedding_pipelines.space import Space, require_same_space
+from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
-from embedding_pipelines.stores.base import Table
-from embedding_pipelines.stores.filters import filter_of
-from embedding_pipelines.vectors import Vectors, to_matrix
+from embedding_pipelines.vectors import Vectors
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
 
-# A condition, or what `stores/filters.py filter_of` makes one of: a value, or comparisons, by name.
-Filter = str | Mapping[str, Any]
 MAX_K = 10_000
 REMEDY = "Shorten it, or search with its beginning: too_long='cut', on the command line --cut."
 ATTEMPTS = 3  # of a query, since a user waits
@@ -52,7 +50,9 @@ HIT_COLUMNS = {
 class Hit(BaseModel, frozen=True):
     """One chunk of a search's results."""
 
-    score: float  # cosine similarity; for binary codecs the share of equal bits
+    # By vector: cosine similarity; for binary codecs the share of equal bits. By text: BM25, which
+    # compares only within one result. Hybrid: by the ranks in both, 1 for the first of both.
+    score: float
     chunk_id: str
     document_id: str
     start: int
@@ -68,6 +68,7 @@ class SearchResult(BaseModel, frozen=True):
     release: int
     space_id: str
     query: str
+    mode: Mode = "vector"  # the path that it took
     hits: list[Hit]
     milliseconds: float
     notes: list[str] = []
@@ -161,7 +162,13 @@ class Searcher:
 
     @overload
     def search(  # type: ignore[overload-overlap]  # a text is an Iterable[str], too
-        self, query: str, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
+        self,
+        query: str,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        too_long: TooLong = "refuse",
+        mode: Mode | None = None,
     ) -> SearchResult: ...
 
     @overload
@@ -172,6 +179,7 @@ class Searcher:
         filter: Filter | None = None,
         *,
         too_long: TooLong = "refuse",
+        mode: Mode | None = None,
     ) -> SearchResults: ...
 
     def search(
@@ -181,20 +189,28 @@ class Searcher:
         filter: Filter | None = None,
         *,
         too_long: TooLong = "refuse",
+        mode: Mode | None = None,
     ) -> SearchResult | SearchResults:
-        """The `k` chunks nearest to `query` among those that pass `filter`, nearest first.
+        """The `k` chunks that are best for `query` among those that pass `filter`, best first.
+
+        `mode`: by `vector`, by the words of the `text`, or `hybrid`, by both; else as the pipeline's
+        `search.mode` says. Words alone need no model.
 
         Of many queries, in a list or in a column of a DataFrame, one result each: they are embedded
         together and through the embedding cache.
 
-        Raises ConfigError for an empty query, and for one that is longer than the model reads; with
+        Raises ConfigError for an empty query, another mode, and for one that is longer than the model reads; with
         `too_long` "cut" its beginning is searched for. That, and that the model does not know its
         words, is in the result's `notes` and a warning in the log. Raises SpaceMismatchError if the
         model has changed since the release, StoreError for a wrong filter.
         """
         if not isinstance(query, str):
-            return self._search_all(query, k, filter, too_long)
+            return self._search_all(query, k, filter, too_long, mode)
         started = time.perf_counter()
+        mode = self._mode(mode)
+        if mode == "text":
+            check_k(k)
+            return self._find(Query(self._clean(query, "The query")), query, k, filter, mode, [])
         self._check(self.model.space, k)
         text = self._clean(query, "The query")
         readable = prepare([text], self.model, "query", too_long, lambda _: "The query", REMEDY)
@@ -204,17 +220,21 @@ class Searcher:
             raise ConfigError(f"The query {query!r} has no vector: {words}")
         vector = check_reply(response.vectors, readable.texts, self.model.space)[0]
         notes = [*self._doubts, *readable.notes]
-        _log(notes)
-        rows = self._nearest(vector, k, filter)
-        return self._result(rows, query, started, notes)
+        return self._find(Query(text, vector), query, k, filter, mode, notes, started)
 
     async def search_async(
-        self, query: Any, k: int = 10, filter: Filter | None = None, *, too_long: TooLong = "refuse"
+        self,
+        query: Any,
+        k: int = 10,
+        filter: Filter | None = None,
+        *,
+        too_long: TooLong = "refuse",
+        mode: Mode | None = None,
     ) -> Any:
         """As `search`, in a thread."""
         import asyncio
 
-        return await asyncio.to_thread(self.search, query, k, filter, too_long=too_long)
+        return await asyncio.to_thread(self.search, query, k, filter, too_long=too_long, mode=mode)
 
     def search_many(
         self,
@@ -223,60 +243,105 @@ class Searcher:
         filter: Filter | None = None,
         *,
         too_long: TooLong = "refuse",
+        mode: Mode | None = None,
     ) -> "pd.DataFrame":
         """The hits of many queries as one DataFrame: `search(queries).to_pandas()`, whose columns
         and errors it has."""
         need("pandas", "explore")  # before a query is paid for
         if isinstance(queries, str):
             raise ConfigError("queries is one str: give a list of texts, or one column.")
-        return self._search_all(queries, k, filter, too_long).to_pandas()
+        return self._search_all(queries, k, filter, too_long, mode).to_pandas()
 
     def _search_all(
-        self, given: Any, k: int, filter: Filter | None, too_long: TooLong
+        self, given: Any, k: int, filter: Filter | None, too_long: TooLong, mode: Mode | None
     ) -> SearchResults:
         started = time.perf_counter()
-        self._check(self.model.space, k)
+        mode = self._mode(mode)
+        check_k(k)
         queries, index = _column(given)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
+        asked, notes = [Query(text) for text in texts], list[str]()
+        if mode != "text":
+            asked, notes = self._embed_all(texts, k, too_long)
+        notes = self._notes(mode, notes)
+        types = self.release.spec.source.metadata_types
+        schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
+        parts, results = list[pa.Table](), list[SearchResult]()
+        for query, each in zip(queries, asked, strict=True):
+            rows = self._rows(each, k, filter, mode).select(schema.names).cast(schema)
+            parts.append(rows)
+            results.append(self._result(rows, query, mode, started, notes))
+            started = time.perf_counter()
+        return SearchResults(results, parts, schema, index)
+
+    def _embed_all(
+        self, texts: list[str], k: int, too_long: TooLong
+    ) -> tuple[list[Query], list[str]]:
+        """Cleaned queries with their vectors, through the cache, and what is to be said of them."""
+        self._check(self.model.space, k)
         readable = prepare(texts, self.model, "query", too_long, "queries[{}]".format, REMEDY)
         embeddings = embed_all(
             *(texts, self.model, EmbeddingCache(self._cache), "query"), readable=readable
         )
         for row, reason in embeddings.rejected.items():
             raise ConfigError(f"queries[{row}] ({texts[row]!r}) has no vector: {reason}")
-        notes = [*self._doubts, *readable.notes]
-        _log(notes)
-        types = self.release.spec.source.metadata_types
-        schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
-        parts, results = list[pa.Table](), list[SearchResult]()
-        for query, vector in zip(queries, embeddings.vectors, strict=True):
-            rows = self._nearest(vector, k, filter).select(schema.names).cast(schema)
-            parts.append(rows)
-            results.append(self._result(rows, query, started, notes))
-            started = time.perf_counter()
-        return SearchResults(results, parts, schema, index)
+        vectors = embeddings.vectors
+        queries = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
+        return queries, [*self._doubts, *readable.notes]
 
     def search_vector(
         self, vector: Vectors, space: Space, k: int = 10, filter: Filter | None = None
     ) -> SearchResult:
         """As `search`, for a vector float32[d] of a query in `space`."""
-        started = time.perf_counter()
+        query = Query("", np.asarray(vector, np.float32))
         self._check(space, k)
-        rows = self._nearest(np.asarray(vector, np.float32), k, filter)
-        return self._result(rows, "", started, self._doubts)
+        return self._find(query, "", k, filter, "vector", self._doubts)
 
-    def _nearest(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
+    def _find(
+        self,
+        query: Query,
+        given: str,
+        k: int,
+        filter: Filter | None,
+        mode: Mode,
+        notes: list[str],
+        started: float | None = None,
+    ) -> SearchResult:
+        started = time.perf_counter() if started is None else started
+        notes = self._notes(mode, notes)
+        return self._result(self._rows(query, k, filter, mode), given, mode, started, notes)
+
+    def _mode(self, mode: Mode | None) -> Mode:
+        """The mode that was asked for, else the release's. Raises ConfigError for one there is not."""
+        if mode is not None and mode not in get_args(Mode):
+            raise ConfigError(f"mode is {mode!r}. Write one of {', '.join(get_args(Mode))}.")
+        return mode or self.release.spec.search.mode
+
+    def _notes(self, mode: Mode, notes: list[str]) -> list[str]:
+        release, name = self.release, self.release.spec.name
+        if mode != "vector" and not self._table.has_text_index(release.version):
+            notes = [
+                *notes,
+                f"Release {release.number} of {name!r} has no full-text index: every text is read "
+                "for each search, and a word is found as it is written alone. Write `search: {mode: "
+                f"hybrid}}` (or text) in the pipeline file and run `embedding-pipelines run {name}`.",
+            ]
+        for note in notes:
+            log.warning("%s", note)
+        return notes
+
+    def _rows(self, query: Query, k: int, filter: Filter | None, mode: Mode) -> pa.Table:
         self._follow()
         try:
-            return self._search_table(vector, k, filter)
+            return self._search_table(query, k, filter, mode)
         except StoreError:
             if not self._follow():  # it went just now
                 raise
-            return self._search_table(vector, k, filter)
+            return self._search_table(query, k, filter, mode)
 
-    def _search_table(self, vector: Vectors, k: int, filter: Filter | None) -> pa.Table:
+    def _search_table(self, query: Query, k: int, filter: Filter | None, mode: Mode) -> pa.Table:
         names, version = self.release.spec.source.table_names, self.release.version
-        return nearest(self._table, self.codec, vector, k, filter, version, names)
+        return find(self._table, self.codec, query, k, filter, version, mode, names)
 
     def _follow(self) -> bool:
         """Go on with the live release if the one that was opened has left the disk, since a document
@@ -295,13 +360,16 @@ class Searcher:
         self.release, self._table = live, table
         return True
 
-    def _result(self, rows: pa.Table, query: str, started: float, notes: list[str]) -> SearchResult:
+    def _result(
+        self, rows: pa.Table, query: str, mode: Mode, started: float, notes: list[str]
+    ) -> SearchResult:
         release = self.release
         result = SearchResult(
             pipeline=release.spec.name,
             release=release.number,
             space_id=release.space.id,
             query=query,
+            mode=mode,
             hits=[hit_of(row) for row in rows.to_pylist()],
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
             notes=notes,
@@ -340,6 +408,7 @@ def search(  # type: ignore[overload-overlap]
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
+    mode: Mode | None = None,
 ) -> SearchResult: ...
 
 
@@ -352,6 +421,7 @@ def search(
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
+    mode: Mode | None = None,
 ) -> SearchResults: ...
 
 
@@ -363,10 +433,11 @@ def search(
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
+    mode: Mode | None = None,
 ) -> SearchResult | SearchResults:
     """One query or many to a pipeline's live release; see `Searcher.search`."""
     with Searcher(home, pipeline) as searcher:
-        return searcher.search(query, k, filter, too_long=too_long)
+        return searcher.search(query, k, filter, too_long=too_long, mode=mode)
 
 
 async def search_async(
@@ -377,73 +448,20 @@ async def search_async(
     filter: Filter | None = None,
     *,
     too_long: TooLong = "refuse",
+    mode: Mode | None = None,
 ) -> Any:
     """As `search`, in a thread."""
     import asyncio  # here, since a run without work imports this module
 
-    return await asyncio.to_thread(search, home, pipeline, query, k, filter, too_long=too_long)
+    return await asyncio.to_thread(
+        search, home, pipeline, query, k, filter, too_long=too_long, mode=mode
+    )
 
 
 def check_k(k: int) -> None:
     """ConfigError unless a search can return so many hits."""
     if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= MAX_K:
         raise ConfigError(f"k is {k!r}; it must lie between 1 and {MAX_K}.")
-
-
-def nearest(
-    table: Table,
-    codec: CodecChain,
-    vector: Vectors,
-    k: int,
-    filter: Filter | None,
-    version: int,
-    names: Mapping[str, str] | None = None,
-) -> pa.Table:
-    """The `k` rows of a table nearest to a vector float32[d] of the model's own space, nearest
-    first.
-
-    Their columns are the table's and `score` float32: the cosine, or the share of equal bits for a
-    binary codec without rescoring vectors. With rescoring vectors, the codes give `oversample`
-    times `k` rows, and these vectors rank them. `names` are as in `Table.search`. Raises
-    CompressionError for a vector of another shape or one that is not finite, StoreError for a wrong
-    filter, ConfigError for what is none.
-    """
-    if isinstance(filter, Mapping):
-        filter = filter_of(filter)
-    if not isinstance(filter, str | None):
-        raise ConfigError(
-            f'The filter is {filter!r}. Write a condition, as in "price < 9", or a mapping, as in '
-            '{"brand": ["Acme", "Apex"]}.'
-        )
-    code, rescoring = encode_queries(codec, vector[None, :])[0], codec.rescoring_codec is not None
-    rows = table.search(code, k * codec.oversample, codec.metric, filter, version, rescoring, names)
-    if rescoring:
-        scores = codec.rescore(vector, to_matrix(rows[RESCORING_VECTOR]))
-        best = np.argsort(-scores, kind="stable")[:k]  # of equals the one with the nearer code
-        rows, scores = rows.drop_columns(RESCORING_VECTOR).take(best), scores[best]
-    else:
-        distances = rows["_distance"].to_numpy()
-        scores = 1 - distances / (codec.dimensions if codec.metric == "hamming" else 1)
-    return rows.drop_columns("_distance").append_column("score", pa.array(scores, pa.float32()))
-
-
-def encode_queries(codec: CodecChain, vectors: Vectors) -> Codes:
-    """Queries float32[n, d] of the model's own space as a table compares them.
-
-    These are their codes, but of int8 the numbers before rounding: a cosine with a code needs no
-    rounding on both sides. On 100,000 captions (MiniLM, 384 dimensions, 300 queries) recall@10 is
-    0.992 so, and 0.987 with rounded queries.
-    """
-    codecs = codec.codecs[:-1] if codec.dtype == "int8" else codec.codecs
-    return CodecChain(codecs, codec.input_dimensions).encode(vectors)
-
-
-def as_numbers(codec: CodecChain, codes: Vectors) -> Vectors:
-    """Codes as vectors whose cosines order them as the table does."""
-    if codec.metric == "hamming":
-        bits = np.unpackbits(codes.astype(np.uint8), axis=1, count=codec.dimensions)
-        return bits.astype(np.float32) * 2 - 1
-    return codes.astype(np.float32)
 
 
 def as_frame(rows: pa.Table) -> "pd.DataFrame":
@@ -455,11 +473,6 @@ def as_frame(rows: pa.Table) -> "pd.DataFrame":
     pandas = need("pandas", "explore")
     types = {pa.int64(): pandas.Int64Dtype(), pa.bool_(): pandas.BooleanDtype()}
     return rows.to_pandas(types_mapper=types.get, date_as_object=False)
-
-
-def _log(notes: Iterable[str]) -> None:
-    for note in notes:
-        log.warning("%s", note)
 
 
 def _column(queries: Any) -> "tuple[list[str], pd.Index | None]":

@@ -12,8 +12,9 @@ import pytest
 
 from embedding_pipelines.environment import HOME_VARIABLE
 from embedding_pipelines.errors import CompressionError, ConfigError, SpaceMismatchError, StoreError
+from embedding_pipelines.ranking import nearest
 from embedding_pipelines.schemas import RESCORING_VECTOR
-from embedding_pipelines.search import Searcher, nearest, search
+from embedding_pipelines.search import Searcher, search
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import copy_home, hashing, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.compression.contract import clustered

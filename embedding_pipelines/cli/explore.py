@@ -51,6 +51,12 @@ def search(
             "NULL, AND OR NOT. The last 30 days: added >= days_ago(30).",
         ),
     ] = None,
+    mode: Annotated[
+        Literal["vector", "text", "hybrid"] | None,
+        typer.Option(
+            help="By vectors, by words, or by both; else as the pipeline's search.mode says."
+        ),
+    ] = None,
     cut: Annotated[
         bool, typer.Option("--cut", help="Search with the beginning of a query that is too long.")
     ] = False,
@@ -61,12 +67,16 @@ def search(
 
     if (query is None) == (like is None):
         raise typer.BadParameter("give a QUERY, or --like and the id of a document.")
+    if like is not None and mode not in (None, "vector"):
+        raise typer.BadParameter("--like compares vectors: leave --mode out.")
     name = find_released(name)
     if like is not None:
         result = find_like(home_folder(), name, like, k, filter)
     else:
         too_long: Literal["refuse", "cut"] = "cut" if cut else "refuse"
-        result = run_search(home_folder(), name, query or "", k, filter, too_long=too_long)
+        result = run_search(
+            *(home_folder(), name, query or "", k, filter), too_long=too_long, mode=mode
+        )
     yield Output([result.model_dump(mode="json")], lambda: print_hits(make_console(), result))
 
 

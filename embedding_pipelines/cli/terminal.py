@@ -218,7 +218,8 @@ def print_hits(console: Console, result: "SearchResult") -> None:
         console.print(f"{EXCERPT_INDENT}{text}", soft_wrap=True)
     nothing = "" if result.hits else "nothing found, "
     seconds = result.milliseconds / 1000
-    summary = f"{result.pipeline}, release {result.release}: {nothing}{seconds:.2f} s"
+    mode = "" if result.mode == "vector" else f" by {result.mode}"
+    summary = f"{result.pipeline}, release {result.release}{mode}: {nothing}{seconds:.2f} s"
     console.print(Text(summary, style="dim"), soft_wrap=True)
 
 

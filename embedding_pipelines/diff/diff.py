@@ -30,7 +30,16 @@ from embedding_pipelines.remote import refresh
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 # The options that decide the contents of a release.
-SECTIONS = {"source", "preprocessing", "model", "output_dim", "compression", "store", "evaluation"}
+SECTIONS = {
+    "source",
+    "preprocessing",
+    "model",
+    "output_dim",
+    "compression",
+    "store",
+    "search",
+    "evaluation",
+}
 INVISIBLE = 0.00005  # a difference that four decimals do not show
 BOUNDED = ("share", "cosine", "correlation")  # units of metrics in [-1, 1]
 SLIGHT = 0.01  # of these; 5,000 sampled vectors vary by less

@@ -14,8 +14,8 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.files import read_json
 from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.ranking import Query, find
 from embedding_pipelines.run import Run
-from embedding_pipelines.search import nearest
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.storage.warehouse import PipelineFolder
 from embedding_pipelines.vectors import Vectors
@@ -90,7 +90,11 @@ def compare_results(
         if not np.isfinite(left).all() or not np.isfinite(right).all():
             changes.without_vector += 1
             continue
-        change = _change(pair, _top(before, left, pair.own), _top(after, right, pair.own))
+        change = _change(
+            pair,
+            _top(before, Query(pair.before, left), pair.own),
+            _top(after, Query(pair.after, right), pair.own),
+        )
         overlaps.append(change.overlap)
         if change.added or change.removed:
             changes.changed.append(change)
@@ -132,10 +136,11 @@ def _vectors(
     return np.stack([vectors[keys[text]] for text in texts]), len(missing)
 
 
-def _top(table: ReleaseTable, vector: Vectors, own: str) -> list[str]:
+def _top(table: ReleaseTable, query: Query, own: str) -> list[str]:
     """The first TOP documents of a search, without `own`."""
     k = CHUNKS_FOR_DOCUMENTS if own else TOP
-    hits = nearest(table.table, table.codec, vector, k, None, table.release.version)
+    version, mode = table.release.version, table.release.spec.search.mode
+    hits = find(table.table, table.codec, query, k, None, version, mode)
     documents = dict.fromkeys(hits["document_id"].to_pylist())
     documents.pop(own, None)
     return list(documents)[:TOP]

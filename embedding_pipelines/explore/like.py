@@ -8,8 +8,9 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.explore.table import LiveTable
+from embedding_pipelines.ranking import Filter, nearest
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import Filter, SearchResult, check_k, hit_of, nearest
+from embedding_pipelines.search import SearchResult, check_k, hit_of
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.vectors import Vectors, to_matrix, unit
 

@@ -33,6 +33,7 @@ from embedding_pipelines.forget.traces import (
     tables_of,
     trace,
 )
+from embedding_pipelines.ranking import nearest
 from embedding_pipelines.releases import (
     Release,
     Releases,
@@ -45,7 +46,6 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import REJECTED, REJECTED_TEXTS
-from embedding_pipelines.search import nearest
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.sources.fields import lookup
 from embedding_pipelines.sources.json_records import parse
@@ -56,7 +56,7 @@ from embedding_pipelines.steps.documents import (
     forgotten_by,
     read_files,
 )
-from embedding_pipelines.steps.vector_store import TableState, unused_table
+from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
 from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
 
@@ -301,7 +301,7 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
             yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     table.apply(schema, [], rows())
-    trained = table.index(codec.metric, 0)
+    trained = table.index(codec.metric, 0, live.spec.search.text_index)
     version = table.version
     assert version is not None
     if table.rows(version) != kept:
@@ -327,7 +327,7 @@ def _rebuild(run: Run, live: Release, traces: Traces) -> Release:
         write_json(folder.quality / f"{name}-{version}.json", figures)
     write_releases(folder, Releases(live=release.number, releases=[release]))
     append_history(folder, release, run.usage())
-    state = TableState(name, version, {}, trained, store.layout, kept)
+    state = TableState(name, version, {}, trained, layout(live.spec), kept)
     write_json(folder.table_state, asdict(state))
     return release
 

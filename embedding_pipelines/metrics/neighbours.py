@@ -190,7 +190,7 @@ def _mean_recall(evidence: Evidence, exact: Neighbours | None) -> float | None:
     if exact is None or not exact.ids:
         return None
     searches = evidence.searches[: len(exact.ids)]
-    shares = recall([[hit[0] for hit in search.hits] for search in searches], exact)
+    shares = recall([search.nearest for search in searches], exact)
     # As near as the tenth may be more than `exact` holds, if a text comes very often: who is right?
     last, tenth = exact.cosines[:, -1], exact.cosines[:, K - 1]
     clear = np.isneginf(last) | (last < tenth - SAME)

@@ -32,10 +32,10 @@ from embedding_pipelines.quality.queries import (
     read_pairs,
     read_qrels,
 )
+from embedding_pipelines.ranking import Query, as_numbers, encode_queries, find, nearest
 from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
-from embedding_pipelines.search import as_numbers, encode_queries, nearest
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder
 from embedding_pipelines.stores.base import Table
@@ -102,6 +102,11 @@ class Candidate(Evidence):
             self.budget,
             on_cut=lambda words: tell(f"What the checks embed was too long: {words}"),
         ).vectors
+
+    def find(self, text: str, vector: Vectors, k: int) -> pa.Table:
+        """The rows that a user's search for a query finds."""
+        query, mode = Query(text, vector), self.run.spec.search.mode
+        return find(self.table, self.codec, query, k, None, self.version, mode)
 
 
 def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
@@ -275,13 +280,19 @@ def _search_known_items(candidate: Candidate) -> None:
     for number, (item, vector) in enumerate(zip(items, candidate.queries, strict=True)):
         candidate.run.progress.update("checks", number, len(items), "searches")
         started = time.perf_counter()
-        rows = nearest(candidate.table, codec, vector, K, None, candidate.version)
+        rows = candidate.find(item.query, vector, K)
         milliseconds = (time.perf_counter() - started) * 1000
+        near = rows
+        if candidate.run.spec.search.mode != "vector":
+            near = nearest(candidate.table, codec, vector, K, None, candidate.version)
         columns = (rows[name].to_pylist() for name in ("chunk_id", "document_id", "score"))
         hits = list(zip(*columns, strict=True))
         copies = rows["document_id"].filter(pc.equal(rows["text"], item.text)).to_pylist()
         candidate.searches.append(
-            Search(item.id, item.document_id, hits, milliseconds, frozenset(copies))
+            Search(
+                *(item.id, item.document_id, hits, milliseconds, near["chunk_id"].to_pylist()),
+                frozenset(copies),
+            )
         )
 
 
@@ -295,10 +306,10 @@ def _search_judged_queries(candidate: Candidate) -> None:
             f"{min(qrels.documents)!r}, is in the table. Write the ids that `source.id` names."
         )
     vectors = candidate.embed(list(qrels.queries.values()), "query")
-    for name, vector in itertools.compress(
-        zip(qrels.queries, vectors, strict=True), has_vector(vectors)
+    for (name, text), vector in itertools.compress(
+        zip(qrels.queries.items(), vectors, strict=True), has_vector(vectors)
     ):
-        rows = nearest(candidate.table, candidate.codec, vector, QRELS_K, None, candidate.version)
+        rows = candidate.find(text, vector, QRELS_K)
         pairs = zip(rows["document_id"].to_pylist(), rows["score"].to_pylist(), strict=True)
         candidate.rankings[name] = dict(reversed(list(pairs)))  # the nearest chunk of a document
     candidate.qrels = qrels.relevance

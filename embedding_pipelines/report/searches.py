@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from embedding_pipelines import ranking
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.files import read_json
 from embedding_pipelines.quality.evidence import query_figures
 from embedding_pipelines.releases import Release
-from embedding_pipelines.search import nearest
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors
@@ -75,7 +75,8 @@ def searches(
     places = np.unique(np.linspace(0, len(others) - 1, min(SAMPLES, len(others))).astype(int))
 
     def results(query: Query) -> dict[str, Any]:
-        rows = nearest(table, codec, query.vector, CHUNKS, None, release.version)
+        asked, mode = ranking.Query(query.text, query.vector), release.spec.search.mode
+        rows = ranking.find(table, codec, asked, CHUNKS, None, release.version, mode)
         return {
             "query": cut(query.text),
             "answers": [cut(name) for name in query.answers[:HITS]],

@@ -28,6 +28,7 @@ from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
+from embedding_pipelines.spec.search import Search
 from embedding_pipelines.stores.base import Store
 from embedding_pipelines.variables import restore_all
 
@@ -106,6 +107,7 @@ class PipelineSpec(BaseModel):
     store: Annotated[AnyStore, BeforeValidator(_of_kind)] = Field(
         {"kind": "lancedb"}, validate_default=True
     )
+    search: Search = Search()
     evaluation: Evaluation = Evaluation()
     budget: Budget | None = None
     schedule: str | None = None

@@ -60,7 +60,7 @@ class ChecksStep(Step):
     }
 
     def configuration(self, spec: PipelineSpec) -> str:
-        return fingerprint(spec.evaluation)
+        return fingerprint(spec.evaluation, spec.search)
 
     def current(self, run: Run, partition: str | None = None) -> StepReport | None:
         record = current_checks(run)
@@ -129,7 +129,7 @@ def _inputs(run: Run, state: TableState) -> str:
             files.append(f"{path} {stat.st_size} {stat.st_mtime_ns}")
     partitions, spec = json.dumps(state.partitions, sort_keys=True), run.spec
     options = (spec.model, *spec.compression, spec.store, spec.preprocessing, spec.evaluation)
-    return fingerprint(partitions, *options, str(spec.seed), str(spec.budget), *files)
+    return fingerprint(partitions, *options, spec.search, str(spec.seed), str(spec.budget), *files)
 
 
 def _report(record: CheckRecord, changed: bool) -> StepReport:

@@ -71,7 +71,7 @@ class VectorStoreStep(Step):
     }
 
     def configuration(self, spec: PipelineSpec) -> str:
-        return fingerprint(spec.store.layout)
+        return fingerprint(layout(spec))
 
     def columns(self, spec: PipelineSpec) -> pa.Schema:
         return table_schema(spec.source.metadata_types, pa.list_(pa.null()), "")
@@ -125,13 +125,13 @@ def update_vector_store(run: Run) -> StepReport:
         table.apply(_schema(run, codec), remove, _rows(run, differences, codec, added))
         # Before a clean-up, which keeps versions with a tag: a lost one would take a release along.
         table.tag(tagged_versions(read_releases(run.folder), name))
-        trained = table.index(codec.metric, trained)
+        trained = table.index(codec.metric, trained, run.spec.search.text_index)
         run.folder.sync([table.folder_of_files])  # the state below vouches for it
     version = table.version
     assert version is not None
     existing = run.spec.store.names(run.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in existing}
-    state = TableState(name, version, shards, trained, run.spec.store.layout, table.rows(), before)
+    state = TableState(name, version, shards, trained, layout(run.spec), table.rows(), before)
     write_json(run.folder.table_state, asdict(state))
     statistics = _statistics(table, state, codec, added, len(remove))
     return StepReport(VectorStoreStep.name, True, statistics)
@@ -180,6 +180,12 @@ def _damage(run: Run, table: Table, name: str) -> str | None:
 def stored_space(run: Run, codec: CodecChain) -> Space:
     """The space of the vectors in the table."""
     return run.model.space.with_codec(codec.id)
+
+
+def layout(spec: PipelineSpec) -> str:
+    """The options that decide what a table is: the store's, and its full-text index if it has one."""
+    language = spec.search.text_index
+    return spec.store.layout if language is None else f"{spec.store.layout} text: {language}"
 
 
 def table_state(run: Run) -> TableState | None:
@@ -274,7 +280,7 @@ def shard_digests(run: Run) -> dict[str, str]:
 
 def _intact(run: Run, name: str, version: int | None) -> TableState | None:
     """What the last completed update left, if the table is just that."""
-    state, expected = table_state(run), (name, version, run.spec.store.layout)
+    state, expected = table_state(run), (name, version, layout(run.spec))
     return state if state and (state.table, state.version, state.store) == expected else None
 
 

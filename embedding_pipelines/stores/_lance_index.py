@@ -1,4 +1,5 @@
-"""The indices of LanceDB: what each kind needs, when to train one again, when to merge files."""
+"""The indices of LanceDB over vectors and texts: what each kind needs, when to make one again, when
+to merge files."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from embedding_pipelines.schemas import VECTOR
+from embedding_pipelines.schemas import TEXT, VECTOR
 from embedding_pipelines.stores._lance import quote_text
 from embedding_pipelines.vectors import Distance
 
@@ -47,6 +48,10 @@ MAX_SEGMENTS = 8
 MAX_SMALL_FILES = 8  # of less than 100,000 rows; each update adds one
 MAX_UNINDEXED_ROWS = 4_000  # a search compares them all: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
+# Texts outside their index are read with each search: 18 ms for 1,000 abstracts of 1,500 characters,
+# where the index takes 5 ms for 5,000. To index that many takes 0.1 s.
+MAX_UNINDEXED_TEXTS = 1_000
+MAX_UNINDEXED_SHARE = 0.05  # of the texts; from there on a new index costs less than it saves
 # With deleted rows still in a file: as many updates as make that number of small files.
 MAX_UPDATES = 8
 ALWAYS = timedelta(days=36_500)  # old versions are the caller's to remove
@@ -89,6 +94,34 @@ def update_index(
     return trained_rows if segments else 0
 
 
+def update_text_index(table: Lance, language: str | None, has_lost_rows: bool) -> None:
+    """Make, keep or drop the full-text index of a table; `language` None: it has none.
+
+    It is made anew once rows that were deleted have left their files: merging keeps their words.
+    """
+    indices = [index for index in table.list_indices() if index.columns == [TEXT]]
+    if language is None:
+        if indices:
+            table.drop_index(indices[0].name)
+        return
+    unindexed = sum(index.num_unindexed_rows or 0 for index in indices)
+    details = [index.index_details or {} for index in indices]
+    is_stale = any(entry.get("language") != language for entry in details)
+    has_grown = unindexed > table.count_rows() * MAX_UNINDEXED_SHARE
+    segments = sum(index.num_segments or 1 for index in indices)
+    if not indices or is_stale or has_grown or has_lost_rows or segments >= MAX_SEGMENTS:
+        table.create_index(TEXT, config=_text_config(language), replace=True)
+
+
+def _text_config(language: str) -> Any:
+    """Words by Unicode's rules (ICU), which know those of Chinese and Japanese, in small letters
+    without accents, as their stems. Stop words stay: nDCG@10 on SciFact's training queries is 0.698
+    with and 0.694 without them, and "The Who" is found."""
+    from lancedb.index import FTS
+
+    return FTS(base_tokenizer="icu", language=language, remove_stop_words=False)
+
+
 def compact(table: Lance, has_dead_rows: bool) -> bool:
     """If it is due, merge small files and index new rows; whether it was. With `has_dead_rows` it
     is."""
@@ -129,9 +162,12 @@ def _is_scattered(table: Lance) -> bool:
     statistics: Any = table.stats()  # a dict, whatever its annotation says
     files = statistics["fragment_stats"]
     dead = 1 - statistics["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
-    unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
+    most = {VECTOR: MAX_UNINDEXED_ROWS, TEXT: MAX_UNINDEXED_TEXTS}
     return (
         files["num_small_fragments"] > MAX_SMALL_FILES
-        or unindexed > MAX_UNINDEXED_ROWS
+        or any(
+            (index.num_unindexed_rows or 0) > most.get(index.columns[0], MAX_UNINDEXED_ROWS)
+            for index in table.list_indices()
+        )
         or dead > MAX_DEAD_SHARE
     )

@@ -1,4 +1,4 @@
-"""Searches one version of a LanceDB table: through its index, or by an exact scan of int8 codes.
+"""Searches one version of a LanceDB table: through its indices, or by an exact scan of int8 codes.
 
 LanceDB 0.40 neither searches nor indexes int8 columns (it makes each query float32, and Lance
 refuses to compare the two), and it compresses no vectors. To store one byte a number, this module
@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR
+from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
 from embedding_pipelines.stores._lance import address, lancedb, wait
 from embedding_pipelines.vectors import Distance, to_matrix, unit
 
@@ -42,6 +42,7 @@ class Snapshot:
     schema: pa.Schema
     columns: list[str]  # for a searcher
     is_int8: bool  # codes that lancedb does not search
+    has_text_index: bool
 
     def through_index(
         self,
@@ -62,6 +63,18 @@ class Snapshot:
             # Rows that pass may lie in any part of the index; without this some would be missing.
             query = query.where(filter).maximum_nprobes(0)
         return wait(query.select([*columns, "_distance"]).limit(k).to_arrow())
+
+    def by_text(self, text: str, k: int, filter: str | None, columns: list[str]) -> pa.Table:
+        """The `k` rows that have words of `text`, by BM25 with `_score`; of equals by their id. A
+        table without the index is read as a whole."""
+        from lancedb.query import MatchQuery
+
+        # No query language: of a text with quotes, brackets or signs the words count.
+        query = self.table.query().nearest_to_text(MatchQuery(text, TEXT))
+        if filter:
+            query = query.where(filter)
+        rows = wait(query.select([*columns, "_score"]).limit(k).to_arrow())
+        return rows.sort_by([("_score", "descending"), (TABLE_KEY, "ascending")])
 
     def by_scan(
         self, vector: NDArray[np.generic], k: int, filter: str | None, columns: list[str]
@@ -92,7 +105,9 @@ async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]
-    return Snapshot(table, schema, columns, schema.field(VECTOR).type.value_type == pa.int8())
+    is_int8 = schema.field(VECTOR).type.value_type == pa.int8()
+    has_text_index = any(index.columns == [TEXT] for index in await table.list_indices())
+    return Snapshot(table, schema, columns, is_int8, has_text_index)
 
 
 async def _compare(

@@ -71,9 +71,10 @@ class Table(ABC):
         """
 
     @abstractmethod
-    def index(self, metric: Distance, trained_rows: int) -> int:
+    def index(self, metric: Distance, trained_rows: int, language: str | None = None) -> int:
         """Finish this version: merge small files, update the vector index that the store's options
-        name if the table is large enough for one, and remove old versions that have no tag.
+        name if the table is large enough for one, and remove old versions that have no tag. The
+        texts have a full-text index if their `language` is given.
 
         Small rests may wait: searches find all rows, indexed or not; and rows that were deleted may
         stay in their files for a few updates. `trained_rows` is how many the last training saw (0:
@@ -110,6 +111,23 @@ class Table(ABC):
         `rescoring_vector`. `names` says what columns of the source are called in the table, for
         the StoreError that a wrong filter raises.
         """
+
+    @abstractmethod
+    def search_text(
+        self,
+        text: str,
+        k: int,
+        filter: str | None,
+        version: int,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table:
+        """The `k` rows whose texts have the words of `text` by BM25, best first, without the vector
+        and with `_score` float32; fewer if fewer have one. The rest is as in `search`."""
+
+    @abstractmethod
+    def has_text_index(self, version: int) -> bool:
+        """Whether texts are searched through an index; without one all are read, and words have to
+        be the same letter by letter."""
 
     @abstractmethod
     def tag(self, versions: Mapping[str, int]) -> None:

@@ -37,6 +37,7 @@ from embedding_pipelines.stores._lance_index import (
     IndexKind,
     compact,
     update_index,
+    update_text_index,
 )
 from embedding_pipelines.stores._lance_search import Snapshot, open_snapshot
 from embedding_pipelines.stores._manifest import named_by, varint
@@ -232,16 +233,19 @@ class LanceTable(Table):
                 f"Table {self.name!r} in {self.folder} cannot be written: {short(error)}"
             ) from error
 
-    def index(self, metric: Distance, trained_rows: int) -> int:
+    def index(self, metric: Distance, trained_rows: int, language: str | None = None) -> int:
         table, options = self._open(), self.options
         updates = updates_of(self._checksums) + 1
-        is_due = updates > MAX_UPDATES and self._has_dead_rows()
+        has_dead_rows = self._has_dead_rows()
+        is_due = updates > MAX_UPDATES and has_dead_rows
         with self._explained("indexed"):
             trained_rows = update_index(
                 table, options.index, metric, options.index_rows, trained_rows, is_due
             )
-            if compact(table, is_due):
+            is_compacted = compact(table, is_due)
+            if is_compacted:
                 updates = 0
+            update_text_index(table, language, is_compacted and has_dead_rows)
             kept = {tag["version"] for tag in table.tags.list().values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
         folder = self.folder_of_files
@@ -323,12 +327,35 @@ class LanceTable(Table):
                 vector, k, metric, where, columns, refine, self.options.nprobes
             )
         except (RuntimeError, ValueError, OSError) as error:
-            if filter is not None:
-                what = short(error)
-                raise filter_error(filter, snapshot.schema, snapshot.columns, what) from error
-            raise StoreError(
-                f"Table {self.name!r} version {version} cannot be searched: {short(error)}"
-            ) from error
+            raise self._search_error(error, filter, version) from error
+
+    def search_text(
+        self,
+        text: str,
+        k: int,
+        filter: str | None,
+        version: int,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table:
+        snapshot = self._snapshot(version)
+        where = None
+        if filter is not None:
+            where = store_filter(filter, snapshot.schema, snapshot.columns, names)
+        try:
+            return snapshot.by_text(text, k, where, snapshot.columns)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise self._search_error(error, filter, version) from error
+
+    def has_text_index(self, version: int) -> bool:
+        return self._snapshot(version).has_text_index
+
+    def _search_error(self, error: Exception, filter: str | None, version: int) -> StoreError:
+        if filter is not None:
+            snapshot = self._snapshot(version)
+            return filter_error(filter, snapshot.schema, snapshot.columns, short(error))
+        return StoreError(
+            f"Table {self.name!r} version {version} cannot be searched: {short(error)}"
+        )
 
     def tag(self, versions: Mapping[str, int]) -> None:
         self._remove_damaged_tags()

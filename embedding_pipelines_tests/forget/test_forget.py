@@ -28,6 +28,7 @@ from embedding_pipelines_tests.chain import (
 )
 from embedding_pipelines_tests.decoded import files_with
 from embedding_pipelines_tests.shared import at_work, machine, run_shared
+from embedding_pipelines_tests.stores.tables import token_files
 
 PIPELINE = """\
 source: {kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [cat], max_rejected: 5}
@@ -87,6 +88,23 @@ def test_a_document_is_in_no_file_and_everything_else_stays(released: Path) -> N
     written = Path(receipt.path).read_text()
     assert json.loads(written)["checked"]["texts"] >= 2
     assert not any(word in written for word in ("Ada", "ada"))
+
+
+def test_its_words_leave_the_full_text_index(home: Path) -> None:
+    """The index of the table that is left is that of a pipeline which never held them."""
+    words = PIPELINE + "search: {mode: hybrid}\n"
+    release(home, [*ROWS, ("ada", f"{SECRET}.", "c")], words)
+    before = token_files(home)
+    assert Searcher(home, "p").search("lovelace", mode="text").hits[0].document_id == "ada"
+    forget_it(home, "ada")
+    after = token_files(home)
+    assert before.isdisjoint(after)
+    assert Searcher(home, "p").search("lovelace", mode="text").hits == []
+    run_steps(home, "p")
+    assert token_files(home) == after
+    other = home / "other"
+    release(other, ROWS, words)
+    assert token_files(other) == after
 
 
 def test_a_run_over_a_source_that_holds_it_leaves_it_out_and_says_so(released: Path) -> None:

@@ -152,7 +152,7 @@ def test_no_text_takes_long(text: str) -> None:
 def search(ranking: Sequence[str], copies: Iterable[str] = (), name: str = "") -> Search:
     """A search for document "a" whose hits are chunks of these documents, nearest first."""
     hits = [(f"{name}#{at}", name, 1 - at / 100) for at, name in enumerate(ranking)]
-    return Search(name, "a", hits, 1.0, frozenset(copies))
+    return Search(name, "a", hits, 1.0, [], frozenset(copies))
 
 
 def evidence_of(rankings: Sequence[Sequence[str]]) -> Evidence:

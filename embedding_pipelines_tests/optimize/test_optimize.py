@@ -20,8 +20,8 @@ from embedding_pipelines.optimize.candidates import Compression
 from embedding_pipelines.optimize.optimize import Goal, OptimizeResult, optimize_pipeline, refit
 from embedding_pipelines.optimize.search import list_candidates
 from embedding_pipelines.optimize.tables import CandidateTables, Corpus, QuerySet, search_codes
+from embedding_pipelines.ranking import nearest
 from embedding_pipelines.run import Run
-from embedding_pipelines.search import nearest
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.codec import codec_path, load_codec
 from embedding_pipelines.stores.base import IndexChoice, Store

@@ -25,6 +25,7 @@ from embedding_pipelines_tests.chain import (
 )
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.decoded import files_with
+from embedding_pipelines_tests.stores.tables import token_files
 
 ROWS = [
     (f"id-{n}", f"animal{n} in room{n % 7}", "even" if n % 2 == 0 else "odd") for n in range(300)
@@ -37,10 +38,9 @@ def built(home: Path) -> Path:
     return home
 
 
-def write(home: Path, compression: str, store: str) -> None:
-    write_pipeline(
-        home, "p", f"{HASHING}compression: {compression}\nstore: {{kind: lancedb, {store}}}\n"
-    )
+def write(home: Path, compression: str, store: str, mode: str = "vector") -> None:
+    options = f"compression: {compression}\nstore: {{kind: lancedb, {store}}}\n"
+    write_pipeline(home, "p", f"{HASHING}{options}search: {{mode: {mode}}}\n")
 
 
 def index_of(home: Path) -> str | None:
@@ -161,15 +161,17 @@ def test_vectors_stand_in_the_table_at_unit_length(home: Path, compression: str)
     assert expected == sorted(expected, reverse=True)
 
 
-@pytest.mark.parametrize("later", ["deletions", "edits"])
+@pytest.mark.parametrize(
+    ("later", "mode"), [("deletions", "vector"), ("edits", "vector"), ("deletions", "hybrid")]
+)
 def test_a_deleted_text_is_in_no_file_after_a_stated_number_of_releases(
-    built: Path, monkeypatch: pytest.MonkeyPatch, later: str
+    built: Path, monkeypatch: pytest.MonkeyPatch, later: str, mode: str
 ) -> None:
     """`keep_releases` + MAX_UPDATES + 1 of them, whatever changes: here begun where the files have
     just been merged, which is the longest way. The index is trained, rows are in its files too."""
     monkeypatch.setattr(lancedb, "MAX_UPDATES", 2)
     marker = "an aardvark whose text must go"
-    write(built, "[]", "index_rows: 256, keep_releases: 2")
+    write(built, "[]", "index_rows: 256, keep_releases: 2", mode)
     rows = [*ROWS, ("gone", f"Here is {marker}.", "odd")]
 
     def change(number: int) -> None:
@@ -185,9 +187,14 @@ def test_a_deleted_text_is_in_no_file_after_a_stated_number_of_releases(
     table = live_rows(built, "p")
     assert any(marker in row["text"] for row in table.values())
     rows.remove(("gone", f"Here is {marker}.", "odd"))
+    with_its_words = token_files(built)
+    assert bool(with_its_words) == (mode == "hybrid")
     holding = []
     for number in range(3, 3 + 1 + 2 + 3):  # the one that deletes it, and those that follow
         change(number)
         holding.append(files_with(built, marker))
     assert holding[0]  # the release before holds it still, to go back to
     assert holding[-1] == []
+    assert with_its_words.isdisjoint(
+        token_files(built)
+    )  # `test_text_index.py` says what is in them

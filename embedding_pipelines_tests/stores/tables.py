@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.ranking import encode_queries
 from embedding_pipelines.schemas import DIGEST, digest, table_schema
-from embedding_pipelines.search import encode_queries
 from embedding_pipelines.spec.load import parse_pipeline
 from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
@@ -77,3 +77,8 @@ def recall(
 
 def list_indexed_columns(table: LanceTable) -> list[list[str]]:
     return [list(index.columns) for index in table._open().list_indices()]
+
+
+def token_files(folder: Path) -> set[bytes]:
+    """The dictionaries of all full-text indices on the disk: same words, same bytes."""
+    return {path.read_bytes() for path in folder.rglob("*_tokens.lance")}

@@ -9,8 +9,8 @@ import pytest
 
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.ranking import encode_queries
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import encode_queries
 from embedding_pipelines.stores._lance_index import INDICES, MAX_SEGMENTS, MAX_SMALL_FILES
 from embedding_pipelines.stores.base import NUMBER_TYPES
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable

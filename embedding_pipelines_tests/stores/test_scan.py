@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from embedding_pipelines.errors import StoreError
+from embedding_pipelines.ranking import encode_queries, nearest
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.search import encode_queries, nearest
 from embedding_pipelines.stores.lancedb import LanceTable
 from embedding_pipelines.vectors import unit
 from embedding_pipelines_tests.compression.contract import clustered

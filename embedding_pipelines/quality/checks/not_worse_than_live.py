@@ -60,7 +60,7 @@ def _cause(candidate: Candidate, live: Release) -> str:
     run, spec = candidate.run, candidate.run.spec
     names = [
         name
-        for name in ("preprocessing", "compression", "store")
+        for name in ("preprocessing", "compression", "store", "search")
         if getattr(spec, name) != getattr(live.spec, name)
     ]
     if live.space.with_codec(None) != run.model.space:
