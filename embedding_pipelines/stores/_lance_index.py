@@ -50,7 +50,6 @@ MAX_UNINDEXED_ROWS = 4_000  # a search compares them all: 5 ms
 MAX_DEAD_SHARE = 0.2  # of the rows on disk
 # Texts outside their index are read with each search: 18 ms for 1,000 abstracts of 1,500 characters,
 # where the index takes 5 ms for 5,000. To index that many takes 0.1 s.
-MAX_UNINDEXED_TEXTS = 1_000
 MAX_UNINDEXED_SHARE = 0.05  # of the texts; from there on a new index costs less than it saves
 # With deleted rows still in a file: as many updates as make that number of small files.
 MAX_UPDATES = 8
@@ -94,12 +93,9 @@ def update_index(
     return trained_rows if segments else 0
 
 
-def update_text_index(table: Lance, language: str | None, has_lost_rows: bool) -> None:
-    """Make, keep or drop the full-text index of a table; `language` None: it has none.
-
-    It is made anew once rows that were deleted have left their files: merging keeps their words.
-    """
-    indices = [index for index in table.list_indices() if index.columns == [TEXT]]
+def update_text_index(table: Lance, language: str | None) -> None:
+    """Make, keep or drop the full-text index of a table; `language` None: it has none."""
+    indices = _text_indices(table)
     if language is None:
         if indices:
             table.drop_index(indices[0].name)
@@ -109,8 +105,12 @@ def update_text_index(table: Lance, language: str | None, has_lost_rows: bool) -
     is_stale = any(entry.get("language") != language for entry in details)
     has_grown = unindexed > table.count_rows() * MAX_UNINDEXED_SHARE
     segments = sum(index.num_segments or 1 for index in indices)
-    if not indices or is_stale or has_grown or has_lost_rows or segments >= MAX_SEGMENTS:
+    if not indices or is_stale or has_grown or segments >= MAX_SEGMENTS:
         table.create_index(TEXT, config=_text_config(language), replace=True)
+
+
+def _text_indices(table: Lance) -> list[Any]:
+    return [index for index in table.list_indices() if index.columns == [TEXT]]
 
 
 def _text_config(language: str) -> Any:
@@ -124,9 +124,15 @@ def _text_config(language: str) -> Any:
 
 def compact(table: Lance, has_dead_rows: bool) -> bool:
     """If it is due, merge small files and index new rows; whether it was. With `has_dead_rows` it
-    is."""
+    is.
+
+    The full-text index goes, to be made anew: merging it would keep the words of deleted rows, and
+    files do not merge of which it covers only some.
+    """
     if not has_dead_rows and not _is_scattered(table):
         return False
+    for index in _text_indices(table):
+        table.drop_index(index.name)
     table.optimize(cleanup_older_than=ALWAYS)
     return True
 
@@ -162,12 +168,9 @@ def _is_scattered(table: Lance) -> bool:
     statistics: Any = table.stats()  # a dict, whatever its annotation says
     files = statistics["fragment_stats"]
     dead = 1 - statistics["num_rows"] / max(1, files["num_fragments"] * files["lengths"]["mean"])
-    most = {VECTOR: MAX_UNINDEXED_ROWS, TEXT: MAX_UNINDEXED_TEXTS}
+    unindexed = max((index.num_unindexed_rows or 0 for index in table.list_indices()), default=0)
     return (
         files["num_small_fragments"] > MAX_SMALL_FILES
-        or any(
-            (index.num_unindexed_rows or 0) > most.get(index.columns[0], MAX_UNINDEXED_ROWS)
-            for index in table.list_indices()
-        )
+        or unindexed > MAX_UNINDEXED_ROWS
         or dead > MAX_DEAD_SHARE
     )

@@ -70,7 +70,8 @@ class Snapshot:
         from lancedb.query import MatchQuery
 
         # No query language: of a text with quotes, brackets or signs the words count.
-        query = self.table.query().nearest_to_text(MatchQuery(text, TEXT))
+        words = MatchQuery(text, TEXT)  # type: ignore[call-arg]  # its defaults are pydantic's
+        query = self.table.query().nearest_to_text(words)
         if filter:
             query = query.where(filter)
         rows = wait(query.select([*columns, "_score"]).limit(k).to_arrow())

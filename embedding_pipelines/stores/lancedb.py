@@ -236,16 +236,14 @@ class LanceTable(Table):
     def index(self, metric: Distance, trained_rows: int, language: str | None = None) -> int:
         table, options = self._open(), self.options
         updates = updates_of(self._checksums) + 1
-        has_dead_rows = self._has_dead_rows()
-        is_due = updates > MAX_UPDATES and has_dead_rows
+        is_due = updates > MAX_UPDATES and self._has_dead_rows()
         with self._explained("indexed"):
             trained_rows = update_index(
                 table, options.index, metric, options.index_rows, trained_rows, is_due
             )
-            is_compacted = compact(table, is_due)
-            if is_compacted:
+            if compact(table, is_due):
                 updates = 0
-            update_text_index(table, language, is_compacted and has_dead_rows)
+            update_text_index(table, language)
             kept = {tag["version"] for tag in table.tags.list().values()}
         self._delete_drafts()  # Lance passes over one that it could not delete itself
         folder = self.folder_of_files
