@@ -119,6 +119,10 @@ class StoreError(EmbeddingPipelinesError):
     """A table, an index or a filter of the vector store is wrong."""
 
 
+class FilterError(StoreError):
+    """A filter of a search that cannot be used; the text says what it may be."""
+
+
 class ReleaseError(EmbeddingPipelinesError):
     """No release yet, or a version that failed its checks."""
 

@@ -199,15 +199,16 @@ class Searcher:
         Of many queries, in a list or in a column of a DataFrame, one result each: they are embedded
         together and through the embedding cache.
 
-        Raises ConfigError for an empty query, another mode, and for one that is longer than the model reads; with
-        `too_long` "cut" its beginning is searched for. That, and that the model does not know its
-        words, is in the result's `notes` and a warning in the log. Raises SpaceMismatchError if the
-        model has changed since the release, StoreError for a wrong filter.
+        Raises ConfigError for an empty query, a mode that there is not, and a query that is longer
+        than the model reads; with `too_long` "cut" its beginning is searched for. That, and that the
+        model does not know its words, is in the result's `notes` and a warning in the log. Raises
+        SpaceMismatchError if the model has changed since the release, FilterError for a wrong
+        filter.
         """
         if not isinstance(query, str):
             return self._search_all(query, k, filter, too_long, mode)
         started = time.perf_counter()
-        mode = self._mode(mode)
+        mode = self.mode(mode)
         if mode == "text":
             check_k(k)
             return self._find(Query(self._clean(query, "The query")), query, k, filter, mode, [])
@@ -256,13 +257,50 @@ class Searcher:
         self, given: Any, k: int, filter: Filter | None, too_long: TooLong, mode: Mode | None
     ) -> SearchResults:
         started = time.perf_counter()
-        mode = self._mode(mode)
+        mode = self.mode(mode)
         check_k(k)
         queries, index = _column(given)
         texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
         asked, notes = [Query(text) for text in texts], list[str]()
         if mode != "text":
             asked, notes = self._embed_all(texts, k, too_long)
+        return self._find_all(queries, asked, k, filter, mode, notes, started, index)
+
+    def search_embedded(
+        self,
+        queries: Sequence[str],
+        vectors: Vectors | None,
+        space: Space | None,
+        k: int = 10,
+        filter: Filter | None = None,
+        mode: Mode | None = None,
+    ) -> SearchResults:
+        """As `search`, for queries whose vectors float32[n, d] in `space` the caller has; None where
+        words alone are searched. Raises as `search`."""
+        started = time.perf_counter()
+        mode = self.mode(mode)
+        check_k(k)
+        texts = [self._clean(query, f"queries[{row}]") for row, query in enumerate(queries)]
+        asked, notes = [Query(text) for text in texts], list[str]()
+        if mode != "text":
+            if vectors is None or space is None:
+                raise ConfigError(f"A search by {mode} needs the vectors of its queries.")
+            self._check(space, k)
+            asked = [Query(text, vector) for text, vector in zip(texts, vectors, strict=True)]
+            notes = list(self._doubts)
+        return self._find_all(queries, asked, k, filter, mode, notes, started)
+
+    def _find_all(
+        self,
+        queries: Sequence[str],
+        asked: Sequence[Query],
+        k: int,
+        filter: Filter | None,
+        mode: Mode,
+        notes: list[str],
+        started: float,
+        index: "pd.Index | None" = None,
+    ) -> SearchResults:
         notes = self._notes(mode, notes)
         types = self.release.spec.source.metadata_types
         schema = pa.schema(HIT_COLUMNS | {name: METADATA_TYPES[types[name]] for name in types})
@@ -311,7 +349,7 @@ class Searcher:
         notes = self._notes(mode, notes)
         return self._result(self._rows(query, k, filter, mode), given, mode, started, notes)
 
-    def _mode(self, mode: Mode | None) -> Mode:
+    def mode(self, mode: Mode | None) -> Mode:
         """The mode that was asked for, else the release's. Raises ConfigError for one there is not."""
         if mode is not None and mode not in get_args(Mode):
             raise ConfigError(f"mode is {mode!r}. Write one of {', '.join(get_args(Mode))}.")

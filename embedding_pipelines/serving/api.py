@@ -20,6 +20,7 @@ from embedding_pipelines.errors import (
     BusyError,
     ConfigError,
     EmbeddingPipelinesError,
+    FilterError,
     ProviderError,
     ReleaseError,
     describe_os_error,
@@ -35,6 +36,7 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     BusyError: 409,
     ReleaseError: 409,
     ConfigError: 400,
+    FilterError: 400,
     BadInput: 400,
     ProviderError: 503,
 }

@@ -190,12 +190,15 @@ class Server:
         from embedding_pipelines.search import Searcher
 
         name = find_released(self.warehouse, pipeline)
-        release = live_release(self.warehouse.pipeline(name))
+        served = self._served.get(name)
+        release = served.release if served else None
+        release = release or live_release(self.warehouse.pipeline(name))
         number, searcher = self._searchers.get(name, (0, None))
         if searcher is None or number != release.number:
             model = self._open(release.spec.model).model
-            self._searchers[name] = (release.number, Searcher(self.warehouse, name, model))
-        return self._searchers[name][1]
+            searcher = Searcher(self.warehouse, name, model)
+            self._searchers[name] = (release.number, searcher)
+        return searcher
 
     async def _load(self) -> None:
         """Load all models that are served; one that cannot be loaded is tried again when it is

@@ -250,6 +250,58 @@ class RerankResponse(BaseModel):
     meta: RerankMeta
 
 
+class SearchRequest(Body):
+    """One query, or many that are answered together."""
+
+    pipeline: str | int | None = Field(
+        None, description="Its name or number. May be left out where one pipeline is served."
+    )
+    query: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+    k: int = Field(10, ge=1, le=10_000, description="How many hits, at most.")
+    filter: str | dict[str, Any] | None = Field(
+        None,
+        description="A condition, `price < 9 AND brand IN ('Acme')`, or columns with what they are.",
+    )
+    mode: Literal["vector", "text", "hybrid"] | None = Field(
+        None, description="By vectors, by words, or by both; else as the pipeline says."
+    )
+    truncate: bool = Field(
+        False,
+        description="Search with the beginning of a query that is longer than the model reads.",
+    )
+
+
+class SearchHit(BaseModel):
+    """One chunk of a document."""
+
+    score: float = Field(description="Cosine, BM25, or by the ranks in both: see `mode`.")
+    chunk_id: str
+    document_id: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+
+
+class SearchAnswer(BaseModel):
+    """The hits of one query, best first."""
+
+    pipeline: str
+    release: int
+    space_id: str
+    query: str
+    mode: Literal["vector", "text", "hybrid"] = Field(description="The path that it took.")
+    hits: list[SearchHit]
+    milliseconds: float = Field(description="In the table, without embedding the query.")
+    notes: list[str] = []
+
+
+class SearchAnswers(BaseModel):
+    """An answer for each of many queries, in their order."""
+
+    results: list[SearchAnswer]
+
+
 class ModelItem(BaseModel):
     """One name that `model` may be."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from embedding_pipelines.errors import StoreError
+from embedding_pipelines.errors import FilterError
 from embedding_pipelines.stores._filter_parser import Parser
 from embedding_pipelines.stores._filter_values import HOLDS, SHOWN, Wrong, written_name
 
@@ -27,7 +27,7 @@ def store_filter(
 ) -> str:
     """The same condition in the store's SQL; `columns` are those of `schema` that it may name.
 
-    `names` are columns of the source that have another name here, and that name. Raises StoreError,
+    `names` are columns of the source that have another name here, and that name. Raises FilterError,
     which says where it is wrong and what to write.
     """
     kinds = {name: _kind(schema.field(name).type) for name in columns}
@@ -37,7 +37,7 @@ def store_filter(
         raise filter_error(filter, schema, columns, str(error)) from None
 
 
-def filter_error(filter: str, schema: pa.Schema, columns: list[str], what: str) -> StoreError:
+def filter_error(filter: str, schema: pa.Schema, columns: list[str], what: str) -> FilterError:
     """The error for a wrong filter: what is wrong, the columns, and an example that works."""
     shown = filter if len(filter) <= SHOWN else filter[:SHOWN] + "…"
     kinds = {name: _kind(schema.field(name).type) for name in columns}
@@ -47,7 +47,7 @@ def filter_error(filter: str, schema: pa.Schema, columns: list[str], what: str) 
     condition = {"list": f"{example} IN {written_name(name)}", "bool": written_name(name)}
     sign = ">" if kind in ("int", "float", "date", "timestamp") else "="
     usual = f"{written_name(name)} {sign} {example}"
-    return StoreError(
+    return FilterError(
         f"The filter {shown!r} cannot be used: {what} Columns: {fields}. "
         f'Example: "{condition.get(kind, usual)}".'
     )
@@ -60,7 +60,7 @@ def filter_of(conditions: Mapping[str, Any]) -> str:
     holds comparisons: `{"brand": ["Acme", "Apex"], "price": {">=": 5, "<": 9}, "tags":
     {"contains": "new"}}`. Signs or words (`gt`, `gte`, `lt`, `lte`, `ne`, `in`, `nin`, `like`);
     `contains` is a part of a text or an element of a list. Values are texts, numbers, booleans,
-    dates, times. Raises StoreError for anything else.
+    dates, times. Raises FilterError for anything else.
     """
     parts = [part for name, value in conditions.items() for part in _parts(name, value)]
     return " AND ".join(parts) or "true"
@@ -68,13 +68,13 @@ def filter_of(conditions: Mapping[str, Any]) -> str:
 
 def _parts(name: object, value: Any) -> list[str]:
     if not isinstance(name, str) or not name:
-        raise StoreError(f"The filter has the key {name!r}. Write the name of a column.")
+        raise FilterError(f"The filter has the key {name!r}. Write the name of a column.")
     column = '"' + name.replace('"', '""') + '"'
     value = _plain(value)
     if not isinstance(value, Mapping):
         value = {"in" if isinstance(value, list | tuple | set | frozenset) else "=": value}
     if not value:
-        raise StoreError(f"The filter on {name!r} compares with nothing. Leave it out.")
+        raise FilterError(f"The filter on {name!r} compares with nothing. Leave it out.")
     parts = []
     for word, operand in ((word, _plain(operand)) for word, operand in value.items()):
         sign = COMPARISONS.get(str(word).lower().removeprefix("$"))
@@ -82,10 +82,10 @@ def _parts(name: object, value: Any) -> list[str]:
             parts.append(f"contains({column}, {_constant(name, operand)})")
         elif sign is None:
             words = ", ".join([*COMPARISONS, "contains"])
-            raise StoreError(f"The filter on {name!r} has {word!r}. Write one of: {words}.")
+            raise FilterError(f"The filter on {name!r} has {word!r}. Write one of: {words}.")
         elif sign.endswith("IN"):
             if not isinstance(operand, list | tuple | set | frozenset) or not operand:
-                raise StoreError(f"The filter on {name!r}: {word!r} takes a list of values.")
+                raise FilterError(f"The filter on {name!r}: {word!r} takes a list of values.")
             values = ", ".join(_constant(name, element) for element in operand)
             parts.append(f"{column} {sign} ({values})")
         elif operand is None and sign in ("=", "<>"):
@@ -110,7 +110,7 @@ def _constant(name: str, value: Any) -> str:
         value = value.isoformat()
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
-    raise StoreError(
+    raise FilterError(
         f"The filter on {name!r} has the value {value!r}. Write a text, a number, true or false, a "
         "date or a time."
     )

@@ -1,0 +1,88 @@
+"""From a request's queries to hits: their vectors by the lanes, then the release's table in a thread."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from embedding_pipelines.embedding.texts import TooLong
+from embedding_pipelines.errors import ConfigError, did_you_mean
+from embedding_pipelines.ranking import Filter
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import BadRequest, NotFound, Unavailable
+from embedding_pipelines.spec.ids import find_name
+from embedding_pipelines.spec.search import Mode
+
+if TYPE_CHECKING:
+    from embedding_pipelines.search import SearchResults
+
+
+async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
+    """The name of the pipeline with this name or number, or of the only one with a release.
+
+    Raises NotFound with what is served, Unavailable with what is the matter with it, BadRequest
+    where several could be meant.
+    """
+    served = await server.served()
+    if pipeline is None:
+        released = [name for name, each in served.items() if each.release]
+        if len(released) == 1:
+            return released[0]
+        which = ", ".join(map(repr, released)) or "none has a release yet"
+        raise BadRequest(f"pipeline is missing. Name one of: {which}.")
+    try:
+        name = find_name(server.home, str(pipeline))
+    except ConfigError as error:
+        raise NotFound(str(error)) from None
+    if name in served:
+        return name
+    if name in server.problems:
+        raise Unavailable(f"Pipeline {name!r} cannot be searched: {server.problems[name]}")
+    which = ", ".join(map(repr, served)) or "no pipeline yet"
+    raise NotFound(
+        f"There is no pipeline {name!r} here.{did_you_mean(name, served)} Served: {which}."
+    )
+
+
+async def search_pipeline(
+    server: Server,
+    name: str,
+    queries: Sequence[str],
+    k: int,
+    filter: Filter | None,
+    mode: Mode | None,
+    too_long: TooLong,
+    *,
+    label: str = "query[{}]",
+    seconds_left: float = math.inf,
+) -> "SearchResults":
+    """A result for each query from the pipeline's live release. `label` says what errors call a
+    query, by its number. Raises as `Searcher.search` and `ServedModel.embed`, and ReleaseError
+    without a release."""
+    searcher = await asyncio.to_thread(server.searcher, name)
+    vectors = space = None
+    notes: list[str] = []
+    if searcher.mode(mode) != "text":
+        # The release's own model, whatever has become live since.
+        model = next(each for each in server.models if each.model is searcher.model)
+        embedded = await model.embed(
+            queries,
+            "query",
+            searcher.release.spec.preprocessing.clean.texts,
+            too_long,
+            name=label.format,
+            seconds_left=seconds_left,
+        )
+        vectors, space = embedded.vectors, embedded.space
+        notes = _notes(embedded.truncated_tokens, embedded.unknown)
+    results = await asyncio.to_thread(
+        searcher.search_embedded, queries, vectors, space, k, filter, mode
+    )
+    for result in results:
+        result.notes.extend(notes)
+    return results
+
+
+def _notes(truncated_tokens: int, unknown: str) -> list[str]:
+    cut = f"{truncated_tokens:,} tokens at the end of what was asked for were not read."
+    return [*([cut] if truncated_tokens else []), *([unknown] if unknown else [])]

@@ -1,0 +1,130 @@
+"""`POST /search`: one query or many, in each mode, with filters; and what is wrong with a request."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_pipelines.search import search
+from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+from embedding_pipelines_tests.serving.homes import KEY, build, client_of
+
+HYBRID = f"{HASHING}search: {{mode: hybrid}}\n"
+ROWS = [
+    (f"id-{n}", f"animal{n} runs in room{n % 5}", "even" if n % 2 == 0 else "odd")
+    for n in range(40)
+]
+
+
+@pytest.fixture(scope="module")
+def hybrid_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("hybrid"), HYBRID, ROWS)
+
+
+@pytest.fixture
+def hybrid(hybrid_home: Path) -> Iterator[TestClient]:
+    with client_of(hybrid_home, KEY) as client:
+        yield client
+
+
+def post(client: TestClient, **body: Any) -> dict[str, Any]:
+    reply = client.post("/search", json=body)
+    assert reply.status_code == 200, reply.text
+    result: dict[str, Any] = reply.json()
+    return result
+
+
+@pytest.mark.parametrize("mode", ["vector", "text", "hybrid", None])
+def test_an_answer_is_that_of_a_program_and_names_path_release_and_space(
+    hybrid: TestClient, hybrid_home: Path, mode: Any
+) -> None:
+    body = {"query": "animal7 run", "k": 3} | ({"mode": mode} if mode else {})
+    reply = hybrid.post("/search", json=body)
+    expected = search(hybrid_home, "things", "animal7 run", 3, mode=mode).model_dump()
+    answer = reply.json()
+    assert reply.headers[RELEASE_HEADER] == "1"
+    assert reply.headers[SPACE_HEADER] == answer["space_id"]
+    assert answer["mode"] == mode or (mode is None and answer["mode"] == "hybrid")
+    scores = [hit.pop("score") for hit in answer["hits"]]
+    assert scores == pytest.approx([hit.pop("score") for hit in expected["hits"]], abs=1e-6)
+    for each in (answer, expected):
+        del each["milliseconds"]
+    assert answer == expected
+
+
+def test_many_queries_are_answered_in_their_order(hybrid: TestClient) -> None:
+    queries = [f"animal{n}" for n in range(30)]
+    results = post(hybrid, pipeline="things", query=queries, k=1, mode="text")["results"]
+    assert [result["query"] for result in results] == queries
+    assert [result["hits"][0]["document_id"] for result in results] == [
+        f"id-{n}" for n in range(30)
+    ]
+    alone = post(hybrid, pipeline=1, query="animal7", k=1)
+    (together,) = post(hybrid, pipeline=1, query=["animal7"], k=1)["results"]
+    assert alone["hits"] == together["hits"]
+
+
+@pytest.mark.parametrize("filter", ["cat = 'odd'", {"cat": "odd"}, {"cat": ["odd"]}])
+def test_filters_hold(hybrid: TestClient, filter: Any) -> None:
+    for mode in ("vector", "text", "hybrid"):
+        hits = post(hybrid, query="animal7 runs", k=40, filter=filter, mode=mode)["hits"]
+        assert {hit["metadata"]["cat"] for hit in hits} == {"odd"}
+        assert len(hits) == 20
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"query": ""}, 400, "query"),
+        ({"query": "  "}, 400, "empty"),
+        ({"query": []}, 400, "query"),
+        ({"query": "x", "k": 0}, 400, "k: "),
+        ({"query": "x", "mode": "words"}, 400, "mode: "),
+        ({"query": "x", "filter": "price ="}, 400, "The filter 'price =' cannot be used"),
+        ({"query": "x", "filter": {"nothing": 1}}, 400, "cannot be used"),
+        ({"query": "x", "kk": 3}, 400, "kk"),
+        ({"query": "x", "pipeline": "thing"}, 404, "Did you mean 'things'?"),
+        ({"query": "x", "pipeline": 9}, 404, "No pipeline has the number 9"),
+        ({"query": "x", "pipeline": "../things"}, 404, "There is no pipeline"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    hybrid: TestClient, body: dict[str, Any], status: int, words: str
+) -> None:
+    reply = hybrid.post("/search", json=body)
+    assert reply.status_code == status, reply.text
+    assert words in reply.json()["error"]
+
+
+def test_a_key_is_needed(hybrid: TestClient) -> None:
+    reply = hybrid.post("/search", json={"query": "x"}, headers={"Authorization": "Bearer no"})
+    assert reply.status_code == 401
+
+
+def test_a_deadline_that_is_over_is_told(hybrid: TestClient) -> None:
+    reply = hybrid.post("/search", json={"query": "x"}, headers={TIMEOUT_HEADER: "1e-9"})
+    assert reply.status_code == 504
+
+
+def test_a_new_release_answers_and_so_does_a_first_one(home: Path) -> None:
+    write_pipeline(home, "later", HASHING.replace("*.csv", "b.csv"))
+    build(home, HASHING.replace("*.csv", "a.csv"))
+    with client_of(home, KEY) as client:
+        server: Any = client.app.state.server  # type: ignore[attr-defined]
+        assert post(client, query="red fox")["release"] == 1
+        reply = client.post("/search", json={"query": "red fox", "pipeline": "later"})
+        assert reply.status_code == 409
+        assert "'later' has no release yet" in reply.json()["error"]
+        write_csv(home, "a.csv", [(3, "green frog", "animal")])
+        write_csv(home, "b.csv", [(4, "grey wolf", "animal")])
+        run_steps(home, "things")
+        run_steps(home, "later")
+        server._looked_at = float("-inf")
+        answer = post(client, query="green frog", pipeline="things")
+        assert (answer["release"], answer["hits"][0]["document_id"]) == (2, "3")
+        answer = post(client, query="grey wolf", pipeline="later")
+        assert (answer["release"], answer["hits"][0]["document_id"]) == (1, "4")
