@@ -1,5 +1,6 @@
 """The command `serve`: the HTTP API of a home folder."""
 
+import contextlib
 import ipaddress
 import os
 from typing import Annotated
@@ -11,6 +12,8 @@ from embedding_pipelines.environment import home as home_folder
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.extras import need
 
+SAGEMAKER_BUNDLE = "/opt/ml/model/bundle.tar"  # where SageMaker puts what it is given
+
 app = typer.Typer()
 
 
@@ -18,6 +21,23 @@ app = typer.Typer()
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    bundle: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Serve what `bundle` wrote, in place of a home folder: a file, a folder or "
+            "s3://bucket/key. It does not start if a checksum or a golden vector is wrong.",
+        ),
+    ] = None,
+    sagemaker: Annotated[
+        bool,
+        typer.Option(
+            "--sagemaker",
+            envvar="EMBEDDING_PIPELINES_SAGEMAKER",
+            help="As SageMaker's container: /ping and /invocations alone, without a key, on all "
+            f"addresses, of the bundle {SAGEMAKER_BUNDLE}.",
+        ),
+    ] = False,
 ) -> Outcomes:
     """Serve the pipelines: embeddings, search, management.
 
@@ -27,11 +47,14 @@ def serve(
     need("fastapi", "serving")
     need("uvicorn", "serving")
     from embedding_pipelines.serving.auth import KEY_VARIABLE, Keys
+    from embedding_pipelines.serving.bundle import opened
     from embedding_pipelines.serving.process import Process
     from embedding_pipelines.serving.server import Server
 
     keys = Keys(os.environ.get(KEY_VARIABLE))
-    if keys.is_open and not _is_loopback(host):
+    if sagemaker:  # which has seen to it that whoever asks may
+        keys, host, bundle = Keys(), "0.0.0.0", bundle or SAGEMAKER_BUNDLE
+    elif keys.is_open and not _is_loopback(host):
         raise ConfigError(
             f"--host {host}: without a key the server listens on loopback only. Set "
             f"${KEY_VARIABLE}, or use 127.0.0.1."
@@ -41,7 +64,9 @@ def serve(
     def say_ready(address: str) -> None:
         print(f"Ready on {address} (docs: {address}/docs).{anybody if keys.is_open else ''}")
 
-    Process(Server(home_folder(), keys), host, port, say_ready).run()
+    with contextlib.ExitStack() as stack:
+        home = stack.enter_context(opened(bundle)) if bundle else home_folder()
+        Process(Server(home, keys), host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])
 
 

@@ -14,8 +14,9 @@ shards, another machine can also go on from it (`imports.py`).
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,7 @@ from embedding_pipelines.errors import (
     StoreError,
 )
 from embedding_pipelines.files import list_files, read_json, temporary_folder, write_json
+from embedding_pipelines.objects import is_uri, open_bucket
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel, InputType
 from embedding_pipelines.quality.checks.provider_is_unchanged import CANARIES
@@ -501,3 +503,29 @@ def _embed(texts: Sequence[str], model: EmbeddingModel, input_type: InputType) -
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
+
+
+@contextmanager
+def opened(source: str) -> Iterator[Path]:
+    """A home folder with what a bundle holds, proven, as long as the body runs. `source` is an
+    archive, a folder, or an archive in an object store (s3://bucket/key).
+
+    Raises BundleError for a bundle that is damaged or does not reproduce here.
+    """
+    with temporary_folder(Path(tempfile.gettempdir()), "embedding-pipelines-bundle-") as draft:
+        path = Path(source)
+        if is_uri(source):
+            path = draft / f"{HOME}{ARCHIVE}"
+            bucket, key = open_bucket(source)
+            with path.open("wb") as file:
+                if not bucket.fetch(key, file):
+                    raise BundleError(f"There is no bundle {source}. Name another one.")
+        folder = draft / "bundle"
+        folder.mkdir()
+        description = unpack(path, folder)
+        if is_uri(source):
+            path.unlink()
+        release = released(folder, description)
+        with release.spec.model.open(folder / HOME) as model:
+            verify(folder, description, release, model)
+        yield folder / HOME

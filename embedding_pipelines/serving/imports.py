@@ -11,13 +11,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.files import list_names, read_json, temporary_folder, write_json
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel
+from embedding_pipelines.quality.checks.provider_is_unchanged import CANARIES
 from embedding_pipelines.releases import (
     Release,
     Releases,
@@ -31,6 +36,7 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.remote import file_vectors, writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST
+from embedding_pipelines.search import nearest
 from embedding_pipelines.serving.bundle import (
     HOME,
     STATE,
@@ -63,10 +69,15 @@ class Imported:
 
 
 def import_bundle(
-    warehouse: Warehouse, source: Path, progress: Progress | None = None, to_serve: bool = False
+    warehouse: Warehouse,
+    source: Path,
+    progress: Progress | None = None,
+    *,
+    to_serve: bool = False,
+    name: str | None = None,
 ) -> Imported:
     """Take a bundle up: an archive or a folder. `to_serve`: its release alone, without the pipeline
-    file and the shards.
+    file and the shards. `name`: the pipeline that it has to be of.
 
     Documents that this home has forgotten are left out. Raises BundleError for a bundle that is
     damaged, malicious or does not reproduce here, BusyError while the pipeline runs. Nothing has
@@ -75,6 +86,8 @@ def import_bundle(
     progress = progress or Silent()
     with temporary_folder(warehouse.root, ".import-") as draft:
         description = unpack(source, draft)
+        if name not in (None, description.pipeline):
+            raise BundleError(f"The bundle is of {description.pipeline!r}, not of {name!r}.")
         release = released(draft, description)
         own = Warehouse(draft / HOME)
         with release.spec.model.open(own.home) as model:
@@ -127,6 +140,7 @@ class _Taker:
         if theirs and self.goes_on:
             write_forgotten(list_here, here.joined(theirs))
         placed = self._place_table(release, before)
+        self._try(placed, model)
         if self.goes_on:
             self._place_state(release, placed)
         self._release(placed, before)
@@ -220,6 +234,22 @@ class _Taker:
         number = max(numbers) + 1 if max(numbers) else release.number
         changes = {"table": name, "number": number, "released_at": datetime.now(UTC)}
         return release.model_copy(update=changes)
+
+    def _try(self, placed: Release, model: EmbeddingModel) -> None:
+        """Search the table where it now is, before anybody else does. Raises what that raises, with
+        nothing left of it."""
+        store, tables = placed.spec.store, self.warehouse.tables
+        table = store.table(tables, placed.table)
+        try:
+            codec = CodecChain.load(self.folder.codecs / placed.codec)
+            vector = embed_all([CANARIES[0]], model, None, "query").vectors[0]
+            if np.isfinite(vector).all():
+                nearest(table, codec, vector, 1, None, placed.version)
+            if table.rows(placed.version) != placed.rows:
+                raise BundleError("The bundle's table lost rows on its way. Try again.")
+        except BaseException:
+            store.drop(tables, placed.table)
+            raise
 
     def _place_state(self, release: Release, placed: Release) -> None:
         """Shards and records, in place of those that were here."""

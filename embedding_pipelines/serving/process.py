@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 
 from embedding_pipelines.serving.api import create_app
+from embedding_pipelines.serving.container import Container
 from embedding_pipelines.serving.server import Server
 
 # After SIGTERM: how long `/ready` says 503 while requests are still taken, so that whoever sends
@@ -21,12 +22,18 @@ class Process(uvicorn.Server):
     """Serves until SIGTERM or Ctrl-C; `on_ready` is given the address once models are loaded."""
 
     def __init__(
-        self, server: Server, host: str, port: int, on_ready: Callable[[str], None]
+        self,
+        server: Server,
+        host: str,
+        port: int,
+        on_ready: Callable[[str], None],
+        is_container: bool = False,
     ) -> None:
         self.served, self._on_ready, self._ends_at = server, on_ready, float("inf")
+        app = create_app(server)
         super().__init__(
             uvicorn.Config(
-                create_app(server),
+                Container(app) if is_container else app,
                 host=host,
                 port=port,
                 log_level="warning",
