@@ -25,9 +25,10 @@ class Order:
     key: str  # of a server's API, empty without one
     before: Deployment | None  # the one at this endpoint now, if this home deployed it
     progress: Progress
-    keep: Callable[[Resources], None]
-    """Puts resources on record. To be called before each is created, so that `undeploy` finds what
-    a deployment that was killed has left."""
+    keep: Callable[[Resources | None], None]
+    """Puts resources on record. To be called before they are created, so that `undeploy` finds what
+    a deployment that was killed has left. None: the record is as it was before, since all that was
+    created is removed again."""
 
 
 class Target(ABC):

@@ -50,8 +50,13 @@ def deploy(
         resources=dict(before.resources) if before else {},
     )
 
-    def keep(resources: Resources) -> None:
-        write_deployment(folder, deployment.model_copy(update={"resources": dict(resources)}))
+    def keep(resources: Resources | None) -> None:
+        if resources is not None:
+            write_deployment(folder, deployment.model_copy(update={"resources": dict(resources)}))
+        elif before is not None:
+            write_deployment(folder, before)
+        else:
+            remove_deployment(folder, endpoint)
 
     with temporary_folder(warehouse.root, ".deploy-") as draft:
         bundle = draft / f"{pipeline}.tar"
