@@ -212,7 +212,7 @@ class _Source:
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
         table.apply(schema, [], rows())
-        self.trained_rows = table.index(self.codec.metric, 0)
+        self.trained_rows = table.index(self.codec.metric, 0, release.spec.search.text_index)
         version = table.version
         assert version is not None
         if table.rows(version) != release.rows:

@@ -23,6 +23,7 @@ from embedding_pipelines.inference.weights import file_sha256
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.providers.base import EmbeddingModel
 from embedding_pipelines.quality.checks.provider_is_unchanged import CANARIES
+from embedding_pipelines.ranking import nearest
 from embedding_pipelines.releases import (
     Release,
     Releases,
@@ -36,7 +37,6 @@ from embedding_pipelines.releases import (
 from embedding_pipelines.remote import file_vectors, writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST
-from embedding_pipelines.search import nearest
 from embedding_pipelines.serving.bundle import (
     HOME,
     STATE,

@@ -205,3 +205,11 @@ def test_the_pipeline_file_that_is_there_stays(here: Path, there: Path) -> None:
     imported = import_bundle(Warehouse(there), bundle)
     assert path.read_bytes() == before
     assert "stays as it is" in imported.notes[0]
+
+
+def test_words_are_found_where_a_bundle_is_taken_up(tmp_path: Path, there: Path) -> None:
+    here = built(tmp_path / "here", ROWS, f"{QUICK}search: {{mode: hybrid}}\n")
+    carry(here, there)
+    assert top(there, "p", "number 3") == ["id-3"]
+    copy_source(here, there)
+    assert run_recorded(there, "p")[1] == []

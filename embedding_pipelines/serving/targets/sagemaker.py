@@ -5,7 +5,7 @@ gap: it goes back by itself if the new container does not answer."""
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,21 +192,9 @@ class _Aws:
     def remove(self, resources: dict[str, Any]) -> list[str]:
         """Remove what is still there of these resources; a line for each."""
         removed = list[str]()
-
-        def gone(what: str, remove: Callable[[], object]) -> None:
-            try:
-                remove()
-                removed.append(what)
-            except TargetError as error:
-                if not _is_missing(error):
-                    raise
-
         if endpoint := resources.get("endpoint"):
-            call = self.call
-            gone(
-                f"endpoint {endpoint}",
-                lambda: call("sagemaker", "delete_endpoint", EndpointName=endpoint),
-            )
+            if self._is_removed("sagemaker", "delete_endpoint", EndpointName=endpoint):
+                removed.append(f"endpoint {endpoint}")
             self.wait(endpoint, None)
         kinds = (
             (
@@ -219,19 +207,26 @@ class _Aws:
         )
         for kind, title, action, argument in kinds:
             for name in resources.get(kind, ()):
-                named = {argument: name}
-                gone(f"{title} {name}", lambda a=action, n=named: self.call("sagemaker", a, **n))
+                if self._is_removed("sagemaker", action, **{argument: name}):
+                    removed.append(f"{title} {name}")
         for uri in resources.get("objects", ()):
             bucket, key = _split(uri)
             place = {"Bucket": bucket, "Key": key}
-            try:
-                self.call("s3", "head_object", **place)
-            except TargetError as error:
-                if _is_missing(error):
-                    continue
-                raise
-            gone(f"object {uri}", lambda place=place: self.call("s3", "delete_object", **place))
+            # S3 deletes what is not there without a word.
+            if self._is_removed("s3", "head_object", **place):
+                self.call("s3", "delete_object", **place)
+                removed.append(f"object {uri}")
         return removed
+
+    def _is_removed(self, service: str, action: str, **named: str) -> bool:
+        """Whether an action found what it is about."""
+        try:
+            self.call(service, action, **named)
+            return True
+        except TargetError as error:
+            if _is_missing(error):
+                return False
+            raise
 
 
 def _is_missing(error: TargetError) -> bool:
