@@ -125,7 +125,7 @@ def _count(
     for is_estimate in (True, False) if can_estimate else (False,):
         tokenizer = estimate() if is_estimate else model.tokenizer
         pair = [prompts.get(input_type, ""), prompts.get("document", "")]
-        own, documents = count_tokens(pair, tokenizer)
+        own, documents = count_tokens(pair, tokenizer) if pair[0] != pair[1] else (0, 0)
         # The model's limit excludes the prompt of documents.
         limit = model.limits.max_tokens - max(0, own - documents)
         tokens, unknown, missing = list[int](), list[int](), unknown_id(tokenizer)

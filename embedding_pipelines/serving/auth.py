@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
@@ -41,11 +41,11 @@ class Keys:
             )
 
 
-def allow(scope: Scope) -> Callable[..., None]:
+def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
     """A dependency of routes: only requests whose key has `scope` go on."""
     bearer = HTTPBearer(auto_error=False, description=f"The key in ${KEY_VARIABLE}.")
 
-    def check(
+    async def check(  # in the event loop: a thread would take longer than the work
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:

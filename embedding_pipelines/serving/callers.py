@@ -67,7 +67,7 @@ class Caller:
             pass
 
 
-def _caller(
+async def _caller(  # in the event loop: a thread would take longer than the work
     request: Request,
     timeout_seconds: Annotated[
         float | None,

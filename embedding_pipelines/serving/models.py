@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # of a request to a service, since somebody waits
 REMEDY = "Divide it, or send `truncate: true` to embed its beginning."
+# Up to where texts are counted in the event loop, which takes a millisecond, less than a thread; and
+# up to where they do not wait for larger ones.
+INLINE_CHARACTERS, SMALL_CHARACTERS = 2_000, 32_000
 WARM_WORDS, WARM_TEXTS = 48, 256  # of a batch that measures how fast a local model is, at most
 
 T = TypeVar("T")
@@ -73,7 +76,8 @@ class ServedModel:
     """One open model, shared by all pipelines that name it with the same options.
 
     It belongs to one event loop. All work in the model is done in one thread of its own, and what
-    texts need before it in two others.
+    texts need before it in two others: one for large requests, so that small ones do not wait for
+    them there either.
     """
 
     def __init__(
@@ -89,7 +93,7 @@ class ServedModel:
         self.users = 0  # requests that are in it
         self._sender = Sender(self.model)
         self._thread = ThreadPoolExecutor(1, "model")
-        self._helpers = ThreadPoolExecutor(2, "texts")
+        self._small, self._large = ThreadPoolExecutor(1, "small"), ThreadPoolExecutor(1, "large")
         self._loading: asyncio.Task[Lanes] | None = None
 
     @property
@@ -113,7 +117,7 @@ class ServedModel:
         if self.lanes:
             self.lanes.close()
         self._sender.cancel()
-        for pool in (self._helpers, self._thread):
+        for pool in (self._small, self._large, self._thread):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
         await asyncio.to_thread(self.model.close)
 
@@ -142,9 +146,13 @@ class ServedModel:
         try:
             lanes = await self.load()
             started, loop = time.perf_counter(), asyncio.get_running_loop()
-            prepared = await loop.run_in_executor(
-                self._helpers, self._prepare, texts, input_type, tidy, too_long, name
-            )
+            given = (texts, input_type, tidy, too_long, name)
+            size = sum(map(len, texts))
+            if input_type == "query" and size <= INLINE_CHARACTERS:  # nothing touches the disk
+                prepared = self._prepare(*given)
+            else:
+                pool = self._small if size <= SMALL_CHARACTERS else self._large
+                prepared = await loop.run_in_executor(pool, self._prepare, *given)
             readable, rows = prepared.readable, prepared.misses
             tokens = [readable.tokens[row] for row in rows]
             fits = sum(tokens) <= lanes.budget.tokens
@@ -204,7 +212,7 @@ class ServedModel:
 
     async def help(self, function: Callable[[], T]) -> T:
         """Do work beside the model, out of the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._helpers, function)
+        return await asyncio.get_running_loop().run_in_executor(self._large, function)
 
     def _prepare(
         self,
@@ -254,4 +262,4 @@ class ServedModel:
             except EmbeddingPipelinesError as error:  # the vectors are right, and computed again
                 log.warning("%s", error)
 
-        self._helpers.submit(put)
+        self._large.submit(put)

@@ -73,8 +73,10 @@ def test_a_chunk_has_the_same_vector_however_it_comes(home: Path) -> None:
             client.post("/v1/embeddings", json={"model": "minilm", "input": text})
             for text in texts[:5]
         ]
-        assert 'cache_hits_total{model="hf:sentence-transformers/all-MiniLM-L6-v2",'\
-            'lane="interactive"} 5.0' in client.get("/metrics").text  # kept with the first request
+        assert (
+            'cache_hits_total{model="hf:sentence-transformers/all-MiniLM-L6-v2",'
+            'lane="interactive"} 5.0' in client.get("/metrics").text
+        )  # kept with the first request
     served = np.float32([item["embedding"] for item in many.json()["data"]])
     assert cosine(served, stored).min() >= 0.9999
     singles = np.float32([reply.json()["data"][0]["embedding"] for reply in alone])
