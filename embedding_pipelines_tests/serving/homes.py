@@ -37,3 +37,11 @@ def client_of(home: Path, key: str | None = None) -> Iterator[TestClient]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with TestClient(create_app(Server(home, Keys(key))), headers=headers) as client:
         yield client
+
+
+def finish_writing(client: TestClient) -> None:
+    """Wait until the vectors of all answers so far are in the cache."""
+    server: Server = client.app.state.server  # type: ignore[attr-defined]
+    assert client.portal is not None
+    for model in server.models:
+        client.portal.call(model.help, lambda: None)

