@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from embedding_pipelines.orchestration.launch import run_named as run_pipeline
     from embedding_pipelines.search import Hit, Searcher, SearchResult, SearchResults, search_async
     from embedding_pipelines.service import EmbeddingCache, EmbeddingConfig, EmbeddingService
+    from embedding_pipelines.serving.client import AsyncEmbeddingPipelines, EmbeddingPipelines
     from embedding_pipelines.sources.changes import changes, listing
     from embedding_pipelines.spec.load import find_pipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncEmbeddingPipelines",
     "EmbeddingCache",
     "EmbeddingConfig",
+    "EmbeddingPipelines",
     "EmbeddingPipelinesError",
     "EmbeddingService",
     "Hit",
@@ -45,8 +48,10 @@ __all__ = [
 ]
 # The module of each name, and its name there; `search` is a module that is called like a function.
 _PLACES = {
+    "AsyncEmbeddingPipelines": ("serving.client", "AsyncEmbeddingPipelines"),
     "EmbeddingCache": ("service", "EmbeddingCache"),
     "EmbeddingConfig": ("service", "EmbeddingConfig"),
+    "EmbeddingPipelines": ("serving.client", "EmbeddingPipelines"),
     "EmbeddingPipelinesError": ("errors", "EmbeddingPipelinesError"),
     "EmbeddingService": ("service", "EmbeddingService"),
     "Hit": ("search", "Hit"),

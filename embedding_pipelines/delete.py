@@ -5,6 +5,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedding_pipelines.deployments import read_deployments
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_files
 from embedding_pipelines.progress import Silent
@@ -27,7 +28,8 @@ class Deletion:
 
 
 def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
-    """What `delete_pipeline` would delete. ConfigError if there is no such pipeline."""
+    """What `delete_pipeline` would delete. ConfigError if there is no such pipeline, or if it is
+    deployed."""
     warehouse = Warehouse(home)
     folder = warehouse.pipeline(name)
     files = [path for path in pipeline_files(home) if path.stem == name]
@@ -44,6 +46,11 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
         ]
     paths += [] if keep_file else files
     paths = [path for path in paths if path.exists()]
+    if places := [deployment.endpoint for deployment in read_deployments(folder)]:
+        raise ConfigError(
+            f"Pipeline {name!r} is deployed to {', '.join(places)}, which would be forgotten. Say "
+            f"`embedding-pipelines undeploy {name} --endpoint {places[0]}` first."
+        )
     if not paths:
         raise ConfigError(f"There is nothing to delete: {name!r} has never run.")
     releases: list[int] = []

@@ -65,6 +65,10 @@ class ConfigError(EmbeddingPipelinesError):
     """A pipeline file, an option or an environment variable is wrong."""
 
 
+class ExistsError(ConfigError):
+    """A name is taken by something else."""
+
+
 class SourceError(EmbeddingPipelinesError):
     """The input files cannot be read as the pipeline says."""
 

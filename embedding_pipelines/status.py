@@ -3,7 +3,7 @@ loaded."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,12 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_pipelines.activity import last_activity
-from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError, counted
+from embedding_pipelines.deployments import read_deployments
+from embedding_pipelines.errors import (
+    ConfigError,
+    EmbeddingPipelinesError,
+    StoreError,
+    counted,
+    did_you_mean,
+)
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.releases import Release, read_releases
 from embedding_pipelines.remote import fetch_state, is_current, is_whole, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.ids import pipeline_ids
+from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, read_checks
@@ -29,6 +37,10 @@ from embedding_pipelines.steps.vector_store import SAMPLE_BYTES, table_state
 from embedding_pipelines.storage.warehouse import Manifest, Shards, Warehouse
 
 DRIFT = "data_has_not_drifted"  # the check that compares a candidate with the live release
+# What a list can be narrowed to. A pipeline may be in several: one that is live while a run is at
+# work is active and building.
+FILTERS = ("active", "building", "failed", "deployed", "archived", "all")
+BUILDING, FAILED = ("running",), ("failed", "stopped", "held back", "broken")
 EMPTY = "its text is empty after cleaning"  # of a document, so that no search finds it
 
 
@@ -81,6 +93,78 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "rolled_back": rolled_back,
         "drift": _drift(run),
         "kept_releases": [release.number for release in releases.releases],
+        "endpoints": [deployment.endpoint for deployment in read_deployments(run.folder)],
+    }
+
+
+def list_status(home: Path, only: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """A row for each pipeline, or for `only` some, by name: `pipeline_status` of those whose files are right, `id`,
+    `pipeline`, `status` and `problem` of broken ones, and of archived ones what is live: those whose
+    file is gone and whose releases are still searched.
+
+    `states` are the words of FILTERS that hold for it, without "all".
+    """
+    specs, broken = read_pipelines(home)
+    ids, warehouse = pipeline_ids(home), Warehouse(home)
+    folders = warehouse.pipelines.iterdir() if warehouse.pipelines.is_dir() else ()
+    names = specs.keys() | {path.stem for path in broken} | {folder.name for folder in folders}
+    names = names if only is None else names & set(only)
+    rows = [pipeline_status(spec, warehouse) for spec in specs.values() if spec.name in names]
+    for path, error in broken.items():
+        if path.stem not in names:
+            continue
+        row = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken"}
+        rows.append(row | {"problem": str(error)})
+    for name in names - {row["pipeline"] for row in rows}:
+        if archived := _archived(warehouse, name, ids.get(name)):
+            rows.append(archived)
+    return sorted(
+        ({**row, "states": states_of(row)} for row in rows), key=lambda row: str(row["pipeline"])
+    )
+
+
+def states_of(row: dict[str, Any]) -> list[str]:
+    """The words of FILTERS that hold for a row of `pipeline_status`."""
+    status, is_archived = row["status"], row["status"] == "archived"
+    is_active = row.get("live_release") is not None and not is_archived
+    holds = {
+        "active": is_active,
+        "building": status in BUILDING,
+        "failed": status in FAILED,
+        "deployed": bool(row.get("endpoints")),
+        "archived": is_archived,
+    }
+    return [name for name, is_so in holds.items() if is_so]
+
+
+def check_filter(word: str) -> str:
+    """A word of FILTERS; ConfigError for another."""
+    if word not in FILTERS:
+        raise ConfigError(
+            f"filter is {word!r}: write one of {', '.join(FILTERS)}.{did_you_mean(word, FILTERS)}"
+        )
+    return word
+
+
+def _archived(warehouse: Warehouse, name: str, number: int | None) -> dict[str, Any] | None:
+    """A pipeline without a file; None if nothing of it is live."""
+    folder = warehouse.pipeline(name)
+    try:
+        releases = read_releases(folder)
+    except StoreError:
+        return None
+    live = releases.get(releases.live)
+    if live is None:
+        return None
+    return {
+        "id": number,
+        "pipeline": name,
+        "status": "archived",
+        "model": title_of(live.spec.model),
+        "live_release": live.number,
+        "released_at": live.released_at.isoformat(timespec="seconds"),
+        "live_rows": live.rows,
+        "endpoints": [deployment.endpoint for deployment in read_deployments(folder)],
     }
 
 

@@ -41,6 +41,15 @@ def check_file(draft: Draft, warehouse: Warehouse) -> tuple[list[str], list[str]
     return list(dict.fromkeys(lines)), doubts
 
 
+def check_new(spec: PipelineSpec, warehouse: Warehouse) -> list[str]:
+    """What may be wrong with a pipeline that has no file yet. Raises ConfigError, with a line for
+    each mistake, if something is; a key that this process lacks is none."""
+    every = list(faults(spec, warehouse))
+    if wrong := [fault.what for fault in every if not fault.is_key and not fault.is_doubt]:
+        raise ConfigError("\n".join(dict.fromkeys(wrong)))
+    return [fault.what for fault in every]
+
+
 def faults(
     spec: PipelineSpec, warehouse: Warehouse, wrong: frozenset[str] = frozenset()
 ) -> Iterator[Fault]:

@@ -68,7 +68,20 @@ def _pipeline(help: str) -> Any:
 
 
 Name = Annotated[str, _pipeline("The name of its file without ending, or its number.")]
+OptionalName = Annotated[str | None, _pipeline("Its name or number.")]
 Names = Annotated[list[str] | None, _pipeline("Pipelines by name or number (default: all).")]
+PipelineId = Annotated[
+    str | None,
+    typer.Option(metavar="PIPELINE", help="Alias of PIPELINE.", autocompletion=complete_name),
+]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="Do it on a server, with the key in $EMBEDDING_API_KEY, not in this folder.",
+    ),
+]
 Files = Annotated[list[str] | None, _pipeline("Pipelines by name, number or file (default: all).")]
 
 
@@ -189,6 +202,13 @@ def load_spec(text: str) -> "PipelineSpec":
                 text = path.stem
                 break
     return find_pipeline(find_name(home_folder(), text), home_folder())
+
+
+def one_of(command: str, name: str | None, pipeline_id: str | None) -> str:
+    """The pipeline that is named as PIPELINE or by --pipeline-id. ConfigError for both or none."""
+    if (name is None) == (pipeline_id is None):
+        raise ConfigError(f"{command}: name one pipeline, as PIPELINE or by --pipeline-id.")
+    return name or pipeline_id or ""
 
 
 def find_file_of(text: str) -> Path:

@@ -17,7 +17,7 @@ from embedding_pipelines.cli.common import HomeFolder, Problem, set_home, with_j
 from embedding_pipelines.cli.streams import prepare_streams
 from embedding_pipelines.cli.usage import PROGRAM, describe
 
-WITHOUT_COMMANDS = {"main", "common", "streams", "terminal", "usage"}
+WITHOUT_COMMANDS = {"main", "common", "remote", "streams", "terminal", "usage"}
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from embedding_pipelines.cli.common import Outcomes, Output, Problem, load_spec, open_run
+from embedding_pipelines.cli import remote
+from embedding_pipelines.cli.common import (
+    OptionalName,
+    Outcomes,
+    Output,
+    PipelineId,
+    Problem,
+    ServerUrl,
+    load_spec,
+    one_of,
+    open_run,
+    open_warehouse,
+)
 from embedding_pipelines.cli.run import run_one
 from embedding_pipelines.cli.terminal import TerminalProgress, figure, make_console, print_table
 from embedding_pipelines.environment import home as home_folder
-from embedding_pipelines.errors import ConfigError, ReleaseError
 
 if TYPE_CHECKING:
     from embedding_pipelines.optimize.candidates import Point
@@ -27,12 +38,8 @@ app = typer.Typer()
 @app.command()
 def optimize(
     method: Annotated[list[str], typer.Option(metavar="METHOD", help=METHODS)],
-    name: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help="Its name or number.")
-    ] = None,
-    pipeline_id: Annotated[
-        str | None, typer.Option(metavar="PIPELINE", help="Alias of PIPELINE.")
-    ] = None,
+    name: OptionalName = None,
+    pipeline_id: PipelineId = None,
     dimensions: Annotated[
         int | None, typer.Option(min=1, metavar="NUMBER", help="How many pca or truncate keep.")
     ] = None,
@@ -48,19 +55,22 @@ def optimize(
     max_ms: Annotated[
         float, typer.Option(min=0, metavar="NUMBER", help="Latency budget (median) for auto.")
     ] = 500.0,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Make vectors smaller, at a measured cost.
 
     Recall@10 is the share of the exact ten nearest, in the model's own space, that searches still
     return. A compression that keeps the floor, with 95% confidence, goes into the pipeline file
     with its evidence, and the pipeline runs; else nothing changes. Without a floor, it
-    measures the methods you name and takes them as they are.
+    measures the methods you name and takes them as they are. A pipeline that never ran is run first.
     """
     from embedding_pipelines.optimize.optimize import Goal
 
-    if (name is None) == (pipeline_id is None):
-        raise ConfigError("optimize: name one pipeline, as PIPELINE or by --pipeline-id.")
-    spec = load_spec(name or pipeline_id or "")
+    name = one_of("optimize", name, pipeline_id)
+    if server:
+        yield from remote.optimize(server, name, method, dimensions, floor, max_ms)
+        return
+    spec = load_spec(name)
     floor = AUTO_FLOOR if floor is None and method == ["auto"] else floor
     try:
         yield from _optimize(spec, Goal(tuple(method), dimensions, floor, max_ms))
@@ -69,11 +79,20 @@ def optimize(
 
 
 def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
-    from embedding_pipelines.optimize.optimize import optimize_pipeline, refit
-    from embedding_pipelines.spec.edit import edit_pipeline
-    from embedding_pipelines.spec.load import pipeline_files
-    from embedding_pipelines.steps.codec import unless_it_fails
+    from embedding_pipelines.optimize.adopt import adopt
+    from embedding_pipelines.optimize.optimize import optimize_pipeline
 
+    rows = list[dict[str, Any]]()
+
+    def release(spec: "PipelineSpec") -> str:
+        row, problem = run_one(spec)
+        rows.append(row)
+        return problem
+
+    has_run = open_warehouse().pipeline(spec.name).releases.exists()
+    if not has_run and (problem := release(spec)):
+        yield Problem(f"{spec.name}: {problem}", spec.name)
+        return
     with TerminalProgress(make_console(), spec.name) as progress, open_run(spec, progress) as run:
         outcome = optimize_pipeline(run, goal)
     result = {"pipeline": spec.name, "optimized": None, "evidence": outcome.evidence}
@@ -81,23 +100,10 @@ def _optimize(spec: "PipelineSpec", goal: "Goal") -> Outcomes:
     if outcome.problem:
         yield Problem(outcome.problem, spec.name)
         return
-    (path,) = [path for path in pipeline_files(home_folder()) if path.stem == spec.name]
-    with (
-        open_run(outcome.spec) as run,
-        edit_pipeline(path, outcome.options, outcome.spec),
-        unless_it_fails(run),
-    ):
-        refit(run)
-        row, problem = run_one(outcome.spec)
-        if problem:
-            raise ReleaseError(
-                f"{problem}\nThe file of {spec.name!r} is as it was. To release this compression "
-                "nevertheless, write it into the file, run the pipeline, then use "
-                f"`embedding-pipelines release {spec.name} --force --reason '…'`."
-            )
+    adopt(home_folder(), outcome, release)
     if outcome.spec.optimized is not None:
         result["optimized"] = outcome.spec.optimized.model_dump(mode="json")
-    yield Output([{**result, "run": row}])
+    yield Output([{**result, "run": rows[-1]}])
 
 
 def _show(outcome: "OptimizeResult") -> None:

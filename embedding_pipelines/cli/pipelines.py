@@ -1,20 +1,22 @@
 """Commands that say what there is, and `example`, which writes two pipelines to start with."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from embedding_pipelines import __version__
+from embedding_pipelines.cli import remote
 from embedding_pipelines.cli.common import (
     Files,
     Names,
     Outcomes,
     Output,
     Problem,
+    ServerUrl,
     find_files,
     load_specs,
     no_pipelines,
@@ -40,6 +42,7 @@ NOTES = (
     "forced",
     "rolled_back",
     "source",
+    "endpoints",
 )  # below the list
 TITLES = {"live_release": "live", "released_at": "since (UTC)"}
 OPTIONAL = (  # in a status: left out where there is nothing to tell
@@ -57,51 +60,60 @@ OPTIONAL = (  # in a status: left out where there is nothing to tell
     "rolled_back",
     "drift",
     "bucket",
+    "endpoints",
 )
 
 app = typer.Typer()
 
 
 @app.command("list")
-def list_pipelines() -> Outcomes:
+def list_pipelines(
+    filter: Annotated[
+        str,
+        typer.Option(
+            metavar="STATE",
+            help="Only those that are active, building, failed, deployed or archived.",
+            autocompletion=lambda: ["active", "building", "failed", "deployed", "archived", "all"],
+        ),
+    ] = "all",
+    server: ServerUrl = None,
+) -> Outcomes:
     """List the pipelines, broken ones included."""
-    from embedding_pipelines.spec.ids import pipeline_ids
-    from embedding_pipelines.spec.load import read_pipelines
-    from embedding_pipelines.status import pipeline_status
+    from embedding_pipelines.status import check_filter, list_status
 
-    specs, broken = read_pipelines(home_folder())
-    ids = pipeline_ids(home_folder())
-    rows = [pipeline_status(spec, open_warehouse()) for spec in specs.values()]
-    for path, error in broken.items():
-        row = {"id": ids.get(path.stem), "pipeline": path.stem, "status": "broken"}
-        rows.append(row | {"problem": str(error)})
-    rows.sort(key=lambda row: row["pipeline"])
+    word = check_filter(filter)
+    if server:
+        rows = remote.rows(server, word)
+    else:
+        every = list_status(home_folder())
+        rows = [row for row in every if word == "all" or word in row["states"]]
+    if rows or word != "all":
+        nothing = f"No pipeline is {word}."
+    else:
+        nothing = f"There are no pipelines on {server}." if server else no_pipelines()
+    names = (*LIST_COLUMNS, "schedule", *NOTES, "problem", "states")
+    results = [{name: row.get(name) for name in names} for row in rows]
+    yield Output(results, partial(_show_list, rows, nothing))
 
-    def show() -> None:
-        if rows:
-            console = make_console()
-            shown, notes = [_shown(row) for row in rows], tuple[str, ...](NOTES)
-            if not fits(console, shown):  # a cut model may be any
-                notes = ("model", *NOTES)
-                shown = [{name: row[name] for name in row if name != "model"} for row in shown]
-            print_table(console, shown)
-            for row in rows:
-                for name in notes:
-                    if row.get(name) and not (name == "source" and row["source_is_released"]):
-                        title = name.replace("_", " ")
-                        print_words(console, f"{row['pipeline']}: {title}: {row[name]}")
-        else:
-            say(no_pipelines())
-        if broken:
-            print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
-    yield Output(
-        [
-            {name: row.get(name) for name in (*LIST_COLUMNS, "schedule", *NOTES, "problem")}
-            for row in rows
-        ],
-        show,
-    )
+def _show_list(rows: Sequence[Mapping[str, Any]], nothing: str) -> None:
+    if not rows:
+        say(nothing)
+        return
+    console = make_console()
+    shown, notes = [_shown(row) for row in rows], tuple[str, ...](NOTES)
+    if not fits(console, shown):  # a cut model may be any
+        notes = ("model", *NOTES)
+        shown = [{name: row[name] for name in row if name != "model"} for row in shown]
+    print_table(console, shown)
+    for row in rows:
+        for name in notes:
+            if row.get(name) and not (name == "source" and row.get("source_is_released")):
+                title, value = name.replace("_", " "), row[name]
+                words = ", ".join(value) if isinstance(value, list) else value
+                print_words(console, f"{row['pipeline']}: {title}: {words}")
+    if any(row["status"] == "broken" for row in rows):
+        print("Run `embedding-pipelines validate` to see the errors.", file=sys.stderr)
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
+from embedding_pipelines.cli import remote
 from embedding_pipelines.cli.common import (
     Name,
+    OptionalName,
     Outcomes,
     Output,
+    PipelineId,
     Problem,
+    ServerUrl,
     find_released,
     load_spec,
+    one_of,
     open_run,
     open_warehouse,
 )
@@ -65,11 +70,13 @@ def rejected(
 
 @app.command()
 def delete(
-    name: Name,
+    name: OptionalName = None,
+    pipeline_id: PipelineId = None,
     keep_file: Annotated[
         bool, typer.Option("--keep-file", help="Keep the pipeline file: the next run starts anew.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Delete a pipeline with all that it has produced.
 
@@ -78,17 +85,28 @@ def delete(
     """
     from embedding_pipelines.delete import delete_pipeline, plan_deletion
 
+    name = one_of("delete", name, pipeline_id)
+    if server:
+        _confirm(yes, f"delete {name}", f"Delete {name} on {server}?")
+        yield from remote.delete(server, name, keep_file)
+        return
     name = find_released(name)
     deletion = plan_deletion(home_folder(), name, keep_file)
     size = f"{deletion.size_bytes / MEGABYTE:,.1f} MB"
     what = f"{counted(len(deletion.releases), 'release')}, {size}"
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError(f"delete {name}: {what}. Say --yes to delete it.")
-        typer.confirm(f"Delete {name}: {what}?", abort=True, err=True)
+    _confirm(yes, f"delete {name}: {what}", f"Delete {name}: {what}?")
     deletion = delete_pipeline(home_folder(), name, keep_file)
     result = asdict(deletion) | {"paths": list(map(str, deletion.paths))}
     yield Output([result], partial(say, f"{name}: deleted, {what}", *map(str, deletion.paths)))
+
+
+def _confirm(yes: bool, command: str, question: str) -> None:
+    """Ask before something is deleted, unless that was said. Raises ConfigError where nobody can
+    answer."""
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{command}. Say --yes to delete it.")
+        typer.confirm(question, abort=True, err=True)
 
 
 @app.command()

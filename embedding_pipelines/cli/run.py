@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from embedding_pipelines.cli import remote
 from embedding_pipelines.cli.common import (
     PAUSED,
     Name,
@@ -15,6 +16,7 @@ from embedding_pipelines.cli.common import (
     Outcomes,
     Output,
     Problem,
+    ServerUrl,
     find_released,
     load_spec,
     load_specs,
@@ -51,6 +53,7 @@ def run(
     time_limit: Annotated[
         str, typer.Option("--for", metavar="30m", help="Stop after this time: 90s, 30m, 2h.")
     ] = "",
+    server: ServerUrl = None,
 ) -> Outcomes:
     """Read what changed, embed what is new, check, release.
 
@@ -59,6 +62,11 @@ def run(
     """
     from embedding_pipelines.steps.embeddings import re_embed as embed_anew
 
+    if server:
+        if re_embed or until or time_limit:
+            raise ConfigError("run --server takes no other option: a server runs a pipeline whole.")
+        yield from remote.run(server, names)
+        return
     if re_embed and not names:
         raise ConfigError("run --re-embed: name the pipeline, since every text is paid for again.")
     share = _parse_share(until) if until else None

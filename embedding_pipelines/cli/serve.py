@@ -1,7 +1,6 @@
 """The command `serve`: the HTTP API of a home folder."""
 
 import contextlib
-import ipaddress
 import os
 from typing import Annotated
 
@@ -46,15 +45,16 @@ def serve(
     """
     need("fastapi", "serving")
     need("uvicorn", "serving")
-    from embedding_pipelines.serving.auth import KEY_VARIABLE, Keys
+    from embedding_pipelines.serving.auth import Keys, is_loopback
     from embedding_pipelines.serving.bundle import opened
     from embedding_pipelines.serving.process import Process
     from embedding_pipelines.serving.server import Server
+    from embedding_pipelines.serving.wire import KEY_VARIABLE
 
-    keys = Keys(os.environ.get(KEY_VARIABLE))
+    keys = Keys(os.environ.get(KEY_VARIABLE), None if bundle else home_folder())
     if sagemaker:  # which has seen to it that whoever asks may
-        keys, host, bundle = Keys(), "0.0.0.0", bundle or SAGEMAKER_BUNDLE
-    elif keys.is_open and not _is_loopback(host):
+        keys, host, bundle = Keys(trusts_network=True), "0.0.0.0", bundle or SAGEMAKER_BUNDLE
+    elif keys.is_open and not is_loopback(host):
         raise ConfigError(
             f"--host {host}: without a key the server listens on loopback only. Set "
             f"${KEY_VARIABLE}, or use 127.0.0.1."
@@ -68,10 +68,3 @@ def serve(
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
         Process(Server(home, keys), host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

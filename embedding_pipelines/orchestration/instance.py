@@ -154,13 +154,17 @@ def _quick_commits(folder: Path) -> Iterator[None]:
             connection.close()
 
 
+def has_records(folder: Path) -> bool:
+    """Whether an instance may have runs on record. Without files of a history nothing ever ran."""
+    return (folder / "history").is_dir() or keeps_records_elsewhere(folder)
+
+
 def start() -> Path:
     """The instance's folder, for Dagster's services to start on: without runs that a crash left as
     started, which would keep those of the same pipeline waiting."""
     with readable_records(instance_folder(home())):
         folder = ensure_instance_folder(home())
-        # Without files of a history nothing ever ran.
-        if (folder / "history").is_dir() or keeps_records_elsewhere(folder):
+        if has_records(folder):
             with open_instance(home()) as instance:
                 end_dead_runs(instance, Warehouse(home()))
     return folder

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,16 @@ from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import write_json
 from embedding_pipelines.orchestration.build import pipeline_definitions
 from embedding_pipelines.orchestration.dead_runs import ENDED
-from embedding_pipelines.orchestration.failures import problem_of, readable_records, was_interrupted
+from embedding_pipelines.orchestration.failures import (
+    problem_of,
+    readable_errors,
+    readable_records,
+    was_interrupted,
+)
 from embedding_pipelines.orchestration.instance import open_instance
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
-from embedding_pipelines.orchestration.resources import LockedWarehouseResource
+from embedding_pipelines.orchestration.resources import LockedWarehouseResource, LogProgress
 from embedding_pipelines.progress import Progress, Silent
 from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import writing
@@ -48,11 +54,13 @@ def run_pipeline(
     progress: Progress,
     force_reason: str = "",
     retry_rejected: bool = False,
+    run_id: str | None = None,
 ) -> Outcome:
     """Bring all partitions of a pipeline up to date in one run, from the source to the release.
 
     With a reason only the release is made, though checks of the candidate's quality failed. With
-    `retry_rejected` rejected texts are sent again, and no others, and what follows is done.
+    `retry_rejected` rejected texts are sent again, and no others, and what follows is done. `run_id`
+    is a UUID that Dagster does not know yet; None: a new one.
 
     Raises BusyError if another run is just doing that, on this machine or another, BucketError if
     the warehouse's bucket does not answer, KeyboardInterrupt if the user stops it.
@@ -83,6 +91,7 @@ def run_pipeline(
                 raise_on_error=False,
                 run_config={**QUIET, **({"ops": ops} if ops else {})},
                 asset_selection=[asset_key(spec, name) for name in names] if names else None,
+                run_id=run_id,
             )
         except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError) as error:
             _end_dead_runs(instance, home, spec)  # this one
@@ -96,6 +105,37 @@ def run_pipeline(
             )
         problem = "" if result.success else problem_of(result, instance_folder(home))
         return Outcome(result.run_id, problem)
+
+
+def run_work(
+    home: Path, name: str, kind: str, run_id: str, work: Callable[[Progress], None]
+) -> Outcome:
+    """Do a piece of work on a pipeline as a Dagster run of its own, of the job `NAME__KIND`, whose
+    log has the progress. Raises KeyboardInterrupt if somebody stops it."""
+
+    @dg.op(name=kind)
+    def op(context: dg.OpExecutionContext) -> None:
+        with readable_errors():
+            work(LogProgress(context.log, name))
+
+    @dg.job(name=f"{name}__{kind}", executor_def=dg.in_process_executor)
+    def job() -> None:
+        op()
+
+    with readable_records(instance_folder(home)), open_instance(home) as instance:
+        try:
+            result = job.execute_in_process(
+                instance=instance,
+                tags={**NO_RETRIES, HOME_TAG: str(home)},
+                raise_on_error=False,
+                run_config=QUIET,
+                run_id=run_id,
+            )
+        except dg.DagsterExecutionInterruptedError as error:
+            raise KeyboardInterrupt from error
+        if was_interrupted(result):
+            raise KeyboardInterrupt
+        return Outcome(run_id, "" if result.success else problem_of(result, instance_folder(home)))
 
 
 def run_named(home: Path | str, name: str, progress: Progress | None = None) -> int | None:

@@ -1,44 +1,227 @@
-"""Who may do what: the keys of a server, and the dependency `allow` that a route names."""
+"""Who may do what: the keys of a server, and the dependency `allow` that a route names.
+
+`data/warehouse/keys.json` holds a name, a scope and a hash of each key, and no key. A key that is
+added or removed there counts at once. $EMBEDDING_API_KEY is one more, which may do everything.
+"""
 
 import hashlib
 import hmac
+import ipaddress
+import secrets
+import threading
+import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from embedding_pipelines.serving.wire import Unauthorized
+from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.files import read_json, write_json
+from embedding_pipelines.home import warehouse_folder
+from embedding_pipelines.serving.wire import KEY_VARIABLE, Forbidden, TooManyRequests, Unauthorized
 
-KEY_VARIABLE = "EMBEDDING_API_KEY"
-Scope = Literal["read", "write", "admin"]
+PREFIX = "ep_"  # of the keys that `keys --add` makes, so that a scanner of secrets knows them
+Scope = Literal["read", "write", "admin"]  # each includes those before it
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+LOCK_SECONDS = 10.0
+UNNAMED = f"${KEY_VARIABLE}"  # the name of that key
+
+
+class Key(BaseModel):
+    """One key as it is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    scope: Scope
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    per_minute: int | None = Field(None, ge=1)  # requests; None: no limit
+    created_at: datetime
+
+    @property
+    def hash(self) -> bytes:
+        return bytes.fromhex(self.sha256)
+
+
+def keys_file(home: Path) -> Path:
+    return warehouse_folder(home) / "keys.json"
+
+
+def read_keys(home: Path) -> list[Key]:
+    """The keys on record. Raises StoreError if the file is damaged: then no key counts."""
+    path = keys_file(home)
+    try:
+        return [Key.model_validate(each) for each in (read_json(path) or {}).get("keys", [])]
+    except (ValidationError, TypeError) as error:
+        raise StoreError(
+            f"{path} cannot be read. Put back a copy of it, or delete it and make the keys anew."
+        ) from error
+
+
+def add_key(home: Path, name: str, scope: str, per_minute: int | None = None) -> str:
+    """A new key, which is shown this once and kept as a hash. Raises ConfigError for a name that is
+    taken or none, a scope that there is not, or a rate below one."""
+    if scope not in SCOPES:
+        raise ConfigError(f"scope is {scope!r}: write one of {', '.join(SCOPES)}.")
+    token = PREFIX + secrets.token_urlsafe(32)
+    try:
+        key = Key(
+            name=name,
+            scope=scope,
+            sha256=_hash(token).hex(),
+            per_minute=per_minute,
+            created_at=datetime.now(UTC),
+        )
+    except ValidationError as error:
+        field = error.errors()[0]["loc"][0]
+        remedy = {
+            "name": "use letters, digits, '.', '_' and '-'; 64 at most",
+            "per_minute": "write a number of requests, from 1",
+        }[str(field)]
+        raise ConfigError(f"{field} of a key: {remedy}.") from None
+    with _changing(home):
+        keys = read_keys(home)
+        if any(each.name == name for each in keys):
+            raise ConfigError(f"There is a key {name!r}. Choose another name, or remove it first.")
+        _write(home, [*keys, key])
+    return token
+
+
+def remove_key(home: Path, name: str) -> None:
+    """Raises ConfigError if there is no key of this name."""
+    with _changing(home):
+        keys = read_keys(home)
+        left = [each for each in keys if each.name != name]
+        if len(left) == len(keys):
+            names = ", ".join(each.name for each in keys) or "none"
+            raise ConfigError(f"There is no key {name!r}. There are: {names}.")
+        _write(home, left)
+
+
+def _changing(home: Path) -> FileLock:
+    path = keys_file(home)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(".keys.lock"), timeout=LOCK_SECONDS)
+
+
+def _write(home: Path, keys: list[Key]) -> None:
+    write_json(keys_file(home), {"keys": [key.model_dump(mode="json") for key in keys]})
+
+
+@dataclass
+class Allowance:
+    """The requests that a key has left: they come back evenly, up to those of a minute."""
+
+    per_minute: int
+    left: float
+    at: float  # of time.monotonic
+
+    def take(self, now: float) -> float:
+        """Take one request: 0, or the seconds until there is one."""
+        pace = self.per_minute / 60
+        self.left = min(self.per_minute, self.left + (now - self.at) * pace)
+        self.at = now
+        if self.left >= 1:
+            self.left -= 1
+            return 0.0
+        return (1 - self.left) / pace
 
 
 class Keys:
-    """The keys that a server accepts, kept as hashes. Without any, everybody may do everything, so
-    such a server listens on loopback only."""
+    """The keys that a server accepts. Without any, everybody may do everything, so such a server
+    listens on loopback only and answers no page of another site.
 
-    def __init__(self, key: str | None = None) -> None:
-        self._hashes = [_hash(key)] if key else []
+    `key` is that of the environment; `home` has the others on record. `trusts_network`: whoever
+    can send a request may, as in SageMaker's container, which sees to that itself.
+    """
+
+    def __init__(
+        self,
+        key: str | None = None,
+        home: Path | None = None,
+        trusts_network: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        now = datetime.now(UTC)
+        self._own = (
+            [Key(name=UNNAMED[1:], scope="admin", sha256=_hash(key).hex(), created_at=now)]
+            if key
+            else []
+        )
+        self._home, self.trusts_network, self._clock = home, trusts_network, clock
+        self._read_at: tuple[int, int] | None = None  # time and number of the file that was read
+        self._kept: list[Key] = []
+        self._allowances: dict[str, Allowance] = {}
+        self._lock = threading.Lock()
+        self._had_any = bool(self._own)
 
     @property
     def is_open(self) -> bool:
-        return not self._hashes
+        """Whether nobody needs a key. A server that had one never becomes so: whoever removes the
+        last key wants nobody in."""
+        return not self._all() and not self._had_any
 
-    def check(self, token: str | None, scope: Scope) -> None:
-        """Raises Unauthorized without a key that is accepted."""
-        if self.is_open:
-            return
+    def check(self, token: str | None, scope: Scope) -> str:
+        """The name of the key; "" where none is needed. Raises Unauthorized without a key that is
+        accepted, Forbidden if its scope is too small, TooManyRequests beyond its rate."""
+        keys = self._all()
+        if not keys and not self._had_any:
+            return ""
         if token is None:
             raise Unauthorized(
                 f"This server needs a key. Send the header `Authorization: Bearer ${KEY_VARIABLE}`."
             )
-        given = _hash(token)
-        # All are compared, each in constant time: how long it takes says nothing.
-        if not sum(hmac.compare_digest(given, known) for known in self._hashes):
+        given, found = _hash(token), None
+        for key in keys:  # all are compared, each in constant time: how long it takes says nothing
+            found = key if hmac.compare_digest(given, key.hash) else found
+        if found is None:
             raise Unauthorized(
                 f"The key is wrong. Set ${KEY_VARIABLE} to one that this server has."
             )
+        if SCOPES.index(found.scope) < SCOPES.index(scope):
+            raise Forbidden(f"The key {found.name!r} may {found.scope}; this takes {scope}.")
+        if found.per_minute is not None:
+            self._take(found, found.per_minute)
+        return found.name
+
+    def _take(self, key: Key, per_minute: int) -> None:
+        now = self._clock()
+        with self._lock:
+            allowance = self._allowances.get(key.sha256)
+            if allowance is None or allowance.per_minute != per_minute:
+                allowance = Allowance(per_minute, per_minute, now)
+                self._allowances[key.sha256] = allowance
+            seconds = allowance.take(now)
+        if seconds:
+            raise TooManyRequests(
+                f"The key {key.name!r} may send {per_minute:,} requests a minute. Send this one "
+                f"again in {seconds:.1f} s.",
+                seconds,
+            )
+
+    def _all(self) -> list[Key]:
+        """Those of today: a file that was changed is read again. A file that is damaged stops the
+        server from answering, not from asking for a key."""
+        if self._home is None:
+            return self._own
+        try:
+            status = keys_file(self._home).stat()
+            stamp = (status.st_mtime_ns, status.st_ino)
+        except FileNotFoundError:
+            stamp = None
+        with self._lock:
+            if stamp != self._read_at:
+                self._kept = read_keys(self._home) if stamp else []
+                self._read_at = stamp
+                self._had_any = self._had_any or bool(self._kept)
+            return self._own + self._kept
 
 
 def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
@@ -49,9 +232,44 @@ def allow(scope: Scope) -> Callable[..., Coroutine[None, None, None]]:
         request: Request,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     ) -> None:
-        request.app.state.server.keys.check(credentials and credentials.credentials, scope)
+        keys: Keys = request.app.state.server.keys
+        keys.check(credentials.credentials if credentials else None, scope)
+        if keys.is_open and not keys.trusts_network:
+            _require_local(request)
 
     return check
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, without asking anybody."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _require_local(request: Request) -> None:
+    """A server without keys trusts whoever is on this machine, and a page of another site that a
+    browser shows here is not: neither by its own name for this machine (DNS rebinding) nor by a
+    form. Raises Forbidden."""
+    host = _host_of(f"//{request.headers.get('host', '')}")
+    origin = request.headers.get("origin")
+    if _is_foreign(host):
+        raise Forbidden("A server without keys answers to localhost and 127.0.0.1 alone.")
+    if origin is not None and (not _host_of(origin) or _is_foreign(_host_of(origin))):
+        raise Forbidden("A server without keys answers no page of another site.")
+
+
+def _is_foreign(host: str) -> bool:
+    """Whether a host's name is one that somebody else can own: it has a dot, or is an address."""
+    return ("." in host or ":" in host) and not is_loopback(host)
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _hash(key: str) -> bytes:

@@ -23,6 +23,7 @@ from embedding_pipelines.releases import Release, find_released, live_release, r
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.models import Embedded, ServedModel
+from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
     BadRequest,
@@ -85,6 +86,7 @@ class Server:
     def __init__(self, home: Path, keys: Keys) -> None:
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.metrics = Metrics()
+        self.runs = Runs(home)
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
         self._served: dict[str, Served] = {}

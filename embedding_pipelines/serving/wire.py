@@ -4,13 +4,15 @@ Every error's body is `{"error": sentence}`.
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from embedding_pipelines.errors import EmbeddingPipelinesError
 
+KEY_VARIABLE = "EMBEDDING_API_KEY"  # the environment variable that a key comes from
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
@@ -79,6 +81,10 @@ class DeadlineExceeded(ServingError):
     """The time that the caller allowed is over."""
 
     status = 504
+
+
+class RunFailed(EmbeddingPipelinesError):
+    """A piece of long work has ended without success; `str(error)` says why."""
 
 
 ERRORS: Mapping[int, type[ServingError]] = MappingProxyType(
@@ -323,3 +329,119 @@ class Health(BaseModel):
 
     status: Literal["ok", "starting", "draining"]
     problems: dict[str, str] = Field({}, description="By pipeline: why it is not served.")
+
+
+# Management: pipelines, their runs, their deployments.
+
+RunKind = Literal["run", "optimize", "deploy", "undeploy"]
+RunStatus = Literal["queued", "running", "succeeded", "failed"]
+PipelineRef = Annotated[
+    int | str, Field(description="A pipeline's number or name.", examples=[123, "products"])
+]
+KEY_OF_REQUEST = "Idempotency-Key"  # a UUID, by which a request that is sent again starts nothing
+
+
+class PipelineReply(BaseModel):
+    """How a pipeline stands. `status` is one of new, running, active, failed, stopped, held back,
+    broken and archived; `states` are the words that a list can be narrowed to."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: int | None = Field(description="Its number, which stays. None where none could be kept.")
+    pipeline: str
+    status: str
+    states: list[str] = Field([], description="Of active, building, failed, deployed, archived.")
+    model: str | None = None
+    schedule: str | None = None
+    documents: int | None = None
+    chunks: int | None = None
+    embeddings: int | None = None
+    rejected: int | None = None
+    live_release: int | None = None
+    live_rows: int | None = None
+    released_at: str | None = None
+    up_to_date: bool | None = Field(
+        None, description="Whether the live release says what is there."
+    )
+    freshness: str | None = None
+    source: str | None = Field(None, description="What of it is not in the newest release.")
+    source_is_released: bool | None = None
+    last_step: str | None = None
+    last_error: str | None = None
+    held_back: str | None = None
+    forced: str | None = None
+    rolled_back: str | None = None
+    problem: str | None = Field(None, description="Of a broken file: what is wrong with it.")
+    endpoints: list[str] = Field([], description="Where it is deployed.")
+
+
+class PipelinesReply(BaseModel):
+    """Pipelines, by name."""
+
+    pipelines: list[PipelineReply]
+
+
+class CreatedReply(PipelineReply):
+    """A new pipeline, or the one that said the same before."""
+
+    is_new: bool
+    doubts: list[str] = Field([], description="What may be wrong with it.")
+
+
+class OptimizeRequest(Body):
+    """What `optimize` measures and chooses."""
+
+    method: (
+        Annotated[str, Field(max_length=32)]
+        | Annotated[list[Annotated[str, Field(max_length=32)]], Field(min_length=1, max_length=8)]
+    ) = Field(
+        description="pca, truncate, float16, int8 (or quantization) or binary, or several in a "
+        "chain; or auto.",
+        examples=["pca"],
+    )
+    dimensions: int | None = Field(None, ge=1, le=2**20, description="That pca or truncate keep.")
+    floor: float | None = Field(None, gt=0, le=1, description="The recall@10 to prove.")
+    max_ms: float = Field(500.0, ge=0, description="Latency budget (median) for auto.")
+
+
+class DeployRequest(Body):
+    """A pipeline, and where its live release goes."""
+
+    id: PipelineRef
+    endpoint: str = Field(min_length=1, max_length=2_048, examples=["http://my-server:8080"])
+
+
+class UndeployRequest(Body):
+    """A pipeline, and the endpoint to remove it from."""
+
+    id: PipelineRef
+    endpoint: str | None = Field(
+        None, min_length=1, max_length=2_048, description="May be left out where there is one."
+    )
+
+
+class RunReply(BaseModel):
+    """A piece of long work: ask for it again until its status is succeeded or failed."""
+
+    run_id: str
+    pipeline: str
+    kind: RunKind
+    status: RunStatus
+    began_at: datetime
+    ended_at: datetime | None = None
+    error: str | None = Field(None, description="Why it failed.")
+    result: dict[str, JsonValue] = Field({}, description="What came of it.")
+
+
+class RunsReply(BaseModel):
+    """Runs, newest first."""
+
+    runs: list[RunReply]
+
+
+class DeletedReply(BaseModel):
+    """What went with a pipeline."""
+
+    pipeline: str
+    releases: list[int]
+    size_bytes: int

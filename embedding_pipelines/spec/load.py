@@ -126,7 +126,7 @@ def read_draft(path: Path) -> Draft:
     """One pipeline file, as far as it can be read; it never raises for what is in the file."""
     where = escaped(path.name)
     try:
-        return _draft(_read(path), path.stem, where)
+        return _draft(read_text(path), path.stem, where)
     except ConfigError as error:
         return Draft([str(error)], None, frozenset(), where)
 
@@ -142,8 +142,8 @@ def _whole(draft: Draft) -> PipelineSpec:
     return draft.spec
 
 
-def _read(path: Path) -> str:
-    """The text of a regular file: opening a pipe would wait for its writer."""
+def read_text(path: Path) -> str:
+    """The text of a regular file: opening a pipe would wait for its writer. Raises ConfigError."""
     name = escaped(path)
     try:
         status = path.stat()

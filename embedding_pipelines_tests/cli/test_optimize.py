@@ -75,6 +75,17 @@ def test_auto_finds_one_and_says_so_as_json(command: Command, built: Path) -> No
     assert Searcher(Warehouse(built), "p").release.spec == spec
 
 
+def test_a_pipeline_that_never_ran_is_run_first(
+    command: Command, home: Path, own_instance: Path
+) -> None:
+    write_things(home, FILE)
+    said = command("optimize", "--pipeline-id", "1", "--method", "quantization")
+    assert said.code == 0, said.err
+    assert "release 1, live: 1" in said.out
+    assert "release 2, live: 2" in said.out
+    assert "compression: [{kind: int8}]" in file_of(home)
+
+
 def test_a_floor_that_is_not_kept_changes_nothing(command: Command, built: Path) -> None:
     before = state(built)
     said = command("optimize", "p", "--method", "pca", "--dimensions", "8", "--floor", "0.9")
@@ -150,7 +161,6 @@ def test_ctrl_c_in_the_run_puts_the_file_back(
         (["p", "--pipeline-id", "p", "--method", "int8"], "name one pipeline"),
         (["q", "--method", "int8"], "There is no pipeline 'q'"),
         (["p", "--method", "int9"], "--method is 'int9'"),
-        (["p", "--method", "int8"], "Run `embedding-pipelines run p`"),
     ],
 )
 def test_what_is_typed_wrong_is_said_in_one_sentence(

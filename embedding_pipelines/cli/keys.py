@@ -1,0 +1,57 @@
+"""The command `keys`: who may use the server."""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from embedding_pipelines.cli.common import Outcomes, Output
+from embedding_pipelines.cli.terminal import make_console, print_table, say
+from embedding_pipelines.environment import home as home_folder
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.extras import need
+
+app = typer.Typer()
+
+
+@app.command()
+def keys(
+    add: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make a key, and show it this once.")
+    ] = None,
+    scope: Annotated[
+        str,
+        typer.Option(
+            metavar="SCOPE",
+            help="read: embed and search. write: also documents, runs and optimize. admin: all.",
+        ),
+    ] = "read",
+    per_minute: Annotated[
+        int | None, typer.Option(min=1, metavar="NUMBER", help="The requests that it may send.")
+    ] = None,
+    remove: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Let a key count no more, at once.")
+    ] = None,
+) -> Outcomes:
+    """List, make and remove the keys of this folder's server.
+
+    They are kept as hashes. $EMBEDDING_API_KEY of the server is one more key, for everything.
+    """
+    need("fastapi", "serving")
+    from embedding_pipelines.serving.auth import add_key, read_keys, remove_key
+
+    if add and remove:
+        raise ConfigError("keys: say --add or --remove, not both.")
+    if add:
+        token = add_key(home_folder(), add, scope, per_minute)
+        lines = (f"{add}, {scope}:", token, "It is not shown again.")
+        yield Output([{"name": add, "scope": scope, "key": token}], partial(say, *lines))
+        return
+    if remove:
+        remove_key(home_folder(), remove)
+        yield Output([{"removed": remove}], partial(say, f"{remove}: removed"))
+        return
+    rows = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(home_folder())]
+    nothing = "There are no keys. `embedding-pipelines keys --add NAME --scope read` makes one."
+    show = partial(print_table, make_console(), rows) if rows else partial(say, nothing)
+    yield Output(rows, show)

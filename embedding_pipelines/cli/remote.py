@@ -1,0 +1,121 @@
+"""What commands do on a server (`--server URL`), through the client of programs."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from embedding_pipelines.cli.common import Outcomes, Output, Problem
+from embedding_pipelines.cli.terminal import say
+from embedding_pipelines.errors import EmbeddingPipelinesError, counted
+
+if TYPE_CHECKING:
+    from embedding_pipelines.serving.client import EmbeddingPipelines
+    from embedding_pipelines.serving.wire import CreatedReply, RunReply
+
+SAMPLE = re.compile(r"([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+MEGABYTE = 1e6
+
+
+def open_client(server: str) -> "EmbeddingPipelines":
+    """A client of a server, with the key in $EMBEDDING_API_KEY."""
+    from embedding_pipelines.serving.client import EmbeddingPipelines
+
+    return EmbeddingPipelines(server=server)
+
+
+def rows(server: str, filter: str) -> list[dict[str, Any]]:
+    """The pipelines of a server, as `list` shows them."""
+    with open_client(server) as client:
+        return [each.model_dump(mode="json") for each in client.list(filter)]
+
+
+def create(server: str, config: Mapping[str, Any]) -> "CreatedReply":
+    """A pipeline of a configuration. Raises BadRequest with what is wrong with it."""
+    with open_client(server) as client:
+        return client.create_pipeline(config)
+
+
+def run(server: str, names: Sequence[str] | None) -> Outcomes:
+    """Run pipelines one after the other, all without names."""
+    with open_client(server) as client:
+        every = names or [each.pipeline for each in client.list() if each.status != "archived"]
+        for name in every:
+            yield from _ended(client, partial(client.run, name))
+
+
+def optimize(
+    server: str,
+    name: str,
+    methods: Sequence[str],
+    dimensions: int | None,
+    floor: float | None,
+    max_ms: float,
+) -> Outcomes:
+    """As the command `optimize`."""
+    with open_client(server) as client:
+        start = partial(client.optimize, name, methods, dimensions, floor=floor, max_ms=max_ms)
+        yield from _ended(client, start)
+
+
+def deploy(server: str, name: str, endpoint: str) -> Outcomes:
+    """As the command `deploy`."""
+    with open_client(server) as client:
+        yield from _ended(client, partial(client.deploy, name, endpoint))
+
+
+def undeploy(server: str, name: str, endpoint: str | None) -> Outcomes:
+    """As the command `undeploy`."""
+    with open_client(server) as client:
+        yield from _ended(client, partial(client.undeploy, name, endpoint))
+
+
+def delete(server: str, name: str, keep_file: bool) -> Outcomes:
+    """As the command `delete`."""
+    with open_client(server) as client:
+        deleted = client.delete(name, keep_file)
+    releases, size = counted(len(deleted.releases), "release"), deleted.size_bytes / MEGABYTE
+    words = f"{deleted.pipeline}: deleted on {server}, {releases}, {size:,.1f} MB"
+    yield Output([deleted.model_dump(mode="json")], partial(say, words))
+
+
+def metrics(server: str) -> Outcomes:
+    """What a server's `/metrics` says."""
+    with open_client(server) as client:
+        text = client.metrics()
+    yield Output(list(_samples(text)), lambda: print(text, end=""))
+
+
+def _ended(client: "EmbeddingPipelines", start: "Callable[[], RunReply]") -> Outcomes:
+    """Long work, once it has ended."""
+    from embedding_pipelines.serving.wire import RunFailed
+
+    run = start()
+    try:
+        run = client.wait(run)
+    except RunFailed:
+        run = client.get_run(run)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Run {run.run_id} goes on on {client.server}.") from None
+    release = run.result.get("release")
+    live = f": release {release} is live" if release and run.kind != "deploy" else ""
+    lines = [f"{run.pipeline}: {run.kind} {run.run_id} {run.status}{live}"]
+    removed = run.result.get("removed")
+    lines += [f"removed {what}" for what in removed] if isinstance(removed, list) else []
+    yield Output([run.model_dump(mode="json")], partial(say, *lines))
+    if run.status == "failed":
+        yield Problem(f"{run.pipeline}: {run.error}", run.pipeline)
+
+
+def _samples(text: str) -> Iterator[dict[str, Any]]:
+    """The numbers of Prometheus' text format."""
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            match = SAMPLE.fullmatch(line)
+            if match is None:
+                raise EmbeddingPipelinesError(
+                    f"The server's metrics have a line of no kind: {line}"
+                )
+            labels = dict(LABEL.findall(match[2] or ""))
+            yield {"name": match[1], "labels": labels, "value": float(match[3])}

@@ -1,0 +1,516 @@
+"""The client of a server, for programs: `EmbeddingPipelines`, and the same with `await`,
+`AsyncEmbeddingPipelines`. It needs no part of this package but the bodies that both sides share.
+
+A fault of the network, or a server that cannot answer now, is tried again, after a time that
+doubles; whatever is tried again is done once. Every other error is one of `wire.ERRORS`, whose text
+is the server's sentence.
+"""
+
+import asyncio
+import base64
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from urllib.parse import quote, urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from embedding_pipelines.serving.wire import (
+    ERRORS,
+    KEY_OF_REQUEST,
+    KEY_VARIABLE,
+    BadRequest,
+    CreatedReply,
+    DeletedReply,
+    EmbeddingsResponse,
+    PipelineReply,
+    PipelinesReply,
+    RunFailed,
+    RunReply,
+    RunsReply,
+    ServingError,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    import httpx2
+    import numpy as np
+    from numpy.typing import NDArray
+
+DEFAULT_SERVER = "http://127.0.0.1:8080"
+PIPELINES = "/api/embedding-pipelines"
+TRANSIENT = (429, 502, 503, 504)
+RETRIES = 5
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.2, 5.0
+TEXTS_PER_REQUEST = 512
+
+Pipelines = list[PipelineReply]  # `list` is a method's name below
+RunsOf = list[RunReply]
+Reply = TypeVar("Reply")
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Call(Generic[Reply]):
+    """A request, and how its reply is read."""
+
+    method: str
+    path: str
+    read: "Callable[[httpx2.Response], Reply]"
+    body: Mapping[str, Any] | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Client:
+    """What both clients share: everything but waiting."""
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout_seconds: float = 60.0,
+        retries: int = RETRIES,
+    ) -> None:
+        """`api_key`: None takes $EMBEDDING_API_KEY, and sends none if that is not set. `retries`:
+        how often a request is tried again. Raises BadRequest for a key or an address that is none.
+        """
+        key = os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key
+        if not all("!" <= letter <= "~" for letter in key):
+            raise BadRequest(
+                "The API key has spaces, line breaks or other letters than ASCII's. Copy it anew."
+            )
+        parts = urlsplit(server)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise BadRequest(f"{server!r} is no server. Write its address, as {DEFAULT_SERVER}.")
+        self.server, self.retries = server.rstrip("/"), retries
+        self._options: dict[str, Any] = {
+            "base_url": self.server,
+            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "timeout": timeout_seconds,
+        }
+
+    def _error(self, response: "httpx2.Response") -> ServingError:
+        """What a reply with an error's status says."""
+        try:
+            text = str(response.json()["error"])
+        except (ValueError, KeyError, TypeError):
+            text = f"{self.server} answered {response.status_code} and no reason."
+        kind = ERRORS.get(response.status_code)
+        if kind is None:
+            kind = Unavailable if response.status_code >= 500 else BadRequest
+        return kind(text, _retry_after(response))
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        words = str(error) or type(error).__name__
+        return Unavailable(
+            f"{self.server} cannot be reached: {words}. Is the server running, and is this its "
+            "address?"
+        )
+
+    def _pause(self, attempt: int, retry_after: float | None) -> float | None:
+        """Seconds until the next attempt; None: there is none."""
+        if attempt >= self.retries:
+            return None
+        pause: float = min(FIRST_PAUSE_SECONDS * 2.0**attempt, LONGEST_PAUSE_SECONDS)
+        pause *= random.uniform(0.5, 1.0)  # so that many clients do not come back at once
+        if retry_after is None:
+            return pause
+        return None if retry_after > LONGEST_PAUSE_SECONDS else max(pause, retry_after)
+
+
+class EmbeddingPipelines(_Client):
+    """A server's pipelines, for programs. Threads may share one; `close` it, or use `with`."""
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout_seconds: float = 60.0,
+        retries: int = RETRIES,
+    ) -> None:
+        import httpx2
+
+        super().__init__(api_key, server, timeout_seconds=timeout_seconds, retries=retries)
+        self._http = httpx2.Client(**self._options)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def create_pipeline(self, config: Mapping[str, Any]) -> CreatedReply:
+        """A pipeline of a configuration, as a pipeline file would say it; `name` may be part of it.
+        Of the same configuration there is one, however often it is sent.
+
+        Raises BadRequest, with "Invalid config" in its text, if something is wrong with it.
+        """
+        return self._send(create_pipeline(config))
+
+    def list(self, filter: str = "all") -> Pipelines:
+        """The pipelines that are active, building, failed, deployed or archived, or all."""
+        return self._send(list_pipelines(filter))
+
+    def get(self, id: int | str) -> PipelineReply:
+        """How a pipeline stands."""
+        return self._send(get(id))
+
+    def run(self, id: int | str) -> RunReply:
+        """Start to bring a pipeline up to date; `wait` for the run."""
+        return self._send(start(f"{_path(id)}/run", None))
+
+    def optimize(
+        self,
+        id: int | str,
+        method: str | Sequence[str],
+        dimensions: int | None = None,
+        *,
+        floor: float | None = None,
+        max_ms: float | None = None,
+    ) -> RunReply:
+        """Start to make a pipeline's vectors smaller: method is pca, truncate, float16, int8 (or
+        quantization), binary, or several of them, or auto. `wait` for the run."""
+        return self._send(optimize(id, method, dimensions, floor, max_ms))
+
+    def deploy(self, id: int | str, endpoint: str) -> RunReply:
+        """Start to give a pipeline's live release to an endpoint; `wait` for the run."""
+        return self._send(start(f"{PIPELINES}/deploy", {"id": id, "endpoint": endpoint}))
+
+    def undeploy(self, id: int | str, endpoint: str | None = None) -> RunReply:
+        """Start to remove all that `deploy` made; None: at its only endpoint."""
+        return self._send(start(f"{PIPELINES}/undeploy", {"id": id, "endpoint": endpoint}))
+
+    def delete(self, id: int | str, keep_file: bool = False) -> DeletedReply:
+        """Delete a pipeline with all that it has produced."""
+        return self._send(delete(id, keep_file))
+
+    def runs(self, id: int | str, limit: int = 20) -> RunsOf:
+        """The newest runs of a pipeline, newest first, whoever started them."""
+        return self._send(list_runs(id, limit))
+
+    def get_run(self, run: RunReply | str) -> RunReply:
+        """How a run stands."""
+        return self._send(get_run(run))
+
+    def wait(self, run: RunReply | str, timeout_seconds: float | None = None) -> RunReply:
+        """The run, once it has succeeded. Raises RunFailed with the reason if it has not,
+        TimeoutError if it takes longer; it goes on all the same."""
+        waiting = _Waiting(run, timeout_seconds)
+        while (found := waiting.look(self.get_run(run))) is None:
+            time.sleep(waiting.pause)
+        return found
+
+    def embed(
+        self,
+        texts: str | Iterable[str],
+        model: int | str | None = None,
+        *,
+        input_type: str = "document",
+        truncate: bool = False,
+    ) -> "NDArray[np.float32]":
+        """Vectors of texts, float32[n, d]; of one text float32[d]. `model`: a pipeline, or a model
+        by its name; None: the only one that is served."""
+        calls = embed(texts, model, input_type, truncate)
+        return _joined(texts, [self._send(call) for call in calls])
+
+    def metrics(self) -> str:
+        """What a monitor watches, in Prometheus' text format."""
+        return self._send(Call("GET", "/metrics", _text))
+
+    def _send(self, call: Call[Reply]) -> Reply:
+        import httpx2
+
+        attempt = 0
+        while True:
+            try:
+                response = self._http.request(
+                    call.method,
+                    call.path,
+                    json=call.body,
+                    params=call.params,
+                    headers=call.headers,
+                )
+            except httpx2.TransportError as error:
+                reason: ServingError = self._unreachable(error)
+                pause = self._pause(attempt, None)
+            else:
+                if response.is_success:
+                    return _read(call, response)
+                reason = self._error(response)
+                if response.status_code not in TRANSIENT:
+                    raise reason
+                pause = self._pause(attempt, _retry_after(response))
+            if pause is None:
+                raise reason
+            time.sleep(pause)
+            attempt += 1
+
+
+class AsyncEmbeddingPipelines(_Client):
+    """The same for an event loop; `aclose` it, or use `async with`."""
+
+    def __init__(
+        self,
+        api_key: str | None = None,
+        server: str = DEFAULT_SERVER,
+        *,
+        timeout_seconds: float = 60.0,
+        retries: int = RETRIES,
+    ) -> None:
+        import httpx2
+
+        super().__init__(api_key, server, timeout_seconds=timeout_seconds, retries=retries)
+        self._http = httpx2.AsyncClient(**self._options)
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def create_pipeline(self, config: Mapping[str, Any]) -> CreatedReply:
+        return await self._send(create_pipeline(config))
+
+    async def list(self, filter: str = "all") -> Pipelines:
+        return await self._send(list_pipelines(filter))
+
+    async def get(self, id: int | str) -> PipelineReply:
+        return await self._send(get(id))
+
+    async def run(self, id: int | str) -> RunReply:
+        return await self._send(start(f"{_path(id)}/run", None))
+
+    async def optimize(
+        self,
+        id: int | str,
+        method: str | Sequence[str],
+        dimensions: int | None = None,
+        *,
+        floor: float | None = None,
+        max_ms: float | None = None,
+    ) -> RunReply:
+        return await self._send(optimize(id, method, dimensions, floor, max_ms))
+
+    async def deploy(self, id: int | str, endpoint: str) -> RunReply:
+        return await self._send(start(f"{PIPELINES}/deploy", {"id": id, "endpoint": endpoint}))
+
+    async def undeploy(self, id: int | str, endpoint: str | None = None) -> RunReply:
+        return await self._send(start(f"{PIPELINES}/undeploy", {"id": id, "endpoint": endpoint}))
+
+    async def delete(self, id: int | str, keep_file: bool = False) -> DeletedReply:
+        return await self._send(delete(id, keep_file))
+
+    async def runs(self, id: int | str, limit: int = 20) -> RunsOf:
+        return await self._send(list_runs(id, limit))
+
+    async def get_run(self, run: RunReply | str) -> RunReply:
+        return await self._send(get_run(run))
+
+    async def wait(self, run: RunReply | str, timeout_seconds: float | None = None) -> RunReply:
+        waiting = _Waiting(run, timeout_seconds)
+        while (found := waiting.look(await self.get_run(run))) is None:
+            await asyncio.sleep(waiting.pause)
+        return found
+
+    async def embed(
+        self,
+        texts: str | Iterable[str],
+        model: int | str | None = None,
+        *,
+        input_type: str = "document",
+        truncate: bool = False,
+    ) -> "NDArray[np.float32]":
+        calls = embed(texts, model, input_type, truncate)
+        return _joined(texts, [await self._send(call) for call in calls])
+
+    async def metrics(self) -> str:
+        return await self._send(Call("GET", "/metrics", _text))
+
+    async def _send(self, call: Call[Reply]) -> Reply:
+        import httpx2
+
+        attempt = 0
+        while True:
+            try:
+                response = await self._http.request(
+                    call.method,
+                    call.path,
+                    json=call.body,
+                    params=call.params,
+                    headers=call.headers,
+                )
+            except httpx2.TransportError as error:
+                reason: ServingError = self._unreachable(error)
+                pause = self._pause(attempt, None)
+            else:
+                if response.is_success:
+                    return _read(call, response)
+                reason = self._error(response)
+                if response.status_code not in TRANSIENT:
+                    raise reason
+                pause = self._pause(attempt, _retry_after(response))
+            if pause is None:
+                raise reason
+            await asyncio.sleep(pause)
+            attempt += 1
+
+
+def create_pipeline(config: Mapping[str, Any]) -> Call[CreatedReply]:
+    return Call("POST", PIPELINES, _as(CreatedReply), dict(config))
+
+
+def list_pipelines(filter: str) -> Call[list[PipelineReply]]:
+    def read(response: "httpx2.Response") -> list[PipelineReply]:
+        return PipelinesReply.model_validate_json(response.content).pipelines
+
+    return Call("GET", PIPELINES, read, params={"filter": filter})
+
+
+def get(id: int | str) -> Call[PipelineReply]:
+    return Call("GET", _path(id), _as(PipelineReply))
+
+
+def start(path: str, body: Mapping[str, Any] | None) -> Call[RunReply]:
+    """Long work, which is started once even if the request is sent again."""
+    body = (
+        None if body is None else {key: value for key, value in body.items() if value is not None}
+    )
+    return Call("POST", path, _as(RunReply), body, headers={KEY_OF_REQUEST: str(uuid.uuid4())})
+
+
+def optimize(
+    id: int | str,
+    method: str | Sequence[str],
+    dimensions: int | None,
+    floor: float | None,
+    max_ms: float | None,
+) -> Call[RunReply]:
+    methods = method if isinstance(method, str) else list(method)
+    body = {"method": methods, "dimensions": dimensions, "floor": floor, "max_ms": max_ms}
+    return start(f"{_path(id)}/optimize", body)
+
+
+def delete(id: int | str, keep_file: bool) -> Call[DeletedReply]:
+    params = {"keep_file": "true"} if keep_file else {}
+    return Call("DELETE", _path(id), _as(DeletedReply), params=params)
+
+
+def list_runs(id: int | str, limit: int) -> Call[list[RunReply]]:
+    def read(response: "httpx2.Response") -> list[RunReply]:
+        return RunsReply.model_validate_json(response.content).runs
+
+    return Call("GET", f"{_path(id)}/runs", read, params={"limit": str(limit)})
+
+
+def get_run(run: RunReply | str) -> Call[RunReply]:
+    run_id = run if isinstance(run, str) else run.run_id
+    return Call("GET", f"{PIPELINES}/runs/{quote(run_id, safe='')}", _as(RunReply))
+
+
+def embed(
+    texts: str | Iterable[str], model: int | str | None, input_type: str, truncate: bool
+) -> Iterable[Call[EmbeddingsResponse]]:
+    """A request for each so many texts."""
+    every = [texts] if isinstance(texts, str) else list(texts)
+    body: dict[str, Any] = {"encoding_format": "base64", "input_type": input_type}
+    body |= {"truncate": truncate} if truncate else {}
+    body |= {} if model is None else {"model": str(model)}
+    call = Call("POST", "/v1/embeddings", _as(EmbeddingsResponse))
+    for first in range(0, len(every), TEXTS_PER_REQUEST):
+        yield replace(call, body={**body, "input": every[first : first + TEXTS_PER_REQUEST]})
+
+
+class _Waiting:
+    """Looks at a run until it has ended, more and more rarely."""
+
+    def __init__(self, run: RunReply | str, timeout_seconds: float | None) -> None:
+        self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        self.pause = POLL_SECONDS / 1.5
+
+    def look(self, run: RunReply) -> RunReply | None:
+        """The run if it has succeeded, None if it is still at work. Raises as `wait`."""
+        if run.status == "failed":
+            raise RunFailed(f"Run {run.run_id} ({run.kind} of {run.pipeline}): {run.error}")
+        if run.status == "succeeded":
+            return run
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            raise TimeoutError(
+                f"Run {run.run_id} ({run.kind} of {run.pipeline}) is still {run.status}. It goes "
+                "on; wait for it again."
+            )
+        self.pause = min(self.pause * 1.5, LONGEST_POLL_SECONDS)
+        return None
+
+
+def _joined(
+    texts: str | Iterable[str], replies: Sequence[EmbeddingsResponse]
+) -> "NDArray[np.float32]":
+    import numpy as np
+
+    items = [item for reply in replies for item in sorted(reply.data, key=lambda item: item.index)]
+    vectors = [np.frombuffer(base64.b64decode(str(item.embedding)), "<f4") for item in items]
+    if isinstance(texts, str):
+        return vectors[0].astype(np.float32)
+    return np.stack(vectors).astype(np.float32) if vectors else np.empty((0, 0), np.float32)
+
+
+def _as(kind: type[Kind]) -> "Callable[[httpx2.Response], Kind]":
+    return lambda response: kind.model_validate_json(response.content)
+
+
+def _text(response: "httpx2.Response") -> str:
+    return response.text
+
+
+def _read(call: Call[Reply], response: "httpx2.Response") -> Reply:
+    try:
+        return call.read(response)
+    except ValidationError:
+        raise Unavailable(
+            f"{response.url.copy_with(query=None)} answered {response.status_code}, but not as "
+            "embedding-pipelines does. Is this its address?"
+        ) from None
+
+
+def _retry_after(response: "httpx2.Response") -> float | None:
+    """Seconds that the server asks to wait."""
+    text = response.headers.get("Retry-After-Ms")
+    try:
+        if text is not None:
+            return max(float(text) / 1000, 0.0)
+        return max(float(response.headers["Retry-After"]), 0.0)
+    except (KeyError, ValueError):  # none, or a date
+        return None
+
+
+def _path(id: int | str) -> str:
+    """Of a pipeline. An id is one part of the path, whatever stands in it."""
+    text = str(id)
+    if not text.strip("."):
+        raise BadRequest(f"{text!r} is no pipeline. Write its number or its name.")
+    return f"{PIPELINES}/{quote(text, safe='')}"

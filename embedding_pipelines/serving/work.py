@@ -1,0 +1,130 @@
+"""What a process does that a server starts for long work: `python -m embedding_pipelines.serving.work
+HOME RUN LOCK`, where LOCK is the number of the locked file that it keeps open."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
+from embedding_pipelines.progress import Progress, Silent
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.serving.runs import Record, Runs
+from embedding_pipelines.serving.wire import KEY_VARIABLE
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.storage.warehouse import Warehouse
+
+STOPPED = "It was stopped. What was embedded is kept: the next run goes on from there."
+FAULT = "This should not happen; the traceback is in"
+
+
+def main(home: Path, run_id: str, lock: int) -> int:
+    """Do what the record of a run says, and write into it how it ended, then close the lock; the
+    exit code."""
+    runs = Runs(home)
+    record = runs.read(run_id)
+    try:
+        record.problem, record.result = perform(home, record)
+    except EmbeddingPipelinesError as error:
+        record.problem = str(error)
+    except OSError as error:
+        record.problem = describe_os_error(error)
+    except KeyboardInterrupt:
+        record.problem = STOPPED
+    except BaseException as error:
+        kind = type(error).__name__
+        record.problem = f"{kind}: {error}. {FAULT} {runs.folder / f'{run_id}.log'}."
+        raise
+    finally:
+        record.ended_at = datetime.now(UTC)
+        runs.write(record)
+        os.close(lock)  # the rest of the process keeps nobody waiting
+    return 1 if record.problem else 0
+
+
+def perform(home: Path, record: Record) -> tuple[str, dict[str, Any]]:
+    """Why a piece of work failed, empty if it did not, and what came of it."""
+    from embedding_pipelines.orchestration.launch import run_pipeline, run_work
+
+    if record.kind == "run":
+        spec = find_pipeline(record.pipeline, home)
+        problem = run_pipeline(home, spec, Silent(), run_id=record.run_id).problem
+        return problem, _live(home, record.pipeline)
+    result = dict[str, Any]()
+
+    def work(progress: Progress) -> None:
+        result.update(WORK[record.kind](home, record, progress))
+
+    outcome = run_work(home, record.pipeline, record.kind, record.run_id, work)
+    return outcome.problem, result
+
+
+def _optimize(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
+    """Measure, write into the file, release. Raises EmbeddingPipelinesError, and then the file is as
+    it was."""
+    from embedding_pipelines.optimize.adopt import adopt
+    from embedding_pipelines.optimize.optimize import Goal, optimize_pipeline
+    from embedding_pipelines.orchestration.launch import run_pipeline
+
+    def release(spec: PipelineSpec) -> str:
+        return run_pipeline(home, spec, progress).problem
+
+    spec, warehouse = find_pipeline(record.pipeline, home), Warehouse(home)
+    goal = Goal(**{**record.options, "methods": tuple(record.options["methods"])})
+    has_run = warehouse.pipeline(spec.name).releases.exists()
+    if not has_run and (problem := release(spec)):
+        raise EmbeddingPipelinesError(problem)
+    with Run(spec, warehouse, progress) as run:
+        outcome = optimize_pipeline(run, goal)
+    if outcome.problem:
+        raise EmbeddingPipelinesError(outcome.problem)
+    adopt(home, outcome, release)
+    optimized = outcome.spec.optimized
+    return {
+        "optimized": optimized and optimized.model_dump(mode="json"),
+        "evidence": outcome.evidence,
+        **_live(home, record.pipeline),
+    }
+
+
+def _deploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
+    from embedding_pipelines.serving.targets.deploy import deploy
+
+    deployment = deploy(
+        Warehouse(home),
+        record.pipeline,
+        record.options["endpoint"],
+        key=os.environ.get(KEY_VARIABLE, ""),
+        progress=progress,
+    )
+    return deployment.model_dump(mode="json")
+
+
+def _undeploy(home: Path, record: Record, progress: Progress) -> dict[str, Any]:
+    from embedding_pipelines.serving.targets.deploy import undeploy
+
+    key = os.environ.get(KEY_VARIABLE, "")
+    removed = undeploy(Warehouse(home), record.pipeline, record.options["endpoint"], key=key)
+    return {"removed": removed}
+
+
+WORK: Mapping[str, Callable[[Path, Record, Progress], dict[str, Any]]] = MappingProxyType(
+    {"optimize": _optimize, "deploy": _deploy, "undeploy": _undeploy}
+)
+
+
+def _live(home: Path, name: str) -> dict[str, Any]:
+    releases = read_releases(Warehouse(home).pipeline(name))
+    live = releases.get(releases.live)
+    return {"release": live.number, "rows": live.rows} if live else {}
+
+
+if __name__ == "__main__":
+    _home, _run_id, _lock = sys.argv[1:]
+    os.set_inheritable(int(_lock), False)  # processes of this one may outlive it
+    raise SystemExit(main(Path(_home), _run_id, int(_lock)))

@@ -1,0 +1,285 @@
+"""The clients against a server that answers, fails and breaks off as a script says."""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from embedding_pipelines import AsyncEmbeddingPipelines, EmbeddingPipelines
+from embedding_pipelines.serving import client as module
+from embedding_pipelines.serving.wire import (
+    KEY_OF_REQUEST,
+    BadRequest,
+    Conflict,
+    NotFound,
+    RunFailed,
+    TooManyRequests,
+    Unauthorized,
+    Unavailable,
+)
+
+RUN = {
+    "run_id": str(uuid.uuid4()),
+    "pipeline": "p",
+    "kind": "run",
+    "status": "succeeded",
+    "began_at": "2026-11-27T05:00:00Z",
+}
+BREAKS = "breaks"  # in a script: the connection ends without an answer
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]] | str
+
+
+class Script:
+    """A server that gives these answers in turn, and has on record what it was sent."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.requests: list[tuple[str, str, dict[str, str], Any]] = []
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_one(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                values = json.loads(body) if body else None
+                script.requests.append((self.command, self.path, dict(self.headers), values))
+                answer = script.answers.pop(0)
+                if isinstance(answer, str):
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return
+                status, content, *more = answer
+                data = (
+                    content.encode() if isinstance(content, str) else json.dumps(content).encode()
+                )
+                self.send_response(status)
+                for name, value in (more[0] if more else {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_POST = do_DELETE = handle_one
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    script = Script()
+    thread = threading.Thread(target=script.server.serve_forever, args=(0.01,))
+    thread.start()
+    yield script
+    script.server.shutdown()
+    thread.join()
+    script.server.server_close()
+    assert not script.answers
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that a client makes, which pass at once."""
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: high)
+    return pauses
+
+
+def test_what_is_transient_is_tried_again_after_pauses_that_double(
+    script: Script, pauses: list[float]
+) -> None:
+    error = {"error": "not now"}
+    script.answers = [(503, error), BREAKS, (502, "no JSON"), (504, error), (202, RUN)]
+    with EmbeddingPipelines("key", script.address) as client:
+        assert client.run("p").run_id == RUN["run_id"]
+    assert pauses == [0.5, 1.0, 2.0, 4.0]
+    keys = {headers[KEY_OF_REQUEST] for _, _, headers, _ in script.requests}
+    assert len(keys) == 1  # so that the server starts one run, however often it hears of it
+    assert {headers["Authorization"] for _, _, headers, _ in script.requests} == {"Bearer key"}
+
+
+def test_the_async_client_does_the_same(script: Script, pauses: list[float]) -> None:
+    script.answers = [(503, {"error": "not now"}), BREAKS, (202, RUN), (200, RUN)]
+
+    async def work() -> str:
+        async with AsyncEmbeddingPipelines("key", script.address) as client:
+            run = await client.optimize(7, "pca", 128)
+            return (await client.wait(run)).status
+
+    assert asyncio.run(work()) == "succeeded"
+    assert pauses == [0.5, 1.0]
+    method, path, _, body = script.requests[0]
+    assert (method, path) == ("POST", "/api/embedding-pipelines/7/optimize")
+    assert body == {"method": "pca", "dimensions": 128}
+
+
+def test_a_server_says_how_long_to_wait(script: Script, pauses: list[float]) -> None:
+    busy = {"error": "busy"}
+    script.answers = [
+        (429, busy, {"Retry-After": "7"}),
+        (429, busy, {"Retry-After": "1", "Retry-After-Ms": "1700"}),
+        (429, busy, {"Retry-After": "Fri, 27 Nov 2026 05:00:00 GMT"}),
+        (200, {"pipelines": []}),
+    ]
+    with EmbeddingPipelines("key", script.address) as client:
+        assert client.list("active") == []
+    assert pauses == [7.0, 1.7, 2.0]
+    assert script.requests[0][1] == "/api/embedding-pipelines?filter=active"
+
+
+def test_it_gives_up_in_the_end_and_says_why(script: Script, pauses: list[float]) -> None:
+    script.answers = [(429, {"error": "too many"})] * 3
+    with (
+        EmbeddingPipelines("key", script.address, retries=2) as client,
+        pytest.raises(TooManyRequests, match="too many"),
+    ):
+        client.list()
+    script.answers = [(429, {"error": "not today"}, {"Retry-After": "3600"})]
+    with (
+        EmbeddingPipelines("key", script.address) as client,
+        pytest.raises(TooManyRequests) as refused,
+    ):
+        client.list()
+    assert refused.value.retry_after_seconds == 3600
+    assert pauses == [0.5, 1.0]
+
+
+def test_nobody_there_is_said_with_the_address(pauses: list[float]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with (
+            EmbeddingPipelines("key", address, retries=1) as client,
+            pytest.raises(Unavailable, match=f"{address} cannot be reached") as error,
+        ):
+            client.list()
+    assert "key" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, BadRequest), (401, Unauthorized), (404, NotFound), (409, Conflict), (500, Unavailable)],
+)
+def test_an_error_is_the_servers_sentence_and_is_not_tried_again(
+    script: Script, status: int, kind: type[Exception]
+) -> None:
+    script.answers = [(status, {"error": "Invalid config: x"})]
+    with (
+        EmbeddingPipelines("key", script.address) as client,
+        pytest.raises(kind, match=r"^Invalid config: x$"),
+    ):
+        client.create_pipeline({"model": "x"})
+    assert len(script.requests) == 1
+
+
+def test_a_server_of_another_kind_is_said(script: Script) -> None:
+    script.answers = [(200, "<html>"), (418, "tea")]
+    with EmbeddingPipelines("key", script.address) as client:
+        with pytest.raises(Unavailable, match="Is this its address"):
+            client.list()
+        with pytest.raises(BadRequest, match="answered 418 and no reason"):
+            client.list()
+
+
+def test_waiting_ends_with_the_run_or_in_time(script: Script, pauses: list[float]) -> None:
+    running = {**RUN, "status": "running"}
+    failed = {**RUN, "status": "failed", "error": "no room on the disk"}
+    script.answers = [(200, running), (200, running), (200, failed), (200, running)]
+    with EmbeddingPipelines("key", script.address) as client:
+        with pytest.raises(RunFailed, match=r"run of p\): no room on the disk"):
+            client.wait(str(RUN["run_id"]))
+        assert pauses == sorted(pauses)
+        assert len(pauses) == 2
+        with pytest.raises(TimeoutError, match=r"still running\. It goes on"):
+            client.wait(str(RUN["run_id"]), timeout_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("id", "path"),
+    [
+        ("../keys", "..%2Fkeys"),
+        ("a/b?c=d#e", "a%2Fb%3Fc%3Dd%23e"),
+        ("a\r\nX-Key: b", "a%0D%0AX-Key%3A%20b"),
+        (12, "12"),
+    ],
+)
+def test_an_id_is_one_part_of_the_path(script: Script, id: int | str, path: str) -> None:
+    script.answers = [(404, {"error": "none"})]
+    with EmbeddingPipelines("key", script.address) as client, pytest.raises(NotFound):
+        client.delete(id)
+    assert script.requests[0][1] == f"/api/embedding-pipelines/{path}"
+
+
+def test_dots_alone_are_no_id() -> None:
+    with EmbeddingPipelines("key") as client, pytest.raises(BadRequest, match="is no pipeline"):
+        client.get("..")
+
+
+@pytest.mark.parametrize("key", ["a\r\nX-Other: b", "a b", "käse", "a\x00"])
+def test_a_key_that_would_be_another_header_is_refused(key: str) -> None:
+    with pytest.raises(BadRequest) as error:
+        EmbeddingPipelines(key)
+    assert key not in str(error.value)
+
+
+@pytest.mark.parametrize("server", ["my-server:8080", "ftp://a", "http://", "http://a?b=c"])
+def test_an_address_that_is_none_is_said(server: str) -> None:
+    with pytest.raises(BadRequest, match="is no server"):
+        EmbeddingPipelines("key", server)
+
+
+def test_the_key_is_that_of_the_environment(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMBEDDING_API_KEY", "mine")
+    script.answers = [(200, {"pipelines": []}), (200, {"pipelines": []})]
+    with EmbeddingPipelines(server=script.address) as client:
+        client.list()
+    with EmbeddingPipelines("", script.address) as client:
+        client.list()
+    assert script.requests[0][2]["Authorization"] == "Bearer mine"
+    assert "Authorization" not in script.requests[1][2]
+
+
+def test_the_key_follows_no_redirection(script: Script) -> None:
+    script.answers = [(307, "", {"Location": f"{script.address}/elsewhere"})]
+    with EmbeddingPipelines("key", script.address) as client, pytest.raises(BadRequest):
+        client.list()
+    assert len(script.requests) == 1
+
+
+def test_it_needs_neither_the_server_nor_anything_heavy() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('fastapi', 'uvicorn', 'starlette'): sys.modules[name] = None\n"
+        "from embedding_pipelines import EmbeddingPipelines\n"
+        "EmbeddingPipelines(api_key='key').close()\n"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"dagster", "lancedb", "pyarrow", "numpy", "torch"} & set(loaded)
+    own = {name for name in loaded if name.startswith("embedding_pipelines.")}
+    assert own <= {
+        "embedding_pipelines.serving",
+        "embedding_pipelines.serving.client",
+        "embedding_pipelines.serving.wire",
+        "embedding_pipelines.errors",
+    }
