@@ -20,6 +20,17 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
+# Moto answers many requests at once, and then lets two of them create one object: here it has its
+# answers one after the other.
+SERVER = """\
+import sys, threading
+from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app, run_simple
+application, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+def one_by_one(environ, start_response):
+    with lock:
+        return list(application(environ, start_response))
+run_simple("127.0.0.1", int(sys.argv[1]), one_by_one, threaded=True, request_handler=MotoRequestHandler)
+"""
 OTHER_SERVER = "EMBEDDING_PIPELINES_TEST_S3"
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "AKIATEST",
@@ -41,9 +52,10 @@ def serve_s3(log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    command = [sys.executable, "-W", "ignore", "-c", SERVER, port]
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
+        environment = {**os.environ, "MOTO_PORT": port}
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(port))):
@@ -113,6 +125,7 @@ class Exchange:
 
     number: int  # from 0, of all requests
     handler: BaseHTTPRequestHandler
+    body: bytes = b""
 
     @property
     def path(self) -> str:
@@ -147,8 +160,8 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxy_to(server: str) -> Iterator[Proxy]:
-    proxy, lock, url = Proxy(server), threading.Lock(), urlsplit(server)
+def proxy_to(server: str, fault: Fault = lambda _: False) -> Iterator[Proxy]:
+    proxy, lock, url = Proxy(server, fault), threading.Lock(), urlsplit(server)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -160,7 +173,7 @@ def proxy_to(server: str) -> Iterator[Proxy]:
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             with lock:
-                exchange = Exchange(len(proxy.paths), self)
+                exchange = Exchange(len(proxy.paths), self, body)
                 proxy.paths.append(f"{self.command} {self.path}")
             if proxy.fault(exchange):
                 return
