@@ -18,6 +18,9 @@ from embedding_pipelines.sources.text import POINTER, POINTER_REMEDY
 from embedding_pipelines.sources.values import Column, Reasons
 
 _BUFFER_BYTES = 2**20  # column chunks are read through a buffer of this size, not as a whole
+_WHOLE_BYTES = (
+    16 * 2**20
+)  # of a file up to which they are: a damaged page may claim 2 GB of a buffer
 
 
 class Parquet(FileSource):
@@ -107,7 +110,7 @@ def _open(file: SourceFile, unit: str = "us") -> pq.ParquetFile:
     """unit: of INT96. Nanoseconds would make other times of those before 1678 and after 2262."""
     return pq.ParquetFile(
         file.path,
-        buffer_size=_BUFFER_BYTES,
+        buffer_size=_BUFFER_BYTES if file.size_bytes > _WHOLE_BYTES else 0,
         pre_buffer=False,
         coerce_int96_timestamp_unit=unit,
         page_checksum_verification=True,

@@ -33,6 +33,7 @@ MAX_BYTES = 256 * 1024  # of a pipeline file
 MAX_DEPTH = 40
 MAX_VALUES = 20_000  # with what its aliases stand for
 MAX_DIGITS = 40
+LONGEST_PROBLEM = 800  # characters of a line that quotes a value
 LABEL = ("evaluation", "label")  # a column of the source, which may be wrong itself
 PLACEHOLDERS = {"source": {"kind": "csv", "path": "-"}, "model": {"kind": "hashing"}}
 
@@ -183,8 +184,14 @@ def _draft(text: str, name: str, where: str) -> Draft:
     if spec is not None:
         spec.keep_variables(written)
     lines = [f"{where}:{line}: {restore(what, written)}" for line, what in sorted(problems)]
-    lines = [line if line.endswith((".", "?")) else f"{line}." for line in lines]
+    lines = [line if line.endswith((".", "?")) else f"{line}." for line in map(_short, lines)]
     return Draft(list(dict.fromkeys(lines)), spec, wrong, where, root)
+
+
+def _short(line: str) -> str:
+    """A line without the middle of a very long value."""
+    half = LONGEST_PROBLEM // 2
+    return line if len(line) <= LONGEST_PROBLEM else f"{line[:half]} … {line[-half:]}"
 
 
 def _validate(

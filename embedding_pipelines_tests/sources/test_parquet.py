@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import json
 import random
@@ -10,6 +11,7 @@ import pytest
 
 from embedding_pipelines.errors import SourceError
 from embedding_pipelines_tests.contracts_sources import check_source, make, read
+from embedding_pipelines_tests.faults.fuzz import forget_peak, peak_megabytes
 
 
 def test_rows_come_in_whatever_their_arrow_types(tmp_path: Path) -> None:
@@ -201,3 +203,17 @@ def test_whatever_bytes_are_damaged_a_sentence_says_so(tmp_path: Path, compressi
             assert all(each.reason for each in rejections)
     assert len(errors) > 10
     assert {(error[:11], len(error.splitlines())) for error in errors} == {("a.parquet: ", 1)}
+
+
+def test_a_damaged_page_of_a_small_file_takes_no_memory(tmp_path: Path) -> None:
+    table = pa.table({"id": ["a", "b"], "text": ["one", "two"]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, compression="none", use_dictionary=False)
+    whole = path.read_bytes()
+    source = make("parquet", "a.parquet", id="id")
+    before = forget_peak()
+    for at in range(4, 24):  # the header of the first page, which says how long the page is
+        path.write_bytes(whole[:at] + b"\xfe\xff\xff\xff\x0e" + whole[at + 1 :])
+        with contextlib.suppress(SourceError):
+            read(source, tmp_path)
+    assert peak_megabytes() - before < 100

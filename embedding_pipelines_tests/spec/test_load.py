@@ -261,6 +261,7 @@ ODD = {
     "yes in a list": ("owners: [yes]", "owners.0: must be text; put it in quotes"),
     "a date as text": ("description: 2024-01-01", "description: must be text; put it in quotes"),
     "a wrong tag": ("description: !mine x", "write a plain value"),
+    "a long word": (f"store: {'x' * 9_000}", r"store\.kind: 'x{350,400} … x"),
     "an alias of nothing": ("description: *x", "is not YAML: found undefined alias"),
 }  # fmt: skip
 
