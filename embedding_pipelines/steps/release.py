@@ -119,8 +119,10 @@ def _newest_checked(run: Run) -> tuple[TableState, CheckRecord] | None:
     state, record = table_state(run), read_checks(run)
     if state is None or record is None or not record.is_of(state) or codec_path(run) is None:
         return None
-    _, configured = open_table(run, load_codec(run))  # the file may have changed since
-    return (state, record) if state.table == configured else None
+    table, configured = open_table(run, load_codec(run))  # the file may have changed since
+    # A run that died may have cleaned up a version that was never released.
+    is_there = state.table == configured and not table.lacks(state.version)
+    return (state, record) if is_there else None
 
 
 def _candidate(

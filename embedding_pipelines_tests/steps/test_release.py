@@ -253,6 +253,24 @@ def test_a_version_that_was_not_checked_is_not_released(built: Path) -> None:
     assert live(built) == 1
 
 
+def test_a_candidate_whose_version_a_run_that_died_took_away_is_not_released(built: Path) -> None:
+    write_pipeline(built, "p", HASHING.replace("may_shrink: 1", "may_shrink: 0.1"))
+    write_csv(built, "a.csv", rows(4))
+    with pytest.raises(ReleaseError, match="not_worse_than_live"):
+        run_steps(built, "p")
+    with run_of(built, "p") as run:
+        live, state = live_release(run.folder), table_state(run)
+        assert state is not None
+        assert state.version > live.version
+        run.spec.store.table(run.folder.tables, state.table).withdraw(live.version)
+        with pytest.raises(
+            ReleaseError, match=r"not checked\. Run `embedding-pipelines run p` first"
+        ):
+            release(run, "because")
+        assert live_release(run.folder) == live
+    assert len(live_rows(built, "p")) == 40
+
+
 def test_every_release_records_the_checks_it_passed_and_its_space(built: Path) -> None:
     made = live_release(run_of(built, "p").folder)
     assert made.checks == dict.fromkeys(CHECKS, True)
