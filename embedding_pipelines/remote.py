@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,9 +171,17 @@ class Remote:
             # Other pipelines may name the first; what was forgotten never comes back.
             if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
+        self._delete_empty_tables()
         self.write_index(generation, True, self._local_files(index), part)
         if part == "all":
             self._fill_cache(missing)
+
+    def _delete_empty_tables(self) -> None:
+        """Delete the folders of tables whose files are gone."""
+        for name in filter(self.owns_table, list_names(self.warehouse.tables)):
+            table = self.warehouse.tables / name
+            if table.is_dir() and not any(names for _, _, names in os.walk(table)):
+                shutil.rmtree(table)
 
     def write_index(
         self,
