@@ -27,10 +27,13 @@ test: .venv/installed ## the whole test suite
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
-faults: .venv/installed ## disk faults, kills, random sequences and damages, some of each: four minutes
+faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: five minutes
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8
-	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 20
+	$(BIN)/python -m embedding_pipelines_tests.faults.store_sweep 14
+	$(BIN)/python -m embedding_pipelines_tests.faults.sequences 60
 	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40
+	$(BIN)/python -m embedding_pipelines_tests.faults.damage 40 --flips
+	$(BIN)/python -m embedding_pipelines_tests.faults.fuzz 500
 	$(BIN)/python -m embedding_pipelines_tests.faults.two_writers 40
 
 extras: .venv/installed ## each part of the installation alone: 20 minutes; some of them: make extras TRY="core report"

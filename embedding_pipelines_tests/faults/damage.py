@@ -1,7 +1,9 @@
 """Damages a random file of a small warehouse, then searches, runs and searches again.
 
     python -m embedding_pipelines_tests.faults.damage 1000 [--seed 0]
+    python -m embedding_pipelines_tests.faults.damage 500 --flips
 
+`--flips`: one byte of each file in turn, at places that lie evenly over it, is another one.
 Each damage ends in one way: `right` (nobody needed the file), `healed` (the run put it right, and
 before it searches were right or said a sentence), `told` (the run says a sentence and stops),
 `silently wrong` or `traceback`. The last two are faults of the package, and the exit status is 1.
@@ -24,6 +26,7 @@ from typing import Any
 from embedding_pipelines.environment import instance_folder
 from embedding_pipelines.errors import EmbeddingPipelinesError
 from embedding_pipelines.files import write_json
+from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.orchestration.instance import ensure_instance_folder
 from embedding_pipelines.releases import read_history, rollback
 from embedding_pipelines.run import Run
@@ -65,6 +68,8 @@ def build(home: Path) -> None:
         write_csv(home, "a.csv", [*rows, ("5", "too", "many", "cells")])
         with run_of(home, "p") as run:
             list(steps(run))
+            if not change:
+                forget(run, ["49"], [])
     ensure_instance_folder(home)
     write_json(Warehouse(home).pipeline("p").last_run, {"instance": str(instance_folder(home))})
 
@@ -148,10 +153,16 @@ def look(home: Path) -> None:
 
 def try_damage(built: Path, home: Path, file: str, kind: str, choice: random.Random) -> Result:
     """Damage one file of a copy of `built`, and see what comes of it."""
+    return try_change(built, home, file, kind, lambda path: damage(path, kind, choice))
+
+
+def try_change(
+    built: Path, home: Path, file: str, kind: str, change: Callable[[Path], object]
+) -> Result:
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(built, home)
     expected, rows = answers(built), live_rows(built, "p")
-    damage(home / file, kind, choice)
+    change(home / file)
     sentences: list[str] = []
 
     @contextlib.contextmanager
@@ -172,6 +183,14 @@ def try_damage(built: Path, home: Path, file: str, kind: str, choice: random.Ran
             before = len(sentences)
             if answers(home) != expected or not _same(live_rows(home, "p"), rows):
                 return Result(file, kind, "silently wrong", f"after the run: {sentences}")
+        if len(sentences) > before:
+            return Result(file, kind, "told", sentences[-1])
+        with sentence():  # what the source holds is looked at once more, and what was forgotten
+            (home / "data" / "a.csv").touch()
+            sentences += run(home)
+            before = len(sentences)
+            if not _same(live_rows(home, "p"), rows):
+                return Result(file, kind, "silently wrong", f"read again: {sentences}")
         if len(sentences) > before:
             return Result(file, kind, "told", sentences[-1])
         with sentence():
@@ -202,21 +221,46 @@ def sweep(count: int, seed: int, folder: Path) -> Iterator[Result]:
         yield try_damage(built, folder / "home", file, kind, choice)
 
 
+def flips(count: int, seed: int, folder: Path) -> Iterator[Result]:
+    """`count` bytes, one file after the other, each at another place when its turn comes again."""
+    built = folder / "built"
+    built.mkdir()
+    build(built)
+    files = [path for path in files_of(built) if path.stat().st_size]
+    turns = -(-count // len(files))
+    for number in range(count):
+        path, turn = files[number % len(files)], number // len(files)
+        choice = random.Random(seed + number)  # nothing secret
+        place = int((turn + choice.random()) / turns * path.stat().st_size)
+        other = choice.randrange(1, 256)
+
+        def change(damaged: Path, place: int = place, other: int = other) -> None:
+            content = bytearray(damaged.read_bytes())
+            content[place] ^= other
+            damaged.write_bytes(content)
+
+        file = path.relative_to(built).as_posix()
+        yield try_change(built, folder / "home", file, f"byte {place} ^ {other}", change)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flips", action="store_true", help="one byte of each file in turn")
     options = parser.parse_args()
-    outcomes = Counter[str]()
+    outcomes, files = Counter[str](), set[str]()
     with tempfile.TemporaryDirectory() as folder:
-        results = sweep(options.count, options.seed, Path(folder))
+        tries = flips if options.flips else sweep
+        results = tries(options.count, options.seed, Path(folder))
         for number, result in enumerate(results, options.seed):
             outcomes[result.outcome] += 1
+            files.add(result.file)
             words = result.words if result.outcome in FAULTS else result.words[:150]
             print(
                 f"{number} {result.outcome}: {result.damage} in {result.file} {words}", flush=True
             )
-    print(dict(outcomes))
+    print(f"{dict(outcomes)} in {len(files)} files")
     sys.exit(any(outcomes[fault] for fault in FAULTS))
 
 

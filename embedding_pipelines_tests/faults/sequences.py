@@ -1,15 +1,22 @@
 """Does random things to a pipeline, one after the other, and compares what is to be seen of it after
 each with what must be true.
 
-    python -m embedding_pipelines_tests.faults.sequences 1000 [--seed 0] [--steps 8]
+    python -m embedding_pipelines_tests.faults.sequences 10000 [--seed 0] [--acts 4]
 
-The source is edited, the pipeline file changed, and there are runs (some of which are killed or meet
-a fault of the disk), plans, rollbacks, forced releases, texts embedded anew, documents forgotten,
-and deletions. A sequence that fails is tried again with steps left out; the seed and what is left
-of its steps are printed, and the exit status is 1.
+The source is edited (records and files come, change, go, are renamed and doubled), the pipeline file
+changed, and there are runs (some of which are killed or meet a fault of the disk), plans, rollbacks,
+forced releases, texts embedded anew, documents forgotten, and deletions. In every fifth tree two
+machines share a warehouse in a bucket, and now one, now the other acts.
+
+Sequences grow on trees: after the same beginning several acts are tried, each in a copy of the
+homes, so that a beginning is played once. A run without a fault ends each. A sequence that fails is
+tried again with steps left out; what is left of its steps is printed (`--play` repeats it), and the
+exit status is 1.
 """
 
 import argparse
+import contextlib
+import copy
 import random
 import shutil
 import sys
@@ -24,11 +31,15 @@ from typing import Any, NamedTuple
 from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.plan import plan
+from embedding_pipelines.progress import Silent
 from embedding_pipelines.releases import read_releases, rollback
+from embedding_pipelines.remote import refresh, writing
 from embedding_pipelines.run import Run
+from embedding_pipelines.schemas import VECTOR
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.steps.embeddings import RETRY, re_embed
 from embedding_pipelines.steps.release import release
+from embedding_pipelines.storage import lease
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import run_of, write_csv, write_pipeline
 from embedding_pipelines_tests.faults.children import (
@@ -41,7 +52,8 @@ from embedding_pipelines_tests.faults.damage import run
 from embedding_pipelines_tests.faults.sweep import search, unnamed
 
 PIPELINE = """\
-source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [{metadata}], max_rejected: 50}}
+source: {{kind: csv, path: 'data/*.csv', id: id, text: [title], metadata: [{metadata}], max_rejected: 50, \
+duplicates: {duplicates}}}
 preprocessing: {{chunk: {{max_tokens: {max_tokens}, overlap: 2}}}}
 model: {{provider: hashing, dimensions: {dimensions}}}
 partitions: 2
@@ -55,23 +67,25 @@ OPTIONS = {
     "dimensions": [8, 16],
     "compression": ["[]", "[float16]", "[int8]", "[binary]"],
     "keep_releases": [2, 3],
+    "duplicates": ["first", "last", "reject"],
 }
-STEPS = {  # and how often
-    "edit": 8,
-    "option": 3,
-    "run": 8,
-    "faulty run": 5,
+CHANGES = {"edit": 8, "option": 3, "shrink": 1}  # of what the user writes, and how often
+ACTS = {
+    "run": 7,
+    "faulty run": 7,
     "plan": 1,
     "rollback": 3,
     "force": 2,
     "retry": 1,
     "re-embed": 1,
     "delete": 1,
-    "forget": 1,
-    "shrink": 1,
+    "forget": 2,
 }
+BRANCHES = 4  # acts that are tried after one beginning
+SHARED = 5  # one tree in so many has two machines
 CALLS = 450  # of a run, about: where a fault may strike
-Rows = dict[str, tuple[str, ...]]  # the cells of records
+FILES = ("a.csv", "b.csv", "c.csv")
+Rows = dict[str, tuple[str, ...]]  # the cells of records, by a key of ours
 
 
 class Step(NamedTuple):
@@ -85,37 +99,76 @@ class Step(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What is to be seen: the live release, the answers of searches, and the rows of each release."""
+    """What is to be seen: the live release, the answers of searches, the rows of each release, and
+    the vectors of the live one."""
 
     live: int | None
     answers: list[Any] | None
     rows: dict[int, set[tuple[str, ...]]]
+    vectors: dict[str, list[float]]
     unnamed: list[str]
 
 
 @dataclass
 class World:
-    """A home, and what must be true of it."""
+    """The homes of one or two machines, and what must be true of them."""
 
-    home: Path
+    folder: Path
+    is_shared: bool
     rows: Rows
+    files: dict[str, str]  # where a record stands; the first file if it is not here
     options: dict[str, Any]
-    seen: Seen = field(default_factory=lambda: Seen(None, None, {}, []))
+    seen: Seen = field(default_factory=lambda: Seen(None, None, {}, {}, []))
     forgotten: set[str] = field(default_factory=set)
 
-    def write(self, home: Path | None = None) -> None:
-        """Into another home without what is forgotten."""
-        gone = self.forgotten if home else set[str]()
-        rows = [row for name, row in self.rows.items() if name not in gone]
-        home = home or self.home
-        write_csv(home, "a.csv", rows, "id,title,cat,tag")
+    @classmethod
+    def new(cls, folder: Path, is_shared: bool) -> "World":
+        shutil.rmtree(folder, ignore_errors=True)
+        rows: Rows = {}
+        for n in range(20):
+            rows[f"id-{n}"] = (f"id-{n}", f"word{n % 7} text number {n}", f"c{n % 3}", "t")
+        options = {name: values[0] for name, values in OPTIONS.items()}
+        world = cls(folder, is_shared, rows, {}, options)
+        world.write()
+        return world
+
+    @property
+    def homes(self) -> list[Path]:
+        return [self.folder / name for name in ("one", "two")[: 1 + self.is_shared]]
+
+    @property
+    def reader(self) -> Path:
+        """Where all that counts is to be seen."""
+        return self.folder / "reader" if self.is_shared else self.homes[0]
+
+    def write(self) -> None:
+        for home in {*self.homes, self.reader}:
+            self.write_home(home, set())
+            if self.is_shared:
+                uri = (self.folder / "bucket").as_uri()
+                (home / "warehouse.yaml").write_text(f"bucket: {uri}\n")
+
+    def write_home(self, home: Path, gone: set[str]) -> None:
+        """Pipeline and source, without the documents of some ids."""
+        for name in FILES:
+            rows = [
+                row
+                for key, row in self.rows.items()
+                if self.files.get(key, FILES[0]) == name and row[0] not in gone
+            ]
+            if rows or name == FILES[0]:
+                write_csv(home, name, rows, "id,title,cat,tag")
+            else:
+                (home / "data" / name).unlink(missing_ok=True)
         write_pipeline(home, "p", PIPELINE.format(**self.options))
 
 
 def see(home: Path) -> Seen:
     """Reads all releases, whole."""
+    refresh(Warehouse(home), "p")
     folder = Warehouse(home).pipeline("p")
     releases, rows = read_releases(folder), dict[int, set[tuple[str, ...]]]()
+    vectors = dict[str, list[float]]()
     for entry in releases.releases:
         table = entry.spec.store.table(folder.tables, entry.table)
         names = [
@@ -130,56 +183,103 @@ def see(home: Path) -> Seen:
         ]
         rows[entry.number] = set(listed)
         assert len(listed) == len(rows[entry.number]) == entry.rows, f"doubles in {entry.number}"
-    return Seen(releases.live, search(home), rows, unnamed(home))
+        if entry.number == releases.live:
+            vectors = {
+                row["chunk_id"]: [float(number) for number in row[VECTOR]]
+                for batch in table.scan(["chunk_id", VECTOR], version=entry.version)
+                for row in batch.to_pylist()
+            }
+    return Seen(releases.live, search(home), rows, vectors, unnamed(home))
 
 
-def work_of(name: str, world: World, dice: random.Random) -> Callable[[], Any]:
+@contextlib.contextmanager
+def working(home: Path) -> Iterator[None]:
+    """A run's frame. Nobody else is at work: a lease that was not given back has ended."""
+    lease.LEASE_SECONDS = 0
+    warehouse = Warehouse(home)
+    with warehouse.pipeline("p").lock("run", 0), writing(warehouse, "p", Silent()):
+        yield
+
+
+def work_of(name: str, home: Path, world: World, dice: random.Random) -> Callable[[], Any]:
     """What a step does in a child."""
-    home = world.home
 
     def on_run(verb: Callable[[Any], Any]) -> Any:
-        with run_of(home, "p") as pipeline:
+        with working(home), run_of(home, "p") as pipeline:
             return verb(pipeline)
 
+    def whole_run() -> None:
+        with working(home):
+            run(home)
+
     def go_back() -> None:
-        numbers = [entry.number for entry in read_releases(Warehouse(home).pipeline("p")).releases]
-        rollback(Warehouse(home).pipeline("p"), dice.choice(numbers) if numbers else None)
+        with working(home):
+            folder = Warehouse(home).pipeline("p")
+            numbers = [entry.number for entry in read_releases(folder).releases]
+            rollback(folder, dice.choice(numbers) if numbers else None)
 
     def retry(pipeline: Run) -> None:
-        with pipeline.folder.lock("run", timeout_seconds=0), pipeline.folder.lock():
+        with pipeline.folder.lock():
             step = step_named("embeddings")
             list(step.work(pipeline, pipeline.spec.partition_names, {RETRY: True}))
 
     def forget_one() -> str:
-        one = dice.choice(sorted(name for name in world.rows if name.startswith("id-")))
-        receipt = on_run(lambda pipeline: forget(pipeline, [one], []))
+        lease.LEASE_SECONDS = 0
+        one = dice.choice(sorted(row[0] for row in world.rows.values() if len(row) == 4))
+        with run_of(home, "p") as pipeline:
+            receipt = forget(pipeline, [one], [])
         assert not receipt.left, receipt.left
         return one
 
+    def delete() -> None:
+        lease.LEASE_SECONDS = 0
+        delete_pipeline(home, "p", keep_file=True)
+
+    def plan_only() -> None:
+        with run_of(home, "p") as pipeline:
+            plan(pipeline)
+
     return {
-        "run": partial(run, home),
-        "faulty run": partial(run, home),
-        "plan": partial(on_run, plan),
+        "run": whole_run,
+        "faulty run": whole_run,
+        "plan": plan_only,
         "rollback": go_back,
         "force": partial(on_run, lambda pipeline: release(pipeline, "because")),
         "retry": partial(on_run, retry),
         "re-embed": partial(on_run, re_embed),
-        "delete": partial(delete_pipeline, home, "p", keep_file=True),
+        "delete": delete,
         "forget": forget_one,
     }[name]
 
 
-def edit(rows: Rows, dice: random.Random) -> None:
-    """A few rows are added, changed and removed, and one may be bad."""
+def edit(world: World, dice: random.Random) -> None:
+    """A few records are added, changed, renamed, doubled, moved and removed, and one may be bad; a
+    file may be renamed."""
+    rows, files = world.rows, world.files
     for _ in range(dice.randrange(1, 4)):
         name = f"id-{dice.randrange(30)}"
-        kind = dice.choice(["add", "change", "change", "remove", "bad", "empty", "twin"])
+        kinds = ["add", "change", "change", "remove", "bad", "empty", "twin", "rename", "double"]
+        kind = dice.choice([*kinds, "move", "rename file"])
         if kind == "remove" and len(rows) > 14:
             rows.pop(name, None)
         elif kind == "bad":
             rows[f"bad-{dice.randrange(3)}"] = ("id-x",)  # cells lack
         elif kind == "twin" and rows:
             rows[name] = (name, *dice.choice([row for row in rows.values() if len(row) == 4])[1:])
+        elif kind == "rename" and name in rows:
+            other = f"id-{dice.randrange(30, 60)}"
+            rows[other] = (other, *rows.pop(name)[1:])
+            files[other] = files.get(name, FILES[0])
+        elif kind == "double" and name in rows:  # the same id once more, elsewhere
+            rows[f"double-{name}"] = (name, f"another {dice.randrange(9)}", "c0", "t0")
+            files[f"double-{name}"] = dice.choice(FILES)
+        elif kind == "move":
+            files[name] = dice.choice(FILES)
+        elif kind == "rename file":
+            old, new = dice.sample(FILES, 2)
+            for key in rows:
+                if files.get(key, FILES[0]) == old:
+                    files[key] = new
         else:
             words = " ".join(f"word{dice.randrange(9)}" for _ in range(dice.randrange(2, 20)))
             text = "" if kind == "empty" else f"{words}. About {dice.randrange(99)}."
@@ -190,31 +290,60 @@ class Sequences:
     """Plays sequences in a folder; clean builds are kept, for they come again."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.home = folder, folder / "homes"
         self.clean: dict[str, Seen] = {}
         self.counts = Counter[str]()
 
-    def play(self, steps: list[Step]) -> list[str]:
+    def grow(self, seed: int, acts: int) -> Iterator[tuple[list[Step], list[str]]]:
+        """The sequences of one tree, each with what went wrong."""
+        dice = random.Random(seed)
+        world = World.new(self.home, dice.randrange(SHARED) == 0)
+        first = Step("run", 0)
+        problems = self.take(world, first)
+        if problems:
+            yield [first], problems
+        else:
+            yield from self._branch(world, [first], acts, dice)
+
+    def _branch(
+        self, world: World, path: list[Step], acts: int, dice: random.Random
+    ) -> Iterator[tuple[list[Step], list[str]]]:
+        for _ in range(dice.choice([0, 1, 1, 2]) if acts else 0):
+            name = dice.choices(list(CHANGES), list(CHANGES.values()))[0]
+            path = [*path, Step(name, dice.randrange(10**6))]
+            self.take(world, path[-1])
+        names = dice.choices(list(ACTS), list(ACTS.values()), k=BRANCHES) if acts else ["run"]
+        kept = self.home.with_name(f"kept-{acts}")
+        if acts:
+            shutil.rmtree(kept, ignore_errors=True)  # of a tree that was not played to its end
+            shutil.copytree(self.home, kept)
+        for number, name in enumerate(names):
+            step, own = Step(name, dice.randrange(10**6)), copy.deepcopy(world)
+            if number:  # the first goes on where the beginning was played
+                shutil.rmtree(self.home)
+                shutil.copytree(kept, self.home)
+            problems = self.take(own, step)
+            if problems or not acts:
+                yield [*path, step], problems
+            else:
+                yield from self._branch(own, [*path, step], acts - 1, dice)
+        shutil.rmtree(kept, ignore_errors=True)
+
+    def play(self, steps: list[Step], is_shared: bool) -> list[str]:
         """What goes wrong first, in words; nothing if all is as it must be."""
-        home = self.folder / "home"
-        shutil.rmtree(home, ignore_errors=True)
-        rows: Rows = {}
-        for n in range(20):
-            rows[f"id-{n}"] = (f"id-{n}", f"word{n % 7} text number {n}", f"c{n % 3}", "t")
-        world = World(home, rows, {name: values[0] for name, values in OPTIONS.items()})
-        world.write()
+        world = World.new(self.home, is_shared)
         for number, step in enumerate(steps):
-            self.counts[step.name] += 1
             problems = self.take(world, step)
             if problems:
                 return [f"step {number + 1}, {step}: {problem}" for problem in problems]
         return []
 
     def take(self, world: World, step: Step) -> list[str]:
-        dice, home, before = random.Random(step.seed), world.home, world.seen
-        if step.name in ("edit", "option", "shrink"):
+        self.counts[step.name] += 1
+        dice, before = random.Random(step.seed), world.seen
+        if step.name in CHANGES:
             if step.name == "edit":
-                edit(world.rows, dice)
+                edit(world, dice)
             elif step.name == "shrink":
                 for name in list(world.rows)[4:]:
                     del world.rows[name]
@@ -223,19 +352,19 @@ class Sequences:
                 world.options[name] = dice.choice(OPTIONS[name])
             world.write()
             return []
-        fault = None
+        fault, home = None, dice.choice(world.homes)
         if step.name == "faulty run":
             fault = Fault(dice.choice(KINDS), dice.randrange(1, CALLS))
         warehouse = home / "data" / "warehouse"
         files = _stamps(warehouse)
-        ended = in_child(work_of(step.name, world, dice), warehouse, fault)
+        ended = in_child(work_of(step.name, home, world, dice), warehouse, fault)
         if ended.traceback:
             return [f"traceback ({fault}): {ended.traceback}{ended.output}"]
         if step.name == "forget" and ended.value:
             world.forgotten.add(ended.value)
         if step.name == "plan" and files != _stamps(warehouse):
             return ["a plan changed the warehouse"]
-        looked = in_child(partial(see, home), home)
+        looked = in_child(partial(see, world.reader), world.folder)
         if looked.traceback or looked.sentence:
             return [f"({fault}) cannot be looked at: {looked.traceback or looked.sentence}"]
         world.seen = seen = looked.value
@@ -275,6 +404,8 @@ class Sequences:
             is_comparable = not is_fitted and now.live in new
             if clean is not None and is_comparable and now.answers != clean.answers:
                 yield f"silently wrong ({fault}): answers unlike a clean build's {now.answers}"
+            if clean is not None and is_comparable and not _near(now.vectors, clean.vectors):
+                yield f"silently wrong ({fault}): vectors unlike a clean build's"
         if step.name == "run" and not sentence:
             clean = self.clean_build(world)
             if clean is not None and now.rows and now.rows[max(now.rows)] != clean.rows[1]:
@@ -286,11 +417,11 @@ class Sequences:
 
     def clean_build(self, world: World) -> Seen | None:
         """What a run from nothing gives; None if it is held back."""
-        key = repr((world.rows, world.options, sorted(world.forgotten)))
+        key = repr((world.rows, world.files, world.options, sorted(world.forgotten)))
         if key not in self.clean:
             home = self.folder / "clean"
             shutil.rmtree(home, ignore_errors=True)
-            world.write(home)
+            world.write_home(home, world.forgotten)
             ended = in_child(lambda: (run(home), see(home))[1], home)
             assert not ended.traceback, ended.traceback
             if ended.sentence:
@@ -298,13 +429,21 @@ class Sequences:
             self.clean[key] = ended.value
         return self.clean[key]
 
-    def shrink(self, steps: list[Step]) -> list[Step]:
+    def shrink(self, steps: list[Step], is_shared: bool) -> list[Step]:
         """As few of the steps as still go wrong, one left out at a time."""
         for at in range(len(steps) - 1, -1, -1):
             fewer = steps[:at] + steps[at + 1 :]
-            if self.play(fewer):
+            if self.play(fewer, is_shared):
                 steps = fewer
         return steps
+
+
+def _near(left: dict[str, list[float]], right: dict[str, list[float]]) -> bool:
+    return left.keys() == right.keys() and all(
+        abs(one - other) < 1e-3
+        for name in left
+        for one, other in zip(left[name], right[name], strict=True)
+    )
 
 
 def _stamps(folder: Path) -> dict[Path, int]:
@@ -312,40 +451,57 @@ def _stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in paths if path.suffix != ".lock"}
 
 
-def steps_of(seed: int, count: int) -> list[Step]:
-    dice = random.Random(seed)
-    names = dice.choices(list(STEPS), list(STEPS.values()), k=count)
-    return [Step(name, dice.randrange(10**6)) for name in ["run", *names, "run"]]
-
-
-def play(count: int, seed: int, steps: int, folder: Path) -> Iterator[tuple[int, list[str]]]:
-    """Each sequence's seed, with what went wrong and the steps that are left of it."""
+def play(count: int, seed: int, acts: int, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """What is to be said of each sequence, nothing of one that is right."""
     import lancedb  # noqa: F401  # before the children need it
 
-    player = Sequences(folder)
-    for number in range(seed, seed + count):
-        sequence = steps_of(number, steps)
-        problems = player.play(sequence)
-        if problems:
-            fewer = player.shrink(sequence)
-            problems = [*player.play(fewer), f"steps: {' '.join(map(str, fewer))}"]
-        yield number, problems
-    print(f"steps: {dict(player.counts)}")
+    player, played = Sequences(folder), 0
+    while played < count:
+        for path, problems in player.grow(seed, acts):
+            if problems:
+                is_shared = random.Random(seed).randrange(SHARED) == 0
+                fewer = player.shrink(path, is_shared)
+                words = " ".join(map(str, fewer)).replace("faulty run", "faulty-run")
+                again = f"--play '{words}'{' --shared' * is_shared}"
+                problems = [*problems, *player.play(fewer, is_shared), again]
+            yield f"tree {seed}", problems
+            played += 1
+            if problems or played == count:
+                break  # what is left of a tree would begin in another state
+        seed += 1
+    print(f"trees up to {seed - 1}; steps: {dict(player.counts)}")
+
+
+def one(words: str, is_shared: bool, folder: Path) -> list[str]:
+    """A sequence as it was printed."""
+    import lancedb  # noqa: F401
+
+    steps = []
+    for word in words.split():
+        name, _, seed = word.rpartition(":")
+        steps.append(Step(name.replace("-run", " run"), int(seed)))
+    return Sequences(folder).play(steps, is_shared)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("count", type=int)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8, help="between the first and the last run")
+    parser.add_argument("--seed", type=int, default=0, help="of the first tree")
+    parser.add_argument("--acts", type=int, default=4, help="between the first and the last run")
+    parser.add_argument("--play", help="one sequence alone, as it was printed")
+    parser.add_argument("--shared", action="store_true", help="that one on two machines")
     options = parser.parse_args()
     start_again_with_shim()
     tried = wrong = 0
     with tempfile.TemporaryDirectory() as folder:
-        for number, problems in play(options.count, options.seed, options.steps, Path(folder)):
+        if options.play:
+            results = iter([("it", one(options.play, options.shared, Path(folder)))])
+        else:
+            results = play(options.count, options.seed, options.acts, Path(folder))
+        for name, problems in results:
             tried, wrong = tried + 1, wrong + bool(problems)
             for problem in problems:
-                print(f"seed {number}, {problem}", flush=True)
+                print(f"{name}, {problem}", flush=True)
             if not tried % 100:
                 print(f"{tried} sequences, {wrong} of them went wrong", flush=True)
     print(f"{tried} sequences, {wrong} of them went wrong")

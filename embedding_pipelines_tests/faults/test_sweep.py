@@ -34,13 +34,18 @@ def test_faults_in_more_scenarios_and_in_the_real_command() -> None:
     tool("sweep", "8", "--command", "2", "--scenario", "another codec", "--scenario", "delete")
 
 
+@pytest.mark.slow
+def test_a_fault_of_a_request_to_the_store_loses_nothing() -> None:
+    tool("store_sweep", "4", "--scenario", "change", "--scenario", "forget")
+
+
 def test_random_sequences_end_as_a_clean_build_does() -> None:
-    tool("sequences", "1", "--steps", "4")
+    tool("sequences", "4", "--acts", "1")
 
 
 @pytest.mark.slow
 def test_more_random_sequences() -> None:
-    tool("sequences", "5", "--seed", "50")
+    tool("sequences", "20", "--acts", "3", "--seed", "2")  # on two machines
 
 
 def test_the_shim_reaches_a_process_by_its_environment(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """Two writers of one pipeline on one bucket, killed and put to sleep at random.
 
-    python -m embedding_pipelines_tests.faults.two_writers 200 s3://bucket/folder
+    python -m embedding_pipelines_tests.faults.two_writers 200 [server | s3://bucket/folder]
 
+`server` starts an S3 server for it; without an address the bucket is a folder.
 Each writer, in a home of its own, does the same again and again: take the lease, add an entry to
 what is published, publish, and write down that it did. Leases last a second. In the end everything
-that was written down must be published, once.
+that was written down must be published, once. What a writer was told is not published may be there
+where the one that overtook it was killed before it published anything: then the writer's next run
+goes on with it.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,6 +28,7 @@ from embedding_pipelines.errors import BucketError, BusyError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.storage import lease
 from embedding_pipelines.storage.warehouse import Warehouse
+from embedding_pipelines_tests.buckets import CREDENTIALS, request, serve_s3
 from embedding_pipelines_tests.shared import at_work, machine, remote_of
 
 LEASE_SECONDS = 1.0
@@ -54,17 +59,17 @@ def write(home: Path, log: Path) -> None:
         try:
             with at_work(home) as writer:
                 token = writer._lease._token
-                note(log, "holds", token, "")
+                note(log, "holds", entry, token, home.name)
                 entries = (read_json(path) or {"entries": []})["entries"]
                 write_json(path, {"entries": [*entries, entry]}, durable=False)
                 time.sleep(random.random() * 0.1)
-            note(log, "published", entry, token)
+            note(log, "published", entry, token, home.name)
         except BusyError:
             if token:
-                note(log, "overtaken", entry, token)
+                note(log, "overtaken", entry, token, home.name)
             time.sleep(0.05)
         except BucketError as error:
-            note(log, "failed", str(error).replace("\n", " "), "")
+            note(log, "failed", str(error).replace("\n", " "), "", home.name)
 
 
 def note(log: Path, *words: str) -> None:
@@ -117,8 +122,9 @@ def _count(log: Path) -> int:
 def judge(rounds: int, home: Path, log: Path) -> Outcome:
     """What is published, beside what the writers have written down."""
     lines = [json.loads(line) for line in log.read_text().splitlines()]
-    done = [entry for word, entry, _ in lines if word == "published"]
-    leases = {token for word, token, _ in lines if word == "holds"}
+    done = [entry for word, entry, *_ in lines if word == "published"]
+    writer = {entry: name for word, entry, _, name in lines if word == "holds"}
+    leases = {token for word, _, token, _ in lines if word == "holds"}
     remote = remote_of(home)
     newest = remote.newest()
     assert newest is not None
@@ -127,17 +133,24 @@ def judge(rounds: int, home: Path, log: Path) -> Outcome:
     entries = record["entries"]
     problems = [f"{entry} is lost" for entry in done if entry not in entries]
     problems += [f"{entry} is there {n} times" for entry, n in Counter(entries).items() if n > 1]
-    overtaken = [entry for word, entry, _ in lines if word == "overtaken"]
-    problems += [f"{entry} was overtaken, and is there" for entry in overtaken if entry in entries]
-    problems += [words for word, words, _ in lines if word == "failed"]
+    overtaken = [entry for word, entry, *_ in lines if word == "overtaken"]
+    for entry, following in zip(entries, [*entries[1:], ""], strict=True):
+        if entry in overtaken and writer[entry] != writer.get(following):
+            problems.append(f"{entry} was overtaken, and is there")
+    problems += [words for word, words, *_ in lines if word == "failed"]
     return Outcome(rounds, len(done), len(entries), len(overtaken), len(leases), problems)
 
 
 def main() -> int:
     rounds, uri = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         uri = uri or (Path(folder) / "bucket").as_uri()
+        if uri == "server":
+            address = stack.enter_context(serve_s3(Path(folder) / "server.log"))
+            os.environ.update({**CREDENTIALS, "AWS_ENDPOINT_URL": address})
+            request(address, "PUT", "/two-writers")
+            uri = "s3://two-writers/warehouse"
         outcome = try_two(rounds, uri, Path(folder), seed)
     print(f"seed {seed}: {outcome}")
     return 1 if outcome.problems else 0
