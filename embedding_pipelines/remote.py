@@ -172,9 +172,15 @@ class Remote:
             if not path.startswith(("calibration/", FORGOTTEN)):
                 delete(local[path].path)
         self._delete_empty_tables()
-        self.write_index(generation, True, self._local_files(index), part)
         if part == "all":
-            self._fill_cache(missing)
+            # All that no fetch has ended with: what one that died has downloaded is not missing.
+            before = index.files if index else {}
+            self._fill_cache(
+                path
+                for path, entry in entries.items()
+                if path not in before or before[path][2] != entry.digest
+            )
+        self.write_index(generation, True, self._local_files(index), part)
 
     def _delete_empty_tables(self) -> None:
         """Delete the folders of tables whose files are gone."""
@@ -265,8 +271,8 @@ class Remote:
                 self.name,
             )
 
-    def _fill_cache(self, fetched: Mapping[str, Entry]) -> None:
-        """File the vectors of the shards that were fetched, so that a text is paid for once by all
+    def _fill_cache(self, fetched: Iterable[str]) -> None:
+        """File the vectors of the shards among these files, so that a text is paid for once by all
         machines."""
         start = f"{self._path_of('embeddings')}/b"
         shards = [path for path in fetched if path.startswith(start) and path.endswith(".parquet")]

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from embedding_pipelines.delete import delete_pipeline
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError
 from embedding_pipelines.objects import Bucket
 from embedding_pipelines.releases import live_release, read_releases, rollback
-from embedding_pipelines.remote import is_current, refresh
+from embedding_pipelines.remote import Remote, is_current, refresh
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.spec.load import find_pipeline
 from embedding_pipelines.status import pipeline_status
@@ -93,6 +94,17 @@ def test_another_machine_goes_on_where_the_first_one_was(one: Path, two: Path) -
     write_csv(one, "a.csv", EDITED)
     assert run_shared(one) == []
     assert_same_rows(live_rows(one, "p"), live_rows(two, "p"))
+
+
+def test_a_machine_that_died_while_it_fetched_pays_for_no_text_that_is_published(
+    one: Path, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Remote, "_fill_cache", partial(stop_after, lambda *_: None))
+        with pytest.raises(KeyboardInterrupt):
+            run_shared(two)
+    write_csv(two, "a.csv", EDITED)
+    assert sorted(run_shared(two)) == ["text added", "text zero"]
 
 
 def test_a_search_fetches_what_it_reads_alone(one: Path, two: Path) -> None:
