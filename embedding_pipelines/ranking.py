@@ -47,22 +47,30 @@ def find(
     version: int,
     mode: Mode,
     names: Mapping[str, str] | None = None,
+    near: pa.Table | None = None,
 ) -> pa.Table:
     """The `k` best rows of a table version for a query, best first, with `score` float32.
 
     `vector`: see `nearest`. `text`: by BM25, whose scores compare only within one result. `hybrid`:
-    by both, fused; a score of 1 is first in both lists. Raises as `nearest`.
+    by both, fused; a score of 1 is first in both lists. `near` are the nearest rows, `rows_needed`
+    of them, of a caller that has them. Raises as `nearest`.
     """
     filter = condition_of(filter)
     if mode == "text":
         return _by_words(table, query.text, k, filter, version, names)
     if query.vector is None:
         raise ConfigError(f"A search by {mode} needs the vector of its query.")
+    most = rows_needed(k, mode)
+    if near is None:
+        near = nearest(table, codec, query.vector, most, filter, version, names)
     if mode == "vector":
-        return nearest(table, codec, query.vector, k, filter, version, names)
-    most = max(k, FUSED_ROWS)
-    near = nearest(table, codec, query.vector, most, filter, version, names)
+        return near
     return fuse(near, _by_words(table, query.text, most, filter, version, names), k)
+
+
+def rows_needed(k: int, mode: Mode) -> int:
+    """How many rows of each list a search for `k` takes."""
+    return max(k, FUSED_ROWS) if mode == "hybrid" else k
 
 
 def fuse(near: pa.Table, worded: pa.Table, k: int) -> pa.Table:

@@ -9,6 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,6 +94,9 @@ class Server:
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
         self._opening_models = threading.Lock()
         self._searchers: dict[str, tuple[int, Searcher]] = {}  # with the release's number
+        self._opening_searchers = threading.Lock()
+        self._memory = ThreadPoolExecutor(1, "memory")  # builds what is searched in memory
+        self._is_closed = False
         self._cache: EmbeddingCache | None = None
         self._stamps: dict[str, Stamps] = {}  # by pipeline, when it was last read
         self._looked_at = float("-inf")
@@ -117,6 +121,8 @@ class Server:
         if self._loading is not None:
             self._loading.cancel()
             await asyncio.gather(self._loading, return_exceptions=True)
+        self._is_closed = True  # an index that is being built is given up
+        await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
         for _, searcher in self._searchers.values():
             searcher.close()
         for model in self._models.values():
@@ -195,12 +201,25 @@ class Server:
         served = self._served.get(name)
         release = served.release if served else None
         release = release or live_release(self.warehouse.pipeline(name))
-        number, searcher = self._searchers.get(name, (0, None))
-        if searcher is None or number != release.number:
-            model = self._open(release.spec.model).model
-            searcher = Searcher(self.warehouse, name, model)
-            self._searchers[name] = (release.number, searcher)
+        with self._opening_searchers:
+            number, searcher = self._searchers.get(name, (0, None))
+            if searcher is None or number != release.number:
+                model = self._open(release.spec.model).model
+                searcher = Searcher(self.warehouse, name, model)
+                self._searchers[name] = (release.number, searcher)
+                self._memory.submit(self._load_memory, name, searcher)
         return searcher
+
+    def _load_memory(self, name: str, searcher: "Searcher") -> None:
+        """Hold a release in memory, if it fits; the stored table answers until then."""
+
+        def is_wanted() -> bool:
+            return not self._is_closed and self._searchers[name][1] is searcher
+
+        try:
+            searcher.load_memory(is_wanted)
+        except (EmbeddingPipelinesError, OSError, MemoryError) as error:
+            log.warning("%s is searched on the disk, not in memory: %s", name, error)
 
     async def _load(self) -> None:
         """Load all models that are served; one that cannot be loaded is tried again when it is

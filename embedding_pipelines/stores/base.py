@@ -94,6 +94,10 @@ class Table(ABC):
         """Some columns of all rows, or of one partition."""
 
     @abstractmethod
+    def columns(self, version: int) -> list[str]:
+        """The columns that a search returns, but for the distance."""
+
+    @abstractmethod
     def search(
         self,
         vector: NDArray[np.generic],

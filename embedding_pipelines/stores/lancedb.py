@@ -299,6 +299,9 @@ class LanceTable(Table):
                 query = table.search().select(list(columns)).offset(first).limit(SCANNED_ROWS)
                 yield from query.to_batches()
 
+    def columns(self, version: int) -> list[str]:
+        return list(self._snapshot(version).columns)
+
     def search(
         self,
         vector: NDArray[np.generic],

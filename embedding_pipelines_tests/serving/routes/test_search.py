@@ -128,3 +128,15 @@ def test_a_new_release_answers_and_so_does_a_first_one(home: Path) -> None:
         assert (answer["release"], answer["hits"][0]["document_id"]) == (2, "3")
         answer = post(client, query="grey wolf", pipeline="later")
         assert (answer["release"], answer["hits"][0]["document_id"]) == (1, "4")
+
+
+def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClient) -> None:
+    server: Any = hybrid.app.state.server  # type: ignore[attr-defined]
+    for mode in ("vector", "hybrid"):
+        first = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
+        server._memory.submit(int).result()  # after what was submitted before
+        assert server.searcher("things")._memory is not None
+        held = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
+        assert [hit["chunk_id"] for hit in held] == [hit["chunk_id"] for hit in first]
+        scores = [[hit["score"] for hit in hits] for hits in (held, first)]
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
