@@ -11,10 +11,10 @@ EXTRAS := .[dev]
 TORCH := 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults extras bench dev lint lock clean
+.PHONY: help run test browser faults extras bench dev lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines example
@@ -24,8 +24,11 @@ run: .venv/installed ## example data, two pipelines, three searches
 	$(BIN)/embedding-pipelines search stdlib "parse command line options" --filter "module = 'argparse'" -k 3
 
 test: .venv/installed ## the whole test suite
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile -m "not alone and not browser"
 	$(BIN)/python -m pytest -m alone
+
+browser: .venv/installed ## the search page in Chromium, which has to be installed
+	$(BIN)/python -m pytest -m browser
 
 faults: .venv/installed ## faults of disk and store, kills, random sequences, damages: five minutes
 	$(BIN)/python -m embedding_pipelines_tests.faults.sweep 100 --command 8

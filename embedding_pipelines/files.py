@@ -330,9 +330,11 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     """Add an object to a file of JSON lines; a line that a killed writer left torn stays alone on
     its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_bytes() if path.exists() else b""
-    end = b"\n" if before and not before.endswith(b"\n") else b""
-    with path.open("ab") as file:
+    with path.open("ab+") as file:
+        end = b""
+        if file.tell():  # at the end
+            file.seek(-1, os.SEEK_END)
+            end = b"" if file.read(1) == b"\n" else b"\n"
         file.write(end + seal(json.dumps(value, ensure_ascii=False)) + b"\n")
 
 

@@ -58,6 +58,7 @@ from embedding_pipelines.steps.documents import (
 )
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
+from embedding_pipelines.storage.receipts import Receipts as SearchReceipts
 from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
 
 Holds = Callable[[str], bool]  # whether a text of an event quotes what is forgotten
@@ -169,6 +170,7 @@ def forget(
         _erase_from_table(run, traces, receipt)
         _erase_rows(run, traces, places, receipt)
         _erase_reports(run, receipt)
+        receipt.erased["search_receipts"] = SearchReceipts(folder.folder).forget(traces.ids)
         _check(run, traces, needles, receipt)
         if writer is not None:
             writer.forget()

@@ -32,7 +32,7 @@ from embedding_pipelines.quality.queries import (
     read_pairs,
     read_qrels,
 )
-from embedding_pipelines.ranking import Query, as_numbers, encode_queries, find, nearest
+from embedding_pipelines.ranking import Filter, Query, as_numbers, encode_queries, find, nearest
 from embedding_pipelines.releases import Release, read_releases, search_alike
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR, digest
@@ -103,10 +103,10 @@ class Candidate(Evidence):
             on_cut=lambda words: tell(f"What the checks embed was too long: {words}"),
         ).vectors
 
-    def find(self, text: str, vector: Vectors, k: int) -> pa.Table:
+    def find(self, text: str, vector: Vectors, k: int, filter: Filter | None = None) -> pa.Table:
         """The rows that a user's search for a query finds."""
         query, mode = Query(text, vector), self.run.spec.search.mode
-        return find(self.table, self.codec, query, k, None, self.version, mode)
+        return find(self.table, self.codec, query, k, filter, self.version, mode)
 
 
 def gather(candidate: Candidate, chosen: Mapping[str, NDArray[np.int64]]) -> None:
@@ -301,6 +301,8 @@ def _search_judged_queries(candidate: Candidate) -> None:
     if qrels is None:
         return
     if not candidate.has_judged_document:
+        if candidate.run.spec.evaluation.qrels is None:
+            return  # what people rated has left the source
         raise ConfigError(
             f"evaluation.qrels: none of its {len(qrels.documents)} documents, such as "
             f"{min(qrels.documents)!r}, is in the table. Write the ids that `source.id` names."

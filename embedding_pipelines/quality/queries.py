@@ -18,6 +18,7 @@ from embedding_pipelines.extras import need
 from embedding_pipelines.metrics.known_items import known_item
 from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import InputType
+from embedding_pipelines.quality.real_queries import rated_queries
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST, digest
 from embedding_pipelines.vectors import Vectors
@@ -123,12 +124,26 @@ def has_vector(vectors: Vectors) -> NDArray[np.bool_]:
 
 
 def read_qrels(run: Run) -> Qrels | None:
-    """The queries with relevance judgements, None if the pipeline names no files. Raises
-    ConfigError for a file that is not there or lacks a column."""
+    """The queries with relevance judgements: those of the pipeline's files, and those of which people
+    rated results; None without any. Raises ConfigError for a file that is not there or lacks a
+    column."""
+    texts, relevance = _qrels_of_files(run)
+    try:
+        need("ir_measures", "evaluation")  # before a run pays for what it could not measure
+        rated = rated_queries(run)
+    except ConfigError:
+        if texts:
+            raise
+        return None  # nobody asked for figures
+    if not texts and not rated[0]:
+        return None
+    return Qrels(rated[0] | texts, rated[1] | relevance)
+
+
+def _qrels_of_files(run: Run) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
     options = run.spec.evaluation
     if options.queries is None or options.qrels is None:
-        return None
-    need("ir_measures", "evaluation")  # before a run pays for what it could not measure
+        return {}, {}
     relevance: dict[str, dict[str, int]] = {}
     for query, document, score in _columns(run, options.qrels, "qrels", QREL_COLUMNS):
         grade = _number(score, options.qrels)
@@ -148,7 +163,7 @@ def read_qrels(run: Run) -> Qrels | None:
         )
     for name in names:
         _require_text(texts[name], f"evaluation.queries: {options.queries}: query {name!r}")
-    return Qrels({name: texts[name] for name in names}, {name: relevance[name] for name in names})
+    return {name: texts[name] for name in names}, {name: relevance[name] for name in names}
 
 
 def read_pairs(run: Run) -> list[tuple[str, str, float]]:

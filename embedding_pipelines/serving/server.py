@@ -22,6 +22,7 @@ from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import InputType, ProviderOptions
 from embedding_pipelines.releases import Release, find_released, live_release, read_releases
 from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
 from embedding_pipelines.serving.models import Embedded, ServedModel
 from embedding_pipelines.serving.runs import Runs
@@ -33,6 +34,7 @@ from embedding_pipelines.serving.wire import (
 )
 from embedding_pipelines.spec.load import pipeline_files, read_pipeline
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Served:
     spec: PipelineSpec
     release: Release | None
     model: ServedModel
+    receipts: ReceiptOptions  # as the file says today: no release waits for them
 
     @property
     def name(self) -> str:
@@ -88,6 +91,7 @@ class Server:
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.metrics = Metrics()
         self.runs = Runs(home)
+        self.maps = Maps(self.warehouse)
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
         self._served: dict[str, Served] = {}
@@ -256,7 +260,8 @@ class Server:
                     raise ConfigError(
                         f"Its model is trained by the first run: `embedding-pipelines run {name}`."
                     )
-                served[name] = Served(spec, release, self._open(spec.model))
+                receipts = _receipts(files.get(name), spec)
+                served[name] = Served(spec, release, self._open(spec.model), receipts)
             except EmbeddingPipelinesError as error:
                 problems[name] = str(error)
         self._served, self.problems = served, problems
@@ -287,6 +292,16 @@ def _open_cache(warehouse: Warehouse) -> EmbeddingCache | None:
     except (EmbeddingPipelinesError, OSError) as error:
         log.warning("Vectors of documents are not kept: %s", error)
         return None
+
+
+def _receipts(file: Path | None, spec: PipelineSpec) -> ReceiptOptions:
+    """What the pipeline's file says of receipts now; what `spec` says where it cannot be read."""
+    if file is None:
+        return spec.receipts
+    try:
+        return read_pipeline(file).receipts
+    except EmbeddingPipelinesError:
+        return spec.receipts  # `validate` and `status` say what is wrong with the file
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -300,6 +300,9 @@ class SearchAnswer(BaseModel):
     hits: list[SearchHit]
     milliseconds: float = Field(description="In the table, without embedding the query.")
     notes: list[str] = []
+    receipt_id: str | None = Field(
+        None, description="For feedback; null where nothing of this search is kept."
+    )
 
 
 class SearchAnswers(BaseModel):
@@ -445,3 +448,39 @@ class DeletedReply(BaseModel):
     pipeline: str
     releases: list[int]
     size_bytes: int
+
+
+class PagePipeline(BaseModel):
+    """A pipeline that can be searched."""
+
+    name: str
+
+
+class MapResponse(BaseModel):
+    """Places of chunks on a plane, like ones near one another: lists of one length each, over
+    chunks."""
+
+    release: int
+    rows: int = Field(description="Chunks of the release; those with a place may be fewer.")
+    chunks: list[str] = Field(description="Their ids.")
+    documents: list[str] = Field(description="The ids of their documents.")
+    texts: list[str] = Field(description="The beginnings of their texts.")
+    x: list[float]
+    y: list[float]
+
+
+class FeedbackRequest(Body):
+    """What somebody says of one result. Without a rating: it was clicked, which counts as 1."""
+
+    receipt_id: str = Field(max_length=64, description="Of the search's reply.")
+    document_id: str = Field(min_length=1, max_length=4_096)
+    rating: int | None = Field(
+        None, ge=0, le=3, description="0: not relevant at all, to 3: exactly what was looked for."
+    )
+
+
+class FeedbackReply(BaseModel):
+    """It is on record."""
+
+    receipt_id: str
+    document_id: str

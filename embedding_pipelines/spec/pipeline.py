@@ -28,6 +28,7 @@ from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Source
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
+from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.spec.search import Search
 from embedding_pipelines.stores.base import Store
 from embedding_pipelines.variables import restore_all
@@ -109,6 +110,7 @@ class PipelineSpec(BaseModel):
     )
     search: Search = Search()
     evaluation: Evaluation = Evaluation()
+    receipts: ReceiptOptions = ReceiptOptions()
     budget: Budget | None = None
     schedule: str | None = None
     partitions: int = Field(16, ge=1, le=MAX_PARTITIONS)

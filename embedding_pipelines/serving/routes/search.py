@@ -5,6 +5,7 @@ from fastapi import APIRouter, Depends, Response
 from embedding_pipelines.embedding.texts import TooLong
 from embedding_pipelines.serving.auth import allow
 from embedding_pipelines.serving.callers import AnyCaller
+from embedding_pipelines.serving.receipts import keep_receipts
 from embedding_pipelines.serving.searching import find_pipeline, search_pipeline
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
@@ -32,7 +33,11 @@ async def search(
             seconds_left=caller.seconds_left,
         )
     )
-    answers = [SearchAnswer.model_validate(result.model_dump()) for result in results]
+    receipts = await keep_receipts(caller.server, name, results, body.k, body.filter)
+    answers = [
+        SearchAnswer.model_validate({**result.model_dump(), "receipt_id": receipt})
+        for result, receipt in zip(results, receipts, strict=True)
+    ]
     response.headers[SPACE_HEADER] = answers[0].space_id
     response.headers[RELEASE_HEADER] = str(answers[0].release)
     return answers[0] if isinstance(body.query, str) else SearchAnswers(results=answers)

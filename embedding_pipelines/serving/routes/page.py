@@ -1,0 +1,58 @@
+"""The search page at `/`, for people: it asks the same API as programs do."""
+
+import asyncio
+from importlib.resources import files
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from embedding_pipelines.serving.auth import allow
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.serving.wire import MapResponse, PagePipeline
+
+router = APIRouter(tags=["search page"])
+reader = [Depends(allow("read"))]
+
+FOLDER = files("embedding_pipelines.serving") / "page"
+HEADERS = {
+    # Nothing but this server's own files is loaded or run, whatever stands in a document.
+    "Content-Security-Policy": "default-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+def _file(name: str, media_type: str) -> Response:
+    return Response((FOLDER / name).read_bytes(), media_type=media_type, headers=HEADERS)
+
+
+@router.get("/", include_in_schema=False)
+def page() -> Response:
+    return _file("index.html", "text/html; charset=utf-8")
+
+
+@router.get("/page/page.css", include_in_schema=False)
+def style() -> Response:
+    return _file("page.css", "text/css; charset=utf-8")
+
+
+@router.get("/page/page.js", include_in_schema=False)
+def script() -> Response:
+    return _file("page.js", "text/javascript; charset=utf-8")
+
+
+@router.get("/page/pipelines", dependencies=reader)
+async def pipelines(request: Request) -> list[PagePipeline]:
+    """The pipelines that can be searched."""
+    server: Server = request.app.state.server
+    served = (await server.served()).values()
+    return [PagePipeline(name=each.name) for each in served if each.release is not None]
+
+
+@router.get("/page/map", dependencies=reader)
+async def map_of(pipeline: Annotated[str, Query()], request: Request) -> MapResponse:
+    """Where each chunk of a pipeline's live release stands on a plane; 50,000 at most."""
+    server: Server = request.app.state.server
+    return await asyncio.to_thread(server.maps.get, pipeline)

@@ -1,0 +1,60 @@
+"""The files of the search page and the data that only it asks for; `test_page_in_browser.py` uses
+it as people do."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from embedding_pipelines_tests.chain import run_steps, write_csv
+from embedding_pipelines_tests.serving.homes import KEY, build, client_of
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type"),
+    [("/", "text/html"), ("/page/page.css", "text/css"), ("/page/page.js", "text/javascript")],
+)
+def test_the_page_needs_no_key_and_loads_nothing_from_elsewhere(
+    path: str, media_type: str, built_home: Path
+) -> None:
+    with client_of(built_home, KEY) as client:
+        reply = client.get(path, headers={"Authorization": ""})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith(media_type)
+    assert "default-src 'self'" in reply.headers["content-security-policy"]
+    assert "unsafe" not in reply.headers["content-security-policy"]
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert "http://" not in reply.text
+    assert "https://" not in reply.text
+    assert "innerHTML" not in reply.text
+
+
+def test_its_data_need_a_key(built_home: Path) -> None:
+    with client_of(built_home, KEY) as client:
+        for path in ("/page/pipelines", "/page/map?pipeline=things"):
+            assert client.get(path, headers={"Authorization": ""}).status_code == 401
+            assert client.get(path).status_code == 200
+
+
+def test_pipelines_without_a_release_are_not_offered(client: TestClient, built_home: Path) -> None:
+    assert client.get("/page/pipelines").json() == [{"name": "things"}]
+
+
+def test_a_map_has_a_place_for_each_chunk_and_follows_the_live_release(tmp_path: Path) -> None:
+    home = build(tmp_path)
+    with client_of(home) as client:
+        before = client.get("/page/map", params={"pipeline": "things"}).json()
+        assert (before["release"], before["rows"]) == (1, 2)
+        assert before["documents"] == ["1", "2"]
+        assert before["texts"] == ["red fox", "blue whale"]
+        assert all(len(before[name]) == 2 for name in ("chunks", "x", "y"))
+        write_csv(home, "b.csv", [(3, "grey wolf", "animal")])
+        run_steps(home, "things")
+        now = client.get("/page/map", params={"pipeline": "things"}).json()
+        assert (now["release"], sorted(now["documents"])) == (2, ["1", "2", "3"])
+
+
+def test_a_map_of_no_pipeline_is_an_error_in_a_sentence(client: TestClient) -> None:
+    reply = client.get("/page/map", params={"pipeline": "../things"})
+    assert reply.status_code in (400, 404)
+    assert "../things" in reply.json()["error"]

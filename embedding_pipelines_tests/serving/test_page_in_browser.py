@@ -1,0 +1,233 @@
+"""The search page, used in Chromium as people use it. `make browser` runs these tests."""
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, sync_playwright
+
+from embedding_pipelines.serving.api import create_app
+from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines_tests.conftest import HASHING
+
+pytestmark = pytest.mark.browser
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+ROWS = [
+    (1, "the red fox sleeps in the forest", "animal"),
+    (2, "a blue whale sleeps in the sea", "animal"),
+    (3, "it's raining on the roof of the house", "it's weather"),
+    (4, "<img src=x onerror=\"document.title='broken'\"> fox & 'hound'", "<b>bold</b>"),
+    ("<script>document.title='broken'</script>", "a fox in the id", "animal"),
+    *(
+        (10 + number, f"filler text number {number} of the forest", "filler")
+        for number in range(20)
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    assert program, f"Install Chromium: none of {', '.join(PROGRAMS)} is here."
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("page")
+    write_pipeline(home, "things", HASHING)
+    write_csv(home, "a.csv", ROWS)
+    run_steps(home, "things")
+    return home
+
+
+@contextlib.contextmanager
+def serve(home: Path, key: str | None = None) -> Iterator[str]:
+    """The address of a server of this home."""
+    config = uvicorn.Config(create_app(Server(home, Keys(key))), port=0, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(home: Path) -> Iterator[str]:
+    with serve(home) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def opened(
+    browser: Browser, address: str, status: str = "no error", **options: object
+) -> Iterator[Page]:
+    """The page in a window of its own, in which nothing may go wrong unseen but replies of
+    `status`."""
+    problems = list[str]()
+
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error" and f"status of {status}" not in message.text:
+            problems.append(message.text)
+
+    def fail(error: Error) -> None:
+        problems.append(str(error))
+
+    context = browser.new_context(**options)  # type: ignore[arg-type]
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.on("console", hear)
+    page.on("pageerror", fail)
+    page.goto(address)
+    yield page
+    context.close()
+    assert not problems
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with opened(browser, address) as page:
+        yield page
+
+
+def ask(page: Page, query: str) -> None:
+    page.fill("#query", query)
+    page.keyboard.press("Enter")
+    page.wait_for_function("() => document.getElementById('status').textContent.includes(' ms.')")
+
+
+def documents(page: Page) -> list[str]:
+    return page.locator("#hits .document").all_inner_texts()
+
+
+def test_a_query_shows_hits_with_scores_words_and_metadata(page: Page) -> None:
+    ask(page, "red fox")
+    first = page.locator("#hits > li").first
+    assert documents(page)[0] == "1"
+    assert first.locator("mark").all_inner_texts() == ["fox"] or "fox" in first.inner_text()
+    assert float(first.locator(".score").inner_text()) > 0
+    assert "cat: animal" in first.locator(".metadata").inner_text()
+    assert "release 1" in page.inner_text("#release")
+
+
+def test_it_is_used_by_keyboard_alone(page: Page) -> None:
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.type("fox")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#hits > li")
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    assert page.locator("#hits > li").nth(1).evaluate("item => item === document.activeElement")
+    page.keyboard.press("Enter")
+    assert "whole" in str(page.locator("#hits > li").nth(1).get_attribute("class"))
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.id") == "query"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "go"
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "query"
+
+
+def test_a_click_on_metadata_narrows_the_search_quotes_and_all(page: Page) -> None:
+    ask(page, "rain on the roof")
+    page.get_by_role("button", name="cat: it's weather").click()
+    page.wait_for_function("() => document.querySelectorAll('#hits > li').length === 1")
+    assert documents(page) == ["3"]
+    assert page.input_value("#filter") == "cat = 'it''s weather'"
+
+
+def test_the_address_holds_the_search_and_goes_back(page: Page) -> None:
+    ask(page, "red fox")
+    ask(page, "blue whale")
+    assert "q=blue+whale" in page.url
+    page.go_back()
+    page.wait_for_function("() => document.getElementById('query').value === 'red fox'")
+    page.wait_for_function("() => document.querySelector('.document').textContent === '1'")
+    page.reload()
+    page.wait_for_selector("#hits > li")
+    assert page.input_value("#query") == "red fox"
+
+
+def test_a_wrong_filter_is_answered_in_a_sentence(browser: Browser, address: str) -> None:
+    with opened(browser, address, "400") as page:
+        page.fill("#query", "fox")
+        page.locator("summary").click()
+        page.fill("#filter", "colour = 'red'")
+        page.click("#go")
+        page.wait_for_selector("#status.wrong")
+        assert "colour" in page.inner_text("#status")
+
+
+def test_nothing_in_a_document_is_run(page: Page) -> None:
+    ask(page, "fox hound")
+    shown = page.inner_text("#hits")
+    assert "<img src=x onerror=" in shown
+    assert "<b>bold</b>" in shown
+    ask(page, "a fox in the id")
+    assert "<script>document.title='broken'</script>" in documents(page)
+    assert page.locator("#hits img, #hits script, #hits b").count() == 0
+    assert page.title() == "Search · embedding_pipelines"
+
+
+def test_hits_are_marked_on_the_map(page: Page) -> None:
+    page.wait_for_selector("#map:not([hidden])")
+    pixels = """() => {
+        const canvas = document.getElementById("canvas");
+        const pen = canvas.getContext("2d");
+        const data = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+        const count = {};
+        for (let i = 0; i < data.length; i += 4)
+            if (data[i + 3] === 255) {
+                const name = `${data[i]},${data[i + 1]},${data[i + 2]}`;
+                count[name] = (count[name] || 0) + 1;
+            }
+        return count;
+    }"""
+    accent = "28,95,191"
+    assert accent not in page.evaluate(pixels)
+    ask(page, "red fox")
+    assert page.evaluate(pixels)[accent] > 100
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_it_fits_in_both_schemes(browser: Browser, address: str, scheme: str) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "color_scheme": scheme}
+    with opened(browser, address, **phone) as page:
+        ask(page, "red fox")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        ground = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        ink = page.evaluate("getComputedStyle(document.documentElement).color")
+        brightness = [sum(map(int, text[4:-1].split(","))) for text in (ground, ink)]
+        assert (brightness[0] > brightness[1]) == (scheme == "light")
+        assert page.locator("#go").bounding_box()["height"] >= 44  # type: ignore[index]
+
+
+def test_a_key_is_asked_for_and_kept_in_the_tab(browser: Browser, home: Path) -> None:
+    with serve(home, "secret") as address, opened(browser, address, "401") as page:
+        page.wait_for_selector("#access:not([hidden])")
+        page.fill("#key", "wrong")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#status.wrong")
+        page.fill("#key", "secret")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#access", state="hidden")
+        ask(page, "red fox")
+        page.reload()
+        page.wait_for_selector("#hits > li")
+        assert "secret" not in page.url
