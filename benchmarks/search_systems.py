@@ -15,12 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_pipelines import schemas
+from embedding_pipelines.codes import encoded
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.files import write_json
 from embedding_pipelines.releases import Release, Releases
 from embedding_pipelines.search import Searcher, SearchResult
 from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
-from embedding_pipelines.steps.vector_store import encoded
 from embedding_pipelines.storage.warehouse import Warehouse
 
 Vectors = NDArray[np.float32]

@@ -13,6 +13,7 @@ from embedding_pipelines.releases import read_releases
 from embedding_pipelines.remote import writing
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 
 
@@ -44,6 +45,8 @@ def plan_deletion(home: Path, name: str, keep_file: bool = False) -> Deletion:
             warehouse.root / "reports" / f"{name}.html",
             folder.folder,
         ]
+        # With its file a pipeline keeps what was pushed to it, since that is a source.
+        paths += [] if keep_file else [warehouse.pushed / name]
     paths += [] if keep_file else files
     paths = [path for path in paths if path.exists()]
     if places := [deployment.endpoint for deployment in read_deployments(folder)]:
@@ -78,6 +81,8 @@ def delete_pipeline(home: Path, name: str, keep_file: bool = False) -> Deletion:
         if writer is not None:
             writer.delete()
         deletion = plan_deletion(home, name, keep_file)
+        if not keep_file:
+            pushed_log(warehouse, name).delete_shared()
         for record in (folder.releases_copy, folder.releases):
             delete(record)  # first, so that nothing is searched that is half gone
         for path in deletion.paths:

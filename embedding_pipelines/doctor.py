@@ -26,6 +26,7 @@ from embedding_pipelines.remote import fetch_state, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.steps.codec import COPY
+from embedding_pipelines.steps.documents import inputs_of
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
 from embedding_pipelines.storage.bucket import FILE_NAME
@@ -82,7 +83,7 @@ def _bucket(run: Run) -> str:
 
 
 def _source(run: Run) -> str:
-    files = run.spec.source.files(run.warehouse.home)
+    files = inputs_of(run)
     size = sum(file.size_bytes for file in files) / 1e6
     sizes = f", {size:,.1f} MB" if size else ""
     return f"{counted(len(files), run.spec.source.unit)}{sizes}; {pending(run, files)}"

@@ -75,6 +75,10 @@ class SourceError(EmbeddingPipelinesError):
     columns: Sequence[str] = ()  # those that a file has, where it lacks one
 
 
+class DocumentError(EmbeddingPipelinesError):
+    """A document that a program pushes is none that the pipeline can take."""
+
+
 class BucketError(EmbeddingPipelinesError):
     """A bucket of an object store cannot be opened, listed or read."""
 

@@ -204,13 +204,18 @@ def write_atomic(path: Path, data: bytes | str, durable: bool = False) -> None:
         sync(path.parent)
 
 
-def create_only(path: Path, data: bytes | str) -> bool:
-    """Write a file unless it exists; True if it did not. Of several writers one succeeds."""
+def create_only(path: Path, data: bytes | str, durable: bool = False) -> bool:
+    """Write a file unless it exists; True if it did not. Of several writers one succeeds.
+    `durable`: it is on the disk under its name when this returns."""
     if os.path.lexists(path):
         return False
     with draft_beside(path) as draft, contextlib.suppress(FileExistsError):
         draft.write_bytes(data.encode() if isinstance(data, str) else data)
+        if durable:
+            sync(draft)
         os.link(draft, path)
+        if durable:
+            sync(path.parent)
         return True
     return False
 

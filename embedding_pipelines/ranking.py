@@ -14,7 +14,7 @@ from embedding_pipelines.compression.base import CodecChain, Codes
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY
 from embedding_pipelines.spec.search import Mode
-from embedding_pipelines.stores.base import Table
+from embedding_pipelines.stores.base import Searchable
 from embedding_pipelines.stores.filters import filter_of
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -39,7 +39,7 @@ class Query:
 
 
 def find(
-    table: Table,
+    table: Searchable,
     codec: CodecChain,
     query: Query,
     k: int,
@@ -90,7 +90,7 @@ def fuse(near: pa.Table, worded: pa.Table, k: int) -> pa.Table:
 
 
 def _by_words(
-    table: Table,
+    table: Searchable,
     text: str,
     k: int,
     filter: str | None,
@@ -115,7 +115,7 @@ def condition_of(filter: Filter | None) -> str | None:
 
 
 def nearest(
-    table: Table,
+    table: Searchable,
     codec: CodecChain,
     vector: Vectors,
     k: int,

@@ -52,6 +52,7 @@ class Release(BaseModel):
     metrics: dict[str, float] = {}
     forced: str = ""  # the reason to release it although checks failed
     override: str = ""  # the model that ran instead of the pipeline file's, if it was another
+    pushed: int = 0  # the number up to which the table holds what was pushed
 
 
 class Releases(BaseModel):

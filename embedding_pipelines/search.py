@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, PrivateAttr
 
-from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
@@ -25,6 +24,14 @@ from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.memory import MAX_K as MEMORY_K
 from embedding_pipelines.memory import MemoryIndex
+from embedding_pipelines.overlay import (
+    UNRELEASED,
+    Overlaid,
+    Overlay,
+    codec_of,
+    searched_release,
+    table_of,
+)
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
 from embedding_pipelines.ranking import Filter, Query, find, rows_needed
 from embedding_pipelines.releases import doubts, find_released, live_release
@@ -142,16 +149,17 @@ class Searcher:
         warehouse = warehouse if isinstance(warehouse, Warehouse) else Warehouse(warehouse)
         self._folder = folder = warehouse.pipeline(find_released(warehouse, pipeline))
         stale = refresh(warehouse, folder.folder.name, "search")
-        self.release = live_release(folder)
+        self.release = searched_release(warehouse, folder)
         self._doubts = [*filter(None, [stale]), *doubts(folder, self.release)]
-        self.codec = CodecChain.load(folder.codecs / self.release.codec)
+        self.codec = codec_of(folder, self.release)
         self._owns_model = model is None
         self.model = model or self.release.spec.model.open(warehouse.home)
         self._sender = Sender(self.model)
         self._table_folder = warehouse.tables
-        self._table = self.release.spec.store.table(warehouse.tables, self.release.table)
-        self._cache = warehouse.cache
+        self._table = table_of(warehouse, self.release, self.codec)
+        self._cache, self._warehouse = warehouse.cache, warehouse
         self._memory: MemoryIndex | None = None
+        self._overlay = Overlay(warehouse, self.release, self.model, self.codec)
 
     def close(self) -> None:
         if self._owns_model:
@@ -406,7 +414,11 @@ class Searcher:
         near: pa.Table | None = None,
     ) -> pa.Table:
         names, version = self.release.spec.source.table_names, self.release.version
-        return find(self._table, self.codec, query, k, filter, version, mode, names, near)
+        table = self._overlay.over(self._table)
+        if near is not None and isinstance(table, Overlaid):
+            assert query.vector is not None
+            near = table.nearest(near, self.codec, query.vector, rows_needed(k, mode))
+        return find(table, self.codec, query, k, filter, version, mode, names, near)
 
     def load_memory(self, is_wanted: Callable[[], bool] = lambda: True) -> bool:
         """Hold vectors and texts in memory, if they fit; whether they do. Searches go on meanwhile,
@@ -416,6 +428,8 @@ class Searcher:
         ConfigError without the extra `serving`, StoreError for a table that cannot be read.
         """
         table, version = self._table, self.release.version
+        if self.release.number == UNRELEASED:
+            return False
         memory = MemoryIndex.build(table, self.codec, version, is_wanted=is_wanted)
         if table is self._table:
             self._memory = memory
@@ -436,6 +450,7 @@ class Searcher:
         if table.lacks(live.version):
             return False
         self.release, self._table, self._memory = live, table, None
+        self._overlay = Overlay(self._warehouse, live, self.model, self.codec)
         return True
 
     def _result(
@@ -450,7 +465,7 @@ class Searcher:
             mode=mode,
             hits=[hit_of(row) for row in rows.to_pylist()],
             milliseconds=round((time.perf_counter() - started) * 1000, 3),
-            notes=notes,
+            notes=[*notes, *self._overlay.notes],
         )
         result._types = release.spec.source.metadata_types  # no part of its JSON
         return result

@@ -30,7 +30,12 @@ from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.steps.chain import steps_of
 from embedding_pipelines.steps.checks import current_checks, read_checks
-from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.documents import (
+    count_waiting,
+    inputs_of,
+    is_pushed,
+    read_files,
+)
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.steps.repair import damaged_states
 from embedding_pipelines.steps.vector_store import SAMPLE_BYTES, table_state
@@ -77,6 +82,10 @@ def pipeline_status(spec: PipelineSpec, warehouse: Warehouse) -> dict[str, Any]:
         "schedule": spec.schedule,
         "source": source,
         "source_is_released": waiting is not None and waiting.is_empty,
+        "pushed_waiting": count_waiting(run, live.pushed if live else 0),
+        "pushed_overruling": sum(
+            len(entry.overruled) for name, entry in files.items() if not is_pushed(run, name)
+        ),
         "bucket": shared,
         **_rows(run),
         "rejected": sum(statistics.rejected for statistics in files.values()),
@@ -322,7 +331,7 @@ def _source(run: Run) -> tuple[Pending | None, str]:
     if not is_whole(run.warehouse, run.spec.name):
         return None, "not compared: this machine has no rows of the pipeline, which a run fetches"
     try:
-        waiting = pending(run, run.spec.source.files(run.warehouse.home))
+        waiting = pending(run, inputs_of(run))
     except EmbeddingPipelinesError as error:
         return None, str(error)
     return waiting, str(waiting)

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from embedding_pipelines.delete import delete_pipeline, plan_deletion
 from embedding_pipelines.errors import BusyError, ConfigError, ReleaseError
 from embedding_pipelines.releases import live_release
+from embedding_pipelines.storage.pushed import Change, pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
     copy_home,
@@ -123,3 +125,16 @@ def test_a_file_whose_name_is_no_name_goes_alone(two: Path) -> None:
     assert deletion.paths == [two / "pipelines" / "*.yaml"]
     with pytest.raises(ConfigError, match="nothing to delete"):
         plan_deletion(two, "*", keep_file=True)
+
+
+def test_what_was_pushed_goes_with_the_file_and_stays_with_it(tmp_path: Path) -> None:
+    write_pipeline(tmp_path, "p", "input_type: text\nmodel: {provider: hashing}\n")
+    log = pushed_log(Warehouse(tmp_path), "p")
+    log.append([Change("a", "put", {"id": "a", "text": "a text"})])
+    with suppress(ReleaseError):  # of checks: it is one document
+        run_steps(tmp_path, "p")
+    delete_pipeline(tmp_path, "p", keep_file=True)
+    assert log.last() == 1
+    deletion = delete_pipeline(tmp_path, "p")
+    assert log.folder in deletion.paths
+    assert not log.folder.exists()

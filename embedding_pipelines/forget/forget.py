@@ -54,10 +54,12 @@ from embedding_pipelines.steps.documents import (
     FileStatistics,
     forget_files,
     forgotten_by,
+    is_pushed,
     read_files,
 )
 from embedding_pipelines.steps.vector_store import TableState, layout, unused_table
 from embedding_pipelines.storage.forgotten import Kind, write_forgotten
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.receipts import Receipts as SearchReceipts
 from embedding_pipelines.storage.warehouse import DAMAGED, Shards, read_table, write_table
 
@@ -111,6 +113,11 @@ def find(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     for each in (*ids, *files):
         if each != each.encode("utf-8", "replace").decode():
             raise ConfigError(f"{name}: {each!r} is not UTF-8, and so is no id and no source file.")
+    for file in files:
+        if is_pushed(run, file):
+            raise ConfigError(
+                f"{name}: {file!r} is a part of the log of what was pushed. Name documents by --id."
+            )
     traces = trace(run, ids, files)
     for file in files:
         if file not in read and file not in traces.files and not forgotten.has("file", file):
@@ -359,6 +366,9 @@ def _erase_rows(
         receipt.erased[shards.folder.name] = count
         for path in list_files(shards.folder, f"*{DAMAGED}"):
             delete(path)
+    if traces.pushed:
+        log = pushed_log(run.warehouse, run.spec.name)
+        receipt.erased["pushed_changes"] = log.erase(traces.ids)
     folder.delete_leftovers(READING)
     folder.sync([folder.tables])
 
@@ -416,7 +426,9 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
         "rows": proof.rows,
         "texts": len(needles.texts),
     }
-    other = re.compile(r"(?:pipelines/([^/]+)/|tables/(.+)-[^-]+\.lance|reports/(.+)\.html)")
+    other = re.compile(
+        r"(?:(?:pipelines|pushed)/([^/]+)/|tables/(.+)-[^-]+\.lance|reports/(.+)\.html)"
+    )
     others = set[str]()
     for path in proof.left:
         owner = next(filter(None, match.groups()), name) if (match := other.match(path)) else name
@@ -424,6 +436,9 @@ def _check(run: Run, traces: Traces, needles: Needles, receipt: Receipt) -> None
             receipt.left.append(path)
         else:
             others.add(owner)
+    for word in map(pushed_log(warehouse, name).words().get, sorted(traces.ids)):
+        if word is not None and f"pushed/{name}/{word.segment}" not in receipt.left:
+            receipt.left.append(f"pushed/{name}/{word.segment}")
     if hits:
         receipt.left.append(f"tables/{live.table}.lance" if live else "")
     for each in sorted(others):

@@ -150,21 +150,22 @@ def json_texts(text: str) -> Iterator[str]:
         yield text
         return
     try:
-        yield from _strings(json.loads(text))
+        yield from strings(json.loads(text))
     except (ValueError, RecursionError):
         for line in text.splitlines():
             try:
-                yield from _strings(json.loads(line))
+                yield from strings(json.loads(line))
             except (ValueError, RecursionError):
                 yield line
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, but for the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _strings(part)
+            yield from strings(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _strings(part)
+            yield from strings(part)

@@ -9,13 +9,18 @@ import pyarrow.compute as pc
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import EmbeddingPipelinesError, StoreError
+from embedding_pipelines.forget.proof import strings
 from embedding_pipelines.metrics.known_items import known_item
+from embedding_pipelines.overlay import read_records
+from embedding_pipelines.preprocessing.base import Counts
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import read_history, read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, SPACE_ID_KEY, VECTOR
+from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import partition_of
 from embedding_pipelines.storage.forgotten import read_forgotten
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.stores.base import Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 
@@ -37,8 +42,9 @@ class Traces:
     vectors: list[Vectors] = field(default_factory=list)  # vectors float32[d] of their chunks
     rows: int = 0  # of the live release
     equal: int = 0  # documents that are among the ids for their content alone
+    pushed: int = 0  # changes in the log of pushed documents
     releases: list[int] = field(default_factory=list)  # that hold any of them
-    unreadable: list[str] = field(default_factory=list)  # releases that nobody could look into
+    unreadable: list[str] = field(default_factory=list)  # sentences on what nobody could look into
 
     @property
     def own_texts(self) -> set[str]:
@@ -62,6 +68,7 @@ def trace(run: Run, ids: Collection[str], files: Collection[str]) -> Traces:
     for name in own:
         _trace_chunks(run, traces, name)
     _trace_tables(run, traces, own)
+    _trace_pushed(run, traces)
     _find_shared(run, traces)
     return traces
 
@@ -133,6 +140,40 @@ def _trace_chunks(run: Run, traces: Traces, name: str) -> None:
     for batch in run.folder.embeddings.read(name):
         vectors = batch.filter(rows_of(batch, traces.ids))[VECTOR].drop_null()
         traces.vectors += list(to_matrix(vectors))[: SEARCHES - len(traces.vectors)]
+
+
+def _trace_pushed(run: Run, traces: Traces) -> None:
+    """What was pushed of the documents, replaced since or not: their texts, and the chunks of these,
+    which are in the embedding cache before any run."""
+    changes = [change for _, change in pushed_log(run.warehouse, run.spec.name).changes()]
+    own = [change for change in changes if change.id in traces.ids]
+    traces.pushed = len(own)
+    traces.seen |= {change.id for change in own}
+    records = [change.record for change in own if change.record is not None]
+    if not records:
+        return
+    releases = read_releases(run.folder)
+    specs = [run.spec, *(entry.spec for entry in releases.releases)]
+    try:
+        tokenizer, limit = run.model.tokenizer, run.model.limits.max_tokens
+        for spec in specs:
+            cutter = spec.preprocessing.cutter(tokenizer, limit)
+            documents, _, _ = read_records(Push.of(spec.source), records)
+            traces.texts |= {text for batch in documents for text in batch["text"].to_pylist()}
+            for batch in spec.preprocessing.process(documents, cutter, Counts()):
+                _add_texts(run, traces, batch)
+    except EmbeddingPipelinesError as error:
+        traces.unreadable.append(
+            "The pipeline file's model cannot be opened, so that chunks of these documents stay in "
+            f"the cache if no run has read them yet: {error}"
+        )
+    others = {
+        text
+        for change in changes
+        if change.id not in traces.ids and change.record is not None
+        for text in strings(change.record)
+    }
+    traces.shared |= {text for text in traces.texts if any(text in other for other in others)}
 
 
 def _forgotten_ids(run: Run, files: Collection[str]) -> set[str]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from embedding_pipelines.codes import vector_columns
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.neighbours import recall
@@ -31,7 +32,6 @@ from embedding_pipelines.optimize.tables import (
     summarize,
 )
 from embedding_pipelines.providers.common.prices import is_trained_for_truncation
-from embedding_pipelines.steps.vector_store import vector_columns
 from embedding_pipelines.stores.base import IndexChoice, Store
 
 MOST_TABLES = 12

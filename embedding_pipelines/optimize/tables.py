@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_pipelines.codes import encoded, vector_columns
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import ConfigError
 from embedding_pipelines.metrics.confidence import lower_bound
@@ -23,7 +24,6 @@ from embedding_pipelines.optimize.candidates import Compression
 from embedding_pipelines.ranking import as_numbers, encode_queries, nearest
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import VECTOR
-from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.base import Store, Table
 from embedding_pipelines.vectors import Vectors, to_matrix
 

@@ -29,6 +29,7 @@ from embedding_pipelines.orchestration.source import (
 )
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
+from embedding_pipelines.steps.documents import inputs_of
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -133,7 +134,7 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         run = Run(spec, warehouse.open(home))
         try:
             end_dead_runs(context.instance, run.warehouse)
-            files = spec.source.files(run.warehouse.home)
+            files = inputs_of(run)
             state = pending(run, files)
             is_under_way = not state.is_empty and _is_under_way(run, context.instance)
         except EmbeddingPipelinesError as error:

@@ -11,9 +11,11 @@ import dagster as dg
 from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.metadata import asset_key, described
 from embedding_pipelines.orchestration.resources import WarehouseResource
+from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import digest
 from embedding_pipelines.sources.base import Input, Stamp
 from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.documents import inputs_of
 
 SOURCE = "source"
 
@@ -34,7 +36,7 @@ def source_asset(spec: PipelineSpec, home: Path) -> dg.AssetsDefinition:
 
     def source(warehouse: WarehouseResource) -> dg.ObserveResult:
         with readable_errors():
-            version, metadata = observe(spec.source.files(warehouse.open(home).home))
+            version, metadata = observe(inputs_of(Run(spec, warehouse.open(home))))
         return dg.ObserveResult(data_version=dg.DataVersion(version), metadata=metadata)
 
     with warnings.catch_warnings():

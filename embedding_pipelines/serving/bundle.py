@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from embedding_pipelines import __version__
+from embedding_pipelines.codes import encoded
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.errors import (
@@ -68,7 +69,7 @@ from embedding_pipelines.serving.sbom import licences_of, write_sbom
 from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.steps.checks import CheckRecord
-from embedding_pipelines.steps.vector_store import TableState, encoded, shard_digests, table_state
+from embedding_pipelines.steps.vector_store import TableState, shard_digests, table_state
 from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder, Shards, Warehouse
 from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 

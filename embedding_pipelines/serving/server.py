@@ -20,7 +20,7 @@ from embedding_pipelines.errors import ConfigError, EmbeddingPipelinesError, did
 from embedding_pipelines.files import is_absent
 from embedding_pipelines.providers.aliases import ALIASES
 from embedding_pipelines.providers.base import InputType, ProviderOptions
-from embedding_pipelines.releases import Release, find_released, live_release, read_releases
+from embedding_pipelines.releases import Release, find_released, read_releases
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
@@ -199,12 +199,13 @@ class Server:
     def searcher(self, pipeline: str | int) -> "Searcher":
         """The open searcher of a pipeline's live release; to be called in a thread. Raises as
         `Searcher`."""
+        from embedding_pipelines.overlay import searched_release
         from embedding_pipelines.search import Searcher
 
         name = find_released(self.warehouse, pipeline)
         served = self._served.get(name)
         release = served.release if served else None
-        release = release or live_release(self.warehouse.pipeline(name))
+        release = release or searched_release(self.warehouse, self.warehouse.pipeline(name))
         with self._opening_searchers:
             number, searcher = self._searchers.get(name, (0, None))
             if searcher is None or number != release.number:

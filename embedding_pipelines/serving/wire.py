@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from embedding_pipelines.errors import EmbeddingPipelinesError
 
 KEY_VARIABLE = "EMBEDDING_API_KEY"  # the environment variable that a key comes from
+MAX_DOCUMENTS = 10_000  # of one request
 MAX_TEXTS = 2_048  # of one request; as many as OpenAI takes
 SPACE_HEADER = "X-Embedding-Space"  # the id of the space of a reply's vectors
 RELEASE_HEADER = "X-Embedding-Release"  # the number of the release that answered
@@ -325,6 +326,31 @@ class ModelsResponse(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelItem]
+
+
+class DocumentsRequest(Body):
+    """Documents by the names of the source's columns: an id, a text, metadata."""
+
+    documents: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_DOCUMENTS)] = (
+        Field(examples=[[{"id": "A1", "text": "A red kettle."}]])
+    )
+
+
+class DocumentIds(Body):
+    """Documents by their ids, as searches show them."""
+
+    ids: Annotated[list[Text], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+
+
+class DocumentsReceipt(BaseModel):
+    """What is on the disk now, and seen by every search."""
+
+    pipeline: str
+    number: int = Field(description="Under which it stands in the pipeline's log.")
+    documents: int = Field(description="That were put, deleted or withdrawn.")
+    chunks: int
+    unknown: list[str] = Field(description="Ids of which there was nothing to delete.")
+    ignored: list[str] = Field(description="Fields that the pipeline has no column for.")
 
 
 class Health(BaseModel):

@@ -120,7 +120,8 @@ class PipelineSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_form(cls, values: Any) -> Any:
-        """`data_path: data.csv` is a source of the kind that its ending says."""
+        """`data_path: data.csv` is a source of the kind that its ending says; `input_type: text`
+        alone is one without files."""
         if not isinstance(values, dict) or not {"data_path", "input_type"} & values.keys():
             return values
         values = dict(values)
@@ -131,6 +132,7 @@ class PipelineSpec(BaseModel):
                 raise ValueError("data_path and source say the same thing: keep one of them")
             path = str(values.pop("data_path"))
             values["source"] = {"kind": _kind_of(path), "path": path}
+        values.setdefault("source", {"kind": "push"})
         return values
 
     @field_validator("name")

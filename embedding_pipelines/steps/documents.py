@@ -5,12 +5,17 @@ partition concerned is then rewritten from its rows of unchanged files and the r
 ones. Before the first partition is written, `files.json` forgets the changed files, and names them
 again after the last: a run that dies in between is made up for by the next one, even if the files
 are then put back as they were.
+
+The segments of the log of pushed documents (`storage/pushed.py`) are files beside those of the
+source. The log's last word on an id counts, whatever files say of it: a document that was put
+stands in their place, one that was deleted is left out, and one that was withdrawn is as if nobody
+had ever pushed it.
 """
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +29,7 @@ from embedding_pipelines.errors import SourceError
 from embedding_pipelines.files import delete, read_json, write_json
 from embedding_pipelines.progress import StepReport
 from embedding_pipelines.quality.queries import read_pairs, read_qrels
+from embedding_pipelines.releases import read_releases
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import (
     DIGEST,
@@ -35,10 +41,12 @@ from embedding_pipelines.schemas import (
     stored_documents_schema,
 )
 from embedding_pipelines.sources.base import Input, ReadLog, Rejection, SourceFile, Stamp, fetched
+from embedding_pipelines.sources.push import Push
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint, partition_of
 from embedding_pipelines.steps.base import Options, Reports, Step
 from embedding_pipelines.steps.repair import repair
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten
+from embedding_pipelines.storage.pushed import PushedLog, in_force, pushed_log
 from embedding_pipelines.storage.warehouse import Shards, parse_state, replace_rows, write_table
 
 SHOWN_REJECTIONS = 3
@@ -64,12 +72,94 @@ class FileStatistics:
     forgotten: int = 0  # left out, for they are to be forgotten
     is_forgotten: bool = False  # the whole file is, and was not read
     blocked_by: list[str] = field(default_factory=list)  # files whose records left out some of it
+    overruled: list[str] = field(default_factory=list)  # ids that the log has the last word on
     encoding: str | None = None
     notes: list[str] = field(default_factory=list)
     absent: dict[str, dict[str, int]] = field(default_factory=dict)  # as in ReadLog
     lacking: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
     id_cell: tuple[str, int] | None = None  # as in ReadLog
+
+
+class Pushed:
+    """What the log of pushed documents says now."""
+
+    def __init__(self, run: Run, last: int) -> None:
+        """Up to the number `last`. Raises StoreError if the log is damaged."""
+        self.words = PushedLog(run.warehouse.pushed / run.spec.name).words(last)
+        self._run = run
+        self._ids = pa.array(self.words.keys(), pa.string())
+
+    def overrules_all(self, entry: FileStatistics) -> bool:
+        """Whether the log still has the last word on all ids that it once had it on in a file; else
+        the file is read again."""
+        words = (self.words.get(name) for name in entry.overruled)
+        return all(word is not None and word.kind != "withdraw" for word in words)
+
+    def keeps(self, rows: pa.RecordBatch | pa.Table) -> pa.Array:
+        """Which rows stay: bool[n]. `rows` has the columns PLACE."""
+        everything = np.ones(rows.num_rows, dtype=bool)
+        files = pc.unique(rows["source_file"]).to_pylist()
+        own = {name for name in files if is_pushed(self._run, name)}
+        concerned = pc.is_in(rows["document_id"], self._ids).to_numpy(zero_copy_only=False)
+        if own:
+            concerned |= _of_files(rows, own).to_numpy(zero_copy_only=False)
+        places = rows.filter(pa.array(concerned)).select(PLACE).to_pylist()
+        for at, row in zip(np.flatnonzero(concerned).tolist(), places, strict=True):
+            word, file = self.words.get(row["document_id"]), row["source_file"]
+            if file not in own:
+                everything[at] = word is None or word.kind == "withdraw"
+            else:
+                place = (file.rpartition("/")[2], row["source_row"])
+                everything[at] = (
+                    word is not None and word.kind == "put" and place == (word.segment, word.line)
+                )
+        return pa.array(everything)
+
+    def __bool__(self) -> bool:
+        return bool(self.words)
+
+
+class _Kept:
+    """The rows of one partition as it was written last that stay in it."""
+
+    def __init__(
+        self, run: Run, partition: str, unchanged: Collection[str], pushed: Pushed
+    ) -> None:
+        self.has_rows = bool(unchanged)
+        self._shards, self._partition = run.folder.documents, partition
+        self._unchanged, self._pushed = unchanged, pushed
+
+    def mask(self, rows: pa.RecordBatch | pa.Table) -> pa.Array:
+        """Which of the stored rows these are, bool[n]. `rows` has the columns PLACE."""
+        return pc.and_(_of_files(rows, self._unchanged), self._pushed.keeps(rows))
+
+    def count_overruled(self, files: dict[str, FileStatistics]) -> None:
+        """Put on record which rows of unchanged files go, since something newer was pushed."""
+        rows = self._shards.read_columns(self._partition, PLACE) if self.has_rows else None
+        if rows is None or not self._pushed:
+            return
+        rows = rows.filter(_of_files(rows, self._unchanged))
+        gone = rows.filter(pc.invert(self._pushed.keeps(rows)))
+        for name, file in zip(*(gone[column].to_pylist() for column in PLACE[:2]), strict=True):
+            entry = files[file]
+            if name not in entry.overruled:  # a run that died may have counted it
+                entry.overruled.append(name)
+                entry.rows -= 1
+
+    def read(self) -> Iterator[pa.RecordBatch]:
+        for batch in self._shards.read(self._partition) if self.has_rows else ():
+            yield batch.filter(self.mask(batch))
+
+    def places(self) -> pa.Table | None:
+        """Ids and places of these rows, None if there are none."""
+        rows = self._shards.read_columns(self._partition, PLACE) if self.has_rows else None
+        return None if rows is None else rows.filter(self.mask(rows))
+
+    def is_all(self) -> bool:
+        """Whether no row of the partition goes."""
+        rows = self._shards.read_columns(self._partition, PLACE)
+        return rows is not None and bool(pc.all(self.mask(rows), min_count=0).as_py())
 
 
 class DocumentsStep(Step):
@@ -81,6 +171,8 @@ class DocumentsStep(Step):
     technologies = ("{spec.source.kind}", "parquet")
     sentence = "{documents} from {files}, {rejected:,} rejected"
     extras: ClassVar[Mapping[str, str]] = {
+        "pushed": "{:,} of them pushed",
+        "overruled": "{:,} replaced or deleted by what was pushed",
         "forgotten": "{:,} forgotten left out",
         "forgotten_files": "{:,} forgotten files left out",
     }
@@ -107,7 +199,7 @@ class DocumentsStep(Step):
 def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepReport | None]:
     """The files of the source now, what is on record of those that have not changed, and the
     step's report if the documents are up to date with all of them."""
-    files, shards = run.spec.source.files(run.warehouse.home), run.folder.documents
+    files, shards = inputs_of(run), run.folder.documents
     names, configuration = run.spec.partition_names, source_configuration(run)
     is_usable = all(shards.current(name, "", configuration) for name in names)
     record = read_files(run) if is_usable else {}
@@ -117,7 +209,8 @@ def _compare(run: Run) -> tuple[list[Input], dict[str, FileStatistics], StepRepo
     }
     is_whole = (read_json(run.folder.files) or {}).get("whole")  # all partitions were written
     if is_whole and len(unchanged) == len(files) == len(record):
-        return files, unchanged, StepReport(DocumentsStep.name, False, _statistics(run, record, 0))
+        statistics = _statistics(run, record, 0)
+        return files, unchanged, StepReport(DocumentsStep.name, False, statistics)
     return files, _undisputed(unchanged), None
 
 
@@ -144,11 +237,14 @@ def write_documents(run: Run) -> StepReport:
     folder.fix_partitions(run.spec.partitions)
     if not run.warehouse.is_copy:  # its other folders are links into the warehouse itself
         folder.delete_leftovers(READING)
+        pushed_log(run.warehouse, run.spec.name).merge(_settled(run))
     source_files, unchanged, report = _compare(run)
     if report is not None:
         return report
     for note in run.spec.source.omissions(run.warehouse.home):
         run.progress.note(note)
+    pushed = Pushed(run, _last_pushed(run, [file.name for file in source_files]))
+    unchanged = {name: entry for name, entry in unchanged.items() if pushed.overrules_all(entry)}
     changed = [file for file in source_files if file.name not in unchanged]
     parts = f"{run.spec.source.unit}s"
     files, forgotten = dict(unchanged), forgotten_by(run)
@@ -164,16 +260,19 @@ def write_documents(run: Run) -> StepReport:
         with fetched(needed, spill.folder) as read:
             for number, file in enumerate(read):
                 run.progress.update("documents", number, len(needed), parts)
-                files[file.name] = _read_file(run, file, spill, forgotten)
+                files[file.name] = _read_file(run, file, spill, forgotten, pushed)
         spill.close()
         _check_columns(run, files)
-        doubles = {name: _doubles(run, name, spill, unchanged) for name in names}
-        _leave_out(run, doubles, spill, files, unchanged)
+        kept = {name: _Kept(run, name, unchanged, pushed) for name in names}
+        for rows in kept.values():
+            rows.count_overruled(files)
+        doubles = {name: _doubles(run, name, spill, kept[name]) for name in names}
+        _leave_out(run, doubles, spill, files, kept)
         _check_rejections(run, files, spill)
         _write_record(run, unchanged, whole=False)
         left_out = {name: {place for place, *_ in rows} for name, rows in doubles.items()}
         written = sum(
-            _write_partition(run, name, spill, unchanged, left_out[name]) for name in names
+            _write_partition(run, name, spill, kept[name], left_out[name]) for name in names
         )
         others = pc.field("file").isin(_names(unchanged))
         replace_rows(folder.rejected, REJECTED, others, spill.rejections())
@@ -305,7 +404,62 @@ def _write_record(run: Run, files: dict[str, FileStatistics], whole: bool) -> No
     entries = {name: vars(entry) for name, entry in files.items()}
     configuration = source_configuration(run)
     record = {"configuration": configuration, "whole": whole, "files": entries}
+    if whole:
+        record["pushed"] = _last_pushed(run, files)
     write_json(run.folder.files, record)
+
+
+def _last_pushed(run: Run, files: Iterable[str]) -> int:
+    """The newest number in the segments of the log that are among these files."""
+    names = [name.rpartition("/")[2] for name in files if is_pushed(run, name)]
+    return max((segment.last for segment in in_force(names)), default=0)
+
+
+def absorbed(run: Run) -> int:
+    """The number up to which the documents hold what was pushed."""
+    record = read_json(run.folder.files) or {}
+    return record.get("pushed", 0) if record.get("whole") else 0
+
+
+def inputs_of(run: Run) -> list[Input]:
+    """The parts of the source as they are now, and the segments of the log of what was pushed.
+    Raises as `Source.files`."""
+    return [*run.spec.source.files(run.warehouse.home), *_segments(run)]
+
+
+def _segments(run: Run) -> Iterator[SourceFile]:
+    log = pushed_log(run.warehouse, run.spec.name)
+    log.fetch()
+    log.require(max((each.pushed for each in read_releases(run.folder).releases), default=0))
+    for segment in log.segments():
+        size = log.size_bytes(segment)
+        yield SourceFile(_pushed_name(run, segment.name), size, (size,), log.path(segment))
+
+
+def _pushed_name(run: Run, name: str) -> str:
+    """As documents name a segment of the log, or its folder's files: relative to the home."""
+    folder = run.warehouse.pushed.relative_to(run.warehouse.home)
+    return f"{folder.as_posix()}/{run.spec.name}/{name}"
+
+
+def is_pushed(run: Run, name: str) -> bool:
+    """Whether a part of this name is a segment of the log."""
+    return name.startswith(_pushed_name(run, ""))
+
+
+def count_waiting(run: Run, after: int) -> int:
+    """How many documents were put, deleted or withdrawn behind a number. Raises StoreError if the
+    log is damaged."""
+    log = PushedLog(run.warehouse.pushed / run.spec.name)
+    return len({change.id for _, change in log.changes(after)}) if log.last() > after else 0
+
+
+def _settled(run: Run) -> int:
+    """The number up to which no release, and no file, needs to be told what was deleted."""
+    releases = read_releases(run.folder).releases
+    if not isinstance(run.spec.source, Push) or not releases:
+        return 0
+    return min(entry.pushed for entry in releases)
 
 
 def source_configuration(run: Run) -> str:
@@ -314,19 +468,31 @@ def source_configuration(run: Run) -> str:
 
 def _statistics(run: Run, files: dict[str, FileStatistics], changed_files: int) -> dict[str, Any]:
     entries = list(files.values())
+    segments = {name: entry for name, entry in files.items() if is_pushed(run, name)}
     encodings = sorted({entry.encoding for entry in entries if entry.encoding} - {"utf-8"})
     notes = [note for entry in entries for note in entry.notes] + _shared_notes(entries)
     return {
         "documents": sum(entry.rows for entry in entries),
         "rejected": sum(entry.rejected for entry in entries),
-        "files": len(entries),
+        "files": len(entries) - len(segments),
         "unit": run.spec.source.unit,
         "changed_files": changed_files,
         "source_bytes": sum(entry.size_bytes for entry in entries),
         "forgotten": sum(entry.forgotten for entry in entries),
         "forgotten_files": sum(entry.is_forgotten for entry in entries),
+        **(_pushed_statistics(files, segments) if segments else {}),
         **({"other_encodings": ", ".join(encodings)} if encodings else {}),
         **({"notes": notes} if notes else {}),
+    }
+
+
+def _pushed_statistics(
+    files: Mapping[str, FileStatistics], segments: Mapping[str, FileStatistics]
+) -> dict[str, int]:
+    overruled = [len(entry.overruled) for name, entry in files.items() if name not in segments]
+    return {
+        "pushed": sum(entry.rows for entry in segments.values()),
+        "overruled": sum(overruled),
     }
 
 
@@ -335,8 +501,12 @@ def forgotten_by(run: Run) -> Forgotten:
     return read_forgotten(run.warehouse.forgotten / f"{run.spec.name}.json")
 
 
-def _read_file(run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten) -> FileStatistics:
+def _read_file(
+    run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten, pushed: Pushed
+) -> FileStatistics:
     statistics = FileStatistics(file.stamp, file.size_bytes)
+    is_log = is_pushed(run, file.name)
+    source = Push.of(run.spec.source) if is_log else run.spec.source
 
     def reject(rejection: Rejection) -> None:
         if forgotten and forgotten.has("record", rejection.raw):
@@ -346,9 +516,14 @@ def _read_file(run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten) -
         spill.reject(rejection)
 
     log = ReadLog(reject=reject)
-    for read in run.spec.source.read(file, log):
-        batch = _without_forgotten(run, read, forgotten) if forgotten else read
+    for read in source.read(file, log):
+        batch = _without_forgotten(run, read, forgotten, is_log) if forgotten else read
         statistics.forgotten += read.num_rows - batch.num_rows
+        if pushed:
+            kept = pushed.keeps(batch)
+            if not is_log:
+                statistics.overruled += batch["document_id"].filter(pc.invert(kept)).to_pylist()
+            batch = batch.filter(kept)
         statistics.rows += batch.num_rows
         spill.add(batch, run.spec.partition_names)
     statistics.encoding, statistics.notes = log.encoding, log.notes
@@ -360,12 +535,18 @@ def _read_file(run: Run, file: SourceFile, spill: Spill, forgotten: Forgotten) -
     return statistics
 
 
-def _without_forgotten(run: Run, rows: pa.RecordBatch, forgotten: Forgotten) -> pa.RecordBatch:
-    """Without source.id the content tells a document, since a row's number says nothing of it."""
-    if run.spec.source.id is not None:
+def _without_forgotten(
+    run: Run, rows: pa.RecordBatch, forgotten: Forgotten, is_log: bool
+) -> pa.RecordBatch:
+    """Without source.id the content tells a document of a file, since a row's number says nothing
+    of it; what is pushed has an id in any case."""
+    gone = [False] * rows.num_rows
+    if run.spec.source.id is not None or is_log:
         gone = [forgotten.has("id", name) for name in rows["document_id"].to_pylist()]
-    else:
-        gone = [forgotten.has("content", content) for content in document_digests(rows)]
+    if run.spec.source.id is None:
+        contents = document_digests(rows)
+        pairs = zip(gone, contents, strict=True)
+        gone = [is_gone or forgotten.has("content", content) for is_gone, content in pairs]
     return rows.filter(pc.invert(pa.array(gone, pa.bool_())))
 
 
@@ -400,6 +581,7 @@ def _shared_notes(entries: Sequence[FileStatistics]) -> list[str]:
 
 def _check_columns(run: Run, files: dict[str, FileStatistics]) -> None:
     """SourceError for a column of the pipeline that no file has."""
+    files = {name: entry for name, entry in files.items() if not is_pushed(run, name)}
     for column in run.spec.source.columns:
         without = [name for name, entry in files.items() if column in entry.lacking]
         if without and not any(
@@ -423,28 +605,23 @@ def _write_partition(
     run: Run,
     partition: str,
     spill: Spill,
-    unchanged: Collection[str],
+    kept: _Kept,
     left_out: Collection[Place],
 ) -> bool:
     """Write one partition if it lost or gained rows; whether it did."""
     shards, configuration = run.folder.documents, source_configuration(run)
-    if shards.current(partition, "", configuration) and not spill.has(partition):
-        before = shards.read_columns(partition, ["source_file"])
-        if pc.all(_of_files(before, unchanged), min_count=0).as_py():
-            return False
+    is_current = shards.current(partition, "", configuration) is not None
+    if is_current and not spill.has(partition) and kept.is_all():
+        return False
     schema = stored_documents_schema(run.spec.source.metadata_types)
 
-    def rows() -> Iterator[pa.RecordBatch]:
-        for batch in shards.read(partition) if unchanged else ():
-            yield batch.filter(_of_files(batch, unchanged))
-        yield from spill.read(partition)
-
-    kept = (batch.filter(pc.invert(_at(batch, left_out))) for batch in rows())
-    shards.write(partition, schema, kept, "", configuration, statistics={})
+    rows = itertools.chain(kept.read(), spill.read(partition))
+    written = (batch.filter(pc.invert(_at(batch, left_out))) for batch in rows)
+    shards.write(partition, schema, written, "", configuration, statistics={})
     return True
 
 
-def _doubles(run: Run, partition: str, spill: Spill, unchanged: Collection[str]) -> list[Double]:
+def _doubles(run: Run, partition: str, spill: Spill, kept: _Kept) -> list[Double]:
     """The records of a partition that are left out, for another one with their id counts; equal ids
     are always in the same partition. Raises SourceError if the source may hold none.
 
@@ -454,9 +631,9 @@ def _doubles(run: Run, partition: str, spill: Spill, unchanged: Collection[str])
     table = spill.places(partition)
     if table is None:
         return []
-    before = run.folder.documents.read_columns(partition, PLACE) if unchanged else None
+    before = kept.places()
     if before is not None:
-        table = pa.concat_tables([before.filter(_of_files(before, unchanged)), table])
+        table = pa.concat_tables([before, table])
     counts = pc.value_counts(table["document_id"].combine_chunks())
     ids = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if not len(ids):
@@ -492,7 +669,7 @@ def _leave_out(
     doubles: dict[str, list[Double]],
     spill: Spill,
     files: dict[str, FileStatistics],
-    unchanged: Collection[str],
+    kept: Mapping[str, _Kept],
 ) -> None:
     """Count the doubles, and reject them if that is what the source says."""
     rejects = run.spec.source.duplicates == "reject"
@@ -505,24 +682,22 @@ def _leave_out(
             if winner != file and winner not in entry.blocked_by:
                 entry.blocked_by = sorted([*entry.blocked_by, winner])
         for rejection in (
-            _rejections(run, partition, rows, spill, unchanged) if rejects and rows else ()
+            _rejections(run, partition, rows, spill, kept[partition]) if rejects and rows else ()
         ):
             spill.reject(rejection)
     spill.close()
 
 
 def _rejections(
-    run: Run, partition: str, doubles: list[Double], spill: Spill, unchanged: Collection[str]
+    run: Run, partition: str, doubles: list[Double], spill: Spill, kept: _Kept
 ) -> Iterator[Rejection]:
     """`raw` is the document, for its record is not at hand any more."""
     reasons = {
         place: f"document id {name!r} stands at {file}:{row} too, which counts (source.duplicates)"
         for place, name, (file, row) in doubles
     }
-    shards, schema = run.folder.documents, documents_schema(run.spec.source.metadata_types)
-    stored = shards.read(partition) if unchanged else ()
-    old = (batch.filter(_of_files(batch, unchanged)) for batch in stored)
-    for batch in itertools.chain(old, spill.read(partition)):
+    schema = documents_schema(run.spec.source.metadata_types)
+    for batch in itertools.chain(kept.read(), spill.read(partition)):
         for document in batch.filter(_at(batch, reasons)).select(schema.names).to_pylist():
             place = (document["source_file"], document["source_row"])
             raw = json.dumps(document, ensure_ascii=False, default=str).encode()

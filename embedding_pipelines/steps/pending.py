@@ -15,7 +15,7 @@ from embedding_pipelines.run import Run
 from embedding_pipelines.sources.base import Input
 from embedding_pipelines.sources.changes import changes
 from embedding_pipelines.steps.checks import current_checks
-from embedding_pipelines.steps.documents import read_files
+from embedding_pipelines.steps.documents import absorbed, count_waiting, is_pushed, read_files
 from embedding_pipelines.steps.vector_store import shard_digests, table_state
 
 SHOWN_FILES = 5
@@ -29,6 +29,7 @@ class Pending:
     new: tuple[str, ...] = ()  # since they were last read
     changed: tuple[str, ...] = ()
     deleted: tuple[str, ...] = ()
+    pushed: int = 0  # documents that were pushed since, or deleted
     step: str = ""
     held_back_by: tuple[str, ...] = ()  # checks that block the newest table version
     in_batch_jobs: bool = False  # texts are with the service, which answers later
@@ -36,13 +37,14 @@ class Pending:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.new or self.changed or self.deleted or self.step)
+        return not (self.new or self.changed or self.deleted or self.pushed or self.step)
 
     @property
     def brief(self) -> str:
         """In a few words, e.g. `2 new, 1 deleted`."""
         groups = {"new": self.new, "changed": self.changed, "deleted": self.deleted}
         counts = [f"{len(names)} {group}" for group, names in groups.items() if names]
+        counts += [f"{self.pushed} pushed"] if self.pushed else []
         return ", ".join(counts) or f"{self.step} is not done"
 
     def __str__(self) -> str:
@@ -51,6 +53,7 @@ class Pending:
         for group, names in groups.items():
             shown = ", ".join(names[:SHOWN_FILES]) + (" …" if len(names) > SHOWN_FILES else "")
             parts += [f"{len(names)} {group}: {shown}"] if names else []
+        parts += [f"{self.pushed} pushed, in searches already"] if self.pushed else []
         if parts:
             return "; ".join(parts)
         if self.held_back_by:
@@ -61,7 +64,8 @@ class Pending:
 
 
 def pending(run: Run, files: Sequence[Input]) -> Pending:
-    """What of the source's files as they are now is not in the newest release. A rollback leaves
+    """What of the source's parts as they are now (`documents.inputs_of`) is not in the newest
+    release. A rollback leaves
     nothing pending: who went back wants no run.
 
     Raises StoreError if a state file is damaged.
@@ -70,7 +74,13 @@ def pending(run: Run, files: Sequence[Input]) -> Pending:
     read = {name: entry.stamp for name, entry in read_files(run).items()}
     difference = changes(read, {file.name: file.stamp for file in files})
     if any(difference):
-        return Pending(*difference, unit=unit)
+        new, changed, deleted = (
+            tuple(name for name in names if not is_pushed(run, name)) for names in difference
+        )
+        is_log = any(is_pushed(run, name) for names in difference for name in names)
+        # One at least: a run that ended early may have read what its merging put in their place.
+        pushed = max(count_waiting(run, absorbed(run)), 1) if is_log else 0
+        return Pending(new, changed, deleted, pushed, unit=unit)
     step = _lagging_step(run)
     if step == "release":
         record = current_checks(run)

@@ -53,6 +53,8 @@ class ReleaseStep(Step):
             return None
         if not serve_alike(newest, _candidate(run, releases, state)):
             return None
+        if newest.pushed != state.pushed:
+            return None
         return StepReport(self.name, False, _statistics(newest, releases))
 
     def work(self, run: Run, partitions: Sequence[str], options: Options = None) -> Reports:
@@ -93,6 +95,9 @@ def release(run: Run, force_reason: str = "") -> StepReport:
         if newest_number(run.folder) < newest.number:  # a run was killed before it wrote this
             append_history(run.folder, newest, run.usage())
             _drop_tables(run, releases)
+        # What was pushed since and changed nothing is in it, too.
+        newest = newest.model_copy(update={"pushed": candidate.pushed})
+        releases = releases.model_copy(update={"releases": [*releases.releases[:-1], newest]})
         if releases != before:
             write_releases(run.folder, releases)
         return StepReport(ReleaseStep.name, False, _statistics(newest, releases))
@@ -145,6 +150,7 @@ def _candidate(
         checks={check.name: check.passed for check in record.checks} if record else {},
         metrics=record.metrics if record else {},
         override=run.override,
+        pushed=state.pushed,
     )
 
 

@@ -11,24 +11,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 
-from embedding_pipelines.compression.base import CodecChain, code_width
+from embedding_pipelines.codes import encoded, schema_of
+from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.errors import StoreError
 from embedding_pipelines.files import read_json, write_json
 from embedding_pipelines.progress import StepReport
-from embedding_pipelines.providers.base import NORM_TOLERANCE
 from embedding_pipelines.releases import read_releases, tagged_versions, write_releases
 from embedding_pipelines.run import Run
-from embedding_pipelines.schemas import RESCORING_VECTOR, VECTOR, digest, table_schema
+from embedding_pipelines.schemas import VECTOR, digest, table_schema
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
 from embedding_pipelines.steps.base import Options, Reports, Step, row_values
 from embedding_pipelines.steps.codec import codec_path, load_codec
+from embedding_pipelines.steps.documents import absorbed
 from embedding_pipelines.storage.warehouse import parse_state
-from embedding_pipelines.stores.base import NUMBER_TYPES, Store, Table
-from embedding_pipelines.vectors import Vectors, checksums, to_column, to_matrix, unit
+from embedding_pipelines.stores.base import Store, Table
+from embedding_pipelines.vectors import checksums, to_matrix
 
 SAMPLE_BYTES = 8 << 20  # of the table that a run without work compares: 3 ms
 
@@ -45,6 +45,7 @@ class TableState:
     rows: int
     # `trained_rows` of the pipeline's other tables, by name.
     trained_before: dict[str, int] = field(default_factory=dict)
+    pushed: int = 0  # the number up to which it holds what was pushed
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class VectorStoreStep(Step):
         table, name = open_table(run, codec)
         state = _intact(run, name, table.version)
         if state is None or state.partitions != shard_digests(run):
+            return None
+        if state.pushed != _absorbed(run, state.pushed):
             return None
         if table.damage(state.version, SAMPLE_BYTES):
             return None
@@ -131,10 +134,23 @@ def update_vector_store(run: Run) -> StepReport:
     assert version is not None
     existing = run.spec.store.names(run.warehouse.tables)
     before = {other: rows for other, rows in before.items() if other in existing}
-    state = TableState(name, version, shards, trained, layout(run.spec), table.rows(), before)
+    pushed = _absorbed(run, state.pushed if state else 0)
+    state = TableState(
+        name, version, shards, trained, layout(run.spec), table.rows(), before, pushed
+    )
     write_json(run.folder.table_state, asdict(state))
     statistics = _statistics(table, state, codec, added, len(remove))
     return StepReport(VectorStoreStep.name, True, statistics)
+
+
+def _absorbed(run: Run, before: int) -> int:
+    """The number up to which the shards hold what was pushed: that of the documents, once all of
+    them are cut and embedded."""
+    for name in run.spec.partition_names:
+        documents, chunks = run.folder.documents.manifest(name), run.folder.chunks.manifest(name)
+        if documents is None or chunks is None or chunks.inputs != documents.digest:
+            return before
+    return absorbed(run)
 
 
 def open_table(run: Run, codec: CodecChain) -> tuple[Table, str]:
@@ -192,38 +208,9 @@ def table_state(run: Run) -> TableState | None:
     return parse_state(TableState, read_json(run.folder.table_state))
 
 
-def vector_columns(store: Store, codec: CodecChain) -> list[pa.Field]:
-    """The table's columns of vectors: the codes, and their finer copies if the codec keeps some."""
-    width, finer = code_width(codec.dimensions, codec.dtype), codec.rescoring_codec
-    columns = [pa.field(VECTOR, pa.list_(store.column_type(codec.dtype), width))]
-    if finer is not None:
-        numbers = pa.list_(NUMBER_TYPES[finer.dtype], finer.dimensions)
-        columns.append(pa.field(RESCORING_VECTOR, numbers))
-    return columns
-
-
-def encoded(store: Store, codec: CodecChain, vectors: Vectors) -> dict[str, pa.FixedSizeListArray]:
-    """float32[n, d] as these columns, by name; without compression at unit length, so that a dot
-    product in the table is a cosine, too."""
-    codes = codec.encode(vectors) if codec.codecs else _at_unit_length(codec.encode(vectors))
-    matrices = codes, codec.encode_rescoring(vectors)
-    pairs = zip(vector_columns(store, codec), matrices, strict=False)
-    return {field.name: to_column(codes, field.type) for field, codes in pairs if codes is not None}
-
-
-def _at_unit_length(vectors: Vectors) -> Vectors:
-    """Bit by bit as they are where the model has normalized them."""
-    lengths = np.linalg.norm(vectors, axis=1)
-    if (np.abs(lengths - 1) <= NORM_TOLERANCE).all():
-        return vectors
-    units: Vectors = unit(vectors)
-    return units
-
-
 def _schema(run: Run, codec: CodecChain) -> pa.Schema:
-    codes, *copies = vector_columns(run.spec.store, codec)
-    schema = table_schema(run.spec.source.metadata_types, codes.type, stored_space(run, codec).id)
-    return pa.schema([*schema, *copies], schema.metadata)
+    metadata, space = run.spec.source.metadata_types, stored_space(run, codec)
+    return schema_of(run.spec.store, codec, metadata, space.id)
 
 
 def _withdraw_unfinished(run: Run, table: Table, name: str) -> None:

@@ -393,6 +393,7 @@ class Warehouse:
         self.tables = self.root / "tables"
         self.batch_jobs = self.root / "batch_jobs"
         self.forgotten = self.root / "forgotten"  # what never comes back, a file per pipeline
+        self.pushed = self.root / "pushed"  # what programs have pushed, a folder per pipeline
 
     def batch_jobs_lock(self, timeout_seconds: float = -1) -> AbstractContextManager[None]:
         """Hold the batch jobs, which pipelines of one model share, to submit or collect them.

@@ -106,14 +106,14 @@ def update_text_index(table: Lance, language: str | None) -> None:
     has_grown = unindexed > table.count_rows() * MAX_UNINDEXED_SHARE
     segments = sum(index.num_segments or 1 for index in indices)
     if not indices or is_stale or has_grown or segments >= MAX_SEGMENTS:
-        table.create_index(TEXT, config=_text_config(language), replace=True)
+        table.create_index(TEXT, config=text_config(language), replace=True)
 
 
 def _text_indices(table: Lance) -> list[Any]:
     return [index for index in table.list_indices() if index.columns == [TEXT]]
 
 
-def _text_config(language: str) -> Any:
+def text_config(language: str) -> Any:
     """Words by Unicode's rules (ICU), which know those of Chinese and Japanese, in small letters
     without accents, as their stems. Stop words stay: nDCG@10 on SciFact's training queries is 0.698
     with and 0.694 without them, and "The Who" is found."""

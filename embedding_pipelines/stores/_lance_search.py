@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
 from embedding_pipelines.stores._lance import address, lancedb, wait
+from embedding_pipelines.stores._lance_index import text_config
 from embedding_pipelines.vectors import Distance, to_matrix, unit
 
 if TYPE_CHECKING:
@@ -103,6 +104,19 @@ class Snapshot:
 async def open_snapshot(folder: Path, name: str, version: int) -> Snapshot:
     table = await (await lancedb().connect_async(address(folder))).open_table(name)
     await table.checkout(version)
+    return await _snapshot_of(table)
+
+
+async def open_in_memory(rows: pa.Table, language: str | None) -> Snapshot:
+    """As a table with these rows; with a full-text index if the texts' language is given."""
+    database = await lancedb().connect_async("memory://")
+    table = await database.create_table("rows", rows)
+    if language is not None and rows.num_rows:
+        await table.create_index(TEXT, config=text_config(language))
+    return await _snapshot_of(table)
+
+
+async def _snapshot_of(table: AsyncTable) -> Snapshot:
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,30 @@ NUMBER_TYPES: dict[str, pa.DataType] = {
     "int8": pa.int8(),
     "binary": pa.uint8(),
 }
+
+
+class Searchable(Protocol):
+    """Rows of one space that can be searched. The methods are those of a `Table`."""
+
+    def search(
+        self,
+        vector: NDArray[np.generic],
+        k: int,
+        metric: Distance,
+        filter: str | None,
+        version: int,
+        rescoring: bool = False,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table: ...
+
+    def search_text(
+        self,
+        text: str,
+        k: int,
+        filter: str | None,
+        version: int,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table: ...
 
 
 class Table(ABC):
@@ -190,6 +215,18 @@ class Store(Choice):
     @abstractmethod
     def table(self, folder: Path, name: str) -> Table:
         """The table of this name in the store's folder, whether it exists or not."""
+
+    @abstractmethod
+    def in_memory(self, rows: pa.Table, language: str | None = None) -> Table:
+        """A table of a few rows for searches alone, which compare all of them; its version is 1.
+        Nothing of it is ever on a disk. `language` as in `Table.index`."""
+
+    @abstractmethod
+    def score_texts(
+        self, query: str, texts: Mapping[str, str], language: str | None
+    ) -> dict[str, float]:
+        """BM25 of texts by name, among each other alone; those without a word of `query` are
+        missing."""
 
     @abstractmethod
     def names(self, folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.files import delete, list_names
-from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY
+from embedding_pipelines.schemas import RESCORING_VECTOR, TABLE_KEY, TEXT, VECTOR
 from embedding_pipelines.stores import _lance
 from embedding_pipelines.stores._checksums import (
     damaged_file,
@@ -39,7 +39,7 @@ from embedding_pipelines.stores._lance_index import (
     update_index,
     update_text_index,
 )
-from embedding_pipelines.stores._lance_search import Snapshot, open_snapshot
+from embedding_pipelines.stores._lance_search import Snapshot, open_in_memory, open_snapshot
 from embedding_pipelines.stores._manifest import named_by, varint
 from embedding_pipelines.stores.base import NUMBER_TYPES, IndexChoice, Store, Table
 from embedding_pipelines.stores.filters import filter_error, store_filter
@@ -128,6 +128,19 @@ class Lancedb(Store):
 
     def table(self, folder: Path, name: str) -> Table:
         return LanceTable(folder, name, self)
+
+    def in_memory(self, rows: pa.Table, language: str | None = None) -> Table:
+        return MemoryTable(_lance.wait(open_in_memory(rows, language)), self)
+
+    def score_texts(
+        self, query: str, texts: Mapping[str, str], language: str | None
+    ) -> dict[str, float]:
+        columns = {TABLE_KEY: [*texts], TEXT: [*texts.values()]}
+        vectors = pa.array([[0.0]] * len(texts), pa.list_(pa.float32(), 1))
+        rows = pa.table({**columns, VECTOR: vectors})
+        snapshot = _lance.wait(open_in_memory(rows, language))
+        found = snapshot.by_text(query, len(texts), None, [TABLE_KEY])
+        return dict(zip(found[TABLE_KEY].to_pylist(), found["_score"].to_pylist(), strict=True))
 
     def names(self, folder: Path) -> list[str]:
         names = list_names(folder)
@@ -524,6 +537,24 @@ class LanceTable(Table):
                     lambda: _lance.wait(open_snapshot(self.folder, self.name, version))
                 )
         return self._snapshots[version]
+
+
+class MemoryTable(LanceTable):
+    """See `Store.in_memory`."""
+
+    def __init__(self, snapshot: Snapshot, options: Lancedb) -> None:
+        super().__init__(Path(os.devnull), "in memory", options)
+        self._memory = snapshot
+
+    @property
+    def version(self) -> int:
+        return 1
+
+    def lacks(self, version: int) -> bool:
+        return False
+
+    def _snapshot(self, version: int) -> Snapshot:
+        return self._memory
 
 
 def _set_aside(manifest: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.errors import BusyError, ConfigError, StoreError
+from embedding_pipelines.errors import BusyError, ConfigError, DocumentError, StoreError
 from embedding_pipelines.forget.forget import Receipt, allow_again, forget, source_name
 from embedding_pipelines.progress import Silent
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.report.page import write_report
 from embedding_pipelines.search import Searcher
 from embedding_pipelines.storage.forgotten import COPY
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse, read_table
 from embedding_pipelines_tests.chain import (
     live_rows,
@@ -436,3 +438,56 @@ def test_a_forget_that_dies_as_it_erases_is_known_to_all(
     assert "ada" not in {row["document_id"] for row in live_rows(other, "p").values()}
     run_shared(released)
     assert "ada" not in {row["document_id"] for row in live_rows(released, "p").values()}
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+def test_what_was_pushed_leaves_the_log_the_cache_and_open_searchers(
+    home: Path, is_released: bool
+) -> None:
+    release(home, ROWS)
+    warehouse = Warehouse(home)
+    with Pusher(run_of(home, "p").spec, warehouse) as pusher:
+        for text in (BEFORE, SECRET):
+            pusher.put([{"id": "ada", "title": f"{text}.", "cat": "c"}])
+        pusher.put([{"id": "eve", "title": f"{BEFORE}."}, {"id": "id-1", "title": "other"}])
+        pusher.delete(["id-2"])
+    if is_released:
+        run_steps(home, "p")
+    searcher = Searcher(warehouse, "p")
+    assert {"ada", "eve"} <= {hit.document_id for hit in searcher.search(SECRET, 3).hits}
+    assert kept(home)
+    receipt = forget_it(home, "ada", "id-2")
+    assert receipt.left == []
+    assert receipt.erased["pushed_changes"] == 3
+    # What another document has too stays with it, and nothing else.
+    assert files_with(home / "data" / "warehouse", SECRET) == []
+    assert {*pushed_log(warehouse, "p").words()} == {"eve", "id-1"}
+    found = {hit.document_id for hit in searcher.search(SECRET, 50).hits}
+    assert found == {"eve", *(f"id-{number}" for number in range(20) if number != 2)}
+    with Pusher(run_of(home, "p").spec, warehouse) as pusher:
+        with pytest.raises(DocumentError, match="forgotten for good"):
+            pusher.put([{"id": "ada", "title": "again"}])
+        pusher.put([{"id": "bob", "title": "someone else"}])
+    run_steps(home, "p")
+    rows = live_rows(home, "p")
+    assert {row["document_id"] for row in rows.values()} == found | {"bob"}
+    assert files_with(home / "data" / "warehouse", SECRET) == []
+    with run_of(home, "p") as run:
+        allow_again(run, ["ada"], [])
+    with Pusher(run_of(home, "p").spec, warehouse) as pusher:
+        pusher.put([{"id": "ada", "title": "again"}])
+
+
+def test_what_was_pushed_before_the_first_run_is_forgotten(home: Path) -> None:
+    write_pipeline(home, "p", "input_type: text\nmodel: {provider: hashing}\n")
+    with Pusher(run_of(home, "p").spec, Warehouse(home)) as pusher:
+        pusher.put([{"id": "ada", "text": f"{SECRET}. {'More of it. ' * 900}"}])
+        pusher.put([{"id": "eve", "text": "another"}])
+    assert kept(home)
+    receipt = forget_it(home, "ada")
+    assert receipt.left == kept(home) == []
+    assert receipt.erased["cached_vectors"] > 2
+    with Searcher(Warehouse(home), "p") as searcher:
+        assert [hit.document_id for hit in searcher.search(SECRET).hits] == ["eve"]
+    with pytest.raises(ConfigError, match="a part of the log"):
+        forget_it(home, files=("data/warehouse/pushed/p/0000000001-0000000001-0001.jsonl",))

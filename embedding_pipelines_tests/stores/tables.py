@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from embedding_pipelines.codes import encoded, vector_columns
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.ranking import encode_queries
 from embedding_pipelines.schemas import DIGEST, digest, table_schema
 from embedding_pipelines.spec.load import parse_pipeline
-from embedding_pipelines.steps.vector_store import encoded, vector_columns
 from embedding_pipelines.stores.lancedb import Lancedb, LanceTable
 from embedding_pipelines.vectors import unit
 

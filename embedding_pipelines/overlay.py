@@ -1,0 +1,397 @@
+"""What was pushed to a pipeline and is in no release yet, laid over the release that is searched.
+
+The documents of the log behind the release's number become rows by the code that makes those of a
+table: cleaned, cut, embedded through the embedding cache and encoded. They are searched as a table
+of the store, in memory, and merged with the release's rows, of which those are hidden whose
+documents were put anew or deleted. A run that has read the log makes a release of a higher number:
+then there is nothing left to lay over it, and the searches find the same.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embedding_pipelines.codes import encoded, schema_of
+from embedding_pipelines.compression.base import CodecChain
+from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.embed import embed
+from embedding_pipelines.errors import ReleaseError
+from embedding_pipelines.preprocessing.base import Counts
+from embedding_pipelines.preprocessing.chunk import Cutter
+from embedding_pipelines.providers.base import EmbeddingModel
+from embedding_pipelines.ranking import nearest
+from embedding_pipelines.releases import Release, live_release
+from embedding_pipelines.schemas import DIGEST, DOCUMENT_DIGEST, TABLE_KEY, TEXT
+from embedding_pipelines.sources.base import ReadLog, Rejection, SourceFile
+from embedding_pipelines.sources.push import Push
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec, partition_of
+from embedding_pipelines.storage.forgotten import read_forgotten
+from embedding_pipelines.storage.pushed import Change, PushedWatch, Segment, pushed_log
+from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
+from embedding_pipelines.stores.base import Searchable, Store, Table
+from embedding_pipelines.vectors import Distance, Vectors, checksums, to_column
+
+PLACE = SourceFile("pushed", 0, (), Path())  # of documents that no file holds yet
+READER_SECONDS = 5.0  # that a search gives a bucket which does not answer: there is the copy
+OWN_VERSION = 1  # of a table in memory
+UNRELEASED = 0  # the number of what is searched before the first release
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Documents as rows of a table, and those of them, or of their chunks, that are not among
+    these, with the reasons."""
+
+    table: pa.Table
+    ids: list[str]  # of the documents that can be read, empty ones too, in their order
+    rejected: list[Rejection] = field(default_factory=list)  # `row`: from 0, as they were given
+    without_vector: dict[str, str] = field(
+        default_factory=dict
+    )  # by document, the provider's words
+    embedded: int = 0  # texts that reached the model
+
+
+class RowMaker:
+    """Makes rows of a release's table out of documents as they are pushed."""
+
+    def __init__(
+        self, warehouse: Warehouse, release: Release, model: EmbeddingModel, codec: CodecChain
+    ) -> None:
+        self._release, self._model, self._codec = release, model, codec
+        self._cache, self._tables = warehouse.cache, warehouse.tables
+        spec = release.spec
+        self.source = Push.of(spec.source)
+        self.schema = schema_of(spec.store, codec, spec.source.metadata_types, release.space.id)
+
+    @functools.cached_property
+    def _cutter(self) -> Cutter:
+        limit = self._model.limits.max_tokens
+        return self._release.spec.preprocessing.cutter(self._model.tokenizer, limit)
+
+    def released(self, ids: Collection[str]) -> set[str]:
+        """Those of these documents that have rows in the release."""
+        release, spec = self._release, self._release.spec
+        if release.number == UNRELEASED:
+            return set()
+        table, names = spec.store.table(self._tables, release.table), spec.partition_names
+        own = {names[partition_of(name, len(names))] for name in ids}
+        return {
+            name
+            for partition in sorted(own)
+            for batch in table.scan(["document_id"], partition, release.version)
+            for name in batch["document_id"].to_pylist()
+        }.intersection(ids)
+
+    def texts(self, records: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The texts that `rows` embeds, each once."""
+        documents, _, _ = read_records(self.source, records)
+        chunks = self._chunks(documents)
+        return [*dict.fromkeys(text for batch in chunks for text in batch["text"].to_pylist())]
+
+    def _chunks(self, documents: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return self._release.spec.preprocessing.process(documents, self._cutter, Counts())
+
+    def rows(self, records: Sequence[Mapping[str, Any]]) -> Rows:
+        """The rows of records, by the names of the source's columns. Raises ProviderError if the
+        model fails."""
+        spec, codec = self._release.spec, self._codec
+        documents, ids, rejected = read_records(self.source, records)
+        chunks = self._chunks(documents)
+        batches, without, count = list[pa.RecordBatch](), dict[str, str](), 0
+        cache = EmbeddingCache(self._cache)
+        for part in embed(chunks, self._model, cache, "document", lambda _: None):
+            count += part.usage.embedded
+            owners = part.rows["document_id"].to_pylist()
+            without |= {owners[row]: reason for row, reason in part.rejected.items()}
+            kept = np.isin(np.arange(part.rows.num_rows), list(part.rejected), invert=True)
+            rows, vectors = part.rows.filter(pa.array(kept)), part.vectors[kept]
+            if not rows.num_rows:
+                continue
+            names = spec.partition_names
+            partitions = [
+                names[partition_of(owners[at], len(names))] for at in np.flatnonzero(kept)
+            ]
+            values = {
+                "partition": pa.array(partitions, pa.string()),
+                "vector_checksum": pa.array(checksums(to_column(vectors)), pa.int64()),
+                **encoded(spec.store, codec, vectors),
+            }
+            columns = [values[name] if name in values else rows[name] for name in self.schema.names]
+            batches.append(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+        table = pa.Table.from_batches(batches, self.schema)
+        return Rows(table, ids, rejected, without, count)
+
+
+def read_records(
+    source: Push, records: Sequence[Mapping[str, Any]]
+) -> tuple[list[pa.RecordBatch], list[str], list[Rejection]]:
+    """Documents of `stored_documents_schema`, without digests, their ids, and what of the records
+    can be no document."""
+    rejected = list[Rejection]()
+    lines = ((at, to_json(record)) for at, record in enumerate(records))
+    batches = [
+        batch.append_column(pa.field(DOCUMENT_DIGEST, DIGEST), pa.nulls(batch.num_rows, DIGEST))
+        for batch in source.documents(lines, PLACE, ReadLog(reject=rejected.append))
+    ]
+    ids = [name for batch in batches for name in batch["document_id"].to_pylist()]
+    return batches, ids, rejected
+
+
+def to_json(record: Mapping[str, Any]) -> bytes:
+    """Raises UnicodeEncodeError for half a character, TypeError for what is no JSON."""
+    return json.dumps(record, ensure_ascii=False).encode()
+
+
+def unreleased(spec: PipelineSpec, model: EmbeddingModel) -> Release:
+    """What is searched before the first release: nothing but what was pushed, as the pipeline file
+    says, with vectors as the model gives them, for no codec is fitted yet."""
+    codec = CodecChain([], model.space.dimensions)
+    return Release(
+        number=UNRELEASED,
+        table="",
+        version=1,
+        rows=0,
+        space=model.space.with_codec(codec.id),
+        codec="",
+        cleaning=spec.preprocessing.clean.version,
+        spec=spec.model_copy(update={"compression": ()}),
+        released_at=datetime.fromtimestamp(0, UTC),
+        checks={},
+    )
+
+
+def searched_release(warehouse: Warehouse, folder: PipelineFolder) -> Release:
+    """The release that searches read; before the first one, if something was pushed, what is
+    searched in its place. Raises ReleaseError without either."""
+    try:
+        return live_release(folder)
+    except ReleaseError:
+        name = folder.folder.name
+        log = pushed_log(warehouse, name, READER_SECONDS)
+        log.fetch()
+        if not log.last():
+            raise
+        spec = find_pipeline(name, warehouse.home)
+        with contextlib.closing(spec.model.open(warehouse.home, folder.model.parent)) as model:
+            return unreleased(spec, model)
+
+
+def codec_of(folder: PipelineFolder, release: Release) -> CodecChain:
+    """Raises CompressionError for one that is lost or damaged."""
+    if release.number == UNRELEASED:
+        return CodecChain([], release.space.dimensions)
+    return CodecChain.load(folder.codecs / release.codec)
+
+
+def table_of(warehouse: Warehouse, release: Release, codec: CodecChain) -> Table:
+    """A release's own table, without what was pushed since."""
+    store = release.spec.store
+    if release.number == UNRELEASED:
+        metadata = release.spec.source.metadata_types
+        return store.in_memory(schema_of(store, codec, metadata, release.space.id).empty_table())
+    return store.table(warehouse.tables, release.table)
+
+
+class Overlay:
+    """The rows that are laid over one release; searches of several threads share it."""
+
+    def __init__(
+        self, warehouse: Warehouse, release: Release, model: EmbeddingModel, codec: CodecChain
+    ) -> None:
+        self._release = release
+        self._store = release.spec.store
+        self._forgotten = warehouse.forgotten / f"{release.spec.name}.json"
+        self._log = pushed_log(warehouse, release.spec.name, READER_SECONDS)
+        self._watch = PushedWatch(self._log)
+        self._maker = RowMaker(warehouse, release, model, codec)
+        self._lock = threading.Lock()
+        self._segments = list[Segment]()
+        self._last = release.pushed  # the number of the newest change that is laid over it
+        self._rows: pa.Table | None = None
+        self._view = self._nothing = _View(self._store, None)
+
+    def over(self, table: Table) -> Searchable:
+        """A release's table as it looks with all that was pushed until now. Raises StoreError for a
+        damaged log."""
+        with self._lock:
+            segments = self._watch.segments()
+            if segments is not None and segments != self._segments:
+                try:
+                    self._lay(segments)
+                except BaseException:
+                    self._watch.look_again()
+                    raise
+            view = self._view
+        return Overlaid(table, view) if view.hidden else table
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of searches with it."""
+        return [*filter(None, [self._watch.problem]), *self._view.notes]
+
+    def _lay(self, segments: list[Segment]) -> None:
+        """Take in what the segments say now."""
+        if _erasures(segments) != _erasures(self._segments):
+            self._last, self._rows, self._view = self._release.pushed, None, self._nothing
+        changes = self._log.changes(self._last)
+        last = max((number for number, _ in changes), default=self._last)
+        words = {change.id: change for _, change in changes}
+        self._view = self._view_with(words)
+        self._last, self._segments = last, segments
+
+    def _view_with(self, words: Mapping[str, Change]) -> "_View":
+        if not words:
+            return self._view
+        forgotten = read_forgotten(self._forgotten)
+        hidden, unread = set(self._view.hidden), dict(self._view.unread)
+        records = dict[str, Mapping[str, Any]]()
+        for name, change in words.items():
+            hidden.discard(name)
+            unread.pop(name, None)
+            if change.kind == "withdraw" or (forgotten and forgotten.has("id", name)):
+                continue
+            hidden.add(name)
+            if change.record is not None:
+                records[name] = change.record
+        rows, given = self._maker.rows(list(records.values())), list(records)
+        unread |= {given[rejection.row]: rejection.reason for rejection in rows.rejected}
+        unread |= rows.without_vector
+        table = rows.table
+        if self._rows is not None:
+            replaced = pc.is_in(self._rows["document_id"], pa.array([*words], pa.string()))
+            table = pa.concat_tables([self._rows.filter(pc.invert(replaced)), table])
+        self._rows = table
+        language = self._release.spec.search.text_index
+        own = self._store.in_memory(table, language) if table.num_rows else None
+        return _View(self._store, language, frozenset(hidden), own, unread)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is laid over a release at one moment."""
+
+    store: Store
+    language: str | None  # of the texts, if they have a full-text index
+    hidden: frozenset[str] = frozenset()  # ids of documents whose rows in the release are gone
+    own: Table | None = None  # rows that are in the log alone
+    unread: Mapping[str, str] = field(default_factory=dict)  # documents that have no rows, and why
+
+    @property
+    def notes(self) -> list[str]:
+        if not self.unread:
+            return []
+        name, reason = next(iter(self.unread.items()))
+        return [
+            f"{len(self.unread)} of the documents that were pushed cannot be searched before a run, "
+            f"such as {name!r}: {reason}"
+        ]
+
+    @functools.cached_property
+    def hidden_ids(self) -> pa.Array:
+        return pa.array(sorted(self.hidden), pa.string())
+
+
+class Overlaid:
+    """A table with a view over it."""
+
+    def __init__(self, table: Table, view: _View) -> None:
+        self._table, self._view = table, view
+
+    def search(
+        self,
+        vector: NDArray[np.generic],
+        k: int,
+        metric: Distance,
+        filter: str | None,
+        version: int,
+        rescoring: bool = False,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table:
+        """As `Table.search`."""
+
+        def rows_of(table: Table, k: int, version: int) -> pa.Table:
+            return table.search(vector, k, metric, filter, version, rescoring, names)
+
+        rows, own = self._visible(lambda k: rows_of(self._table, k, version), k), self._view.own
+        if own is None:
+            return rows
+        return _best(rows, rows_of(own, k, OWN_VERSION), ("_distance", "ascending"), k)
+
+    def search_text(
+        self,
+        text: str,
+        k: int,
+        filter: str | None,
+        version: int,
+        names: Mapping[str, str] | None = None,
+    ) -> pa.Table:
+        """As `Table.search_text`. How rare a word is among a few rows says nothing: what was pushed
+        is scored together with the table's best, and brought to the scale of their scores."""
+
+        def rows_of(table: Table, k: int, version: int) -> pa.Table:
+            return table.search_text(text, k, filter, version, names)
+
+        rows, own = self._visible(lambda k: rows_of(self._table, k, version), k), self._view.own
+        mine = None if own is None else rows_of(own, k, OWN_VERSION)
+        if mine is None or not mine.num_rows:
+            return rows
+        pairs = [pair for each in (rows, mine) for pair in _pairs(each, TEXT)]
+        scores = self._view.store.score_texts(text, dict(pairs), self._view.language)
+        scales = [score / scores[name] for name, score in _pairs(rows, "_score") if name in scores]
+        scale = float(np.median(scales)) if scales else 1.0
+        own_scores = [scale * scores.get(name, 0.0) for name in mine[TABLE_KEY].to_pylist()]
+        at = mine.column_names.index("_score")
+        mine = mine.set_column(at, "_score", pa.array(own_scores, pa.float32()))
+        return _best(rows, mine, ("_score", "descending"), k)
+
+    def nearest(
+        self, near: pa.Table, codec: CodecChain, vector: Vectors, k: int
+    ) -> pa.Table | None:
+        """The `k` nearest rows, by `score`, out of the `k` nearest ones of the table alone; None
+        where too many of these are hidden to tell."""
+        view = self._view
+        kept = near.filter(pc.invert(pc.is_in(near["document_id"], view.hidden_ids)))
+        if kept.num_rows < k <= near.num_rows:
+            return None
+        if view.own is None:
+            return kept
+        mine = nearest(view.own, codec, vector, k, None, OWN_VERSION)
+        return _best(kept, mine, ("score", "descending"), k)
+
+    def _visible(self, rows_of: Callable[[int], pa.Table], k: int) -> pa.Table:
+        """The first `k` rows that are not hidden."""
+        for more in itertools.count():
+            rows = rows_of(k << more)
+            seen = pc.is_in(rows["document_id"], self._view.hidden_ids)
+            kept = rows.filter(pc.invert(seen))
+            if kept.num_rows >= k or rows.num_rows < k << more:
+                return kept.slice(0, k)
+        raise AssertionError
+
+
+def _pairs(rows: pa.Table, column: str) -> Iterator[tuple[str, Any]]:
+    return zip(rows[TABLE_KEY].to_pylist(), rows[column].to_pylist(), strict=True)
+
+
+def _best(rows: pa.Table, mine: pa.Table, order: tuple[str, str], k: int) -> pa.Table:
+    """The best of both; of equals those of `rows`."""
+    both = pa.concat_tables([rows, mine.select(rows.column_names).cast(rows.schema)])
+    return both.take(pc.sort_indices(both, sort_keys=[order])).slice(0, k)
+
+
+def _erasures(segments: Iterable[Segment]) -> list[Segment]:
+    """The segments out of which something was erased."""
+    return [segment for segment in segments if segment.edition]

@@ -1,0 +1,238 @@
+"""Pushes documents to a pipeline: checked at the door, embedded, written to its log, searchable.
+
+A document is embedded before it is written. So what is in the log has its vectors in the embedding
+cache, every searcher of every process lays it over its release without the model, and a run that
+takes the log in pays for nothing again.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from embedding_pipelines.errors import ConfigError, DocumentError
+from embedding_pipelines.overlay import (
+    RowMaker,
+    Rows,
+    codec_of,
+    read_records,
+    to_json,
+    unreleased,
+)
+from embedding_pipelines.providers.base import EmbeddingModel
+from embedding_pipelines.releases import read_releases
+from embedding_pipelines.run import Run
+from embedding_pipelines.sources.push import Push
+from embedding_pipelines.sources.text import MAX_RECORD_BYTES
+from embedding_pipelines.space import require_same_space
+from embedding_pipelines.spec.pipeline import PipelineSpec
+from embedding_pipelines.steps.documents import absorbed, forgotten_by
+from embedding_pipelines.storage.pushed import Change, Kind, pushed_log
+from embedding_pipelines.storage.warehouse import Warehouse
+
+MAX_DOCUMENTS = 10_000  # of one request
+SHOWN = 3  # documents that are wrong, in an error
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What has happened, when it is on the disk and every search from now on sees it."""
+
+    pipeline: str
+    number: int  # under which it stands in the pipeline's log
+    documents: int  # that were put, deleted or withdrawn
+    chunks: int = 0
+    embedded: int = 0  # texts that reached the model; all others were in the embedding cache
+    unknown: list[str] = field(default_factory=list)
+    """Ids that neither the live release nor the log has: nothing was there to delete."""
+    ignored: list[str] = field(default_factory=list)
+    """Fields that the pipeline has no column for. They stay in the log."""
+
+
+class Pusher:
+    """Takes what programs push to one pipeline; close it, or use it in a `with` block. It leaves a
+    given `model` open, which has to be that of the live release, or before the first one that of
+    the pipeline's file."""
+
+    def __init__(
+        self, spec: PipelineSpec, warehouse: Warehouse, model: EmbeddingModel | None = None
+    ) -> None:
+        self._run = Run(spec, warehouse)
+        self._log = pushed_log(warehouse, spec.name)
+        folder, releases = self._run.folder, read_releases(self._run.folder)
+        live = releases.get(releases.live)
+        options = live.spec.model if live else spec.model
+        self._owns_model = model is None
+        self._model = model or options.open(warehouse.home, folder.model.parent)
+        if live is None and spec.model.trains:
+            raise ConfigError(
+                f"{spec.name}: its model is trained on its documents, and no run has done so yet. "
+                f"Give it files, and run `embedding-pipelines run {spec.name}` first."
+            )
+        self._release = live or unreleased(spec, self._model)
+        require_same_space(
+            self._model.space.with_codec(self._release.space.codec),
+            self._release.space.id,
+            f"Release {self._release.number} of {spec.name!r}",
+            f"Run `embedding-pipelines run {spec.name}`, which builds a release in the new space.",
+        )
+        self._maker = RowMaker(
+            warehouse, self._release, self._model, codec_of(folder, self._release)
+        )
+        # Of a log that was lost numbers are taken, too.
+        self._taken = max([absorbed(self._run), *(entry.pushed for entry in releases.releases)])
+
+    def close(self) -> None:
+        if self._owns_model:
+            self._model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def cut(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The texts of the chunks that `put` embeds, each once. Raises DocumentError as `put`, for
+        what can be told without the model."""
+        _check_count(self._run.spec.name, documents, "documents")
+        self._check(Push.of(self._run.spec.source), documents)
+        return self._maker.texts(documents)
+
+    def put(self, documents: Sequence[Mapping[str, Any]]) -> Receipt:
+        """Put documents, by the names of the source's columns, in place of those that have their
+        ids: all or none.
+
+        Raises DocumentError for documents that the pipeline cannot take, ProviderError if the model
+        is unavailable.
+        """
+        spec = self._run.spec
+        _check_count(spec.name, documents, "documents")
+        ids = self._check(Push.of(spec.source), documents)
+        rows = self._maker.rows(documents)
+        self._check_rows(rows, ids)
+        changes = [
+            Change(name, "put", document) for name, document in zip(ids, documents, strict=True)
+        ]
+        number = self._log.append(changes, self._taken)
+        read = {path.partition(".")[0] for path in Push.of(spec.source).columns}
+        read |= {*Push.of(spec.source).columns}
+        ignored = {name for document in documents for name in document} - read
+        return Receipt(
+            spec.name,
+            number,
+            len(set(ids)),
+            rows.table.num_rows,
+            rows.embedded,
+            ignored=sorted(ignored),
+        )
+
+    def delete(self, ids: Sequence[str]) -> Receipt:
+        """Delete documents, whether files hold them or not. Raises DocumentError for what is no
+        id."""
+        return self._say("delete", ids)
+
+    def withdraw(self, ids: Sequence[str]) -> Receipt:
+        """Take back all that was ever pushed of documents: from the next run on, what files say of
+        them counts again. Raises as `delete`."""
+        return self._say("withdraw", ids)
+
+    def _say(self, kind: Kind, ids: Sequence[str]) -> Receipt:
+        name = self._run.spec.name
+        _check_count(name, ids, "ids")
+        for at, each in enumerate(ids):
+            if not isinstance(each, str) or not each:
+                raise DocumentError(f"ids[{at}] is {each!r}. Write a document's id, a text.")
+            with contextlib.suppress(UnicodeEncodeError):
+                each.encode()
+                continue
+            raise DocumentError(f"ids[{at}] holds half a character, a lone surrogate. Replace it.")
+        unique = list(dict.fromkeys(ids))
+        unknown = self._unknown(kind, unique)
+        number = self._log.append([Change(each, kind) for each in unique], self._taken)
+        return Receipt(name, number, len(unique), unknown=unknown)
+
+    def _check(self, source: Push, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Their ids. Raises DocumentError for what is no document of the pipeline, or forgotten."""
+        for at, document in enumerate(documents):
+            _check_json(at, document)
+        _, ids, rejected = read_records(source, documents)
+        if rejected:
+            raise self._error({each.row: each.reason for each in rejected}, documents)
+        forgotten = forgotten_by(self._run)
+        gone = {at: _FORGOTTEN for at, name in enumerate(ids) if forgotten.has("id", name)}
+        if gone:
+            raise self._error(gone, documents)
+        return ids
+
+    def _check_rows(self, rows: Rows, ids: Sequence[str]) -> None:
+        """Raises DocumentError for documents of which there would be nothing to search."""
+        release, faults = self._release, dict[int, str]()
+        for each in rows.rejected:
+            faults[each.row] = (
+                f"{each.reason}, as release {release.number} has it. Run the pipeline first, whose "
+                "file has changed"
+            )
+        with_rows = set(rows.table["document_id"].to_pylist())
+        for at, name in enumerate(ids):
+            if name in rows.without_vector:
+                faults[at] = f"the model has no vector for it: {rows.without_vector[name]}"
+            elif name not in with_rows:
+                faults.setdefault(at, _EMPTY)
+        if faults:
+            raise self._error(faults, ids)
+
+    def _error(self, faults: Mapping[int, str], documents: Sequence[Any]) -> DocumentError:
+        key = Push.of(self._run.spec.source).id
+        lines = []
+        for at in sorted(faults)[:SHOWN]:
+            given = documents[at]
+            name = given if isinstance(given, str) else given.get(key)
+            which = f"documents[{at}]" + (f" ({key} {repr(name)[:60]})" if name is not None else "")
+            lines.append(f"{which}: {faults[at]}")
+        more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
+        return DocumentError(f"{'; '.join(lines)}{more}. None of the documents was taken.")
+
+    def _unknown(self, kind: Kind, ids: Sequence[str]) -> list[str]:
+        """Those of which there is nothing to delete, or to withdraw."""
+        words = self._log.words()
+        if kind == "withdraw":
+            return [name for name in ids if name not in words or words[name].kind == "withdraw"]
+        asked = [name for name in ids if name not in words or words[name].kind == "withdraw"]
+        left = {*asked}
+        left -= self._maker.released(asked)
+        gone = {name for name in ids if name in words and words[name].kind == "delete"}
+        return [name for name in ids if name in left or name in gone]
+
+
+_FORGOTTEN = (
+    "it was forgotten for good and may not come back unsaid; `embedding-pipelines forget PIPELINE "
+    "--id ID --undo` allows it"
+)
+_EMPTY = "its text is empty after cleaning"
+
+
+def _check_json(at: int, document: Any) -> None:
+    if not isinstance(document, Mapping):
+        raise DocumentError(f"documents[{at}] is {repr(document)[:80]}, not an object.")
+    try:
+        size = len(to_json(document))
+    except UnicodeEncodeError:
+        words = "holds half a character, a lone surrogate. Replace it."
+        raise DocumentError(f"documents[{at}] {words}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DocumentError(f"documents[{at}] is no JSON: {error}.") from None
+    if size > MAX_RECORD_BYTES:
+        raise DocumentError(
+            f"documents[{at}] is larger than {MAX_RECORD_BYTES >> 20} MiB. Divide it."
+        )
+
+
+def _check_count(name: str, items: Sequence[Any], what: str) -> None:
+    if not items:
+        raise DocumentError(f"{name}: {what} is empty. Send one at least.")
+    if len(items) > MAX_DOCUMENTS:
+        raise DocumentError(
+            f"{name}: {len(items):,} {what} are more than {MAX_DOCUMENTS:,}, which is as many as one "
+            "request takes. Send them in parts."
+        )

@@ -1,0 +1,103 @@
+"""Documents that programs put into a pipeline, or delete: searchable when the answer comes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi import Path as InPath
+
+from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.push import Pusher, Receipt
+from embedding_pipelines.releases import find_released
+from embedding_pipelines.serving.auth import allow
+from embedding_pipelines.serving.callers import AnyCaller, Caller
+from embedding_pipelines.serving.models import ServedModel
+from embedding_pipelines.serving.wire import (
+    DocumentIds,
+    DocumentsReceipt,
+    DocumentsRequest,
+    ErrorBody,
+    NotFound,
+)
+from embedding_pipelines.spec.load import find_pipeline
+
+router = APIRouter(
+    prefix="/api/embedding-pipelines/{pipeline}/documents",
+    tags=["documents"],
+    dependencies=[Depends(allow("write"))],
+    responses={404: {"model": ErrorBody, "description": "There is no such pipeline"}},
+)
+
+Pipeline = Annotated[str, InPath(description="Its name or number.")]
+
+
+@router.post("")
+async def put(pipeline: Pipeline, body: DocumentsRequest, caller: AnyCaller) -> DocumentsReceipt:
+    """Put documents in place of those with their ids: all or none. They are on the disk, and every
+    search sees them, when the answer comes."""
+    async with _pusher(caller, pipeline) as (pusher, model):
+        texts = await asyncio.to_thread(pusher.cut, body.documents)
+        # By the lanes, into the embedding cache, before anything is written.
+        if texts:
+            await caller.wait_for(
+                model.embed(
+                    *(texts, "document", list),
+                    name="chunk {} of the documents".format,
+                    is_awaited=True,
+                    seconds_left=caller.seconds_left,
+                )
+            )
+        return _reply(await asyncio.to_thread(pusher.put, body.documents))
+
+
+@router.post("/delete")
+async def delete_many(pipeline: Pipeline, body: DocumentIds, caller: AnyCaller) -> DocumentsReceipt:
+    """Delete documents, those of files, too. An id that nobody has is named in `unknown`."""
+    async with _pusher(caller, pipeline) as (pusher, _):
+        return _reply(await asyncio.to_thread(pusher.delete, body.ids))
+
+
+@router.post("/withdraw")
+async def withdraw(pipeline: Pipeline, body: DocumentIds, caller: AnyCaller) -> DocumentsReceipt:
+    """Take back what was pushed of documents: from the next run on, what the source's files say of
+    them counts again."""
+    async with _pusher(caller, pipeline) as (pusher, _):
+        return _reply(await asyncio.to_thread(pusher.withdraw, body.ids))
+
+
+@router.delete("/{document_id:path}")
+async def delete(pipeline: Pipeline, document_id: str, caller: AnyCaller) -> DocumentsReceipt:
+    """Delete one document. 404 if there is none of that id."""
+    async with _pusher(caller, pipeline) as (pusher, _):
+        receipt = await asyncio.to_thread(pusher.delete, [document_id])
+    if receipt.unknown:
+        raise NotFound(f"Pipeline {receipt.pipeline!r} has no document {document_id!r}.")
+    return _reply(receipt)
+
+
+@contextlib.asynccontextmanager
+async def _pusher(caller: Caller, pipeline: str) -> AsyncIterator[tuple[Pusher, ServedModel]]:
+    """What takes documents for a pipeline, and the model that embeds them."""
+    server = caller.server
+    try:
+        name = await asyncio.to_thread(find_released, server.warehouse, pipeline)
+        spec = await asyncio.to_thread(find_pipeline, name, server.home)
+    except ConfigError as error:
+        raise NotFound(str(error)) from None
+    served = await server.find(name)
+    model = served.model.model
+    with await asyncio.to_thread(Pusher, spec, server.warehouse, model) as pusher:
+        yield pusher, served.model
+
+
+def _reply(receipt: Receipt) -> DocumentsReceipt:
+    return DocumentsReceipt(
+        pipeline=receipt.pipeline,
+        number=receipt.number,
+        documents=receipt.documents,
+        chunks=receipt.chunks,
+        unknown=receipt.unknown,
+        ignored=receipt.ignored,
+    )
