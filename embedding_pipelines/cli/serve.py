@@ -28,6 +28,13 @@ def serve(
             "s3://bucket/key. It does not start if a checksum or a golden vector is wrong.",
         ),
     ] = None,
+    reranker: Annotated[
+        str,
+        typer.Option(
+            metavar="MODEL",
+            help="A cross-encoder for /rerank: a folder, or a model of the Hugging Face hub.",
+        ),
+    ] = "",
     sagemaker: Annotated[
         bool,
         typer.Option(
@@ -45,6 +52,8 @@ def serve(
     """
     need("fastapi", "serving")
     need("uvicorn", "serving")
+    if reranker:
+        need("sentence_transformers", "local")
     from embedding_pipelines.serving.auth import Keys, is_loopback
     from embedding_pipelines.serving.bundle import opened
     from embedding_pipelines.serving.process import Process
@@ -66,5 +75,5 @@ def serve(
 
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(opened(bundle)) if bundle else home_folder()
-        Process(Server(home, keys), host, port, say_ready, is_container=sagemaker).run()
+        Process(Server(home, keys, reranker), host, port, say_ready, is_container=sagemaker).run()
     yield Output([{"stopped": True}])

@@ -8,19 +8,23 @@ import asyncio
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
-from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, count_tokens, prepare
-from embedding_pipelines.errors import BadInput, EmbeddingPipelinesError, TooLarge
+from embedding_pipelines.embedding.texts import ReadableTexts, TooLong, prepare
+from embedding_pipelines.errors import BadInput, ConfigError, EmbeddingPipelinesError, TooLarge
+from embedding_pipelines.inference.cross_encoder import CrossEncoder, Pair
+from embedding_pipelines.preprocessing.chunk import Cutter
 from embedding_pipelines.providers.base import (
     EmbeddingModel,
     InputType,
@@ -29,8 +33,12 @@ from embedding_pipelines.providers.base import (
 )
 from embedding_pipelines.serving.lanes import Budget, Computed, ItemRejected, Lane, Lanes
 from embedding_pipelines.serving.metrics import Metrics
+from embedding_pipelines.serving.wire import MAX_TEXTS
 from embedding_pipelines.space import Space
 from embedding_pipelines.vectors import Vectors
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +46,7 @@ ATTEMPTS = 3  # of a request to a service, since somebody waits
 REMEDY = "Divide it, or send `truncate: true` to embed its beginning."
 # Up to where texts are counted in the event loop, which takes a millisecond, less than a thread; and
 # up to where they do not wait for larger ones.
-INLINE_CHARACTERS, SMALL_CHARACTERS = 2_000, 32_000
+INLINE_CHARACTERS, SMALL_CHARACTERS = 500, 32_000
 WARM_WORDS, WARM_TEXTS = 48, 256  # of a batch that measures how fast a local model is, at most
 
 T = TypeVar("T")
@@ -61,7 +69,6 @@ class Prepared:
     """A request's texts before the model: what is in the cache, and what is not."""
 
     readable: ReadableTexts
-    truncated_tokens: int
     keys: list[bytes]  # of each text
     hits: dict[bytes, Vectors]
 
@@ -72,26 +79,16 @@ class Prepared:
         return sorted(row for key, row in first.items() if key not in self.hits)
 
 
-class ServedModel:
-    """One open model, shared by all pipelines that name it with the same options.
+class Worker(ABC):
+    """An open model with its lanes. It belongs to one event loop.
 
-    It belongs to one event loop. All work in the model is done in one thread of its own, and what
-    texts need before it in two others: one for large requests, so that small ones do not wait for
-    them there either.
+    All work in the model is done in one thread of its own, and what texts need before it in two
+    others: one for large requests, so that small ones do not wait for them there either.
     """
 
-    def __init__(
-        self,
-        options: ProviderOptions,
-        home: Path,
-        cache: EmbeddingCache | None,
-        metrics: Metrics,
-    ) -> None:
-        self.options, self._cache, self._metrics = options, cache, metrics
-        self.model: EmbeddingModel = options.open(home)
-        self.title = f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":")
+    def __init__(self, title: str, metrics: Metrics) -> None:
+        self.title, self._metrics = title, metrics
         self.users = 0  # requests that are in it
-        self._sender = Sender(self.model)
         self._thread = ThreadPoolExecutor(1, "model")
         self._small, self._large = ThreadPoolExecutor(1, "small"), ThreadPoolExecutor(1, "large")
         self._loading: asyncio.Task[Lanes] | None = None
@@ -116,10 +113,57 @@ class ServedModel:
         """Waits for the batch that is computed, then frees the model."""
         if self.lanes:
             self.lanes.close()
-        self._sender.cancel()
         for pool in (self._small, self._large, self._thread):
             await asyncio.to_thread(pool.shutdown, cancel_futures=True)
-        await asyncio.to_thread(self.model.close)
+        await asyncio.to_thread(self._free)
+
+    async def help(self, function: Callable[[], T]) -> T:
+        """Do work beside the model, out of the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._large, function)
+
+    async def _load(self) -> Lanes:
+        loop = asyncio.get_running_loop()
+        budget, tokens, seconds = await loop.run_in_executor(self._thread, self._warm)
+        lanes = Lanes(self._compute, self._thread, budget, self._metrics, self.title)
+        if tokens:
+            lanes.record_rate(tokens, seconds)
+        return lanes
+
+    @abstractmethod
+    def _warm(self) -> tuple[Budget, int, float]:
+        """Load the model; and, if it computes on this machine, how many seconds a batch of how many
+        tokens takes."""
+
+    @abstractmethod
+    def _compute(self, items: Sequence[Any], tokens: Sequence[int], kind: str) -> Computed:
+        """One batch, in the model's thread."""
+
+    @abstractmethod
+    def _free(self) -> None: ...
+
+
+class ServedModel(Worker):
+    """An embedding model, shared by all pipelines that name it with the same options."""
+
+    def __init__(
+        self,
+        options: ProviderOptions,
+        home: Path,
+        cache: EmbeddingCache | None,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(f"{options.kind}:{getattr(options, 'model', '')}".rstrip(":"), metrics)
+        self.options, self._cache = options, cache
+        self.model: EmbeddingModel = options.open(home)
+        self._sender = Sender(self.model)
+        self._cutters: dict[int, Cutter] = {}  # by their limits
+
+    async def close(self) -> None:
+        self._sender.cancel()
+        await super().close()
+
+    def _free(self) -> None:
+        self.model.close()
 
     async def embed(
         self,
@@ -181,22 +225,13 @@ class ServedModel:
                 np.stack([found[key] for key in prepared.keys]),
                 sum(readable.tokens),
                 self.model.space,
-                prepared.truncated_tokens,
+                readable.unseen,
                 readable.unknown,
             )
         finally:
             self.users -= 1
 
-    async def _load(self) -> Lanes:
-        loop = asyncio.get_running_loop()
-        budget, tokens, seconds = await loop.run_in_executor(self._thread, self._warm)
-        lanes = Lanes(self._compute, self._thread, budget, self._metrics, self.title)
-        if tokens:
-            lanes.record_rate(tokens, seconds)
-        return lanes
-
     def _warm(self) -> tuple[Budget, int, float]:
-        """Load the model; and, if it computes on this machine, how long a batch takes."""
         model = self.model
         budget = Budget(model.batch_tokens, model.limits.request_texts)
         if model.rate_limit is not None:  # a service, which would bill it
@@ -210,10 +245,6 @@ class ServedModel:
         self._compute(texts, tokens, "document")
         return budget, sum(tokens), time.perf_counter() - started
 
-    async def help(self, function: Callable[[], T]) -> T:
-        """Do work beside the model, out of the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(self._large, function)
-
     def _prepare(
         self,
         texts: Sequence[str],
@@ -223,20 +254,23 @@ class ServedModel:
         name: Callable[[int], str],
     ) -> Prepared:
         cleaned, model = tidy(texts), self.model
-        readable = prepare(cleaned, model, input_type, too_long, name, REMEDY)
-        lost = 0
-        if readable.cut:
-            lost = sum(count_tokens(cleaned, model.tokenizer)) - sum(readable.tokens)
+        readable = prepare(cleaned, model, input_type, too_long, name, REMEDY, self._cutter)
         space = model.space
         keys = [EmbeddingCache.key(space.id, input_type, text) for text in readable.texts]
         hits: dict[bytes, Vectors] = {}
         if self._cache is not None and input_type == "document":
             hits = self._cache.get_many(list(dict.fromkeys(keys)), space.dimensions)
-        return Prepared(readable, lost, keys, hits)
+        return Prepared(readable, keys, hits)
+
+    def _cutter(self, tokenizer: "Tokenizer", limit: int) -> Cutter:
+        """Kept, since it takes 30 ms to make; two threads may each make one at first."""
+        if limit not in self._cutters:
+            self._cutters[limit] = Cutter(tokenizer, limit, None)
+        return self._cutters[limit]
 
     def _compute(self, texts: Sequence[str], tokens: Sequence[int], kind: str) -> Computed:
-        """One batch, in the model's thread. A batch that the model does not take as it is goes the
-        way of batch runs, which finds the texts that are at fault."""
+        """A batch that the model does not take as it is goes the way of batch runs, which finds the
+        texts that are at fault."""
         input_type: InputType = "query" if kind == "query" else "document"
         request = Request(texts, input_type, tokens, attempts=ATTEMPTS)
         try:
@@ -263,3 +297,68 @@ class ServedModel:
                 log.warning("%s", error)
 
         self._large.submit(put)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How well each text of a request fits its query."""
+
+    scores: NDArray[np.float32]  # [n]
+    tokens: int  # of all pairs, as the model read them
+
+
+class ServedReranker(Worker):
+    """A cross-encoder, which scores pairs of a query and a text."""
+
+    def __init__(self, name: str, home: Path, metrics: Metrics) -> None:
+        super().__init__(f"hf:{name}", metrics)
+        self.name, self._model = name, CrossEncoder(name, home)
+
+    async def score(
+        self,
+        query: str,
+        texts: Sequence[str],
+        too_long: TooLong = "refuse",
+        seconds_left: float = math.inf,
+    ) -> Scored:
+        """Raises ConfigError for a text that is longer than the model reads beside the query,
+        ProviderError if the model is unavailable, TooManyRequests as `Lanes.compute`."""
+        self.users += 1
+        try:
+            lanes, started = await self.load(), time.perf_counter()
+            pairs = [(query, text) for text in texts]
+            tokens = await self.help(lambda: self._count(pairs, too_long))
+            lane: Lane = "interactive" if sum(tokens) <= lanes.budget.tokens else "bulk"
+            spent = time.perf_counter() - started
+            self._metrics.observe("tokenize_seconds", spent, model=self.title, lane=lane)
+            scores = await lanes.compute(pairs, tokens, "pair", lane, seconds_left - spent)
+            return Scored(scores, sum(tokens))
+        finally:
+            self.users -= 1
+
+    def _count(self, pairs: Sequence[Pair], too_long: TooLong) -> list[int]:
+        counts, limit = self._model.count(pairs), self._model.max_tokens
+        for row, count in enumerate(counts):
+            if count > limit and too_long == "refuse":
+                raise ConfigError(
+                    f"documents[{row}] has {count:,} tokens beside the query; {self.title} reads "
+                    f"{limit:,}. Divide it, or send `truncate: true` to read its beginning."
+                )
+        return [min(count, limit) for count in counts]
+
+    def _warm(self) -> tuple[Budget, int, float]:
+        model = self._model
+        text = " ".join(["words"] * WARM_WORDS)
+        (count,) = self._count([(text, text)], "cut")
+        pairs = [(text, text)] * max(1, model.batch_tokens // count)
+        model.scores(pairs[:1])
+        started = time.perf_counter()
+        model.scores(pairs)
+        budget = Budget(model.batch_tokens, MAX_TEXTS)
+        return budget, count * len(pairs), time.perf_counter() - started
+
+    def _compute(self, items: Sequence[Pair], tokens: Sequence[int], kind: str) -> Computed:
+        return Computed(self._model.scores(items))
+
+    def _free(self) -> None:
+        self._model.close()

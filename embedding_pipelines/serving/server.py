@@ -24,7 +24,7 @@ from embedding_pipelines.releases import Release, find_released, read_releases
 from embedding_pipelines.serving.auth import Keys
 from embedding_pipelines.serving.maps import Maps
 from embedding_pipelines.serving.metrics import Metrics
-from embedding_pipelines.serving.models import Embedded, ServedModel
+from embedding_pipelines.serving.models import Embedded, ServedModel, ServedReranker, Worker
 from embedding_pipelines.serving.runs import Runs
 from embedding_pipelines.serving.wire import (
     RELEASE_HEADER,
@@ -87,11 +87,13 @@ class Served:
 class Server:
     """Open it once, close it once; in between, any number of requests of one event loop use it."""
 
-    def __init__(self, home: Path, keys: Keys) -> None:
+    def __init__(self, home: Path, keys: Keys, reranker: str = "") -> None:
+        """`reranker` names a cross-encoder: a folder below the home folder, or a model of the hub."""
         self.home, self.keys, self.warehouse = home, keys, Warehouse(home)
         self.metrics = Metrics()
         self.runs = Runs(home)
         self.maps = Maps(self.warehouse)
+        self.reranker = ServedReranker(reranker, home, self.metrics) if reranker else None
         self.is_draining = False  # no new requests: the process is about to end
         self.problems: dict[str, str] = {}  # by pipeline: why it is not served
         self._served: dict[str, Served] = {}
@@ -129,15 +131,15 @@ class Server:
         await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
         for _, searcher in self._searchers.values():
             searcher.close()
-        for model in self._models.values():
+        for model in self.models:
             await model.close()
         if self._cache is not None:
             self._cache.close()
 
     @property
-    def models(self) -> list[ServedModel]:
+    def models(self) -> list[Worker]:
         """Those that are open."""
-        return list(self._models.values())
+        return [*self._models.values(), *([self.reranker] if self.reranker else [])]
 
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name."""
@@ -229,12 +231,12 @@ class Server:
     async def _load(self) -> None:
         """Load all models that are served; one that cannot be loaded is tried again when it is
         used."""
-        for each in (await self.served()).values():
+        await self.served()
+        for model in self.models:
             try:
-                await each.model.load()
+                await model.load()
             except (EmbeddingPipelinesError, OSError) as error:
-                self.problems[each.name] = str(error)
-                log.warning("%s: %s", each.name, error)
+                log.warning("%s cannot be loaded yet: %s", model.title, error)
 
     def _look(self) -> None:
         """Take up what is live now, or has a file and no release yet; in a thread. A pipeline whose

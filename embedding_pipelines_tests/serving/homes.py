@@ -32,10 +32,10 @@ def build(
 
 
 @contextlib.contextmanager
-def client_of(home: Path, key: str | None = None) -> Iterator[TestClient]:
+def client_of(home: Path, key: str | None = None, reranker: str = "") -> Iterator[TestClient]:
     """A client that sends `key`, and which the server asks for it."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with TestClient(create_app(Server(home, Keys(key))), headers=headers) as client:
+    with TestClient(create_app(Server(home, Keys(key), reranker)), headers=headers) as client:
         yield client
 
 

@@ -30,7 +30,15 @@ router = APIRouter(tags=["rerank"], dependencies=[Depends(allow("read"))])
 async def rerank(body: RerankRequest, caller: AnyCaller, response: Response) -> RerankResponse:
     """Score each document by a cross-encoder, where the server has one, or by cosine."""
     texts = [each if isinstance(each, str) else each.text for each in body.documents]
-    scores, tokens, model, scored_by = await _by_cosine(body, texts, caller, response)
+    reranker = caller.server.reranker
+    if reranker is not None and body.model in (None, reranker.name, reranker.title):
+        scored = await caller.wait_for(
+            reranker.score(body.query, texts, _too_long(body), caller.seconds_left)
+        )
+        scores, tokens = scored.scores, scored.tokens
+        model, scored_by = reranker.name, f"cross-encoder {reranker.title}"
+    else:
+        scores, tokens, model, scored_by = await _by_cosine(body, texts, caller, response)
     order = np.argsort(-scores, kind="stable")[: body.top_n]
     return RerankResponse(
         id=str(uuid.uuid4()),
@@ -57,7 +65,7 @@ async def _by_cosine(
     """Scores float32[n], tokens, the model's name, and how it scored."""
     server = caller.server
     served = await server.find(body.model)
-    too_long: TooLong = "cut" if body.truncate else "refuse"
+    too_long = _too_long(body)
 
     async def work() -> tuple[Embedded, Embedded]:
         left = caller.seconds_left
@@ -77,3 +85,7 @@ async def _by_cosine(
     response.headers.update({SPACE_HEADER: documents.space.id, **served.headers})
     name = body.model or served.name
     return scores, query.tokens + documents.tokens, name, f"cosine of {documents.space.title}"
+
+
+def _too_long(body: RerankRequest) -> TooLong:
+    return "cut" if body.truncate else "refuse"

@@ -1,7 +1,14 @@
 """`POST /rerank`: documents in the order of their relevance."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+
+from embedding_pipelines.inference.cross_encoder import CrossEncoder
+from embedding_pipelines_tests.cross_encoders import write_cross_encoder
+from embedding_pipelines_tests.serving.homes import client_of
 
 DOCUMENTS = ["blue whale", {"text": "a red fox"}, "red fox"]
 
@@ -31,3 +38,25 @@ def test_a_document_that_is_too_long_is_named(client: TestClient) -> None:
     assert reply.status_code == 400
     assert "documents[1]" in reply.json()["error"]
     assert client.post("/rerank", json={**body, "truncate": True}).status_code == 200
+
+
+def test_a_cross_encoder_scores_where_the_server_has_one(built_home: Path, tmp_path: Path) -> None:
+    write_cross_encoder(tmp_path / "tiny")
+    name = str(tmp_path / "tiny")
+    body = {"query": "red fox", "documents": DOCUMENTS}
+    with client_of(built_home, reranker=name) as client:
+        reply = client.post("/rerank", json=body)
+        assert reply.status_code == 200, reply.text
+        assert reply.json()["meta"]["scored_by"] == f"cross-encoder hf:{name}"
+        scores = {each["index"]: each["relevance_score"] for each in reply.json()["results"]}
+        by_cosine = client.post("/rerank", json={**body, "model": "things"})
+        assert by_cosine.json()["meta"]["scored_by"].startswith("cosine")
+        long = {**body, "documents": ["fox", "word " * 300]}
+        reply = client.post("/rerank", json=long)
+        assert reply.status_code == 400
+        assert "documents[1] has 305 tokens beside the query" in reply.json()["error"]
+        assert client.post("/rerank", json={**long, "truncate": True}).status_code == 200
+    model = CrossEncoder(name, tmp_path)
+    expected = model.scores([("red fox", text) for text in ("blue whale", "a red fox", "red fox")])
+    assert np.allclose([scores[0], scores[1], scores[2]], expected, atol=1e-5)
+    model.close()
