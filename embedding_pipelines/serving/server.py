@@ -131,15 +131,20 @@ class Server:
         await asyncio.to_thread(self._memory.shutdown, cancel_futures=True)
         for _, searcher in self._searchers.values():
             searcher.close()
-        for model in self.models:
+        for model in self.workers:
             await model.close()
         if self._cache is not None:
             self._cache.close()
 
     @property
-    def models(self) -> list[Worker]:
-        """Those that are open."""
-        return [*self._models.values(), *([self.reranker] if self.reranker else [])]
+    def models(self) -> list[ServedModel]:
+        """The embedding models that are open."""
+        return list(self._models.values())
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All models that are open."""
+        return [*self.models, *([self.reranker] if self.reranker else [])]
 
     async def served(self) -> Mapping[str, Served]:
         """All pipelines that are served now, by name."""
@@ -232,7 +237,7 @@ class Server:
         """Load all models that are served; one that cannot be loaded is tried again when it is
         used."""
         await self.served()
-        for model in self.models:
+        for model in self.workers:
             try:
                 await model.load()
             except (EmbeddingPipelinesError, OSError) as error:

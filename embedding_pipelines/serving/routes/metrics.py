@@ -21,7 +21,7 @@ async def metrics(request: Request) -> Response:
     """For Prometheus: time in each stage by lane, batches, tokens, refusals, and live releases."""
     server: Server = request.app.state.server
     samples = list(server.metrics.samples())
-    for model in server.models:
+    for model in server.workers:
         if model.lanes is None:
             continue
         for lane, tokens in model.lanes.queued_tokens.items():
