@@ -20,7 +20,12 @@ To = Annotated[
         "PIPELINE-RELEASE.tar here).",
     ),
 ]
-Source = Annotated[Path, typer.Argument(metavar="PATH", help="What `bundle` wrote.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="PATH", help="What `bundle` wrote: a file, a folder or s3://bucket/key."
+    ),
+]
 
 
 @app.command("bundle")
@@ -56,10 +61,11 @@ def take_up(path: Source) -> Outcomes:
     It is refused if a checksum is wrong, or if the model of this machine does not give the vectors
     that the bundle holds. What this home has forgotten is left out.
     """
+    from embedding_pipelines.serving.bundle import at_hand
     from embedding_pipelines.serving.imports import import_bundle
 
-    with TerminalProgress(make_console(), path.name) as progress:
-        result = import_bundle(open_warehouse(), path, progress)
+    with TerminalProgress(make_console(), "import") as progress, at_hand(path) as source:
+        result = import_bundle(open_warehouse(), source, progress)
     name = result.pipeline
     lines = [
         f"{name}: release {result.release} is live, {result.rows:,} rows; golden vectors reproduce "

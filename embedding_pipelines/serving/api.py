@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from embedding_pipelines import __version__
 from embedding_pipelines.errors import (
     BadInput,
+    BundleError,
     Busy,
     BusyError,
     ConfigError,
@@ -24,6 +25,7 @@ from embedding_pipelines.errors import (
     FilterError,
     ProviderError,
     ReleaseError,
+    TargetError,
     describe_os_error,
 )
 from embedding_pipelines.serving import routes
@@ -40,7 +42,9 @@ STATUS: dict[type[EmbeddingPipelinesError], int] = {  # of errors that are none 
     DocumentError: 400,
     FilterError: 400,
     BadInput: 400,
+    BundleError: 400,
     ProviderError: 503,
+    TargetError: 503,
 }
 INTERNAL = "The server failed on this request. Its log says why; nothing was changed by it."
 MAX_BODY_BYTES = 32 << 20

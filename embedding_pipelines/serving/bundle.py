@@ -507,25 +507,29 @@ def _copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def opened(source: str) -> Iterator[Path]:
-    """A home folder with what a bundle holds, proven, as long as the body runs. `source` is an
-    archive, a folder, or an archive in an object store (s3://bucket/key).
+def at_hand(source: str) -> Iterator[Path]:
+    """The archive or folder of a bundle, as long as the body runs: what `source` names on this
+    machine, or a copy of the archive that it names in an object store (s3://bucket/key). Raises
+    BundleError if the store has none."""
+    if not is_uri(source):
+        yield Path(source)
+        return
+    with temporary_folder(Path(tempfile.gettempdir()), "embedding-pipelines-fetch-") as draft:
+        path = draft / f"{HOME}{ARCHIVE}"
+        bucket, key = open_bucket(source)
+        with path.open("wb") as file:
+            if not bucket.fetch(key, file):
+                raise BundleError(f"There is no bundle {source}. Name another one.")
+        yield path
 
-    Raises BundleError for a bundle that is damaged or does not reproduce here.
-    """
-    with temporary_folder(Path(tempfile.gettempdir()), "embedding-pipelines-bundle-") as draft:
-        path = Path(source)
-        if is_uri(source):
-            path = draft / f"{HOME}{ARCHIVE}"
-            bucket, key = open_bucket(source)
-            with path.open("wb") as file:
-                if not bucket.fetch(key, file):
-                    raise BundleError(f"There is no bundle {source}. Name another one.")
-        folder = draft / "bundle"
-        folder.mkdir()
-        description = unpack(path, folder)
-        if is_uri(source):
-            path.unlink()
+
+@contextmanager
+def opened(source: str) -> Iterator[Path]:
+    """A home folder with what a bundle holds, proven, as long as the body runs. `source` is as that
+    of `at_hand`. Raises BundleError for a bundle that is damaged or does not reproduce here."""
+    with temporary_folder(Path(tempfile.gettempdir()), "embedding-pipelines-bundle-") as folder:
+        with at_hand(source) as path:
+            description = unpack(path, folder)
         release = released(folder, description)
         with release.spec.model.open(folder / HOME) as model:
             verify(folder, description, release, model)
