@@ -90,10 +90,9 @@ class Uploads:
         out."""
         with self._lock:
             upload = self.find(id)
-            path = self.folder / id / BUNDLE
-            size = path.stat().st_size
             if upload.status != "receiving":
                 raise Conflict(f"The upload is {upload.status}; it takes no more.")
+            path, size = self.folder / id / BUNDLE, upload.received_bytes
             if offset + len(data) > upload.size_bytes or len(data) > MAX_PART_BYTES:
                 raise ContentTooLarge(
                     f"The part ends behind the {upload.size_bytes:,} bytes that were announced, or "
