@@ -7,6 +7,7 @@ import pytest
 
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.forget.forget import forget
+from embedding_pipelines.inference.weights import local_folder
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
@@ -213,3 +214,28 @@ def test_words_are_found_where_a_bundle_is_taken_up(tmp_path: Path, there: Path)
     assert top(there, "p", "number 3") == ["id-3"]
     copy_source(here, there)
     assert run_recorded(there, "p")[1] == []
+
+
+def test_a_model_that_was_trained_goes_along(tmp_path: Path, there: Path) -> None:
+    pipeline = QUICK.replace("provider: hashing", "provider: word2vec, train: {min_count: 1}")
+    here = built(tmp_path / "here", ROWS, pipeline)
+    carry(here, there)
+    copy_source(here, there)
+    reports, texts = run_recorded(there, "p")
+    assert texts == []
+    assert not report(reports, "train").changed
+
+
+@pytest.mark.slow
+def test_weights_below_the_home_go_along(tmp_path: Path, there: Path) -> None:
+    """And are left alone where others are in their place."""
+    weights = local_folder("sentence-transformers/all-MiniLM-L6-v2", None, tmp_path)
+    assert weights is not None
+    shutil.copytree(weights, tmp_path / "here" / "models" / "mini")
+    pipeline = QUICK.replace("provider: hashing", "provider: hf, model: models/mini")
+    bundle = carry(built(tmp_path / "here", ROWS, pipeline), there)
+    assert top(there, "p", "text number 3") == ["id-3"]
+    path = there / "models" / "mini" / "config.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(BundleError, match="another file than the model's"):
+        import_bundle(Warehouse(there), bundle)
