@@ -10,6 +10,7 @@ from embedding_pipelines.errors import ConfigError
 
 FEATURES = {  # by extra of pyproject.toml: what does not work without it
     "aios": "The provider aios",
+    "assistants": "The tools of an assistant",
     "buckets": "A path in an object store",
     "evaluation": "An evaluation with qrels",
     "explore": "Exploring a table",

@@ -467,6 +467,24 @@ def api(environment: Environment) -> None:
     serve(environment, ["embedding-pipelines", "serve", "--port"], "/ready", '"ok"')
 
 
+def assistants(environment: Environment) -> None:
+    """The tools of an assistant list the pipelines."""
+    environment.pipeline("toy", "{provider: hashing}")
+    found = environment.code(
+        "import asyncio\n"
+        "from pathlib import Path\n"
+        "from mcp.client import Client\n"
+        "from embedding_pipelines.serving.assistants import assistants_server\n"
+        "from embedding_pipelines.serving.auth import Keys\n"
+        "from embedding_pipelines.serving.server import Server\n"
+        "async def use():\n"
+        "    async with Client(assistants_server(Server(Path('.'), Keys()))) as client:\n"
+        "        print((await client.call_tool('list')).structured_content)\n"
+        "asyncio.run(use())\n"
+    )
+    expect(found, "'toy'")
+
+
 def serve(environment: Environment, command: list[str], path: str, words: str) -> None:
     """A server, whose command ends with its port, answers with these words."""
     environment.pipeline("toy", "{provider: hashing}")
@@ -505,6 +523,7 @@ def serve(environment: Environment, command: list[str], path: str, words: str) -
 TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "core": ("", core),
     "aios": ("aios", aios),
+    "assistants": ("assistants", assistants),
     "buckets": ("buckets", buckets),
     "evaluation": ("evaluation", evaluation),
     "explore": ("explore", explore),

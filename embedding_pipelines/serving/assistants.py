@@ -1,0 +1,141 @@
+"""A server of the Model Context Protocol, by which an assistant searches pipelines, sees how they
+stand and starts runs."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
+
+from pydantic import Field
+from pydantic_core import to_jsonable_python
+
+from embedding_pipelines import __version__
+from embedding_pipelines.errors import EmbeddingPipelinesError, describe_os_error
+from embedding_pipelines.extras import need
+from embedding_pipelines.search import SearchResult
+from embedding_pipelines.serving.server import Server
+from embedding_pipelines.spec.ids import pipeline_ids
+from embedding_pipelines.spec.load import find_pipeline, read_pipelines
+from embedding_pipelines.status import pipeline_status
+
+if TYPE_CHECKING:
+    from mcp.server import MCPServer
+
+INSTRUCTIONS = (
+    "Collections of documents that can be searched by meaning. `list` says which there are; `search` "
+    "finds passages in one of them; `status` says how fresh it is; `run` brings it up to date."
+)
+MOST_HITS = 50  # an assistant reads all of them
+Name = Annotated[str, Field(description="A pipeline's name, as `list` shows it.")]
+
+Parameters = ParamSpec("Parameters")
+Answer = TypeVar("Answer")
+
+
+def assistants_server(server: Server) -> "MCPServer":
+    """The tools over `server`, which is opened when the first client connects."""
+    tool_error = need("mcp.server.mcpserver.exceptions", "assistants").ToolError
+    annotations_of = need("mcp.types", "assistants").ToolAnnotations
+
+    @asynccontextmanager
+    async def lifespan(_: "MCPServer") -> AsyncIterator[None]:
+        await server.open()
+        try:
+            yield
+        finally:
+            await server.close()
+
+    tools: MCPServer = need("mcp.server", "assistants").MCPServer(
+        "embedding-pipelines",
+        instructions=INSTRUCTIONS,
+        version=__version__,
+        lifespan=lifespan,
+        log_level="WARNING",
+    )
+
+    def tool(
+        name: str, reads_only: bool
+    ) -> Callable[[Callable[Parameters, Answer]], Callable[Parameters, Answer]]:
+        """Offer a function, which runs in a thread; what a user can get wrong is answered in a
+        sentence."""
+
+        def offer(function: Callable[Parameters, Answer]) -> Callable[Parameters, Answer]:
+            @functools.wraps(function)
+            async def call(*arguments: Any, **options: Any) -> Answer:
+                try:
+                    return await asyncio.to_thread(function, *arguments, **options)
+                except EmbeddingPipelinesError as error:
+                    raise tool_error(str(error)) from error
+                except OSError as error:
+                    raise tool_error(describe_os_error(error)) from error
+
+            hints = annotations_of(
+                read_only_hint=reads_only, destructive_hint=False, open_world_hint=False
+            )
+            tools.tool(name, annotations=hints)(call)
+            return function
+
+        return offer
+
+    @tool("search", reads_only=True)
+    def search(
+        pipeline: Name,
+        query: Annotated[str, Field(description="A question or a few words.")],
+        k: Annotated[int, Field(ge=1, le=MOST_HITS, description="How many passages.")] = 10,
+        filter: Annotated[
+            str | None, Field(description="A condition on metadata, e.g. module = 'os'.")
+        ] = None,
+        mode: Annotated[
+            Literal["vector", "text", "hybrid"] | None,
+            Field(description="By meaning, by words or by both; else as the pipeline says."),
+        ] = None,
+    ) -> SearchResult:
+        """Find the passages that answer a query best, best first, with their documents' ids and
+        metadata."""
+        searcher = server.searcher(pipeline)
+        return searcher.search(query, k, filter, mode=mode, too_long="cut")
+
+    @tool("list", reads_only=True)
+    def list_pipelines() -> list[dict[str, Any]]:
+        """List the pipelines: name, what it holds, documents, status, model, live release."""
+        specs, broken = read_pipelines(server.home)
+        ids = pipeline_ids(server.home)
+        rows = [
+            {"description": spec.description, **_brief(pipeline_status(spec, server.warehouse))}
+            for spec in specs.values()
+        ]
+        rows += [
+            {"id": ids.get(path.stem), "pipeline": path.stem, "problem": str(error)}
+            for path, error in broken.items()
+        ]
+        return sorted(rows, key=lambda row: str(row["pipeline"]))
+
+    @tool("status", reads_only=True)
+    def status(pipeline: Name) -> dict[str, Any]:
+        """Say how a pipeline stands: releases, documents, what changed in its source and is not
+        released, what is held back and why, what went wrong."""
+        spec = find_pipeline(pipeline, server.home)
+        return _plain(pipeline_status(spec, server.warehouse))
+
+    @tool("run", reads_only=False)
+    def run(pipeline: Name) -> dict[str, Any]:
+        """Start a run that brings a pipeline up to date with its source; it may take minutes.
+        `status` says when it has ended. Checks decide whether its result is released."""
+        spec = find_pipeline(pipeline, server.home)
+        number = pipeline_ids(server.home).get(spec.name)
+        reply = server.runs.start(spec.name, number, "run", {})
+        return reply.model_dump(mode="json", include={"run_id", "pipeline", "status", "began_at"})
+
+    return tools
+
+
+def _brief(status: dict[str, Any]) -> dict[str, Any]:
+    names = ("id", "pipeline", "status", "documents", "live_release", "released_at", "model")
+    return _plain({name: status.get(name) for name in names})
+
+
+def _plain(status: dict[str, Any]) -> dict[str, Any]:
+    """As JSON has it; what there is nothing to tell of is left out."""
+    said = {name: value for name, value in status.items() if value not in (None, "")}
+    return dict(to_jsonable_python(said, fallback=str))
