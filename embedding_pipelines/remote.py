@@ -13,16 +13,16 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeGuard
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
+from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BucketError, BusyError, ConfigError, StoreError
 from embedding_pipelines.files import delete, list_names, read_json, unseal, write_json
 from embedding_pipelines.objects import RETRY_SECONDS, Bucket
 from embedding_pipelines.progress import Progress
-from embedding_pipelines.schemas import SPACE_ID_KEY, VECTOR
 from embedding_pipelines.storage.bucket import bucket_of, open_uri, require_commits
 from embedding_pipelines.storage.forgotten import COPY
 from embedding_pipelines.storage.generations import (
@@ -37,12 +37,10 @@ from embedding_pipelines.storage.generations import (
 )
 from embedding_pipelines.storage.lease import Lease, this_process
 from embedding_pipelines.storage.warehouse import (
-    PipelineFolder,
     Warehouse,
     file_digest,
     parse_state,
 )
-from embedding_pipelines.vectors import to_matrix
 
 log = logging.getLogger(__name__)
 
@@ -279,6 +277,29 @@ class Remote:
         partitions = [path.rpartition("/")[2].partition("-")[0] for path in shards]
         file_vectors(self.folder, EmbeddingCache(self.warehouse.cache), partitions)
 
+    def compare_anew(self) -> None:
+        """Have the next writer compare every file with its digest, whatever its size and time."""
+        index = self.index()
+        if index is not None:
+            write_json(self._index_path, asdict(replace(index, files={})), durable=False)
+
+    def lost_objects(self) -> dict[str, Entry]:
+        """The files, by path below the warehouse, whose objects the newest generation names and
+        that are gone from the bucket or of another size."""
+        newest = self.newest()
+        if newest is None:
+            return {}
+        return self.generations.lost(self.generations.read(newest), self.owns_table)
+
+    def put_back(self, lost: Mapping[str, Entry]) -> tuple[list[str], list[str]]:
+        """Create lost objects anew of the local copy's files: those, and those that it lacks. The
+        pipeline's lease is held."""
+        local = self.local_files()
+        here = {path for path, entry in lost.items() if _is(local.get(path), entry)}
+        for path in here:
+            self.generations.put_back(lost[path], local[path].path)
+        return sorted(here), sorted(lost.keys() - here)
+
     def _path_of(self, name: str) -> str:
         return f"{self.folder.folder.relative_to(self.warehouse.root).as_posix()}/{name}"
 
@@ -481,31 +502,6 @@ def refresh(warehouse: Warehouse, name: str, part: Part = "all") -> str:
     return ""
 
 
-def file_vectors(folder: PipelineFolder, cache: EmbeddingCache, partitions: Iterable[str]) -> None:
-    """File the vectors of a pipeline's shards in the cache."""
-    with cache:
-        for partition in partitions:
-            chunks, manifest = folder.chunks, folder.embeddings.manifest(partition)
-            cut = chunks.manifest(partition)
-            schema = folder.embeddings.schema(partition)
-            if manifest is None or cut is None or schema is None or manifest.inputs != cut.digest:
-                continue
-            space = (schema.metadata or {}).get(SPACE_ID_KEY, b"").decode()
-            pairs = zip(
-                chunks.read(partition, ["text"]),
-                folder.embeddings.read(partition, [VECTOR]),
-                strict=True,
-            )
-            for texts, vectors in pairs:
-                has_vector = vectors[VECTOR].is_valid()
-                keys = [
-                    cache.key(space, "document", text)
-                    for text in texts["text"].filter(has_vector).to_pylist()
-                ]
-                if keys:
-                    cache.put_many(keys, to_matrix(vectors[VECTOR].filter(has_vector)))
-
-
 def _has(index: Index | None, part: Part) -> TypeGuard[Index]:
     """Whether a copy has a part, of whatever generation."""
     return index is not None and (index.is_whole or index.part == part)
@@ -517,6 +513,10 @@ def _read_index(path: Path, uri: str) -> Index | None:
     except StoreError:  # everything is compared again
         return None
     return index if index is not None and index.bucket == uri else None
+
+
+def _is(file: File | None, entry: Entry) -> bool:
+    return file is not None and file.digest == entry.digest
 
 
 def _is_record(path: str) -> bool:

@@ -134,6 +134,18 @@ class EmbeddingCache:
                 _shrink(database)
         return count, dict.fromkeys(users, 0) | {user: int(number) for user, number in rows}
 
+    def damage(self) -> list[bytes]:
+        """The keys of all values that are not what was written. Raises StoreError for a file that
+        SQLite cannot read to its end."""
+        damaged = []
+        with self._open("read") as database:
+            checksum = "checksum" if _has_checksums(database) else "NULL"
+            with closing(database.execute(f"SELECT key, vector, {checksum} FROM vectors")) as rows:
+                for key, value, expected in rows:
+                    if expected not in (None, _checksum(key, value)):
+                        damaged.append(key)
+        return damaged
+
     def expire(
         self,
         users: Mapping[str, Iterable[Sequence[bytes]]],

@@ -16,6 +16,7 @@ import numpy as np
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
+from embedding_pipelines.embedding.refill import file_vectors
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.files import list_names, read_json, temporary_folder, write_json
 from embedding_pipelines.forget.forget import forget
@@ -34,7 +35,7 @@ from embedding_pipelines.releases import (
     tagged_versions,
     write_releases,
 )
-from embedding_pipelines.remote import file_vectors, writing
+from embedding_pipelines.remote import writing
 from embedding_pipelines.run import Run
 from embedding_pipelines.schemas import DOCUMENT_DIGEST
 from embedding_pipelines.serving.bundle import (

@@ -7,7 +7,7 @@ of the files have, and become documents as a line of JSON does.
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import pyarrow as pa
 
@@ -24,6 +24,7 @@ class Push(Source):
     """A document for each id that is in the pipeline's log; it has no files of its own."""
 
     kind: Literal["push"] = "push"
+    unit: ClassVar[str] = "segment"
 
     id: str = ID
 

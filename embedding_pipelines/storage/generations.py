@@ -230,6 +230,26 @@ class Generations:
         self.bucket.delete(gone)
         return True
 
+    def lost(self, generation: Generation, tables: Callable[[str], bool]) -> dict[str, Entry]:
+        """The files of a generation, by path, whose objects are gone or of another size. `tables`
+        is as that of `sweep`."""
+        sizes = {each.key: each.size_bytes for listed in self._contents(tables) for each in listed}
+        lost = {}
+        for path, entry in generation.files.items():
+            key = self.prefix + entry.key
+            if key not in sizes:  # of what all pipelines share
+                found = self.bucket.find(key)
+                sizes[key] = found.size_bytes if found else -1
+            if sizes[key] != entry.size_bytes:
+                lost[path] = entry
+        return lost
+
+    def put_back(self, entry: Entry, source: Path) -> None:
+        """Create an object anew that is lost or damaged."""
+        key = self.prefix + entry.key
+        self.bucket.delete([key])
+        self.bucket.create(key, source)
+
     def _contents(self, tables: Callable[[str], bool]) -> Iterable[list[Object]]:
         folders, _ = self.bucket.list_folder(f"{self.prefix}tables")
         own = [folder for folder in folders if tables(folder.rpartition("/")[2])]

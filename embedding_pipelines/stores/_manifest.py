@@ -6,9 +6,12 @@ message begins. A section begins with its length.
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 TRANSACTION_SECTION = 21  # the message's field with the place of the transaction
+FRAGMENT, FRAGMENT_ROWS = 2, 4  # fields of the message, and of a fragment
+FIXED_BYTES = {1: 8, 5: 4}  # of a value, by the kind of its field
 FOOTER_BYTES = 16
 
 
@@ -26,6 +29,27 @@ def named_by(manifest: Path) -> bytes:
         return content
     (size,) = struct.unpack("<I", content[place : place + 4])
     return content[:place] + content[place + 4 + size :]
+
+
+def rows_of_fragments(manifest: Path) -> list[int]:
+    """The rows of each fragment of a version, those that were deleted included."""
+    content = manifest.read_bytes()
+    (begin,) = struct.unpack("<Q", content[-16:-8])
+    (size,) = struct.unpack("<I", content[begin : begin + 4])
+    fragments = [
+        value
+        for field, value in _fields(content[begin + 4 : begin + 4 + size])
+        if field == FRAGMENT
+    ]
+    return [
+        sum(
+            rows
+            for field, rows in _fields(each)
+            if field == FRAGMENT_ROWS and isinstance(rows, int)
+        )
+        for each in fragments
+        if isinstance(each, bytes)
+    ]
 
 
 def varint(number: int) -> bytes:
@@ -52,6 +76,23 @@ def _number(message: bytes, field: int) -> int | None:
         elif key >> 3 == field:
             return value
     return None
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protobuf message and their values: whole numbers, or bytes."""
+    at = 0
+    while at < len(message):
+        key, at = _read_varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _read_varint(message, at)
+            yield key >> 3, value
+            continue
+        size = FIXED_BYTES.get(kind, 0)
+        if kind == 2:
+            size, at = _read_varint(message, at)
+        yield key >> 3, message[at : at + size]
+        at += size
 
 
 def _read_varint(message: bytes, at: int) -> tuple[int, int]:

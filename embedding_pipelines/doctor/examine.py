@@ -2,34 +2,42 @@
 it.
 
 `validate` costs nothing and asks nobody; this sends two short texts to the model, as a document and
-as a query, and reads all files of the pipeline. It repairs nothing: the next run does.
+as a query, and reads all files of the pipeline. It repairs nothing: the next run does, or `repair`.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from embedding_pipelines.activity import last_activity
 from embedding_pipelines.compression.base import CodecChain
 from embedding_pipelines.embedding.budget import Usage
+from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.request import Sender
 from embedding_pipelines.embedding.sanity import probe
 from embedding_pipelines.errors import (
     BucketError,
+    BusyError,
     CompressionError,
+    ConfigError,
     EmbeddingPipelinesError,
     SpaceMismatchError,
+    StoreError,
     counted,
 )
+from embedding_pipelines.files import list_files
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.releases import Release, read_releases
-from embedding_pipelines.remote import fetch_state, refresh
+from embedding_pipelines.remote import fetch_state, is_shared, open_remote, refresh
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.load import Draft
 from embedding_pipelines.steps.codec import COPY
 from embedding_pipelines.steps.documents import inputs_of
+from embedding_pipelines.steps.garbage import find_garbage
 from embedding_pipelines.steps.pending import pending
 from embedding_pipelines.steps.repair import damaged_shards, damaged_states, state_files
-from embedding_pipelines.storage.bucket import FILE_NAME
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.validate import check_file
 
@@ -43,6 +51,7 @@ class Finding:
     what: str
     is_well: bool
     sentence: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
 
 
 def examine(draft: Draft, warehouse: Warehouse) -> Iterator[Finding]:
@@ -52,16 +61,44 @@ def examine(draft: Draft, warehouse: Warehouse) -> Iterator[Finding]:
     if draft.spec is None:
         return
     with Run(draft.spec, warehouse) as run:
-        if (warehouse.home / FILE_NAME).exists():
+        if _is_shared(warehouse):
             yield _finding("bucket", _bucket, run)
         for what, test in (
             ("source", _source),
             ("model", _model),
+            ("run", _run),
             ("state", _state),
             ("rows", _rows),
             ("releases", _releases),
+            ("garbage", _garbage),
         ):
             yield _finding(what, test, run)
+
+
+def examine_cache(warehouse: Warehouse) -> Finding:
+    """The embedding cache, which all pipelines of a home share: every vector is compared with its
+    checksum."""
+    cache = EmbeddingCache(warehouse.cache, read_only=True)
+    try:
+        damaged, count = len(cache.damage()), len(cache)
+    except StoreError as error:
+        return Finding("cache", False, f"{error} `doctor --repair` does that.")
+    if damaged:
+        return Finding(
+            "cache",
+            False,
+            f"{counted(damaged, 'vector')} of {count:,} in {cache.path} are damaged. They are never "
+            "used, and embedded again where a run needs them; `doctor --repair` puts back what a "
+            "shard or table still has.",
+        )
+    return Finding("cache", True, f"{counted(count, 'vector')} as written")
+
+
+def _is_shared(warehouse: Warehouse) -> bool:
+    try:
+        return is_shared(warehouse)
+    except ConfigError:  # which is told then
+        return True
 
 
 def _finding(what: str, test: Callable[[Run], str], run: Run) -> Finding:
@@ -79,7 +116,14 @@ def _bucket(run: Run) -> str:
     """The bucket answers, and this machine has what is in it."""
     if words := refresh(run.warehouse, run.spec.name):
         raise BucketError(words)
-    return fetch_state(run.warehouse, run.spec.name) or ""
+    words = fetch_state(run.warehouse, run.spec.name) or ""
+    remote = open_remote(run.warehouse, run.spec.name)
+    if remote is not None and (lost := remote.lost_objects()):
+        raise BucketError(
+            f"{words}; {counted(len(lost), 'object')} that it names are lost or damaged, as "
+            f"{next(iter(lost))}. `doctor --repair` puts back what this machine has."
+        )
+    return words
 
 
 def _source(run: Run) -> str:
@@ -111,9 +155,48 @@ def _model(run: Run) -> str:
     return f"{space.provider}:{space.model} answers with {size}, in {seconds:.1f} s with loading"
 
 
+def _run(run: Run) -> str:
+    """What is at work, and how the last run ended if that was not well."""
+    activity = last_activity(run)
+    if activity is None or not activity.state:
+        return "none is under way, and none ended early"
+    if activity.state == "running":
+        return f"under way: {activity}"
+    remedy = f"`embedding-pipelines run {run.spec.name}` goes on from there."
+    words = "" if activity.state == "stopped" else f". Mend that: {remedy}"
+    raise _NotWell(f"{activity}{words}")
+
+
+def _garbage(run: Run) -> str:
+    """What nobody needs is no fault; `clean` deletes it."""
+    try:
+        with run.folder.lock_to_read():
+            garbage = find_garbage(run)
+    except BusyError:
+        return "not looked for: another process is at work"
+    if not garbage:
+        return "none"
+    size = sum(entry.size_bytes for entry in garbage) / 1e6
+    first = garbage[0].path
+    return (
+        f"{counted(len(garbage), 'file')} or folders that nothing needs, {size:,.1f} MB, as {first}. "
+        "`embedding-pipelines clean` deletes them."
+    )
+
+
 def _state(run: Run) -> str:
-    if damaged := damaged_states(run.folder):
+    folder = run.folder
+    if damaged := damaged_states(folder):
         raise _NotWell(f"damaged: {', '.join(map(str, damaged))}. The next run makes them anew.")
+    pairs = [(folder.releases, folder.releases_copy)]
+    names = {path.stem for path in list_files(folder.codecs, "*-*.*")}
+    pairs += [(folder.codecs / f"{name}.npz", folder.codecs / f"{name}{COPY}") for name in names]
+    lost = [path for pair in pairs for path in pair if path.exists() != any(map(Path.exists, pair))]
+    if lost:
+        raise _NotWell(
+            f"lost: {', '.join(map(str, lost))}. The next run, or `doctor --repair`, puts back each "
+            "from its other copy."
+        )
     return f"{counted(len(state_files(run.folder)), 'file')} as written"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_pipelines.doctor import examine
+from embedding_pipelines.doctor.examine import examine
 from embedding_pipelines.errors import ReleaseError
 from embedding_pipelines.releases import live_release, rollback
 from embedding_pipelines.spec.load import read_draft
@@ -15,7 +15,7 @@ from embedding_pipelines_tests.commands import Command
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.shared import at_work, machine
 
-NAMES = ["file", "source", "model", "state", "rows", "releases"]
+NAMES = ["file", "source", "model", "run", "state", "rows", "releases", "garbage"]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_every_kind_of_damage_is_named_and_the_next_run_ends_it(p: Path) -> None
     assert "release 1: " in wrong["releases"]
     run_steps(p, "p")
     assert findings(p) == {}  # release 1 is kept, to be named; release 2 is live
-    *_, last = examine(read_draft(p / "pipelines" / "p.yaml"), Warehouse(p))
+    *_, last, _ = examine(read_draft(p / "pipelines" / "p.yaml"), Warehouse(p))
     assert "2: tables and codecs are as they were written; live is 2. release 1 " in last.sentence
     assert last.sentence.count(str(table)) == 1
     assert "(keep_releases: 5)" in last.sentence
@@ -137,10 +137,11 @@ def test_the_command_says_a_line_for_each_and_ends_with_1_if_one_is_bad(
     said = command("doctor", "p")
     assert (said.code, said.err) == (0, "")
     assert [line.split()[1:3] for line in said.out.splitlines()] == [
-        [name, "ok:"] for name in NAMES
+        [name, "ok:"] for name in [*NAMES, "cache"]
     ]
-    (result,) = command("doctor", "p", "--json").results
-    assert result["well"] is True
+    result, cache = command("doctor", "p", "--json").results
+    assert (result["well"], cache["well"]) == (True, True)
+    assert cache["findings"][0]["what"] == "cache"
     (p / "data" / "a.csv").unlink()
     said = command("doctor", "pipelines/p.yaml")
     assert said.code == 1

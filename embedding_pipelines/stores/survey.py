@@ -1,0 +1,132 @@
+"""A LanceDB table as it lies in its folder, whoever made it: rows, files, indices, old versions.
+
+Nothing is written, and the version stays the same while it is looked at.
+"""
+
+import contextlib
+import datetime
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from embedding_pipelines.stores import _lance
+from embedding_pipelines.stores._manifest import named_by, rows_of_fragments
+
+if TYPE_CHECKING:
+    from lancedb.table import Table as Lance
+
+MANIFEST = ".manifest"
+SMALL_FILE_ROWS = 100_000  # as LanceDB's own statistics count
+VECTOR_INDEX = re.compile(r"ivf|hnsw", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Index:
+    """One index, and the rows that it covers and does not."""
+
+    name: str
+    kind: str
+    columns: list[str]
+    indexed: int
+    unindexed: int
+
+
+class Survey:
+    """The newest version of a table, open to read."""
+
+    def __init__(self, folder: Path, table: "Lance") -> None:
+        self.folder, self._table = folder, table
+        self.schema: pa.Schema = table.schema
+        self.version, self.rows = int(table.version), int(table.count_rows())
+
+    def pages(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """All rows, so many at a time."""
+        with self._explained("read"):
+            for first in range(0, self.rows, rows):
+                query = self._table.search().select(list(columns)).offset(first).limit(rows)
+                yield from query.to_batches()
+
+    @cached_property
+    def indices(self) -> list[Index]:
+        found = []
+        with self._explained("read"):
+            for entry in self._table.list_indices():
+                statistics = self._table.index_stats(entry.name)
+                covered = statistics.num_indexed_rows if statistics else 0
+                rest = statistics.num_unindexed_rows if statistics else self.rows
+                kind = str(entry.index_type)
+                found.append(Index(entry.name, kind, list(entry.columns), covered, rest))
+        return found
+
+    @property
+    def has_vector_index(self) -> bool:
+        return any(VECTOR_INDEX.search(index.kind) for index in self.indices)
+
+    @cached_property
+    def _fragments(self) -> list[int]:
+        """The rows of each file of rows, deleted ones included."""
+        return rows_of_fragments(self._newest)
+
+    @property
+    def physical_rows(self) -> int:
+        return max(self.rows, sum(self._fragments))
+
+    @property
+    def files(self) -> int:
+        return len(self._fragments)
+
+    @property
+    def small_files(self) -> int:
+        return sum(rows < SMALL_FILE_ROWS for rows in self._fragments)
+
+    @cached_property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def old_versions(self) -> int:
+        return len(self._manifests) - 1
+
+    @cached_property
+    def old_bytes(self) -> int:
+        """Of the files of rows that this version does not name."""
+        content = named_by(self._newest)
+        paths = (self.folder / "data").glob("*")
+        return sum(path.stat().st_size for path in paths if path.name.encode() not in content)
+
+    @cached_property
+    def _manifests(self) -> list[Path]:
+        return list((self.folder / "_versions").glob(f"*{MANIFEST}"))
+
+    @property
+    def _newest(self) -> Path:
+        return min(self._manifests, key=self._version_key)
+
+    def _version_key(self, path: Path) -> tuple[int, int]:
+        """Names count down from the greatest number, or up, as older tables' do."""
+        number = int(path.stem) if path.stem.isdecimal() else 0
+        return (0, number) if len(path.stem) == 20 else (1, -number)
+
+    def _explained(self, use: str) -> contextlib.AbstractContextManager[None]:
+        return _lance.explain_errors(self.folder.parent, self.folder.stem, use)
+
+
+@contextlib.contextmanager
+def survey(folder: Path) -> Iterator[Survey]:
+    """The table in a folder `NAME.lance`. Raises StoreError if it cannot be opened."""
+    folder = folder.absolute()
+    name = folder.name.removesuffix(".lance")
+    with _lance.explain_open_errors(folder.parent, name, None):
+        # One look: what is written meanwhile is of a later version.
+        database = _lance.lancedb().connect(
+            _lance.address(folder.parent), read_consistency_interval=datetime.timedelta(days=365)
+        )
+        table = database.open_table(name)
+        table.checkout(table.version)
+        opened = Survey(folder, table)
+    yield opened
