@@ -7,6 +7,7 @@ from pathlib import Path
 
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import ConfigError
+from embedding_pipelines.overlay import RowMaker, codec_of, searched_release
 from embedding_pipelines.providers.base import InputType
 from embedding_pipelines.quality.queries import query_texts
 from embedding_pipelines.releases import read_releases
@@ -15,6 +16,7 @@ from embedding_pipelines.schemas import SPACE_ID_KEY
 from embedding_pipelines.spec.load import read_pipelines
 from embedding_pipelines.steps.chain import step_named
 from embedding_pipelines.storage.bucket import CacheRules
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 
 KEYS = 4_096  # that are handed on together
@@ -117,8 +119,21 @@ def _spaces(run: Run) -> set[str]:
     return spaces
 
 
+def _pushed_texts(run: Run) -> Iterator[str]:
+    """Those of pushed documents that searches lay over the release, since no run has read them."""
+    log = pushed_log(run.warehouse, run.spec.name)
+    if not log.last():
+        return
+    release = searched_release(run.warehouse, run.folder)
+    changes = (change for _, change in log.changes(release.pushed))
+    if records := [change.record for change in changes if change.record is not None]:
+        codec = codec_of(run.folder, release)
+        yield from RowMaker(run.warehouse, release, run.model, codec).texts(records)
+
+
 def _texts(run: Run) -> Iterator[tuple[str, InputType]]:
     yield from query_texts(run)
+    yield from ((text, "document") for text in _pushed_texts(run))
     for name in run.spec.partition_names:
         for batch in run.folder.chunks.read(name, ["text"]):
             for text in batch["text"].to_pylist():

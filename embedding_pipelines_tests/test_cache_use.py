@@ -7,6 +7,7 @@ import pytest
 from embedding_pipelines.cache_use import cache_use, forget_unused
 from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.errors import BusyError, ConfigError
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import rollback
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines_tests.chain import (
@@ -72,6 +73,17 @@ def test_texts_of_kept_releases_and_of_an_unfinished_run_stay(used: Path) -> Non
     rollback(run_of(used, "p").folder, 1)
     write_csv(used, "a.csv", ROWS)
     assert run_recorded(used, "p")[1] == []
+
+
+def test_texts_that_were_pushed_and_that_no_run_has_read_stay(used: Path) -> None:
+    with Pusher(run_of(used, "p").spec, Warehouse(used)) as pusher:
+        pusher.put([{"id": "new", "title": "a text that was just pushed"}])
+    before = cache_use(used).used_by
+    assert forget_unused(used).unused == 2_000
+    assert cache_use(used).used_by == before
+    with Pusher(run_of(used, "p").spec, Warehouse(used)) as pusher:
+        receipt = pusher.put([{"id": "again", "title": "a text that was just pushed"}])
+    assert receipt.embedded == 0
 
 
 def test_a_deleted_pipelines_vectors_are_unused(used: Path) -> None:
