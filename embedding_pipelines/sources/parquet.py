@@ -40,12 +40,12 @@ class Parquet(FileSource):
             for batch, fine in self._batches(file, table, paths):
                 rows = pa.array(range(first, first + batch.num_rows), pa.int64())
                 first += batch.num_rows
-                values = {path: _column(batch, path) for path in paths}
+                values = {path: column_at(batch, path) for path in paths}
                 values |= {path: pa.nulls(batch.num_rows) for path in lacking}
 
                 def raw(at: int, batch: pa.RecordBatch = batch) -> bytes:
                     names, row = batch.schema.names, batch.slice(at, 1)
-                    shown = [_shown(row.column(number)[0]) for number in range(len(names))]
+                    shown = [shown(row.column(number)[0]) for number in range(len(names))]
                     return json.dumps(dict(zip(names, shown, strict=True)), default=repr).encode()
 
                 yield from documents(self, file, values, rows, raw, log, reasons=fine)
@@ -60,7 +60,7 @@ class Parquet(FileSource):
                 f"{file.name}: {names.count(root)} columns are named {root!r}. Rename all but one."
             )
         try:
-            kind = _column(empty, path).type
+            kind = column_at(empty, path).type
         except KeyError:
             return False
         except pa.ArrowException as error:
@@ -102,7 +102,7 @@ class Parquet(FileSource):
             for batch, other in zip(batches, others, strict=True):
                 reasons: Reasons = {}
                 for path in sorted(is_old):
-                    reasons |= _nanoseconds(path, _column(batch, path), _column(other, path))
+                    reasons |= _nanoseconds(path, column_at(batch, path), column_at(other, path))
                 yield batch, reasons
 
 
@@ -160,7 +160,7 @@ def _is_pointer(file: SourceFile) -> bool:
     return False
 
 
-def _column(rows: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray:
+def column_at(rows: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.ChunkedArray:
     """The field at a path, or the column whose name holds the dots."""
     if path in rows.schema.names:
         return rows.column(path)
@@ -168,7 +168,7 @@ def _column(rows: pa.RecordBatch | pa.Table, path: str) -> pa.Array | pa.Chunked
     return pc.struct_field(rows.column(name), rest)
 
 
-def _shown(value: pa.Scalar) -> Any:
+def shown(value: pa.Scalar) -> Any:
     """A value as JSON has it, or as text."""
     with contextlib.suppress(ValueError, OverflowError, KeyError):  # KeyError: no such time zone
         if pa.types.is_temporal(value.type):
