@@ -233,6 +233,8 @@ def core(environment: Environment) -> None:
     environment.names("explore", "clusters", "toy")
     environment.pipeline("objects", "{provider: hashing}", path="s3://shop/texts.csv")
     environment.names("buckets", "run", "objects")
+    reviews(environment)
+    environment.names("huggingface", "run", "reviews")
     shutil.rmtree(environment.home / "data" / "warehouse" / "dagster")
     without_postgres(environment)
 
@@ -288,6 +290,49 @@ def postgres(environment: Environment) -> None:
         expect(str(error), "Is the server up")
     else:
         raise Failed("A database came from nowhere.")
+
+
+def reviews(environment: Environment) -> None:
+    """A dataset of the hub, which does not answer."""
+    environment.variables["HF_ENDPOINT"] = "http://127.0.0.1:1"
+    source = "{kind: huggingface, dataset: org/reviews, id: id}"
+    text = f"source: {source}\nmodel: {{provider: hashing}}\n"
+    (environment.home / "pipelines" / "reviews.yaml").write_text(text)
+
+
+def huggingface(environment: Environment) -> None:
+    reviews(environment)
+    try:
+        environment.command("run", "reviews")
+    except Failed as error:
+        expect(str(error), "the Hugging Face hub does not give its revision")
+    else:
+        raise Failed("A dataset came from nowhere.")
+
+
+def telemetry(environment: Environment) -> None:
+    """What is sent reaches a server."""
+    environment.pipeline("toy", "{provider: hashing}")
+    paths: list[str] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            paths.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        environment.variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = address
+        environment.command("run", "toy")
+        server.shutdown()
+    if "/v1/traces" not in paths:
+        raise Failed("No span has come.")
 
 
 PDF = """
@@ -527,6 +572,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "buckets": ("buckets", buckets),
     "evaluation": ("evaluation", evaluation),
     "explore": ("explore", explore),
+    "huggingface": ("huggingface", huggingface),
     "int8": ("int8,offline", int8),  # the weights of a model, beside what runs it
     "local": ("local", local),
     "offline": ("offline", offline),
@@ -537,6 +583,7 @@ TRIES: dict[str, tuple[str, Callable[[Environment], None]]] = {
     "server": ("server", server),
     "serving": ("serving", api),
     "sql": ("sql", sql),
+    "telemetry": ("telemetry", telemetry),
     "tensorflow": ("tensorflow", tensorflow),
     "word2vec": ("word2vec", word2vec),
 }

@@ -23,6 +23,7 @@ from embedding_pipelines.errors import (
 from embedding_pipelines.once import once
 from embedding_pipelines.preprocessing.tokens import has_content
 from embedding_pipelines.providers.base import EmbeddingModel, InputType, Response
+from embedding_pipelines.telemetry import current, span
 
 if TYPE_CHECKING:
     from tenacity import RetryCallState, Retrying
@@ -32,6 +33,7 @@ ATTEMPTS = 6  # of a request that is Unreachable: 15 seconds of waits at most, 8
 BUSY_SECONDS = 900.0  # of nothing but refusals to one request, until it fails
 LONG_WAIT_SECONDS = 10.0  # waits as long as this are logged
 LOGGER = logging.getLogger(__name__)
+LABELS = {"gen_ai.operation.name": "embeddings"}  # OpenTelemetry's words for such a request
 
 
 class WrongVector(ProviderError):
@@ -84,6 +86,7 @@ class Sender:
     def __init__(self, model: EmbeddingModel) -> None:
         self.model = model
         self._cancelled = threading.Event()
+        self._context = current()  # of whoever sends: requests go out in threads of their own
 
     def cancel(self) -> None:
         """Whoever waits for the rate limit or before another attempt stops waiting."""
@@ -144,7 +147,13 @@ class Sender:
             raise BadInput("The text is empty: white space or characters that nobody sees.")
         usage, started = request.usage, time.perf_counter()
         try:
-            response = self.model.embed(request.inputs, request.input_type)
+            with span("embeddings", self._context, **LABELS) as labels:
+                labels["embedding_pipelines.texts"] = len(request.inputs)
+                response = self.model.embed(request.inputs, request.input_type)
+                labels["gen_ai.request.model"] = self.model.space.model
+                labels["gen_ai.provider.name"] = self.model.space.provider
+                if response.tokens is not None:
+                    labels["gen_ai.usage.input_tokens"] = response.tokens
         except ProviderError as fault:
             usage.retries += 1
             if isinstance(fault, InvalidReply):

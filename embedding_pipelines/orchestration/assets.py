@@ -36,6 +36,7 @@ from embedding_pipelines.orchestration.resources import (
 )
 from embedding_pipelines.orchestration.schedules import freshness
 from embedding_pipelines.orchestration.source import SOURCE, source_asset
+from embedding_pipelines.orchestration.trail import Noted, step_at_work
 from embedding_pipelines.progress import Paused, Progress, StepReport, sum_reports
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec
@@ -68,7 +69,7 @@ def open_run(
     warehouse.hold(opened, spec.name, log)
     if isinstance(progress, LogProgress):  # lines of the step, so that the log can be filtered
         progress = LogProgress(log, spec.name)
-    return Run(spec, opened, progress, live, options)
+    return Run(spec, opened, Noted(progress), live, options)
 
 
 def build_asset(
@@ -177,10 +178,15 @@ def _perform(
     reports: list[StepReport] = []
     started = lap = time.perf_counter()
     try:
-        with run.folder.lock(), recorded(run, step.name, step is CHAIN[-1]):
+        with (
+            run.folder.lock(),
+            recorded(run, step.name, step is CHAIN[-1]),
+            step_at_work(run.spec.name, context.run_id, step.name) as tell,
+        ):
             for report in step.work(run, names, context.op_execution_context.op_config):
                 seconds, lap = time.perf_counter() - lap, time.perf_counter()
                 reports.append(replace(report, seconds=seconds))
+                tell(reports[-1])
     except BaseException:
         for report in reports:
             if step.partitioned and report.changed:

@@ -13,9 +13,11 @@ import dagster as dg
 from pydantic import Field, PrivateAttr, ValidationError
 
 from embedding_pipelines.errors import BusyError, ConfigError, EmbeddingPipelinesError
+from embedding_pipelines.orchestration.failures import readable_errors
 from embedding_pipelines.orchestration.partitions import take_all_partitions
 from embedding_pipelines.orchestration.records import tag_machine
 from embedding_pipelines.orchestration.retention import delete_old_runs
+from embedding_pipelines.orchestration.trail import run_at_work
 from embedding_pipelines.progress import Progress, StepReport
 from embedding_pipelines.providers.base import EmbeddingModel, ProviderOptions
 from embedding_pipelines.remote import Writer, writing
@@ -33,10 +35,15 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
     _locks: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
     _writers: dict[Path, Writer | None] = PrivateAttr(default_factory=dict)
     _home: Path | None = PrivateAttr(default=None)
+    _trail: contextlib.ExitStack = PrivateAttr(default_factory=contextlib.ExitStack)
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         take_all_partitions(context)
         tag_machine(context)
+        if context.run is not None:
+            with readable_errors():
+                run = run_at_work(context.run.job_name, context.run.run_id)
+                self._trail.enter_context(run)
 
     def open(self, home: Path) -> Warehouse:
         """The warehouse; `home` is the home folder of the definitions.
@@ -81,6 +88,7 @@ class WarehouseResource(dg.ConfigurableResource[Any]):
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:
         """The end of a run, however it was started: let others in, and tidy Dagster's history."""
+        self._trail.close()
         try:
             self._locks.close()
         except EmbeddingPipelinesError as error:  # of what a run made that failed
