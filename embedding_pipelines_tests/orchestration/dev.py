@@ -33,21 +33,23 @@ Ask = Callable[..., Any]
 def dagster_dev(home: Path, **more: str) -> Iterator[Ask]:
     """Webserver and daemon of the instance of a home, or of DAGSTER_HOME if `more` names it."""
     more.setdefault("DAGSTER_HOME", str(ensure_instance_folder(home)))
-    with _served(home, ("dagster", "dev"), home / "dev.log", more) as (ask, _):
+    with serve(home, ("dagster", "dev"), home / "dev.log", more) as (ask, _):
         yield ask
 
 
 @contextmanager
 def webserver(home: Path, **more: str) -> Iterator[Ask]:
     """A web server without a daemon; `more` names its DAGSTER_HOME."""
-    with _served(home, ("dagster-webserver",), home / "webserver.log", more) as (ask, _):
+    with serve(home, ("dagster-webserver",), home / "webserver.log", more) as (ask, _):
         yield ask
 
 
 @contextmanager
-def _served(
+def serve(
     home: Path, words: tuple[str, ...], log: Path, more: Mapping[str, str]
 ) -> Iterator[tuple[Ask, subprocess.Popen[bytes]]]:
+    """A command of Dagster's that has a web server, with what it prints in `log`, as long as the
+    context is open."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
