@@ -18,6 +18,7 @@ from embedding_pipelines.embedding.batch_jobs import BatchJobs
 from embedding_pipelines.errors import BusyError, EmbeddingPipelinesError
 from embedding_pipelines.files import read_json
 from embedding_pipelines.orchestration.dead_runs import end_dead_runs
+from embedding_pipelines.orchestration.looks import Memory, list_source, look
 from embedding_pipelines.orchestration.metadata import asset_key
 from embedding_pipelines.orchestration.partitions import all_partitions
 from embedding_pipelines.orchestration.resources import WarehouseResource
@@ -29,7 +30,6 @@ from embedding_pipelines.orchestration.source import (
 )
 from embedding_pipelines.run import Run
 from embedding_pipelines.spec.pipeline import PipelineSpec, fingerprint
-from embedding_pipelines.steps.documents import inputs_of
 from embedding_pipelines.steps.pending import Pending, pending
 from embedding_pipelines.storage.warehouse import parse_state
 
@@ -134,28 +134,37 @@ def pipeline_sensor(spec: PipelineSpec, home: Path) -> dg.SensorDefinition:
         run = Run(spec, warehouse.open(home))
         try:
             end_dead_runs(context.instance, run.warehouse)
-            files = inputs_of(run)
-            state = pending(run, files)
+            memory, now = Memory.of(context.cursor), time.time()
+            if spec.events is None:
+                cursor, seen = context.cursor, list_source(run, now)
+            elif not memory.is_calm and _is_under_way(run, context.instance):
+                return dg.SensorResult(skip_reason="a run is under way")
+            else:
+                cursor, seen = memory.decision, look(run, memory, now)
+            state = pending(run, seen.files)
             is_under_way = not state.is_empty and _is_under_way(run, context.instance)
         except EmbeddingPipelinesError as error:
             return dg.SensorResult(skip_reason=str(error))
-        version = listing_version(listing_of(files), fingerprint(spec))
-        decision = decide(state, version, is_under_way, context.cursor, time.time())
+        version = listing_version(listing_of(seen.files), fingerprint(spec))
+        decision = decide(state, version, is_under_way, cursor, now)
+        following = decision.cursor
+        if spec.events is not None:
+            following = Memory(seen.listed_at, decision.cursor).dump()
+        if seen.note:
+            context.log.warning(seen.note)
         if decision.run_key is None:
-            return dg.SensorResult(skip_reason=decision.reason, cursor=decision.cursor)
+            return dg.SensorResult(skip_reason=decision.reason, cursor=following)
         context.log.info(decision.reason)
         tags = {**all_partitions(spec), "why": state.brief}
         request = dg.RunRequest(run_key=decision.run_key, tags=tags)
-        version, metadata = observe(files)
+        version, metadata = observe(seen.files)
         observation = dg.AssetObservation(
             asset_key(spec, SOURCE),
             description=decision.reason,
             metadata=metadata,
             tags={DATA_VERSION_TAG: version},
         )
-        return dg.SensorResult(
-            run_requests=[request], asset_events=[observation], cursor=decision.cursor
-        )
+        return dg.SensorResult(run_requests=[request], asset_events=[observation], cursor=following)
 
     return source_sensor
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from embedding_pipelines.errors import BucketError, SourceError, did_you_mean
 from embedding_pipelines.home import warehouse_folder
-from embedding_pipelines.objects import Bucket, Object, is_uri, open_bucket
+from embedding_pipelines.objects import URI, Bucket, Object, is_uri, open_bucket
 from embedding_pipelines.sources.inputs import Input, SourceFile, SourceObject
 
 _MAGIC = frozenset("*?[")
@@ -38,6 +38,31 @@ def find(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[
     Files in the warehouse are the pipelines' own output and never count as input.
     """
     return _survey(entries, home, suffixes, {})
+
+
+def covers(entries: Iterable[str], suffixes: tuple[str, ...], uri: str) -> bool:
+    """Whether `find` has the object of this URI, if there is one. Whatever only stands for a folder
+    is none."""
+    match = URI.fullmatch(uri)
+    if match is None or match[3].endswith("/"):
+        return False
+    for entry in filter(is_uri, entries):
+        scheme, bucket, rest = URI.fullmatch(entry).groups()  # type: ignore[union-attr]
+        parts = [part for part in rest.split("/") if part]
+        if (scheme, bucket) != match.group(1, 2):
+            continue
+        if match[3] == "/".join(parts):
+            return True
+        if any(_MAGIC & set(part) for part in parts):
+            parts += ["*"] if parts[-1] == "**" else []
+            is_covered = _matches(match[3].split("/"), parts)
+        else:
+            is_covered = match[3].lower().endswith(suffixes) and _matches(
+                match[3].split("/"), [*parts, "**", "*"]
+            )
+        if is_covered:
+            return True
+    return False
 
 
 def omissions(entries: Iterable[str], home: Path, suffixes: tuple[str, ...]) -> list[str]:

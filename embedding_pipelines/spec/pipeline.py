@@ -26,7 +26,8 @@ from embedding_pipelines.preprocessing.base import Preprocessing
 from embedding_pipelines.providers.aliases import parse_model
 from embedding_pipelines.providers.base import ProviderOptions
 from embedding_pipelines.schemas import digest
-from embedding_pipelines.sources.base import Source
+from embedding_pipelines.sources.base import FileSource, Source
+from embedding_pipelines.sources.events import ADDRESS
 from embedding_pipelines.spec.evaluation import Evaluation, Optimized
 from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.spec.search import Search
@@ -113,6 +114,7 @@ class PipelineSpec(BaseModel):
     receipts: ReceiptOptions = ReceiptOptions()
     budget: Budget | None = None
     schedule: str | None = None
+    events: str | None = None  # the queue that the notifications of the source's bucket go to
     partitions: int = Field(16, ge=1, le=MAX_PARTITIONS)
     seed: int = 0  # of samples for metrics
     _written: dict[str, str] = PrivateAttr(default_factory=dict)  # see `keep_variables`
@@ -180,6 +182,21 @@ class PipelineSpec(BaseModel):
                 "such as '0 2 * * *', or @daily; the day has to be one of the month"
             )
         return schedule
+
+    @field_validator("events")
+    @classmethod
+    def _check_events(cls, events: str | None, info: ValidationInfo) -> str | None:
+        source = info.data.get("source")
+        if events is None or source is None:
+            return events
+        if not ADDRESS.fullmatch(events):
+            raise ValueError(f"{events!r} is no URL of an SQS queue: write https://sqs.…")
+        paths = source.path if isinstance(source, FileSource) else ()
+        if not paths or not all(path.startswith("s3://") for path in paths):
+            raise ValueError(
+                "a queue has events of S3 alone; name only s3:// addresses in source.path"
+            )
+        return events
 
     @field_validator("owners")
     @classmethod

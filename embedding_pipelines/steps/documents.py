@@ -424,10 +424,11 @@ def absorbed(run: Run) -> int:
 def inputs_of(run: Run) -> list[Input]:
     """The parts of the source as they are now, and the segments of the log of what was pushed.
     Raises as `Source.files`."""
-    return [*run.spec.source.files(run.warehouse.home), *_segments(run)]
+    return [*run.spec.source.files(run.warehouse.home), *segments_of(run)]
 
 
-def _segments(run: Run) -> Iterator[SourceFile]:
+def segments_of(run: Run) -> Iterator[SourceFile]:
+    """The segments of the log of what was pushed."""
     log = pushed_log(run.warehouse, run.spec.name)
     log.fetch()
     log.require(max((each.pushed for each in read_releases(run.folder).releases), default=0))
