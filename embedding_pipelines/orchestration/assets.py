@@ -181,7 +181,7 @@ def _perform(
         with (
             run.folder.lock(),
             recorded(run, step.name, step is CHAIN[-1]),
-            step_at_work(run.spec.name, context.run_id, step.name) as tell,
+            step_at_work(run.spec.name, context.run.run_id, step.name) as tell,
         ):
             for report in step.work(run, names, context.op_execution_context.op_config):
                 seconds, lap = time.perf_counter() - lap, time.perf_counter()
