@@ -48,8 +48,10 @@ def create(
     text, like = read_text(config), name_of([config.name])
     try:
         text = text if model is None else with_options(text, {("model",): model})
-        values = _values(text) | ({"name": name} if name else {})
-        result = _on_server(server, values, like) if server else _here(text, values, like)
+        values = _values(text)
+        kept = None if "name" in values else text  # a pipeline file has its name outside
+        values |= {"name": name} if name else {}
+        result = _on_server(server, values, like) if server else _here(kept, values, like)
     except ExistsError:
         raise
     except (ConfigError, YAMLError) as error:
@@ -74,7 +76,7 @@ def _values(text: str) -> dict[str, Any]:
     return values
 
 
-def _here(text: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:
+def _here(text: str | None, values: Mapping[str, Any], like: str) -> dict[str, Any]:
     from embedding_pipelines.spec.create import create_from
     from embedding_pipelines.spec.ids import pipeline_ids
     from embedding_pipelines.spec.pipeline import PipelineSpec

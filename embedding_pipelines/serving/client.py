@@ -33,6 +33,8 @@ from embedding_pipelines.serving.wire import (
     RunFailed,
     RunReply,
     RunsReply,
+    SearchAnswer,
+    SearchAnswers,
     ServingError,
     Unavailable,
 )
@@ -230,6 +232,20 @@ class EmbeddingPipelines(_Client):
         calls = embed(texts, model, input_type, truncate)
         return _joined(texts, [self._send(call) for call in calls])
 
+    def search(
+        self,
+        query: str | Sequence[str],
+        pipeline: int | str | None = None,
+        *,
+        k: int = 10,
+        filter: str | Mapping[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> SearchAnswer | SearchAnswers:
+        """The best chunks for a query, or for each of many. `pipeline`: its number or name; None: the
+        only one. `filter`: a condition such as `price < 9`, or columns with what they are. `mode`:
+        vector, text or hybrid; None: as the pipeline says."""
+        return self._send(search(query, pipeline, k, filter, mode))
+
     def metrics(self) -> str:
         """What a monitor watches, in Prometheus' text format."""
         return self._send(Call("GET", "/metrics", _text))
@@ -348,6 +364,17 @@ class AsyncEmbeddingPipelines(_Client):
         calls = embed(texts, model, input_type, truncate)
         return _joined(texts, [await self._send(call) for call in calls])
 
+    async def search(
+        self,
+        query: str | Sequence[str],
+        pipeline: int | str | None = None,
+        *,
+        k: int = 10,
+        filter: str | Mapping[str, Any] | None = None,
+        mode: str | None = None,
+    ) -> SearchAnswer | SearchAnswers:
+        return await self._send(search(query, pipeline, k, filter, mode))
+
     async def metrics(self) -> str:
         return await self._send(Call("GET", "/metrics", _text))
 
@@ -443,6 +470,22 @@ def embed(
     call = Call("POST", "/v1/embeddings", _as(EmbeddingsResponse))
     for first in range(0, len(every), TEXTS_PER_REQUEST):
         yield replace(call, body={**body, "input": every[first : first + TEXTS_PER_REQUEST]})
+
+
+def search(
+    query: str | Sequence[str],
+    pipeline: int | str | None,
+    k: int,
+    filter: str | Mapping[str, Any] | None,
+    mode: str | None,
+) -> Call[SearchAnswer | SearchAnswers]:
+    queries = query if isinstance(query, str) else list(query)
+    body = {"query": queries, "pipeline": pipeline, "k": k, "filter": filter, "mode": mode}
+    given = {name: value for name, value in body.items() if value is not None}
+    kind: type[SearchAnswer | SearchAnswers] = (
+        SearchAnswer if isinstance(query, str) else SearchAnswers
+    )
+    return Call("POST", "/search", _as(kind), given)
 
 
 class _Waiting:

@@ -78,7 +78,7 @@ def create_from(
     chosen = values.pop("name", "")
     if not isinstance(chosen, str):
         raise ConfigError(f"name: {chosen!r} is no text. Write a name such as 'products'.")
-    text = as_yaml(values) if text is None or "name" in config else text
+    text = as_yaml(values) if text is None else text
     if chosen:
         return create_pipeline(home, text, chosen, check)
     base = like or _name_for(values)

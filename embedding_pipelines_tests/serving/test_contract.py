@@ -8,25 +8,33 @@ import itertools
 import json
 import os
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import boto3
 import httpx2
 import pytest
 
 from embedding_pipelines import EmbeddingPipelines
 from embedding_pipelines.files import write_json
+from embedding_pipelines_tests.buckets import TestBucket, new_bucket
 from embedding_pipelines_tests.chain import write_csv
 from embedding_pipelines_tests.commands import EXECUTABLE, check_envelope
 from embedding_pipelines_tests.providers.test_hf_models import bert_tokenizer, network
+from embedding_pipelines_tests.serving.processes import serving
 
 KEY = "your_key_here"
 PROGRAM = "openclaw embedding-pipelines"  # as the contract calls it
-HOST = "http://api.openclaw.com"
+HOST, MY_SERVER = "http://api.openclaw.com", "http://my-server:8080"
+SAGEMAKER = """\
+sagemaker:
+  role: arn:aws:iam::123456789012:role/serve
+  image: 123456789012.dkr.ecr.us-east-1.amazonaws.com/embedding-pipelines:0.1
+  bucket: {bucket}/bundles
+"""
 BERT = {
     "hidden_size": 768,
     "num_hidden_layers": 1,
@@ -53,15 +61,18 @@ pytestmark = pytest.mark.slow
 
 
 class Place(NamedTuple):
-    """A home folder, which is also where commands are typed, and its server."""
+    """A home folder, which is also where commands are typed, its server, and one to deploy to."""
 
     home: Path
     server: str
+    other: str  # the contract's http://my-server:8080
+    bucket: TestBucket  # on a server that also plays SageMaker
     environment: dict[str, str]
 
     def type(self, line: str, *more: str) -> subprocess.CompletedProcess[str]:
         """Type a command of the contract."""
         assert line.startswith(f"{PROGRAM} ")
+        line = line.replace(MY_SERVER, self.other)
         words = [EXECUTABLE, *shlex.split(line.removeprefix(PROGRAM)), *more]
         return subprocess.run(
             words, cwd=self.home, env=self.environment, capture_output=True, text=True, check=False
@@ -101,25 +112,23 @@ def write_texts(home: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory, s3_address: str) -> Iterator[Place]:
     home = tmp_path_factory.mktemp("contract")
     save_bert(home)
     for name in ("data.csv", "text_data.csv"):
         write_texts(home, name)
     number_next(home, 123)
-    environment = {**os.environ, "EMBEDDING_API_KEY": KEY, "EMBEDDING_PIPELINES_HOME": str(home)}
-    environment.pop("DAGSTER_HOME", None)
-    with subprocess.Popen(
-        [EXECUTABLE, "serve", "--port", "0"], env=environment, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("Ready on ")
-            yield Place(home, line.split()[2], environment)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+    with pytest.MonkeyPatch.context() as patch:
+        bucket = new_bucket(s3_address, patch)
+        patch.setenv("EMBEDDING_API_KEY", KEY)
+        patch.setenv("EMBEDDING_PIPELINES_HOME", str(home))
+        patch.delenv("DAGSTER_HOME", raising=False)
+        (home / "deploy.yaml").write_text(SAGEMAKER.format(bucket=bucket.uri))
+        with (
+            serving(home, key=KEY) as server,
+            serving(tmp_path_factory.mktemp("my-server"), key=KEY) as other,
+        ):
+            yield Place(home, server, other, bucket, dict(os.environ))
 
 
 def ended(place: Place, run: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +184,54 @@ def test_example_1(place: Place) -> None:
     assert said.returncode == 0, said.stderr
     path = place.home / "pipelines" / f"{created['pipeline']}.yaml"
     assert '"kind": "int8"' in path.read_text()  # which stays the JSON that it was
+
+
+def test_deploy_to_a_server(place: Place) -> None:
+    said = place.type(
+        "openclaw embedding-pipelines deploy --pipeline-id 123 --endpoint http://my-server:8080"
+    )
+    assert said.returncode == 0, said.stderr
+    answer = httpx2.post(
+        f"{place.other}/search",
+        json={"query": "cat dog fox", "k": 1},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=60,
+    )
+    assert answer.json()["hits"][0]["text"] == "cat dog fox"
+    reply = place.ask("GET", "/api/embedding-pipelines?filter=deployed").json()
+    assert [each["endpoints"] for each in reply["pipelines"]] == [[place.other]]
+    refused = place.ask("DELETE", "/api/embedding-pipelines/123")
+    assert refused.status_code == 409
+    assert "Undeploy it first" in refused.json()["error"]
+
+
+def test_example_2(place: Place) -> None:
+    def sagemaker(action: str) -> list[Any]:
+        aws = boto3.client("sagemaker", "us-east-1", endpoint_url=place.bucket.address)
+        found: list[Any] = getattr(aws, f"list_{action}")()[
+            "".join(map(str.title, action.split("_")))
+        ]
+        return found
+
+    said = place.type(
+        "openclaw embedding-pipelines deploy --pipeline-id 456 "
+        "--endpoint https://sagemaker-endpoint.aws.com"
+    )
+    assert said.returncode == 0, said.stderr
+    assert [each["EndpointName"] for each in sagemaker("endpoints")] == ["sagemaker-endpoint"]
+    with place.client() as client:
+        run = client.wait(client.undeploy(456))
+        removed = run.result["removed"]
+        assert isinstance(removed, list)
+        assert removed[0] == "endpoint sagemaker-endpoint"
+        assert sagemaker("endpoints") == sagemaker("models") == []
+
+        client.wait(client.deploy(456, "https://sagemaker-endpoint.aws.com"))
+        assert len(sagemaker("endpoints")) == 1
+    said = place.type(f"{PROGRAM} undeploy --pipeline-id 456")
+    assert said.returncode == 0, said.stderr
+    assert "removed endpoint sagemaker-endpoint" in said.stdout
+    assert sagemaker("endpoints") == sagemaker("models") == sagemaker("endpoint_configs") == []
 
 
 def test_commands_do_the_same_on_a_server(place: Place) -> None:
@@ -259,6 +316,15 @@ def test_the_snippets(
         names,
     )
     assert capsys.readouterr().out == "Fix config and retry\n"
+    call = """\
+import requests
+response = requests.post('http://api.openclaw.com/api/embedding-pipelines/deploy', \
+json={"id": 123, "endpoint": "http://my-server:8080"}, \
+headers={"Authorization": f"Bearer {os.environ['EMBEDDING_API_KEY']}"})
+"""
+    run(call.replace(HOST, place.server).replace(MY_SERVER, place.other), names)
+    assert names["response"].status_code == 202
+    assert ended(place, names["response"].json())["status"] == "succeeded"
     names["config"] = {"model": "bert", "data_path": "data.csv"}
     run("response = client.create_pipeline(config)", names)
     assert names["response"].pipeline == "data"

@@ -1,0 +1,42 @@
+"""The command `keys`: a key is shown once."""
+
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.serving.auth import Keys
+from embedding_pipelines_tests.commands import Command
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_a_key_is_made_shown_once_and_removed(command: Command, home: Path) -> None:
+    assert "There are no keys" in command("keys").out
+    said = command("keys", "--add", "page", "--scope", "read", "--per-minute", "60")
+    assert said.code == 0, said.err
+    token = said.out.splitlines()[1]
+    assert Keys(None, home).check(token, "read") == "page"
+    listed = command("keys")
+    assert "page" in listed.out
+    assert token not in listed.out
+    (key,) = command("keys", "--json").results
+    assert key.keys() == {"name", "scope", "per_minute", "created_at"}
+    assert command("keys", "--remove", "page").out == "page: removed\n"
+    assert command("keys", "--json").results == []
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--add", "a", "--remove", "b"], "not both"),
+        (["--add", "a", "--scope", "root"], "scope is 'root'"),
+        (["--remove", "nobody"], "There is no key 'nobody'"),
+    ],
+)
+def test_what_cannot_be_is_said(command: Command, home: Path, words: list[str], error: str) -> None:
+    said = command("keys", *words)
+    assert said.code == 1
+    assert error in said.err

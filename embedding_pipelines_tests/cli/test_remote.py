@@ -1,0 +1,90 @@
+"""Commands with `--server`, in this process, against an application in a thread."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedding_pipelines.environment import HOME_VARIABLE
+from embedding_pipelines.serving.runs import Runs
+from embedding_pipelines_tests.chain import write_csv
+from embedding_pipelines_tests.commands import Command
+from embedding_pipelines_tests.serving.live import live
+from embedding_pipelines_tests.serving.test_runs import STUB
+
+KEY = "key-of-the-tests"
+CONFIG = "model: hashing\ndata_path: data/texts.csv\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server; commands are typed in another, empty folder."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    here.mkdir()
+    write_csv(there, "texts.csv", [("red fox",), ("blue whale",)], "text")
+    monkeypatch.setenv("EMBEDDING_API_KEY", KEY)
+    monkeypatch.setenv(HOME_VARIABLE, str(here))
+    monkeypatch.chdir(here)
+    (here / "products.yaml").write_text(CONFIG)
+    with live(there, KEY) as (address, server, _):
+        server.runs = Runs(there, (sys.executable, "-c", STUB))
+        yield address
+        (there / "end").write_text("")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(monkeypatch, capsys)
+
+
+def test_commands_go_to_the_server(command: Command, server: str, tmp_path: Path) -> None:
+    said = command("create", "--config", "products.yaml", "--server", server)
+    assert said.code == 0, said.err
+    assert f"products: pipeline 1 is created, on {server}" in said.out
+    (tmp_path / "here" / "products.yaml").write_text(CONFIG + "seed: 3\n")
+    said = command("create", "--config", "products.yaml", "--server", server, "--json")
+    assert said.results[0]["pipeline"] == "texts"  # the name was taken: it is the data's
+    said = command("list", "--server", server)
+    assert "products" in said.out
+    assert [row["pipeline"] for row in command("list", "--server", server, "--json").results] == [
+        "products",
+        "texts",
+    ]
+    assert (
+        command("list", "--filter", "active", "--server", server).out == "No pipeline is active.\n"
+    )
+    (tmp_path / "there" / "end").write_text("")
+    said = command("run", "products", "--server", server)
+    assert said.code == 0, said.err
+    assert "succeeded" in said.out
+    (tmp_path / "there" / "end").write_text("The disk is full.")
+    said = command("optimize", "--pipeline-id", "1", "--method", "int8", "--server", server)
+    assert said.code == 1
+    assert "products: The disk is full." in said.err
+    said = command("metrics", "--server", server, "--json")
+    assert any(sample["name"].endswith("requests_total") for sample in said.results)
+    said = command("delete", "products", "--server", server)
+    assert (said.code, "Say --yes to delete it" in said.err) == (1, True)
+    said = command("delete", "products", "--yes", "--server", server)
+    assert f"products: deleted on {server}" in said.out
+    assert not list((tmp_path / "here").glob("pipelines/*"))
+
+
+def test_what_the_server_refuses_is_an_error_in_its_words(
+    command: Command, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = command("optimize", "9", "--method", "int8", "--server", server)
+    assert (said.code, "There is no pipeline '9'" in said.err) == (1, True)
+    said = command("deploy", "9", "--endpoint", "http://localhost:1", "--server", server)
+    assert (said.code, "There is no pipeline '9'" in said.err) == (1, True)
+    said = command("undeploy", "9", "--server", server)
+    assert (said.code, "There is no pipeline '9'" in said.err) == (1, True)
+    said = command("run", "--re-embed", "x", "--server", server)
+    assert (said.code, "takes no other option" in said.err) == (1, True)
+    monkeypatch.setenv("EMBEDDING_API_KEY", "wrong")
+    said = command("list", "--server", server)
+    assert (said.code, said.out) == (1, "")
+    assert "The key is wrong" in said.err
+    said = command("list", "--server", "my-server:8080")
+    assert (said.code, "is no server" in said.err) == (1, True)
