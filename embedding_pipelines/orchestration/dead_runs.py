@@ -14,6 +14,7 @@ from embedding_pipelines.storage.warehouse import Warehouse
 
 SILENT_SECONDS = 300.0  # a run that lives takes its lock, or says something, sooner than that
 SILENT_ELSEWHERE_SECONDS = 86_400.0  # of a run on another machine, whose lock is not seen from here
+OPTIMIZES = "__optimize"  # the end of the name of a job that has the lock of a pipeline's runs
 ENDED = "The process of this run was ended from outside; the next run goes on from it."
 
 
@@ -45,7 +46,7 @@ def _is_silent(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
 def _is_free(run: dg.DagsterRun, warehouse: Warehouse) -> bool:
     """Whether all pipelines of a run are in this warehouse, and no process is at work on any."""
     keys = run.asset_selection or ()
-    names = {key.path[0] for key in keys} or {run.job_name}
+    names = {key.path[0] for key in keys} or {run.job_name.removesuffix(OPTIMIZES)}
     for name in names:
         folder = warehouse.pipeline(name)
         if not folder.has_lock("run"):

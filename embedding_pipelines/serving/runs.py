@@ -25,7 +25,6 @@ from pydantic import BaseModel
 
 from embedding_pipelines.errors import BusyError
 from embedding_pipelines.files import delete, list_files, read_json, write_json
-from embedding_pipelines.orchestration.dead_runs import ENDED
 from embedding_pipelines.serving.wire import Conflict, NotFound, RunKind, RunReply, RunStatus
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -212,6 +211,7 @@ class Runs:
 
     def _end(self, record: Record) -> Record:
         """A record whose process is gone: as the process wrote it last, or as killed."""
+        from embedding_pipelines.orchestration.dead_runs import ENDED
         from embedding_pipelines.orchestration.history import end_run
 
         record = self.read(record.run_id)

@@ -120,6 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, s3_address: str) -> Iterator
     number_next(home, 123)
     with pytest.MonkeyPatch.context() as patch:
         bucket = new_bucket(s3_address, patch)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("EMBEDDING_API_KEY", KEY)
         patch.setenv("EMBEDDING_PIPELINES_HOME", str(home))
         patch.delenv("DAGSTER_HOME", raising=False)
@@ -197,6 +198,7 @@ def test_deploy_to_a_server(place: Place) -> None:
         headers={"Authorization": f"Bearer {KEY}"},
         timeout=60,
     )
+    assert answer.status_code == 200, answer.text
     assert answer.json()["hits"][0]["text"] == "cat dog fox"
     reply = place.ask("GET", "/api/embedding-pipelines?filter=deployed").json()
     assert [each["endpoints"] for each in reply["pipelines"]] == [[place.other]]
@@ -268,7 +270,7 @@ def test_commands_do_the_same_on_a_server(place: Place) -> None:
         ("create --config wrong.yaml", "Invalid config"),
         ("optimize --pipeline-id 999 --method pca --dimensions 128", "999"),
         ("deploy --pipeline-id 999 --endpoint http://my-server:8080", "999"),
-        ("deploy --pipeline-id 123 --endpoint nowhere", "endpoint"),
+        ("deploy --pipeline-id 123 --endpoint ftp://nowhere", "endpoint"),
         ("list --filter activ", "active"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import uuid
@@ -140,3 +141,11 @@ def test_the_oldest_records_go(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(NotFound):
         runs.get(ids[0])
     assert len(list(runs.folder.glob("*.log"))) == 2
+
+
+def test_a_server_does_not_load_dagster_to_start() -> None:
+    code = "import sys, embedding_pipelines.serving.api; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert not {"dagster", "torch", "lancedb"} & set(loaded)
