@@ -25,7 +25,7 @@ from embedding_pipelines.files import (
 from embedding_pipelines.space import Space
 from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.load import find_file
-from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, PipelineSpec
+from embedding_pipelines.spec.pipeline import KEPT_AS_WRITTEN, NAME, PipelineSpec
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 from embedding_pipelines.variables import expand_all
 
@@ -169,7 +169,8 @@ def find_released(warehouse: Warehouse, pipeline: str | int) -> str:
     """The name of the pipeline with this name or number; it may have lost its file since it was
     released. Raises ConfigError if there is none."""
     name = find_name(warehouse.home, str(pipeline))
-    if not warehouse.pipeline(name).folder.exists():
+    # Another name may come from a request, and be a path.
+    if not NAME.fullmatch(name) or not warehouse.pipeline(name).folder.exists():
         find_file(name, warehouse.home)
     return name
 

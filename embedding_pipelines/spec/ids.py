@@ -17,7 +17,7 @@ from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 
 LOCK_SECONDS = 10.0  # for other processes, each of which takes milliseconds
-NUMBER = re.compile(r"[0-9]+")  # which no name is: names begin with a letter
+NUMBER = re.compile(r"[0-9]{1,18}")  # which no name is: names begin with a letter
 
 
 def pipeline_ids(home: Path) -> dict[str, int]:

@@ -295,6 +295,19 @@ def test_statuses_and_bodies_of_errors(place: Place) -> None:
         assert words in response.json()["error"]
 
 
+def test_the_config_format(place: Place) -> None:
+    """A pipeline without files, which programs feed."""
+    config = {"model": "bert", "input_type": "text", "output_dim": 768}
+    place.write("config.json", json.dumps(config))
+    said = place.type(f"{PROGRAM} create --config config.json")
+    assert said.returncode == 0, said.stderr
+    reply = place.ask("POST", "/api/embedding-pipelines", json=config)
+    assert (reply.status_code, reply.json()["pipeline"]) == (201, "bert")
+    reply = place.ask("POST", "/api/embedding-pipelines", json={**config, "output_dim": 100})
+    assert reply.status_code == 400
+    assert "output_dim is 100, but model and compression give 768" in reply.json()["error"]
+
+
 def test_the_snippets(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

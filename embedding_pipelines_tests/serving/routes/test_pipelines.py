@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
@@ -262,3 +263,26 @@ def test_what_is_deployed_nowhere_cannot_be_undeployed(client: TestClient) -> No
         reply = client.post(f"{PATH}/undeploy", json=body)
         assert reply.status_code == 400
         assert "is deployed to no endpoint" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("id", ["9" * 5000, "..", "../../p", "%2e%2e", "a\x00b", "Texts"])
+def test_no_route_takes_a_path_or_an_endless_number_for_a_pipeline(
+    client: TestClient, server: Server, id: str
+) -> None:
+    """`p` is a whole warehouse's pipeline, but of another home."""
+    other = server.home / "data" / "p"
+    other.mkdir()
+    (other / "releases.json").write_text("{}")
+    add(client)
+    quoted = quote(id, safe="")
+    calls = [
+        client.post("/search", json={"query": "fox", "pipeline": id}),
+        client.post(f"{PATH}/{quoted}/documents", json={"documents": [{"id": "1", "text": "x"}]}),
+        client.post(f"{PATH}/{quoted}/documents/delete", json={"ids": ["1"]}),
+        client.post(f"{PATH}/deploy", json={"id": id, "endpoint": "http://localhost:1"}),
+        client.post("/v1/embeddings", json={"model": id, "input": "fox"}),
+    ]
+    for reply in calls:
+        assert reply.status_code in (400, 404, 405), f"{reply.url}: {reply.text}"
+        assert reply.json()["error"]
+    assert [path.name for path in other.iterdir()] == ["releases.json"]
