@@ -22,8 +22,12 @@ from embedding_pipelines.vectors import Vectors, to_matrix, unit
 
 MAX_K = 1_000  # more rows of one query are the table's
 MAX_SHARE = 0.5  # of the memory that is free when the index is built
+# Measured on 100,000 x 384 in 400 clusters, k = 10, one thread of two processors under load: recall@10
+# and median with a width of 48, 64, 96: 0.981, 0.989, 0.996 and 0.31, 0.32, 0.39 ms; built in 29 s of
+# processor time, 145 MB. In float32: 64: 0.995 and 0.46 ms; 61 s, 273 MB. int8 finds 0.935.
 CONNECTIVITY, BUILD_WIDTH = 16, 64  # neighbours of a node, and candidates for them
-SEARCH_WIDTH = 64  # candidates of a search, at least
+SEARCH_WIDTH = 96  # candidates of a search, at least
+NUMBERS = "f16"  # scores are within 0.0005 of the table's
 MEMORY, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
@@ -52,14 +56,14 @@ class MemoryIndex:
         if codec.metric != "cosine" or codec.rescoring_codec is not None:
             return None
         count, free = table.rows(version), available_bytes() if free_bytes is None else free_bytes
-        least = count * (codec.dimensions * 4 + CONNECTIVITY * 10) + table.size_bytes()
+        least = count * (codec.dimensions * 2 + CONNECTIVITY * 10) + table.size_bytes()
         if not count or (free is not None and least > free * MAX_SHARE):
             return None
         usearch = need("usearch.index", "serving")
         graph = usearch.Index(
             ndim=codec.dimensions,
             metric="ip",
-            dtype="f32",
+            dtype=NUMBERS,
             connectivity=CONNECTIVITY,
             expansion_add=BUILD_WIDTH,
             expansion_search=SEARCH_WIDTH,

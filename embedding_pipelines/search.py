@@ -23,7 +23,7 @@ from embedding_pipelines.embedding.texts import TooLong, prepare
 from embedding_pipelines.errors import ConfigError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.memory import MAX_K as MEMORY_K
-from embedding_pipelines.memory import MemoryIndex
+from embedding_pipelines.memory import MemoryIndex, available_bytes
 from embedding_pipelines.overlay import (
     UNRELEASED,
     Overlaid,
@@ -33,11 +33,19 @@ from embedding_pipelines.overlay import (
     table_of,
 )
 from embedding_pipelines.providers.base import EmbeddingModel, check_reply
-from embedding_pipelines.ranking import Filter, Query, find, rows_needed
-from embedding_pipelines.releases import doubts, find_released, live_release
+from embedding_pipelines.ranking import Filter, Query, condition_of, find, rows_needed
+from embedding_pipelines.releases import (
+    doubts,
+    find_released,
+    live_release,
+    no_release,
+    read_releases,
+)
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES
 from embedding_pipelines.space import Space, require_same_space
+from embedding_pipelines.spec.load import find_pipeline
+from embedding_pipelines.spec.pipeline import PipelineSpec
 from embedding_pipelines.spec.search import Mode
 from embedding_pipelines.storage.warehouse import Warehouse
 from embedding_pipelines.vectors import Vectors
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_K = 10_000
+TEXTS_SHARE = 0.1  # of the free memory that unreleased texts may take, compressed
 REMEDY = "Shorten it, or search with its beginning: too_long='cut', on the command line --cut."
 ATTEMPTS = 3  # of a query, since a user waits
 HIT_COLUMNS = {
@@ -74,7 +83,7 @@ class SearchResult(BaseModel, frozen=True):
     """The results of one query, for command line, API and client alike."""
 
     pipeline: str
-    release: int
+    release: int  # 0: texts of a pipeline that has none yet
     space_id: str
     query: str
     mode: Mode = "vector"  # the path that it took
@@ -442,6 +451,7 @@ class Searcher:
         before = self.release
         if not self._table.lacks(before.version):
             return False
+        self._memory = None
         live = live_release(self._folder)
         types = live.spec.source.metadata_types
         if live.space != before.space or types != before.spec.source.metadata_types:
@@ -449,7 +459,7 @@ class Searcher:
         table = live.spec.store.table(self._table_folder, live.table)
         if table.lacks(live.version):
             return False
-        self.release, self._table, self._memory = live, table, None
+        self.release, self._table = live, table
         self._overlay = Overlay(self._warehouse, live, self.model, self.codec)
         return True
 
@@ -471,13 +481,7 @@ class Searcher:
         return result
 
     def _clean(self, query: str, name: str) -> str:
-        """The query, cleaned as documents are; ConfigError, beginning with `name`, if empty."""
-        if not isinstance(query, str):
-            raise ConfigError(f"{name} is {query!r}, not a text. Write at least one word.")
-        text = self.release.spec.preprocessing.clean.text(query)
-        if not text:
-            raise ConfigError(f"{name} is empty after cleaning. Write at least one word.")
-        return text
+        return clean_query(self.release.spec, query, name)
 
     def _check(self, space: Space, k: int) -> None:
         """ConfigError for a wrong k, SpaceMismatchError for a space that is not the release's."""
@@ -490,6 +494,88 @@ class Searcher:
             f"Query it with {release.space.provider}:{release.space.model}, or run "
             f"`embedding-pipelines run {release.spec.name}` to build a release in the new space.",
         )
+
+
+class UnreleasedTexts:
+    """The texts of a pipeline without a release, as they have been cut so far, searched by words:
+    vectors, checks and release may take hours. They are in memory alone.
+
+    Raises ConfigError for a pipeline that there is not, ReleaseError before its texts are cut.
+    """
+
+    def __init__(self, warehouse: Warehouse, pipeline: str | int) -> None:
+        name = find_released(warehouse, pipeline)
+        self.spec, folder = find_pipeline(name, warehouse.home), warehouse.pipeline(name)
+        manifests = folder.chunks.manifests(self.spec.partition_names)
+        if not manifests:
+            raise no_release(folder)
+        self.digests = tuple(manifest.digest for manifest in manifests)
+        free = available_bytes()
+        if free is not None and sum(each.size_bytes for each in manifests) > free * TEXTS_SHARE:
+            raise StoreError(
+                f"Pipeline {name!r} has no release yet, and its texts are too many to be searched in "
+                f"memory. Run `embedding-pipelines run {name}` to its end."
+            )
+        types = self.spec.source.metadata_types
+        columns = [name for name in HIT_COLUMNS if name != "score"] + list(types)
+        schema = pa.schema([(name, {**CHUNK_COLUMNS, **_arrow(types)}[name]) for name in columns])
+        batches = [
+            pa.RecordBatch.from_arrays([batch[column] for column in columns], schema=schema)
+            for partition in self.spec.partition_names
+            for batch in folder.chunks.read(partition, columns)
+        ]
+        rows = pa.Table.from_batches(batches, schema)
+        self._texts = self.spec.store.in_memory(rows, self.spec.search.language)
+        self.note = (
+            f"Pipeline {name!r} has no release yet: searched are its texts as they are cut so far "
+            f"({len(manifests)} of {self.spec.partitions} partitions), unchecked."
+        )
+
+    def search(self, query: str, k: int = 10, filter: Filter | None = None) -> SearchResult:
+        """As `Searcher.search` by text; the release's number is 0."""
+        started = time.perf_counter()
+        check_k(k)
+        text = clean_query(self.spec, query, "The query")
+        names = self.spec.source.table_names
+        rows = self._texts.search_text(text, k, condition_of(filter), 1, names)
+        rows = rows.rename_columns(
+            ["score" if name == "_score" else name for name in rows.schema.names]
+        )
+        result = SearchResult(
+            pipeline=self.spec.name,
+            release=0,
+            space_id="",
+            query=query,
+            mode="text",
+            hits=[hit_of(row) for row in rows.to_pylist()],
+            milliseconds=round((time.perf_counter() - started) * 1000, 3),
+            notes=[self.note],
+        )
+        result._types = self.spec.source.metadata_types
+        return result
+
+
+def is_unreleased(warehouse: Warehouse, pipeline: str | int, mode: Mode | None) -> bool:
+    """Whether a search by `mode`, else the pipeline file's, is one of texts without a release."""
+    name = find_released(warehouse, pipeline)
+    releases = read_releases(warehouse.pipeline(name))
+    if releases.get(releases.live) is not None or mode in ("vector", "hybrid"):
+        return False
+    return mode == "text" or find_pipeline(name, warehouse.home).search.mode == "text"
+
+
+def _arrow(types: Mapping[str, str]) -> dict[str, pa.DataType]:
+    return {name: METADATA_TYPES[kind] for name, kind in types.items()}
+
+
+def clean_query(spec: PipelineSpec, query: str, name: str) -> str:
+    """The query, cleaned as documents are; ConfigError, beginning with `name`, if empty."""
+    if not isinstance(query, str):
+        raise ConfigError(f"{name} is {query!r}, not a text. Write at least one word.")
+    text = spec.preprocessing.clean.text(query)
+    if not text:
+        raise ConfigError(f"{name} is empty after cleaning. Write at least one word.")
+    return text
 
 
 @overload
@@ -528,7 +614,13 @@ def search(
     too_long: TooLong = "refuse",
     mode: Mode | None = None,
 ) -> SearchResult | SearchResults:
-    """One query or many to a pipeline's live release; see `Searcher.search`."""
+    """One query or many to a pipeline's live release; see `Searcher.search`.
+
+    One query by words is answered before the first release, too, from the texts as they are cut.
+    """
+    warehouse = Warehouse(home)
+    if isinstance(query, str) and is_unreleased(warehouse, pipeline, mode):
+        return UnreleasedTexts(warehouse, pipeline).search(query, k, filter)
     with Searcher(home, pipeline) as searcher:
         return searcher.search(query, k, filter, too_long=too_long, mode=mode)
 

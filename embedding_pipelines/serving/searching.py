@@ -14,7 +14,7 @@ from embedding_pipelines.spec.ids import find_name
 from embedding_pipelines.spec.search import Mode
 
 if TYPE_CHECKING:
-    from embedding_pipelines.search import SearchResults
+    from embedding_pipelines.search import SearchResult
 
 
 async def find_pipeline(server: Server, pipeline: str | int | None) -> str:
@@ -55,10 +55,14 @@ async def search_pipeline(
     *,
     label: str = "query[{}]",
     seconds_left: float = math.inf,
-) -> "SearchResults":
+) -> "Sequence[SearchResult]":
     """A result for each query from the pipeline's live release. `label` says what errors call a
-    query, by its number. Raises as `Searcher.search` and `ServedModel.embed`, and ReleaseError
-    without a release."""
+    query, by its number. Before the first release words are searched in the texts as they are cut.
+    Raises as `Searcher.search` and `ServedModel.embed`, and ReleaseError without a release."""
+    served = (await server.served()).get(name)
+    if served and not served.release and (mode or served.spec.search.mode) == "text":
+        texts = await asyncio.to_thread(server.unreleased, served)
+        return [await asyncio.to_thread(texts.search, query, k, filter) for query in queries]
     searcher = await asyncio.to_thread(server.searcher, name)
     vectors = space = None
     notes: list[str] = []

@@ -38,7 +38,7 @@ from embedding_pipelines.spec.receipts import ReceiptOptions
 from embedding_pipelines.storage.warehouse import Warehouse
 
 if TYPE_CHECKING:
-    from embedding_pipelines.search import Searcher
+    from embedding_pipelines.search import Searcher, UnreleasedTexts
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Server:
         self._models: dict[str, ServedModel] = {}  # by their options as JSON
         self._opening_models = threading.Lock()
         self._searchers: dict[str, tuple[int, Searcher]] = {}  # with the release's number
+        self._texts: dict[str, UnreleasedTexts] = {}  # of pipelines without a release
         self._opening_searchers = threading.Lock()
         self._memory = ThreadPoolExecutor(1, "memory")  # builds what is searched in memory
         self._is_closed = False
@@ -216,11 +217,26 @@ class Server:
         with self._opening_searchers:
             number, searcher = self._searchers.get(name, (0, None))
             if searcher is None or number != release.number:
+                self._texts.pop(name, None)
                 model = self._open(release.spec.model).model
                 searcher = Searcher(self.warehouse, name, model)
                 self._searchers[name] = (release.number, searcher)
                 self._memory.submit(self._load_memory, name, searcher)
         return searcher
+
+    def unreleased(self, served: Served) -> "UnreleasedTexts":
+        """The texts of a pipeline without a release, as they are cut now; to be called in a thread.
+        Raises as `UnreleasedTexts`."""
+        from embedding_pipelines.search import UnreleasedTexts
+
+        chunks = self.warehouse.pipeline(served.name).chunks
+        manifests = chunks.manifests(served.spec.partition_names)
+        with self._opening_searchers:
+            texts = self._texts.get(served.name)
+            if texts is None or texts.digests != tuple(each.digest for each in manifests):
+                texts = UnreleasedTexts(self.warehouse, served.name)
+                self._texts[served.name] = texts
+        return texts
 
     def _load_memory(self, name: str, searcher: "Searcher") -> None:
         """Hold a release in memory, if it fits; the stored table answers until then."""

@@ -294,7 +294,7 @@ class SearchAnswer(BaseModel):
     """The hits of one query, best first."""
 
     pipeline: str
-    release: int
+    release: int = Field(description="0: texts of a pipeline that has none yet, by words.")
     space_id: str
     query: str
     mode: Literal["vector", "text", "hybrid"] = Field(description="The path that it took.")

@@ -120,7 +120,7 @@ async def _snapshot_of(table: AsyncTable) -> Snapshot:
     schema = await table.schema()
     hidden = (VECTOR, RESCORING_VECTOR, *INTERNAL)
     columns = [column for column in schema.names if column not in hidden]
-    is_int8 = schema.field(VECTOR).type.value_type == pa.int8()
+    is_int8 = VECTOR in schema.names and schema.field(VECTOR).type.value_type == pa.int8()
     has_text_index = any(index.columns == [TEXT] for index in await table.list_indices())
     return Snapshot(table, schema, columns, is_int8, has_text_index)
 

@@ -1,5 +1,7 @@
 """Search of live releases: by vectors, by words, or by both; one query, or many in one request."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Depends, Response
 
 from embedding_pipelines.embedding.texts import TooLong
@@ -33,11 +35,15 @@ async def search(
             seconds_left=caller.seconds_left,
         )
     )
-    receipts = await keep_receipts(caller.server, name, results, body.k, body.filter)
+    is_released = results[0].release > 0
+    receipts: Sequence[str | None] = [None] * len(results)
+    if is_released:
+        receipts = await keep_receipts(caller.server, name, results, body.k, body.filter)
     answers = [
         SearchAnswer.model_validate({**result.model_dump(), "receipt_id": receipt})
         for result, receipt in zip(results, receipts, strict=True)
     ]
-    response.headers[SPACE_HEADER] = answers[0].space_id
-    response.headers[RELEASE_HEADER] = str(answers[0].release)
+    if is_released:
+        response.headers[SPACE_HEADER] = answers[0].space_id
+        response.headers[RELEASE_HEADER] = str(answers[0].release)
     return answers[0] if isinstance(body.query, str) else SearchAnswers(results=answers)

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 
 from embedding_pipelines.search import search
 from embedding_pipelines.serving.wire import RELEASE_HEADER, SPACE_HEADER, TIMEOUT_HEADER
-from embedding_pipelines_tests.chain import run_steps, write_csv, write_pipeline
+from embedding_pipelines.steps.chain import steps_of
+from embedding_pipelines_tests.chain import run_of, run_steps, write_csv, write_pipeline
 from embedding_pipelines_tests.conftest import HASHING
 from embedding_pipelines_tests.serving.homes import KEY, build, client_of
 
@@ -114,12 +115,19 @@ def test_a_deadline_that_is_over_is_told(hybrid: TestClient) -> None:
 def test_a_new_release_answers_and_so_does_a_first_one(home: Path) -> None:
     write_pipeline(home, "later", HASHING.replace("*.csv", "b.csv"))
     build(home, HASHING.replace("*.csv", "a.csv"))
+    write_csv(home, "b.csv", [(4, "grey owl", "animal")])
     with client_of(home, KEY) as client:
         server: Any = client.app.state.server  # type: ignore[attr-defined]
         assert post(client, query="red fox")["release"] == 1
         reply = client.post("/search", json={"query": "red fox", "pipeline": "later"})
         assert reply.status_code == 409
         assert "'later' has no release yet" in reply.json()["error"]
+        with run_of(home, "later") as run:
+            for step in steps_of(run.spec)[:2]:
+                list(step.work(run, run.spec.partition_names))
+        answer = post(client, query="wolves", pipeline="later", mode="text")
+        assert (answer["release"], answer["mode"], answer["hits"]) == (0, "text", [])
+        assert "no release yet" in answer["notes"][0]
         write_csv(home, "a.csv", [(3, "green frog", "animal")])
         write_csv(home, "b.csv", [(4, "grey wolf", "animal")])
         run_steps(home, "things")
@@ -140,4 +148,4 @@ def test_a_server_comes_to_answer_from_memory_and_answers_alike(hybrid: TestClie
         held = post(hybrid, query="animal7 runs", k=3, mode=mode)["hits"]
         assert [hit["chunk_id"] for hit in held] == [hit["chunk_id"] for hit in first]
         scores = [[hit["score"] for hit in hits] for hits in (held, first)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+        assert scores[0] == pytest.approx(scores[1], abs=5e-4)
