@@ -561,7 +561,10 @@ def is_unreleased(warehouse: Warehouse, pipeline: str | int, mode: Mode | None) 
     releases = read_releases(warehouse.pipeline(name))
     if releases.get(releases.live) is not None or mode in ("vector", "hybrid"):
         return False
-    return mode == "text" or find_pipeline(name, warehouse.home).search.mode == "text"
+    spec = find_pipeline(name, warehouse.home)
+    if spec.source.kind == "push":  # of which a searcher finds what was pushed
+        return False
+    return (mode or spec.search.mode) == "text"
 
 
 def _arrow(types: Mapping[str, str]) -> dict[str, pa.DataType]:

@@ -59,8 +59,10 @@ async def search_pipeline(
     """A result for each query from the pipeline's live release. `label` says what errors call a
     query, by its number. Before the first release words are searched in the texts as they are cut.
     Raises as `Searcher.search` and `ServedModel.embed`, and ReleaseError without a release."""
+    from embedding_pipelines.search import is_unreleased
+
     served = (await server.served()).get(name)
-    if served and not served.release and (mode or served.spec.search.mode) == "text":
+    if served and not served.release and is_unreleased(server.warehouse, name, mode):
         texts = await asyncio.to_thread(server.unreleased, served)
         return [await asyncio.to_thread(texts.search, query, k, filter) for query in queries]
     searcher = await asyncio.to_thread(server.searcher, name)
