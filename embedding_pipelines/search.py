@@ -20,7 +20,7 @@ from embedding_pipelines.embedding.cache import EmbeddingCache
 from embedding_pipelines.embedding.embed import embed_all
 from embedding_pipelines.embedding.request import Request, Sender
 from embedding_pipelines.embedding.texts import TooLong, prepare
-from embedding_pipelines.errors import ConfigError, StoreError
+from embedding_pipelines.errors import ConfigError, ReleaseError, StoreError
 from embedding_pipelines.extras import need
 from embedding_pipelines.memory import MAX_K as MEMORY_K
 from embedding_pipelines.memory import MemoryIndex, available_bytes
@@ -39,7 +39,6 @@ from embedding_pipelines.releases import (
     find_released,
     live_release,
     no_release,
-    read_releases,
 )
 from embedding_pipelines.remote import refresh
 from embedding_pipelines.schemas import CHUNK_COLUMNS, METADATA_TYPES
@@ -556,15 +555,16 @@ class UnreleasedTexts:
 
 
 def is_unreleased(warehouse: Warehouse, pipeline: str | int, mode: Mode | None) -> bool:
-    """Whether a search by `mode`, else the pipeline file's, is one of texts without a release."""
+    """Whether a search by `mode`, else the pipeline file's, is one of texts that are cut and neither
+    released nor pushed."""
     name = find_released(warehouse, pipeline)
-    releases = read_releases(warehouse.pipeline(name))
-    if releases.get(releases.live) is not None or mode in ("vector", "hybrid"):
+    if mode in ("vector", "hybrid"):
         return False
-    spec = find_pipeline(name, warehouse.home)
-    if spec.source.kind == "push":  # of which a searcher finds what was pushed
+    try:
+        searched_release(warehouse, warehouse.pipeline(name))
         return False
-    return (mode or spec.search.mode) == "text"
+    except ReleaseError:
+        return (mode or find_pipeline(name, warehouse.home).search.mode) == "text"
 
 
 def _arrow(types: Mapping[str, str]) -> dict[str, pa.DataType]:

@@ -426,5 +426,5 @@ def test_a_release_in_memory_is_overlaid_as_the_stored_one(files: Path) -> None:
                 left, right = stored.search(query, k).hits, held.search(query, k).hits
                 assert [hit.chunk_id for hit in left] == [hit.chunk_id for hit in right]
                 np.testing.assert_allclose(
-                    [hit.score for hit in left], [hit.score for hit in right], atol=1e-6
+                    [hit.score for hit in left], [hit.score for hit in right], atol=5e-4
                 )
