@@ -145,7 +145,7 @@ def _foresee(run: Run, result: Plan, is_trained: bool) -> None:
     documents = sum(entry.statistics["documents"] - entry.statistics["empty"] for entry in cut)
     rows = result.rows_new + result.rows_changed + result.rows_unchanged
     if effects(run.spec).get(NotWorseThanLive().name) == "block":
-        result.held_back, _ = shrunk(live, documents, rows, run.spec.evaluation.may_shrink)
+        result.held_back, _ = shrunk(run, live, documents, rows, run.spec.evaluation.may_shrink)
 
 
 def _count_texts(run: Run, result: Plan, stale: list[str], is_trained: bool) -> int:

@@ -428,3 +428,18 @@ def test_a_release_in_memory_is_overlaid_as_the_stored_one(files: Path) -> None:
                 np.testing.assert_allclose(
                     [hit.score for hit in left], [hit.score for hit in right], atol=5e-4
                 )
+
+
+def test_what_programs_delete_is_no_source_that_has_shrunk(tmp_path: Path) -> None:
+    rows = [(f"f{at}", f"text {at}", "x") for at in range(40)]
+    write_csv(tmp_path, "a.csv", rows)
+    write_pipeline(
+        tmp_path, "p", f"{SOURCE}model: {{provider: hashing}}\nevaluation: {{known_items: 8}}\n"
+    )
+    run_steps(tmp_path, "p")
+    delete(tmp_path, *(f"f{at}" for at in range(30)), "nobody")
+    run_steps(tmp_path, "p")
+    assert len(live_rows(tmp_path, "p")) == 10
+    write_csv(tmp_path, "a.csv", rows[:33])  # and now most of the rest is lost
+    with pytest.raises(ReleaseError, match="are gone, and evaluation.may_shrink"):
+        run_steps(tmp_path, "p")

@@ -8,6 +8,8 @@ from embedding_pipelines.metrics.confidence import paired_loss
 from embedding_pipelines.quality.base import Candidate, Check, Outcome
 from embedding_pipelines.quality.evidence import query_figures
 from embedding_pipelines.releases import Release
+from embedding_pipelines.run import Run
+from embedding_pipelines.storage.pushed import pushed_log
 
 FEW_DOCUMENTS = 10  # fewer of them may shrink as they like, but not to none
 
@@ -23,7 +25,7 @@ class NotWorseThanLive(Check):
             return self.outcome(True, "Skipped: there is no live release to compare with.")
         may_shrink = candidate.run.spec.evaluation.may_shrink
         too_small, statistics = shrunk(
-            candidate.live, candidate.documents, candidate.rows, may_shrink
+            candidate.run, candidate.live, candidate.documents, candidate.rows, may_shrink
         )
         if too_small:
             source = (
@@ -83,15 +85,19 @@ def _cause(candidate: Candidate, live: Release) -> str:
 
 
 def shrunk(
-    live: Release, documents: int, rows: int, may_shrink: float
+    run: Run, live: Release, documents: int, rows: int, may_shrink: float
 ) -> tuple[str, dict[str, Any]]:
     """Why a table of so many documents and rows is too small, empty if it is not; and the figures.
-    A release of before this was measured has no documents on record: its rows stand for them."""
+    A release of before this was measured has no documents on record: its rows stand for them. What
+    programs have deleted by name since is not lost."""
     before, now, what = live.metrics.get("documents"), documents, "documents"
     if before is None:
         before, now, what = live.rows, rows, "rows"
     statistics = {f"{what}_before": int(before), f"{what}_now": now}
     gone = 1 - now / before if before else 0.0
+    if gone > may_shrink and (deleted := _deleted_by_name(run, live)):
+        statistics["deleted_by_name"] = deleted
+        gone = max(0.0, gone - deleted / before)
     if gone <= may_shrink or (now and before < FEW_DOCUMENTS):
         return "", statistics
     size = f"has only {now:,} {what}" if now else "is empty"
@@ -100,6 +106,17 @@ def shrunk(
         f"and evaluation.may_shrink allows {may_shrink:.0%}"
     )
     return sentence, statistics
+
+
+def _deleted_by_name(run: Run, live: Release) -> int:
+    """How many of the release's documents were deleted by programs since it was made."""
+    words = pushed_log(run.warehouse, run.spec.name).words().items()
+    gone = {name for name, word in words if word.kind == "delete" and word.number > live.pushed}
+    if not gone:
+        return 0
+    table = live.spec.store.table(run.warehouse.tables, live.table)
+    batches = table.scan(["document_id"], version=live.version)
+    return len({name for batch in batches for name in batch["document_id"].to_pylist()} & gone)
 
 
 def _percent(share: float) -> str:
