@@ -26,7 +26,7 @@ from embedding_pipelines.sources.push import Push
 from embedding_pipelines.sources.text import MAX_RECORD_BYTES
 from embedding_pipelines.space import require_same_space
 from embedding_pipelines.spec.pipeline import PipelineSpec
-from embedding_pipelines.steps.documents import absorbed, forgotten_by
+from embedding_pipelines.steps.documents import forgotten_by
 from embedding_pipelines.storage.pushed import Change, Kind, pushed_log
 from embedding_pipelines.storage.warehouse import Warehouse
 
@@ -79,8 +79,8 @@ class Pusher:
         self._maker = RowMaker(
             warehouse, self._release, self._model, codec_of(folder, self._release)
         )
-        # Of a log that was lost numbers are taken, too.
-        self._taken = max([absorbed(self._run), *(entry.pushed for entry in releases.releases)])
+        # Numbers that a log has given, whether it was lost since or not.
+        self._taken = max((entry.pushed for entry in releases.releases), default=0)
 
     def close(self) -> None:
         if self._owns_model:

@@ -441,5 +441,5 @@ def test_what_programs_delete_is_no_source_that_has_shrunk(tmp_path: Path) -> No
     run_steps(tmp_path, "p")
     assert len(live_rows(tmp_path, "p")) == 10
     write_csv(tmp_path, "a.csv", rows[:33])  # and now most of the rest is lost
-    with pytest.raises(ReleaseError, match="are gone, and evaluation.may_shrink"):
+    with pytest.raises(ReleaseError, match=r"are gone, and evaluation\.may_shrink"):
         run_steps(tmp_path, "p")

@@ -70,6 +70,7 @@ from embedding_pipelines.spec.load import find_pipeline, pipeline_files
 from embedding_pipelines.spec.pipeline import NAME
 from embedding_pipelines.steps.checks import CheckRecord
 from embedding_pipelines.steps.vector_store import TableState, shard_digests, table_state
+from embedding_pipelines.storage.pushed import Segment, pushed_log
 from embedding_pipelines.storage.warehouse import Manifest, PipelineFolder, Shards, Warehouse
 from embedding_pipelines.vectors import Vectors, cosine, to_matrix
 
@@ -258,6 +259,9 @@ class _Source:
                 manifest = shards.required(partition)
                 for file in (f"{partition}.json", manifest.shard):
                     _copy(shards.folder / file, target.folder / step / file)
+        words = pushed_log(self.warehouse, self.name).last_changes(release.pushed)
+        if words:  # a source, as files are
+            pushed_log(own, self.name).append(words)
         figures = f"{release.table}-{release.version}.json"
         if (path := self.folder.quality / figures).exists():
             _copy(path, target.quality / f"{stored.table}-{stored.version}.json")
@@ -441,7 +445,8 @@ def _allowed(description: Description) -> Callable[[str], bool]:
         raise BundleError(f"{DESCRIPTION} names a table or a codec of another place. {REFUSED}")
     pipeline = {f"{HOME}/pipelines/{name}{ending}" for ending in (".yaml", ".yml", ".json")}
     forgotten = {f"{own}/forgotten/{name}{ending}" for ending in (".json", ".copy.json")}
-    files = {GOLDEN, SBOM, f"{own}/tables/{table}.checksums.json"} | pipeline | forgotten
+    pushed = f"{own}/pushed/{name}/{Segment(1, 1).name}"
+    files = {GOLDEN, SBOM, f"{own}/tables/{table}.checksums.json", pushed} | pipeline | forgotten
     folders = (f"{_place(name)}/", f"{own}/tables/{table}.lance/", f"{LICENCES}/")
     weights = {f"{HOME}/{path}" for path in description.model.files}
 

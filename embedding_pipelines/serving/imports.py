@@ -51,6 +51,7 @@ from embedding_pipelines.spec.load import pipeline_files
 from embedding_pipelines.steps.base import row_values
 from embedding_pipelines.steps.vector_store import unused_table
 from embedding_pipelines.storage.forgotten import Forgotten, read_forgotten, write_forgotten
+from embedding_pipelines.storage.pushed import pushed_log
 from embedding_pipelines.storage.warehouse import PipelineFolder, Warehouse
 
 
@@ -140,6 +141,7 @@ class _Taker:
         self._place_files(result)
         if theirs and self.goes_on:
             write_forgotten(list_here, here.joined(theirs))
+        release = release.model_copy(update={"pushed": self._take_pushed()})
         placed = self._place_table(release, before)
         self._try(placed, model)
         if self.goes_on:
@@ -215,6 +217,17 @@ class _Taker:
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self.own.home / name, home / name)
         result.files = sorted(new)
+
+    def _take_pushed(self) -> int:
+        """Take over what was pushed there, where nothing was pushed of the same document here; the
+        number up to which the release holds what the log here now has."""
+        log, theirs = pushed_log(self.warehouse, self.name), pushed_log(self.own, self.name)
+        log.fetch()
+        words = log.words()
+        changes = [change for _, change in theirs.changes() if change.id not in words]
+        if changes and self.goes_on:
+            log.append(changes)
+        return 0 if words else log.last()
 
     def _place_table(self, release: Release, before: Releases) -> Release:
         """The release with its table and codec in their places here, under a number and a name that

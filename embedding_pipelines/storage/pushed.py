@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 Kind = Literal["put", "delete", "withdraw"]
 
 NAME = re.compile(r"(\d{10})-(\d{10})-(\d{4})\.jsonl")
+RECORDS = (dict, type(None))
 MOST_SEGMENTS = 16  # that are left as they are
 LARGER = 4  # times all that follows: a segment of that size is not written again
 COPY_OF = "copy.json"  # in the folder: of which bucket it is a copy
@@ -197,6 +198,11 @@ class PushedLog:
         """All changes behind a number that still matter, oldest first, each with its own. Raises
         StoreError for a damaged segment."""
         return self._reading(lambda: list(self._changes(after)))
+
+    def last_changes(self, last: int) -> list[Change]:
+        """What is left to be said of each document by the number `last`. Raises as `changes`."""
+        words = {change.id: change for number, change in self.changes() if number <= last}
+        return [change for change in words.values() if change.kind != "withdraw"]
 
     def words(self, last: int | None = None) -> dict[str, Word]:
         """The last word on each id, of numbers up to `last` if that is given. Raises as
@@ -449,7 +455,10 @@ def parse_line(line: bytes, path: Path, at: int) -> tuple[int, Change]:
         kinds: tuple[Kind, ...] = ("put", "delete", "withdraw")
         kind = next(kind for kind in kinds if kind in value)
         record = value["put"] if kind == "put" else None
-        return value["number"], Change(value["id"], kind, record)
+        number, name = value["number"], value["id"]
+        if not isinstance(name, str) or type(number) is not int or type(record) not in RECORDS:
+            raise ValueError("a value is of another type")  # by hand, or in a bundle
+        return number, Change(name, kind, record)
     except (ValueError, KeyError, StopIteration):
         raise StoreError(
             f"{path}:{at} is damaged. It holds documents that were pushed, which nothing else has: "

@@ -8,6 +8,7 @@ import pytest
 from embedding_pipelines.errors import BundleError
 from embedding_pipelines.forget.forget import forget
 from embedding_pipelines.inference.weights import local_folder
+from embedding_pipelines.push import Pusher
 from embedding_pipelines.releases import read_releases, rollback
 from embedding_pipelines.serving.bundle import write_bundle
 from embedding_pipelines.serving.imports import import_bundle
@@ -239,3 +240,28 @@ def test_weights_below_the_home_go_along(tmp_path: Path, there: Path) -> None:
     path.write_text(path.read_text() + " ")
     with pytest.raises(BundleError, match="another file than the model's"):
         import_bundle(Warehouse(there), bundle)
+
+
+def test_what_was_pushed_travels_and_gives_way_to_what_was_pushed_here(
+    here: Path, there: Path
+) -> None:
+    with Pusher(run_of(here, "p").spec, Warehouse(here)) as pusher:
+        pusher.put([{"id": "id-1", "title": SECRET}, {"id": "new", "title": "a new text"}])
+        pusher.put([{"id": "id-1", "title": "replaced"}])
+        pusher.delete(["id-2"])
+    run_steps(here, "p")
+    before = live_rows(here, "p")
+    carry(here, there)
+    assert files_with(there / "data" / "warehouse", SECRET) == []  # an older word
+    assert_same_rows(live_rows(there, "p"), before)
+    copy_source(here, there)
+    _, texts = run_recorded(there, "p")
+    assert texts == []
+    assert_same_rows(live_rows(there, "p"), before)
+    with Pusher(run_of(there, "p").spec, Warehouse(there)) as pusher:
+        pusher.put([{"id": "new", "title": "mine"}])
+    carry(here, there)
+    assert top(there, "p", "mine") == ["new"]
+    run_steps(there, "p")
+    rows = {row["document_id"]: row["text"] for row in live_rows(there, "p").values()}
+    assert (rows["new"], rows["id-1"], "id-2" in rows) == ("mine", "replaced", False)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_pipelines.errors import BucketError, ConfigError, StoreError
+from embedding_pipelines.files import seal
 from embedding_pipelines.storage import pushed
 from embedding_pipelines.storage.pushed import (
     MOST_SEGMENTS,
@@ -328,3 +329,13 @@ def test_threads_of_two_machines_lose_no_word(machines: list[PushedLog]) -> None
     for log in machines:
         log.fetch()
         assert len(log.words()) == 24
+
+
+@pytest.mark.parametrize(
+    "line", ['{"number": 1, "id": ["a"], "delete": true}', '{"number": 1}', "{}"]
+)
+def test_a_line_of_other_types_is_no_change(tmp_path: Path, line: str) -> None:
+    log = PushedLog(tmp_path)
+    log.path(Segment(1, 1)).write_bytes(seal(line) + b"\n")
+    with pytest.raises(StoreError, match="damaged"):
+        log.words()
