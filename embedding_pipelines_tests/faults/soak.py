@@ -48,6 +48,7 @@ WRITE_SECONDS = (1.0, 5.0)  # between two changes of the source
 READ_SECONDS = 0.2  # between two searches
 ANSWERS = 10  # of a searcher, before another one is opened
 SAMPLE_SECONDS = 5.0
+PUSHED = "pushed"  # how the ids of documents begin that `upsert` writes, and nobody here judges
 MOST_TICKS = 2  # of the sensor, between a change and the release that has it
 END_SECONDS = 300.0  # for the last change to be released
 WARM = 0.4  # of the samples, which are left out: what a process loads, it loads by then
@@ -207,7 +208,7 @@ def read(home: Path) -> None:
             table = load_table(home, NAME)
             if read_releases(folder).live == live:  # else the table may be of the next one
                 seen, rows = live, dict(zip(table["document_id"], table["text"], strict=True))
-                _print(release=live, table=rows, rows=len(table))
+                _print(release=live, table=rows, rows=len(table), ids=len(rows))
 
 
 def _print(**answer: Any) -> None:
@@ -233,7 +234,11 @@ class Soak:
     def follow(self, reader: "subprocess.Popen[str]") -> None:
         assert reader.stdout is not None
         for line in reader.stdout:
-            self.answers.append(json.loads(line))
+            answer = json.loads(line)
+            for kind in answer.keys() & {"table", "hits"}:
+                texts = answer[kind].items()
+                answer[kind] = {each: text for each, text in texts if not each.startswith(PUSHED)}
+            self.answers.append(answer)
 
     def sample(self, roots: Sequence[int], home: Path) -> None:
         """Resident memory of some processes and all below them, by kind; and which releases there
@@ -285,8 +290,8 @@ class Soak:
                 unjudged += 1  # a release that has been removed since
                 continue
             start, end = windows[number]
-            texts = answer.get("table") or answer["hits"]
-            if answer.get("rows", len(texts)) != len(texts):
+            texts = answer["table"] if "table" in answer else answer["hits"]
+            if answer.get("rows", len(texts)) != answer.get("ids", len(texts)):
                 self.problems.append(f"release {number} holds a document twice")
             missing = set(self.history.documents()) - texts.keys() if "table" in answer else set()
             for document, text in [*texts.items(), *((each, None) for each in missing)]:
@@ -386,8 +391,8 @@ def _kind(words: Sequence[str]) -> str:
 
 
 def soak(minutes: float, home: Path, upsert: Callable[[], None] | None = None) -> Soak:
-    """`upsert` is called between two changes of files; it may change documents of its own, past the
-    source, and adds them to no history."""
+    """`upsert` is called after each change of files: a place for documents that come past the source,
+    with ids of PUSHED."""
     (home / "pipelines").mkdir(parents=True)
     (home / "pipelines" / f"{NAME}.yaml").write_text(PIPELINE)
     history = History()
