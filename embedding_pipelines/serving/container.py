@@ -16,7 +16,6 @@ MAX_BODY_BYTES = 32 << 20  # SageMaker sends 25 MB at most
 ROUTES = (  # the first whose fields are all there
     ({"query", "documents"}, "/v1/rerank"),
     ({"query"}, "/search"),
-    ({"queries"}, "/search"),
     ({"texts"}, "/v2/embed"),
     ({"inputs"}, "/v2/embed"),
     ({"images"}, "/v2/embed"),

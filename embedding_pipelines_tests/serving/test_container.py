@@ -122,3 +122,17 @@ def test_sigterm_ends_it_within_the_30_seconds_that_it_has(bundle: Path, tmp_pat
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, "")
+
+
+def test_it_searches_and_embeds_in_cohere_s_form(address: str) -> None:
+    reply = invoke(address, query="blue whale", k=1)
+    assert reply.status_code == 200, reply.text
+    assert [hit["document_id"] for hit in reply.json()["hits"]] == ["2"]
+    reply = invoke(
+        address,
+        model="things",
+        texts=["red fox"],
+        input_type="search_query",
+        embedding_types=["float"],
+    )
+    assert len(reply.json()["embeddings"]["float"][0]) == 64, reply.text
