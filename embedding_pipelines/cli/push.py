@@ -43,9 +43,9 @@ def push(
         typer.Option("--withdraw", metavar="ID", help="Take back what was pushed of a document."),
     ] = None,
 ) -> Outcomes:
-    """Put documents into a pipeline, or delete some; searches see it at once.
+    """Put documents into a pipeline, or delete some.
 
-    Fields have the names of the source's columns. What is pushed has the last word on its document,
+    Searches see it at once. Fields have the names of the source's columns. What is pushed has the last word on its document,
     whatever files say, until it is withdrawn; the next run takes it into a release.
     """
     from embedding_pipelines.push import Pusher
