@@ -45,8 +45,9 @@ def push(
 ) -> Outcomes:
     """Put documents into a pipeline, or delete some.
 
-    Searches see it at once. Fields have the names of the source's columns. What is pushed has the last word on its document,
-    whatever files say, until it is withdrawn; the next run takes it into a release.
+    Searches see it at once. Fields have the names of the source's columns. What is pushed has the
+    last word on its document, whatever files say, until it is withdrawn; the next run takes it into
+    a release.
     """
     from embedding_pipelines.push import Pusher
 
