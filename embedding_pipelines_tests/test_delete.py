@@ -4,11 +4,13 @@ import errno
 import os
 import shutil
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from embedding_pipelines.delete import delete_pipeline, plan_deletion
+from embedding_pipelines.deployments import Deployment, remove_deployment, write_deployment
 from embedding_pipelines.errors import BusyError, ConfigError, ReleaseError
 from embedding_pipelines.releases import live_release
 from embedding_pipelines.storage.pushed import Change, pushed_log
@@ -44,6 +46,26 @@ def two_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def two(home: Path, two_once: Path) -> Path:
     return copy_home(two_once, home)
+
+
+def test_what_is_deployed_is_undeployed_first(two: Path) -> None:
+    """Else nobody would know any more what was created there, and costs money."""
+    folder, place = Warehouse(two).pipeline("p"), "http://my-server:8080"
+    deployment = Deployment(
+        endpoint=place,
+        target="server",
+        pipeline="p",
+        release=1,
+        space_id="x",
+        deployed_at=datetime.now(UTC),
+    )
+    write_deployment(folder, deployment)
+    before = files_of(two)
+    with pytest.raises(ConfigError, match=f"undeploy p --endpoint {place}"):
+        delete_pipeline(two, "p")
+    assert before <= files_of(two)
+    remove_deployment(folder, place)
+    assert delete_pipeline(two, "p").releases == [1]
 
 
 def test_a_pipeline_goes_and_its_neighbour_stays(two: Path) -> None:
