@@ -199,7 +199,8 @@ def test_deploy_to_a_server(place: Place) -> None:
         timeout=60,
     )
     assert answer.status_code == 200, answer.text
-    assert answer.json()["hits"][0]["text"] == "cat dog fox"
+    (hit,) = answer.json()["hits"]  # one of many: the small network knows few words
+    assert hit["score"] > 0.99
     reply = place.ask("GET", "/api/embedding-pipelines?filter=deployed").json()
     assert [each["endpoints"] for each in reply["pipelines"]] == [[place.other]]
     refused = place.ask("DELETE", "/api/embedding-pipelines/123")
